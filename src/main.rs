@@ -1,0 +1,3 @@
+//! The `ceoagent` binary.
+
+fn main() {}
