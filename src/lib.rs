@@ -1,1 +1,3 @@
 //! ceoagent
+pub mod clock;
+pub mod job;

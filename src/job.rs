@@ -1,0 +1,381 @@
+//! A job and its life: pure data and one pure function, [`Job::apply`], that owns every transition.
+//!
+//! ```text
+//! enqueue ─▶ Queued{run_at} ──Claim──▶ Running{lease} ──Succeed──▶ Succeeded
+//!               ▲ ▲   Retry, Release     │ │  ├─ Fail ─────────────▶ Failed{code}
+//!               │ └──────────────────────┘ │  └─ Cancel ───────────▶ Cancelled
+//!               │        Expire (lease over, outcome unknown) ─▶ Queued | Failed
+//! Queued ─Cancel─▶ Cancelled · Queued ─MissDeadline─▶ Failed(deadline_exceeded)
+//! Failed, Cancelled ─Requeue─▶ Queued
+//! ```
+//!
+//! Every event of a worker carries the number of its attempt, the *fence*: an event of an attempt that is not the
+//! running one is [`TransitionError::LeaseLost`] and changes nothing. Numbers are never used twice in a job's life, a
+//! released attempt keeps its own.
+//!
+//! Nothing here reads a clock, touches a disk or knows how an answer is made. Stores make transitions atomic and
+//! durable; `queue` decides which event to send.
+
+mod attempt;
+mod record;
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+pub use self::{
+    attempt::{Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureCode, TokenUsage},
+    record::{JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
+};
+use crate::clock::Timestamp;
+
+/// Names a job for clients: a UUID of version 7, so ids sort by time of creation.
+pub type JobId = Uuid;
+
+/// The life-cycle part of a job: small, kept in memory for every job there is.
+///
+/// What was asked is the [`JobRequest`], what came of it are the [`Attempt`]s.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Given at submission, never reused.
+    pub id: JobId,
+    /// Moves the job in the order of claiming, see [`Job::effective_at`].
+    pub priority: Priority,
+    /// Where in its life the job is.
+    pub state: JobState,
+    /// Number of the running or last attempt: 0 before the first claim, one more with each claim, never less. The fence.
+    pub attempt: u32,
+    /// Attempts that count against the retry limit, since the submission or the last requeue.
+    pub spent: u32,
+    /// Attempts given back unspent (rate limit, shutdown), since the submission or the last requeue.
+    pub releases: u32,
+    /// When the job was accepted.
+    pub created_at: Timestamp,
+    /// If still queued then, the job fails with `deadline_exceeded`.
+    pub deadline_at: Option<Timestamp>,
+    /// When the running or last attempt was claimed.
+    pub started_at: Option<Timestamp>,
+    /// When the job reached its end; set exactly in the final states.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// The states of a job; the drawing is at the top of this module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobState {
+    /// Waits to be claimed, not before `run_at`.
+    Queued {
+        /// Earliest moment of the next claim.
+        run_at: Timestamp,
+    },
+    /// An attempt is under way and owns the job until its lease is over.
+    Running {
+        /// The worker is taken for dead if it has not extended the lease by then.
+        lease_until: Timestamp,
+    },
+    /// Final: there is a result.
+    Succeeded,
+    /// Final, but for a requeue.
+    Failed {
+        /// Why.
+        code: FailureCode,
+    },
+    /// Final, but for a requeue.
+    Cancelled,
+}
+
+impl JobState {
+    /// True where no event but a requeue changes anything any more.
+    pub fn is_final(self) -> bool {
+        match self {
+            JobState::Queued { .. } | JobState::Running { .. } => false,
+            JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => true,
+        }
+    }
+}
+
+/// How a job's place in the queue is moved: the order is by [`Job::effective_at`], so a priority is worth a fixed head
+/// start and none starves another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// As if submitted ten minutes earlier.
+    High,
+    /// In the order of submission.
+    #[default]
+    Normal,
+    /// As if submitted ten minutes later.
+    Low,
+}
+
+/// What a step of priority is worth in waiting time: longer than a usual backlog, short enough that low priority work
+/// still runs on a busy day.
+pub const PRIORITY_OFFSET: Duration = Duration::from_mins(10);
+
+/// Something that happens to a job. Those of workers carry the attempt that they speak for.
+#[derive(Clone, Debug)]
+pub enum JobEvent {
+    /// A worker takes the job; its attempt gets the next number.
+    Claim {
+        /// First end of the lease.
+        lease_until: Timestamp,
+    },
+    /// The heartbeat of a worker.
+    Extend {
+        /// The attempt that is still alive.
+        attempt: u32,
+        /// New end of the lease.
+        lease_until: Timestamp,
+    },
+    /// The attempt brought the result.
+    Succeed {
+        /// The attempt.
+        attempt: u32,
+        /// What it saw, with the result.
+        report: Box<AttemptReport>,
+    },
+    /// The attempt failed and the job is to be tried again.
+    Retry {
+        /// The attempt.
+        attempt: u32,
+        /// Not before.
+        run_at: Timestamp,
+        /// What it saw.
+        report: Box<AttemptReport>,
+    },
+    /// The attempt gives the job back without having spent anything.
+    Release {
+        /// The attempt.
+        attempt: u32,
+        /// Not before.
+        run_at: Timestamp,
+        /// What it saw.
+        report: Box<AttemptReport>,
+    },
+    /// The attempt failed and so does the job.
+    Fail {
+        /// The attempt.
+        attempt: u32,
+        /// Why.
+        code: FailureCode,
+        /// What it saw.
+        report: Box<AttemptReport>,
+    },
+    /// A client or an operator gives the job up.
+    Cancel,
+    /// The lease is over, or the process that held it has died: whether the call was answered, nobody knows.
+    Expire {
+        /// The attempt whose lease it is.
+        attempt: u32,
+        /// Try again at this moment, or fail with `outcome_unknown`.
+        retry_at: Option<Timestamp>,
+    },
+    /// The job's deadline passed while it was queued.
+    MissDeadline,
+    /// An operator wants a failed or cancelled job tried again, with a fresh count of attempts.
+    Requeue {
+        /// Not before.
+        run_at: Timestamp,
+    },
+}
+
+/// Why an event changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransitionError {
+    /// The event speaks for an attempt that does not own the job (any more).
+    #[error("attempt {attempt} does not own the job: {status} at attempt {current}")]
+    LeaseLost {
+        /// The attempt that the event speaks for.
+        attempt: u32,
+        /// The job's newest attempt.
+        current: u32,
+        /// Where the job is instead.
+        status: JobStatus,
+    },
+    /// The event has no meaning in the job's state.
+    #[error("a job that is {status} can't be {wanted}")]
+    Illegal {
+        /// Where the job is.
+        status: JobStatus,
+        /// What was asked for, as a participle.
+        wanted: &'static str,
+    },
+}
+
+impl Job {
+    /// A job that has just been accepted.
+    pub fn new(id: JobId, priority: Priority, created_at: Timestamp) -> Job {
+        Job {
+            id,
+            priority,
+            state: JobState::Queued { run_at: created_at },
+            attempt: 0,
+            spent: 0,
+            releases: 0,
+            created_at,
+            deadline_at: None,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
+    /// The job after `event`, or why it stays as it is. The one place that knows the life cycle.
+    ///
+    /// # Errors
+    /// [`TransitionError::LeaseLost`] for an event of a worker that does not own the job, [`TransitionError::Illegal`]
+    /// for any other event that has no meaning in this state.
+    pub fn apply(&self, event: &JobEvent, now: Timestamp) -> Result<Job, TransitionError> {
+        let mut job = self.clone();
+        match event {
+            JobEvent::Claim { lease_until } => {
+                let JobState::Queued { run_at } = self.state else { return Err(self.illegal("claimed")) };
+                if run_at > now {
+                    return Err(self.illegal("claimed before its time"));
+                }
+                job.state = JobState::Running { lease_until: *lease_until };
+                job.attempt += 1;
+                job.spent += 1;
+                job.started_at = Some(now);
+            }
+            JobEvent::Extend { attempt, lease_until } => {
+                self.check_fence(*attempt)?;
+                job.state = JobState::Running { lease_until: *lease_until };
+            }
+            JobEvent::Succeed { attempt, .. } => {
+                self.check_fence(*attempt)?;
+                job.finish(JobState::Succeeded, now);
+            }
+            JobEvent::Retry { attempt, run_at, .. } => {
+                self.check_fence(*attempt)?;
+                job.state = JobState::Queued { run_at: *run_at };
+            }
+            JobEvent::Release { attempt, run_at, .. } => {
+                self.check_fence(*attempt)?;
+                job.state = JobState::Queued { run_at: *run_at };
+                job.spent = self.spent.saturating_sub(1);
+                job.releases += 1;
+            }
+            JobEvent::Fail { attempt, code, .. } => {
+                self.check_fence(*attempt)?;
+                job.finish(JobState::Failed { code: *code }, now);
+            }
+            JobEvent::Cancel => match self.state {
+                JobState::Queued { .. } | JobState::Running { .. } => job.finish(JobState::Cancelled, now),
+                JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
+                    return Err(self.illegal("cancelled"));
+                }
+            },
+            JobEvent::Expire { attempt, retry_at } => {
+                self.check_fence(*attempt)?;
+                match retry_at {
+                    Some(run_at) => job.state = JobState::Queued { run_at: *run_at },
+                    None => job.finish(JobState::Failed { code: FailureCode::OutcomeUnknown }, now),
+                }
+            }
+            JobEvent::MissDeadline => {
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("ended by its deadline")) };
+                if self.deadline_at.is_none_or(|deadline| deadline > now) {
+                    return Err(self.illegal("ended before its deadline"));
+                }
+                job.finish(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
+            }
+            JobEvent::Requeue { run_at } => {
+                let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
+                    return Err(self.illegal("queued again"));
+                };
+                job.state = JobState::Queued { run_at: *run_at };
+                job.spent = 0;
+                job.releases = 0;
+                // An operator's decision outranks a deadline that has already passed.
+                job.deadline_at = self.deadline_at.filter(|deadline| *deadline > now);
+                job.finished_at = None;
+            }
+        }
+        Ok(job)
+    }
+
+    /// The history entry of the attempt that `event` ends, if it ends one. Pure, as [`Job::apply`]; only for events that
+    /// `apply` accepts.
+    pub fn closed_attempt(&self, event: &JobEvent, now: Timestamp) -> Option<Attempt> {
+        let JobState::Running { .. } = self.state else { return None };
+        let (outcome, report) = match event {
+            JobEvent::Succeed { report, .. } => (AttemptOutcome::Succeeded, (**report).clone()),
+            JobEvent::Retry { report, .. } | JobEvent::Fail { report, .. } => {
+                (AttemptOutcome::Failed, (**report).clone())
+            }
+            JobEvent::Release { report, .. } => (AttemptOutcome::Released, (**report).clone()),
+            JobEvent::Cancel => (AttemptOutcome::Cancelled, AttemptReport::unknown("the job was cancelled")),
+            JobEvent::Expire { .. } => (
+                AttemptOutcome::OutcomeUnknown,
+                AttemptReport::unknown("the worker ended without settling; the call may have been billed"),
+            ),
+            JobEvent::Claim { .. } | JobEvent::Extend { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => {
+                return None;
+            }
+        };
+        Some(Attempt {
+            number: self.attempt,
+            started_at: self.started_at.unwrap_or(self.created_at),
+            finished_at: now,
+            outcome,
+            report,
+        })
+    }
+
+    /// The job's place among those that are ready: its age, moved by its priority. Earlier goes first; first in, first
+    /// out among equals.
+    pub fn effective_at(&self) -> Timestamp {
+        match self.priority {
+            Priority::High => self.created_at.minus(PRIORITY_OFFSET),
+            Priority::Normal => self.created_at,
+            Priority::Low => self.created_at.plus(PRIORITY_OFFSET),
+        }
+    }
+
+    /// The name of the state as clients see it at `now`.
+    pub fn status(&self, now: Timestamp) -> JobStatus {
+        match self.state {
+            JobState::Queued { run_at } if run_at > now => JobStatus::Scheduled,
+            JobState::Queued { .. } => JobStatus::Queued,
+            JobState::Running { .. } => JobStatus::Running,
+            JobState::Succeeded => JobStatus::Succeeded,
+            JobState::Failed { .. } => JobStatus::Failed,
+            JobState::Cancelled => JobStatus::Cancelled,
+        }
+    }
+
+    fn finish(&mut self, state: JobState, now: Timestamp) {
+        self.state = state;
+        self.finished_at = Some(now);
+    }
+
+    fn check_fence(&self, attempt: u32) -> Result<(), TransitionError> {
+        match self.state {
+            JobState::Running { .. } if self.attempt == attempt => Ok(()),
+            _ => Err(TransitionError::LeaseLost { attempt, current: self.attempt, status: self.settled_status() }),
+        }
+    }
+
+    fn illegal(&self, wanted: &'static str) -> TransitionError {
+        TransitionError::Illegal { status: self.settled_status(), wanted }
+    }
+
+    /// The status without regard to the hour: a job queued for later counts as queued.
+    fn settled_status(&self) -> JobStatus {
+        self.status(Timestamp::from_millis(i64::MAX))
+    }
+}
+
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Priority::High => "high",
+            Priority::Normal => "normal",
+            Priority::Low => "low",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! What is kept of an attempt, and the reasons why one can fail.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::clock::Timestamp;
+
+/// One call to Claude for a job, ended: an entry of the job's history, which only grows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attempt {
+    /// 1 for the first.
+    pub number: u32,
+    /// When the job was claimed for it.
+    pub started_at: Timestamp,
+    /// When it was settled, cancelled or given up.
+    pub finished_at: Timestamp,
+    /// How it ended.
+    pub outcome: AttemptOutcome,
+    /// What it saw.
+    pub report: AttemptReport,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::Display)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum AttemptOutcome {
+    /// It brought the result.
+    Succeeded,
+    /// It failed; the error says why.
+    Failed,
+    /// It was given back unspent: a rate limit, a shutdown.
+    Released,
+    /// The job was cancelled meanwhile; the call may have been billed.
+    Cancelled,
+    /// Its worker died or lost its lease: the call may have been answered and billed, nobody knows.
+    OutcomeUnknown,
+}
+
+/// What an attempt saw of the call: facts for the history, whatever its end.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AttemptReport {
+    /// Why it did not succeed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<AttemptError>,
+    /// The HTTP status of the answer, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_status: Option<u16>,
+    /// The upstream's own id of the call, for its support.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The model that answered, or was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The version of the prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_version: Option<String>,
+    /// Tokens the upstream reported; absent where it reported none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<TokenUsage>,
+    /// The call was sent and its end is not known: it may have been billed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub may_have_been_billed: bool,
+    /// The memo, as JSON; only with a success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Box<RawValue>>,
+    /// The text of the answer as it came, so that a better parser can read it again for nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw_answer: Option<String>,
+}
+
+impl AttemptReport {
+    /// The report of an attempt that can't report any more: its call may have been billed.
+    pub fn unknown(message: &str) -> AttemptReport {
+        AttemptReport {
+            error: Some(AttemptError { code: FailureCode::OutcomeUnknown, message: message.to_owned() }),
+            may_have_been_billed: true,
+            ..AttemptReport::default()
+        }
+    }
+}
+
+/// Why an attempt, or with it the job, failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AttemptError {
+    /// Stable, for programs.
+    pub code: FailureCode,
+    /// For people: what failed, with what.
+    pub message: String,
+}
+
+/// The stable codes of failure. On disk a code is its place in this list: append only, never reorder.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumIter,
+    strum::IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum FailureCode {
+    /// The job's deadline passed before it could run.
+    DeadlineExceeded,
+    /// The attempt's end is not known, see [`AttemptOutcome::OutcomeUnknown`].
+    OutcomeUnknown,
+    /// The answer could not be read as a memo; it is kept as it came.
+    InvalidOutput,
+    /// The model refused to answer.
+    Refused,
+    /// The answer was cut: by the limit of output tokens, or the model's context window.
+    AnswerTruncated,
+    /// The upstream did not accept the request as such.
+    InvalidRequest,
+    /// The upstream did not accept the request for its size.
+    RequestTooLarge,
+    /// The upstream did not accept the key.
+    AuthenticationFailed,
+    /// The upstream account can't pay, or its spending limit is reached.
+    BillingFailed,
+    /// The key may not do this.
+    PermissionDenied,
+    /// The model is unknown or retired.
+    ModelNotFound,
+    /// The account's rate limit.
+    RateLimited,
+    /// The upstream is overloaded.
+    Overloaded,
+    /// The upstream reported an error of its own.
+    UpstreamError,
+    /// No connection: nothing was sent.
+    ConnectFailed,
+    /// The connection broke, or the answer ended early, after the request was sent.
+    ConnectionLost,
+    /// The upstream took too long, or fell silent.
+    Timeout,
+    /// The upstream's answer was not of the Messages API.
+    MalformedResponse,
+    /// A fault of ours; the log has the details.
+    Internal,
+    /// The service was stopped while the attempt was under way.
+    Shutdown,
+}
+
+/// Tokens of one call, as the upstream reported them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenUsage {
+    /// Input tokens billed at the full price.
+    pub input_tokens: u64,
+    /// Output tokens.
+    pub output_tokens: u64,
+    /// Input tokens written to the prompt cache.
+    #[serde(default)]
+    pub cache_creation_input_tokens: u64,
+    /// Input tokens read from the prompt cache.
+    #[serde(default)]
+    pub cache_read_input_tokens: u64,
+}

@@ -1,0 +1,112 @@
+//! A job with all that belongs to it, and the words in which jobs are listed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Attempt, Job};
+
+/// What a client asked. Written once at submission, never changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRequest {
+    /// The question.
+    pub query: String,
+    /// What the asker knows besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// Options that the asker wants considered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+    /// The model asked for; none means the service's own setting at the time of the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The caller's own labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Id of the HTTP request that brought the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// A job as a store gives it back.
+#[derive(Clone, Debug)]
+pub struct JobRecord {
+    /// Its life.
+    pub job: Job,
+    /// What was asked.
+    pub request: JobRequest,
+    /// What came of it so far, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// The name of a state as clients see and filter it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumString,
+    strum::EnumIter,
+    strum::IntoStaticStr,
+    strum::VariantNames,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum JobStatus {
+    /// Waits for its turn.
+    Queued,
+    /// Queued, with a time before which it does not run: by request, or between attempts.
+    Scheduled,
+    /// An attempt is under way.
+    Running,
+    /// There is a result.
+    Succeeded,
+    /// There is an error.
+    Failed,
+    /// Given up by a client or an operator.
+    Cancelled,
+}
+
+/// Which jobs to list: newest first.
+#[derive(Clone, Debug)]
+pub struct JobFilter {
+    /// Any of these; all if empty.
+    pub statuses: Vec<JobStatus>,
+    /// At most so many.
+    pub limit: usize,
+    /// Go on after the page that ended with this cursor.
+    pub before: Option<u64>,
+}
+
+/// A page of a listing.
+#[derive(Clone, Debug)]
+pub struct JobPage {
+    /// Newest first.
+    pub jobs: Vec<JobRecord>,
+    /// Where the next page starts; none at the end.
+    pub next: Option<u64>,
+}
+
+/// How many jobs there are in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct StatusCounts {
+    /// Ready to run.
+    pub queued: usize,
+    /// Queued for later.
+    pub scheduled: usize,
+    /// Being analysed.
+    pub running: usize,
+    /// With a result.
+    pub succeeded: usize,
+    /// With an error.
+    pub failed: usize,
+    /// Given up.
+    pub cancelled: usize,
+}

@@ -1,0 +1,165 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// The life cycle once more, as a table of names: what `apply` must agree with.
+fn expected(status: JobStatus, event: &JobEvent, owns: bool, due: bool, overdue: bool) -> Option<JobStatus> {
+    use JobStatus::{Cancelled, Failed, Queued, Running, Succeeded};
+    match (status, event) {
+        (Queued, JobEvent::Claim { .. }) if due => Some(Running),
+        (Running, JobEvent::Extend { .. }) if owns => Some(Running),
+        (Running, JobEvent::Succeed { .. }) if owns => Some(Succeeded),
+        (Running, JobEvent::Retry { .. } | JobEvent::Release { .. }) if owns => Some(Queued),
+        (Running, JobEvent::Fail { .. }) if owns => Some(Failed),
+        (Running, JobEvent::Expire { retry_at: Some(_), .. }) if owns => Some(Queued),
+        (Running, JobEvent::Expire { retry_at: None, .. }) if owns => Some(Failed),
+        (Queued | Running, JobEvent::Cancel) => Some(Cancelled),
+        (Queued, JobEvent::MissDeadline) if overdue => Some(Failed),
+        (Failed | Cancelled, JobEvent::Requeue { .. }) => Some(Queued),
+        _ => None,
+    }
+}
+
+/// The attempt that a worker's event speaks for; `None` for everybody else's events.
+fn fence(event: &JobEvent) -> Option<u32> {
+    match event {
+        JobEvent::Extend { attempt, .. }
+        | JobEvent::Succeed { attempt, .. }
+        | JobEvent::Retry { attempt, .. }
+        | JobEvent::Release { attempt, .. }
+        | JobEvent::Fail { attempt, .. }
+        | JobEvent::Expire { attempt, .. } => Some(*attempt),
+        JobEvent::Claim { .. } | JobEvent::Cancel | JobEvent::MissDeadline | JobEvent::Requeue { .. } => None,
+    }
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
+}
+
+fn any_event() -> impl Strategy<Value = JobEvent> {
+    let attempt = 0u32..6;
+    let time = (0i64..60).prop_map(at);
+    let report = Just(Box::<AttemptReport>::default());
+    prop_oneof![
+        4 => time.clone().prop_map(|lease_until| JobEvent::Claim { lease_until }),
+        1 => (attempt.clone(), time.clone()).prop_map(|(attempt, lease_until)| JobEvent::Extend { attempt, lease_until }),
+        1 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Succeed { attempt, report }),
+        2 => (attempt.clone(), time.clone(), report.clone())
+            .prop_map(|(attempt, run_at, report)| JobEvent::Retry { attempt, run_at, report }),
+        2 => (attempt.clone(), time.clone(), report.clone())
+            .prop_map(|(attempt, run_at, report)| JobEvent::Release { attempt, run_at, report }),
+        1 => (attempt.clone(), report).prop_map(|(attempt, report)| JobEvent::Fail {
+            attempt,
+            code: FailureCode::InvalidOutput,
+            report
+        }),
+        1 => Just(JobEvent::Cancel),
+        2 => (attempt, proptest::option::of(time.clone()))
+            .prop_map(|(attempt, retry_at)| JobEvent::Expire { attempt, retry_at }),
+        1 => Just(JobEvent::MissDeadline),
+        2 => time.prop_map(|run_at| JobEvent::Requeue { run_at }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn every_sequence_of_events_follows_the_life_cycle(
+        deadline in proptest::option::of(0i64..60),
+        events in proptest::collection::vec((any_event(), 0i64..5), 1..60),
+    ) {
+        let mut job = Job::new(Uuid::nil(), Priority::Normal, at(0));
+        job.deadline_at = deadline.map(at);
+        let mut now = 0;
+        let (mut claims, mut history) = (0, Vec::new());
+        for (event, passes) in events {
+            now += passes;
+            let before = job.clone();
+            let owns = fence(&event).is_none_or(|attempt| attempt == job.attempt);
+            let due = matches!(job.state, JobState::Queued { run_at } if run_at <= at(now));
+            let overdue = job.deadline_at.is_some_and(|deadline| deadline <= at(now));
+            let want = expected(job.settled_status(), &event, owns, due, overdue);
+            match job.apply(&event, at(now)) {
+                Ok(after) => {
+                    prop_assert_eq!(Some(after.settled_status()), want, "{:?} on {:?}", event, before);
+                    claims += u32::from(matches!(event, JobEvent::Claim { .. }));
+                    history.extend(before.closed_attempt(&event, at(now)));
+                    job = after;
+                }
+                Err(error) => {
+                    prop_assert_eq!(want, None, "{:?} on {:?} gave {}", event, before, error);
+                    if fence(&event).is_some() {
+                        let lost = matches!(error, TransitionError::LeaseLost { .. });
+                        prop_assert!(lost, "{error}");
+                    }
+                }
+            }
+            prop_assert_eq!(job.attempt, claims, "a fence number is given once per claim");
+            prop_assert!(job.spent + job.releases <= job.attempt);
+            prop_assert_eq!(job.finished_at.is_some(), job.state.is_final());
+            let running = u32::from(matches!(job.state, JobState::Running { .. }));
+            let numbers: Vec<u32> = history.iter().map(|attempt| attempt.number).collect();
+            prop_assert_eq!(numbers, (1..=claims - running).collect::<Vec<_>>(), "each attempt is closed exactly once");
+        }
+    }
+}
+
+fn running() -> Job {
+    Job::new(Uuid::nil(), Priority::Normal, at(0)).apply(&JobEvent::Claim { lease_until: at(30) }, at(1)).unwrap()
+}
+
+#[test]
+fn a_late_settle_of_an_expired_attempt_changes_nothing() {
+    let second = running()
+        .apply(&JobEvent::Expire { attempt: 1, retry_at: Some(at(31)) }, at(31))
+        .unwrap()
+        .apply(&JobEvent::Claim { lease_until: at(90) }, at(32))
+        .unwrap();
+    let late = JobEvent::Succeed { attempt: 1, report: Box::default() };
+    assert_eq!(
+        second.apply(&late, at(33)),
+        Err(TransitionError::LeaseLost { attempt: 1, current: 2, status: JobStatus::Running })
+    );
+}
+
+#[test]
+fn a_release_spends_no_attempt_but_keeps_its_number() {
+    let released =
+        running().apply(&JobEvent::Release { attempt: 1, run_at: at(5), report: Box::default() }, at(2)).unwrap();
+    assert_eq!((released.attempt, released.spent, released.releases), (1, 0, 1));
+}
+
+#[test]
+fn an_expired_attempt_is_recorded_as_possibly_billed() {
+    let event = JobEvent::Expire { attempt: 1, retry_at: None };
+    let attempt = running().closed_attempt(&event, at(40)).unwrap();
+    assert_eq!(attempt.outcome, AttemptOutcome::OutcomeUnknown);
+    assert!(attempt.report.may_have_been_billed);
+}
+
+#[test]
+fn a_success_that_came_first_wins_over_a_cancel() {
+    let done = running().apply(&JobEvent::Succeed { attempt: 1, report: Box::default() }, at(2)).unwrap();
+    assert_eq!(
+        done.apply(&JobEvent::Cancel, at(3)),
+        Err(TransitionError::Illegal { status: JobStatus::Succeeded, wanted: "cancelled" })
+    );
+}
+
+#[test]
+fn priority_is_a_head_start_and_not_a_class() {
+    let job = |priority, second| Job::new(Uuid::nil(), priority, at(second)).effective_at();
+    assert!(job(Priority::High, 60) < job(Priority::Normal, 0));
+    assert!(job(Priority::Low, 0) < job(Priority::Normal, 601), "an old job of low priority goes before a new one");
+}
+
+#[test]
+fn a_requeued_job_starts_its_count_of_attempts_afresh() {
+    let failed = running()
+        .apply(&JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Box::default() }, at(2))
+        .unwrap();
+    let again = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
+    assert_eq!((again.spent, again.attempt, again.finished_at), (0, 1, None));
+}
