@@ -1,0 +1,144 @@
+//! Where jobs are kept: the contract of every store, and what a crash leaves of each call.
+//!
+//! A store makes the pure transitions of [`crate::job`] atomic and durable and answers questions about jobs; it decides
+//! nothing. Its one caller is `queue`. Every implementation passes the suite [`contract`].
+
+pub mod sled;
+
+#[cfg(test)]
+pub mod contract;
+
+use async_trait::async_trait;
+
+use crate::{
+    clock::Timestamp,
+    job::{Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts, TransitionError},
+};
+
+/// A durable set of jobs.
+///
+/// **Durable**: what a call returned holds after a crash or a power cut at any later moment. **Visible**: a read shows
+/// only what is durable. A call that fails or never returns may have happened or not, entirely or not at all; asking
+/// again tells, and the fence makes a repeated settle harmless.
+#[async_trait]
+pub trait JobStore: Send + Sync + 'static {
+    /// Adds a queued job.
+    ///
+    /// *Returned*: the job is durable and will be claimed. *Crashed before*: the whole job is there, or nothing of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when the bound on pending jobs is reached, [`StoreError::Unavailable`].
+    async fn insert(&self, job: Job, request: JobRequest) -> Result<(), StoreError>;
+
+    /// Takes the first ready job by [`Job::effective_at`], if there is one, for a new attempt.
+    ///
+    /// *Returned*: the claim is durable, so the record of a call is older than the call itself. *Crashed before*: the job
+    /// is queued, or running with nobody at work; then recovery at the next start ends the attempt as outcome unknown.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError>;
+
+    /// Applies an event and, where it ends an attempt, adds that to the history.
+    ///
+    /// *Returned*: the job's new state and the attempt with its result are durable together. *Crashed before*: both are
+    /// there or neither.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Transition`] when the life cycle refuses (nothing changes),
+    /// [`StoreError::Unavailable`].
+    async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError>;
+
+    /// Removes finished jobs, oldest end first, at most `limit`: those that ended before `before`, and those beyond the
+    /// newest `keep`. Tells how many.
+    ///
+    /// *Crashed before*: each job is gone entirely or still there entirely.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError>;
+
+    /// The job with its request and history, or none of that id.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
+    async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError>;
+
+    /// A page of jobs, newest first.
+    ///
+    /// # Errors
+    /// As [`JobStore::get`].
+    async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError>;
+
+    /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
+    fn peek(&self, id: JobId) -> Option<Job>;
+
+    /// How many jobs there are in each state; counters, never a scan.
+    fn counts(&self, now: Timestamp) -> StatusCounts;
+
+    /// How many jobs a claim could take now.
+    fn claimable(&self, now: Timestamp) -> usize;
+
+    /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
+    fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job>;
+
+    /// The next moment after `now` at which waiting alone changes something: a job becomes ready, a lease or a deadline
+    /// ends.
+    fn next_due(&self, now: Timestamp) -> Option<Timestamp>;
+
+    /// Every running job. At the start of a process that owns its store alone they are orphans.
+    fn running(&self) -> Vec<Job>;
+
+    /// Has `observer` called after every durable change. Set once, before the first call.
+    fn observe(&self, observer: Observer);
+
+    /// Why the store can't be used at the moment, if so.
+    fn trouble(&self) -> Option<String>;
+
+    /// Ends all work that was accepted and closes the store. Later calls are [`StoreError::Unavailable`].
+    async fn close(&self);
+}
+
+/// Called with the jobs that changed, once the change is durable and visible, from a thread of the store: it must be
+/// quick and must not block. A hint, never the truth: a listener that missed one finds out by reading.
+pub type Observer = Box<dyn Fn(&[Job]) + Send + Sync>;
+
+/// A job that has just been claimed.
+#[derive(Clone, Debug)]
+pub struct ClaimedJob {
+    /// Running, with the number of the new attempt.
+    pub job: Job,
+    /// What was asked.
+    pub request: JobRequest,
+}
+
+/// Why a store could not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such job (any more).
+    #[error("there is no job {0}")]
+    NotFound(JobId),
+    /// The life cycle does not allow it.
+    #[error(transparent)]
+    Transition(#[from] TransitionError),
+    /// The bound on pending jobs is reached.
+    #[error("the queue is full: {limit} jobs are pending, the most that MAX_QUEUED_JOBS allows")]
+    Full {
+        /// The bound.
+        limit: usize,
+    },
+    /// The disk or the store's files do not work at the moment; it tries to recover by itself.
+    #[error("the job store is unavailable: {reason}")]
+    Unavailable {
+        /// What went wrong.
+        reason: String,
+    },
+    /// A record can't be read.
+    #[error("a record of job {id} can't be read: {reason}")]
+    Corrupt {
+        /// Whose record.
+        id: JobId,
+        /// What is wrong with it.
+        reason: String,
+    },
+}

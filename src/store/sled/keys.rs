@@ -1,0 +1,62 @@
+//! The key layout: one tree, a one-byte prefix, numbers big-endian so that keys sort as numbers do.
+//!
+//! ```text
+//! 0 | seq                     metadata: the commit point of its job, written last
+//! 1 | seq | chunk             the request, written once
+//! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
+//! ```
+//!
+//! No record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
+//! either the old job whole or the new one, and nothing torn.
+
+/// A job's number in this store: given in the order of submission, never reused. Sequential keys are half again as
+/// fast to insert as random ones.
+pub(super) type Seq = u64;
+
+const METADATA: u8 = 0;
+const REQUEST: u8 = 1;
+const ATTEMPT: u8 = 2;
+
+/// Prefix of every metadata record.
+pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
+
+/// Prefixes of the records that belong to a job beside its metadata.
+pub(super) const BODY_PREFIXES: [u8; 2] = [REQUEST, ATTEMPT];
+
+/// Key of a job's metadata.
+pub(super) fn metadata(seq: Seq) -> [u8; 9] {
+    let mut key = [METADATA; 9];
+    key[1..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// Key of a job's request without the chunk.
+pub(super) fn request(seq: Seq) -> Vec<u8> {
+    body(REQUEST, seq)
+}
+
+/// Key of an attempt without the chunk.
+pub(super) fn attempt(seq: Seq, number: u32) -> Vec<u8> {
+    let mut key = body(ATTEMPT, seq);
+    key.extend(number.to_be_bytes());
+    key
+}
+
+/// What all keys of a job under a body prefix start with.
+pub(super) fn body(prefix: u8, seq: Seq) -> Vec<u8> {
+    let mut key = vec![prefix];
+    key.extend(seq.to_be_bytes());
+    key
+}
+
+/// `record` with the number of a chunk.
+pub(super) fn chunk(record: &[u8], number: u16) -> Vec<u8> {
+    let mut key = record.to_vec();
+    key.extend(number.to_be_bytes());
+    key
+}
+
+/// The job that a key belongs to; none for a key that is not of this layout.
+pub(super) fn seq_of(key: &[u8]) -> Option<Seq> {
+    key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(Seq::from_be_bytes)
+}
