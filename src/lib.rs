@@ -1,1 +1,3 @@
 //! ceoagent
+
+pub mod claude;

@@ -1,0 +1,242 @@
+//! What the simulator checks in a request, as the API would: key, version, fields, model, schema.
+
+use std::sync::Mutex;
+
+use axum::http::HeaderMap;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{ErrorAnswer, lock};
+
+/// Over this many `max_tokens` the API wants a request to stream.
+const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
+
+/// Schema keywords the API's structured output does not take.
+const UNSUPPORTED_KEYWORDS: [&str; 7] =
+    ["minimum", "maximum", "minLength", "maxLength", "maxItems", "multipleOf", "$schema"];
+
+/// Models the simulator knows: id, name, life cycle, when deprecated, when it retires.
+const MODELS: [(&str, &str, &str, Option<&str>, Option<&str>); 5] = [
+    ("claude-sonnet-5-5", "Claude Sonnet 5.5", "active", None, None),
+    ("claude-haiku-5-5", "Claude Haiku 5.5", "active", None, None),
+    ("claude-opus-5-5", "Claude Opus 5.5", "active", None, None),
+    (
+        "claude-sonnet-4-5",
+        "Claude Sonnet 4.5",
+        "deprecated",
+        Some("2026-05-30T00:00:00Z"),
+        Some("2026-11-30T00:00:00Z"),
+    ),
+    (
+        "claude-3-5-sonnet-20241022",
+        "Claude Sonnet 3.5",
+        "retired",
+        Some("2025-08-13T00:00:00Z"),
+        Some("2025-10-28T00:00:00Z"),
+    ),
+];
+
+/// What is wanted of a good request.
+pub(super) struct Asked {
+    pub(super) model: String,
+    pub(super) max_tokens: u64,
+    pub(super) stream: bool,
+    /// The system prompt, and whether it is marked for the cache.
+    pub(super) system: Option<(String, bool)>,
+    /// All messages' text; the last is the user's.
+    pub(super) prompt: String,
+    /// Bytes of the schema.
+    pub(super) schema_bytes: usize,
+}
+
+/// Every field of the API, so that an unknown one can be told from one that is merely of no use here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body<'a> {
+    model: Option<String>,
+    max_tokens: Option<i64>,
+    messages: Option<Vec<Message>>,
+    stream: Option<bool>,
+    system: Option<Content>,
+    #[serde(borrow)]
+    output_config: Option<OutputConfig<'a>>,
+    temperature: Option<IgnoredAny>,
+    top_p: Option<IgnoredAny>,
+    top_k: Option<IgnoredAny>,
+    tool_choice: Option<ToolChoice>,
+    #[serde(rename = "tools")]
+    _tools: Option<IgnoredAny>,
+    #[serde(rename = "thinking")]
+    _thinking: Option<IgnoredAny>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<IgnoredAny>,
+    #[serde(rename = "service_tier")]
+    _service_tier: Option<IgnoredAny>,
+    #[serde(rename = "stop_sequences")]
+    _stop_sequences: Option<IgnoredAny>,
+    #[serde(rename = "cache_control")]
+    _cache_control: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: Content,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Blocks(Vec<Block>),
+}
+
+#[derive(Deserialize)]
+struct Block {
+    #[serde(default)]
+    text: String,
+    cache_control: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct OutputConfig<'a> {
+    #[serde(rename = "effort")]
+    _effort: Option<IgnoredAny>,
+    #[serde(borrow)]
+    format: Option<Format<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Format<'a> {
+    r#type: String,
+    #[serde(borrow)]
+    schema: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct ToolChoice {
+    r#type: String,
+}
+
+impl Content {
+    fn text(self) -> (String, bool) {
+        match self {
+            Content::Text(text) => (text, false),
+            Content::Blocks(blocks) => {
+                let cached = blocks.iter().any(|block| block.cache_control.is_some());
+                (blocks.into_iter().map(|block| block.text).collect::<Vec<_>>().join("\n"), cached)
+            }
+        }
+    }
+}
+
+/// Checks the headers: the key, which must be `key` if one is given, and the version.
+pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result<(), ErrorAnswer> {
+    let unauthorized = |message| Err(ErrorAnswer::status(401).message(message));
+    match (headers.get("x-api-key"), key) {
+        (None, _) => return unauthorized("x-api-key header is required"),
+        (Some(given), Some(key)) if given.as_bytes() != key.expose_secret().as_bytes() => {
+            return unauthorized("invalid x-api-key");
+        }
+        (Some(_), _) => {}
+    }
+    if !headers.contains_key("anthropic-version") {
+        return Err(invalid("anthropic-version: header is required"));
+    }
+    Ok(())
+}
+
+/// Checks a body. `good_schema` remembers the last good schema, as callers send the same one over and over.
+pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let body: Body<'_> = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| invalid(format!("{}: {}", error.path(), error.inner())))?;
+    let required = |field| invalid(format!("{field}: Field required"));
+    let model = body.model.ok_or_else(|| required("model"))?;
+    let max_tokens = body.max_tokens.ok_or_else(|| required("max_tokens"))?;
+    let messages = body.messages.ok_or_else(|| required("messages"))?;
+    let max_tokens = u64::try_from(max_tokens).ok().filter(|max| *max > 0);
+    let max_tokens = max_tokens.ok_or_else(|| invalid("max_tokens: Input should be greater than or equal to 1"))?;
+    match messages.last().map(|message| message.role.as_str()) {
+        None => return Err(invalid("messages: at least one message is required")),
+        Some("assistant") => return Err(invalid("messages: this model does not support assistant message prefill")),
+        Some("user") => {}
+        Some(role) => return Err(invalid(format!("messages: unexpected role \"{role}\""))),
+    }
+    let sampling = [("temperature", body.temperature), ("top_p", body.top_p), ("top_k", body.top_k)];
+    if let Some((name, _)) = sampling.iter().find(|(_, value)| value.is_some()) {
+        return Err(invalid(format!("{name}: sampling parameters are not supported on this model")));
+    }
+    if body.tool_choice.is_some_and(|choice| matches!(choice.r#type.as_str(), "any" | "tool")) {
+        return Err(invalid("tool_choice: forced tool use is not supported on this model"));
+    }
+    let stream = body.stream.unwrap_or(false);
+    if !stream && max_tokens > MAX_TOKENS_UNSTREAMED {
+        return Err(invalid(format!("max_tokens: over {MAX_TOKENS_UNSTREAMED} a request must stream")));
+    }
+    let mut schema_bytes = 0;
+    if let Some(format) = body.output_config.and_then(|config| config.format) {
+        if format.r#type != "json_schema" {
+            return Err(invalid("output_config.format.type: Input should be 'json_schema'"));
+        }
+        let raw = format.schema.ok_or_else(|| required("output_config.format.schema"))?.get();
+        let mut good = lock(good_schema);
+        if *good != raw {
+            check_schema(&serde_json::from_str(raw).map_err(|error| invalid(error.to_string()))?)?;
+            raw.clone_into(&mut good);
+        }
+        schema_bytes = raw.len();
+    }
+    if !MODELS.iter().any(|(id, _, lifecycle, ..)| *id == model && *lifecycle != "retired") {
+        return Err(ErrorAnswer::status(404).message(format!("model: {model}")));
+    }
+    let prompt: Vec<_> = messages.into_iter().map(|message| message.content.text().0).collect();
+    Ok(Asked {
+        model,
+        max_tokens,
+        stream,
+        system: body.system.map(Content::text),
+        prompt: prompt.join("\n"),
+        schema_bytes,
+    })
+}
+
+/// The answer of `GET /v1/models/{id}`.
+pub(super) fn model(id: &str) -> Result<Value, ErrorAnswer> {
+    let found = MODELS.iter().find(|(known, ..)| *known == id);
+    let (id, name, lifecycle, deprecated_at, retires_at) =
+        found.ok_or_else(|| ErrorAnswer::status(404).message(format!("model: {id}")))?;
+    Ok(json!({
+        "type": "model", "id": id, "display_name": name, "created_at": "2025-01-01T00:00:00Z",
+        "lifecycle": lifecycle, "deprecated_at": deprecated_at, "retires_at": retires_at,
+        "max_input_tokens": 1_000_000, "max_tokens": 64_000,
+    }))
+}
+
+fn check_schema(schema: &Value) -> Result<(), ErrorAnswer> {
+    let wrong = |what: String| Err(invalid(format!("output_config.format.schema: {what}")));
+    match schema {
+        Value::Object(members) => {
+            if let Some(keyword) = UNSUPPORTED_KEYWORDS.iter().find(|keyword| members.contains_key(**keyword)) {
+                return wrong(format!("keyword '{keyword}' is not supported"));
+            }
+            let is_object = members.get("type").is_some_and(|kind| kind == "object");
+            if is_object && members.get("additionalProperties") != Some(&Value::Bool(false)) {
+                return wrong("for 'object' type, 'additionalProperties' must be explicitly false".to_owned());
+            }
+            if members.get("minItems").is_some_and(|count| count.as_u64() > Some(1)) {
+                return wrong("'minItems' may only be 0 or 1".to_owned());
+            }
+            members.values().try_for_each(check_schema)
+        }
+        Value::Array(items) => items.iter().try_for_each(check_schema),
+        _ => Ok(()),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> ErrorAnswer {
+    ErrorAnswer::status(400).message(message)
+}
