@@ -288,7 +288,8 @@ impl Claude {
     async fn answered(&self, call: RequestBuilder, head: &mut Head) -> Result<Response, CallError> {
         let sent = call.headers(self.inner.headers.clone()).send();
         let idle = self.inner.idle_timeout;
-        let response = timeout(idle, sent).await.map_err(|_| stream::silent(idle))?.map_err(unsent_or_lost)?;
+        let response =
+            timeout(idle, sent).await.map_err(|_| stream::silent(idle))?.map_err(|error| unsent_or_lost(&error))?;
         let status = response.status();
         let headers = response.headers();
         head.status = Some(status.as_u16());
@@ -343,11 +344,8 @@ struct Head {
 
 impl RateLimits {
     fn read(headers: &HeaderMap) -> RateLimits {
-        let number = |name: &str, what| {
-            text(headers, &format!("anthropic-ratelimit-{name}-{what}"))?.parse().ok()
-        };
-        let limit =
-            |name| Some(RateLimit { limit: number(name, "limit")?, remaining: number(name, "remaining")? });
+        let number = |name: &str, what| text(headers, &format!("anthropic-ratelimit-{name}-{what}"))?.parse().ok();
+        let limit = |name| Some(RateLimit { limit: number(name, "limit")?, remaining: number(name, "remaining")? });
         RateLimits {
             requests: limit("requests"),
             input_tokens: limit("input-tokens"),
@@ -380,18 +378,15 @@ fn base_url(base: &str) -> Result<Url, ClientError> {
     Ok(url)
 }
 
-fn unsent_or_lost(error: reqwest::Error) -> CallError {
-    let cause = cause(&error);
+fn unsent_or_lost(error: &reqwest::Error) -> CallError {
+    let cause = cause(error);
     if error.is_connect() {
         CallError::new(
             ErrorKind::ConnectFailed,
             format!("no connection to Claude (check the base URL, the network and the proxy): {cause}"),
         )
     } else {
-        CallError::new(
-            ErrorKind::ConnectionLost,
-            format!("the connection to Claude broke before it answered: {cause}"),
-        )
+        CallError::new(ErrorKind::ConnectionLost, format!("the connection to Claude broke before it answered: {cause}"))
     }
 }
 
@@ -403,3 +398,6 @@ fn cause(error: &(dyn Error + 'static)) -> String {
     }
     root.to_string()
 }
+
+#[cfg(test)]
+mod tests;

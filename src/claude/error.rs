@@ -6,7 +6,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderValue};
 use serde::{Deserialize, Serialize};
 use strum::{EnumIter, IntoStaticStr};
 
@@ -163,7 +163,7 @@ impl CallError {
             status: Some(status),
             request_id: envelope.as_ref().and_then(|object| object.request_id.clone()),
             retry_after: retry_after(headers, now),
-            should_retry: match headers.get("x-should-retry").map(|value| value.as_bytes()) {
+            should_retry: match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
                 Some(b"true") => Some(true),
                 Some(b"false") => Some(false),
                 _ => None,
@@ -253,10 +253,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let date = httpdate::parse_http_date(text("retry-after")?.trim()).ok()?;
         Some(date.duration_since(now).unwrap_or_default().as_secs_f64())
     };
-    let seconds = number("retry-after-ms")
-        .map(|ms| ms / 1000.0)
-        .or_else(|| number("retry-after"))
-        .or_else(date)?;
+    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after")).or_else(date)?;
     let bounded = seconds.min(MAX_RETRY_AFTER.as_secs_f64());
     Duration::try_from_secs_f64(bounded).ok().filter(|wait| !seconds.is_nan() && !wait.is_zero())
 }

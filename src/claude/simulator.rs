@@ -187,6 +187,8 @@ impl Call {
 /// Counts since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
+    /// Connections accepted.
+    pub connections: usize,
     /// Calls received.
     pub calls: usize,
     /// Calls the caller left before their answer was out.
@@ -243,7 +245,9 @@ impl Simulator {
             })
             .fallback(async || ErrorAnswer::status(404).message("Not Found").response("req_sim"))
             .with_state(shared.clone());
-        let listener = listener.tap_io(|socket| {
+        let accepted = shared.clone();
+        let listener = listener.tap_io(move |socket| {
+            accepted.counters.send_modify(|counters| counters.connections += 1);
             // Only a loss of speed where it fails.
             let _ = socket.set_nodelay(true);
         });
@@ -403,7 +407,7 @@ struct Flight {
 }
 
 impl Flight {
-    fn land(mut self) {
+    fn land(&mut self) {
         self.landed = true;
     }
 }
@@ -450,7 +454,7 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
     // Looked at before the call is on record, so a release after that is not missed.
     let mut releases = shared.releases.subscribe();
     let released = *releases.borrow() + 1;
-    let flight = shared.receive(Call {
+    let mut flight = shared.receive(Call {
         at: SystemTime::now(),
         request_id: request_id.clone(),
         model: checked.as_ref().map(|asked| asked.model.clone()).unwrap_or_default(),
@@ -637,3 +641,6 @@ fn tokens(text: &str) -> u64 {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,9 +31,7 @@ impl Usage {
     /// All input tokens: fresh, written to the cache and read from it.
     pub fn total_input(&self) -> u64 {
         // Saturating, as the counts come from the network.
-        self.input_tokens
-            .saturating_add(self.cache_creation_input_tokens)
-            .saturating_add(self.cache_read_input_tokens)
+        self.input_tokens.saturating_add(self.cache_creation_input_tokens).saturating_add(self.cache_read_input_tokens)
     }
 
     /// Takes over what `update` knows. Its counts are cumulative, so they replace and never add.

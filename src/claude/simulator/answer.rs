@@ -146,8 +146,7 @@ fn elements(text: &str, name: &str) -> Vec<String> {
 }
 
 fn unescaped(text: &str) -> String {
-    let entities =
-        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#x27;", "'"), ("&#39;", "'"), ("&#x2f;", "/")];
+    let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#x27;", "'"), ("&#39;", "'"), ("&#x2f;", "/")];
     if !text.contains('&') {
         return text.to_owned();
     }
@@ -173,4 +172,106 @@ fn in_json(text: &str) -> String {
 
 fn is_cjk(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{323af}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn memo(prompt: &str) -> Value {
+        serde_json::from_str(&compose(prompt)).unwrap()
+    }
+
+    fn strings<'a>(items: &'a Value, field: &str) -> Vec<&'a str> {
+        items.as_array().unwrap().iter().map(|item| item[field].as_str().unwrap()).collect()
+    }
+
+    /// Fits the schema, as far as this schema goes: types, required and no other properties, enums.
+    fn assert_fits(value: &Value, schema: &Value, root: &Value) {
+        let schema = match schema["$ref"].as_str() {
+            Some(path) => root.pointer(path.trim_start_matches('#')).unwrap(),
+            None => schema,
+        };
+        match schema["type"].as_str().unwrap() {
+            "object" => {
+                let members = value.as_object().unwrap();
+                let names: HashSet<_> = members.keys().map(String::as_str).collect();
+                let required = schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+                assert_eq!(names, required.collect(), "{value}");
+                members.iter().for_each(|(name, member)| assert_fits(member, &schema["properties"][name], root));
+            }
+            "array" => value.as_array().unwrap().iter().for_each(|item| assert_fits(item, &schema["items"], root)),
+            "string" => assert!(value.is_string() && schema["enum"].as_array().is_none_or(|e| e.contains(value))),
+            "integer" => assert!(value.is_i64()),
+            "boolean" => assert!(value.is_boolean()),
+            other => panic!("type {other}"),
+        }
+    }
+
+    fn assert_sound(memo: &Value, options: usize) {
+        let schema = serde_json::from_str(include_str!("../../analysis/decision.schema.json")).unwrap();
+        assert_fits(memo, &schema, &schema);
+        let ids = strings(&memo["options"], "id");
+        assert_eq!(ids.len(), options);
+        let status_quo = memo["options"].as_array().unwrap().iter().filter(|option| option["is_status_quo"] == true);
+        assert_eq!(status_quo.count(), 1);
+        let pairs: Vec<_> = strings(&memo["evaluations"], "option_id")
+            .into_iter()
+            .zip(strings(&memo["evaluations"], "criterion_id"))
+            .collect();
+        let criteria = strings(&memo["criteria"], "id");
+        let all: HashSet<_> = ids.iter().flat_map(|id| criteria.iter().map(|c| (*id, *c))).collect();
+        assert_eq!((pairs.len(), pairs.into_iter().collect::<HashSet<_>>()), (all.len(), all));
+        let scores = memo["evaluations"].as_array().unwrap().iter().map(|item| item["score"].as_i64().unwrap());
+        assert!(scores.into_iter().all(|score| (1..=5).contains(&score)));
+        assert!(strings(&memo["risks"], "option_id").iter().all(|id| ids.contains(id)));
+        assert!(ids.contains(&memo["recommendation"]["option_id"].as_str().unwrap()));
+        assert!(PLACEHOLDERS.iter().all(|placeholder| !memo.to_string().contains(placeholder)));
+    }
+
+    #[test]
+    fn an_english_memo_is_sound_takes_up_the_question_and_says_that_it_is_simulated() {
+        let memo = memo("Weigh this.\n<question>Buy &lt;b&gt; &quot;Acme &amp;amp; Co&quot;?</question>\nNow.");
+        assert_sound(&memo, 3);
+        assert!(memo["decision_question"].as_str().unwrap().ends_with("Buy <b> \"Acme &amp; Co\"?"));
+        assert!(memo["summary"].as_str().unwrap().starts_with("SIMULATED ANSWER"));
+        assert!(memo["recommendation"]["confidence_basis"].as_str().unwrap().contains("simulated"));
+    }
+
+    #[test]
+    fn a_chinese_question_gets_a_chinese_memo() {
+        let memo = memo("Answer in the language of the question. <question>我们应该收购Acme吗？</question>");
+        assert_sound(&memo, 3);
+        assert!(memo["summary"].as_str().unwrap().starts_with("模拟回答"));
+        assert!(memo["recommendation"]["confidence_basis"].as_str().unwrap().contains("模拟"));
+        assert!(memo["decision_question"].as_str().unwrap().contains("我们应该收购Acme吗？"));
+        assert_eq!(strings(&memo["options"], "name"), ["先做小范围试点", "立即全面推进", "维持现状"]);
+    }
+
+    #[test]
+    fn the_callers_options_are_used_up_to_three_besides_the_status_quo() {
+        let prompt = |options: &[&str]| {
+            let options: String = options.iter().map(|option| format!("<option>{option}</option>\n")).collect();
+            format!("<question>Which office?</question>\n{options}")
+        };
+        let names = |options: &[&str]| {
+            let memo = memo(&prompt(options));
+            assert_sound(&memo, memo["options"].as_array().unwrap().len());
+            strings(&memo["options"], "name").join(", ")
+        };
+        assert_eq!(names(&["Oslo"]), "Oslo, Keep things as they are");
+        assert_eq!(names(&["Oslo", "Rome", "Do nothing"]), "Oslo, Rome, Do nothing");
+        assert_eq!(names(&["Oslo", "Rome", "Bern", "Kyiv", "Lima"]), "Oslo, Rome, Bern, Keep things as they are");
+        assert_eq!(names(&["The status quo"]), "Start with a limited pilot, Go ahead in full now, The status quo");
+    }
+
+    #[test]
+    fn a_message_without_a_marked_question_is_the_question() {
+        let memo = memo("Hire or wait? \"{o1}\" \u{7} <question>unclosed");
+        assert!(memo["decision_question"].as_str().unwrap().contains("Hire or wait? \"{o1}\""));
+    }
 }

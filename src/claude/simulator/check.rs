@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use axum::http::HeaderMap;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -18,26 +18,53 @@ const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
 const UNSUPPORTED_KEYWORDS: [&str; 7] =
     ["minimum", "maximum", "minLength", "maxLength", "maxItems", "multipleOf", "$schema"];
 
-/// Models the simulator knows: id, name, life cycle, when deprecated, when it retires.
-const MODELS: [(&str, &str, &str, Option<&str>, Option<&str>); 5] = [
-    ("claude-sonnet-5-5", "Claude Sonnet 5.5", "active", None, None),
-    ("claude-haiku-5-5", "Claude Haiku 5.5", "active", None, None),
-    ("claude-opus-5-5", "Claude Opus 5.5", "active", None, None),
-    (
-        "claude-sonnet-4-5",
-        "Claude Sonnet 4.5",
-        "deprecated",
-        Some("2026-05-30T00:00:00Z"),
-        Some("2026-11-30T00:00:00Z"),
-    ),
-    (
-        "claude-3-5-sonnet-20241022",
-        "Claude Sonnet 3.5",
-        "retired",
-        Some("2025-08-13T00:00:00Z"),
-        Some("2025-10-28T00:00:00Z"),
-    ),
+/// The models the simulator knows.
+const MODELS: [Model; 5] = [
+    Model::active("claude-sonnet-5-5", "Claude Sonnet 5.5"),
+    Model::active("claude-haiku-5-5", "Claude Haiku 5.5"),
+    Model::active("claude-opus-5-5", "Claude Opus 5.5"),
+    Model {
+        lifecycle: "deprecated",
+        retires_at: Some("2026-11-30T00:00:00Z"),
+        ..Model::active("claude-sonnet-4-5", "Claude Sonnet 4.5")
+    },
+    Model {
+        lifecycle: RETIRED,
+        retires_at: Some("2025-10-28T00:00:00Z"),
+        ..Model::active("claude-3-5-sonnet-20241022", "Claude Sonnet 3.5")
+    },
 ];
+
+const RETIRED: &str = "retired";
+
+/// A model as `GET /v1/models/{id}` tells of it.
+#[derive(Serialize)]
+struct Model {
+    r#type: &'static str,
+    id: &'static str,
+    display_name: &'static str,
+    created_at: &'static str,
+    lifecycle: &'static str,
+    retires_at: Option<&'static str>,
+    max_input_tokens: u32,
+    max_tokens: u32,
+}
+
+impl Model {
+    const fn active(id: &'static str, display_name: &'static str) -> Model {
+        Model {
+            r#type: "model",
+            id,
+            display_name,
+            // What the API tells where the date is not known.
+            created_at: "1970-01-01T00:00:00Z",
+            lifecycle: "active",
+            retires_at: None,
+            max_input_tokens: 1_000_000,
+            max_tokens: 64_000,
+        }
+    }
+}
 
 /// What is wanted of a good request.
 pub(super) struct Asked {
@@ -190,8 +217,8 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
         }
         schema_bytes = raw.len();
     }
-    if !MODELS.iter().any(|(id, _, lifecycle, ..)| *id == model && *lifecycle != "retired") {
-        return Err(ErrorAnswer::status(404).message(format!("model: {model}")));
+    if !MODELS.iter().any(|known| known.id == model && known.lifecycle != RETIRED) {
+        return Err(no_model(&model));
     }
     let prompt: Vec<_> = messages.into_iter().map(|message| message.content.text().0).collect();
     Ok(Asked {
@@ -206,14 +233,12 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
 
 /// The answer of `GET /v1/models/{id}`.
 pub(super) fn model(id: &str) -> Result<Value, ErrorAnswer> {
-    let found = MODELS.iter().find(|(known, ..)| *known == id);
-    let (id, name, lifecycle, deprecated_at, retires_at) =
-        found.ok_or_else(|| ErrorAnswer::status(404).message(format!("model: {id}")))?;
-    Ok(json!({
-        "type": "model", "id": id, "display_name": name, "created_at": "2025-01-01T00:00:00Z",
-        "lifecycle": lifecycle, "deprecated_at": deprecated_at, "retires_at": retires_at,
-        "max_input_tokens": 1_000_000, "max_tokens": 64_000,
-    }))
+    let model = MODELS.iter().find(|known| known.id == id).ok_or_else(|| no_model(id))?;
+    Ok(json!(model))
+}
+
+fn no_model(id: &str) -> ErrorAnswer {
+    ErrorAnswer::status(404).message(format!("model: {id}"))
 }
 
 fn check_schema(schema: &Value) -> Result<(), ErrorAnswer> {

@@ -34,7 +34,7 @@ pub(super) struct Message<'a> {
 pub(super) enum Step {
     Send(Bytes),
     Wait(Duration),
-    /// Breaks the connection.
+    /// Breaks the connection; what was not flushed before, with a wait, is lost.
     Break,
     /// Says nothing more, until the caller leaves or the simulator ends.
     Hang,
@@ -69,7 +69,7 @@ impl Message<'_> {
         let middle = ends.len() / 2;
         match fault {
             Fault::CutAfter(events) => vec![Step::Send(upto(*events))],
-            Fault::DropAfter(events) => vec![Step::Send(upto(*events)), Step::Break],
+            Fault::DropAfter(events) => vec![Step::Send(upto(*events)), Step::Wait(Duration::ZERO), Step::Break],
             Fault::StallAfter(events) => vec![Step::Send(upto(*events)), Step::Hang],
             Fault::SlowBytes { bytes: size, pause } => (0..bytes.len())
                 .step_by((*size).max(1))
@@ -90,37 +90,42 @@ impl Message<'_> {
     fn events(&self, delta_chars: usize) -> Events {
         let mut events = Events { bytes: String::with_capacity(self.text.len() * 2), ends: Vec::new() };
         let usage = Usage { output_tokens: 1, ..self.usage };
-        events.push("message_start", &json!({"type": "message_start", "message": {
-            "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": [],
-            "stop_reason": null, "stop_sequence": null, "usage": usage,
-        }}));
+        events.push(
+            "message_start",
+            &json!({"type": "message_start", "message": {
+                "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": [],
+                "stop_reason": null, "stop_sequence": null, "usage": usage,
+            }}),
+        );
         events.push("ping", &json!({"type": "ping"}));
         let text_index = usize::from(self.thinking);
         if self.thinking {
-            events.block(0, json!({"type": "thinking", "thinking": "", "signature": ""}), |events| {
+            events.block(0, &json!({"type": "thinking", "thinking": "", "signature": ""}), |events| {
                 events.delta(0, "thinking_delta", "thinking", THOUGHT);
                 events.delta(0, "signature_delta", "signature", "c2lt");
             });
         }
         if !self.text.is_empty() {
-            events.block(text_index, json!({"type": "text", "text": ""}), |events| {
+            events.block(text_index, &json!({"type": "text", "text": ""}), |events| {
                 for piece in pieces(self.text, delta_chars) {
                     events.delta(text_index, "text_delta", "text", piece);
                 }
             });
         }
-        events.push("message_delta", &json!({
-            "type": "message_delta", "usage": self.usage,
-            "delta": {"stop_reason": self.stop_reason, "stop_sequence": null, "stop_details": self.stop_details()},
-        }));
+        events.push(
+            "message_delta",
+            &json!({
+                "type": "message_delta", "usage": self.usage,
+                "delta": {"stop_reason": self.stop_reason, "stop_sequence": null, "stop_details": self.stop_details()},
+            }),
+        );
         events.push("message_stop", &json!({"type": "message_stop"}));
         events
     }
 
     fn stop_details(&self) -> Option<Value> {
-        (self.stop_reason == "refusal").then(|| {
-            json!({"type": "refusal", "category": "general_harms", "explanation": "A simulated refusal."})
-        })
+        (self.stop_reason == "refusal")
+            .then(|| json!({"type": "refusal", "category": "general_harms", "explanation": "A simulated refusal."}))
     }
 }
 
@@ -142,7 +147,7 @@ impl Events {
         });
     }
 
-    fn block(&mut self, index: usize, block: Value, deltas: impl FnOnce(&mut Events)) {
+    fn block(&mut self, index: usize, block: &Value, deltas: impl FnOnce(&mut Events)) {
         let start = json!({"type": "content_block_start", "index": index, "content_block": block});
         self.push("content_block_start", &start);
         deltas(self);
@@ -159,13 +164,13 @@ impl Events {
 
 /// A body that goes out step by step. `flight` lands with the last step.
 pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> Body {
-    let state = (steps.into_iter(), Some(flight), end);
+    let state = (steps.into_iter(), flight, end);
     Body::from_stream(stream::unfold(state, |(mut steps, mut flight, end)| async move {
         loop {
             match steps.next()? {
                 Step::Send(bytes) => {
                     if steps.len() == 0 {
-                        flight.take().map(Flight::land);
+                        flight.land();
                     }
                     return Some((Ok(bytes), (steps, flight, end)));
                 }
@@ -177,8 +182,7 @@ pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> 
                     return None;
                 }
                 Step::Break => {
-                    tokio::task::yield_now().await;
-                    flight.take().map(Flight::land);
+                    flight.land();
                     return Some((Err(io::Error::other("broken on purpose")), (steps, flight, end)));
                 }
             }
