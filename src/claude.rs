@@ -16,6 +16,7 @@ mod stream;
 mod wire;
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -180,9 +181,10 @@ pub enum ClientError {
 }
 
 impl Claude {
-    /// Builds a client; connects to nothing yet. Proxies come from the environment (`HTTPS_PROXY` and the like).
+    /// Builds a client; connects to nothing yet. Proxies come from the environment
+    /// (`HTTPS_PROXY` and the like), but for a base URL on this machine.
     pub fn new(config: ClientConfig) -> Result<Claude, ClientError> {
-        let base = base_url(&config.base_url)?;
+        let messages_url = messages_url(&config.base_url)?;
         let key = config.api_key.expose_secret();
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ClientError::ApiKey);
@@ -198,7 +200,12 @@ impl Claude {
         ]);
         // Process-wide; a second call finds it set, by us or by the embedding program, and either is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if is_loopback(&messages_url) {
+            // A gateway or simulator on this machine is not behind the network's proxy.
+            builder = builder.no_proxy();
+        }
+        let http = builder
             .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(config.connect_timeout)
             .tcp_nodelay(true)
@@ -212,7 +219,7 @@ impl Claude {
         Ok(Claude {
             inner: Arc::new(Inner {
                 http,
-                messages_url: base,
+                messages_url,
                 headers,
                 api_key: config.api_key,
                 idle_timeout: config.idle_timeout,
@@ -359,7 +366,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// The address of the messages endpoint under `base`.
-fn base_url(base: &str) -> Result<Url, ClientError> {
+fn messages_url(base: &str) -> Result<Url, ClientError> {
     let mut url =
         Url::parse(base.trim()).map_err(|_| ClientError::BaseUrl("is not a URL, such as https://api.anthropic.com"))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -376,6 +383,12 @@ fn base_url(base: &str) -> Result<Url, ClientError> {
         .pop_if_empty()
         .extend(["v1", "messages"]);
     Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn unsent_or_lost(error: &reqwest::Error) -> CallError {

@@ -15,12 +15,12 @@ use super::error::{CallError, ErrorKind};
 use super::wire::{BlockDelta, BlockStart, ErrorObject, MessageDelta, MessageStart, Usage};
 use super::{StopReason, cause};
 
-/// Longest answer taken, in bytes of text: four times what the largest output of a current model comes to, so
-/// only a runaway stream meets it.
-pub(super) const MAX_ANSWER_BYTES: usize = 2 << 20;
+/// Longest answer taken, in bytes of text. The 64,000 tokens a model can give come to some 256 KiB; only a runaway
+/// stream is four times that.
+pub(super) const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// Longest single event taken, in bytes. The API's are a few hundred.
-pub(super) const MAX_EVENT_BYTES: usize = 256 << 10;
+pub(super) const MAX_EVENT_BYTES: usize = 128 << 10;
 
 /// The decoder moves its whole buffer for every line it takes off, so it is fed in small pieces.
 const PIECE_BYTES: usize = 2 << 10;

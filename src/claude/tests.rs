@@ -318,6 +318,7 @@ async fn an_answer_in_tiny_pieces_that_split_characters_and_events_arrives_whole
     let reply = claude.send(&question("我们应该在奥斯陆开设办事处吗？"), &|_| {}).await.unwrap();
     assert_eq!(reply.text, *simulator.calls()[0].answer.clone().unwrap());
     assert!(reply.text.contains("奥斯陆"));
+    assert_eq!(simulator.counters().aborted, 0);
 }
 
 #[tokio::test]
@@ -442,11 +443,18 @@ async fn only_the_right_key_is_let_in() {
 
 #[test]
 fn a_base_url_may_carry_a_path_and_end_in_a_slash() {
-    let url = |base| base_url(base).unwrap().to_string();
+    let url = |base| messages_url(base).unwrap().to_string();
     assert_eq!(url("https://api.anthropic.com"), "https://api.anthropic.com/v1/messages");
     assert_eq!(url("https://api.anthropic.com/"), "https://api.anthropic.com/v1/messages");
     assert_eq!(url("http://gateway:8080/anthropic"), "http://gateway:8080/anthropic/v1/messages");
     assert_eq!(url("http://gateway:8080/a/b/"), "http://gateway:8080/a/b/v1/messages");
+}
+
+#[test]
+fn only_a_base_url_on_this_machine_goes_past_the_proxy() {
+    let local = |base| is_loopback(&messages_url(base).unwrap());
+    assert!(["http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1"].into_iter().all(local));
+    assert!(!["https://api.anthropic.com", "http://10.0.0.1"].into_iter().any(local));
 }
 
 #[test]

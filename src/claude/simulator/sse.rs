@@ -167,8 +167,13 @@ pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> 
     let state = (steps.into_iter(), flight, end);
     Body::from_stream(stream::unfold(state, |(mut steps, mut flight, end)| async move {
         loop {
-            match steps.next()? {
+            let Some(step) = steps.next() else {
+                flight.land();
+                return None;
+            };
+            match step {
                 Step::Send(bytes) => {
+                    // Not only when asked for more: a caller who has all may leave before that.
                     if steps.len() == 0 {
                         flight.land();
                     }
