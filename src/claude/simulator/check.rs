@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -160,12 +160,15 @@ impl Content {
     }
 }
 
-/// Checks the headers: the key, which must be `key` if one is given, and the version.
+/// Checks the headers: the key, which must be `key` if one is given, and the version. The key may come as `x-api-key`
+/// or, as Anthropic's SDKs send it with this version of the API, as a bearer token.
 pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result<(), ErrorAnswer> {
+    let bearer = || headers.get("authorization")?.as_bytes().strip_prefix(b"Bearer ");
+    let given = headers.get("x-api-key").map(HeaderValue::as_bytes).or_else(bearer);
     let unauthorized = |message| Err(ErrorAnswer::status(401).message(message));
-    match (headers.get("x-api-key"), key) {
+    match (given, key) {
         (None, _) => return unauthorized("x-api-key header is required"),
-        (Some(given), Some(key)) if given.as_bytes() != key.expose_secret().as_bytes() => {
+        (Some(given), Some(key)) if given != key.expose_secret().as_bytes() => {
             return unauthorized("invalid x-api-key");
         }
         (Some(_), _) => {}

@@ -70,6 +70,14 @@ fn schema(schema: &Value) -> Value {
 }
 
 #[tokio::test]
+async fn the_key_may_come_as_a_bearer_token() {
+    let simulator = simulator().await;
+    let url = format!("{}/v1/models/claude-haiku-5-5", simulator.base_url());
+    let request = reqwest::Client::new().get(url).header("anthropic-version", "2026-10-21");
+    assert_eq!(request.bearer_auth("any").send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
 async fn unknown_routes_and_methods_get_the_apis_error_envelope() {
     let simulator = simulator().await;
     let get = async |path| {
