@@ -1,0 +1,416 @@
+//! The client of Claude's Messages API.
+//!
+//! One [`Claude::send`] is one HTTP request: it never retries, waits for no limit and keeps no state but its
+//! connections. Retries, rate limits and the meaning of an answer are others' business; it knows nothing of jobs.
+//!
+//! - `wire`: the shapes sent and read
+//! - `stream`: from the event stream to an answer
+//! - `error`: the error table: what a failure means
+//! - `price`: what tokens cost
+//! - `simulator`: a stand-in for the API on a real socket, for the demo, tests and load tests
+
+pub mod error;
+pub mod price;
+pub mod simulator;
+mod stream;
+mod wire;
+
+use std::error::Error;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{RequestBuilder, Response, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use error::{CallError, ErrorKind};
+use stream::Answer;
+pub use wire::Usage;
+
+/// Most bytes read of an error answer's body: the API's are short, a proxy's HTML page need not be read whole.
+pub const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
+
+/// How long after the last byte TCP probes an idle connection, so that one that died silently (NAT, suspended peer)
+/// leaves the pool.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// How to reach Claude.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// `https://api.anthropic.com` or a gateway's address; may carry a path prefix and end in `/` or not.
+    pub base_url: String,
+    /// Sent as `x-api-key`. Never logged, never part of an error.
+    pub api_key: SecretString,
+    /// Longest time to connect, TLS included.
+    pub connect_timeout: Duration,
+    /// Longest silence: no answer yet, or no event and no ping.
+    pub idle_timeout: Duration,
+    /// Longest time for the whole call.
+    pub request_timeout: Duration,
+}
+
+/// The client. Clones share one pool of connections.
+#[derive(Debug, Clone)]
+pub struct Claude {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    http: reqwest::Client,
+    messages_url: Url,
+    headers: HeaderMap,
+    api_key: SecretString,
+    idle_timeout: Duration,
+    request_timeout: Duration,
+}
+
+/// A question for Claude: one system prompt, one user message.
+#[derive(Debug, Clone)]
+pub struct MessageRequest {
+    /// The model's id.
+    pub model: String,
+    /// Most output tokens, thinking included.
+    pub max_tokens: u32,
+    /// The system prompt, marked for the prompt cache. May be empty.
+    pub system: String,
+    /// The user message.
+    pub prompt: String,
+    /// A JSON schema the answer shall fit (structured output). Its `$schema` is not sent.
+    pub schema: Option<Arc<Value>>,
+}
+
+/// A complete answer. Look at `stop` before you trust `text`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// The text blocks, joined. Thinking is left out.
+    pub text: String,
+    /// The model that answered.
+    pub model: String,
+    /// Why it stopped.
+    pub stop: StopReason,
+    /// What is billed.
+    pub usage: Usage,
+    /// Anthropic's id of this call, for their support.
+    pub request_id: Option<String>,
+    /// The account's limits as the answer's headers tell them.
+    pub rate_limits: RateLimits,
+}
+
+/// Why Claude stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// The answer is complete.
+    EndTurn,
+    /// Cut off at `max_tokens`.
+    MaxTokens,
+    /// A stop sequence came.
+    StopSequence,
+    /// It wants to use a tool.
+    ToolUse,
+    /// It paused a long turn.
+    PauseTurn,
+    /// It declined; billed, and the same question will be declined again.
+    Refusal {
+        /// The policy's name, if it has one.
+        category: Option<String>,
+        /// In words; not stable.
+        explanation: Option<String>,
+    },
+    /// Prompt and answer together outgrew the model's context window.
+    ModelContextWindowExceeded,
+    /// A reason newer than this program.
+    Other(String),
+}
+
+/// The `anthropic-ratelimit-*` headers; `None` where an answer had none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Requests per minute.
+    pub requests: Option<RateLimit>,
+    /// Input tokens per minute, cache reads not counted.
+    pub input_tokens: Option<RateLimit>,
+    /// Output tokens per minute.
+    pub output_tokens: Option<RateLimit>,
+}
+
+/// One limit. The API rounds `remaining` tokens to thousands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Allowed per minute.
+    pub limit: u64,
+    /// Left right now.
+    pub remaining: u64,
+}
+
+/// What `GET /v1/models/{id}` tells of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ModelInfo {
+    /// The model's id.
+    pub id: String,
+    /// `active`, `deprecated` or `retired`.
+    #[serde(default)]
+    pub lifecycle: Option<String>,
+    /// When it retires (RFC 3339), if that is set.
+    #[serde(default)]
+    pub retires_at: Option<String>,
+    /// Most input tokens.
+    #[serde(default)]
+    pub max_input_tokens: Option<u64>,
+    /// Most output tokens.
+    #[serde(default)]
+    pub max_tokens: Option<u64>,
+}
+
+/// Why a client could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The base URL cannot be used. It is not repeated here, as it might hold a password.
+    #[error("the base URL of the Claude API {0}")]
+    BaseUrl(&'static str),
+    /// The key cannot be a header value. It is not shown.
+    #[error("the Claude API key is empty or has a character no key has (a space, a line break?)")]
+    ApiKey,
+    /// TLS or the HTTP client could not be set up.
+    #[error("the HTTPS client for Claude could not be set up (are CA certificates installed?): {0}")]
+    Http(String),
+}
+
+impl Claude {
+    /// Builds a client; connects to nothing yet. Proxies come from the environment
+    /// (`HTTPS_PROXY` and the like), but for a base URL on this machine.
+    pub fn new(config: ClientConfig) -> Result<Claude, ClientError> {
+        let messages_url = messages_url(&config.base_url)?;
+        let key = config.api_key.expose_secret();
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ClientError::ApiKey);
+        }
+        let mut key = HeaderValue::from_str(key).map_err(|_| ClientError::ApiKey)?;
+        key.set_sensitive(true);
+        let headers = HeaderMap::from_iter([
+            (reqwest::header::HeaderName::from_static("x-api-key"), key),
+            (
+                reqwest::header::HeaderName::from_static("anthropic-version"),
+                HeaderValue::from_static(wire::API_VERSION),
+            ),
+        ]);
+        // Process-wide; a second call finds it set, by us or by the embedding program, and either is fine.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder();
+        if is_loopback(&messages_url) {
+            // A gateway or simulator on this machine is not behind the network's proxy.
+            builder = builder.no_proxy();
+        }
+        let http = builder
+            .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(config.connect_timeout)
+            .tcp_nodelay(true)
+            .tcp_keepalive(TCP_KEEPALIVE)
+            // A redirect to elsewhere would take the key along.
+            .redirect(reqwest::redirect::Policy::none())
+            // One call is one request; only the queue repeats one.
+            .retry(reqwest::retry::never())
+            .build()
+            .map_err(|error| ClientError::Http(cause(&error)))?;
+        Ok(Claude {
+            inner: Arc::new(Inner {
+                http,
+                messages_url,
+                headers,
+                api_key: config.api_key,
+                idle_timeout: config.idle_timeout,
+                request_timeout: config.request_timeout,
+            }),
+        })
+    }
+
+    /// Sends one request and reads the whole answer, giving each piece of text to `on_text` as it comes. Dropping
+    /// the future aborts the HTTP call. A failure tells how far the answer came.
+    pub async fn send(
+        &self,
+        request: &MessageRequest,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<Reply, CallError> {
+        let mut head = Head::default();
+        let mut answer = Answer::default();
+        let outcome = self.within(self.exchange(request, on_text, &mut head, &mut answer)).await;
+        let stop = answer.stop.take();
+        match outcome.and_then(|()| stop.ok_or_else(|| stream::malformed("it has no stop_reason"))) {
+            Ok(stop) => Ok(Reply {
+                text: answer.text,
+                model: answer.model,
+                stop,
+                usage: answer.usage.unwrap_or_default(),
+                request_id: head.request_id,
+                rate_limits: head.rate_limits,
+            }),
+            Err(error) => Err(CallError {
+                usage: answer.usage.map(Box::new),
+                text: Some(answer.text).filter(|text| !text.is_empty()),
+                ..self.finish(error, head)
+            }),
+        }
+    }
+
+    /// Asks for a model's life cycle and limits: the check at start. Not billed.
+    pub async fn model(&self, id: &str) -> Result<ModelInfo, CallError> {
+        let mut head = Head::default();
+        let mut url = self.inner.messages_url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop().push("models").push(id);
+        }
+        let ask = async {
+            let response = self.answered(self.inner.http.get(url), &mut head).await?;
+            let body = self.bounded_body(response).await;
+            serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("model {id}: {error}")))
+        };
+        let outcome = self.within(ask).await;
+        outcome.map_err(|error| CallError { surely_unbilled: true, ..self.finish(error, head) })
+    }
+
+    async fn exchange(
+        &self,
+        request: &MessageRequest,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+        head: &mut Head,
+        answer: &mut Answer,
+    ) -> Result<(), CallError> {
+        let call = self.inner.http.post(self.inner.messages_url.clone()).json(&wire::Body::new(request));
+        let response = self.answered(call, head).await?;
+        let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if !kind.starts_with(b"text/event-stream") {
+            let kind = String::from_utf8_lossy(kind).into_owned();
+            let body = self.bounded_body(response).await;
+            let body = String::from_utf8_lossy(&body);
+            return Err(stream::malformed(&format!("a stream was asked for and `{kind}` came: {body}")));
+        }
+        stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_text).await
+    }
+
+    /// Sends `call` and returns its answer if that is a success, without its body.
+    async fn answered(&self, call: RequestBuilder, head: &mut Head) -> Result<Response, CallError> {
+        let sent = call.headers(self.inner.headers.clone()).send();
+        let idle = self.inner.idle_timeout;
+        let response =
+            timeout(idle, sent).await.map_err(|_| stream::silent(idle))?.map_err(|error| unsent_or_lost(&error))?;
+        let status = response.status();
+        let headers = response.headers();
+        head.status = Some(status.as_u16());
+        head.request_id = text(headers, "request-id").map(str::to_owned);
+        head.rate_limits = RateLimits::read(headers);
+        if status.is_success() {
+            return Ok(response);
+        }
+        let headers = headers.clone();
+        let body = self.bounded_body(response).await;
+        Err(CallError::of_answer(status.as_u16(), &headers, &body, SystemTime::now()))
+    }
+
+    /// As much of a body as comes within bounds of size and silence: what has come is better than nothing.
+    async fn bounded_body(&self, mut response: Response) -> Vec<u8> {
+        let mut body = Vec::new();
+        while let Ok(Ok(Some(chunk))) = timeout(self.inner.idle_timeout, response.chunk()).await {
+            body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY_BYTES - body.len())]);
+            if body.len() == MAX_ERROR_BODY_BYTES {
+                break;
+            }
+        }
+        body
+    }
+
+    async fn within<T>(&self, call: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+        let limit = self.inner.request_timeout;
+        timeout(limit, call).await.unwrap_or_else(|_| {
+            let message = format!("the call to Claude was not done within {limit:?} (the request timeout)");
+            Err(CallError::new(ErrorKind::TotalTimeout, message))
+        })
+    }
+
+    /// Adds what the answer's head told, and makes sure that no server can have the key repeated in a message.
+    fn finish(&self, error: CallError, head: Head) -> CallError {
+        CallError {
+            status: head.status,
+            request_id: head.request_id.or(error.request_id),
+            message: error.message.replace(self.inner.api_key.expose_secret(), "[the API key]"),
+            ..error
+        }
+    }
+}
+
+/// What an answer's head told.
+#[derive(Default)]
+struct Head {
+    status: Option<u16>,
+    request_id: Option<String>,
+    rate_limits: RateLimits,
+}
+
+impl RateLimits {
+    fn read(headers: &HeaderMap) -> RateLimits {
+        let number = |name: &str, what| text(headers, &format!("anthropic-ratelimit-{name}-{what}"))?.parse().ok();
+        let limit = |name| Some(RateLimit { limit: number(name, "limit")?, remaining: number(name, "remaining")? });
+        RateLimits {
+            requests: limit("requests"),
+            input_tokens: limit("input-tokens"),
+            output_tokens: limit("output-tokens"),
+        }
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The address of the messages endpoint under `base`.
+fn messages_url(base: &str) -> Result<Url, ClientError> {
+    let mut url =
+        Url::parse(base.trim()).map_err(|_| ClientError::BaseUrl("is not a URL, such as https://api.anthropic.com"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(ClientError::BaseUrl("must begin with https:// (or http:// for a local gateway)"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(ClientError::BaseUrl("must not hold a user name or password"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(ClientError::BaseUrl("must not hold a `?` or `#` part"));
+    }
+    url.path_segments_mut()
+        .map_err(|()| ClientError::BaseUrl("has no place for a path"))?
+        .pop_if_empty()
+        .extend(["v1", "messages"]);
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+fn unsent_or_lost(error: &reqwest::Error) -> CallError {
+    let cause = cause(error);
+    if error.is_connect() {
+        CallError::new(
+            ErrorKind::ConnectFailed,
+            format!("no connection to Claude (check the base URL, the network and the proxy): {cause}"),
+        )
+    } else {
+        CallError::new(ErrorKind::ConnectionLost, format!("the connection to Claude broke before it answered: {cause}"))
+    }
+}
+
+/// The root of a failure in words, without the URLs the outer errors carry.
+fn cause(error: &(dyn Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.to_string()
+}
+
+#[cfg(test)]
+mod tests;

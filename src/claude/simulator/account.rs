@@ -1,0 +1,114 @@
+//! The simulated account: its rate limits as token buckets with continuous refill, and their headers.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+/// What a bucket must hold for a request to pass: one request, or any tokens at all.
+const NEEDED: f64 = 1.0;
+
+/// An organization's limits per minute, for one class of models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccountLimits {
+    /// Requests.
+    pub requests: u32,
+    /// Input tokens, cache reads not counted.
+    pub input_tokens: u32,
+    /// Output tokens.
+    pub output_tokens: u32,
+    /// How much may come at once: the buckets hold what refills in this time. The API may enforce 60 requests per
+    /// minute as one per second.
+    pub burst: Duration,
+}
+
+impl AccountLimits {
+    /// The limits of Anthropic's first paid tier, a minute's worth at once.
+    pub const START: AccountLimits = AccountLimits {
+        requests: 1_000,
+        input_tokens: 2_000_000,
+        output_tokens: 400_000,
+        burst: Duration::from_secs(60),
+    };
+}
+
+/// How full the buckets are.
+pub(super) struct Account {
+    buckets: [Bucket; 3],
+}
+
+struct Bucket {
+    name: &'static str,
+    limit: u32,
+    capacity: f64,
+    level: f64,
+    at: Instant,
+}
+
+/// A limit that is reached, and when it is not any more.
+pub(super) struct Exceeded {
+    pub(super) limit: String,
+    pub(super) wait: Duration,
+}
+
+impl Account {
+    pub(super) fn new(limits: AccountLimits, now: Instant) -> Account {
+        let bucket = |name, limit: u32| {
+            let capacity = (f64::from(limit) * limits.burst.as_secs_f64() / 60.0).max(1.0);
+            Bucket { name, limit, capacity, level: capacity, at: now }
+        };
+        Account {
+            buckets: [
+                bucket("requests", limits.requests),
+                bucket("input-tokens", limits.input_tokens),
+                bucket("output-tokens", limits.output_tokens),
+            ],
+        }
+    }
+
+    /// Takes one request with so many tokens off the buckets, or nothing at all if one is empty. A bucket may go
+    /// below zero: the tokens of an answer are known only afterwards.
+    pub(super) fn take(&mut self, input_tokens: u64, output_tokens: u64, now: Instant) -> Result<(), Exceeded> {
+        self.buckets.iter_mut().for_each(|bucket| bucket.refill(now));
+        if let Some(empty) = self.buckets.iter().find(|bucket| bucket.level < NEEDED) {
+            return Err(Exceeded {
+                limit: format!("{} {} per minute", empty.limit, empty.name.replace('-', " ")),
+                wait: empty.time_to(NEEDED),
+            });
+        }
+        for (bucket, taken) in self.buckets.iter_mut().zip([1, input_tokens, output_tokens]) {
+            bucket.level -= taken as f64;
+        }
+        Ok(())
+    }
+
+    /// The `anthropic-ratelimit-*` headers.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (String, String)> {
+        let now = SystemTime::now();
+        self.buckets.iter().flat_map(move |bucket| {
+            let remaining = match bucket.name {
+                "requests" => bucket.level.max(0.0).floor(),
+                _ => (bucket.level.max(0.0) / 1_000.0).round() * 1_000.0,
+            };
+            let reset = jiff::Timestamp::try_from(now + bucket.time_to(bucket.capacity)).unwrap_or_default();
+            let name = |what| format!("anthropic-ratelimit-{}-{what}", bucket.name);
+            [
+                (name("limit"), bucket.limit.to_string()),
+                (name("remaining"), remaining.to_string()),
+                (name("reset"), reset.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+            ]
+        })
+    }
+}
+
+impl Bucket {
+    fn refill(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.level = (self.level + elapsed * f64::from(self.limit) / 60.0).min(self.capacity);
+        self.at = now;
+    }
+
+    fn time_to(&self, level: f64) -> Duration {
+        let missing = (level - self.level).max(0.0);
+        Duration::try_from_secs_f64(missing * 60.0 / f64::from(self.limit)).unwrap_or(Duration::MAX)
+    }
+}

@@ -1,0 +1,270 @@
+//! What the simulator checks in a request, as the API would: key, version, fields, model, schema.
+
+use std::sync::Mutex;
+
+use axum::http::{HeaderMap, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{ErrorAnswer, lock};
+
+/// Over this many `max_tokens` the API wants a request to stream.
+const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
+
+/// Schema keywords the API's structured output does not take.
+const UNSUPPORTED_KEYWORDS: [&str; 7] =
+    ["minimum", "maximum", "minLength", "maxLength", "maxItems", "multipleOf", "$schema"];
+
+/// The models the simulator knows.
+const MODELS: [Model; 5] = [
+    Model::active("claude-sonnet-5-5", "Claude Sonnet 5.5"),
+    Model::active("claude-haiku-5-5", "Claude Haiku 5.5"),
+    Model::active("claude-opus-5-5", "Claude Opus 5.5"),
+    Model {
+        lifecycle: "deprecated",
+        retires_at: Some("2026-11-30T00:00:00Z"),
+        ..Model::active("claude-sonnet-4-5", "Claude Sonnet 4.5")
+    },
+    Model {
+        lifecycle: RETIRED,
+        retires_at: Some("2025-10-28T00:00:00Z"),
+        ..Model::active("claude-3-5-sonnet-20241022", "Claude Sonnet 3.5")
+    },
+];
+
+const RETIRED: &str = "retired";
+
+/// A model as `GET /v1/models/{id}` tells of it.
+#[derive(Serialize)]
+struct Model {
+    r#type: &'static str,
+    id: &'static str,
+    display_name: &'static str,
+    created_at: &'static str,
+    lifecycle: &'static str,
+    retires_at: Option<&'static str>,
+    max_input_tokens: u32,
+    max_tokens: u32,
+}
+
+impl Model {
+    const fn active(id: &'static str, display_name: &'static str) -> Model {
+        Model {
+            r#type: "model",
+            id,
+            display_name,
+            // What the API tells where the date is not known.
+            created_at: "1970-01-01T00:00:00Z",
+            lifecycle: "active",
+            retires_at: None,
+            max_input_tokens: 1_000_000,
+            max_tokens: 64_000,
+        }
+    }
+}
+
+/// What is wanted of a good request.
+pub(super) struct Asked {
+    pub(super) model: String,
+    pub(super) max_tokens: u64,
+    pub(super) stream: bool,
+    /// The system prompt, and whether it is marked for the cache.
+    pub(super) system: Option<(String, bool)>,
+    /// All messages' text; the last is the user's.
+    pub(super) prompt: String,
+    /// Bytes of the schema.
+    pub(super) schema_bytes: usize,
+}
+
+/// Every field of the API, so that an unknown one can be told from one that is merely of no use here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body<'a> {
+    model: Option<String>,
+    max_tokens: Option<i64>,
+    messages: Option<Vec<Message>>,
+    stream: Option<bool>,
+    system: Option<Content>,
+    #[serde(borrow)]
+    output_config: Option<OutputConfig<'a>>,
+    temperature: Option<IgnoredAny>,
+    top_p: Option<IgnoredAny>,
+    top_k: Option<IgnoredAny>,
+    tool_choice: Option<ToolChoice>,
+    #[serde(rename = "tools")]
+    _tools: Option<IgnoredAny>,
+    #[serde(rename = "thinking")]
+    _thinking: Option<IgnoredAny>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<IgnoredAny>,
+    #[serde(rename = "service_tier")]
+    _service_tier: Option<IgnoredAny>,
+    #[serde(rename = "stop_sequences")]
+    _stop_sequences: Option<IgnoredAny>,
+    #[serde(rename = "cache_control")]
+    _cache_control: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: Content,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Blocks(Vec<Block>),
+}
+
+#[derive(Deserialize)]
+struct Block {
+    #[serde(default)]
+    text: String,
+    cache_control: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct OutputConfig<'a> {
+    #[serde(rename = "effort")]
+    _effort: Option<IgnoredAny>,
+    #[serde(borrow)]
+    format: Option<Format<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Format<'a> {
+    r#type: String,
+    #[serde(borrow)]
+    schema: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct ToolChoice {
+    r#type: String,
+}
+
+impl Content {
+    fn text(self) -> (String, bool) {
+        match self {
+            Content::Text(text) => (text, false),
+            Content::Blocks(blocks) => {
+                let cached = blocks.iter().any(|block| block.cache_control.is_some());
+                (blocks.into_iter().map(|block| block.text).collect::<Vec<_>>().join("\n"), cached)
+            }
+        }
+    }
+}
+
+/// Checks the headers: the key, which must be `key` if one is given, and the version. The key may come as `x-api-key`
+/// or, as Anthropic's SDKs send it with this version of the API, as a bearer token.
+pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result<(), ErrorAnswer> {
+    let bearer = || headers.get("authorization")?.as_bytes().strip_prefix(b"Bearer ");
+    let given = headers.get("x-api-key").map(HeaderValue::as_bytes).or_else(bearer);
+    let unauthorized = |message| Err(ErrorAnswer::status(401).message(message));
+    match (given, key) {
+        (None, _) => return unauthorized("x-api-key header is required"),
+        (Some(given), Some(key)) if given != key.expose_secret().as_bytes() => {
+            return unauthorized("invalid x-api-key");
+        }
+        (Some(_), _) => {}
+    }
+    if !headers.contains_key("anthropic-version") {
+        return Err(invalid("anthropic-version: header is required"));
+    }
+    Ok(())
+}
+
+/// Checks a body. `good_schema` remembers the last good schema, as callers send the same one over and over.
+pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let body: Body<'_> = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| invalid(format!("{}: {}", error.path(), error.inner())))?;
+    let required = |field| invalid(format!("{field}: Field required"));
+    let model = body.model.ok_or_else(|| required("model"))?;
+    let max_tokens = body.max_tokens.ok_or_else(|| required("max_tokens"))?;
+    let messages = body.messages.ok_or_else(|| required("messages"))?;
+    let max_tokens = u64::try_from(max_tokens).ok().filter(|max| *max > 0);
+    let max_tokens = max_tokens.ok_or_else(|| invalid("max_tokens: Input should be greater than or equal to 1"))?;
+    match messages.last().map(|message| message.role.as_str()) {
+        None => return Err(invalid("messages: at least one message is required")),
+        Some("assistant") => return Err(invalid("messages: this model does not support assistant message prefill")),
+        Some("user") => {}
+        Some(role) => return Err(invalid(format!("messages: unexpected role \"{role}\""))),
+    }
+    let sampling = [("temperature", body.temperature), ("top_p", body.top_p), ("top_k", body.top_k)];
+    if let Some((name, _)) = sampling.iter().find(|(_, value)| value.is_some()) {
+        return Err(invalid(format!("{name}: sampling parameters are not supported on this model")));
+    }
+    if body.tool_choice.is_some_and(|choice| matches!(choice.r#type.as_str(), "any" | "tool")) {
+        return Err(invalid("tool_choice: forced tool use is not supported on this model"));
+    }
+    let stream = body.stream.unwrap_or(false);
+    if !stream && max_tokens > MAX_TOKENS_UNSTREAMED {
+        return Err(invalid(format!("max_tokens: over {MAX_TOKENS_UNSTREAMED} a request must stream")));
+    }
+    let mut schema_bytes = 0;
+    if let Some(format) = body.output_config.and_then(|config| config.format) {
+        if format.r#type != "json_schema" {
+            return Err(invalid("output_config.format.type: Input should be 'json_schema'"));
+        }
+        let raw = format.schema.ok_or_else(|| required("output_config.format.schema"))?.get();
+        let mut good = lock(good_schema);
+        if *good != raw {
+            check_schema(&serde_json::from_str(raw).map_err(|error| invalid(error.to_string()))?)?;
+            raw.clone_into(&mut good);
+        }
+        schema_bytes = raw.len();
+    }
+    if !MODELS.iter().any(|known| known.id == model && known.lifecycle != RETIRED) {
+        return Err(no_model(&model));
+    }
+    let prompt: Vec<_> = messages.into_iter().map(|message| message.content.text().0).collect();
+    Ok(Asked {
+        model,
+        max_tokens,
+        stream,
+        system: body.system.map(Content::text),
+        prompt: prompt.join("\n"),
+        schema_bytes,
+    })
+}
+
+/// The answer of `GET /v1/models/{id}`.
+pub(super) fn model(id: &str) -> Result<Value, ErrorAnswer> {
+    let model = MODELS.iter().find(|known| known.id == id).ok_or_else(|| no_model(id))?;
+    Ok(json!(model))
+}
+
+fn no_model(id: &str) -> ErrorAnswer {
+    ErrorAnswer::status(404).message(format!("model: {id}"))
+}
+
+fn check_schema(schema: &Value) -> Result<(), ErrorAnswer> {
+    let wrong = |what: String| Err(invalid(format!("output_config.format.schema: {what}")));
+    match schema {
+        Value::Object(members) => {
+            if let Some(keyword) = UNSUPPORTED_KEYWORDS.iter().find(|keyword| members.contains_key(**keyword)) {
+                return wrong(format!("keyword '{keyword}' is not supported"));
+            }
+            let is_object = members.get("type").is_some_and(|kind| kind == "object");
+            if is_object && members.get("additionalProperties") != Some(&Value::Bool(false)) {
+                return wrong("for 'object' type, 'additionalProperties' must be explicitly false".to_owned());
+            }
+            if members.get("minItems").is_some_and(|count| count.as_u64() > Some(1)) {
+                return wrong("'minItems' may only be 0 or 1".to_owned());
+            }
+            members.values().try_for_each(check_schema)
+        }
+        Value::Array(items) => items.iter().try_for_each(check_schema),
+        _ => Ok(()),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> ErrorAnswer {
+    ErrorAnswer::status(400).message(message)
+}

@@ -1,0 +1,231 @@
+//! An answer as the bytes that go out: the events of a stream or one JSON object, whole or broken on purpose.
+
+use std::io;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::{Fault, Flight, error_body};
+use crate::claude::wire::Usage;
+
+/// Characters of text in one event when the answer is spread over time: about what a few tokens come to.
+const DELTA_CHARS: usize = 48;
+
+/// Characters of text in one event when the answer is due at once: few events, as they cost the load test's CPU.
+const DELTA_CHARS_AT_ONCE: usize = 1_024;
+
+/// Pause between two writes of an answer that is spread over time, at least.
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+
+/// A complete answer, before it is put into bytes.
+pub(super) struct Message<'a> {
+    pub(super) id: &'a str,
+    pub(super) model: &'a str,
+    pub(super) text: &'a str,
+    pub(super) thinking: bool,
+    pub(super) stop_reason: &'a str,
+    pub(super) usage: Usage,
+}
+
+/// One thing to do while a body goes out.
+pub(super) enum Step {
+    Send(Bytes),
+    Wait(Duration),
+    /// Breaks the connection; what was not flushed before, with a wait, is lost.
+    Break,
+    /// Says nothing more, until the caller leaves or the simulator ends.
+    Hang,
+}
+
+/// The events of a stream: their bytes, and where each ends.
+struct Events {
+    bytes: String,
+    ends: Vec<usize>,
+}
+
+impl Message<'_> {
+    /// The answer as one JSON object.
+    pub(super) fn json(&self) -> Value {
+        let mut content = vec![json!({"type": "text", "text": self.text})];
+        if self.thinking {
+            content.insert(0, json!({"type": "thinking", "thinking": THOUGHT, "signature": "c2lt"}));
+        }
+        json!({
+            "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
+            "stop_reason": self.stop_reason, "stop_sequence": null, "stop_details": self.stop_details(),
+            "usage": self.usage,
+        })
+    }
+
+    /// The steps in which the answer streams out over `latency`, in at most `writes` writes, broken as `fault` says.
+    pub(super) fn steps(&self, latency: Duration, writes: u32, fault: &Fault) -> Vec<Step> {
+        let at_once = latency.is_zero() && matches!(fault, Fault::Normal);
+        let Events { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
+        let bytes = Bytes::from(bytes);
+        let upto = |events: usize| bytes.slice(..events.checked_sub(1).map_or(0, |n| ends[n.min(ends.len() - 1)]));
+        let middle = ends.len() / 2;
+        match fault {
+            Fault::CutAfter(events) => vec![Step::Send(upto(*events))],
+            Fault::DropAfter(events) => vec![Step::Send(upto(*events)), Step::Wait(Duration::ZERO), Step::Break],
+            Fault::StallAfter(events) => vec![Step::Send(upto(*events)), Step::Hang],
+            Fault::SlowBytes { bytes: size, pause } => (0..bytes.len())
+                .step_by((*size).max(1))
+                .flat_map(|at| [Step::Send(bytes.slice(at..bytes.len().min(at + size))), Step::Wait(*pause)])
+                .collect(),
+            Fault::Malformed => {
+                vec![Step::Send(upto(middle)), Step::Send("event: content_block_delta\ndata: {\"type\":\n\n".into())]
+            }
+            Fault::ErrorEvent(error_type) => {
+                let error = error_body(error_type, "simulated error in the middle of the answer", None, self.id);
+                vec![Step::Send(upto(middle)), Step::Send(format!("event: error\ndata: {error}\n\n").into())]
+            }
+            _ if at_once => vec![Step::Send(bytes)],
+            _ => spread(&bytes, &ends, latency, writes),
+        }
+    }
+
+    fn events(&self, delta_chars: usize) -> Events {
+        let mut events = Events { bytes: String::with_capacity(self.text.len() * 2), ends: Vec::new() };
+        let usage = Usage { output_tokens: 1, ..self.usage };
+        events.push(
+            "message_start",
+            &json!({"type": "message_start", "message": {
+                "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": [],
+                "stop_reason": null, "stop_sequence": null, "usage": usage,
+            }}),
+        );
+        events.push("ping", &json!({"type": "ping"}));
+        let text_index = usize::from(self.thinking);
+        if self.thinking {
+            events.block(0, &json!({"type": "thinking", "thinking": "", "signature": ""}), |events| {
+                events.delta(0, "thinking_delta", "thinking", THOUGHT);
+                events.delta(0, "signature_delta", "signature", "c2lt");
+            });
+        }
+        if !self.text.is_empty() {
+            events.block(text_index, &json!({"type": "text", "text": ""}), |events| {
+                for piece in pieces(self.text, delta_chars) {
+                    events.delta(text_index, "text_delta", "text", piece);
+                }
+            });
+        }
+        events.push(
+            "message_delta",
+            &json!({
+                "type": "message_delta", "usage": self.usage,
+                "delta": {"stop_reason": self.stop_reason, "stop_sequence": null, "stop_details": self.stop_details()},
+            }),
+        );
+        events.push("message_stop", &json!({"type": "message_stop"}));
+        events
+    }
+
+    fn stop_details(&self) -> Option<Value> {
+        (self.stop_reason == "refusal")
+            .then(|| json!({"type": "refusal", "category": "general_harms", "explanation": "A simulated refusal."}))
+    }
+}
+
+const THOUGHT: &str = "A simulated thought, which is no part of the answer.";
+
+impl Events {
+    fn push(&mut self, name: &str, data: &Value) {
+        self.raw(name, |bytes| bytes.push_str(&data.to_string()));
+    }
+
+    /// By hand, as nearly all events are of this kind.
+    fn delta(&mut self, index: usize, kind: &str, field: &str, text: &str) {
+        self.raw("content_block_delta", |bytes| {
+            bytes.push_str(r#"{"type":"content_block_delta","index":"#);
+            bytes.push_str(if index == 0 { "0" } else { "1" });
+            bytes.extend([r#","delta":{"type":""#, kind, r#"",""#, field, r#"":"#]);
+            bytes.push_str(&json_string(text));
+            bytes.push_str("}}");
+        });
+    }
+
+    fn block(&mut self, index: usize, block: &Value, deltas: impl FnOnce(&mut Events)) {
+        let start = json!({"type": "content_block_start", "index": index, "content_block": block});
+        self.push("content_block_start", &start);
+        deltas(self);
+        self.push("content_block_stop", &json!({"type": "content_block_stop", "index": index}));
+    }
+
+    fn raw(&mut self, name: &str, data: impl FnOnce(&mut String)) {
+        self.bytes.extend(["event: ", name, "\ndata: "]);
+        data(&mut self.bytes);
+        self.bytes.push_str("\n\n");
+        self.ends.push(self.bytes.len());
+    }
+}
+
+/// A body that goes out step by step. `flight` lands with the last step.
+pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> Body {
+    let state = (steps.into_iter(), flight, end);
+    Body::from_stream(stream::unfold(state, |(mut steps, mut flight, end)| async move {
+        loop {
+            let Some(step) = steps.next() else {
+                flight.land();
+                return None;
+            };
+            match step {
+                Step::Send(bytes) => {
+                    // Not only when asked for more: a caller who has all may leave before that.
+                    if steps.len() == 0 {
+                        flight.land();
+                    }
+                    return Some((Ok(bytes), (steps, flight, end)));
+                }
+                // Lets the server flush what it has.
+                Step::Wait(Duration::ZERO) => tokio::task::yield_now().await,
+                Step::Wait(time) => tokio::time::sleep(time).await,
+                Step::Hang => {
+                    end.cancelled().await;
+                    return None;
+                }
+                Step::Break => {
+                    flight.land();
+                    return Some((Err(io::Error::other("broken on purpose")), (steps, flight, end)));
+                }
+            }
+        }
+    }))
+}
+
+/// A whole body, as it is.
+pub(super) fn whole(bytes: impl Into<Bytes>) -> Body {
+    Body::from(bytes.into())
+}
+
+fn spread(bytes: &Bytes, ends: &[usize], latency: Duration, writes: u32) -> Vec<Step> {
+    let rest = ends.len().saturating_sub(1);
+    let fitting = latency.as_nanos() / MIN_PAUSE.as_nanos();
+    let writes = usize::try_from(fitting).unwrap_or(usize::MAX).min(writes as usize).clamp(1, rest.max(1));
+    let pause = latency.div_f64(writes as f64);
+    let mut sent = ends[0];
+    let mut steps = vec![Step::Send(bytes.slice(..sent))];
+    for write in 1..=writes {
+        let end = ends[rest * write / writes];
+        steps.extend([Step::Wait(pause), Step::Send(bytes.slice(sent..end))]);
+        sent = end;
+    }
+    steps
+}
+
+/// `text` in pieces of `size` characters.
+fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let end = rest.char_indices().nth(size).map_or(rest.len(), |(at, _)| at);
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn json_string(text: &str) -> String {
+    Value::from(text).to_string()
+}

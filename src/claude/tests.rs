@@ -1,0 +1,523 @@
+//! The client against the simulator, over real HTTP on a loopback socket.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use serde_json::json;
+use strum::IntoEnumIterator;
+
+use super::error::{ErrorClass, MAX_RETRY_AFTER};
+use super::simulator::{AccountLimits, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig};
+use super::*;
+
+const KEY: &str = "sk-ant-very-secret";
+
+fn config(base_url: String) -> ClientConfig {
+    ClientConfig {
+        base_url,
+        api_key: KEY.into(),
+        connect_timeout: Duration::from_secs(5),
+        idle_timeout: Duration::from_secs(5),
+        request_timeout: Duration::from_secs(20),
+    }
+}
+
+fn question(text: &str) -> MessageRequest {
+    MessageRequest {
+        model: "claude-sonnet-5-5".to_owned(),
+        max_tokens: 8_000,
+        system: "You analyse decisions.".to_owned(),
+        prompt: format!("<question>{text}</question>"),
+        schema: Some(Arc::new(schema())),
+    }
+}
+
+fn schema() -> Value {
+    serde_json::from_str(include_str!("../analysis/decision.schema.json")).unwrap()
+}
+
+async fn pair(faults: impl IntoIterator<Item = Fault>) -> (Simulator, Claude) {
+    let simulator = Simulator::start(SimulatorConfig::default()).await.unwrap();
+    simulator.script(faults);
+    let claude = Claude::new(config(simulator.base_url())).unwrap();
+    (simulator, claude)
+}
+
+async fn ask(claude: &Claude) -> Result<Reply, CallError> {
+    claude.send(&question("Open an office in Oslo?"), &|_| {}).await
+}
+
+async fn failure(fault: impl Into<Fault>) -> CallError {
+    let (_simulator, claude) = pair([fault.into()]).await;
+    ask(&claude).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn an_answer_arrives_whole_with_its_usage_and_request_id() {
+    let (simulator, claude) = pair([]).await;
+    let heard = Mutex::new(String::new());
+    let reply =
+        claude.send(&question("Open an office in Oslo?"), &|text| heard.lock().unwrap().push_str(text)).await.unwrap();
+    let call = simulator.calls().remove(0);
+    assert_eq!(reply.stop, StopReason::EndTurn);
+    assert_eq!(reply.text, *call.answer.unwrap());
+    assert_eq!(reply.text, heard.into_inner().unwrap());
+    assert_eq!(reply.model, "claude-sonnet-5-5");
+    assert_eq!(reply.usage, call.usage);
+    assert_eq!(reply.request_id, Some(call.request_id));
+    let requests = reply.rate_limits.requests.unwrap();
+    assert_eq!((requests.limit, requests.remaining), (1_000, 1_000));
+}
+
+#[tokio::test]
+async fn the_request_is_what_the_api_asks_for() {
+    let (simulator, claude) = pair([]).await;
+    ask(&claude).await.unwrap();
+    let body = simulator.calls()[0].json();
+    assert_eq!(body["stream"], true);
+    assert_eq!(
+        body["system"],
+        json!([{"type": "text", "text": "You analyse decisions.", "cache_control": {"type": "ephemeral"}}])
+    );
+    assert_eq!(body["messages"], json!([{"role": "user", "content": "<question>Open an office in Oslo?</question>"}]));
+    let format = &body["output_config"]["format"];
+    assert_eq!(format["type"], "json_schema");
+    assert!(format["schema"]["properties"].is_object());
+    assert!(format["schema"].get("$schema").is_none());
+    let fields: Vec<_> = body.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(fields, ["max_tokens", "messages", "model", "output_config", "stream", "system"]);
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let (simulator, claude) = pair([]).await;
+    for _ in 0..20 {
+        ask(&claude).await.unwrap();
+    }
+    assert_eq!(simulator.counters().connections, 1);
+}
+
+#[tokio::test]
+async fn every_error_status_has_its_kind_and_class() {
+    use ErrorClass::{Hold, RateLimited, Retry, Terminal};
+    use ErrorKind as K;
+    let answers = [
+        (400, K::InvalidRequest, Terminal),
+        (401, K::Authentication, Hold),
+        (402, K::Billing, Hold),
+        (403, K::Permission, Hold),
+        (404, K::NotFound, Hold),
+        (408, K::RequestTimeout, Retry),
+        (409, K::Conflict, Retry),
+        (413, K::TooLarge, Terminal),
+        (422, K::InvalidRequest, Terminal),
+        (429, K::RateLimit, RateLimited),
+        (500, K::ApiError, Retry),
+        (502, K::ApiError, Retry),
+        (503, K::ApiError, Retry),
+        (504, K::Timeout, Retry),
+        (529, K::Overloaded, Retry),
+        (302, K::Redirect, Hold),
+    ];
+    for (status, kind, class) in answers {
+        let error = failure(ErrorAnswer::status(status).header("location", "http://127.0.0.1:1/")).await;
+        assert_eq!((error.kind, error.class(), error.status), (kind, class, Some(status)), "{status}");
+        assert!(!error.may_have_been_billed(), "{status}");
+        assert!(error.message.contains(&format!("simulated {status}")), "{error}");
+        assert!(error.request_id.unwrap().starts_with("req_sim_"));
+    }
+}
+
+#[tokio::test]
+async fn a_spend_limit_holds_the_queue_and_a_ramp_limit_only_waits() {
+    for code in ["enforced_spend_limit_reached", "contract_spend_limit_reached"] {
+        let error = failure(ErrorAnswer::status(429).error_code(code)).await;
+        assert_eq!((error.kind, error.class()), (ErrorKind::SpendLimit, ErrorClass::Hold));
+    }
+    let ramp = ErrorAnswer::status(429).error_code("ramp_limit_exceeded").header("retry-after", "7");
+    let error = failure(ramp).await;
+    assert_eq!(error.class(), ErrorClass::RateLimited);
+    assert_eq!(error.retry_after, Some(Duration::from_secs(7)));
+}
+
+#[tokio::test]
+async fn x_should_retry_overrules_the_table() {
+    let class =
+        async |status, should| failure(ErrorAnswer::status(status).header("x-should-retry", should)).await.class();
+    assert_eq!(class(400, "true").await, ErrorClass::Retry);
+    assert_eq!(class(401, "true").await, ErrorClass::Retry);
+    assert_eq!(class(429, "true").await, ErrorClass::RateLimited);
+    assert_eq!(class(529, "false").await, ErrorClass::Terminal);
+    assert_eq!(class(429, "false").await, ErrorClass::Terminal);
+    assert_eq!(class(401, "false").await, ErrorClass::Hold);
+    assert_eq!(class(529, "maybe").await, ErrorClass::Retry);
+}
+
+#[tokio::test]
+async fn retry_after_is_read_in_milliseconds_seconds_or_as_a_date_and_is_bounded() {
+    let wait = async |headers: &[(&str, &str)]| {
+        let answer = ErrorAnswer::status(429);
+        let answer = headers.iter().fold(answer, |answer, (name, value)| answer.header(*name, *value));
+        failure(answer).await.retry_after
+    };
+    let both = [("retry-after-ms", "1500.5"), ("retry-after", "9")];
+    assert_eq!(wait(&both).await, Some(Duration::from_micros(1_500_500)));
+    assert_eq!(wait(&[("retry-after-ms", "soon"), ("retry-after", "0.25")]).await, Some(Duration::from_millis(250)));
+    assert_eq!(wait(&[("retry-after", "1e300")]).await, Some(MAX_RETRY_AFTER));
+    for useless in ["0", "-3", "NaN", "tomorrow", "Thu, 01 Jan 1970 00:00:00 GMT"] {
+        assert_eq!(wait(&[("retry-after", useless)]).await, None, "{useless}");
+    }
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+    let seconds = wait(&[("retry-after", &date)]).await.unwrap().as_secs();
+    assert!((90..=100).contains(&seconds), "{seconds}");
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_the_apis_still_gives_a_short_one_line_report() {
+    let page = format!("<html>\n<h1>Bad   Gateway</h1>\u{1b}[31m{}", "x".repeat(1 << 20));
+    let error = failure(ErrorAnswer::status(502).html(page)).await;
+    assert_eq!((error.kind, error.status), (ErrorKind::ApiError, Some(502)));
+    assert!(error.message.contains("<html> <h1>Bad Gateway</h1>"), "{error}");
+    assert!(error.message.chars().count() < 600 && !error.message.contains(char::is_control));
+    assert!(error.request_id.is_some());
+}
+
+#[tokio::test]
+async fn a_gateways_own_page_leaves_open_whether_the_call_was_billed() {
+    for (status, billed) in [(502, true), (504, true), (524, true), (503, false), (529, false), (404, false)] {
+        let error = failure(ErrorAnswer::status(status).html("<html>nginx</html>")).await;
+        assert_eq!(error.may_have_been_billed(), billed, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_success_that_is_no_stream_is_malformed() {
+    let error = failure(ErrorAnswer::status(200).html("<html>Please log in to the Wi-Fi</html>")).await;
+    assert_eq!((error.kind, error.class()), (ErrorKind::Malformed, ErrorClass::Retry));
+    assert!(error.message.contains("Wi-Fi") && error.may_have_been_billed(), "{error}");
+}
+
+#[tokio::test]
+async fn no_connection_means_nothing_was_billed() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = ask(&Claude::new(config(format!("http://{nobody}"))).unwrap()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::ConnectFailed);
+    assert_eq!(error.class(), ErrorClass::Retry);
+    assert!(!error.may_have_been_billed());
+    assert_eq!(error.status, None);
+}
+
+#[tokio::test]
+async fn a_connection_closed_without_an_answer_may_have_been_billed_and_is_not_tried_again() {
+    let (simulator, claude) = pair([Fault::Normal, Fault::CloseBeforeAnswer]).await;
+    ask(&claude).await.unwrap();
+    let error = ask(&claude).await.unwrap_err();
+    assert_eq!((error.kind, error.class()), (ErrorKind::ConnectionLost, ErrorClass::Retry));
+    assert!(error.may_have_been_billed());
+    assert_eq!(error.status, None);
+    assert_eq!(simulator.counters().calls, 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_early_tells_how_far_it_came() {
+    let error = failure(Fault::CutAfter(6)).await;
+    assert_eq!((error.kind, error.class(), error.status), (ErrorKind::StreamCut, ErrorClass::Retry, Some(200)));
+    assert!(error.may_have_been_billed());
+    assert!(error.text.unwrap().starts_with("{\"status\":"));
+    assert!(error.usage.unwrap().input_tokens > 0);
+    assert!(error.request_id.is_some());
+}
+
+#[tokio::test]
+async fn an_empty_stream_is_a_cut_one() {
+    let error = failure(Fault::CutAfter(0)).await;
+    assert_eq!((error.kind, error.text, error.usage), (ErrorKind::StreamCut, None, None));
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_in_the_middle_is_lost() {
+    let error = failure(Fault::DropAfter(6)).await;
+    assert_eq!((error.kind, error.class(), error.status), (ErrorKind::ConnectionLost, ErrorClass::Retry, Some(200)));
+    assert!(error.may_have_been_billed());
+    assert!(error.text.is_some());
+}
+
+#[tokio::test]
+async fn a_stream_that_falls_silent_fails_after_the_idle_timeout_and_is_hung_up() {
+    let (simulator, _) = pair([Fault::StallAfter(6)]).await;
+    let idle_timeout = Duration::from_millis(600);
+    let claude = Claude::new(ClientConfig { idle_timeout, ..config(simulator.base_url()) }).unwrap();
+    let error = ask(&claude).await.unwrap_err();
+    assert_eq!((error.kind, error.class()), (ErrorKind::Silent, ErrorClass::Retry));
+    assert!(error.text.is_some() && error.may_have_been_billed());
+    simulator.wait_for_aborted(1).await;
+}
+
+#[tokio::test]
+async fn bytes_that_make_no_event_are_silence() {
+    let (simulator, _) = pair([Fault::SlowBytes { bytes: 1, pause: Duration::from_millis(40) }]).await;
+    let idle_timeout = Duration::from_millis(400);
+    let claude = Claude::new(ClientConfig { idle_timeout, ..config(simulator.base_url()) }).unwrap();
+    assert_eq!(ask(&claude).await.unwrap_err().kind, ErrorKind::Silent);
+}
+
+#[tokio::test]
+async fn no_answer_at_all_is_silence_too() {
+    let (simulator, _) = pair([Fault::Hold]).await;
+    let idle_timeout = Duration::from_millis(150);
+    let claude = Claude::new(ClientConfig { idle_timeout, ..config(simulator.base_url()) }).unwrap();
+    let error = ask(&claude).await.unwrap_err();
+    assert_eq!((error.kind, error.status), (ErrorKind::Silent, None));
+    assert!(error.may_have_been_billed());
+    simulator.wait_for_aborted(1).await;
+}
+
+#[tokio::test]
+async fn a_call_that_takes_too_long_in_all_fails_though_it_is_not_silent() {
+    let (simulator, _) = pair([Fault::Takes(Duration::from_secs(60))]).await;
+    let request_timeout = Duration::from_secs(1);
+    let claude = Claude::new(ClientConfig { request_timeout, ..config(simulator.base_url()) }).unwrap();
+    let error = ask(&claude).await.unwrap_err();
+    assert_eq!((error.kind, error.class(), error.status), (ErrorKind::TotalTimeout, ErrorClass::Retry, Some(200)));
+    assert!(error.may_have_been_billed() && error.usage.is_some());
+}
+
+#[tokio::test]
+async fn an_event_that_is_not_json_is_malformed() {
+    let error = failure(Fault::Malformed).await;
+    assert_eq!((error.kind, error.class()), (ErrorKind::Malformed, ErrorClass::Retry));
+    assert!(error.message.contains("content_block_delta") && error.text.is_some(), "{error}");
+}
+
+#[tokio::test]
+async fn an_error_event_after_200_means_what_its_type_says() {
+    let types = [
+        ("overloaded_error", ErrorKind::Overloaded, ErrorClass::Retry),
+        ("api_error", ErrorKind::ApiError, ErrorClass::Retry),
+        ("timeout_error", ErrorKind::Timeout, ErrorClass::Retry),
+        ("rate_limit_error", ErrorKind::RateLimit, ErrorClass::RateLimited),
+        ("invalid_request_error", ErrorKind::InvalidRequest, ErrorClass::Terminal),
+        ("authentication_error", ErrorKind::Authentication, ErrorClass::Hold),
+        ("billing_error", ErrorKind::Billing, ErrorClass::Hold),
+        ("permission_error", ErrorKind::Permission, ErrorClass::Hold),
+        ("not_found_error", ErrorKind::NotFound, ErrorClass::Hold),
+        ("conflict_error", ErrorKind::Conflict, ErrorClass::Retry),
+        ("request_too_large", ErrorKind::TooLarge, ErrorClass::Terminal),
+        ("error_of_tomorrow", ErrorKind::ApiError, ErrorClass::Retry),
+    ];
+    for (error_type, kind, class) in types {
+        let error = failure(Fault::ErrorEvent(error_type.to_owned())).await;
+        assert_eq!((error.kind, error.class(), error.status), (kind, class, Some(200)), "{error_type}");
+        assert!(error.may_have_been_billed() && error.text.is_some());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_in_tiny_pieces_that_split_characters_and_events_arrives_whole() {
+    let (simulator, claude) = pair([Fault::SlowBytes { bytes: 7, pause: Duration::ZERO }]).await;
+    let reply = claude.send(&question("我们应该在奥斯陆开设办事处吗？"), &|_| {}).await.unwrap();
+    assert_eq!(reply.text, *simulator.calls()[0].answer.clone().unwrap());
+    assert!(reply.text.contains("奥斯陆"));
+    assert_eq!(simulator.counters().aborted, 0);
+}
+
+#[tokio::test]
+async fn an_answer_spread_over_time_comes_in_many_pieces() {
+    let latency = Latency::Fixed(Duration::from_millis(300));
+    let simulator = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
+    let claude = Claude::new(config(simulator.base_url())).unwrap();
+    let (pieces, begin) = (Mutex::new(0), std::time::Instant::now());
+    claude.send(&question("Open an office in Oslo?"), &|_| *pieces.lock().unwrap() += 1).await.unwrap();
+    assert!(begin.elapsed() >= Duration::from_millis(300));
+    assert!(*pieces.lock().unwrap() > 50);
+}
+
+#[tokio::test]
+async fn thinking_is_left_out() {
+    let (simulator, claude) = pair([Fault::ThinkingFirst]).await;
+    let reply = ask(&claude).await.unwrap();
+    assert_eq!(reply.text, *simulator.calls()[0].answer.clone().unwrap());
+}
+
+#[tokio::test]
+async fn every_stop_reason_is_told() {
+    let stop = async |fault| pair_reply(fault).await.stop;
+    assert_eq!(stop(Fault::MaxTokens).await, StopReason::MaxTokens);
+    assert_eq!(stop(Fault::Stop("stop_sequence".into())).await, StopReason::StopSequence);
+    assert_eq!(stop(Fault::Stop("tool_use".into())).await, StopReason::ToolUse);
+    assert_eq!(stop(Fault::Stop("pause_turn".into())).await, StopReason::PauseTurn);
+    assert_eq!(stop(Fault::Stop("model_context_window_exceeded".into())).await, StopReason::ModelContextWindowExceeded);
+    assert_eq!(stop(Fault::Stop("bored".into())).await, StopReason::Other("bored".into()));
+}
+
+async fn pair_reply(fault: Fault) -> Reply {
+    let (_simulator, claude) = pair([fault]).await;
+    ask(&claude).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_refusal_is_a_billed_reply_with_its_category() {
+    let reply = pair_reply(Fault::Refusal).await;
+    let StopReason::Refusal { category, explanation } = reply.stop else { panic!("{:?}", reply.stop) };
+    assert_eq!((category.as_deref(), explanation.as_deref()), (Some("general_harms"), Some("A simulated refusal.")));
+    assert_eq!(reply.text, "");
+    assert!(reply.usage.total_input() > 0);
+}
+
+#[tokio::test]
+async fn an_answer_longer_than_max_tokens_is_cut_there() {
+    let (_simulator, claude) = pair([]).await;
+    let reply = claude.send(&MessageRequest { max_tokens: 100, ..question("Buy or build?") }, &|_| {}).await.unwrap();
+    assert_eq!((reply.stop, reply.usage.output_tokens), (StopReason::MaxTokens, 100));
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_not_taken() {
+    let (_simulator, claude) = pair([Fault::Answer("x".repeat(stream::MAX_ANSWER_BYTES + 1))]).await;
+    let request = MessageRequest { max_tokens: 10_000_000, ..question("Buy or build?") };
+    let error = claude.send(&request, &|_| {}).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Malformed);
+    assert!(error.text.unwrap().len() <= stream::MAX_ANSWER_BYTES);
+}
+
+#[tokio::test]
+async fn an_endless_event_is_not_taken() {
+    let error = failure(Fault::ErrorEvent("x".repeat(stream::MAX_EVENT_BYTES * 2))).await;
+    assert_eq!(error.kind, ErrorKind::Malformed);
+    assert!(error.message.contains("an event of more than"), "{error}");
+}
+
+#[tokio::test]
+async fn dropping_the_call_hangs_up() {
+    let (simulator, claude) = pair([Fault::Hold]).await;
+    let call = tokio::spawn(async move { ask(&claude).await });
+    simulator.wait_for_calls(1).await;
+    assert_eq!(simulator.counters().in_flight, 1);
+    call.abort();
+    simulator.wait_for_aborted(1).await;
+    assert_eq!(simulator.counters().in_flight, 0);
+}
+
+#[tokio::test]
+async fn parked_calls_go_on_when_released() {
+    let (simulator, claude) = pair([Fault::Hold, Fault::Hold]).await;
+    let calls = [claude.clone(), claude].map(|claude| tokio::spawn(async move { ask(&claude).await }));
+    simulator.wait_for_calls(2).await;
+    simulator.release();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(simulator.counters().peak_in_flight, 2);
+}
+
+#[tokio::test]
+async fn the_key_shows_nowhere() {
+    let (simulator, claude) = pair([
+        ErrorAnswer::status(401).message(format!("no such key: {KEY}")).into(),
+        ErrorAnswer::status(502).html(format!("<html>x-api-key: {KEY}</html>")).into(),
+        Fault::ErrorEvent(KEY.to_owned()),
+    ])
+    .await;
+    let mut shown = format!("{claude:?} {:?} {simulator:?}", config(simulator.base_url()));
+    for _ in 0..3 {
+        let error = ask(&claude).await.unwrap_err();
+        shown += &format!("{error} {error:?}");
+    }
+    for key in ["sk-ant very-secret", "sk-ant-very-secret\n", ""] {
+        let error = Claude::new(ClientConfig { api_key: key.into(), ..config(simulator.base_url()) }).unwrap_err();
+        shown += &format!("{error} {error:?}");
+    }
+    assert!(!shown.contains("very-secret"), "{shown}");
+    assert!(shown.contains("[the API key]"));
+}
+
+#[tokio::test]
+async fn only_the_right_key_is_let_in() {
+    let config_of = |key: &str| SimulatorConfig { api_key: Some(key.into()), ..SimulatorConfig::default() };
+    let simulator = Simulator::start(config_of(KEY)).await.unwrap();
+    ask(&Claude::new(config(simulator.base_url())).unwrap()).await.unwrap();
+    let simulator = Simulator::start(config_of("sk-ant-another")).await.unwrap();
+    let error = ask(&Claude::new(config(simulator.base_url())).unwrap()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Authentication);
+}
+
+#[test]
+fn a_base_url_may_carry_a_path_and_end_in_a_slash() {
+    let url = |base| messages_url(base).unwrap().to_string();
+    assert_eq!(url("https://api.anthropic.com"), "https://api.anthropic.com/v1/messages");
+    assert_eq!(url("https://api.anthropic.com/"), "https://api.anthropic.com/v1/messages");
+    assert_eq!(url("http://gateway:8080/anthropic"), "http://gateway:8080/anthropic/v1/messages");
+    assert_eq!(url("http://gateway:8080/a/b/"), "http://gateway:8080/a/b/v1/messages");
+}
+
+#[test]
+fn only_a_base_url_on_this_machine_goes_past_the_proxy() {
+    let local = |base| is_loopback(&messages_url(base).unwrap());
+    assert!(["http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1"].into_iter().all(local));
+    assert!(!["https://api.anthropic.com", "http://10.0.0.1"].into_iter().any(local));
+}
+
+#[test]
+fn a_base_url_of_no_use_is_refused_without_showing_its_password() {
+    for bad in ["", "api.anthropic.com", "ftp://host", "https://me:hunter2@host", "https://host/?a=1", "https://h/#x"] {
+        let error = Claude::new(config(bad.to_owned())).unwrap_err();
+        assert!(matches!(error, ClientError::BaseUrl(_)), "{bad}: {error}");
+        assert!(!error.to_string().contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn a_models_life_cycle_can_be_asked_for() {
+    let (_simulator, claude) = pair([]).await;
+    let lifecycle = async |id| claude.model(id).await.unwrap().lifecycle.unwrap();
+    assert_eq!(lifecycle("claude-sonnet-5-5").await, "active");
+    assert_eq!(lifecycle("claude-sonnet-4-5").await, "deprecated");
+    assert_eq!(lifecycle("claude-3-5-sonnet-20241022").await, "retired");
+    let error = claude.model("../messages").await.unwrap_err();
+    assert_eq!((error.kind, error.may_have_been_billed()), (ErrorKind::NotFound, false));
+}
+
+#[tokio::test]
+async fn a_retired_model_holds_the_queue() {
+    let (_simulator, claude) = pair([]).await;
+    let retired = MessageRequest { model: "claude-3-5-sonnet-20241022".to_owned(), ..question("Buy or build?") };
+    let error = claude.send(&retired, &|_| {}).await.unwrap_err();
+    assert_eq!((error.kind, error.class()), (ErrorKind::NotFound, ErrorClass::Hold));
+    assert!(error.message.contains("claude-3-5-sonnet-20241022"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reached_limit_is_a_429_that_says_when_to_come_back() {
+    let limits = AccountLimits { requests: 2, burst: Duration::from_secs(60), ..AccountLimits::START };
+    let config_ = SimulatorConfig { limits: Some(limits), ..SimulatorConfig::default() };
+    let simulator = Simulator::start(config_).await.unwrap();
+    let claude = Claude::new(config(simulator.base_url())).unwrap();
+    assert_eq!(ask(&claude).await.unwrap().rate_limits.requests.unwrap().remaining, 1);
+    ask(&claude).await.unwrap();
+    let error = ask(&claude).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::RateLimited);
+    assert!((25..=30).contains(&error.retry_after.unwrap().as_secs()), "{:?}", error.retry_after);
+}
+
+#[tokio::test]
+async fn a_long_system_prompt_is_written_to_the_cache_once_and_then_read() {
+    let (_simulator, claude) = pair([]).await;
+    let request = MessageRequest { system: "word ".repeat(2_000), ..question("Buy or build?") };
+    let first = claude.send(&request, &|_| {}).await.unwrap().usage;
+    let second = claude.send(&request, &|_| {}).await.unwrap().usage;
+    assert_eq!((first.cache_creation_input_tokens, first.cache_read_input_tokens), (2_500, 0));
+    assert_eq!((second.cache_creation_input_tokens, second.cache_read_input_tokens), (0, 2_500));
+    assert_eq!(first.total_input(), second.total_input());
+}
+
+#[test]
+fn the_codes_of_errors_are_distinct_and_stay() {
+    let codes: Vec<_> = ErrorKind::iter().map(ErrorKind::code).collect();
+    assert_eq!(codes.iter().collect::<HashSet<_>>().len(), codes.len());
+    assert_eq!(
+        codes.join(" "),
+        "invalid_request authentication billing permission not_found request_timeout conflict too_large rate_limit \
+         spend_limit api_error timeout overloaded redirect connect_failed connection_lost silent total_timeout \
+         stream_cut malformed"
+    );
+}
