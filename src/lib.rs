@@ -1,1 +1,5 @@
 //! ceoagent
+
+pub mod analysis;
+pub mod cli;
+pub mod prompts;
