@@ -180,9 +180,9 @@ fn line_of(source: &str, name: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const QUESTION: Question<'_> = Question { query: "Buy or build?", context: None, options: &[], today: "2026-11-23" };
-    const GOOD_USER: &str =
-        "{{ today }} {{ query|e }}\n{% if context %}{{ context|e }}{% endif %}\n{% for o in options %}{{ o|e }}{% endfor %}";
+    const QUESTION: Question<'_> =
+        Question { query: "Buy or build?", context: None, options: &[], today: "2026-11-23" };
+    const GOOD_USER: &str = "{{ today }} {{ query|e }}\n{% if context %}{{ context|e }}{% endif %}\n{% for o in options %}{{ o|e }}{% endfor %}";
 
     fn shipped() -> Prompts {
         Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap()
@@ -233,7 +233,9 @@ mod tests {
         let schema: serde_json::Value = serde_json::from_str(include_str!("analysis/decision.schema.json")).unwrap();
         fn words(schema: &serde_json::Value, found: &mut Vec<String>) {
             let Some(object) = schema.as_object() else { return };
-            found.extend(object.get("properties").and_then(|p| p.as_object()).into_iter().flatten().map(|(k, _)| k.clone()));
+            found.extend(
+                object.get("properties").and_then(|p| p.as_object()).into_iter().flatten().map(|(k, _)| k.clone()),
+            );
             let values = object.get("enum").and_then(|values| values.as_array()).into_iter().flatten();
             found.extend(values.filter_map(|value| Some(value.as_str()?.to_owned())));
             object.values().for_each(|child| words(child, found));
@@ -269,8 +271,12 @@ mod tests {
 
     #[test]
     fn an_unknown_variable_in_a_branch_never_taken_is_found_with_its_line() {
-        let complaint = complaint("Be brief.", &format!("{GOOD_USER}\nnever mind\n{{% if false %}}{{{{ mind }}}}{{% endif %}}"));
-        assert!(complaint.contains("v1/decision_analysis.txt, line 5, is wrong: unknown variable `mind`"), "{complaint}");
+        let complaint =
+            complaint("Be brief.", &format!("{GOOD_USER}\nnever mind\n{{% if false %}}{{{{ mind }}}}{{% endif %}}"));
+        assert!(
+            complaint.contains("v1/decision_analysis.txt, line 5, is wrong: unknown variable `mind`"),
+            "{complaint}"
+        );
         assert!(complaint.contains("context, options, query, today"), "{complaint}");
     }
 
@@ -283,7 +289,10 @@ mod tests {
     #[test]
     fn a_syntax_error_names_file_and_line() {
         let complaint = complaint("Be brief.", &format!("{GOOD_USER}\n{{% if query %}}"));
-        assert!(complaint.contains("v1/decision_analysis.txt, line 4") && complaint.contains("syntax error"), "{complaint}");
+        assert!(
+            complaint.contains("v1/decision_analysis.txt, line 4") && complaint.contains("syntax error"),
+            "{complaint}"
+        );
     }
 
     #[test]
@@ -306,6 +315,9 @@ mod tests {
     #[test]
     fn a_missing_file_is_named_together_with_what_is_needed() {
         let complaint = Prompts::load(Path::new("/nowhere")).unwrap_err().to_string();
-        assert!(complaint.contains("/nowhere/v1/system.txt") && complaint.contains("v1/decision_analysis.txt"), "{complaint}");
+        assert!(
+            complaint.contains("/nowhere/v1/system.txt") && complaint.contains("v1/decision_analysis.txt"),
+            "{complaint}"
+        );
     }
 }

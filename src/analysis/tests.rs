@@ -67,7 +67,11 @@ fn each_kind_of_failure_has_its_code_and_tells_what_to_mend() {
         (truncated, "truncated", "EOF"),
         (broken.as_str(), "invalid_json", "expected `:` at line 5"),
         (wrong_type.as_str(), "wrong_shape", "expected a sequence (at `options[1].pros`)"),
-        (wrong_word.as_str(), "wrong_shape", "expected one of `low`, `medium`, `high` (at `recommendation.confidence`)"),
+        (
+            wrong_word.as_str(),
+            "wrong_shape",
+            "expected one of `low`, `medium`, `high` (at `recommendation.confidence`)",
+        ),
         (missing.as_str(), "wrong_shape", "missing field `next_steps`"),
         (&altered("/summary", json!(" ")).to_string(), "inconsistent", "summary: is blank"),
     ] {
@@ -216,10 +220,32 @@ fn the_types_agree_with_the_schema_field_by_field_and_word_by_word() {
     assert!(schema().get("$schema").is_none());
 }
 
+#[test]
+fn the_api_description_of_a_memo_has_its_words_and_bounds() {
+    use utoipa::PartialSchema;
+    let described = |schema: &utoipa::openapi::RefOr<utoipa::openapi::Schema>| serde_json::to_value(schema).unwrap();
+    assert_eq!(
+        described(&Verdict::schema())["enum"],
+        schema()["$defs"]["recommendation"]["properties"]["verdict"]["enum"]
+    );
+    let score = &described(&Evaluation::schema())["properties"]["score"];
+    assert_eq!((&score["minimum"], &score["maximum"]), (&json!(1), &json!(5)));
+    let memo = described(&Memo::schema()).to_string();
+    assert!(memo.contains("DecisionAnalysis") && memo.contains("weighted_totals"), "{memo}");
+}
+
 /// Replaces every free text in `value` by the next of `texts`.
 fn scramble(value: &mut Value, texts: &mut impl Iterator<Item = String>) {
     const KEPT: [&str; 10] = [
-        "status", "reversibility", "source", "likelihood", "impact", "verdict", "confidence", "id", "option_id",
+        "status",
+        "reversibility",
+        "source",
+        "likelihood",
+        "impact",
+        "verdict",
+        "confidence",
+        "id",
+        "option_id",
         "criterion_id",
     ];
     match value {
