@@ -190,6 +190,24 @@ fn a_memo_is_stored_flat_and_read_back_the_same() {
     assert_eq!(serde_json::from_value::<Memo>(stored).unwrap(), memo);
 }
 
+#[test]
+fn hostile_nesting_is_refused_rather_than_read_for_ever() {
+    for level in ["{\"a\":[", "{\"a\":{\"b\":[0,0,", "[{\"x\":[{\"y\":0},"] {
+        assert_eq!(parse(&level.repeat(5_000)).unwrap_err().code(), "invalid_json");
+    }
+}
+
+#[test]
+fn the_error_is_that_of_the_memo_not_of_an_example_beside_it_or_a_part_of_it() {
+    let memo = altered("/reversibility", json!("sometimes"));
+    let text = format!("As {{\"status\": …}} and {{\"a\": 1}} ask: {memo} and {{\"options\": []}}");
+    let told = parse(&text).unwrap_err().to_string();
+    assert!(
+        told.ends_with("expected one of `one_way_door`, `two_way_door`, `partly_reversible` (at `reversibility`)"),
+        "{told}"
+    );
+}
+
 /// Asserts that `value` has exactly the fields of `schema`, and that the type knows each word of its enums.
 fn assert_agrees(schema: &Value, value: &Value, path: &str) {
     let schema = match schema["$ref"].as_str() {

@@ -407,6 +407,13 @@ mod tests {
     }
 
     #[test]
+    fn an_absurd_width_still_gives_a_page() {
+        for width in [0, 1, usize::MAX] {
+            position(&render(&english(), width, false), "BOTTOM LINE");
+        }
+    }
+
+    #[test]
     fn the_order_is_what_a_reader_in_a_hurry_needs() {
         let page = render(&english(), 80, false);
         let order = [
