@@ -1,6 +1,6 @@
 //! The memo in a terminal: what to do first, then why, then the detail.
 //!
-//! What the model wrote is shown as text and nothing else: each piece goes through [`clean`] on its way to the page, so
+//! What the model wrote is shown as text and nothing else: each piece goes through `clean` on its way to the page, so
 //! that no escape sequence reaches the terminal. The rationales of single scores are left to the JSON.
 
 use std::cmp::Reverse;
