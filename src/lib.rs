@@ -5,5 +5,8 @@ pub mod claude;
 pub mod cli;
 pub mod clock;
 pub mod job;
+pub mod limits;
+pub mod metrics;
 pub mod prompts;
+pub mod queue;
 pub mod store;

@@ -1,0 +1,457 @@
+//! The queue's policy: what is accepted, who gets which job, what becomes of it afterwards. Between the store, which
+//! keeps jobs, and everybody who wants something of them.
+//!
+//! - `retry`: what becomes of a job after an attempt
+//! - `wait`: who waits for what, and who is woken
+//!
+//! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
+
+pub mod retry;
+mod wait;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+pub use self::wait::Intent;
+use self::{
+    retry::{Settlement, event_after},
+    wait::{Running, Waiters, Work},
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    job::{
+        AttemptReport, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Priority,
+        StatusCounts, TransitionError,
+    },
+    metrics::{Metrics, kind},
+    store::{JobStore, StoreError},
+};
+
+/// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
+const SWEEP_STEP: usize = 64;
+
+/// Longest pause between two tries to settle an attempt while the store is unavailable.
+const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A waiter looks at its job at least so often, should it have missed a signal.
+const WAIT_POLL: Duration = Duration::from_secs(5);
+
+/// Settings of the queue.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Attempts after the first.
+    pub max_retries: u32,
+    /// How long a claim lasts without a heartbeat.
+    pub lease: Duration,
+    /// Whether a job whose attempt ended with an unknown outcome is tried again; else it fails.
+    pub retry_unknown_outcome: bool,
+    /// How long a finished job is kept.
+    pub keep_finished_for: Duration,
+    /// How many finished jobs are kept at most.
+    pub max_finished: usize,
+}
+
+/// A job as a client wants it.
+#[derive(Clone, Debug, Default)]
+pub struct Submission {
+    /// What is asked.
+    pub request: JobRequest,
+    /// Its place in the order.
+    pub priority: Priority,
+    /// Not before then.
+    pub run_at: Option<Timestamp>,
+    /// Fail it if it hasn't started so long after its submission.
+    pub deadline: Option<Duration>,
+}
+
+/// A job claimed for an attempt, with the token that tells when the attempt has lost it.
+#[derive(Debug)]
+pub struct Claim {
+    /// Running, with the attempt's number.
+    pub job: Job,
+    /// What is asked.
+    pub request: JobRequest,
+    /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
+    pub lost: CancellationToken,
+}
+
+/// Why the queue could not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// There is no such job (any more).
+    #[error("there is no job {0}")]
+    NotFound(JobId),
+    /// The job's state does not allow it.
+    #[error("{0}")]
+    Conflict(String),
+    /// The bound on pending jobs is reached.
+    #[error("the queue is full: {limit} jobs are pending, the most that MAX_QUEUED_JOBS allows")]
+    Full {
+        /// The bound.
+        limit: usize,
+    },
+    /// The service is shutting down and accepts no more.
+    #[error("the service is shutting down and accepts no more questions")]
+    Closing,
+    /// The store can't be used at the moment.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for QueueError {
+    fn from(error: StoreError) -> QueueError {
+        match error {
+            StoreError::NotFound(id) => QueueError::NotFound(id),
+            StoreError::Transition(error) => QueueError::Conflict(error.to_string()),
+            StoreError::Full { limit } => QueueError::Full { limit },
+            error @ (StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
+                QueueError::Unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+/// The queue. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Queue(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn JobStore>,
+    clock: Clock,
+    policy: Policy,
+    metrics: Metrics,
+    waiters: Arc<Waiters>,
+    running: Arc<Running>,
+    work: Arc<Work>,
+    /// Signalled when something became due earlier than the sweeper may expect.
+    due: Arc<tokio::sync::Notify>,
+    closing: CancellationToken,
+}
+
+impl Queue {
+    /// A queue over `store`, whose observer it becomes. Cancel `closing` to have it accept and give out no more jobs
+    /// and answer those who wait.
+    pub fn new(
+        store: Arc<dyn JobStore>,
+        clock: Clock,
+        policy: Policy,
+        metrics: Metrics,
+        closing: CancellationToken,
+    ) -> Queue {
+        let queue = Queue(Arc::new(Inner {
+            store,
+            clock,
+            policy,
+            metrics,
+            waiters: Arc::default(),
+            running: Arc::default(),
+            work: Arc::default(),
+            due: Arc::default(),
+            closing,
+        }));
+        let inner = &queue.0;
+        let (waiters, running, work) =
+            (Arc::clone(&inner.waiters), Arc::clone(&inner.running), Arc::clone(&inner.work));
+        let (due, clock) = (Arc::clone(&inner.due), inner.clock.clone());
+        inner.store.observe(Box::new(move |jobs| {
+            let now = clock.now();
+            let (mut ready, mut later) = (0, false);
+            for job in jobs {
+                running.check(job);
+                match job.state {
+                    JobState::Queued { run_at } if run_at <= now => ready += 1,
+                    JobState::Queued { .. } => later = true,
+                    JobState::Running { .. } => {}
+                    JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => waiters.notify(job.id),
+                }
+                later |= job.deadline_at.is_some();
+            }
+            work.wake(ready);
+            if later {
+                due.notify_one();
+            }
+        }));
+        queue
+    }
+
+    /// Accepts a job: it is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`QueueError::Full`], [`QueueError::Closing`], [`QueueError::Unavailable`].
+    pub async fn enqueue(&self, submission: Submission) -> Result<Job, QueueError> {
+        if self.0.closing.is_cancelled() {
+            return Err(QueueError::Closing);
+        }
+        let now = self.now();
+        let mut job = Job::new(new_id(now), submission.priority, now);
+        job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
+        if let Some(run_at) = submission.run_at {
+            job.state = JobState::Queued { run_at: run_at.max(now) };
+        }
+        self.0.store.insert(job.clone(), submission.request).await?;
+        self.0.metrics.jobs_submitted.inc();
+        Ok(job)
+    }
+
+    /// The job with its request and history.
+    ///
+    /// # Errors
+    /// [`QueueError::NotFound`], [`QueueError::Unavailable`].
+    pub async fn get(&self, id: JobId) -> Result<JobRecord, QueueError> {
+        self.0.store.get(id).await?.ok_or(QueueError::NotFound(id))
+    }
+
+    /// The job as soon as it has reached an end, or as it is at `until` or when the service shuts down.
+    ///
+    /// # Errors
+    /// As [`Queue::get`].
+    pub async fn wait(&self, id: JobId, until: Instant) -> Result<JobRecord, QueueError> {
+        let interest = self.0.waiters.register(id);
+        loop {
+            let signalled = interest.signal().notified();
+            let job = self.0.store.peek(id).ok_or(QueueError::NotFound(id))?;
+            if job.state.is_final() || self.0.closing.is_cancelled() || Instant::now() >= until {
+                return self.get(id).await;
+            }
+            tokio::select! {
+                () = signalled => {}
+                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
+                () = self.0.closing.cancelled() => {}
+            }
+        }
+    }
+
+    /// Cancels a queued or running job; a cancelled one stays so.
+    ///
+    /// # Errors
+    /// [`QueueError::Conflict`] if the job ended otherwise, [`QueueError::NotFound`], [`QueueError::Unavailable`].
+    pub async fn cancel(&self, id: JobId) -> Result<JobRecord, QueueError> {
+        match self.transition(id, JobEvent::Cancel).await {
+            Ok(_) | Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Cancelled, .. })) => {
+                self.get(id).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts a failed or cancelled job back into the queue, with a fresh count of attempts.
+    ///
+    /// # Errors
+    /// As [`Queue::cancel`].
+    pub async fn requeue(&self, id: JobId) -> Result<JobRecord, QueueError> {
+        self.transition(id, JobEvent::Requeue { run_at: self.now() }).await?;
+        self.get(id).await
+    }
+
+    /// A page of jobs, newest first.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn list(&self, filter: JobFilter) -> Result<JobPage, QueueError> {
+        Ok(self.0.store.list(filter, self.now()).await?)
+    }
+
+    /// How many jobs there are in each state.
+    pub fn counts(&self) -> StatusCounts {
+        self.0.store.counts(self.now())
+    }
+
+    /// Why the store can't be used at the moment, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.store.trouble()
+    }
+
+    /// True once the service is shutting down.
+    pub fn is_closing(&self) -> bool {
+        self.0.closing.is_cancelled()
+    }
+
+    /// The queue's clock.
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    /// How long a claim lasts without a heartbeat.
+    pub fn lease(&self) -> Duration {
+        self.0.policy.lease
+    }
+
+    /// Waits until there is a job for the calling worker.
+    pub async fn intend(&self) -> Intent {
+        self.0.work.intend(|| self.0.store.claimable(self.now())).await
+    }
+
+    /// Claims the first job for an attempt, if there still is one. The claim is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn claim(&self, intent: Intent) -> Result<Option<Claim>, QueueError> {
+        let now = self.now();
+        let claimed = self.0.store.claim(now.plus(self.0.policy.lease), now).await?;
+        drop(intent);
+        let Some(claimed) = claimed else { return Ok(None) };
+        let (job, request) = (claimed.job, claimed.request);
+        if job.attempt == 1 {
+            self.0.metrics.time_to_claim_seconds.observe(now.since(job.created_at).as_secs_f64());
+        }
+        let lost = self.0.running.begin(job.id, job.attempt);
+        // Whoever cancelled the job in between did not find the token yet.
+        if let Some(current) = self.0.store.peek(job.id) {
+            self.0.running.check(&current);
+        }
+        Ok(Some(Claim { job, request, lost }))
+    }
+
+    /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; the lease holds until its end.
+    pub async fn extend(&self, job: &Job) -> Result<bool, QueueError> {
+        let lease_until = self.now().plus(self.0.policy.lease);
+        match self.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
+    /// that is not the attempt's any more stays as it is.
+    pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
+        let mut pause = Duration::from_millis(100);
+        let event = event_after(job, settlement, report, self.0.policy.max_retries, rand::random(), self.now());
+        loop {
+            match self.transition(job.id, event.clone()).await {
+                Ok(_) => break,
+                Err(error @ (StoreError::Unavailable { .. } | StoreError::Full { .. })) => {
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "an attempt can't be settled yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(SETTLE_RETRY_MAX);
+                }
+                Err(error) => {
+                    self.0.metrics.leases_lost.inc();
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "a late settle changed nothing");
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Ends the attempt's stay in this process. Call it last, settled or not.
+    pub fn end(&self, job: &Job) {
+        self.0.running.end(job.id, job.attempt);
+    }
+
+    /// Ends every attempt that the store believes to be running. For the start of a process that owns its store alone:
+    /// whoever ran them is dead. Tells how many there were.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn recover(&self) -> Result<usize, QueueError> {
+        let orphans = self.0.store.running();
+        for job in &orphans {
+            self.expire(job, "its process ended").await?;
+        }
+        Ok(orphans.len())
+    }
+
+    /// Ends what time has run out on and removes what is kept long enough, a step at a time. Tells whether there may be
+    /// more to do at once.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn sweep(&self) -> Result<bool, QueueError> {
+        let now = self.now();
+        // Jobs that have become ready by the passing of time wake workers here.
+        self.0.work.wake(self.0.store.claimable(now).min(SWEEP_STEP));
+        let overdue = self.0.store.overdue(now, SWEEP_STEP);
+        for job in &overdue {
+            if let JobState::Running { .. } = job.state {
+                self.expire(job, "its lease is over").await?;
+            } else {
+                match self.transition(job.id, JobEvent::MissDeadline).await {
+                    Ok(_) | Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        let before = now.minus(self.0.policy.keep_finished_for);
+        let pruned = self.0.store.prune(before, self.0.policy.max_finished, SWEEP_STEP).await?;
+        Ok(overdue.len() == SWEEP_STEP || pruned == SWEEP_STEP)
+    }
+
+    /// Waits until there is something to sweep, at most `at_most`.
+    pub async fn until_due(&self, at_most: Duration) {
+        let now = self.now();
+        let wait = self.0.store.next_due(now).map_or(at_most, |due| due.since(now).min(at_most));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.0.due.notified() => {}
+        }
+    }
+
+    /// Answers everybody who waits. For the shutdown, after `closing` is cancelled.
+    pub fn wake_waiters(&self) {
+        self.0.waiters.notify_all();
+    }
+
+    async fn expire(&self, job: &Job, why: &str) -> Result<(), QueueError> {
+        let again = self.0.policy.retry_unknown_outcome && job.spent <= self.0.policy.max_retries;
+        let event = JobEvent::Expire { attempt: job.attempt, retry_at: again.then(|| self.now()) };
+        match self.transition(job.id, event).await {
+            Ok(after) => {
+                let status = after.status(self.now());
+                warn!(job.id = %job.id, attempt = job.attempt, job.status = %status,
+                    "the outcome of an attempt is unknown, it may have been billed: {why}");
+                Ok(())
+            }
+            // Settled or cancelled in the meantime.
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Every transition of the queue goes through here, so that each is counted once.
+    async fn transition(&self, id: JobId, event: JobEvent) -> Result<Job, StoreError> {
+        let now = self.now();
+        let outcome = match &event {
+            JobEvent::Succeed { .. } => Some("succeeded"),
+            JobEvent::Retry { .. } | JobEvent::Fail { .. } => Some("failed"),
+            JobEvent::Release { .. } => Some("released"),
+            JobEvent::Expire { .. } => Some("outcome_unknown"),
+            JobEvent::Claim { .. }
+            | JobEvent::Extend { .. }
+            | JobEvent::Cancel
+            | JobEvent::MissDeadline
+            | JobEvent::Requeue { .. } => None,
+        };
+        let job = self.0.store.transition(id, event, now).await.inspect_err(|error| {
+            if let StoreError::Corrupt { .. } = error {
+                error!(job.id = %id, %error, "a job can't be changed");
+            }
+        })?;
+        if let Some(outcome) = outcome {
+            self.0.metrics.attempts.get_or_create(&kind(outcome)).inc();
+        }
+        if job.state.is_final() {
+            let status = job.status(now);
+            let took = now.since(job.created_at);
+            self.0.metrics.jobs_finished.get_or_create(&kind(status.into())).inc();
+            self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
+            info!(job.id = %id, job.status = %status, attempt = job.attempt, duration_ms = took.as_millis(),
+                "job finished");
+        }
+        Ok(job)
+    }
+}
+
+/// A new id; ids sort by time of creation.
+fn new_id(now: Timestamp) -> JobId {
+    let millis = u64::try_from(now.as_millis()).unwrap_or(0);
+    let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
+    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, millis / 1_000, nanos))
+}

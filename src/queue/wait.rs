@@ -1,0 +1,141 @@
+//! Who waits for what: clients for a job's end, workers for a job to claim, running attempts for word that they have
+//! lost their job. Woken by the store's observer; every sleeper looks again at the store, which is the truth.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{Job, JobId, JobState};
+
+/// Clients that wait for jobs, one signal a job, however many wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Waiters(Mutex<HashMap<JobId, Arc<Notify>>>);
+
+/// An interest in a job; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Interest<'a> {
+    waiters: &'a Waiters,
+    id: JobId,
+    signal: Arc<Notify>,
+}
+
+impl Waiters {
+    /// Registers interest. Do so before you check the job: what changes afterwards is signalled.
+    pub(super) fn register(&self, id: JobId) -> Interest<'_> {
+        let signal = Arc::clone(lock(&self.0).entry(id).or_default());
+        Interest { waiters: self, id, signal }
+    }
+
+    pub(super) fn notify(&self, id: JobId) {
+        if let Some(signal) = lock(&self.0).get(&id) {
+            signal.notify_waiters();
+        }
+    }
+
+    /// Wakes everybody, as at a shutdown.
+    pub(super) fn notify_all(&self) {
+        lock(&self.0).values().for_each(|signal| signal.notify_waiters());
+    }
+}
+
+impl Interest<'_> {
+    pub(super) fn signal(&self) -> &Notify {
+        &self.signal
+    }
+}
+
+impl Drop for Interest<'_> {
+    fn drop(&mut self) {
+        let mut waiters = lock(&self.waiters.0);
+        // Two owners are left: the map and this one.
+        if Arc::strong_count(&self.signal) == 2 {
+            waiters.remove(&self.id);
+        }
+    }
+}
+
+/// The attempts under way in this process, each with the token that stops it.
+#[derive(Debug, Default)]
+pub(super) struct Running(Mutex<HashMap<JobId, (u32, CancellationToken)>>);
+
+impl Running {
+    pub(super) fn begin(&self, id: JobId, attempt: u32) -> CancellationToken {
+        let token = CancellationToken::new();
+        lock(&self.0).insert(id, (attempt, token.clone()));
+        token
+    }
+
+    pub(super) fn end(&self, id: JobId, attempt: u32) {
+        let mut running = lock(&self.0);
+        if running.get(&id).is_some_and(|(current, _)| *current == attempt) {
+            running.remove(&id);
+        }
+    }
+
+    /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
+    pub(super) fn check(&self, job: &Job) {
+        if let Some((attempt, token)) = lock(&self.0).get(&job.id) {
+            let owns = matches!(job.state, JobState::Running { .. }) && job.attempt == *attempt;
+            // An older state than the attempt's own claim says nothing of it.
+            if !owns && job.attempt >= *attempt {
+                token.cancel();
+            }
+        }
+    }
+}
+
+/// Wakes idle workers, no more than there are jobs for.
+///
+/// A worker that has seen a job announces its *intent* before it waits for a permit, so that a permit is asked for once
+/// a job and not once an idle worker.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    intents: Mutex<usize>,
+    signal: Notify,
+}
+
+impl Work {
+    /// Waits until more jobs are claimable than workers intend to claim.
+    pub(super) async fn intend(self: &Arc<Self>, claimable: impl Fn() -> usize) -> Intent {
+        loop {
+            let signalled = self.signal.notified();
+            tokio::pin!(signalled);
+            signalled.as_mut().enable();
+            {
+                let mut intents = lock(&self.intents);
+                if claimable() > *intents {
+                    *intents += 1;
+                    return Intent { work: Arc::clone(self) };
+                }
+            }
+            signalled.await;
+        }
+    }
+
+    /// Lets up to `jobs` idle workers look again.
+    pub(super) fn wake(&self, jobs: usize) {
+        (0..jobs).for_each(|_| self.signal.notify_one());
+    }
+}
+
+/// A worker's intent to claim one job; given up when dropped.
+#[derive(Debug)]
+pub struct Intent {
+    work: Arc<Work>,
+}
+
+impl Drop for Intent {
+    fn drop(&mut self) {
+        *lock(&self.work.intents) -= 1;
+        // What this worker leaves may have kept another one asleep.
+        self.work.signal.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
