@@ -1,3 +1,75 @@
-//! The commands.
+//! The command line: what there is to call, one file a command.
 
+pub mod demo;
+pub mod healthcheck;
+mod logging;
 pub mod memo;
+pub mod serve;
+
+use std::{io::Write, process::ExitCode};
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+
+use crate::config::{Settings, ignore_empty_environment, load_dotenv};
+
+/// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
+#[derive(Parser, Debug)]
+#[command(name = "ceoagent", version, about, max_term_width = 120, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  ceoagent demo                        try it with a simulated Claude, no key needed
+  ANTHROPIC_API_KEY=… ceoagent serve   run the service
+  ceoagent openapi > openapi.json      the API's description, for client generators";
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the service
+    Serve(Box<Settings>),
+    /// Run the service and ask one question, against a simulated Claude if no key is set
+    Demo(Box<demo::Demo>),
+    /// Ask a running service whether it is well; exit code 1 if it is not
+    Healthcheck(Box<Settings>),
+    /// Print the OpenAPI document of the API
+    Openapi,
+}
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    match try_run() {
+        Ok(code) => code,
+        Err(error) => {
+            // The chain of causes on one line, as people read errors.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_run() -> anyhow::Result<ExitCode> {
+    load_dotenv()?;
+    let matches = ignore_empty_environment(Cli::command()).get_matches();
+    let host_is_set = matches.subcommand().is_some_and(|(_, given)| {
+        given.try_contains_id("host").is_ok() && given.value_source("host") != Some(ValueSource::DefaultValue)
+    });
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match cli.command {
+        Command::Serve(settings) => {
+            settings.validate()?;
+            serve::run(&settings)
+        }
+        Command::Demo(demo) => {
+            demo.settings.validate()?;
+            demo.run(host_is_set)
+        }
+        Command::Healthcheck(settings) => healthcheck::run(&settings),
+        Command::Openapi => {
+            let document = crate::http::openapi().to_pretty_json()?;
+            writeln!(std::io::stdout(), "{document}")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,10 +1,12 @@
 //! ceoagent
-
 pub mod agent;
 pub mod analysis;
+pub mod app;
 pub mod claude;
 pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod http;
 pub mod job;
 pub mod limits;
 pub mod metrics;

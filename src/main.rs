@@ -1,3 +1,5 @@
-//! The `ceoagent` binary.
+//! The `ceoagent` binary: one line, everything else is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    ceoagent::cli::run()
+}

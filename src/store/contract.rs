@@ -139,12 +139,12 @@ async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobSt
     let running = claim(store, 10).await.unwrap();
     assert_eq!(store.next_due(at(10)), Some(at(40)));
     assert!(store.overdue(at(39), 10).is_empty());
-    assert_eq!(store.overdue(at(40), 10), [running.clone()]);
-    assert_eq!(store.running(), [running.clone()]);
+    assert_eq!(store.overdue(at(40), 10), std::slice::from_ref(&running));
+    assert_eq!(store.running(), std::slice::from_ref(&running));
     let beat = JobEvent::Extend { attempt: 1, lease_until: at(200) };
     store.transition(running.id, beat, at(30)).await.unwrap();
     assert_eq!(store.next_due(at(40)), Some(at(90)));
-    assert_eq!(store.overdue(at(90), 10), [with_deadline.clone()]);
+    assert_eq!(store.overdue(at(90), 10), std::slice::from_ref(&with_deadline));
     let failed = store.transition(with_deadline.id, JobEvent::MissDeadline, at(91)).await.unwrap();
     assert_eq!(failed.state, crate::job::JobState::Failed { code: FailureCode::DeadlineExceeded });
 }

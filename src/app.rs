@@ -1,0 +1,253 @@
+//! The composition root: builds the parts from the settings, starts them in order, drains them in order.
+//!
+//! Start: prompts → listener → store → orphans of a crash are ended → workers, sweeper → HTTP. Whatever can fail fails
+//! before the first request is taken. Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum_server::{Handle, accept::NoDelayAcceptor};
+use rand::distr::{Alphanumeric, SampleString};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::task::JoinHandle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    agent::Agent,
+    claude::{Claude, ClientConfig, ClientError},
+    clock::Clock,
+    config::{OnUnknownOutcome, Settings},
+    http::{self, Api},
+    limits::Limits,
+    metrics::Metrics,
+    prompts::{PromptError, Prompts},
+    queue::{Policy, Queue, QueueError},
+    store::{
+        JobStore,
+        sled::{OpenError, SledConfig, SledStore},
+    },
+    sweeper,
+    worker::Worker,
+};
+
+/// The store's folder within the data folder.
+const STORE_FOLDER: &str = "queue";
+
+/// The admin token's file within the data folder.
+const TOKEN_FILE: &str = "admin-token";
+
+/// Characters of a token made here: 32 of 62 kinds are 190 bits.
+const TOKEN_LENGTH: usize = 32;
+
+/// A client must have sent its request's head within this time.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long open connections get to take their last answer, once everything else has stopped.
+const CONNECTION_GRACE: Duration = Duration::from_secs(2);
+
+/// Why the service could not start. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address can't be listened on.
+    #[error(
+        "can't listen on {address}: {source}; another program may use the port: stop it, or choose another PORT or HOST"
+    )]
+    Listen {
+        /// The address wanted.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The prompts can't be used.
+    #[error(transparent)]
+    Prompts(#[from] PromptError),
+    /// The client for Claude can't be made.
+    #[error(transparent)]
+    Claude(#[from] ClientError),
+    /// The store can't be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The orphans of a crash can't be ended.
+    #[error("the jobs of the last run can't be recovered: {0}")]
+    Recovery(QueueError),
+    /// The admin token can't be read or kept.
+    #[error("the admin token can't be kept in {}: {source}; set ADMIN_TOKEN, or make DATA_DIR writable", path.display())]
+    Token {
+        /// Its file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// There is no key.
+    #[error(
+        "ANTHROPIC_API_KEY is not set. Set it in the environment or in .env to serve; or try the service without a key, \
+         against a simulated Claude: ceoagent demo"
+    )]
+    NoKey,
+}
+
+/// The running service.
+pub struct App {
+    address: SocketAddr,
+    /// A token that was made at this start, to be shown once.
+    new_admin_token: Option<SecretString>,
+    grace: Duration,
+    closing: CancellationToken,
+    tracker: TaskTracker,
+    queue: Queue,
+    store: Arc<dyn JobStore>,
+    http: Handle<SocketAddr>,
+    server: JoinHandle<io::Result<()>>,
+}
+
+impl App {
+    /// Starts the service. It is ready when this returns.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running then.
+    pub async fn start(settings: &Settings, clock: Clock) -> Result<App, StartError> {
+        let prompts = Prompts::load(&settings.prompts_dir)?;
+        let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
+        let address = SocketAddr::new(settings.host, settings.port);
+        let listener = listen(address).map_err(|source| StartError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+        let metrics = Metrics::new();
+        let store: Arc<dyn JobStore> = Arc::new(SledStore::open(
+            SledConfig {
+                path: settings.data_dir.join(STORE_FOLDER),
+                cache_bytes: settings.store_cache_mb << 20,
+                max_pending: settings.max_queued_jobs,
+            },
+            clock.clone(),
+            metrics.clone(),
+        )?);
+        let (admin_token, is_new) = match &settings.admin_token {
+            Some(token) => (token.clone(), false),
+            None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
+        };
+        let claude = Claude::new(ClientConfig {
+            base_url: settings.anthropic_base_url.clone(),
+            api_key,
+            connect_timeout: settings.connect_timeout,
+            idle_timeout: settings.idle_timeout,
+            request_timeout: settings.request_timeout,
+        })?;
+
+        let closing = CancellationToken::new();
+        let policy = Policy {
+            max_retries: settings.max_retries,
+            lease: settings.lease,
+            retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
+            keep_finished_for: Duration::from_hours(24) * settings.retention_days,
+            max_finished: settings.max_finished_jobs,
+        };
+        let queue = Queue::new(Arc::clone(&store), clock, policy, metrics.clone(), closing.clone());
+        let orphans = queue.recover().await.map_err(StartError::Recovery)?;
+        if orphans > 0 {
+            warn!(orphans, "attempts of the last run ended with an unknown outcome");
+        }
+
+        let limits = Arc::new(Limits::new(settings.requests_per_minute));
+        let tracker = TaskTracker::new();
+        let worker = Worker {
+            queue: queue.clone(),
+            limits: Arc::clone(&limits),
+            agent: Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens),
+            attempt_timeout: settings.request_timeout,
+            metrics: metrics.clone(),
+            closing: closing.clone(),
+        };
+        worker.start_pool(settings.workers, &tracker);
+        tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
+
+        let router = http::router(Api {
+            queue: queue.clone(),
+            limits,
+            metrics,
+            admin_token: admin_token.clone(),
+            max_query_length: settings.max_query_length,
+        });
+        let http = Handle::new();
+        let mut server = axum_server::from_tcp(listener)
+            .map_err(|source| StartError::Listen { address, source })?
+            .acceptor(NoDelayAcceptor::new())
+            .handle(http.clone())
+            .http1_only();
+        server.http_builder().http1().header_read_timeout(HEADER_TIMEOUT);
+        let server = tokio::spawn(server.serve(router.into_make_service()));
+        info!(%address, model = settings.model_name, workers = settings.workers, "ceoagent is ready");
+        Ok(App {
+            address,
+            new_admin_token: is_new.then_some(admin_token),
+            grace: settings.shutdown_grace,
+            closing,
+            tracker,
+            queue,
+            store,
+            http,
+            server,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The admin token, if it was made at this start.
+    pub fn new_admin_token(&self) -> Option<&SecretString> {
+        self.new_admin_token.as_ref()
+    }
+
+    /// Drains and stops. Attempts that are under way get the grace; what has not ended then is recovered at the next
+    /// start as of unknown outcome. Nothing that was accepted is lost, however this ends.
+    pub async fn stop(self) {
+        info!(grace_s = self.grace.as_secs(), "stopping: attempts under way may finish");
+        self.closing.cancel();
+        self.queue.wake_waiters();
+        self.tracker.close();
+        if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
+            warn!("the grace is over: attempts still under way end with an unknown outcome");
+        }
+        self.http.graceful_shutdown(Some(CONNECTION_GRACE));
+        match self.server.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => error!(%error, "the HTTP server failed"),
+            Err(error) => error!(%error, "the HTTP server failed"),
+        }
+        self.store.close().await;
+        info!("stopped");
+    }
+}
+
+/// A listener with room for a burst of new connections.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The token of the file; makes both if there is none. Tells whether it is new.
+fn keep_token(path: &Path) -> Result<(SecretString, bool), StartError> {
+    let failed = |source| StartError::Token { path: path.to_owned(), source };
+    match fs::read_to_string(path) {
+        Ok(text) if !text.trim().is_empty() => Ok((text.trim().into(), false)),
+        Ok(_) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, "the file is empty"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let token = SecretString::from(Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH));
+            let mut file =
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+            writeln!(file, "{}", token.expose_secret()).and_then(|()| file.sync_all()).map_err(failed)?;
+            Ok((token, true))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}

@@ -1,0 +1,357 @@
+//! Every setting, once: its flag, environment name, default, bounds and whether it is a secret.
+//!
+//! A setting is taken from its flag, else its environment variable, else `.env` in the working folder, else its default.
+//! The flag is the variable's name in lower case: `MAX_RETRIES` is `--max-retries`. A variable that is set but empty
+//! counts as unset, because that is what `X=${X:-}` in a compose file leaves behind. The commands call, in this order,
+//! [`load_dotenv`], [`ignore_empty_environment`] on the command before it parses, and [`Settings::validate`].
+//!
+//! Lacks what only another part can judge: whether the folders can be used, the prompts hold and the model exists. That
+//! a key must be there is up to the command: most do without.
+
+use std::env;
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Command, ValueEnum};
+use secrecy::{ExposeSecret, SecretString};
+
+/// The file of settings, looked for in the working folder only: a parent's would surprise.
+const DOTENV: &str = ".env";
+/// A shorter admin token could be guessed: 16 random characters of base64 are 96 bits.
+const MIN_ADMIN_TOKEN_CHARS: usize = 16;
+
+/// The settings. The documentation of a field is also its help text and its comment in `.env.example`.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Settings")]
+pub struct Settings {
+    /// Key of the Claude API; set it here or in the environment, because a flag shows in the process list
+    #[arg(long, env, hide_env_values = true, value_parser = secret)]
+    pub anthropic_api_key: Option<SecretString>,
+
+    /// Where the Claude API is: Anthropic's address or a gateway's, http or https
+    // Checked by `validate`, and hidden in the help, because a mistaken one may hold a password.
+    #[arg(long, env, hide_env_values = true, default_value = "https://api.anthropic.com")]
+    pub anthropic_base_url: String,
+
+    /// Claude model that analyses the questions
+    #[arg(long, env, default_value = "claude-sonnet-5-5", value_parser = model_name)]
+    pub model_name: String,
+
+    /// Most tokens of one answer, thinking included (1 to 128000)
+    // The upper bound is the largest any model takes.
+    #[arg(long, env, default_value = "16000", value_parser = within(1..=128_000_u32))]
+    pub max_tokens: u32,
+
+    /// IP address to listen on; 127.0.0.1 keeps the service to this machine
+    #[arg(long, env, default_value = "0.0.0.0", value_parser = ip_address)]
+    pub host: IpAddr,
+
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, env, default_value = "8000", value_parser = within(0..=u16::MAX))]
+    pub port: u16,
+
+    /// Log in detail, questions and answers included (true or false)
+    // `--debug` alone is enough; a value needs `=`, so that the flag never swallows a question that follows it.
+    #[arg(
+        long, env, default_value = "false", value_parser = boolean, action = ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true"
+    )]
+    pub debug: bool,
+
+    /// How log lines are written: text for people, json for machines
+    #[arg(long, env, default_value = "text", ignore_case = true)]
+    pub log_format: LogFormat,
+
+    /// Folder that holds the queue; one running service for each
+    #[arg(long, env, default_value = "data")]
+    pub data_dir: PathBuf,
+
+    /// Folder that holds the prompts
+    #[arg(long, env, default_value = "prompts")]
+    pub prompts_dir: PathBuf,
+
+    /// Most calls to Claude at one time (1 to 1024)
+    #[arg(long, env, default_value = "8", value_parser = within(1..=1024_usize))]
+    pub workers: usize,
+
+    /// Most calls to Claude a minute; Anthropic's Start tier allows 1000 (1 to 1000000)
+    #[arg(
+        long, env, default_value = "1000",
+        value_parser = within(NonZeroU32::MIN..=const { NonZeroU32::new(1_000_000).expect("not zero") })
+    )]
+    pub requests_per_minute: NonZeroU32,
+
+    /// Longest question taken, in characters (1 to 100000)
+    #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize))]
+    pub max_query_length: usize,
+
+    /// Seconds one attempt may take, whatever the Claude API does (1 to 3600)
+    #[arg(long, env, default_value = "60", value_parser = seconds(1..=3600))]
+    pub request_timeout: Duration,
+
+    /// Seconds to connect to the Claude API (1 to 60)
+    #[arg(long, env, default_value = "10", value_parser = seconds(1..=60))]
+    pub connect_timeout: Duration,
+
+    /// Seconds an answer may pause while it streams; REQUEST_TIMEOUT still ends it if that is shorter (1 to 600)
+    #[arg(
+        long = "stream-idle-timeout", env = "STREAM_IDLE_TIMEOUT", value_name = "STREAM_IDLE_TIMEOUT",
+        default_value = "30", value_parser = seconds(1..=600)
+    )]
+    pub idle_timeout: Duration,
+
+    /// How often a failed analysis is tried again (0 to 20)
+    #[arg(long, env, default_value = "3", value_parser = within(0..=20_u32))]
+    pub max_retries: u32,
+
+    /// Most jobs that wait; further ones are refused until some are done (1 to 10000000)
+    #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
+    pub max_queued_jobs: usize,
+
+    /// What follows when a crash hides whether a call succeeded: retry (it may be billed twice) or fail
+    #[arg(long, env, default_value = "retry", ignore_case = true)]
+    pub on_unknown_outcome: OnUnknownOutcome,
+
+    /// Seconds without a sign of life after which a running attempt is given up (3 to 3600)
+    // Under three seconds, one slow write to the disk could cost a healthy attempt its lease.
+    #[arg(
+        long = "lease-seconds", env = "LEASE_SECONDS", value_name = "LEASE_SECONDS",
+        default_value = "30", value_parser = seconds(3..=3600)
+    )]
+    pub lease: Duration,
+
+    /// Seconds running attempts get to finish when the service stops (0 to 600)
+    #[arg(long, env, default_value = "25", value_parser = seconds(0..=600))]
+    pub shutdown_grace: Duration,
+
+    /// Days a finished job is kept (1 to 3650)
+    #[arg(long, env, default_value = "30", value_parser = within(1..=3650_u32))]
+    pub retention_days: u32,
+
+    /// Most finished jobs kept; the oldest go first (1 to 10000000)
+    #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
+    pub max_finished_jobs: usize,
+
+    /// Memory the store may use as cache, in MiB (16 to 65536)
+    #[arg(long, env, default_value = "256", value_parser = within(16..=65_536_u64))]
+    pub store_cache_mb: u64,
+
+    /// Token of the admin pages, 16 or more characters; if unset, one is made at first start and kept in DATA_DIR
+    #[arg(long, env, hide_env_values = true, value_parser = secret)]
+    pub admin_token: Option<SecretString>,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// What becomes of a job whose attempt may or may not have been answered and billed: the process died in the middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnUnknownOutcome {
+    /// Try again, at the risk of paying twice.
+    Retry,
+    /// Fail the job.
+    Fail,
+}
+
+/// Settings that can't be used. No message holds a secret's value.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// `.env` is there but can't be read as text.
+    #[error("can't read the settings file {}: {source}", path.display())]
+    DotenvUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line of `.env` is no setting. The line itself is left out: it may hold a secret.
+    #[error(
+        "line {line} of the settings file {} can't be read: each line must be NAME=value, with quotes that are closed; \
+         put a value with blanks, #, $ or \\ in single quotes",
+        path.display()
+    )]
+    DotenvLine {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// A setting's value isn't allowed.
+    #[error("{name} is {value:?}, but it must be {allowed}")]
+    Value {
+        /// The environment name.
+        name: &'static str,
+        /// As it was given.
+        value: String,
+        /// In words.
+        allowed: &'static str,
+    },
+    /// The value of a secret, or one that seems to hold a secret, isn't allowed.
+    #[error("{name} (its value isn't shown) must be {allowed}")]
+    SecretValue {
+        /// The environment name.
+        name: &'static str,
+        /// In words.
+        allowed: &'static str,
+    },
+}
+
+impl Settings {
+    /// Checks what must not be checked while the command line is parsed, because a parse error shows the value.
+    ///
+    /// # Errors
+    /// Names the setting and what is allowed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(key) = &self.anthropic_api_key
+            && !is_visible_ascii(key.expose_secret())
+        {
+            let allowed = "a key as Anthropic's console shows it: no blanks, line breaks or other special characters";
+            return Err(ConfigError::SecretValue { name: "ANTHROPIC_API_KEY", allowed });
+        }
+        if let Some(token) = &self.admin_token
+            && (token.expose_secret().len() < MIN_ADMIN_TOKEN_CHARS || !is_visible_ascii(token.expose_secret()))
+        {
+            const { assert!(MIN_ADMIN_TOKEN_CHARS == 16, "the message says so") };
+            let allowed = "16 or more visible ASCII characters without blanks";
+            return Err(ConfigError::SecretValue { name: "ADMIN_TOKEN", allowed });
+        }
+        check_base_url(&self.anthropic_base_url)
+    }
+}
+
+/// Loads `.env`, if the working folder has one, into the environment: variables that are unset or empty there get the
+/// file's value, of which the last counts if a name comes twice. Call it before any thread is started.
+///
+/// # Errors
+/// If the file can't be read, or has a line that is no setting; then nothing was loaded.
+pub fn load_dotenv() -> Result<(), ConfigError> {
+    let unset = |name: &str| env::var_os(name).is_none_or(|value| value.is_empty());
+    let path = Path::new(DOTENV);
+    let missing: String = read_dotenv(path)?
+        .into_iter()
+        .filter(|(name, _)| unset(name))
+        .map(|(name, value)| format!("{name}=\"{}\"\n", quoted(&value)))
+        .collect();
+    // dotenvy either keeps all that is set, even if empty, or overrides all: so it is given what is missing only.
+    dotenvy::from_read_override(missing.as_bytes()).map_err(|error| dotenv_error(path, &missing, error))
+}
+
+/// Makes variables that are set but empty count as unset, in `command` and all its subcommands.
+pub fn ignore_empty_environment(command: Command) -> Command {
+    command
+        .mut_args(|arg| {
+            let empty = arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
+            if empty { arg.env(None::<&'static str>) } else { arg }
+        })
+        .mut_subcommands(ignore_empty_environment)
+}
+
+/// The entries of a settings file, in order; none if there is no such file.
+fn read_dotenv(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(ConfigError::DotenvUnreadable { path: path.to_owned(), source }),
+    };
+    // Some editors put a byte order mark first.
+    let text = text.trim_start_matches('\u{feff}');
+    if let Some(line) = text.lines().position(|line| line.contains('\0')) {
+        return Err(ConfigError::DotenvLine { path: path.to_owned(), line: line + 1 });
+    }
+    dotenvy::from_read_iter(text.as_bytes())
+        .map(|entry| entry.map_err(|error| dotenv_error(path, text, error)))
+        .collect()
+}
+
+/// dotenvy tells what the line holds, which may be a secret, but not which line it is.
+fn dotenv_error(path: &Path, text: &str, error: dotenvy::Error) -> ConfigError {
+    let path = path.to_owned();
+    let broken = match error {
+        dotenvy::Error::LineParse(broken, _) => broken,
+        dotenvy::Error::Io(source) => return ConfigError::DotenvUnreadable { path, source },
+        other => return ConfigError::DotenvUnreadable { path, source: io::Error::other(other) },
+    };
+    let mut rest = text;
+    let before = text.split_inclusive('\n').take_while(|line| {
+        let found = rest.strip_prefix(&broken).is_some_and(|end| end.is_empty() || end.starts_with(['\n', '\r', '#']));
+        rest = &rest[line.len()..];
+        !found
+    });
+    ConfigError::DotenvLine { line: before.count() + 1, path }
+}
+
+/// `value` for between double quotes in a settings file.
+fn quoted(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$")
+}
+
+fn check_base_url(url: &str) -> Result<(), ConfigError> {
+    const NAME: &str = "ANTHROPIC_BASE_URL";
+    if url.contains('@') {
+        let allowed = "an address without user name and password; the key goes to ANTHROPIC_API_KEY";
+        return Err(ConfigError::SecretValue { name: NAME, allowed });
+    }
+    let parsed = reqwest::Url::parse(url).ok();
+    if parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.query().or(url.fragment()).is_none()) {
+        return Ok(());
+    }
+    let allowed = "an address that starts with http:// or https://, without ? and #, such as https://api.anthropic.com";
+    Err(ConfigError::Value { name: NAME, value: url.to_owned(), allowed })
+}
+
+fn is_visible_ascii(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// Never fails, so that no parse error can show the value.
+#[expect(clippy::unnecessary_wraps, reason = "clap wants a Result")]
+fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
+    Ok(text.into())
+}
+
+fn model_name(text: &str) -> Result<String, &'static str> {
+    let allowed = "must be a model's id such as claude-sonnet-5-5: visible ASCII characters without blanks";
+    if is_visible_ascii(text) { Ok(text.to_owned()) } else { Err(allowed) }
+}
+
+fn ip_address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "must be an IP address such as 0.0.0.0 (all interfaces), 127.0.0.1 or ::1")
+}
+
+fn boolean(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("must be true or false (or 1, yes, on; 0, no, off)"),
+    }
+}
+
+/// A whole number within `range`.
+fn within<N>(range: RangeInclusive<N>) -> impl Fn(&str) -> Result<N, String> + Clone
+where
+    N: FromStr + PartialOrd + Display + Clone,
+{
+    move |text| {
+        let allowed = || format!("must be a whole number from {} to {}", range.start(), range.end());
+        text.parse().ok().filter(|number| range.contains(number)).ok_or_else(allowed)
+    }
+}
+
+/// A whole number of seconds within `range`.
+fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, String> + Clone {
+    let number = within(range);
+    move |text| number(text).map(Duration::from_secs)
+}
