@@ -1,0 +1,244 @@
+//! Starts the real binary in a folder of its own and talks to it. Everything ends with the test, whatever its end.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use ceoagent::claude::simulator::{Simulator, SimulatorConfig};
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::{Value, json};
+
+/// The admin token of services under test.
+pub(crate) const ADMIN_TOKEN: &str = "a-token-for-tests-only";
+
+/// A test that waits longer than this for anything has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A simulated Claude at no latency.
+pub(crate) async fn simulator() -> Simulator {
+    Simulator::start(SimulatorConfig::default()).await.unwrap()
+}
+
+/// How the binary is started.
+pub(crate) struct Setup {
+    folder: tempfile::TempDir,
+    settings: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// In a new folder, against Claude at `base_url`.
+    pub(crate) fn new(base_url: &str) -> Setup {
+        let setup = Setup { folder: tempfile::tempdir().unwrap(), settings: Vec::new() };
+        let prompts = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts");
+        setup
+            .with("ANTHROPIC_API_KEY", "sk-test-secret")
+            .with("ANTHROPIC_BASE_URL", base_url)
+            .with("ADMIN_TOKEN", ADMIN_TOKEN)
+            .with("HOST", "127.0.0.1")
+            .with("PORT", "0")
+            .with("PROMPTS_DIR", &prompts.display().to_string())
+            .with("DATA_DIR", "data")
+            .with("STORE_CACHE_MB", "16")
+            .with("REQUESTS_PER_MINUTE", "1000000")
+    }
+
+    /// With an environment variable; the last one of a name counts.
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Setup {
+        self.set(name, value);
+        self
+    }
+
+    /// As [`Setup::with`], in place.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The folder that the binary runs in.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The command, ready for arguments.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ceoagent"));
+        command.current_dir(self.folder()).env_clear().envs(self.settings.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs `ceoagent ARGS` to its end; for starts that fail. Gives the exit status and what it said.
+    pub(crate) fn run(&self, args: &[&str]) -> (ExitStatus, String) {
+        let output = self.command().args(args).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status, String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Starts the service and waits until it is ready.
+    pub(crate) fn start(&self) -> Service {
+        let mut command = self.command();
+        self.start_as(command.arg("serve"))
+    }
+
+    /// Starts the service by a command of the caller's making.
+    pub(crate) fn start_as(&self, command: &mut Command) -> Service {
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        let address = loop {
+            let mut line = String::new();
+            if log.read_line(&mut line).unwrap() == 0 {
+                let _ = child.kill();
+                panic!("the service ended before it was ready:\n{said}");
+            }
+            said.push_str(&line);
+            if let Some((_, rest)) = line.split_once("ceoagent is ready address=") {
+                break rest.split_whitespace().next().unwrap().to_owned();
+            }
+        };
+        // Its log must be read, or it would stop at a full pipe.
+        let log = std::thread::spawn(move || {
+            let mut rest = String::new();
+            let _ = log.read_to_string(&mut rest);
+            said + &rest
+        });
+        Service { child, base: format!("http://{address}"), client: client(), log: Some(log) }
+    }
+}
+
+/// A client that keeps connections and asks no proxy.
+pub(crate) fn client() -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
+}
+
+/// A running service; killed when dropped.
+pub(crate) struct Service {
+    child: Child,
+    base: String,
+    client: Client,
+    log: Option<std::thread::JoinHandle<String>>,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// A header's text, empty if it is missing.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The job's id.
+    pub(crate) fn id(&self) -> String {
+        self.body["id"].as_str().unwrap_or_else(|| panic!("no id in {self:?}")).to_owned()
+    }
+
+    /// Asserts that this is a problem of this status and code, told as RFC 9457 has it.
+    #[track_caller]
+    pub(crate) fn assert_problem(&self, status: u16, code: &str) -> &Answer {
+        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{self:#?}");
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(self.body["request_id"], self.header("x-request-id"));
+        assert_eq!(self.body["status"], status);
+        assert!(self.body["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{self:#?}");
+        self
+    }
+}
+
+impl Service {
+    /// A request to `path`.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base))
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// The process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        send(self.request(Method::GET, path)).await
+    }
+
+    /// As [`Service::get`], as the operator.
+    pub(crate) async fn admin_get(&self, path: &str) -> Answer {
+        send(self.request(Method::GET, path).bearer_auth(ADMIN_TOKEN)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// Asks `query` and gives the answer as it comes at once.
+    pub(crate) async fn submit(&self, query: &str) -> Answer {
+        self.post("/api/v1/analyze", &json!({ "query": query })).await
+    }
+
+    /// The job once it has ended.
+    pub(crate) async fn ended(&self, id: &str) -> Answer {
+        loop {
+            let answer = self.get(&format!("/api/v1/jobs/{id}?wait=20")).await;
+            assert_eq!(answer.status, 200, "{answer:#?}");
+            if !matches!(answer.body["status"].as_str(), Some("queued" | "scheduled" | "running")) {
+                return answer;
+            }
+        }
+    }
+
+    /// SIGKILL, and what it said.
+    pub(crate) fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.log.take().unwrap().join().unwrap()
+    }
+
+    /// Sends a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// SIGTERM; waits for the end. Gives the exit status and the log.
+    pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
+        self.signal("TERM");
+        let status = self.child.wait().unwrap();
+        (status, self.log.take().unwrap().join().unwrap())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends and reads the whole answer; a body that isn't JSON is given as a string.
+pub(crate) async fn send(request: RequestBuilder) -> Answer {
+    let answer = request.send().await.unwrap();
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    let text = answer.text().await.unwrap();
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    Answer { status, headers, body }
+}
+
+/// A path that can't be a folder, since it lies beneath a file.
+pub(crate) fn below_a_file(setup: &Setup) -> PathBuf {
+    let file = setup.folder().join("a-file");
+    std::fs::write(&file, "not a folder").unwrap();
+    file.join("below")
+}

@@ -1,0 +1,6 @@
+//! The service as its users meet it: the real binary, real HTTP, real sled on a real disk, and a simulated Claude on a
+//! real socket. One file an area; `harness` starts and asks things.
+
+mod crash;
+mod harness;
+mod life;
