@@ -4,6 +4,7 @@ pub mod analysis;
 pub mod claude;
 pub mod cli;
 pub mod clock;
+pub mod http;
 pub mod job;
 pub mod limits;
 pub mod metrics;

@@ -1,0 +1,121 @@
+//! The HTTP contract: every route, on one screen, which is also the list that the OpenAPI document is made from.
+//!
+//! A request passes `observe` (id, time limit, panics, access log, metrics), is read (`extract`, `submission`, `wait`),
+//! makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no socket
+//! (`app` does), and sees neither the store nor Claude.
+
+mod admin;
+mod analyze;
+mod extract;
+mod health;
+mod jobs;
+mod observe;
+mod problem;
+mod submission;
+mod view;
+mod wait;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{Method, Uri},
+    middleware,
+};
+use secrecy::SecretString;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use self::problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND};
+use crate::{limits::Limits, metrics::Metrics, queue::Queue};
+
+/// What the routes need.
+#[derive(Clone)]
+pub struct Api {
+    /// Where jobs go in and come from.
+    pub queue: Queue,
+    /// Whose gate readiness and metrics tell about.
+    pub limits: Arc<Limits>,
+    /// What requests are counted in and `/metrics` shows.
+    pub metrics: Metrics,
+    /// The bearer token of the admin routes. An empty one lets nobody in.
+    pub admin_token: SecretString,
+    /// Most characters in a query.
+    pub max_query_length: usize,
+}
+
+/// The whole service as a router, ready to be served.
+pub fn router(api: Api) -> Router {
+    let api = Arc::new(api);
+    let (router, document) = routes().split_for_parts();
+    // Swagger UI would otherwise have an outside host check the document.
+    let docs = SwaggerUi::new("/docs")
+        .config(Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true))
+        .url("/openapi.json", document);
+    router
+        .merge(docs)
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), observe::observe))
+        .with_state(api)
+}
+
+/// The OpenAPI document of the routes.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
+fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(analyze::analyze))
+        .routes(routes!(jobs::get))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::retry))
+        .routes(routes!(admin::list))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+}
+
+/// The part of the OpenAPI document that is not about a route.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "ceoagent",
+        description = "Takes a decision question, has Claude analyse it behind a durable queue, and gives back a \
+                       structured decision memo.\n\nEvery error is `application/problem+json` (RFC 9457) with a stable \
+                       `code`. Every response has an `x-request-id`; a given one is kept."
+    ),
+    tags(
+        (name = "analysis", description = "Ask, and collect the memo"),
+        (name = "admin", description = "For operators; needs the admin token"),
+        (name = "service", description = "For monitoring")
+    ),
+    modifiers(&BearerToken)
+)]
+struct Document;
+
+struct BearerToken;
+
+impl Modify for BearerToken {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("admin_token", scheme);
+    }
+}
+
+async fn no_such_route(uri: Uri) -> Problem {
+    Problem::new(ROUTE_NOT_FOUND, format!("there is nothing at {}; /docs lists the routes", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Problem {
+    let detail = format!("{} does not take {method}; the Allow header lists what it takes", uri.path());
+    Problem::new(METHOD_NOT_ALLOWED, detail)
+}
+
+#[cfg(test)]
+mod tests;

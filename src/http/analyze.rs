@@ -1,0 +1,144 @@
+//! `POST /api/v1/analyze`: a question in, a job out, and the memo too for those who wait.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Bytes,
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Request, State,
+        rejection::{BytesRejection, FailedToBufferBody},
+    },
+    http::{HeaderMap, header},
+    response::Response,
+};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::{
+    Api,
+    extract::Params,
+    observe,
+    problem::{BODY_TOO_LARGE, INVALID_BODY, Problem, ProblemBody, UNSUPPORTED_MEDIA_TYPE},
+    submission::{self, Body, MAX_BODY_BYTES},
+    view::JobView,
+    wait::Wait,
+};
+use crate::{
+    job::{JobId, JobRecord},
+    queue::Queue,
+};
+
+/// What reading an ended job may take once the wait is over; then the answer goes out without.
+const READ_GRACE: Duration = Duration::from_millis(250);
+
+/// Ask a question
+///
+/// The job is on disk when the answer comes. With `wait` the answer is held until the job has ended, for 30 s at most;
+/// if it has not ended by then, the answer is `202` with the job, and the job goes on.
+#[utoipa::path(
+    post, path = "/api/v1/analyze", tag = "analysis",
+    params(
+        ("wait" = Option<String>, Query, description = "As `wait` in the body, and before it"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is said nowhere else")
+    ),
+    request_body = Body,
+    responses(
+        (status = 200, description = "Waited for, and succeeded: the job with its memo", body = JobView<'static>),
+        (status = 202, description = "Accepted; see `Location` and `Retry-After`", body = JobView<'static>),
+        (status = 400, description = "`invalid_json`, `invalid_parameter`, `invalid_body`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 409, description = "Waited for, and `cancelled`; the job is under `job`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed` with all that is wrong; or waited for, and `refused`",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 502, description = "Waited for, and failed at Claude; the job is under `job`",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 503, description = "`queue_full`, `shutting_down`, `storage_unavailable`, `timeout`",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`",
+            body = ProblemBody<'static>, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
+    let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
+    submission.request.request_id = Some(observe::request_id());
+    let request = submission.request.clone();
+    let job = api.queue.enqueue(submission).await?;
+    info!(
+        job.id = %job.id,
+        request.id = request.request_id,
+        query.bytes = request.query.len(),
+        "request received"
+    );
+    debug!(job.id = %job.id, query = request.query, "the question");
+    let mut record = JobRecord { job, request, attempts: Vec::new() };
+    if let Some(until) = question.wait.or(wait).and_then(Wait::until)
+        && let Some(waited) = hold(&api.queue, record.job.id, until).await
+    {
+        record = waited;
+    }
+    let now = api.queue.now();
+    Ok(JobView::new(&record, now).respond_to_asker(now))
+}
+
+/// The job as it is at its end or at `until`. None if that can't be read: the job is accepted all the same.
+async fn hold(queue: &Queue, id: JobId, until: Instant) -> Option<JobRecord> {
+    match timeout_at(until + READ_GRACE, queue.wait(id, until)).await {
+        Ok(Ok(record)) => Some(record),
+        Ok(Err(error)) => {
+            warn!(job.id = %id, %error, "a job can't be read for the client that waits for it");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// A request with a JSON body, and how long to wait as far as that is said outside of it.
+pub(super) struct Question {
+    body: Bytes,
+    wait: Option<Wait>,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Question {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Question, Problem> {
+        let (mut parts, body) = request.into_parts();
+        if !is_json(&parts.headers) {
+            return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
+        }
+        let Ok(params) = Params::from_request_parts(&mut parts, state).await;
+        let wait = params.wait()?.or_else(|| Wait::preferred(&parts.headers));
+        let mut request = Request::from_parts(parts, body);
+        DefaultBodyLimit::max(MAX_BODY_BYTES).apply(&mut request);
+        let body = Bytes::from_request(request, state).await.map_err(|error| match error {
+            BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+                Problem::new(BODY_TOO_LARGE, format!("the body must be at most {MAX_BODY_BYTES} bytes (256 KiB)"))
+            }
+            _ => Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"),
+        })?;
+        Ok(Question { body, wait })
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_json_is_taken_for_json() {
+        let is = |kind: &'static str| is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().unwrap())]));
+        assert!(is("application/json") && is("Application/JSON ; charset=utf-8"));
+        assert!(!is("text/json") && !is("application/jsonp") && !is("") && !is_json(&HeaderMap::new()));
+    }
+}

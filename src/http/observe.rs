@@ -1,0 +1,149 @@
+//! The one middleware, around everything: the request's id, the bound on its time, panics, the access log, the metrics.
+
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout_at};
+use tracing::{error, info};
+use uuid::Uuid;
+
+use super::{
+    Api,
+    problem::{INTERNAL, Problem, TIMEOUT},
+};
+use crate::metrics::HttpLabels;
+
+/// No answer takes longer: clients and proxies commonly give up at 30 s.
+const ANSWER_LIMIT: Duration = Duration::from_millis(29_500);
+
+/// Longest request id that is taken over from a client: more would swell every log line.
+const MAX_REQUEST_ID: usize = 128;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+tokio::task_local! {
+    static CURRENT: Current;
+}
+
+struct Current {
+    id: HeaderValue,
+    started: Instant,
+}
+
+/// The id of the request being answered; empty outside of one.
+pub(super) fn request_id() -> String {
+    CURRENT.try_with(|current| text(&current.id).to_owned()).unwrap_or_default()
+}
+
+/// When the request being answered came in.
+pub(super) fn started() -> Instant {
+    CURRENT.try_with(|current| current.started).unwrap_or_else(|_| Instant::now())
+}
+
+/// Answers a request within [`ANSWER_LIMIT`] and leaves a line in the log, whatever happens.
+pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = given_id(request.headers()).unwrap_or_else(new_id);
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+
+    let answer = async {
+        match timeout_at(started + ANSWER_LIMIT, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(panic)) => panicked(&*panic),
+            Err(_) => timed_out(),
+        }
+    };
+    let mut response = CURRENT.scope(Current { id: id.clone(), started }, answer).await;
+
+    let elapsed = started.elapsed();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    info!(
+        http.method = %method,
+        http.route = route,
+        http.path = uri.path(),
+        http.status = response.status().as_u16(),
+        duration_ms = elapsed.as_secs_f64() * 1e3,
+        request.id = text(&id),
+        "request answered"
+    );
+    let labels =
+        HttpLabels { method: bounded(&method).to_owned(), route: route.to_owned(), status: response.status().as_u16() };
+    api.metrics.http_requests.get_or_create(&labels).inc();
+    api.metrics.http_seconds.observe(elapsed.as_secs_f64());
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    response
+}
+
+/// The client's own id, if it is fit for a log line: 1 to [`MAX_REQUEST_ID`] visible ASCII characters.
+fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let id = headers.get(X_REQUEST_ID)?;
+    let sane = (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    sane.then(|| id.clone())
+}
+
+fn new_id() -> HeaderValue {
+    let mut buffer = Uuid::encode_buffer();
+    let id = Uuid::now_v7().as_hyphenated().encode_lower(&mut buffer);
+    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("of no text");
+    error!(request.id = request_id(), panic = message, "a handler panicked");
+    Problem::new(INTERNAL, "a fault of ours; the service's log has the details under this request_id").into_response()
+}
+
+fn timed_out() -> Response {
+    let detail = "there was no answer in 29.5 s; what was asked may have been done: look before you repeat it";
+    Problem::new(TIMEOUT, detail).into_response()
+}
+
+/// The method as a label: clients may invent methods, but not time series.
+fn bounded(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::OPTIONS => {
+            method.as_str()
+        }
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(value: &str) -> Option<HeaderValue> {
+        given_id(&HeaderMap::from_iter([(X_REQUEST_ID, HeaderValue::from_bytes(value.as_bytes()).unwrap())]))
+    }
+
+    #[test]
+    fn a_sane_request_id_is_kept_and_any_other_replaced() {
+        assert_eq!(given("order-4711/a").unwrap(), "order-4711/a");
+        assert!(given(&"x".repeat(MAX_REQUEST_ID)).is_some());
+        for bad in ["", "two words", "数", &"x".repeat(MAX_REQUEST_ID + 1)] {
+            assert!(given(bad).is_none(), "{bad:?}");
+        }
+        assert!(Uuid::try_parse(text(&new_id())).is_ok_and(|id| id.get_version_num() == 7));
+    }
+
+    #[test]
+    fn invented_methods_share_one_time_series() {
+        assert_eq!(bounded(&Method::from_bytes(b"BREW").unwrap()), "other");
+        assert_eq!(bounded(&Method::POST), "POST");
+    }
+}

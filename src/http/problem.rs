@@ -1,0 +1,235 @@
+//! Every error that a client can get, as `application/problem+json` (RFC 9457), and the one mapping of the queue's errors
+//! and of failed jobs to them. Internals stay in the log.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tracing::warn;
+use utoipa::ToSchema;
+
+use super::{observe, view::JobView};
+use crate::{job::FailureCode, queue::QueueError};
+
+/// A kind of problem: its status, its stable code, and its title.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind(StatusCode, &'static str, &'static str);
+
+pub(super) const INVALID_JSON: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_json", "The body is not valid JSON");
+pub(super) const INVALID_BODY: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_body", "The body could not be read");
+pub(super) const INVALID_PARAMETER: Kind =
+    Kind(StatusCode::BAD_REQUEST, "invalid_parameter", "A query parameter is not valid");
+pub(super) const INVALID_JOB_ID: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_job_id", "The job id is not a UUID");
+pub(super) const UNAUTHORIZED: Kind =
+    Kind(StatusCode::UNAUTHORIZED, "unauthorized", "This needs the service's admin token");
+pub(super) const ROUTE_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "not_found", "There is no such route");
+pub(super) const JOB_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "job_not_found", "There is no such job");
+pub(super) const METHOD_NOT_ALLOWED: Kind =
+    Kind(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The route does not take this method");
+pub(super) const CONFLICT: Kind = Kind(StatusCode::CONFLICT, "conflict", "The job's state does not allow this");
+pub(super) const CANCELLED: Kind = Kind(StatusCode::CONFLICT, "cancelled", "The job was cancelled");
+pub(super) const BODY_TOO_LARGE: Kind = Kind(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large");
+pub(super) const UNSUPPORTED_MEDIA_TYPE: Kind =
+    Kind(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON");
+pub(super) const VALIDATION_FAILED: Kind =
+    Kind(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "The request is not valid");
+pub(super) const INTERNAL: Kind =
+    Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong in the service");
+pub(super) const QUEUE_FULL: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
+pub(super) const SHUTTING_DOWN: Kind =
+    Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
+pub(super) const STORAGE_UNAVAILABLE: Kind =
+    Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store can't be used");
+pub(super) const NOT_READY: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready");
+pub(super) const TIMEOUT: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long");
+
+/// After so many seconds a client may try again where the queue is full: about one answer's time.
+const FULL_RETRY_AFTER: u64 = 10;
+
+/// After so many seconds a client may try again where the store is being reopened or the process replaced.
+const UNAVAILABLE_RETRY_AFTER: u64 = 5;
+
+/// An error on its way to a client.
+#[derive(Debug)]
+pub(super) struct Problem {
+    kind: Kind,
+    detail: String,
+    errors: Vec<FieldError>,
+    retry_after: Option<u64>,
+    job: Option<Box<RawValue>>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct FieldError {
+    /// Path of the field, as `options[2]`, name of the parameter, or part of the service.
+    pub(super) field: String,
+    /// What is wrong with it and what is allowed.
+    pub(super) message: String,
+}
+
+impl FieldError {
+    pub(super) fn new(field: impl Into<String>, message: impl Into<String>) -> FieldError {
+        FieldError { field: field.into(), message: message.into() }
+    }
+}
+
+/// An error, after RFC 9457.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct ProblemBody<'a> {
+    /// A stable URN of the kind: `urn:ceoagent:problem:<code>`, or `urn:ceoagent:failure:<code>` for a failed job.
+    r#type: String,
+    /// What kind of problem it is, for people.
+    title: &'a str,
+    /// The HTTP status.
+    status: u16,
+    /// What failed, with what, and what to do.
+    detail: &'a str,
+    /// Stable, for programs.
+    code: &'a str,
+    /// The id of this request, as in the log.
+    request_id: &'a str,
+    /// Everything that is wrong, where there can be more than one thing.
+    #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
+    errors: &'a [FieldError],
+    /// The job that failed while it was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<JobView<'static>>)]
+    job: Option<&'a RawValue>,
+}
+
+impl Problem {
+    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Problem {
+        Problem { kind, detail: detail.into(), errors: Vec::new(), retry_after: None, job: None }
+    }
+
+    /// A problem with all that is wrong; the detail tells it in one sentence.
+    pub(super) fn listing(kind: Kind, errors: Vec<FieldError>) -> Problem {
+        let told: Vec<String> = errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
+        Problem { errors, ..Problem::new(kind, told.join("; ")) }
+    }
+
+    /// What a client gets that waited for a job that failed, or (without an error) was cancelled.
+    pub(super) fn of_job(job: &JobView<'_>) -> Problem {
+        let (kind, detail) = match &job.error {
+            Some(error) => (kind_of(error.code), error.message.clone()),
+            None => (CANCELLED, "the job was cancelled while it was waited for".to_owned()),
+        };
+        Problem { job: serde_json::value::to_raw_value(job).ok(), ..Problem::new(kind, detail) }
+    }
+
+    fn retry_after(self, seconds: u64) -> Problem {
+        Problem { retry_after: Some(seconds), ..self }
+    }
+}
+
+/// The kind of problem that a failed job is to its waiter.
+fn kind_of(code: FailureCode) -> Kind {
+    let status = match code {
+        FailureCode::DeadlineExceeded | FailureCode::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        FailureCode::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+        FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        FailureCode::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
+        FailureCode::OutcomeUnknown
+        | FailureCode::InvalidOutput
+        | FailureCode::AnswerTruncated
+        | FailureCode::InvalidRequest
+        | FailureCode::RequestTooLarge
+        | FailureCode::AuthenticationFailed
+        | FailureCode::BillingFailed
+        | FailureCode::PermissionDenied
+        | FailureCode::ModelNotFound
+        | FailureCode::RateLimited
+        | FailureCode::Overloaded
+        | FailureCode::UpstreamError
+        | FailureCode::ConnectFailed
+        | FailureCode::ConnectionLost
+        | FailureCode::MalformedResponse => StatusCode::BAD_GATEWAY,
+    };
+    Kind(status, code.into(), "The analysis failed")
+}
+
+impl From<QueueError> for Problem {
+    fn from(error: QueueError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            QueueError::NotFound(_) => {
+                Problem::new(JOB_NOT_FOUND, format!("{detail}: it never was, or is removed since it ended long ago"))
+            }
+            QueueError::Conflict(_) => Problem::new(CONFLICT, detail),
+            QueueError::Full { .. } => {
+                Problem::new(QUEUE_FULL, format!("{detail}; try again later")).retry_after(FULL_RETRY_AFTER)
+            }
+            QueueError::Closing => {
+                Problem::new(SHUTTING_DOWN, format!("{detail}; try again soon")).retry_after(UNAVAILABLE_RETRY_AFTER)
+            }
+            QueueError::Unavailable(_) => {
+                warn!(request.id = observe::request_id(), error = detail, "the store failed a request");
+                let detail = "the job store can't be used at the moment and tries to recover; try again soon";
+                Problem::new(STORAGE_UNAVAILABLE, detail).retry_after(UNAVAILABLE_RETRY_AFTER)
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Kind(status, code, title) = self.kind;
+        let family = if self.job.is_some() { "failure" } else { "problem" };
+        let request_id = observe::request_id();
+        let body = ProblemBody {
+            r#type: format!("urn:ceoagent:{family}:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: &self.detail,
+            code,
+            request_id: &request_id,
+            errors: &self.errors,
+            job: self.job.as_deref(),
+        };
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ceoagent admin\""));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_of_a_job_is_an_error_with_its_own_code() {
+        use strum::IntoEnumIterator;
+        for failure in FailureCode::iter() {
+            let Kind(status, code, _) = kind_of(failure);
+            assert!(status.is_client_error() || status.is_server_error(), "{failure}");
+            assert_eq!(code, failure.to_string());
+        }
+    }
+
+    #[test]
+    fn a_failing_store_tells_clients_nothing_of_its_insides() {
+        let problem = Problem::from(QueueError::Unavailable("disk /data/db: No space left".to_owned()));
+        assert_eq!((problem.kind, problem.retry_after), (STORAGE_UNAVAILABLE, Some(UNAVAILABLE_RETRY_AFTER)));
+        assert!(!problem.detail.contains("/data"), "{}", problem.detail);
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_again() {
+        let response = Problem::from(QueueError::Full { limit: 7 }).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "10");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+    }
+}

@@ -1,0 +1,336 @@
+//! The body of a question: read once, checked against every limit at once, turned into a submission to the queue.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::{
+    problem::{FieldError, INVALID_JSON, Problem, VALIDATION_FAILED},
+    wait::Wait,
+};
+use crate::{
+    clock::Timestamp,
+    job::{JobRequest, Priority},
+    queue::Submission,
+};
+
+/// Largest body: room for the longest query, context and options in any script, and little more.
+pub(super) const MAX_BODY_BYTES: usize = 256 * 1024;
+
+/// Most characters of context: some 12,000 tokens, a tenth of a small context window.
+const MAX_CONTEXT: usize = 50_000;
+
+/// Most options: every option is scored by every criterion, and the answer has a bound too.
+const MAX_OPTIONS: usize = 10;
+
+/// Most characters of an option: a sentence or two, the rest is context.
+const MAX_OPTION: usize = 500;
+
+/// Most metadata entries: labels, not a document.
+const MAX_METADATA: usize = 16;
+
+/// Most characters of a metadata key.
+const MAX_METADATA_KEY: usize = 64;
+
+/// Most characters of a metadata value.
+const MAX_METADATA_VALUE: usize = 512;
+
+/// Most characters of a model's name.
+const MAX_MODEL: usize = 100;
+
+/// Longest deadline, in seconds: a week. What can wait longer needs none.
+const MAX_DEADLINE_SECONDS: i64 = 604_800;
+
+/// How far ahead a job can be scheduled: "this day next year" is possible in a leap year too.
+const MAX_RUN_AHEAD_DAYS: u64 = 366;
+
+/// A question.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = AnalyzeRequest)]
+pub(super) struct Body {
+    /// The decision question, in any language; the memo is in the same.
+    #[schema(required, value_type = String, max_length = 10_000, example = "Should we move our warehouse to Rotterdam?")]
+    query: Option<String>,
+    /// What you know besides: figures, constraints, history.
+    #[schema(max_length = 50_000)]
+    context: Option<String>,
+    /// Options that you want considered.
+    #[schema(max_items = 10)]
+    options: Option<Vec<String>>,
+    /// Its place in the order; `normal` if absent. A step is worth ten minutes of waiting.
+    priority: Option<Priority>,
+    /// Hold the answer until the job has ended.
+    #[schema(schema_with = Wait::schema)]
+    wait: Option<Wait>,
+    /// Not before then (RFC 3339), at most 366 days ahead.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    run_at: Option<Timestamp>,
+    /// Fail the job if it hasn't started after so many seconds.
+    #[schema(minimum = 1, maximum = 604_800)]
+    deadline_seconds: Option<i64>,
+    /// A Claude model; the service's own setting if absent.
+    #[schema(max_length = 100)]
+    model: Option<String>,
+    /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
+    metadata: Option<BTreeMap<String, String>>,
+}
+
+/// What a valid body asks for, and for how long to hold the answer.
+pub(super) fn parse(
+    body: &[u8],
+    max_query_length: usize,
+    now: Timestamp,
+) -> Result<(Submission, Option<Wait>), Problem> {
+    let (body, mut errors) = read(body)?;
+    if let Some(body) = &body {
+        check(body, max_query_length, now, &mut errors);
+    }
+    match body {
+        Some(body) if errors.is_empty() => {
+            let wait = body.wait;
+            Ok((submission(body), wait))
+        }
+        _ => Err(Problem::listing(VALIDATION_FAILED, errors)),
+    }
+}
+
+/// The body, with its unknown fields as errors; none if a field is of the wrong type.
+fn read(bytes: &[u8]) -> Result<(Option<Body>, Vec<FieldError>), Problem> {
+    // Serde takes a list for a struct, field by field: not here.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Ok((None, vec![FieldError::new("$", "must be a JSON object, not a list")]));
+    }
+    let mut errors = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let read = serde_ignored::deserialize(tracked, |path| {
+        errors.push(FieldError::new(path.to_string(), "is not a field of this request"));
+    });
+    match read.and_then(|body: Body| json.end().map(|()| body)) {
+        Ok(body) => Ok((Some(body), errors)),
+        Err(error) if error.is_data() => {
+            let path = track.path().to_string();
+            let field = if path == "." { "$".to_owned() } else { path };
+            // The place in the text is no help where the field is named.
+            let message = error.to_string();
+            let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+            errors.push(FieldError::new(field, message));
+            Ok((None, errors))
+        }
+        Err(error) => {
+            let detail = if bytes.trim_ascii().is_empty() {
+                "the body is empty; send a JSON object with a query".to_owned()
+            } else {
+                format!("the body is not valid JSON: {error}")
+            };
+            Err(Problem::new(INVALID_JSON, detail))
+        }
+    }
+}
+
+/// Adds everything that is wrong with the values of `body` to `errors`.
+fn check(body: &Body, max_query_length: usize, now: Timestamp, errors: &mut Vec<FieldError>) {
+    let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
+    match body.query.as_deref() {
+        None => wrong("query", "is required: the question to analyse".to_owned()),
+        Some(query) if query.trim().is_empty() => wrong("query", "must not be blank".to_owned()),
+        Some(query) => too_long(query, max_query_length).into_iter().for_each(|message| wrong("query", message)),
+    }
+    if let Some(message) = body.context.as_deref().and_then(|context| too_long(context, MAX_CONTEXT)) {
+        wrong("context", message);
+    }
+    let options = body.options.as_deref().unwrap_or_default();
+    if options.len() > MAX_OPTIONS {
+        wrong("options", format!("must be at most {MAX_OPTIONS}, not {}", options.len()));
+    }
+    for (option, index) in options.iter().zip(0..MAX_OPTIONS) {
+        if option.trim().is_empty() {
+            wrong(&format!("options[{index}]"), "must not be blank".to_owned());
+        } else if let Some(message) = too_long(option, MAX_OPTION) {
+            wrong(&format!("options[{index}]"), message);
+        }
+    }
+    if let Some(run_at) = body.run_at
+        && run_at.since(now) > Duration::from_hours(24 * MAX_RUN_AHEAD_DAYS)
+    {
+        wrong("run_at", format!("must be at most {MAX_RUN_AHEAD_DAYS} days ahead, not {run_at}"));
+    }
+    if let Some(seconds) = body.deadline_seconds {
+        if !(1..=MAX_DEADLINE_SECONDS).contains(&seconds) {
+            wrong("deadline_seconds", format!("must be from 1 to {MAX_DEADLINE_SECONDS}, not {seconds}"));
+        } else if body.run_at.is_some_and(|run_at| run_at >= now.plus(Duration::from_secs(seconds.unsigned_abs()))) {
+            wrong("deadline_seconds", "must end after run_at, or the job could never run".to_owned());
+        }
+    }
+    if let Some(model) = &body.model
+        && !is_model(model)
+    {
+        let message = format!("must be 1 to {MAX_MODEL} letters, digits or any of - _ . : / @");
+        wrong("model", message);
+    }
+    let metadata = body.metadata.iter().flatten();
+    if metadata.clone().count() > MAX_METADATA {
+        wrong("metadata", format!("must be at most {MAX_METADATA} entries, not {}", metadata.clone().count()));
+    }
+    for (key, value) in metadata.take(MAX_METADATA) {
+        if key.is_empty() {
+            wrong("metadata", "must have no empty key".to_owned());
+        } else if let Some(message) = too_long(key, MAX_METADATA_KEY) {
+            let start: String = key.chars().take(MAX_METADATA_KEY).collect();
+            wrong("metadata", format!("key {start:?}… {message}"));
+        } else if let Some(message) = too_long(value, MAX_METADATA_VALUE) {
+            wrong(&format!("metadata.{key}"), message);
+        }
+    }
+}
+
+fn submission(body: Body) -> Submission {
+    Submission {
+        request: JobRequest {
+            query: body.query.unwrap_or_default(),
+            context: body.context.filter(|context| !context.trim().is_empty()),
+            options: body.options.unwrap_or_default(),
+            model: body.model,
+            metadata: body.metadata.unwrap_or_default(),
+            request_id: None,
+        },
+        priority: body.priority.unwrap_or_default(),
+        run_at: body.run_at,
+        deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
+    }
+}
+
+fn too_long(text: &str, limit: usize) -> Option<String> {
+    // No text has more characters than bytes.
+    if text.len() <= limit {
+        return None;
+    }
+    let count = text.chars().count();
+    (count > limit).then(|| format!("must be at most {limit} characters, not {count}"))
+}
+
+fn is_model(name: &str) -> bool {
+    (1..=MAX_MODEL).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{http::StatusCode, response::IntoResponse};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
+    }
+
+    /// What is wrong with a body: the fields.
+    fn wrong(body: &Value) -> Vec<String> {
+        wrong_text(&body.to_string()).into_iter().map(|error| error.field).collect()
+    }
+
+    fn wrong_text(body: &str) -> Vec<FieldError> {
+        match read(body.as_bytes()).unwrap() {
+            (Some(body), mut errors) => {
+                check(&body, 20, at(0), &mut errors);
+                errors
+            }
+            (None, errors) => errors,
+        }
+    }
+
+    #[test]
+    fn a_whole_question_becomes_a_submission() {
+        let body = json!({
+            "query": "Buy or build?", "context": " ", "options": ["buy", "build"], "priority": "high", "wait": 2,
+            "run_at": "2027-01-15T08:00:30Z", "deadline_seconds": 60, "model": "claude-sonnet-5-5",
+            "metadata": {"team": "ops"}
+        });
+        let (submission, wait) = parse(body.to_string().as_bytes(), 20, at(0)).unwrap();
+        assert_eq!(wait, Wait::parse("2").ok());
+        assert_eq!((submission.priority, submission.deadline), (Priority::High, Some(Duration::from_mins(1))));
+        assert_eq!(submission.run_at, Some(at(30)));
+        assert_eq!(submission.request.context, None, "a blank context is none");
+        assert_eq!(submission.request.options, ["buy", "build"]);
+        assert_eq!(submission.request.metadata["team"], "ops");
+    }
+
+    #[test]
+    fn null_is_as_good_as_absent_except_for_the_query() {
+        assert!(wrong(&json!({"query": "q", "wait": null, "options": null, "priority": null})).is_empty());
+        assert_eq!(wrong(&json!({"query": null})), ["query"]);
+        assert_eq!(wrong(&json!({})), ["query"]);
+        assert_eq!(wrong(&json!({"query": " \n\u{3000}"})), ["query"]);
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_told_at_once() {
+        let options: Vec<&str> = std::iter::repeat_n("x", 11).collect();
+        let metadata: BTreeMap<String, &str> = (0..17).map(|key| (format!("k{key}"), "v")).collect();
+        let body = json!({
+            "qurey": 1, "query": "x".repeat(21), "context": "x".repeat(MAX_CONTEXT + 1), "options": options,
+            "run_at": "2099-01-01T00:00:00Z", "deadline_seconds": 0, "model": "a b", "metadata": metadata, "x": {}
+        });
+        let mut fields = wrong(&body);
+        fields.sort();
+        let all = ["context", "deadline_seconds", "metadata", "model", "options", "query", "qurey", "run_at", "x"];
+        assert_eq!(fields, all);
+    }
+
+    #[test]
+    fn lengths_are_counted_in_characters_and_told() {
+        assert!(wrong(&json!({"query": "迁".repeat(20)})).is_empty());
+        let errors = wrong_text(&json!({"query": "迁".repeat(21)}).to_string());
+        assert_eq!(errors, [FieldError::new("query", "must be at most 20 characters, not 21")]);
+    }
+
+    #[test]
+    fn each_option_and_label_is_checked() {
+        let body = json!({"query": "q", "options": ["a", "", "x".repeat(501)]});
+        assert_eq!(wrong(&body), ["options[1]", "options[2]"]);
+        let body = json!({"query": "q", "metadata": {"": "v", "k": "x".repeat(513), "x".repeat(65): "v"}});
+        assert_eq!(wrong(&body), ["metadata", "metadata.k", "metadata"]);
+    }
+
+    #[test]
+    fn a_deadline_before_the_start_is_refused() {
+        let body = json!({"query": "q", "run_at": at(60), "deadline_seconds": 60});
+        assert_eq!(wrong(&body), ["deadline_seconds"]);
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_with_its_path_and_the_unknown_fields_before_it() {
+        let errors = wrong_text(r#"{"z": 1, "query": "q", "options": ["a", 2]}"#);
+        assert_eq!(errors[0].field, "z");
+        let invalid = FieldError::new("options[1]", "invalid type: integer `2`, expected a string");
+        assert_eq!(errors[1..], [invalid]);
+        for (body, field) in [
+            (r#"{"query": 5}"#, "query"),
+            (r#"{"query": "q", "priority": "urgent"}"#, "priority"),
+            (r#"{"query": "q", "run_at": "tomorrow"}"#, "run_at"),
+            (r#"{"query": "q", "deadline_seconds": 1.5}"#, "deadline_seconds"),
+            (r#"{"query": "q", "metadata": {"a": 1}}"#, "metadata.a"),
+            (r#"{"query": "q", "wait": "yes"}"#, "wait"),
+            (r#"["q"]"#, "$"),
+            (r#""q""#, "$"),
+        ] {
+            let errors = wrong_text(body);
+            assert_eq!(errors.len(), 1, "{body}: {errors:?}");
+            assert_eq!(errors[0].field, field, "{body}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn broken_json_is_told_with_its_place() {
+        for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
+            let problem = parse(broken.as_bytes(), 20, at(0)).unwrap_err();
+            let text = format!("{problem:?}");
+            assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");
+            assert_eq!(problem.into_response().status(), StatusCode::BAD_REQUEST, "{broken}");
+        }
+        assert!(parse(b"{\"query\": \"\xff\"}", 20, at(0)).is_err());
+    }
+}

@@ -1,0 +1,279 @@
+//! The router over a store that is always unavailable: what clients get before, and instead of, a job.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use async_trait::async_trait;
+use axum::routing;
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    clock::{Clock, Timestamp},
+    job::{Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    queue::Policy,
+    store::{ClaimedJob, JobStore, Observer, StoreError},
+};
+
+const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
+
+/// A store that can't be used.
+struct Broken;
+
+fn broken<T>() -> Result<T, StoreError> {
+    Err(StoreError::Unavailable { reason: "no disk".to_owned() })
+}
+
+#[async_trait]
+impl JobStore for Broken {
+    async fn insert(&self, _: Job, _: JobRequest) -> Result<(), StoreError> {
+        broken()
+    }
+    async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
+        broken()
+    }
+    async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {
+        broken()
+    }
+    async fn prune(&self, _: Timestamp, _: usize, _: usize) -> Result<usize, StoreError> {
+        broken()
+    }
+    async fn get(&self, _: JobId) -> Result<Option<JobRecord>, StoreError> {
+        broken()
+    }
+    async fn list(&self, _: JobFilter, _: Timestamp) -> Result<JobPage, StoreError> {
+        broken()
+    }
+    fn peek(&self, _: JobId) -> Option<Job> {
+        None
+    }
+    fn counts(&self, _: Timestamp) -> StatusCounts {
+        StatusCounts::default()
+    }
+    fn claimable(&self, _: Timestamp) -> usize {
+        0
+    }
+    fn overdue(&self, _: Timestamp, _: usize) -> Vec<Job> {
+        Vec::new()
+    }
+    fn next_due(&self, _: Timestamp) -> Option<Timestamp> {
+        None
+    }
+    fn running(&self) -> Vec<Job> {
+        Vec::new()
+    }
+    fn observe(&self, _: Observer) {}
+    fn trouble(&self) -> Option<String> {
+        Some("no disk".to_owned())
+    }
+    async fn close(&self) {}
+}
+
+fn api(closing: &CancellationToken) -> Api {
+    let policy = Policy {
+        max_retries: 0,
+        lease: Duration::from_secs(30),
+        retry_unknown_outcome: false,
+        keep_finished_for: Duration::from_hours(1),
+        max_finished: 1,
+    };
+    let metrics = Metrics::new();
+    Api {
+        queue: Queue::new(Arc::new(Broken), Clock::system(), policy, metrics.clone(), closing.clone()),
+        limits: Arc::new(Limits::new(NonZeroU32::MIN)),
+        metrics,
+        admin_token: "s3cret".into(),
+        max_query_length: 10,
+    }
+}
+
+/// A server with its base URL.
+async fn serve(router: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    base
+}
+
+async fn start() -> String {
+    serve(router(api(&CancellationToken::new()))).await
+}
+
+fn client() -> Client {
+    // Fails where another test was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+}
+
+fn post(base: &str) -> RequestBuilder {
+    client().post(format!("{base}/api/v1/analyze"))
+}
+
+/// The status and body of an answer that must be a problem, complete and with the id of its request.
+async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status();
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["request_id"], id, "{body}");
+    assert_eq!(body["status"], status.as_u16(), "{body}");
+    assert_eq!(body["type"], format!("urn:ceoagent:problem:{}", body["code"].as_str().unwrap()));
+    assert!(body["title"].is_string() && body["detail"].is_string(), "{body}");
+    (status, body)
+}
+
+#[tokio::test]
+async fn every_bad_request_is_a_problem_that_says_what_to_do() {
+    let base = start().await;
+    let to = |path: &str| client().get(format!("{base}{path}"));
+    let json = |body: &'static str| post(&base).header("content-type", "application/json").body(body);
+    for (request, status, code, told) in [
+        (to("/nowhere"), 404, "not_found", "/docs"),
+        (to("/api/v1/analyze"), 405, "method_not_allowed", "GET"),
+        (to("/api/v1/jobs/42"), 400, "invalid_job_id", "UUID"),
+        (to(&format!("/api/v1/jobs/{ID}?wait=x")), 400, "invalid_parameter", "number of seconds"),
+        (to(&format!("/api/v1/jobs/{ID}?wait=1")), 404, "job_not_found", ID),
+        (to("/api/v1/admin/jobs"), 401, "unauthorized", "Bearer"),
+        (to("/api/v1/admin/jobs").bearer_auth("wrong"), 401, "unauthorized", "right admin token"),
+        (to("/api/v1/admin/jobs?cursor=x").bearer_auth("s3cret"), 400, "invalid_parameter", "cursor"),
+        (to("/api/v1/admin/jobs").bearer_auth("s3cret"), 503, "storage_unavailable", "try again"),
+        (to("/health/ready"), 503, "not_ready", "no disk"),
+        (post(&base).body("{}"), 415, "unsupported_media_type", "application/json"),
+        (json("{"), 400, "invalid_json", "line 1 column 1"),
+        (json(""), 400, "invalid_json", "empty"),
+        (json("{\"query\":\"q\",\"a\":1,\"b\":2}"), 422, "validation_failed", "b: is not a field"),
+        (json("{\"query\":\"12345678901\"}"), 422, "validation_failed", "at most 10 characters, not 11"),
+        (post(&base).json(&"x".repeat(300_000)), 413, "body_too_large", "262144 bytes"),
+        (post(&base).json(&json!({"query": "q"})), 503, "storage_unavailable", "try again"),
+        (
+            client().post(format!("{base}/api/v1/analyze?wait=soon")).json(&json!({"query": "q"})),
+            400,
+            "invalid_parameter",
+            "wait",
+        ),
+    ] {
+        let (got, body) = problem(request).await;
+        assert_eq!((got.as_u16(), body["code"].as_str().unwrap()), (status, code), "{body}");
+        assert!(body["detail"].as_str().unwrap().contains(told), "{told}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_told_which_are_right_and_a_missing_token_how_to_send_it() {
+    let base = start().await;
+    let response = client().delete(format!("{base}/api/v1/jobs/{ID}")).send().await.unwrap();
+    assert_eq!(response.headers()["allow"], "GET,HEAD");
+    let response = client().get(format!("{base}/api/v1/admin/jobs")).send().await.unwrap();
+    assert!(response.headers()["www-authenticate"].to_str().unwrap().starts_with("Bearer"));
+}
+
+#[tokio::test]
+async fn a_given_request_id_is_kept_on_every_answer() {
+    let base = start().await;
+    for path in ["/health", "/nowhere", "/metrics", "/openapi.json"] {
+        let response = client().get(format!("{base}{path}")).header("x-request-id", "mine-1").send().await.unwrap();
+        assert_eq!(response.headers()["x-request-id"], "mine-1", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_shuts_down_says_so_and_stays_alive_for_health() {
+    let closing = CancellationToken::new();
+    let base = serve(router(api(&closing))).await;
+    closing.cancel();
+    let (status, body) = problem(post(&base).json(&json!({"query": "q"}))).await;
+    assert_eq!((status.as_u16(), body["code"].as_str().unwrap()), (503, "shutting_down"));
+    let (_, body) = problem(client().get(format!("{base}/health/ready"))).await;
+    assert_eq!(body["errors"][0]["field"], "service", "{body}");
+    let health: Value = client().get(format!("{base}/health")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(health, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}));
+}
+
+#[tokio::test]
+async fn a_panic_is_an_error_without_insides_and_the_next_request_is_served() {
+    let api = Arc::new(api(&CancellationToken::new()));
+    let panics: Router = Router::new()
+        .route("/", routing::get(|| async { panic!("the secret recipe") as StatusCode }))
+        .layer(middleware::from_fn_with_state(api, observe::observe));
+    let base = serve(panics).await;
+    for _ in 0..2 {
+        let (status, body) = problem(client().get(&base)).await;
+        assert_eq!((status.as_u16(), body["code"].as_str().unwrap()), (500, "internal"));
+        assert!(!body.to_string().contains("recipe"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_is_answered_for_before_thirty_seconds_are_over() {
+    use tower::ServiceExt as _;
+    tokio::time::pause();
+    let api = Arc::new(api(&CancellationToken::new()));
+    let hangs: Router = Router::new()
+        .route("/", routing::get(std::future::pending::<StatusCode>))
+        .layer(middleware::from_fn_with_state(api, observe::observe));
+    let start = tokio::time::Instant::now();
+    let response = hangs.oneshot(axum::extract::Request::new(axum::body::Body::empty())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn metrics_count_by_route_pattern_and_show_the_gauges() {
+    let base = start().await;
+    for path in ["/api/v1/jobs/1", "/api/v1/jobs/2", "/a", "/b"] {
+        client().get(format!("{base}{path}")).send().await.unwrap();
+    }
+    let response = client().get(format!("{base}/metrics")).send().await.unwrap();
+    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    let text = response.text().await.unwrap();
+    for line in [
+        "ceoagent_http_requests_total{method=\"GET\",route=\"/api/v1/jobs/{id}\",status=\"400\"} 2",
+        "ceoagent_http_requests_total{method=\"GET\",route=\"none\",status=\"404\"} 2",
+        "ceoagent_store_available 0",
+        "ceoagent_jobs{kind=\"queued\"} 0",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_api_page_comes_from_the_binary_alone() {
+    let base = start().await;
+    let get = async |path: &str| client().get(format!("{base}{path}")).send().await.unwrap();
+    assert_eq!(get("/docs").await.headers()["location"], "/docs/");
+    let page = get("/docs/").await.text().await.unwrap();
+    let script = get("/docs/swagger-initializer.js").await.text().await.unwrap();
+    assert!(script.contains("/openapi.json") && script.contains("\"validatorUrl\": \"none\""), "{script}");
+    assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
+    let document: Value = get("/openapi.json").await.json().await.unwrap();
+    assert_eq!(document, serde_json::to_value(openapi()).unwrap());
+}
+
+#[test]
+fn the_document_holds_every_route_and_no_reference_to_nothing() {
+    let document = serde_json::to_value(openapi()).unwrap();
+    let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
+    assert_eq!(
+        paths,
+        [
+            "/api/v1/admin/jobs",
+            "/api/v1/analyze",
+            "/api/v1/jobs/{id}",
+            "/api/v1/jobs/{id}/cancel",
+            "/api/v1/jobs/{id}/retry",
+            "/health",
+            "/health/ready",
+            "/metrics"
+        ]
+    );
+    println!("{document:#}");
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let text = document.to_string();
+    for reference in text.split("#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(schemas.contains_key(name), "{name} is not among {:?}", schemas.keys());
+    }
+    assert!(schemas["Job"]["properties"]["result"].to_string().contains("Memo"), "{}", schemas["Job"]);
+}

@@ -1,0 +1,379 @@
+//! A job as clients see it, and the one mapping of its state to an answer.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::problem::Problem;
+use crate::{
+    analysis::Memo,
+    clock::Timestamp,
+    job::{
+        Attempt, AttemptError, AttemptOutcome, FailureCode, JobId, JobRecord, JobState, JobStatus, Priority, TokenUsage,
+    },
+};
+
+/// How long a client should leave a pending job alone; one that is in a hurry waits instead.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest time for which a client is sent away, however far off a scheduled job is.
+const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
+
+/// A question on its way to a memo. What does not apply is absent.
+#[serde_with::skip_serializing_none]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Job)]
+pub(super) struct JobView<'a> {
+    /// Names the job; ids sort by time of creation.
+    #[schema(value_type = String, format = Uuid)]
+    pub(super) id: JobId,
+    /// Where in its life the job is.
+    status: JobStatus,
+    /// Its place in the order.
+    priority: Priority,
+    /// When it was accepted.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// When its running or last attempt began.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    started_at: Option<Timestamp>,
+    /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    finished_at: Option<Timestamp>,
+    /// Not before then; while it is scheduled.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    run_at: Option<Timestamp>,
+    /// It fails if it is still queued then.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    deadline_at: Option<Timestamp>,
+    /// Attempts so far, the running one included.
+    attempts_made: u32,
+    /// The question.
+    query: &'a str,
+    /// What the asker knows besides.
+    context: Option<&'a str>,
+    /// Options that the asker wants considered.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    options: &'a [String],
+    /// The model asked for.
+    model: Option<&'a str>,
+    /// The caller's own labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: &'a BTreeMap<String, String>,
+    /// The id of the HTTP request that brought the job.
+    request_id: Option<&'a str>,
+    /// What became of each attempt that has ended, oldest first.
+    attempts: Vec<AttemptView<'a>>,
+    /// The memo, once the job has succeeded.
+    #[schema(value_type = Option<Memo>)]
+    result: Option<&'a RawValue>,
+    /// Tokens over all attempts.
+    usage: Option<TokenUsage>,
+    /// Why the job failed.
+    pub(super) error: Option<AttemptError>,
+    /// Where to go from here.
+    links: Links,
+}
+
+/// An attempt that has ended.
+#[serde_with::skip_serializing_none]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Attempt)]
+pub(super) struct AttemptView<'a> {
+    /// 1 for the first.
+    number: u32,
+    /// When it began.
+    #[schema(value_type = String, format = DateTime)]
+    started_at: Timestamp,
+    /// When it ended.
+    #[schema(value_type = String, format = DateTime)]
+    finished_at: Timestamp,
+    /// How it ended.
+    outcome: AttemptOutcome,
+    /// Why it did not succeed.
+    error: Option<&'a AttemptError>,
+    /// HTTP status of Claude's answer.
+    http_status: Option<u16>,
+    /// Claude's own id of the call, for its support.
+    request_id: Option<&'a str>,
+    /// The model that answered, or was asked.
+    model: Option<&'a str>,
+    /// The version of the prompts.
+    prompt_version: Option<&'a str>,
+    /// Tokens of the call.
+    usage: Option<TokenUsage>,
+    /// The call was sent and its end is not known.
+    may_have_been_billed: bool,
+    /// The answer as it came, where it could not be read as a memo (`invalid_output`).
+    raw_answer: Option<&'a str>,
+}
+
+/// Paths of what can be done with a job as it is.
+#[serde_with::skip_serializing_none]
+#[derive(Serialize, ToSchema)]
+pub(super) struct Links {
+    /// The job (GET).
+    #[serde(rename = "self")]
+    this: String,
+    /// Gives the job up (POST); while it is pending.
+    cancel: Option<String>,
+    /// Puts the job back into the queue (POST); when it has failed or was cancelled.
+    retry: Option<String>,
+}
+
+impl<'a> JobView<'a> {
+    pub(super) fn new(record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
+        let JobRecord { job, request, attempts } = record;
+        let status = job.status(now);
+        let this = path(job.id);
+        let link = |action| Some(format!("{this}/{action}"));
+        let (run_at, cancel, retry) = match job.state {
+            JobState::Queued { run_at } => ((run_at > now).then_some(run_at), link("cancel"), None),
+            JobState::Running { .. } => (None, link("cancel"), None),
+            JobState::Succeeded => (None, None, None),
+            JobState::Failed { .. } | JobState::Cancelled => (None, None, link("retry")),
+        };
+        JobView {
+            id: job.id,
+            status,
+            priority: job.priority,
+            created_at: job.created_at,
+            started_at: job.started_at,
+            finished_at: job.finished_at,
+            run_at,
+            deadline_at: job.deadline_at,
+            attempts_made: job.attempt,
+            query: &request.query,
+            context: request.context.as_deref(),
+            options: &request.options,
+            model: request.model.as_deref(),
+            metadata: &request.metadata,
+            request_id: request.request_id.as_deref(),
+            attempts: attempts.iter().map(AttemptView::new).collect(),
+            result: result(attempts),
+            usage: usage(attempts),
+            error: error(job.state, attempts),
+            links: Links { this, cancel, retry },
+        }
+    }
+
+    /// The job as an answer; `Retry-After` while it is pending.
+    pub(super) fn respond(&self, status: StatusCode, now: Timestamp) -> Response {
+        let body = serde_json::to_vec(self).unwrap_or_default();
+        let json = HeaderValue::from_static("application/json");
+        let mut response = (status, [(header::CONTENT_TYPE, json)], body).into_response();
+        match self.status {
+            JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
+                let wait = self.run_at.map_or(Duration::ZERO, |run_at| run_at.since(now));
+                let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled => {}
+        }
+        response
+    }
+
+    /// What a client is told that asked a question and may have waited: the memo, why there will be none, or that the
+    /// job is accepted.
+    pub(super) fn respond_to_asker(&self, now: Timestamp) -> Response {
+        let status = match self.status {
+            JobStatus::Succeeded => StatusCode::OK,
+            JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => StatusCode::ACCEPTED,
+            JobStatus::Failed | JobStatus::Cancelled => return self.located(Problem::of_job(self).into_response()),
+        };
+        self.located(self.respond(status, now))
+    }
+
+    fn located(&self, mut response: Response) -> Response {
+        if let Ok(location) = HeaderValue::from_str(&self.links.this) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        response
+    }
+}
+
+impl<'a> AttemptView<'a> {
+    fn new(attempt: &'a Attempt) -> AttemptView<'a> {
+        let report = &attempt.report;
+        let unreadable = report.error.as_ref().is_some_and(|error| error.code == FailureCode::InvalidOutput);
+        AttemptView {
+            number: attempt.number,
+            started_at: attempt.started_at,
+            finished_at: attempt.finished_at,
+            outcome: attempt.outcome,
+            error: report.error.as_ref(),
+            http_status: report.http_status,
+            request_id: report.request_id.as_deref(),
+            model: report.model.as_deref(),
+            prompt_version: report.prompt_version.as_deref(),
+            usage: report.usage,
+            may_have_been_billed: report.may_have_been_billed,
+            raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
+        }
+    }
+}
+
+fn path(id: JobId) -> String {
+    format!("/api/v1/jobs/{id}")
+}
+
+fn result(attempts: &[Attempt]) -> Option<&RawValue> {
+    let success = attempts.iter().rev().find(|attempt| attempt.outcome == AttemptOutcome::Succeeded)?;
+    success.report.result.as_deref()
+}
+
+fn usage(attempts: &[Attempt]) -> Option<TokenUsage> {
+    attempts.iter().filter_map(|attempt| attempt.report.usage).reduce(|sum, usage| TokenUsage {
+        input_tokens: sum.input_tokens + usage.input_tokens,
+        output_tokens: sum.output_tokens + usage.output_tokens,
+        cache_creation_input_tokens: sum.cache_creation_input_tokens + usage.cache_creation_input_tokens,
+        cache_read_input_tokens: sum.cache_read_input_tokens + usage.cache_read_input_tokens,
+    })
+}
+
+/// Why a failed job failed, in the words of the attempt that it failed with.
+fn error(state: JobState, attempts: &[Attempt]) -> Option<AttemptError> {
+    let JobState::Failed { code } = state else { return None };
+    let last = attempts.last().and_then(|attempt| attempt.report.error.as_ref());
+    Some(last.filter(|error| error.code == code).cloned().unwrap_or_else(|| {
+        let message = match code {
+            FailureCode::DeadlineExceeded => "the job's deadline passed before it could run".to_owned(),
+            other => format!("the job failed: {other}"),
+        };
+        AttemptError { code, message }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::job::{AttemptReport, Job, JobEvent, JobRequest};
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
+    }
+
+    /// A job to which `events` happened, one a second.
+    fn record(events: &[JobEvent]) -> JobRecord {
+        let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
+        job.deadline_at = Some(at(3));
+        let mut attempts = Vec::new();
+        for (event, now) in events.iter().zip(1..) {
+            attempts.extend(job.closed_attempt(event, at(now)));
+            job = job.apply(event, at(now)).unwrap();
+        }
+        let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
+        JobRecord { job, request, attempts }
+    }
+
+    fn claim() -> JobEvent {
+        JobEvent::Claim { lease_until: at(60) }
+    }
+
+    fn failing(code: FailureCode) -> Box<AttemptReport> {
+        let error = AttemptError { code, message: "it did not work".to_owned() };
+        let usage = TokenUsage { input_tokens: 10, output_tokens: 2, ..TokenUsage::default() };
+        Box::new(AttemptReport {
+            error: Some(error),
+            usage: Some(usage),
+            raw_answer: Some("hm".to_owned()),
+            ..AttemptReport::default()
+        })
+    }
+
+    fn json_of(record: &JobRecord, now: Timestamp) -> Value {
+        serde_json::to_value(JobView::new(record, now)).unwrap()
+    }
+
+    #[test]
+    fn a_fresh_job_tells_no_more_than_there_is() {
+        assert_eq!(
+            json_of(&record(&[]), at(0)),
+            json!({
+                "id": JobId::nil(),
+                "status": "queued",
+                "priority": "normal",
+                "created_at": at(0),
+                "deadline_at": at(3),
+                "attempts_made": 0,
+                "query": "Buy or build?",
+                "attempts": [],
+                "links": {
+                    "self": "/api/v1/jobs/00000000-0000-0000-0000-000000000000",
+                    "cancel": "/api/v1/jobs/00000000-0000-0000-0000-000000000000/cancel"
+                }
+            })
+        );
+    }
+
+    #[test]
+    fn a_result_is_passed_through_as_it_was_stored() {
+        let stored = r#"{"b":1,  "a":1.10}"#;
+        let result = Some(RawValue::from_string(stored.to_owned()).unwrap());
+        let retry = JobEvent::Retry { attempt: 1, run_at: at(2), report: failing(FailureCode::InvalidOutput) };
+        let mut report = failing(FailureCode::Internal);
+        report.result = result;
+        report.error = None;
+        let record = record(&[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
+        let view = JobView::new(&record, at(9));
+        let text = serde_json::to_string(&view).unwrap();
+        assert!(text.contains(stored), "{text}");
+        let json = json_of(&record, at(9));
+        assert_eq!(json["usage"]["input_tokens"], 20);
+        assert_eq!(json["attempts"][0]["raw_answer"], "hm", "an unreadable answer is shown");
+        assert_eq!(json["attempts"][1].get("raw_answer"), None, "a readable one is not");
+        assert_eq!(json["attempts"][1].get("result"), None);
+        assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::OK);
+    }
+
+    #[test]
+    fn a_job_that_failed_while_waited_for_is_a_problem() {
+        let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: failing(FailureCode::Refused) };
+        let record = record(&[claim(), fail]);
+        let view = JobView::new(&record, at(9));
+        assert_eq!(view.error.as_ref().unwrap().message, "it did not work");
+        let response = view.respond_to_asker(at(9));
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!(view.respond(StatusCode::OK, at(9)).headers().get(header::RETRY_AFTER), None);
+    }
+
+    #[test]
+    fn a_missed_deadline_is_not_told_in_the_words_of_an_older_failure() {
+        let retry = JobEvent::Retry { attempt: 1, run_at: at(2), report: failing(FailureCode::Overloaded) };
+        let record = record(&[claim(), retry, JobEvent::MissDeadline]);
+        let view = JobView::new(&record, at(9));
+        assert!(view.error.as_ref().unwrap().message.contains("deadline"));
+        assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::GATEWAY_TIMEOUT);
+    }
+
+    #[test]
+    fn a_cancelled_job_is_a_conflict_to_its_waiter_and_can_be_retried() {
+        let record = record(&[JobEvent::Cancel]);
+        let view = JobView::new(&record, at(9));
+        assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::CONFLICT);
+        let json = json_of(&record, at(9));
+        assert_eq!(json["links"]["retry"], format!("{}/retry", path(JobId::nil())));
+        assert_eq!(json["links"].get("cancel"), None);
+    }
+
+    #[test]
+    fn a_scheduled_job_sends_pollers_away_until_its_time() {
+        let mut record = record(&[]);
+        record.job.state = JobState::Queued { run_at: at(90) };
+        let view = JobView::new(&record, at(30));
+        let response = view.respond_to_asker(at(30));
+        assert_eq!(response.status(), StatusCode::ACCEPTED);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "60");
+        assert_eq!(response.headers()[header::LOCATION], path(JobId::nil()));
+        assert_eq!(json_of(&record, at(30))["status"], "scheduled");
+    }
+}

@@ -1,0 +1,149 @@
+//! How long a client wants to be held for the answer, in each of the places where it can say so.
+
+use std::{fmt, time::Duration};
+
+use axum::http::HeaderMap;
+use serde::{Deserialize, Deserializer, de::Visitor};
+use tokio::time::Instant;
+use utoipa::openapi::{OneOfBuilder, Schema, schema::Type};
+
+use super::observe;
+
+/// Longest wait that can be asked for; more counts as this.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// Longest time that a request is held, counted from its arrival: the answer is to be out before 30 s are over.
+pub(super) const MAX_HOLD: Duration = Duration::from_secs(29);
+
+/// A wish to be held for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wait(Duration);
+
+const WANTED: &str = "true, false or a number of seconds from 0 (more than 30 counts as 30)";
+
+impl Wait {
+    fn of(wanted: bool) -> Wait {
+        Wait(if wanted { MAX_WAIT } else { Duration::ZERO })
+    }
+
+    fn of_seconds(seconds: f64) -> Option<Wait> {
+        (seconds >= 0.0).then(|| Wait(Duration::from_secs_f64(seconds.min(MAX_WAIT.as_secs_f64()))))
+    }
+
+    /// From the text of a query parameter; the error tells what is allowed.
+    pub(super) fn parse(text: &str) -> Result<Wait, String> {
+        let wait = match text {
+            "true" => Some(Wait::of(true)),
+            "false" => Some(Wait::of(false)),
+            seconds => seconds.parse().ok().and_then(Wait::of_seconds),
+        };
+        wait.ok_or_else(|| format!("must be {WANTED}, not {text:?}"))
+    }
+
+    /// From `Prefer: wait=N` (RFC 7240). A preference that can't be read is none.
+    pub(super) fn preferred(headers: &HeaderMap) -> Option<Wait> {
+        headers
+            .get_all("prefer")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .find_map(|preference| {
+                let (name, value) = preference.split(';').next()?.split_once('=')?;
+                let seconds: u64 = value.trim().trim_matches('"').parse().ok()?;
+                let wait = Wait(Duration::from_secs(seconds).min(MAX_WAIT));
+                name.trim().eq_ignore_ascii_case("wait").then_some(wait)
+            })
+    }
+
+    /// Until when to hold the request being answered; none if not at all.
+    pub(super) fn until(self) -> Option<Instant> {
+        let latest = observe::started() + MAX_HOLD;
+        (!self.0.is_zero()).then(|| (Instant::now() + self.0).min(latest))
+    }
+
+    /// `wait` in the OpenAPI document.
+    pub(super) fn schema() -> Schema {
+        use utoipa::openapi::ObjectBuilder;
+        OneOfBuilder::new()
+            .item(ObjectBuilder::new().schema_type(Type::Boolean))
+            .item(ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)))
+            .description(Some("Hold the answer until the job has ended: `true`, or so many seconds, at most 30."))
+            .into()
+    }
+}
+
+impl<'de> Deserialize<'de> for Wait {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {
+        struct Wanted;
+
+        impl Visitor<'_> for Wanted {
+            type Value = Wait;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(WANTED)
+            }
+
+            fn visit_bool<E>(self, wanted: bool) -> Result<Wait, E> {
+                Ok(Wait::of(wanted))
+            }
+
+            fn visit_u64<E>(self, seconds: u64) -> Result<Wait, E> {
+                Ok(Wait(Duration::from_secs(seconds).min(MAX_WAIT)))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Wait, E> {
+                Wait::of_seconds(seconds).ok_or_else(|| E::invalid_value(serde::de::Unexpected::Float(seconds), &self))
+            }
+        }
+
+        deserializer.deserialize_any(Wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Wait {
+        Wait(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_wait_is_a_yes_a_no_or_seconds_up_to_thirty() {
+        for (text, wait) in [("true", 30), ("false", 0), ("0", 0), ("7", 7), ("31", 30), ("1e300", 30)] {
+            assert_eq!(Wait::parse(text), Ok(seconds(wait)), "{text}");
+            assert_eq!(serde_json::from_str::<Wait>(text).unwrap(), seconds(wait), "{text}");
+        }
+        assert_eq!(Wait::parse("0.25"), Ok(Wait(Duration::from_millis(250))));
+    }
+
+    #[test]
+    fn any_other_wait_is_refused_with_what_is_allowed() {
+        for text in ["-1", "-0.5", "NaN", "soon", ""] {
+            assert!(Wait::parse(text).unwrap_err().contains("a number of seconds"), "{text}");
+        }
+        for json in ["-1", "-0.5", "\"5\"", "[]", "null"] {
+            let error = serde_json::from_str::<Wait>(json).unwrap_err().to_string();
+            assert!(error.contains("true, false or a number of seconds"), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_preference_is_found_among_others_and_ignored_when_it_makes_no_sense() {
+        let preferred = |value: &'static str| {
+            Wait::preferred(&HeaderMap::from_iter([("prefer".parse().unwrap(), value.parse().unwrap())]))
+        };
+        assert_eq!(preferred("wait=10"), Some(seconds(10)));
+        assert_eq!(preferred("respond-async, Wait = \"99\"; x=1"), Some(seconds(30)));
+        assert_eq!(preferred("wait=soon"), None);
+        assert_eq!(preferred("await=10"), None);
+        assert_eq!(Wait::preferred(&HeaderMap::new()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_never_held_longer_than_the_longest_hold() {
+        assert_eq!(seconds(0).until(), None);
+        assert_eq!(seconds(5).until(), Some(Instant::now() + Duration::from_secs(5)));
+        assert_eq!(seconds(30).until(), Some(Instant::now() + MAX_HOLD));
+    }
+}
