@@ -345,6 +345,11 @@ impl Job {
         }
     }
 
+    /// True while an attempt owns the job.
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, JobState::Running { .. })
+    }
+
     fn finish(&mut self, state: JobState, now: Timestamp) {
         self.state = state;
         self.finished_at = Some(now);

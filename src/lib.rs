@@ -1,5 +1,6 @@
 //! ceoagent
 
+pub mod agent;
 pub mod analysis;
 pub mod claude;
 pub mod cli;
@@ -11,3 +12,5 @@ pub mod metrics;
 pub mod prompts;
 pub mod queue;
 pub mod store;
+pub mod sweeper;
+pub mod worker;

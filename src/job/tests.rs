@@ -63,7 +63,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_sequence_of_events_follows_the_life_cycle(

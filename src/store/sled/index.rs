@@ -110,10 +110,6 @@ impl Index {
         self.jobs.get(&seq)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.jobs.len()
-    }
-
     pub(super) fn ready_len(&self) -> usize {
         self.ready.len()
     }
@@ -193,15 +189,14 @@ impl Index {
         }
     }
 
-    /// Panics unless every list agrees with the jobs: the checker that tests run at their end.
+    /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
     #[cfg(test)]
     pub(super) fn assert_consistent(&self) {
         let mut rebuilt = Index::default();
-        let promoted_to = self.scheduled.first().map_or(Timestamp::from_millis(i64::MAX), |(at, _)| {
-            Timestamp::from_millis(at.as_millis() - 1)
-        });
         for (seq, job) in &self.jobs {
-            rebuilt.replace(*seq, Some(job), promoted_to);
+            // A queued job stands in one of two lists, by the moment of the last promotion.
+            let waits = matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
+            rebuilt.replace(*seq, Some(job), Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }));
         }
         for list in self.by_status.keys() {
             rebuilt.by_status.entry(*list).or_default();

@@ -4,6 +4,8 @@
 //! 0 | seq                     metadata: the commit point of its job, written last
 //! 1 | seq | chunk             the request, written once
 //! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
+//! 3 | "format"                written at creation: a store without it has lost its beginning
+//! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! ```
 //!
 //! No record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
@@ -19,6 +21,12 @@ const ATTEMPT: u8 = 2;
 
 /// Prefix of every metadata record.
 pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
+
+/// Key of the store's format.
+pub(super) const FORMAT: &[u8] = b"\x03format";
+
+/// Key of the list of jobs in the newest prune step.
+pub(super) const PRUNING: &[u8] = b"\x03pruning";
 
 /// Prefixes of the records that belong to a job beside its metadata.
 pub(super) const BODY_PREFIXES: [u8; 2] = [REQUEST, ATTEMPT];

@@ -1,0 +1,183 @@
+//! One attempt at a job, told as a story: render the prompt, ask Claude, read the answer.
+//!
+//! It decides nothing about retries, limits or storage: it tells what happened as an [`AttemptReport`] and a
+//! [`Verdict`]. Called by `worker`.
+
+use std::time::Duration;
+
+use crate::{
+    analysis::{self, Memo},
+    claude::{
+        Claude, MessageRequest, Reply, StopReason, Usage,
+        error::{CallError, ErrorClass, ErrorKind},
+    },
+    clock::Timestamp,
+    job::{AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
+    prompts::{Prompts, Question},
+};
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// There is a memo in the report.
+    Succeeded,
+    /// Another attempt may not meet this failure.
+    Retryable {
+        /// The upstream's own wish.
+        retry_after: Option<Duration>,
+    },
+    /// Every attempt at this job would meet it.
+    Terminal,
+    /// The account's rate limit: nobody should call before this has passed, or the limits' default.
+    RateLimited {
+        /// The upstream's own wish.
+        retry_after: Option<Duration>,
+    },
+    /// Every job would meet it until a person mends the cause.
+    Hold,
+}
+
+/// Asks Claude. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    claude: Claude,
+    prompts: Prompts,
+    model: String,
+    max_tokens: u32,
+}
+
+impl Agent {
+    /// An agent that asks `model` where a job names none, for answers of at most `max_tokens`.
+    pub fn new(claude: Claude, prompts: Prompts, model: String, max_tokens: u32) -> Agent {
+        Agent { claude, prompts, model, max_tokens }
+    }
+
+    /// Makes one attempt: at most one HTTP request. Dropping the future aborts it.
+    pub async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
+        let model = request.model.as_ref().unwrap_or(&self.model);
+        let mut report = AttemptReport {
+            model: Some(model.clone()),
+            prompt_version: Some(self.prompts.version().to_owned()),
+            ..AttemptReport::default()
+        };
+        let today = now.date();
+        let question = Question {
+            query: &request.query,
+            context: request.context.as_deref(),
+            options: &request.options,
+            today: &today,
+        };
+        let prompt = match self.prompts.render(&question) {
+            Ok(prompt) => prompt,
+            Err(error) => return failed(report, Verdict::Terminal, FailureCode::Internal, error.to_string()),
+        };
+        let call = MessageRequest {
+            model: model.clone(),
+            max_tokens: self.max_tokens,
+            system: prompt.system,
+            prompt: prompt.user,
+            schema: Some(analysis::schema().clone()),
+        };
+        match self.claude.send(&call, &|_| {}).await {
+            Ok(reply) => read(report, reply),
+            Err(error) => {
+                report.http_status = error.status;
+                report.request_id.clone_from(&error.request_id);
+                report.usage = error.usage.as_deref().map(tokens);
+                report.may_have_been_billed = error.may_have_been_billed();
+                report.raw_answer.clone_from(&error.text);
+                let verdict = verdict_on(&error);
+                failed(report, verdict, code_of(error.kind), error.message)
+            }
+        }
+    }
+}
+
+/// What a complete answer is worth.
+fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
+    report.http_status = Some(200);
+    report.request_id = reply.request_id;
+    report.model = Some(reply.model);
+    report.usage = Some(tokens(&reply.usage));
+    let text = reply.text;
+    let outcome = match reply.stop {
+        StopReason::Refusal { category, explanation } => {
+            let why = [category, explanation].into_iter().flatten().collect::<Vec<_>>().join(": ");
+            let why = if why.is_empty() { "without a reason".to_owned() } else { why };
+            Err((Verdict::Terminal, FailureCode::Refused, format!("the model declined to answer: {why}")))
+        }
+        StopReason::MaxTokens => Err((
+            Verdict::Terminal,
+            FailureCode::AnswerTruncated,
+            "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned(),
+        )),
+        StopReason::ModelContextWindowExceeded => Err((
+            Verdict::Terminal,
+            FailureCode::AnswerTruncated,
+            "question and answer outgrew the model's context window; shorten the context".to_owned(),
+        )),
+        StopReason::EndTurn
+        | StopReason::StopSequence
+        | StopReason::ToolUse
+        | StopReason::PauseTurn
+        | StopReason::Other(_) => memo(&text)
+            .map_err(|message| (Verdict::Retryable { retry_after: None }, FailureCode::InvalidOutput, message)),
+    };
+    report.raw_answer = Some(text);
+    match outcome {
+        Ok(memo) => {
+            report.result = Some(memo);
+            (Verdict::Succeeded, report)
+        }
+        Err((verdict, code, message)) => failed(report, verdict, code, message),
+    }
+}
+
+fn memo(text: &str) -> Result<Box<serde_json::value::RawValue>, String> {
+    let analysis = analysis::parse(text).map_err(|error| error.to_string())?;
+    serde_json::value::to_raw_value(&Memo::from(analysis)).map_err(|error| error.to_string())
+}
+
+fn failed(mut report: AttemptReport, verdict: Verdict, code: FailureCode, message: String) -> (Verdict, AttemptReport) {
+    report.error = Some(AttemptError { code, message });
+    (verdict, report)
+}
+
+fn verdict_on(error: &CallError) -> Verdict {
+    let retry_after = error.retry_after;
+    match error.class() {
+        ErrorClass::Retry => Verdict::Retryable { retry_after },
+        ErrorClass::RateLimited => Verdict::RateLimited { retry_after },
+        ErrorClass::Hold => Verdict::Hold,
+        ErrorClass::Terminal => Verdict::Terminal,
+    }
+}
+
+fn code_of(kind: ErrorKind) -> FailureCode {
+    match kind {
+        ErrorKind::InvalidRequest => FailureCode::InvalidRequest,
+        ErrorKind::TooLarge => FailureCode::RequestTooLarge,
+        ErrorKind::Authentication => FailureCode::AuthenticationFailed,
+        ErrorKind::Billing | ErrorKind::SpendLimit => FailureCode::BillingFailed,
+        ErrorKind::Permission => FailureCode::PermissionDenied,
+        ErrorKind::NotFound | ErrorKind::Redirect => FailureCode::ModelNotFound,
+        ErrorKind::RateLimit => FailureCode::RateLimited,
+        ErrorKind::Overloaded => FailureCode::Overloaded,
+        ErrorKind::ApiError | ErrorKind::Conflict => FailureCode::UpstreamError,
+        ErrorKind::ConnectFailed => FailureCode::ConnectFailed,
+        ErrorKind::ConnectionLost | ErrorKind::StreamCut => FailureCode::ConnectionLost,
+        ErrorKind::RequestTimeout | ErrorKind::Timeout | ErrorKind::Silent | ErrorKind::TotalTimeout => {
+            FailureCode::Timeout
+        }
+        ErrorKind::Malformed => FailureCode::MalformedResponse,
+    }
+}
+
+fn tokens(usage: &Usage) -> TokenUsage {
+    TokenUsage {
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+        cache_creation_input_tokens: usage.cache_creation_input_tokens,
+        cache_read_input_tokens: usage.cache_read_input_tokens,
+    }
+}

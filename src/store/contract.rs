@@ -1,0 +1,220 @@
+//! The suite that every store passes: what [`super::JobStore`] promises, tried. Stores call [`holds_for`] with a way to
+//! make one; how a store survives a crash is tested beside it.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::{JobStore, StoreError};
+use crate::{
+    clock::Timestamp,
+    job::{
+        AttemptOutcome, AttemptReport, FailureCode, Job, JobEvent, JobFilter, JobRequest, JobStatus, Priority,
+        StatusCounts, TransitionError,
+    },
+};
+
+/// The pending bound that stores under test are to be made with.
+pub(crate) const MAX_PENDING: usize = 8;
+
+/// A moment of the suite.
+pub(crate) fn at(seconds: u32) -> Timestamp {
+    Timestamp::from_millis(1_800_000_000_000 + i64::from(seconds) * 1_000)
+}
+
+/// The `n`-th job of a test, submitted in second `n`.
+pub(crate) fn job(n: u32) -> Job {
+    Job::new(uuid::Uuid::from_u128(u128::from(n) + 1), Priority::Normal, at(n))
+}
+
+/// What it asks.
+pub(crate) fn request(n: u32) -> JobRequest {
+    JobRequest { query: format!("question {n}"), ..JobRequest::default() }
+}
+
+/// A success with a memo of about `bytes`.
+pub(crate) fn success(attempt: u32, bytes: usize) -> JobEvent {
+    let memo = serde_json::json!({ "summary": "x".repeat(bytes) });
+    let report = AttemptReport {
+        result: serde_json::value::to_raw_value(&memo).ok(),
+        raw_answer: Some("as it came".to_owned()),
+        ..AttemptReport::default()
+    };
+    JobEvent::Succeed { attempt, report: Box::new(report) }
+}
+
+/// Everything, on a fresh store each.
+pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
+    claims_in_order_of_effective_time(&fresh().await).await;
+    claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
+    keeps_requests_results_and_history(&fresh().await).await;
+    refuses_what_the_life_cycle_refuses_and_changes_nothing(&fresh().await).await;
+    bounds_pending_jobs_but_not_what_ends_them(&fresh().await).await;
+    tells_what_is_overdue_and_when_the_next_thing_is_due(&fresh().await).await;
+    lists_newest_first_page_by_page(&fresh().await).await;
+    prunes_oldest_ends_first(&fresh().await).await;
+    tells_the_observer_after_the_change_is_visible(fresh().await).await;
+    gives_each_job_to_one_claimant(fresh().await).await;
+}
+
+async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
+    for (n, job) in (0..).zip(jobs) {
+        store.insert(job, request(n)).await.unwrap();
+    }
+}
+
+async fn claim(store: &impl JobStore, now: u32) -> Option<Job> {
+    store.claim(at(now + 30), at(now)).await.unwrap().map(|claimed| claimed.job)
+}
+
+async fn claims_in_order_of_effective_time(store: &impl JobStore) {
+    let with = |n, priority| Job { priority, ..job(n) };
+    add(store, [with(0, Priority::Low), with(1, Priority::Normal), with(2, Priority::Normal), with(3, Priority::High)])
+        .await;
+    let mut order = Vec::new();
+    while let Some(claimed) = claim(store, 10).await {
+        order.push(claimed.id);
+    }
+    assert_eq!(order, [job(3).id, job(1).id, job(2).id, job(0).id]);
+}
+
+async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore) {
+    let mut later = job(0);
+    later.state = crate::job::JobState::Queued { run_at: at(50) };
+    add(store, [later]).await;
+    assert_eq!(store.claimable(at(49)), 0);
+    assert_eq!(claim(store, 49).await, None);
+    assert_eq!(store.counts(at(49)).scheduled, 1);
+    assert_eq!(store.next_due(at(49)), Some(at(50)));
+    assert_eq!(store.claimable(at(50)), 1);
+    assert_eq!(claim(store, 50).await.map(|job| job.attempt), Some(1));
+}
+
+async fn keeps_requests_results_and_history(store: &impl JobStore) {
+    add(store, [job(0)]).await;
+    claim(store, 1).await.unwrap();
+    let report = Box::new(AttemptReport { http_status: Some(529), ..AttemptReport::default() });
+    store.transition(job(0).id, JobEvent::Retry { attempt: 1, run_at: at(2), report }, at(2)).await.unwrap();
+    claim(store, 3).await.unwrap();
+    let running = store.get(job(0).id).await.unwrap().unwrap();
+    assert_eq!((running.request, running.attempts.len()), (request(0), 1));
+    store.transition(job(0).id, success(2, 100_000), at(4)).await.unwrap();
+    let done = store.get(job(0).id).await.unwrap().unwrap();
+    assert_eq!(done.job.status(at(4)), JobStatus::Succeeded);
+    let numbers: Vec<_> = done.attempts.iter().map(|attempt| (attempt.number, attempt.outcome)).collect();
+    assert_eq!(numbers, [(1, AttemptOutcome::Failed), (2, AttemptOutcome::Succeeded)]);
+    assert_eq!(done.attempts[0].report.http_status, Some(529));
+    assert!(done.attempts[1].report.result.as_ref().unwrap().get().len() > 100_000);
+    assert!(store.get(job(9).id).await.unwrap().is_none());
+}
+
+async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl JobStore) {
+    add(store, [job(0)]).await;
+    assert_eq!(
+        store.transition(job(7).id, JobEvent::Cancel, at(1)).await.unwrap_err(),
+        StoreError::NotFound(job(7).id)
+    );
+    let claimed = claim(store, 1).await.unwrap();
+    let late = store.transition(claimed.id, success(7, 1), at(2)).await.unwrap_err();
+    assert!(matches!(late, StoreError::Transition(TransitionError::LeaseLost { attempt: 7, current: 1, .. })));
+    assert_eq!(store.peek(claimed.id), Some(claimed));
+}
+
+async fn bounds_pending_jobs_but_not_what_ends_them(store: &impl JobStore) {
+    let limit = u32::try_from(MAX_PENDING).unwrap();
+    add(store, (0..limit).map(job)).await;
+    let refused = store.insert(job(limit), request(limit)).await.unwrap_err();
+    assert_eq!(refused, StoreError::Full { limit: MAX_PENDING });
+    assert_eq!(store.peek(job(limit).id), None, "a refused job is not there");
+    claim(store, 20).await.unwrap();
+    store.insert(job(limit), request(limit)).await.unwrap_err();
+    store.transition(job(1).id, JobEvent::Cancel, at(21)).await.unwrap();
+    store.insert(job(limit), request(limit)).await.unwrap();
+}
+
+async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobStore) {
+    let with_deadline = Job { deadline_at: Some(at(90)), ..job(1) };
+    add(store, [job(0), with_deadline.clone()]).await;
+    let running = claim(store, 10).await.unwrap();
+    assert_eq!(store.next_due(at(10)), Some(at(40)));
+    assert!(store.overdue(at(39), 10).is_empty());
+    assert_eq!(store.overdue(at(40), 10), [running.clone()]);
+    assert_eq!(store.running(), [running.clone()]);
+    let beat = JobEvent::Extend { attempt: 1, lease_until: at(200) };
+    store.transition(running.id, beat, at(30)).await.unwrap();
+    assert_eq!(store.next_due(at(40)), Some(at(90)));
+    assert_eq!(store.overdue(at(90), 10), [with_deadline.clone()]);
+    let failed = store.transition(with_deadline.id, JobEvent::MissDeadline, at(91)).await.unwrap();
+    assert_eq!(failed.state, crate::job::JobState::Failed { code: FailureCode::DeadlineExceeded });
+}
+
+async fn lists_newest_first_page_by_page(store: &impl JobStore) {
+    add(store, (0..5).map(job)).await;
+    store.transition(job(1).id, JobEvent::Cancel, at(9)).await.unwrap();
+    store.transition(job(3).id, JobEvent::Cancel, at(9)).await.unwrap();
+    let page = async |statuses: &[JobStatus], limit, before| {
+        let filter = JobFilter { statuses: statuses.to_vec(), limit, before };
+        let page = store.list(filter, at(10)).await.unwrap();
+        (page.jobs.iter().map(|record| record.job.id).collect::<Vec<_>>(), page.next)
+    };
+    let (first, next) = page(&[], 3, None).await;
+    assert_eq!(first, [job(4).id, job(3).id, job(2).id]);
+    let (second, end) = page(&[], 3, next).await;
+    assert_eq!((second, end), (vec![job(1).id, job(0).id], None));
+    let (cancelled, _) = page(&[JobStatus::Cancelled], 10, None).await;
+    assert_eq!(cancelled, [job(3).id, job(1).id]);
+    let (both, more) = page(&[JobStatus::Cancelled, JobStatus::Queued], 4, None).await;
+    assert_eq!(both, [job(4).id, job(3).id, job(2).id, job(1).id]);
+    assert!(more.is_some());
+    let (scheduled, _) = page(&[JobStatus::Scheduled], 4, None).await;
+    assert!(scheduled.is_empty());
+    assert_eq!(store.counts(at(10)), StatusCounts { queued: 3, cancelled: 2, ..StatusCounts::default() });
+}
+
+async fn prunes_oldest_ends_first(store: &impl JobStore) {
+    add(store, (0..6).map(job)).await;
+    for n in 0..5 {
+        store.transition(job(n).id, JobEvent::Cancel, at(100 - n)).await.unwrap();
+    }
+    assert_eq!(store.prune(at(97), 100, 10).await.unwrap(), 1, "one ended before second 97");
+    assert!(store.get(job(4).id).await.unwrap().is_none());
+    assert_eq!(store.prune(at(0), 3, 10).await.unwrap(), 1, "one is beyond the three newest ends");
+    assert!(store.peek(job(3).id).is_none());
+    assert_eq!(store.prune(at(0), 0, 2).await.unwrap(), 2, "no more than the limit");
+    assert!(store.peek(job(0).id).is_some() && store.peek(job(5).id).is_some());
+}
+
+async fn tells_the_observer_after_the_change_is_visible<S: JobStore>(store: S) {
+    let store = Arc::new(store);
+    let seen: Arc<Mutex<Vec<bool>>> = Arc::default();
+    let (watched, log) = (Arc::clone(&store), Arc::clone(&seen));
+    let (signal, mut signalled) = tokio::sync::mpsc::unbounded_channel();
+    store.observe(Box::new(move |jobs| {
+        let visible = jobs.iter().all(|job| watched.peek(job.id).as_ref() == Some(job));
+        log.lock().unwrap().push(visible);
+        let _ = signal.send(());
+    }));
+    add(&*store, [job(0)]).await;
+    signalled.recv().await.unwrap();
+    claim(&*store, 1).await.unwrap();
+    signalled.recv().await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [true, true]);
+}
+
+async fn gives_each_job_to_one_claimant<S: JobStore>(store: S) {
+    let store = Arc::new(store);
+    add(&*store, (0..8).map(job)).await;
+    let claims: Vec<_> = (0..16)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { claim(&*store, 10).await })
+        })
+        .collect();
+    let mut given = Vec::new();
+    for claim in claims {
+        given.extend(tokio::time::timeout(Duration::from_secs(30), claim).await.unwrap().unwrap());
+    }
+    given.sort_by_key(|job| job.id);
+    assert_eq!(given.iter().map(|job| job.id).collect::<Vec<_>>(), (0..8).map(|n| job(n).id).collect::<Vec<_>>());
+}

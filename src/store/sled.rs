@@ -1,0 +1,291 @@
+//! The store on one node: sled for durability, memory for order. The only importer of sled.
+//!
+//! - `keys`: the key layout
+//! - `codec`: how records are written and upgraded
+//! - `disk`: how sled is opened, and what makes a change durable
+//! - `index`: all jobs in memory, in every order that is asked for
+//! - `writer`: the one thread that changes anything
+//!
+//! Reads of a job's state touch memory alone. Reads of its request and attempts go to sled on a blocking thread, since
+//! their page may not be in its cache; those records are never overwritten, so what is read is always committed.
+
+mod codec;
+mod disk;
+mod index;
+mod keys;
+mod writer;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        mpsc::{self, Sender},
+    },
+    thread,
+};
+
+use async_trait::async_trait;
+use tokio::sync::{Semaphore, oneshot};
+
+pub use self::disk::OpenError;
+use self::{
+    codec::read_chunks,
+    disk::Disk,
+    index::Index,
+    keys::Seq,
+    writer::{Command, Envelope, Reply, Writer},
+};
+use super::{ClaimedJob, JobStore, Observer, StoreError};
+use crate::{
+    clock::{Clock, Timestamp},
+    job::{Attempt, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    metrics::Metrics,
+};
+
+/// Most commands in line for the writer; who comes later waits. A few groups' worth.
+const MAX_LINE: usize = 8_192;
+
+/// Where and how the store is kept.
+#[derive(Clone, Debug)]
+pub struct SledConfig {
+    /// The folder, made if need be. Its parent must allow that.
+    pub path: PathBuf,
+    /// Most bytes of pages that sled keeps in memory.
+    pub cache_bytes: u64,
+    /// Most pending jobs (queued, scheduled, running).
+    pub max_pending: usize,
+}
+
+/// The store.
+pub struct SledStore {
+    shared: Arc<Shared>,
+    /// None once the store is closed.
+    commands: Mutex<Option<Sender<Envelope>>>,
+    line: Arc<Semaphore>,
+    writer: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+/// What readers and the writer share.
+struct Shared {
+    config: SledConfig,
+    clock: Clock,
+    max_pending: usize,
+    index: RwLock<Index>,
+    /// None while the store is unavailable.
+    disk: RwLock<Option<Arc<Disk>>>,
+    trouble: Mutex<Option<String>>,
+    observer: OnceLock<Observer>,
+    metrics: Metrics,
+}
+
+impl SledStore {
+    /// Opens the store, or creates it, and reads its index. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(config: SledConfig, clock: Clock, metrics: Metrics) -> Result<SledStore, OpenError> {
+        let shared = Arc::new(Shared {
+            max_pending: config.max_pending,
+            config,
+            clock,
+            index: RwLock::default(),
+            disk: RwLock::default(),
+            trouble: Mutex::default(),
+            observer: OnceLock::new(),
+            metrics,
+        });
+        let next_seq = shared.open()?;
+        let (commands, receiver) = mpsc::channel();
+        let writer = Writer { shared: Arc::clone(&shared), commands: receiver, next_seq };
+        let folder = |source| OpenError::Folder { path: shared.config.path.clone(), source };
+        let writer =
+            thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run()).map_err(folder)?;
+        Ok(SledStore {
+            shared,
+            commands: Mutex::new(Some(commands)),
+            line: Arc::new(Semaphore::new(MAX_LINE)),
+            writer: Mutex::new(Some(writer)),
+        })
+    }
+
+    /// Sends a command to the writer and waits for its answer.
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
+        let closed = || StoreError::Unavailable { reason: "the store is closed".to_owned() };
+        let place = Arc::clone(&self.line).acquire_owned().await.map_err(|_| closed())?;
+        let (reply, answer) = oneshot::channel();
+        let envelope = Envelope { command: command(reply), _place: place };
+        lock(&self.commands).as_ref().ok_or_else(closed)?.send(envelope).map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Lets the writer end once it has done all that was sent.
+    fn dismiss_writer(&self) -> Option<thread::JoinHandle<()>> {
+        lock(&self.commands).take();
+        lock(&self.writer).take()
+    }
+
+    /// Reads records on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Disk) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let reason = || self.shared.trouble().unwrap_or_else(|| "it is being opened".to_owned());
+        let disk = self.shared.disk().ok_or_else(|| StoreError::Unavailable { reason: reason() })?;
+        let result = tokio::task::spawn_blocking(move || read(&disk)).await;
+        result.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?
+    }
+}
+
+#[async_trait]
+impl JobStore for SledStore {
+    async fn insert(&self, job: Job, request: JobRequest) -> Result<(), StoreError> {
+        let request = serde_json::to_vec(&request)
+            .map_err(|error| StoreError::Corrupt { id: job.id, reason: error.to_string() })?;
+        self.ask(|reply| Command::Insert { job, request, reply }).await
+    }
+
+    async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
+        self.ask(|reply| Command::Claim { lease_until, now, reply }).await
+    }
+
+    async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
+        self.ask(|reply| Command::Transition { id, event, now, reply }).await
+    }
+
+    async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
+        // Asked at every sweep, and mostly in vain.
+        if self.shared.index().prunable(before, keep, 1).is_empty() {
+            return Ok(0);
+        }
+        let now = self.shared.clock.now();
+        self.ask(|reply| Command::Prune { before, keep, limit, now, reply }).await
+    }
+
+    async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        let found = {
+            let index = self.shared.index();
+            index.seq(id).and_then(|seq| Some((seq, index.get(seq)?.clone())))
+        };
+        let Some((seq, job)) = found else { return Ok(None) };
+        self.read(move |disk| read_record(disk, seq, job)).await
+    }
+
+    async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
+        let jobs = self.shared.index().newest(&filter.statuses, filter.before, filter.limit + 1, now);
+        self.read(move |disk| {
+            let next = (jobs.len() > filter.limit).then(|| jobs[filter.limit - 1].0);
+            let records = jobs.into_iter().take(filter.limit).map(|(seq, job)| read_record(disk, seq, job));
+            Ok(JobPage { jobs: records.filter_map(Result::transpose).collect::<Result<_, _>>()?, next })
+        })
+        .await
+    }
+
+    fn peek(&self, id: JobId) -> Option<Job> {
+        let index = self.shared.index();
+        index.get(index.seq(id)?).cloned()
+    }
+
+    fn counts(&self, now: Timestamp) -> StatusCounts {
+        self.shared.index().counts(now)
+    }
+
+    fn claimable(&self, now: Timestamp) -> usize {
+        if self.shared.index().has_due(now) {
+            self.shared.index_mut().promote(now);
+        }
+        self.shared.index().ready_len()
+    }
+
+    fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
+        self.shared.index().overdue(now, limit)
+    }
+
+    fn next_due(&self, _now: Timestamp) -> Option<Timestamp> {
+        self.shared.index().next_due()
+    }
+
+    fn running(&self) -> Vec<Job> {
+        self.shared.index().running().cloned().collect()
+    }
+
+    fn observe(&self, observer: Observer) {
+        let _ = self.shared.observer.set(observer);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
+    async fn close(&self) {
+        let writer = self.dismiss_writer();
+        // It has to finish what was accepted, which takes a moment.
+        let _ = tokio::task::spawn_blocking(move || writer.map(thread::JoinHandle::join)).await;
+    }
+}
+
+/// What was accepted is finished, and the files are free, when the store is gone.
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        if let Some(writer) = self.dismiss_writer() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Opens the database and reads the index anew; tells the first free number.
+    fn open(&self) -> Result<Seq, OpenError> {
+        let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
+        let (index, next_seq) = writer::load(&disk, self.clock.now())
+            .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
+        *self.index_mut() = index;
+        *self.disk.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(disk));
+        *lock(&self.trouble) = None;
+        Ok(next_seq)
+    }
+
+    fn close(&self, reason: &str) {
+        *lock(&self.trouble) = Some(reason.to_owned());
+        *self.disk.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn disk(&self) -> Option<Arc<Disk>> {
+        self.disk.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job with its records; none if it was pruned since the index was asked.
+fn read_record(disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
+    let corrupt = |reason: String| StoreError::Corrupt { id: job.id, reason };
+    let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
+    let Some(request) = read_chunks(disk.tree(), &keys::request(seq)).map_err(failed)? else { return Ok(None) };
+    let request = serde_json::from_slice(&request).map_err(|error| corrupt(error.to_string()))?;
+    // The newest attempt is history once it no longer runs; before, a record of it is not committed.
+    let closed = if job.is_running() { job.attempt.saturating_sub(1) } else { job.attempt };
+    let mut attempts: Vec<Attempt> = Vec::new();
+    for number in 1..=closed {
+        if let Some(bytes) = read_chunks(disk.tree(), &keys::attempt(seq, number)).map_err(failed)? {
+            attempts.push(serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?);
+        }
+    }
+    Ok(Some(JobRecord { job, request, attempts }))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! The sled database as this store uses it: how it is opened, and what makes a change durable.
+
+use std::{
+    fs::{self, File},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use super::codec;
+use super::keys::{self, Seq};
+use crate::job::Job;
+
+/// Persisted at creation, never to be changed: at the default of 512 KiB, values of 10 KB already went to blob files,
+/// which sled never syncs.
+const SEGMENT_BYTES: usize = 2 << 20;
+
+/// How often sled writes on its own what no commit has forced out, in milliseconds.
+const BACKGROUND_FLUSH_MS: u64 = 500;
+
+/// The version of the key layout, in the record [`keys::FORMAT`].
+const FORMAT_VERSION: u8 = 1;
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "the data folder {} is in use by another ceoagent: stop that one, or give this one a DATA_DIR of its own",
+        path.display()
+    )]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder can't be made or written.
+    #[error("the data folder {} can't be used: {source}; DATA_DIR must name a folder that this user may write", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The files are there but can't be read.
+    #[error(
+        "the job store {} can't be read: {reason}. It is never replaced by an empty one: restore the folder from a \
+         backup, or move it away to start anew",
+        path.display()
+    )]
+    Unreadable {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// An open database.
+#[derive(Debug)]
+pub(super) struct Disk {
+    tree: sled::Db,
+    /// Our own handle of sled's one file: sled's flush writes, but does not sync.
+    file: File,
+}
+
+impl Disk {
+    /// Opens the store in `path`, or creates it there.
+    pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Disk, OpenError> {
+        let folder = |source| OpenError::Folder { path: path.to_owned(), source };
+        let unreadable = |reason| OpenError::Unreadable { path: path.to_owned(), reason };
+        let is_new = !path.join("db").exists();
+        fs::create_dir_all(path).map_err(folder)?;
+        let config = sled::Config::new()
+            .path(path)
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(cache_bytes)
+            .flush_every_ms(Some(BACKGROUND_FLUSH_MS))
+            .mode(sled::Mode::LowSpace);
+        // A cut file can make sled panic instead of failing.
+        let tree = match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(tree)) => tree,
+            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock") => {
+                return Err(OpenError::InUse { path: path.to_owned() });
+            }
+            Ok(Err(sled::Error::Io(error))) if is_new => return Err(folder(error)),
+            Ok(Err(error)) => return Err(unreadable(error.to_string())),
+            Err(_) => return Err(unreadable("its files are damaged".to_owned())),
+        };
+        let file = File::options().read(true).write(true).open(path.join("db")).map_err(folder)?;
+        let disk = Disk { tree, file };
+        if !is_new && !matches!(disk.tree.get(keys::FORMAT), Ok(Some(_))) {
+            // sled takes a segment whose head is damaged for an unused one.
+            return Err(unreadable("its beginning is damaged".to_owned()));
+        }
+        if is_new {
+            disk.tree.insert(keys::FORMAT, &[FORMAT_VERSION]).map_err(|error| unreadable(error.to_string()))?;
+            // The new files' names must survive a power cut too.
+            disk.sync().map_err(|error| unreadable(error.to_string()))?;
+            for folder_path in [Some(path), path.parent()].into_iter().flatten() {
+                let named = if folder_path.as_os_str().is_empty() { Path::new(".") } else { folder_path };
+                File::open(named).and_then(|opened| opened.sync_all()).map_err(folder)?;
+            }
+        }
+        Ok(disk)
+    }
+
+    pub(super) fn tree(&self) -> &sled::Tree {
+        &self.tree
+    }
+
+    /// Makes everything written so far durable: sled writes its buffers, then the kernel its cache.
+    pub(super) fn sync(&self) -> Result<(), sled::Error> {
+        self.tree.flush()?;
+        Ok(self.file.sync_data()?)
+    }
+
+    /// Every job there is, by the metadata records alone.
+    pub(super) fn jobs(&self) -> impl Iterator<Item = Result<(Seq, Job), String>> + '_ {
+        self.tree.scan_prefix(keys::ALL_METADATA).map(|entry| {
+            let (key, value) = entry.map_err(|error| error.to_string())?;
+            let seq = keys::seq_of(&key).ok_or_else(|| format!("{key:?} is not a key of this store"))?;
+            let job = codec::decode(&value).map_err(|error| format!("the metadata of job number {seq}: {error}"))?;
+            Ok((seq, job))
+        })
+    }
+
+    /// The first number that no record uses.
+    pub(super) fn next_seq(&self) -> Result<Seq, sled::Error> {
+        let mut next = 1;
+        for prefix in [&keys::ALL_METADATA[..], &keys::BODY_PREFIXES[..1], &keys::BODY_PREFIXES[1..]] {
+            if let Some(last) = self.tree.scan_prefix(prefix).next_back() {
+                next = next.max(keys::seq_of(&last?.0).unwrap_or(0) + 1);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Removes what belongs to a job besides its metadata.
+    pub(super) fn remove_bodies(&self, seq: Seq) -> Result<(), sled::Error> {
+        for prefix in keys::BODY_PREFIXES {
+            for key in self.tree.scan_prefix(keys::body(prefix, seq)).keys() {
+                self.tree.remove(key?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the bodies of jobs whose metadata never came, or is gone: what a crash left of insertions after the last
+    /// committed one (`newest`), and of the prune step that it interrupted.
+    pub(super) fn sweep_orphans(&self, newest: Seq) -> Result<(), sled::Error> {
+        let mut orphans: Vec<Seq> = Vec::new();
+        for prefix in keys::BODY_PREFIXES {
+            for key in self.tree.range(keys::body(prefix, newest + 1)..vec![prefix + 1]).keys() {
+                orphans.extend(keys::seq_of(&key?));
+            }
+        }
+        if let Some(pruned) = self.tree.get(keys::PRUNING)? {
+            orphans.extend(pruned.chunks_exact(8).filter_map(|seq| seq.try_into().ok()).map(Seq::from_be_bytes));
+        }
+        orphans.dedup();
+        for seq in orphans {
+            if self.tree.get(keys::metadata(seq))?.is_none() {
+                self.remove_bodies(seq)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,277 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    job::{JobState, JobStatus, Priority},
+    store::contract::{self, MAX_PENDING, at, job, request, success},
+};
+
+fn open(path: &Path) -> SledStore {
+    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING };
+    SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap()
+}
+
+/// The files as they are now, in another folder: what a kill at this moment would leave.
+fn copy_of(path: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+    }
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_keeps_the_contract() {
+    let folders = std::cell::RefCell::new(Vec::new());
+    contract::holds_for(async || {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        folders.borrow_mut().push(folder);
+        store
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_answered_is_on_disk_at_that_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), request(0)).await.unwrap();
+    store.insert(job(1), request(1)).await.unwrap();
+    let after_insert = copy_of(folder.path());
+    store.claim(at(30), at(2)).await.unwrap().unwrap();
+    let after_claim = copy_of(folder.path());
+    store.transition(job(0).id, success(1, 60_000), at(3)).await.unwrap();
+    let after_settle = copy_of(folder.path());
+
+    let reopened = open(after_insert.path());
+    assert_eq!(reopened.counts(at(2)).queued, 2);
+    assert_eq!(reopened.get(job(1).id).await.unwrap().unwrap().request, request(1));
+    let reopened = open(after_claim.path());
+    assert_eq!(reopened.running().iter().map(|job| job.id).collect::<Vec<_>>(), [job(0).id]);
+    let reopened = open(after_settle.path());
+    let record = reopened.get(job(0).id).await.unwrap().unwrap();
+    assert_eq!(record.job.status(at(4)), JobStatus::Succeeded);
+    assert!(record.attempts[0].report.result.as_ref().unwrap().get().len() > 60_000);
+}
+
+#[tokio::test]
+async fn a_job_whose_metadata_was_never_written_is_not_there_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).insert(job(0), request(0)).await.unwrap();
+    let seq_of_orphan = 2;
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        codec::write_chunks(disk.tree(), &keys::request(seq_of_orphan), b"{\"query\":\"half\"}").unwrap();
+        disk.sync().unwrap();
+    }
+    let store = open(folder.path());
+    assert_eq!(store.counts(at(1)).queued, 1);
+    store.close().await;
+    drop(store);
+    let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+    assert_eq!(codec::read_chunks(disk.tree(), &keys::request(seq_of_orphan)).unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_interrupted_prune_is_finished_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), request(0)).await.unwrap();
+    store.insert(job(1), request(1)).await.unwrap();
+    store.close().await;
+    drop(store);
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
+        disk.tree().remove(keys::metadata(1)).unwrap();
+        disk.sync().unwrap();
+    }
+    let store = open(folder.path());
+    assert!(store.peek(job(0).id).is_none() && store.peek(job(1).id).is_some());
+    store.close().await;
+    drop(store);
+    let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+    assert_eq!(codec::read_chunks(disk.tree(), &keys::request(1)).unwrap(), None);
+    assert!(codec::read_chunks(disk.tree(), &keys::request(2)).unwrap().is_some());
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), request(0)).await.unwrap();
+    store.claim(at(30), at(1)).await.unwrap().unwrap();
+    store.close().await;
+    drop(store);
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        codec::write_chunks(disk.tree(), &keys::attempt(1, 1), b"never committed, not even JSON").unwrap();
+        disk.sync().unwrap();
+    }
+    let store = open(folder.path());
+    assert!(store.get(job(0).id).await.unwrap().unwrap().attempts.is_empty());
+    store.transition(job(0).id, JobEvent::Expire { attempt: 1, retry_at: None }, at(2)).await.unwrap();
+    assert_eq!(store.get(job(0).id).await.unwrap().unwrap().attempts.len(), 1);
+}
+
+#[test]
+fn a_store_that_is_open_can_not_be_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let _store = open(folder.path());
+    let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1 };
+    let error = SledStore::open(config, Clock::system(), Metrics::new()).err().unwrap();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_store_stops_every_start_with_its_path_and_never_becomes_an_empty_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    for n in 0..8 {
+        store.insert(job(n), request(n)).await.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let db = folder.path().join("db");
+    let mut bytes = std::fs::read(&db).unwrap();
+    let end = bytes.len().min(64 << 10);
+    bytes[16..end].fill(0xA5);
+    std::fs::write(&db, &bytes).unwrap();
+    for _ in 0..2 {
+        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1 };
+        let error = SledStore::open(config, Clock::system(), Metrics::new()).err().unwrap();
+        assert!(matches!(error, OpenError::Unreadable { .. }), "{error}");
+        assert!(error.to_string().contains(&folder.path().display().to_string()), "{error}");
+    }
+}
+
+/// A step of the random walk.
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(Priority, u32),
+    Claim,
+    /// Of the n-th job, for its own attempt or a stale one.
+    Event(usize, u8, bool),
+    Prune(usize),
+    Pass(u32),
+    Reopen,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
+    prop_oneof![
+        6 => (priority, 0u32..20).prop_map(|(priority, later)| Step::Insert(priority, later)),
+        6 => Just(Step::Claim),
+        8 => (0usize..40, 0u8..8, proptest::bool::weighted(0.2)).prop_map(|(n, kind, stale)| Step::Event(n, kind, stale)),
+        1 => (0usize..6).prop_map(Step::Prune),
+        3 => (1u32..15).prop_map(Step::Pass),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+fn event(kind: u8, attempt: u32, now: u32) -> JobEvent {
+    let report = Box::default();
+    match kind {
+        0 => success(attempt, 10),
+        1 => JobEvent::Retry { attempt, run_at: at(now + 5), report },
+        2 => JobEvent::Release { attempt, run_at: at(now), report },
+        3 => JobEvent::Fail { attempt, code: crate::job::FailureCode::Refused, report },
+        4 => JobEvent::Cancel,
+        5 => JobEvent::Expire { attempt, retry_at: Some(at(now)) },
+        6 => JobEvent::Requeue { run_at: at(now + 1) },
+        _ => JobEvent::Extend { attempt, lease_until: at(now + 30) },
+    }
+}
+
+/// Every job as plain data: what the store must agree with at each step.
+#[derive(Default)]
+struct Model(Vec<Job>);
+
+impl Model {
+    /// The job that a claim at `now` must take.
+    fn first_ready(&self, now: u32) -> Option<usize> {
+        let ready = |job: &Job| matches!(job.state, JobState::Queued { run_at } if run_at <= at(now));
+        (0..self.0.len()).filter(|&n| ready(&self.0[n])).min_by_key(|&n| (self.0[n].effective_at(), n))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_calls_leaves_the_store_as_a_plain_model_has_it(
+        steps in proptest::collection::vec(any_step(), 1..80)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let mut store = open(folder.path());
+            let mut model = Model::default();
+            let mut now = 0;
+            let mut inserted = 0;
+            for step in steps {
+                match step {
+                    Step::Insert(priority, later) => {
+                        let mut new = Job { priority, created_at: at(now), ..job(inserted) };
+                        new.state = JobState::Queued { run_at: at(now + later) };
+                        let pending = model.0.iter().filter(|job| !job.state.is_final()).count();
+                        let result = store.insert(new.clone(), request(inserted)).await;
+                        prop_assert_eq!(result.is_ok(), pending < MAX_PENDING);
+                        inserted += 1;
+                        if result.is_ok() {
+                            model.0.push(new);
+                        }
+                    }
+                    Step::Claim => {
+                        let claimed = store.claim(at(now + 30), at(now)).await.unwrap();
+                        let expected = model.first_ready(now).map(|n| {
+                            let lease_until = at(now + 30);
+                            model.0[n] = model.0[n].apply(&JobEvent::Claim { lease_until }, at(now)).unwrap();
+                            model.0[n].clone()
+                        });
+                        prop_assert_eq!(claimed.map(|claimed| claimed.job), expected);
+                    }
+                    Step::Event(n, kind, stale) => {
+                        let Some(job) = model.0.get_mut(n) else { continue };
+                        let event = event(kind, job.attempt + u32::from(stale), now);
+                        let expected = job.apply(&event, at(now));
+                        let result = store.transition(job.id, event, at(now)).await;
+                        prop_assert_eq!(result, expected.clone().map_err(StoreError::from));
+                        *job = expected.unwrap_or_else(|_| job.clone());
+                    }
+                    Step::Prune(keep) => {
+                        store.prune(at(0), keep, 64).await.unwrap();
+                        let mut ends: Vec<_> = model.0.iter().enumerate()
+                            .filter_map(|(n, job)| Some((job.finished_at?, n))).collect();
+                        ends.sort_unstable();
+                        ends.truncate(ends.len().saturating_sub(keep));
+                        let mut gone: Vec<_> = ends.into_iter().map(|(_, n)| n).collect();
+                        gone.sort_unstable();
+                        for n in gone.into_iter().rev() {
+                            model.0.remove(n);
+                        }
+                    }
+                    Step::Pass(seconds) => now += seconds,
+                    Step::Reopen => {
+                        store.close().await;
+                        drop(store);
+                        store = open(folder.path());
+                    }
+                }
+                store.shared.index().assert_consistent();
+                let filter = JobFilter { statuses: Vec::new(), limit: 200, before: None };
+                let mut listed: Vec<Job> =
+                    store.list(filter, at(now)).await.unwrap().jobs.into_iter().map(|record| record.job).collect();
+                listed.reverse();
+                prop_assert_eq!(&listed, &model.0);
+            }
+            Ok(())
+        })?;
+    }
+}

@@ -1,0 +1,377 @@
+//! The one writer: an OS thread that takes all changes that wait, writes them in order, syncs once, and only then
+//! shows, answers and announces them (group commit).
+//!
+//! Within a group later changes see earlier ones through [`Group::staged`]; readers don't. On any error everybody in
+//! the group hears of it, the database is closed (sled stays in error after a full disk), and the thread tries to open
+//! it again while it answers `unavailable`.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::{error, info, warn};
+
+use super::{
+    Shared,
+    codec::{encode, read_chunks, write_chunks},
+    disk::Disk,
+    index::Index,
+    keys::{self, Seq},
+};
+use crate::{
+    clock::Timestamp,
+    job::{Job, JobEvent, JobId, JobRequest},
+    store::{ClaimedJob, StoreError},
+};
+
+/// Most changes in a group: bounds how long its first one waits for the last.
+const MAX_GROUP: usize = 1_024;
+
+/// Most bytes in a group, for the same reason.
+const MAX_GROUP_BYTES: usize = 4 << 20;
+
+/// First and longest pause between two tries to open the database again.
+const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A change, and where its answer goes.
+pub(super) enum Command {
+    Insert { job: Job, request: Vec<u8>, reply: Reply<()> },
+    Claim { lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
+    Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
+    Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// A command with its place in the bounded line.
+pub(super) struct Envelope {
+    pub(super) command: Command,
+    pub(super) _place: OwnedSemaphorePermit,
+}
+
+/// The writer's own state.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) commands: Receiver<Envelope>,
+    pub(super) next_seq: Seq,
+}
+
+/// An answer that waits for the sync.
+enum Answer {
+    Insert(Reply<()>),
+    Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
+    Transition(Reply<Job>, Box<Job>),
+    Prune(Reply<usize>, usize),
+}
+
+/// What has been written since the last sync.
+#[derive(Default)]
+struct Group {
+    answers: Vec<Answer>,
+    /// In order; none removes the job.
+    changes: Vec<(Seq, Option<Job>, Timestamp)>,
+    /// The newest state of every job that the group has touched.
+    staged: HashMap<Seq, Option<Job>>,
+    inserted: usize,
+    /// How far claims of this group have come in the ready list.
+    claimed_to: Option<(Timestamp, Seq)>,
+}
+
+/// Why a group failed as a whole.
+struct Fault(String);
+
+impl From<sled::Error> for Fault {
+    fn from(error: sled::Error) -> Fault {
+        Fault(error.to_string())
+    }
+}
+
+impl Writer {
+    /// Works until the sender is gone and all that was sent is done.
+    pub(super) fn run(mut self) {
+        let mut line = Vec::new();
+        while let Ok(first) = self.commands.recv() {
+            let mut bytes = first.command.bytes();
+            line.push(first);
+            while line.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
+                let Ok(next) = self.commands.try_recv() else { break };
+                bytes += next.command.bytes();
+                line.push(next);
+            }
+            self.commit(&mut line);
+        }
+        self.shared.close("the store is closed");
+    }
+
+    /// Commits a group.
+    fn commit(&mut self, line: &mut Vec<Envelope>) {
+        let started = Instant::now();
+        let mut group = Group::default();
+        let Some(disk) = self.shared.disk() else {
+            let reason = self.shared.trouble().unwrap_or_default();
+            line.drain(..).for_each(|envelope| envelope.command.fail(&reason));
+            return;
+        };
+        // A panic inside sled must cost a group, not the service.
+        let mut commands = line.drain(..);
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            for Envelope { command, .. } in commands.by_ref() {
+                self.stage(&disk, &mut group, command)?;
+            }
+            if group.changes.is_empty() { Ok(()) } else { disk.sync().map_err(Fault::from) }
+        }))
+        .unwrap_or_else(|_| Err(Fault("sled panicked".to_owned())));
+        match written {
+            Ok(()) => self.publish(group, started),
+            Err(Fault(reason)) => {
+                error!(%reason, "the job store failed; it is closed and will be opened again");
+                for Envelope { command, .. } in commands {
+                    command.fail(&reason);
+                }
+                group.answers.into_iter().for_each(|answer| answer.fail(&reason));
+                self.shared.close(&reason);
+                drop(disk);
+                self.reopen();
+            }
+        }
+    }
+
+    /// Writes one command's records and notes its answer; a refusal of the life cycle is answered at once.
+    fn stage(&mut self, disk: &Disk, group: &mut Group, command: Command) -> Result<(), Fault> {
+        match command {
+            Command::Insert { job, request, reply } => {
+                let limit = self.shared.max_pending;
+                if self.shared.index().pending_len() + group.inserted >= limit {
+                    let _ = reply.send(Err(StoreError::Full { limit }));
+                    return Ok(());
+                }
+                let seq = self.next_seq;
+                self.next_seq += 1;
+                group.answers.push(Answer::Insert(reply));
+                write_chunks(disk.tree(), &keys::request(seq), &request)?;
+                let created_at = job.created_at;
+                group.inserted += 1;
+                write(disk, group, seq, job, created_at)
+            }
+            Command::Claim { lease_until, now, reply } => match self.first_ready(group, now) {
+                None => {
+                    let _ = reply.send(Ok(None));
+                    Ok(())
+                }
+                Some((seq, job)) => {
+                    let event = JobEvent::Claim { lease_until };
+                    let job = match job.apply(&event, now) {
+                        Ok(job) => job,
+                        Err(refused) => {
+                            let _ = reply.send(Err(refused.into()));
+                            return Ok(());
+                        }
+                    };
+                    let request = match read_request(disk, seq, job.id)? {
+                        Ok(request) => request,
+                        Err(corrupt) => {
+                            let _ = reply.send(Err(corrupt));
+                            return Ok(());
+                        }
+                    };
+                    let claimed = ClaimedJob { job: job.clone(), request };
+                    group.answers.push(Answer::Claim(reply, Some(Box::new(claimed))));
+                    write(disk, group, seq, job, now)
+                }
+            },
+            Command::Transition { id, event, now, reply } => {
+                let Some((seq, job)) = self.newest(group, id) else {
+                    let _ = reply.send(Err(StoreError::NotFound(id)));
+                    return Ok(());
+                };
+                let after = match job.apply(&event, now) {
+                    Ok(after) => after,
+                    Err(refused) => {
+                        let _ = reply.send(Err(refused.into()));
+                        return Ok(());
+                    }
+                };
+                group.answers.push(Answer::Transition(reply, Box::new(after.clone())));
+                if let Some(attempt) = job.closed_attempt(&event, now) {
+                    let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
+                    write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
+                }
+                write(disk, group, seq, after, now)
+            }
+            Command::Prune { before, keep, limit, now, reply } => {
+                let mut seqs = self.shared.index().prunable(before, keep, limit);
+                seqs.retain(|seq| !group.staged.contains_key(seq));
+                group.answers.push(Answer::Prune(reply, seqs.len()));
+                if seqs.is_empty() {
+                    return Ok(());
+                }
+                let list: Vec<u8> = seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect();
+                disk.tree().insert(keys::PRUNING, list)?;
+                for seq in seqs {
+                    disk.tree().remove(keys::metadata(seq))?;
+                    disk.remove_bodies(seq)?;
+                    group.note(seq, None, now);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The first ready job that this group has not touched. Jobs whose time has come become ready here.
+    fn first_ready(&self, group: &mut Group, now: Timestamp) -> Option<(Seq, Job)> {
+        if self.shared.index().has_due(now) {
+            self.shared.index_mut().promote(now);
+            group.claimed_to = None;
+        }
+        let index = self.shared.index();
+        let place = index.ready_after(group.claimed_to).find(|(_, seq)| !group.staged.contains_key(seq))?;
+        group.claimed_to = Some(place);
+        index.get(place.1).map(|job| (place.1, job.clone()))
+    }
+
+    /// The job as the group sees it.
+    fn newest(&self, group: &Group, id: JobId) -> Option<(Seq, Job)> {
+        let index = self.shared.index();
+        let seq = index.seq(id)?;
+        let job = match group.staged.get(&seq) {
+            Some(staged) => staged.clone()?,
+            None => index.get(seq)?.clone(),
+        };
+        Some((seq, job))
+    }
+
+    /// Makes a durable group visible, answers it and announces it.
+    fn publish(&self, group: Group, started: Instant) {
+        if !group.changes.is_empty() {
+            let mut index = self.shared.index_mut();
+            for (seq, job, now) in &group.changes {
+                index.replace(*seq, job.as_ref(), *now);
+            }
+            drop(index);
+            let metrics = &self.shared.metrics;
+            metrics.store_commits.inc();
+            metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        group.answers.into_iter().for_each(Answer::send);
+        if let Some(observer) = self.shared.observer.get() {
+            let changed: Vec<Job> = group.changes.into_iter().filter_map(|(_, job, _)| job).collect();
+            observer(&changed);
+        }
+    }
+
+    /// Opens the database again, however long it takes; meanwhile everybody hears `unavailable`.
+    fn reopen(&mut self) {
+        let mut pause = REOPEN_PAUSE.0;
+        loop {
+            match self.commands.recv_timeout(pause) {
+                Ok(Envelope { command, .. }) => {
+                    command.fail(&self.shared.trouble().unwrap_or_default());
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            match self.shared.open() {
+                Ok(next_seq) => {
+                    self.next_seq = next_seq.max(self.next_seq);
+                    info!("the job store works again");
+                    return;
+                }
+                Err(error) => {
+                    warn!(%error, "the job store can't be opened yet");
+                    pause = (pause * 2).min(REOPEN_PAUSE.1);
+                }
+            }
+        }
+    }
+}
+
+/// Writes a job's metadata, the commit point of its change, and stages it.
+fn write(disk: &Disk, group: &mut Group, seq: Seq, job: Job, now: Timestamp) -> Result<(), Fault> {
+    disk.tree().insert(keys::metadata(seq), encode(&job).map_err(Fault)?)?;
+    group.note(seq, Some(job), now);
+    Ok(())
+}
+
+/// The request of a job. The outer error is the disk's, the inner one the record's.
+fn read_request(disk: &Disk, seq: Seq, id: JobId) -> Result<Result<JobRequest, StoreError>, Fault> {
+    let corrupt = |reason: String| StoreError::Corrupt { id, reason };
+    Ok(match read_chunks(disk.tree(), &keys::request(seq))? {
+        None => Err(corrupt("its request is missing".to_owned())),
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string())),
+    })
+}
+
+impl Group {
+    fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
+        self.staged.insert(seq, job.clone());
+        self.changes.push((seq, job, now));
+    }
+}
+
+impl Command {
+    /// About how much it writes.
+    fn bytes(&self) -> usize {
+        match self {
+            Command::Insert { request, .. } => request.len(),
+            Command::Transition { event: JobEvent::Succeed { report, .. }, .. } => {
+                report.result.as_ref().map_or(0, |result| result.get().len())
+                    + report.raw_answer.as_ref().map_or(0, String::len)
+            }
+            Command::Claim { .. } | Command::Transition { .. } | Command::Prune { .. } => 0,
+        }
+    }
+
+    /// Tells the caller that nothing is known to have happened. Nobody may be listening any more.
+    fn fail(self, reason: &str) {
+        let error = StoreError::Unavailable { reason: reason.to_owned() };
+        match self {
+            Command::Insert { reply, .. } => drop(reply.send(Err(error))),
+            Command::Claim { reply, .. } => drop(reply.send(Err(error))),
+            Command::Transition { reply, .. } => drop(reply.send(Err(error))),
+            Command::Prune { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+impl Answer {
+    fn send(self) {
+        match self {
+            Answer::Insert(reply) => drop(reply.send(Ok(()))),
+            Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
+            Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
+            Answer::Prune(reply, pruned) => drop(reply.send(Ok(pruned))),
+        }
+    }
+
+    fn fail(self, reason: &str) {
+        let error = StoreError::Unavailable { reason: reason.to_owned() };
+        match self {
+            Answer::Insert(reply) => drop(reply.send(Err(error))),
+            Answer::Claim(reply, _) => drop(reply.send(Err(error))),
+            Answer::Transition(reply, _) => drop(reply.send(Err(error))),
+            Answer::Prune(reply, _) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// The index as the database tells it, and the first number that is free.
+pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Seq), String> {
+    let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
+    let mut index = Index::default();
+    let mut newest = 0;
+    for entry in disk.jobs() {
+        let (seq, job) = entry?;
+        index.replace(seq, Some(&job), now);
+        newest = seq;
+    }
+    disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
+    Ok((index, next_seq))
+}

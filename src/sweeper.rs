@@ -1,0 +1,34 @@
+//! What the passing of time changes: retries and scheduled jobs become ready, leases and deadlines end, old jobs are
+//! removed. One task, asleep until the next of these is due.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::queue::Queue;
+
+/// Sweeps at least so often: retention is in no hurry, and a missed signal costs no more than this.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Shortest pause between two sweeps, so that a stream of retries can't keep it busy.
+const SWEEP_PAUSE: Duration = Duration::from_millis(5);
+
+/// Sweeps until `closing` is cancelled.
+pub async fn run(queue: Queue, closing: CancellationToken) {
+    closing
+        .run_until_cancelled(async {
+            loop {
+                match queue.sweep().await {
+                    Ok(true) => {}
+                    Ok(false) => queue.until_due(SWEEP_INTERVAL).await,
+                    Err(error) => {
+                        warn!(%error, "the sweep has to wait");
+                        tokio::time::sleep(SWEEP_INTERVAL).await;
+                    }
+                }
+                tokio::time::sleep(SWEEP_PAUSE).await;
+            }
+        })
+        .await;
+}
