@@ -5,7 +5,6 @@ pub mod app;
 pub mod claude;
 pub mod cli;
 pub mod clock;
-pub mod config;
 pub mod http;
 pub mod job;
 pub mod limits;

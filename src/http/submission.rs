@@ -45,12 +45,16 @@ const MAX_DEADLINE_SECONDS: i64 = 604_800;
 /// How far ahead a job can be scheduled: "this day next year" is possible in a leap year too.
 const MAX_RUN_AHEAD_DAYS: u64 = 366;
 
-/// A question.
+/// Most unknown fields that are told by name: an error must not be many times the size of what was sent.
+const MAX_UNKNOWN_TOLD: usize = 32;
+
+/// A question. Other fields than these are refused.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = AnalyzeRequest)]
 pub(super) struct Body {
-    /// The decision question, in any language; the memo is in the same.
-    #[schema(required, value_type = String, max_length = 10_000, example = "Should we move our warehouse to Rotterdam?")]
+    /// The decision question, in any language; the memo is in the same. At most `MAX_QUERY_LENGTH` characters, 10,000
+    /// unless the service is set otherwise.
+    #[schema(required, value_type = String, example = "Should we move our warehouse to Rotterdam?")]
     query: Option<String>,
     /// What you know besides: figures, constraints, history.
     #[schema(max_length = 50_000)]
@@ -102,12 +106,19 @@ fn read(bytes: &[u8]) -> Result<(Option<Body>, Vec<FieldError>), Problem> {
         return Ok((None, vec![FieldError::new("$", "must be a JSON object, not a list")]));
     }
     let mut errors = Vec::new();
+    let mut unknown = 0;
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let read = serde_ignored::deserialize(tracked, |path| {
-        errors.push(FieldError::new(path.to_string(), "is not a field of this request"));
+        unknown += 1;
+        if unknown <= MAX_UNKNOWN_TOLD {
+            errors.push(FieldError::new(path.to_string(), "is not a field of this request"));
+        }
     });
+    if unknown > MAX_UNKNOWN_TOLD {
+        errors.push(FieldError::new("$", format!("has {} more unknown fields", unknown - MAX_UNKNOWN_TOLD)));
+    }
     match read.and_then(|body: Body| json.end().map(|()| body)) {
         Ok(body) => Ok((Some(body), errors)),
         Err(error) if error.is_data() => {
@@ -321,6 +332,13 @@ mod tests {
             assert_eq!(errors.len(), 1, "{body}: {errors:?}");
             assert_eq!(errors[0].field, field, "{body}: {errors:?}");
         }
+    }
+
+    #[test]
+    fn thousands_of_unknown_fields_do_not_make_a_huge_answer() {
+        let errors = wrong_text(&format!("{{{}\"query\": \"q\"}}", "\"a\":1,".repeat(40_000)));
+        assert_eq!(errors.len(), MAX_UNKNOWN_TOLD + 1);
+        assert_eq!(errors.last(), Some(&FieldError::new("$", "has 39968 more unknown fields")));
     }
 
     #[test]
