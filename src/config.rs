@@ -271,9 +271,7 @@ fn read_dotenv(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     if let Some(line) = text.lines().position(|line| line.contains('\0')) {
         return Err(ConfigError::DotenvLine { path: path.to_owned(), line: line + 1 });
     }
-    dotenvy::from_read_iter(text.as_bytes())
-        .map(|entry| entry.map_err(|error| dotenv_error(path, text, error)))
-        .collect()
+    dotenvy::from_read_iter(text.as_bytes()).map(|entry| entry.map_err(|error| dotenv_error(path, text, error))).collect()
 }
 
 /// dotenvy tells what the line holds, which may be a secret, but not which line it is.

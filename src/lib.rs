@@ -1,10 +1,39 @@
-//! ceoagent
+//! ceoagent takes decision questions over HTTP, has Claude analyse them, and gives back structured decision memos.
+//! At its heart is a job queue on disk that never loses a question. This page is the map.
+//!
+//! # Layers
+//!
+//! Imports point down only; `tests/tidy.rs` holds them to it.
+//!
+//! ```text
+//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ job
+//!                 │              └▶ agent ─▶ prompts · claude · analysis
+//!                 │              └▶ limits
+//!                 └▶ store::sled, named nowhere else
+//! leaves: config, clock, metrics
+//! ```
+//!
+//! # A question's way
+//!
+//! `POST /api/v1/analyze` → [`http`] checks it → [`queue::Queue::enqueue`] → [`store`] has it on disk, synced → `202`.
+//! A [`worker`] sees it → gets a permit from [`limits`] → claims it, durably → [`agent`] renders the [`prompts`], asks
+//! [`claude`], has [`analysis`] read the answer → [`queue::Queue::settle`], durably → whoever waits is woken.
+//!
+//! # What holds, and where
+//!
+//! - An accepted job is on disk before its `202`: [`store::sled`].
+//! - Every transition is decided by one pure function, [`job::Job::apply`], and a late worker changes nothing.
+//! - A call to Claude is on record before it is made; after a crash it is marked `outcome_unknown`, never forgotten.
+//! - Whether to try again is decided in one file, [`queue::retry`].
+//! - No HTTP answer takes over 30 seconds: [`http`].
+
 pub mod agent;
 pub mod analysis;
 pub mod app;
 pub mod claude;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod http;
 pub mod job;
 pub mod limits;
