@@ -31,7 +31,7 @@ const MIN_ADMIN_TOKEN_CHARS: usize = 16;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
-    /// Key of the Claude API; set it here or in the environment, because a flag shows in the process list
+    /// Key of the Claude API; better in the environment or .env than as a flag, which shows in the process list
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub anthropic_api_key: Option<SecretString>,
 
@@ -271,7 +271,9 @@ fn read_dotenv(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     if let Some(line) = text.lines().position(|line| line.contains('\0')) {
         return Err(ConfigError::DotenvLine { path: path.to_owned(), line: line + 1 });
     }
-    dotenvy::from_read_iter(text.as_bytes()).map(|entry| entry.map_err(|error| dotenv_error(path, text, error))).collect()
+    dotenvy::from_read_iter(text.as_bytes())
+        .map(|entry| entry.map_err(|error| dotenv_error(path, text, error)))
+        .collect()
 }
 
 /// dotenvy tells what the line holds, which may be a secret, but not which line it is.
@@ -352,4 +354,230 @@ where
 fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     let number = within(range);
     move |text| number(text).map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+    use std::process;
+
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    const SECRET: &str = "sk-ant-0123456789-do-not-tell";
+
+    fn command() -> Command {
+        Settings::augment_args(Command::new("ceoagent"))
+    }
+
+    /// Reads and checks `flags`, whatever the environment of the test run.
+    fn parse(flags: &[&str]) -> Result<Settings, String> {
+        let command = command().no_binary_name(true).mut_args(|arg| arg.env(None::<&'static str>));
+        let matches = command.try_get_matches_from(flags).map_err(|error| error.to_string())?;
+        let settings = Settings::from_arg_matches(&matches).map_err(|error| error.to_string())?;
+        settings.validate().map(|()| settings).map_err(|error| error.to_string())
+    }
+
+    fn refusal(flags: &[&str]) -> String {
+        parse(flags).expect_err("should be refused")
+    }
+
+    /// What a process makes of a `.env` file, an environment and flags: the settings as `Debug` shows them, or the error.
+    fn start(dotenv: &str, environment: &[(&str, &str)], flags: &[&str]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(DOTENV), dotenv).unwrap();
+        let output = process::Command::new(env::current_exe().unwrap())
+            .args(["--exact", "config::tests::a_process_reads_its_settings", "--nocapture"])
+            .current_dir(folder.path())
+            .env_clear()
+            .envs(environment.iter().copied())
+            .env("FLAGS_OF_THE_TEST", flags.join("\n"))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The other half of [`start`]: does nothing unless that runs it.
+    #[test]
+    fn a_process_reads_its_settings() {
+        let Ok(flags) = env::var("FLAGS_OF_THE_TEST") else { return };
+        if let Err(error) = load_dotenv() {
+            return println!("{error}");
+        }
+        match ignore_empty_environment(command().no_binary_name(true)).try_get_matches_from(flags.lines()) {
+            Ok(matches) => println!("{:?}", Settings::from_arg_matches(&matches).unwrap()),
+            Err(error) => println!("{error}"),
+        }
+    }
+
+    #[test]
+    fn without_any_setting_the_defaults_hold_and_there_is_no_secret() {
+        let settings = parse(&[]).unwrap();
+        assert_eq!(settings.host.to_string(), "0.0.0.0");
+        assert_eq!((settings.port, settings.max_query_length, settings.max_retries), (8000, 10_000, 3));
+        assert_eq!(settings.request_timeout, Duration::from_secs(60));
+        assert_eq!(settings.model_name, "claude-sonnet-5-5");
+        assert_eq!(settings.on_unknown_outcome, OnUnknownOutcome::Retry);
+        assert!(settings.anthropic_api_key.is_none() && settings.admin_token.is_none() && !settings.debug);
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_the_setting_the_value_and_what_is_allowed() {
+        let cases = [
+            ("MAX_TOKENS", "128001", "from 1 to 128000"),
+            ("PORT", "65536", "from 0 to 65535"),
+            ("PORT", "http", "from 0 to 65535"),
+            ("WORKERS", "0", "from 1 to 1024"),
+            ("WORKERS", "-1", "from 1 to 1024"),
+            ("REQUESTS_PER_MINUTE", "0", "from 1 to 1000000"),
+            ("MAX_QUERY_LENGTH", "100001", "from 1 to 100000"),
+            ("REQUEST_TIMEOUT", "1.5", "from 1 to 3600"),
+            ("CONNECT_TIMEOUT", "61", "from 1 to 60"),
+            ("STREAM_IDLE_TIMEOUT", "30s", "from 1 to 600"),
+            ("MAX_RETRIES", "21", "from 0 to 20"),
+            ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
+            ("LEASE_SECONDS", "2", "from 3 to 3600"),
+            ("SHUTDOWN_GRACE", "601", "from 0 to 600"),
+            ("RETENTION_DAYS", "3651", "from 1 to 3650"),
+            ("MAX_FINISHED_JOBS", "10000001", "from 1 to 10000000"),
+            ("STORE_CACHE_MB", "15", "from 16 to 65536"),
+            ("HOST", "localhost", "IP address such as"),
+            ("DEBUG", "maybe", "true or false"),
+            ("LOG_FORMAT", "xml", "text, json"),
+            ("ON_UNKNOWN_OUTCOME", "ignore", "retry, fail"),
+            ("MODEL_NAME", " ", "model's id such as"),
+            ("MODEL_NAME", "claude sonnet", "model's id such as"),
+            ("ANTHROPIC_BASE_URL", "api.anthropic.com", "https://"),
+            ("ANTHROPIC_BASE_URL", "ftp://api.anthropic.com", "https://"),
+            ("ANTHROPIC_BASE_URL", "https://api.anthropic.com/?key=1", "without ?"),
+        ];
+        for (name, value, allowed) in cases {
+            let flag = format!("--{}={value}", name.to_lowercase().replace('_', "-"));
+            let error = refusal(&[&flag]);
+            assert!([name, value, allowed].iter().all(|part| error.contains(part)), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_told_in_the_help_are_those_that_hold() {
+        for arg in command().get_arguments() {
+            let help = arg.get_help().unwrap().to_string();
+            let Some((low, high)) = help.rsplit_once(" (").and_then(|(_, range)| range.split_once(" to ")) else {
+                continue;
+            };
+            let (flag, high) = (arg.get_long().unwrap(), high.trim_end_matches(')'));
+            assert!(parse(&[&format!("--{flag}={low}")]).is_ok(), "{flag} {low}");
+            assert!(parse(&[&format!("--{flag}={high}")]).is_ok(), "{flag} {high}");
+            assert!(refusal(&[&format!("--{flag}=none")]).contains(&format!("from {low} to {high}")), "{flag}");
+        }
+    }
+
+    #[test]
+    fn a_flag_is_its_variables_name_in_lower_case() {
+        for arg in command().get_arguments() {
+            let name = arg.get_env().unwrap().to_str().unwrap();
+            assert_eq!(arg.get_long().unwrap(), name.to_lowercase().replace('_', "-"));
+            assert_eq!(arg.get_value_names().unwrap(), [name], "errors show the value's name");
+        }
+    }
+
+    #[test]
+    fn debug_needs_no_value_and_takes_none_that_follows_it() {
+        assert!(parse(&["--debug"]).unwrap().debug);
+        assert!(!parse(&["--debug=off"]).unwrap().debug);
+        assert!(refusal(&["--debug", "false"]).contains("unexpected argument"));
+    }
+
+    #[test]
+    fn an_unfit_secret_is_refused_by_name_and_never_shown() {
+        let cases = [
+            ("ANTHROPIC_API_KEY", format!("{SECRET} {SECRET}")),
+            ("ANTHROPIC_API_KEY", format!("{SECRET}\n")),
+            ("ANTHROPIC_API_KEY", String::new()),
+            ("ADMIN_TOKEN", SECRET[..15].to_owned()),
+            ("ADMIN_TOKEN", format!("{SECRET}密")),
+            ("ANTHROPIC_BASE_URL", format!("https://me:{SECRET}@gateway.example")),
+        ];
+        for (name, value) in cases {
+            let error = refusal(&[&format!("--{}={value}", name.to_lowercase().replace('_', "-"))]);
+            assert!(error.contains(name) && error.contains("must be"), "{error}");
+            assert!(!error.contains("sk-ant"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_shows_in_no_debug_output_and_in_no_help() {
+        let given = parse(&["--anthropic-api-key", SECRET, "--admin-token", SECRET]).unwrap();
+        assert_eq!(given.admin_token.as_ref().unwrap().expose_secret(), SECRET);
+        assert!(!format!("{given:?}").contains(SECRET));
+        let environment = [("ANTHROPIC_API_KEY", SECRET), ("ADMIN_TOKEN", SECRET), ("ANTHROPIC_BASE_URL", SECRET)];
+        let help = start("", &environment, &["--help"]);
+        assert!(help.contains("ADMIN_TOKEN") && !help.contains(SECRET), "{help}");
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_environment_before_the_file_before_the_default() {
+        let file = "WORKERS=2\nPORT=2000\nMAX_RETRIES=2\n";
+        let output = start(file, &[("WORKERS", "3"), ("PORT", "3000")], &["--workers=4"]);
+        for part in ["workers: 4,", "port: 3000,", "max_retries: 2,", "max_query_length: 10000,"] {
+            assert!(output.contains(part), "{part} {output}");
+        }
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_unset() {
+        let names: Vec<String> =
+            command().get_arguments().map(|arg| arg.get_env().unwrap().to_str().unwrap().to_owned()).collect();
+        let empty: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+        let defaults = start("", &[], &[]);
+        assert!(defaults.contains("port: 8000"), "{defaults}");
+        assert_eq!(start("", &empty, &[]), defaults);
+        assert!(start("PORT=2000", &empty, &[]).contains("port: 2000"));
+        assert_eq!(start("PORT=\n", &[], &[]), defaults);
+    }
+
+    #[test]
+    fn a_value_of_the_file_arrives_as_it_stands_there() {
+        let settings = start("\u{feff}DATA_DIR='a\"b\\c$d #e'\r\nexport PORT=\"2000\" # mine\n", &[], &[]);
+        assert!(settings.contains(&format!("data_dir: {:?}", r#"a"b\c$d #e"#)), "{settings}");
+        assert!(settings.contains("port: 2000"), "{settings}");
+    }
+
+    #[test]
+    fn a_broken_line_of_the_file_is_told_by_its_number_without_what_it_holds() {
+        let cases = [
+            (format!("PORT=1\n\n{SECRET}\n"), 3),
+            (format!("WORKERS=1\r\nADMIN_TOKEN='{SECRET}\r\nPORT=1\r\n"), 2),
+            (format!("A='1\n2'\nPORT\u{20}{SECRET} # comment"), 3),
+            (format!("PORTS=1\nPORT\nADMIN_TOKEN={SECRET}"), 2),
+            (format!("PORT=1\nADMIN_TOKEN={SECRET}\0"), 2),
+        ];
+        for (text, line) in cases {
+            let output = start(&text, &[], &[]);
+            assert!(output.contains(&format!("line {line} of the settings file .env")), "{line} {output}");
+            assert!(output.contains("NAME=value") && !output.contains("sk-ant"), "{output}");
+        }
+    }
+
+    #[test]
+    fn without_a_file_there_are_no_entries_and_an_unreadable_one_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read_dotenv(&folder.path().join(DOTENV)).unwrap().is_empty());
+        let error = read_dotenv(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn the_example_file_holds_every_setting_with_its_help_and_default_and_nothing_else() {
+        let mut expected = String::new();
+        for arg in command().get_arguments() {
+            let name = arg.get_env().unwrap().to_str().unwrap();
+            let default = arg.get_default_values().first().map_or("", |value| value.to_str().unwrap());
+            write!(expected, "\n# {}\n{name}={default}\n", arg.get_help().unwrap()).unwrap();
+        }
+        let example = include_str!("../.env.example");
+        let (_, settings) = example.split_once("\n\n").expect("an introduction, a blank line, the settings");
+        assert_eq!(settings.trim_end(), expected.trim(), "expected:\n{expected}");
+    }
 }
