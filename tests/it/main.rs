@@ -1,6 +1,10 @@
 //! The service as its users meet it: the real binary, real HTTP, real sled on a real disk, and a simulated Claude on a
 //! real socket. One file an area; `harness` starts and asks things.
 
+mod bad_input;
 mod crash;
 mod harness;
 mod life;
+mod operator;
+mod start;
+mod upstream;
