@@ -70,7 +70,12 @@ impl Setup {
 
     /// The command, ready for arguments.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ceoagent"));
+        self.command_of(env!("CARGO_BIN_EXE_ceoagent"))
+    }
+
+    /// As [`Setup::command`], of another program.
+    pub(crate) fn command_of(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command.current_dir(self.folder()).env_clear().envs(self.settings.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
