@@ -3,7 +3,12 @@
 //! Load generator and simulated Claude share the machine with the service, and machines differ: judge by the ratios,
 //! above all by `/health` of the same server in the same run, which costs all of HTTP and nothing of the queue.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark for people")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark for people"
+)]
 
 use std::{
     fs,
