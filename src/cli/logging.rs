@@ -1,6 +1,8 @@
 //! Where log lines go: one line an event, to standard error, written by a thread of its own so that a slow reader holds
 //! nobody up; under pressure lines are dropped, not requests.
 
+use std::io;
+
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -11,8 +13,9 @@ const BUFFERED_LINES: usize = 50_000;
 
 /// Starts logging; keep the guard to the end of the process, it writes the last lines. `quiet` leaves warnings only.
 pub(super) fn start(settings: &Settings, quiet: bool) -> WorkerGuard {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).lossy(true).finish(std::io::stderr());
+    // The writing thread flushes whenever it has caught up: one system call for all lines that wait.
+    let stderr = io::BufWriter::new(io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).lossy(true).finish(stderr);
     let level = match (settings.debug, quiet) {
         (true, _) => "info,ceoagent=debug",
         (false, true) => "warn",
