@@ -1,7 +1,7 @@
 //! The service as its users meet it: the real binary, real HTTP, real sled on a real disk, and a simulated Claude on a
 //! real socket. One file an area; `harness` starts and asks things.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what it meets")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and tell as tests do")]
 
 mod bad_input;
 mod crash;
