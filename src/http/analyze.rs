@@ -3,14 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::Bytes,
-    extract::{
-        DefaultBodyLimit, FromRequest, FromRequestParts, Request, State,
-        rejection::{BytesRejection, FailedToBufferBody},
-    },
+    extract::{FromRequest, FromRequestParts, Request, State},
     http::{HeaderMap, header},
     response::Response,
 };
+use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -30,6 +27,9 @@ use crate::{
 
 /// What reading an ended job may take once the wait is over; then the answer goes out without.
 const READ_GRACE: Duration = Duration::from_millis(250);
+
+/// Most bytes read of a body that is too large: its sender hears of it only once it has sent all, and that has an end.
+const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
 
 /// Ask a question
 ///
@@ -99,7 +99,7 @@ async fn hold(queue: &Queue, id: JobId, until: Instant) -> Option<JobRecord> {
 
 /// A request with a JSON body, and how long to wait as far as that is said outside of it.
 pub(super) struct Question {
-    body: Bytes,
+    body: Vec<u8>,
     wait: Option<Wait>,
 }
 
@@ -108,21 +108,37 @@ impl<S: Send + Sync> FromRequest<S> for Question {
 
     async fn from_request(request: Request, state: &S) -> Result<Question, Problem> {
         let (mut parts, body) = request.into_parts();
+        // Before any refusal: one that leaves the body unread is lost when the connection is reset.
+        let body = read(body).await?;
         if !is_json(&parts.headers) {
             return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
         }
         let Ok(params) = Params::from_request_parts(&mut parts, state).await;
         let wait = params.wait()?.or_else(|| Wait::preferred(&parts.headers));
-        let mut request = Request::from_parts(parts, body);
-        DefaultBodyLimit::max(MAX_BODY_BYTES).apply(&mut request);
-        let body = Bytes::from_request(request, state).await.map_err(|error| match error {
-            BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
-                Problem::new(BODY_TOO_LARGE, format!("the body must be at most {MAX_BODY_BYTES} bytes (256 KiB)"))
-            }
-            _ => Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"),
-        })?;
         Ok(Question { body, wait })
     }
+}
+
+/// The whole body, if it is not too large.
+async fn read(body: axum::body::Body) -> Result<Vec<u8>, Problem> {
+    let mut chunks = body.into_data_stream();
+    let mut body = Vec::new();
+    let mut size = 0;
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
+        size += chunk.len();
+        if size <= MAX_BODY_BYTES {
+            body.extend_from_slice(&chunk);
+        } else if size > MAX_BYTES_READ {
+            break;
+        }
+    }
+    if size > MAX_BODY_BYTES {
+        let detail = format!("the body must be at most {MAX_BODY_BYTES} bytes (256 KiB)");
+        return Err(Problem::new(BODY_TOO_LARGE, detail));
+    }
+    Ok(body)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -57,6 +57,12 @@ impl Setup {
         self.settings.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Without a variable that is otherwise set.
+    pub(crate) fn without(mut self, name: &str) -> Setup {
+        self.settings.retain(|(known, _)| known != name);
+        self
+    }
+
     /// The folder that the binary runs in.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -64,7 +70,12 @@ impl Setup {
 
     /// The command, ready for arguments.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ceoagent"));
+        self.command_of(env!("CARGO_BIN_EXE_ceoagent"))
+    }
+
+    /// As [`Setup::command`], of another program.
+    pub(crate) fn command_of(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command.current_dir(self.folder()).env_clear().envs(self.settings.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -212,9 +223,14 @@ impl Service {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// SIGTERM; waits for the end. Gives the exit status and the log.
-    pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
+    /// SIGTERM, and [`Service::wait`].
+    pub(crate) fn terminate(self) -> (ExitStatus, String) {
         self.signal("TERM");
+        self.wait()
+    }
+
+    /// Waits for the end of its own. Gives the exit status and the log.
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().unwrap();
         (status, self.log.take().unwrap().join().unwrap())
     }

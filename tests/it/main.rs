@@ -1,6 +1,13 @@
 //! The service as its users meet it: the real binary, real HTTP, real sled on a real disk, and a simulated Claude on a
 //! real socket. One file an area; `harness` starts and asks things.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what it meets")]
+
+mod bad_input;
 mod crash;
+mod disk_full;
 mod harness;
 mod life;
+mod operator;
+mod start;
+mod upstream;

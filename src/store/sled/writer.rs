@@ -269,14 +269,19 @@ impl Writer {
     /// Opens the database again, however long it takes; meanwhile everybody hears `unavailable`.
     fn reopen(&mut self) {
         let mut pause = REOPEN_PAUSE.0;
+        let mut next_try = Instant::now() + pause;
         loop {
-            match self.commands.recv_timeout(pause) {
-                Ok(Envelope { command, .. }) => {
-                    command.fail(&self.shared.trouble().unwrap_or_default());
-                    continue;
+            // Commands that keep coming must not put the next try off.
+            let left = next_try.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                match self.commands.recv_timeout(left) {
+                    Ok(Envelope { command, .. }) => {
+                        command.fail(&self.shared.trouble().unwrap_or_default());
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Timeout) => {}
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {}
             }
             match self.shared.open() {
                 Ok(next_seq) => {
@@ -287,6 +292,7 @@ impl Writer {
                 Err(error) => {
                     warn!(%error, "the job store can't be opened yet");
                     pause = (pause * 2).min(REOPEN_PAUSE.1);
+                    next_try = Instant::now() + pause;
                 }
             }
         }

@@ -1,0 +1,308 @@
+//! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`.
+//!
+//! Load generator and simulated Claude share the machine with the service, and machines differ: judge by the ratios,
+//! above all by `/health` of the same server in the same run, which costs all of HTTP and nothing of the queue.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark for people"
+)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ceoagent::claude::simulator::{Latency, Simulator, SimulatorConfig};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+/// How long each load runs.
+const ROUND: Duration = Duration::from_secs(4);
+
+/// The size of a question, as in the comparison with other queues.
+const QUERY_BYTES: usize = 256;
+
+/// The service, killed when dropped.
+struct Service {
+    child: Child,
+    address: String,
+    /// From the start of the process to the first `200` of `/health`.
+    started_in: Duration,
+    _folder: tempfile::TempDir,
+}
+
+impl Service {
+    async fn start(claude: &Simulator, settings: &[(&str, &str)]) -> Service {
+        let folder = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let started = Instant::now();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ceoagent"))
+            .arg("serve")
+            .env_clear()
+            .env("ANTHROPIC_API_KEY", "bench")
+            .env("ANTHROPIC_BASE_URL", claude.base_url())
+            .env("PROMPTS_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/prompts"))
+            .env("DATA_DIR", folder.path())
+            .env("HOST", "127.0.0.1")
+            .env("PORT", port.to_string())
+            .env("REQUESTS_PER_MINUTE", "1000000")
+            .env("MAX_QUEUED_JOBS", "10000000")
+            .envs(settings.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Its log is read and thrown away, as by a collector.
+        let log = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || log.split(b'\n').for_each(drop));
+        let started_in = loop {
+            if let Ok(mut connection) = Connection::open(&address).await
+                && connection.ask(&get("/health")).await.0 == 200
+            {
+                break started.elapsed();
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        };
+        Service { child, address, started_in, _folder: folder }
+    }
+
+    /// Resident memory in MB.
+    fn resident_mb(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// CPU time so far, user and system, in clock ticks of 10 ms.
+    fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A keep-alive connection that knows just enough of HTTP to be cheap beside the server.
+struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    async fn open(address: &str) -> std::io::Result<Connection> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream, buffer: Vec::new() })
+    }
+
+    /// Sends a whole request and reads the whole answer: its status and body.
+    async fn ask(&mut self, request: &[u8]) -> (u16, Vec<u8>) {
+        self.stream.write_all(request).await.unwrap();
+        self.buffer.clear();
+        loop {
+            if self.stream.read_buf(&mut self.buffer).await.unwrap() == 0 {
+                return (0, Vec::new());
+            }
+            let mut headers = [httparse::EMPTY_HEADER; 32];
+            let mut answer = httparse::Response::new(&mut headers);
+            let Ok(httparse::Status::Complete(head)) = answer.parse(&self.buffer) else { continue };
+            let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+            let length: usize = std::str::from_utf8(length.unwrap().value).unwrap().parse().unwrap();
+            let status = answer.code.unwrap();
+            while self.buffer.len() < head + length {
+                self.stream.read_buf(&mut self.buffer).await.unwrap();
+            }
+            return (status, self.buffer[head..head + length].to_vec());
+        }
+    }
+}
+
+fn get(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
+}
+
+fn post(query: &str, wait: bool) -> Vec<u8> {
+    let body = serde_json::json!({ "query": query, "wait": wait }).to_string();
+    let length = body.len();
+    format!(
+        "POST /api/v1/analyze HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// Latencies of one load, sorted.
+struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    fn new(mut all: Vec<Duration>) -> Latencies {
+        all.sort_unstable();
+        Latencies(all)
+    }
+
+    /// The quantile `q`, in milliseconds.
+    fn ms(&self, q: f64) -> f64 {
+        let place = (self.0.len() as f64 * q) as usize;
+        self.0[place.min(self.0.len() - 1)].as_secs_f64() * 1_000.0
+    }
+}
+
+/// The same request from `clients` connections, each as fast as it is answered. Gives requests a second.
+async fn closed_loop(address: &str, clients: usize, request: Vec<u8>, status: u16) -> (f64, Latencies) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let request = Arc::new(request);
+    let mut tasks = JoinSet::new();
+    let started = Instant::now();
+    for _ in 0..clients {
+        let (stop, request, address) = (Arc::clone(&stop), Arc::clone(&request), address.to_owned());
+        tasks.spawn(async move {
+            let mut connection = Connection::open(&address).await.unwrap();
+            let mut latencies = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let sent = Instant::now();
+                assert_eq!(connection.ask(&request).await.0, status);
+                latencies.push(sent.elapsed());
+            }
+            latencies
+        });
+    }
+    tokio::time::sleep(ROUND).await;
+    stop.store(true, Ordering::Relaxed);
+    let latencies = Latencies::new(tasks.join_all().await.concat());
+    (latencies.0.len() as f64 / started.elapsed().as_secs_f64(), latencies)
+}
+
+async fn submits() {
+    // One worker that never gets an answer: the queue only fills.
+    let latency = Latency::Fixed(Duration::from_secs(600));
+    let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
+    let service = Service::start(&claude, &[("WORKERS", "1"), ("REQUEST_TIMEOUT", "3600")]).await;
+    println!("start to first 200 on /health     {:8.1} ms", service.started_in.as_secs_f64() * 1_000.0);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ticks = service.cpu_ticks();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    println!("idle                              {:8.1} MB resident", service.resident_mb());
+    println!("idle                              {:8.2} % of a core", (service.cpu_ticks() - ticks) as f64 / 10.0);
+    let query = "x".repeat(QUERY_BYTES);
+    for clients in [1, 64, 256] {
+        let (health, health_latency) = closed_loop(&service.address, clients, get("/health"), 200).await;
+        let (submits, latency) = closed_loop(&service.address, clients, post(&query, false), 202).await;
+        println!(
+            "{clients:4} clients  /health {health:8.0}/s p50 {:.3} p99 {:.3} ms   durable submits {submits:8.0}/s \
+             p50 {:.3} p99 {:.3} ms   ratio {:.2}",
+            health_latency.ms(0.5),
+            health_latency.ms(0.99),
+            latency.ms(0.5),
+            latency.ms(0.99),
+            submits / health
+        );
+    }
+    println!("after the submits                 {:8.1} MB resident", service.resident_mb());
+}
+
+async fn latency() {
+    let claude = Simulator::start(SimulatorConfig::default()).await.unwrap();
+    let service = Service::start(&claude, &[]).await;
+    let mut connection = Connection::open(&service.address).await.unwrap();
+    let mut pick_ups = Vec::new();
+    for n in 0..300 {
+        tokio::time::sleep(Duration::from_millis(rand::random_range(5..25))).await;
+        let request = post("Pick-up?", false);
+        let sent = Instant::now();
+        let picked_up = async {
+            claude.wait_for_calls(n + 1).await;
+            sent.elapsed()
+        };
+        let (answered, picked_up) = tokio::join!(connection.ask(&request), picked_up);
+        assert_eq!(answered.0, 202);
+        pick_ups.push(picked_up);
+    }
+    let pick_ups = Latencies::new(pick_ups);
+    println!("pick-up, idle                     p50 {:.3} p99 {:.3} ms", pick_ups.ms(0.5), pick_ups.ms(0.99));
+
+    let own = SimulatorConfig { latency: Latency::Fixed(Duration::from_millis(50)), ..SimulatorConfig::default() };
+    let claude = Simulator::start(own).await.unwrap();
+    let service = Service::start(&claude, &[]).await;
+    let mut connection = Connection::open(&service.address).await.unwrap();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    // What the service itself would send, so that the difference is the service's own.
+    connection.ask(&post("Wait?", true)).await;
+    let body = claude.calls()[0].body.clone();
+    let (mut waits, mut direct) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let sent = Instant::now();
+        let answer = client
+            .post(format!("{}/v1/messages", claude.base_url()))
+            .header("x-api-key", "bench")
+            .header("anthropic-version", "2026-10-21")
+            .header("content-type", "application/json")
+            .body(body.clone())
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.bytes().await.unwrap();
+        direct.push(sent.elapsed());
+        let sent = Instant::now();
+        assert_eq!(connection.ask(&post("Wait?", true)).await.0, 200);
+        waits.push(sent.elapsed());
+    }
+    let (waits, direct) = (Latencies::new(waits), Latencies::new(direct));
+    println!(
+        "wait=true, over upstream's own    p50 {:.3} ms   (upstream {:.3}, through the service {:.3})",
+        waits.ms(0.5) - direct.ms(0.5),
+        direct.ms(0.5),
+        waits.ms(0.5)
+    );
+}
+
+async fn end_to_end() {
+    const JOBS: usize = 20_000;
+    const CLIENTS: usize = 64;
+    let claude = Simulator::start(SimulatorConfig::default()).await.unwrap();
+    let service = Service::start(&claude, &[("WORKERS", "64")]).await;
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let address = service.address.clone();
+        tasks.spawn(async move {
+            let mut connection = Connection::open(&address).await.unwrap();
+            let request = post(&"x".repeat(QUERY_BYTES), false);
+            for _ in 0..JOBS / CLIENTS {
+                assert_eq!(connection.ask(&request).await.0, 202);
+            }
+        });
+    }
+    tasks.join_all().await;
+    claude.wait_for_calls(JOBS / CLIENTS * CLIENTS).await;
+    let rate = JOBS as f64 / started.elapsed().as_secs_f64();
+    println!("end to end, upstream 0 ms         {rate:8.0} jobs/s, 64 at once (the simulator's own cost included)");
+}
+
+fn main() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        submits().await;
+        latency().await;
+        end_to_end().await;
+    });
+}

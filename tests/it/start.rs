@@ -1,0 +1,314 @@
+//! Starts and stops: what keeps the service from starting and how it says so, and what is there after it comes back.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use ceoagent::claude::simulator::Fault;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Service, Setup, below_a_file, send, simulator};
+
+/// A start that must never come to a call.
+fn setup() -> Setup {
+    Setup::new("http://127.0.0.1:9")
+}
+
+/// Asserts that `ceoagent serve` fails, says all of `words` and no secret. Gives what it said.
+#[track_caller]
+fn assert_refused(setup: &Setup, words: &[&str]) -> String {
+    let (status, said) = setup.run(&["serve"]);
+    assert!(!status.success(), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in {said:?}");
+    }
+    assert!(!said.contains("sk-test-secret") && !said.contains("panicked"), "{said}");
+    said
+}
+
+/// The outcome of each attempt that has ended.
+fn outcomes(job: &Value) -> Vec<&str> {
+    job["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].as_str().unwrap()).collect()
+}
+
+fn job_path(id: &str) -> String {
+    format!("/api/v1/jobs/{id}")
+}
+
+#[test]
+fn without_a_key_serve_ends_at_once_and_names_the_setting_and_the_demo() {
+    assert_refused(&setup().without("ANTHROPIC_API_KEY"), &["ANTHROPIC_API_KEY", "ceoagent demo"]);
+    assert_refused(&setup().with("ANTHROPIC_API_KEY", ""), &["ANTHROPIC_API_KEY", "ceoagent demo"]);
+}
+
+#[test]
+fn an_occupied_port_is_named() {
+    let occupant = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = occupant.local_addr().unwrap();
+    let setup = setup().with("PORT", &address.port().to_string());
+    assert_refused(&setup, &[&address.to_string(), "choose another PORT"]);
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_made_is_named() {
+    let mut setup = setup();
+    let folder = below_a_file(&setup).display().to_string();
+    setup.set("DATA_DIR", &folder);
+    assert_refused(&setup, &[&folder, "DATA_DIR must name a folder that this user may write"]);
+}
+
+#[test]
+fn a_data_folder_in_use_is_left_to_its_owner() {
+    let setup = setup();
+    let _owner = setup.start();
+    assert_refused(&setup, &["is in use by another ceoagent", "DATA_DIR"]);
+}
+
+#[test]
+fn missing_prompts_are_named() {
+    let setup = setup().with("PROMPTS_DIR", "no-prompts");
+    assert_refused(&setup, &["no-prompts/v1/system.txt", "the prompts folder must hold"]);
+}
+
+#[test]
+fn a_broken_prompt_is_told_with_file_and_line() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts/v1");
+    let setup = setup().with("PROMPTS_DIR", "prompts");
+    let folder = setup.folder().join("prompts/v1");
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(shipped.join("system.txt"), folder.join("system.txt")).unwrap();
+    let good = fs::read_to_string(shipped.join("decision_analysis.txt")).unwrap();
+    let line = format!("line {}", good.lines().count() + 1);
+    for (last_line, words) in [("{{ quarter }}", "unknown variable `quarter`"), ("{% if %}", "syntax error")] {
+        fs::write(folder.join("decision_analysis.txt"), format!("{}\n{last_line}\n", good.trim_end_matches('\n')))
+            .unwrap();
+        assert_refused(&setup, &["prompts/v1/decision_analysis.txt", &line, words]);
+    }
+}
+
+#[test]
+fn a_bad_setting_is_told_with_its_name_its_value_and_what_is_allowed() {
+    for (name, value, allowed) in [
+        ("PORT", "70000", "from 0 to 65535"),
+        ("HOST", "localhost", "must be an IP address"),
+        ("WORKERS", "0", "from 1 to 1024"),
+        ("REQUEST_TIMEOUT", "soon", "from 1 to 3600"),
+        ("MAX_RETRIES", "-1", "from 0 to 20"),
+        ("MAX_QUERY_LENGTH", "1e4", "from 1 to 100000"),
+        ("MODEL_NAME", "claude sonnet", "visible ASCII characters without blanks"),
+        ("DEBUG", "maybe", "must be true or false"),
+        ("LOG_FORMAT", "xml", "text, json"),
+        ("ON_UNKNOWN_OUTCOME", "ignore", "retry, fail"),
+        ("ANTHROPIC_BASE_URL", "ftp://example", "starts with http:// or https://"),
+    ] {
+        assert_refused(&setup().with(name, value), &[name, value, allowed]);
+    }
+}
+
+#[test]
+fn a_bad_secret_is_told_without_its_value() {
+    for (name, value, allowed) in [
+        ("ADMIN_TOKEN", "too-short", "16 or more visible ASCII characters"),
+        ("ANTHROPIC_API_KEY", "sk-test-secret with blanks", "a key as Anthropic's console shows it"),
+        ("ANTHROPIC_BASE_URL", "http://user:too-short@127.0.0.1", "ANTHROPIC_API_KEY"),
+    ] {
+        let said = assert_refused(&setup().with(name, value), &[name, allowed]);
+        assert!(!said.contains("too-short"), "{said}");
+    }
+}
+
+#[test]
+fn a_bad_line_of_the_settings_file_is_told_by_its_number_and_not_repeated() {
+    let setup = setup();
+    fs::write(setup.folder().join(".env"), "WORKERS=2\n# a comment\nADMIN_TOKEN=\"sk-test-secret\n").unwrap();
+    assert_refused(&setup, &["line 3", ".env", "NAME=value"]);
+}
+
+#[tokio::test]
+async fn an_empty_variable_counts_as_unset_and_the_settings_file_as_second_choice() {
+    let setup = setup().with("MAX_QUERY_LENGTH", "").with("WORKERS", "").with("PORT", "0");
+    fs::write(setup.folder().join(".env"), "MAX_QUERY_LENGTH=5\nPORT=1\n").unwrap();
+    let service = setup.start();
+    let answer = service.submit("123456").await;
+    answer.assert_problem(422, "validation_failed");
+    assert!(answer.body["detail"].as_str().unwrap().contains("at most 5 characters, not 6"));
+    assert!(service.kill().contains("workers=8"), "the default");
+}
+
+#[tokio::test]
+async fn the_key_is_in_no_log_even_in_detail() {
+    let claude = simulator().await;
+    claude.script([Fault::Malformed]);
+    let service = Setup::new(&claude.base_url()).with("DEBUG", "true").with("RUST_LOG", "trace").start();
+    let id = service.submit("Is the key safe?").await.id();
+    let job = service.ended(&id).await;
+    assert!(!job.body.to_string().contains("sk-test-secret"));
+    let log = service.kill();
+    assert!(log.contains("Is the key safe?"), "the log is in detail");
+    assert!(!log.contains("sk-test-secret"), "{log}");
+}
+
+#[tokio::test]
+async fn an_admin_token_is_made_once_told_once_and_kept_to_its_owner() {
+    let setup = setup().without("ADMIN_TOKEN");
+    let service = setup.start();
+    let file = setup.folder().join("data/admin-token");
+    let list =
+        |service: &Service, token: &str| send(service.request(Method::GET, "/api/v1/admin/jobs").bearer_auth(token));
+    let token = fs::read_to_string(&file).unwrap().trim().to_owned();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(token.len(), 32);
+    assert_eq!(list(&service, &token).await.status, 200);
+    let (_, log) = service.terminate();
+    assert_eq!(log.matches(&token).count(), 1, "{log}");
+
+    let service = setup.start();
+    assert_eq!(list(&service, &token).await.status, 200, "it is kept");
+    assert!(!service.kill().contains(&token), "and not told again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_the_call_under_way_finish_and_takes_nothing_new() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let id = service.submit("Before the stop?").await.id();
+    claude.wait_for_calls(1).await;
+    service.signal("TERM");
+    let ready = loop {
+        let ready = service.get("/health/ready").await;
+        if ready.status != 200 {
+            break ready;
+        }
+    };
+    ready.assert_problem(503, "not_ready");
+    assert!(ready.body["detail"].as_str().unwrap().contains("is shutting down"));
+    let refused = service.submit("After the stop?").await;
+    refused.assert_problem(503, "shutting_down");
+    assert!(!refused.header("retry-after").is_empty());
+    claude.release();
+    let (status, log) = service.wait();
+    assert!(status.success(), "{log}");
+
+    let job = setup.start().get(&job_path(&id)).await.body;
+    assert_eq!((job["status"].as_str(), outcomes(&job)), (Some("succeeded"), vec!["succeeded"]));
+    assert_eq!(claude.counters().calls, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_during_a_stop_gets_its_job_which_ends_after_the_restart() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let setup = Setup::new(&claude.base_url()).with("SHUTDOWN_GRACE", "0");
+    let service = setup.start();
+    let body = json!({"query": "Is it worth waiting?", "wait": true});
+    let (answer, ()) = tokio::join!(service.post("/api/v1/analyze", &body), async {
+        claude.wait_for_calls(1).await;
+        service.signal("TERM");
+    });
+    assert_eq!((answer.status, answer.body["status"].as_str()), (202, Some("running")), "{answer:#?}");
+    let (status, log) = service.wait();
+    assert!(status.success(), "{log}");
+
+    let job = setup.start().ended(&answer.id()).await.body;
+    assert_eq!((job["status"].as_str(), outcomes(&job)), (Some("succeeded"), vec!["outcome_unknown", "succeeded"]));
+}
+
+#[tokio::test]
+async fn a_restart_in_the_middle_keeps_finished_running_and_queued_jobs() {
+    let claude = simulator().await;
+    claude.script([Fault::Normal, Fault::Hold]);
+    let setup = Setup::new(&claude.base_url()).with("WORKERS", "1");
+    let service = setup.start();
+    let finished = service.ended(&service.submit("Finished?").await.id()).await.body;
+    let mut pending = Vec::new();
+    for n in 0..6 {
+        pending.push(service.submit(&format!("Pending {n}?")).await.id());
+    }
+    claude.wait_for_calls(2).await;
+    service.kill();
+
+    let restarted = Instant::now();
+    let service = setup.start();
+    assert_eq!(service.get(&job_path(finished["id"].as_str().unwrap())).await.body, finished);
+    for (n, id) in pending.iter().enumerate() {
+        let job = service.ended(id).await.body;
+        assert_eq!((&job["query"], &job["status"]), (&json!(format!("Pending {n}?")), &json!("succeeded")));
+        let expected = if n == 0 { vec!["outcome_unknown", "succeeded"] } else { vec!["succeeded"] };
+        assert_eq!(outcomes(&job), expected, "{job:#}");
+        let interrupted = &job["attempts"][0];
+        assert_eq!(interrupted["may_have_been_billed"], n == 0, "{interrupted}");
+    }
+    // Whoever ran the orphan is dead, so nobody waits for its lease of 30 s to end.
+    assert!(restarted.elapsed() < Duration::from_secs(20), "{:?}", restarted.elapsed());
+    assert_eq!(claude.counters().calls, 8);
+}
+
+#[tokio::test]
+async fn a_killed_call_is_not_repeated_where_the_operator_forbids_it() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let setup = Setup::new(&claude.base_url()).with("ON_UNKNOWN_OUTCOME", "fail");
+    let service = setup.start();
+    let id = service.submit("Once only?").await.id();
+    claude.wait_for_calls(1).await;
+    service.kill();
+
+    let job = setup.start().ended(&id).await.body;
+    assert_eq!((job["status"].as_str(), outcomes(&job)), (Some("failed"), vec!["outcome_unknown"]));
+    assert_eq!(job["error"]["code"], "outcome_unknown");
+    assert!(job["error"]["message"].as_str().unwrap().contains("may have been billed"), "{job:#}");
+    assert_eq!(claude.counters().calls, 1);
+}
+
+#[test]
+fn the_demo_shows_a_memo_that_says_it_is_simulated_and_ends() {
+    let (status, said) = setup().without("ANTHROPIC_API_KEY").run(&["demo", "--once", "Should we lease a warehouse?"]);
+    assert!(status.success(), "{said}");
+    for words in ["Claude is SIMULATED", "SIMULATED ANSWER", "Should we lease a warehouse?"] {
+        assert!(said.contains(words), "{words:?} is not in {said}");
+    }
+}
+
+#[tokio::test]
+async fn the_printed_api_description_has_every_route_and_is_the_served_one() {
+    let (status, said) = setup().without("ANTHROPIC_API_KEY").run(&["openapi"]);
+    assert!(status.success(), "{said}");
+    let document: Value = serde_json::from_str(&said).unwrap();
+    let mut routes: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
+    routes.sort();
+    assert_eq!(
+        routes,
+        [
+            "/api/v1/admin/jobs",
+            "/api/v1/analyze",
+            "/api/v1/jobs/{id}",
+            "/api/v1/jobs/{id}/cancel",
+            "/api/v1/jobs/{id}/retry",
+            "/health",
+            "/health/ready",
+            "/metrics"
+        ]
+    );
+    assert_eq!(setup().start().get("/openapi.json").await.body, document);
+}
+
+#[test]
+fn the_health_check_tells_a_running_service_from_a_dead_one() {
+    let mut setup = setup();
+    let service = setup.start();
+    let port = service.base().rsplit(':').next().unwrap().to_owned();
+    setup.set("PORT", &port);
+    setup.set("HOST", "0.0.0.0");
+    let (status, said) = setup.run(&["healthcheck"]);
+    assert!(status.success() && said.contains("ok"), "{said}");
+    service.kill();
+    let (status, said) = setup.run(&["healthcheck"]);
+    assert!(!status.success() && said.contains(&format!("127.0.0.1:{port}")), "{said}");
+}
