@@ -12,10 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &str); 16] = [
     ("main", "cli"),
     ("cli", "app http::openapi analysis claude::simulator job"),
-    (
-        "app",
-        "http dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis job",
-    ),
+    ("app", "http dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis job"),
     // These two show memos, and why calls to Claude are held.
     ("http", "queue limits analysis job"),
     ("dashboard", "queue limits analysis job"),
@@ -143,7 +140,9 @@ fn is_allowed(layer: &str, import: &str) -> bool {
     let named_only = NAMED_ONLY.iter().find(|module| lies_in(module));
     lies_in(layer)
         || LEAVES.iter().any(|leaf| lies_in(leaf))
-        || named_only.map_or(allowed.split_whitespace().any(lies_in), |module| allowed.split_whitespace().any(|name| name == *module))
+        || named_only.map_or(allowed.split_whitespace().any(lies_in), |module| {
+            allowed.split_whitespace().any(|name| name == *module)
+        })
 }
 
 /// The paths below the crate's root that `code` names; `depth` is how many `super` lead there.
