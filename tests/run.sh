@@ -1,35 +1,49 @@
 #!/usr/bin/env bash
-# All checks of the project, as CI runs them: format, lints, every test. Installs what is missing first.
+# The one test command: bash tests/run.sh
+# Installs what is missing on a bare Debian or Ubuntu, then checks format and lints and runs every test. Stops at the
+# first failure.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-say() { printf '\n== %s\n' "$*"; }
+say() { printf '\n==> %s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+# As a program of its own: a shell's built-in is of no use to the tests.
+has() { type -P "$1" >/dev/null; }
 
-# A program, and the Debian package that has it.
-need() {
-    command -v "$1" > /dev/null && return
-    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-        say "installing $2"
-        apt-get update -q && apt-get install -y -q --no-install-recommends "$2"
-    else
-        echo "error: $1 is missing; install it (Debian: apt-get install $2) and run this again" >&2
-        exit 1
-    fi
+# Installs Debian packages; who can't is told which.
+install() {
+    say "Installing $*"
+    has apt-get || fail "install what Debian calls $*, then run this again"
+    [ "$(id -u)" = 0 ] || fail "not root; run: sudo apt-get install $*"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
-need cc build-essential   # links Rust programs and builds ring
-need prlimit util-linux   # the disk-full test lifts a limit with it
-need kill procps
-if ! command -v cargo > /dev/null; then
-    if [ -x "$HOME/.cargo/bin/cargo" ]; then
-        PATH="$HOME/.cargo/bin:$PATH"
-    else
-        need rustup rustup
-        rustup toolchain install stable --profile minimal --component rustfmt --component clippy
-    fi
-fi
+packages=()
+has cc || packages+=(gcc libc6-dev) # links Rust programs and builds ring
+has prlimit || packages+=(util-linux) # the disk-full test lifts a limit with it
+has kill || packages+=(procps)
+# Rustup may have installed cargo without this shell's knowledge.
+has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+has cargo || has curl || packages+=(curl ca-certificates)
+[ ${#packages[@]} = 0 ] || install "${packages[@]}"
 
-say "format";  cargo fmt --check
-say "lints";   cargo clippy --all-targets --locked -- -D warnings
-say "tests";   cargo test --locked
-say "all passed"
+if ! has cargo; then
+    say "Installing Rust with rustup"
+    curl --proto '=https' --tlsv1.2 -fsS https://sh.rustup.rs | sh -s -- -y -q --no-modify-path \
+        || fail "Rust could not be installed; install it from https://rustup.rs, then run this again"
+fi
+for tool in rustfmt clippy; do
+    cargo "${tool/rustfmt/fmt}" --version >/dev/null 2>&1 && continue
+    has rustup || fail "cargo has no $tool; install it the way Rust was installed (Debian: rustfmt, rust-clippy)"
+    say "Installing $tool"
+    rustup component add "$tool"
+done
+
+say "Format"
+cargo fmt --check
+say "Lints"
+cargo clippy --all-targets --locked -- -D warnings
+say "Tests"
+cargo test --locked
+say "All passed"
