@@ -16,7 +16,7 @@ use std::{
 use axum_server::{Handle, accept::NoDelayAcceptor};
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::task::JoinHandle;
+use tokio::task::{self, JoinError, JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -86,6 +86,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// A part of the start panicked.
+    #[error("the start failed: {0}")]
+    Panicked(#[from] JoinError),
     /// There is no key.
     #[error(
         "ANTHROPIC_API_KEY is not set. Set it in the environment or in .env to serve; or try the service without a key, \
@@ -120,27 +123,32 @@ impl App {
         let listener = listen(address).map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let metrics = Metrics::new();
-        let store: Arc<dyn JobStore> = Arc::new(SledStore::open(
-            SledConfig {
+        // Side by side, each on a thread that may block: a cold disk here, hundreds of certificates there.
+        let opening = task::spawn_blocking({
+            let config = SledConfig {
                 path: settings.data_dir.join(STORE_FOLDER),
                 cache_bytes: settings.store_cache_mb << 20,
                 max_pending: settings.max_queued_jobs,
-            },
-            clock.clone(),
-            metrics.clone(),
-        )?);
+            };
+            let (clock, metrics) = (clock.clone(), metrics.clone());
+            move || SledStore::open(config, clock, metrics)
+        });
+        let client = task::spawn_blocking({
+            let config = ClientConfig {
+                base_url: settings.anthropic_base_url.clone(),
+                api_key,
+                connect_timeout: settings.connect_timeout,
+                idle_timeout: settings.idle_timeout,
+                request_timeout: settings.request_timeout,
+            };
+            move || Claude::new(config)
+        });
+        let store: Arc<dyn JobStore> = Arc::new(opening.await??);
+        let claude = client.await??;
         let (admin_token, is_new) = match &settings.admin_token {
             Some(token) => (token.clone(), false),
             None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
         };
-        let claude = Claude::new(ClientConfig {
-            base_url: settings.anthropic_base_url.clone(),
-            api_key,
-            connect_timeout: settings.connect_timeout,
-            idle_timeout: settings.idle_timeout,
-            request_timeout: settings.request_timeout,
-        })?;
-
         let closing = CancellationToken::new();
         let policy = Policy {
             max_retries: settings.max_retries,

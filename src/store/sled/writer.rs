@@ -259,11 +259,12 @@ impl Writer {
             metrics.store_commits.inc();
             metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
         }
-        group.answers.into_iter().for_each(Answer::send);
+        // Workers first: their way to Claude is longer than an answer's to its client.
         if let Some(observer) = self.shared.observer.get() {
             let changed: Vec<Job> = group.changes.into_iter().filter_map(|(_, job, _)| job).collect();
             observer(&changed);
         }
+        group.answers.into_iter().for_each(Answer::send);
     }
 
     /// Opens the database again, however long it takes; meanwhile everybody hears `unavailable`.
