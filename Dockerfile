@@ -1,7 +1,7 @@
 # Stage 1: the binary. Dependencies are a layer of their own, rebuilt only when Cargo.toml or Cargo.lock change.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
-COPY Cargo.toml Cargo.lock README.md ./
+COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests/bench \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && echo 'fn main() {}' > tests/bench/http.rs \
@@ -23,6 +23,6 @@ COPY prompts prompts
 ENV DATA_DIR=/app/data PROMPTS_DIR=/app/prompts HOST=0.0.0.0 PORT=8000
 EXPOSE 8000
 VOLUME /app/data
-HEALTHCHECK --interval=30s --timeout=6s --start-period=5s --retries=3 CMD ["ceoagent", "healthcheck"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=5s --retries=3 CMD ["ceoagent", "healthcheck"]
 ENTRYPOINT ["ceoagent"]
 CMD ["serve"]

@@ -68,6 +68,11 @@ impl Limits {
         }
     }
 
+    /// Counts one call, if it may be made at this moment.
+    pub fn try_permit(&self) -> bool {
+        self.gate().is_none() && self.requests.check().is_ok()
+    }
+
     /// Closes the gate for `duration` and some jitter; never opens one earlier that is closed for longer.
     pub fn close_gate(&self, duration: Duration, reason: &'static str, detail: &str) {
         let until = Instant::now() + duration.mul_f64(1.0 + JITTER * rand::random::<f64>());
@@ -110,6 +115,7 @@ mod tests {
     async fn a_closed_gate_lets_nobody_through_before_its_time() {
         let limits = limits(60_000);
         limits.close_gate(Duration::from_secs(20), "rate_limited", "slow down");
+        assert!(!limits.try_permit());
         let start = Instant::now();
         limits.permit().await;
         let waited = start.elapsed();

@@ -22,9 +22,9 @@ use crate::{
 /// again tells, and the fence makes a repeated settle harmless.
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
-    /// Adds a queued job.
+    /// Adds a job: queued, or already claimed for a worker that stands by.
     ///
-    /// *Returned*: the job is durable and will be claimed. *Crashed before*: the whole job is there, or nothing of it.
+    /// *Returned*: the job is durable, and its claim with it. *Crashed before*: the whole job is there, or nothing of it.
     ///
     /// # Errors
     /// [`StoreError::Full`] when the bound on pending jobs is reached, [`StoreError::Unavailable`].

@@ -17,7 +17,7 @@ use crate::{
     limits::{DEFAULT_RETRY_AFTER, HOLD, Limits},
     metrics::{Metrics, kind},
     queue::{
-        Claim, Intent, Queue,
+        Claim, Next, Permit, Queue,
         retry::{Settlement, failure_report},
     },
 };
@@ -54,32 +54,48 @@ impl Worker {
     }
 
     async fn run(self) {
-        while let Some(intent) = self.closing.run_until_cancelled(self.next()).await {
+        let permit: Permit = {
+            let limits = Arc::clone(&self.limits);
+            Arc::new(move || limits.try_permit())
+        };
+        while let Some(next) = self.closing.run_until_cancelled(self.next(&permit)).await {
+            let intent = match next {
+                Next::Claimed(claim) => {
+                    self.attempt(&claim).await;
+                    continue;
+                }
+                Next::Ready(intent) => intent,
+            };
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
-            let claim = match self.queue.claim(intent).await {
-                Ok(Some(claim)) => claim,
-                Ok(None) => continue,
+            match self.queue.claim(intent).await {
+                Ok(Some(claim)) => self.attempt(&claim).await,
+                Ok(None) => {}
                 Err(error) => {
                     debug!(%error, "nothing can be claimed");
                     tokio::time::sleep(CLAIM_RETRY).await;
-                    continue;
                 }
-            };
-            if self.closing.is_cancelled() {
-                let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-                self.queue.settle(&claim.job, &Settlement::Released { retry_after: Duration::ZERO }, report).await;
-            } else {
-                self.work(&claim).await;
             }
-            self.queue.end(&claim.job);
         }
     }
 
     /// Waits until there is a job, and a permit to call Claude for it.
-    async fn next(&self) -> Intent {
-        let intent = self.queue.intend().await;
-        self.limits.permit().await;
-        intent
+    async fn next(&self, permit: &Permit) -> Next {
+        let next = self.queue.next(permit).await;
+        if let Next::Ready(_) = next {
+            self.limits.permit().await;
+        }
+        next
+    }
+
+    /// Makes the attempt, or gives it back if the service is stopping.
+    async fn attempt(&self, claim: &Claim) {
+        if self.closing.is_cancelled() {
+            let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
+            self.queue.settle(&claim.job, &Settlement::Released { retry_after: Duration::ZERO }, report).await;
+        } else {
+            self.work(claim).await;
+        }
+        self.queue.end(&claim.job);
     }
 
     /// One attempt from claim to settle.

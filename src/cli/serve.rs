@@ -26,7 +26,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Says the admin token that was made at this start, once, to a person and not to the log.
+/// Says the admin token that was made at this start, once, beside the log and not as one of its events.
 pub(super) fn show_new_token(app: &App) -> anyhow::Result<()> {
     if let Some(token) = app.new_admin_token() {
         let mut stderr = std::io::stderr().lock();

@@ -2,13 +2,17 @@
 //! lost their job. Woken by the store's observer; every sleeper looks again at the store, which is the truth.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::Claim;
 use crate::job::{Job, JobId, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
@@ -136,6 +140,93 @@ impl Drop for Intent {
     }
 }
 
+/// Idle workers that can be handed a job at its submission, so that it is accepted and claimed in one commit.
+#[derive(Default)]
+pub(super) struct Standby {
+    offers: Mutex<BTreeMap<u64, Offer>>,
+    /// Numbers are never used twice: a worker must not give up another one's place.
+    next_number: AtomicU64,
+}
+
+/// What a worker on standby leaves behind.
+struct Offer {
+    permit: Permit,
+    hand: oneshot::Sender<Claim>,
+}
+
+/// Takes a permit for one call, if there is one at this moment.
+pub type Permit = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// A worker's place on standby; left when dropped.
+pub(super) struct Place<'a> {
+    standby: &'a Standby,
+    number: u64,
+    handed: oneshot::Receiver<Claim>,
+}
+
+impl Standby {
+    pub(super) fn enter(&self, permit: Permit) -> Place<'_> {
+        let (hand, handed) = oneshot::channel();
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        lock(&self.offers).insert(number, Offer { permit, hand });
+        Place { standby: self, number, handed }
+    }
+
+    /// A worker that stands by, with a permit taken for it.
+    pub(super) fn take(&self) -> Option<oneshot::Sender<Claim>> {
+        let mut offers = lock(&self.offers);
+        let first = offers.first_entry()?;
+        // All permits come from the same limits: what the first can't have, none can.
+        (first.get().permit)().then(|| first.remove().hand)
+    }
+}
+
+impl Place<'_> {
+    /// The job handed over; none if it was not accepted after all.
+    pub(super) async fn handed(&mut self) -> Option<Claim> {
+        (&mut self.handed).await.ok()
+    }
+
+    /// Gives the place up; false if a job is on its way here already.
+    pub(super) fn leave(&self) -> bool {
+        lock(&self.standby.offers).remove(&self.number).is_some()
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn permit(granted: bool) -> Permit {
+        Arc::new(move || granted)
+    }
+
+    #[test]
+    fn a_worker_that_leaves_gives_up_its_own_place_only() {
+        let standby = Standby::default();
+        let first = standby.enter(permit(true));
+        let _hand = standby.take().unwrap();
+        let second = standby.enter(permit(true));
+        assert!(!first.leave(), "a job is on its way to the first");
+        drop(first);
+        assert!(second.leave(), "the second still stood by");
+    }
+
+    #[test]
+    fn nobody_is_taken_without_a_permit() {
+        let standby = Standby::default();
+        let place = standby.enter(permit(false));
+        assert!(standby.take().is_none());
+        assert!(place.leave());
+    }
 }

@@ -52,6 +52,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     refuses_what_the_life_cycle_refuses_and_changes_nothing(&fresh().await).await;
     bounds_pending_jobs_but_not_what_ends_them(&fresh().await).await;
     tells_what_is_overdue_and_when_the_next_thing_is_due(&fresh().await).await;
+    takes_a_job_together_with_its_claim(&fresh().await).await;
     lists_newest_first_page_by_page(&fresh().await).await;
     prunes_oldest_ends_first(&fresh().await).await;
     tells_the_observer_after_the_change_is_visible(fresh().await).await;
@@ -147,6 +148,15 @@ async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobSt
     assert_eq!(store.overdue(at(90), 10), std::slice::from_ref(&with_deadline));
     let failed = store.transition(with_deadline.id, JobEvent::MissDeadline, at(91)).await.unwrap();
     assert_eq!(failed.state, crate::job::JobState::Failed { code: FailureCode::DeadlineExceeded });
+}
+
+async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
+    let claimed = job(0).apply(&JobEvent::Claim { lease_until: at(30) }, at(1)).unwrap();
+    add(store, [claimed.clone()]).await;
+    assert_eq!(store.running(), std::slice::from_ref(&claimed));
+    assert_eq!(claim(store, 2).await, None, "it has its worker");
+    let done = store.transition(claimed.id, success(1, 1), at(3)).await.unwrap();
+    assert_eq!(done.status(at(3)), JobStatus::Succeeded);
 }
 
 async fn lists_newest_first_page_by_page(store: &impl JobStore) {

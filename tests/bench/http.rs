@@ -1,4 +1,5 @@
-//! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`.
+//! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`, or one part of it:
+//! `cargo bench --bench http -- submits` (`latency`, `end-to-end`).
 //!
 //! Load generator and simulated Claude share the machine with the service, and machines differ: judge by the ratios,
 //! above all by `/health` of the same server in the same run, which costs all of HTTP and nothing of the queue.
@@ -301,8 +302,15 @@ fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        submits().await;
-        latency().await;
-        end_to_end().await;
+        let wanted = |name: &str| std::env::args().skip(1).all(|arg| arg == "--bench" || arg == name);
+        if wanted("submits") {
+            submits().await;
+        }
+        if wanted("latency") {
+            latency().await;
+        }
+        if wanted("end-to-end") {
+            end_to_end().await;
+        }
     });
 }

@@ -5,6 +5,8 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::codec;
@@ -20,6 +22,13 @@ const BACKGROUND_FLUSH_MS: u64 = 500;
 
 /// The version of the key layout, in the record [`keys::FORMAT`].
 const FORMAT_VERSION: u8 = 1;
+
+/// How long a lock is waited for: the process that held it may be ending right now, and sled's own threads give it up a
+/// moment after the database is closed.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Pause between two looks at the lock.
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -77,11 +86,17 @@ impl Disk {
             .flush_every_ms(Some(BACKGROUND_FLUSH_MS))
             .mode(sled::Mode::LowSpace);
         // A cut file can make sled panic instead of failing.
-        let tree = match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
+        let locked = |result: &thread::Result<sled::Result<sled::Db>>| matches!(result, Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock"));
+        let mut result = open();
+        let started = Instant::now();
+        while locked(&result) && started.elapsed() < LOCK_PATIENCE {
+            thread::sleep(LOCK_POLL);
+            result = open();
+        }
+        let tree = match result {
             Ok(Ok(tree)) => tree,
-            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock") => {
-                return Err(OpenError::InUse { path: path.to_owned() });
-            }
+            result if locked(&result) => return Err(OpenError::InUse { path: path.to_owned() }),
             Ok(Err(sled::Error::Io(error))) if is_new => return Err(folder(error)),
             Ok(Err(error)) => return Err(unreadable(error.to_string())),
             Err(_) => return Err(unreadable("its files are damaged".to_owned())),

@@ -132,11 +132,12 @@ impl Writer {
             Ok(()) => self.publish(group, started),
             Err(Fault(reason)) => {
                 error!(%reason, "the job store failed; it is closed and will be opened again");
+                // Before anybody hears of it, so that whoever asks next is told the same.
+                self.shared.close(&reason);
                 for Envelope { command, .. } in commands {
                     command.fail(&reason);
                 }
                 group.answers.into_iter().for_each(|answer| answer.fail(&reason));
-                self.shared.close(&reason);
                 drop(disk);
                 self.reopen();
             }
