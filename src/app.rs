@@ -105,7 +105,6 @@ pub struct App {
     grace: Duration,
     closing: CancellationToken,
     tracker: TaskTracker,
-    queue: Queue,
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
@@ -120,7 +119,7 @@ impl App {
         let prompts = Prompts::load(&settings.prompts_dir)?;
         let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
         let address = SocketAddr::new(settings.host, settings.port);
-        let listener = listen(address).map_err(|source| StartError::Listen { address, source })?;
+        let listener = TcpListener::bind(address).map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let metrics = Metrics::new();
         // Side by side, each on a thread that may block: a cold disk here, hundreds of certificates there.
@@ -198,7 +197,6 @@ impl App {
             grace: settings.shutdown_grace,
             closing,
             tracker,
-            queue,
             store,
             http,
             server,
@@ -220,7 +218,6 @@ impl App {
     pub async fn stop(self) {
         info!(grace_s = self.grace.as_secs(), "stopping: attempts under way may finish");
         self.closing.cancel();
-        self.queue.wake_waiters();
         self.tracker.close();
         if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
             warn!("the grace is over: attempts still under way end with an unknown outcome");
@@ -234,13 +231,6 @@ impl App {
         self.store.close().await;
         info!("stopped");
     }
-}
-
-/// A listener with room for a burst of new connections.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 /// The token of the file; makes both if there is none. Tells whether it is new.

@@ -458,16 +458,11 @@ impl Queue {
     /// Waits until there is something to sweep, at most `at_most`.
     pub async fn until_due(&self, at_most: Duration) {
         let now = self.now();
-        let wait = self.0.store.next_due(now).map_or(at_most, |due| due.since(now).min(at_most));
+        let wait = self.0.store.next_due().map_or(at_most, |due| due.since(now).min(at_most));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = self.0.due.notified() => {}
         }
-    }
-
-    /// Answers everybody who waits. For the shutdown, after `closing` is cancelled.
-    pub fn wake_waiters(&self) {
-        self.0.waiters.notify_all();
     }
 
     async fn expire(&self, job: &Job, why: &str) -> Result<(), QueueError> {

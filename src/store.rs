@@ -82,9 +82,9 @@ pub trait JobStore: Send + Sync + 'static {
     /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job>;
 
-    /// The next moment after `now` at which waiting alone changes something: a job becomes ready, a lease or a deadline
-    /// ends.
-    fn next_due(&self, now: Timestamp) -> Option<Timestamp>;
+    /// The next moment at which waiting alone changes something: a job becomes ready, a lease or a deadline ends. Past if
+    /// that has not been acted on yet.
+    fn next_due(&self) -> Option<Timestamp>;
 
     /// Every running job. At the start of a process that owns its store alone they are orphans.
     fn running(&self) -> Vec<Job>;

@@ -57,7 +57,7 @@ impl JobStore for Broken {
     fn overdue(&self, _: Timestamp, _: usize) -> Vec<Job> {
         Vec::new()
     }
-    fn next_due(&self, _: Timestamp) -> Option<Timestamp> {
+    fn next_due(&self) -> Option<Timestamp> {
         None
     }
     fn running(&self) -> Vec<Job> {

@@ -39,11 +39,6 @@ impl Waiters {
             signal.notify_waiters();
         }
     }
-
-    /// Wakes everybody, as at a shutdown.
-    pub(super) fn notify_all(&self) {
-        lock(&self.0).values().for_each(|signal| signal.notify_waiters());
-    }
 }
 
 impl Interest<'_> {

@@ -87,7 +87,7 @@ async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore
     assert_eq!(store.claimable(at(49)), 0);
     assert_eq!(claim(store, 49).await, None);
     assert_eq!(store.counts(at(49)).scheduled, 1);
-    assert_eq!(store.next_due(at(49)), Some(at(50)));
+    assert_eq!(store.next_due(), Some(at(50)));
     assert_eq!(store.claimable(at(50)), 1);
     assert_eq!(claim(store, 50).await.map(|job| job.attempt), Some(1));
 }
@@ -138,13 +138,13 @@ async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobSt
     let with_deadline = Job { deadline_at: Some(at(90)), ..job(1) };
     add(store, [job(0), with_deadline.clone()]).await;
     let running = claim(store, 10).await.unwrap();
-    assert_eq!(store.next_due(at(10)), Some(at(40)));
+    assert_eq!(store.next_due(), Some(at(40)));
     assert!(store.overdue(at(39), 10).is_empty());
     assert_eq!(store.overdue(at(40), 10), std::slice::from_ref(&running));
     assert_eq!(store.running(), std::slice::from_ref(&running));
     let beat = JobEvent::Extend { attempt: 1, lease_until: at(200) };
     store.transition(running.id, beat, at(30)).await.unwrap();
-    assert_eq!(store.next_due(at(40)), Some(at(90)));
+    assert_eq!(store.next_due(), Some(at(90)));
     assert_eq!(store.overdue(at(90), 10), std::slice::from_ref(&with_deadline));
     let failed = store.transition(with_deadline.id, JobEvent::MissDeadline, at(91)).await.unwrap();
     assert_eq!(failed.state, crate::job::JobState::Failed { code: FailureCode::DeadlineExceeded });

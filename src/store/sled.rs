@@ -200,7 +200,7 @@ impl JobStore for SledStore {
         self.shared.index().overdue(now, limit)
     }
 
-    fn next_due(&self, _now: Timestamp) -> Option<Timestamp> {
+    fn next_due(&self) -> Option<Timestamp> {
         self.shared.index().next_due()
     }
 
