@@ -76,7 +76,7 @@ impl Agent {
             max_tokens: self.max_tokens,
             system: prompt.system,
             prompt: prompt.user,
-            schema: Some(analysis::schema().clone()),
+            schema: Some(analysis::schema_text()),
         };
         match self.claude.send(&call, &|_| {}).await {
             Ok(reply) => read(report, reply),

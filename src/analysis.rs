@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde::de::{Error, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 mod answer;
@@ -349,16 +350,24 @@ pub fn weighted_totals(analysis: &DecisionAnalysis) -> Vec<WeightedTotal> {
 }
 
 /// The JSON schema of [`DecisionAnalysis`] as the API wants it for structured output: without `$schema`.
-pub fn schema() -> &'static Arc<serde_json::Value> {
-    static SCHEMA: LazyLock<Arc<serde_json::Value>> = LazyLock::new(|| {
+pub fn schema() -> &'static serde_json::Value {
+    static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(|| {
         let mut schema: serde_json::Value = serde_json::from_str(include_str!("analysis/decision.schema.json"))
             .expect("the schema is part of the program, and a test reads it");
         if let Some(fields) = schema.as_object_mut() {
             fields.remove("$schema");
         }
-        Arc::new(schema)
+        schema
     });
     &SCHEMA
+}
+
+/// [`schema`] as JSON, written out once for all calls.
+pub fn schema_text() -> Arc<RawValue> {
+    static TEXT: LazyLock<Arc<RawValue>> = LazyLock::new(|| {
+        Arc::from(serde_json::value::to_raw_value(schema()).expect("a JSON value can be written as JSON"))
+    });
+    Arc::clone(&TEXT)
 }
 
 /// Reads an enum value whatever its case: structured output doesn't guarantee that of the schema.

@@ -24,7 +24,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use error::{CallError, ErrorKind};
@@ -80,8 +80,8 @@ pub struct MessageRequest {
     pub system: String,
     /// The user message.
     pub prompt: String,
-    /// A JSON schema the answer shall fit (structured output). Its `$schema` is not sent.
-    pub schema: Option<Arc<Value>>,
+    /// A JSON schema the answer shall fit (structured output), sent as it is; the API knows no `$schema`.
+    pub schema: Option<Arc<RawValue>>,
 }
 
 /// A complete answer. Look at `stop` before you trust `text`.

@@ -19,7 +19,7 @@
 mod attempt;
 mod record;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -133,7 +133,7 @@ pub enum JobEvent {
         /// The attempt.
         attempt: u32,
         /// What it saw, with the result.
-        report: Box<AttemptReport>,
+        report: Arc<AttemptReport>,
     },
     /// The attempt failed and the job is to be tried again.
     Retry {
@@ -142,7 +142,7 @@ pub enum JobEvent {
         /// Not before.
         run_at: Timestamp,
         /// What it saw.
-        report: Box<AttemptReport>,
+        report: Arc<AttemptReport>,
     },
     /// The attempt gives the job back without having spent anything.
     Release {
@@ -151,7 +151,7 @@ pub enum JobEvent {
         /// Not before.
         run_at: Timestamp,
         /// What it saw.
-        report: Box<AttemptReport>,
+        report: Arc<AttemptReport>,
     },
     /// The attempt failed and so does the job.
     Fail {
@@ -160,7 +160,7 @@ pub enum JobEvent {
         /// Why.
         code: FailureCode,
         /// What it saw.
-        report: Box<AttemptReport>,
+        report: Arc<AttemptReport>,
     },
     /// A client or an operator gives the job up.
     Cancel,
@@ -300,15 +300,15 @@ impl Job {
     pub fn closed_attempt(&self, event: &JobEvent, now: Timestamp) -> Option<Attempt> {
         let JobState::Running { .. } = self.state else { return None };
         let (outcome, report) = match event {
-            JobEvent::Succeed { report, .. } => (AttemptOutcome::Succeeded, (**report).clone()),
+            JobEvent::Succeed { report, .. } => (AttemptOutcome::Succeeded, Arc::clone(report)),
             JobEvent::Retry { report, .. } | JobEvent::Fail { report, .. } => {
-                (AttemptOutcome::Failed, (**report).clone())
+                (AttemptOutcome::Failed, Arc::clone(report))
             }
-            JobEvent::Release { report, .. } => (AttemptOutcome::Released, (**report).clone()),
-            JobEvent::Cancel => (AttemptOutcome::Cancelled, AttemptReport::unknown("the job was cancelled")),
+            JobEvent::Release { report, .. } => (AttemptOutcome::Released, Arc::clone(report)),
+            JobEvent::Cancel => (AttemptOutcome::Cancelled, Arc::new(AttemptReport::unknown("the job was cancelled"))),
             JobEvent::Expire { .. } => (
                 AttemptOutcome::OutcomeUnknown,
-                AttemptReport::unknown("the worker ended without settling; the call may have been billed"),
+                Arc::new(AttemptReport::unknown("the worker ended without settling; the call may have been billed")),
             ),
             JobEvent::Claim { .. } | JobEvent::Extend { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => {
                 return None;
@@ -348,6 +348,11 @@ impl Job {
     /// True while an attempt owns the job.
     pub fn is_running(&self) -> bool {
         matches!(self.state, JobState::Running { .. })
+    }
+
+    /// How many attempts are history: the newest one is, unless it still runs.
+    pub fn closed_attempts(&self) -> u32 {
+        if self.is_running() { self.attempt.saturating_sub(1) } else { self.attempt }
     }
 
     fn finish(&mut self, state: JobState, now: Timestamp) {

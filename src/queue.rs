@@ -74,7 +74,7 @@ pub struct Claim {
     /// Running, with the attempt's number.
     pub job: Job,
     /// What is asked.
-    pub request: JobRequest,
+    pub request: Arc<JobRequest>,
     /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
     pub lost: CancellationToken,
 }
@@ -193,7 +193,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Full`], [`QueueError::Closing`], [`QueueError::Unavailable`].
-    pub async fn enqueue(&self, submission: Submission) -> Result<Job, QueueError> {
+    pub async fn enqueue(&self, submission: Submission) -> Result<JobRecord, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
@@ -203,18 +203,19 @@ impl Queue {
         if let Some(run_at) = submission.run_at {
             job.state = JobState::Queued { run_at: run_at.max(now) };
         }
+        let request = Arc::new(submission.request);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
         let job = if due
             && self.0.store.claimable(now) == 0
             && let Some(hand) = self.0.standby.take()
         {
-            self.hand_over(job, submission.request, hand, now).await?
+            self.hand_over(job, Arc::clone(&request), hand, now).await?
         } else {
-            self.0.store.insert(job.clone(), submission.request).await?;
+            self.0.store.insert(job.clone(), Arc::clone(&request)).await?;
             job
         };
         self.0.metrics.jobs_submitted.inc();
-        Ok(job)
+        Ok(JobRecord { job, request, attempts: Vec::new() })
     }
 
     /// Accepts a job that nobody is ahead of and gives it to a worker on standby: one commit for both, which halves the
@@ -222,7 +223,7 @@ impl Queue {
     async fn hand_over(
         &self,
         job: Job,
-        request: JobRequest,
+        request: Arc<JobRequest>,
         hand: oneshot::Sender<Claim>,
         now: Timestamp,
     ) -> Result<Job, QueueError> {
@@ -231,7 +232,7 @@ impl Queue {
         let queue = self.clone();
         // In a task of its own: the job must reach its worker even if its client hangs up in this moment.
         let handing = tokio::spawn(async move {
-            queue.0.store.insert(job.clone(), request.clone()).await?;
+            queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
             let claim = queue.begin(job.clone(), request);
             if hand.send(claim).is_err() {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
@@ -364,7 +365,7 @@ impl Queue {
     }
 
     /// Begins an attempt's stay in this process.
-    fn begin(&self, job: Job, request: JobRequest) -> Claim {
+    fn begin(&self, job: Job, request: Arc<JobRequest>) -> Claim {
         if job.attempt == 1 {
             let waited = self.now().since(job.created_at);
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());

@@ -8,6 +8,8 @@ pub mod sled;
 #[cfg(test)]
 pub mod contract;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 use crate::{
@@ -28,7 +30,7 @@ pub trait JobStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Full`] when the bound on pending jobs is reached, [`StoreError::Unavailable`].
-    async fn insert(&self, job: Job, request: JobRequest) -> Result<(), StoreError>;
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<(), StoreError>;
 
     /// Takes the first ready job by [`Job::effective_at`], if there is one, for a new attempt.
     ///
@@ -109,7 +111,7 @@ pub struct ClaimedJob {
     /// Running, with the number of the new attempt.
     pub job: Job,
     /// What was asked.
-    pub request: JobRequest,
+    pub request: Arc<JobRequest>,
 }
 
 /// Why a store could not do as asked.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use strum::IntoEnumIterator;
 
 use super::error::{ErrorClass, MAX_RETRY_AFTER};
@@ -28,12 +28,14 @@ fn question(text: &str) -> MessageRequest {
         max_tokens: 8_000,
         system: "You analyse decisions.".to_owned(),
         prompt: format!("<question>{text}</question>"),
-        schema: Some(Arc::new(schema())),
+        schema: Some(schema()),
     }
 }
 
-fn schema() -> Value {
-    serde_json::from_str(include_str!("../analysis/decision.schema.json")).unwrap()
+fn schema() -> Arc<RawValue> {
+    let mut schema: Value = serde_json::from_str(include_str!("../analysis/decision.schema.json")).unwrap();
+    schema.as_object_mut().unwrap().remove("$schema");
+    Arc::from(serde_json::value::to_raw_value(&schema).unwrap())
 }
 
 async fn pair(faults: impl IntoIterator<Item = Fault>) -> (Simulator, Claude) {

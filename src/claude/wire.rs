@@ -3,9 +3,8 @@
 //! Only the fields in use are named; unknown fields, events and block types are ignored, as the API asks its
 //! clients to. No I/O here.
 
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
 
 use super::{MessageRequest, StopReason};
 
@@ -87,8 +86,7 @@ struct OutputConfig<'a> {
 #[derive(Serialize)]
 struct Format<'a> {
     r#type: &'static str,
-    #[serde(serialize_with = "without_dialect")]
-    schema: &'a Value,
+    schema: &'a RawValue,
 }
 
 impl<'a> Body<'a> {
@@ -112,16 +110,6 @@ impl<'a> Body<'a> {
                 .map(|schema| OutputConfig { format: Format { r#type: "json_schema", schema } }),
         }
     }
-}
-
-/// The API takes no `$schema`.
-fn without_dialect<S: Serializer>(schema: &Value, serializer: S) -> Result<S::Ok, S::Error> {
-    let Value::Object(members) = schema else { return schema.serialize(serializer) };
-    let mut map = serializer.serialize_map(None)?;
-    for (name, value) in members.iter().filter(|(name, _)| *name != "$schema") {
-        map.serialize_entry(name, value)?;
-    }
-    map.end()
 }
 
 /// `message_start`: the first event of a stream.

@@ -66,8 +66,8 @@ const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
     let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
-    let request = submission.request.clone();
-    let job = api.queue.enqueue(submission).await?;
+    let mut record = api.queue.enqueue(submission).await?;
+    let JobRecord { job, request, .. } = &record;
     info!(
         job.id = %job.id,
         request.id = request.request_id,
@@ -75,7 +75,6 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         "request received"
     );
     debug!(job.id = %job.id, query = request.query, "the question");
-    let mut record = JobRecord { job, request, attempts: Vec::new() };
     if let Some(until) = question.wait.or(wait).and_then(Wait::until)
         && let Some(waited) = hold(&api.queue, record.job.id, until).await
     {

@@ -1,6 +1,6 @@
 //! The router over a store that is always unavailable: what clients get before, and instead of, a job.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::routing;
@@ -27,7 +27,7 @@ fn broken<T>() -> Result<T, StoreError> {
 
 #[async_trait]
 impl JobStore for Broken {
-    async fn insert(&self, _: Job, _: JobRequest) -> Result<(), StoreError> {
+    async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<(), StoreError> {
         broken()
     }
     async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {

@@ -1,6 +1,6 @@
 //! A job as clients see it, and the one mapping of its state to an answer.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -155,7 +155,7 @@ impl<'a> JobView<'a> {
             model: request.model.as_deref(),
             metadata: &request.metadata,
             request_id: request.request_id.as_deref(),
-            attempts: attempts.iter().map(AttemptView::new).collect(),
+            attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
             result: result(attempts),
             usage: usage(attempts),
             error: error(job.state, attempts),
@@ -223,12 +223,12 @@ fn path(id: JobId) -> String {
     format!("/api/v1/jobs/{id}")
 }
 
-fn result(attempts: &[Attempt]) -> Option<&RawValue> {
+fn result(attempts: &[Arc<Attempt>]) -> Option<&RawValue> {
     let success = attempts.iter().rev().find(|attempt| attempt.outcome == AttemptOutcome::Succeeded)?;
     success.report.result.as_deref()
 }
 
-fn usage(attempts: &[Attempt]) -> Option<TokenUsage> {
+fn usage(attempts: &[Arc<Attempt>]) -> Option<TokenUsage> {
     attempts.iter().filter_map(|attempt| attempt.report.usage).reduce(|sum, usage| TokenUsage {
         input_tokens: sum.input_tokens + usage.input_tokens,
         output_tokens: sum.output_tokens + usage.output_tokens,
@@ -238,7 +238,7 @@ fn usage(attempts: &[Attempt]) -> Option<TokenUsage> {
 }
 
 /// Why a failed job failed, in the words of the attempt that it failed with.
-fn error(state: JobState, attempts: &[Attempt]) -> Option<AttemptError> {
+fn error(state: JobState, attempts: &[Arc<Attempt>]) -> Option<AttemptError> {
     let JobState::Failed { code } = state else { return None };
     let last = attempts.last().and_then(|attempt| attempt.report.error.as_ref());
     Some(last.filter(|error| error.code == code).cloned().unwrap_or_else(|| {
@@ -267,21 +267,21 @@ mod tests {
         job.deadline_at = Some(at(3));
         let mut attempts = Vec::new();
         for (event, now) in events.iter().zip(1..) {
-            attempts.extend(job.closed_attempt(event, at(now)));
+            attempts.extend(job.closed_attempt(event, at(now)).map(Arc::new));
             job = job.apply(event, at(now)).unwrap();
         }
         let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
-        JobRecord { job, request, attempts }
+        JobRecord { job, request: Arc::new(request), attempts }
     }
 
     fn claim() -> JobEvent {
         JobEvent::Claim { lease_until: at(60) }
     }
 
-    fn failing(code: FailureCode) -> Box<AttemptReport> {
+    fn failing(code: FailureCode) -> Arc<AttemptReport> {
         let error = AttemptError { code, message: "it did not work".to_owned() };
         let usage = TokenUsage { input_tokens: 10, output_tokens: 2, ..TokenUsage::default() };
-        Box::new(AttemptReport {
+        Arc::new(AttemptReport {
             error: Some(error),
             usage: Some(usage),
             raw_answer: Some("hm".to_owned()),
@@ -320,8 +320,9 @@ mod tests {
         let result = Some(RawValue::from_string(stored.to_owned()).unwrap());
         let retry = JobEvent::Retry { attempt: 1, run_at: at(2), report: failing(FailureCode::InvalidOutput) };
         let mut report = failing(FailureCode::Internal);
-        report.result = result;
-        report.error = None;
+        let seen = Arc::make_mut(&mut report);
+        seen.result = result;
+        seen.error = None;
         let record = record(&[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
         let view = JobView::new(&record, at(9));
         let text = serde_json::to_string(&view).unwrap();

@@ -1,5 +1,7 @@
 //! What is kept of an attempt, and the reasons why one can fail.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -18,7 +20,7 @@ pub struct Attempt {
     /// How it ended.
     pub outcome: AttemptOutcome,
     /// What it saw.
-    pub report: AttemptReport,
+    pub report: Arc<AttemptReport>,
 }
 
 /// How an attempt ended.

@@ -1,6 +1,6 @@
 //! A job with all that belongs to it, and the words in which jobs are listed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -35,9 +35,9 @@ pub struct JobRecord {
     /// Its life.
     pub job: Job,
     /// What was asked.
-    pub request: JobRequest,
+    pub request: Arc<JobRequest>,
     /// What came of it so far, oldest first.
-    pub attempts: Vec<Attempt>,
+    pub attempts: Vec<Arc<Attempt>>,
 }
 
 /// The name of a state as clients see and filter it.

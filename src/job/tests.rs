@@ -40,7 +40,7 @@ fn at(seconds: i64) -> Timestamp {
 fn any_event() -> impl Strategy<Value = JobEvent> {
     let attempt = 0u32..6;
     let time = (0i64..60).prop_map(at);
-    let report = Just(Box::<AttemptReport>::default());
+    let report = Just(Arc::<AttemptReport>::default());
     prop_oneof![
         4 => time.clone().prop_map(|lease_until| JobEvent::Claim { lease_until }),
         1 => (attempt.clone(), time.clone()).prop_map(|(attempt, lease_until)| JobEvent::Extend { attempt, lease_until }),
@@ -117,7 +117,7 @@ fn a_late_settle_of_an_expired_attempt_changes_nothing() {
         .unwrap()
         .apply(&JobEvent::Claim { lease_until: at(90) }, at(32))
         .unwrap();
-    let late = JobEvent::Succeed { attempt: 1, report: Box::default() };
+    let late = JobEvent::Succeed { attempt: 1, report: Arc::default() };
     assert_eq!(
         second.apply(&late, at(33)),
         Err(TransitionError::LeaseLost { attempt: 1, current: 2, status: JobStatus::Running })
@@ -127,7 +127,7 @@ fn a_late_settle_of_an_expired_attempt_changes_nothing() {
 #[test]
 fn a_release_spends_no_attempt_but_keeps_its_number() {
     let released =
-        running().apply(&JobEvent::Release { attempt: 1, run_at: at(5), report: Box::default() }, at(2)).unwrap();
+        running().apply(&JobEvent::Release { attempt: 1, run_at: at(5), report: Arc::default() }, at(2)).unwrap();
     assert_eq!((released.attempt, released.spent, released.releases), (1, 0, 1));
 }
 
@@ -141,7 +141,7 @@ fn an_expired_attempt_is_recorded_as_possibly_billed() {
 
 #[test]
 fn a_success_that_came_first_wins_over_a_cancel() {
-    let done = running().apply(&JobEvent::Succeed { attempt: 1, report: Box::default() }, at(2)).unwrap();
+    let done = running().apply(&JobEvent::Succeed { attempt: 1, report: Arc::default() }, at(2)).unwrap();
     assert_eq!(
         done.apply(&JobEvent::Cancel, at(3)),
         Err(TransitionError::Illegal { status: JobStatus::Succeeded, wanted: "cancelled" })
@@ -158,7 +158,7 @@ fn priority_is_a_head_start_and_not_a_class() {
 #[test]
 fn a_requeued_job_starts_its_count_of_attempts_afresh() {
     let failed = running()
-        .apply(&JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Box::default() }, at(2))
+        .apply(&JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() }, at(2))
         .unwrap();
     let again = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
     assert_eq!((again.spent, again.attempt, again.finished_at), (0, 1, None));

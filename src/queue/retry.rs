@@ -1,6 +1,6 @@
 //! The retry policy: what becomes of a job after an attempt. Pure; the only place that decides on a retry.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::Timestamp,
@@ -47,7 +47,7 @@ pub fn event_after(
     now: Timestamp,
 ) -> JobEvent {
     let attempt = job.attempt;
-    let report = Box::new(report);
+    let report = Arc::new(report);
     match *settlement {
         Settlement::Succeeded => JobEvent::Succeed { attempt, report },
         Settlement::Retryable { code, retry_after } => {

@@ -29,8 +29,8 @@ pub(crate) fn job(n: u32) -> Job {
 }
 
 /// What it asks.
-pub(crate) fn request(n: u32) -> JobRequest {
-    JobRequest { query: format!("question {n}"), ..JobRequest::default() }
+pub(crate) fn request(n: u32) -> Arc<JobRequest> {
+    Arc::new(JobRequest { query: format!("question {n}"), ..JobRequest::default() })
 }
 
 /// A success with a memo of about `bytes`.
@@ -41,7 +41,7 @@ pub(crate) fn success(attempt: u32, bytes: usize) -> JobEvent {
         raw_answer: Some("as it came".to_owned()),
         ..AttemptReport::default()
     };
-    JobEvent::Succeed { attempt, report: Box::new(report) }
+    JobEvent::Succeed { attempt, report: Arc::new(report) }
 }
 
 /// Everything, on a fresh store each.
@@ -95,7 +95,7 @@ async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore
 async fn keeps_requests_results_and_history(store: &impl JobStore) {
     add(store, [job(0)]).await;
     claim(store, 1).await.unwrap();
-    let report = Box::new(AttemptReport { http_status: Some(529), ..AttemptReport::default() });
+    let report = Arc::new(AttemptReport { http_status: Some(529), ..AttemptReport::default() });
     store.transition(job(0).id, JobEvent::Retry { attempt: 1, run_at: at(2), report }, at(2)).await.unwrap();
     claim(store, 3).await.unwrap();
     let running = store.get(job(0).id).await.unwrap().unwrap();

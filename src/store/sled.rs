@@ -4,15 +4,18 @@
 //! - `codec`: how records are written and upgraded
 //! - `disk`: how sled is opened, and what makes a change durable
 //! - `index`: all jobs in memory, in every order that is asked for
+//! - `recent`: requests and attempts lately used, in memory
 //! - `writer`: the one thread that changes anything
 //!
-//! Reads of a job's state touch memory alone. Reads of its request and attempts go to sled on a blocking thread, since
-//! their page may not be in its cache; those records are never overwritten, so what is read is always committed.
+//! Reads of a job's state touch memory alone. Its request and attempts come from memory too if they were lately used, else
+//! from sled on a blocking thread, since their page may not be in its cache; those records are never overwritten, so what
+//! is read is always committed.
 
 mod codec;
 mod disk;
 mod index;
 mod keys;
+mod recent;
 mod writer;
 
 use std::{
@@ -33,6 +36,7 @@ use self::{
     disk::Disk,
     index::Index,
     keys::Seq,
+    recent::{Bodies, Recent},
     writer::{Command, Envelope, Reply, Writer},
 };
 use super::{ClaimedJob, JobStore, Observer, StoreError};
@@ -71,6 +75,7 @@ struct Shared {
     clock: Clock,
     max_pending: usize,
     index: RwLock<Index>,
+    recent: Recent,
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
     trouble: Mutex<Option<String>>,
@@ -89,6 +94,7 @@ impl SledStore {
             config,
             clock,
             index: RwLock::default(),
+            recent: Recent::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
             observer: OnceLock::new(),
@@ -127,21 +133,21 @@ impl SledStore {
     /// Reads records on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Disk) -> Result<T, StoreError> + Send + 'static,
+        read: impl FnOnce(&Shared, &Disk) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let reason = || self.shared.trouble().unwrap_or_else(|| "it is being opened".to_owned());
-        let disk = self.shared.disk().ok_or_else(|| StoreError::Unavailable { reason: reason() })?;
-        let result = tokio::task::spawn_blocking(move || read(&disk)).await;
+        let disk = self.shared.working_disk()?;
+        let shared = Arc::clone(&self.shared);
+        let result = tokio::task::spawn_blocking(move || read(&shared, &disk)).await;
         result.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?
     }
 }
 
 #[async_trait]
 impl JobStore for SledStore {
-    async fn insert(&self, job: Job, request: JobRequest) -> Result<(), StoreError> {
-        let request = serde_json::to_vec(&request)
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(&*request)
             .map_err(|error| StoreError::Corrupt { id: job.id, reason: error.to_string() })?;
-        self.ask(|reply| Command::Insert { job, request, reply }).await
+        self.ask(|reply| Command::Insert { job, request, bytes, reply }).await
     }
 
     async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
@@ -167,14 +173,18 @@ impl JobStore for SledStore {
             index.seq(id).and_then(|seq| Some((seq, index.get(seq)?.clone())))
         };
         let Some((seq, job)) = found else { return Ok(None) };
-        self.read(move |disk| read_record(disk, seq, job)).await
+        self.shared.working_disk()?;
+        match self.shared.recent.record(seq, &job) {
+            Some(record) => Ok(Some(record)),
+            None => self.read(move |shared, disk| shared.record(disk, seq, job)).await,
+        }
     }
 
     async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
         let jobs = self.shared.index().newest(&filter.statuses, filter.before, filter.limit + 1, now);
-        self.read(move |disk| {
+        self.read(move |shared, disk| {
             let next = (jobs.len() > filter.limit).then(|| jobs[filter.limit - 1].0);
-            let records = jobs.into_iter().take(filter.limit).map(|(seq, job)| read_record(disk, seq, job));
+            let records = jobs.into_iter().take(filter.limit).map(|(seq, job)| shared.record(disk, seq, job));
             Ok(JobPage { jobs: records.filter_map(Result::transpose).collect::<Result<_, _>>()?, next })
         })
         .await
@@ -253,6 +263,33 @@ impl Shared {
         self.disk.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The database, or why there is none at the moment.
+    fn working_disk(&self) -> Result<Arc<Disk>, StoreError> {
+        let reason = || self.trouble().unwrap_or_else(|| "it is being opened".to_owned());
+        self.disk().ok_or_else(|| StoreError::Unavailable { reason: reason() })
+    }
+
+    /// A job with its records; none if it was pruned since the index was asked. May block.
+    fn record(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
+        if let Some(record) = self.recent.record(seq, &job) {
+            return Ok(Some(record));
+        }
+        let corrupt = |reason: String| StoreError::Corrupt { id: job.id, reason };
+        let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
+        let Some(bytes) = read_chunks(disk.tree(), &keys::request(seq)).map_err(failed)? else { return Ok(None) };
+        let request = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
+        let mut bodies = Bodies { request, attempts: Vec::new(), bytes: bytes.len() };
+        for number in 1..=job.closed_attempts() {
+            if let Some(bytes) = read_chunks(disk.tree(), &keys::attempt(seq, number)).map_err(failed)? {
+                let attempt: Attempt = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
+                bodies.attempts.push(Arc::new(attempt));
+                bodies.bytes += bytes.len();
+            }
+        }
+        self.recent.insert(seq, bodies.clone());
+        Ok(Some(JobRecord { job, request: bodies.request, attempts: bodies.attempts }))
+    }
+
     fn trouble(&self) -> Option<String> {
         lock(&self.trouble).clone()
     }
@@ -264,23 +301,6 @@ impl Shared {
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A job with its records; none if it was pruned since the index was asked.
-fn read_record(disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
-    let corrupt = |reason: String| StoreError::Corrupt { id: job.id, reason };
-    let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
-    let Some(request) = read_chunks(disk.tree(), &keys::request(seq)).map_err(failed)? else { return Ok(None) };
-    let request = serde_json::from_slice(&request).map_err(|error| corrupt(error.to_string()))?;
-    // The newest attempt is history once it no longer runs; before, a record of it is not committed.
-    let closed = if job.is_running() { job.attempt.saturating_sub(1) } else { job.attempt };
-    let mut attempts: Vec<Attempt> = Vec::new();
-    for number in 1..=closed {
-        if let Some(bytes) = read_chunks(disk.tree(), &keys::attempt(seq, number)).map_err(failed)? {
-            attempts.push(serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?);
-        }
-    }
-    Ok(Some(JobRecord { job, request, attempts }))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

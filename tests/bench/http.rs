@@ -13,7 +13,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -25,7 +25,8 @@ use std::{
 use ceoagent::claude::simulator::{Latency, Simulator, SimulatorConfig};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
     task::JoinSet,
 };
 
@@ -219,24 +220,72 @@ async fn submits() {
     println!("after the submits                 {:8.1} MB resident", service.resident_mb());
 }
 
+/// A relay to `claude` that tells when a request's first bytes came by: the moment it left the service.
+async fn tap(claude: &Simulator) -> (String, mpsc::UnboundedReceiver<Instant>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let upstream = claude.base_url().trim_start_matches("http://").to_owned();
+    let (seen, left) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut service, _)) = listener.accept().await {
+            let mut claude = TcpStream::connect(&upstream).await.unwrap();
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let (mut sent, mut answered) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+                let mut idle = true;
+                loop {
+                    tokio::select! {
+                        read = service.read(&mut sent) => {
+                            let Ok(bytes @ 1..) = read else { break };
+                            if std::mem::take(&mut idle) {
+                                let _ = seen.send(Instant::now());
+                            }
+                            claude.write_all(&sent[..bytes]).await.unwrap();
+                        }
+                        read = claude.read(&mut answered) => {
+                            let Ok(bytes @ 1..) = read else { break };
+                            idle = true;
+                            if service.write_all(&answered[..bytes]).await.is_err() {
+                                break;
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (address, left)
+}
+
+/// What the disk alone takes to keep a record of a question's size after a pause of `gap`.
+fn bare_sync(file: &mut fs::File, gap: Duration) -> Duration {
+    std::thread::sleep(gap);
+    let started = Instant::now();
+    file.write_all(&[b'x'; 2 * QUERY_BYTES]).unwrap();
+    file.sync_data().unwrap();
+    started.elapsed()
+}
+
 async fn latency() {
     let claude = Simulator::start(SimulatorConfig::default()).await.unwrap();
-    let service = Service::start(&claude, &[]).await;
+    let (upstream, mut left) = tap(&claude).await;
+    let service = Service::start(&claude, &[("ANTHROPIC_BASE_URL", &upstream)]).await;
     let mut connection = Connection::open(&service.address).await.unwrap();
-    let mut pick_ups = Vec::new();
+    let mut file = tempfile::tempfile().unwrap();
+    let (mut pick_ups, mut syncs) = (Vec::new(), Vec::new());
     for n in 0..300 {
-        tokio::time::sleep(Duration::from_millis(rand::random_range(5..25))).await;
+        let gap = Duration::from_millis(rand::random_range(5..25));
+        syncs.push(bare_sync(&mut file, gap));
+        tokio::time::sleep(gap).await;
         let request = post("Pick-up?", false);
         let sent = Instant::now();
-        let picked_up = async {
-            claude.wait_for_calls(n + 1).await;
-            sent.elapsed()
-        };
-        let (answered, picked_up) = tokio::join!(connection.ask(&request), picked_up);
+        let (answered, left) = tokio::join!(connection.ask(&request), left.recv());
         assert_eq!(answered.0, 202);
-        pick_ups.push(picked_up);
+        pick_ups.push(left.unwrap() - sent);
+        claude.wait_for_calls(n + 1).await;
     }
-    let pick_ups = Latencies::new(pick_ups);
+    let (pick_ups, syncs) = (Latencies::new(pick_ups), Latencies::new(syncs));
+    println!("one record to the idle disk       p50 {:.3} p99 {:.3} ms", syncs.ms(0.5), syncs.ms(0.99));
     println!("pick-up, idle                     p50 {:.3} p99 {:.3} ms", pick_ups.ms(0.5), pick_ups.ms(0.99));
 
     let own = SimulatorConfig { latency: Latency::Fixed(Duration::from_millis(50)), ..SimulatorConfig::default() };

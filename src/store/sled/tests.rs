@@ -176,7 +176,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 fn event(kind: u8, attempt: u32, now: u32) -> JobEvent {
-    let report = Box::default();
+    let report = std::sync::Arc::default();
     match kind {
         0 => success(attempt, 10),
         1 => JobEvent::Retry { attempt, run_at: at(now + 5), report },

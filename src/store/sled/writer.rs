@@ -24,10 +24,11 @@ use super::{
     disk::Disk,
     index::Index,
     keys::{self, Seq},
+    recent::Bodies,
 };
 use crate::{
     clock::Timestamp,
-    job::{Job, JobEvent, JobId, JobRequest},
+    job::{Attempt, Job, JobEvent, JobId, JobRequest},
     store::{ClaimedJob, StoreError},
 };
 
@@ -42,10 +43,31 @@ const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration
 
 /// A change, and where its answer goes.
 pub(super) enum Command {
-    Insert { job: Job, request: Vec<u8>, reply: Reply<()> },
-    Claim { lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
-    Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
-    Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
+    /// The request comes with its bytes, so that the writer need not write them out.
+    Insert {
+        job: Job,
+        request: Arc<JobRequest>,
+        bytes: Vec<u8>,
+        reply: Reply<()>,
+    },
+    Claim {
+        lease_until: Timestamp,
+        now: Timestamp,
+        reply: Reply<Option<ClaimedJob>>,
+    },
+    Transition {
+        id: JobId,
+        event: JobEvent,
+        now: Timestamp,
+        reply: Reply<Job>,
+    },
+    Prune {
+        before: Timestamp,
+        keep: usize,
+        limit: usize,
+        now: Timestamp,
+        reply: Reply<usize>,
+    },
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -79,9 +101,17 @@ struct Group {
     changes: Vec<(Seq, Option<Job>, Timestamp)>,
     /// The newest state of every job that the group has touched.
     staged: HashMap<Seq, Option<Job>>,
+    /// Records that no metadata spoke of before.
+    bodies: Vec<(Seq, Body)>,
     inserted: usize,
     /// How far claims of this group have come in the ready list.
     claimed_to: Option<(Timestamp, Seq)>,
+}
+
+/// A record beside a job's metadata, with its size on disk.
+enum Body {
+    Request(Arc<JobRequest>, usize),
+    Attempt(Arc<Attempt>, usize),
 }
 
 /// Why a group failed as a whole.
@@ -147,7 +177,7 @@ impl Writer {
     /// Writes one command's records and notes its answer; a refusal of the life cycle is answered at once.
     fn stage(&mut self, disk: &Disk, group: &mut Group, command: Command) -> Result<(), Fault> {
         match command {
-            Command::Insert { job, request, reply } => {
+            Command::Insert { job, request, bytes, reply } => {
                 let limit = self.shared.max_pending;
                 if self.shared.index().pending_len() + group.inserted >= limit {
                     let _ = reply.send(Err(StoreError::Full { limit }));
@@ -156,7 +186,8 @@ impl Writer {
                 let seq = self.next_seq;
                 self.next_seq += 1;
                 group.answers.push(Answer::Insert(reply));
-                write_chunks(disk.tree(), &keys::request(seq), &request)?;
+                write_chunks(disk.tree(), &keys::request(seq), &bytes)?;
+                group.bodies.push((seq, Body::Request(request, bytes.len())));
                 let created_at = job.created_at;
                 group.inserted += 1;
                 write(disk, group, seq, job, created_at)
@@ -175,7 +206,7 @@ impl Writer {
                             return Ok(());
                         }
                     };
-                    let request = match read_request(disk, seq, job.id)? {
+                    let request = match self.request(disk, seq, job.id)? {
                         Ok(request) => request,
                         Err(corrupt) => {
                             let _ = reply.send(Err(corrupt));
@@ -203,6 +234,7 @@ impl Writer {
                 if let Some(attempt) = job.closed_attempt(&event, now) {
                     let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
                     write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
+                    group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
                 }
                 write(disk, group, seq, after, now)
             }
@@ -248,12 +280,34 @@ impl Writer {
         Some((seq, job))
     }
 
+    /// The request of a job. The outer error is the disk's, the inner one the record's.
+    fn request(&self, disk: &Disk, seq: Seq, id: JobId) -> Result<Result<Arc<JobRequest>, StoreError>, Fault> {
+        if let Some(request) = self.shared.recent.request(seq) {
+            return Ok(Ok(request));
+        }
+        let corrupt = |reason: String| StoreError::Corrupt { id, reason };
+        Ok(match read_chunks(disk.tree(), &keys::request(seq))? {
+            None => Err(corrupt("its request is missing".to_owned())),
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string())),
+        })
+    }
+
     /// Makes a durable group visible, answers it and announces it.
     fn publish(&self, group: Group, started: Instant) {
+        let recent = &self.shared.recent;
+        for (seq, body) in group.bodies {
+            match body {
+                Body::Request(request, bytes) => recent.insert(seq, Bodies { request, attempts: Vec::new(), bytes }),
+                Body::Attempt(attempt, bytes) => recent.push(seq, attempt, bytes),
+            }
+        }
         if !group.changes.is_empty() {
             let mut index = self.shared.index_mut();
             for (seq, job, now) in &group.changes {
                 index.replace(*seq, job.as_ref(), *now);
+                if job.is_none() {
+                    recent.remove(*seq);
+                }
             }
             drop(index);
             let metrics = &self.shared.metrics;
@@ -308,15 +362,6 @@ fn write(disk: &Disk, group: &mut Group, seq: Seq, job: Job, now: Timestamp) -> 
     Ok(())
 }
 
-/// The request of a job. The outer error is the disk's, the inner one the record's.
-fn read_request(disk: &Disk, seq: Seq, id: JobId) -> Result<Result<JobRequest, StoreError>, Fault> {
-    let corrupt = |reason: String| StoreError::Corrupt { id, reason };
-    Ok(match read_chunks(disk.tree(), &keys::request(seq))? {
-        None => Err(corrupt("its request is missing".to_owned())),
-        Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string())),
-    })
-}
-
 impl Group {
     fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
         self.staged.insert(seq, job.clone());
@@ -328,7 +373,7 @@ impl Command {
     /// About how much it writes.
     fn bytes(&self) -> usize {
         match self {
-            Command::Insert { request, .. } => request.len(),
+            Command::Insert { bytes, .. } => bytes.len(),
             Command::Transition { event: JobEvent::Succeed { report, .. }, .. } => {
                 report.result.as_ref().map_or(0, |result| result.get().len())
                     + report.raw_answer.as_ref().map_or(0, String::len)

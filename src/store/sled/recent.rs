@@ -1,0 +1,84 @@
+//! Requests and attempts lately written or read, in memory: a job is mostly looked at shortly after it changed, by its
+//! worker and by the client that waits for it. Neither then needs the disk, nor a thread that may block for it.
+//!
+//! Entries hold only what is durable. One may lag behind its job, never lead it astray: a reader says how many attempts
+//! the job has, and an entry with fewer is a miss.
+
+use std::sync::Arc;
+
+use quick_cache::{Weighter, sync::Cache};
+
+use super::keys::Seq;
+use crate::job::{Attempt, Job, JobRecord, JobRequest};
+
+/// Most bytes of records kept, as they are on disk.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// A record of usual size; the cache sizes its tables by it.
+const USUAL_BYTES: u64 = 4 << 10;
+
+/// What a job's records take beside their bytes.
+const OVERHEAD_BYTES: u64 = 256;
+
+/// The cache.
+pub(super) struct Recent(Cache<Seq, Bodies, Weight>);
+
+/// The records of one job beside its metadata.
+#[derive(Clone)]
+pub(super) struct Bodies {
+    pub(super) request: Arc<JobRequest>,
+    /// Oldest first, without a gap.
+    pub(super) attempts: Vec<Arc<Attempt>>,
+    /// Of all of them, on disk.
+    pub(super) bytes: usize,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Seq, Bodies> for Weight {
+    fn weight(&self, _: &Seq, bodies: &Bodies) -> u64 {
+        bodies.bytes as u64 + OVERHEAD_BYTES
+    }
+}
+
+impl Default for Recent {
+    fn default() -> Recent {
+        let entries = usize::try_from(MAX_BYTES / USUAL_BYTES).unwrap_or(usize::MAX);
+        Recent(Cache::with_weighter(entries, MAX_BYTES, Weight))
+    }
+}
+
+impl Recent {
+    pub(super) fn insert(&self, seq: Seq, bodies: Bodies) {
+        self.0.insert(seq, bodies);
+    }
+
+    /// Adds an attempt of `bytes` to the job's history, if that is here.
+    pub(super) fn push(&self, seq: Seq, attempt: Arc<Attempt>, bytes: usize) {
+        if let Some(mut bodies) = self.0.get(&seq) {
+            bodies.attempts.push(attempt);
+            bodies.bytes += bytes;
+            self.0.insert(seq, bodies);
+        }
+    }
+
+    pub(super) fn remove(&self, seq: Seq) {
+        self.0.remove(&seq);
+    }
+
+    pub(super) fn request(&self, seq: Seq) -> Option<Arc<JobRequest>> {
+        Some(self.0.get(&seq)?.request)
+    }
+
+    /// The whole record of a job in this state.
+    pub(super) fn record(&self, seq: Seq, job: &Job) -> Option<JobRecord> {
+        let Bodies { request, mut attempts, .. } = self.0.get(&seq)?;
+        let closed = usize::try_from(job.closed_attempts()).ok()?;
+        if attempts.len() < closed {
+            return None;
+        }
+        attempts.truncate(closed);
+        Some(JobRecord { job: job.clone(), request, attempts })
+    }
+}
