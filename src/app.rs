@@ -26,10 +26,11 @@ use crate::{
     clock::Clock,
     config::{OnUnknownOutcome, Settings},
     http::{self, Api},
+    job::JobRequest,
     limits::Limits,
     metrics::Metrics,
     prompts::{PromptError, Prompts},
-    queue::{Policy, Queue, QueueError},
+    queue::{Policy, Queue, QueueError, retry::RetryBounds},
     store::{
         JobStore,
         sled::{OpenError, SledConfig, SledStore},
@@ -149,8 +150,20 @@ impl App {
             None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
         };
         let closing = CancellationToken::new();
+        let agent = Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens);
+        let estimate_risk = {
+            let (agent, clock) = (agent.clone(), clock.clone());
+            Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
+        };
         let policy = Policy {
-            max_retries: settings.max_retries,
+            retries: RetryBounds {
+                other: settings.max_retries,
+                connect: settings.max_connect_retries,
+                overload: settings.max_overload_retries,
+                invalid_output: settings.max_invalid_retries,
+                give_back_for: Duration::from_hours(1) * settings.give_back_hours,
+            },
+            estimate_risk,
             lease: settings.lease,
             retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
             keep_finished_for: Duration::from_hours(24) * settings.retention_days,
@@ -167,7 +180,7 @@ impl App {
         let worker = Worker {
             queue: queue.clone(),
             limits: Arc::clone(&limits),
-            agent: Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens),
+            agent,
             attempt_timeout: settings.request_timeout,
             metrics: metrics.clone(),
             closing: closing.clone(),

@@ -107,9 +107,25 @@ pub struct Settings {
     )]
     pub idle_timeout: Duration,
 
-    /// How often a failed analysis is tried again (0 to 20)
+    /// How often a failed analysis is tried again, after failures that have no bound of their own below (0 to 20)
     #[arg(long, env, default_value = "3", value_parser = within(0..=20_u32))]
     pub max_retries: u32,
+
+    /// How often a call that found no connection is made again; nothing was sent and nothing billed (0 to 1000)
+    #[arg(long, env, default_value = "30", value_parser = within(0..=1000_u32))]
+    pub max_connect_retries: u32,
+
+    /// How often a call that the overloaded API turned away is made again (0 to 1000)
+    #[arg(long, env, default_value = "10", value_parser = within(0..=1000_u32))]
+    pub max_overload_retries: u32,
+
+    /// How often Claude is asked again for an answer that can be read, each being billed (0 to 20)
+    #[arg(long, env, default_value = "1", value_parser = within(0..=20_u32))]
+    pub max_invalid_retries: u32,
+
+    /// Hours after it was due at which a job fails that rate limits or a held queue still give back (1 to 8760)
+    #[arg(long, env, default_value = "72", value_parser = within(1..=8760_u32))]
+    pub give_back_hours: u32,
 
     /// Most jobs that wait; further ones are refused until some are done (1 to 10000000)
     #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
@@ -438,6 +454,8 @@ mod tests {
             ("CONNECT_TIMEOUT", "61", "from 1 to 60"),
             ("STREAM_IDLE_TIMEOUT", "30s", "from 1 to 600"),
             ("MAX_RETRIES", "21", "from 0 to 20"),
+            ("MAX_CONNECT_RETRIES", "1001", "from 0 to 1000"),
+            ("GIVE_BACK_HOURS", "0", "from 1 to 8760"),
             ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
             ("LEASE_SECONDS", "2", "from 3 to 3600"),
             ("SHUTDOWN_GRACE", "601", "from 0 to 600"),

@@ -18,14 +18,14 @@ use uuid::Uuid;
 
 pub use self::wait::{Intent, Permit};
 use self::{
-    retry::{Settlement, event_after, failure_report},
+    retry::{RetryBounds, Settlement, event_after, failure_report},
     wait::{Running, Standby, Waiters, Work},
 };
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AttemptReport, FailureCode, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState,
-        JobStatus, Priority, StatusCounts, TransitionError,
+        AtRisk, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord,
+        JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
     },
     metrics::{Metrics, kind},
     store::{JobStore, StoreError},
@@ -40,11 +40,16 @@ const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
 /// A waiter looks at its job at least so often, should it have missed a signal.
 const WAIT_POLL: Duration = Duration::from_secs(5);
 
+/// What a call for a request may cost, at most.
+pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
+
 /// Settings of the queue.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Policy {
-    /// Attempts after the first.
-    pub max_retries: u32,
+    /// How often a job is tried again.
+    pub retries: RetryBounds,
+    /// Estimates what an attempt of unknown outcome may have cost.
+    pub estimate_risk: EstimateRisk,
     /// How long a claim lasts without a heartbeat.
     pub lease: Duration,
     /// Whether a job whose attempt ended with an unknown outcome is tried again; else it fails.
@@ -201,7 +206,8 @@ impl Queue {
         let mut job = Job::new(new_id(now), submission.priority, now);
         job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
         if let Some(run_at) = submission.run_at {
-            job.state = JobState::Queued { run_at: run_at.max(now) };
+            job.due_at = run_at.max(now);
+            job.state = JobState::Queued { run_at: job.due_at };
         }
         let request = Arc::new(submission.request);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
@@ -236,7 +242,7 @@ impl Queue {
             let claim = queue.begin(job.clone(), request);
             if hand.send(claim).is_err() {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-                queue.settle(&job, &Settlement::Released { retry_after: Duration::ZERO }, report).await;
+                queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
                 queue.end(&job);
             }
             Ok(job)
@@ -277,7 +283,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Conflict`] if the job ended otherwise, [`QueueError::NotFound`], [`QueueError::Unavailable`].
     pub async fn cancel(&self, id: JobId) -> Result<JobRecord, QueueError> {
-        match self.transition(id, JobEvent::Cancel).await {
+        let at_risk = self.0.store.get(id).await?.map(|record| (self.0.policy.estimate_risk)(&record.request));
+        match self.transition(id, JobEvent::Cancel { at_risk }).await {
             Ok(_) | Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Cancelled, .. })) => {
                 self.get(id).await
             }
@@ -395,7 +402,7 @@ impl Queue {
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
-        let event = event_after(job, settlement, report, self.0.policy.max_retries, rand::random(), self.now());
+        let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
         loop {
             match self.transition(job.id, event.clone()).await {
                 Ok(_) => break,
@@ -467,8 +474,12 @@ impl Queue {
     }
 
     async fn expire(&self, job: &Job, why: &str) -> Result<(), QueueError> {
-        let again = self.0.policy.retry_unknown_outcome && job.spent <= self.0.policy.max_retries;
-        let event = JobEvent::Expire { attempt: job.attempt, retry_at: again.then(|| self.now()) };
+        let policy = &self.0.policy;
+        let again = policy.retry_unknown_outcome && policy.retries.allow(job, FailureClass::Other);
+        // An attempt whose request can't be read any more must still end.
+        let record = self.0.store.get(job.id).await.ok().flatten();
+        let at_risk = record.map(|record| (policy.estimate_risk)(&record.request));
+        let event = JobEvent::Expire { attempt: job.attempt, retry_at: again.then(|| self.now()), at_risk };
         match self.transition(job.id, event).await {
             Ok(after) => {
                 let status = after.status(self.now());
@@ -492,7 +503,7 @@ impl Queue {
             JobEvent::Expire { .. } => Some("outcome_unknown"),
             JobEvent::Claim { .. }
             | JobEvent::Extend { .. }
-            | JobEvent::Cancel
+            | JobEvent::Cancel { .. }
             | JobEvent::MissDeadline
             | JobEvent::Requeue { .. } => None,
         };

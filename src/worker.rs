@@ -91,7 +91,7 @@ impl Worker {
     async fn attempt(&self, claim: &Claim) {
         if self.closing.is_cancelled() {
             let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-            self.queue.settle(&claim.job, &Settlement::Released { retry_after: Duration::ZERO }, report).await;
+            self.queue.settle(&claim.job, &Settlement::given_back(FailureCode::Shutdown), report).await;
         } else {
             self.work(claim).await;
         }
@@ -102,7 +102,8 @@ impl Worker {
     async fn work(&self, claim: &Claim) {
         let Claim { job, request, lost } = claim;
         let started = tokio::time::Instant::now();
-        let attempt = AssertUnwindSafe(self.agent.attempt(request, self.queue.now())).catch_unwind();
+        let started_at = self.queue.now();
+        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,
@@ -119,6 +120,7 @@ impl Worker {
                 error!(job.id = %job.id, attempt = job.attempt, "the attempt panicked");
                 let report = AttemptReport {
                     may_have_been_billed: true,
+                    at_risk: Some(self.agent.at_risk(request, started_at)),
                     ..failure_report(FailureCode::Internal, "the attempt panicked; the log has the details".to_owned())
                 };
                 (Settlement::Retryable { code: FailureCode::Internal, retry_after: None }, report)
@@ -126,8 +128,11 @@ impl Worker {
             Some(Err(_)) => {
                 let limit = self.attempt_timeout.as_secs();
                 let message = format!("no answer within {limit} s (REQUEST_TIMEOUT)");
-                let report =
-                    AttemptReport { may_have_been_billed: true, ..failure_report(FailureCode::Timeout, message) };
+                let report = AttemptReport {
+                    may_have_been_billed: true,
+                    at_risk: Some(self.agent.at_risk(request, started_at)),
+                    ..failure_report(FailureCode::Timeout, message)
+                };
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
             }
         };
@@ -161,12 +166,12 @@ impl Worker {
             Verdict::Terminal => Settlement::Terminal { code },
             Verdict::RateLimited { retry_after } => {
                 self.limits.close_gate(retry_after.unwrap_or(DEFAULT_RETRY_AFTER), code.into(), detail);
-                Settlement::Released { retry_after: Duration::ZERO }
+                Settlement::given_back(code)
             }
             Verdict::Hold => {
                 error!(reason = %code, detail, "Claude refuses every call: the queue is held until this is mended");
                 self.limits.close_gate(HOLD, code.into(), detail);
-                Settlement::Released { retry_after: Duration::ZERO }
+                Settlement::given_back(code)
             }
         }
     }

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     clock::{Clock, Timestamp},
-    job::{Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
-    queue::Policy,
+    job::{AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    queue::{Policy, retry::RetryBounds},
     store::{ClaimedJob, JobStore, Observer, StoreError},
 };
 
@@ -72,7 +72,14 @@ impl JobStore for Broken {
 
 fn api(closing: &CancellationToken) -> Api {
     let policy = Policy {
-        max_retries: 0,
+        retries: RetryBounds {
+            other: 0,
+            connect: 0,
+            overload: 0,
+            invalid_output: 0,
+            give_back_for: Duration::from_hours(1),
+        },
+        estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
         lease: Duration::from_secs(30),
         retry_unknown_outcome: false,
         keep_finished_for: Duration::from_hours(1),

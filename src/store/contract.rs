@@ -10,8 +10,8 @@ use super::{JobStore, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
-        AttemptOutcome, AttemptReport, FailureCode, Job, JobEvent, JobFilter, JobRequest, JobStatus, Priority,
-        StatusCounts, TransitionError,
+        AttemptOutcome, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobFilter, JobRequest, JobStatus,
+        Priority, StatusCounts, TransitionError,
     },
 };
 
@@ -96,7 +96,10 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
     add(store, [job(0)]).await;
     claim(store, 1).await.unwrap();
     let report = Arc::new(AttemptReport { http_status: Some(529), ..AttemptReport::default() });
-    store.transition(job(0).id, JobEvent::Retry { attempt: 1, run_at: at(2), report }, at(2)).await.unwrap();
+    store
+        .transition(job(0).id, JobEvent::Retry { attempt: 1, run_at: at(2), class: FailureClass::Other, report }, at(2))
+        .await
+        .unwrap();
     claim(store, 3).await.unwrap();
     let running = store.get(job(0).id).await.unwrap().unwrap();
     assert_eq!((running.request, running.attempts.len()), (request(0), 1));
@@ -113,7 +116,7 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
 async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl JobStore) {
     add(store, [job(0)]).await;
     assert_eq!(
-        store.transition(job(7).id, JobEvent::Cancel, at(1)).await.unwrap_err(),
+        store.transition(job(7).id, JobEvent::Cancel { at_risk: None }, at(1)).await.unwrap_err(),
         StoreError::NotFound(job(7).id)
     );
     let claimed = claim(store, 1).await.unwrap();
@@ -130,7 +133,7 @@ async fn bounds_pending_jobs_but_not_what_ends_them(store: &impl JobStore) {
     assert_eq!(store.peek(job(limit).id), None, "a refused job is not there");
     claim(store, 20).await.unwrap();
     store.insert(job(limit), request(limit)).await.unwrap_err();
-    store.transition(job(1).id, JobEvent::Cancel, at(21)).await.unwrap();
+    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(21)).await.unwrap();
     store.insert(job(limit), request(limit)).await.unwrap();
 }
 
@@ -161,8 +164,8 @@ async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
 
 async fn lists_newest_first_page_by_page(store: &impl JobStore) {
     add(store, (0..5).map(job)).await;
-    store.transition(job(1).id, JobEvent::Cancel, at(9)).await.unwrap();
-    store.transition(job(3).id, JobEvent::Cancel, at(9)).await.unwrap();
+    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
+    store.transition(job(3).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
     let page = async |statuses: &[JobStatus], limit, before| {
         let filter = JobFilter { statuses: statuses.to_vec(), limit, before };
         let page = store.list(filter, at(10)).await.unwrap();
@@ -185,7 +188,7 @@ async fn lists_newest_first_page_by_page(store: &impl JobStore) {
 async fn prunes_oldest_ends_first(store: &impl JobStore) {
     add(store, (0..6).map(job)).await;
     for n in 0..5 {
-        store.transition(job(n).id, JobEvent::Cancel, at(100 - n)).await.unwrap();
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(100 - n)).await.unwrap();
     }
     assert_eq!(store.prune(at(97), 100, 10).await.unwrap(), 1, "one ended before second 97");
     assert!(store.get(job(4).id).await.unwrap().is_none());
