@@ -164,6 +164,7 @@ impl App {
                 give_back_for: Duration::from_hours(1) * settings.give_back_hours,
             },
             estimate_risk,
+            idempotency_window: Duration::from_hours(1) * settings.idempotency_hours,
             lease: settings.lease,
             retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
             keep_finished_for: Duration::from_hours(24) * settings.retention_days,

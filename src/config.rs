@@ -131,6 +131,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
     pub max_queued_jobs: usize,
 
+    /// Hours in which the same Idempotency-Key means the same job (1 to 8760)
+    #[arg(long, env, default_value = "24", value_parser = within(1..=8760_u32))]
+    pub idempotency_hours: u32,
+
     /// What follows when a crash hides whether a call succeeded: retry (it may be billed twice) or fail
     #[arg(long, env, default_value = "retry", ignore_case = true)]
     pub on_unknown_outcome: OnUnknownOutcome,
@@ -457,6 +461,7 @@ mod tests {
             ("MAX_CONNECT_RETRIES", "1001", "from 0 to 1000"),
             ("GIVE_BACK_HOURS", "0", "from 1 to 8760"),
             ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
+            ("IDEMPOTENCY_HOURS", "0", "from 1 to 8760"),
             ("LEASE_SECONDS", "2", "from 3 to 3600"),
             ("SHUTDOWN_GRACE", "601", "from 0 to 600"),
             ("RETENTION_DAYS", "3651", "from 1 to 3650"),

@@ -29,7 +29,7 @@ pub use self::{
     attempt::{
         AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureClass, FailureCode, Failures, TokenUsage,
     },
-    record::{JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
+    record::{IdempotencyKey, JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
 use crate::clock::Timestamp;
 
@@ -53,6 +53,9 @@ pub struct Job {
     pub failures: Failures,
     /// Attempts given back unspent (rate limit, shutdown), since the submission or the last requeue.
     pub releases: u32,
+    /// The client's own name for this submission, if it gave one.
+    // Boxed: most jobs have none, and all jobs are in memory.
+    pub idempotency: Option<Box<IdempotencyKey>>,
     /// When the job was accepted.
     pub created_at: Timestamp,
     /// When it was first meant to run, at its submission or the last requeue.
@@ -224,6 +227,7 @@ impl Job {
             attempt: 0,
             failures: Failures::default(),
             releases: 0,
+            idempotency: None,
             created_at,
             due_at: created_at,
             deadline_at: None,

@@ -11,6 +11,7 @@ mod wait;
 
 use std::{sync::Arc, time::Duration};
 
+use sha2::{Digest, Sha256};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -24,11 +25,11 @@ use self::{
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AtRisk, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord,
-        JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
+        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage,
+        JobRecord, JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
     },
     metrics::{Metrics, kind},
-    store::{JobStore, StoreError},
+    store::{Insertion, JobStore, StoreError},
 };
 
 /// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
@@ -50,6 +51,8 @@ pub struct Policy {
     pub retries: RetryBounds,
     /// Estimates what an attempt of unknown outcome may have cost.
     pub estimate_risk: EstimateRisk,
+    /// How long an idempotency key is in force.
+    pub idempotency_window: Duration,
     /// How long a claim lasts without a heartbeat.
     pub lease: Duration,
     /// Whether a job whose attempt ended with an unknown outcome is tried again; else it fails.
@@ -71,6 +74,17 @@ pub struct Submission {
     pub run_at: Option<Timestamp>,
     /// Fail it if it hasn't started so long after its submission.
     pub deadline: Option<Duration>,
+    /// The client's own name for it: submitted again under the same name, it is the same job.
+    pub idempotency_key: Option<String>,
+}
+
+/// What became of a submission.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The job.
+    pub record: JobRecord,
+    /// It was there before, under the same idempotency key.
+    pub replayed: bool,
 }
 
 /// A job claimed for an attempt, with the token that tells when the attempt has lost it.
@@ -108,6 +122,12 @@ pub enum QueueError {
         /// The bound.
         limit: usize,
     },
+    /// The idempotency key is in force for another request.
+    #[error("this Idempotency-Key was used for another request; give each question a key of its own")]
+    KeyReused,
+    /// The job that the idempotency key stands for is there no more.
+    #[error("this Idempotency-Key stands for job {0}, which was removed since; a new question needs a key of its own")]
+    Removed(JobId),
     /// The service is shutting down and accepts no more.
     #[error("the service is shutting down and accepts no more questions")]
     Closing,
@@ -122,6 +142,7 @@ impl From<StoreError> for QueueError {
             StoreError::NotFound(id) => QueueError::NotFound(id),
             StoreError::Transition(error) => QueueError::Conflict(error.to_string()),
             StoreError::Full { limit } => QueueError::Full { limit },
+            StoreError::KeyReused => QueueError::KeyReused,
             error @ (StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 QueueError::Unavailable(error.to_string())
             }
@@ -194,34 +215,62 @@ impl Queue {
         queue
     }
 
-    /// Accepts a job: it is on disk when this returns.
+    /// Accepts a job: it is on disk when this returns. A submission whose idempotency key is in force brings the job that
+    /// it stands for instead.
     ///
     /// # Errors
-    /// [`QueueError::Full`], [`QueueError::Closing`], [`QueueError::Unavailable`].
-    pub async fn enqueue(&self, submission: Submission) -> Result<JobRecord, QueueError> {
+    /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::Closing`], [`QueueError::Unavailable`].
+    pub async fn enqueue(&self, submission: Submission) -> Result<Accepted, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
         let now = self.now();
+        let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
         let mut job = Job::new(new_id(now), submission.priority, now);
         job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
         if let Some(run_at) = submission.run_at {
             job.due_at = run_at.max(now);
             job.state = JobState::Queued { run_at: job.due_at };
         }
+        job.idempotency = key.map(Box::new);
+        let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
         let request = Arc::new(submission.request);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
-        let job = if due
+        let inserted = if due
+            && !is_replay
             && self.0.store.claimable(now) == 0
             && let Some(hand) = self.0.standby.take()
         {
-            self.hand_over(job, Arc::clone(&request), hand, now).await?
+            job = job
+                .apply(&JobEvent::Claim { lease_until: now.plus(self.0.policy.lease) }, now)
+                .map_err(StoreError::from)?;
+            self.hand_over(job.clone(), Arc::clone(&request), hand).await?
         } else {
-            self.0.store.insert(job.clone(), Arc::clone(&request)).await?;
-            job
+            self.0.store.insert(job.clone(), Arc::clone(&request)).await?
         };
-        self.0.metrics.jobs_submitted.inc();
-        Ok(JobRecord { job, request, attempts: Vec::new() })
+        match inserted {
+            Insertion::Accepted => {
+                self.0.metrics.jobs_submitted.inc();
+                Ok(Accepted { record: JobRecord { job, request, attempts: Vec::new() }, replayed: false })
+            }
+            Insertion::Existing(id) => {
+                let record = self.0.store.get(id).await?.ok_or(QueueError::Removed(id))?;
+                Ok(Accepted { record, replayed: true })
+            }
+        }
+    }
+
+    /// A client's key, with what tells its submission from others.
+    fn idempotency_key(&self, key: &str, submission: &Submission, now: Timestamp) -> IdempotencyKey {
+        let Submission { request, priority, run_at, deadline, idempotency_key: _ } = submission;
+        // Which HTTP request brought it makes no other question of it.
+        let request = JobRequest { request_id: None, ..request.clone() };
+        let asked = serde_json::to_vec(&(request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
+        IdempotencyKey {
+            key: digest(key.as_bytes()),
+            body: digest(&asked.unwrap_or_default()),
+            expires_at: now.plus(self.0.policy.idempotency_window),
+        }
     }
 
     /// Accepts a job that nobody is ahead of and gives it to a worker on standby: one commit for both, which halves the
@@ -231,21 +280,21 @@ impl Queue {
         job: Job,
         request: Arc<JobRequest>,
         hand: oneshot::Sender<Claim>,
-        now: Timestamp,
-    ) -> Result<Job, QueueError> {
-        let lease_until = now.plus(self.0.policy.lease);
-        let job = job.apply(&JobEvent::Claim { lease_until }, now).map_err(StoreError::from)?;
+    ) -> Result<Insertion, QueueError> {
         let queue = self.clone();
         // In a task of its own: the job must reach its worker even if its client hangs up in this moment.
         let handing = tokio::spawn(async move {
-            queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
+            let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
+            if let Insertion::Existing(_) = inserted {
+                return Ok(inserted);
+            }
             let claim = queue.begin(job.clone(), request);
             if hand.send(claim).is_err() {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
                 queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
                 queue.end(&job);
             }
-            Ok(job)
+            Ok(inserted)
         });
         handing.await.map_err(|error| QueueError::Unavailable(error.to_string()))?
     }
@@ -525,6 +574,12 @@ impl Queue {
         }
         Ok(job)
     }
+}
+
+/// The first half of a SHA-256: no two texts are known to share even that.
+fn digest(bytes: &[u8]) -> [u8; 16] {
+    let whole: [u8; 32] = Sha256::digest(bytes).into();
+    std::array::from_fn(|place| whole[place])
 }
 
 /// A new id; ids sort by time of creation.

@@ -38,6 +38,9 @@ pub(super) const VALIDATION_FAILED: Kind =
 pub(super) const INTERNAL: Kind =
     Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong in the service");
 pub(super) const QUEUE_FULL: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
+pub(super) const IDEMPOTENCY_KEY_REUSED: Kind =
+    Kind(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The idempotency key belongs to another question");
+pub(super) const JOB_REMOVED: Kind = Kind(StatusCode::GONE, "job_removed", "The job was removed");
 pub(super) const SHUTTING_DOWN: Kind =
     Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
 pub(super) const STORAGE_UNAVAILABLE: Kind =
@@ -163,6 +166,8 @@ impl From<QueueError> for Problem {
             QueueError::Full { .. } => {
                 Problem::new(QUEUE_FULL, format!("{detail}; try again later")).retry_after(FULL_RETRY_AFTER)
             }
+            QueueError::KeyReused => Problem::new(IDEMPOTENCY_KEY_REUSED, detail),
+            QueueError::Removed(_) => Problem::new(JOB_REMOVED, detail),
             QueueError::Closing => {
                 Problem::new(SHUTTING_DOWN, format!("{detail}; try again soon")).retry_after(UNAVAILABLE_RETRY_AFTER)
             }

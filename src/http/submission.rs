@@ -210,6 +210,7 @@ fn submission(body: Body) -> Submission {
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
+        idempotency_key: None,
     }
 }
 

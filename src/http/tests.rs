@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     clock::{Clock, Timestamp},
-    job::{AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{AtRisk, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
     queue::{Policy, retry::RetryBounds},
-    store::{ClaimedJob, JobStore, Observer, StoreError},
+    store::{ClaimedJob, Insertion, JobStore, Observer, StoreError},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -27,7 +27,7 @@ fn broken<T>() -> Result<T, StoreError> {
 
 #[async_trait]
 impl JobStore for Broken {
-    async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<(), StoreError> {
+    async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         broken()
     }
     async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
@@ -44,6 +44,9 @@ impl JobStore for Broken {
     }
     async fn list(&self, _: JobFilter, _: Timestamp) -> Result<JobPage, StoreError> {
         broken()
+    }
+    fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
+        false
     }
     fn peek(&self, _: JobId) -> Option<Job> {
         None
@@ -80,6 +83,7 @@ fn api(closing: &CancellationToken) -> Api {
             give_back_for: Duration::from_hours(1),
         },
         estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
+        idempotency_window: Duration::from_hours(1),
         lease: Duration::from_secs(30),
         retry_unknown_outcome: false,
         keep_finished_for: Duration::from_hours(1),

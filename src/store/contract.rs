@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use super::{JobStore, StoreError};
+use super::{Insertion, JobStore, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
-        AttemptOutcome, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobFilter, JobRequest, JobStatus,
-        Priority, StatusCounts, TransitionError,
+        AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobRequest,
+        JobStatus, Priority, StatusCounts, TransitionError,
     },
 };
 
@@ -57,6 +57,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     prunes_oldest_ends_first(&fresh().await).await;
     tells_the_observer_after_the_change_is_visible(fresh().await).await;
     gives_each_job_to_one_claimant(fresh().await).await;
+    keeps_one_job_a_key(fresh().await).await;
 }
 
 async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
@@ -183,6 +184,37 @@ async fn lists_newest_first_page_by_page(store: &impl JobStore) {
     let (scheduled, _) = page(&[JobStatus::Scheduled], 4, None).await;
     assert!(scheduled.is_empty());
     assert_eq!(store.counts(at(10)), StatusCounts { queued: 3, cancelled: 2, ..StatusCounts::default() });
+}
+
+/// A job that its client calls `name`, from second `n`, for 100 seconds.
+fn named(n: u32, name: u8, body: u8) -> Job {
+    let expires_at = at(n + 100);
+    Job { idempotency: Some(Box::new(IdempotencyKey { key: [name; 16], body: [body; 16], expires_at })), ..job(n) }
+}
+
+async fn keeps_one_job_a_key<S: JobStore>(store: S) {
+    let store = Arc::new(store);
+    let racing: Vec<_> = (0..4)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.insert(named(n, 7, 1), request(n)).await.unwrap() })
+        })
+        .collect();
+    let mut insertions = Vec::new();
+    for insertion in racing {
+        insertions.push(insertion.await.unwrap());
+    }
+    let winners: Vec<u32> = (0..4).filter(|n| store.peek(job(*n).id).is_some()).collect();
+    let [winner] = winners[..] else { panic!("one job, not {winners:?}") };
+    insertions.retain(|insertion| *insertion != Insertion::Accepted);
+    assert_eq!(insertions, [Insertion::Existing(job(winner).id); 3]);
+    assert_eq!(store.insert(named(5, 7, 2), request(5)).await, Err(StoreError::KeyReused));
+    assert_eq!(store.insert(named(5, 8, 2), request(5)).await, Ok(Insertion::Accepted), "another name, another job");
+
+    store.transition(job(winner).id, JobEvent::Cancel { at_risk: None }, at(6)).await.unwrap();
+    assert_eq!(store.prune(at(0), 0, 10).await.unwrap(), 1);
+    assert_eq!(store.insert(named(9, 7, 1), request(9)).await, Ok(Insertion::Existing(job(winner).id)), "it is gone");
+    assert_eq!(store.insert(named(winner + 100, 7, 2), request(0)).await, Ok(Insertion::Accepted), "out of force");
 }
 
 async fn prunes_oldest_ends_first(store: &impl JobStore) {

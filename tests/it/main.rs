@@ -7,6 +7,7 @@ mod bad_input;
 mod crash;
 mod disk_full;
 mod harness;
+mod idempotency;
 mod life;
 mod operator;
 mod start;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::keys;
 use crate::{
     clock::Timestamp,
-    job::{FailureClass, Failures, Job, JobState, Priority},
+    job::{FailureClass, Failures, IdempotencyKey, Job, JobState, Priority},
 };
 
 /// A larger value would make sled put its page into a blob file, which is never synced: it does so for pages over a
@@ -41,7 +41,8 @@ struct MetadataV1 {
     finished_at: Option<Timestamp>,
 }
 
-/// Failures are counted by class, and not at the claim but when they happen; a job knows when it was due.
+/// Failures are counted by class, and not at the claim but when they happen; a job knows when it was due and by what
+/// name its client calls it.
 #[derive(Serialize, Deserialize)]
 struct MetadataV2 {
     id: [u8; 16],
@@ -50,6 +51,7 @@ struct MetadataV2 {
     attempt: u32,
     failures: Failures,
     releases: u32,
+    idempotency: Option<IdempotencyKey>,
     created_at: Timestamp,
     due_at: Timestamp,
     deadline_at: Option<Timestamp>,
@@ -68,6 +70,7 @@ impl From<MetadataV1> for MetadataV2 {
             attempt: old.attempt,
             failures: Failures::of(FailureClass::Other, failed),
             releases: old.releases,
+            idempotency: None,
             created_at: old.created_at,
             due_at: match old.state {
                 JobState::Queued { run_at } if old.attempt == 0 => run_at,
@@ -89,6 +92,7 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
         attempt: job.attempt,
         failures: job.failures,
         releases: job.releases,
+        idempotency: job.idempotency.as_deref().copied(),
         created_at: job.created_at,
         due_at: job.due_at,
         deadline_at: job.deadline_at,
@@ -122,6 +126,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
         attempt: metadata.attempt,
         failures: metadata.failures,
         releases: metadata.releases,
+        idempotency: metadata.idempotency.map(Box::new),
         created_at: metadata.created_at,
         due_at: metadata.due_at,
         deadline_at: metadata.deadline_at,
@@ -181,7 +186,7 @@ mod tests {
 
     /// Bytes as version 2 writes them.
     const GOLDEN_V2: &[u8] = &[
-        1, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 3, 3, 3, 0, 0, 0, 2, 0, 128, 163, 146, 254,
+        1, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 3, 3, 3, 0, 0, 0, 2, 0, 0, 128, 163, 146, 254,
         192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
     ];
 

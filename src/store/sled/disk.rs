@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::codec;
-use super::keys::{self, Seq};
-use crate::job::Job;
+use super::{
+    codec, idempotency,
+    keys::{self, Seq},
+};
+use crate::job::{IdempotencyKey, Job, JobId};
 
 /// Persisted at creation, never to be changed: at the default of 512 KiB, values of 10 KB already went to blob files,
 /// which sled never syncs.
@@ -136,6 +138,15 @@ impl Disk {
             let seq = keys::seq_of(&key).ok_or_else(|| format!("{key:?} is not a key of this store"))?;
             let job = codec::decode(&value).map_err(|error| format!("the metadata of job number {seq}: {error}"))?;
             Ok((seq, job))
+        })
+    }
+
+    /// The idempotency keys that have outlived their jobs.
+    pub(super) fn orphaned_keys(&self) -> impl Iterator<Item = Result<(IdempotencyKey, JobId), String>> + '_ {
+        self.tree.scan_prefix(keys::ALL_IDEMPOTENCY).map(|entry| {
+            let (record, value) = entry.map_err(|error| error.to_string())?;
+            let key = record[1..].try_into().map_err(|_| format!("{record:?} is not a key of this store"))?;
+            idempotency::decode(key, &value).map_err(|error| format!("an idempotency key: {error}"))
         })
     }
 

@@ -6,6 +6,7 @@
 //! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
 //! 3 | "format"                written at creation: a store without it has lost its beginning
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
+//! 4 | key                     an idempotency key that is in force though its job was pruned
 //! ```
 //!
 //! No record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
@@ -18,9 +19,13 @@ pub(super) type Seq = u64;
 const METADATA: u8 = 0;
 const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
+const IDEMPOTENCY: u8 = 4;
 
 /// Prefix of every metadata record.
 pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
+
+/// Prefix of every idempotency key that has outlived its job.
+pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
 
 /// Key of the store's format.
 pub(super) const FORMAT: &[u8] = b"\x03format";
@@ -30,6 +35,13 @@ pub(super) const PRUNING: &[u8] = b"\x03pruning";
 
 /// Prefixes of the records that belong to a job beside its metadata.
 pub(super) const BODY_PREFIXES: [u8; 2] = [REQUEST, ATTEMPT];
+
+/// Key of the record of an idempotency key.
+pub(super) fn idempotency(key: &[u8; 16]) -> [u8; 17] {
+    let mut record = [IDEMPOTENCY; 17];
+    record[1..].copy_from_slice(key);
+    record
+}
 
 /// Key of a job's metadata.
 pub(super) fn metadata(seq: Seq) -> [u8; 9] {
