@@ -156,6 +156,7 @@ impl App {
             Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
         };
         let policy = Policy {
+            workers: settings.workers,
             retries: RetryBounds {
                 other: settings.max_retries,
                 connect: settings.max_connect_retries,

@@ -1,11 +1,13 @@
 //! The queue's policy: what is accepted, who gets which job, what becomes of it afterwards. Between the store, which
 //! keeps jobs, and everybody who wants something of them.
 //!
+//! - `outlook`: why a job waits and when its answer may come
 //! - `retry`: what becomes of a job after an attempt
 //! - `wait`: who waits for what, and who is woken
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
+mod outlook;
 pub mod retry;
 mod wait;
 
@@ -17,8 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-pub use self::wait::{Intent, Permit};
+pub use self::{
+    outlook::{Allowance, Outlook, WaitingFor},
+    wait::{Intent, Permit},
+};
 use self::{
+    outlook::{Figures, ServiceTime},
     retry::{RetryBounds, Settlement, event_after, failure_report},
     wait::{Running, Standby, Waiters, Work},
 };
@@ -47,6 +53,8 @@ pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
 /// Settings of the queue.
 #[derive(Clone)]
 pub struct Policy {
+    /// How many attempts can be under way at once.
+    pub workers: usize,
     /// How often a job is tried again.
     pub retries: RetryBounds,
     /// Estimates what an attempt of unknown outcome may have cost.
@@ -163,6 +171,7 @@ struct Inner {
     running: Arc<Running>,
     work: Arc<Work>,
     standby: Standby,
+    service_time: ServiceTime,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
     closing: CancellationToken,
@@ -187,6 +196,7 @@ impl Queue {
             running: Arc::default(),
             work: Arc::default(),
             standby: Standby::default(),
+            service_time: ServiceTime::default(),
             due: Arc::default(),
             closing,
         }));
@@ -358,6 +368,19 @@ impl Queue {
         Ok(self.0.store.list(filter, self.now()).await?)
     }
 
+    /// Why a queued job waits, and for how long; none for any other.
+    pub fn outlook(&self, job: &Job, allowance: Allowance) -> Option<Outlook> {
+        let JobState::Queued { .. } = job.state else { return None };
+        let now = self.now();
+        let figures = Figures {
+            ahead: self.0.store.ahead_of(job),
+            running: self.0.store.counts(now).running,
+            workers: self.0.policy.workers,
+            service_time: self.0.service_time.mean(),
+        };
+        outlook::outlook(job, figures, allowance, now)
+    }
+
     /// How many jobs there are in each state.
     pub fn counts(&self) -> StatusCounts {
         self.0.store.counts(self.now())
@@ -451,6 +474,9 @@ impl Queue {
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
+        if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
+            self.0.service_time.observe(self.now().since(started_at));
+        }
         let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
         loop {
             match self.transition(job.id, event.clone()).await {

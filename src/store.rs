@@ -88,6 +88,9 @@ pub trait JobStore: Send + Sync + 'static {
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;
 
+    /// How many ready jobs go before this one in the order of claiming; for listings, so never by scan.
+    fn ahead_of(&self, job: &Job) -> usize;
+
     /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job>;
 

@@ -99,7 +99,7 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         record = waited;
     }
     let now = api.queue.now();
-    let mut response = JobView::new(&record, now).respond_to_asker(now);
+    let mut response = api.view(&record, now).respond_to_asker(now);
     if replayed {
         response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }

@@ -48,6 +48,9 @@ impl JobStore for Broken {
     fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
         false
     }
+    fn ahead_of(&self, _: &Job) -> usize {
+        0
+    }
     fn peek(&self, _: JobId) -> Option<Job> {
         None
     }
@@ -75,6 +78,7 @@ impl JobStore for Broken {
 
 fn api(closing: &CancellationToken) -> Api {
     let policy = Policy {
+        workers: 1,
         retries: RetryBounds {
             other: 0,
             connect: 0,

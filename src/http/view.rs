@@ -18,6 +18,7 @@ use crate::{
         AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, JobId, JobRecord, JobState, JobStatus, Priority,
         TokenUsage,
     },
+    queue::Outlook,
 };
 
 /// How long a client should leave a pending job alone; one that is in a hurry waits instead.
@@ -74,6 +75,8 @@ pub(super) struct JobView<'a> {
     /// The memo, once the job has succeeded.
     #[schema(value_type = Option<Memo>)]
     result: Option<&'a RawValue>,
+    /// While it waits: why, how many go before it, and when its answer may come.
+    queue: Option<Outlook>,
     /// Tokens over all attempts.
     usage: Option<TokenUsage>,
     /// Why the job failed.
@@ -184,10 +187,16 @@ impl<'a> JobView<'a> {
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
             result: result(attempts),
+            queue: None,
             usage: usage(attempts),
             error: error(job.state, attempts),
             links: Links { this, cancel, retry },
         }
+    }
+
+    /// With what is ahead of the job, if it waits.
+    pub(super) fn with_outlook(self, queue: Option<Outlook>) -> JobView<'a> {
+        JobView { queue, ..self }
     }
 
     /// The job as an answer; `Retry-After` while it is pending.

@@ -49,6 +49,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     claims_in_order_of_effective_time(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
+    tells_how_many_go_before_a_job(&fresh().await).await;
     refuses_what_the_life_cycle_refuses_and_changes_nothing(&fresh().await).await;
     bounds_pending_jobs_but_not_what_ends_them(&fresh().await).await;
     tells_what_is_overdue_and_when_the_next_thing_is_due(&fresh().await).await;
@@ -112,6 +113,16 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
     assert_eq!(done.attempts[0].report.http_status, Some(529));
     assert!(done.attempts[1].report.result.as_ref().unwrap().get().len() > 100_000);
     assert!(store.get(job(9).id).await.unwrap().is_none());
+}
+
+async fn tells_how_many_go_before_a_job(store: &impl JobStore) {
+    let urgent = Job { priority: Priority::High, ..job(3) };
+    add(store, [job(0), job(1), job(2), urgent.clone()]).await;
+    let ahead = || [&job(0), &job(1), &job(2), &urgent].map(|job| store.ahead_of(job));
+    assert_eq!(ahead(), [1, 2, 3, 0]);
+    claim(store, 10).await.unwrap();
+    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    assert_eq!(ahead(), [0, 1, 1, 0]);
 }
 
 async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl JobStore) {

@@ -215,6 +215,10 @@ impl JobStore for SledStore {
         self.shared.index().ready_len()
     }
 
+    fn ahead_of(&self, job: &Job) -> usize {
+        self.shared.index().ahead_of(job)
+    }
+
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
         self.shared.index().overdue(now, limit)
     }
