@@ -386,7 +386,10 @@ impl Queue {
         let lease_until = self.now().plus(self.0.policy.lease);
         match self.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
             Ok(_) => Ok(true),
-            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(false),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
+                self.0.metrics.leases_lost.inc();
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -522,3 +525,6 @@ fn new_id(now: Timestamp) -> JobId {
     let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
     Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, millis / 1_000, nanos))
 }
+
+#[cfg(test)]
+mod tests;
