@@ -327,26 +327,27 @@ impl Queue {
         self.0.policy.lease
     }
 
-    /// Waits until there is a job for the calling worker. `permit` is asked where a job comes with its claim.
-    pub async fn next(&self, permit: &Permit) -> Next {
+    /// Waits until there is a job for the calling worker; none once the service is shutting down. `permit` is asked where
+    /// a job comes with its claim.
+    pub async fn next(&self, permit: &Permit) -> Option<Next> {
         loop {
             let mut place = self.0.standby.enter(Arc::clone(permit));
-            tokio::select! {
+            let intent = tokio::select! {
                 biased;
-                handed = place.handed() => {
-                    if let Some(claim) = handed {
-                        return Next::Claimed(Box::new(claim));
-                    }
-                }
-                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => {
-                    if place.leave() {
-                        return Next::Ready(intent);
-                    }
-                    drop(intent);
-                    if let Some(claim) = place.handed().await {
-                        return Next::Claimed(Box::new(claim));
-                    }
-                }
+                handed = place.handed() => match handed {
+                    Some(claim) => return Some(Next::Claimed(Box::new(claim))),
+                    None => continue,
+                },
+                () = self.0.closing.cancelled() => None,
+                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => Some(intent),
+            };
+            if place.leave() {
+                return intent.map(Next::Ready);
+            }
+            drop(intent);
+            // A job is on its way here, claimed already: nobody else will take it.
+            if let Some(claim) = place.handed().await {
+                return Some(Next::Claimed(Box::new(claim)));
             }
         }
     }

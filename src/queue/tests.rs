@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// More for the long version: `CEOAGENT_TEST_SEQUENCES=50000 cargo test --lib queue::tests`.
+const SEQUENCES: u32 = 1_000;
+
 /// So few that the bound is met.
 const MAX_PENDING: usize = 12;
 
@@ -532,15 +535,16 @@ impl World {
         }
         let Some(mut worker) = worker else { return };
         match poll!(&mut worker) {
-            Poll::Ready(Next::Claimed(claim)) => {
+            Poll::Ready(Some(Next::Claimed(claim))) => {
                 assert!(chosen && answered, "a job that was not accepted reached a worker");
                 self.hold(*claim);
             }
-            Poll::Ready(Next::Ready(intent)) => {
+            Poll::Ready(Some(Next::Ready(intent))) => {
                 assert!(self.ready() > 0, "woken for nothing");
                 let claim = queue.claim(intent).await;
                 self.claimed(claim);
             }
+            Poll::Ready(None) => panic!("nothing stops"),
             Poll::Pending => {
                 assert!(self.ready() == 0, "a job is ready, and the worker sleeps on");
                 assert!(!(chosen && answered), "a job that was claimed for a worker did not reach it");
@@ -553,8 +557,8 @@ impl World {
         let mut intents = Vec::new();
         for _ in 0..workers {
             match self.queue.next(&no_permit).now_or_never() {
-                Some(Next::Ready(intent)) => intents.push(intent),
-                Some(Next::Claimed(_)) => panic!("a job came from nowhere"),
+                Some(Some(Next::Ready(intent))) => intents.push(intent),
+                Some(other) => panic!("nobody was handed over, and nothing stops: {other:?}"),
                 None => break,
             }
         }
@@ -849,14 +853,11 @@ async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_happens_each_job_lives_one_life_and_none_is_lost_or_stuck(
-        retry_unknown_outcome: bool,
-        events in proptest::collection::vec(any_event(), 1..60),
-    ) {
+/// Each sequence in a world of its own.
+fn walk(retry_unknown_outcome: bool) {
+    let cases = std::env::var("CEOAGENT_TEST_SEQUENCES").ok().map_or(SEQUENCES, |cases| cases.parse().unwrap());
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(events in proptest::collection::vec(any_event(), 1..40))| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut world = World::new(retry_unknown_outcome);
@@ -865,5 +866,37 @@ proptest! {
             }
             world.finish().await;
         });
-    }
+    });
+}
+
+#[test]
+fn whatever_happens_each_job_lives_one_life_and_none_is_lost_or_stuck() {
+    walk(true);
+}
+
+#[test]
+fn so_it_is_where_an_unknown_outcome_fails_a_job() {
+    walk(false);
+}
+
+#[tokio::test]
+async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
+    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let policy = Policy {
+        max_retries: 0,
+        lease: LEASE,
+        retry_unknown_outcome: true,
+        keep_finished_for: NEVER,
+        max_finished: 10,
+    };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let permit: Permit = Arc::new(|| true);
+    let mut worker = Box::pin(queue.next(&permit));
+    assert!(poll!(&mut worker).is_pending());
+    let accepted = queue.enqueue(Submission::default()).await.unwrap();
+    assert!(accepted.job.is_running(), "it is the worker's already");
+    queue.0.closing.cancel();
+    let handed = worker.await;
+    assert!(matches!(handed, Some(Next::Claimed(claim)) if claim.job == accepted.job), "only it can give the job back");
+    assert!(queue.next(&permit).await.is_none(), "and then it gets no more");
 }
