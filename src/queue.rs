@@ -71,6 +71,29 @@ pub struct Policy {
     pub max_finished: usize,
 }
 
+#[cfg(test)]
+impl Policy {
+    /// One that tries nothing again and keeps everything.
+    pub(crate) fn plain() -> Policy {
+        Policy {
+            workers: 1,
+            retries: RetryBounds {
+                other: 0,
+                connect: 0,
+                overload: 0,
+                invalid_output: 0,
+                give_back_for: Duration::from_hours(1_000_000),
+            },
+            estimate_risk: Arc::new(|_| AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) }),
+            idempotency_window: Duration::from_hours(1),
+            lease: Duration::from_secs(30),
+            retry_unknown_outcome: false,
+            keep_finished_for: Duration::from_hours(1_000_000),
+            max_finished: usize::MAX,
+        }
+    }
+}
+
 /// A job as a client wants it.
 #[derive(Clone, Debug, Default)]
 pub struct Submission {

@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     agent::{Agent, Verdict},
     clock::Timestamp,
-    job::{AttemptReport, FailureCode, JobRequest},
+    job::{AtRisk, AttemptReport, FailureCode, JobRequest},
     limits::{DEFAULT_RETRY_AFTER, HOLD, Limits},
     metrics::{Metrics, kind},
     queue::{
@@ -33,11 +33,18 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 pub trait Analyst: Clone + Send + Sync + 'static {
     /// Makes one attempt. Dropping the future aborts it.
     fn attempt(&self, request: &JobRequest, now: Timestamp) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+
+    /// What an attempt may cost at most.
+    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
 }
 
 impl Analyst for Agent {
     async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
         Agent::attempt(self, request, now).await
+    }
+
+    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
+        Agent::at_risk(self, request, now)
     }
 }
 

@@ -156,7 +156,8 @@ struct Expected {
     deadline_at: Option<Timestamp>,
     state: JobState,
     attempt: u32,
-    spent: u32,
+    overloads: u32,
+    unknown: u32,
     releases: u32,
     finished_at: Option<Timestamp>,
     history: Vec<(u32, AttemptOutcome)>,
@@ -187,7 +188,6 @@ impl Expected {
     fn claim(&mut self, now: Timestamp) {
         self.state = JobState::Running { lease_until: now.plus(LEASE) };
         self.attempt += 1;
-        self.spent += 1;
     }
 
     fn end(&mut self, state: JobState, now: Timestamp) {
@@ -198,10 +198,11 @@ impl Expected {
     fn settle(&mut self, how: How, policy: &Policy, now: Timestamp) {
         let (outcome, state) = match how {
             How::Succeed => (AttemptOutcome::Succeeded, JobState::Succeeded),
-            How::Retry(_) if self.spent > policy.max_retries => {
+            How::Retry(_) if self.overloads == policy.retries.overload => {
                 (AttemptOutcome::Failed, JobState::Failed { code: FailureCode::Overloaded })
             }
             How::Retry(after) => {
+                self.overloads += 1;
                 (AttemptOutcome::Failed, JobState::Queued { run_at: now.plus(Duration::from_secs(after)) })
             }
             How::Fail => (AttemptOutcome::Failed, JobState::Failed { code: FailureCode::Refused }),
@@ -217,13 +218,13 @@ impl Expected {
     fn give_back(&mut self, run_at: Timestamp) {
         self.history.push((self.attempt, AttemptOutcome::Released));
         self.state = JobState::Queued { run_at };
-        self.spent -= 1;
         self.releases += 1;
     }
 
     fn expire(&mut self, policy: &Policy, now: Timestamp) {
         self.history.push((self.attempt, AttemptOutcome::OutcomeUnknown));
-        if policy.retry_unknown_outcome && self.spent <= policy.max_retries {
+        if policy.retry_unknown_outcome && self.unknown < policy.retries.other {
+            self.unknown += 1;
             self.state = JobState::Queued { run_at: now };
         } else {
             self.end(JobState::Failed { code: FailureCode::OutcomeUnknown }, now);
@@ -246,7 +247,7 @@ impl Expected {
     fn requeue(&mut self, now: Timestamp) -> bool {
         let (JobState::Failed { .. } | JobState::Cancelled) = self.state else { return false };
         self.state = JobState::Queued { run_at: now };
-        (self.spent, self.releases, self.finished_at) = (0, 0, None);
+        (self.overloads, self.unknown, self.releases, self.finished_at) = (0, 0, 0, None);
         self.deadline_at = self.deadline_at.filter(|deadline| *deadline > now);
         true
     }
@@ -265,8 +266,10 @@ impl Expected {
     #[track_caller]
     fn assert_is(&self, record: &JobRecord) {
         let job = &record.job;
-        let is = (job.state, job.attempt, job.spent, job.releases, job.deadline_at, job.finished_at);
-        let want = (self.state, self.attempt, self.spent, self.releases, self.deadline_at, self.finished_at);
+        let failures = [FailureClass::Overload, FailureClass::Other].map(|class| job.failures.count(class));
+        let is = (job.state, job.attempt, failures, job.releases, job.deadline_at, job.finished_at);
+        let failures = [self.overloads, self.unknown];
+        let want = (self.state, self.attempt, failures, self.releases, self.deadline_at, self.finished_at);
         assert_eq!(is, want, "job {}", self.query);
         assert_eq!(record.request.query, self.query);
         let history: Vec<_> = record.attempts.iter().map(|attempt| (attempt.number, attempt.outcome)).collect();
@@ -354,11 +357,12 @@ fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledSto
 impl World {
     fn new(retry_unknown_outcome: bool) -> World {
         let policy = Policy {
-            max_retries: 2,
+            retries: RetryBounds { other: 2, overload: 2, ..Policy::plain().retries },
             lease: LEASE,
             retry_unknown_outcome,
             keep_finished_for: Duration::from_hours(1),
             max_finished: 10,
+            ..Policy::plain()
         };
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let (folder, metrics) = (folder(), Metrics::new());
@@ -457,6 +461,7 @@ impl World {
             priority: new.priority,
             run_at: new.run_in.map(later),
             deadline: new.deadline.map(Duration::from_secs),
+            idempotency_key: None,
         };
         let expected = Expected {
             id: Uuid::nil(),
@@ -466,7 +471,8 @@ impl World {
             deadline_at: new.deadline.map(later),
             state: JobState::Queued { run_at: new.run_in.map_or(now, later) },
             attempt: 0,
-            spent: 0,
+            overloads: 0,
+            unknown: 0,
             releases: 0,
             finished_at: None,
             history: Vec::new(),
@@ -477,15 +483,15 @@ impl World {
     /// What became of a submission; the job, if it was accepted or is there all the same.
     fn accepted(
         &mut self,
-        result: Result<JobRecord, QueueError>,
+        result: Result<Accepted, QueueError>,
         fired: &[(Call, Moment)],
         mut expected: Expected,
     ) -> Option<&mut Expected> {
         let full = self.pending() >= MAX_PENDING;
         expected.id = match (result, fired.first()) {
-            (Ok(record), _) => {
+            (Ok(accepted), _) => {
                 assert!(!full, "accepted beyond the bound");
-                record.job.id
+                accepted.record.job.id
             }
             (Err(QueueError::Full { limit }), None) => {
                 assert_eq!((full, limit), (true, MAX_PENDING));
@@ -839,7 +845,8 @@ async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
                 }
                 How::Fail => (Settlement::Terminal { code: FailureCode::Refused }, AttemptReport::default()),
                 How::Release(after) => {
-                    (Settlement::Released { retry_after: Duration::from_secs(after) }, AttemptReport::default())
+                    let code = FailureCode::RateLimited;
+                    (Settlement::Released { code, retry_after: Duration::from_secs(after) }, AttemptReport::default())
                 }
             };
             queue.settle(job, &settlement, report).await;
@@ -882,18 +889,12 @@ fn so_it_is_where_an_unknown_outcome_fails_a_job() {
 #[tokio::test]
 async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
     let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
-    let policy = Policy {
-        max_retries: 0,
-        lease: LEASE,
-        retry_unknown_outcome: true,
-        keep_finished_for: NEVER,
-        max_finished: 10,
-    };
+    let policy = Policy::plain();
     let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
     let permit: Permit = Arc::new(|| true);
     let mut worker = Box::pin(queue.next(&permit));
     assert!(poll!(&mut worker).is_pending());
-    let accepted = queue.enqueue(Submission::default()).await.unwrap();
+    let accepted = queue.enqueue(Submission::default()).await.unwrap().record;
     assert!(accepted.job.is_running(), "it is the worker's already");
     queue.0.closing.cancel();
     let handed = worker.await;

@@ -11,10 +11,10 @@ use std::sync::{
 
 use async_trait::async_trait;
 
-use super::{ClaimedJob, JobStore, Observer, StoreError};
+use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
     clock::Timestamp,
-    job::{Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
 };
 
 /// When a call fails.
@@ -118,7 +118,7 @@ impl<S: JobStore> FaultStore<S> {
 
 #[async_trait]
 impl<S: JobStore> JobStore for FaultStore<S> {
-    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<(), StoreError> {
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         self.call(Call::Insert(job.id), self.inner.insert(job, request)).await
     }
 
@@ -144,6 +144,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn peek(&self, id: JobId) -> Option<Job> {
         self.inner.peek(id)
+    }
+
+    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
+        self.inner.is_key_known(key, now)
+    }
+
+    fn ahead_of(&self, job: &Job) -> usize {
+        self.inner.ahead_of(job)
     }
 
     fn counts(&self, now: Timestamp) -> StatusCounts {

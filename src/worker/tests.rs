@@ -36,6 +36,10 @@ impl Analyst for Scripted {
     async fn attempt(&self, request: &JobRequest, _: Timestamp) -> (Verdict, AttemptReport) {
         (self.script)(&request.query).await
     }
+
+    fn at_risk(&self, _: &JobRequest, _: Timestamp) -> AtRisk {
+        AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None }
+    }
 }
 
 fn success() -> (Verdict, AttemptReport) {
@@ -62,13 +66,7 @@ impl Shop {
         let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 100 };
         let store = SledStore::open(config, clock.clone(), metrics.clone()).unwrap();
         let store = Arc::new(FaultStore::over(store));
-        let policy = Policy {
-            max_retries: 0,
-            lease: LEASE,
-            retry_unknown_outcome: false,
-            keep_finished_for: Duration::from_hours(1),
-            max_finished: 100,
-        };
+        let policy = Policy { lease: LEASE, ..Policy::plain() };
         let closing = CancellationToken::new();
         let shared = Arc::clone(&store) as Arc<dyn JobStore>;
         let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
@@ -88,7 +86,7 @@ impl Shop {
     async fn ask(&self, query: &str) -> JobId {
         let request = JobRequest { query: query.to_owned(), ..JobRequest::default() };
         let submission = Submission { request, ..Submission::default() };
-        self.queue.enqueue(submission).await.unwrap().job.id
+        self.queue.enqueue(submission).await.unwrap().record.job.id
     }
 
     async fn ended(&self, id: JobId) -> JobRecord {
@@ -280,7 +278,7 @@ async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
     let filter = JobFilter { statuses: Vec::new(), limit: 2, before: None };
     let page = shop.queue.list(filter).await.unwrap();
     let [record] = &page.jobs[..] else { panic!("{page:?}") };
-    assert_eq!((record.job.status(shop.queue.now()), record.job.spent), (JobStatus::Queued, 0));
+    assert_eq!((record.job.status(shop.queue.now()), record.job.releases), (JobStatus::Queued, 1));
     assert_eq!(record.attempts[0].outcome, AttemptOutcome::Released);
     assert_eq!(*calls.lock().unwrap(), 0);
 }
