@@ -71,6 +71,29 @@ pub struct Policy {
     pub max_finished: usize,
 }
 
+#[cfg(test)]
+impl Policy {
+    /// One that tries nothing again and keeps everything.
+    pub(crate) fn plain() -> Policy {
+        Policy {
+            workers: 1,
+            retries: RetryBounds {
+                other: 0,
+                connect: 0,
+                overload: 0,
+                invalid_output: 0,
+                give_back_for: Duration::from_hours(1_000_000),
+            },
+            estimate_risk: Arc::new(|_| AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) }),
+            idempotency_window: Duration::from_hours(1),
+            lease: Duration::from_secs(30),
+            retry_unknown_outcome: false,
+            keep_finished_for: Duration::from_hours(1_000_000),
+            max_finished: usize::MAX,
+        }
+    }
+}
+
 /// A job as a client wants it.
 #[derive(Clone, Debug, Default)]
 pub struct Submission {
@@ -406,26 +429,27 @@ impl Queue {
         self.0.policy.lease
     }
 
-    /// Waits until there is a job for the calling worker. `permit` is asked where a job comes with its claim.
-    pub async fn next(&self, permit: &Permit) -> Next {
+    /// Waits until there is a job for the calling worker; none once the service is shutting down. `permit` is asked where
+    /// a job comes with its claim.
+    pub async fn next(&self, permit: &Permit) -> Option<Next> {
         loop {
             let mut place = self.0.standby.enter(Arc::clone(permit));
-            tokio::select! {
+            let intent = tokio::select! {
                 biased;
-                handed = place.handed() => {
-                    if let Some(claim) = handed {
-                        return Next::Claimed(Box::new(claim));
-                    }
-                }
-                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => {
-                    if place.leave() {
-                        return Next::Ready(intent);
-                    }
-                    drop(intent);
-                    if let Some(claim) = place.handed().await {
-                        return Next::Claimed(Box::new(claim));
-                    }
-                }
+                handed = place.handed() => match handed {
+                    Some(claim) => return Some(Next::Claimed(Box::new(claim))),
+                    None => continue,
+                },
+                () = self.0.closing.cancelled() => None,
+                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => Some(intent),
+            };
+            if place.leave() {
+                return intent.map(Next::Ready);
+            }
+            drop(intent);
+            // A job is on its way here, claimed already: nobody else will take it.
+            if let Some(claim) = place.handed().await {
+                return Some(Next::Claimed(Box::new(claim)));
             }
         }
     }
@@ -465,7 +489,10 @@ impl Queue {
         let lease_until = self.now().plus(self.0.policy.lease);
         match self.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
             Ok(_) => Ok(true),
-            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(false),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
+                self.0.metrics.leases_lost.inc();
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -614,3 +641,6 @@ fn new_id(now: Timestamp) -> JobId {
     let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
     Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, millis / 1_000, nanos))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,8 @@ pub mod sled;
 
 #[cfg(test)]
 pub mod contract;
+#[cfg(test)]
+pub(crate) mod fault;
 
 use std::sync::Arc;
 

@@ -13,7 +13,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     agent::{Agent, Verdict},
-    job::{AttemptReport, FailureCode},
+    clock::Timestamp,
+    job::{AtRisk, AttemptReport, FailureCode, JobRequest},
     limits::{DEFAULT_RETRY_AFTER, HOLD, Limits},
     metrics::{Metrics, kind},
     queue::{
@@ -28,15 +29,34 @@ const HEARTBEATS_PER_LEASE: u32 = 3;
 /// Pause after a claim that failed because the store is unavailable.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
+/// Who makes an attempt. There is one, the [`Agent`]; tests have others.
+pub trait Analyst: Clone + Send + Sync + 'static {
+    /// Makes one attempt. Dropping the future aborts it.
+    fn attempt(&self, request: &JobRequest, now: Timestamp) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+
+    /// What an attempt may cost at most.
+    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
+}
+
+impl Analyst for Agent {
+    async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
+        Agent::attempt(self, request, now).await
+    }
+
+    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
+        Agent::at_risk(self, request, now)
+    }
+}
+
 /// What a worker works with.
 #[derive(Clone)]
-pub struct Worker {
+pub struct Worker<A = Agent> {
     /// Where jobs come from and go to.
     pub queue: Queue,
     /// Who may call when.
     pub limits: Arc<Limits>,
     /// Who makes the attempt.
-    pub agent: Agent,
+    pub agent: A,
     /// Longest time of an attempt, whatever the upstream does.
     pub attempt_timeout: Duration,
     /// Where attempts are counted.
@@ -45,7 +65,7 @@ pub struct Worker {
     pub closing: CancellationToken,
 }
 
-impl Worker {
+impl<A: Analyst> Worker<A> {
     /// Starts `count` workers, which `tracker` follows to their end.
     pub fn start_pool(&self, count: usize, tracker: &TaskTracker) {
         for _ in 0..count {
@@ -58,7 +78,7 @@ impl Worker {
             let limits = Arc::clone(&self.limits);
             Arc::new(move || limits.try_permit())
         };
-        while let Some(next) = self.closing.run_until_cancelled(self.next(&permit)).await {
+        while let Some(next) = self.next(&permit).await {
             let intent = match next {
                 Next::Claimed(claim) => {
                     self.attempt(&claim).await;
@@ -78,13 +98,13 @@ impl Worker {
         }
     }
 
-    /// Waits until there is a job, and a permit to call Claude for it.
-    async fn next(&self, permit: &Permit) -> Next {
-        let next = self.queue.next(permit).await;
+    /// Waits until there is a job, and a permit to call Claude for it; none once the service stops.
+    async fn next(&self, permit: &Permit) -> Option<Next> {
+        let next = self.queue.next(permit).await?;
         if let Next::Ready(_) = next {
-            self.limits.permit().await;
+            self.closing.run_until_cancelled(self.limits.permit()).await?;
         }
-        next
+        Some(next)
     }
 
     /// Makes the attempt, or gives it back if the service is stopping.
@@ -202,3 +222,6 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

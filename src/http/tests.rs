@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     clock::{Clock, Timestamp},
-    job::{AtRisk, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
-    queue::{Policy, retry::RetryBounds},
+    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    queue::Policy,
     store::{ClaimedJob, Insertion, JobStore, Observer, StoreError},
 };
 
@@ -77,25 +77,9 @@ impl JobStore for Broken {
 }
 
 fn api(closing: &CancellationToken) -> Api {
-    let policy = Policy {
-        workers: 1,
-        retries: RetryBounds {
-            other: 0,
-            connect: 0,
-            overload: 0,
-            invalid_output: 0,
-            give_back_for: Duration::from_hours(1),
-        },
-        estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
-        idempotency_window: Duration::from_hours(1),
-        lease: Duration::from_secs(30),
-        retry_unknown_outcome: false,
-        keep_finished_for: Duration::from_hours(1),
-        max_finished: 1,
-    };
     let metrics = Metrics::new();
     Api {
-        queue: Queue::new(Arc::new(Broken), Clock::system(), policy, metrics.clone(), closing.clone()),
+        queue: Queue::new(Arc::new(Broken), Clock::system(), Policy::plain(), metrics.clone(), closing.clone()),
         limits: Arc::new(Limits::new(NonZeroU32::MIN)),
         metrics,
         admin_token: "s3cret".into(),

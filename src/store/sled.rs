@@ -129,6 +129,12 @@ impl SledStore {
         answer.await.map_err(|_| closed())?
     }
 
+    /// Panics unless every list of the index agrees with its jobs.
+    #[cfg(test)]
+    pub(crate) fn assert_consistent(&self) {
+        self.shared.index().assert_consistent();
+    }
+
     /// Lets the writer end once it has done all that was sent.
     fn dismiss_writer(&self) -> Option<thread::JoinHandle<()>> {
         lock(&self.commands).take();
