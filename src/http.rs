@@ -49,7 +49,7 @@ pub struct Api {
     /// Where jobs go in and come from.
     pub queue: Queue,
     /// Whose gate readiness and metrics tell about.
-    pub limits: Arc<Limits>,
+    pub limits: Limits,
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
     /// The bearer token of the admin routes. An empty one lets nobody in.

@@ -46,23 +46,20 @@ impl Bucket {
     /// Takes `units` at once, or tells how long to wait for them.
     pub(super) fn take(&self, units: u32) -> Result<(), Duration> {
         let mut state = self.state();
-        let needed = i64::from(units) - state.balance;
-        let Ok(needed @ 1..) = u32::try_from(needed) else {
+        while state.balance < 0 {
+            let debt = u32::try_from(-state.balance).unwrap_or(u32::MAX).min(state.capacity());
+            state.draw(debt)?;
+            state.balance += i64::from(debt);
+        }
+        let Ok(needed @ 1..) = u32::try_from(i64::from(units) - state.balance) else {
             state.balance -= i64::from(units);
             return Ok(());
         };
         // What is more than the bucket ever holds is owed.
         let now = needed.min(state.capacity());
-        let Some(cells) = NonZeroU32::new(now) else { return Ok(()) };
-        match state.limiter.check_n(cells) {
-            Ok(Ok(())) => {
-                state.balance = -i64::from(needed - now);
-                Ok(())
-            }
-            Ok(Err(not_until)) => Err(not_until.wait_time_from(state.clock.now())),
-            // The capacity is what the limiter was made with.
-            Err(_) => Ok(()),
-        }
+        state.draw(now)?;
+        state.balance = -i64::from(needed - now);
+        Ok(())
     }
 
     /// Gives back what was taken and not used, or owes what was used and not taken.
@@ -116,6 +113,16 @@ impl State {
         capacity(self.per_minute(), self.burst).get()
     }
 
+    /// Takes `units` of the bucket itself, at most its capacity, or tells how long to wait for them.
+    fn draw(&self, units: u32) -> Result<(), Duration> {
+        let Some(cells) = NonZeroU32::new(units) else { return Ok(()) };
+        match self.limiter.check_n(cells) {
+            // More cells than the limiter holds are never asked for.
+            Ok(Ok(())) | Err(_) => Ok(()),
+            Ok(Err(not_until)) => Err(not_until.wait_time_from(self.clock.now())),
+        }
+    }
+
     fn apply(&mut self) {
         self.limiter = limiter(self.per_minute(), self.burst);
         // What was owed stays owed.
@@ -132,7 +139,8 @@ fn capacity(per_minute: NonZeroU32, burst: Duration) -> NonZeroU32 {
 fn limiter(per_minute: NonZeroU32, burst: Duration) -> DefaultDirectRateLimiter {
     let period = Duration::from_secs_f64(60.0 / (f64::from(per_minute.get()) * SHARE));
     // A period of nothing is none: more than a billion units a second is no limit.
-    let quota = Quota::with_period(period.max(Duration::from_nanos(1))).unwrap_or_else(|| Quota::per_minute(per_minute));
+    let quota =
+        Quota::with_period(period.max(Duration::from_nanos(1))).unwrap_or_else(|| Quota::per_minute(per_minute));
     RateLimiter::direct(quota.allow_burst(capacity(per_minute, burst)))
 }
 
@@ -165,14 +173,22 @@ mod tests {
         assert!((60..70).contains(&left(&bucket)));
         bucket.settle(0, 300);
         let wait = bucket.take(1).unwrap_err();
-        assert!(wait > Duration::from_millis(900), "{wait:?} for 301 units at 98 a second, of which 100 at most at once");
+        assert!(
+            wait > Duration::from_millis(900),
+            "{wait:?} for 301 units at 98 a second, of which 100 at most at once"
+        );
     }
 
     #[test]
-    fn what_is_more_than_the_bucket_holds_is_lent_once() {
-        let bucket = bucket(60);
-        bucket.take(5).unwrap();
-        bucket.take(5).unwrap_err();
+    fn what_is_more_than_the_bucket_holds_is_lent_and_paid_back_before_the_next() {
+        let bucket = bucket(60 * 1_000);
+        bucket.take(1_200).unwrap();
+        assert!(bucket.take(1).is_err() && bucket.state().balance == -200, "no deeper into debt");
+        let start = std::time::Instant::now();
+        while bucket.take(1).is_err() {
+            std::thread::yield_now();
+        }
+        assert!(start.elapsed() > Duration::from_millis(190), "{:?}", start.elapsed());
     }
 
     #[test]
