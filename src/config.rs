@@ -88,7 +88,7 @@ pub struct Settings {
     )]
     pub requests_per_minute: NonZeroU32,
 
-    /// Longest question taken, in characters (1 to 100000)
+    /// Longest question taken, in characters; the largest body grows with it (1 to 100000)
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize))]
     pub max_query_length: usize,
 
