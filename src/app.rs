@@ -34,7 +34,7 @@ use crate::{
         JobStore,
         sled::{OpenError, SledConfig, SledStore},
     },
-    sweeper,
+    sweeper::{self, disk::DiskWatch},
     worker::Worker,
 };
 
@@ -161,6 +161,12 @@ impl App {
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
         }
+        let disk = DiskWatch {
+            folder: settings.data_dir.join(STORE_FOLDER),
+            floor_bytes: settings.min_free_disk_mb << 20,
+            metrics: metrics.clone(),
+        };
+        disk.look(&queue).await;
 
         let limits = Arc::new(Limits::new(settings.requests_per_minute));
         let tracker = TaskTracker::new();
@@ -174,6 +180,7 @@ impl App {
         };
         worker.start_pool(settings.workers, &tracker);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
+        tracker.spawn(disk.run(queue.clone(), closing.clone()));
 
         let router = http::router(Api {
             queue: queue.clone(),

@@ -1,11 +1,13 @@
 //! The queue's policy: what is accepted, who gets which job, what becomes of it afterwards. Between the store, which
 //! keeps jobs, and everybody who wants something of them.
 //!
+//! - `admission`: whether the disk has room for more jobs
 //! - `retry`: what becomes of a job after an attempt
 //! - `wait`: who waits for what, and who is woken
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
+mod admission;
 pub mod retry;
 mod wait;
 
@@ -16,10 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-pub use self::wait::{Intent, Permit};
 use self::{
+    admission::DiskSpace,
     retry::{Settlement, event_after, failure_report},
     wait::{Running, Standby, Waiters, Work},
+};
+pub use self::{
+    admission::Shortage,
+    wait::{Intent, Permit},
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -103,6 +109,9 @@ pub enum QueueError {
         /// The bound.
         limit: usize,
     },
+    /// The disk is short of space.
+    #[error("{0}")]
+    StorageLow(Shortage),
     /// The service is shutting down and accepts no more.
     #[error("the service is shutting down and accepts no more questions")]
     Closing,
@@ -137,6 +146,7 @@ struct Inner {
     running: Arc<Running>,
     work: Arc<Work>,
     standby: Standby,
+    disk_space: DiskSpace,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
     closing: CancellationToken,
@@ -161,6 +171,7 @@ impl Queue {
             running: Arc::default(),
             work: Arc::default(),
             standby: Standby::default(),
+            disk_space: DiskSpace::default(),
             due: Arc::default(),
             closing,
         }));
@@ -192,10 +203,13 @@ impl Queue {
     /// Accepts a job: it is on disk when this returns.
     ///
     /// # Errors
-    /// [`QueueError::Full`], [`QueueError::Closing`], [`QueueError::Unavailable`].
+    /// [`QueueError::Full`], [`QueueError::StorageLow`], [`QueueError::Closing`], [`QueueError::Unavailable`].
     pub async fn enqueue(&self, submission: Submission) -> Result<JobRecord, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
+        }
+        if let Some(shortage) = self.shortage() {
+            return Err(QueueError::StorageLow(shortage));
         }
         let now = self.now();
         let mut job = Job::new(new_id(now), submission.priority, now);
@@ -310,6 +324,20 @@ impl Queue {
     /// Why the store can't be used at the moment, if so.
     pub fn trouble(&self) -> Option<String> {
         self.0.store.trouble()
+    }
+
+    /// What the disk is short of, if it is: then no job is accepted, and all else goes on.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.0.disk_space.shortage()
+    }
+
+    /// Tells the queue how much space the disk has, and how much it should have at least.
+    pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
+        match self.0.disk_space.note(free_bytes, floor_bytes) {
+            (None, Some(shortage)) => error!("no question is accepted: {shortage}"),
+            (Some(_), None) => info!(disk.free_bytes = free_bytes, "the disk has room again: questions are accepted"),
+            _ => {}
+        }
     }
 
     /// True once the service is shutting down.

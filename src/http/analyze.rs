@@ -58,7 +58,7 @@ const MAX_EXCESS: usize = 64;
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 502, description = "Waited for, and failed at Claude; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 503, description = "`queue_full`, `shutting_down`, `storage_unavailable`, `timeout`",
+        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json")

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod crash;
+mod disk_floor;
 mod disk_full;
 mod harness;
 mod life;
