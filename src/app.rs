@@ -32,7 +32,10 @@ use crate::{
     queue::{Policy, Queue, QueueError},
     store::{
         JobStore,
-        sled::{OpenError, SledConfig, SledStore},
+        sled::{
+            OpenError, SledConfig, SledStore,
+            salvage::{self, SalvageError, Summary},
+        },
     },
     sweeper::{self, disk::DiskWatch},
     worker::Worker,
@@ -238,6 +241,14 @@ impl App {
         self.store.close().await;
         info!("stopped");
     }
+}
+
+/// Writes what can be read of the jobs in the data folder to `out`, a JSON line each. Needs no service, changes nothing.
+///
+/// # Errors
+/// [`SalvageError`].
+pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
+    salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
 }
 
 /// The token of the file; makes both if there is none. Tells whether it is new.

@@ -10,5 +10,6 @@ mod disk_full;
 mod harness;
 mod life;
 mod operator;
+mod salvage;
 mod start;
 mod upstream;
