@@ -7,6 +7,7 @@ mod bad_input;
 mod crash;
 mod disk_floor;
 mod disk_full;
+mod drain;
 mod harness;
 mod life;
 mod operator;
