@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::{Service, Setup, send, simulator};
 
 /// What is written over the store.
-const DAMAGE: [u8; 32 << 10] = [0xA5; 32 << 10];
+static DAMAGE: [u8; 32 << 10] = [0xA5; 32 << 10];
 
 const EXPORT: [&str; 2] = ["export", "--salvage"];
 

@@ -280,7 +280,7 @@ impl Node {
 }
 
 /// The key, without the page's prefix, that a link sets or, without a value, deletes; none for other links.
-fn parse_link<'a>(body: &'a [u8], message: Message) -> Option<(&'a [u8], Option<Value>)> {
+fn parse_link(body: &[u8], message: Message) -> Option<(&[u8], Option<Value>)> {
     const SET: u8 = 0;
     const DELETE: u8 = 1;
     let mut rest = body;

@@ -134,12 +134,9 @@ pub fn export(path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError>
     };
     // Held to the end: a service that started meanwhile would write.
     let lock = file.try_clone().map_err(unreadable)?;
-    match flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(SalvageError::InUse(OpenError::InUse { path: path.to_owned() }));
-        }
-        // Some file systems have no locks.
-        Ok(()) | Err(_) => {}
+    // Some file systems have no locks: then there is none to respect.
+    if let Err(rustix::io::Errno::WOULDBLOCK) = flock(&lock, FlockOperation::NonBlockingLockShared) {
+        return Err(SalvageError::InUse(OpenError::InUse { path: path.to_owned() }));
     }
     let log = Log::read(file).map_err(unreadable)?;
     let (sled, trouble) = match Copy::open(path) {
