@@ -21,7 +21,7 @@ install() {
 
 packages=()
 has cc || packages+=(gcc libc6-dev) # links Rust programs and builds ring
-has prlimit || packages+=(util-linux) # the disk-full test lifts a limit with it
+has prlimit && has unshare && has mount || packages+=(util-linux mount) # for the tests of a full disk
 has kill || packages+=(procps)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"

@@ -6,6 +6,7 @@
 //! - `idempotency`: the keys that clients gave their submissions
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
+//! - `log`, `salvage`: what can be read of a damaged store
 //! - `writer`: the one thread that changes anything
 //!
 //! Reads of a job's state touch memory alone. Its request and attempts come from memory too if they were lately used, else
@@ -17,7 +18,9 @@ mod disk;
 mod idempotency;
 mod index;
 mod keys;
+mod log;
 mod recent;
+pub mod salvage;
 mod writer;
 
 use std::{

@@ -153,11 +153,16 @@ pub(super) fn read_chunks(tree: &sled::Tree, record: &[u8]) -> sled::Result<Opti
     for number in 0..=u16::MAX {
         let Some(chunk) = tree.get(keys::chunk(record, number))? else { return Ok(None) };
         bytes.extend_from_slice(&chunk);
-        if chunk.len() < CHUNK_BYTES {
+        if is_last_chunk(&chunk) {
             break;
         }
     }
     Ok(Some(bytes))
+}
+
+/// Whether a record ends with this chunk.
+pub(super) fn is_last_chunk(chunk: &[u8]) -> bool {
+    chunk.len() < CHUNK_BYTES
 }
 
 #[cfg(test)]

@@ -80,3 +80,25 @@ pub(super) fn chunk(record: &[u8], number: u16) -> Vec<u8> {
 pub(super) fn seq_of(key: &[u8]) -> Option<Seq> {
     key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(Seq::from_be_bytes)
 }
+
+/// The range of the keys of a job's attempts.
+pub(super) fn attempts(seq: Seq) -> std::ops::Range<Vec<u8>> {
+    body(ATTEMPT, seq)..body(ATTEMPT, seq + 1)
+}
+
+/// The attempt that a key of an attempt's chunk belongs to; none for other keys.
+pub(super) fn attempt_of(key: &[u8]) -> Option<u32> {
+    let bytes = key.get(9..13)?.try_into().ok()?;
+    (key[0] == ATTEMPT).then(|| u32::from_be_bytes(bytes))
+}
+
+/// Whether a key can be of this layout, by its prefix and length.
+pub(super) fn is_of_the_layout(key: &[u8]) -> bool {
+    match key.first() {
+        None => false,
+        Some(&METADATA) => key.len() == 9,
+        Some(&REQUEST) => key.len() == 11,
+        Some(&ATTEMPT) => key.len() == 15,
+        Some(_) => true,
+    }
+}
