@@ -7,6 +7,7 @@
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
 //! - `log`, `salvage`: what can be read of a damaged store
+//! - `mark`: how much was acknowledged, so that a loss is noticed
 //! - `writer`: the one thread that changes anything
 //!
 //! Reads of a job's state touch memory alone. Its request and attempts come from memory too if they were lately used, else
@@ -19,6 +20,7 @@ mod idempotency;
 mod index;
 mod keys;
 mod log;
+mod mark;
 mod recent;
 pub mod salvage;
 mod writer;

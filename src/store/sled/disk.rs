@@ -5,6 +5,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +14,7 @@ use super::{
     codec, idempotency,
     keys::{self, Seq},
     log,
+    mark::{self, Mark},
 };
 use crate::job::{IdempotencyKey, Job, JobId};
 
@@ -73,6 +75,9 @@ pub(super) struct Disk {
     tree: sled::Db,
     /// Our own handle of sled's one file: sled's flush writes, but does not sync.
     file: File,
+    mark: Mark,
+    /// Groups of changes committed. Only the writer counts.
+    changes: AtomicU64,
 }
 
 /// How a store in `path` is opened.
@@ -93,6 +98,10 @@ impl Disk {
         let is_new = !path.join("db").exists();
         fs::create_dir_all(path).map_err(folder)?;
         let db = path.join("db");
+        let acknowledged = mark::read(path);
+        if is_new && acknowledged > 0 {
+            return Err(unreadable(format!("its file {} is missing", db.display())));
+        }
         if !is_new && let Some(place) = File::open(&db).and_then(|file| log::damaged_segment(&file)).map_err(folder)? {
             return Err(unreadable(format!("its file {} is damaged at byte {place}", db.display())));
         }
@@ -113,8 +122,22 @@ impl Disk {
             Ok(Err(error)) => return Err(unreadable(error.to_string())),
             Err(_) => return Err(unreadable("its files are damaged".to_owned())),
         };
-        let file = File::options().read(true).write(true).open(db).map_err(folder)?;
-        let disk = Disk { tree, file };
+        let file = File::options().read(true).write(true).open(&db).map_err(folder)?;
+        let changes = match tree.get(keys::CHANGES) {
+            Ok(count) => count.and_then(|count| count.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes),
+            Err(error) => return Err(unreadable(error.to_string())),
+        };
+        if changes < acknowledged {
+            return Err(unreadable(format!(
+                "the newest of what it acknowledged is missing ({} groups of changes), so the end of {} is damaged. If \
+                 the folder is a copy that was made while the service ran, remove {} to do without",
+                acknowledged - changes,
+                db.display(),
+                mark::path(path).display()
+            )));
+        }
+        let mark = Mark::open(path).map_err(folder)?;
+        let disk = Disk { tree, file, mark, changes: AtomicU64::new(changes) };
         if !is_new && !matches!(disk.tree.get(keys::FORMAT), Ok(Some(_))) {
             // sled takes a segment whose head is damaged for an unused one.
             return Err(unreadable("its beginning is damaged".to_owned()));
@@ -133,6 +156,15 @@ impl Disk {
 
     pub(super) fn tree(&self) -> &sled::Tree {
         &self.tree
+    }
+
+    /// Makes the group of changes written so far durable, and notes that it may be acknowledged.
+    pub(super) fn commit(&self) -> Result<(), sled::Error> {
+        let count = self.changes.load(Ordering::Relaxed) + 1;
+        self.tree.insert(keys::CHANGES, &count.to_be_bytes())?;
+        self.sync()?;
+        self.changes.store(count, Ordering::Relaxed);
+        Ok(self.mark.set(count)?)
     }
 
     /// Makes everything written so far durable: sled writes its buffers, then the kernel its cache.

@@ -161,7 +161,7 @@ impl Writer {
             for Envelope { command, .. } in commands.by_ref() {
                 self.stage(&disk, &mut group, command)?;
             }
-            if group.changes.is_empty() && !group.wrote { Ok(()) } else { disk.sync().map_err(Fault::from) }
+            if group.changes.is_empty() && !group.wrote { Ok(()) } else { disk.commit().map_err(Fault::from) }
         }))
         .unwrap_or_else(|_| Err(Fault("sled panicked".to_owned())));
         match written {
