@@ -307,6 +307,16 @@ impl Queue {
         self.0.store.counts(self.now())
     }
 
+    /// How many clients wait for a job's end.
+    pub fn waiters(&self) -> usize {
+        self.0.waiters.len()
+    }
+
+    /// How many attempts are under way in this process.
+    pub fn running_attempts(&self) -> usize {
+        self.0.running.len()
+    }
+
     /// Why the store can't be used at the moment, if so.
     pub fn trouble(&self) -> Option<String> {
         self.0.store.trouble()
