@@ -59,6 +59,9 @@ const IMPATIENT_CLIENTS: usize = 3;
 /// Clients that look at jobs of others, some of them waiting for the end.
 const POLLING_CLIENTS: usize = 6;
 
+/// How long ago a job may have ended that is tried again.
+const RETRIED_WITHIN: Duration = Duration::from_secs(60);
+
 /// Between two looks at the process.
 const SAMPLE: Duration = Duration::from_secs(10);
 
@@ -76,8 +79,8 @@ struct Book {
     accepted: usize,
     /// Ended jobs by status.
     ended: BTreeMap<String, usize>,
-    /// Some that failed or were cancelled lately.
-    unsuccessful: VecDeque<String>,
+    /// Some that failed or were cancelled, and when that was seen.
+    unsuccessful: VecDeque<(String, Instant)>,
     /// Answers by what was asked and their status.
     answers: BTreeMap<(&'static str, u16), usize>,
     /// What must not be.
@@ -108,6 +111,12 @@ const MONITOR: Ask = ("monitor", &[200]);
 const NONSENSE: Ask = ("nonsense", &[422]);
 
 impl Customer {
+    /// Notes what must not be, and tells it at once: whoever watches may want to look.
+    fn fault(&self, fault: String) {
+        println!("FAULT: {fault}");
+        self.book().faults.push(fault);
+    }
+
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap()
     }
@@ -121,7 +130,7 @@ impl Customer {
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(error) => {
-                self.book().faults.push(format!("{name} {path}: {error:?}"));
+                self.fault(format!("{name} {path}: {error:?}"));
                 return None;
             }
         };
@@ -138,7 +147,8 @@ impl Customer {
         match text {
             Ok(text) if expected.contains(&status) => Some(serde_json::from_str(&text).unwrap_or(Value::String(text))),
             text => {
-                book.faults.push(format!("{name} {path}: {status} {text:?}"));
+                drop(book);
+                self.fault(format!("{name} {path}: {status} {text:?}"));
                 None
             }
         }
@@ -160,13 +170,13 @@ impl Customer {
             if matches!(status.as_str(), "queued" | "scheduled" | "running") {
                 continue;
             }
+            if status == "succeeded" && !found["result"].is_object() {
+                self.fault(format!("{job} succeeded without a result"));
+            }
             let mut book = self.book();
             book.open.remove(&job);
-            if status == "succeeded" && !found["result"].is_object() {
-                book.faults.push(format!("{job} succeeded without a result"));
-            }
             if status != "succeeded" {
-                book.unsuccessful.push_back(job);
+                book.unsuccessful.push_back((job, Instant::now()));
                 if book.unsuccessful.len() > 50 {
                     book.unsuccessful.pop_front();
                 }
@@ -309,7 +319,8 @@ async fn undecided(customer: Customer) {
             customer.ask(CANCEL, Method::POST, &format!("{job}/cancel"), None).await;
         }
         let unsuccessful = customer.book().unsuccessful.pop_back();
-        if let Some(job) = unsuccessful {
+        // Retention may take an older one meanwhile.
+        if let Some((job, _)) = unsuccessful.filter(|(_, seen)| seen.elapsed() < RETRIED_WITHIN) {
             let answer = customer.ask(RETRY, Method::POST, &format!("{job}/retry"), None).await;
             // Accepted once more; the answer has no address to say so.
             if answer.is_some_and(|job| job.get("id").is_some()) {

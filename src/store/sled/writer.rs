@@ -259,8 +259,7 @@ impl Writer {
 
     /// The first ready job that this group has not touched. Jobs whose time has come become ready here.
     fn first_ready(&self, group: &mut Group, now: Timestamp) -> Option<(Seq, Job)> {
-        if self.shared.index().has_due(now) {
-            self.shared.index_mut().promote(now);
+        if self.shared.promote(now) {
             group.claimed_to = None;
         }
         let index = self.shared.index();
@@ -418,13 +417,8 @@ impl Answer {
 /// The index as the database tells it, and the first number that is free.
 pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Seq), String> {
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
-    let mut index = Index::default();
-    let mut newest = 0;
-    for entry in disk.jobs() {
-        let (seq, job) = entry?;
-        index.replace(seq, Some(&job), now);
-        newest = seq;
-    }
+    let jobs = disk.jobs().collect::<Result<Vec<_>, _>>()?;
+    let newest = jobs.last().map_or(0, |(seq, _)| *seq);
     disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
-    Ok((index, next_seq))
+    Ok((Index::of(jobs, now), next_seq))
 }
