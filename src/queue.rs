@@ -34,6 +34,10 @@ use crate::{
 /// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
 const SWEEP_STEP: usize = 64;
 
+/// Most jobs that one step removes when retention has fallen behind, which takes thousands of jobs a second: some
+/// milliseconds of latency are better than a disk that fills.
+const SWEEP_STEP_BEHIND: usize = 512;
+
 /// Longest pause between two tries to settle an attempt while the store is unavailable.
 const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -462,8 +466,13 @@ impl Queue {
             }
         }
         let before = now.minus(self.0.policy.keep_finished_for);
-        let pruned = self.0.store.prune(before, self.0.policy.max_finished, SWEEP_STEP).await?;
-        Ok(overdue.len() == SWEEP_STEP || pruned == SWEEP_STEP)
+        let counts = self.0.store.counts(now);
+        let finished = counts.succeeded + counts.failed + counts.cancelled;
+        // The further behind, the larger the step, so that any load finds its level.
+        let surplus = finished.saturating_sub(self.0.policy.max_finished);
+        let step = (surplus / 16).clamp(SWEEP_STEP, SWEEP_STEP_BEHIND);
+        let pruned = self.0.store.prune(before, self.0.policy.max_finished, step).await?;
+        Ok(overdue.len() == SWEEP_STEP || pruned == step)
     }
 
     /// Waits until there is something to sweep, at most `at_most`.
