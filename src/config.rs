@@ -160,7 +160,7 @@ pub struct Settings {
     pub max_finished_jobs: usize,
 
     /// Memory the store may use as cache, in MiB (16 to 65536)
-    #[arg(long, env, default_value = "256", value_parser = within(16..=65_536_u64))]
+    #[arg(long, env, default_value = "64", value_parser = within(16..=65_536_u64))]
     pub store_cache_mb: u64,
 
     /// Free disk space, in MiB, below which no question is taken while all else goes on; 0 sets no floor (0 to 1048576)

@@ -45,6 +45,10 @@ use crate::{
 /// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
 const SWEEP_STEP: usize = 64;
 
+/// Most jobs that one step removes when retention has fallen behind, which takes thousands of jobs a second: some
+/// milliseconds of latency are better than a disk that fills.
+const SWEEP_STEP_BEHIND: usize = 512;
+
 /// Longest pause between two tries to settle an attempt while the store is unavailable.
 const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -422,6 +426,16 @@ impl Queue {
         self.0.store.counts(self.now())
     }
 
+    /// How many clients wait for a job's end.
+    pub fn waiters(&self) -> usize {
+        self.0.waiters.len()
+    }
+
+    /// How many attempts are under way in this process.
+    pub fn running_attempts(&self) -> usize {
+        self.0.running.len()
+    }
+
     /// Why the store can't be used at the moment, if so.
     pub fn trouble(&self) -> Option<String> {
         self.0.store.trouble()
@@ -588,8 +602,13 @@ impl Queue {
             }
         }
         let before = now.minus(self.0.policy.keep_finished_for);
-        let pruned = self.0.store.prune(before, self.0.policy.max_finished, SWEEP_STEP).await?;
-        Ok(overdue.len() == SWEEP_STEP || pruned == SWEEP_STEP)
+        let counts = self.0.store.counts(now);
+        let finished = counts.succeeded + counts.failed + counts.cancelled;
+        // The further behind, the larger the step, so that any load finds its level.
+        let surplus = finished.saturating_sub(self.0.policy.max_finished);
+        let step = (surplus / 16).clamp(SWEEP_STEP, SWEEP_STEP_BEHIND);
+        let pruned = self.0.store.prune(before, self.0.policy.max_finished, step).await?;
+        Ok(overdue.len() == SWEEP_STEP || pruned == step)
     }
 
     /// Waits until there is something to sweep, at most `at_most`.

@@ -79,6 +79,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
 )]
 pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let counts = api.queue.counts();
+    let gauge = |count| i64::try_from(count).unwrap_or(i64::MAX);
     for (status, count) in [
         ("queued", counts.queued),
         ("scheduled", counts.scheduled),
@@ -87,8 +88,11 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
         ("failed", counts.failed),
         ("cancelled", counts.cancelled),
     ] {
-        api.metrics.jobs.get_or_create(&kind(status)).set(i64::try_from(count).unwrap_or(i64::MAX));
+        api.metrics.jobs.get_or_create(&kind(status)).set(gauge(count));
     }
+    api.metrics.waiters.set(gauge(api.queue.waiters()));
+    api.metrics.running_attempts.set(gauge(api.queue.running_attempts()));
+    api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -281,8 +281,7 @@ impl Writer {
 
     /// The first ready job that this group has not touched. Jobs whose time has come become ready here.
     fn first_ready(&self, group: &mut Group, now: Timestamp) -> Option<(Seq, Job)> {
-        if self.shared.index().has_due(now) {
-            self.shared.index_mut().promote(now);
+        if self.shared.promote(now) {
             group.claimed_to = None;
         }
         let index = self.shared.index();
@@ -461,19 +460,14 @@ impl Answer {
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
 pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), String> {
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
-    let mut index = Index::default();
+    let jobs = disk.jobs().collect::<Result<Vec<_>, _>>()?;
+    let newest = jobs.last().map_or(0, |(seq, _)| *seq);
     let mut keys = Keys::default();
-    let mut newest = 0;
-    for entry in disk.jobs() {
-        let (seq, job) = entry?;
-        index.replace(seq, Some(&job), now);
-        keys.note(&job);
-        newest = seq;
-    }
+    jobs.iter().for_each(|(_, job)| keys.note(job));
     for entry in disk.orphaned_keys() {
         let (key, job) = entry?;
         keys.insert(&key, job);
     }
     disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
-    Ok((index, keys, next_seq))
+    Ok((Index::of(jobs, now), keys, next_seq))
 }
