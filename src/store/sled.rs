@@ -8,6 +8,7 @@
 //! - `recent`: requests and attempts lately used, in memory
 //! - `log`, `salvage`: what can be read of a damaged store
 //! - `mark`: how much was acknowledged, so that a loss is noticed
+//! - `witness`: whether all jobs are as they were
 //! - `writer`: the one thread that changes anything
 //!
 //! Reads of a job's state touch memory alone. Its request and attempts come from memory too if they were lately used, else
@@ -23,6 +24,7 @@ mod log;
 mod mark;
 mod recent;
 pub mod salvage;
+mod witness;
 mod writer;
 
 use std::{

@@ -12,9 +12,11 @@ use std::{
 
 use super::{
     codec, idempotency,
+    index::Index,
     keys::{self, Seq},
     log,
     mark::{self, Mark},
+    witness::Witness,
 };
 use crate::job::{IdempotencyKey, Job, JobId};
 
@@ -77,7 +79,20 @@ pub(super) struct Disk {
     file: File,
     mark: Mark,
     /// Groups of changes committed. Only the writer counts.
-    changes: AtomicU64,
+    groups: AtomicU64,
+    path: PathBuf,
+    /// As it was found, if it can be held to.
+    witness: Option<Witness>,
+}
+
+/// Why a store that can be opened must not be used.
+fn lost(path: &Path, what: &str) -> String {
+    format!(
+        "its file {} is damaged: {what}. If the folder is a copy that was made while the service ran, remove {} to do \
+         without what is missing",
+        path.join("db").display(),
+        mark::path(path).display()
+    )
 }
 
 /// How a store in `path` is opened.
@@ -123,21 +138,19 @@ impl Disk {
             Err(_) => return Err(unreadable("its files are damaged".to_owned())),
         };
         let file = File::options().read(true).write(true).open(&db).map_err(folder)?;
-        let changes = match tree.get(keys::CHANGES) {
-            Ok(count) => count.and_then(|count| count.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes),
+        let witness = match tree.get(keys::WITNESS) {
+            Ok(record) => record.map(|record| Witness::decode(&record)).transpose().map_err(unreadable)?,
             Err(error) => return Err(unreadable(error.to_string())),
         };
-        if changes < acknowledged {
-            return Err(unreadable(format!(
-                "the newest of what it acknowledged is missing ({} groups of changes), so the end of {} is damaged. If \
-                 the folder is a copy that was made while the service ran, remove {} to do without",
-                acknowledged - changes,
-                db.display(),
-                mark::path(path).display()
-            )));
+        let groups = witness.as_ref().map_or(0, |witness| witness.groups);
+        if groups < acknowledged {
+            let detail = format!("the last {} groups of changes are missing", acknowledged - groups);
+            return Err(unreadable(lost(path, &detail)));
         }
         let mark = Mark::open(path).map_err(folder)?;
-        let disk = Disk { tree, file, mark, changes: AtomicU64::new(changes) };
+        // Without a mark there is nobody to say that it was not so before.
+        let witness = witness.filter(|_| acknowledged > 0);
+        let disk = Disk { tree, file, mark, groups: AtomicU64::new(groups), path: path.to_owned(), witness };
         if !is_new && !matches!(disk.tree.get(keys::FORMAT), Ok(Some(_))) {
             // sled takes a segment whose head is damaged for an unused one.
             return Err(unreadable("its beginning is damaged".to_owned()));
@@ -158,13 +171,28 @@ impl Disk {
         &self.tree
     }
 
-    /// Makes the group of changes written so far durable, and notes that it may be acknowledged.
+    /// Checks that the jobs read are those that were there.
+    ///
+    /// # Errors
+    /// Says what was lost and what to do.
+    pub(super) fn check(&self, index: &Index) -> Result<(), String> {
+        if self.witness.as_ref().is_none_or(|witness| witness.confirms(index)) {
+            return Ok(());
+        }
+        Err(lost(&self.path, "jobs are missing, or older than they were"))
+    }
+
+    /// Begins a group's metadata: what stands after this may be lost by a crash until [`Disk::commit`].
+    pub(super) fn begin(&self, touched: Vec<Seq>, index: &Index) -> Result<(), String> {
+        let witness = Witness::new(self.groups.load(Ordering::Relaxed) + 1, touched, index).encode()?;
+        self.tree.insert(keys::WITNESS, witness).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Makes the group of changes that was begun durable, and notes that it may be acknowledged.
     pub(super) fn commit(&self) -> Result<(), sled::Error> {
-        let count = self.changes.load(Ordering::Relaxed) + 1;
-        self.tree.insert(keys::CHANGES, &count.to_be_bytes())?;
         self.sync()?;
-        self.changes.store(count, Ordering::Relaxed);
-        Ok(self.mark.set(count)?)
+        let groups = self.groups.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(self.mark.set(groups)?)
     }
 
     /// Makes everything written so far durable: sled writes its buffers, then the kernel its cache.

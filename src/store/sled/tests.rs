@@ -89,6 +89,8 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
+        let (index, _, _) = writer::load(&disk, at(0)).unwrap();
+        disk.begin(vec![1], &index).unwrap();
         disk.tree().remove(keys::metadata(1)).unwrap();
         disk.sync().unwrap();
     }
