@@ -33,9 +33,12 @@ use crate::{
     queue::{Policy, Queue, QueueError, retry::RetryBounds},
     store::{
         JobStore,
-        sled::{OpenError, SledConfig, SledStore},
+        sled::{
+            OpenError, SledConfig, SledStore,
+            salvage::{self, SalvageError, Summary},
+        },
     },
-    sweeper,
+    sweeper::{self, disk::DiskWatch},
     worker::Worker,
 };
 
@@ -176,6 +179,12 @@ impl App {
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
         }
+        let disk = DiskWatch {
+            folder: settings.data_dir.join(STORE_FOLDER),
+            floor_bytes: settings.min_free_disk_mb << 20,
+            metrics: metrics.clone(),
+        };
+        disk.look(&queue).await;
 
         let per_minute = PerMinute {
             requests: settings.requests_per_minute,
@@ -194,6 +203,7 @@ impl App {
         };
         worker.start_pool(settings.workers, &tracker);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
+        tracker.spawn(disk.run(queue.clone(), closing.clone()));
 
         let router = http::router(Api {
             queue: queue.clone(),
@@ -251,6 +261,14 @@ impl App {
         self.store.close().await;
         info!("stopped");
     }
+}
+
+/// Writes what can be read of the jobs in the data folder to `out`, a JSON line each. Needs no service, changes nothing.
+///
+/// # Errors
+/// [`SalvageError`].
+pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
+    salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
 }
 
 /// The token of the file; makes both if there is none. Tells whether it is new.

@@ -96,7 +96,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "400000", value_parser = tokens_per_minute())]
     pub output_tokens_per_minute: NonZeroU32,
 
-    /// Longest question taken, in characters (1 to 100000)
+    /// Longest question taken, in characters; the largest body grows with it (1 to 100000)
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize))]
     pub max_query_length: usize,
 
@@ -168,8 +168,12 @@ pub struct Settings {
     pub max_finished_jobs: usize,
 
     /// Memory the store may use as cache, in MiB (16 to 65536)
-    #[arg(long, env, default_value = "256", value_parser = within(16..=65_536_u64))]
+    #[arg(long, env, default_value = "64", value_parser = within(16..=65_536_u64))]
     pub store_cache_mb: u64,
+
+    /// Free disk space, in MiB, below which no question is taken while all else goes on; 0 sets no floor (0 to 1048576)
+    #[arg(long, env, default_value = "256", value_parser = within(0..=1_048_576_u64))]
+    pub min_free_disk_mb: u64,
 
     /// Token of the admin pages, 16 or more characters; if unset, one is made at first start and kept in DATA_DIR
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
@@ -482,6 +486,7 @@ mod tests {
             ("RETENTION_DAYS", "3651", "from 1 to 3650"),
             ("MAX_FINISHED_JOBS", "10000001", "from 1 to 10000000"),
             ("STORE_CACHE_MB", "15", "from 16 to 65536"),
+            ("MIN_FREE_DISK_MB", "1048577", "from 0 to 1048576"),
             ("HOST", "localhost", "IP address such as"),
             ("DEBUG", "maybe", "true or false"),
             ("LOG_FORMAT", "xml", "text, json"),

@@ -34,8 +34,9 @@ pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The part of a closing that is added at random, so that callers of one account do not all come back at once.
 const JITTER: f64 = 0.1;
 
-/// Requests of one second may come at once: a limit per minute may be enforced per second.
-const REQUEST_BURST: Duration = Duration::from_secs(1);
+/// Requests of half a second may come at once: a limit per minute may be enforced per second, and calls that left one
+/// after the other may arrive together.
+const REQUEST_BURST: Duration = Duration::from_millis(500);
 
 /// Tokens of a minute may come at once: their number is known only afterwards, and Anthropic's buckets hold as many.
 const TOKEN_BURST: Duration = Duration::from_secs(60);
@@ -368,9 +369,13 @@ mod tests {
     use super::*;
 
     fn limits(requests: u32, workers: usize) -> Limits {
-        let many = NonZeroU32::new(1_000_000_000).unwrap();
-        let requests = NonZeroU32::new(requests).unwrap();
-        Limits::new(PerMinute { requests, input_tokens: many, output_tokens: many }, workers)
+        limits_with(requests, 1_000_000_000, workers)
+    }
+
+    fn limits_with(requests: u32, input_tokens: u32, workers: usize) -> Limits {
+        let [requests, input_tokens, output_tokens] =
+            [requests, input_tokens, 1_000_000_000].map(|limit| NonZeroU32::new(limit).unwrap());
+        Limits::new(PerMinute { requests, input_tokens, output_tokens }, workers)
     }
 
     /// As many permits as there are right now, held.
@@ -399,10 +404,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_rate_is_spread_evenly_with_a_burst_of_one_second() {
-        let limits = limits(120, 1_000);
+    async fn the_rate_is_spread_evenly_with_a_burst_of_half_a_second() {
+        let limits = limits(240, 1_000);
         let held = take_all(&limits);
-        assert!((2..=3).contains(&held.len()), "{} calls at once at 120 a minute", held.len());
+        assert!((2..=3).contains(&held.len()), "{} calls at once at 240 a minute", held.len());
         assert!(!limits.is_exhausted());
         let waiting = tokio::spawn({
             let limits = limits.clone();
@@ -428,9 +433,7 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_are_taken_by_what_is_usual_and_settled_with_what_was_used() {
-        let limits = limits(60_000, 1_000);
-        let tokens = |limit| PerMinute { input_tokens: NonZeroU32::new(limit).unwrap(), ..limits.settings() };
-        limits.set(tokens(USUAL_TOKENS.input * 10));
+        let limits = limits_with(60_000, USUAL_TOKENS.input * 10, 1_000);
         let held = take_all(&limits);
         assert_eq!(held.len(), 10, "a minute's worth");
         assert!(limits.try_permit().is_none());

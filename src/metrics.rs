@@ -57,10 +57,18 @@ pub struct Metrics {
     pub panics: Counter,
     /// Jobs in the store by status; set when the metrics are read.
     pub jobs: Family<KindLabel, Gauge>,
+    /// Clients that wait for a job's end; set when the metrics are read.
+    pub waiters: Gauge,
+    /// Attempts under way in this process; set when the metrics are read.
+    pub running_attempts: Gauge,
+    /// Tasks of the runtime that have not ended; set when the metrics are read.
+    pub tasks: Gauge,
     /// 1 while the gate to the upstream is closed; set when the metrics are read.
     pub gate_closed: Gauge,
     /// 1 while the store can be used; set when the metrics are read.
     pub store_available: Gauge,
+    /// Free bytes on the store's disk, as last looked at.
+    pub disk_free_bytes: Gauge,
     /// Groups of changes made durable.
     pub store_commits: Counter,
     /// Seconds to write and sync one group.
@@ -93,8 +101,12 @@ impl Metrics {
             leases_lost: Counter::default(),
             panics: Counter::default(),
             jobs: Family::default(),
+            waiters: Gauge::default(),
+            running_attempts: Gauge::default(),
+            tasks: Gauge::default(),
             gate_closed: Gauge::default(),
             store_available: Gauge::default(),
+            disk_free_bytes: Gauge::default(),
             store_commits: Counter::default(),
             store_commit_seconds: quick(),
         };
@@ -129,8 +141,17 @@ impl Metrics {
         );
         registry.register("attempt_panics", "Attempts that panicked", metrics.panics.clone());
         registry.register("jobs", "Jobs in the store, by status", metrics.jobs.clone());
+        registry.register("waiters", "Clients that wait for a job's end", metrics.waiters.clone());
+        registry.register("running_attempts", "Attempts under way", metrics.running_attempts.clone());
+        registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
         registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
         registry.register("store_available", "1 while the store can be used", metrics.store_available.clone());
+        registry.register_with_unit(
+            "disk_free",
+            "Free space on the file system of DATA_DIR",
+            Unit::Bytes,
+            metrics.disk_free_bytes.clone(),
+        );
         registry.register("store_commits", "Groups of changes made durable", metrics.store_commits.clone());
         registry.register_with_unit(
             "store_commit_duration",

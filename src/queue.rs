@@ -1,12 +1,14 @@
 //! The queue's policy: what is accepted, who gets which job, what becomes of it afterwards. Between the store, which
 //! keeps jobs, and everybody who wants something of them.
 //!
+//! - `admission`: whether the disk has room for more jobs
 //! - `outlook`: why a job waits and when its answer may come
 //! - `retry`: what becomes of a job after an attempt
 //! - `wait`: who waits for what, and who is woken
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
+mod admission;
 mod outlook;
 pub mod retry;
 mod wait;
@@ -19,14 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-pub use self::{
-    outlook::{Allowance, Outlook, WaitingFor},
-    wait::{Intent, Permit},
-};
 use self::{
+    admission::DiskSpace,
     outlook::{Figures, ServiceTime},
     retry::{RetryBounds, Settlement, event_after, failure_report},
     wait::{Running, Standby, Waiters, Work},
+};
+pub use self::{
+    admission::Shortage,
+    outlook::{Allowance, Outlook, WaitingFor},
+    wait::{Intent, Permit},
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -40,6 +44,10 @@ use crate::{
 
 /// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
 const SWEEP_STEP: usize = 64;
+
+/// Most jobs that one step removes when retention has fallen behind, which takes thousands of jobs a second: some
+/// milliseconds of latency are better than a disk that fills.
+const SWEEP_STEP_BEHIND: usize = 512;
 
 /// Longest pause between two tries to settle an attempt while the store is unavailable.
 const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
@@ -159,6 +167,9 @@ pub enum QueueError {
     /// The job that the idempotency key stands for is there no more.
     #[error("this Idempotency-Key stands for job {0}, which was removed since; a new question needs a key of its own")]
     Removed(JobId),
+    /// The disk is short of space.
+    #[error("{0}")]
+    StorageLow(Shortage),
     /// The service is shutting down and accepts no more.
     #[error("the service is shutting down and accepts no more questions")]
     Closing,
@@ -195,6 +206,7 @@ struct Inner {
     work: Arc<Work>,
     standby: Standby,
     service_time: ServiceTime,
+    disk_space: DiskSpace,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
     closing: CancellationToken,
@@ -220,6 +232,7 @@ impl Queue {
             work: Arc::default(),
             standby: Standby::default(),
             service_time: ServiceTime::default(),
+            disk_space: DiskSpace::default(),
             due: Arc::default(),
             closing,
         }));
@@ -252,7 +265,8 @@ impl Queue {
     /// it stands for instead.
     ///
     /// # Errors
-    /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::Closing`], [`QueueError::Unavailable`].
+    /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::StorageLow`],
+    /// [`QueueError::Closing`], [`QueueError::Unavailable`].
     pub async fn enqueue(&self, submission: Submission) -> Result<Accepted, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
@@ -267,6 +281,9 @@ impl Queue {
         }
         job.idempotency = key.map(Box::new);
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
+        if !is_replay && let Some(shortage) = self.shortage() {
+            return Err(QueueError::StorageLow(shortage));
+        }
         let request = Arc::new(submission.request);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
         let inserted = if due
@@ -409,9 +426,33 @@ impl Queue {
         self.0.store.counts(self.now())
     }
 
+    /// How many clients wait for a job's end.
+    pub fn waiters(&self) -> usize {
+        self.0.waiters.len()
+    }
+
+    /// How many attempts are under way in this process.
+    pub fn running_attempts(&self) -> usize {
+        self.0.running.len()
+    }
+
     /// Why the store can't be used at the moment, if so.
     pub fn trouble(&self) -> Option<String> {
         self.0.store.trouble()
+    }
+
+    /// What the disk is short of, if it is: then no job is accepted, and all else goes on.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.0.disk_space.shortage()
+    }
+
+    /// Tells the queue how much space the disk has, and how much it should have at least.
+    pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
+        match self.0.disk_space.note(free_bytes, floor_bytes) {
+            (None, Some(shortage)) => error!("no question is accepted: {shortage}"),
+            (Some(_), None) => info!(disk.free_bytes = free_bytes, "the disk has room again: questions are accepted"),
+            _ => {}
+        }
     }
 
     /// True once the service is shutting down.
@@ -561,8 +602,13 @@ impl Queue {
             }
         }
         let before = now.minus(self.0.policy.keep_finished_for);
-        let pruned = self.0.store.prune(before, self.0.policy.max_finished, SWEEP_STEP).await?;
-        Ok(overdue.len() == SWEEP_STEP || pruned == SWEEP_STEP)
+        let counts = self.0.store.counts(now);
+        let finished = counts.succeeded + counts.failed + counts.cancelled;
+        // The further behind, the larger the step, so that any load finds its level.
+        let surplus = finished.saturating_sub(self.0.policy.max_finished);
+        let step = (surplus / 16).clamp(SWEEP_STEP, SWEEP_STEP_BEHIND);
+        let pruned = self.0.store.prune(before, self.0.policy.max_finished, step).await?;
+        Ok(overdue.len() == SWEEP_STEP || pruned == step)
     }
 
     /// Waits until there is something to sweep, at most `at_most`.

@@ -1,5 +1,7 @@
 //! What the passing of time changes: retries and scheduled jobs become ready, leases and deadlines end, old jobs are
-//! removed. One task, asleep until the next of these is due.
+//! removed. One task, asleep until the next of these is due. Beside it, [`disk`] watches the free space.
+
+pub mod disk;
 
 use std::time::Duration;
 

@@ -4,21 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::Response,
 };
-use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::{
-    Api,
+    Api, body,
     extract::Params,
     observe,
-    problem::{
-        BODY_TOO_LARGE, FieldError, INVALID_BODY, INVALID_PARAMETER, Problem, ProblemBody, UNSUPPORTED_MEDIA_TYPE,
-    },
-    submission::{self, Body, MAX_BODY_BYTES},
+    problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
+    submission::{self, Body, max_body_bytes},
     view::JobView,
     wait::Wait,
 };
@@ -37,9 +34,6 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Tells that the job was there before, under the same key.
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-
-/// Most bytes read of a body that is too large: its sender hears of it only once it has sent all, and that has an end.
-const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
 
 /// Ask a question
 ///
@@ -73,7 +67,7 @@ const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 502, description = "Waited for, and failed at Claude; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 503, description = "`queue_full`, `shutting_down`, `storage_unavailable`, `timeout`",
+        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json")
@@ -125,17 +119,13 @@ pub(super) struct Question {
     idempotency_key: Option<String>,
 }
 
-impl<S: Send + Sync> FromRequest<S> for Question {
+impl FromRequest<Arc<Api>> for Question {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Question, Problem> {
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Question, Problem> {
         let (mut parts, body) = request.into_parts();
-        // Before any refusal: one that leaves the body unread is lost when the connection is reset.
-        let body = read(body).await?;
-        if !is_json(&parts.headers) {
-            return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
-        }
-        let Ok(params) = Params::from_request_parts(&mut parts, state).await;
+        let body = body::read(&parts.headers, body, max_body_bytes(api.max_query_length)).await?;
+        let Ok(params) = Params::from_request_parts(&mut parts, api).await;
         let wait = params.wait()?.or_else(|| Wait::preferred(&parts.headers));
         let idempotency_key = idempotency_key(&parts.headers)?;
         Ok(Question { body, wait, idempotency_key })
@@ -154,44 +144,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         return Err(Problem::listing(INVALID_PARAMETER, vec![FieldError::new("Idempotency-Key", message)]));
     }
     Ok(Some(key))
-}
-
-/// The whole body, if it is not too large.
-async fn read(body: axum::body::Body) -> Result<Vec<u8>, Problem> {
-    let mut chunks = body.into_data_stream();
-    let mut body = Vec::new();
-    let mut size = 0;
-    while let Some(chunk) = chunks.next().await {
-        let chunk =
-            chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
-        size += chunk.len();
-        if size <= MAX_BODY_BYTES {
-            body.extend_from_slice(&chunk);
-        } else if size > MAX_BYTES_READ {
-            break;
-        }
-    }
-    if size > MAX_BODY_BYTES {
-        let detail = format!("the body must be at most {MAX_BODY_BYTES} bytes (256 KiB)");
-        return Err(Problem::new(BODY_TOO_LARGE, detail));
-    }
-    Ok(body)
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-        value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_json_is_taken_for_json() {
-        let is = |kind: &'static str| is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().unwrap())]));
-        assert!(is("application/json") && is("Application/JSON ; charset=utf-8"));
-        assert!(!is("text/json") && !is("application/jsonp") && !is("") && !is_json(&HeaderMap::new()));
-    }
 }

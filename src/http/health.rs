@@ -57,7 +57,8 @@ pub(super) async fn live() -> Json<Health> {
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
     let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
-    let down: Vec<FieldError> = closing.into_iter().chain(store).collect();
+    let disk = api.queue.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
+    let down: Vec<FieldError> = closing.into_iter().chain(store).chain(disk).collect();
     if !down.is_empty() {
         return Problem::listing(NOT_READY, down).into_response();
     }
@@ -78,6 +79,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
 )]
 pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let counts = api.queue.counts();
+    let gauge = |count| i64::try_from(count).unwrap_or(i64::MAX);
     for (status, count) in [
         ("queued", counts.queued),
         ("scheduled", counts.scheduled),
@@ -86,8 +88,11 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
         ("failed", counts.failed),
         ("cancelled", counts.cancelled),
     ] {
-        api.metrics.jobs.get_or_create(&kind(status)).set(i64::try_from(count).unwrap_or(i64::MAX));
+        api.metrics.jobs.get_or_create(&kind(status)).set(gauge(count));
     }
+    api.metrics.waiters.set(gauge(api.queue.waiters()));
+    api.metrics.running_attempts.set(gauge(api.queue.running_attempts()));
+    api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";

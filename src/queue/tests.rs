@@ -445,8 +445,11 @@ impl World {
         }
         self.store.take_fired();
         self.store.set_deaf(false);
+        if fault.is_some() && !deaf {
+            tokio::time::resume();
+        }
         self.check(deaf).await;
-        if fault.is_some() || deaf {
+        if deaf {
             tokio::time::resume();
         }
     }

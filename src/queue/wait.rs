@@ -17,7 +17,15 @@ use crate::job::{Job, JobId, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
-pub(super) struct Waiters(Mutex<HashMap<JobId, Arc<Notify>>>);
+pub(super) struct Waiters(Mutex<HashMap<JobId, Waited>>);
+
+/// A job that is waited for.
+#[derive(Debug, Default)]
+struct Waited {
+    /// Counted under the lock: the signal's own count of owners still falls after that is released.
+    clients: usize,
+    signal: Arc<Notify>,
+}
 
 /// An interest in a job; ends when dropped.
 #[derive(Debug)]
@@ -30,14 +38,21 @@ pub(super) struct Interest<'a> {
 impl Waiters {
     /// Registers interest. Do so before you check the job: what changes afterwards is signalled.
     pub(super) fn register(&self, id: JobId) -> Interest<'_> {
-        let signal = Arc::clone(lock(&self.0).entry(id).or_default());
-        Interest { waiters: self, id, signal }
+        let mut waiters = lock(&self.0);
+        let waited = waiters.entry(id).or_default();
+        waited.clients += 1;
+        Interest { waiters: self, id, signal: Arc::clone(&waited.signal) }
     }
 
     pub(super) fn notify(&self, id: JobId) {
-        if let Some(signal) = lock(&self.0).get(&id) {
-            signal.notify_waiters();
+        if let Some(waited) = lock(&self.0).get(&id) {
+            waited.signal.notify_waiters();
         }
+    }
+
+    /// How many clients wait.
+    pub(super) fn len(&self) -> usize {
+        lock(&self.0).values().map(|waited| waited.clients).sum()
     }
 }
 
@@ -50,9 +65,11 @@ impl Interest<'_> {
 impl Drop for Interest<'_> {
     fn drop(&mut self) {
         let mut waiters = lock(&self.waiters.0);
-        // Two owners are left: the map and this one.
-        if Arc::strong_count(&self.signal) == 2 {
-            waiters.remove(&self.id);
+        if let Some(waited) = waiters.get_mut(&self.id) {
+            waited.clients -= 1;
+            if waited.clients == 0 {
+                waiters.remove(&self.id);
+            }
         }
     }
 }
@@ -66,6 +83,11 @@ impl Running {
         let token = CancellationToken::new();
         lock(&self.0).insert(id, (attempt, token.clone()));
         token
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        lock(&self.0).len()
     }
 
     pub(super) fn end(&self, id: JobId, attempt: u32) {
@@ -201,6 +223,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_left_of_clients_that_leave_at_the_same_moment() {
+        let (waiters, together) = (Waiters::default(), std::sync::Barrier::new(2));
+        let leave = || {
+            for job in 0..30_000 {
+                let interest = waiters.register(JobId::from_u128(job));
+                together.wait();
+                drop(interest);
+            }
+        };
+        std::thread::scope(|threads| {
+            threads.spawn(leave);
+            threads.spawn(leave);
+        });
+        assert!(lock(&waiters.0).is_empty());
+    }
+
+    #[test]
+    fn every_client_of_a_job_counts_as_waiting() {
+        let waiters = Waiters::default();
+        let both = [waiters.register(JobId::nil()), waiters.register(JobId::nil())];
+        assert_eq!(waiters.len(), 2);
+        drop(both);
+        assert_eq!(waiters.len(), 0);
+    }
 
     fn permit(granted: bool) -> Permit {
         Arc::new(move || granted)

@@ -6,6 +6,9 @@
 //! - `idempotency`: the keys that clients gave their submissions
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
+//! - `log`, `salvage`: what can be read of a damaged store
+//! - `mark`: how much was acknowledged, so that a loss is noticed
+//! - `witness`: whether all jobs are as they were
 //! - `writer`: the one thread that changes anything
 //!
 //! Reads of a job's state touch memory alone. Its request and attempts come from memory too if they were lately used, else
@@ -17,7 +20,11 @@ mod disk;
 mod idempotency;
 mod index;
 mod keys;
+mod log;
+mod mark;
 mod recent;
+pub mod salvage;
+mod witness;
 mod writer;
 
 use std::{
@@ -192,7 +199,8 @@ impl JobStore for SledStore {
     }
 
     async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
-        let jobs = self.shared.index().newest(&filter.statuses, filter.before, filter.limit + 1, now);
+        self.shared.promote(now);
+        let jobs = self.shared.index().newest(&filter.statuses, filter.before, filter.limit + 1);
         self.read(move |shared, disk| {
             let next = (jobs.len() > filter.limit).then(|| jobs[filter.limit - 1].0);
             let records = jobs.into_iter().take(filter.limit).map(|(seq, job)| shared.record(disk, seq, job));
@@ -215,9 +223,7 @@ impl JobStore for SledStore {
     }
 
     fn claimable(&self, now: Timestamp) -> usize {
-        if self.shared.index().has_due(now) {
-            self.shared.index_mut().promote(now);
-        }
+        self.shared.promote(now);
         self.shared.index().ready_len()
     }
 
@@ -320,6 +326,13 @@ impl Shared {
 
     fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
         self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes ready what was queued for a moment that has come; tells whether there was any.
+    fn promote(&self, now: Timestamp) -> bool {
+        // A statement of its own: the lock for reading must be gone before that for writing is asked for.
+        let due = self.index().has_due(now);
+        due && self.index_mut().promote(now)
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {

@@ -11,10 +11,11 @@
     reason = "a benchmark for people"
 )]
 
+mod measure;
+
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    process::{Child, Command, Stdio},
+    io::Write,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -30,142 +31,13 @@ use tokio::{
     task::JoinSet,
 };
 
+use self::measure::{Connection, Latencies, Service, get, post};
+
 /// How long each load runs.
 const ROUND: Duration = Duration::from_secs(4);
 
 /// The size of a question, as in the comparison with other queues.
 const QUERY_BYTES: usize = 256;
-
-/// The service, killed when dropped.
-struct Service {
-    child: Child,
-    address: String,
-    /// From the start of the process to the first `200` of `/health`.
-    started_in: Duration,
-    _folder: tempfile::TempDir,
-}
-
-impl Service {
-    async fn start(claude: &Simulator, settings: &[(&str, &str)]) -> Service {
-        let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = format!("127.0.0.1:{port}");
-        let started = Instant::now();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ceoagent"))
-            .arg("serve")
-            .env_clear()
-            .env("ANTHROPIC_API_KEY", "bench")
-            .env("ANTHROPIC_BASE_URL", claude.base_url())
-            .env("PROMPTS_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/prompts"))
-            .env("DATA_DIR", folder.path())
-            .env("HOST", "127.0.0.1")
-            .env("PORT", port.to_string())
-            .env("REQUESTS_PER_MINUTE", "1000000")
-            .env("MAX_QUEUED_JOBS", "10000000")
-            .envs(settings.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // Its log is read and thrown away, as by a collector.
-        let log = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || log.split(b'\n').for_each(drop));
-        let started_in = loop {
-            if let Ok(mut connection) = Connection::open(&address).await
-                && connection.ask(&get("/health")).await.0 == 200
-            {
-                break started.elapsed();
-            }
-            tokio::time::sleep(Duration::from_micros(500)).await;
-        };
-        Service { child, address, started_in, _folder: folder }
-    }
-
-    /// Resident memory in MB.
-    fn resident_mb(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
-    }
-
-    /// CPU time so far, user and system, in clock ticks of 10 ms.
-    fn cpu_ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A keep-alive connection that knows just enough of HTTP to be cheap beside the server.
-struct Connection {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Connection {
-    async fn open(address: &str) -> std::io::Result<Connection> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Ok(Connection { stream, buffer: Vec::new() })
-    }
-
-    /// Sends a whole request and reads the whole answer: its status and body.
-    async fn ask(&mut self, request: &[u8]) -> (u16, Vec<u8>) {
-        self.stream.write_all(request).await.unwrap();
-        self.buffer.clear();
-        loop {
-            if self.stream.read_buf(&mut self.buffer).await.unwrap() == 0 {
-                return (0, Vec::new());
-            }
-            let mut headers = [httparse::EMPTY_HEADER; 32];
-            let mut answer = httparse::Response::new(&mut headers);
-            let Ok(httparse::Status::Complete(head)) = answer.parse(&self.buffer) else { continue };
-            let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-            let length: usize = std::str::from_utf8(length.unwrap().value).unwrap().parse().unwrap();
-            let status = answer.code.unwrap();
-            while self.buffer.len() < head + length {
-                self.stream.read_buf(&mut self.buffer).await.unwrap();
-            }
-            return (status, self.buffer[head..head + length].to_vec());
-        }
-    }
-}
-
-fn get(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
-}
-
-fn post(query: &str, wait: bool) -> Vec<u8> {
-    let body = serde_json::json!({ "query": query, "wait": wait }).to_string();
-    let length = body.len();
-    format!(
-        "POST /api/v1/analyze HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n\r\n{body}"
-    )
-    .into_bytes()
-}
-
-/// Latencies of one load, sorted.
-struct Latencies(Vec<Duration>);
-
-impl Latencies {
-    fn new(mut all: Vec<Duration>) -> Latencies {
-        all.sort_unstable();
-        Latencies(all)
-    }
-
-    /// The quantile `q`, in milliseconds.
-    fn ms(&self, q: f64) -> f64 {
-        let place = (self.0.len() as f64 * q) as usize;
-        self.0[place.min(self.0.len() - 1)].as_secs_f64() * 1_000.0
-    }
-}
 
 /// The same request from `clients` connections, each as fast as it is answered. Gives requests a second.
 async fn closed_loop(address: &str, clients: usize, request: Vec<u8>, status: u16) -> (f64, Latencies) {
@@ -189,20 +61,23 @@ async fn closed_loop(address: &str, clients: usize, request: Vec<u8>, status: u1
     tokio::time::sleep(ROUND).await;
     stop.store(true, Ordering::Relaxed);
     let latencies = Latencies::new(tasks.join_all().await.concat());
-    (latencies.0.len() as f64 / started.elapsed().as_secs_f64(), latencies)
+    (latencies.len() as f64 / started.elapsed().as_secs_f64(), latencies)
 }
 
 async fn submits() {
     // One worker that never gets an answer: the queue only fills.
     let latency = Latency::Fixed(Duration::from_secs(600));
     let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
-    let service = Service::start(&claude, &[("WORKERS", "1"), ("REQUEST_TIMEOUT", "3600")]).await;
+    let service = Service::start(&claude.base_url(), &[("WORKERS", "1"), ("REQUEST_TIMEOUT", "3600")]).await;
     println!("start to first 200 on /health     {:8.1} ms", service.started_in.as_secs_f64() * 1_000.0);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let ticks = service.cpu_ticks();
+    let ticks = service.process().cpu_ticks();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    println!("idle                              {:8.1} MB resident", service.resident_mb());
-    println!("idle                              {:8.2} % of a core", (service.cpu_ticks() - ticks) as f64 / 10.0);
+    println!("idle                              {:8.1} MB resident", service.process().resident_mb());
+    println!(
+        "idle                              {:8.2} % of a core",
+        (service.process().cpu_ticks() - ticks) as f64 / 10.0
+    );
     let query = "x".repeat(QUERY_BYTES);
     for clients in [1, 64, 256] {
         let (health, health_latency) = closed_loop(&service.address, clients, get("/health"), 200).await;
@@ -217,7 +92,7 @@ async fn submits() {
             submits / health
         );
     }
-    println!("after the submits                 {:8.1} MB resident", service.resident_mb());
+    println!("after the submits                 {:8.1} MB resident", service.process().resident_mb());
 }
 
 /// A relay to `claude` that tells when a request's first bytes came by: the moment it left the service.
@@ -269,7 +144,7 @@ fn bare_sync(file: &mut fs::File, gap: Duration) -> Duration {
 async fn latency() {
     let claude = Simulator::start(SimulatorConfig::default()).await.unwrap();
     let (upstream, mut left) = tap(&claude).await;
-    let service = Service::start(&claude, &[("ANTHROPIC_BASE_URL", &upstream)]).await;
+    let service = Service::start(&upstream, &[]).await;
     let mut connection = Connection::open(&service.address).await.unwrap();
     let mut file = tempfile::tempfile().unwrap();
     let (mut pick_ups, mut syncs) = (Vec::new(), Vec::new());
@@ -290,7 +165,7 @@ async fn latency() {
 
     let own = SimulatorConfig { latency: Latency::Fixed(Duration::from_millis(50)), ..SimulatorConfig::default() };
     let claude = Simulator::start(own).await.unwrap();
-    let service = Service::start(&claude, &[]).await;
+    let service = Service::start(&claude.base_url(), &[]).await;
     let mut connection = Connection::open(&service.address).await.unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     // What the service itself would send, so that the difference is the service's own.
@@ -328,7 +203,7 @@ async fn end_to_end() {
     const JOBS: usize = 20_000;
     const CLIENTS: usize = 64;
     let claude = Simulator::start(SimulatorConfig::default()).await.unwrap();
-    let service = Service::start(&claude, &[("WORKERS", "64")]).await;
+    let service = Service::start(&claude.base_url(), &[("WORKERS", "64")]).await;
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..CLIENTS {

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::keys;
+use super::keys::{self, Seq};
 use crate::{
     clock::Timestamp,
     job::{FailureClass, Failures, IdempotencyKey, Job, JobState, Priority},
@@ -24,7 +24,7 @@ enum StoredMetadata {
 }
 
 /// The newest variant's number.
-const NEWEST: u8 = 1;
+pub(super) const NEWEST: u8 = 1;
 
 /// Fields and the variants of their enums are encoded by position: never reorder, never remove.
 #[derive(Serialize, Deserialize)]
@@ -102,6 +102,14 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
     postcard::to_stdvec(&StoredMetadata::V2(metadata)).map_err(|error| error.to_string())
 }
 
+/// A checksum of a job under its number, as its newest record has it. Sums of them tell whether jobs are as they were.
+pub(super) fn fingerprint(seq: Seq, job: &Job) -> u64 {
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(&seq.to_be_bytes());
+    checksum.update(&encode(job).unwrap_or_default());
+    u64::from(checksum.finalize())
+}
+
 /// The job of a metadata record, of whatever version.
 pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
     match bytes.first() {
@@ -153,11 +161,16 @@ pub(super) fn read_chunks(tree: &sled::Tree, record: &[u8]) -> sled::Result<Opti
     for number in 0..=u16::MAX {
         let Some(chunk) = tree.get(keys::chunk(record, number))? else { return Ok(None) };
         bytes.extend_from_slice(&chunk);
-        if chunk.len() < CHUNK_BYTES {
+        if is_last_chunk(&chunk) {
             break;
         }
     }
     Ok(Some(bytes))
+}
+
+/// Whether a record ends with this chunk.
+pub(super) fn is_last_chunk(chunk: &[u8]) -> bool {
+    chunk.len() < CHUNK_BYTES
 }
 
 #[cfg(test)]

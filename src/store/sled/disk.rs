@@ -5,19 +5,24 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
     codec, idempotency,
+    index::Index,
     keys::{self, Seq},
+    log,
+    mark::{self, Mark},
+    witness::Witness,
 };
 use crate::job::{IdempotencyKey, Job, JobId};
 
 /// Persisted at creation, never to be changed: at the default of 512 KiB, values of 10 KB already went to blob files,
 /// which sled never syncs.
-const SEGMENT_BYTES: usize = 2 << 20;
+pub(super) const SEGMENT_BYTES: usize = 2 << 20;
 
 /// How often sled writes on its own what no commit has forced out, in milliseconds.
 const BACKGROUND_FLUSH_MS: u64 = 500;
@@ -55,7 +60,7 @@ pub enum OpenError {
     /// The files are there but can't be read.
     #[error(
         "the job store {} can't be read: {reason}. It is never replaced by an empty one: restore the folder from a \
-         backup, or move it away to start anew",
+         backup; or save what can be read with `ceoagent export --salvage > jobs.jsonl`, then move it away to start anew",
         path.display()
     )]
     Unreadable {
@@ -72,6 +77,32 @@ pub(super) struct Disk {
     tree: sled::Db,
     /// Our own handle of sled's one file: sled's flush writes, but does not sync.
     file: File,
+    mark: Mark,
+    /// Groups of changes committed. Only the writer counts.
+    groups: AtomicU64,
+    path: PathBuf,
+    /// As it was found, if it can be held to.
+    witness: Option<Witness>,
+}
+
+/// Why a store that can be opened must not be used.
+fn lost(path: &Path, what: &str) -> String {
+    format!(
+        "its file {} is damaged: {what}. If the folder is a copy that was made while the service ran, remove {} to do \
+         without what is missing",
+        path.join("db").display(),
+        mark::path(path).display()
+    )
+}
+
+/// How a store in `path` is opened.
+pub(super) fn config(path: &Path, cache_bytes: u64) -> sled::Config {
+    sled::Config::new()
+        .path(path)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(cache_bytes)
+        .flush_every_ms(Some(BACKGROUND_FLUSH_MS))
+        .mode(sled::Mode::LowSpace)
 }
 
 impl Disk {
@@ -81,12 +112,15 @@ impl Disk {
         let unreadable = |reason| OpenError::Unreadable { path: path.to_owned(), reason };
         let is_new = !path.join("db").exists();
         fs::create_dir_all(path).map_err(folder)?;
-        let config = sled::Config::new()
-            .path(path)
-            .segment_size(SEGMENT_BYTES)
-            .cache_capacity(cache_bytes)
-            .flush_every_ms(Some(BACKGROUND_FLUSH_MS))
-            .mode(sled::Mode::LowSpace);
+        let db = path.join("db");
+        let acknowledged = mark::read(path);
+        if is_new && acknowledged > 0 {
+            return Err(unreadable(format!("its file {} is missing", db.display())));
+        }
+        if !is_new && let Some(place) = File::open(&db).and_then(|file| log::damaged_segment(&file)).map_err(folder)? {
+            return Err(unreadable(format!("its file {} is damaged at byte {place}", db.display())));
+        }
+        let config = config(path, cache_bytes);
         // A cut file can make sled panic instead of failing.
         let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
         let locked = |result: &thread::Result<sled::Result<sled::Db>>| matches!(result, Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock"));
@@ -103,8 +137,20 @@ impl Disk {
             Ok(Err(error)) => return Err(unreadable(error.to_string())),
             Err(_) => return Err(unreadable("its files are damaged".to_owned())),
         };
-        let file = File::options().read(true).write(true).open(path.join("db")).map_err(folder)?;
-        let disk = Disk { tree, file };
+        let file = File::options().read(true).write(true).open(&db).map_err(folder)?;
+        let witness = match tree.get(keys::WITNESS) {
+            Ok(record) => record.map(|record| Witness::decode(&record)).transpose().map_err(unreadable)?,
+            Err(error) => return Err(unreadable(error.to_string())),
+        };
+        let groups = witness.as_ref().map_or(0, |witness| witness.groups);
+        if groups < acknowledged {
+            let detail = format!("the last {} groups of changes are missing", acknowledged - groups);
+            return Err(unreadable(lost(path, &detail)));
+        }
+        let mark = Mark::open(path).map_err(folder)?;
+        // Without a mark there is nobody to say that it was not so before.
+        let witness = witness.filter(|_| acknowledged > 0);
+        let disk = Disk { tree, file, mark, groups: AtomicU64::new(groups), path: path.to_owned(), witness };
         if !is_new && !matches!(disk.tree.get(keys::FORMAT), Ok(Some(_))) {
             // sled takes a segment whose head is damaged for an unused one.
             return Err(unreadable("its beginning is damaged".to_owned()));
@@ -123,6 +169,30 @@ impl Disk {
 
     pub(super) fn tree(&self) -> &sled::Tree {
         &self.tree
+    }
+
+    /// Checks that the jobs read are those that were there.
+    ///
+    /// # Errors
+    /// Says what was lost and what to do.
+    pub(super) fn check(&self, index: &Index) -> Result<(), String> {
+        if self.witness.as_ref().is_none_or(|witness| witness.confirms(index)) {
+            return Ok(());
+        }
+        Err(lost(&self.path, "jobs are missing, or older than they were"))
+    }
+
+    /// Begins a group's metadata: what stands after this may be lost by a crash until [`Disk::commit`].
+    pub(super) fn begin(&self, touched: Vec<Seq>, index: &Index) -> Result<(), String> {
+        let witness = Witness::new(self.groups.load(Ordering::Relaxed) + 1, touched, index).encode()?;
+        self.tree.insert(keys::WITNESS, witness).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Makes the group of changes that was begun durable, and notes that it may be acknowledged.
+    pub(super) fn commit(&self) -> Result<(), sled::Error> {
+        self.sync()?;
+        let groups = self.groups.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(self.mark.set(groups)?)
     }
 
     /// Makes everything written so far durable: sled writes its buffers, then the kernel its cache.

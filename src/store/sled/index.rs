@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::keys::Seq;
+use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, JobState, JobStatus, StatusCounts},
@@ -26,8 +26,11 @@ pub(super) struct Index {
     deadlines: BTreeSet<(Timestamp, Seq)>,
     /// In a final state, by when they got there.
     finished: BTreeSet<(Timestamp, Seq)>,
-    /// Each status in order of submission, for listings. Jobs queued for later stand with the queued.
-    by_status: BTreeMap<u8, BTreeSet<Seq>>,
+    /// Each status in order of submission, for listings. A job queued for later stands with the scheduled until it is
+    /// promoted.
+    by_status: HashMap<JobStatus, BTreeSet<Seq>>,
+    /// The sum of the fingerprints of all jobs.
+    fingerprint: u64,
 }
 
 impl Index {
@@ -35,13 +38,31 @@ impl Index {
     pub(super) fn replace(&mut self, seq: Seq, job: Option<&Job>, now: Timestamp) {
         if let Some(old) = self.jobs.remove(&seq) {
             self.unlist(seq, &old);
+            self.fingerprint = self.fingerprint.wrapping_sub(fingerprint(seq, &old));
             if job.is_none() {
                 self.by_id.remove(&old.id);
             }
         }
         let Some(job) = job else { return };
+        self.list(seq, job, now);
+        self.jobs.insert(seq, job.clone());
+    }
+
+    /// The index of all these jobs, in the order of their numbers.
+    pub(super) fn of(jobs: Vec<(Seq, Job)>, now: Timestamp) -> Index {
+        let mut index = Index { by_id: HashMap::with_capacity(jobs.len()), ..Index::default() };
+        for (seq, job) in &jobs {
+            index.list(*seq, job, now);
+        }
+        // Collected, for then its nodes are full; of insertions in order they would be half empty.
+        index.jobs = jobs.into_iter().collect();
+        index
+    }
+
+    fn list(&mut self, seq: Seq, job: &Job, now: Timestamp) {
+        self.fingerprint = self.fingerprint.wrapping_add(fingerprint(seq, job));
         self.by_id.insert(job.id, seq);
-        self.by_status.entry(list_of(job.state)).or_default().insert(seq);
+        self.move_list(seq, None, Some(job.status(now)));
         match job.state {
             JobState::Queued { run_at } => {
                 if run_at > now {
@@ -60,16 +81,14 @@ impl Index {
                 self.finished.insert((job.finished_at.unwrap_or(job.created_at), seq));
             }
         }
-        self.jobs.insert(seq, job.clone());
     }
 
     fn unlist(&mut self, seq: Seq, old: &Job) {
-        if let Some(list) = self.by_status.get_mut(&list_of(old.state)) {
-            list.remove(&seq);
-        }
+        let mut status = old.status(old.created_at);
         match old.state {
             JobState::Queued { run_at } => {
-                self.scheduled.remove(&(run_at, seq));
+                let waits = self.scheduled.remove(&(run_at, seq));
+                status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
                 self.ready.remove(&(old.effective_at(), seq));
                 if let Some(deadline) = old.deadline_at {
                     self.deadlines.remove(&(deadline, seq));
@@ -82,6 +101,17 @@ impl Index {
                 self.finished.remove(&(old.finished_at.unwrap_or(old.created_at), seq));
             }
         }
+        self.move_list(seq, Some(status), None);
+    }
+
+    /// Moves a job from the list of one status to that of another.
+    fn move_list(&mut self, seq: Seq, from: Option<JobStatus>, to: Option<JobStatus>) {
+        if let Some(list) = from.and_then(|status| self.by_status.get_mut(&status)) {
+            list.remove(&seq);
+        }
+        if let Some(status) = to {
+            self.by_status.entry(status).or_default().insert(seq);
+        }
     }
 
     /// Makes ready what was queued for a moment that has come; tells whether there was any.
@@ -91,6 +121,7 @@ impl Index {
             self.scheduled.remove(&(run_at, seq));
             if let Some(job) = self.jobs.get(&seq) {
                 self.ready.insert((job.effective_at(), seq));
+                self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
             }
             promoted = true;
         }
@@ -100,6 +131,11 @@ impl Index {
     /// True if [`Index::promote`] would find something.
     pub(super) fn has_due(&self, now: Timestamp) -> bool {
         self.scheduled.first().is_some_and(|(run_at, _)| *run_at <= now)
+    }
+
+    /// The sum of the fingerprints of all jobs.
+    pub(super) fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
     pub(super) fn seq(&self, id: JobId) -> Option<Seq> {
@@ -153,35 +189,22 @@ impl Index {
         self.finished.iter().enumerate().take_while(expired).take(limit).map(|(_, (_, seq))| *seq).collect()
     }
 
-    /// Jobs of any of these statuses (all if empty), newest first, older than `before`, at most `limit`.
-    pub(super) fn newest(
-        &self,
-        statuses: &[JobStatus],
-        before: Option<Seq>,
-        limit: usize,
-        now: Timestamp,
-    ) -> Vec<(Seq, Job)> {
+    /// Jobs of any of these statuses (all if empty), newest first, older than `before`, at most `limit`. What is
+    /// scheduled is as of the last promotion.
+    pub(super) fn newest(&self, statuses: &[JobStatus], before: Option<Seq>, limit: usize) -> Vec<(Seq, Job)> {
         let end = before.unwrap_or(Seq::MAX);
-        let found = |seq: &Seq| self.jobs.get(seq).map(|job| (*seq, job.clone()));
         if statuses.is_empty() {
             return self.jobs.range(..end).rev().map(|(seq, job)| (*seq, job.clone())).take(limit).collect();
         }
-        let wanted = |(_, job): &(Seq, Job)| statuses.contains(&job.status(now));
-        let mut lists: Vec<u8> = statuses.iter().map(|status| list_named(*status)).collect();
-        lists.sort_unstable();
-        lists.dedup();
-        let mut jobs: Vec<(Seq, Job)> = lists
-            .iter()
-            .filter_map(|list| self.by_status.get(list))
-            .flat_map(|list| list.range(..end).rev().filter_map(found).filter(wanted).take(limit))
-            .collect();
-        jobs.sort_unstable_by_key(|(seq, _)| std::cmp::Reverse(*seq));
-        jobs.truncate(limit);
-        jobs
+        let lists = self.by_status.iter().filter(|(status, _)| statuses.contains(status));
+        let mut seqs: Vec<Seq> = lists.flat_map(|(_, list)| list.range(..end).rev().take(limit)).copied().collect();
+        seqs.sort_unstable_by_key(|seq| std::cmp::Reverse(*seq));
+        seqs.truncate(limit);
+        seqs.into_iter().filter_map(|seq| Some((seq, self.jobs.get(&seq)?.clone()))).collect()
     }
 
     pub(super) fn counts(&self, now: Timestamp) -> StatusCounts {
-        let of = |status| self.by_status.get(&list_named(status)).map_or(0, BTreeSet::len);
+        let of = |status| self.by_status.get(&status).map_or(0, BTreeSet::len);
         // Due but not yet promoted: few, and only for moments.
         let due = self.scheduled.iter().take_while(|(run_at, _)| *run_at <= now).count();
         StatusCounts {
@@ -207,27 +230,5 @@ impl Index {
             rebuilt.by_status.entry(*list).or_default();
         }
         assert_eq!(*self, rebuilt, "the index disagrees with its jobs");
-    }
-}
-
-/// The list that a job in this state stands in.
-fn list_of(state: JobState) -> u8 {
-    match state {
-        JobState::Queued { .. } => 0,
-        JobState::Running { .. } => 1,
-        JobState::Succeeded => 2,
-        JobState::Failed { .. } => 3,
-        JobState::Cancelled => 4,
-    }
-}
-
-/// The list that jobs of this status stand in.
-fn list_named(status: JobStatus) -> u8 {
-    match status {
-        JobStatus::Queued | JobStatus::Scheduled => 0,
-        JobStatus::Running => 1,
-        JobStatus::Succeeded => 2,
-        JobStatus::Failed => 3,
-        JobStatus::Cancelled => 4,
     }
 }

@@ -5,6 +5,7 @@
 //! 1 | seq | chunk             the request, written once
 //! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
 //! 3 | "format"                written at creation: a store without it has lost its beginning
+//! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
 //! ```
@@ -29,6 +30,9 @@ pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
 
 /// Key of the store's format.
 pub(super) const FORMAT: &[u8] = b"\x03format";
+
+/// Key of the witness of the newest group of changes.
+pub(super) const WITNESS: &[u8] = b"\x03witness";
 
 /// Key of the list of jobs in the newest prune step.
 pub(super) const PRUNING: &[u8] = b"\x03pruning";
@@ -79,4 +83,26 @@ pub(super) fn chunk(record: &[u8], number: u16) -> Vec<u8> {
 /// The job that a key belongs to; none for a key that is not of this layout.
 pub(super) fn seq_of(key: &[u8]) -> Option<Seq> {
     key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(Seq::from_be_bytes)
+}
+
+/// The range of the keys of a job's attempts.
+pub(super) fn attempts(seq: Seq) -> std::ops::Range<Vec<u8>> {
+    body(ATTEMPT, seq)..body(ATTEMPT, seq + 1)
+}
+
+/// The attempt that a key of an attempt's chunk belongs to; none for other keys.
+pub(super) fn attempt_of(key: &[u8]) -> Option<u32> {
+    let bytes = key.get(9..13)?.try_into().ok()?;
+    (key[0] == ATTEMPT).then(|| u32::from_be_bytes(bytes))
+}
+
+/// Whether a key can be of this layout, by its prefix and length.
+pub(super) fn is_of_the_layout(key: &[u8]) -> bool {
+    match key.first() {
+        None => false,
+        Some(&METADATA) => key.len() == 9,
+        Some(&REQUEST) => key.len() == 11,
+        Some(&ATTEMPT) => key.len() == 15,
+        Some(_) => true,
+    }
 }

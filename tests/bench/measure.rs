@@ -1,0 +1,226 @@
+//! What the benchmarks share: the real binary as a process under measurement, what the kernel tells of a process, a
+//! client that costs little, and latencies.
+
+#![allow(dead_code, reason = "each benchmark uses a part")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// The admin token of measured services.
+pub(crate) const ADMIN_TOKEN: &str = "a-token-for-benchmarks-only";
+
+/// The service, killed when dropped.
+pub(crate) struct Service {
+    child: Child,
+    pub(crate) address: String,
+    /// From the start of the process to the first `200` of `/health`.
+    pub(crate) started_in: Duration,
+    folder: Arc<TempDir>,
+}
+
+impl Service {
+    /// Starts it in a new folder, against Claude at `upstream`.
+    pub(crate) async fn start(upstream: &str, settings: &[(&str, &str)]) -> Service {
+        let binary = env!("CARGO_BIN_EXE_ceoagent");
+        Service::start_in(Arc::new(tempfile::tempdir().unwrap()), Path::new(binary), upstream, settings).await
+    }
+
+    /// As [`Service::start`], in a folder of the caller's and of a binary of the caller's.
+    pub(crate) async fn start_in(
+        folder: Arc<TempDir>,
+        binary: &Path,
+        upstream: &str,
+        settings: &[(&str, &str)],
+    ) -> Service {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let started = Instant::now();
+        let mut child = Command::new(binary)
+            .arg("serve")
+            .env_clear()
+            .env("ANTHROPIC_API_KEY", "bench")
+            .env("ANTHROPIC_BASE_URL", upstream)
+            .env("ADMIN_TOKEN", ADMIN_TOKEN)
+            .env("PROMPTS_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/prompts"))
+            .env("DATA_DIR", folder.path())
+            .env("HOST", "127.0.0.1")
+            .env("PORT", port.to_string())
+            .env("REQUESTS_PER_MINUTE", "1000000")
+            .env("INPUT_TOKENS_PER_MINUTE", "1000000000")
+            .env("OUTPUT_TOKENS_PER_MINUTE", "1000000000")
+            .env("MAX_QUEUED_JOBS", "10000000")
+            .envs(settings.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Its log is read and thrown away, as by a collector.
+        let log = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || log.split(b'\n').for_each(drop));
+        let started_in = loop {
+            if let Ok(mut connection) = Connection::open(&address).await
+                && connection.ask(&get("/health")).await.0 == 200
+            {
+                break started.elapsed();
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        };
+        Service { child, address, started_in, folder }
+    }
+
+    /// The folder that it keeps its data in; there for as long as anybody holds it.
+    pub(crate) fn folder(&self) -> Arc<TempDir> {
+        Arc::clone(&self.folder)
+    }
+
+    pub(crate) fn process(&self) -> Process {
+        Process(self.child.id())
+    }
+
+    /// SIGTERM, and how it ended.
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A process as the kernel sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Process(u32);
+
+impl Process {
+    /// The benchmark itself.
+    pub(crate) fn own() -> Process {
+        Process(std::process::id())
+    }
+
+    /// Resident memory in MB.
+    pub(crate) fn resident_mb(self) -> f64 {
+        self.status("VmRSS:") / 1024.0
+    }
+
+    pub(crate) fn threads(self) -> f64 {
+        self.status("Threads:")
+    }
+
+    pub(crate) fn open_files(self) -> f64 {
+        fs::read_dir(format!("/proc/{}/fd", self.0)).unwrap().count() as f64
+    }
+
+    /// CPU time so far, user and system, in clock ticks of 10 ms.
+    pub(crate) fn cpu_ticks(self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    fn status(self, name: &str) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+/// What the files in `folder` take on disk, in MB: blocks, not lengths, since files may have holes.
+pub(crate) fn folder_mb(folder: &Path) -> f64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    // A file may go while it is looked at.
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        if let Ok(metadata) = entry.metadata() {
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                bytes += (folder_mb(&entry.path()) * 1e6) as u64;
+            }
+        }
+    }
+    bytes as f64 / 1e6
+}
+
+/// A keep-alive connection that knows just enough of HTTP to be cheap beside the server.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) async fn open(address: &str) -> std::io::Result<Connection> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream, buffer: Vec::new() })
+    }
+
+    /// Sends a whole request and reads the whole answer: its status and body.
+    pub(crate) async fn ask(&mut self, request: &[u8]) -> (u16, Vec<u8>) {
+        self.stream.write_all(request).await.unwrap();
+        self.buffer.clear();
+        loop {
+            if self.stream.read_buf(&mut self.buffer).await.unwrap() == 0 {
+                return (0, Vec::new());
+            }
+            let mut headers = [httparse::EMPTY_HEADER; 32];
+            let mut answer = httparse::Response::new(&mut headers);
+            let Ok(httparse::Status::Complete(head)) = answer.parse(&self.buffer) else { continue };
+            let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+            let length: usize = std::str::from_utf8(length.unwrap().value).unwrap().parse().unwrap();
+            let status = answer.code.unwrap();
+            while self.buffer.len() < head + length {
+                self.stream.read_buf(&mut self.buffer).await.unwrap();
+            }
+            return (status, self.buffer[head..head + length].to_vec());
+        }
+    }
+}
+
+pub(crate) fn get(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
+}
+
+pub(crate) fn post(query: &str, wait: bool) -> Vec<u8> {
+    let body = serde_json::json!({ "query": query, "wait": wait }).to_string();
+    let length = body.len();
+    format!(
+        "POST /api/v1/analyze HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// Latencies of one load, sorted.
+pub(crate) struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    pub(crate) fn new(mut all: Vec<Duration>) -> Latencies {
+        all.sort_unstable();
+        Latencies(all)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The quantile `q`, in milliseconds.
+    pub(crate) fn ms(&self, q: f64) -> f64 {
+        let place = (self.0.len() as f64 * q) as usize;
+        self.0[place.min(self.0.len() - 1)].as_secs_f64() * 1_000.0
+    }
+}
