@@ -10,7 +10,8 @@ use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
 
 /// A Claude that allows so many requests a minute, a second's worth at once.
 async fn strict(requests: u32) -> Simulator {
-    let limits = AccountLimits { requests, burst: Duration::from_secs(1), ..AccountLimits::START };
+    let (input_tokens, output_tokens) = (1_000_000_000, 1_000_000_000);
+    let limits = AccountLimits { requests, input_tokens, output_tokens, burst: Duration::from_secs(1) };
     Simulator::start(SimulatorConfig { limits: Some(limits), ..SimulatorConfig::default() }).await.unwrap()
 }
 
