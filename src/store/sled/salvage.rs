@@ -341,6 +341,9 @@ impl Records {
             // A later one was never committed; of a damaged store it may be the metadata that is older.
             numbers.retain(|number| *number <= closed || self.trouble.is_some());
             numbers.extend(1..=closed);
+            if numbers.last().is_some_and(|number| *number > closed) {
+                line.unreadable.push("the newest metadata".to_owned());
+            }
         }
         for number in numbers {
             let record = self.chunks(&keys::attempt(seq, number));
