@@ -10,11 +10,15 @@ use crate::{
     claude::{
         Claude, MessageRequest, Reply, StopReason, Usage,
         error::{CallError, ErrorClass, ErrorKind},
+        price::Price,
     },
     clock::Timestamp,
-    job::{AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
-    prompts::{Prompts, Question},
+    job::{AtRisk, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
+    prompts::{PromptError, Prompts, Question, Rendered},
 };
+
+/// What a token takes at least: English has about four bytes a token, Chinese about three.
+const LEAST_BYTES_PER_TOKEN: usize = 3;
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,25 @@ impl Agent {
         Agent { claude, prompts, model, max_tokens }
     }
 
+    /// What a call for `request` may cost at most, as far as that can be told before it is made.
+    pub fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
+        let prompt = self.render(request, now).map(|prompt| prompt.system.len() + prompt.user.len()).unwrap_or(0);
+        let bytes = prompt + analysis::schema_text().get().len();
+        let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
+        let usage = Usage { input_tokens, output_tokens: u64::from(self.max_tokens), ..Usage::default() };
+        let price = Price::of(request.model.as_ref().unwrap_or(&self.model));
+        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars: price.map(|price| price.cost(&usage)) }
+    }
+
+    fn render(&self, request: &JobRequest, now: Timestamp) -> Result<Rendered, PromptError> {
+        self.prompts.render(&Question {
+            query: &request.query,
+            context: request.context.as_deref(),
+            options: &request.options,
+            today: &now.date(),
+        })
+    }
+
     /// Makes one attempt: at most one HTTP request. Dropping the future aborts it.
     pub async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
         let model = request.model.as_ref().unwrap_or(&self.model);
@@ -60,14 +83,7 @@ impl Agent {
             prompt_version: Some(self.prompts.version().to_owned()),
             ..AttemptReport::default()
         };
-        let today = now.date();
-        let question = Question {
-            query: &request.query,
-            context: request.context.as_deref(),
-            options: &request.options,
-            today: &today,
-        };
-        let prompt = match self.prompts.render(&question) {
+        let prompt = match self.render(request, now) {
             Ok(prompt) => prompt,
             Err(error) => return failed(report, Verdict::Terminal, FailureCode::Internal, error.to_string()),
         };
@@ -85,6 +101,7 @@ impl Agent {
                 report.request_id.clone_from(&error.request_id);
                 report.usage = error.usage.as_deref().map(tokens);
                 report.may_have_been_billed = error.may_have_been_billed();
+                report.at_risk = report.may_have_been_billed.then(|| self.at_risk(request, now));
                 report.raw_answer.clone_from(&error.text);
                 let verdict = verdict_on(&error);
                 failed(report, verdict, code_of(error.kind), error.message)

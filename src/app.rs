@@ -26,15 +26,19 @@ use crate::{
     clock::Clock,
     config::{OnUnknownOutcome, Settings},
     http::{self, Api},
+    job::JobRequest,
     limits::Limits,
     metrics::Metrics,
     prompts::{PromptError, Prompts},
-    queue::{Policy, Queue, QueueError},
+    queue::{Policy, Queue, QueueError, retry::RetryBounds},
     store::{
         JobStore,
-        sled::{OpenError, SledConfig, SledStore},
+        sled::{
+            OpenError, SledConfig, SledStore,
+            salvage::{self, SalvageError, Summary},
+        },
     },
-    sweeper,
+    sweeper::{self, disk::DiskWatch},
     worker::Worker,
 };
 
@@ -149,8 +153,22 @@ impl App {
             None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
         };
         let closing = CancellationToken::new();
+        let agent = Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens);
+        let estimate_risk = {
+            let (agent, clock) = (agent.clone(), clock.clone());
+            Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
+        };
         let policy = Policy {
-            max_retries: settings.max_retries,
+            workers: settings.workers,
+            retries: RetryBounds {
+                other: settings.max_retries,
+                connect: settings.max_connect_retries,
+                overload: settings.max_overload_retries,
+                invalid_output: settings.max_invalid_retries,
+                give_back_for: Duration::from_hours(1) * settings.give_back_hours,
+            },
+            estimate_risk,
+            idempotency_window: Duration::from_hours(1) * settings.idempotency_hours,
             lease: settings.lease,
             retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
             keep_finished_for: Duration::from_hours(24) * settings.retention_days,
@@ -161,19 +179,26 @@ impl App {
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
         }
+        let disk = DiskWatch {
+            folder: settings.data_dir.join(STORE_FOLDER),
+            floor_bytes: settings.min_free_disk_mb << 20,
+            metrics: metrics.clone(),
+        };
+        disk.look(&queue).await;
 
         let limits = Arc::new(Limits::new(settings.requests_per_minute));
         let tracker = TaskTracker::new();
         let worker = Worker {
             queue: queue.clone(),
             limits: Arc::clone(&limits),
-            agent: Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens),
+            agent,
             attempt_timeout: settings.request_timeout,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
         worker.start_pool(settings.workers, &tracker);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
+        tracker.spawn(disk.run(queue.clone(), closing.clone()));
 
         let router = http::router(Api {
             queue: queue.clone(),
@@ -231,6 +256,14 @@ impl App {
         self.store.close().await;
         info!("stopped");
     }
+}
+
+/// Writes what can be read of the jobs in the data folder to `out`, a JSON line each. Needs no service, changes nothing.
+///
+/// # Errors
+/// [`SalvageError`].
+pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
+    salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
 }
 
 /// The token of the file; makes both if there is none. Tells whether it is new.

@@ -1,6 +1,7 @@
 //! The command line: what there is to call, one file a command.
 
 pub mod demo;
+pub mod export;
 pub mod healthcheck;
 mod logging;
 pub mod memo;
@@ -23,6 +24,8 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   ceoagent demo                        try it with a simulated Claude, no key needed
   ANTHROPIC_API_KEY=… ceoagent serve   run the service
+  ceoagent export --salvage > jobs.jsonl
+                                       what can be read of a damaged data folder
   ceoagent openapi > openapi.json      the API's description, for client generators";
 
 #[derive(Subcommand, Debug)]
@@ -33,6 +36,11 @@ enum Command {
     Demo(Box<demo::Demo>),
     /// Ask a running service whether it is well; exit code 1 if it is not
     Healthcheck(Box<Settings>),
+    /// Write the jobs of a data folder to standard output as JSON lines, without a running service
+    ///
+    /// Exit code 0 if all was read, 3 if something could not be, which the summary on standard error and the lines
+    /// themselves tell, 1 if nothing could.
+    Export(Box<export::Export>),
     /// Print the OpenAPI document of the API
     Openapi,
 }
@@ -66,6 +74,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
             demo.run(host_is_set)
         }
         Command::Healthcheck(settings) => healthcheck::run(&settings),
+        Command::Export(export) => export.run(),
         Command::Openapi => {
             let document = crate::http::openapi().to_pretty_json()?;
             writeln!(std::io::stdout(), "{document}")?;

@@ -88,7 +88,7 @@ pub struct Settings {
     )]
     pub requests_per_minute: NonZeroU32,
 
-    /// Longest question taken, in characters (1 to 100000)
+    /// Longest question taken, in characters; the largest body grows with it (1 to 100000)
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize))]
     pub max_query_length: usize,
 
@@ -107,13 +107,33 @@ pub struct Settings {
     )]
     pub idle_timeout: Duration,
 
-    /// How often a failed analysis is tried again (0 to 20)
+    /// How often a failed analysis is tried again, after failures that have no bound of their own below (0 to 20)
     #[arg(long, env, default_value = "3", value_parser = within(0..=20_u32))]
     pub max_retries: u32,
+
+    /// How often a call that found no connection is made again; nothing was sent and nothing billed (0 to 1000)
+    #[arg(long, env, default_value = "30", value_parser = within(0..=1000_u32))]
+    pub max_connect_retries: u32,
+
+    /// How often a call that the overloaded API turned away is made again (0 to 1000)
+    #[arg(long, env, default_value = "10", value_parser = within(0..=1000_u32))]
+    pub max_overload_retries: u32,
+
+    /// How often Claude is asked again for an answer that can be read, each being billed (0 to 20)
+    #[arg(long, env, default_value = "1", value_parser = within(0..=20_u32))]
+    pub max_invalid_retries: u32,
+
+    /// Hours after it was due at which a job fails that rate limits or a held queue still give back (1 to 8760)
+    #[arg(long, env, default_value = "72", value_parser = within(1..=8760_u32))]
+    pub give_back_hours: u32,
 
     /// Most jobs that wait; further ones are refused until some are done (1 to 10000000)
     #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
     pub max_queued_jobs: usize,
+
+    /// Hours in which the same Idempotency-Key means the same job (1 to 8760)
+    #[arg(long, env, default_value = "24", value_parser = within(1..=8760_u32))]
+    pub idempotency_hours: u32,
 
     /// What follows when a crash hides whether a call succeeded: retry (it may be billed twice) or fail
     #[arg(long, env, default_value = "retry", ignore_case = true)]
@@ -142,6 +162,10 @@ pub struct Settings {
     /// Memory the store may use as cache, in MiB (16 to 65536)
     #[arg(long, env, default_value = "64", value_parser = within(16..=65_536_u64))]
     pub store_cache_mb: u64,
+
+    /// Free disk space, in MiB, below which no question is taken while all else goes on; 0 sets no floor (0 to 1048576)
+    #[arg(long, env, default_value = "256", value_parser = within(0..=1_048_576_u64))]
+    pub min_free_disk_mb: u64,
 
     /// Token of the admin pages, 16 or more characters; if unset, one is made at first start and kept in DATA_DIR
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
@@ -438,12 +462,16 @@ mod tests {
             ("CONNECT_TIMEOUT", "61", "from 1 to 60"),
             ("STREAM_IDLE_TIMEOUT", "30s", "from 1 to 600"),
             ("MAX_RETRIES", "21", "from 0 to 20"),
+            ("MAX_CONNECT_RETRIES", "1001", "from 0 to 1000"),
+            ("GIVE_BACK_HOURS", "0", "from 1 to 8760"),
             ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
+            ("IDEMPOTENCY_HOURS", "0", "from 1 to 8760"),
             ("LEASE_SECONDS", "2", "from 3 to 3600"),
             ("SHUTDOWN_GRACE", "601", "from 0 to 600"),
             ("RETENTION_DAYS", "3651", "from 1 to 3650"),
             ("MAX_FINISHED_JOBS", "10000001", "from 1 to 10000000"),
             ("STORE_CACHE_MB", "15", "from 16 to 65536"),
+            ("MIN_FREE_DISK_MB", "1048577", "from 0 to 1048576"),
             ("HOST", "localhost", "IP address such as"),
             ("DEBUG", "maybe", "true or false"),
             ("LOG_FORMAT", "xml", "text, json"),

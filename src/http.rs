@@ -23,6 +23,7 @@ use axum::{
     middleware,
 };
 use secrecy::SecretString;
+use tokio::time::Instant;
 use utoipa::{
     Modify, OpenApi,
     openapi::security::{Http, HttpAuthScheme, SecurityScheme},
@@ -30,8 +31,17 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use self::problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND};
-use crate::{limits::Limits, metrics::Metrics, queue::Queue};
+use self::{
+    problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
+    view::JobView,
+};
+use crate::{
+    clock::Timestamp,
+    job::JobRecord,
+    limits::Limits,
+    metrics::Metrics,
+    queue::{Allowance, Queue},
+};
 
 /// What the routes need.
 #[derive(Clone)]
@@ -46,6 +56,19 @@ pub struct Api {
     pub admin_token: SecretString,
     /// Most characters in a query.
     pub max_query_length: usize,
+}
+
+impl Api {
+    /// A job as clients see it, at `now`.
+    fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
+        let gate = self.limits.gate();
+        let allowance = Allowance {
+            calls_per_second: self.limits.calls_per_second(),
+            is_exhausted: self.limits.is_exhausted(),
+            gate_closed_for: gate.map(|closed| closed.until.saturating_duration_since(Instant::now())),
+        };
+        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, allowance))
+    }
 }
 
 /// The whole service as a router, ready to be served.

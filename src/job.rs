@@ -26,8 +26,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use self::{
-    attempt::{Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureCode, TokenUsage},
-    record::{JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
+    attempt::{
+        AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureClass, FailureCode, Failures, TokenUsage,
+    },
+    record::{IdempotencyKey, JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
 use crate::clock::Timestamp;
 
@@ -47,12 +49,17 @@ pub struct Job {
     pub state: JobState,
     /// Number of the running or last attempt: 0 before the first claim, one more with each claim, never less. The fence.
     pub attempt: u32,
-    /// Attempts that count against the retry limit, since the submission or the last requeue.
-    pub spent: u32,
+    /// Attempts that failed, since the submission or the last requeue.
+    pub failures: Failures,
     /// Attempts given back unspent (rate limit, shutdown), since the submission or the last requeue.
     pub releases: u32,
+    /// The client's own name for this submission, if it gave one.
+    // Boxed: most jobs have none, and all jobs are in memory.
+    pub idempotency: Option<Box<IdempotencyKey>>,
     /// When the job was accepted.
     pub created_at: Timestamp,
+    /// When it was first meant to run, at its submission or the last requeue.
+    pub due_at: Timestamp,
     /// If still queued then, the job fails with `deadline_exceeded`.
     pub deadline_at: Option<Timestamp>,
     /// When the running or last attempt was claimed.
@@ -141,6 +148,8 @@ pub enum JobEvent {
         attempt: u32,
         /// Not before.
         run_at: Timestamp,
+        /// What the failure counts as.
+        class: FailureClass,
         /// What it saw.
         report: Arc<AttemptReport>,
     },
@@ -163,13 +172,18 @@ pub enum JobEvent {
         report: Arc<AttemptReport>,
     },
     /// A client or an operator gives the job up.
-    Cancel,
+    Cancel {
+        /// What an attempt under way may cost all the same.
+        at_risk: Option<AtRisk>,
+    },
     /// The lease is over, or the process that held it has died: whether the call was answered, nobody knows.
     Expire {
         /// The attempt whose lease it is.
         attempt: u32,
         /// Try again at this moment, or fail with `outcome_unknown`.
         retry_at: Option<Timestamp>,
+        /// What it may have cost.
+        at_risk: Option<AtRisk>,
     },
     /// The job's deadline passed while it was queued.
     MissDeadline,
@@ -211,9 +225,11 @@ impl Job {
             priority,
             state: JobState::Queued { run_at: created_at },
             attempt: 0,
-            spent: 0,
+            failures: Failures::default(),
             releases: 0,
+            idempotency: None,
             created_at,
+            due_at: created_at,
             deadline_at: None,
             started_at: None,
             finished_at: None,
@@ -235,7 +251,6 @@ impl Job {
                 }
                 job.state = JobState::Running { lease_until: *lease_until };
                 job.attempt += 1;
-                job.spent += 1;
                 job.started_at = Some(now);
             }
             JobEvent::Extend { attempt, lease_until } => {
@@ -246,30 +261,33 @@ impl Job {
                 self.check_fence(*attempt)?;
                 job.finish(JobState::Succeeded, now);
             }
-            JobEvent::Retry { attempt, run_at, .. } => {
+            JobEvent::Retry { attempt, run_at, class, .. } => {
                 self.check_fence(*attempt)?;
                 job.state = JobState::Queued { run_at: *run_at };
+                job.failures.add(*class);
             }
             JobEvent::Release { attempt, run_at, .. } => {
                 self.check_fence(*attempt)?;
                 job.state = JobState::Queued { run_at: *run_at };
-                job.spent = self.spent.saturating_sub(1);
                 job.releases += 1;
             }
             JobEvent::Fail { attempt, code, .. } => {
                 self.check_fence(*attempt)?;
                 job.finish(JobState::Failed { code: *code }, now);
             }
-            JobEvent::Cancel => match self.state {
+            JobEvent::Cancel { .. } => match self.state {
                 JobState::Queued { .. } | JobState::Running { .. } => job.finish(JobState::Cancelled, now),
                 JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                     return Err(self.illegal("cancelled"));
                 }
             },
-            JobEvent::Expire { attempt, retry_at } => {
+            JobEvent::Expire { attempt, retry_at, .. } => {
                 self.check_fence(*attempt)?;
                 match retry_at {
-                    Some(run_at) => job.state = JobState::Queued { run_at: *run_at },
+                    Some(run_at) => {
+                        job.state = JobState::Queued { run_at: *run_at };
+                        job.failures.add(FailureClass::Other);
+                    }
                     None => job.finish(JobState::Failed { code: FailureCode::OutcomeUnknown }, now),
                 }
             }
@@ -285,7 +303,8 @@ impl Job {
                     return Err(self.illegal("queued again"));
                 };
                 job.state = JobState::Queued { run_at: *run_at };
-                job.spent = 0;
+                job.due_at = *run_at;
+                job.failures = Failures::default();
                 job.releases = 0;
                 // An operator's decision outranks a deadline that has already passed.
                 job.deadline_at = self.deadline_at.filter(|deadline| *deadline > now);
@@ -305,11 +324,13 @@ impl Job {
                 (AttemptOutcome::Failed, Arc::clone(report))
             }
             JobEvent::Release { report, .. } => (AttemptOutcome::Released, Arc::clone(report)),
-            JobEvent::Cancel => (AttemptOutcome::Cancelled, Arc::new(AttemptReport::unknown("the job was cancelled"))),
-            JobEvent::Expire { .. } => (
-                AttemptOutcome::OutcomeUnknown,
-                Arc::new(AttemptReport::unknown("the worker ended without settling; the call may have been billed")),
-            ),
+            JobEvent::Cancel { at_risk } => {
+                (AttemptOutcome::Cancelled, Arc::new(AttemptReport::unknown("the job was cancelled", *at_risk)))
+            }
+            JobEvent::Expire { at_risk, .. } => {
+                let message = "the worker ended without settling; the call may have been billed";
+                (AttemptOutcome::OutcomeUnknown, Arc::new(AttemptReport::unknown(message, *at_risk)))
+            }
             JobEvent::Claim { .. } | JobEvent::Extend { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => {
                 return None;
             }

@@ -6,7 +6,10 @@
 
 use std::{
     num::NonZeroU32,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,8 +31,28 @@ const JITTER: f64 = 0.1;
 pub struct Limits {
     requests: DefaultDirectRateLimiter,
     clock: DefaultClock,
+    /// The requests a minute of the quota.
+    per_minute: NonZeroU32,
+    /// How many wait for the rate to let them through.
+    waiting: AtomicUsize,
     gate: Mutex<Option<Closed>>,
     gate_changed: Notify,
+}
+
+/// One that waits for the rate; no more when dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Waiting<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A closed gate.
@@ -52,6 +75,8 @@ impl Limits {
         Limits {
             requests: RateLimiter::direct(quota),
             clock: DefaultClock::default(),
+            per_minute: requests_per_minute,
+            waiting: AtomicUsize::new(0),
             gate: Mutex::default(),
             gate_changed: Notify::new(),
         }
@@ -63,7 +88,10 @@ impl Limits {
             self.gate_open().await;
             match self.requests.check() {
                 Ok(()) => return,
-                Err(not_until) => tokio::time::sleep(not_until.wait_time_from(self.clock.now())).await,
+                Err(not_until) => {
+                    let _waiting = Waiting::new(&self.waiting);
+                    tokio::time::sleep(not_until.wait_time_from(self.clock.now())).await;
+                }
             }
         }
     }
@@ -71,6 +99,16 @@ impl Limits {
     /// Counts one call, if it may be made at this moment.
     pub fn try_permit(&self) -> bool {
         self.gate().is_none() && self.requests.check().is_ok()
+    }
+
+    /// Calls allowed a second, over time.
+    pub fn calls_per_second(&self) -> f64 {
+        f64::from(self.per_minute.get()) / 60.0
+    }
+
+    /// True while somebody who wants to call waits for the rate.
+    pub fn is_exhausted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Closes the gate for `duration` and some jitter; never opens one earlier that is closed for longer.

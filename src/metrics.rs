@@ -67,6 +67,8 @@ pub struct Metrics {
     pub gate_closed: Gauge,
     /// 1 while the store can be used; set when the metrics are read.
     pub store_available: Gauge,
+    /// Free bytes on the store's disk, as last looked at.
+    pub disk_free_bytes: Gauge,
     /// Groups of changes made durable.
     pub store_commits: Counter,
     /// Seconds to write and sync one group.
@@ -104,6 +106,7 @@ impl Metrics {
             tasks: Gauge::default(),
             gate_closed: Gauge::default(),
             store_available: Gauge::default(),
+            disk_free_bytes: Gauge::default(),
             store_commits: Counter::default(),
             store_commit_seconds: quick(),
         };
@@ -143,6 +146,12 @@ impl Metrics {
         registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
         registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
         registry.register("store_available", "1 while the store can be used", metrics.store_available.clone());
+        registry.register_with_unit(
+            "disk_free",
+            "Free space on the file system of DATA_DIR",
+            Unit::Bytes,
+            metrics.disk_free_bytes.clone(),
+        );
         registry.register("store_commits", "Groups of changes made durable", metrics.store_commits.clone());
         registry.register_with_unit(
             "store_commit_duration",

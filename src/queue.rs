@@ -1,34 +1,45 @@
 //! The queue's policy: what is accepted, who gets which job, what becomes of it afterwards. Between the store, which
 //! keeps jobs, and everybody who wants something of them.
 //!
+//! - `admission`: whether the disk has room for more jobs
+//! - `outlook`: why a job waits and when its answer may come
 //! - `retry`: what becomes of a job after an attempt
 //! - `wait`: who waits for what, and who is woken
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
+mod admission;
+mod outlook;
 pub mod retry;
 mod wait;
 
 use std::{sync::Arc, time::Duration};
 
+use sha2::{Digest, Sha256};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-pub use self::wait::{Intent, Permit};
 use self::{
-    retry::{Settlement, event_after, failure_report},
+    admission::DiskSpace,
+    outlook::{Figures, ServiceTime},
+    retry::{RetryBounds, Settlement, event_after, failure_report},
     wait::{Running, Standby, Waiters, Work},
+};
+pub use self::{
+    admission::Shortage,
+    outlook::{Allowance, Outlook, WaitingFor},
+    wait::{Intent, Permit},
 };
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AttemptReport, FailureCode, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState,
-        JobStatus, Priority, StatusCounts, TransitionError,
+        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage,
+        JobRecord, JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
     },
     metrics::{Metrics, kind},
-    store::{JobStore, StoreError},
+    store::{Insertion, JobStore, StoreError},
 };
 
 /// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
@@ -44,11 +55,20 @@ const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
 /// A waiter looks at its job at least so often, should it have missed a signal.
 const WAIT_POLL: Duration = Duration::from_secs(5);
 
+/// What a call for a request may cost, at most.
+pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
+
 /// Settings of the queue.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Policy {
-    /// Attempts after the first.
-    pub max_retries: u32,
+    /// How many attempts can be under way at once.
+    pub workers: usize,
+    /// How often a job is tried again.
+    pub retries: RetryBounds,
+    /// Estimates what an attempt of unknown outcome may have cost.
+    pub estimate_risk: EstimateRisk,
+    /// How long an idempotency key is in force.
+    pub idempotency_window: Duration,
     /// How long a claim lasts without a heartbeat.
     pub lease: Duration,
     /// Whether a job whose attempt ended with an unknown outcome is tried again; else it fails.
@@ -57,6 +77,29 @@ pub struct Policy {
     pub keep_finished_for: Duration,
     /// How many finished jobs are kept at most.
     pub max_finished: usize,
+}
+
+#[cfg(test)]
+impl Policy {
+    /// One that tries nothing again and keeps everything.
+    pub(crate) fn plain() -> Policy {
+        Policy {
+            workers: 1,
+            retries: RetryBounds {
+                other: 0,
+                connect: 0,
+                overload: 0,
+                invalid_output: 0,
+                give_back_for: Duration::from_hours(1_000_000),
+            },
+            estimate_risk: Arc::new(|_| AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) }),
+            idempotency_window: Duration::from_hours(1),
+            lease: Duration::from_secs(30),
+            retry_unknown_outcome: false,
+            keep_finished_for: Duration::from_hours(1_000_000),
+            max_finished: usize::MAX,
+        }
+    }
 }
 
 /// A job as a client wants it.
@@ -70,6 +113,17 @@ pub struct Submission {
     pub run_at: Option<Timestamp>,
     /// Fail it if it hasn't started so long after its submission.
     pub deadline: Option<Duration>,
+    /// The client's own name for it: submitted again under the same name, it is the same job.
+    pub idempotency_key: Option<String>,
+}
+
+/// What became of a submission.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The job.
+    pub record: JobRecord,
+    /// It was there before, under the same idempotency key.
+    pub replayed: bool,
 }
 
 /// A job claimed for an attempt, with the token that tells when the attempt has lost it.
@@ -107,6 +161,15 @@ pub enum QueueError {
         /// The bound.
         limit: usize,
     },
+    /// The idempotency key is in force for another request.
+    #[error("this Idempotency-Key was used for another request; give each question a key of its own")]
+    KeyReused,
+    /// The job that the idempotency key stands for is there no more.
+    #[error("this Idempotency-Key stands for job {0}, which was removed since; a new question needs a key of its own")]
+    Removed(JobId),
+    /// The disk is short of space.
+    #[error("{0}")]
+    StorageLow(Shortage),
     /// The service is shutting down and accepts no more.
     #[error("the service is shutting down and accepts no more questions")]
     Closing,
@@ -121,6 +184,7 @@ impl From<StoreError> for QueueError {
             StoreError::NotFound(id) => QueueError::NotFound(id),
             StoreError::Transition(error) => QueueError::Conflict(error.to_string()),
             StoreError::Full { limit } => QueueError::Full { limit },
+            StoreError::KeyReused => QueueError::KeyReused,
             error @ (StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 QueueError::Unavailable(error.to_string())
             }
@@ -141,6 +205,8 @@ struct Inner {
     running: Arc<Running>,
     work: Arc<Work>,
     standby: Standby,
+    service_time: ServiceTime,
+    disk_space: DiskSpace,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
     closing: CancellationToken,
@@ -165,6 +231,8 @@ impl Queue {
             running: Arc::default(),
             work: Arc::default(),
             standby: Standby::default(),
+            service_time: ServiceTime::default(),
+            disk_space: DiskSpace::default(),
             due: Arc::default(),
             closing,
         }));
@@ -193,33 +261,66 @@ impl Queue {
         queue
     }
 
-    /// Accepts a job: it is on disk when this returns.
+    /// Accepts a job: it is on disk when this returns. A submission whose idempotency key is in force brings the job that
+    /// it stands for instead.
     ///
     /// # Errors
-    /// [`QueueError::Full`], [`QueueError::Closing`], [`QueueError::Unavailable`].
-    pub async fn enqueue(&self, submission: Submission) -> Result<JobRecord, QueueError> {
+    /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::StorageLow`],
+    /// [`QueueError::Closing`], [`QueueError::Unavailable`].
+    pub async fn enqueue(&self, submission: Submission) -> Result<Accepted, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
         let now = self.now();
+        let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
         let mut job = Job::new(new_id(now), submission.priority, now);
         job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
         if let Some(run_at) = submission.run_at {
-            job.state = JobState::Queued { run_at: run_at.max(now) };
+            job.due_at = run_at.max(now);
+            job.state = JobState::Queued { run_at: job.due_at };
+        }
+        job.idempotency = key.map(Box::new);
+        let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
+        if !is_replay && let Some(shortage) = self.shortage() {
+            return Err(QueueError::StorageLow(shortage));
         }
         let request = Arc::new(submission.request);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
-        let job = if due
+        let inserted = if due
+            && !is_replay
             && self.0.store.claimable(now) == 0
             && let Some(hand) = self.0.standby.take()
         {
-            self.hand_over(job, Arc::clone(&request), hand, now).await?
+            job = job
+                .apply(&JobEvent::Claim { lease_until: now.plus(self.0.policy.lease) }, now)
+                .map_err(StoreError::from)?;
+            self.hand_over(job.clone(), Arc::clone(&request), hand).await?
         } else {
-            self.0.store.insert(job.clone(), Arc::clone(&request)).await?;
-            job
+            self.0.store.insert(job.clone(), Arc::clone(&request)).await?
         };
-        self.0.metrics.jobs_submitted.inc();
-        Ok(JobRecord { job, request, attempts: Vec::new() })
+        match inserted {
+            Insertion::Accepted => {
+                self.0.metrics.jobs_submitted.inc();
+                Ok(Accepted { record: JobRecord { job, request, attempts: Vec::new() }, replayed: false })
+            }
+            Insertion::Existing(id) => {
+                let record = self.0.store.get(id).await?.ok_or(QueueError::Removed(id))?;
+                Ok(Accepted { record, replayed: true })
+            }
+        }
+    }
+
+    /// A client's key, with what tells its submission from others.
+    fn idempotency_key(&self, key: &str, submission: &Submission, now: Timestamp) -> IdempotencyKey {
+        let Submission { request, priority, run_at, deadline, idempotency_key: _ } = submission;
+        // Which HTTP request brought it makes no other question of it.
+        let request = JobRequest { request_id: None, ..request.clone() };
+        let asked = serde_json::to_vec(&(request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
+        IdempotencyKey {
+            key: digest(key.as_bytes()),
+            body: digest(&asked.unwrap_or_default()),
+            expires_at: now.plus(self.0.policy.idempotency_window),
+        }
     }
 
     /// Accepts a job that nobody is ahead of and gives it to a worker on standby: one commit for both, which halves the
@@ -229,21 +330,21 @@ impl Queue {
         job: Job,
         request: Arc<JobRequest>,
         hand: oneshot::Sender<Claim>,
-        now: Timestamp,
-    ) -> Result<Job, QueueError> {
-        let lease_until = now.plus(self.0.policy.lease);
-        let job = job.apply(&JobEvent::Claim { lease_until }, now).map_err(StoreError::from)?;
+    ) -> Result<Insertion, QueueError> {
         let queue = self.clone();
         // In a task of its own: the job must reach its worker even if its client hangs up in this moment.
         let handing = tokio::spawn(async move {
-            queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
+            let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
+            if let Insertion::Existing(_) = inserted {
+                return Ok(inserted);
+            }
             let claim = queue.begin(job.clone(), request);
             if hand.send(claim).is_err() {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-                queue.settle(&job, &Settlement::Released { retry_after: Duration::ZERO }, report).await;
+                queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
                 queue.end(&job);
             }
-            Ok(job)
+            Ok(inserted)
         });
         handing.await.map_err(|error| QueueError::Unavailable(error.to_string()))?
     }
@@ -281,7 +382,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Conflict`] if the job ended otherwise, [`QueueError::NotFound`], [`QueueError::Unavailable`].
     pub async fn cancel(&self, id: JobId) -> Result<JobRecord, QueueError> {
-        match self.transition(id, JobEvent::Cancel).await {
+        let at_risk = self.0.store.get(id).await?.map(|record| (self.0.policy.estimate_risk)(&record.request));
+        match self.transition(id, JobEvent::Cancel { at_risk }).await {
             Ok(_) | Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Cancelled, .. })) => {
                 self.get(id).await
             }
@@ -306,6 +408,19 @@ impl Queue {
         Ok(self.0.store.list(filter, self.now()).await?)
     }
 
+    /// Why a queued job waits, and for how long; none for any other.
+    pub fn outlook(&self, job: &Job, allowance: Allowance) -> Option<Outlook> {
+        let JobState::Queued { .. } = job.state else { return None };
+        let now = self.now();
+        let figures = Figures {
+            ahead: self.0.store.ahead_of(job),
+            running: self.0.store.counts(now).running,
+            workers: self.0.policy.workers,
+            service_time: self.0.service_time.mean(),
+        };
+        outlook::outlook(job, figures, allowance, now)
+    }
+
     /// How many jobs there are in each state.
     pub fn counts(&self) -> StatusCounts {
         self.0.store.counts(self.now())
@@ -326,6 +441,20 @@ impl Queue {
         self.0.store.trouble()
     }
 
+    /// What the disk is short of, if it is: then no job is accepted, and all else goes on.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.0.disk_space.shortage()
+    }
+
+    /// Tells the queue how much space the disk has, and how much it should have at least.
+    pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
+        match self.0.disk_space.note(free_bytes, floor_bytes) {
+            (None, Some(shortage)) => error!("no question is accepted: {shortage}"),
+            (Some(_), None) => info!(disk.free_bytes = free_bytes, "the disk has room again: questions are accepted"),
+            _ => {}
+        }
+    }
+
     /// True once the service is shutting down.
     pub fn is_closing(&self) -> bool {
         self.0.closing.is_cancelled()
@@ -341,26 +470,27 @@ impl Queue {
         self.0.policy.lease
     }
 
-    /// Waits until there is a job for the calling worker. `permit` is asked where a job comes with its claim.
-    pub async fn next(&self, permit: &Permit) -> Next {
+    /// Waits until there is a job for the calling worker; none once the service is shutting down. `permit` is asked where
+    /// a job comes with its claim.
+    pub async fn next(&self, permit: &Permit) -> Option<Next> {
         loop {
             let mut place = self.0.standby.enter(Arc::clone(permit));
-            tokio::select! {
+            let intent = tokio::select! {
                 biased;
-                handed = place.handed() => {
-                    if let Some(claim) = handed {
-                        return Next::Claimed(Box::new(claim));
-                    }
-                }
-                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => {
-                    if place.leave() {
-                        return Next::Ready(intent);
-                    }
-                    drop(intent);
-                    if let Some(claim) = place.handed().await {
-                        return Next::Claimed(Box::new(claim));
-                    }
-                }
+                handed = place.handed() => match handed {
+                    Some(claim) => return Some(Next::Claimed(Box::new(claim))),
+                    None => continue,
+                },
+                () = self.0.closing.cancelled() => None,
+                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => Some(intent),
+            };
+            if place.leave() {
+                return intent.map(Next::Ready);
+            }
+            drop(intent);
+            // A job is on its way here, claimed already: nobody else will take it.
+            if let Some(claim) = place.handed().await {
+                return Some(Next::Claimed(Box::new(claim)));
             }
         }
     }
@@ -400,7 +530,10 @@ impl Queue {
         let lease_until = self.now().plus(self.0.policy.lease);
         match self.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
             Ok(_) => Ok(true),
-            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(false),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
+                self.0.metrics.leases_lost.inc();
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -409,7 +542,10 @@ impl Queue {
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
-        let event = event_after(job, settlement, report, self.0.policy.max_retries, rand::random(), self.now());
+        if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
+            self.0.service_time.observe(self.now().since(started_at));
+        }
+        let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
         loop {
             match self.transition(job.id, event.clone()).await {
                 Ok(_) => break,
@@ -486,8 +622,12 @@ impl Queue {
     }
 
     async fn expire(&self, job: &Job, why: &str) -> Result<(), QueueError> {
-        let again = self.0.policy.retry_unknown_outcome && job.spent <= self.0.policy.max_retries;
-        let event = JobEvent::Expire { attempt: job.attempt, retry_at: again.then(|| self.now()) };
+        let policy = &self.0.policy;
+        let again = policy.retry_unknown_outcome && policy.retries.allow(job, FailureClass::Other);
+        // An attempt whose request can't be read any more must still end.
+        let record = self.0.store.get(job.id).await.ok().flatten();
+        let at_risk = record.map(|record| (policy.estimate_risk)(&record.request));
+        let event = JobEvent::Expire { attempt: job.attempt, retry_at: again.then(|| self.now()), at_risk };
         match self.transition(job.id, event).await {
             Ok(after) => {
                 let status = after.status(self.now());
@@ -511,7 +651,7 @@ impl Queue {
             JobEvent::Expire { .. } => Some("outcome_unknown"),
             JobEvent::Claim { .. }
             | JobEvent::Extend { .. }
-            | JobEvent::Cancel
+            | JobEvent::Cancel { .. }
             | JobEvent::MissDeadline
             | JobEvent::Requeue { .. } => None,
         };
@@ -535,9 +675,18 @@ impl Queue {
     }
 }
 
+/// The first half of a SHA-256: no two texts are known to share even that.
+fn digest(bytes: &[u8]) -> [u8; 16] {
+    let whole: [u8; 32] = Sha256::digest(bytes).into();
+    std::array::from_fn(|place| whole[place])
+}
+
 /// A new id; ids sort by time of creation.
 fn new_id(now: Timestamp) -> JobId {
     let millis = u64::try_from(now.as_millis()).unwrap_or(0);
     let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
     Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, millis / 1_000, nanos))
 }
+
+#[cfg(test)]
+mod tests;

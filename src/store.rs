@@ -7,6 +7,8 @@ pub mod sled;
 
 #[cfg(test)]
 pub mod contract;
+#[cfg(test)]
+pub(crate) mod fault;
 
 use std::sync::Arc;
 
@@ -14,7 +16,9 @@ use async_trait::async_trait;
 
 use crate::{
     clock::Timestamp,
-    job::{Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts, TransitionError},
+    job::{
+        IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts, TransitionError,
+    },
 };
 
 /// A durable set of jobs.
@@ -24,13 +28,15 @@ use crate::{
 /// again tells, and the fence makes a repeated settle harmless.
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
-    /// Adds a job: queued, or already claimed for a worker that stands by.
+    /// Adds a job: queued, or already claimed for a worker that stands by. A job whose idempotency key is in force already
+    /// is not added, however many ask at once; a key stays in force if its job is pruned.
     ///
-    /// *Returned*: the job is durable, and its claim with it. *Crashed before*: the whole job is there, or nothing of it.
+    /// *Returned*: the job is durable, and its claim and its key with it. *Crashed before*: the whole job is there, or nothing of it.
     ///
     /// # Errors
-    /// [`StoreError::Full`] when the bound on pending jobs is reached, [`StoreError::Unavailable`].
-    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<(), StoreError>;
+    /// [`StoreError::KeyReused`], [`StoreError::Full`] when the bound on pending jobs is reached,
+    /// [`StoreError::Unavailable`].
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError>;
 
     /// Takes the first ready job by [`Job::effective_at`], if there is one, for a new attempt.
     ///
@@ -75,11 +81,17 @@ pub trait JobStore: Send + Sync + 'static {
     /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
     fn peek(&self, id: JobId) -> Option<Job>;
 
+    /// Whether the key is in force: a hint, as it may be taken by the time of an insert.
+    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool;
+
     /// How many jobs there are in each state; counters, never a scan.
     fn counts(&self, now: Timestamp) -> StatusCounts;
 
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;
+
+    /// How many ready jobs go before this one in the order of claiming; for listings, so never by scan.
+    fn ahead_of(&self, job: &Job) -> usize;
 
     /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job>;
@@ -105,6 +117,15 @@ pub trait JobStore: Send + Sync + 'static {
 /// quick and must not block. A hint, never the truth: a listener that missed one finds out by reading.
 pub type Observer = Box<dyn Fn(&[Job]) + Send + Sync>;
 
+/// What became of an insert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insertion {
+    /// The job is there now.
+    Accepted,
+    /// Its idempotency key stands for this job, which may have been pruned since.
+    Existing(JobId),
+}
+
 /// A job that has just been claimed.
 #[derive(Clone, Debug)]
 pub struct ClaimedJob {
@@ -129,6 +150,9 @@ pub enum StoreError {
         /// The bound.
         limit: usize,
     },
+    /// The idempotency key is in force for another request.
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
     /// The disk or the store's files do not work at the moment; it tries to recover by itself.
     #[error("the job store is unavailable: {reason}")]
     Unavailable {

@@ -13,7 +13,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     agent::{Agent, Verdict},
-    job::{AttemptReport, FailureCode},
+    clock::Timestamp,
+    job::{AtRisk, AttemptReport, FailureCode, JobRequest},
     limits::{DEFAULT_RETRY_AFTER, HOLD, Limits},
     metrics::{Metrics, kind},
     queue::{
@@ -28,15 +29,34 @@ const HEARTBEATS_PER_LEASE: u32 = 3;
 /// Pause after a claim that failed because the store is unavailable.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
+/// Who makes an attempt. There is one, the [`Agent`]; tests have others.
+pub trait Analyst: Clone + Send + Sync + 'static {
+    /// Makes one attempt. Dropping the future aborts it.
+    fn attempt(&self, request: &JobRequest, now: Timestamp) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+
+    /// What an attempt may cost at most.
+    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
+}
+
+impl Analyst for Agent {
+    async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
+        Agent::attempt(self, request, now).await
+    }
+
+    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
+        Agent::at_risk(self, request, now)
+    }
+}
+
 /// What a worker works with.
 #[derive(Clone)]
-pub struct Worker {
+pub struct Worker<A = Agent> {
     /// Where jobs come from and go to.
     pub queue: Queue,
     /// Who may call when.
     pub limits: Arc<Limits>,
     /// Who makes the attempt.
-    pub agent: Agent,
+    pub agent: A,
     /// Longest time of an attempt, whatever the upstream does.
     pub attempt_timeout: Duration,
     /// Where attempts are counted.
@@ -45,7 +65,7 @@ pub struct Worker {
     pub closing: CancellationToken,
 }
 
-impl Worker {
+impl<A: Analyst> Worker<A> {
     /// Starts `count` workers, which `tracker` follows to their end.
     pub fn start_pool(&self, count: usize, tracker: &TaskTracker) {
         for _ in 0..count {
@@ -58,7 +78,7 @@ impl Worker {
             let limits = Arc::clone(&self.limits);
             Arc::new(move || limits.try_permit())
         };
-        while let Some(next) = self.closing.run_until_cancelled(self.next(&permit)).await {
+        while let Some(next) = self.next(&permit).await {
             let intent = match next {
                 Next::Claimed(claim) => {
                     self.attempt(&claim).await;
@@ -78,20 +98,20 @@ impl Worker {
         }
     }
 
-    /// Waits until there is a job, and a permit to call Claude for it.
-    async fn next(&self, permit: &Permit) -> Next {
-        let next = self.queue.next(permit).await;
+    /// Waits until there is a job, and a permit to call Claude for it; none once the service stops.
+    async fn next(&self, permit: &Permit) -> Option<Next> {
+        let next = self.queue.next(permit).await?;
         if let Next::Ready(_) = next {
-            self.limits.permit().await;
+            self.closing.run_until_cancelled(self.limits.permit()).await?;
         }
-        next
+        Some(next)
     }
 
     /// Makes the attempt, or gives it back if the service is stopping.
     async fn attempt(&self, claim: &Claim) {
         if self.closing.is_cancelled() {
             let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-            self.queue.settle(&claim.job, &Settlement::Released { retry_after: Duration::ZERO }, report).await;
+            self.queue.settle(&claim.job, &Settlement::given_back(FailureCode::Shutdown), report).await;
         } else {
             self.work(claim).await;
         }
@@ -102,7 +122,8 @@ impl Worker {
     async fn work(&self, claim: &Claim) {
         let Claim { job, request, lost } = claim;
         let started = tokio::time::Instant::now();
-        let attempt = AssertUnwindSafe(self.agent.attempt(request, self.queue.now())).catch_unwind();
+        let started_at = self.queue.now();
+        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,
@@ -119,6 +140,7 @@ impl Worker {
                 error!(job.id = %job.id, attempt = job.attempt, "the attempt panicked");
                 let report = AttemptReport {
                     may_have_been_billed: true,
+                    at_risk: Some(self.agent.at_risk(request, started_at)),
                     ..failure_report(FailureCode::Internal, "the attempt panicked; the log has the details".to_owned())
                 };
                 (Settlement::Retryable { code: FailureCode::Internal, retry_after: None }, report)
@@ -126,8 +148,11 @@ impl Worker {
             Some(Err(_)) => {
                 let limit = self.attempt_timeout.as_secs();
                 let message = format!("no answer within {limit} s (REQUEST_TIMEOUT)");
-                let report =
-                    AttemptReport { may_have_been_billed: true, ..failure_report(FailureCode::Timeout, message) };
+                let report = AttemptReport {
+                    may_have_been_billed: true,
+                    at_risk: Some(self.agent.at_risk(request, started_at)),
+                    ..failure_report(FailureCode::Timeout, message)
+                };
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
             }
         };
@@ -161,12 +186,12 @@ impl Worker {
             Verdict::Terminal => Settlement::Terminal { code },
             Verdict::RateLimited { retry_after } => {
                 self.limits.close_gate(retry_after.unwrap_or(DEFAULT_RETRY_AFTER), code.into(), detail);
-                Settlement::Released { retry_after: Duration::ZERO }
+                Settlement::given_back(code)
             }
             Verdict::Hold => {
                 error!(reason = %code, detail, "Claude refuses every call: the queue is held until this is mended");
                 self.limits.close_gate(HOLD, code.into(), detail);
-                Settlement::Released { retry_after: Duration::ZERO }
+                Settlement::given_back(code)
             }
         }
     }
@@ -197,3 +222,6 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

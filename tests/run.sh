@@ -21,7 +21,10 @@ install() {
 
 packages=()
 has cc || packages+=(gcc libc6-dev) # links Rust programs and builds ring
-has prlimit || packages+=(util-linux) # the disk-full test lifts a limit with it
+# Tests of a power cut and of full disks make disks of their own, which takes root and, in a container, --privileged.
+has prlimit && has unshare || packages+=(util-linux)
+has mkfs.ext4 || packages+=(e2fsprogs)
+has mount && has losetup || packages+=(mount)
 has kill || packages+=(procps)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"

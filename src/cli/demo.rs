@@ -69,7 +69,7 @@ impl Demo {
             writeln!(out, "Question: {}\n", self.question)?;
             let answer = tokio::select! {
                 answer = ask(&base, &self.question) => Some(answer?),
-                () = signals.next() => None,
+                _ = signals.next() => None,
             };
             let Some(answer) = answer else {
                 serve::stop(app, signals).await;
@@ -86,8 +86,7 @@ impl Demo {
                 out.flush()?;
                 signals.next().await;
             }
-            serve::stop(app, signals).await;
-            Ok(ExitCode::SUCCESS)
+            Ok(serve::stop(app, signals).await)
         })
     }
 

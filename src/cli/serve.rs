@@ -10,20 +10,26 @@ use tracing::warn;
 use super::logging;
 use crate::{app::App, clock::Clock, config::Settings};
 
-/// Serves until told to stop; a second signal ends the process at once, which loses nothing.
+/// What a shell adds to a signal's number for the exit code of whoever it ended.
+const ENDED_BY_SIGNAL: i32 = 128;
+
+/// Serves until told to stop.
 ///
 /// # Errors
 /// Whatever keeps the service from starting.
 pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let _log = logging::start(settings, false);
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let app = App::start(settings, Clock::system()).await?;
         show_new_token(&app)?;
         signals.next().await;
-        stop(app, signals).await;
-        Ok(ExitCode::SUCCESS)
-    })
+        Ok(stop(app, signals).await)
+    });
+    // What has not stopped by now is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Says the admin token that was made at this start, once, beside the log and not as one of its events.
@@ -35,11 +41,16 @@ pub(super) fn show_new_token(app: &App) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Drains, unless a second signal comes.
-pub(super) async fn stop(app: App, mut signals: Signals) {
+/// Drains and gives the exit code. A second signal ends the process at once, as a failure; that loses nothing, since
+/// what was answered is on disk.
+pub(super) async fn stop(app: App, mut signals: Signals) -> ExitCode {
     tokio::select! {
-        () = app.stop() => {}
-        () = signals.next() => warn!("a second signal: stopping at once"),
+        () = app.stop() => ExitCode::SUCCESS,
+        signal = signals.next() => {
+            warn!("a second signal: stopping at once");
+            let code = ENDED_BY_SIGNAL + signal.as_raw_value();
+            u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
     }
 }
 
@@ -55,10 +66,10 @@ impl Signals {
         Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    pub(super) async fn next(&mut self) {
+    pub(super) async fn next(&mut self) -> SignalKind {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
         }
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) 
     let page = api.queue.list(filter).await?;
     let now = api.queue.now();
     let list = JobList {
-        jobs: page.jobs.iter().map(|record| JobView::new(record, now)).collect(),
+        jobs: page.jobs.iter().map(|record| api.view(record, now)).collect(),
         next_cursor: page.next.map(encode_cursor),
         total: api.queue.counts(),
     };

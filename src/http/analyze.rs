@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, State},
-    http::{HeaderMap, header},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     response::Response,
 };
 use futures_util::StreamExt;
@@ -15,21 +15,32 @@ use super::{
     Api,
     extract::Params,
     observe,
-    problem::{BODY_TOO_LARGE, INVALID_BODY, Problem, ProblemBody, UNSUPPORTED_MEDIA_TYPE},
-    submission::{self, Body, MAX_BODY_BYTES},
+    problem::{
+        BODY_TOO_LARGE, FieldError, INVALID_BODY, INVALID_PARAMETER, Problem, ProblemBody, UNSUPPORTED_MEDIA_TYPE,
+    },
+    submission::{self, Body, max_body_bytes},
     view::JobView,
     wait::Wait,
 };
 use crate::{
     job::{JobId, JobRecord},
-    queue::Queue,
+    queue::{Accepted, Queue},
 };
 
 /// What reading an ended job may take once the wait is over; then the answer goes out without.
 const READ_GRACE: Duration = Duration::from_millis(250);
 
-/// Most bytes read of a body that is too large: its sender hears of it only once it has sent all, and that has an end.
-const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
+/// Longest idempotency key: UUIDs and the like with room to spare.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Tells that the job was there before, under the same key.
+const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// So many times the largest body are read of one that is too large: its sender hears of it only once it has sent all,
+/// and that has an end.
+const MAX_EXCESS: usize = 64;
 
 /// Ask a question
 ///
@@ -39,7 +50,10 @@ const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
     post, path = "/api/v1/analyze", tag = "analysis",
     params(
         ("wait" = Option<String>, Query, description = "As `wait` in the body, and before it"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is said nowhere else")
+        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is said nowhere else"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Your own name for this question, up to 255 \
+            characters: sent again with the same question within IDEMPOTENCY_HOURS (24 unless set otherwise), it is the \
+            same job, told by `Idempotency-Replayed: true`")
     ),
     request_body = Body,
     responses(
@@ -49,15 +63,18 @@ const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
             content_type = "application/problem+json"),
         (status = 409, description = "Waited for, and `cancelled`; the job is under `job`", body = ProblemBody<'static>,
             content_type = "application/problem+json"),
+        (status = 410, description = "`job_removed`: the job of this Idempotency-Key is there no more",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
             content_type = "application/problem+json"),
         (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
             content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed` with all that is wrong; or waited for, and `refused`",
+        (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for another \
+            question; or waited for, and `refused`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 502, description = "Waited for, and failed at Claude; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 503, description = "`queue_full`, `shutting_down`, `storage_unavailable`, `timeout`",
+        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json")
@@ -66,12 +83,14 @@ const MAX_BYTES_READ: usize = 64 * MAX_BODY_BYTES;
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
     let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
-    let mut record = api.queue.enqueue(submission).await?;
+    submission.idempotency_key = question.idempotency_key;
+    let Accepted { mut record, replayed } = api.queue.enqueue(submission).await?;
     let JobRecord { job, request, .. } = &record;
     info!(
         job.id = %job.id,
         request.id = request.request_id,
         query.bytes = request.query.len(),
+        replayed,
         "request received"
     );
     debug!(job.id = %job.id, query = request.query, "the question");
@@ -81,7 +100,11 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         record = waited;
     }
     let now = api.queue.now();
-    Ok(JobView::new(&record, now).respond_to_asker(now))
+    let mut response = api.view(&record, now).respond_to_asker(now);
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 /// The job as it is at its end or at `until`. None if that can't be read: the job is accepted all the same.
@@ -100,26 +123,42 @@ async fn hold(queue: &Queue, id: JobId, until: Instant) -> Option<JobRecord> {
 pub(super) struct Question {
     body: Vec<u8>,
     wait: Option<Wait>,
+    idempotency_key: Option<String>,
 }
 
-impl<S: Send + Sync> FromRequest<S> for Question {
+impl FromRequest<Arc<Api>> for Question {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Question, Problem> {
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Question, Problem> {
         let (mut parts, body) = request.into_parts();
         // Before any refusal: one that leaves the body unread is lost when the connection is reset.
-        let body = read(body).await?;
+        let body = read(body, max_body_bytes(api.max_query_length)).await?;
         if !is_json(&parts.headers) {
             return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
         }
-        let Ok(params) = Params::from_request_parts(&mut parts, state).await;
+        let Ok(params) = Params::from_request_parts(&mut parts, api).await;
         let wait = params.wait()?.or_else(|| Wait::preferred(&parts.headers));
-        Ok(Question { body, wait })
+        let idempotency_key = idempotency_key(&parts.headers)?;
+        Ok(Question { body, wait, idempotency_key })
     }
 }
 
+/// The client's name for its question: a string as RFC 8941 has it, with or without its quotes.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = given.next() else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let key = quoted.map_or_else(|| text.to_owned(), |inner| inner.replace("\\\"", "\"").replace("\\\\", "\\"));
+    if given.next().is_some() || !(1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) {
+        let message = format!("must be given once, with 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
+        return Err(Problem::listing(INVALID_PARAMETER, vec![FieldError::new("Idempotency-Key", message)]));
+    }
+    Ok(Some(key))
+}
+
 /// The whole body, if it is not too large.
-async fn read(body: axum::body::Body) -> Result<Vec<u8>, Problem> {
+async fn read(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
     let mut chunks = body.into_data_stream();
     let mut body = Vec::new();
     let mut size = 0;
@@ -127,14 +166,14 @@ async fn read(body: axum::body::Body) -> Result<Vec<u8>, Problem> {
         let chunk =
             chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
         size += chunk.len();
-        if size <= MAX_BODY_BYTES {
+        if size <= limit {
             body.extend_from_slice(&chunk);
-        } else if size > MAX_BYTES_READ {
+        } else if size > MAX_EXCESS * limit {
             break;
         }
     }
-    if size > MAX_BODY_BYTES {
-        let detail = format!("the body must be at most {MAX_BODY_BYTES} bytes (256 KiB)");
+    if size > limit {
+        let detail = format!("the body must be at most {limit} bytes ({} KiB)", limit / 1024);
         return Err(Problem::new(BODY_TOO_LARGE, detail));
     }
     Ok(body)

@@ -57,7 +57,8 @@ pub(super) async fn live() -> Json<Health> {
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
     let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
-    let down: Vec<FieldError> = closing.into_iter().chain(store).collect();
+    let disk = api.queue.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
+    let down: Vec<FieldError> = closing.into_iter().chain(store).chain(disk).collect();
     if !down.is_empty() {
         return Problem::listing(NOT_READY, down).into_response();
     }

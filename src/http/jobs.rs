@@ -37,7 +37,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, Id(id): Id, params: Params)
         None => api.queue.get(id).await?,
     };
     let now = api.queue.now();
-    Ok(JobView::new(&record, now).respond(StatusCode::OK, now))
+    Ok(api.view(&record, now).respond(StatusCode::OK, now))
 }
 
 /// Give a job up
@@ -61,7 +61,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, Id(id): Id, params: Params)
 pub(super) async fn cancel(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
     let record = api.queue.cancel(id).await?;
     let now = api.queue.now();
-    Ok(JobView::new(&record, now).respond(StatusCode::OK, now))
+    Ok(api.view(&record, now).respond(StatusCode::OK, now))
 }
 
 /// Try a failed or cancelled job again
@@ -85,5 +85,5 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Re
 pub(super) async fn retry(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
     let record = api.queue.requeue(id).await?;
     let now = api.queue.now();
-    Ok(JobView::new(&record, now).respond(StatusCode::ACCEPTED, now))
+    Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))
 }

@@ -38,6 +38,10 @@ pub(super) const VALIDATION_FAILED: Kind =
 pub(super) const INTERNAL: Kind =
     Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong in the service");
 pub(super) const QUEUE_FULL: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
+pub(super) const IDEMPOTENCY_KEY_REUSED: Kind =
+    Kind(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The idempotency key belongs to another question");
+pub(super) const JOB_REMOVED: Kind = Kind(StatusCode::GONE, "job_removed", "The job was removed");
+pub(super) const STORAGE_LOW: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_low", "The disk is short of space");
 pub(super) const SHUTTING_DOWN: Kind =
     Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
 pub(super) const STORAGE_UNAVAILABLE: Kind =
@@ -47,6 +51,9 @@ pub(super) const TIMEOUT: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout"
 
 /// After so many seconds a client may try again where the queue is full: about one answer's time.
 const FULL_RETRY_AFTER: u64 = 10;
+
+/// After so many seconds a client may try again where the disk is short of space: somebody has to make room.
+const STORAGE_LOW_RETRY_AFTER: u64 = 30;
 
 /// After so many seconds a client may try again where the store is being reopened or the process replaced.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
@@ -163,6 +170,9 @@ impl From<QueueError> for Problem {
             QueueError::Full { .. } => {
                 Problem::new(QUEUE_FULL, format!("{detail}; try again later")).retry_after(FULL_RETRY_AFTER)
             }
+            QueueError::KeyReused => Problem::new(IDEMPOTENCY_KEY_REUSED, detail),
+            QueueError::Removed(_) => Problem::new(JOB_REMOVED, detail),
+            QueueError::StorageLow(_) => Problem::new(STORAGE_LOW, detail).retry_after(STORAGE_LOW_RETRY_AFTER),
             QueueError::Closing => {
                 Problem::new(SHUTTING_DOWN, format!("{detail}; try again soon")).retry_after(UNAVAILABLE_RETRY_AFTER)
             }

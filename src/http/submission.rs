@@ -15,8 +15,20 @@ use crate::{
     queue::Submission,
 };
 
-/// Largest body: room for the longest query, context and options in any script, and little more.
-pub(super) const MAX_BODY_BYTES: usize = 256 * 1024;
+/// Largest body, unless queries may be longer than usual: room for one with its context and options, and little more.
+const MAX_BODY_BYTES: usize = 256 * 1024;
+
+/// The length of queries that [`MAX_BODY_BYTES`] is meant for: the default of MAX_QUERY_LENGTH.
+const USUAL_QUERY_LENGTH: usize = 10_000;
+
+/// Most bytes of a character in JSON: two `\uXXXX`, as some clients write whatever isn't ASCII.
+const MAX_BYTES_PER_CHAR: usize = 12;
+
+/// Largest body where queries may have so many characters. An operator who allows longer queries gets the room for
+/// them, however they are written, else the two limits would contradict each other.
+pub(super) fn max_body_bytes(max_query_length: usize) -> usize {
+    MAX_BODY_BYTES + MAX_BYTES_PER_CHAR * max_query_length.saturating_sub(USUAL_QUERY_LENGTH)
+}
 
 /// Most characters of context: some 12,000 tokens, a tenth of a small context window.
 const MAX_CONTEXT: usize = 50_000;
@@ -210,6 +222,7 @@ fn submission(body: Body) -> Submission {
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
+        idempotency_key: None,
     }
 }
 

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     clock::{Clock, Timestamp},
-    job::{Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
     queue::Policy,
-    store::{ClaimedJob, JobStore, Observer, StoreError},
+    store::{ClaimedJob, Insertion, JobStore, Observer, StoreError},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -27,7 +27,7 @@ fn broken<T>() -> Result<T, StoreError> {
 
 #[async_trait]
 impl JobStore for Broken {
-    async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<(), StoreError> {
+    async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         broken()
     }
     async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
@@ -44,6 +44,12 @@ impl JobStore for Broken {
     }
     async fn list(&self, _: JobFilter, _: Timestamp) -> Result<JobPage, StoreError> {
         broken()
+    }
+    fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
+        false
+    }
+    fn ahead_of(&self, _: &Job) -> usize {
+        0
     }
     fn peek(&self, _: JobId) -> Option<Job> {
         None
@@ -71,16 +77,9 @@ impl JobStore for Broken {
 }
 
 fn api(closing: &CancellationToken) -> Api {
-    let policy = Policy {
-        max_retries: 0,
-        lease: Duration::from_secs(30),
-        retry_unknown_outcome: false,
-        keep_finished_for: Duration::from_hours(1),
-        max_finished: 1,
-    };
     let metrics = Metrics::new();
     Api {
-        queue: Queue::new(Arc::new(Broken), Clock::system(), policy, metrics.clone(), closing.clone()),
+        queue: Queue::new(Arc::new(Broken), Clock::system(), Policy::plain(), metrics.clone(), closing.clone()),
         limits: Arc::new(Limits::new(NonZeroU32::MIN)),
         metrics,
         admin_token: "s3cret".into(),

@@ -15,8 +15,10 @@ use crate::{
     analysis::Memo,
     clock::Timestamp,
     job::{
-        Attempt, AttemptError, AttemptOutcome, FailureCode, JobId, JobRecord, JobState, JobStatus, Priority, TokenUsage,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, JobId, JobRecord, JobState, JobStatus, Priority,
+        TokenUsage,
     },
+    queue::Outlook,
 };
 
 /// How long a client should leave a pending job alone; one that is in a hurry waits instead.
@@ -73,6 +75,8 @@ pub(super) struct JobView<'a> {
     /// The memo, once the job has succeeded.
     #[schema(value_type = Option<Memo>)]
     result: Option<&'a RawValue>,
+    /// While it waits: why, how many go before it, and when its answer may come.
+    queue: Option<Outlook>,
     /// Tokens over all attempts.
     usage: Option<TokenUsage>,
     /// Why the job failed.
@@ -110,8 +114,34 @@ pub(super) struct AttemptView<'a> {
     usage: Option<TokenUsage>,
     /// The call was sent and its end is not known.
     may_have_been_billed: bool,
+    /// What it costs at most, if it was billed: an estimate made before the call.
+    at_risk: Option<AtRiskView>,
     /// The answer as it came, where it could not be read as a memo (`invalid_output`).
     raw_answer: Option<&'a str>,
+}
+
+/// What a call of unknown end may have cost.
+#[serde_with::skip_serializing_none]
+#[derive(Serialize, ToSchema)]
+#[schema(as = AtRisk)]
+struct AtRiskView {
+    /// Input tokens, estimated from the length of the prompt.
+    input_tokens: u64,
+    /// Output tokens: the most that were asked for.
+    output_tokens: u64,
+    /// Both at list prices, in US dollars; absent if the model has none.
+    cost_usd: Option<f64>,
+}
+
+impl AtRiskView {
+    fn new(risk: &AtRisk) -> AtRiskView {
+        AtRiskView {
+            input_tokens: risk.input_tokens,
+            output_tokens: risk.output_tokens,
+            // Exact to the nano-dollar for any sum a single call can cost.
+            cost_usd: risk.nanodollars.map(|nanodollars| nanodollars as f64 / 1e9),
+        }
+    }
 }
 
 /// Paths of what can be done with a job as it is.
@@ -157,10 +187,16 @@ impl<'a> JobView<'a> {
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
             result: result(attempts),
+            queue: None,
             usage: usage(attempts),
             error: error(job.state, attempts),
             links: Links { this, cancel, retry },
         }
+    }
+
+    /// With what is ahead of the job, if it waits.
+    pub(super) fn with_outlook(self, queue: Option<Outlook>) -> JobView<'a> {
+        JobView { queue, ..self }
     }
 
     /// The job as an answer; `Retry-After` while it is pending.
@@ -214,6 +250,7 @@ impl<'a> AttemptView<'a> {
             prompt_version: report.prompt_version.as_deref(),
             usage: report.usage,
             may_have_been_billed: report.may_have_been_billed,
+            at_risk: report.at_risk.as_ref().map(AtRiskView::new),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
@@ -255,7 +292,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::job::{AttemptReport, Job, JobEvent, JobRequest};
+    use crate::job::{AttemptReport, FailureClass, Job, JobEvent, JobRequest};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -318,7 +355,12 @@ mod tests {
     fn a_result_is_passed_through_as_it_was_stored() {
         let stored = r#"{"b":1,  "a":1.10}"#;
         let result = Some(RawValue::from_string(stored.to_owned()).unwrap());
-        let retry = JobEvent::Retry { attempt: 1, run_at: at(2), report: failing(FailureCode::InvalidOutput) };
+        let retry = JobEvent::Retry {
+            attempt: 1,
+            run_at: at(2),
+            class: FailureClass::Other,
+            report: failing(FailureCode::InvalidOutput),
+        };
         let mut report = failing(FailureCode::Internal);
         let seen = Arc::make_mut(&mut report);
         seen.result = result;
@@ -349,7 +391,12 @@ mod tests {
 
     #[test]
     fn a_missed_deadline_is_not_told_in_the_words_of_an_older_failure() {
-        let retry = JobEvent::Retry { attempt: 1, run_at: at(2), report: failing(FailureCode::Overloaded) };
+        let retry = JobEvent::Retry {
+            attempt: 1,
+            run_at: at(2),
+            class: FailureClass::Other,
+            report: failing(FailureCode::Overloaded),
+        };
         let record = record(&[claim(), retry, JobEvent::MissDeadline]);
         let view = JobView::new(&record, at(9));
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
@@ -358,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_cancelled_job_is_a_conflict_to_its_waiter_and_can_be_retried() {
-        let record = record(&[JobEvent::Cancel]);
+        let record = record(&[JobEvent::Cancel { at_risk: None }]);
         let view = JobView::new(&record, at(9));
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::CONFLICT);
         let json = json_of(&record, at(9));

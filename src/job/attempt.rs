@@ -65,6 +65,9 @@ pub struct AttemptReport {
     /// The call was sent and its end is not known: it may have been billed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub may_have_been_billed: bool,
+    /// What it costs at most, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_risk: Option<AtRisk>,
     /// The memo, as JSON; only with a success.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
@@ -75,10 +78,11 @@ pub struct AttemptReport {
 
 impl AttemptReport {
     /// The report of an attempt that can't report any more: its call may have been billed.
-    pub fn unknown(message: &str) -> AttemptReport {
+    pub fn unknown(message: &str, at_risk: Option<AtRisk>) -> AttemptReport {
         AttemptReport {
             error: Some(AttemptError { code: FailureCode::OutcomeUnknown, message: message.to_owned() }),
             may_have_been_billed: true,
+            at_risk,
             ..AttemptReport::default()
         }
     }
@@ -151,6 +155,68 @@ pub enum FailureCode {
     Internal,
     /// The service was stopped while the attempt was under way.
     Shutdown,
+}
+
+/// What a call may have cost whose end is not known: an estimate from above, made before the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AtRisk {
+    /// Input tokens, estimated from the length of the prompt.
+    pub input_tokens: u64,
+    /// Output tokens: the most that were asked for.
+    pub output_tokens: u64,
+    /// Both at list prices, in nano-dollars (1e-9 $); absent if the model has none.
+    pub nanodollars: Option<u64>,
+}
+
+/// What a failure counts as: each kind has a bound of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    /// No connection: nothing was sent, nothing is billed.
+    Connect,
+    /// The upstream is overloaded and turned the call away.
+    Overload,
+    /// The answer could not be read, and was billed.
+    InvalidOutput,
+    /// Any other that another attempt may not meet.
+    Other,
+}
+
+/// How often a job failed, by class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures {
+    connect: u16,
+    overload: u16,
+    invalid_output: u16,
+    other: u16,
+}
+
+impl Failures {
+    /// So many failures of one class.
+    pub fn of(class: FailureClass, count: u16) -> Failures {
+        let mut failures = Failures::default();
+        *failures.place(class) = count;
+        failures
+    }
+
+    /// One more failure of a class.
+    pub fn add(&mut self, class: FailureClass) {
+        let count = self.place(class);
+        *count = count.saturating_add(1);
+    }
+
+    /// How many there were of a class.
+    pub fn count(mut self, class: FailureClass) -> u32 {
+        u32::from(*self.place(class))
+    }
+
+    fn place(&mut self, class: FailureClass) -> &mut u16 {
+        match class {
+            FailureClass::Connect => &mut self.connect,
+            FailureClass::Overload => &mut self.overload,
+            FailureClass::InvalidOutput => &mut self.invalid_output,
+            FailureClass::Other => &mut self.other,
+        }
+    }
 }
 
 /// Tokens of one call, as the upstream reported them.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Attempt, Job};
+use crate::clock::Timestamp;
 
 /// What a client asked. Written once at submission, never changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,17 @@ pub struct JobRequest {
     /// Id of the HTTP request that brought the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+}
+
+/// A client's name for a submission: as long as it is in force, the same name means the same job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyKey {
+    /// Of what the client sent as the name: the first half of its SHA-256.
+    pub key: [u8; 16],
+    /// Of what was asked, in the same way: another question under the same name is a mistake.
+    pub body: [u8; 16],
+    /// Until when it is in force.
+    pub expires_at: Timestamp,
 }
 
 /// A job as a store gives it back.

@@ -13,7 +13,7 @@ fn expected(status: JobStatus, event: &JobEvent, owns: bool, due: bool, overdue:
         (Running, JobEvent::Fail { .. }) if owns => Some(Failed),
         (Running, JobEvent::Expire { retry_at: Some(_), .. }) if owns => Some(Queued),
         (Running, JobEvent::Expire { retry_at: None, .. }) if owns => Some(Failed),
-        (Queued | Running, JobEvent::Cancel) => Some(Cancelled),
+        (Queued | Running, JobEvent::Cancel { .. }) => Some(Cancelled),
         (Queued, JobEvent::MissDeadline) if overdue => Some(Failed),
         (Failed | Cancelled, JobEvent::Requeue { .. }) => Some(Queued),
         _ => None,
@@ -29,7 +29,7 @@ fn fence(event: &JobEvent) -> Option<u32> {
         | JobEvent::Release { attempt, .. }
         | JobEvent::Fail { attempt, .. }
         | JobEvent::Expire { attempt, .. } => Some(*attempt),
-        JobEvent::Claim { .. } | JobEvent::Cancel | JobEvent::MissDeadline | JobEvent::Requeue { .. } => None,
+        JobEvent::Claim { .. } | JobEvent::Cancel { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => None,
     }
 }
 
@@ -46,7 +46,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
         1 => (attempt.clone(), time.clone()).prop_map(|(attempt, lease_until)| JobEvent::Extend { attempt, lease_until }),
         1 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Succeed { attempt, report }),
         2 => (attempt.clone(), time.clone(), report.clone())
-            .prop_map(|(attempt, run_at, report)| JobEvent::Retry { attempt, run_at, report }),
+            .prop_map(|(attempt, run_at, report)| JobEvent::Retry { attempt, run_at, class: FailureClass::Overload, report }),
         2 => (attempt.clone(), time.clone(), report.clone())
             .prop_map(|(attempt, run_at, report)| JobEvent::Release { attempt, run_at, report }),
         1 => (attempt.clone(), report).prop_map(|(attempt, report)| JobEvent::Fail {
@@ -54,9 +54,9 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
             code: FailureCode::InvalidOutput,
             report
         }),
-        1 => Just(JobEvent::Cancel),
+        1 => Just(JobEvent::Cancel { at_risk: None }),
         2 => (attempt, proptest::option::of(time.clone()))
-            .prop_map(|(attempt, retry_at)| JobEvent::Expire { attempt, retry_at }),
+            .prop_map(|(attempt, retry_at)| JobEvent::Expire { attempt, retry_at, at_risk: None }),
         1 => Just(JobEvent::MissDeadline),
         2 => time.prop_map(|run_at| JobEvent::Requeue { run_at }),
     ]
@@ -97,7 +97,9 @@ proptest! {
                 }
             }
             prop_assert_eq!(job.attempt, claims, "a fence number is given once per claim");
-            prop_assert!(job.spent + job.releases <= job.attempt);
+            let failed = [FailureClass::Connect, FailureClass::Overload, FailureClass::InvalidOutput, FailureClass::Other];
+            let failed: u32 = failed.into_iter().map(|class| job.failures.count(class)).sum();
+            prop_assert!(failed + job.releases <= job.attempt);
             prop_assert_eq!(job.finished_at.is_some(), job.state.is_final());
             let running = u32::from(matches!(job.state, JobState::Running { .. }));
             let numbers: Vec<u32> = history.iter().map(|attempt| attempt.number).collect();
@@ -113,7 +115,7 @@ fn running() -> Job {
 #[test]
 fn a_late_settle_of_an_expired_attempt_changes_nothing() {
     let second = running()
-        .apply(&JobEvent::Expire { attempt: 1, retry_at: Some(at(31)) }, at(31))
+        .apply(&JobEvent::Expire { attempt: 1, retry_at: Some(at(31)), at_risk: None }, at(31))
         .unwrap()
         .apply(&JobEvent::Claim { lease_until: at(90) }, at(32))
         .unwrap();
@@ -128,12 +130,12 @@ fn a_late_settle_of_an_expired_attempt_changes_nothing() {
 fn a_release_spends_no_attempt_but_keeps_its_number() {
     let released =
         running().apply(&JobEvent::Release { attempt: 1, run_at: at(5), report: Arc::default() }, at(2)).unwrap();
-    assert_eq!((released.attempt, released.spent, released.releases), (1, 0, 1));
+    assert_eq!((released.attempt, released.failures, released.releases), (1, Failures::default(), 1));
 }
 
 #[test]
 fn an_expired_attempt_is_recorded_as_possibly_billed() {
-    let event = JobEvent::Expire { attempt: 1, retry_at: None };
+    let event = JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None };
     let attempt = running().closed_attempt(&event, at(40)).unwrap();
     assert_eq!(attempt.outcome, AttemptOutcome::OutcomeUnknown);
     assert!(attempt.report.may_have_been_billed);
@@ -143,7 +145,7 @@ fn an_expired_attempt_is_recorded_as_possibly_billed() {
 fn a_success_that_came_first_wins_over_a_cancel() {
     let done = running().apply(&JobEvent::Succeed { attempt: 1, report: Arc::default() }, at(2)).unwrap();
     assert_eq!(
-        done.apply(&JobEvent::Cancel, at(3)),
+        done.apply(&JobEvent::Cancel { at_risk: None }, at(3)),
         Err(TransitionError::Illegal { status: JobStatus::Succeeded, wanted: "cancelled" })
     );
 }
@@ -161,5 +163,5 @@ fn a_requeued_job_starts_its_count_of_attempts_afresh() {
         .apply(&JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() }, at(2))
         .unwrap();
     let again = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
-    assert_eq!((again.spent, again.attempt, again.finished_at), (0, 1, None));
+    assert_eq!((again.failures, again.attempt, again.due_at, again.finished_at), (Failures::default(), 1, at(3), None));
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::Timestamp,
-    job::{AttemptError, AttemptReport, FailureCode, Job, JobEvent},
+    job::{AttemptError, AttemptReport, FailureClass, FailureCode, Job, JobEvent},
 };
 
 /// First step of the backoff, doubled with each attempt: the official SDKs' own.
@@ -32,9 +32,73 @@ pub enum Settlement {
     },
     /// It gives the job back unspent: the account's limit, a held queue, a shutdown.
     Released {
+        /// Why.
+        code: FailureCode,
         /// Not before so much time has passed; the gate does the waiting, so usually zero.
         retry_after: Duration,
     },
+}
+
+impl Settlement {
+    /// The job is given back at once; what keeps it from running does the waiting.
+    pub fn given_back(code: FailureCode) -> Settlement {
+        Settlement::Released { code, retry_after: Duration::ZERO }
+    }
+}
+
+/// How often an attempt is tried again, by the class of its failure, and for how long a job may be given back.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryBounds {
+    /// After failures that have no bound of their own.
+    pub other: u32,
+    /// After failed connections: they cost nothing.
+    pub connect: u32,
+    /// After the upstream turned the call away for its load.
+    pub overload: u32,
+    /// After answers that could not be read: each was paid for.
+    pub invalid_output: u32,
+    /// A job that is given back unspent so long after it was due fails instead.
+    pub give_back_for: Duration,
+}
+
+impl RetryBounds {
+    /// Whether a job may fail once more in this way and still be tried again.
+    pub fn allow(&self, job: &Job, class: FailureClass) -> bool {
+        let bound = match class {
+            FailureClass::Connect => self.connect,
+            FailureClass::Overload => self.overload,
+            FailureClass::InvalidOutput => self.invalid_output,
+            FailureClass::Other => self.other,
+        };
+        job.failures.count(class) < bound
+    }
+}
+
+/// What a failure counts as. An overload in the middle of an answer may be billed, so it is bounded as what costs.
+fn class_of(code: FailureCode, may_have_been_billed: bool) -> FailureClass {
+    match code {
+        FailureCode::ConnectFailed => FailureClass::Connect,
+        FailureCode::Overloaded if !may_have_been_billed => FailureClass::Overload,
+        FailureCode::InvalidOutput => FailureClass::InvalidOutput,
+        FailureCode::DeadlineExceeded
+        | FailureCode::OutcomeUnknown
+        | FailureCode::Refused
+        | FailureCode::AnswerTruncated
+        | FailureCode::InvalidRequest
+        | FailureCode::RequestTooLarge
+        | FailureCode::AuthenticationFailed
+        | FailureCode::BillingFailed
+        | FailureCode::PermissionDenied
+        | FailureCode::ModelNotFound
+        | FailureCode::RateLimited
+        | FailureCode::Overloaded
+        | FailureCode::UpstreamError
+        | FailureCode::ConnectionLost
+        | FailureCode::Timeout
+        | FailureCode::MalformedResponse
+        | FailureCode::Internal
+        | FailureCode::Shutdown => FailureClass::Other,
+    }
 }
 
 /// The event that settles attempt `job.attempt`. `random` in 0..1 is the jitter.
@@ -42,30 +106,40 @@ pub fn event_after(
     job: &Job,
     settlement: &Settlement,
     report: AttemptReport,
-    max_retries: u32,
+    bounds: &RetryBounds,
     random: f64,
     now: Timestamp,
 ) -> JobEvent {
     let attempt = job.attempt;
+    let billed = report.may_have_been_billed;
     let report = Arc::new(report);
     match *settlement {
         Settlement::Succeeded => JobEvent::Succeed { attempt, report },
         Settlement::Retryable { code, retry_after } => {
-            if job.spent > max_retries {
+            let class = class_of(code, billed);
+            if !bounds.allow(job, class) {
                 return JobEvent::Fail { attempt, code, report };
             }
-            let delay = retry_after.unwrap_or_else(|| backoff(job.spent, random));
-            JobEvent::Retry { attempt, run_at: now.plus(delay), report }
+            let delay = retry_after.unwrap_or_else(|| backoff(job.failures.count(class), random));
+            JobEvent::Retry { attempt, run_at: now.plus(delay), class, report }
         }
         Settlement::Terminal { code } => JobEvent::Fail { attempt, code, report },
-        Settlement::Released { retry_after } => JobEvent::Release { attempt, run_at: now.plus(retry_after), report },
+        // A stop of ours is no reason to give a job up.
+        Settlement::Released { code, .. }
+            if code != FailureCode::Shutdown && now.since(job.due_at) > bounds.give_back_for =>
+        {
+            JobEvent::Fail { attempt, code, report }
+        }
+        Settlement::Released { retry_after, .. } => {
+            JobEvent::Release { attempt, run_at: now.plus(retry_after), report }
+        }
     }
 }
 
-/// Exponential backoff with full jitter: anywhere between nothing and base · 2^(spent − 1), so that jobs that failed
+/// Exponential backoff with full jitter: anywhere between nothing and base · 2^failures, so that jobs that failed
 /// together do not come back together.
-fn backoff(spent: u32, random: f64) -> Duration {
-    let ceiling = BACKOFF_BASE.saturating_mul(1 << spent.saturating_sub(1).min(16)).min(BACKOFF_MAX);
+fn backoff(failures: u32, random: f64) -> Duration {
+    let ceiling = BACKOFF_BASE.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
     ceiling.mul_f64(random.clamp(0.0, 1.0))
 }
 
@@ -77,11 +151,14 @@ pub fn failure_report(code: FailureCode, message: String) -> AttemptReport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Priority;
+    use crate::job::{Failures, Priority};
 
-    fn job(spent: u32) -> Job {
+    const BOUNDS: RetryBounds =
+        RetryBounds { other: 3, connect: 5, overload: 4, invalid_output: 1, give_back_for: Duration::from_hours(1) };
+
+    fn job(failures: Failures) -> Job {
         let mut job = Job::new(uuid::Uuid::nil(), Priority::Normal, now());
-        (job.attempt, job.spent) = (spent, spent);
+        (job.attempt, job.failures) = (1, failures);
         job
     }
 
@@ -89,35 +166,65 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000)
     }
 
-    fn after(spent: u32, settlement: &Settlement, random: f64) -> JobEvent {
-        event_after(&job(spent), settlement, AttemptReport::default(), 3, random, now())
+    fn after(failures: Failures, settlement: &Settlement, random: f64) -> JobEvent {
+        event_after(&job(failures), settlement, AttemptReport::default(), &BOUNDS, random, now())
+    }
+
+    fn again(code: FailureCode) -> Settlement {
+        Settlement::Retryable { code, retry_after: None }
     }
 
     #[test]
-    fn a_job_gets_one_attempt_more_than_its_retries_and_then_fails_with_the_last_code() {
-        let again = Settlement::Retryable { code: FailureCode::Overloaded, retry_after: None };
-        assert!(matches!(after(3, &again, 0.5), JobEvent::Retry { attempt: 3, .. }));
-        assert!(matches!(after(4, &again, 0.5), JobEvent::Fail { attempt: 4, code: FailureCode::Overloaded, .. }));
+    fn each_class_of_failure_has_a_bound_of_its_own_and_then_the_job_fails_with_the_last_code() {
+        for (code, class, bound) in [
+            (FailureCode::Timeout, FailureClass::Other, 3),
+            (FailureCode::ConnectFailed, FailureClass::Connect, 5),
+            (FailureCode::Overloaded, FailureClass::Overload, 4),
+            (FailureCode::InvalidOutput, FailureClass::InvalidOutput, 1),
+        ] {
+            let last = after(Failures::of(class, bound - 1), &again(code), 0.5);
+            assert!(matches!(last, JobEvent::Retry { class: counted, .. } if counted == class), "{code}: {last:?}");
+            let over = after(Failures::of(class, bound), &again(code), 0.5);
+            assert!(matches!(over, JobEvent::Fail { code: told, .. } if told == code), "{code}: {over:?}");
+        }
+        assert_eq!(class_of(FailureCode::Overloaded, true), FailureClass::Other, "overloaded in mid-answer");
+        let outage = Failures::of(FailureClass::Connect, 4);
+        assert!(matches!(after(outage, &again(FailureCode::Timeout), 0.5), JobEvent::Retry { .. }), "counted apart");
     }
 
     #[test]
     fn the_backoff_doubles_to_its_ceiling_and_jitter_spans_all_of_it() {
-        let delays: Vec<u128> = (1..=9).map(|spent| backoff(spent, 1.0).as_millis()).collect();
+        let delays: Vec<u128> = (0..9).map(|failures| backoff(failures, 1.0).as_millis()).collect();
         assert_eq!(delays, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
         assert_eq!(backoff(5, 0.0), Duration::ZERO);
     }
 
     #[test]
+    fn a_job_is_given_back_for_so_long_after_it_was_due_and_then_fails() {
+        let released = Settlement::Released { code: FailureCode::RateLimited, retry_after: Duration::ZERO };
+        let give_back = |since_due: Duration| {
+            let mut job = job(Failures::default());
+            job.due_at = now().minus(since_due);
+            job.created_at = now().minus(Duration::from_hours(100));
+            event_after(&job, &released, AttemptReport::default(), &BOUNDS, 0.5, now())
+        };
+        assert!(matches!(give_back(Duration::from_hours(1)), JobEvent::Release { .. }));
+        let over = give_back(Duration::from_secs(3_601));
+        assert!(matches!(over, JobEvent::Fail { code: FailureCode::RateLimited, .. }), "{over:?}");
+    }
+
+    #[test]
     fn the_upstreams_retry_after_outranks_the_backoff() {
         let retry_after = Some(Duration::from_secs(90));
-        let event = after(1, &Settlement::Retryable { code: FailureCode::UpstreamError, retry_after }, 0.0);
+        let event =
+            after(Failures::default(), &Settlement::Retryable { code: FailureCode::UpstreamError, retry_after }, 0.0);
         let JobEvent::Retry { run_at, .. } = event else { panic!("{event:?}") };
         assert_eq!(run_at, now().plus(Duration::from_secs(90)));
     }
 
     #[test]
     fn a_terminal_failure_is_not_tried_again() {
-        let event = after(1, &Settlement::Terminal { code: FailureCode::Refused }, 0.5);
+        let event = after(Failures::default(), &Settlement::Terminal { code: FailureCode::Refused }, 0.5);
         assert!(matches!(event, JobEvent::Fail { code: FailureCode::Refused, .. }));
     }
 }

@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use super::{JobStore, StoreError};
+use super::{Insertion, JobStore, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
-        AttemptOutcome, AttemptReport, FailureCode, Job, JobEvent, JobFilter, JobRequest, JobStatus, Priority,
-        StatusCounts, TransitionError,
+        AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobRequest,
+        JobStatus, Priority, StatusCounts, TransitionError,
     },
 };
 
@@ -49,6 +49,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     claims_in_order_of_effective_time(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
+    tells_how_many_go_before_a_job(&fresh().await).await;
     refuses_what_the_life_cycle_refuses_and_changes_nothing(&fresh().await).await;
     bounds_pending_jobs_but_not_what_ends_them(&fresh().await).await;
     tells_what_is_overdue_and_when_the_next_thing_is_due(&fresh().await).await;
@@ -57,6 +58,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     prunes_oldest_ends_first(&fresh().await).await;
     tells_the_observer_after_the_change_is_visible(fresh().await).await;
     gives_each_job_to_one_claimant(fresh().await).await;
+    keeps_one_job_a_key(fresh().await).await;
 }
 
 async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
@@ -96,7 +98,10 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
     add(store, [job(0)]).await;
     claim(store, 1).await.unwrap();
     let report = Arc::new(AttemptReport { http_status: Some(529), ..AttemptReport::default() });
-    store.transition(job(0).id, JobEvent::Retry { attempt: 1, run_at: at(2), report }, at(2)).await.unwrap();
+    store
+        .transition(job(0).id, JobEvent::Retry { attempt: 1, run_at: at(2), class: FailureClass::Other, report }, at(2))
+        .await
+        .unwrap();
     claim(store, 3).await.unwrap();
     let running = store.get(job(0).id).await.unwrap().unwrap();
     assert_eq!((running.request, running.attempts.len()), (request(0), 1));
@@ -110,10 +115,20 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
     assert!(store.get(job(9).id).await.unwrap().is_none());
 }
 
+async fn tells_how_many_go_before_a_job(store: &impl JobStore) {
+    let urgent = Job { priority: Priority::High, ..job(3) };
+    add(store, [job(0), job(1), job(2), urgent.clone()]).await;
+    let ahead = || [&job(0), &job(1), &job(2), &urgent].map(|job| store.ahead_of(job));
+    assert_eq!(ahead(), [1, 2, 3, 0]);
+    claim(store, 10).await.unwrap();
+    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    assert_eq!(ahead(), [0, 1, 1, 0]);
+}
+
 async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl JobStore) {
     add(store, [job(0)]).await;
     assert_eq!(
-        store.transition(job(7).id, JobEvent::Cancel, at(1)).await.unwrap_err(),
+        store.transition(job(7).id, JobEvent::Cancel { at_risk: None }, at(1)).await.unwrap_err(),
         StoreError::NotFound(job(7).id)
     );
     let claimed = claim(store, 1).await.unwrap();
@@ -130,7 +145,7 @@ async fn bounds_pending_jobs_but_not_what_ends_them(store: &impl JobStore) {
     assert_eq!(store.peek(job(limit).id), None, "a refused job is not there");
     claim(store, 20).await.unwrap();
     store.insert(job(limit), request(limit)).await.unwrap_err();
-    store.transition(job(1).id, JobEvent::Cancel, at(21)).await.unwrap();
+    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(21)).await.unwrap();
     store.insert(job(limit), request(limit)).await.unwrap();
 }
 
@@ -161,8 +176,8 @@ async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
 
 async fn lists_newest_first_page_by_page(store: &impl JobStore) {
     add(store, (0..5).map(job)).await;
-    store.transition(job(1).id, JobEvent::Cancel, at(9)).await.unwrap();
-    store.transition(job(3).id, JobEvent::Cancel, at(9)).await.unwrap();
+    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
+    store.transition(job(3).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
     let page = async |statuses: &[JobStatus], limit, before| {
         let filter = JobFilter { statuses: statuses.to_vec(), limit, before };
         let page = store.list(filter, at(10)).await.unwrap();
@@ -182,10 +197,41 @@ async fn lists_newest_first_page_by_page(store: &impl JobStore) {
     assert_eq!(store.counts(at(10)), StatusCounts { queued: 3, cancelled: 2, ..StatusCounts::default() });
 }
 
+/// A job that its client calls `name`, from second `n`, for 100 seconds.
+fn named(n: u32, name: u8, body: u8) -> Job {
+    let expires_at = at(n + 100);
+    Job { idempotency: Some(Box::new(IdempotencyKey { key: [name; 16], body: [body; 16], expires_at })), ..job(n) }
+}
+
+async fn keeps_one_job_a_key<S: JobStore>(store: S) {
+    let store = Arc::new(store);
+    let racing: Vec<_> = (0..4)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.insert(named(n, 7, 1), request(n)).await.unwrap() })
+        })
+        .collect();
+    let mut insertions = Vec::new();
+    for insertion in racing {
+        insertions.push(insertion.await.unwrap());
+    }
+    let winners: Vec<u32> = (0..4).filter(|n| store.peek(job(*n).id).is_some()).collect();
+    let [winner] = winners[..] else { panic!("one job, not {winners:?}") };
+    insertions.retain(|insertion| *insertion != Insertion::Accepted);
+    assert_eq!(insertions, [Insertion::Existing(job(winner).id); 3]);
+    assert_eq!(store.insert(named(5, 7, 2), request(5)).await, Err(StoreError::KeyReused));
+    assert_eq!(store.insert(named(5, 8, 2), request(5)).await, Ok(Insertion::Accepted), "another name, another job");
+
+    store.transition(job(winner).id, JobEvent::Cancel { at_risk: None }, at(6)).await.unwrap();
+    assert_eq!(store.prune(at(0), 0, 10).await.unwrap(), 1);
+    assert_eq!(store.insert(named(9, 7, 1), request(9)).await, Ok(Insertion::Existing(job(winner).id)), "it is gone");
+    assert_eq!(store.insert(named(winner + 100, 7, 2), request(0)).await, Ok(Insertion::Accepted), "out of force");
+}
+
 async fn prunes_oldest_ends_first(store: &impl JobStore) {
     add(store, (0..6).map(job)).await;
     for n in 0..5 {
-        store.transition(job(n).id, JobEvent::Cancel, at(100 - n)).await.unwrap();
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(100 - n)).await.unwrap();
     }
     assert_eq!(store.prune(at(97), 100, 10).await.unwrap(), 1, "one ended before second 97");
     assert!(store.get(job(4).id).await.unwrap().is_none());

@@ -3,8 +3,10 @@
 //! - `keys`: the key layout
 //! - `codec`: how records are written and upgraded
 //! - `disk`: how sled is opened, and what makes a change durable
+//! - `idempotency`: the keys that clients gave their submissions
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
+//! - `log`, `salvage`: what can be read of a damaged store
 //! - `writer`: the one thread that changes anything
 //!
 //! Reads of a job's state touch memory alone. Its request and attempts come from memory too if they were lately used, else
@@ -13,9 +15,12 @@
 
 mod codec;
 mod disk;
+mod idempotency;
 mod index;
 mod keys;
+mod log;
 mod recent;
+pub mod salvage;
 mod writer;
 
 use std::{
@@ -34,15 +39,16 @@ pub use self::disk::OpenError;
 use self::{
     codec::read_chunks,
     disk::Disk,
+    idempotency::Keys,
     index::Index,
     keys::Seq,
     recent::{Bodies, Recent},
     writer::{Command, Envelope, Reply, Writer},
 };
-use super::{ClaimedJob, JobStore, Observer, StoreError};
+use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
     clock::{Clock, Timestamp},
-    job::{Attempt, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{Attempt, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
     metrics::Metrics,
 };
 
@@ -75,6 +81,7 @@ struct Shared {
     clock: Clock,
     max_pending: usize,
     index: RwLock<Index>,
+    keys: RwLock<Keys>,
     recent: Recent,
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
@@ -94,6 +101,7 @@ impl SledStore {
             config,
             clock,
             index: RwLock::default(),
+            keys: RwLock::default(),
             recent: Recent::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
@@ -124,6 +132,12 @@ impl SledStore {
         answer.await.map_err(|_| closed())?
     }
 
+    /// Panics unless every list of the index agrees with its jobs.
+    #[cfg(test)]
+    pub(crate) fn assert_consistent(&self) {
+        self.shared.index().assert_consistent();
+    }
+
     /// Lets the writer end once it has done all that was sent.
     fn dismiss_writer(&self) -> Option<thread::JoinHandle<()>> {
         lock(&self.commands).take();
@@ -144,7 +158,7 @@ impl SledStore {
 
 #[async_trait]
 impl JobStore for SledStore {
-    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<(), StoreError> {
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         let bytes = serde_json::to_vec(&*request)
             .map_err(|error| StoreError::Corrupt { id: job.id, reason: error.to_string() })?;
         self.ask(|reply| Command::Insert { job, request, bytes, reply }).await
@@ -159,11 +173,11 @@ impl JobStore for SledStore {
     }
 
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
+        let now = self.shared.clock.now();
         // Asked at every sweep, and mostly in vain.
-        if self.shared.index().prunable(before, keep, 1).is_empty() {
+        if self.shared.index().prunable(before, keep, 1).is_empty() && self.shared.keys().expired(now, 1).is_empty() {
             return Ok(0);
         }
-        let now = self.shared.clock.now();
         self.ask(|reply| Command::Prune { before, keep, limit, now, reply }).await
     }
 
@@ -196,6 +210,10 @@ impl JobStore for SledStore {
         index.get(index.seq(id)?).cloned()
     }
 
+    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
+        self.shared.keys().find(key, now).is_some()
+    }
+
     fn counts(&self, now: Timestamp) -> StatusCounts {
         self.shared.index().counts(now)
     }
@@ -203,6 +221,10 @@ impl JobStore for SledStore {
     fn claimable(&self, now: Timestamp) -> usize {
         self.shared.promote(now);
         self.shared.index().ready_len()
+    }
+
+    fn ahead_of(&self, job: &Job) -> usize {
+        self.shared.index().ahead_of(job)
     }
 
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
@@ -245,9 +267,10 @@ impl Shared {
     /// Opens the database and reads the index anew; tells the first free number.
     fn open(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
-        let (index, next_seq) = writer::load(&disk, self.clock.now())
+        let (index, keys, next_seq) = writer::load(&disk, self.clock.now())
             .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
         *self.index_mut() = index;
+        *self.keys_mut() = keys;
         *self.disk.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(disk));
         *lock(&self.trouble) = None;
         Ok(next_seq)
@@ -298,6 +321,14 @@ impl Shared {
         // A statement of its own: the lock for reading must be gone before that for writing is asked for.
         let due = self.index().has_due(now);
         due && self.index_mut().promote(now)
+    }
+
+    fn keys(&self) -> RwLockReadGuard<'_, Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
+        self.keys.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {

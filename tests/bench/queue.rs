@@ -26,9 +26,12 @@ use std::{
 use ceoagent::{
     claude::simulator::{Latency, Simulator, SimulatorConfig},
     clock::Clock,
-    job::{AttemptReport, FailureCode, JobFilter, JobRequest, JobStatus},
+    job::{AtRisk, AttemptReport, FailureCode, JobFilter, JobRequest, JobStatus},
     metrics::Metrics,
-    queue::{Claim, Next, Permit, Policy, Queue, Submission, retry::Settlement},
+    queue::{
+        Claim, Next, Permit, Policy, Queue, Submission,
+        retry::{RetryBounds, Settlement},
+    },
     store::{
         JobStore,
         sled::{SledConfig, SledStore},
@@ -67,7 +70,16 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
     let config = SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, max_pending: 10_000_000 };
     let store: Arc<dyn JobStore> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
-        max_retries: 3,
+        workers: 64,
+        retries: RetryBounds {
+            other: 3,
+            connect: 3,
+            overload: 3,
+            invalid_output: 3,
+            give_back_for: Duration::from_hours(24),
+        },
+        estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
+        idempotency_window: Duration::from_hours(24),
         lease: Duration::from_secs(600),
         retry_unknown_outcome: true,
         keep_finished_for: Duration::from_hours(24),
@@ -91,7 +103,7 @@ fn answer() -> AttemptReport {
 /// The next job, as a worker gets it.
 async fn claim(queue: &Queue, permit: &Permit) -> Claim {
     loop {
-        match queue.next(permit).await {
+        match queue.next(permit).await.unwrap() {
             Next::Claimed(claim) => return *claim,
             Next::Ready(intent) => {
                 if let Some(claim) = queue.claim(intent).await.unwrap() {

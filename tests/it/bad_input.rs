@@ -66,6 +66,21 @@ async fn each_invalid_question_is_refused_with_its_field_and_none_is_enqueued() 
 }
 
 #[tokio::test]
+async fn a_question_of_the_longest_length_that_can_be_set_is_taken_however_it_is_written() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).with("MAX_QUERY_LENGTH", "100000").start();
+    // Twelve bytes for one character, the most that JSON can make of one.
+    let question = |length| format!("{{\"query\": \"{}\"}}", "\\ud83d\\ude80".repeat(length));
+    let answer = send(post_text(&service, question(100_000))).await;
+    assert_eq!(answer.status, 202, "{answer:#?}");
+    let job = service.ended(&answer.id()).await.body;
+    assert_eq!((job["query"].as_str(), &job["status"]), (Some(&*"🚀".repeat(100_000)), &json!("succeeded")));
+    let answer = send(post_text(&service, question(100_001))).await;
+    answer.assert_problem(422, "validation_failed");
+    assert_says(&answer, "at most 100000 characters, not 100001");
+}
+
+#[tokio::test]
 async fn everything_wrong_with_a_question_is_told_at_once() {
     let claude = simulator().await;
     let service = Setup::new(&claude.base_url()).start();

@@ -1,12 +1,26 @@
 //! A disk that runs full and is made room on: refused submissions, a process that lives, and not one accepted job lost.
 //!
-//! A bound on the size of a file stands for the full disk: a write fails alike, and it needs no mount and no rights.
+//! Twice: a bound on the size of a file, which fails writes of the store alone and at once; and a small disk that other
+//! files fill up, where the file system too may find out late that there is no room.
 
-use std::process::Command;
+use std::{
+    fs::File,
+    io::{self, Write},
+    process::Command,
+};
 
-use tokio::time::{Instant, timeout_at};
+use ceoagent::clock::{Clock, Timestamp};
+use serde_json::json;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
 
-use crate::harness::{PATIENCE, Setup, simulator};
+use crate::{
+    harness::{Answer, PATIENCE, Setup, client, send, simulator},
+    loop_disk::LoopDisk,
+};
 
 /// Starts the service with files of 8 MiB at most, four of sled's segments. A write beyond fails instead of killing it.
 const ON_A_SMALL_DISK: &str = "trap '' XFSZ; ulimit -S -f 16384; exec \"$0\" serve";
@@ -61,4 +75,121 @@ async fn a_full_disk_refuses_questions_and_room_on_it_brings_the_service_back_wi
         assert_eq!(job["query"], long_question(n), "a job kept its question");
         assert_eq!(job["status"], "succeeded", "{job:#}");
     }
+}
+
+/// Makes `file` longer by `bytes`, or by what the disk has room for.
+fn grow(file: &mut File, bytes: usize) {
+    let chunk = [b'x'; 4 << 10];
+    for _ in 0..bytes / chunk.len() {
+        if let Err(error) = file.write_all(&chunk) {
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+            return;
+        }
+    }
+}
+
+/// By how much the other file grows with each job: the disk is full after a hundred or so.
+const GROWTH: usize = 256 << 10;
+
+/// An answer while the disk is full: what was asked for, or that the store can't be used.
+#[track_caller]
+fn assert_sane(answer: &Answer) {
+    if answer.status != 200 {
+        answer.assert_problem(503, "storage_unavailable");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_other_files_fill_under_load_costs_no_job_and_work_goes_on_once_there_is_room() {
+    let claude = simulator().await;
+    let disk = LoopDisk::new(64);
+    let setup = Setup::new(&claude.base_url())
+        .with("MAX_QUERY_LENGTH", "100000")
+        .with("DATA_DIR", &disk.path().join("data").display().to_string())
+        // A claim that failed half-way has nobody at work on it until its lease is over.
+        .with("LEASE_SECONDS", "5")
+        .with("MAX_RETRIES", "20");
+    let service = setup.start();
+    let deadline = Instant::now() + PATIENCE;
+    let tomorrow = Timestamp::from_millis(Clock::system().now().as_millis() + 86_400_000);
+    let later = service.post("/api/v1/analyze", &json!({ "query": "Tomorrow?", "run_at": tomorrow })).await;
+    assert_eq!(later.status, 202, "{later:#?}");
+    let later = format!("/api/v1/jobs/{}", later.id());
+
+    let (sender, mut news) = mpsc::unbounded_channel();
+    let mut load = JoinSet::new();
+    for team in 0..4 {
+        let (url, sender) = (format!("{}/api/v1/analyze", service.base()), sender.clone());
+        load.spawn(async move {
+            let client = client();
+            for n in 0.. {
+                let query = long_question(team * 100_000 + n);
+                let answer = send(client.post(&url).json(&json!({ "query": query }))).await;
+                if answer.status != 202 {
+                    answer.assert_problem(503, "storage_unavailable");
+                    assert!(!answer.header("retry-after").is_empty());
+                    return;
+                }
+                sender.send((answer.id(), query)).unwrap();
+            }
+        });
+    }
+    drop(sender);
+    let filler = disk.path().join("filler");
+    let mut file = File::create(&filler).unwrap();
+    let mut accepted = Vec::new();
+    while let Some(job) = news.recv().await {
+        accepted.push(job);
+        grow(&mut file, GROWTH);
+    }
+    load.join_all().await;
+    grow(&mut file, usize::MAX);
+    assert!(accepted.len() > 50, "{}", accepted.len());
+
+    // The store may have opened again with the last bytes that there were: then it takes a few more.
+    let not_ready = loop {
+        let ready = service.get("/health/ready").await;
+        if ready.status != 200 {
+            break ready;
+        }
+        assert!(Instant::now() < deadline, "a full disk is not noticed");
+        let query = long_question(accepted.len());
+        let answer = service.submit(&query).await;
+        if answer.status == 202 {
+            accepted.push((answer.id(), query));
+        }
+    };
+    not_ready.assert_problem(503, "not_ready");
+    assert_eq!(not_ready.body["errors"][0]["field"], "store");
+    let why = not_ready.body["errors"][0]["message"].as_str().unwrap();
+    assert!(why.contains("No space left"), "{why}");
+    assert_eq!(service.get("/health").await.status, 200, "the process lives");
+    assert_sane(&service.get(&later).await);
+    assert_sane(&service.post(&format!("{later}/cancel"), &json!({})).await);
+    assert_sane(&service.admin_get("/api/v1/admin/jobs").await);
+
+    // Both the name and the handle keep its room.
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    let works_again = async {
+        loop {
+            let query = long_question(accepted.len());
+            let answer = service.submit(&query).await;
+            if answer.status == 202 {
+                break (answer.id(), query);
+            }
+            answer.assert_problem(503, "storage_unavailable");
+        }
+    };
+    let first = timeout_at(deadline, works_again).await.expect("the store opens again by itself");
+    accepted.push(first);
+    assert_eq!(service.get("/health/ready").await.status, 200);
+    for (id, query) in &accepted {
+        let job = service.ended(id).await.body;
+        assert_eq!(job["query"], **query, "a job kept its question");
+        assert_eq!(job["status"], "succeeded", "{job:#}");
+    }
+    let cancelled = service.post(&format!("{later}/cancel"), &json!({})).await;
+    assert_eq!((cancelled.status, &cancelled.body["status"]), (200, &json!("cancelled")), "{cancelled:#?}");
+    println!("{} jobs accepted", accepted.len());
 }

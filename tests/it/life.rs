@@ -1,7 +1,12 @@
 //! A job's life as its client sees it.
 
-use ceoagent::claude::simulator::Fault;
-use serde_json::json;
+use std::time::Duration;
+
+use ceoagent::{
+    claude::simulator::{ErrorAnswer, Fault},
+    clock::Clock,
+};
+use serde_json::{Value, json};
 
 use crate::harness::{Setup, simulator};
 
@@ -39,4 +44,63 @@ async fn a_wait_that_ends_before_the_job_answers_202_with_the_job() {
     assert_eq!(answer.body["status"], "running");
     claude.release();
     assert_eq!(service.ended(&answer.id()).await.body["status"], "succeeded");
+}
+
+/// Why a job waits.
+fn waiting_for(answer: &Value) -> (Option<u64>, &str) {
+    (answer["queue"]["position"].as_u64(), answer["queue"]["waiting_for"].as_str().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn a_pending_job_tells_why_it_waits_its_place_and_when_its_answer_may_come() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let service = Setup::new(&claude.base_url()).with("WORKERS", "1").start();
+    let running = service.submit("First?").await;
+    claude.wait_for_calls(1).await;
+    let second = service.submit("Second?").await;
+    assert_eq!(waiting_for(&second.body), (Some(1), "worker"), "{second:#?}");
+    let third = service.submit("Third?").await;
+    let urgent = service.post("/api/v1/analyze", &json!({ "query": "Urgent?", "priority": "high" })).await;
+    assert_eq!(waiting_for(&urgent.body), (Some(1), "worker"));
+    let third = service.get(&format!("/api/v1/jobs/{}", third.id())).await.body;
+    assert_eq!(waiting_for(&third), (Some(3), "worker"));
+    let second = service.get(&format!("/api/v1/jobs/{}", second.id())).await.body;
+    assert!(third["queue"]["eta_seconds"].as_u64() > second["queue"]["eta_seconds"].as_u64());
+    let run_at = Clock::system().now().plus(Duration::from_hours(1)).to_string();
+    let later = service.post("/api/v1/analyze", &json!({ "query": "Later?", "run_at": run_at })).await;
+    assert_eq!(waiting_for(&later.body), (None, "run_at"));
+    let running = service.get(&format!("/api/v1/jobs/{}", running.id())).await.body;
+    assert!(running.get("queue").is_none(), "what runs does not wait: {running:#}");
+    let list = service.admin_get("/api/v1/admin/jobs?status=queued").await.body;
+    let places: Vec<_> = list["jobs"].as_array().unwrap().iter().map(|job| waiting_for(job).0.unwrap()).collect();
+    assert_eq!(places, [1, 3, 2], "newest first: urgent, third, second");
+    claude.release();
+}
+
+#[tokio::test]
+async fn a_job_that_the_rate_or_the_gate_holds_back_says_so() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).with("REQUESTS_PER_MINUTE", "1").start();
+    service.ended(&service.submit("First?").await.id()).await;
+    let second = service.submit("Second?").await;
+    // The worker that saw the job asks for its permit in a moment.
+    loop {
+        let job = service.get(&format!("/api/v1/jobs/{}", second.id())).await.body;
+        if waiting_for(&job) == (Some(1), "rate_limit") {
+            break;
+        }
+        assert_eq!(waiting_for(&job), (Some(1), "worker"));
+    }
+
+    claude.script([ErrorAnswer::status(429).header("retry-after", "600").into()]);
+    let service = Setup::new(&claude.base_url()).start();
+    let job = service.submit("Third?").await;
+    loop {
+        let job = service.get(&format!("/api/v1/jobs/{}", job.id())).await.body;
+        if job["status"] == "queued" && waiting_for(&job) == (Some(1), "gate") {
+            assert!(job["queue"]["eta_seconds"].as_u64() >= Some(590), "{job:#}");
+            break;
+        }
+    }
 }

@@ -5,9 +5,16 @@
 
 mod bad_input;
 mod crash;
+mod disk_floor;
 mod disk_full;
+mod drain;
 mod harness;
+mod idempotency;
 mod life;
+mod load;
+mod loop_disk;
 mod operator;
+mod power_cut;
+mod salvage;
 mod start;
 mod upstream;

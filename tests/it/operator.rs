@@ -102,7 +102,11 @@ async fn the_metrics_tell_what_happened_in_openmetrics() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
-    for name in ["ceoagent_tokens_total{kind=\"output\"}", "ceoagent_store_commit_duration_seconds_bucket"] {
+    for name in [
+        "ceoagent_disk_free_bytes ",
+        "ceoagent_tokens_total{kind=\"output\"}",
+        "ceoagent_store_commit_duration_seconds_bucket",
+    ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
     assert!(text.ends_with("# EOF\n"), "{text}");

@@ -11,7 +11,7 @@ use crate::harness::{Answer, Service, Setup, send, simulator};
 async fn service(faults: impl IntoIterator<Item = Fault>, settings: &[(&str, &str)]) -> (Service, Simulator, Setup) {
     let claude = simulator().await;
     claude.script(faults);
-    let mut setup = Setup::new(&claude.base_url()).with("MAX_RETRIES", "1");
+    let mut setup = Setup::new(&claude.base_url()).with("MAX_RETRIES", "1").with("MAX_OVERLOAD_RETRIES", "1");
     settings.iter().for_each(|(name, value)| setup.set(name, value));
     (setup.start(), claude, setup)
 }
@@ -44,7 +44,7 @@ fn status(status: u16) -> Fault {
 async fn an_upstream_that_is_down_fails_the_job_after_its_retries_and_nothing_is_billed() {
     // A port that was free a moment ago, and that nobody listens on.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let service = Setup::new(&format!("http://{address}")).with("MAX_RETRIES", "1").start();
+    let service = Setup::new(&format!("http://{address}")).with("MAX_CONNECT_RETRIES", "1").start();
     let job = outcome(&service).await;
     assert_eq!((job["status"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("connect_failed")));
     assert_eq!(history(&job), [("failed", "connect_failed"); 2]);
@@ -77,6 +77,8 @@ async fn each_lasting_fault_is_retried_and_then_fails_the_job_with_its_code() {
         assert_eq!(history(&job), [("failed", code); 2], "{fault:?}");
         for attempt in job["attempts"].as_array().unwrap() {
             assert_eq!(attempt["may_have_been_billed"], billed, "{fault:?}: {attempt:#}");
+            let at_risk = attempt["at_risk"]["cost_usd"].as_f64();
+            assert_eq!(at_risk.is_some_and(|cost| cost > 0.0), billed, "{fault:?}: {attempt:#}");
         }
         assert_eq!(claude.counters().calls, 2, "{fault:?}");
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::keys;
 use crate::{
     clock::Timestamp,
-    job::{Job, JobState, Priority},
+    job::{FailureClass, Failures, IdempotencyKey, Job, JobState, Priority},
 };
 
 /// A larger value would make sled put its page into a blob file, which is never synced: it does so for pages over a
@@ -20,7 +20,11 @@ const CHUNK_BYTES: usize = 24 << 10;
 #[derive(Serialize, Deserialize)]
 enum StoredMetadata {
     V1(MetadataV1),
+    V2(MetadataV2),
 }
+
+/// The newest variant's number.
+const NEWEST: u8 = 1;
 
 /// Fields and the variants of their enums are encoded by position: never reorder, never remove.
 #[derive(Serialize, Deserialize)]
@@ -37,26 +41,69 @@ struct MetadataV1 {
     finished_at: Option<Timestamp>,
 }
 
+/// Failures are counted by class, and not at the claim but when they happen; a job knows when it was due and by what
+/// name its client calls it.
+#[derive(Serialize, Deserialize)]
+struct MetadataV2 {
+    id: [u8; 16],
+    priority: Priority,
+    state: JobState,
+    attempt: u32,
+    failures: Failures,
+    releases: u32,
+    idempotency: Option<IdempotencyKey>,
+    created_at: Timestamp,
+    due_at: Timestamp,
+    deadline_at: Option<Timestamp>,
+    started_at: Option<Timestamp>,
+    finished_at: Option<Timestamp>,
+}
+
+impl From<MetadataV1> for MetadataV2 {
+    fn from(old: MetadataV1) -> MetadataV2 {
+        let running = u32::from(matches!(old.state, JobState::Running { .. }));
+        let failed = u16::try_from(old.spent.saturating_sub(running)).unwrap_or(u16::MAX);
+        MetadataV2 {
+            id: old.id,
+            priority: old.priority,
+            state: old.state,
+            attempt: old.attempt,
+            failures: Failures::of(FailureClass::Other, failed),
+            releases: old.releases,
+            idempotency: None,
+            created_at: old.created_at,
+            due_at: match old.state {
+                JobState::Queued { run_at } if old.attempt == 0 => run_at,
+                _ => old.created_at,
+            },
+            deadline_at: old.deadline_at,
+            started_at: old.started_at,
+            finished_at: old.finished_at,
+        }
+    }
+}
+
 /// The metadata record of a job, about 50 bytes.
 pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
-    let metadata = MetadataV1 {
+    let metadata = MetadataV2 {
         id: *job.id.as_bytes(),
         priority: job.priority,
         state: job.state,
         attempt: job.attempt,
-        spent: job.spent,
+        failures: job.failures,
         releases: job.releases,
+        idempotency: job.idempotency.as_deref().copied(),
         created_at: job.created_at,
+        due_at: job.due_at,
         deadline_at: job.deadline_at,
         started_at: job.started_at,
         finished_at: job.finished_at,
     };
-    postcard::to_stdvec(&StoredMetadata::V1(metadata)).map_err(|error| error.to_string())
+    postcard::to_stdvec(&StoredMetadata::V2(metadata)).map_err(|error| error.to_string())
 }
 
 /// The job of a metadata record, of whatever version.
 pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
-    const NEWEST: u8 = 0;
     match bytes.first() {
         None => return Err("the record is empty".to_owned()),
         Some(version) if *version > NEWEST => {
@@ -68,15 +115,20 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
         }
         Some(_) => {}
     }
-    let StoredMetadata::V1(metadata) = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+    let metadata = match postcard::from_bytes(bytes).map_err(|error| error.to_string())? {
+        StoredMetadata::V1(old) => old.into(),
+        StoredMetadata::V2(metadata) => metadata,
+    };
     Ok(Job {
         id: uuid::Uuid::from_bytes(metadata.id),
         priority: metadata.priority,
         state: metadata.state,
         attempt: metadata.attempt,
-        spent: metadata.spent,
+        failures: metadata.failures,
         releases: metadata.releases,
+        idempotency: metadata.idempotency.map(Box::new),
         created_at: metadata.created_at,
+        due_at: metadata.due_at,
         deadline_at: metadata.deadline_at,
         started_at: metadata.started_at,
         finished_at: metadata.finished_at,
@@ -101,11 +153,16 @@ pub(super) fn read_chunks(tree: &sled::Tree, record: &[u8]) -> sled::Result<Opti
     for number in 0..=u16::MAX {
         let Some(chunk) = tree.get(keys::chunk(record, number))? else { return Ok(None) };
         bytes.extend_from_slice(&chunk);
-        if chunk.len() < CHUNK_BYTES {
+        if is_last_chunk(&chunk) {
             break;
         }
     }
     Ok(Some(bytes))
+}
+
+/// Whether a record ends with this chunk.
+pub(super) fn is_last_chunk(chunk: &[u8]) -> bool {
+    chunk.len() < CHUNK_BYTES
 }
 
 #[cfg(test)]
@@ -120,7 +177,8 @@ mod tests {
             Timestamp::from_millis(1_795_428_600_000),
         );
         job.state = JobState::Failed { code: FailureCode::Refused };
-        (job.attempt, job.spent) = (3, 2);
+        job.attempt = 3;
+        job.failures = Failures::of(FailureClass::Other, 2);
         job.finished_at = Some(Timestamp::from_millis(1_795_428_601_000));
         job
     }
@@ -131,24 +189,31 @@ mod tests {
         0, 1, 208, 178, 146, 254, 192, 104,
     ];
 
+    /// Bytes as version 2 writes them.
+    const GOLDEN_V2: &[u8] = &[
+        1, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 3, 3, 3, 0, 0, 0, 2, 0, 0, 128, 163, 146, 254,
+        192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
+    ];
+
     #[test]
-    fn a_record_of_version_1_is_read_for_ever() {
-        assert_eq!(encode(&job()).unwrap(), GOLDEN_V1);
+    fn records_of_every_version_are_read_for_ever() {
+        assert_eq!(encode(&job()).unwrap(), GOLDEN_V2);
+        assert_eq!(decode(GOLDEN_V2).unwrap(), job());
         assert_eq!(decode(GOLDEN_V1).unwrap(), job());
     }
 
     #[test]
     fn a_record_from_the_future_is_an_error_that_says_so() {
-        let mut bytes = GOLDEN_V1.to_vec();
-        bytes[0] = 1;
+        let mut bytes = GOLDEN_V2.to_vec();
+        bytes[0] = NEWEST + 1;
         let error = decode(&bytes).unwrap_err();
-        assert!(error.contains("format 2 is newer"), "{error}");
+        assert!(error.contains("format 3 is newer"), "{error}");
     }
 
     #[test]
     fn a_cut_record_is_an_error_and_never_a_panic() {
-        for end in 0..GOLDEN_V1.len() {
-            decode(&GOLDEN_V1[..end]).unwrap_err();
+        for end in 0..GOLDEN_V2.len() {
+            decode(&GOLDEN_V2[..end]).unwrap_err();
         }
     }
 

@@ -9,13 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::codec;
-use super::keys::{self, Seq};
-use crate::job::Job;
+use super::{
+    codec, idempotency,
+    keys::{self, Seq},
+    log,
+};
+use crate::job::{IdempotencyKey, Job, JobId};
 
 /// Persisted at creation, never to be changed: at the default of 512 KiB, values of 10 KB already went to blob files,
 /// which sled never syncs.
-const SEGMENT_BYTES: usize = 2 << 20;
+pub(super) const SEGMENT_BYTES: usize = 2 << 20;
 
 /// How often sled writes on its own what no commit has forced out, in milliseconds.
 const BACKGROUND_FLUSH_MS: u64 = 500;
@@ -53,7 +56,7 @@ pub enum OpenError {
     /// The files are there but can't be read.
     #[error(
         "the job store {} can't be read: {reason}. It is never replaced by an empty one: restore the folder from a \
-         backup, or move it away to start anew",
+         backup; or save what can be read with `ceoagent export --salvage > jobs.jsonl`, then move it away to start anew",
         path.display()
     )]
     Unreadable {
@@ -72,6 +75,16 @@ pub(super) struct Disk {
     file: File,
 }
 
+/// How a store in `path` is opened.
+pub(super) fn config(path: &Path, cache_bytes: u64) -> sled::Config {
+    sled::Config::new()
+        .path(path)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(cache_bytes)
+        .flush_every_ms(Some(BACKGROUND_FLUSH_MS))
+        .mode(sled::Mode::LowSpace)
+}
+
 impl Disk {
     /// Opens the store in `path`, or creates it there.
     pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Disk, OpenError> {
@@ -79,12 +92,11 @@ impl Disk {
         let unreadable = |reason| OpenError::Unreadable { path: path.to_owned(), reason };
         let is_new = !path.join("db").exists();
         fs::create_dir_all(path).map_err(folder)?;
-        let config = sled::Config::new()
-            .path(path)
-            .segment_size(SEGMENT_BYTES)
-            .cache_capacity(cache_bytes)
-            .flush_every_ms(Some(BACKGROUND_FLUSH_MS))
-            .mode(sled::Mode::LowSpace);
+        let db = path.join("db");
+        if !is_new && let Some(place) = File::open(&db).and_then(|file| log::damaged_segment(&file)).map_err(folder)? {
+            return Err(unreadable(format!("its file {} is damaged at byte {place}", db.display())));
+        }
+        let config = config(path, cache_bytes);
         // A cut file can make sled panic instead of failing.
         let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
         let locked = |result: &thread::Result<sled::Result<sled::Db>>| matches!(result, Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock"));
@@ -101,7 +113,7 @@ impl Disk {
             Ok(Err(error)) => return Err(unreadable(error.to_string())),
             Err(_) => return Err(unreadable("its files are damaged".to_owned())),
         };
-        let file = File::options().read(true).write(true).open(path.join("db")).map_err(folder)?;
+        let file = File::options().read(true).write(true).open(db).map_err(folder)?;
         let disk = Disk { tree, file };
         if !is_new && !matches!(disk.tree.get(keys::FORMAT), Ok(Some(_))) {
             // sled takes a segment whose head is damaged for an unused one.
@@ -136,6 +148,15 @@ impl Disk {
             let seq = keys::seq_of(&key).ok_or_else(|| format!("{key:?} is not a key of this store"))?;
             let job = codec::decode(&value).map_err(|error| format!("the metadata of job number {seq}: {error}"))?;
             Ok((seq, job))
+        })
+    }
+
+    /// The idempotency keys that have outlived their jobs.
+    pub(super) fn orphaned_keys(&self) -> impl Iterator<Item = Result<(IdempotencyKey, JobId), String>> + '_ {
+        self.tree.scan_prefix(keys::ALL_IDEMPOTENCY).map(|entry| {
+            let (record, value) = entry.map_err(|error| error.to_string())?;
+            let key = record[1..].try_into().map_err(|_| format!("{record:?} is not a key of this store"))?;
+            idempotency::decode(key, &value).map_err(|error| format!("an idempotency key: {error}"))
         })
     }
 

@@ -16,8 +16,8 @@ use crate::{
 pub(super) struct Index {
     jobs: BTreeMap<Seq, Job>,
     by_id: HashMap<JobId, Seq>,
-    /// Queued and due, in the order of claiming.
-    ready: BTreeSet<(Timestamp, Seq)>,
+    /// Queued and due, in the order of claiming. A set that also tells at once how many come before one.
+    ready: indexset::BTreeSet<(Timestamp, Seq)>,
     /// Queued for later, by their time.
     scheduled: BTreeSet<(Timestamp, Seq)>,
     /// Running, by the end of their lease.
@@ -135,6 +135,11 @@ impl Index {
 
     pub(super) fn get(&self, seq: Seq) -> Option<&Job> {
         self.jobs.get(&seq)
+    }
+
+    /// How many ready jobs come before this one.
+    pub(super) fn ahead_of(&self, job: &Job) -> usize {
+        self.seq(job.id).map_or(0, |seq| self.ready.rank(&(job.effective_at(), seq)))
     }
 
     pub(super) fn ready_len(&self) -> usize {

@@ -6,6 +6,7 @@
 //! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
 //! 3 | "format"                written at creation: a store without it has lost its beginning
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
+//! 4 | key                     an idempotency key that is in force though its job was pruned
 //! ```
 //!
 //! No record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
@@ -18,9 +19,13 @@ pub(super) type Seq = u64;
 const METADATA: u8 = 0;
 const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
+const IDEMPOTENCY: u8 = 4;
 
 /// Prefix of every metadata record.
 pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
+
+/// Prefix of every idempotency key that has outlived its job.
+pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
 
 /// Key of the store's format.
 pub(super) const FORMAT: &[u8] = b"\x03format";
@@ -30,6 +35,13 @@ pub(super) const PRUNING: &[u8] = b"\x03pruning";
 
 /// Prefixes of the records that belong to a job beside its metadata.
 pub(super) const BODY_PREFIXES: [u8; 2] = [REQUEST, ATTEMPT];
+
+/// Key of the record of an idempotency key.
+pub(super) fn idempotency(key: &[u8; 16]) -> [u8; 17] {
+    let mut record = [IDEMPOTENCY; 17];
+    record[1..].copy_from_slice(key);
+    record
+}
 
 /// Key of a job's metadata.
 pub(super) fn metadata(seq: Seq) -> [u8; 9] {
@@ -67,4 +79,26 @@ pub(super) fn chunk(record: &[u8], number: u16) -> Vec<u8> {
 /// The job that a key belongs to; none for a key that is not of this layout.
 pub(super) fn seq_of(key: &[u8]) -> Option<Seq> {
     key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(Seq::from_be_bytes)
+}
+
+/// The range of the keys of a job's attempts.
+pub(super) fn attempts(seq: Seq) -> std::ops::Range<Vec<u8>> {
+    body(ATTEMPT, seq)..body(ATTEMPT, seq + 1)
+}
+
+/// The attempt that a key of an attempt's chunk belongs to; none for other keys.
+pub(super) fn attempt_of(key: &[u8]) -> Option<u32> {
+    let bytes = key.get(9..13)?.try_into().ok()?;
+    (key[0] == ATTEMPT).then(|| u32::from_be_bytes(bytes))
+}
+
+/// Whether a key can be of this layout, by its prefix and length.
+pub(super) fn is_of_the_layout(key: &[u8]) -> bool {
+    match key.first() {
+        None => false,
+        Some(&METADATA) => key.len() == 9,
+        Some(&REQUEST) => key.len() == 11,
+        Some(&ATTEMPT) => key.len() == 15,
+        Some(_) => true,
+    }
 }

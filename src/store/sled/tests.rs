@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{JobState, JobStatus, Priority},
+    job::{FailureClass, JobState, JobStatus, Priority},
     store::contract::{self, MAX_PENDING, at, job, request, success},
 };
 
@@ -116,7 +116,7 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     }
     let store = open(folder.path());
     assert!(store.get(job(0).id).await.unwrap().unwrap().attempts.is_empty());
-    store.transition(job(0).id, JobEvent::Expire { attempt: 1, retry_at: None }, at(2)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None }, at(2)).await.unwrap();
     assert_eq!(store.get(job(0).id).await.unwrap().unwrap().attempts.len(), 1);
 }
 
@@ -179,11 +179,11 @@ fn event(kind: u8, attempt: u32, now: u32) -> JobEvent {
     let report = std::sync::Arc::default();
     match kind {
         0 => success(attempt, 10),
-        1 => JobEvent::Retry { attempt, run_at: at(now + 5), report },
+        1 => JobEvent::Retry { attempt, run_at: at(now + 5), class: FailureClass::Other, report },
         2 => JobEvent::Release { attempt, run_at: at(now), report },
         3 => JobEvent::Fail { attempt, code: crate::job::FailureCode::Refused, report },
-        4 => JobEvent::Cancel,
-        5 => JobEvent::Expire { attempt, retry_at: Some(at(now)) },
+        4 => JobEvent::Cancel { at_risk: None },
+        5 => JobEvent::Expire { attempt, retry_at: Some(at(now)), at_risk: None },
         6 => JobEvent::Requeue { run_at: at(now + 1) },
         _ => JobEvent::Extend { attempt, lease_until: at(now + 30) },
     }

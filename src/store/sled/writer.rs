@@ -22,14 +22,15 @@ use super::{
     Shared,
     codec::{encode, read_chunks, write_chunks},
     disk::Disk,
+    idempotency::{self, Keys, Known},
     index::Index,
     keys::{self, Seq},
     recent::Bodies,
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, Job, JobEvent, JobId, JobRequest},
-    store::{ClaimedJob, StoreError},
+    job::{Attempt, IdempotencyKey, Job, JobEvent, JobId, JobRequest},
+    store::{ClaimedJob, Insertion, StoreError},
 };
 
 /// Most changes in a group: bounds how long its first one waits for the last.
@@ -48,7 +49,7 @@ pub(super) enum Command {
         job: Job,
         request: Arc<JobRequest>,
         bytes: Vec<u8>,
-        reply: Reply<()>,
+        reply: Reply<Insertion>,
     },
     Claim {
         lease_until: Timestamp,
@@ -87,7 +88,7 @@ pub(super) struct Writer {
 
 /// An answer that waits for the sync.
 enum Answer {
-    Insert(Reply<()>),
+    Insert(Reply<Insertion>, Insertion),
     Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
     Transition(Reply<Job>, Box<Job>),
     Prune(Reply<usize>, usize),
@@ -104,6 +105,11 @@ struct Group {
     /// Records that no metadata spoke of before.
     bodies: Vec<(Seq, Body)>,
     inserted: usize,
+    /// Keys of the jobs inserted, and keys to forget.
+    keys: Keys,
+    expired_keys: Vec<[u8; 16]>,
+    /// Something was written besides jobs.
+    wrote: bool,
     /// How far claims of this group have come in the ready list.
     claimed_to: Option<(Timestamp, Seq)>,
 }
@@ -155,7 +161,7 @@ impl Writer {
             for Envelope { command, .. } in commands.by_ref() {
                 self.stage(&disk, &mut group, command)?;
             }
-            if group.changes.is_empty() { Ok(()) } else { disk.sync().map_err(Fault::from) }
+            if group.changes.is_empty() && !group.wrote { Ok(()) } else { disk.sync().map_err(Fault::from) }
         }))
         .unwrap_or_else(|_| Err(Fault("sled panicked".to_owned())));
         match written {
@@ -178,6 +184,14 @@ impl Writer {
     fn stage(&mut self, disk: &Disk, group: &mut Group, command: Command) -> Result<(), Fault> {
         match command {
             Command::Insert { job, request, bytes, reply } => {
+                if let Some(known) = job.idempotency.as_ref().and_then(|key| self.known(group, key, job.created_at)) {
+                    match known {
+                        // It may be a job of this very group: heard of only once that is durable.
+                        Known::Job(id) => group.answers.push(Answer::Insert(reply, Insertion::Existing(id))),
+                        Known::OtherRequest => drop(reply.send(Err(StoreError::KeyReused))),
+                    }
+                    return Ok(());
+                }
                 let limit = self.shared.max_pending;
                 if self.shared.index().pending_len() + group.inserted >= limit {
                     let _ = reply.send(Err(StoreError::Full { limit }));
@@ -185,7 +199,8 @@ impl Writer {
                 }
                 let seq = self.next_seq;
                 self.next_seq += 1;
-                group.answers.push(Answer::Insert(reply));
+                group.answers.push(Answer::Insert(reply, Insertion::Accepted));
+                group.keys.note(&job);
                 write_chunks(disk.tree(), &keys::request(seq), &bytes)?;
                 group.bodies.push((seq, Body::Request(request, bytes.len())));
                 let created_at = job.created_at;
@@ -241,10 +256,17 @@ impl Writer {
             Command::Prune { before, keep, limit, now, reply } => {
                 let mut seqs = self.shared.index().prunable(before, keep, limit);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
-                group.answers.push(Answer::Prune(reply, seqs.len()));
+                let expired = self.shared.keys().expired(now, limit);
+                group.answers.push(Answer::Prune(reply, seqs.len().max(expired.len())));
+                for key in &expired {
+                    disk.tree().remove(keys::idempotency(key))?;
+                }
+                group.wrote |= !expired.is_empty();
+                group.expired_keys.extend(expired);
                 if seqs.is_empty() {
                     return Ok(());
                 }
+                self.keep_keys(disk, &seqs, now)?;
                 let list: Vec<u8> = seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect();
                 disk.tree().insert(keys::PRUNING, list)?;
                 for seq in seqs {
@@ -266,6 +288,22 @@ impl Writer {
         let place = index.ready_after(group.claimed_to).find(|(_, seq)| !group.staged.contains_key(seq))?;
         group.claimed_to = Some(place);
         index.get(place.1).map(|job| (place.1, job.clone()))
+    }
+
+    /// What the key stands for as the group sees it.
+    fn known(&self, group: &Group, key: &IdempotencyKey, now: Timestamp) -> Option<Known> {
+        group.keys.find(key, now).or_else(|| self.shared.keys().find(key, now))
+    }
+
+    /// Has the keys of jobs that are about to be pruned outlive them, as far as they are in force.
+    fn keep_keys(&self, disk: &Disk, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
+        let index = self.shared.index();
+        for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
+            if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
+                disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, job.id).map_err(Fault)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// The job as the group sees it.
@@ -299,6 +337,11 @@ impl Writer {
                 Body::Request(request, bytes) => recent.insert(seq, Bodies { request, attempts: Vec::new(), bytes }),
                 Body::Attempt(attempt, bytes) => recent.push(seq, attempt, bytes),
             }
+        }
+        {
+            let mut keys = self.shared.keys_mut();
+            group.expired_keys.iter().for_each(|key| keys.remove(key));
+            group.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.note(job));
         }
         if !group.changes.is_empty() {
             let mut index = self.shared.index_mut();
@@ -396,7 +439,7 @@ impl Command {
 impl Answer {
     fn send(self) {
         match self {
-            Answer::Insert(reply) => drop(reply.send(Ok(()))),
+            Answer::Insert(reply, insertion) => drop(reply.send(Ok(insertion))),
             Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
             Answer::Prune(reply, pruned) => drop(reply.send(Ok(pruned))),
@@ -406,7 +449,7 @@ impl Answer {
     fn fail(self, reason: &str) {
         let error = StoreError::Unavailable { reason: reason.to_owned() };
         match self {
-            Answer::Insert(reply) => drop(reply.send(Err(error))),
+            Answer::Insert(reply, _) => drop(reply.send(Err(error))),
             Answer::Claim(reply, _) => drop(reply.send(Err(error))),
             Answer::Transition(reply, _) => drop(reply.send(Err(error))),
             Answer::Prune(reply, _) => drop(reply.send(Err(error))),
@@ -414,11 +457,17 @@ impl Answer {
     }
 }
 
-/// The index as the database tells it, and the first number that is free.
-pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Seq), String> {
+/// The index and the idempotency keys as the database tells them, and the first number that is free.
+pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), String> {
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     let jobs = disk.jobs().collect::<Result<Vec<_>, _>>()?;
     let newest = jobs.last().map_or(0, |(seq, _)| *seq);
+    let mut keys = Keys::default();
+    jobs.iter().for_each(|(_, job)| keys.note(job));
+    for entry in disk.orphaned_keys() {
+        let (key, job) = entry?;
+        keys.insert(&key, job);
+    }
     disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
-    Ok((Index::of(jobs, now), next_seq))
+    Ok((Index::of(jobs, now), keys, next_seq))
 }

@@ -1,0 +1,193 @@
+//! Why a job waits, how many go before it, and when its answer may come: told from live figures, so an estimate.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    clock::Timestamp,
+    job::{Job, JobState},
+};
+
+/// What an attempt is taken to last before any has been seen: a memo of usual length.
+const USUAL_SERVICE_TIME: Duration = Duration::from_secs(20);
+
+/// The weight of the newest attempt in the running mean: some twenty attempts make up most of it.
+const NEWEST_WEIGHT: f64 = 0.1;
+
+/// What is ahead of a job that waits.
+#[serde_with::skip_serializing_none]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Outlook {
+    /// Its place among the jobs that are ready, 1 for the next; absent while it is scheduled.
+    pub position: Option<usize>,
+    /// Seconds until its answer may be there: an estimate.
+    pub eta_seconds: u64,
+    /// What keeps it from running.
+    pub waiting_for: WaitingFor,
+}
+
+/// What keeps a job from running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, strum::EnumIter)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitingFor {
+    /// A free worker, and the jobs before it.
+    Worker,
+    /// The account's rate of calls.
+    RateLimit,
+    /// The gate: Claude turns every call away at the moment; `/health/ready` tells why.
+    Gate,
+    /// The time it was scheduled for.
+    RunAt,
+    /// The pause before it is tried again.
+    Retry,
+}
+
+/// What the limits on calls allow at the moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance {
+    /// Calls a second.
+    pub calls_per_second: f64,
+    /// A worker has a job in view and waits for its permit.
+    pub is_exhausted: bool,
+    /// How long no call can be made, if the gate is closed.
+    pub gate_closed_for: Option<Duration>,
+}
+
+/// The figures that an estimate is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Figures {
+    /// Ready jobs that go before this one.
+    pub(super) ahead: usize,
+    /// Attempts under way.
+    pub(super) running: usize,
+    /// Attempts that can be under way.
+    pub(super) workers: usize,
+    /// How long one lasts.
+    pub(super) service_time: Duration,
+}
+
+/// How long attempts last: a running mean, in seconds.
+#[derive(Debug)]
+pub(super) struct ServiceTime(Mutex<f64>);
+
+impl Default for ServiceTime {
+    fn default() -> ServiceTime {
+        ServiceTime(Mutex::new(USUAL_SERVICE_TIME.as_secs_f64()))
+    }
+}
+
+impl ServiceTime {
+    pub(super) fn observe(&self, took: Duration) {
+        let mut mean = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *mean += NEWEST_WEIGHT * (took.as_secs_f64() - *mean);
+    }
+
+    pub(super) fn mean(&self) -> Duration {
+        Duration::from_secs_f64(*self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The outlook of a queued job; none for any other.
+pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
+    let JobState::Queued { run_at } = job.state else { return None };
+    let Figures { ahead, service_time, .. } = figures;
+    if run_at > now {
+        let waiting_for = if job.attempt == 0 { WaitingFor::RunAt } else { WaitingFor::Retry };
+        let eta_seconds = (run_at.since(now) + service_time).as_secs();
+        return Some(Outlook { position: None, eta_seconds, waiting_for });
+    }
+    let gate = allowance.gate_closed_for.unwrap_or_default();
+    let (start, rate) = (until_a_worker_is_free(figures), ahead as f64 / allowance.calls_per_second);
+    let waiting_for = match () {
+        () if allowance.gate_closed_for.is_some() => WaitingFor::Gate,
+        () if allowance.is_exhausted || rate > start.as_secs_f64() => WaitingFor::RateLimit,
+        () => WaitingFor::Worker,
+    };
+    let start = start.max(Duration::try_from_secs_f64(rate).unwrap_or(Duration::MAX));
+    let eta_seconds = gate.saturating_add(start).saturating_add(service_time).as_secs();
+    Some(Outlook { position: Some(ahead + 1), eta_seconds, waiting_for })
+}
+
+/// Workers become free one by one, evenly over the time that an attempt lasts.
+fn until_a_worker_is_free(figures: Figures) -> Duration {
+    let Figures { ahead, running, workers, service_time } = figures;
+    let idle = workers.saturating_sub(running);
+    let turns = (ahead + 1).saturating_sub(idle);
+    service_time.mul_f64(turns as f64 / workers.max(1) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{JobId, Priority};
+
+    const FREE: Allowance = Allowance { calls_per_second: 100.0, is_exhausted: false, gate_closed_for: None };
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
+    }
+
+    fn queued(run_at: Timestamp, attempt: u32) -> Job {
+        let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
+        (job.state, job.attempt) = (JobState::Queued { run_at }, attempt);
+        job
+    }
+
+    fn figures(ahead: usize, running: usize) -> Figures {
+        Figures { ahead, running, workers: 4, service_time: Duration::from_secs(10) }
+    }
+
+    /// Position, seconds and reason of a job that is ready.
+    fn ready(ahead: usize, running: usize, allowance: Allowance) -> (Option<usize>, u64, WaitingFor) {
+        let outlook = outlook(&queued(at(0), 0), figures(ahead, running), allowance, at(0)).unwrap();
+        (outlook.position, outlook.eta_seconds, outlook.waiting_for)
+    }
+
+    #[test]
+    fn a_job_waits_for_its_turn_and_then_for_its_own_attempt() {
+        assert_eq!(ready(0, 3, FREE), (Some(1), 10, WaitingFor::Worker), "a worker is free");
+        assert_eq!(ready(0, 4, FREE), (Some(1), 12, WaitingFor::Worker), "one of four is free in 10 s / 4");
+        assert_eq!(ready(39, 4, FREE), (Some(40), 110, WaitingFor::Worker));
+    }
+
+    #[test]
+    fn the_rate_of_calls_tells_where_it_is_the_narrower() {
+        let slow = Allowance { calls_per_second: 0.1, ..FREE };
+        assert_eq!(ready(6, 4, slow), (Some(7), 70, WaitingFor::RateLimit));
+        let exhausted = Allowance { is_exhausted: true, ..FREE };
+        assert_eq!(ready(0, 0, exhausted).2, WaitingFor::RateLimit);
+    }
+
+    #[test]
+    fn a_closed_gate_comes_before_everything() {
+        let closed = Allowance { gate_closed_for: Some(Duration::from_secs(30)), is_exhausted: true, ..FREE };
+        assert_eq!(ready(0, 0, closed), (Some(1), 40, WaitingFor::Gate));
+    }
+
+    #[test]
+    fn a_scheduled_job_waits_for_its_time_and_has_no_place_yet() {
+        for (attempt, waiting_for) in [(0, WaitingFor::RunAt), (1, WaitingFor::Retry)] {
+            let outlook = outlook(&queued(at(60), attempt), figures(5, 4), FREE, at(0)).unwrap();
+            assert_eq!(outlook, Outlook { position: None, eta_seconds: 70, waiting_for });
+        }
+    }
+
+    #[test]
+    fn a_job_that_does_not_wait_has_no_outlook() {
+        let mut job = queued(at(0), 1);
+        job.state = JobState::Succeeded;
+        assert_eq!(outlook(&job, figures(0, 0), FREE, at(0)), None);
+    }
+
+    #[test]
+    fn the_mean_follows_what_is_seen() {
+        let service_time = ServiceTime::default();
+        (0..100).for_each(|_| service_time.observe(Duration::from_secs(2)));
+        assert_eq!(service_time.mean().as_secs_f64().round(), 2.0);
+    }
+}

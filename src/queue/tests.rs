@@ -1,0 +1,906 @@
+//! The queue against a plain model: random sequences of what clients, workers, the clock, a failing store and the end of
+//! the process can do to it, over the real store and [`FaultStore`].
+//!
+//! After every step each job must be as the model has it, with its whole history; nothing else may be there; the
+//! store's index must agree with itself; every announced change must be a step of one life, in which no attempt number
+//! comes twice and no end without a requeue follows another; every attempt must know whether it still owns its job; and
+//! whoever waits for a job that has ended must have heard of it. At the end of a sequence every job is brought to its end.
+
+use std::{collections::HashMap, path::Path, sync::Arc, task::Poll, time::Duration};
+
+use futures_util::{
+    FutureExt,
+    future::{join, join_all},
+    poll,
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::{
+    job::{AttemptOutcome, PRIORITY_OFFSET},
+    store::{
+        fault::{Call, FaultStore, Moment},
+        sled::{SledConfig, SledStore},
+    },
+};
+
+/// More for the long version: `CEOAGENT_TEST_SEQUENCES=50000 cargo test --lib queue::tests`.
+const SEQUENCES: u32 = 1_000;
+
+/// So few that the bound is met.
+const MAX_PENDING: usize = 12;
+
+/// How long a claim of these tests lasts.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// Later than any sequence gets.
+const NEVER: Duration = Duration::from_hours(24 * 365);
+
+/// A waiter that needs longer was woken by its slow poll instead of the signal.
+const SIGNALLED: Duration = Duration::from_secs(WAIT_POLL.as_secs() - 1);
+
+/// A job to submit.
+#[derive(Clone, Debug)]
+struct New {
+    priority: Priority,
+    /// Seconds from now.
+    run_in: Option<u64>,
+    /// Seconds from now.
+    deadline: Option<u64>,
+}
+
+/// How an attempt ends.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Succeed,
+    /// To be tried again after so many seconds.
+    Retry(u64),
+    Fail,
+    /// To be claimed again after so many seconds.
+    Release(u64),
+}
+
+/// Something done to one job. Numbers choose among the newest claims or jobs.
+#[derive(Clone, Debug)]
+enum Op {
+    Settle(usize, How),
+    Extend(usize),
+    Cancel(usize),
+    Requeue(usize),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Several clients at once.
+    Submit(Vec<New>),
+    /// A job for a worker on standby, if there is nothing else to do for it.
+    HandOver {
+        new: New,
+        /// The worker gets a permit on the spot.
+        permit: bool,
+        /// The worker is gone by the time that the job is accepted.
+        leaves: bool,
+    },
+    /// So many workers at once.
+    Claim(usize),
+    /// All at once, in this order.
+    Together(Vec<Op>),
+    /// A client waits for a job's end.
+    Wait(usize),
+    Pass(u64),
+    Sweep,
+    /// The process ends and starts again: in good order, or with the files as they are.
+    Restart {
+        kill: bool,
+    },
+}
+
+/// A step, and what goes wrong in it.
+#[derive(Clone, Debug)]
+struct Event {
+    step: Step,
+    /// The store's call that fails, if the step does one thing only.
+    fault: Option<(usize, Moment)>,
+    /// What the step changes is not announced.
+    deaf: bool,
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let new = || {
+        let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
+        let later = proptest::option::weighted(0.3, 0u64..50);
+        (priority, later.clone(), later).prop_map(|(priority, run_in, deadline)| New { priority, run_in, deadline })
+    };
+    let how = prop_oneof![
+        2 => Just(How::Succeed),
+        3 => (0u64..20).prop_map(How::Retry),
+        1 => Just(How::Fail),
+        2 => (0u64..5).prop_map(How::Release),
+    ];
+    let op = prop_oneof![
+        5 => (0usize..10, how).prop_map(|(claim, how)| Op::Settle(claim, how)),
+        2 => (0usize..10).prop_map(Op::Extend),
+        2 => (0usize..10).prop_map(Op::Cancel),
+        2 => (0usize..10).prop_map(Op::Requeue),
+    ];
+    let together = prop_oneof![
+        3 => proptest::collection::vec(op.clone(), 1),
+        2 => proptest::collection::vec(op, 2..6),
+    ];
+    let submit = prop_oneof![3 => proptest::collection::vec(new(), 1), 1 => proptest::collection::vec(new(), 2..5)];
+    let step = prop_oneof![
+        8 => submit.prop_map(Step::Submit),
+        3 => (new(), proptest::bool::weighted(0.8), proptest::bool::weighted(0.3))
+            .prop_map(|(new, permit, leaves)| Step::HandOver { new, permit, leaves }),
+        9 => prop_oneof![Just(1usize), 2usize..5].prop_map(Step::Claim),
+        14 => together.prop_map(Step::Together),
+        4 => (0usize..10).prop_map(Step::Wait),
+        5 => prop_oneof![8 => 1u64..20, 2 => 25u64..50, 1 => Just(4_000)].prop_map(Step::Pass),
+        5 => Just(Step::Sweep),
+        1 => any::<bool>().prop_map(|kill| Step::Restart { kill }),
+    ];
+    let fault = (0usize..3, prop_oneof![Just(Moment::Before), Just(Moment::After)]);
+    (step, proptest::option::weighted(0.25, fault), proptest::bool::weighted(0.1))
+        .prop_map(|(step, fault, deaf)| Event { step, fault, deaf })
+}
+
+/// A job as the model has it.
+#[derive(Clone, Debug)]
+struct Expected {
+    id: JobId,
+    query: String,
+    priority: Priority,
+    created_at: Timestamp,
+    deadline_at: Option<Timestamp>,
+    state: JobState,
+    attempt: u32,
+    overloads: u32,
+    unknown: u32,
+    releases: u32,
+    finished_at: Option<Timestamp>,
+    history: Vec<(u32, AttemptOutcome)>,
+}
+
+impl Expected {
+    fn is_ready(&self, now: Timestamp) -> bool {
+        matches!(self.state, JobState::Queued { run_at } if run_at <= now)
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self.state, JobState::Running { .. })
+    }
+
+    fn owned_by(&self, job: &Job) -> bool {
+        self.is_running() && self.id == job.id && self.attempt == job.attempt
+    }
+
+    fn place(&self) -> i64 {
+        let offset = i64::try_from(PRIORITY_OFFSET.as_millis()).unwrap();
+        match self.priority {
+            Priority::High => self.created_at.as_millis() - offset,
+            Priority::Normal => self.created_at.as_millis(),
+            Priority::Low => self.created_at.as_millis() + offset,
+        }
+    }
+
+    fn claim(&mut self, now: Timestamp) {
+        self.state = JobState::Running { lease_until: now.plus(LEASE) };
+        self.attempt += 1;
+    }
+
+    fn end(&mut self, state: JobState, now: Timestamp) {
+        self.state = state;
+        self.finished_at = Some(now);
+    }
+
+    fn settle(&mut self, how: How, policy: &Policy, now: Timestamp) {
+        let (outcome, state) = match how {
+            How::Succeed => (AttemptOutcome::Succeeded, JobState::Succeeded),
+            How::Retry(_) if self.overloads == policy.retries.overload => {
+                (AttemptOutcome::Failed, JobState::Failed { code: FailureCode::Overloaded })
+            }
+            How::Retry(after) => {
+                self.overloads += 1;
+                (AttemptOutcome::Failed, JobState::Queued { run_at: now.plus(Duration::from_secs(after)) })
+            }
+            How::Fail => (AttemptOutcome::Failed, JobState::Failed { code: FailureCode::Refused }),
+            How::Release(after) => return self.give_back(now.plus(Duration::from_secs(after))),
+        };
+        self.history.push((self.attempt, outcome));
+        match state {
+            JobState::Queued { .. } => self.state = state,
+            _ => self.end(state, now),
+        }
+    }
+
+    fn give_back(&mut self, run_at: Timestamp) {
+        self.history.push((self.attempt, AttemptOutcome::Released));
+        self.state = JobState::Queued { run_at };
+        self.releases += 1;
+    }
+
+    fn expire(&mut self, policy: &Policy, now: Timestamp) {
+        self.history.push((self.attempt, AttemptOutcome::OutcomeUnknown));
+        if policy.retry_unknown_outcome && self.unknown < policy.retries.other {
+            self.unknown += 1;
+            self.state = JobState::Queued { run_at: now };
+        } else {
+            self.end(JobState::Failed { code: FailureCode::OutcomeUnknown }, now);
+        }
+    }
+
+    /// Tells whether it may.
+    fn cancel(&mut self, now: Timestamp) -> bool {
+        match self.state {
+            JobState::Succeeded | JobState::Failed { .. } => return false,
+            JobState::Cancelled => return true,
+            JobState::Queued { .. } => {}
+            JobState::Running { .. } => self.history.push((self.attempt, AttemptOutcome::Cancelled)),
+        }
+        self.end(JobState::Cancelled, now);
+        true
+    }
+
+    /// Tells whether it may.
+    fn requeue(&mut self, now: Timestamp) -> bool {
+        let (JobState::Failed { .. } | JobState::Cancelled) = self.state else { return false };
+        self.state = JobState::Queued { run_at: now };
+        (self.overloads, self.unknown, self.releases, self.finished_at) = (0, 0, 0, None);
+        self.deadline_at = self.deadline_at.filter(|deadline| *deadline > now);
+        true
+    }
+
+    /// Ends what time has run out on.
+    fn sweep(&mut self, policy: &Policy, now: Timestamp) {
+        match self.state {
+            JobState::Running { lease_until } if lease_until <= now => self.expire(policy, now),
+            JobState::Queued { .. } if self.deadline_at.is_some_and(|deadline| deadline <= now) => {
+                self.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
+            }
+            _ => {}
+        }
+    }
+
+    #[track_caller]
+    fn assert_is(&self, record: &JobRecord) {
+        let job = &record.job;
+        let failures = [FailureClass::Overload, FailureClass::Other].map(|class| job.failures.count(class));
+        let is = (job.state, job.attempt, failures, job.releases, job.deadline_at, job.finished_at);
+        let failures = [self.overloads, self.unknown];
+        let want = (self.state, self.attempt, failures, self.releases, self.deadline_at, self.finished_at);
+        assert_eq!(is, want, "job {}", self.query);
+        assert_eq!(record.request.query, self.query);
+        let history: Vec<_> = record.attempts.iter().map(|attempt| (attempt.number, attempt.outcome)).collect();
+        assert_eq!(history, self.history, "the history of {}", self.query);
+    }
+}
+
+/// What the announcements told of a job.
+#[derive(Default)]
+struct Life {
+    state: Option<JobState>,
+    attempts: u32,
+}
+
+impl Life {
+    /// The next announcement: it must be a step of a life that has no number and no end twice.
+    fn go_on(&mut self, job: &Job) {
+        let before = self.state.replace(job.state);
+        let was_final = before.is_some_and(JobState::is_final);
+        match job.state {
+            JobState::Running { .. } if matches!(before, Some(JobState::Running { .. })) => {
+                assert_eq!(job.attempt, self.attempts, "one attempt followed another that had not ended: {job:?}");
+            }
+            JobState::Running { .. } => {
+                assert!(!was_final, "claimed after its end: {job:?}");
+                assert_eq!(job.attempt, self.attempts + 1, "an attempt's number was left out or used twice: {job:?}");
+                self.attempts = job.attempt;
+            }
+            JobState::Queued { .. } => {
+                assert_ne!(before, Some(JobState::Succeeded), "queued after its success: {job:?}");
+                assert_eq!(job.attempt, self.attempts, "{job:?}");
+            }
+            JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
+                assert!(!was_final, "ended twice: {job:?}");
+                assert_eq!(job.attempt, self.attempts, "{job:?}");
+            }
+        }
+    }
+}
+
+/// A claim that was given out.
+struct Held {
+    claim: Claim,
+    /// Which of the processes has it.
+    process: usize,
+    /// It settled, or need not know whether it still owns its job: that was not announced.
+    excused: bool,
+}
+
+/// What an [`Op`] brought.
+enum Done {
+    Settled,
+    Extended(Result<bool, QueueError>),
+    Changed(Result<JobRecord, QueueError>),
+}
+
+/// The queue under test beside its model.
+struct World {
+    folder: TempDir,
+    clock: Clock,
+    policy: Policy,
+    metrics: Metrics,
+    store: Arc<FaultStore<SledStore>>,
+    queue: Queue,
+    process: usize,
+    submitted: usize,
+    /// In the order of submission.
+    jobs: Vec<Expected>,
+    claims: Vec<Held>,
+    waiters: Vec<(JobId, JoinHandle<Result<JobRecord, QueueError>>)>,
+    lives: HashMap<JobId, Life>,
+    late: u64,
+}
+
+/// A folder in memory where there is one: a sync costs nothing there, and these tests lose no power.
+fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledStore>> {
+    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING };
+    Arc::new(FaultStore::over(SledStore::open(config, clock.clone(), metrics.clone()).unwrap()))
+}
+
+impl World {
+    fn new(retry_unknown_outcome: bool) -> World {
+        let policy = Policy {
+            retries: RetryBounds { other: 2, overload: 2, ..Policy::plain().retries },
+            lease: LEASE,
+            retry_unknown_outcome,
+            keep_finished_for: Duration::from_hours(1),
+            max_finished: 10,
+            ..Policy::plain()
+        };
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let (folder, metrics) = (folder(), Metrics::new());
+        let store = open(folder.path(), &clock, &metrics);
+        let queue = queue_over(&store, &clock, &policy, &metrics);
+        World {
+            folder,
+            clock,
+            policy,
+            metrics,
+            store,
+            queue,
+            process: 0,
+            submitted: 0,
+            jobs: Vec::new(),
+            claims: Vec::new(),
+            waiters: Vec::new(),
+            lives: HashMap::new(),
+            late: 0,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn ready(&self) -> usize {
+        self.jobs.iter().filter(|job| job.is_ready(self.now())).count()
+    }
+
+    fn pending(&self) -> usize {
+        self.jobs.iter().filter(|job| !job.state.is_final()).count()
+    }
+
+    /// The job that the next claim must take.
+    fn first_ready(&mut self) -> Option<&mut Expected> {
+        let now = self.now();
+        self.jobs.iter_mut().filter(|job| job.is_ready(now)).min_by_key(|job| job.place())
+    }
+
+    fn job(&mut self, id: JobId) -> Option<&mut Expected> {
+        self.jobs.iter_mut().find(|job| job.id == id)
+    }
+
+    fn hold(&mut self, claim: Claim) {
+        self.claims.push(Held { claim, process: self.process, excused: false });
+    }
+
+    /// Takes a step and checks everything.
+    async fn take(&mut self, event: Event) {
+        let Event { step, fault, deaf } = event;
+        let alone = match &step {
+            Step::Submit(new) => new.len() == 1,
+            Step::Together(ops) => ops.len() == 1,
+            Step::Claim(workers) => *workers == 1,
+            Step::HandOver { .. } | Step::Sweep | Step::Restart { .. } => true,
+            Step::Wait(_) | Step::Pass(_) => false,
+        };
+        let fault = fault.filter(|_| alone);
+        let deaf = deaf && matches!(step, Step::Together(_) | Step::Sweep);
+        if let Some((calls, moment)) = fault
+            && !matches!(step, Step::Restart { .. })
+        {
+            self.store.fail_after(calls, moment);
+        }
+        self.store.set_deaf(deaf);
+        // A settle that fails tries again after a pause, which is nothing to wait for.
+        if fault.is_some() || deaf {
+            tokio::time::pause();
+        }
+        match step {
+            Step::Submit(new) => self.submit(new).await,
+            Step::HandOver { new, permit, leaves } => self.hand_over(new, permit, leaves).await,
+            Step::Claim(workers) => self.claim(workers).await,
+            Step::Together(ops) => self.together(ops).await,
+            Step::Wait(n) => self.wait(n),
+            Step::Pass(seconds) => self.clock.advance(Duration::from_secs(seconds)),
+            Step::Sweep => self.sweep().await,
+            Step::Restart { kill } => self.restart(kill, fault).await,
+        }
+        self.store.take_fired();
+        self.store.set_deaf(false);
+        if fault.is_some() && !deaf {
+            tokio::time::resume();
+        }
+        self.check(deaf).await;
+        if deaf {
+            tokio::time::resume();
+        }
+    }
+
+    fn submission(&mut self, new: &New) -> (Submission, Expected) {
+        let now = self.now();
+        self.submitted += 1;
+        let query = format!("question {}", self.submitted);
+        let later = |seconds: u64| now.plus(Duration::from_secs(seconds));
+        let submission = Submission {
+            request: JobRequest { query: query.clone(), ..JobRequest::default() },
+            priority: new.priority,
+            run_at: new.run_in.map(later),
+            deadline: new.deadline.map(Duration::from_secs),
+            idempotency_key: None,
+        };
+        let expected = Expected {
+            id: Uuid::nil(),
+            query,
+            priority: new.priority,
+            created_at: now,
+            deadline_at: new.deadline.map(later),
+            state: JobState::Queued { run_at: new.run_in.map_or(now, later) },
+            attempt: 0,
+            overloads: 0,
+            unknown: 0,
+            releases: 0,
+            finished_at: None,
+            history: Vec::new(),
+        };
+        (submission, expected)
+    }
+
+    /// What became of a submission; the job, if it was accepted or is there all the same.
+    fn accepted(
+        &mut self,
+        result: Result<Accepted, QueueError>,
+        fired: &[(Call, Moment)],
+        mut expected: Expected,
+    ) -> Option<&mut Expected> {
+        let full = self.pending() >= MAX_PENDING;
+        expected.id = match (result, fired.first()) {
+            (Ok(accepted), _) => {
+                assert!(!full, "accepted beyond the bound");
+                accepted.record.job.id
+            }
+            (Err(QueueError::Full { limit }), None) => {
+                assert_eq!((full, limit), (true, MAX_PENDING));
+                return None;
+            }
+            (Err(QueueError::Unavailable(_)), Some((Call::Insert(id), Moment::After))) if !full => *id,
+            (Err(QueueError::Unavailable(_)), Some((Call::Insert(_), _))) => return None,
+            (Err(error), fired) => panic!("{error} after {fired:?}"),
+        };
+        self.jobs.push(expected);
+        self.jobs.last_mut()
+    }
+
+    async fn submit(&mut self, new: Vec<New>) {
+        let (submissions, expected): (Vec<_>, Vec<_>) = new.iter().map(|new| self.submission(new)).unzip();
+        let results = join_all(submissions.into_iter().map(|submission| self.queue.enqueue(submission))).await;
+        let fired = self.store.take_fired();
+        for (result, expected) in results.into_iter().zip(expected) {
+            self.accepted(result, &fired, expected);
+        }
+    }
+
+    async fn hand_over(&mut self, new: New, permit: bool, leaves: bool) {
+        if self.ready() > 0 {
+            return self.submit(vec![new]).await;
+        }
+        let now = self.now();
+        let chosen = permit && new.run_in.is_none_or(|seconds| seconds == 0);
+        let queue = self.queue.clone();
+        let permit: Permit = Arc::new(move || permit);
+        let mut worker = Some(Box::pin(queue.next(&permit)));
+        assert!(poll!(worker.as_mut().unwrap()).is_pending(), "there is nothing to do");
+        let (submission, expected) = self.submission(&new);
+        // Once the worker has been chosen, and before the job is on disk.
+        let leaving = async { drop(worker.take_if(|_| leaves)) };
+        let (result, ()) = join(queue.enqueue(submission), leaving).await;
+        let answered = result.is_ok();
+        let fired = self.store.take_fired();
+        if let Some(job) = self.accepted(result, &fired, expected)
+            && chosen
+        {
+            job.claim(now);
+            if leaves && answered {
+                job.give_back(now);
+                self.late += u64::from(matches!(fired[..], [(Call::Transition(_), Moment::After)]));
+            }
+        }
+        let Some(mut worker) = worker else { return };
+        match poll!(&mut worker) {
+            Poll::Ready(Some(Next::Claimed(claim))) => {
+                assert!(chosen && answered, "a job that was not accepted reached a worker");
+                self.hold(*claim);
+            }
+            Poll::Ready(Some(Next::Ready(intent))) => {
+                assert!(self.ready() > 0, "woken for nothing");
+                let claim = queue.claim(intent).await;
+                self.claimed(claim);
+            }
+            Poll::Ready(None) => panic!("nothing stops"),
+            Poll::Pending => {
+                assert!(self.ready() == 0, "a job is ready, and the worker sleeps on");
+                assert!(!(chosen && answered), "a job that was claimed for a worker did not reach it");
+            }
+        }
+    }
+
+    async fn claim(&mut self, workers: usize) {
+        let no_permit: Permit = Arc::new(|| false);
+        let mut intents = Vec::new();
+        for _ in 0..workers {
+            match self.queue.next(&no_permit).now_or_never() {
+                Some(Some(Next::Ready(intent))) => intents.push(intent),
+                Some(other) => panic!("nobody was handed over, and nothing stops: {other:?}"),
+                None => break,
+            }
+        }
+        assert_eq!(intents.len(), workers.min(self.ready()), "workers are called as there are jobs");
+        for claim in join_all(intents.into_iter().map(|intent| self.queue.claim(intent))).await {
+            self.claimed(claim);
+        }
+    }
+
+    fn claimed(&mut self, result: Result<Option<Claim>, QueueError>) {
+        let now = self.now();
+        let fired = self.store.take_fired();
+        match (result, fired.first()) {
+            (Ok(claim), _) => {
+                let claim = claim.expect("a job was ready");
+                let job = self.first_ready().unwrap();
+                job.claim(now);
+                assert_eq!((claim.job.id, claim.job.attempt), (job.id, job.attempt), "claims follow the order");
+                assert_eq!(claim.request.query, job.query);
+                self.hold(claim);
+            }
+            (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::Before))) => {}
+            // It runs, and nobody is at work on it, until its lease is over.
+            (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::After))) => {
+                self.first_ready().unwrap().claim(now);
+            }
+            (Err(error), fired) => panic!("{error} after {fired:?}"),
+        }
+    }
+
+    /// The `n`-th newest claim, whoever has it.
+    fn held(&mut self, n: usize) -> Option<&mut Held> {
+        let among = self.claims.len().min(10);
+        (among > 0).then(|| self.claims.iter_mut().rev().nth(n % among).unwrap())
+    }
+
+    /// The `n`-th newest job, or one that never was.
+    fn named(&self, n: usize) -> JobId {
+        self.jobs.iter().rev().nth(n).map_or(Uuid::nil(), |job| job.id)
+    }
+
+    async fn together(&mut self, ops: Vec<Op>) {
+        let now = self.now();
+        let mut works = Vec::new();
+        for op in ops {
+            let (job, id) = match op {
+                Op::Settle(n, _) | Op::Extend(n) => {
+                    let Some(held) = self.held(n) else { continue };
+                    held.excused |= matches!(op, Op::Settle(..));
+                    (Some(held.claim.job.clone()), held.claim.job.id)
+                }
+                Op::Cancel(n) | Op::Requeue(n) => (None, self.named(n)),
+            };
+            works.push((op, job, id));
+        }
+        let results = join_all(works.iter().map(|(op, job, id)| act(&self.queue, op, job.as_ref(), *id))).await;
+        let fired = self.store.take_fired();
+        let fired = fired.first().map(|(_, moment)| *moment);
+        let policy = self.policy.clone();
+        for ((op, claimed, id), done) in works.into_iter().zip(results) {
+            let owns = claimed.is_some_and(|claimed| self.job(id).is_some_and(|job| job.owned_by(&claimed)));
+            let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else {
+                // It was pruned, or never was.
+                match (&done, fired) {
+                    (Done::Settled, _) => self.late += 1,
+                    (Done::Extended(Ok(false)), None) => self.late += 1,
+                    (Done::Changed(Err(QueueError::NotFound(_))), None) => {}
+                    (Done::Extended(Err(QueueError::Unavailable(_))), Some(_)) => {}
+                    (Done::Changed(Err(QueueError::Unavailable(_))), Some(_)) => {}
+                    _ => panic!("{op:?} of a job that is not there"),
+                }
+                continue;
+            };
+            match (op, done) {
+                (Op::Settle(_, how), Done::Settled) => {
+                    if owns {
+                        job.settle(how, &policy, now);
+                    }
+                    // It is tried again until the store answers; what was done already is then refused.
+                    self.late += u64::from(!owns || fired == Some(Moment::After));
+                }
+                (Op::Extend(_), Done::Extended(result)) => {
+                    if owns && fired != Some(Moment::Before) {
+                        job.state = JobState::Running { lease_until: now.plus(LEASE) };
+                    }
+                    match result {
+                        Ok(kept) => assert_eq!((kept, fired), (owns, None)),
+                        Err(error) => assert!(matches!(error, QueueError::Unavailable(_)) && fired.is_some()),
+                    }
+                    self.late += u64::from(!owns && fired.is_none());
+                }
+                (Op::Cancel(_) | Op::Requeue(_), Done::Changed(result)) if fired == Some(Moment::Before) => {
+                    assert!(matches!(result, Err(QueueError::Unavailable(_))), "{result:?}");
+                }
+                (op @ (Op::Cancel(_) | Op::Requeue(_)), Done::Changed(result)) => {
+                    let may = if let Op::Cancel(_) = op { job.cancel(now) } else { job.requeue(now) };
+                    match result {
+                        Ok(record) => assert_eq!((record.job.id, may, fired), (id, true, None)),
+                        Err(QueueError::Conflict(_)) => assert_eq!((may, fired), (false, None)),
+                        Err(QueueError::Unavailable(_)) => assert!(fired.is_some()),
+                        Err(error) => panic!("{op:?}: {error}"),
+                    }
+                }
+                (op, _) => unreachable!("{op:?} brought something else"),
+            }
+        }
+    }
+
+    fn wait(&mut self, n: usize) {
+        let id = self.named(n);
+        if id.is_nil() {
+            return;
+        }
+        let queue = self.queue.clone();
+        let until = Instant::now() + NEVER;
+        self.waiters.push((id, tokio::spawn(async move { queue.wait(id, until).await })));
+    }
+
+    async fn sweep(&mut self) {
+        let (now, policy) = (self.now(), self.policy.clone());
+        let result = self.queue.sweep().await;
+        let fired = self.store.take_fired();
+        assert_eq!(result.is_err(), !fired.is_empty(), "{result:?} after {fired:?}");
+        for job in &mut self.jobs {
+            let mut swept = job.clone();
+            swept.sweep(&policy, now);
+            // An interrupted sweep did it or did not.
+            if result.is_ok() || self.store.peek(job.id).is_some_and(|is| is.state == swept.state) {
+                *job = swept;
+            }
+        }
+        if result.is_err() && !matches!(fired.first(), Some((Call::Prune, Moment::After))) {
+            return;
+        }
+        let mut ends: Vec<_> =
+            self.jobs.iter().enumerate().filter_map(|(n, job)| Some((job.finished_at?, n))).collect();
+        ends.sort_unstable();
+        let surplus = ends.len().saturating_sub(policy.max_finished);
+        let before = now.minus(policy.keep_finished_for);
+        let mut gone: Vec<_> = ends
+            .iter()
+            .enumerate()
+            .filter(|(place, (end, _))| *place < surplus || *end < before)
+            .map(|(_, (_, n))| *n)
+            .collect();
+        gone.sort_unstable();
+        for n in gone.into_iter().rev() {
+            self.jobs.remove(n);
+        }
+    }
+
+    async fn restart(&mut self, kill: bool, fault: Option<(usize, Moment)>) {
+        let (now, policy) = (self.now(), self.policy.clone());
+        if kill {
+            self.waiters.drain(..).for_each(|(_, waiter)| waiter.abort());
+            self.folder = copy_of(self.folder.path());
+        } else {
+            self.queue.0.closing.cancel();
+            for (id, waiter) in self.waiters.drain(..) {
+                let answer = waiter.await.unwrap();
+                assert!(answer.is_ok_and(|record| record.job.id == id), "who waits is answered at the end");
+            }
+            self.store.close().await;
+        }
+        self.announced();
+        self.process += 1;
+        self.metrics = Metrics::new();
+        self.late = 0;
+        self.store = open(self.folder.path(), &self.clock, &self.metrics);
+        self.queue = queue_over(&self.store, &self.clock, &self.policy, &self.metrics);
+        if let Some((calls, moment)) = fault {
+            self.store.fail_after(calls, moment);
+            if let Err(error) = self.queue.recover().await {
+                assert_eq!(self.store.take_fired().len(), 1, "{error}");
+            }
+            self.store.take_fired();
+        }
+        self.queue.recover().await.unwrap();
+        for job in self.jobs.iter_mut().filter(|job| job.is_running()) {
+            job.expire(&policy, now);
+        }
+    }
+
+    fn announced(&mut self) {
+        for job in self.store.take_announced() {
+            self.lives.entry(job.id).or_default().go_on(&job);
+        }
+    }
+
+    async fn check(&mut self, deaf: bool) {
+        let now = self.now();
+        self.store.inner().assert_consistent();
+        self.announced();
+        for job in &self.jobs {
+            job.assert_is(&self.queue.get(job.id).await.unwrap());
+        }
+        let counts = self.queue.counts();
+        let pending = counts.queued + counts.scheduled + counts.running;
+        assert_eq!(pending, self.pending());
+        assert_eq!(pending + counts.succeeded + counts.failed + counts.cancelled, self.jobs.len(), "nothing besides");
+        assert_eq!(self.store.claimable(now), self.ready());
+        assert_eq!(self.metrics.leases_lost.get(), self.late, "late settles and heartbeats are counted");
+
+        for held in self.claims.iter_mut().filter(|held| held.process == self.process && !held.excused) {
+            let owns = self.jobs.iter().any(|job| job.owned_by(&held.claim.job));
+            if deaf && !owns {
+                held.excused = true;
+            } else {
+                assert_eq!(held.claim.lost.is_cancelled(), !owns, "an attempt knows whether it owns its job");
+            }
+        }
+
+        let mut waiting = Vec::new();
+        for (id, waiter) in std::mem::take(&mut self.waiters) {
+            match self.jobs.iter().find(|job| job.id == id) {
+                Some(job) if !job.state.is_final() => waiting.push((id, waiter)),
+                _ => {
+                    // Unheard changes are found by the slow poll, with a clock that does not make anybody wait.
+                    let patience = if deaf { NEVER } else { SIGNALLED };
+                    let record = tokio::time::timeout(patience, waiter).await.expect("the waiter was woken").unwrap();
+                    match record {
+                        Ok(record) => assert!(record.job.state.is_final(), "{record:?}"),
+                        Err(error) => assert_eq!(error, QueueError::NotFound(id), "it may have been pruned meanwhile"),
+                    }
+                }
+            }
+        }
+        self.waiters = waiting;
+    }
+
+    /// Brings every job to its end: none may be stuck.
+    async fn finish(&mut self) {
+        let mut rounds = 0;
+        while self.pending() > 0 {
+            rounds += 1;
+            assert!(rounds < 10, "jobs are stuck: {:?}", self.jobs);
+            let plain = |step| Event { step, fault: None, deaf: false };
+            self.take(plain(Step::Pass(60))).await;
+            self.take(plain(Step::Sweep)).await;
+            let before = self.claims.len();
+            self.take(plain(Step::Claim(MAX_PENDING))).await;
+            let claimed = self.claims.len() - before;
+            let settle = (0..claimed.min(10)).map(|n| Op::Settle(n, How::Succeed)).collect();
+            self.take(plain(Step::Together(settle))).await;
+        }
+        assert!(self.waiters.is_empty(), "everybody was answered");
+    }
+}
+
+fn queue_over(store: &Arc<FaultStore<SledStore>>, clock: &Clock, policy: &Policy, metrics: &Metrics) -> Queue {
+    let store = Arc::clone(store) as Arc<dyn JobStore>;
+    Queue::new(store, clock.clone(), policy.clone(), metrics.clone(), CancellationToken::new())
+}
+
+/// The files as they are now, in another folder: what a kill at this moment would leave.
+fn copy_of(path: &Path) -> TempDir {
+    let copy = folder();
+    for entry in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+    }
+    copy
+}
+
+async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
+    match (op, claimed) {
+        (Op::Settle(_, how), Some(job)) => {
+            let (settlement, report) = match *how {
+                How::Succeed => {
+                    let result = serde_json::value::to_raw_value("the memo").ok();
+                    (Settlement::Succeeded, AttemptReport { result, ..AttemptReport::default() })
+                }
+                How::Retry(after) => {
+                    let code = FailureCode::Overloaded;
+                    let retry_after = Some(Duration::from_secs(after));
+                    (Settlement::Retryable { code, retry_after }, AttemptReport::default())
+                }
+                How::Fail => (Settlement::Terminal { code: FailureCode::Refused }, AttemptReport::default()),
+                How::Release(after) => {
+                    let code = FailureCode::RateLimited;
+                    (Settlement::Released { code, retry_after: Duration::from_secs(after) }, AttemptReport::default())
+                }
+            };
+            queue.settle(job, &settlement, report).await;
+            queue.end(job);
+            Done::Settled
+        }
+        (Op::Extend(_), Some(job)) => Done::Extended(queue.extend(job).await),
+        (Op::Cancel(_), _) => Done::Changed(queue.cancel(id).await),
+        (Op::Requeue(_), _) => Done::Changed(queue.requeue(id).await),
+        (Op::Settle(..) | Op::Extend(_), None) => unreachable!("only claims are settled and extended"),
+    }
+}
+
+/// Each sequence in a world of its own.
+fn walk(retry_unknown_outcome: bool) {
+    let cases = std::env::var("CEOAGENT_TEST_SEQUENCES").ok().map_or(SEQUENCES, |cases| cases.parse().unwrap());
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(events in proptest::collection::vec(any_event(), 1..40))| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new(retry_unknown_outcome);
+            for event in events {
+                world.take(event).await;
+            }
+            world.finish().await;
+        });
+    });
+}
+
+#[test]
+fn whatever_happens_each_job_lives_one_life_and_none_is_lost_or_stuck() {
+    walk(true);
+}
+
+#[test]
+fn so_it_is_where_an_unknown_outcome_fails_a_job() {
+    walk(false);
+}
+
+#[tokio::test]
+async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
+    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let policy = Policy::plain();
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let permit: Permit = Arc::new(|| true);
+    let mut worker = Box::pin(queue.next(&permit));
+    assert!(poll!(&mut worker).is_pending());
+    let accepted = queue.enqueue(Submission::default()).await.unwrap().record;
+    assert!(accepted.job.is_running(), "it is the worker's already");
+    queue.0.closing.cancel();
+    let handed = worker.await;
+    assert!(matches!(handed, Some(Next::Claimed(claim)) if claim.job == accepted.job), "only it can give the job back");
+    assert!(queue.next(&permit).await.is_none(), "and then it gets no more");
+}

@@ -1,0 +1,467 @@
+//! Reads what can be read of a store, also of one that does not open, and gives it as JSON lines, one a job.
+//!
+//! It asks two witnesses. sled, on a copy, since it writes even when it opens; its panics are caught. And the log
+//! itself ([`super::log`]), on the original, which needs no copy and no page to be whole but the one it reads. If sled
+//! opens the copy and has every record of every job, and the log tells of no other job, that is the store as `serve`
+//! sees it, and all was read. Otherwise each record is taken from the log, or from sled where the log lacks it.
+//!
+//! To open sled without its snapshot files is no third way: it then takes a damaged segment for an unused one, and
+//! jobs would be missing without a word.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::{self, File},
+    io::{self, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{
+    codec,
+    disk::{self, OpenError},
+    keys::{self, Seq},
+    log::Log,
+};
+use crate::{
+    clock::Timestamp,
+    job::{FailureCode, Failures, IdempotencyKey, Job, JobId, JobState, Priority},
+};
+
+/// Most unreadable records that the summary names; the output marks all.
+const MAX_NAMED: usize = 100;
+
+/// Memory for sled's cache: each record is read once.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// Why nothing could be read at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SalvageError {
+    /// There is no store.
+    #[error("there is no job store in {}: DATA_DIR must name the data folder of a ceoagent", path.display())]
+    Nothing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A service is using it.
+    #[error(transparent)]
+    InUse(OpenError),
+    /// The file can't be read, not even as bytes.
+    #[error(
+        "the job store {} can't be read: {source}. If the disk is failing, copy the folder to another one first, with a \
+         tool that goes on after errors, and name the copy's parent as DATA_DIR",
+        path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The output can't be written.
+    #[error("the jobs can't be written: {0}")]
+    Output(io::Error),
+}
+
+/// What came of it. Shows itself as a summary for people.
+#[derive(Debug)]
+pub struct Summary {
+    path: PathBuf,
+    jobs: usize,
+    /// Why sled's word alone was not enough, if so.
+    trouble: Option<String>,
+    /// Jobs that sled does not know.
+    only_in_log: usize,
+    unreadable: Vec<String>,
+    /// Numbers of jobs of which no record is left, and that may have been removed as old.
+    gaps: Vec<(Seq, Seq)>,
+}
+
+impl Summary {
+    /// Whether all was read.
+    pub fn is_complete(&self) -> bool {
+        self.trouble.is_none() && self.unreadable.is_empty() && self.only_in_log == 0
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary { path, jobs, trouble, only_in_log, unreadable, gaps } = self;
+        writeln!(f, "{jobs} jobs read from {}", path.display())?;
+        if self.is_complete() {
+            return writeln!(f, "all was read");
+        }
+        if let Some(trouble) = trouble {
+            writeln!(f, "the store is damaged: {trouble}")?;
+            writeln!(f, "so each record was looked for by itself; a job may be shown as it was some time before")?;
+        }
+        if *only_in_log > 0 {
+            writeln!(f, "{only_in_log} of the jobs are missing in the store as it opens and were found in its log")?;
+        }
+        writeln!(f, "{} records could not be read", unreadable.len())?;
+        for record in unreadable.iter().take(MAX_NAMED) {
+            writeln!(f, "  {record}")?;
+        }
+        if unreadable.len() > MAX_NAMED {
+            writeln!(f, "  and {} more, marked in the output", unreadable.len() - MAX_NAMED)?;
+        }
+        for (first, last) in gaps.iter().take(MAX_NAMED) {
+            writeln!(f, "  nothing of jobs number {first} to {last}: removed as old, or lost")?;
+        }
+        if *jobs == 0 {
+            writeln!(f, "nothing is left to be read here: restore the data folder from a backup")?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes all that can be read of the store in the folder `path` to `out`. Changes nothing there.
+///
+/// # Errors
+/// [`SalvageError`].
+pub fn export(path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
+    let db = path.join("db");
+    let unreadable = |source| SalvageError::Unreadable { path: db.clone(), source };
+    let file = match File::open(&db) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(SalvageError::Nothing { path: path.to_owned() });
+        }
+        opened => opened.map_err(unreadable)?,
+    };
+    // Held to the end: a service that started meanwhile would write.
+    let lock = file.try_clone().map_err(unreadable)?;
+    // Some file systems have no locks: then there is none to respect.
+    if let Err(rustix::io::Errno::WOULDBLOCK) = flock(&lock, FlockOperation::NonBlockingLockShared) {
+        return Err(SalvageError::InUse(OpenError::InUse { path: path.to_owned() }));
+    }
+    let log = Log::read(file).map_err(unreadable)?;
+    let (sled, trouble) = match Copy::open(path) {
+        Ok(copy) => {
+            let trouble = copy.trouble.clone();
+            (Some(copy), trouble)
+        }
+        Err(reason) => (None, Some(reason)),
+    };
+    Records::new(log, sled, trouble).write(path, out)
+}
+
+/// sled, opened on a copy.
+struct Copy {
+    /// There until this is dropped.
+    tree: Option<sled::Db>,
+    keys: BTreeSet<Vec<u8>>,
+    /// Why it is not the whole store, if so.
+    trouble: Option<String>,
+    _folder: tempfile::TempDir,
+}
+
+impl Copy {
+    fn open(path: &Path) -> Result<Copy, String> {
+        let folder = tempfile::tempdir().map_err(|error| format!("there is no folder for a copy: {error}"))?;
+        copy_folder(path, folder.path()).map_err(|error| {
+            let parent = folder.path().parent().unwrap_or(folder.path()).display();
+            format!("no copy of it can be made in {parent}: {error}; TMPDIR may name a folder with more room")
+        })?;
+        let config = disk::config(folder.path(), CACHE_BYTES);
+        let tree = catch(|| config.open()).map_err(|reason| format!("it does not open: {reason}"))?;
+        let mut keys = BTreeSet::new();
+        let read = catch(|| {
+            for key in tree.iter().keys() {
+                keys.insert(key?.to_vec());
+            }
+            Ok(())
+        });
+        let trouble = match read {
+            Err(reason) => Some(format!("it can't be read to its end: {reason}")),
+            Ok(()) if !keys.contains(keys::FORMAT) => Some("its beginning is missing".to_owned()),
+            Ok(()) => None,
+        };
+        Ok(Copy { tree: Some(tree), keys, trouble, _folder: folder })
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, String> {
+        let Some(tree) = &self.tree else { return Ok(None) };
+        catch(|| Ok(tree.get(key)?.map(|value| value.to_vec())))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // Not after a failure: a panic of sled may have left a lock of its own locked for ever.
+        let tree = self.tree.take();
+        if self.trouble.is_some() {
+            std::mem::forget(tree);
+        } else {
+            let _ = catch(|| {
+                drop(tree);
+                Ok(())
+            });
+        }
+    }
+}
+
+/// What sled does, with its panics as errors.
+fn catch<T>(work: impl FnOnce() -> sled::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("its files are damaged".to_owned()),
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir(&target)?;
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// The records of both witnesses.
+struct Records {
+    log: Log,
+    sled: Option<Copy>,
+    trouble: Option<String>,
+    keys: BTreeSet<Vec<u8>>,
+}
+
+/// A record as far as it can be read.
+enum Found {
+    Nothing,
+    Whole(Vec<u8>),
+    /// With what is left of it.
+    Broken(Vec<u8>),
+}
+
+impl Records {
+    fn new(log: Log, sled: Option<Copy>, trouble: Option<String>) -> Records {
+        let mut keys: BTreeSet<Vec<u8>> = log.keys().cloned().collect();
+        keys.extend(sled.iter().flat_map(|copy| copy.keys.iter().cloned()));
+        Records { log, sled, trouble, keys }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let of_sled = || self.sled.as_ref().and_then(|copy| copy.get(key).ok().flatten());
+        let of_log = || self.log.get(key).ok().flatten();
+        if self.trouble.is_none() { of_sled().or_else(of_log) } else { of_log().or_else(of_sled) }
+    }
+
+    /// Whether sled, which is whole, has a record.
+    fn is_known(&self, key: &[u8]) -> bool {
+        self.trouble.is_some() || self.sled.as_ref().is_some_and(|copy| copy.keys.contains(key))
+    }
+
+    /// The record whose chunks' keys begin with `record`.
+    fn chunks(&self, record: &[u8]) -> Found {
+        let mut bytes = Vec::new();
+        let mut found = false;
+        let mut is_whole = false;
+        let end = keys::chunk(record, u16::MAX);
+        for (key, number) in self.keys.range(record.to_vec()..=end).zip(0_u16..) {
+            found = true;
+            let chunk = self.get(key).filter(|_| *key == keys::chunk(record, number));
+            let Some(chunk) = chunk else {
+                is_whole = false;
+                break;
+            };
+            is_whole = codec::is_last_chunk(&chunk);
+            bytes.extend(chunk);
+        }
+        match (found, is_whole) {
+            (false, _) => Found::Nothing,
+            (true, true) => Found::Whole(bytes),
+            (true, false) => Found::Broken(bytes),
+        }
+    }
+
+    fn write(&self, path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
+        let pruning = self.get(keys::PRUNING).unwrap_or_default();
+        let pruning: BTreeSet<Seq> =
+            pruning.chunks_exact(8).filter_map(|seq| seq.try_into().ok()).map(Seq::from_be_bytes).collect();
+        let of_jobs = self.keys.iter().take_while(|key| key[0] <= keys::BODY_PREFIXES[1]);
+        let seqs: BTreeSet<Seq> = of_jobs.filter_map(|key| keys::seq_of(key)).collect();
+        let newest = self.keys.range(keys::ALL_METADATA.to_vec()..vec![keys::BODY_PREFIXES[0]]).next_back();
+        let newest = newest.and_then(|key| keys::seq_of(key)).unwrap_or(0);
+        let mut summary = Summary {
+            path: path.to_owned(),
+            jobs: 0,
+            trouble: self.trouble.clone(),
+            only_in_log: 0,
+            unreadable: Vec::new(),
+            gaps: Vec::new(),
+        };
+        let mut next = 1;
+        for seq in seqs {
+            if seq > next && self.trouble.is_some() {
+                summary.gaps.push((next, seq - 1));
+            }
+            next = seq + 1;
+            let has_metadata = self.keys.contains(&keys::metadata(seq)[..]);
+            // What a crash left of an insertion that was never answered, or of a prune step, is no job.
+            let is_leftover = !has_metadata && (pruning.contains(&seq) || (self.trouble.is_none() && seq > newest));
+            if is_leftover || (!has_metadata && !self.is_known(&keys::chunk(&keys::request(seq), 0))) {
+                continue;
+            }
+            let line = self.line(seq);
+            summary.jobs += 1;
+            summary.only_in_log += usize::from(line.only_in_log);
+            let name =
+                line.life.as_ref().map_or_else(|| format!("job number {seq}"), |life| format!("job {}", life.id));
+            summary.unreadable.extend(line.unreadable.iter().map(|record| format!("{record} of {name}")));
+            serde_json::to_writer(&mut *out, &line).map_err(|error| SalvageError::Output(error.into()))?;
+            out.write_all(b"\n").map_err(SalvageError::Output)?;
+        }
+        out.flush().map_err(SalvageError::Output)?;
+        Ok(summary)
+    }
+
+    fn line(&self, seq: Seq) -> Line {
+        let mut line = Line { number: seq, only_in_log: !self.is_known(&keys::metadata(seq)), ..Line::default() };
+        let job = match self.get(&keys::metadata(seq)).map(|bytes| codec::decode(&bytes)) {
+            Some(Ok(job)) => Some(job),
+            Some(Err(_)) | None => {
+                line.unreadable.push("the metadata".to_owned());
+                None
+            }
+        };
+        line.request = line.take("the request".to_owned(), self.chunks(&keys::request(seq)), true);
+        let closed = job.as_ref().map(Job::closed_attempts);
+        let mut numbers: BTreeSet<u32> =
+            self.keys.range(keys::attempts(seq)).filter_map(|key| keys::attempt_of(key)).collect();
+        if let Some(closed) = closed {
+            // A later one was never committed; of a damaged store it may be the metadata that is older.
+            numbers.retain(|number| *number <= closed || self.trouble.is_some());
+            numbers.extend(1..=closed);
+        }
+        for number in numbers {
+            let record = self.chunks(&keys::attempt(seq, number));
+            let attempt = line.take(format!("attempt {number}"), record, closed.is_some_and(|closed| number <= closed));
+            line.attempts.extend(attempt);
+        }
+        line.life = job.map(Life::from);
+        line
+    }
+}
+
+/// A job in the output.
+#[derive(Default, Serialize)]
+struct Line {
+    /// The job's number in its store.
+    number: Seq,
+    /// Its life-cycle part, if that can be read.
+    #[serde(flatten)]
+    life: Option<Life>,
+    /// What was asked; null if that can't be read.
+    request: Option<Box<RawValue>>,
+    /// What came of it, oldest first, as stored: with the raw answer and, of the one that succeeded, the result.
+    attempts: Vec<Box<RawValue>>,
+    /// What belongs to the job and can't be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<String>,
+    /// The text that is left of records that can't be read whole.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    fragments: BTreeMap<String, String>,
+    /// The store as it opens does not know the job.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    only_in_log: bool,
+}
+
+impl Line {
+    /// The record as JSON, or a note that it can't be read. One that is not `expected` may be missing.
+    fn take(&mut self, name: String, record: Found, expected: bool) -> Option<Box<RawValue>> {
+        let left = match record {
+            Found::Nothing if !expected => return None,
+            Found::Nothing => Vec::new(),
+            Found::Broken(bytes) => bytes,
+            Found::Whole(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(value) => return Some(value),
+                Err(_) => bytes,
+            },
+        };
+        if !left.is_empty() {
+            self.fragments.insert(name.clone(), String::from_utf8_lossy(&left).into_owned());
+        }
+        self.unreadable.push(name);
+        None
+    }
+}
+
+/// The life-cycle part of a job.
+#[derive(Serialize)]
+struct Life {
+    id: JobId,
+    status: &'static str,
+    priority: Priority,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<FailureCode>,
+    attempt: u32,
+    failures: Failures,
+    releases: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency: Option<Box<IdempotencyKey>>,
+    created_at: Timestamp,
+    due_at: Timestamp,
+    deadline_at: Option<Timestamp>,
+    started_at: Option<Timestamp>,
+    finished_at: Option<Timestamp>,
+}
+
+impl From<Job> for Life {
+    fn from(job: Job) -> Life {
+        // Without `..`: what a job gets besides is to be exported too.
+        let Job {
+            id,
+            priority,
+            state,
+            attempt,
+            failures,
+            releases,
+            idempotency,
+            created_at,
+            due_at,
+            deadline_at,
+            started_at,
+            finished_at,
+        } = job;
+        let (status, run_at, lease_until, error_code) = match state {
+            JobState::Queued { run_at } => ("queued", Some(run_at), None, None),
+            JobState::Running { lease_until } => ("running", None, Some(lease_until), None),
+            JobState::Succeeded => ("succeeded", None, None, None),
+            JobState::Failed { code } => ("failed", None, None, Some(code)),
+            JobState::Cancelled => ("cancelled", None, None, None),
+        };
+        Life {
+            id,
+            status,
+            priority,
+            run_at,
+            lease_until,
+            error_code,
+            attempt,
+            failures,
+            releases,
+            idempotency,
+            created_at,
+            due_at,
+            deadline_at,
+            started_at,
+            finished_at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

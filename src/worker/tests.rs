@@ -1,0 +1,284 @@
+//! A worker with an attempt of the test's own making: attempts that panic, and leases that are kept, lost and taken away.
+
+use std::{num::NonZeroU32, sync::Mutex};
+
+use futures_util::future::{BoxFuture, pending};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::*;
+use crate::{
+    clock::Clock,
+    job::{AttemptOutcome, Job, JobFilter, JobId, JobRecord, JobState, JobStatus},
+    queue::{Policy, Submission},
+    store::{
+        JobStore,
+        fault::{FaultStore, Moment},
+        sled::{SledConfig, SledStore},
+    },
+};
+
+/// Short, since heartbeats follow it in real time. It ends by the manual clock, so however slow the machine is, no
+/// lease is over before the test says so.
+const LEASE: Duration = Duration::from_millis(30);
+
+/// A test that waits longer for anything has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Act = BoxFuture<'static, (Verdict, AttemptReport)>;
+
+/// Does as the question says.
+#[derive(Clone)]
+struct Scripted {
+    script: Arc<dyn Fn(&str) -> Act + Send + Sync>,
+}
+
+impl Analyst for Scripted {
+    async fn attempt(&self, request: &JobRequest, _: Timestamp) -> (Verdict, AttemptReport) {
+        (self.script)(&request.query).await
+    }
+
+    fn at_risk(&self, _: &JobRequest, _: Timestamp) -> AtRisk {
+        AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None }
+    }
+}
+
+fn success() -> (Verdict, AttemptReport) {
+    let result = serde_json::value::to_raw_value("the memo").ok();
+    (Verdict::Succeeded, AttemptReport { result, ..AttemptReport::default() })
+}
+
+/// One worker at work, and all that it works with.
+struct Shop {
+    _folder: tempfile::TempDir,
+    clock: Clock,
+    store: Arc<FaultStore<SledStore>>,
+    queue: Queue,
+    metrics: Metrics,
+    closing: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Shop {
+    fn open(script: impl Fn(&str) -> Act + Send + Sync + 'static) -> Shop {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let metrics = Metrics::new();
+        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 100 };
+        let store = SledStore::open(config, clock.clone(), metrics.clone()).unwrap();
+        let store = Arc::new(FaultStore::over(store));
+        let policy = Policy { lease: LEASE, ..Policy::plain() };
+        let closing = CancellationToken::new();
+        let shared = Arc::clone(&store) as Arc<dyn JobStore>;
+        let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
+        let worker = Worker {
+            queue: queue.clone(),
+            limits: Arc::new(Limits::new(NonZeroU32::new(1_000_000).unwrap())),
+            agent: Scripted { script: Arc::new(script) },
+            attempt_timeout: PATIENCE,
+            metrics: metrics.clone(),
+            closing: closing.clone(),
+        };
+        let tracker = TaskTracker::new();
+        worker.start_pool(1, &tracker);
+        Shop { _folder: folder, clock, store, queue, metrics, closing, tracker }
+    }
+
+    async fn ask(&self, query: &str) -> JobId {
+        let request = JobRequest { query: query.to_owned(), ..JobRequest::default() };
+        let submission = Submission { request, ..Submission::default() };
+        self.queue.enqueue(submission).await.unwrap().record.job.id
+    }
+
+    async fn ended(&self, id: JobId) -> JobRecord {
+        let record = self.queue.wait(id, Instant::now() + PATIENCE).await.unwrap();
+        assert!(record.job.state.is_final(), "{record:?}");
+        record
+    }
+
+    /// The job once it is as wanted, which nothing signals.
+    async fn until(&self, id: JobId, wanted: impl Fn(&Job) -> bool) -> Job {
+        let look = async {
+            loop {
+                let job = self.store.peek(id).unwrap();
+                if wanted(&job) {
+                    return job;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, look).await.expect("it never came to that")
+    }
+
+    /// Stops, and asserts that the worker comes to its end.
+    async fn close(self) {
+        self.closing.cancel();
+        self.tracker.close();
+        timeout(PATIENCE, self.tracker.wait()).await.expect("the worker ends");
+        self.store.inner().assert_consistent();
+    }
+}
+
+/// Tells when it is dropped: how an attempt notices that it is stopped.
+struct Stopped(mpsc::UnboundedSender<&'static str>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.send("stopped");
+    }
+}
+
+/// A shop whose attempts never end by themselves, and what they tell.
+fn endless() -> (Shop, mpsc::UnboundedReceiver<&'static str>) {
+    let (sender, told) = mpsc::unbounded_channel();
+    let shop = Shop::open(move |query| {
+        let sender = sender.clone();
+        if query != "endless" {
+            return async { success() }.boxed();
+        }
+        async move {
+            let _stopped = Stopped(sender.clone());
+            let _ = sender.send("started");
+            pending().await
+        }
+        .boxed()
+    });
+    (shop, told)
+}
+
+async fn next(told: &mut mpsc::UnboundedReceiver<&'static str>) -> &'static str {
+    timeout(PATIENCE, told.recv()).await.expect("the attempt tells").unwrap()
+}
+
+fn lease_until(job: &Job) -> Timestamp {
+    let JobState::Running { lease_until } = job.state else { panic!("{job:?}") };
+    lease_until
+}
+
+#[tokio::test]
+async fn an_attempt_that_panics_fails_and_its_worker_lives_on() {
+    let shop = Shop::open(|query| match query {
+        "at once" => panic!("by script, at once"),
+        "later" => async {
+            tokio::task::yield_now().await;
+            panic!("by script, after a while")
+        }
+        .boxed(),
+        _ => async { success() }.boxed(),
+    });
+    for query in ["at once", "later"] {
+        let failed = shop.ended(shop.ask(query).await).await;
+        assert_eq!(failed.job.state, JobState::Failed { code: FailureCode::Internal });
+        let [attempt] = &failed.attempts[..] else { panic!("{failed:?}") };
+        assert_eq!(attempt.outcome, AttemptOutcome::Failed);
+        assert!(attempt.report.may_have_been_billed, "the call may have been under way");
+    }
+    assert_eq!(shop.metrics.panics.get(), 2);
+    let done = shop.ended(shop.ask("a third").await).await;
+    assert_eq!(done.job.state, JobState::Succeeded, "there is but one worker, and it is well");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn heartbeats_keep_the_lease_of_an_attempt_that_takes_long() {
+    let (shop, mut told) = endless();
+    let id = shop.ask("endless").await;
+    assert_eq!(next(&mut told).await, "started");
+    for _ in 0..10 {
+        shop.clock.advance(LEASE * 9 / 10);
+        let now = shop.queue.now();
+        shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
+        shop.queue.sweep().await.unwrap();
+        let job = shop.store.peek(id).unwrap();
+        assert_eq!((job.attempt, job.status(now)), (1, JobStatus::Running));
+    }
+    assert_eq!(shop.metrics.leases_lost.get(), 0);
+    shop.queue.cancel(id).await.unwrap();
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_the_store_can_not_take_is_followed_by_another() {
+    let (shop, mut told) = endless();
+    let id = shop.ask("endless").await;
+    assert_eq!(next(&mut told).await, "started");
+    for moment in [Moment::Before, Moment::After, Moment::Before] {
+        shop.store.fail_after(0, moment);
+        shop.clock.advance(LEASE / 2);
+        let now = shop.queue.now();
+        shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
+        assert_eq!(shop.store.take_fired().len(), 1);
+    }
+    shop.queue.cancel(id).await.unwrap();
+    assert_eq!(next(&mut told).await, "stopped", "and not before");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_settle_changes_nothing() {
+    let (shop, mut told) = endless();
+    let id = shop.ask("endless").await;
+    assert_eq!(next(&mut told).await, "started");
+    let mine = shop.store.peek(id).unwrap();
+
+    // Nobody tells the attempt, so the heartbeat has to find out.
+    shop.store.set_deaf(true);
+    // A beat may come between the two and extend the lease by the new clock.
+    while shop.store.peek(id).unwrap().is_running() {
+        shop.clock.advance(LEASE);
+        shop.queue.sweep().await.unwrap();
+    }
+    shop.store.set_deaf(false);
+    assert_eq!(next(&mut told).await, "stopped");
+    assert_eq!(shop.metrics.leases_lost.get(), 1);
+    let lost = shop.queue.get(id).await.unwrap();
+    assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+
+    let (_, report) = success();
+    shop.queue.settle(&mine, &Settlement::Succeeded, report).await;
+    let after = shop.queue.get(id).await.unwrap();
+    assert_eq!((after.job, after.attempts.len()), (lost.job, 1), "a late settle changes nothing");
+    assert_eq!(shop.metrics.leases_lost.get(), 2);
+
+    let done = shop.ended(shop.ask("another").await).await;
+    assert_eq!(done.job.state, JobState::Succeeded, "the worker lives on");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_its_lease_taken() {
+    let (shop, mut told) = endless();
+    let cancelled = shop.ask("endless").await;
+    assert_eq!(next(&mut told).await, "started");
+    shop.queue.cancel(cancelled).await.unwrap();
+    assert_eq!(next(&mut told).await, "stopped");
+    let expired = shop.ask("endless").await;
+    assert_eq!(next(&mut told).await, "started");
+    while shop.store.peek(expired).unwrap().is_running() {
+        shop.clock.advance(LEASE);
+        shop.queue.sweep().await.unwrap();
+    }
+    assert_eq!(next(&mut told).await, "stopped");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
+    let calls = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&calls);
+    let shop = Shop::open(move |_| {
+        *count.lock().unwrap() += 1;
+        async { success() }.boxed()
+    });
+    tokio::task::yield_now().await;
+    // The worker stands by and has been chosen; before the job is on disk its client hangs up and the service stops.
+    assert!(shop.ask("too late").now_or_never().is_none());
+    shop.closing.cancel();
+    shop.tracker.close();
+    timeout(PATIENCE, shop.tracker.wait()).await.expect("the worker ends");
+    let filter = JobFilter { statuses: Vec::new(), limit: 2, before: None };
+    let page = shop.queue.list(filter).await.unwrap();
+    let [record] = &page.jobs[..] else { panic!("{page:?}") };
+    assert_eq!((record.job.status(shop.queue.now()), record.job.releases), (JobStatus::Queued, 1));
+    assert_eq!(record.attempts[0].outcome, AttemptOutcome::Released);
+    assert_eq!(*calls.lock().unwrap(), 0);
+}

@@ -1,0 +1,111 @@
+//! A disk that runs low, on a small file system of the service's own: questions are refused before it is full, and
+//! everything else goes on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ceoagent::claude::simulator::Fault;
+use reqwest::Method;
+use tokio::time::{Instant, timeout_at};
+
+use crate::harness::{ADMIN_TOKEN, Answer, PATIENCE, Service, Setup, send, simulator};
+
+/// Mounts a file system of 64 MiB as the data folder, where only this process and its children see it.
+const ON_A_DISK_OF_ITS_OWN: &str = "mkdir data && mount -t tmpfs -o size=64m tmpfs data && exec \"$0\" serve";
+
+const FLOOR_MIB: &str = "24";
+
+/// Leaves some 16 MiB free, of which the store takes a few: less than the floor.
+const BALLAST_BYTES: usize = 48 << 20;
+
+/// The service on a disk of its own, and the data folder as others see it.
+fn start(setup: &Setup) -> (Service, PathBuf) {
+    let mut small = setup.command_of("unshare");
+    small.args(["--map-root-user", "--mount", "sh", "-c", ON_A_DISK_OF_ITS_OWN, env!("CARGO_BIN_EXE_ceoagent")]);
+    let service = setup.start_as(&mut small);
+    let inside = setup.folder().join("data");
+    let folder =
+        Path::new("/proc").join(service.pid().to_string()).join("root").join(inside.strip_prefix("/").unwrap());
+    (service, folder)
+}
+
+/// Asks until the answer is of `status`, and gives that.
+async fn submit_until(service: &Service, status: u16) -> Answer {
+    let deadline = Instant::now() + PATIENCE;
+    let asked = async {
+        loop {
+            let answer = service.submit("Is there room?").await;
+            if answer.status == status {
+                break answer;
+            }
+        }
+    };
+    timeout_at(deadline, asked).await.expect("the disk watch looks again")
+}
+
+async fn free_bytes(service: &Service) -> u64 {
+    let metrics = service.get("/metrics").await.body;
+    let line = metrics.as_str().unwrap().lines().find_map(|line| line.strip_prefix("ceoagent_disk_free_bytes "));
+    line.unwrap_or_else(|| panic!("no gauge in {metrics}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn below_the_floor_questions_are_refused_and_all_else_goes_on_until_there_is_room() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let setup = Setup::new(&claude.base_url())
+        .with("PATH", env!("PATH"))
+        .with("MIN_FREE_DISK_MB", FLOOR_MIB)
+        .with("WORKERS", "1");
+    let (service, folder) = start(&setup);
+    let running = service.submit("Running?").await.id();
+    claude.wait_for_calls(1).await;
+    let queued = service.submit("Queued?").await.id();
+    assert_eq!(service.get("/health/ready").await.status, 200);
+    assert!(free_bytes(&service).await > 48 << 20);
+
+    let ballast = folder.join("ballast");
+    fs::write(&ballast, vec![1; BALLAST_BYTES]).unwrap();
+    let refused = submit_until(&service, 503).await;
+    refused.assert_problem(503, "storage_low");
+    let detail = refused.body["detail"].as_str().unwrap();
+    assert!(detail.contains("MiB free") && detail.contains("MIN_FREE_DISK_MB is 24"), "{detail}");
+    assert!(!refused.header("retry-after").is_empty());
+    let ready = service.get("/health/ready").await;
+    ready.assert_problem(503, "not_ready");
+    assert_eq!(ready.body["errors"][0]["field"], "disk");
+    assert!(free_bytes(&service).await < 24 << 20);
+
+    let cancel = service.request(Method::POST, &format!("/api/v1/jobs/{queued}/cancel"));
+    assert_eq!(send(cancel).await.body["status"], "cancelled");
+    claude.release();
+    let settled = service.ended(&running).await.body;
+    assert_eq!(settled["status"], "succeeded", "an answer that is paid for is kept: {settled:#}");
+    let retry = service.request(Method::POST, &format!("/api/v1/jobs/{queued}/retry")).bearer_auth(ADMIN_TOKEN);
+    assert_eq!(send(retry).await.status, 202, "a job that was accepted may go on");
+    assert_eq!(service.ended(&queued).await.body["status"], "succeeded");
+    let listing = service.admin_get("/api/v1/admin/jobs").await;
+    assert!(listing.body["jobs"].as_array().is_some_and(|jobs| jobs.len() >= 2), "{listing:#?}");
+    assert_eq!(service.get("/health").await.status, 200);
+
+    fs::remove_file(&ballast).unwrap();
+    let accepted = submit_until(&service, 202).await;
+    assert_eq!(service.ended(&accepted.id()).await.body["status"], "succeeded");
+    assert_eq!(service.get("/health/ready").await.status, 200);
+    let (status, log) = service.terminate();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("no question is accepted") && log.contains("the disk has room again"), "{log}");
+}
+
+#[tokio::test]
+async fn a_service_that_starts_below_the_floor_refuses_its_first_question_unless_there_is_no_floor() {
+    let claude = simulator().await;
+    // Of 64 MiB, 65 are never free.
+    for (floor, status) in [("65", 503), ("0", 202)] {
+        let setup = Setup::new(&claude.base_url()).with("PATH", env!("PATH")).with("MIN_FREE_DISK_MB", floor);
+        let (service, _) = start(&setup);
+        assert_eq!(service.submit("Is there room?").await.status, status, "{floor}");
+    }
+}
