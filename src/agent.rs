@@ -8,12 +8,12 @@ use std::time::Duration;
 use crate::{
     analysis::{self, Memo},
     claude::{
-        Claude, MessageRequest, Reply, StopReason, Usage,
+        Claude, MessageRequest, RateLimits, Reply, StopReason, Usage,
         error::{CallError, ErrorClass, ErrorKind},
         price::Price,
     },
     clock::Timestamp,
-    job::{AtRisk, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
+    job::{AccountLimits, AtRisk, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
     prompts::{PromptError, Prompts, Question, Rendered},
 };
 
@@ -98,6 +98,7 @@ impl Agent {
             Ok(reply) => read(report, reply),
             Err(error) => {
                 report.http_status = error.status;
+                report.account = account(&error.rate_limits);
                 report.request_id.clone_from(&error.request_id);
                 report.usage = error.usage.as_deref().map(tokens);
                 report.may_have_been_billed = error.may_have_been_billed();
@@ -113,6 +114,7 @@ impl Agent {
 /// What a complete answer is worth.
 fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
     report.http_status = Some(200);
+    report.account = account(&reply.rate_limits);
     report.request_id = reply.request_id;
     report.model = Some(reply.model);
     report.usage = Some(tokens(&reply.usage));
@@ -187,6 +189,14 @@ fn code_of(kind: ErrorKind) -> FailureCode {
             FailureCode::Timeout
         }
         ErrorKind::Malformed => FailureCode::MalformedResponse,
+    }
+}
+
+fn account(told: &RateLimits) -> AccountLimits {
+    AccountLimits {
+        requests: told.requests.map(|limit| limit.limit),
+        input_tokens: told.input_tokens.map(|limit| limit.limit),
+        output_tokens: told.output_tokens.map(|limit| limit.limit),
     }
 }
 

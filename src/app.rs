@@ -27,7 +27,7 @@ use crate::{
     config::{OnUnknownOutcome, Settings},
     http::{self, Api},
     job::JobRequest,
-    limits::Limits,
+    limits::{Limits, PerMinute},
     metrics::Metrics,
     prompts::{PromptError, Prompts},
     queue::{Policy, Queue, QueueError, retry::RetryBounds},
@@ -186,11 +186,16 @@ impl App {
         };
         disk.look(&queue).await;
 
-        let limits = Arc::new(Limits::new(settings.requests_per_minute));
+        let per_minute = PerMinute {
+            requests: settings.requests_per_minute,
+            input_tokens: settings.input_tokens_per_minute,
+            output_tokens: settings.output_tokens_per_minute,
+        };
+        let limits = Limits::new(per_minute, settings.workers);
         let tracker = TaskTracker::new();
         let worker = Worker {
             queue: queue.clone(),
-            limits: Arc::clone(&limits),
+            limits: limits.clone(),
             agent,
             attempt_timeout: settings.request_timeout,
             metrics: metrics.clone(),

@@ -335,6 +335,7 @@ impl Claude {
         CallError {
             status: head.status,
             request_id: head.request_id.or(error.request_id),
+            rate_limits: Box::new(head.rate_limits),
             message: error.message.replace(self.inner.api_key.expose_secret(), "[the API key]"),
             ..error
         }

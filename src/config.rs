@@ -88,6 +88,14 @@ pub struct Settings {
     )]
     pub requests_per_minute: NonZeroU32,
 
+    /// Most input tokens a minute; Anthropic's Start tier allows 2000000 (1000 to 1000000000)
+    #[arg(long, env, default_value = "2000000", value_parser = tokens_per_minute())]
+    pub input_tokens_per_minute: NonZeroU32,
+
+    /// Most output tokens a minute; Anthropic's Start tier allows 400000 (1000 to 1000000000)
+    #[arg(long, env, default_value = "400000", value_parser = tokens_per_minute())]
+    pub output_tokens_per_minute: NonZeroU32,
+
     /// Longest question taken, in characters; the largest body grows with it (1 to 100000)
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize))]
     pub max_query_length: usize,
@@ -372,6 +380,13 @@ where
         let allowed = || format!("must be a whole number from {} to {}", range.start(), range.end());
         text.parse().ok().filter(|number| range.contains(number)).ok_or_else(allowed)
     }
+}
+
+/// A limit of tokens a minute: below a thousand no call would fit.
+fn tokens_per_minute() -> impl Fn(&str) -> Result<NonZeroU32, String> + Clone {
+    const LEAST: NonZeroU32 = NonZeroU32::new(1_000).expect("not zero");
+    const MOST: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not zero");
+    within(LEAST..=MOST)
 }
 
 /// A whole number of seconds within `range`.

@@ -1,14 +1,16 @@
 //! The HTTP contract: every route, on one screen, which is also the list that the OpenAPI document is made from.
 //!
-//! A request passes `observe` (id, time limit, panics, access log, metrics), is read (`extract`, `submission`, `wait`),
+//! A request passes `observe` (id, time limit, panics, access log, metrics), is read (`body`, `extract`, `submission`, `wait`),
 //! makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no socket
 //! (`app` does), and sees neither the store nor Claude.
 
 mod admin;
 mod analyze;
+mod body;
 mod extract;
 mod health;
 mod jobs;
+mod limits;
 mod observe;
 mod problem;
 mod submission;
@@ -49,7 +51,7 @@ pub struct Api {
     /// Where jobs go in and come from.
     pub queue: Queue,
     /// Whose gate readiness and metrics tell about.
-    pub limits: Arc<Limits>,
+    pub limits: Limits,
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
     /// The bearer token of the admin routes. An empty one lets nobody in.
@@ -99,6 +101,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
+        .routes(routes!(limits::get, limits::patch))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

@@ -27,7 +27,8 @@ use uuid::Uuid;
 
 pub use self::{
     attempt::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureClass, FailureCode, Failures, TokenUsage,
+        AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureClass, FailureCode,
+        Failures, TokenUsage,
     },
     record::{IdempotencyKey, JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
 };

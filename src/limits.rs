@@ -1,20 +1,28 @@
-//! How fast Claude may be called: the account's rate, by `governor`, and the gate that closes for everyone at once.
+//! How fast Claude may be called: the account's limits per minute by `governor`, how many calls may be under way while
+//! Claude is overloaded, and the gate that closes for everyone at once.
 //!
-//! A permit is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
-//! first and claims afterwards. The gate closes when the upstream says that every call would fail alike: a rate limit
-//! until its Retry-After, a refused key for [`HOLD`].
+//! - `bucket`: one limit per minute
+//!
+//! A [`Permit`] is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
+//! first and claims afterwards. Tokens are taken by what a call usually needs, and settled with what it did need. The
+//! limits that the upstream tells in its answers count where they are lower than the settings.
+//!
+//! The gate closes when the upstream says that every call would fail alike: a rate limit until its Retry-After, a
+//! refused key for [`HOLD`].
+
+mod bucket;
 
 use std::{
     num::NonZeroU32,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
+use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
+use utoipa::ToSchema;
+
+use self::bucket::Bucket;
 
 /// How long the gate stays closed where only a person can mend the cause (a refused key, a retired model, billing):
 /// then one job probes, and the gate closes again if nothing has changed.
@@ -26,33 +34,76 @@ pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The part of a closing that is added at random, so that callers of one account do not all come back at once.
 const JITTER: f64 = 0.1;
 
-/// The limits on calls. Shared by all workers.
+/// Requests of half a second may come at once: a limit per minute may be enforced per second, and calls that left one
+/// after the other may arrive together.
+const REQUEST_BURST: Duration = Duration::from_millis(500);
+
+/// Tokens of a minute may come at once: their number is known only afterwards, and Anthropic's buckets hold as many.
+const TOKEN_BURST: Duration = Duration::from_secs(60);
+
+/// What a call is taken to need before any has been seen: a question with the prompts and the schema, a memo.
+const USUAL_TOKENS: Tokens = Tokens { input: 6_000, output: 4_000 };
+
+/// The weight of the newest call in the running mean of tokens.
+const NEWEST_WEIGHT: f64 = 0.1;
+
+/// What is left of the calls under way after an overload: half, as congestion control has it.
+const BACKOFF: f64 = 0.5;
+
+/// Further overloads within this time are of the same calls and count as one.
+const BACKOFF_PAUSE: Duration = Duration::from_secs(1);
+
+/// Limits per minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PerMinute {
+    /// Calls.
+    #[schema(value_type = u32, minimum = 1)]
+    pub requests: NonZeroU32,
+    /// Input tokens; those read from the prompt cache do not count.
+    #[schema(value_type = u32, minimum = 1)]
+    pub input_tokens: NonZeroU32,
+    /// Output tokens.
+    #[schema(value_type = u32, minimum = 1)]
+    pub output_tokens: NonZeroU32,
+}
+
+/// Tokens of one call that count against the limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Input tokens, without those read from the prompt cache.
+    pub input: u32,
+    /// Output tokens.
+    pub output: u32,
+}
+
+/// The limits on calls. Clones are handles to the same ones.
+#[derive(Clone, Debug)]
+pub struct Limits(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Limits {
-    requests: DefaultDirectRateLimiter,
-    clock: DefaultClock,
-    /// The requests a minute of the quota.
-    per_minute: NonZeroU32,
-    /// How many wait for the rate to let them through.
-    waiting: AtomicUsize,
-    gate: Mutex<Option<Closed>>,
-    gate_changed: Notify,
+struct Inner {
+    requests: Bucket,
+    input_tokens: Bucket,
+    output_tokens: Bucket,
+    state: Mutex<State>,
+    /// Signalled when somebody who waits should look again.
+    changed: Notify,
 }
 
-/// One that waits for the rate; no more when dropped.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Waiting<'a> {
-        count.fetch_add(1, Ordering::Relaxed);
-        Waiting(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+#[derive(Debug)]
+struct State {
+    gate: Option<Closed>,
+    /// Permits given and not yet dropped.
+    under_way: usize,
+    /// Most calls under way; as many as there are workers, unless Claude is overloaded.
+    allowed: f64,
+    workers: usize,
+    backed_off_at: Option<Instant>,
+    /// Running means of the tokens of a call.
+    usual_input: f64,
+    usual_output: f64,
+    /// How many wait for a permit.
+    waiting: usize,
 }
 
 /// A closed gate.
@@ -66,78 +117,250 @@ pub struct Closed {
     pub detail: String,
 }
 
+/// Leave to make one call. Settle it with what the call needed; dropped unsettled, it was not used.
+#[derive(Debug)]
+pub struct Permit {
+    limits: Limits,
+    taken: Tokens,
+    /// None: not used.
+    used: Option<Tokens>,
+}
+
+/// One that waits for a permit; no more when dropped.
+struct Waiting<'a>(&'a Inner);
+
 impl Limits {
-    /// At most `requests_per_minute`, evenly: the burst is one second's worth, since a limit per minute may be enforced
-    /// per second.
-    pub fn new(requests_per_minute: NonZeroU32) -> Limits {
-        let burst = NonZeroU32::new(requests_per_minute.get().div_ceil(60)).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::per_minute(requests_per_minute).allow_burst(burst);
-        Limits {
-            requests: RateLimiter::direct(quota),
-            clock: DefaultClock::default(),
-            per_minute: requests_per_minute,
-            waiting: AtomicUsize::new(0),
-            gate: Mutex::default(),
-            gate_changed: Notify::new(),
-        }
+    /// At most so much a minute, by so many workers.
+    pub fn new(per_minute: PerMinute, workers: usize) -> Limits {
+        Limits(Arc::new(Inner {
+            requests: Bucket::new(per_minute.requests, REQUEST_BURST),
+            input_tokens: Bucket::new(per_minute.input_tokens, TOKEN_BURST),
+            output_tokens: Bucket::new(per_minute.output_tokens, TOKEN_BURST),
+            state: Mutex::new(State {
+                gate: None,
+                under_way: 0,
+                allowed: workers as f64,
+                workers,
+                backed_off_at: None,
+                usual_input: f64::from(USUAL_TOKENS.input),
+                usual_output: f64::from(USUAL_TOKENS.output),
+                waiting: 0,
+            }),
+            changed: Notify::new(),
+        }))
     }
 
-    /// Waits until one call may be made, and counts it.
-    pub async fn permit(&self) {
+    /// Waits until one call may be made.
+    pub async fn permit(&self) -> Permit {
+        let mut waiting = None;
         loop {
-            self.gate_open().await;
-            match self.requests.check() {
-                Ok(()) => return,
-                Err(not_until) => {
-                    let _waiting = Waiting::new(&self.waiting);
-                    tokio::time::sleep(not_until.wait_time_from(self.clock.now())).await;
-                }
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let wait = match self.take() {
+                Ok(permit) => return permit,
+                Err(wait) => wait,
+            };
+            waiting.get_or_insert_with(|| Waiting::new(&self.0));
+            tokio::select! {
+                () = async {
+                    match wait {
+                        Some(wait) => tokio::time::sleep(wait).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+                () = changed => {}
             }
         }
     }
 
-    /// Counts one call, if it may be made at this moment.
-    pub fn try_permit(&self) -> bool {
-        self.gate().is_none() && self.requests.check().is_ok()
+    /// Leave for one call, if there is one at this moment.
+    pub fn try_permit(&self) -> Option<Permit> {
+        self.take().ok()
     }
 
-    /// Calls allowed a second, over time.
+    /// A permit, or how long to wait before another try; forever, if only a change can help.
+    fn take(&self) -> Result<Permit, Option<Duration>> {
+        let inner = &self.0;
+        let mut state = inner.state();
+        if let Some(closed) = state.gate() {
+            return Err(Some(closed.until.saturating_duration_since(Instant::now())));
+        }
+        if state.under_way as f64 >= state.allowed.floor() {
+            return Err(None);
+        }
+        let taken = Tokens { input: whole(state.usual_input), output: whole(state.usual_output) };
+        inner.requests.take(1).map_err(Some)?;
+        if let Err(wait) = inner.input_tokens.take(taken.input) {
+            inner.requests.settle(1, 0);
+            return Err(Some(wait));
+        }
+        if let Err(wait) = inner.output_tokens.take(taken.output) {
+            inner.requests.settle(1, 0);
+            inner.input_tokens.settle(taken.input, 0);
+            return Err(Some(wait));
+        }
+        state.under_way += 1;
+        drop(state);
+        Ok(Permit { limits: self.clone(), taken, used: None })
+    }
+
+    /// The limits that count: the settings, or what the upstream told where that is less.
+    pub fn per_minute(&self) -> PerMinute {
+        self.each(Bucket::per_minute)
+    }
+
+    /// The limits as they are set.
+    pub fn settings(&self) -> PerMinute {
+        self.each(Bucket::setting)
+    }
+
+    /// Sets the limits anew.
+    pub fn set(&self, per_minute: PerMinute) {
+        self.0.requests.set(per_minute.requests);
+        self.0.input_tokens.set(per_minute.input_tokens);
+        self.0.output_tokens.set(per_minute.output_tokens);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Notes the limits that an answer told, each if it did.
+    pub fn learn(&self, requests: Option<u64>, input_tokens: Option<u64>, output_tokens: Option<u64>) {
+        let told = [
+            (&self.0.requests, requests),
+            (&self.0.input_tokens, input_tokens),
+            (&self.0.output_tokens, output_tokens),
+        ];
+        for (bucket, per_minute) in told {
+            let per_minute = per_minute.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)).and_then(NonZeroU32::new);
+            per_minute.into_iter().for_each(|limit| bucket.learn(limit));
+        }
+    }
+
+    /// Claude is overloaded: fewer calls at once, until it answers again.
+    pub fn overloaded(&self) {
+        let mut state = self.0.state();
+        let now = Instant::now();
+        if state.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
+            state.backed_off_at = Some(now);
+            state.allowed = (state.allowed * BACKOFF).max(1.0);
+        }
+    }
+
+    /// A call was answered: one more at once, for each time that all allowed ones were.
+    pub fn answered(&self) {
+        let mut state = self.0.state();
+        let most = state.workers as f64;
+        if state.allowed < most {
+            state.allowed = (state.allowed + 1.0 / state.allowed).min(most);
+            drop(state);
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Most calls at once at the moment.
+    pub fn calls_at_once(&self) -> usize {
+        let state = self.0.state();
+        usize::try_from(whole(state.allowed)).unwrap_or(state.workers)
+    }
+
+    /// Calls allowed a second, over time, by whichever limit is the narrowest.
     pub fn calls_per_second(&self) -> f64 {
-        f64::from(self.per_minute.get()) / 60.0
+        let per_minute = self.per_minute();
+        let state = self.0.state();
+        let calls = f64::from(per_minute.requests.get());
+        let by_input = f64::from(per_minute.input_tokens.get()) / state.usual_input.max(1.0);
+        let by_output = f64::from(per_minute.output_tokens.get()) / state.usual_output.max(1.0);
+        calls.min(by_input).min(by_output) / 60.0
     }
 
-    /// True while somebody who wants to call waits for the rate.
+    /// True while somebody who wants to call waits for leave.
     pub fn is_exhausted(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.0.state().waiting > 0
     }
 
     /// Closes the gate for `duration` and some jitter; never opens one earlier that is closed for longer.
     pub fn close_gate(&self, duration: Duration, reason: &'static str, detail: &str) {
         let until = Instant::now() + duration.mul_f64(1.0 + JITTER * rand::random::<f64>());
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if gate.as_ref().is_none_or(|closed| closed.until < until) {
-            *gate = Some(Closed { until, reason, detail: detail.to_owned() });
-            drop(gate);
-            self.gate_changed.notify_waiters();
+        let mut state = self.0.state();
+        if state.gate.as_ref().is_none_or(|closed| closed.until < until) {
+            state.gate = Some(Closed { until, reason, detail: detail.to_owned() });
+            drop(state);
+            self.0.changed.notify_waiters();
         }
     }
 
     /// The gate, if it is closed.
     pub fn gate(&self) -> Option<Closed> {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if gate.as_ref().is_some_and(|closed| closed.until <= Instant::now()) {
-            *gate = None;
-        }
-        gate.clone()
+        self.0.state().gate()
     }
 
-    async fn gate_open(&self) {
-        while let Some(closed) = self.gate() {
-            tokio::select! {
-                () = tokio::time::sleep_until(closed.until) => {}
-                () = self.gate_changed.notified() => {}
-            }
+    fn each(&self, of: impl Fn(&Bucket) -> NonZeroU32) -> PerMinute {
+        PerMinute {
+            requests: of(&self.0.requests),
+            input_tokens: of(&self.0.input_tokens),
+            output_tokens: of(&self.0.output_tokens),
         }
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn gate(&mut self) -> Option<Closed> {
+        if self.gate.as_ref().is_some_and(|closed| closed.until <= Instant::now()) {
+            self.gate = None;
+        }
+        self.gate.clone()
+    }
+}
+
+impl Permit {
+    /// The call was made and needed so many tokens; none if that was not told, then it is taken to be what is usual.
+    pub fn settle(mut self, tokens: Option<Tokens>) {
+        self.used = Some(tokens.unwrap_or(self.taken));
+        let Some(tokens) = tokens else { return };
+        let mut state = self.limits.0.state();
+        state.usual_input += NEWEST_WEIGHT * (f64::from(tokens.input) - state.usual_input);
+        state.usual_output += NEWEST_WEIGHT * (f64::from(tokens.output) - state.usual_output);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let inner = &self.limits.0;
+        let used = self.used.unwrap_or_default();
+        if self.used.is_none() {
+            inner.requests.settle(1, 0);
+        }
+        inner.input_tokens.settle(self.taken.input, used.input);
+        inner.output_tokens.settle(self.taken.output, used.output);
+        inner.state().under_way -= 1;
+        inner.changed.notify_one();
+    }
+}
+
+impl<'a> Waiting<'a> {
+    fn new(inner: &'a Inner) -> Waiting<'a> {
+        inner.state().waiting += 1;
+        Waiting(inner)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}
+
+/// A count that was reckoned as a mean.
+fn whole(mean: f64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "means of u32, so within its range")]
+    {
+        mean.max(0.0) as u32
     }
 }
 
@@ -145,15 +368,26 @@ impl Limits {
 mod tests {
     use super::*;
 
-    fn limits(per_minute: u32) -> Limits {
-        Limits::new(NonZeroU32::new(per_minute).unwrap())
+    fn limits(requests: u32, workers: usize) -> Limits {
+        limits_with(requests, 1_000_000_000, workers)
+    }
+
+    fn limits_with(requests: u32, input_tokens: u32, workers: usize) -> Limits {
+        let [requests, input_tokens, output_tokens] =
+            [requests, input_tokens, 1_000_000_000].map(|limit| NonZeroU32::new(limit).unwrap());
+        Limits::new(PerMinute { requests, input_tokens, output_tokens }, workers)
+    }
+
+    /// As many permits as there are right now, held.
+    fn take_all(limits: &Limits) -> Vec<Permit> {
+        std::iter::from_fn(|| limits.try_permit()).take(1_000).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_closed_gate_lets_nobody_through_before_its_time() {
-        let limits = limits(60_000);
+        let limits = limits(60_000, 8);
         limits.close_gate(Duration::from_secs(20), "rate_limited", "slow down");
-        assert!(!limits.try_permit());
+        assert!(limits.try_permit().is_none());
         let start = Instant::now();
         limits.permit().await;
         let waited = start.elapsed();
@@ -163,16 +397,89 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_shorter_closing_does_not_open_the_gate_earlier() {
-        let limits = limits(60_000);
+        let limits = limits(60_000, 8);
         limits.close_gate(Duration::from_secs(60), "authentication_failed", "bad key");
         limits.close_gate(Duration::from_secs(1), "rate_limited", "slow down");
         assert_eq!(limits.gate().unwrap().reason, "authentication_failed");
     }
 
+    #[tokio::test]
+    async fn the_rate_is_spread_evenly_with_a_burst_of_half_a_second() {
+        let limits = limits(240, 1_000);
+        let held = take_all(&limits);
+        assert!((2..=3).contains(&held.len()), "{} calls at once at 240 a minute", held.len());
+        assert!(!limits.is_exhausted());
+        let waiting = tokio::spawn({
+            let limits = limits.clone();
+            async move { limits.permit().await }
+        });
+        while !limits.is_exhausted() {
+            tokio::task::yield_now().await;
+        }
+        held.into_iter().for_each(|permit| permit.settle(None));
+        waiting.await.unwrap().settle(None);
+        assert!(!limits.is_exhausted());
+    }
+
+    #[tokio::test]
+    async fn a_permit_that_was_not_used_is_given_back() {
+        let limits = limits(60, 8);
+        let unused = limits.try_permit().unwrap();
+        assert!(limits.try_permit().is_none());
+        drop(unused);
+        limits.try_permit().unwrap().settle(None);
+        assert!(limits.try_permit().is_none(), "this one was");
+    }
+
+    #[tokio::test]
+    async fn tokens_are_taken_by_what_is_usual_and_settled_with_what_was_used() {
+        let limits = limits_with(60_000, USUAL_TOKENS.input * 10, 1_000);
+        let held = take_all(&limits);
+        assert_eq!(held.len(), 10, "a minute's worth");
+        assert!(limits.try_permit().is_none());
+        held.into_iter().for_each(|permit| permit.settle(Some(Tokens { input: 600, output: 1 })));
+        let more = take_all(&limits).len();
+        assert!(more > 10, "a tenth was used, so calls are cheaper now and most was given back: {more}");
+    }
+
+    #[tokio::test]
+    async fn an_overload_halves_the_calls_at_once_and_answers_bring_them_back() {
+        let limits = limits(1_000_000, 8);
+        limits.overloaded();
+        limits.overloaded();
+        assert_eq!(limits.calls_at_once(), 4, "two at the same moment are one");
+        let held = take_all(&limits);
+        assert_eq!(held.len(), 4);
+        (0..4).for_each(|_| limits.answered());
+        assert_eq!(limits.calls_at_once(), 4);
+        limits.answered();
+        assert_eq!(limits.calls_at_once(), 5, "one more for a whole round");
+        (0..100).for_each(|_| limits.answered());
+        assert_eq!(limits.calls_at_once(), 8);
+    }
+
+    #[tokio::test]
+    async fn a_freed_place_lets_the_next_one_in() {
+        let limits = limits(1_000_000, 1);
+        let held = limits.permit().await;
+        let next = tokio::spawn({
+            let limits = limits.clone();
+            async move { limits.permit().await }
+        });
+        while !limits.is_exhausted() {
+            tokio::task::yield_now().await;
+        }
+        held.settle(None);
+        next.await.unwrap();
+    }
+
     #[test]
-    fn the_rate_is_spread_evenly_with_a_burst_of_one_second() {
-        let limits = limits(120);
-        let passed = (0..100).filter(|_| limits.requests.check().is_ok()).count();
-        assert!((2..=3).contains(&passed), "{passed} calls at once at 120 a minute");
+    fn the_narrowest_limit_tells_the_rate() {
+        let limits = limits(600, 8);
+        assert_eq!(limits.calls_per_second(), 10.0);
+        limits.learn(Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60));
+        assert_eq!(limits.calls_per_second(), 1.0);
+        assert_eq!(limits.per_minute().requests.get(), 300);
+        assert_eq!(limits.settings().requests.get(), 600);
     }
 }

@@ -4,7 +4,11 @@
 //! attempt at once. A panic fails the attempt, not the worker. On shutdown a worker claims no more and finishes what
 //! it has; whoever runs the pool decides how long it may.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use tokio::time::timeout;
@@ -14,8 +18,8 @@ use tracing::{debug, error, info, warn};
 use crate::{
     agent::{Agent, Verdict},
     clock::Timestamp,
-    job::{AtRisk, AttemptReport, FailureCode, JobRequest},
-    limits::{DEFAULT_RETRY_AFTER, HOLD, Limits},
+    job::{AccountLimits, AtRisk, AttemptReport, FailureCode, JobRequest},
+    limits::{self, DEFAULT_RETRY_AFTER, HOLD, Limits, Tokens},
     metrics::{Metrics, kind},
     queue::{
         Claim, Next, Permit, Queue,
@@ -54,7 +58,7 @@ pub struct Worker<A = Agent> {
     /// Where jobs come from and go to.
     pub queue: Queue,
     /// Who may call when.
-    pub limits: Arc<Limits>,
+    pub limits: Limits,
     /// Who makes the attempt.
     pub agent: A,
     /// Longest time of an attempt, whatever the upstream does.
@@ -74,21 +78,30 @@ impl<A: Analyst> Worker<A> {
     }
 
     async fn run(self) {
+        // Where a permit is left that was taken in this worker's absence, when it was handed a job.
+        let taken: Arc<Mutex<Option<limits::Permit>>> = Arc::default();
         let permit: Permit = {
-            let limits = Arc::clone(&self.limits);
-            Arc::new(move || limits.try_permit())
+            let (limits, taken) = (self.limits.clone(), Arc::clone(&taken));
+            Arc::new(move || {
+                let permit = limits.try_permit();
+                let granted = permit.is_some();
+                *lock(&taken) = permit;
+                granted
+            })
         };
-        while let Some(next) = self.next(&permit).await {
+        while let Some(next) = self.queue.next(&permit).await {
+            let taken = lock(&taken).take();
             let intent = match next {
                 Next::Claimed(claim) => {
-                    self.attempt(&claim).await;
+                    self.attempt(&claim, taken).await;
                     continue;
                 }
                 Next::Ready(intent) => intent,
             };
+            let Some(permit) = self.closing.run_until_cancelled(self.limits.permit()).await else { break };
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
             match self.queue.claim(intent).await {
-                Ok(Some(claim)) => self.attempt(&claim).await,
+                Ok(Some(claim)) => self.attempt(&claim, Some(permit)).await,
                 Ok(None) => {}
                 Err(error) => {
                     debug!(%error, "nothing can be claimed");
@@ -98,28 +111,19 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Waits until there is a job, and a permit to call Claude for it; none once the service stops.
-    async fn next(&self, permit: &Permit) -> Option<Next> {
-        let next = self.queue.next(permit).await?;
-        if let Next::Ready(_) = next {
-            self.closing.run_until_cancelled(self.limits.permit()).await?;
-        }
-        Some(next)
-    }
-
     /// Makes the attempt, or gives it back if the service is stopping.
-    async fn attempt(&self, claim: &Claim) {
+    async fn attempt(&self, claim: &Claim, permit: Option<limits::Permit>) {
         if self.closing.is_cancelled() {
             let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
             self.queue.settle(&claim.job, &Settlement::given_back(FailureCode::Shutdown), report).await;
         } else {
-            self.work(claim).await;
+            self.work(claim, permit).await;
         }
         self.queue.end(&claim.job);
     }
 
     /// One attempt from claim to settle.
-    async fn work(&self, claim: &Claim) {
+    async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
         let Claim { job, request, lost } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
@@ -131,6 +135,7 @@ impl<A: Analyst> Worker<A> {
         };
         let (settlement, report) = match ended {
             None => {
+                settle_permit(permit, None);
                 info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: the job is no longer ours");
                 return;
             }
@@ -156,8 +161,21 @@ impl<A: Analyst> Worker<A> {
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
             }
         };
+        self.heed(&report);
+        settle_permit(permit, Some(&report));
         self.log(claim, &report, started.elapsed());
         self.queue.settle(job, &settlement, report).await;
+    }
+
+    /// What an attempt saw of the account and of Claude's load.
+    fn heed(&self, report: &AttemptReport) {
+        let AccountLimits { requests, input_tokens, output_tokens } = report.account;
+        self.limits.learn(requests, input_tokens, output_tokens);
+        match &report.error {
+            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(),
+            None => self.limits.answered(),
+            Some(_) => {}
+        }
     }
 
     /// Keeps the lease; returns when it is lost.
@@ -221,6 +239,28 @@ impl<A: Analyst> Worker<A> {
             ),
         }
     }
+}
+
+/// Tells the limits what a call needed, as far as that is known (no report: the attempt was stopped).
+fn settle_permit(permit: Option<limits::Permit>, report: Option<&AttemptReport>) {
+    let Some(permit) = permit else { return };
+    let code = report.and_then(|report| report.error.as_ref()).map(|error| error.code);
+    if code == Some(FailureCode::ConnectFailed) {
+        // Dropped, as nothing was sent.
+        return;
+    }
+    let fits = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
+    let used = report.and_then(|report| report.usage).map(|usage| Tokens {
+        // Tokens read from the prompt cache do not count against the limit.
+        input: fits(usage.input_tokens.saturating_add(usage.cache_creation_input_tokens)),
+        output: fits(usage.output_tokens),
+    });
+    let turned_away = report.is_some_and(|report| report.http_status.is_some_and(|status| status != 200));
+    permit.settle(used.or_else(|| turned_away.then(Tokens::default)));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde::{Deserialize, Serialize};
 use strum::{EnumIter, IntoStaticStr};
 
-use super::wire::{ErrorObject, Usage};
+use super::{
+    RateLimits,
+    wire::{ErrorObject, Usage},
+};
 
 /// A `retry-after` longer than this counts as this: one header must not close the gate for a day, and
 /// asking again once an hour costs nothing.
@@ -40,6 +43,8 @@ pub struct CallError {
     pub usage: Option<Box<Usage>>,
     /// The part of the answer that came before the failure.
     pub text: Option<String>,
+    /// The account's limits as the answer's headers tell them. Boxed to keep `Result`s small.
+    pub rate_limits: Box<RateLimits>,
     /// Whether the call certainly produced nothing that is billed.
     pub(super) surely_unbilled: bool,
 }
@@ -116,6 +121,7 @@ impl CallError {
             should_retry: None,
             usage: None,
             text: None,
+            rate_limits: Box::default(),
             surely_unbilled: kind == ErrorKind::ConnectFailed,
         }
     }

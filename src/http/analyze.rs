@@ -4,20 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::Response,
 };
-use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::{
-    Api,
+    Api, body,
     extract::Params,
     observe,
-    problem::{
-        BODY_TOO_LARGE, FieldError, INVALID_BODY, INVALID_PARAMETER, Problem, ProblemBody, UNSUPPORTED_MEDIA_TYPE,
-    },
+    problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
     submission::{self, Body, max_body_bytes},
     view::JobView,
     wait::Wait,
@@ -37,10 +34,6 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Tells that the job was there before, under the same key.
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-
-/// So many times the largest body are read of one that is too large: its sender hears of it only once it has sent all,
-/// and that has an end.
-const MAX_EXCESS: usize = 64;
 
 /// Ask a question
 ///
@@ -131,11 +124,7 @@ impl FromRequest<Arc<Api>> for Question {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Question, Problem> {
         let (mut parts, body) = request.into_parts();
-        // Before any refusal: one that leaves the body unread is lost when the connection is reset.
-        let body = read(body, max_body_bytes(api.max_query_length)).await?;
-        if !is_json(&parts.headers) {
-            return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
-        }
+        let body = body::read(&parts.headers, body, max_body_bytes(api.max_query_length)).await?;
         let Ok(params) = Params::from_request_parts(&mut parts, api).await;
         let wait = params.wait()?.or_else(|| Wait::preferred(&parts.headers));
         let idempotency_key = idempotency_key(&parts.headers)?;
@@ -155,44 +144,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         return Err(Problem::listing(INVALID_PARAMETER, vec![FieldError::new("Idempotency-Key", message)]));
     }
     Ok(Some(key))
-}
-
-/// The whole body, if it is not too large.
-async fn read(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
-    let mut chunks = body.into_data_stream();
-    let mut body = Vec::new();
-    let mut size = 0;
-    while let Some(chunk) = chunks.next().await {
-        let chunk =
-            chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
-        size += chunk.len();
-        if size <= limit {
-            body.extend_from_slice(&chunk);
-        } else if size > MAX_EXCESS * limit {
-            break;
-        }
-    }
-    if size > limit {
-        let detail = format!("the body must be at most {limit} bytes ({} KiB)", limit / 1024);
-        return Err(Problem::new(BODY_TOO_LARGE, detail));
-    }
-    Ok(body)
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-        value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_json_is_taken_for_json() {
-        let is = |kind: &'static str| is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().unwrap())]));
-        assert!(is("application/json") && is("Application/JSON ; charset=utf-8"));
-        assert!(!is("text/json") && !is("application/jsonp") && !is("") && !is_json(&HeaderMap::new()));
-    }
 }

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::{
-    problem::{FieldError, INVALID_JSON, Problem, VALIDATION_FAILED},
+    body,
+    problem::{FieldError, Problem, VALIDATION_FAILED},
     wait::Wait,
 };
 use crate::{
@@ -57,9 +58,6 @@ const MAX_DEADLINE_SECONDS: i64 = 604_800;
 /// How far ahead a job can be scheduled: "this day next year" is possible in a leap year too.
 const MAX_RUN_AHEAD_DAYS: u64 = 366;
 
-/// Most unknown fields that are told by name: an error must not be many times the size of what was sent.
-const MAX_UNKNOWN_TOLD: usize = 32;
-
 /// A question. Other fields than these are refused.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = AnalyzeRequest)]
@@ -98,7 +96,7 @@ pub(super) fn parse(
     max_query_length: usize,
     now: Timestamp,
 ) -> Result<(Submission, Option<Wait>), Problem> {
-    let (body, mut errors) = read(body)?;
+    let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
         check(body, max_query_length, now, &mut errors);
     }
@@ -108,48 +106,6 @@ pub(super) fn parse(
             Ok((submission(body), wait))
         }
         _ => Err(Problem::listing(VALIDATION_FAILED, errors)),
-    }
-}
-
-/// The body, with its unknown fields as errors; none if a field is of the wrong type.
-fn read(bytes: &[u8]) -> Result<(Option<Body>, Vec<FieldError>), Problem> {
-    // Serde takes a list for a struct, field by field: not here.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Ok((None, vec![FieldError::new("$", "must be a JSON object, not a list")]));
-    }
-    let mut errors = Vec::new();
-    let mut unknown = 0;
-    let mut track = serde_path_to_error::Track::new();
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let read = serde_ignored::deserialize(tracked, |path| {
-        unknown += 1;
-        if unknown <= MAX_UNKNOWN_TOLD {
-            errors.push(FieldError::new(path.to_string(), "is not a field of this request"));
-        }
-    });
-    if unknown > MAX_UNKNOWN_TOLD {
-        errors.push(FieldError::new("$", format!("has {} more unknown fields", unknown - MAX_UNKNOWN_TOLD)));
-    }
-    match read.and_then(|body: Body| json.end().map(|()| body)) {
-        Ok(body) => Ok((Some(body), errors)),
-        Err(error) if error.is_data() => {
-            let path = track.path().to_string();
-            let field = if path == "." { "$".to_owned() } else { path };
-            // The place in the text is no help where the field is named.
-            let message = error.to_string();
-            let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-            errors.push(FieldError::new(field, message));
-            Ok((None, errors))
-        }
-        Err(error) => {
-            let detail = if bytes.trim_ascii().is_empty() {
-                "the body is empty; send a JSON object with a query".to_owned()
-            } else {
-                format!("the body is not valid JSON: {error}")
-            };
-            Err(Problem::new(INVALID_JSON, detail))
-        }
     }
 }
 
@@ -257,7 +213,7 @@ mod tests {
     }
 
     fn wrong_text(body: &str) -> Vec<FieldError> {
-        match read(body.as_bytes()).unwrap() {
+        match body::parse::<Body>(body.as_bytes()).unwrap() {
             (Some(body), mut errors) => {
                 check(&body, 20, at(0), &mut errors);
                 errors
@@ -350,7 +306,7 @@ mod tests {
     #[test]
     fn thousands_of_unknown_fields_do_not_make_a_huge_answer() {
         let errors = wrong_text(&format!("{{{}\"query\": \"q\"}}", "\"a\":1,".repeat(40_000)));
-        assert_eq!(errors.len(), MAX_UNKNOWN_TOLD + 1);
+        assert_eq!(errors.len(), body::MAX_UNKNOWN_TOLD + 1);
         assert_eq!(errors.last(), Some(&FieldError::new("$", "has 39968 more unknown fields")));
     }
 

@@ -12,6 +12,7 @@ use super::*;
 use crate::{
     clock::{Clock, Timestamp},
     job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    limits::PerMinute,
     queue::Policy,
     store::{ClaimedJob, Insertion, JobStore, Observer, StoreError},
 };
@@ -80,7 +81,10 @@ fn api(closing: &CancellationToken) -> Api {
     let metrics = Metrics::new();
     Api {
         queue: Queue::new(Arc::new(Broken), Clock::system(), Policy::plain(), metrics.clone(), closing.clone()),
-        limits: Arc::new(Limits::new(NonZeroU32::MIN)),
+        limits: Limits::new(
+            PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
+            1,
+        ),
         metrics,
         admin_token: "s3cret".into(),
         max_query_length: 10,
@@ -258,6 +262,7 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
         paths,
         [
             "/api/v1/admin/jobs",
+            "/api/v1/admin/limits",
             "/api/v1/analyze",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",

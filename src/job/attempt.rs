@@ -68,6 +68,9 @@ pub struct AttemptReport {
     /// What it costs at most, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_risk: Option<AtRisk>,
+    /// The account's limits as the answer told them: for those who keep to them, not for the history.
+    #[serde(skip)]
+    pub account: AccountLimits,
     /// The memo, as JSON; only with a success.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
@@ -155,6 +158,17 @@ pub enum FailureCode {
     Internal,
     /// The service was stopped while the attempt was under way.
     Shutdown,
+}
+
+/// An account's limits per minute, each if it was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccountLimits {
+    /// Calls.
+    pub requests: Option<u64>,
+    /// Input tokens.
+    pub input_tokens: Option<u64>,
+    /// Output tokens.
+    pub output_tokens: Option<u64>,
 }
 
 /// What a call may have cost whose end is not known: an estimate from above, made before the call.

@@ -7,6 +7,8 @@
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
 //! - `log`, `salvage`: what can be read of a damaged store
+//! - `mark`: how much was acknowledged, so that a loss is noticed
+//! - `witness`: whether all jobs are as they were
 //! - `writer`: the one thread that changes anything
 //!
 //! Reads of a job's state touch memory alone. Its request and attempts come from memory too if they were lately used, else
@@ -19,8 +21,10 @@ mod idempotency;
 mod index;
 mod keys;
 mod log;
+mod mark;
 mod recent;
 pub mod salvage;
+mod witness;
 mod writer;
 
 use std::{
@@ -316,19 +320,19 @@ impl Shared {
         lock(&self.trouble).clone()
     }
 
-    /// Makes ready what was queued for a moment that has come; tells whether there was any.
-    fn promote(&self, now: Timestamp) -> bool {
-        // A statement of its own: the lock for reading must be gone before that for writing is asked for.
-        let due = self.index().has_due(now);
-        due && self.index_mut().promote(now)
-    }
-
     fn keys(&self) -> RwLockReadGuard<'_, Keys> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
         self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes ready what was queued for a moment that has come; tells whether there was any.
+    fn promote(&self, now: Timestamp) -> bool {
+        // A statement of its own: the lock for reading must be gone before that for writing is asked for.
+        let due = self.index().has_due(now);
+        due && self.index_mut().promote(now)
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     clock::Clock,
     job::{AttemptOutcome, Job, JobFilter, JobId, JobRecord, JobState, JobStatus},
+    limits::PerMinute,
     queue::{Policy, Submission},
     store::{
         JobStore,
@@ -72,7 +73,10 @@ impl Shop {
         let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
         let worker = Worker {
             queue: queue.clone(),
-            limits: Arc::new(Limits::new(NonZeroU32::new(1_000_000).unwrap())),
+            limits: Limits::new(
+                PerMinute { requests: NonZeroU32::MAX, input_tokens: NonZeroU32::MAX, output_tokens: NonZeroU32::MAX },
+                1,
+            ),
             agent: Scripted { script: Arc::new(script) },
             attempt_timeout: PATIENCE,
             metrics: metrics.clone(),

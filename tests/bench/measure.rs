@@ -58,6 +58,8 @@ impl Service {
             .env("HOST", "127.0.0.1")
             .env("PORT", port.to_string())
             .env("REQUESTS_PER_MINUTE", "1000000")
+            .env("INPUT_TOKENS_PER_MINUTE", "1000000000")
+            .env("OUTPUT_TOKENS_PER_MINUTE", "1000000000")
             .env("MAX_QUEUED_JOBS", "10000000")
             .envs(settings.iter().copied())
             .stderr(Stdio::piped())

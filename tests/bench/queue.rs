@@ -74,10 +74,10 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
         workers: 64,
         retries: RetryBounds {
             other: 3,
-            connect: 3,
-            overload: 3,
-            invalid_output: 3,
-            give_back_for: Duration::from_hours(24),
+            connect: 30,
+            overload: 10,
+            invalid_output: 1,
+            give_back_for: Duration::from_hours(72),
         },
         estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
         idempotency_window: Duration::from_hours(24),
@@ -104,7 +104,7 @@ fn answer() -> AttemptReport {
 /// The next job, as a worker gets it.
 async fn claim(queue: &Queue, permit: &Permit) -> Claim {
     loop {
-        match queue.next(permit).await.unwrap() {
+        match queue.next(permit).await.expect("nothing stops") {
             Next::Claimed(claim) => return *claim,
             Next::Ready(intent) => {
                 if let Some(claim) = queue.claim(intent).await.unwrap() {

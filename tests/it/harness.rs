@@ -43,6 +43,8 @@ impl Setup {
             .with("DATA_DIR", "data")
             .with("STORE_CACHE_MB", "16")
             .with("REQUESTS_PER_MINUTE", "1000000")
+            .with("INPUT_TOKENS_PER_MINUTE", "1000000000")
+            .with("OUTPUT_TOKENS_PER_MINUTE", "1000000000")
             // Some tests have a disk of their own, too small for any floor.
             .with("MIN_FREE_DISK_MB", "0")
     }

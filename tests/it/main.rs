@@ -11,6 +11,7 @@ mod drain;
 mod harness;
 mod idempotency;
 mod life;
+mod limits;
 mod load;
 mod loop_disk;
 mod operator;

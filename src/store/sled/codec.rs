@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::keys;
+use super::keys::{self, Seq};
 use crate::{
     clock::Timestamp,
     job::{FailureClass, Failures, IdempotencyKey, Job, JobState, Priority},
@@ -24,7 +24,7 @@ enum StoredMetadata {
 }
 
 /// The newest variant's number.
-const NEWEST: u8 = 1;
+pub(super) const NEWEST: u8 = 1;
 
 /// Fields and the variants of their enums are encoded by position: never reorder, never remove.
 #[derive(Serialize, Deserialize)]
@@ -100,6 +100,14 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
         finished_at: job.finished_at,
     };
     postcard::to_stdvec(&StoredMetadata::V2(metadata)).map_err(|error| error.to_string())
+}
+
+/// A checksum of a job under its number, as its newest record has it. Sums of them tell whether jobs are as they were.
+pub(super) fn fingerprint(seq: Seq, job: &Job) -> u64 {
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(&seq.to_be_bytes());
+    checksum.update(&encode(job).unwrap_or_default());
+    u64::from(checksum.finalize())
 }
 
 /// The job of a metadata record, of whatever version.

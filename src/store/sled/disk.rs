@@ -5,14 +5,18 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
     codec, idempotency,
+    index::Index,
     keys::{self, Seq},
     log,
+    mark::{self, Mark},
+    witness::Witness,
 };
 use crate::job::{IdempotencyKey, Job, JobId};
 
@@ -73,6 +77,22 @@ pub(super) struct Disk {
     tree: sled::Db,
     /// Our own handle of sled's one file: sled's flush writes, but does not sync.
     file: File,
+    mark: Mark,
+    /// Groups of changes committed. Only the writer counts.
+    groups: AtomicU64,
+    path: PathBuf,
+    /// As it was found, if it can be held to.
+    witness: Option<Witness>,
+}
+
+/// Why a store that can be opened must not be used.
+fn lost(path: &Path, what: &str) -> String {
+    format!(
+        "its file {} is damaged: {what}. If the folder is a copy that was made while the service ran, remove {} to do \
+         without what is missing",
+        path.join("db").display(),
+        mark::path(path).display()
+    )
 }
 
 /// How a store in `path` is opened.
@@ -93,6 +113,10 @@ impl Disk {
         let is_new = !path.join("db").exists();
         fs::create_dir_all(path).map_err(folder)?;
         let db = path.join("db");
+        let acknowledged = mark::read(path);
+        if is_new && acknowledged > 0 {
+            return Err(unreadable(format!("its file {} is missing", db.display())));
+        }
         if !is_new && let Some(place) = File::open(&db).and_then(|file| log::damaged_segment(&file)).map_err(folder)? {
             return Err(unreadable(format!("its file {} is damaged at byte {place}", db.display())));
         }
@@ -113,8 +137,20 @@ impl Disk {
             Ok(Err(error)) => return Err(unreadable(error.to_string())),
             Err(_) => return Err(unreadable("its files are damaged".to_owned())),
         };
-        let file = File::options().read(true).write(true).open(db).map_err(folder)?;
-        let disk = Disk { tree, file };
+        let file = File::options().read(true).write(true).open(&db).map_err(folder)?;
+        let witness = match tree.get(keys::WITNESS) {
+            Ok(record) => record.map(|record| Witness::decode(&record)).transpose().map_err(unreadable)?,
+            Err(error) => return Err(unreadable(error.to_string())),
+        };
+        let groups = witness.as_ref().map_or(0, |witness| witness.groups);
+        if groups < acknowledged {
+            let detail = format!("the last {} groups of changes are missing", acknowledged - groups);
+            return Err(unreadable(lost(path, &detail)));
+        }
+        let mark = Mark::open(path).map_err(folder)?;
+        // Without a mark there is nobody to say that it was not so before.
+        let witness = witness.filter(|_| acknowledged > 0);
+        let disk = Disk { tree, file, mark, groups: AtomicU64::new(groups), path: path.to_owned(), witness };
         if !is_new && !matches!(disk.tree.get(keys::FORMAT), Ok(Some(_))) {
             // sled takes a segment whose head is damaged for an unused one.
             return Err(unreadable("its beginning is damaged".to_owned()));
@@ -133,6 +169,30 @@ impl Disk {
 
     pub(super) fn tree(&self) -> &sled::Tree {
         &self.tree
+    }
+
+    /// Checks that the jobs read are those that were there.
+    ///
+    /// # Errors
+    /// Says what was lost and what to do.
+    pub(super) fn check(&self, index: &Index) -> Result<(), String> {
+        if self.witness.as_ref().is_none_or(|witness| witness.confirms(index)) {
+            return Ok(());
+        }
+        Err(lost(&self.path, "jobs are missing, or older than they were"))
+    }
+
+    /// Begins a group's metadata: what stands after this may be lost by a crash until [`Disk::commit`].
+    pub(super) fn begin(&self, touched: Vec<Seq>, index: &Index) -> Result<(), String> {
+        let witness = Witness::new(self.groups.load(Ordering::Relaxed) + 1, touched, index).encode()?;
+        self.tree.insert(keys::WITNESS, witness).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Makes the group of changes that was begun durable, and notes that it may be acknowledged.
+    pub(super) fn commit(&self) -> Result<(), sled::Error> {
+        self.sync()?;
+        let groups = self.groups.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(self.mark.set(groups)?)
     }
 
     /// Makes everything written so far durable: sled writes its buffers, then the kernel its cache.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::keys::Seq;
+use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, JobState, JobStatus, StatusCounts},
@@ -29,6 +29,8 @@ pub(super) struct Index {
     /// Each status in order of submission, for listings. A job queued for later stands with the scheduled until it is
     /// promoted.
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
+    /// The sum of the fingerprints of all jobs.
+    fingerprint: u64,
 }
 
 impl Index {
@@ -36,6 +38,7 @@ impl Index {
     pub(super) fn replace(&mut self, seq: Seq, job: Option<&Job>, now: Timestamp) {
         if let Some(old) = self.jobs.remove(&seq) {
             self.unlist(seq, &old);
+            self.fingerprint = self.fingerprint.wrapping_sub(fingerprint(seq, &old));
             if job.is_none() {
                 self.by_id.remove(&old.id);
             }
@@ -57,6 +60,7 @@ impl Index {
     }
 
     fn list(&mut self, seq: Seq, job: &Job, now: Timestamp) {
+        self.fingerprint = self.fingerprint.wrapping_add(fingerprint(seq, job));
         self.by_id.insert(job.id, seq);
         self.move_list(seq, None, Some(job.status(now)));
         match job.state {
@@ -127,6 +131,11 @@ impl Index {
     /// True if [`Index::promote`] would find something.
     pub(super) fn has_due(&self, now: Timestamp) -> bool {
         self.scheduled.first().is_some_and(|(run_at, _)| *run_at <= now)
+    }
+
+    /// The sum of the fingerprints of all jobs.
+    pub(super) fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
     pub(super) fn seq(&self, id: JobId) -> Option<Seq> {

@@ -5,6 +5,7 @@
 //! 1 | seq | chunk             the request, written once
 //! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
 //! 3 | "format"                written at creation: a store without it has lost its beginning
+//! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
 //! ```
@@ -29,6 +30,9 @@ pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
 
 /// Key of the store's format.
 pub(super) const FORMAT: &[u8] = b"\x03format";
+
+/// Key of the witness of the newest group of changes.
+pub(super) const WITNESS: &[u8] = b"\x03witness";
 
 /// Key of the list of jobs in the newest prune step.
 pub(super) const PRUNING: &[u8] = b"\x03pruning";

@@ -161,7 +161,7 @@ impl Writer {
             for Envelope { command, .. } in commands.by_ref() {
                 self.stage(&disk, &mut group, command)?;
             }
-            if group.changes.is_empty() && !group.wrote { Ok(()) } else { disk.sync().map_err(Fault::from) }
+            if group.changes.is_empty() && !group.wrote { Ok(()) } else { self.write(&disk, &group) }
         }))
         .unwrap_or_else(|_| Err(Fault("sled panicked".to_owned())));
         match written {
@@ -180,7 +180,26 @@ impl Writer {
         }
     }
 
-    /// Writes one command's records and notes its answer; a refusal of the life cycle is answered at once.
+    /// Writes the metadata of all jobs that the group touches, the commit point of its changes, and syncs.
+    fn write(&self, disk: &Disk, group: &Group) -> Result<(), Fault> {
+        let mut touched: Vec<Seq> = group.staged.keys().copied().collect();
+        touched.sort_unstable();
+        disk.begin(touched.clone(), &self.shared.index()).map_err(Fault)?;
+        for seq in &touched {
+            match &group.staged[seq] {
+                Some(job) => drop(disk.tree().insert(keys::metadata(*seq), encode(job).map_err(Fault)?)?),
+                None => {
+                    disk.tree().remove(keys::metadata(*seq))?;
+                    // Never before: a job must not be there without its request.
+                    disk.remove_bodies(*seq)?;
+                }
+            }
+        }
+        Ok(disk.commit()?)
+    }
+
+    /// Writes what belongs to one command's jobs, stages the jobs and notes the answer; a refusal of the life cycle is
+    /// answered at once.
     fn stage(&mut self, disk: &Disk, group: &mut Group, command: Command) -> Result<(), Fault> {
         match command {
             Command::Insert { job, request, bytes, reply } => {
@@ -205,7 +224,8 @@ impl Writer {
                 group.bodies.push((seq, Body::Request(request, bytes.len())));
                 let created_at = job.created_at;
                 group.inserted += 1;
-                write(disk, group, seq, job, created_at)
+                group.note(seq, Some(job), created_at);
+                Ok(())
             }
             Command::Claim { lease_until, now, reply } => match self.first_ready(group, now) {
                 None => {
@@ -230,7 +250,8 @@ impl Writer {
                     };
                     let claimed = ClaimedJob { job: job.clone(), request };
                     group.answers.push(Answer::Claim(reply, Some(Box::new(claimed))));
-                    write(disk, group, seq, job, now)
+                    group.note(seq, Some(job), now);
+                    Ok(())
                 }
             },
             Command::Transition { id, event, now, reply } => {
@@ -251,7 +272,8 @@ impl Writer {
                     write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
                     group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
                 }
-                write(disk, group, seq, after, now)
+                group.note(seq, Some(after), now);
+                Ok(())
             }
             Command::Prune { before, keep, limit, now, reply } => {
                 let mut seqs = self.shared.index().prunable(before, keep, limit);
@@ -270,8 +292,6 @@ impl Writer {
                 let list: Vec<u8> = seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect();
                 disk.tree().insert(keys::PRUNING, list)?;
                 for seq in seqs {
-                    disk.tree().remove(keys::metadata(seq))?;
-                    disk.remove_bodies(seq)?;
                     group.note(seq, None, now);
                 }
                 Ok(())
@@ -397,13 +417,6 @@ impl Writer {
     }
 }
 
-/// Writes a job's metadata, the commit point of its change, and stages it.
-fn write(disk: &Disk, group: &mut Group, seq: Seq, job: Job, now: Timestamp) -> Result<(), Fault> {
-    disk.tree().insert(keys::metadata(seq), encode(&job).map_err(Fault)?)?;
-    group.note(seq, Some(job), now);
-    Ok(())
-}
-
 impl Group {
     fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
         self.staged.insert(seq, job.clone());
@@ -468,6 +481,9 @@ pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), St
         let (key, job) = entry?;
         keys.insert(&key, job);
     }
+    let index = Index::of(jobs, now);
+    // Before anything is removed.
+    disk.check(&index)?;
     disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
-    Ok((Index::of(jobs, now), keys, next_seq))
+    Ok((index, keys, next_seq))
 }

@@ -1,0 +1,123 @@
+//! Request bodies: read whole within a bound, taken for JSON only if they say so, and every unknown field told.
+
+use axum::{
+    extract::{FromRequest, Request},
+    http::{HeaderMap, header},
+};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+
+use super::problem::{
+    BODY_TOO_LARGE, FieldError, INVALID_BODY, INVALID_JSON, Problem, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
+};
+
+/// So many times the largest body are read of one that is too large: its sender hears of it only once it has sent all,
+/// and that has an end.
+const MAX_EXCESS: usize = 64;
+
+/// Most unknown fields that are told by name: an error must not be many times the size of what was sent.
+pub(super) const MAX_UNKNOWN_TOLD: usize = 32;
+
+/// Largest body of a request that is no question.
+const MAX_SMALL_BYTES: usize = 64 << 10;
+
+/// A small JSON object.
+pub(super) struct JsonBody<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<JsonBody<T>, Problem> {
+        let (parts, body) = request.into_parts();
+        match parse(&read(&parts.headers, body, MAX_SMALL_BYTES).await?)? {
+            (Some(value), errors) if errors.is_empty() => Ok(JsonBody(value)),
+            (_, errors) => Err(Problem::listing(VALIDATION_FAILED, errors)),
+        }
+    }
+}
+
+/// The whole of a JSON body, if it is one and of at most `limit` bytes.
+pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
+    let mut chunks = body.into_data_stream();
+    let mut body = Vec::new();
+    let mut size = 0;
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
+        size += chunk.len();
+        if size <= limit {
+            body.extend_from_slice(&chunk);
+        } else if size > MAX_EXCESS * limit {
+            break;
+        }
+    }
+    if size > limit {
+        let detail = format!("the body must be at most {limit} bytes ({} KiB)", limit / 1024);
+        return Err(Problem::new(BODY_TOO_LARGE, detail));
+    }
+    // Only now: a refusal that leaves the body unread is lost when the connection is reset.
+    if !is_json(headers) {
+        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
+    }
+    Ok(body)
+}
+
+/// The body, with its unknown fields as errors; none if a field is of the wrong type.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec<FieldError>), Problem> {
+    // Serde takes a list for a struct, field by field: not here.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Ok((None, vec![FieldError::new("$", "must be a JSON object, not a list")]));
+    }
+    let mut errors = Vec::new();
+    let mut unknown = 0;
+    let mut track = serde_path_to_error::Track::new();
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let read = serde_ignored::deserialize(tracked, |path| {
+        unknown += 1;
+        if unknown <= MAX_UNKNOWN_TOLD {
+            errors.push(FieldError::new(path.to_string(), "is not a field of this request"));
+        }
+    });
+    if unknown > MAX_UNKNOWN_TOLD {
+        errors.push(FieldError::new("$", format!("has {} more unknown fields", unknown - MAX_UNKNOWN_TOLD)));
+    }
+    match read.and_then(|body: T| json.end().map(|()| body)) {
+        Ok(body) => Ok((Some(body), errors)),
+        Err(error) if error.is_data() => {
+            let path = track.path().to_string();
+            let field = if path == "." { "$".to_owned() } else { path };
+            // The place in the text is no help where the field is named.
+            let message = error.to_string();
+            let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+            errors.push(FieldError::new(field, message));
+            Ok((None, errors))
+        }
+        Err(error) => {
+            let detail = if bytes.trim_ascii().is_empty() {
+                "the body is empty; send a JSON object".to_owned()
+            } else {
+                format!("the body is not valid JSON: {error}")
+            };
+            Err(Problem::new(INVALID_JSON, detail))
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_json_is_taken_for_json() {
+        let is = |kind: &'static str| is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().unwrap())]));
+        assert!(is("application/json") && is("Application/JSON ; charset=utf-8"));
+        assert!(!is("text/json") && !is("application/jsonp") && !is("") && !is_json(&HeaderMap::new()));
+    }
+}

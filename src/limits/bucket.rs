@@ -1,0 +1,207 @@
+//! One of the account's limits per minute: a `governor` bucket that also takes what is known only afterwards.
+
+use std::{
+    num::NonZeroU32,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
+
+/// The share of a limit that is used: clocks and networks are not exact, and a call turned away costs more than one
+/// that comes a little later.
+const SHARE: f64 = 0.98;
+
+/// A bucket of so many units a minute.
+#[derive(Debug)]
+pub(super) struct Bucket(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// As set by the operator.
+    set: NonZeroU32,
+    /// As the upstream told it, if it did.
+    told: Option<NonZeroU32>,
+    /// What may be used at once.
+    burst: Duration,
+    limiter: DefaultDirectRateLimiter,
+    clock: DefaultClock,
+    /// Units that were reserved and not used, or, below zero, used and not reserved.
+    balance: i64,
+}
+
+impl Bucket {
+    /// `per_minute` units, of which as many can be used at once as refill in `burst`.
+    pub(super) fn new(per_minute: NonZeroU32, burst: Duration) -> Bucket {
+        Bucket(Mutex::new(State {
+            set: per_minute,
+            told: None,
+            burst,
+            limiter: limiter(per_minute, burst),
+            clock: DefaultClock::default(),
+            balance: 0,
+        }))
+    }
+
+    /// Takes `units` at once, or tells how long to wait for them.
+    pub(super) fn take(&self, units: u32) -> Result<(), Duration> {
+        let mut state = self.state();
+        while state.balance < 0 {
+            let debt = u32::try_from(-state.balance).unwrap_or(u32::MAX).min(state.capacity());
+            state.draw(debt)?;
+            state.balance += i64::from(debt);
+        }
+        let Ok(needed @ 1..) = u32::try_from(i64::from(units) - state.balance) else {
+            state.balance -= i64::from(units);
+            return Ok(());
+        };
+        // What is more than the bucket ever holds is owed.
+        let now = needed.min(state.capacity());
+        state.draw(now)?;
+        state.balance = -i64::from(needed - now);
+        Ok(())
+    }
+
+    /// Gives back what was taken and not used, or owes what was used and not taken.
+    pub(super) fn settle(&self, taken: u32, used: u32) {
+        let mut state = self.state();
+        // Credit is bounded as the bucket is: what was long unused can't be used at once later.
+        let most = i64::from(state.capacity());
+        state.balance = (state.balance + i64::from(taken) - i64::from(used)).min(most);
+    }
+
+    /// Changes the limit.
+    pub(super) fn set(&self, per_minute: NonZeroU32) {
+        let mut state = self.state();
+        state.set = per_minute;
+        state.apply();
+    }
+
+    /// Notes what the upstream says the limit is: the lower one counts.
+    pub(super) fn learn(&self, per_minute: NonZeroU32) {
+        let mut state = self.state();
+        if state.told != Some(per_minute) {
+            let before = state.per_minute();
+            state.told = Some(per_minute);
+            if state.per_minute() != before {
+                state.apply();
+            }
+        }
+    }
+
+    /// Units a minute that count: the operator's, or the upstream's if that is less.
+    pub(super) fn per_minute(&self) -> NonZeroU32 {
+        self.state().per_minute()
+    }
+
+    /// As set by the operator.
+    pub(super) fn setting(&self) -> NonZeroU32 {
+        self.state().set
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn per_minute(&self) -> NonZeroU32 {
+        self.told.map_or(self.set, |told| told.min(self.set))
+    }
+
+    fn capacity(&self) -> u32 {
+        capacity(self.per_minute(), self.burst).get()
+    }
+
+    /// Takes `units` of the bucket itself, at most its capacity, or tells how long to wait for them.
+    fn draw(&self, units: u32) -> Result<(), Duration> {
+        let Some(cells) = NonZeroU32::new(units) else { return Ok(()) };
+        match self.limiter.check_n(cells) {
+            // More cells than the limiter holds are never asked for.
+            Ok(Ok(())) | Err(_) => Ok(()),
+            Ok(Err(not_until)) => Err(not_until.wait_time_from(self.clock.now())),
+        }
+    }
+
+    fn apply(&mut self) {
+        self.limiter = limiter(self.per_minute(), self.burst);
+        // A new bucket is full, but what the account has left is not known, and calls were made a moment ago.
+        let _ = self.limiter.check_n(capacity(self.per_minute(), self.burst));
+        // What was owed stays owed.
+        self.balance = self.balance.min(0);
+    }
+}
+
+fn capacity(per_minute: NonZeroU32, burst: Duration) -> NonZeroU32 {
+    let units = f64::from(per_minute.get()) * burst.as_secs_f64() / 60.0;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "of a u32, at most")]
+    NonZeroU32::new(units.min(f64::from(u32::MAX)) as u32).unwrap_or(NonZeroU32::MIN)
+}
+
+fn limiter(per_minute: NonZeroU32, burst: Duration) -> DefaultDirectRateLimiter {
+    let period = Duration::from_secs_f64(60.0 / (f64::from(per_minute.get()) * SHARE));
+    // A period of nothing is none: more than a billion units a second is no limit.
+    let quota =
+        Quota::with_period(period.max(Duration::from_nanos(1))).unwrap_or_else(|| Quota::per_minute(per_minute));
+    RateLimiter::direct(quota.allow_burst(capacity(per_minute, burst)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(per_minute: u32) -> Bucket {
+        Bucket::new(NonZeroU32::new(per_minute).unwrap(), Duration::from_secs(1))
+    }
+
+    /// How many single units can be taken right now.
+    fn left(bucket: &Bucket) -> usize {
+        (0..10_000).take_while(|_| bucket.take(1).is_ok()).count()
+    }
+
+    #[test]
+    fn a_burst_is_what_refills_in_its_time_and_then_the_wait_is_told() {
+        let bucket = bucket(60);
+        assert_eq!(left(&bucket), 1);
+        let wait = bucket.take(1).unwrap_err();
+        assert!(wait > Duration::from_millis(900) && wait <= Duration::from_millis(1_030), "{wait:?}");
+    }
+
+    #[test]
+    fn what_was_not_used_can_be_taken_again_and_what_was_used_besides_is_owed() {
+        let bucket = bucket(60 * 100);
+        bucket.take(100).unwrap();
+        bucket.settle(100, 40);
+        assert!((60..70).contains(&left(&bucket)));
+        bucket.settle(0, 300);
+        let wait = bucket.take(1).unwrap_err();
+        assert!(
+            wait > Duration::from_millis(900),
+            "{wait:?} for 301 units at 98 a second, of which 100 at most at once"
+        );
+    }
+
+    #[test]
+    fn what_is_more_than_the_bucket_holds_is_lent_and_paid_back_before_the_next() {
+        let bucket = bucket(60 * 1_000);
+        bucket.take(1_200).unwrap();
+        assert!(bucket.take(1).is_err() && bucket.state().balance == -200, "no deeper into debt");
+        let start = std::time::Instant::now();
+        while bucket.take(1).is_err() {
+            std::thread::yield_now();
+        }
+        assert!(start.elapsed() > Duration::from_millis(190), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn the_lower_of_the_setting_and_what_the_upstream_tells_counts() {
+        let bucket = bucket(60 * 100);
+        let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
+        bucket.learn(limit(600));
+        assert_eq!((bucket.per_minute().get(), bucket.setting().get(), left(&bucket)), (600, 6_000, 0));
+        bucket.set(limit(120));
+        assert_eq!((bucket.per_minute().get(), left(&bucket)), (120, 0), "it fills from nothing");
+        bucket.learn(limit(60_000));
+        assert_eq!(bucket.per_minute().get(), 120);
+    }
+}
