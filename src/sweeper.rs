@@ -10,8 +10,9 @@ use tracing::warn;
 
 use crate::queue::Queue;
 
-/// Sweeps at least so often: retention is in no hurry, and a missed signal costs no more than this.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Sweeps at least so often. A sweep that finds nothing costs next to nothing; what piles up between two for retention
+/// to remove is what the disk must have room for, and a missed signal costs no more than this.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Shortest pause between two sweeps, so that a stream of retries can't keep it busy.
 const SWEEP_PAUSE: Duration = Duration::from_millis(5);
