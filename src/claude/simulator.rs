@@ -71,7 +71,7 @@ pub struct SimulatorConfig {
     pub writes: u32,
     /// The only key accepted; any, if none is given.
     pub api_key: Option<SecretString>,
-    /// Limits to enforce; if none, it only tells those of [`AccountLimits::START`].
+    /// Limits to enforce; if none, it tells those of [`AccountLimits::UNLIMITED`].
     pub limits: Option<AccountLimits>,
 }
 
@@ -227,7 +227,7 @@ impl Simulator {
         let listener = TcpListener::bind(config.addr).await?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            account: Mutex::new(Account::new(config.limits.unwrap_or(AccountLimits::START), Instant::now())),
+            account: Mutex::new(Account::new(config.limits.unwrap_or(AccountLimits::UNLIMITED), Instant::now())),
             config,
             script: Mutex::default(),
             record: Mutex::default(),

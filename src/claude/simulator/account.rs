@@ -22,6 +22,14 @@ pub struct AccountLimits {
 }
 
 impl AccountLimits {
+    /// More than anybody can use: what an account without limits tells in its headers.
+    pub const UNLIMITED: AccountLimits = AccountLimits {
+        requests: 1_000_000_000,
+        input_tokens: 1_000_000_000,
+        output_tokens: 1_000_000_000,
+        burst: Duration::from_secs(60),
+    };
+
     /// The limits of Anthropic's first paid tier, a minute's worth at once.
     pub const START: AccountLimits = AccountLimits {
         requests: 1_000,

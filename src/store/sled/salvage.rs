@@ -341,9 +341,10 @@ impl Records {
             // A later one was never committed; of a damaged store it may be the metadata that is older.
             numbers.retain(|number| *number <= closed || self.trouble.is_some());
             numbers.extend(1..=closed);
-            if numbers.last().is_some_and(|number| *number > closed) {
-                line.unreadable.push("the newest metadata".to_owned());
-            }
+        }
+        // Of a damaged store the newest metadata may be lost, and then this is an older one.
+        if self.trouble.is_some() && job.as_ref().is_some_and(|job| !job.state.is_final()) {
+            line.unreadable.push("whatever followed this state".to_owned());
         }
         for number in numbers {
             let record = self.chunks(&keys::attempt(seq, number));
