@@ -414,7 +414,7 @@ impl Queue {
         let now = self.now();
         let figures = Figures {
             ahead: self.0.store.ahead_of(job),
-            running: self.0.store.counts(now).running,
+            running: self.running_attempts(),
             workers: self.0.policy.workers,
             service_time: self.0.service_time.mean(),
         };
