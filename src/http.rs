@@ -1,8 +1,8 @@
 //! The HTTP contract: every route, on one screen, which is also the list that the OpenAPI document is made from.
 //!
-//! A request passes `observe` (id, time limit, panics, access log, metrics), is read (`body`, `extract`, `submission`, `wait`),
-//! makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no socket
-//! (`app` does), and sees neither the store nor Claude.
+//! A request passes `observe` (id, time limit, panics, access log, metrics), is read (`body`, `extract`, `submission`,
+//! `wait`), makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no
+//! socket (`app` does), and sees neither the store nor Claude.
 
 mod admin;
 mod analyze;
@@ -63,11 +63,10 @@ pub struct Api {
 impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        let gate = self.limits.gate();
-        let allowance = Allowance {
+        let allowance = || Allowance {
             calls_per_second: self.limits.calls_per_second(),
             is_exhausted: self.limits.is_exhausted(),
-            gate_closed_for: gate.map(|closed| closed.until.saturating_duration_since(Instant::now())),
+            gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
         };
         JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, allowance))
     }

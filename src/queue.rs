@@ -408,8 +408,8 @@ impl Queue {
         Ok(self.0.store.list(filter, self.now()).await?)
     }
 
-    /// Why a queued job waits, and for how long; none for any other.
-    pub fn outlook(&self, job: &Job, allowance: Allowance) -> Option<Outlook> {
+    /// Why a queued job waits, and for how long; none for any other, of which `allowance` is not asked.
+    pub fn outlook(&self, job: &Job, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.now();
         let figures = Figures {
@@ -418,7 +418,7 @@ impl Queue {
             workers: self.0.policy.workers,
             service_time: self.0.service_time.mean(),
         };
-        outlook::outlook(job, figures, allowance, now)
+        outlook::outlook(job, figures, allowance(), now)
     }
 
     /// How many jobs there are in each state.

@@ -83,6 +83,9 @@ impl From<MetadataV1> for MetadataV2 {
     }
 }
 
+/// What a metadata record takes at most, or nearly so.
+const METADATA_BYTES: usize = 128;
+
 /// The metadata record of a job, about 50 bytes.
 pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
     let metadata = MetadataV2 {
@@ -99,7 +102,9 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
         started_at: job.started_at,
         finished_at: job.finished_at,
     };
-    postcard::to_stdvec(&StoredMetadata::V2(metadata)).map_err(|error| error.to_string())
+    // Room for all of it at once: this is done for every change, and for every job at start.
+    let record = Vec::with_capacity(METADATA_BYTES);
+    postcard::to_extend(&StoredMetadata::V2(metadata), record).map_err(|error| error.to_string())
 }
 
 /// A checksum of a job under its number, as its newest record has it. Sums of them tell whether jobs are as they were.
