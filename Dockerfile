@@ -1,7 +1,10 @@
 # Stage 1: the binary. Dependencies are a layer of their own, rebuilt only when Cargo.toml or Cargo.lock change.
 FROM rust:1.95-slim-bookworm AS build
+# For jemalloc.
+RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir -p src tests/bench \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && echo 'fn main() {}' > tests/bench/http.rs \

@@ -43,3 +43,7 @@ pub mod queue;
 pub mod store;
 pub mod sweeper;
 pub mod worker;
+
+/// Set up in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
