@@ -5,6 +5,7 @@ pub mod export;
 pub mod healthcheck;
 mod logging;
 pub mod memo;
+pub mod own_data;
 pub mod serve;
 
 use std::{io::Write, process::ExitCode};
@@ -41,6 +42,8 @@ enum Command {
     /// Exit code 0 if all was read, 3 if something could not be, which the summary on standard error and the lines
     /// themselves tell, 1 if nothing could.
     Export(Box<export::Export>),
+    /// Hand the data folder to the user that the service runs as; for container engines, needs root
+    OwnData(Box<own_data::OwnData>),
     /// Print the OpenAPI document of the API
     Openapi,
 }
@@ -75,6 +78,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         }
         Command::Healthcheck(settings) => healthcheck::run(&settings),
         Command::Export(export) => export.run(),
+        Command::OwnData(own_data) => own_data.run(),
         Command::Openapi => {
             let document = crate::http::openapi().to_pretty_json()?;
             writeln!(std::io::stdout(), "{document}")?;

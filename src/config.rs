@@ -625,4 +625,30 @@ mod tests {
         let (_, settings) = example.split_once("\n\n").expect("an introduction, a blank line, the settings");
         assert_eq!(settings.trim_end(), expected.trim(), "expected:\n{expected}");
     }
+
+    #[test]
+    fn the_page_of_settings_is_made_from_them() {
+        let mut expected = String::new();
+        for arg in command().get_arguments() {
+            let name = arg.get_env().unwrap().to_str().unwrap();
+            let default = arg.get_default_values().first().map_or("", |value| value.to_str().unwrap());
+            let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
+            writeln!(expected, "| `{name}` | {default} | {} |", arg.get_help().unwrap()).unwrap();
+        }
+        let page = include_str!("../docs/configuration.md");
+        let (_, table) = page.split_once("|---|---|---|\n").expect("a table");
+        assert_eq!(table, expected, "expected:\n{expected}");
+    }
+
+    #[test]
+    fn compose_hands_on_every_setting() {
+        let compose = include_str!("../docker-compose.yml");
+        for arg in command().get_arguments() {
+            let name = arg.get_env().unwrap().to_str().unwrap();
+            let handed = compose.lines().map(str::trim).any(|line| {
+                line.strip_prefix("- ").is_some_and(|entry| entry == name || entry.starts_with(&format!("{name}=")))
+            });
+            assert!(handed, "docker-compose.yml does not hand on {name}");
+        }
+    }
 }
