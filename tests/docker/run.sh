@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Builds the image in a real engine and runs compose from a fresh clone: ask through the published port, restart, kill,
+# upgrade, back up and restore. Part of tests/run.sh, which has installed what it needs. Takes root.
+#
+# Uses the engine that runs, else starts one of its own, with all that it makes in one folder, and ends it afterwards.
+# The base image is pulled where that can be done; else a stand-in of the same name is made of Debian's packages and this
+# machine's Rust.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+say() { printf '\n==> %s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+base="$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)"
+source="$PWD"
+work="$(mktemp -d)"
+export PORT COMPOSE_PROJECT_NAME="ceoagent-test-$$"
+PORT="$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+
+compose() {
+    if docker compose version >/dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi
+}
+
+finish() {
+    code=$?
+    [ $code = 0 ] || (cd "$work/ceoagent" 2>/dev/null && compose -f docker-compose.yml -f tests/docker/simulated.yml logs) || true
+    [ ! -d "$work/ceoagent" ] || (cd "$work/ceoagent" && compose down -v) || true
+    if [ -f "$work/engine.pid" ]; then
+        kill "$(cat "$work/engine.pid")" 2>/dev/null || true
+        tail --pid="$(cat "$work/engine.pid")" -f /dev/null 2>/dev/null || true
+        iptables-restore < "$work/iptables"
+        ip link delete "$DOCKER_BRIDGE" 2>/dev/null || true
+    fi
+    rm -rf "$work"
+}
+trap finish EXIT
+
+# Looks every half second, for two minutes at most.
+until_true() {
+    for _ in $(seq 240); do
+        if "${@:2}"; then return; fi
+        sleep 0.5
+    done
+    fail "$1 did not happen"
+}
+
+if ! docker info >/dev/null 2>&1; then
+    say "Starting an engine"
+    export DOCKER_HOST="unix://$work/engine.sock" DOCKER_BRIDGE=docker0
+    iptables-save > "$work/iptables"
+    dockerd --host "$DOCKER_HOST" --data-root "$work/engine" --exec-root "$work/run" --pidfile "$work/engine.pid" \
+        --storage-driver vfs >"$work/engine.log" 2>&1 &
+    until_true "the engine's start" sh -c 'docker info >/dev/null 2>&1'
+fi
+
+if ! docker image inspect "$base" >/dev/null 2>&1 && ! timeout 60 docker pull -q "$base"; then
+    say "Making a stand-in for $base"
+    debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates,make bookworm "$work/base" >/dev/null
+    toolchain="$(rustc --print sysroot)"
+    mkdir -p "$work/base/usr/local/rust"
+    tar -C "$toolchain" -c --exclude=share/doc --exclude=share/man . | tar -C "$work/base/usr/local/rust" -x
+    tar -C "$work/base" -c . | docker import -c 'ENV PATH=/usr/local/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base" >/dev/null
+    rm -rf "$work/base"
+fi
+
+say "A fresh clone, compose up"
+git clone -q "$source" "$work/ceoagent"
+cd "$work/ceoagent"
+up() { compose -f docker-compose.yml -f tests/docker/simulated.yml up -d "$@"; }
+up --build
+url="http://127.0.0.1:$PORT"
+healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$(compose ps -q ceoagent)")" = healthy ]; }
+answers() { curl -fs -m 5 "$url/health" >/dev/null; }
+until_true "a healthy container" healthy
+
+say "The image: small, without a shell, without rights"
+bytes="$(docker image inspect -f '{{.Size}}' ceoagent:latest)"
+printf '%s bytes\n' "$bytes"
+[ "$bytes" -lt 40000000 ] || fail "the image is over 40 MB"
+docker run --rm --entrypoint /bin/sh ceoagent:latest -c true 2>/dev/null && fail "the image has a shell"
+[ "$(docker inspect -f '{{.Config.User}}' ceoagent:latest)" = 10001:10001 ] || fail "the image runs as root"
+container="$(compose ps -q ceoagent)"
+[ "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$container")" = true ] || fail "the root is writable"
+[ "$(stat -c %u data/demo/admin-token)" = 10001 ] || fail "the data folder is not the service's"
+docker run --rm --read-only --tmpfs /app/data:uid=10001 ceoagent:latest demo --once | grep -q "simulated" \
+    || fail "the demo does not run on a read-only root"
+
+ask() { curl -fsS -m 35 "$url/api/v1/analyze" --json "{\"query\": \"$1\"${2:-}}"; }
+id_of() { python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])'; }
+status_of() { curl -fsS -m 35 "$url/api/v1/jobs/$1?wait=25" | python3 -c 'import json, sys; print(json.load(sys.stdin)["status"])'; }
+succeeded() { [ "$(status_of "$1")" = succeeded ]; }
+
+say "Ask through the published port"
+first="$(ask "Should we open an office in Lyon?" ', "wait": true' | id_of)"
+succeeded "$first" || fail "the first question has no memo"
+
+say "A restart in the middle of an answer"
+second="$(ask "Should we restart in the middle?" | id_of)"
+compose restart ceoagent
+until_true "an answer after the restart" answers
+until_true "the second memo" succeeded "$second"
+
+say "A kill in the middle of an answer"
+third="$(ask "Should we survive a kill?" | id_of)"
+docker kill "$(compose ps -q ceoagent)" >/dev/null
+up
+until_true "an answer after the kill" answers
+until_true "the third memo" succeeded "$third"
+
+say "An upgrade: another image, the same data"
+sed -i 's/^ARG VERSION=dev$/ARG VERSION=next/' Dockerfile
+before="$(docker image inspect -f '{{.Id}}' ceoagent:latest)"
+compose down
+up --build
+[ "$(docker image inspect -f '{{.Id}}' ceoagent:latest)" != "$before" ] || fail "the image was not built anew"
+until_true "an answer after the upgrade" answers
+succeeded "$first" || fail "the first memo is gone after the upgrade"
+
+say "Backup and restore, as docs/deploy.md has it"
+compose stop ceoagent
+cp -a data data.backup
+rm -rf data
+cp -a data.backup data
+up
+until_true "an answer after the restore" answers
+for id in "$first" "$second" "$third"; do succeeded "$id" || fail "job $id is gone after the restore"; done
+
+say "compose down, within the grace"
+compose stop ceoagent
+[ "$(docker inspect -f '{{.State.ExitCode}}' "$(compose ps -aq ceoagent 2>/dev/null || compose ps -q ceoagent)")" = 0 ] \
+    || fail "the service did not drain"
+say "The image is sound"
