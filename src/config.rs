@@ -175,6 +175,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "256", value_parser = within(0..=1_048_576_u64))]
     pub min_free_disk_mb: u64,
 
+    /// Where traces are sent by OTLP over HTTP, such as http://localhost:4318; unset, none are made
+    // Hidden in the help as the other address is.
+    #[arg(long, env, hide_env_values = true)]
+    pub otel_exporter_otlp_endpoint: Option<String>,
+
     /// Token of the admin pages, 16 or more characters; if unset, one is made at first start and kept in DATA_DIR
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub admin_token: Option<SecretString>,
@@ -260,7 +265,10 @@ impl Settings {
             let allowed = "16 or more visible ASCII characters without blanks";
             return Err(ConfigError::SecretValue { name: "ADMIN_TOKEN", allowed });
         }
-        check_base_url(&self.anthropic_base_url)
+        if let Some(endpoint) = &self.otel_exporter_otlp_endpoint {
+            check_address("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)?;
+        }
+        check_address("ANTHROPIC_BASE_URL", &self.anthropic_base_url)
     }
 }
 
@@ -330,18 +338,17 @@ fn quoted(value: &str) -> String {
     value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$")
 }
 
-fn check_base_url(url: &str) -> Result<(), ConfigError> {
-    const NAME: &str = "ANTHROPIC_BASE_URL";
+fn check_address(name: &'static str, url: &str) -> Result<(), ConfigError> {
     if url.contains('@') {
-        let allowed = "an address without user name and password; the key goes to ANTHROPIC_API_KEY";
-        return Err(ConfigError::SecretValue { name: NAME, allowed });
+        let allowed = "an address without user name and password; the key goes to a setting of its own";
+        return Err(ConfigError::SecretValue { name, allowed });
     }
     let parsed = reqwest::Url::parse(url).ok();
     if parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.query().or(url.fragment()).is_none()) {
         return Ok(());
     }
     let allowed = "an address that starts with http:// or https://, without ? and #, such as https://api.anthropic.com";
-    Err(ConfigError::Value { name: NAME, value: url.to_owned(), allowed })
+    Err(ConfigError::Value { name, value: url.to_owned(), allowed })
 }
 
 fn is_visible_ascii(text: &str) -> bool {

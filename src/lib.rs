@@ -10,7 +10,7 @@
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
 //!                 └▶ store::sled, named nowhere else
-//! leaves: config, clock, metrics
+//! leaves: config, clock, metrics, telemetry
 //! ```
 //!
 //! # A question's way
@@ -42,6 +42,7 @@ pub mod prompts;
 pub mod queue;
 pub mod store;
 pub mod sweeper;
+pub mod telemetry;
 pub mod worker;
 
 /// Set up in `.cargo/config.toml`.

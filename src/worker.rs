@@ -25,6 +25,7 @@ use crate::{
         Claim, Next, Permit, Queue,
         retry::{Settlement, failure_report},
     },
+    telemetry::Span,
 };
 
 /// Heartbeats in the time of a lease: two may be lost before the lease is.
@@ -35,16 +36,26 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
 /// Who makes an attempt. There is one, the [`Agent`]; tests have others.
 pub trait Analyst: Clone + Send + Sync + 'static {
-    /// Makes one attempt. Dropping the future aborts it.
-    fn attempt(&self, request: &JobRequest, now: Timestamp) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+    /// Makes one attempt, giving the answer's text to `on_text` as it comes. Dropping the future aborts it.
+    fn attempt(
+        &self,
+        request: &JobRequest,
+        now: Timestamp,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
 
     /// What an attempt may cost at most.
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
 }
 
 impl Analyst for Agent {
-    async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
-        Agent::attempt(self, request, now).await
+    async fn attempt(
+        &self,
+        request: &JobRequest,
+        now: Timestamp,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> (Verdict, AttemptReport) {
+        Agent::attempt(self, request, now, on_text).await
     }
 
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
@@ -124,10 +135,15 @@ impl<A: Analyst> Worker<A> {
 
     /// One attempt from claim to settle.
     async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
-        let Claim { job, request, lost } = claim;
+        let Claim { job, request, lost, draft } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
-        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at)).catch_unwind();
+        let span = Span::consumer("analyze", request.traceparent.as_deref());
+        span.note("job.id", job.id.to_string());
+        span.note("job.attempt", i64::from(job.attempt));
+        let call = span.client(|| "chat".to_owned());
+        let on_text = |piece: &str| draft.push(piece);
+        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at, &on_text)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,
@@ -162,6 +178,7 @@ impl<A: Analyst> Worker<A> {
             }
         };
         self.heed(&report);
+        tell(call, &report);
         settle_permit(permit, Some(&report));
         self.log(claim, &report, started.elapsed());
         self.queue.settle(job, &settlement, report).await;
@@ -239,6 +256,25 @@ impl<A: Analyst> Worker<A> {
             ),
         }
     }
+}
+
+/// Ends the step of the call in the job's trace, by the conventions for generative AI:
+/// <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
+fn tell(call: Span, report: &AttemptReport) {
+    call.note("gen_ai.operation.name", "chat");
+    call.note("gen_ai.provider.name", "anthropic");
+    if let Some(model) = &report.model {
+        call.note("gen_ai.request.model", model.clone());
+    }
+    if let Some(usage) = report.usage {
+        call.note("gen_ai.usage.input_tokens", i64::try_from(usage.input_tokens).unwrap_or(i64::MAX));
+        call.note("gen_ai.usage.output_tokens", i64::try_from(usage.output_tokens).unwrap_or(i64::MAX));
+    }
+    if let Some(error) = &report.error {
+        call.note("error.type", error.code.to_string());
+        call.fail(&error.message);
+    }
+    drop(call);
 }
 
 /// Tells the limits what a call needed, as far as that is known (no report: the attempt was stopped).

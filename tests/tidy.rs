@@ -30,7 +30,7 @@ const LAYERS: [(&str, &str); 16] = [
 ];
 
 /// Anyone may import these; they import nothing of the crate.
-const LEAVES: [&str; 3] = ["config", "clock", "metrics"];
+const LEAVES: [&str; 4] = ["config", "clock", "metrics", "telemetry"];
 
 /// Leave to import the module around these is no leave to import them.
 const NAMED_ONLY: [&str; 2] = ["store::sled", "claude::simulator"];

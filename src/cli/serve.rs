@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
 use super::logging;
-use crate::{app::App, clock::Clock, config::Settings};
+use crate::{app::App, clock::Clock, config::Settings, telemetry};
 
 /// What a shell adds to a signal's number for the exit code of whoever it ended.
 const ENDED_BY_SIGNAL: i32 = 128;
@@ -19,6 +19,8 @@ const ENDED_BY_SIGNAL: i32 = 128;
 /// Whatever keeps the service from starting.
 pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let _log = logging::start(settings, false);
+    // Ends before the log does, which it may have something to say in.
+    let _telemetry = telemetry::start(settings.otel_exporter_otlp_endpoint.as_deref())?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;

@@ -17,7 +17,10 @@ use super::{
     Api,
     problem::{INTERNAL, Problem, TIMEOUT},
 };
-use crate::metrics::HttpLabels;
+use crate::{
+    metrics::HttpLabels,
+    telemetry::{Span, TRACEPARENT},
+};
 
 /// No answer takes longer: clients and proxies commonly give up at 30 s.
 const ANSWER_LIMIT: Duration = Duration::from_millis(29_500);
@@ -34,11 +37,17 @@ tokio::task_local! {
 struct Current {
     id: HeaderValue,
     started: Instant,
+    traceparent: Option<String>,
 }
 
 /// The id of the request being answered; empty outside of one.
 pub(super) fn request_id() -> String {
     CURRENT.try_with(|current| text(&current.id).to_owned()).unwrap_or_default()
+}
+
+/// The trace that the request being answered belongs to, if traces are sent.
+pub(super) fn traceparent() -> Option<String> {
+    CURRENT.try_with(|current| current.traceparent.clone()).ok().flatten()
 }
 
 /// When the request being answered came in.
@@ -52,6 +61,9 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
     let id = given_id(request.headers()).unwrap_or_else(new_id);
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let name = || format!("{} {}", bounded(&method), route.as_ref().map_or("", MatchedPath::as_str));
+    let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let span = Span::server(name, parent);
 
     let answer = async {
         match timeout_at(started + ANSWER_LIMIT, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
@@ -60,7 +72,7 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
             Err(_) => timed_out(),
         }
     };
-    let mut response = CURRENT.scope(Current { id: id.clone(), started }, answer).await;
+    let mut response = CURRENT.scope(Current { id: id.clone(), started, traceparent: span.traceparent() }, answer).await;
 
     let elapsed = started.elapsed();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
@@ -73,6 +85,10 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         request.id = text(&id),
         "request answered"
     );
+    span.note("http.response.status_code", i64::from(response.status().as_u16()));
+    if response.status().is_server_error() {
+        span.fail(response.status().as_str());
+    }
     let labels =
         HttpLabels { method: bounded(&method).to_owned(), route: route.to_owned(), status: response.status().as_u16() };
     api.metrics.http_requests.get_or_create(&labels).inc();

@@ -175,6 +175,7 @@ fn submission(body: Body) -> Submission {
             metadata: body.metadata.unwrap_or_default(),
             caller: None,
             request_id: None,
+            traceparent: None,
         },
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,

@@ -31,6 +31,9 @@ pub struct JobRequest {
     /// Id of the HTTP request that brought the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// The trace that the HTTP request belonged to, as a W3C `traceparent`, if traces are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// A client's name for a submission: as long as it is in force, the same name means the same job.

@@ -1,0 +1,125 @@
+//! Traces: one for each question, from its HTTP request through the queue to Claude, sent by OTLP.
+//!
+//! The context of the request that brought a job is kept with the job as a W3C `traceparent`, so its attempts belong to the
+//! same trace, however much later and in whatever process they run. Without an endpoint nothing is made or kept, and each
+//! call here costs one look at a pointer. The variables of OpenTelemetry (`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`,
+//! `OTEL_EXPORTER_OTLP_HEADERS` and so on) are heeded by its library.
+
+use std::{collections::HashMap, sync::OnceLock};
+
+use opentelemetry::{
+    Context, KeyValue, Value,
+    propagation::TextMapPropagator,
+    trace::{Link, SpanKind, Status, TraceContextExt, Tracer, TracerProvider},
+};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, SdkTracerProvider},
+};
+
+/// The header, and the entry, that a context is handed on in: <https://www.w3.org/TR/trace-context/>.
+pub const TRACEPARENT: &str = "traceparent";
+
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// Sends what is left of the traces when dropped, which may take a moment.
+#[derive(Debug)]
+pub struct Telemetry(Option<SdkTracerProvider>);
+
+/// Starts sending traces to `endpoint` (OTLP over HTTP, without `/v1/traces`), if there is one. Call it before the
+/// runtime is started: a thread of its own sends, in batches.
+///
+/// # Errors
+/// If the endpoint is no address.
+pub fn start(endpoint: Option<&str>) -> Result<Telemetry, ExporterBuildError> {
+    let Some(endpoint) = endpoint else { return Ok(Telemetry(None)) };
+    // The HTTP client wants one to be named.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let address = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+    let exporter = SpanExporter::builder().with_http().with_endpoint(address).build()?;
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let mut resource = Resource::builder().with_attribute(version);
+    if std::env::var_os("OTEL_SERVICE_NAME").is_none_or(|name| name.is_empty()) {
+        resource = resource.with_service_name("ceoagent");
+    }
+    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+    let _ = TRACER.set(provider.tracer("ceoagent"));
+    Ok(Telemetry(Some(provider)))
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(|provider| provider.shutdown()) {
+            tracing::warn!(%error, "the last traces could not be sent");
+        }
+    }
+}
+
+/// A step of a trace; ends when dropped. Does nothing while no traces are sent.
+#[derive(Debug)]
+pub struct Span(Option<Context>);
+
+impl Span {
+    /// The answering of an HTTP request, part of its client's trace if that came with one.
+    pub fn server(name: impl FnOnce() -> String, traceparent: Option<&str>) -> Span {
+        Span::begin(SpanKind::Server, name, |_| remote(traceparent), false)
+    }
+
+    /// Work on what was queued by the request with this context, also linked to it.
+    pub fn consumer(name: &'static str, traceparent: Option<&str>) -> Span {
+        Span::begin(SpanKind::Consumer, || name.to_owned(), |_| remote(traceparent), true)
+    }
+
+    /// A call of this step to another service.
+    pub fn client(&self, name: impl FnOnce() -> String) -> Span {
+        let Some(parent) = &self.0 else { return Span(None) };
+        Span::begin(SpanKind::Client, name, |_| parent.clone(), false)
+    }
+
+    fn begin(
+        kind: SpanKind,
+        name: impl FnOnce() -> String,
+        parent: impl FnOnce(&SdkTracer) -> Context,
+        is_linked: bool,
+    ) -> Span {
+        let Some(tracer) = TRACER.get() else { return Span(None) };
+        let parent = parent(tracer);
+        let mut builder = tracer.span_builder(name()).with_kind(kind);
+        if is_linked && parent.span().span_context().is_valid() {
+            builder = builder.with_links(vec![Link::with_context(parent.span().span_context().clone())]);
+        }
+        let span = tracer.build_with_context(builder, &parent);
+        Span(Some(parent.with_span(span)))
+    }
+
+    /// Notes something of the step, by a name of OpenTelemetry's semantic conventions where there is one.
+    pub fn note(&self, key: &'static str, value: impl Into<Value>) {
+        if let Some(context) = &self.0 {
+            context.span().set_attribute(KeyValue::new(key, value));
+        }
+    }
+
+    /// The step failed.
+    pub fn fail(&self, reason: &str) {
+        if let Some(context) = &self.0 {
+            context.span().set_status(Status::error(reason.to_owned()));
+        }
+    }
+
+    /// This step as a context for others; none while no traces are sent.
+    pub fn traceparent(&self) -> Option<String> {
+        let context = self.0.as_ref()?;
+        let mut carrier = HashMap::new();
+        TraceContextPropagator::new().inject_context(context, &mut carrier);
+        carrier.remove(TRACEPARENT)
+    }
+}
+
+/// The context of a `traceparent`; an empty one if there is none, or it is none.
+fn remote(traceparent: Option<&str>) -> Context {
+    let Some(traceparent) = traceparent else { return Context::new() };
+    let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier)
+}
