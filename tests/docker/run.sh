@@ -58,6 +58,8 @@ if ! docker image inspect "$base" >/dev/null 2>&1 && ! timeout 60 docker pull -q
     toolchain="$(rustc --print sysroot)"
     mkdir -p "$work/base/usr/local/rust"
     tar -C "$toolchain" -c --exclude=share/doc --exclude=share/man . | tar -C "$work/base/usr/local/rust" -x
+    # Behind a proxy of its own, this machine may trust more than Debian does.
+    cp /etc/ssl/certs/ca-certificates.crt "$work/base/etc/ssl/certs/"
     tar -C "$work/base" -c . | docker import -c 'ENV PATH=/usr/local/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base" >/dev/null
     rm -rf "$work/base"
 fi
