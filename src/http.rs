@@ -63,12 +63,17 @@ pub struct Api {
 impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        let allowance = || Allowance {
+        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, || self.allowance()))
+    }
+
+    /// What the limits on calls allow at the moment.
+    fn allowance(&self) -> Allowance {
+        Allowance {
             calls_per_second: self.limits.calls_per_second(),
+            calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
             gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
-        };
-        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, allowance))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Visitor};
 use tokio::time::Instant;
 use utoipa::openapi::{OneOfBuilder, Schema, schema::Type};
@@ -40,8 +40,9 @@ impl Wait {
         wait.ok_or_else(|| format!("must be {WANTED}, not {text:?}"))
     }
 
-    /// From `Prefer: wait=N` (RFC 7240). A preference that can't be read is none.
-    pub(super) fn preferred(headers: &HeaderMap) -> Option<Wait> {
+    /// From `Prefer: wait=N` (RFC 7240), with the preference as it is said to have been applied. One that can't be read is
+    /// none.
+    pub(super) fn preferred(headers: &HeaderMap) -> Option<(Wait, HeaderValue)> {
         headers
             .get_all("prefer")
             .iter()
@@ -50,8 +51,9 @@ impl Wait {
             .find_map(|preference| {
                 let (name, value) = preference.split(';').next()?.split_once('=')?;
                 let seconds: u64 = value.trim().trim_matches('"').parse().ok()?;
-                let wait = Wait(Duration::from_secs(seconds).min(MAX_WAIT));
-                name.trim().eq_ignore_ascii_case("wait").then_some(wait)
+                let held = Duration::from_secs(seconds).min(MAX_WAIT);
+                let applied = HeaderValue::try_from(format!("wait={}", held.as_secs())).ok()?;
+                name.trim().eq_ignore_ascii_case("wait").then_some((Wait(held), applied))
             })
     }
 
@@ -131,10 +133,11 @@ mod tests {
     #[test]
     fn a_preference_is_found_among_others_and_ignored_when_it_makes_no_sense() {
         let preferred = |value: &'static str| {
-            Wait::preferred(&HeaderMap::from_iter([("prefer".parse().unwrap(), value.parse().unwrap())]))
+            let headers = HeaderMap::from_iter([("prefer".parse().unwrap(), value.parse().unwrap())]);
+            Wait::preferred(&headers).map(|(wait, applied)| (wait, applied.to_str().unwrap().to_owned()))
         };
-        assert_eq!(preferred("wait=10"), Some(seconds(10)));
-        assert_eq!(preferred("respond-async, Wait = \"99\"; x=1"), Some(seconds(30)));
+        assert_eq!(preferred("wait=10"), Some((seconds(10), "wait=10".to_owned())));
+        assert_eq!(preferred("respond-async, Wait = \"99\"; x=1"), Some((seconds(30), "wait=30".to_owned())));
         assert_eq!(preferred("wait=soon"), None);
         assert_eq!(preferred("await=10"), None);
         assert_eq!(Wait::preferred(&HeaderMap::new()), None);

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::Claim;
-use crate::job::{Job, JobId, JobState};
+use crate::job::{Job, JobId, JobRequest, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
@@ -76,13 +76,27 @@ impl Drop for Interest<'_> {
 
 /// The attempts under way in this process, each with the token that stops it.
 #[derive(Debug, Default)]
-pub(super) struct Running(Mutex<HashMap<JobId, (u32, CancellationToken)>>);
+pub(super) struct Running(Mutex<HashMap<JobId, Under>>);
+
+/// An attempt under way.
+#[derive(Debug)]
+struct Under {
+    attempt: u32,
+    lost: CancellationToken,
+    /// What is asked.
+    request: Arc<JobRequest>,
+}
 
 impl Running {
-    pub(super) fn begin(&self, id: JobId, attempt: u32) -> CancellationToken {
-        let token = CancellationToken::new();
-        lock(&self.0).insert(id, (attempt, token.clone()));
-        token
+    pub(super) fn begin(&self, id: JobId, attempt: u32, request: Arc<JobRequest>) -> CancellationToken {
+        let lost = CancellationToken::new();
+        lock(&self.0).insert(id, Under { attempt, lost: lost.clone(), request });
+        lost
+    }
+
+    /// What the job asks, while an attempt is under way.
+    pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
+        lock(&self.0).get(&id).map(|under| Arc::clone(&under.request))
     }
 
     /// How many there are.
@@ -92,18 +106,18 @@ impl Running {
 
     pub(super) fn end(&self, id: JobId, attempt: u32) {
         let mut running = lock(&self.0);
-        if running.get(&id).is_some_and(|(current, _)| *current == attempt) {
+        if running.get(&id).is_some_and(|under| under.attempt == attempt) {
             running.remove(&id);
         }
     }
 
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
-        if let Some((attempt, token)) = lock(&self.0).get(&job.id) {
+        if let Some(Under { attempt, lost, .. }) = lock(&self.0).get(&job.id) {
             let owns = matches!(job.state, JobState::Running { .. }) && job.attempt == *attempt;
             // An older state than the attempt's own claim says nothing of it.
             if !owns && job.attempt >= *attempt {
-                token.cancel();
+                lost.cancel();
             }
         }
     }
