@@ -1092,7 +1092,7 @@ async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let (asked, waiting) = ask(&queue, 29).await;
     assert_eq!(queue.pick(queue.now()), Pick::Job(asked.job.id));
-    queue.0.order.note(&[asked.job.clone()], queue.now());
+    queue.0.order.note(std::slice::from_ref(&asked.job), queue.now());
     let ahead = [&ordinary, &asked.job].map(|job| queue.outlook(job, free).unwrap().position);
     assert_eq!(ahead, [Some(2), Some(1)]);
     drop(waiting);
