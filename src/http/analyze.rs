@@ -17,7 +17,7 @@ use super::{
     problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
     submission::{self, Body, max_body_bytes},
     view::JobView,
-    wait::Wait,
+    wait::{PREFERENCE_APPLIED, Wait},
 };
 use crate::{
     job::JobRecord,
@@ -34,9 +34,6 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Tells that the job was there before, under the same key.
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-
-/// Tells that the client was held as it preferred.
-const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// Ask a question
 ///
@@ -84,7 +81,7 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     submission.idempotency_key = question.idempotency_key;
     let wait = question.wait.or(wait);
     let preferred = question.preferred.filter(|_| wait.is_none());
-    let until = wait.or(preferred.as_ref().map(|(wait, _)| *wait)).and_then(Wait::until);
+    let until = wait.or(preferred).and_then(Wait::until);
     let (Accepted { mut record, replayed }, waiting) = match until {
         Some(until) => api.queue.ask(submission, until, || api.allowance()).await?,
         None => (api.queue.enqueue(submission).await?, None),
@@ -108,10 +105,10 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     if replayed {
         response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }
-    if let Some((_, applied)) = preferred
+    if let Some(preferred) = preferred
         && waiting.is_some()
     {
-        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+        response.headers_mut().insert(PREFERENCE_APPLIED, preferred.applied());
     }
     Ok(response)
 }
@@ -133,7 +130,7 @@ async fn hold(queue: &Queue, waiting: &Waiting) -> Option<JobRecord> {
 pub(super) struct Question {
     body: Vec<u8>,
     wait: Option<Wait>,
-    preferred: Option<(Wait, HeaderValue)>,
+    preferred: Option<Wait>,
     idempotency_key: Option<String>,
 }
 

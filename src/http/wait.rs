@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Visitor};
 use tokio::time::Instant;
 use utoipa::openapi::{OneOfBuilder, Schema, schema::Type};
@@ -14,6 +14,9 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest time that a request is held, counted from its arrival: the answer is to be out before 30 s are over.
 pub(super) const MAX_HOLD: Duration = Duration::from_secs(29);
+
+/// Answers a `Prefer` that was followed.
+pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// A wish to be held for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +43,8 @@ impl Wait {
         wait.ok_or_else(|| format!("must be {WANTED}, not {text:?}"))
     }
 
-    /// From `Prefer: wait=N` (RFC 7240), with the preference as it is said to have been applied. One that can't be read is
-    /// none.
-    pub(super) fn preferred(headers: &HeaderMap) -> Option<(Wait, HeaderValue)> {
+    /// From `Prefer: wait=N` (RFC 7240). A preference that can't be read is none.
+    pub(super) fn preferred(headers: &HeaderMap) -> Option<Wait> {
         headers
             .get_all("prefer")
             .iter()
@@ -51,10 +53,14 @@ impl Wait {
             .find_map(|preference| {
                 let (name, value) = preference.split(';').next()?.split_once('=')?;
                 let seconds: u64 = value.trim().trim_matches('"').parse().ok()?;
-                let held = Duration::from_secs(seconds).min(MAX_WAIT);
-                let applied = HeaderValue::try_from(format!("wait={}", held.as_secs())).ok()?;
-                name.trim().eq_ignore_ascii_case("wait").then_some((Wait(held), applied))
+                let wait = Wait(Duration::from_secs(seconds).min(MAX_WAIT));
+                name.trim().eq_ignore_ascii_case("wait").then_some(wait)
             })
+    }
+
+    /// Tells that a preference for this wait was followed: the value of `Preference-Applied`.
+    pub(super) fn applied(self) -> HeaderValue {
+        HeaderValue::try_from(format!("wait={}", self.0.as_secs())).unwrap_or_else(|_| HeaderValue::from_static("wait"))
     }
 
     /// Until when to hold the request being answered; none if not at all.
@@ -133,11 +139,10 @@ mod tests {
     #[test]
     fn a_preference_is_found_among_others_and_ignored_when_it_makes_no_sense() {
         let preferred = |value: &'static str| {
-            let headers = HeaderMap::from_iter([("prefer".parse().unwrap(), value.parse().unwrap())]);
-            Wait::preferred(&headers).map(|(wait, applied)| (wait, applied.to_str().unwrap().to_owned()))
+            Wait::preferred(&HeaderMap::from_iter([("prefer".parse().unwrap(), value.parse().unwrap())]))
         };
-        assert_eq!(preferred("wait=10"), Some((seconds(10), "wait=10".to_owned())));
-        assert_eq!(preferred("respond-async, Wait = \"99\"; x=1"), Some((seconds(30), "wait=30".to_owned())));
+        assert_eq!(preferred("wait=10"), Some(seconds(10)));
+        assert_eq!(preferred("respond-async, Wait = \"99\"; x=1"), Some(seconds(30)));
         assert_eq!(preferred("wait=soon"), None);
         assert_eq!(preferred("await=10"), None);
         assert_eq!(Wait::preferred(&HeaderMap::new()), None);
