@@ -31,6 +31,15 @@ impl JobStore for Broken {
     async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         broken()
     }
+    async fn insert_all(&self, _: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        broken()
+    }
+    async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        broken()
+    }
+    async fn read_on(&self, _: Option<u64>, _: usize) -> Result<JobPage, StoreError> {
+        broken()
+    }
     async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
         broken()
     }
