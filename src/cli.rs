@@ -5,6 +5,7 @@ mod client;
 pub mod demo;
 pub mod export;
 pub mod healthcheck;
+pub mod import;
 pub mod jobs;
 mod logging;
 mod markdown;
@@ -38,6 +39,7 @@ const EXAMPLES: &str = "Examples:
   ANTHROPIC_API_KEY=… ceoagent serve   run the service
   ceoagent analyze \"Should we hire?\"   ask it, and read the memo
   ceoagent jobs list --status failed   what it has to do and has done
+  ceoagent export > jobs.jsonl         all jobs, to keep or to move
   ceoagent export --salvage > jobs.jsonl
                                        what can be read of a damaged data folder
   ceoagent openapi > openapi.json      the API's description, for client generators";
@@ -54,11 +56,10 @@ enum Command {
     Jobs(jobs::Jobs),
     /// Ask a running service whether it is well; exit code 1 if it is not
     Healthcheck(Box<Settings>),
-    /// Write the jobs of a data folder to standard output as JSON lines, without a running service
-    ///
-    /// Exit code 0 if all was read, 3 if something could not be, which the summary on standard error and the lines
-    /// themselves tell, 1 if nothing could.
+    /// Write all jobs to standard output as JSON lines
     Export(Box<export::Export>),
+    /// Read exported jobs from standard input into a running service
+    Import(Box<import::Import>),
     /// Print the OpenAPI document of the API
     Openapi,
     /// Print the completions for a shell
@@ -73,7 +74,7 @@ enum Command {
 }
 
 /// Commands that talk to a service and are none: the service's settings would hide their own in the help.
-const CLIENTS: [&str; 2] = ["analyze", "jobs"];
+const CLIENTS: [&str; 4] = ["analyze", "jobs", "export", "import"];
 
 /// The heading under which the service's settings stand in the help.
 const SETTINGS: &str = "Settings";
@@ -134,6 +135,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         Command::Jobs(jobs) => jobs.run(),
         Command::Healthcheck(settings) => healthcheck::run(&settings),
         Command::Export(export) => export.run(),
+        Command::Import(import) => import.run(),
         Command::Openapi => {
             let document = crate::http::openapi().to_pretty_json()?;
             writeln!(io::stdout(), "{document}")?;

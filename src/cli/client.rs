@@ -4,10 +4,10 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use reqwest::{Method, RequestBuilder, Url};
+use reqwest::{Method, RequestBuilder, Url, header::HeaderMap};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
@@ -23,6 +23,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Time to connect: a service that takes longer is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a service that does not answer is asked again: it may be restarting, and jobs survive that.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two tries to reach it.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Most bytes of an answer that is not the service's that an error quotes.
 const MAX_QUOTED: usize = 200;
@@ -166,18 +172,32 @@ impl Client {
         }
     }
 
-    /// The answer's text.
-    pub(super) async fn text(&self, request: RequestBuilder) -> Result<String, ClientError> {
+    /// The answer to a request that may be made again, also of a service that is away for as long as a restart takes.
+    pub(super) async fn patiently(
+        &self,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Result<(HeaderMap, String), ClientError> {
+        let started = Instant::now();
+        loop {
+            match self.once(request()).await {
+                Err(error) if error.may_pass() && started.elapsed() < PATIENCE => tokio::time::sleep(RETRY_PAUSE).await,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The answer's head and text.
+    pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
         let unreachable = |error: reqwest::Error| ClientError::Unreachable {
             base: self.base.clone(),
             // The address is told already.
             source: error.without_url(),
         };
         let answer = request.send().await.map_err(unreachable)?;
-        let status = answer.status();
+        let (status, headers) = (answer.status(), answer.headers().clone());
         let text = answer.text().await.map_err(unreachable)?;
         if status.is_success() {
-            return Ok(text);
+            return Ok((headers, text));
         }
         Err(match serde_json::from_str(&text) {
             Ok(refusal) => ClientError::Refused(Box::new(refusal)),
@@ -187,7 +207,7 @@ impl Client {
 
     /// The answer as JSON.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Value, ClientError> {
-        let text = self.text(request).await?;
+        let (_, text) = self.once(request).await?;
         // An answer without a body is one too.
         if text.is_empty() {
             return Ok(Value::Null);

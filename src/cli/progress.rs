@@ -8,20 +8,16 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use super::client::{Client, ClientError};
-use super::memo::clean;
+use super::{
+    client::{Client, ClientError, PATIENCE, RETRY_PAUSE},
+    memo::clean,
+};
 
 /// The bar's steps, many enough to move smoothly.
 const STEPS: u64 = 1_000;
 
 /// What an answer usually takes, where the service gives no estimate.
 const USUAL: Duration = Duration::from_secs(20);
-
-/// How long a service that does not answer is asked again: it may be restarting, and jobs survive that.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Pause between two tries to reach it.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Waits for the end of a job, with a bar on standard error if that is a terminal. Gives the job as it ended.
 ///

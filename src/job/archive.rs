@@ -1,7 +1,7 @@
 //! A job with all that belongs to it as one line of JSON: what `export` writes, from a running service or a damaged store,
 //! and `import` reads, of this version or an older one. `docs/export.md` describes the format to others.
 
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,12 @@ pub struct Life {
     pub id: JobId,
     status: JobStatus,
     priority: Priority,
+    #[serde(default)]
+    waited_for: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    caller: Option<NonZeroU64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    question: Option<NonZeroU64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,6 +123,9 @@ impl From<Job> for Life {
         let Job {
             id,
             priority,
+            waited_for,
+            caller,
+            question,
             state,
             attempt,
             failures,
@@ -139,6 +148,9 @@ impl From<Job> for Life {
             id,
             status,
             priority,
+            waited_for,
+            caller,
+            question,
             run_at,
             lease_until,
             error_code,
@@ -181,6 +193,9 @@ impl TryFrom<Life> for Job {
         Ok(Job {
             id: life.id,
             priority: life.priority,
+            waited_for: life.waited_for,
+            caller: life.caller,
+            question: life.question,
             state,
             attempt: life.attempt,
             failures: life.failures,
@@ -264,8 +279,13 @@ mod tests {
         let line = write(&succeeded()).unwrap();
         let cases = [
             (line.replace("\"format\":1", "\"format\":2"), "newer than this program's 1"),
-            (line.replace("\"finished_at\":\"2027-01-15T08:00:02.000Z\",\"request", "\"finished_at\":null,\"request"),
-                "finished_at don't agree"),
+            (
+                line.replace(
+                    "\"finished_at\":\"2027-01-15T08:00:02.000Z\",\"request",
+                    "\"finished_at\":null,\"request",
+                ),
+                "finished_at don't agree",
+            ),
             (line.replace("\"succeeded\",\"priority", "\"failed\",\"priority"), "without an error_code"),
             (line.replace("\"succeeded\",\"priority", "\"queued\",\"priority"), "without a run_at"),
             (line.replace("{\"number\":1", "{\"number\":9"), "its state knows nothing of"),

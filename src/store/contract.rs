@@ -10,8 +10,8 @@ use super::{Insertion, JobStore, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
-        AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobRecord, JobRequest,
-        JobStatus, Priority, StatusCounts, TransitionError,
+        AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobRecord,
+        JobRequest, JobStatus, Priority, StatusCounts, TransitionError,
     },
 };
 

@@ -344,7 +344,12 @@ impl Records {
     }
 
     fn line(&self, seq: Seq) -> Line {
-        let mut line = Line { format: archive::FORMAT, number: seq, only_in_log: !self.is_known(&keys::metadata(seq)), ..Line::default() };
+        let mut line = Line {
+            format: archive::FORMAT,
+            number: seq,
+            only_in_log: !self.is_known(&keys::metadata(seq)),
+            ..Line::default()
+        };
         let job = match self.get(&keys::metadata(seq)).map(|bytes| codec::decode(&bytes)) {
             Some(Ok(job)) => Some(job),
             Some(Err(_)) | None => {

@@ -71,7 +71,8 @@ impl NewJob {
     pub(super) fn with_history(record: JobRecord) -> Result<NewJob, StoreError> {
         let JobRecord { job, request, attempts } = record;
         let corrupt = |error: serde_json::Error| StoreError::Corrupt { id: job.id, reason: error.to_string() };
-        let history = attempts.iter().map(|attempt| Ok((attempt.number, serde_json::to_vec(attempt).map_err(corrupt)?)));
+        let history =
+            attempts.iter().map(|attempt| Ok((attempt.number, serde_json::to_vec(attempt).map_err(corrupt)?)));
         let history = history.collect::<Result<_, StoreError>>()?;
         Ok(NewJob { history, ..NewJob::new(job, request)? })
     }
