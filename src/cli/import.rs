@@ -69,8 +69,8 @@ impl Import {
                 let end = input.read_line(&mut page).context("standard input can't be read as UTF-8 text")? == 0;
                 lines += usize::from(!end);
                 if end || lines - sent == PAGE_LINES || page.len() >= PAGE_BYTES {
-                    let answer = send(&client, &page).await.with_context(|| {
-                        format!("the import broke off after line {sent}; repeated, it goes on where it broke off")
+                    let answer = send(&client, &page, sent > 0).await.with_context(|| {
+                        format!("the import broke off after line {sent}; repeated, it goes on from there")
                     })?;
                     sum.imported += answer.imported;
                     sum.skipped += answer.skipped;
@@ -93,7 +93,8 @@ impl Import {
     }
 }
 
-async fn send(client: &Client, lines: &str) -> anyhow::Result<Imported> {
+/// `begun`: the service was there before, so it may come back.
+async fn send(client: &Client, lines: &str, begun: bool) -> anyhow::Result<Imported> {
     if lines.is_empty() {
         return Ok(Imported::default());
     }
@@ -101,6 +102,6 @@ async fn send(client: &Client, lines: &str) -> anyhow::Result<Imported> {
         let request = client.request(Method::POST, "/api/v1/admin/import");
         request.header(header::CONTENT_TYPE, "application/x-ndjson").body(lines.to_owned())
     };
-    let (_, answer) = client.patiently(request).await?;
+    let (_, answer) = if begun { client.patiently(request).await? } else { client.once(request()).await? };
     serde_json::from_str(&answer).context("the service's answer can't be read")
 }

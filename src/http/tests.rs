@@ -270,9 +270,12 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
     assert_eq!(
         paths,
         [
+            "/api/v1/admin/export",
+            "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/limits",
             "/api/v1/analyze",
+            "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/retry",

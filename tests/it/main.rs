@@ -20,4 +20,5 @@ mod operator;
 mod power_cut;
 mod salvage;
 mod start;
+mod transfer;
 mod upstream;
