@@ -7,6 +7,7 @@ pub mod export;
 pub mod healthcheck;
 pub mod import;
 pub mod jobs;
+pub mod loadtest;
 mod logging;
 mod markdown;
 pub mod memo;
@@ -40,6 +41,8 @@ const EXAMPLES: &str = "Examples:
   ceoagent analyze \"Should we hire?\"   ask it, and read the memo
   ceoagent jobs list --status failed   what it has to do and has done
   ceoagent export > jobs.jsonl         all jobs, to keep or to move
+  ceoagent loadtest --rate 30 --html report.html
+                                       how it does when more is asked than can be answered
   ceoagent export --salvage > jobs.jsonl
                                        what can be read of a damaged data folder
   ceoagent openapi > openapi.json      the API's description, for client generators";
@@ -60,6 +63,8 @@ enum Command {
     Export(Box<export::Export>),
     /// Read exported jobs from standard input into a running service
     Import(Box<import::Import>),
+    /// Send questions at a given rate and report what became of them, by default to a service with a simulated Claude
+    Loadtest(Box<loadtest::Loadtest>),
     /// Print the OpenAPI document of the API
     Openapi,
     /// Print the completions for a shell
@@ -136,6 +141,13 @@ fn try_run() -> anyhow::Result<ExitCode> {
         Command::Healthcheck(settings) => healthcheck::run(&settings),
         Command::Export(export) => export.run(),
         Command::Import(import) => import.run(),
+        Command::Loadtest(test) => {
+            test.settings.validate()?;
+            let given = matches.subcommand().map(|(_, given)| given);
+            test.run(|setting| {
+                given.is_some_and(|given| given.value_source(setting) != Some(ValueSource::DefaultValue))
+            })
+        }
         Command::Openapi => {
             let document = crate::http::openapi().to_pretty_json()?;
             writeln!(io::stdout(), "{document}")?;
