@@ -4,14 +4,17 @@
 //! `wait`), makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no
 //! socket (`app` does), and sees neither the store nor Claude.
 
+mod actions;
 mod admin;
 mod analyze;
 mod body;
 mod extract;
+mod filter;
 mod health;
 mod jobs;
 mod limits;
 mod observe;
+mod operate;
 mod problem;
 mod submission;
 mod view;
@@ -63,12 +66,16 @@ pub struct Api {
 impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        let allowance = || Allowance {
+        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, || self.allowance()))
+    }
+
+    /// What the limits on calls allow at the moment.
+    fn allowance(&self) -> Allowance {
+        Allowance {
             calls_per_second: self.limits.calls_per_second(),
             is_exhausted: self.limits.is_exhausted(),
             gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
-        };
-        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, allowance))
+        }
     }
 }
 
@@ -100,6 +107,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
+        .routes(routes!(actions::act))
+        .routes(routes!(operate::stats))
+        .routes(routes!(operate::pause))
+        .routes(routes!(operate::resume))
+        .routes(routes!(operate::audit))
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))

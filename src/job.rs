@@ -17,6 +17,7 @@
 //! durable; `queue` decides which event to send.
 
 mod attempt;
+mod filter;
 mod record;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -30,7 +31,8 @@ pub use self::{
         AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureClass, FailureCode,
         Failures, TokenUsage,
     },
-    record::{IdempotencyKey, JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
+    filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
+    record::{IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
 use crate::clock::Timestamp;
 
@@ -105,8 +107,11 @@ impl JobState {
 
 /// How a job's place in the queue is moved: the order is by [`Job::effective_at`], so a priority is worth a fixed head
 /// start and none starves another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::EnumString, strum::VariantNames,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Priority {
     /// As if submitted ten minutes earlier.
     High,

@@ -174,6 +174,7 @@ fn submission(body: Body) -> Submission {
             model: body.model,
             metadata: body.metadata.unwrap_or_default(),
             request_id: None,
+            caller: None,
         },
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,

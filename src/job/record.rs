@@ -28,6 +28,9 @@ pub struct JobRequest {
     /// Id of the HTTP request that brought the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// Who submitted it: the name of the key or the subject of the token; none where the service is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
 }
 
 /// A client's name for a submission: as long as it is in force, the same name means the same job.
@@ -84,26 +87,6 @@ pub enum JobStatus {
     Failed,
     /// Given up by a client or an operator.
     Cancelled,
-}
-
-/// Which jobs to list: newest first.
-#[derive(Clone, Debug)]
-pub struct JobFilter {
-    /// Any of these; all if empty.
-    pub statuses: Vec<JobStatus>,
-    /// At most so many.
-    pub limit: usize,
-    /// Go on after the page that ended with this cursor.
-    pub before: Option<u64>,
-}
-
-/// A page of a listing.
-#[derive(Clone, Debug)]
-pub struct JobPage {
-    /// Newest first.
-    pub jobs: Vec<JobRecord>,
-    /// Where the next page starts; none at the end.
-    pub next: Option<u64>,
 }
 
 /// How many jobs there are in each state.
