@@ -76,7 +76,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     let read = serde_ignored::deserialize(tracked, |path| {
         unknown += 1;
         if unknown <= MAX_UNKNOWN_TOLD {
-            errors.push(FieldError::new(path.to_string(), "is not a field of this request"));
+            // An optional field is a step of its own there, `?`.
+            let path = path.to_string();
+            let path: Vec<&str> = path.split('.').filter(|step| *step != "?").collect();
+            errors.push(FieldError::new(path.join("."), "is not a field of this request"));
         }
     });
     if unknown > MAX_UNKNOWN_TOLD {

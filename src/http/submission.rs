@@ -175,7 +175,6 @@ fn submission(body: Body) -> Submission {
             metadata: body.metadata.unwrap_or_default(),
             caller: None,
             request_id: None,
-            caller: None,
         },
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,

@@ -31,9 +31,6 @@ pub struct JobRequest {
     /// Id of the HTTP request that brought the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// Who submitted it: the name of the key or the subject of the token; none where the service is open.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub caller: Option<String>,
 }
 
 /// A client's name for a submission: as long as it is in force, the same name means the same job.
