@@ -75,8 +75,14 @@ impl Agent {
         })
     }
 
-    /// Makes one attempt: at most one HTTP request. Dropping the future aborts it.
-    pub async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
+    /// Makes one attempt: at most one HTTP request, whose text is given to `on_text` as it comes. Dropping the future
+    /// aborts it.
+    pub async fn attempt(
+        &self,
+        request: &JobRequest,
+        now: Timestamp,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> (Verdict, AttemptReport) {
         let model = request.model.as_ref().unwrap_or(&self.model);
         let mut report = AttemptReport {
             model: Some(model.clone()),
@@ -94,7 +100,7 @@ impl Agent {
             prompt: prompt.user,
             schema: Some(analysis::schema_text()),
         };
-        match self.claude.send(&call, &|_| {}).await {
+        match self.claude.send(&call, on_text).await {
             Ok(reply) => read(report, reply),
             Err(error) => {
                 report.http_status = error.status;

@@ -8,6 +8,8 @@ mod actions;
 mod admin;
 mod analyze;
 mod body;
+mod etag;
+mod events;
 mod extract;
 mod filter;
 mod health;
@@ -42,10 +44,10 @@ use self::{
 };
 use crate::{
     clock::Timestamp,
-    job::JobRecord,
+    job::{Job, JobRecord},
     limits::Limits,
     metrics::Metrics,
-    queue::{Allowance, Queue},
+    queue::{Allowance, Outlook, Queue},
 };
 
 /// What the routes need.
@@ -66,7 +68,12 @@ pub struct Api {
 impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, || self.allowance()))
+        JobView::new(record, now).with_outlook(self.outlook(&record.job))
+    }
+
+    /// Why a job waits, if it does.
+    fn outlook(&self, job: &Job) -> Option<Outlook> {
+        self.queue.outlook(job, || self.allowance())
     }
 
     /// What the limits on calls allow at the moment.
@@ -104,6 +111,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
         .routes(routes!(jobs::get))
+        .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
