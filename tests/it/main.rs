@@ -15,6 +15,7 @@ mod idempotency;
 mod life;
 mod limits;
 mod load;
+mod loadtest;
 mod loop_disk;
 mod operator;
 mod power_cut;
