@@ -7,6 +7,7 @@
 mod actions;
 mod admin;
 mod analyze;
+mod batch;
 mod body;
 mod etag;
 mod events;
@@ -19,6 +20,7 @@ mod observe;
 mod operate;
 mod problem;
 mod submission;
+mod transfer;
 mod view;
 mod wait;
 
@@ -110,6 +112,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
+        .routes(routes!(batch::batch))
         .routes(routes!(jobs::get))
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
@@ -120,6 +123,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(operate::pause))
         .routes(routes!(operate::resume))
         .routes(routes!(operate::audit))
+        .routes(routes!(transfer::export))
+        .routes(routes!(transfer::import))
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))

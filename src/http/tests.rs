@@ -32,6 +32,12 @@ impl JobStore for Broken {
     async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         broken()
     }
+    async fn insert_all(&self, _: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        broken()
+    }
+    async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        broken()
+    }
     async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
         broken()
     }
@@ -281,6 +287,8 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
         paths,
         [
             "/api/v1/admin/audit",
+            "/api/v1/admin/export",
+            "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/jobs/actions",
             "/api/v1/admin/limits",
@@ -288,6 +296,7 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
             "/api/v1/admin/queue/resume",
             "/api/v1/admin/stats",
             "/api/v1/analyze",
+            "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/events",

@@ -31,6 +31,10 @@ pub(crate) enum Moment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Insert(JobId),
+    /// So many jobs together.
+    InsertAll(usize),
+    /// So many jobs of another store.
+    Import(usize),
     Claim,
     Transition(JobId),
     Prune,
@@ -124,6 +128,14 @@ impl<S: JobStore> FaultStore<S> {
 impl<S: JobStore> JobStore for FaultStore<S> {
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         self.call(Call::Insert(job.id), self.inner.insert(job, request)).await
+    }
+
+    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        self.call(Call::InsertAll(jobs.len()), self.inner.insert_all(jobs)).await
+    }
+
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        self.call(Call::Import(records.len()), self.inner.import(records)).await
     }
 
     async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {

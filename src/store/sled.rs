@@ -53,7 +53,7 @@ use self::{
     index::Index,
     keys::Seq,
     recent::{Bodies, Recent},
-    writer::{Command, Envelope, Reply, Writer},
+    writer::{Command, Envelope, NewJob, Reply, Writer},
 };
 use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
@@ -174,9 +174,18 @@ impl SledStore {
 #[async_trait]
 impl JobStore for SledStore {
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
-        let bytes = serde_json::to_vec(&*request)
-            .map_err(|error| StoreError::Corrupt { id: job.id, reason: error.to_string() })?;
-        self.ask(|reply| Command::Insert { job, request, bytes, reply }).await
+        let new = NewJob::new(job, request)?;
+        self.ask(|reply| Command::Insert { new, reply }).await
+    }
+
+    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        let all = jobs.into_iter().map(|(job, request)| NewJob::new(job, request)).collect::<Result<_, _>>()?;
+        self.ask(|reply| Command::InsertAll { all, reply }).await
+    }
+
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        let all = records.into_iter().map(NewJob::with_history).collect::<Result<_, _>>()?;
+        self.ask(|reply| Command::Import { all, reply }).await
     }
 
     async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {

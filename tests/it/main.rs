@@ -5,6 +5,8 @@
 
 mod admin;
 mod bad_input;
+mod batch;
+mod command_line;
 mod crash;
 mod disk_floor;
 mod disk_full;
@@ -21,4 +23,5 @@ mod operator;
 mod power_cut;
 mod salvage;
 mod start;
+mod transfer;
 mod upstream;

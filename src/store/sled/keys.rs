@@ -9,6 +9,7 @@
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
 //! 7 | id                      an entry of the journal
+//! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
 //! 9 | name                    a setting made while the service ran
 //! ```
 //!
@@ -26,6 +27,7 @@ const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
 const JOURNAL: u8 = 7;
+const BATCH: u8 = 8;
 const KEPT: u8 = 9;
 
 /// Prefix of every metadata record.
@@ -39,6 +41,9 @@ pub(super) const ALL_JOURNAL: [u8; 1] = [JOURNAL];
 
 /// Prefix of every setting kept.
 pub(super) const ALL_KEPT: [u8; 1] = [KEPT];
+
+/// Prefix of every batch that was not written to its end.
+pub(super) const ALL_BATCHES: [u8; 1] = [BATCH];
 
 /// Key of the store's format.
 pub(super) const FORMAT: &[u8] = b"\x03format";
@@ -75,6 +80,13 @@ pub(super) fn kept(name: &str) -> Vec<u8> {
 pub(super) fn metadata(seq: Seq) -> [u8; 9] {
     let mut key = [METADATA; 9];
     key[1..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// Key of the record of a batch that is being written, whose first job has this number.
+pub(super) fn batch(first: Seq) -> [u8; 9] {
+    let mut key = [BATCH; 9];
+    key[1..].copy_from_slice(&first.to_be_bytes());
     key
 }
 
