@@ -24,7 +24,7 @@ use crate::{
     agent::Agent,
     claude::{Claude, ClientConfig, ClientError},
     clock::Clock,
-    config::{OnUnknownOutcome, Settings},
+    config::{ClaimOrder, OnUnknownOutcome, Settings},
     http::{self, Api},
     job::JobRequest,
     limits::{Limits, PerMinute},
@@ -160,6 +160,8 @@ impl App {
         };
         let policy = Policy {
             workers: settings.workers,
+            deadlines_first: settings.claim_order == ClaimOrder::Deadline,
+            ordinary_share: settings.ordinary_share,
             retries: RetryBounds {
                 other: settings.max_retries,
                 connect: settings.max_connect_retries,
@@ -269,6 +271,12 @@ impl App {
 /// [`SalvageError`].
 pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
     salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
+}
+
+/// The admin token that a service keeps in `data_dir`, if there is one that this user may read.
+pub fn kept_admin_token(data_dir: &Path) -> Option<SecretString> {
+    let text = fs::read_to_string(data_dir.join(TOKEN_FILE)).ok()?;
+    Some(text.trim()).filter(|token| !token.is_empty()).map(Into::into)
 }
 
 /// The token of the file; makes both if there is none. Tells whether it is new.

@@ -4,18 +4,23 @@
 //! `wait`), makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no
 //! socket (`app` does), and sees neither the store nor Claude.
 
+mod actions;
 mod admin;
 mod analyze;
+mod batch;
 mod body;
 mod etag;
 mod events;
 mod extract;
+mod filter;
 mod health;
 mod jobs;
 mod limits;
 mod observe;
+mod operate;
 mod problem;
 mod submission;
+mod transfer;
 mod view;
 mod wait;
 
@@ -70,12 +75,17 @@ impl Api {
 
     /// Why a job waits, if it does.
     fn outlook(&self, job: &Job) -> Option<Outlook> {
-        let allowance = || Allowance {
+        self.queue.outlook(job, || self.allowance())
+    }
+
+    /// What the limits on calls allow at the moment.
+    fn allowance(&self) -> Allowance {
+        Allowance {
             calls_per_second: self.limits.calls_per_second(),
+            calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
             gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
-        };
-        self.queue.outlook(job, allowance)
+        }
     }
 }
 
@@ -103,11 +113,19 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
+        .routes(routes!(batch::batch))
         .routes(routes!(jobs::get))
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
+        .routes(routes!(actions::act))
+        .routes(routes!(operate::stats))
+        .routes(routes!(operate::pause))
+        .routes(routes!(operate::resume))
+        .routes(routes!(operate::audit))
+        .routes(routes!(transfer::export))
+        .routes(routes!(transfer::import))
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))

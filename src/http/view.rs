@@ -15,14 +15,17 @@ use crate::{
     analysis::Memo,
     clock::Timestamp,
     job::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, JobId, JobRecord, JobState, JobStatus, Priority,
-        TokenUsage,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
+        Priority, TokenUsage,
     },
     queue::Outlook,
 };
 
 /// How long a client should leave a pending job alone; one that is in a hurry waits instead.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest time for which a client of a queued job is sent away: estimates are not worth more.
+const MAX_ETA_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Longest time for which a client is sent away, however far off a scheduled job is.
 const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
@@ -161,13 +164,9 @@ impl<'a> JobView<'a> {
     pub(super) fn new(record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
         let JobRecord { job, request, attempts } = record;
         let status = job.status(now);
-        let this = path(job.id);
-        let link = |action| Some(format!("{this}/{action}"));
-        let (run_at, cancel, retry) = match job.state {
-            JobState::Queued { run_at } => ((run_at > now).then_some(run_at), link("cancel"), None),
-            JobState::Running { .. } => (None, link("cancel"), None),
-            JobState::Succeeded => (None, None, None),
-            JobState::Failed { .. } | JobState::Cancelled => (None, None, link("retry")),
+        let run_at = match job.state {
+            JobState::Queued { run_at } => (run_at > now).then_some(run_at),
+            JobState::Running { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
         };
         JobView {
             id: job.id,
@@ -190,7 +189,7 @@ impl<'a> JobView<'a> {
             queue: None,
             usage: usage(attempts),
             error: error(job.state, attempts),
-            links: Links { this, cancel, retry },
+            links: links(job),
         }
     }
 
@@ -227,7 +226,9 @@ impl<'a> JobView<'a> {
     fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
-                let wait = self.run_at.map_or(Duration::ZERO, |run_at| run_at.since(now));
+                let eta =
+                    self.queue.as_ref().and_then(|queue| queue.eta_seconds).map_or(Duration::ZERO, Duration::from_secs);
+                let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(now));
                 let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }
@@ -275,6 +276,18 @@ impl<'a> AttemptView<'a> {
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
+}
+
+/// What can be done with a job as it is.
+pub(super) fn links(job: &Job) -> Links {
+    let this = path(job.id);
+    let link = |action| Some(format!("{this}/{action}"));
+    let (cancel, retry) = match job.state {
+        JobState::Queued { .. } | JobState::Running { .. } => (link("cancel"), None),
+        JobState::Succeeded => (None, None),
+        JobState::Failed { .. } | JobState::Cancelled => (None, link("retry")),
+    };
+    Links { this, cancel, retry }
 }
 
 fn json(body: Vec<u8>) -> impl IntoResponse {

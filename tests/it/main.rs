@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and tell as tests do")]
 
+mod admin;
 mod bad_input;
+mod batch;
+mod command_line;
 mod crash;
 mod disk_floor;
 mod disk_full;
@@ -21,4 +24,5 @@ mod power_cut;
 mod salvage;
 mod start;
 mod traces;
+mod transfer;
 mod upstream;
