@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Api, body,
-    extract::Params,
+    extract::{Params, Submitter},
     observe,
     problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
     submission::{self, Body, max_body_bytes},
@@ -76,6 +76,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
     let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
+    submission.request.caller = question.submitter.submit(&api, 1)?;
     submission.idempotency_key = question.idempotency_key;
     let Accepted { mut record, replayed } = api.queue.enqueue(submission).await?;
     let JobRecord { job, request, .. } = &record;
@@ -114,6 +115,7 @@ async fn hold(queue: &Queue, id: JobId, until: Instant) -> Option<JobRecord> {
 
 /// A request with a JSON body, and how long to wait as far as that is said outside of it.
 pub(super) struct Question {
+    submitter: Submitter,
     body: Vec<u8>,
     wait: Option<Wait>,
     idempotency_key: Option<String>,
@@ -124,11 +126,12 @@ impl FromRequest<Arc<Api>> for Question {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Question, Problem> {
         let (mut parts, body) = request.into_parts();
+        let submitter = Submitter::from_request_parts(&mut parts, api).await?;
         let body = body::read(&parts.headers, body, max_body_bytes(api.max_query_length)).await?;
         let Ok(params) = Params::from_request_parts(&mut parts, api).await;
         let wait = params.wait()?.or_else(|| Wait::preferred(&parts.headers));
         let idempotency_key = idempotency_key(&parts.headers)?;
-        Ok(Question { body, wait, idempotency_key })
+        Ok(Question { submitter, body, wait, idempotency_key })
     }
 }
 
