@@ -33,7 +33,7 @@ use crate::{
     },
     claude::{Claude, ClientConfig, ClientError},
     clock::Clock,
-    config::{OnUnknownOutcome, Settings},
+    config::{ClaimOrder, OnUnknownOutcome, Settings},
     http::{self, Api, fair::Fair},
     job::JobRequest,
     limits::{Limits, PerMinute},
@@ -187,6 +187,8 @@ impl App {
         };
         let policy = Policy {
             workers: settings.workers,
+            deadlines_first: settings.claim_order == ClaimOrder::Deadline,
+            ordinary_share: settings.ordinary_share,
             retries: RetryBounds {
                 other: settings.max_retries,
                 connect: settings.max_connect_retries,
