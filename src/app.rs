@@ -3,29 +3,38 @@
 //! Start: prompts → listener → store → orphans of a crash are ended → workers, sweeper → HTTP. Whatever can fail fails
 //! before the first request is taken. Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
 
+mod door;
+
 use std::{
     fs,
     io::{self, Write},
     net::{SocketAddr, TcpListener},
-    os::unix::fs::OpenOptionsExt,
+    num::NonZeroU32,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use axum_server::{Handle, accept::NoDelayAcceptor};
+use axum::http::HeaderValue;
+use axum_server::Handle;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::{self, JoinError, JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
+use self::door::Door;
 use crate::{
     agent::Agent,
+    auth::{
+        Auth, AuthError,
+        jwt::{JwtError, Tokens},
+    },
     claude::{Claude, ClientConfig, ClientError},
     clock::Clock,
     config::{ClaimOrder, OnUnknownOutcome, Settings},
-    http::{self, Api},
+    http::{self, Api, fair::Fair},
     job::JobRequest,
     limits::{Limits, PerMinute},
     metrics::Metrics,
@@ -53,6 +62,9 @@ const TOKEN_LENGTH: usize = 32;
 
 /// A client must have sent its request's head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest head of a request: room for many cookies and a long token. What is larger gets `431`.
+const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// How long open connections get to take their last answer, once everything else has stopped.
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
@@ -90,6 +102,15 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The callers' keys can't be used.
+    #[error(transparent)]
+    Keys(#[from] AuthError),
+    /// Callers' tokens can't be checked.
+    #[error(transparent)]
+    Tokens(#[from] JwtError),
+    /// An origin is none.
+    #[error("CORS_ORIGINS has {0:?}, which is no origin such as https://app.example, without a path")]
+    Origin(String),
     /// A part of the start panicked.
     #[error("the start failed: {0}")]
     Panicked(#[from] JoinError),
@@ -121,9 +142,15 @@ impl App {
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(settings: &Settings, clock: Clock) -> Result<App, StartError> {
         let prompts = Prompts::load(&settings.prompts_dir)?;
+        let tokens = settings.jwt_keys_file.as_deref();
+        let tokens =
+            tokens.map(|path| Tokens::load(path, settings.jwt_issuer.as_deref(), settings.jwt_audience.as_deref()));
+        let tokens = tokens.transpose()?;
+        let cors_origins = settings.cors_origins.iter().map(|origin| read_origin(origin)).collect::<Result<_, _>>()?;
         let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
         let address = SocketAddr::new(settings.host, settings.port);
         let listener = TcpListener::bind(address).map_err(|source| StartError::Listen { address, source })?;
+        guard_folder(&settings.data_dir);
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let metrics = Metrics::new();
         // Side by side, each on a thread that may block: a cold disk here, hundreds of certificates there.
@@ -207,21 +234,31 @@ impl App {
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
 
+        let auth = Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone())?;
+        if auth.is_open() {
+            warn!(
+                "the public routes are open: whoever can reach the port may ask, at your cost. Make a key (POST \
+                 /api/v1/admin/keys), or set API_KEYS or JWT_KEYS_FILE, to close them"
+            );
+        }
         let router = http::router(Api {
             queue: queue.clone(),
             limits,
             metrics,
-            admin_token: admin_token.clone(),
+            auth,
+            fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
+            cors_origins,
             max_query_length: settings.max_query_length,
         });
         let http = Handle::new();
         let mut server = axum_server::from_tcp(listener)
             .map_err(|source| StartError::Listen { address, source })?
-            .acceptor(NoDelayAcceptor::new())
+            .acceptor(Door::new(settings.max_connections))
             .handle(http.clone())
             .http1_only();
-        server.http_builder().http1().header_read_timeout(HEADER_TIMEOUT);
-        let server = tokio::spawn(server.serve(router.into_make_service()));
+        server.http_builder().http1().header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        let server = tokio::spawn(server.serve(service));
         info!(%address, model = settings.model_name, workers = settings.workers, "ceoagent is ready");
         Ok(App {
             address,
@@ -277,6 +314,38 @@ pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, Salv
 pub fn kept_admin_token(data_dir: &Path) -> Option<SecretString> {
     let text = fs::read_to_string(data_dir.join(TOKEN_FILE)).ok()?;
     Some(text.trim()).filter(|token| !token.is_empty()).map(Into::into)
+}
+
+/// An origin as browsers send it.
+fn read_origin(text: &str) -> Result<HeaderValue, StartError> {
+    let text = text.trim();
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
+    let is_origin = !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']);
+    let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
+    value.ok_or_else(|| StartError::Origin(text.to_owned()))
+}
+
+/// Makes the data folder for its owner alone, and tells if one that is there is open to everybody. Whether it can be used
+/// at all is the store's to tell.
+fn guard_folder(path: &Path) {
+    if !path.exists() {
+        let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    } else if let Some(mode) = mode_if_open(path) {
+        warn!(
+            "the data folder {} can be read by every user of this machine (mode {mode:o}): chmod 700",
+            path.display()
+        );
+    }
+    let dotenv = Path::new(".env");
+    if let Some(mode) = mode_if_open(dotenv) {
+        warn!("the settings file .env can be read by every user of this machine (mode {mode:o}): chmod 600 .env");
+    }
+}
+
+/// The permissions of a path that everybody may read.
+fn mode_if_open(path: &Path) -> Option<u32> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    (mode & 0o004 != 0).then_some(mode)
 }
 
 /// The token of the file; makes both if there is none. Tells whether it is new.

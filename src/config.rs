@@ -191,6 +191,34 @@ pub struct Settings {
     /// Token of the admin pages, 16 or more characters; if unset, one is made at first start and kept in DATA_DIR
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub admin_token: Option<SecretString>,
+
+    /// Keys of callers as name:key, name:scope:key or name:sha256:hash, with commas between; without any key or JWT_KEYS_FILE, who can reach the port may ask
+    #[arg(long, env, hide_env_values = true, value_parser = secret)]
+    pub api_keys: Option<SecretString>,
+
+    /// File with the keys that callers' JWTs are checked by: a JWKS, a public key as PEM, or a shared secret
+    #[arg(long, env)]
+    pub jwt_keys_file: Option<PathBuf>,
+
+    /// Who must have issued a JWT: its iss
+    #[arg(long, env)]
+    pub jwt_issuer: Option<String>,
+
+    /// Whom a JWT must be meant for: its aud
+    #[arg(long, env)]
+    pub jwt_audience: Option<String>,
+
+    /// Most questions a minute of one caller, or of one address where callers have no names; 0 sets no limit (0 to 1000000)
+    #[arg(long, env, default_value = "0", value_parser = within(0..=1_000_000_u32))]
+    pub submits_per_minute: u32,
+
+    /// Origins whose web pages may call the API from a browser, with commas between, such as https://app.example
+    #[arg(long, env, value_delimiter = ',')]
+    pub cors_origins: Vec<String>,
+
+    /// Most connections at one time; further ones are closed at once (10 to 1000000)
+    #[arg(long, env, default_value = "20000", value_parser = within(10..=1_000_000_usize))]
+    pub max_connections: usize,
 }
 
 /// Where a command finds the service that it is to talk to. No setting of the service itself.

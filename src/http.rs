@@ -12,9 +12,11 @@ mod body;
 mod etag;
 mod events;
 mod extract;
+pub mod fair;
 mod filter;
 mod health;
 mod jobs;
+mod keys;
 mod limits;
 mod observe;
 mod operate;
@@ -24,15 +26,15 @@ mod transfer;
 mod view;
 mod wait;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    http::{Method, Uri},
+    http::{HeaderValue, Method, Uri},
     middleware,
 };
-use secrecy::SecretString;
 use tokio::time::Instant;
+use tower_http::cors::{self, CorsLayer};
 use utoipa::{
     Modify, OpenApi,
     openapi::security::{Http, HttpAuthScheme, SecurityScheme},
@@ -41,10 +43,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::{
+    fair::Fair,
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
     view::JobView,
 };
 use crate::{
+    auth::Auth,
     clock::Timestamp,
     job::{Job, JobRecord},
     limits::Limits,
@@ -52,8 +56,10 @@ use crate::{
     queue::{Allowance, Outlook, Queue},
 };
 
+/// How long a browser may keep what it was told of who may call.
+const CORS_MAX_AGE: Duration = Duration::from_mins(10);
+
 /// What the routes need.
-#[derive(Clone)]
 pub struct Api {
     /// Where jobs go in and come from.
     pub queue: Queue,
@@ -61,8 +67,12 @@ pub struct Api {
     pub limits: Limits,
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
-    /// The bearer token of the admin routes. An empty one lets nobody in.
-    pub admin_token: SecretString,
+    /// Who may do what.
+    pub auth: Auth,
+    /// How much of it.
+    pub fair: Fair,
+    /// Web pages of these origins may call the API from a browser; none if empty.
+    pub cors_origins: Vec<HeaderValue>,
     /// Most characters in a query.
     pub max_query_length: usize,
 }
@@ -101,8 +111,22 @@ pub fn router(api: Api) -> Router {
         .merge(docs)
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(cors(api.cors_origins.clone()))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), observe::observe))
         .with_state(api)
+}
+
+/// Leave for web pages of these origins; without any, no browser lets another origin's page read an answer.
+fn cors(origins: Vec<HeaderValue>) -> CorsLayer {
+    if origins.is_empty() {
+        return CorsLayer::new();
+    }
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers(cors::AllowHeaders::mirror_request())
+        .expose_headers(cors::Any)
+        .max_age(CORS_MAX_AGE)
 }
 
 /// The OpenAPI document of the routes.
@@ -127,6 +151,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(transfer::export))
         .routes(routes!(transfer::import))
         .routes(routes!(limits::get, limits::patch))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::revoke))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))
@@ -143,7 +169,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
     ),
     tags(
         (name = "analysis", description = "Ask, and collect the memo"),
-        (name = "admin", description = "For operators; needs the admin token"),
+        (name = "admin", description = "For operators; needs the admin token, or a key or token of scope `admin`"),
         (name = "service", description = "For monitoring")
     ),
     modifiers(&Finish)

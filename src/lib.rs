@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! main ─▶ cli ─▶ app ─▶ http · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ job
+//!                 │        └▶ auth ─▶ queue
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
 //!                 └▶ store::sled, named nowhere else
@@ -30,6 +31,7 @@
 pub mod agent;
 pub mod analysis;
 pub mod app;
+pub mod auth;
 pub mod claude;
 pub mod cli;
 pub mod clock;

@@ -620,6 +620,19 @@ impl Queue {
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }
 
+    /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn keep(&self, name: String, value: Option<String>) -> Result<(), QueueError> {
+        Ok(self.0.store.keep(name, value).await?)
+    }
+
+    /// The settings kept whose names begin with `prefix`, by name.
+    pub fn kept(&self, prefix: &str) -> Vec<(String, String)> {
+        self.0.store.kept(prefix)
+    }
+
     /// Why a queued job waits, and for how long; none for any other, of which `allowance` is not asked.
     pub fn outlook(&self, job: &Job, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };

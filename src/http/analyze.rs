@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Api, body,
-    extract::Params,
+    extract::{Params, Submitter},
     observe,
     problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
     submission::{self, Body, max_body_bytes},
@@ -79,6 +79,7 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
     submission.request.traceparent = observe::traceparent();
+    submission.request.caller = question.submitter.submit(&api, 1)?;
     submission.idempotency_key = question.idempotency_key;
     let wait = question.wait.or(wait);
     let preferred = question.preferred.filter(|_| wait.is_none());
@@ -129,6 +130,7 @@ async fn hold(queue: &Queue, waiting: &Waiting) -> Option<JobRecord> {
 
 /// A request with a JSON body, and how long to wait as far as that is said outside of it.
 pub(super) struct Question {
+    submitter: Submitter,
     body: Vec<u8>,
     wait: Option<Wait>,
     preferred: Option<Wait>,
@@ -140,11 +142,12 @@ impl FromRequest<Arc<Api>> for Question {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Question, Problem> {
         let (mut parts, body) = request.into_parts();
+        let submitter = Submitter::from_request_parts(&mut parts, api).await?;
         let body = body::read(&parts.headers, body, max_body_bytes(api.max_query_length)).await?;
         let Ok(params) = Params::from_request_parts(&mut parts, api).await;
         let (wait, preferred) = (params.wait()?, Wait::preferred(&parts.headers));
         let idempotency_key = idempotency_key(&parts.headers)?;
-        Ok(Question { body, wait, preferred, idempotency_key })
+        Ok(Question { submitter, body, wait, preferred, idempotency_key })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{FromRequest, Request, State},
+    extract::{FromRequest, FromRequestParts, Request, State},
     http::{HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
@@ -15,7 +15,9 @@ use utoipa::ToSchema;
 use super::{
     Api,
     analyze::{IDEMPOTENCY_REPLAYED, idempotency_key},
-    body, observe,
+    body,
+    extract::Submitter,
+    observe,
     problem::{Problem, ProblemBody},
     submission::{self, BatchBody, MAX_BATCH_BYTES},
     view::{self, Links},
@@ -72,8 +74,10 @@ struct BatchJob {
 pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> Result<Response, Problem> {
     let mut submissions = submission::parse_batch(&questions.body, api.max_query_length, api.queue.now())?;
     let request_id = observe::request_id();
+    let caller = questions.submitter.submit(&api, submissions.len())?;
     for submission in &mut submissions {
         submission.request.request_id = Some(request_id.clone());
+        submission.request.caller.clone_from(&caller);
     }
     let (jobs, replayed) = api.queue.enqueue_all(submissions, questions.idempotency_key.as_deref()).await?;
     info!(request.id = request_id, jobs = jobs.len(), replayed, "batch received");
@@ -88,6 +92,7 @@ pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> 
 
 /// The body of a batch and its name.
 pub(super) struct Questions {
+    submitter: Submitter,
     body: Vec<u8>,
     idempotency_key: Option<String>,
 }
@@ -95,9 +100,10 @@ pub(super) struct Questions {
 impl FromRequest<Arc<Api>> for Questions {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &Arc<Api>) -> Result<Questions, Problem> {
-        let (parts, body) = request.into_parts();
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Questions, Problem> {
+        let (mut parts, body) = request.into_parts();
+        let submitter = Submitter::from_request_parts(&mut parts, api).await?;
         let body = body::read(&parts.headers, body, MAX_BATCH_BYTES).await?;
-        Ok(Questions { body, idempotency_key: idempotency_key(&parts.headers)? })
+        Ok(Questions { submitter, body, idempotency_key: idempotency_key(&parts.headers)? })
     }
 }

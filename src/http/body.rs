@@ -1,19 +1,26 @@
 //! Request bodies: read whole within a bound, taken for JSON only if they say so, and every unknown field told.
 
+use std::time::Duration;
+
 use axum::{
     extract::{FromRequest, Request},
     http::{HeaderMap, header},
 };
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use super::problem::{
-    BODY_TOO_LARGE, FieldError, INVALID_BODY, INVALID_JSON, Problem, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
+    BODY_TIMEOUT, BODY_TOO_LARGE, FieldError, INVALID_BODY, INVALID_JSON, Problem, UNSUPPORTED_MEDIA_TYPE,
+    VALIDATION_FAILED,
 };
 
 /// So many times the largest body are read of one that is too large: its sender hears of it only once it has sent all,
 /// and that has an end.
 const MAX_EXCESS: usize = 64;
+
+/// A body must be there within this time: the largest needs 14 KB/s, and a client that dribbles holds memory.
+const BODY_TIME: Duration = Duration::from_secs(20);
 
 /// Most unknown fields that are told by name: an error must not be many times the size of what was sent.
 pub(super) const MAX_UNKNOWN_TOLD: usize = 32;
@@ -48,10 +55,16 @@ pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, limit: usi
 
 /// The whole of a body of at most `limit` bytes.
 pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
+    // Said beforehand to be beyond even that: there is no end to wait for.
+    let said = axum::body::HttpBody::size_hint(&body).lower();
+    if said > (MAX_EXCESS * limit) as u64 {
+        return Err(too_large(limit));
+    }
+    let until = Instant::now() + BODY_TIME;
     let mut chunks = body.into_data_stream();
     let mut body = Vec::new();
     let mut size = 0;
-    while let Some(chunk) = chunks.next().await {
+    while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(|_| late())? {
         let chunk =
             chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
         size += chunk.len();
@@ -62,10 +75,17 @@ pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<V
         }
     }
     if size > limit {
-        let detail = format!("the body must be at most {limit} bytes ({} KiB)", limit / 1024);
-        return Err(Problem::new(BODY_TOO_LARGE, detail));
+        return Err(too_large(limit));
     }
     Ok(body)
+}
+
+fn too_large(limit: usize) -> Problem {
+    Problem::new(BODY_TOO_LARGE, format!("the body must be at most {limit} bytes ({} KiB)", limit / 1024))
+}
+
+fn late() -> Problem {
+    Problem::new(BODY_TIMEOUT, format!("the body was not there within {} s; send it again", BODY_TIME.as_secs()))
 }
 
 /// The body, with its unknown fields as errors; none if a field is of the wrong type.

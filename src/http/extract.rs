@@ -1,34 +1,100 @@
 //! The parts of a request that more than one route reads, with their errors as problems.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
-    extract::{FromRequestParts, Path, Query},
-    http::{header, request::Parts},
+    extract::{ConnectInfo, FromRequestParts, Path, Query},
+    http::{HeaderValue, Method, header, request::Parts},
 };
-use secrecy::ExposeSecret;
-use subtle::ConstantTimeEq;
 
 use super::{
     Api,
-    problem::{FieldError, INVALID_JOB_ID, INVALID_PARAMETER, Problem, UNAUTHORIZED},
+    problem::{FORBIDDEN, FieldError, INVALID_JOB_ID, INVALID_PARAMETER, Problem, UNAUTHORIZED},
     wait::Wait,
 };
-use crate::job::JobId;
+use crate::{
+    auth::{Caller, Refused, Scope},
+    job::JobId,
+    queue::QueueError,
+};
 
-/// The `{id}` of the path.
+/// The `{id}` of the path, of a job that is the caller's to look at or, with any other method than `GET`, to change.
+/// Another's job is told to be none.
 pub(super) struct Id(pub(super) JobId);
 
-impl<S: Send + Sync> FromRequestParts<S> for Id {
+impl FromRequestParts<Arc<Api>> for Id {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Id, Problem> {
-        let id = Path::<JobId>::from_request_parts(parts, state).await.map_err(|_| {
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Id, Problem> {
+        let looks = matches!(parts.method, Method::GET | Method::HEAD);
+        let caller = authenticate(parts, api, if looks { Scope::Read } else { Scope::Analyze })?;
+        let Path(id) = Path::<JobId>::from_request_parts(parts, api).await.map_err(|_| {
             let detail = "the id in the path is not a UUID such as 019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
             Problem::new(INVALID_JOB_ID, detail)
         })?;
-        Ok(Id(id.0))
+        // An operator's own problem with a job that is not there is the handler's to tell.
+        if caller.scope < Scope::Admin && !caller.owns(api.queue.get(id).await?.request.caller.as_deref()) {
+            return Err(QueueError::NotFound(id).into());
+        }
+        Ok(Id(id))
     }
+}
+
+/// Who may ask questions, and from where they do.
+pub(super) struct Submitter {
+    caller: Caller,
+    address: IpAddr,
+}
+
+impl FromRequestParts<Arc<Api>> for Submitter {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Submitter, Problem> {
+        Ok(Submitter { caller: authenticate(parts, api, Scope::Analyze)?, address: address(parts) })
+    }
+}
+
+impl Submitter {
+    /// Takes so many questions from the caller's quota. Gives the name that they are to bear.
+    pub(super) fn submit(self, api: &Api, count: usize) -> Result<Option<String>, Problem> {
+        api.fair.submit(&self.caller, self.address, count)?;
+        Ok(self.caller.name)
+    }
+}
+
+/// Who sends the request, if they may do as much as is needed.
+fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Caller, Problem> {
+    let header = parts.headers.get(header::AUTHORIZATION);
+    match api.auth.identify(header.map(HeaderValue::as_bytes)) {
+        Ok(caller) if caller.scope >= needed => Ok(caller),
+        // An open service knows nobody, and its operators' routes are not open.
+        Ok(Caller { name: None, .. }) if header.is_none() => {
+            Err(Problem::new(UNAUTHORIZED, Refused::Missing.to_string()))
+        }
+        Ok(Caller { name: None, .. }) => refuse(parts, api),
+        Ok(caller) => {
+            let detail =
+                format!("this needs the scope {needed}, and {} has the scope {}", caller.actor(), caller.scope);
+            Err(Problem::new(FORBIDDEN, detail))
+        }
+        Err(Refused::Missing) => Err(Problem::new(UNAUTHORIZED, Refused::Missing.to_string())),
+        Err(Refused::Wrong) => refuse(parts, api),
+    }
+}
+
+fn refuse(parts: &Parts, api: &Api) -> Result<Caller, Problem> {
+    api.fair.failed(address(parts))?;
+    Err(Problem::new(UNAUTHORIZED, Refused::Wrong.to_string()))
+}
+
+/// Where the request comes from.
+fn address(parts: &Parts) -> IpAddr {
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
 }
 
 /// The query parameters as they came, repeated ones included.
@@ -59,9 +125,6 @@ impl Params {
     }
 }
 
-/// What the audit log calls who has the admin token.
-const ADMIN_TOKEN: &str = "admin_token";
-
 /// Proof that an operator sent the request.
 pub(super) struct Admin {
     /// Who, as the audit log has it.
@@ -72,37 +135,14 @@ impl FromRequestParts<Arc<Api>> for Admin {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Admin, Problem> {
-        let Some(given) = parts.headers.get(header::AUTHORIZATION) else {
-            return Err(Problem::new(UNAUTHORIZED, "send the admin token as Authorization: Bearer <ADMIN_TOKEN>"));
-        };
-        if admits(api.admin_token.expose_secret(), given.as_bytes()) {
-            Ok(Admin { actor: ADMIN_TOKEN.to_owned() })
-        } else {
-            Err(Problem::new(UNAUTHORIZED, "the Authorization header does not hold Bearer and the right admin token"))
-        }
+        let caller = authenticate(parts, api, Scope::Admin)?;
+        Ok(Admin { actor: caller.actor().to_owned() })
     }
-}
-
-/// True if `header` is `Bearer` and the token, which is not empty. Takes the same time for every wrong token of a length.
-fn admits(token: &str, header: &[u8]) -> bool {
-    let Some((scheme, given)) = header.split_at_checked("Bearer ".len()) else { return false };
-    let right: bool = given.trim_ascii().ct_eq(token.as_bytes()).into();
-    scheme.eq_ignore_ascii_case(b"Bearer ") && right && !token.is_empty()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_right_token_opens_the_admin_routes() {
-        assert!(admits("s3cret", b"Bearer s3cret"));
-        assert!(admits("s3cret", b"bearer  s3cret"));
-        for wrong in ["Bearer s3cre", "Bearer s3cret1", "Bearer", "s3cret", "Basic s3cret", "Bearer ", ""] {
-            assert!(!admits("s3cret", wrong.as_bytes()), "{wrong:?}");
-        }
-        assert!(!admits("", b"Bearer "), "a service without a token lets nobody in");
-    }
 
     fn params(pairs: &[(&str, &str)]) -> Params {
         Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect())

@@ -1,10 +1,10 @@
 //! The one middleware, around everything: the request's id, the bound on its time, panics, the access log, the metrics.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -38,6 +38,8 @@ struct Current {
     id: HeaderValue,
     started: Instant,
     traceparent: Option<String>,
+    /// What the answer is to have besides.
+    headers: RefCell<Vec<(HeaderName, HeaderValue)>>,
 }
 
 /// The id of the request being answered; empty outside of one.
@@ -53,6 +55,11 @@ pub(super) fn traceparent() -> Option<String> {
 /// When the request being answered came in.
 pub(super) fn started() -> Instant {
     CURRENT.try_with(|current| current.started).unwrap_or_else(|_| Instant::now())
+}
+
+/// Has the answer to the request being answered bear a header, whatever answer it will be.
+pub(super) fn add_header(name: HeaderName, value: HeaderValue) {
+    let _ = CURRENT.try_with(|current| current.headers.borrow_mut().push((name, value)));
 }
 
 /// Answers a request within [`ANSWER_LIMIT`] and leaves a line in the log, whatever happens.
@@ -72,7 +79,14 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
             Err(_) => timed_out(),
         }
     };
-    let mut response = CURRENT.scope(Current { id: id.clone(), started, traceparent: span.traceparent() }, answer).await;
+    let current = Current { id: id.clone(), started, traceparent: span.traceparent(), headers: RefCell::default() };
+    let answer = async {
+        let mut response = answer.await;
+        let added = CURRENT.with(|current| current.headers.take());
+        response.headers_mut().extend(added);
+        response
+    };
+    let mut response = CURRENT.scope(current, answer).await;
 
     let elapsed = started.elapsed();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
@@ -93,8 +107,28 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         HttpLabels { method: bounded(&method).to_owned(), route: route.to_owned(), status: response.status().as_u16() };
     api.metrics.http_requests.get_or_create(&labels).inc();
     api.metrics.http_seconds.observe(elapsed.as_secs_f64());
+    harden(response.headers_mut(), uri.path());
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
+}
+
+/// What keeps a browser from making more of an answer than it is; a handler's own word goes first.
+fn harden(headers: &mut HeaderMap, path: &str) {
+    // The page of the API has its own scripts and styles, some of them in the page itself; answers have nothing to load.
+    let policy = if path.starts_with("/docs") {
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+    } else {
+        "default-src 'none'; frame-ancestors 'none'"
+    };
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        // Answers are a caller's own.
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
 }
 
 /// The client's own id, if it is fit for a log line: 1 to [`MAX_REQUEST_ID`] visible ASCII characters.

@@ -22,14 +22,20 @@ pub(super) const INVALID_BODY: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_bod
 pub(super) const INVALID_PARAMETER: Kind =
     Kind(StatusCode::BAD_REQUEST, "invalid_parameter", "A query parameter is not valid");
 pub(super) const INVALID_JOB_ID: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_job_id", "The job id is not a UUID");
-pub(super) const UNAUTHORIZED: Kind =
-    Kind(StatusCode::UNAUTHORIZED, "unauthorized", "This needs the service's admin token");
+pub(super) const UNAUTHORIZED: Kind = Kind(StatusCode::UNAUTHORIZED, "unauthorized", "This needs a key or token");
+pub(super) const FORBIDDEN: Kind = Kind(StatusCode::FORBIDDEN, "forbidden", "The key or token does not allow this");
+pub(super) const RATE_LIMITED: Kind =
+    Kind(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "There were too many questions in too short a time");
+pub(super) const TOO_MANY_FAILURES: Kind =
+    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "There were too many wrong credentials");
 pub(super) const ROUTE_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "not_found", "There is no such route");
+pub(super) const KEY_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "key_not_found", "There is no such key");
 pub(super) const JOB_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "job_not_found", "There is no such job");
 pub(super) const METHOD_NOT_ALLOWED: Kind =
     Kind(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The route does not take this method");
 pub(super) const CONFLICT: Kind = Kind(StatusCode::CONFLICT, "conflict", "The job's state does not allow this");
 pub(super) const CANCELLED: Kind = Kind(StatusCode::CONFLICT, "cancelled", "The job was cancelled");
+pub(super) const BODY_TIMEOUT: Kind = Kind(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body took too long");
 pub(super) const BODY_TOO_LARGE: Kind = Kind(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large");
 pub(super) const UNSUPPORTED_MEDIA_TYPE: Kind =
     Kind(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON");
@@ -128,7 +134,7 @@ impl Problem {
         Problem { job: serde_json::value::to_raw_value(job).ok(), ..Problem::new(kind, detail) }
     }
 
-    fn retry_after(self, seconds: u64) -> Problem {
+    pub(super) fn retry_after(self, seconds: u64) -> Problem {
         Problem { retry_after: Some(seconds), ..self }
     }
 }
@@ -208,7 +214,7 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ceoagent admin\""));
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ceoagent\""));
         }
         response
     }

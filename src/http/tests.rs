@@ -127,14 +127,17 @@ fn api(closing: &CancellationToken) -> Api {
 
 fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     let metrics = Metrics::new();
+    let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
     Api {
-        queue: Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone()),
+        auth: Auth::new("s3cret".into(), None, None, queue.clone()).unwrap(),
+        fair: Fair::new(None),
+        cors_origins: Vec::new(),
+        queue,
         limits: Limits::new(
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
             1,
         ),
         metrics,
-        admin_token: "s3cret".into(),
         max_query_length: 10,
     }
 }
@@ -314,6 +317,8 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/jobs/actions",
+            "/api/v1/admin/keys",
+            "/api/v1/admin/keys/{name}",
             "/api/v1/admin/limits",
             "/api/v1/admin/queue/pause",
             "/api/v1/admin/queue/resume",

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and tell as tests do")]
 
+mod abuse;
+mod access;
 mod admin;
 mod bad_input;
 mod batch;

@@ -291,6 +291,8 @@ async fn the_printed_api_description_has_every_route_and_is_the_served_one() {
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/jobs/actions",
+            "/api/v1/admin/keys",
+            "/api/v1/admin/keys/{name}",
             "/api/v1/admin/limits",
             "/api/v1/admin/queue/pause",
             "/api/v1/admin/queue/resume",

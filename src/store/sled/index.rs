@@ -22,7 +22,6 @@ use crate::{
 ///
 /// [`Index::replace`] is the only function that changes a job, so a job and its lists can't disagree.
 #[derive(Debug, Default)]
-#[cfg_attr(test, derive(PartialEq))]
 pub(super) struct Index {
     jobs: BTreeMap<Seq, Job>,
     by_id: ById,
@@ -138,7 +137,7 @@ impl Index {
         let picked = match pick {
             Pick::First => None,
             Pick::Unwaited => self.ready.take(Some(List::Unwaited)).map(|(_, seq)| seq),
-            Pick::Job(id) => self.by_id.get(&id).copied().filter(|seq| {
+            Pick::Job(id) => self.seq(id).filter(|seq| {
                 let place = self.jobs.get(seq).map(|job| (job.caller, job.waited_for, job.effective_at()));
                 place.is_some_and(|(caller, waited_for, at)| {
                     self.ready.remove(caller, List::of(waited_for), &(at, *seq))

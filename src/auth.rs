@@ -1,0 +1,441 @@
+//! Who calls, and what they may do: the admin token, API keys of the settings and of the store, and JWTs.
+//!
+//! Keys are random, so what is kept of them is their SHA-256 alone, without salt or slow hash: there is nothing to guess.
+//! As long as there has never been a key and no JWTs are taken, the public routes are open; a key that is revoked is
+//! remembered as such, so that revoking the last one does not open them again. The admin routes are never open.
+//!
+//! It knows nothing of HTTP (`http` reads headers and answers) and keeps keys through the queue's settings.
+
+pub mod jwt;
+
+use std::sync::{PoisonError, RwLock};
+
+use rand::distr::{Alphanumeric, SampleString};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tracing::error;
+use utoipa::ToSchema;
+
+use self::jwt::Tokens;
+use crate::{
+    clock::Timestamp,
+    queue::{Queue, QueueError},
+};
+
+/// What keys begin with, so that scanners for leaked secrets can know them.
+const KEY_PREFIX: &str = "ceoagent_";
+
+/// Characters of a key after that: 40 of 62 kinds are 238 bits.
+const KEY_LENGTH: usize = 40;
+
+/// Shortest key of API_KEYS; a shorter one could be guessed.
+const MIN_KEY: usize = 16;
+
+/// Most keys: each is compared with at every request.
+const MAX_KEYS: usize = 1_000;
+
+/// Longest name of a key.
+const MAX_NAME: usize = 64;
+
+/// What names of kept keys begin with among the settings.
+const SETTING: &str = "key/";
+
+/// What the audit log, and a job's `caller`, call who has the admin token.
+pub const ADMIN_TOKEN: &str = "admin_token";
+
+/// What a caller may do; each includes those before it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Scope {
+    /// Look at one's own jobs.
+    Read,
+    /// Ask questions, give one's own jobs up and try them again.
+    Analyze,
+    /// Everything, with everybody's jobs.
+    Admin,
+}
+
+/// Who sends a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Name of the key, `jwt:` and the subject of the token, or [`ADMIN_TOKEN`]; none where the service is open.
+    pub name: Option<String>,
+    /// What they may do.
+    pub scope: Scope,
+}
+
+impl Caller {
+    /// Whether a job of `owner` is theirs to look at and to change.
+    pub fn owns(&self, owner: Option<&str>) -> bool {
+        self.scope == Scope::Admin || self.name.as_deref() == owner
+    }
+
+    /// The name for records.
+    pub fn actor(&self) -> &str {
+        self.name.as_deref().unwrap_or("anonymous")
+    }
+}
+
+/// Why nobody is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// There is no credential.
+    #[error("send a key or token as Authorization: Bearer <key>")]
+    Missing,
+    /// It is none that is known, or in force.
+    #[error("the Authorization header does not hold Bearer and a key or token that is in force here")]
+    Wrong,
+}
+
+/// Keys that can't be used. No message holds a key.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// An entry of API_KEYS can't be read.
+    #[error(
+        "entry {0} of API_KEYS can't be read: each must be name:key, name:scope:key or name:sha256:hash, with commas \
+         between them; names have up to 64 letters, digits or any of . _ - @, keys 16 or more visible characters, \
+         scopes are read, analyze and admin"
+    )]
+    Entry(usize),
+    /// A name comes twice.
+    #[error("API_KEYS has the name {0} twice")]
+    Twice(String),
+}
+
+/// Why a key can't be made or revoked.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The name is taken.
+    #[error("there is a key named {0} already; revoke it first, or choose another name")]
+    Exists(String),
+    /// There is no such key in force.
+    #[error("there is no key named {0} in force")]
+    NotFound(String),
+    /// It is not ours to revoke.
+    #[error("the key {0} is one of the setting API_KEYS: take it out there")]
+    OfSettings(String),
+    /// The name is none.
+    #[error("must have 1 to 64 letters, digits or any of . _ - @, and not be admin_token")]
+    BadName,
+    /// There are too many.
+    #[error("there are {MAX_KEYS} keys, revoked ones included, the most there can be")]
+    TooMany,
+    /// The store can't be used.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// A key, without what it takes to use it.
+#[serde_with::skip_serializing_none]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Names it, and its callers.
+    pub name: String,
+    /// What it may be used for.
+    pub scope: Scope,
+    /// The SHA-256 of the key.
+    #[serde(with = "hex_hash")]
+    hash: [u8; 32],
+    /// When it was made; absent for one of the settings.
+    pub created_at: Option<Timestamp>,
+    /// Which operator made it; absent for one of the settings.
+    pub created_by: Option<String>,
+    /// When it was revoked; absent while it is in force.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Who may do what.
+pub struct Auth {
+    admin_token: SecretString,
+    keys: RwLock<Vec<Key>>,
+    tokens: Option<Tokens>,
+    queue: Queue,
+}
+
+impl Auth {
+    /// With the keys of the setting, those that `queue` keeps, and JWTs if they are set up.
+    ///
+    /// # Errors
+    /// [`AuthError`].
+    pub fn new(
+        admin_token: SecretString,
+        api_keys: Option<&SecretString>,
+        tokens: Option<Tokens>,
+        queue: Queue,
+    ) -> Result<Auth, AuthError> {
+        let mut keys = api_keys.map_or(Ok(Vec::new()), |keys| parse(keys.expose_secret()))?;
+        for (name, text) in queue.kept(SETTING) {
+            match serde_json::from_str::<Key>(&text) {
+                // The settings outrank the store, as they do everywhere.
+                Ok(key) if keys.iter().any(|known| known.name == key.name) => {}
+                Ok(key) => keys.push(key),
+                Err(error) => error!(name, %error, "a kept key can't be read, and opens nothing"),
+            }
+        }
+        Ok(Auth { admin_token, keys: RwLock::new(keys), tokens, queue })
+    }
+
+    /// Whether the public routes need no credential.
+    pub fn is_open(&self) -> bool {
+        self.tokens.is_none() && self.keys.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Who sends a request with this `Authorization` header.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn identify(&self, header: Option<&[u8]>) -> Result<Caller, Refused> {
+        // An open service may stand behind a gateway with credentials of its own.
+        let otherwise = |refused| {
+            if self.is_open() { Ok(Caller { name: None, scope: Scope::Analyze }) } else { Err(refused) }
+        };
+        let Some(header) = header else { return otherwise(Refused::Missing) };
+        let Some(given) = bearer(header) else { return otherwise(Refused::Wrong) };
+        let named = |name: &str, scope| Ok(Caller { name: Some(name.to_owned()), scope });
+        if matches(self.admin_token.expose_secret().as_bytes(), given) {
+            return named(ADMIN_TOKEN, Scope::Admin);
+        }
+        let hash = hash(given);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let in_force = keys.iter().filter(|key| key.revoked_at.is_none());
+        // Every key is compared with, whichever it is.
+        let found = in_force.fold(None, |found, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { found });
+        if let Some(key) = found {
+            return named(&key.name, key.scope);
+        }
+        drop(keys);
+        match &self.tokens {
+            Some(tokens) => tokens.identify(given).ok_or(Refused::Wrong),
+            None => otherwise(Refused::Wrong),
+        }
+    }
+
+    /// Every key, revoked ones included, by name.
+    pub fn keys(&self) -> Vec<Key> {
+        let mut keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        keys.sort_by(|a, b| a.name.cmp(&b.name));
+        keys
+    }
+
+    /// Makes a key. Gives it in clear, for the only time.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn create(&self, name: &str, scope: Scope, by: &str) -> Result<(Key, SecretString), KeyError> {
+        if !is_name(name) {
+            return Err(KeyError::BadName);
+        }
+        let secret = format!("{KEY_PREFIX}{}", Alphanumeric.sample_string(&mut rand::rng(), KEY_LENGTH));
+        let key = Key {
+            name: name.to_owned(),
+            scope,
+            hash: hash(secret.as_bytes()),
+            created_at: Some(self.queue.now()),
+            created_by: Some(by.to_owned()),
+            revoked_at: None,
+        };
+        {
+            let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+            if keys.iter().any(|known| known.name == name && known.revoked_at.is_none()) {
+                return Err(KeyError::Exists(name.to_owned()));
+            }
+            if keys.len() >= MAX_KEYS {
+                return Err(KeyError::TooMany);
+            }
+        }
+        self.keep(&key).await?;
+        Ok((key, secret.into()))
+    }
+
+    /// Has a key open nothing any more, from this moment on.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
+        let found = self.keys().into_iter().find(|key| key.name == name && key.revoked_at.is_none());
+        let mut key = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
+        if key.created_at.is_none() {
+            return Err(KeyError::OfSettings(name.to_owned()));
+        }
+        key.revoked_at = Some(self.queue.now());
+        self.keep(&key).await?;
+        Ok(key)
+    }
+
+    /// Keeps a key in place of one of the same name.
+    async fn keep(&self, key: &Key) -> Result<(), KeyError> {
+        let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
+        self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        keys.retain(|known| known.name != key.name);
+        keys.push(key.clone());
+        Ok(())
+    }
+}
+
+/// The credential of an `Authorization: Bearer` header.
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, given) = header.split_at_checked("Bearer ".len())?;
+    let given = given.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"Bearer ") && !given.is_empty()).then_some(given)
+}
+
+/// Takes the same time for every wrong token of a length. An empty token lets nobody in.
+fn matches(token: &[u8], given: &[u8]) -> bool {
+    bool::from(given.ct_eq(token)) && !token.is_empty()
+}
+
+fn hash(key: &[u8]) -> [u8; 32] {
+    Sha256::digest(key).into()
+}
+
+/// The keys of the setting API_KEYS.
+fn parse(text: &str) -> Result<Vec<Key>, AuthError> {
+    let mut keys: Vec<Key> = Vec::new();
+    for (number, entry) in (1..).zip(text.split(',').map(str::trim)) {
+        if entry.is_empty() {
+            continue;
+        }
+        let key = parse_entry(entry).ok_or(AuthError::Entry(number))?;
+        if keys.iter().any(|known| known.name == key.name) {
+            return Err(AuthError::Twice(key.name));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
+fn parse_entry(entry: &str) -> Option<Key> {
+    let (name, rest) = entry.split_once(':')?;
+    let (scope, secret) = match rest.split_once(':') {
+        Some((scope, secret)) if scope != "sha256" => (scope.parse().ok()?, secret),
+        _ => (Scope::Analyze, rest),
+    };
+    let hash = match secret.strip_prefix("sha256:") {
+        Some(hex) => hex_hash::parse(hex)?,
+        None => {
+            let is_fit = secret.len() >= MIN_KEY && secret.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+            is_fit.then(|| hash(secret.as_bytes()))?
+        }
+    };
+    let name = is_name(name).then(|| name.to_owned())?;
+    Some(Key { name, scope, hash, created_at: None, created_by: None, revoked_at: None })
+}
+
+/// No colon: subjects of tokens have one, so no key speaks for a token.
+fn is_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(fits) && name != ADMIN_TOKEN
+}
+
+/// A hash as hexadecimal text.
+mod hex_hash {
+    use std::fmt;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    struct Hex<'a>(&'a [u8; 32]);
+
+    impl fmt::Display for Hex<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<[u8; 32]> {
+        let mut hash = [0; 32];
+        if text.len() != 64 || !text.is_ascii() {
+            return None;
+        }
+        for (place, byte) in hash.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
+        }
+        Some(hash)
+    }
+
+    pub(super) fn serialize<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Hex(hash))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).ok_or_else(|| D::Error::custom("a hash must have 64 hexadecimal digits"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "0123456789abcdef";
+
+    #[test]
+    fn the_setting_holds_names_scopes_keys_and_hashes() {
+        let digest = "9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
+        let keys =
+            parse(&format!("alice:{KEY}, bob:read:{KEY}x,ci:admin:sha256:{digest},dave:sha256:{digest}")).unwrap();
+        let told: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.scope)).collect();
+        assert_eq!(
+            told,
+            [("alice", Scope::Analyze), ("bob", Scope::Read), ("ci", Scope::Admin), ("dave", Scope::Analyze)]
+        );
+        assert_eq!(keys[0].hash, hash(KEY.as_bytes()));
+        assert_eq!(keys[2].hash, keys[3].hash);
+        assert_eq!(hex_hash::parse(digest), Some(hash(KEY.as_bytes())), "as sha256sum has it");
+    }
+
+    #[test]
+    fn a_bad_entry_is_told_by_its_number_and_never_shown() {
+        for bad in [
+            "alice",
+            "alice:short",
+            "al ice:0123456789abcdef",
+            ":0123456789abcdef",
+            "alice:write:0123456789abcdef",
+            "alice:sha256:0123",
+            "alice:0123456789 abcdef",
+            "admin_token:0123456789abcdef",
+        ] {
+            let error = parse(&format!("ok:{KEY},{bad}")).unwrap_err().to_string();
+            assert!(error.contains("entry 2") && !error.contains("0123456789"), "{error}");
+        }
+        assert!(matches!(parse(&format!("a:{KEY},a:{KEY}")), Err(AuthError::Twice(_))));
+    }
+
+    #[test]
+    fn only_the_right_token_matches_and_an_empty_one_never() {
+        assert_eq!(bearer(b"bearer  s3cret "), Some(&b"s3cret"[..]));
+        for wrong in ["Bearer", "s3cret", "Basic s3cret", "Bearer ", ""] {
+            assert_eq!(bearer(wrong.as_bytes()), None, "{wrong:?}");
+        }
+        assert!(matches(b"s3cret", b"s3cret"));
+        assert!(!matches(b"s3cret", b"s3cre") && !matches(b"s3cret", b"s3cret1") && !matches(b"", b""));
+    }
+
+    #[test]
+    fn a_caller_owns_what_bears_its_name_and_an_operator_everything() {
+        let caller = |name: Option<&str>, scope| Caller { name: name.map(str::to_owned), scope };
+        assert!(caller(Some("a"), Scope::Read).owns(Some("a")));
+        assert!(!caller(Some("a"), Scope::Analyze).owns(Some("b")));
+        assert!(!caller(Some("a"), Scope::Analyze).owns(None));
+        assert!(!caller(None, Scope::Analyze).owns(Some("a")));
+        assert!(caller(None, Scope::Analyze).owns(None));
+        assert!(caller(Some("a"), Scope::Admin).owns(Some("b")));
+    }
+}

@@ -1,0 +1,233 @@
+//! JWTs as bearer tokens: signed by a key of the operator's file, for this service and in force. The format and its
+//! checks are `jsonwebtoken`'s; its cryptography is ring's, which is in this program for TLS already.
+//!
+//! The file decides which algorithm a key is for, never the token: a public key can't be taken for a shared secret.
+
+use std::{fs, io, path::Path};
+
+use jsonwebtoken::{
+    Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey, Validation,
+    crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils},
+    decode, decode_header,
+    errors::{Error, ErrorKind},
+    jwk::JwkSet,
+    signature,
+};
+use ring::{
+    hmac,
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
+    },
+};
+use serde::Deserialize;
+
+use super::{Caller, Scope};
+
+/// Shortest shared secret: as long as the hash it is used with (RFC 7518, 3.2).
+const MIN_SECRET: usize = 32;
+
+/// Seconds by which clocks may differ.
+const LEEWAY: u64 = 30;
+
+/// Longest token that is looked at: each costs a signature's check.
+const MAX_TOKEN: usize = 8 << 10;
+
+/// Longest subject: it is kept with every job.
+const MAX_SUBJECT: usize = 200;
+
+/// JWTs that can't be checked. No message holds a key.
+#[derive(Debug, thiserror::Error)]
+pub enum JwtError {
+    /// The file can't be read.
+    #[error("can't read JWT_KEYS_FILE {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It holds no key.
+    #[error(
+        "JWT_KEYS_FILE {path} holds no key that can be used: {reason}. It must be a JWKS, one public key as PEM (RSA of \
+         2048 bits or more, P-256 or Ed25519), or a shared secret of 32 bytes or more"
+    )]
+    NoKey {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Tokens for others would be taken.
+    #[error(
+        "with JWT_KEYS_FILE, JWT_ISSUER and JWT_AUDIENCE must be set too: else tokens meant for others would be taken"
+    )]
+    NoAudience,
+}
+
+/// Who is believed.
+pub struct Tokens {
+    keys: Vec<KnownKey>,
+    issuer: String,
+    audience: String,
+}
+
+struct KnownKey {
+    id: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+/// What is read of a token; what else it holds is for others.
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    #[serde(default)]
+    scope: Scopes,
+}
+
+/// Scopes as RFC 8693 has them, or as a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scopes {
+    Text(String),
+    List(Vec<String>),
+}
+
+impl Default for Scopes {
+    fn default() -> Scopes {
+        Scopes::List(Vec::new())
+    }
+}
+
+impl Tokens {
+    /// Reads the keys of `path`.
+    ///
+    /// # Errors
+    /// [`JwtError`].
+    pub fn load(path: &Path, issuer: Option<&str>, audience: Option<&str>) -> Result<Tokens, JwtError> {
+        let (Some(issuer), Some(audience)) = (issuer, audience) else { return Err(JwtError::NoAudience) };
+        let name = path.display().to_string();
+        let bytes = fs::read(path).map_err(|source| JwtError::Unreadable { path: name.clone(), source })?;
+        let keys = read_keys(&bytes).map_err(|reason| JwtError::NoKey { path: name, reason })?;
+        // Fails where another one was first, which is this one too.
+        let _ = RING.install_default();
+        Ok(Tokens { keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
+    }
+
+    /// Who the token speaks for; none if it can't be believed, or says nothing of what may be done here.
+    pub fn identify(&self, token: &[u8]) -> Option<Caller> {
+        if token.len() > MAX_TOKEN {
+            return None;
+        }
+        let id = decode_header(token).ok()?.kid;
+        let named = |key: &&KnownKey| id.is_none() || key.id.is_none() || key.id == id;
+        let claims = self.keys.iter().filter(named).find_map(|key| self.claims(token, key))?;
+        let is_fit = (1..=MAX_SUBJECT).contains(&claims.sub.len()) && !claims.sub.contains(char::is_control);
+        let scope = match &claims.scope {
+            Scopes::Text(text) => text.split(' ').filter_map(|scope| scope.parse().ok()).max(),
+            Scopes::List(list) => list.iter().filter_map(|scope| scope.parse::<Scope>().ok()).max(),
+        };
+        is_fit.then_some(Caller { name: Some(format!("jwt:{}", claims.sub)), scope: scope? })
+    }
+
+    fn claims(&self, token: &[u8], known: &KnownKey) -> Option<Claims> {
+        let mut validation = Validation::new(known.algorithm);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.validate_nbf = true;
+        validation.leeway = LEEWAY;
+        decode(token, &known.key, &validation).ok().map(|token| token.claims)
+    }
+}
+
+/// The keys of a file, whose form tells what it holds.
+fn read_keys(bytes: &[u8]) -> Result<Vec<KnownKey>, String> {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.trim();
+    if text.starts_with('{') {
+        let set: JwkSet = serde_json::from_str(text).map_err(|error| format!("it is not a JWKS: {error}"))?;
+        let usable = |jwk| {
+            let key = DecodingKey::from_jwk(jwk).ok()?;
+            Some(KnownKey { id: jwk.common.key_id.clone(), algorithm: algorithm_of(&key)?, key })
+        };
+        let keys: Vec<KnownKey> = set.keys.iter().filter_map(usable).collect();
+        return if keys.is_empty() { Err("none of the JWKS is of a kind that is taken".to_owned()) } else { Ok(keys) };
+    }
+    let key = if text.starts_with("-----BEGIN") {
+        let pem = text.as_bytes();
+        let any = DecodingKey::from_rsa_pem(pem).or_else(|_| DecodingKey::from_ec_pem(pem));
+        any.or_else(|_| DecodingKey::from_ed_pem(pem)).map_err(|_| "the PEM holds no public key".to_owned())?
+    } else if text.len() >= MIN_SECRET {
+        DecodingKey::from_secret(text.as_bytes())
+    } else {
+        return Err(format!("a shared secret must have {MIN_SECRET} bytes or more"));
+    };
+    let algorithm = algorithm_of(&key).ok_or("its kind of key is not taken")?;
+    Ok(vec![KnownKey { id: None, algorithm, key }])
+}
+
+/// The one algorithm that a key is for.
+fn algorithm_of(key: &DecodingKey) -> Option<Algorithm> {
+    match key.family() {
+        AlgorithmFamily::Hmac => {
+            key.try_get_as_bytes().is_ok_and(|secret| secret.len() >= MIN_SECRET).then_some(Algorithm::HS256)
+        }
+        AlgorithmFamily::Rsa => Some(Algorithm::RS256),
+        // Uncompressed points; one of another length is of another curve.
+        AlgorithmFamily::Ec => key.try_get_as_bytes().is_ok_and(|point| point.len() == 65).then_some(Algorithm::ES256),
+        AlgorithmFamily::Ed => Some(Algorithm::EdDSA),
+    }
+}
+
+/// ring's cryptography for jsonwebtoken, as far as tokens are checked. None is signed here.
+static RING: CryptoProvider =
+    CryptoProvider { signer_factory: no_signer, verifier_factory: verifier, key_utils: KeyUtils::new_unimplemented() };
+
+fn no_signer(_: &Algorithm, _: &EncodingKey) -> Result<Box<dyn JwtSigner>, Error> {
+    Err(ErrorKind::InvalidAlgorithm.into())
+}
+
+fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
+    if algorithm_of(key) == Some(*algorithm) {
+        Ok(Box::new(RingVerifier { algorithm: *algorithm, key: key.clone() }))
+    } else {
+        Err(ErrorKind::InvalidKeyFormat.into())
+    }
+}
+
+struct RingVerifier {
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+impl signature::Verifier<Vec<u8>> for RingVerifier {
+    fn verify(&self, message: &[u8], given: &Vec<u8>) -> Result<(), signature::Error> {
+        let refused = |_| signature::Error::new();
+        let by = |algorithm: &'static dyn ring::signature::VerificationAlgorithm, key: &[u8]| {
+            UnparsedPublicKey::new(algorithm, key).verify(message, given).map_err(refused)
+        };
+        match (self.algorithm, self.key.kind()) {
+            (Algorithm::HS256, DecodingKeyKind::SecretOrDer(secret)) => {
+                hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, secret), message, given).map_err(refused)
+            }
+            (Algorithm::RS256, DecodingKeyKind::SecretOrDer(key)) => by(&RSA_PKCS1_2048_8192_SHA256, key),
+            (Algorithm::RS256, DecodingKeyKind::RsaModulusExponent { n, e }) => {
+                let key = RsaPublicKeyComponents { n, e };
+                key.verify(&RSA_PKCS1_2048_8192_SHA256, message, given).map_err(refused)
+            }
+            (Algorithm::ES256, DecodingKeyKind::SecretOrDer(key)) => by(&ECDSA_P256_SHA256_FIXED, key),
+            (Algorithm::EdDSA, DecodingKeyKind::SecretOrDer(key)) => by(&ED25519, key),
+            _ => Err(signature::Error::new()),
+        }
+    }
+}
+
+impl JwtVerifier for RingVerifier {
+    fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! `/api/v1/admin/keys`: the API keys of callers, to make, list and revoke.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    Api,
+    body::JsonBody,
+    extract::Admin,
+    problem::{CONFLICT, FieldError, KEY_NOT_FOUND, Problem, ProblemBody, VALIDATION_FAILED},
+};
+use crate::{
+    auth::{Key, KeyError, Scope},
+    queue::audit::Deed,
+};
+
+/// A key that is wanted.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct KeyRequest {
+    /// Names the key and its callers: up to 64 letters, digits or any of `. _ - @`.
+    #[schema(required, value_type = String, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._@-]+$")]
+    name: Option<String>,
+    /// What it may be used for; `analyze` if absent.
+    scope: Option<Scope>,
+}
+
+/// A key that was made.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NewKey {
+    /// The key itself, shown this once: what is kept of it is a hash.
+    key: String,
+    /// What is known of it.
+    #[serde(flatten)]
+    known: Shown,
+}
+
+/// All keys.
+#[derive(Serialize, ToSchema)]
+pub(super) struct KeyList {
+    /// By name, revoked ones included.
+    keys: Vec<Shown>,
+}
+
+/// A key without what it takes to use it.
+#[serde_with::skip_serializing_none]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKey)]
+pub(super) struct Shown {
+    /// Names the key and its callers.
+    name: String,
+    /// What it may be used for.
+    scope: Scope,
+    /// When it was made; absent for one of the setting API_KEYS.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    created_at: Option<crate::clock::Timestamp>,
+    /// Which operator made it; absent for one of the setting API_KEYS.
+    created_by: Option<String>,
+    /// When it was revoked; absent while it is in force.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    revoked_at: Option<crate::clock::Timestamp>,
+}
+
+impl From<Key> for Shown {
+    fn from(key: Key) -> Shown {
+        let Key { name, scope, created_at, created_by, revoked_at, .. } = key;
+        Shown { name, scope, created_at, created_by, revoked_at }
+    }
+}
+
+/// List the API keys
+#[utoipa::path(
+    get, path = "/api/v1/admin/keys", operation_id = "list_keys", tag = "admin",
+    security(("admin_token" = [])),
+    responses(
+        (status = 200, description = "All keys, without what it takes to use them", body = KeyList),
+        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
+            content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList> {
+    Json(KeyList { keys: api.auth.keys().into_iter().map(Shown::from).collect() })
+}
+
+/// Make an API key
+///
+/// The answer shows it this once. With the first key the public routes need one, and do so from then on.
+#[utoipa::path(
+    post, path = "/api/v1/admin/keys", operation_id = "create_key", tag = "admin",
+    security(("admin_token" = [])),
+    request_body = KeyRequest,
+    responses(
+        (status = 201, description = "The key", body = NewKey),
+        (status = 400, description = "`invalid_json`, `invalid_body`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: there is one of that name, or there are too many",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
+            content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn create(
+    admin: Admin,
+    State(api): State<Arc<Api>>,
+    JsonBody(request): JsonBody<KeyRequest>,
+) -> Result<(StatusCode, Json<NewKey>), Problem> {
+    let name = request.name.unwrap_or_default();
+    let scope = request.scope.unwrap_or(Scope::Analyze);
+    let (key, secret) = api.auth.create(&name, scope, &admin.actor).await?;
+    let detail = format!("{name} ({scope})");
+    api.queue.note(Deed { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
+    Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into() })))
+}
+
+/// Revoke an API key
+///
+/// It opens nothing from this moment on. Its jobs stay, for operators to see.
+#[utoipa::path(
+    delete, path = "/api/v1/admin/keys/{name}", operation_id = "revoke_key", tag = "admin",
+    security(("admin_token" = [])),
+    params(("name" = String, Path, description = "The key's name")),
+    responses(
+        (status = 200, description = "The key, revoked", body = Shown),
+        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 404, description = "`key_not_found`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: it is one of the setting API_KEYS", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
+            content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn revoke(
+    admin: Admin,
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<Shown>, Problem> {
+    let key = api.auth.revoke(&name).await?;
+    api.queue.note(Deed { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;
+    Ok(Json(key.into()))
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            KeyError::Exists(_) | KeyError::OfSettings(_) | KeyError::TooMany => Problem::new(CONFLICT, detail),
+            KeyError::NotFound(_) => Problem::new(KEY_NOT_FOUND, detail),
+            KeyError::BadName => Problem::listing(VALIDATION_FAILED, vec![FieldError::new("name", detail)]),
+            KeyError::Queue(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Who may do what: every route by everybody, keys made and revoked, tokens, and how much of it.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
+
+const ALICE: &str = "a-key-of-alice-1234";
+const BOB: &str = "a-key-of-bob-567890";
+const READER: &str = "a-key-to-read-12345";
+
+async fn ask(service: &Service, key: Option<&str>, method: Method, path: &str, body: Option<Value>) -> Answer {
+    let request = service.request(method, path);
+    let request = match key {
+        Some(key) => request.bearer_auth(key),
+        None => request,
+    };
+    send(match body {
+        Some(body) => request.json(&body),
+        None => request,
+    })
+    .await
+}
+
+fn setup(base_url: &str) -> Setup {
+    Setup::new(base_url).with("API_KEYS", &format!("alice:{ALICE},bob:{BOB},alice-reads:read:{READER}"))
+}
+
+/// Every route of the document by everybody: those without a key, with a wrong one, another caller, one who may only
+/// read, and an operator. A job is alice's; `alice` is who it is asked by where no other is.
+#[tokio::test]
+async fn every_route_lets_in_whom_it_should_and_nobody_else() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).start();
+    let question = || Some(json!({"query": "Mine?", "run_at": "2030-01-01T00:00:00Z"}));
+    let job = async || {
+        let soon = Some(json!({"query": "Mine?", "deadline_seconds": 600}));
+        let answer = ask(&service, Some(ALICE), Method::POST, "/api/v1/analyze", soon).await;
+        answer.id()
+    };
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    // What each may not: (none, wrong, bob, reader, alice, admin); 0 where they may.
+    let open = [0, 0, 0, 0, 0, 0];
+    let asking = [401, 401, 0, 403, 0, 0];
+    let own = [401, 401, 404, 404, 0, 0];
+    let changing = [401, 401, 404, 403, 0, 0];
+    let admin = [401, 401, 403, 403, 403, 0];
+    let table = [
+        (Method::GET, "/health", open),
+        (Method::GET, "/health/ready", open),
+        (Method::GET, "/metrics", open),
+        (Method::POST, "/api/v1/analyze", asking),
+        (Method::POST, "/api/v1/analyze/batch", asking),
+        (Method::GET, "/api/v1/jobs/{id}", own),
+        (Method::GET, "/api/v1/jobs/{id}/events", own),
+        (Method::POST, "/api/v1/jobs/{id}/cancel", changing),
+        (Method::POST, "/api/v1/jobs/{id}/retry", changing),
+        (Method::GET, "/api/v1/admin/jobs", admin),
+        (Method::POST, "/api/v1/admin/jobs/actions", admin),
+        (Method::GET, "/api/v1/admin/stats", admin),
+        (Method::POST, "/api/v1/admin/queue/pause", admin),
+        (Method::POST, "/api/v1/admin/queue/resume", admin),
+        (Method::GET, "/api/v1/admin/audit", admin),
+        (Method::GET, "/api/v1/admin/export", admin),
+        (Method::POST, "/api/v1/admin/import", admin),
+        (Method::GET, "/api/v1/admin/limits", admin),
+        (Method::PATCH, "/api/v1/admin/limits", admin),
+        (Method::GET, "/api/v1/admin/keys", admin),
+        (Method::POST, "/api/v1/admin/keys", admin),
+        (Method::DELETE, "/api/v1/admin/keys/{name}", admin),
+    ];
+    let document = service.get("/openapi.json").await.body;
+    let mut listed: Vec<String> = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let known = ["get", "post", "patch", "put", "delete"];
+        let of_path = methods.as_object().unwrap().keys().filter(|name| known.contains(&name.as_str()));
+        listed.extend(of_path.map(|method| format!("{} {path}", method.to_uppercase())));
+    }
+    for route in &listed {
+        let is_told = table.iter().any(|(method, path, _)| *route == format!("{method} {path}"));
+        assert!(is_told, "{route} is not in the table of who may do what");
+    }
+
+    for (method, path, expected) in table {
+        let callers = [None, Some("a-key-of-nobody-12"), Some(BOB), Some(READER), Some(ALICE), Some(ADMIN_TOKEN)];
+        for (key, refused) in callers.into_iter().zip(expected) {
+            let path = path.replace("{id}", &if path.contains("{id}") { job().await } else { String::new() });
+            let body = match (path.as_str(), &method) {
+                ("/api/v1/analyze", _) => question(),
+                ("/api/v1/analyze/batch", _) => Some(json!({"requests": [question()]})),
+                (path, _) if path.ends_with("/import") => None,
+                (path, method) if path.ends_with("/keys") && *method == Method::POST => Some(json!({"name": "new"})),
+                (_, method) if *method == Method::GET => None,
+                _ => Some(json!({})),
+            };
+            let request = service.request(method.clone(), &path);
+            let request = key.map_or(request.try_clone().unwrap(), |key| request.bearer_auth(key));
+            let answer = body.map_or(request.try_clone().unwrap(), |body| request.json(&body)).send().await.unwrap();
+            let status = answer.status().as_u16();
+            let who = key.unwrap_or("nobody");
+            match refused {
+                0 => assert!(![401, 403, 429].contains(&status), "{method} {path} by {who}: {status}"),
+                _ => assert_eq!(status, refused, "{method} {path} by {who}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_callers_jobs_are_its_own_with_their_keys_and_their_readers() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).start();
+    let submit = async |key| {
+        let request = service.request(Method::POST, "/api/v1/analyze").bearer_auth(key);
+        send(request.header("Idempotency-Key", "same").json(&json!({"query": "Same?"}))).await
+    };
+    let (alice, bob, again) = (submit(ALICE).await, submit(BOB).await, submit(ALICE).await);
+    assert_ne!(alice.id(), bob.id(), "a name of a question is its caller's own");
+    assert_eq!((alice.id(), again.header("idempotency-replayed")), (again.id(), "true"));
+    let path = format!("/api/v1/jobs/{}", alice.id());
+    let hidden = ask(&service, Some(BOB), Method::GET, &path, None).await;
+    let missing =
+        ask(&service, Some(BOB), Method::GET, "/api/v1/jobs/019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70", None).await;
+    hidden.assert_problem(404, "job_not_found");
+    let told = |answer: &Answer, id: &str| answer.body["detail"].as_str().unwrap().replace(id, "ID");
+    assert_eq!(
+        told(&hidden, &alice.id()),
+        told(&missing, "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70"),
+        "nothing tells them apart"
+    );
+    let listed = service.admin_get("/api/v1/admin/jobs?caller=alice").await;
+    assert_eq!(listed.body["jobs"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn keys_are_made_shown_once_kept_as_hashes_and_revoked_for_good() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    assert_eq!(service.submit("Open?").await.status, 202, "without any key the service is open");
+    let made = service.admin_post("/api/v1/admin/keys", &json!({"name": "ci", "scope": "analyze"})).await;
+    assert_eq!((made.status, made.body["name"].as_str()), (201, Some("ci")), "{made:#?}");
+    let key = made.body["key"].as_str().unwrap().to_owned();
+    service.submit("Still open?").await.assert_problem(401, "unauthorized");
+    let with_key = async |service: &Service| {
+        ask(service, Some(&key), Method::POST, "/api/v1/analyze", Some(json!({"query": "Let in?"}))).await.status
+    };
+    assert_eq!(with_key(&service).await, 202);
+    service.admin_post("/api/v1/admin/keys", &json!({"name": "ci"})).await.assert_problem(409, "conflict");
+    service.admin_post("/api/v1/admin/keys", &json!({"name": "a b"})).await.assert_problem(422, "validation_failed");
+    let log = service.kill();
+    assert!(log.contains("the public routes are open"), "{log}");
+
+    let service = setup.start();
+    assert_eq!(with_key(&service).await, 202, "it survives a kill");
+    let revoke = async |name: &str| {
+        ask(&service, Some(ADMIN_TOKEN), Method::DELETE, &format!("/api/v1/admin/keys/{name}"), None).await
+    };
+    assert_eq!(revoke("ci").await.status, 200);
+    revoke("ci").await.assert_problem(404, "key_not_found");
+    assert_eq!(with_key(&service).await, 401);
+    service.submit("Open again?").await.assert_problem(401, "unauthorized");
+    let keys = service.admin_get("/api/v1/admin/keys").await.body;
+    assert!(!keys.to_string().contains(&key) && keys["keys"][0]["revoked_at"].is_string(), "{keys:#}");
+    let audit = service.admin_get("/api/v1/admin/audit").await.body;
+    assert_eq!(
+        (&audit["entries"][0]["action"], &audit["entries"][1]["action"]),
+        (&json!("key_revoke"), &json!("key_create"))
+    );
+    service.terminate();
+    let folder = std::fs::read_dir(setup.folder().join("data/queue")).unwrap();
+    for file in folder.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "{}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_asks_too_often_is_told_when_to_come_again_and_others_are_served() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).with("SUBMITS_PER_MINUTE", "3").start();
+    let submit =
+        async |key| ask(&service, Some(key), Method::POST, "/api/v1/analyze", Some(json!({"query": "q"}))).await;
+    for left in ["2", "1", "0"] {
+        let answer = submit(ALICE).await;
+        assert_eq!((answer.status, answer.header("ratelimit-policy")), (202, "\"submits\";q=3;w=60"));
+        assert!(answer.header("ratelimit").starts_with(&format!("\"submits\";r={left};t=")), "{answer:#?}");
+    }
+    let refused = submit(ALICE).await;
+    refused.assert_problem(429, "rate_limited");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() <= 21, "{refused:#?}");
+    assert!(refused.header("ratelimit").starts_with("\"submits\";r=0;t="), "{refused:#?}");
+    assert_eq!(submit(BOB).await.status, 202);
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_answered_so_often_only_and_the_right_one_always() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).start();
+    let look = async |key: &str| ask(&service, Some(key), Method::GET, "/api/v1/admin/stats", None).await;
+    let mut refused = 0;
+    let limited = loop {
+        let answer = look("a-key-of-nobody-12").await;
+        if answer.status == 429 {
+            break answer;
+        }
+        answer.assert_problem(401, "unauthorized");
+        refused += 1;
+    };
+    limited.assert_problem(429, "too_many_failures");
+    assert!((30..60).contains(&refused) && !limited.header("retry-after").is_empty(), "{refused}");
+    assert_eq!(look(ADMIN_TOKEN).await.status, 200);
+}
+
+#[tokio::test]
+async fn answers_say_what_a_browser_may_make_of_them_and_which_pages_may_ask() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).with("CORS_ORIGINS", "https://app.example").start();
+    for path in ["/health", "/nothing", "/api/v1/admin/jobs", "/docs/"] {
+        let answer = service.get(path).await;
+        assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
+        assert!(answer.header("content-security-policy").contains("frame-ancestors 'none'"), "{path}");
+        assert_eq!((answer.header("server"), answer.header("x-powered-by")), ("", ""), "{path}");
+    }
+    let from = async |origin: &str| send(service.request(Method::GET, "/health").header("origin", origin)).await;
+    assert_eq!(from("https://app.example").await.header("access-control-allow-origin"), "https://app.example");
+    assert_eq!(from("https://evil.example").await.header("access-control-allow-origin"), "");
+}
+
+#[test]
+fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
+    for (name, value, said) in [
+        ("API_KEYS", "alice:short", "entry 1 of API_KEYS"),
+        ("JWT_KEYS_FILE", "/nowhere", "JWT_ISSUER and JWT_AUDIENCE must be set"),
+        ("CORS_ORIGINS", "*", "no origin such as"),
+    ] {
+        let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);
+        assert!(!status.success() && output.contains(said), "{name}: {output}");
+    }
+}
