@@ -11,7 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     clock::{Clock, Timestamp},
-    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{
+        IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts,
+        callback::Callbacks, delivery::Delivery,
+    },
     limits::PerMinute,
     queue::Policy,
     store::{ClaimedJob, Insertion, JobStore, Observer, StoreError},
@@ -58,6 +61,15 @@ impl JobStore for Broken {
     fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
         false
     }
+    fn deliveries_due(&self, _: Timestamp, _: usize) -> Vec<JobId> {
+        Vec::new()
+    }
+    fn next_delivery_after(&self, _: Timestamp) -> Option<Timestamp> {
+        None
+    }
+    async fn note_delivery(&self, _: JobId, _: Delivery) -> Result<(), StoreError> {
+        broken()
+    }
     fn ahead_of(&self, _: &Job) -> usize {
         0
     }
@@ -96,6 +108,7 @@ fn api(closing: &CancellationToken) -> Api {
         ),
         metrics,
         admin_token: "s3cret".into(),
+        callbacks: Callbacks::Off,
         max_query_length: 10,
     }
 }

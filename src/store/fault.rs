@@ -14,7 +14,10 @@ use async_trait::async_trait;
 use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
     clock::Timestamp,
-    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{
+        IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts,
+        delivery::Delivery,
+    },
 };
 
 /// When a call fails.
@@ -37,6 +40,7 @@ pub(crate) enum Call {
     Claim,
     Transition(JobId),
     Prune,
+    NoteDelivery(JobId),
 }
 
 /// The store.
@@ -164,6 +168,18 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
         self.inner.is_key_known(key, now)
+    }
+
+    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId> {
+        self.inner.deliveries_due(now, limit)
+    }
+
+    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
+        self.inner.next_delivery_after(now)
+    }
+
+    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.call(Call::NoteDelivery(id), self.inner.note_delivery(id, delivery)).await
     }
 
     fn ahead_of(&self, job: &Job) -> usize {

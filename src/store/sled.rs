@@ -2,6 +2,7 @@
 //!
 //! - `keys`: the key layout
 //! - `codec`: how records are written and upgraded
+//! - `deliveries`: what is owed to callback URLs
 //! - `disk`: how sled is opened, and what makes a change durable
 //! - `idempotency`: the keys that clients gave their submissions
 //! - `index`: all jobs in memory, in every order that is asked for
@@ -16,6 +17,7 @@
 //! is read is always committed.
 
 mod codec;
+mod deliveries;
 mod disk;
 mod idempotency;
 mod index;
@@ -42,6 +44,7 @@ use tokio::sync::{Semaphore, oneshot};
 pub use self::disk::OpenError;
 use self::{
     codec::read_chunks,
+    deliveries::Deliveries,
     disk::Disk,
     idempotency::Keys,
     index::Index,
@@ -52,7 +55,10 @@ use self::{
 use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
     clock::{Clock, Timestamp},
-    job::{Attempt, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{
+        Attempt, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts,
+        delivery::Delivery,
+    },
     metrics::Metrics,
 };
 
@@ -86,6 +92,7 @@ struct Shared {
     max_pending: usize,
     index: RwLock<Index>,
     keys: RwLock<Keys>,
+    deliveries: RwLock<Deliveries>,
     recent: Recent,
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
@@ -106,6 +113,7 @@ impl SledStore {
             clock,
             index: RwLock::default(),
             keys: RwLock::default(),
+            deliveries: RwLock::default(),
             recent: Recent::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
@@ -202,8 +210,9 @@ impl JobStore for SledStore {
         let Some((seq, job)) = found else { return Ok(None) };
         self.shared.working_disk()?;
         match self.shared.recent.record(seq, &job) {
-            Some(record) => Ok(Some(record)),
-            None => self.read(move |shared, disk| shared.record(disk, seq, job)).await,
+            // What came of telling its end may be on disk only.
+            Some(record) if record.request.callback_url.is_none() => Ok(Some(record)),
+            _ => self.read(move |shared, disk| shared.record(disk, seq, job)).await,
         }
     }
 
@@ -234,6 +243,20 @@ impl JobStore for SledStore {
     fn claimable(&self, now: Timestamp) -> usize {
         self.shared.promote(now);
         self.shared.index().ready_len()
+    }
+
+    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId> {
+        let due = self.shared.deliveries().due(now, limit);
+        let index = self.shared.index();
+        due.into_iter().filter_map(|seq| index.get(seq).map(|job| job.id)).collect()
+    }
+
+    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
+        self.shared.deliveries().next_after(now)
+    }
+
+    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
     }
 
     fn ahead_of(&self, job: &Job) -> usize {
@@ -282,6 +305,10 @@ impl Shared {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let (index, keys, next_seq) = writer::load(&disk, self.clock.now())
             .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
+        let deliveries = disk
+            .deliveries(&index)
+            .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
+        *self.deliveries_mut() = deliveries;
         *self.index_mut() = index;
         *self.keys_mut() = keys;
         *self.disk.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(disk));
@@ -306,6 +333,21 @@ impl Shared {
 
     /// A job with its records; none if it was pruned since the index was asked. May block.
     fn record(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
+        let id = job.id;
+        let Some(mut record) = self.bodies(disk, seq, job)? else { return Ok(None) };
+        if record.request.callback_url.is_some() {
+            // A statement of its own, so that the lock is not held while the disk is read.
+            let open = self.deliveries().get(seq).cloned();
+            record.delivery = match open {
+                Some(open) => Some(open),
+                None => disk.delivery(seq).map_err(|reason| StoreError::Corrupt { id, reason })?,
+            };
+        }
+        Ok(Some(record))
+    }
+
+    /// A job with its request and attempts; none if it was pruned since the index was asked. May block.
+    fn bodies(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
         if let Some(record) = self.recent.record(seq, &job) {
             return Ok(Some(record));
         }
@@ -322,7 +364,7 @@ impl Shared {
             }
         }
         self.recent.insert(seq, bodies.clone());
-        Ok(Some(JobRecord { job, request: bodies.request, attempts: bodies.attempts }))
+        Ok(Some(JobRecord { job, request: bodies.request, attempts: bodies.attempts, delivery: None }))
     }
 
     /// The first `limit` of these jobs with their records, and where to go on if there are more of them.
@@ -342,6 +384,14 @@ impl Shared {
 
     fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
         self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliveries(&self) -> RwLockReadGuard<'_, Deliveries> {
+        self.deliveries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliveries_mut(&self) -> RwLockWriteGuard<'_, Deliveries> {
+        self.deliveries.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes ready what was queued for a moment that has come; tells whether there was any.

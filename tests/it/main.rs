@@ -24,3 +24,4 @@ mod salvage;
 mod start;
 mod transfer;
 mod upstream;
+mod webhooks;

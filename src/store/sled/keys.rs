@@ -8,10 +8,11 @@
 //! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
+//! 6 | seq                     what is owed to the job's callback URL; overwritten, before the metadata that it belongs to
 //! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
 //! ```
 //!
-//! No record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
+//! No other record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
 //! either the old job whole or the new one, and nothing torn.
 
 /// A job's number in this store: given in the order of submission, never reused. Sequential keys are half again as
@@ -22,6 +23,7 @@ const METADATA: u8 = 0;
 const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
+const DELIVERY: u8 = 6;
 const BATCH: u8 = 8;
 
 /// Prefix of every metadata record.
@@ -55,6 +57,16 @@ pub(super) fn idempotency(key: &[u8; 16]) -> [u8; 17] {
 /// Key of a job's metadata.
 pub(super) fn metadata(seq: Seq) -> [u8; 9] {
     let mut key = [METADATA; 9];
+    key[1..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// Prefix of every delivery.
+pub(super) const ALL_DELIVERIES: [u8; 1] = [DELIVERY];
+
+/// Key of what is owed to a job's callback URL.
+pub(super) fn delivery(seq: Seq) -> [u8; 9] {
+    let mut key = [DELIVERY; 9];
     key[1..].copy_from_slice(&seq.to_be_bytes());
     key
 }
