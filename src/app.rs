@@ -35,7 +35,7 @@ use crate::{
     clock::Clock,
     config::{ClaimOrder, OnUnknownOutcome, Settings},
     http::{self, Api, fair::Fair},
-    job::JobRequest,
+    job::{JobRequest, callback::Callbacks},
     limits::{Limits, PerMinute},
     metrics::Metrics,
     prompts::{PromptError, Prompts},
@@ -48,6 +48,7 @@ use crate::{
         },
     },
     sweeper::{self, disk::DiskWatch},
+    webhook::{WebhookError, Webhooks},
     worker::Worker,
 };
 
@@ -111,6 +112,9 @@ pub enum StartError {
     /// An origin is none.
     #[error("CORS_ORIGINS has {0:?}, which is no origin such as https://app.example, without a path")]
     Origin(String),
+    /// Webhooks can't be sent.
+    #[error(transparent)]
+    Webhooks(#[from] WebhookError),
     /// A part of the start panicked.
     #[error("the start failed: {0}")]
     Panicked(#[from] JoinError),
@@ -241,6 +245,16 @@ impl App {
                  /api/v1/admin/keys), or set API_KEYS or JWT_KEYS_FILE, to close them"
             );
         }
+        let callbacks = match (&settings.webhook_secret, settings.webhook_allow_private) {
+            (None, _) => Callbacks::Off,
+            (Some(_), false) => Callbacks::Public,
+            (Some(_), true) => Callbacks::Private,
+        };
+        if let Some(secret) = &settings.webhook_secret {
+            let webhooks = Webhooks::new(queue.clone(), secret, callbacks, metrics.clone())?;
+            tracker.spawn(webhooks.run(closing.clone()));
+        }
+
         let router = http::router(Api {
             queue: queue.clone(),
             limits,
@@ -248,6 +262,7 @@ impl App {
             auth,
             fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
             cors_origins,
+            callbacks,
             max_query_length: settings.max_query_length,
         });
         let http = Handle::new();

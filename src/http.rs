@@ -45,12 +45,13 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use self::{
     fair::Fair,
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
+    submission::Bounds,
     view::JobView,
 };
 use crate::{
     auth::Auth,
     clock::Timestamp,
-    job::{Job, JobRecord},
+    job::{Job, JobRecord, callback::Callbacks},
     limits::Limits,
     metrics::Metrics,
     queue::{Allowance, Outlook, Queue},
@@ -73,6 +74,8 @@ pub struct Api {
     pub fair: Fair,
     /// Web pages of these origins may call the API from a browser; none if empty.
     pub cors_origins: Vec<HeaderValue>,
+    /// Which callback URLs are taken.
+    pub callbacks: Callbacks,
     /// Most characters in a query.
     pub max_query_length: usize,
 }
@@ -81,6 +84,11 @@ impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
         JobView::new(record, now).with_outlook(self.outlook(&record.job))
+    }
+
+    /// What submissions are held to.
+    fn bounds(&self) -> Bounds {
+        Bounds { max_query_length: self.max_query_length, callbacks: self.callbacks }
     }
 
     /// Why a job waits, if it does.

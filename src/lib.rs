@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ job
+//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper · webhook ─▶ queue ─▶ store (trait) ─▶ job
 //!                 │        └▶ auth ─▶ queue
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
@@ -45,6 +45,7 @@ pub mod queue;
 pub mod store;
 pub mod sweeper;
 pub mod telemetry;
+pub mod webhook;
 pub mod worker;
 
 /// Set up in `.cargo/config.toml`.

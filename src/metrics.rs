@@ -51,6 +51,8 @@ pub struct Metrics {
     pub time_to_finish_seconds: Histogram,
     /// Tokens reported by the upstream, by kind.
     pub tokens: Family<KindLabel, Counter>,
+    /// Messages to callback URLs sent, by what came of it: delivered, failed (to be tried again), given_up, disabled.
+    pub webhooks: Family<KindLabel, Counter>,
     /// Settles and heartbeats that came too late and changed nothing.
     pub leases_lost: Counter,
     /// Attempts that panicked.
@@ -100,6 +102,7 @@ impl Metrics {
             time_to_claim_seconds: slow(),
             time_to_finish_seconds: slow(),
             tokens: Family::default(),
+            webhooks: Family::default(),
             leases_lost: Counter::default(),
             panics: Counter::default(),
             jobs: Family::default(),
@@ -137,6 +140,7 @@ impl Metrics {
             metrics.time_to_finish_seconds.clone(),
         );
         registry.register("tokens", "Tokens reported by the upstream, by kind", metrics.tokens.clone());
+        registry.register("webhooks", "Messages to callback URLs sent, by outcome", metrics.webhooks.clone());
         registry.register(
             "leases_lost",
             "Settles and heartbeats that came too late and changed nothing",

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{JobRequest, Priority},
+    job::{JobRequest, Priority, callback::Callbacks},
     queue::Submission,
 };
 
@@ -76,6 +76,15 @@ pub(super) struct BatchBody {
     requests: Vec<Body>,
 }
 
+/// What submissions are held to that the operator sets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Most characters in a query.
+    pub(super) max_query_length: usize,
+    /// Which callback URLs are taken.
+    pub(super) callbacks: Callbacks,
+}
+
 /// A question. Other fields than these are refused.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = AnalyzeRequest)]
@@ -104,19 +113,19 @@ pub(super) struct Body {
     /// A Claude model; the service's own setting if absent.
     #[schema(max_length = 100)]
     model: Option<String>,
+    /// Who is told when the job ends, by a signed message after Standard Webhooks; an https URL that leads to a public
+    /// address. Only where the service has a WEBHOOK_SECRET.
+    #[schema(max_length = 2_048, example = "https://example.com/hook")]
+    callback_url: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
     metadata: Option<BTreeMap<String, String>>,
 }
 
 /// What a valid body asks for, and for how long to hold the answer.
-pub(super) fn parse(
-    body: &[u8],
-    max_query_length: usize,
-    now: Timestamp,
-) -> Result<(Submission, Option<Wait>), Problem> {
+pub(super) fn parse(body: &[u8], bounds: Bounds, now: Timestamp) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
-        check(body, max_query_length, now, &mut errors);
+        check(body, bounds, now, &mut errors);
     }
     match body {
         Some(body) if errors.is_empty() => {
@@ -128,7 +137,7 @@ pub(super) fn parse(
 }
 
 /// What a valid body of a batch asks for, in its order. What is wrong with an item is told by its index.
-pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) -> Result<Vec<Submission>, Problem> {
+pub(super) fn parse_batch(body: &[u8], bounds: Bounds, now: Timestamp) -> Result<Vec<Submission>, Problem> {
     let (body, mut errors) = body::parse::<BatchBody>(body)?;
     let requests = body.map(|body| body.requests);
     match requests.as_ref().map(Vec::len) {
@@ -141,7 +150,7 @@ pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) 
     }
     for (body, index) in requests.iter().flatten().zip(0..) {
         let mut wrong = Vec::new();
-        check(body, max_query_length, now, &mut wrong);
+        check(body, bounds, now, &mut wrong);
         if body.wait.is_some() {
             wrong.push(FieldError::new("wait", "is not taken in a batch, whose answer comes at once"));
         }
@@ -160,12 +169,12 @@ pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) 
 }
 
 /// Adds everything that is wrong with the values of `body` to `errors`.
-fn check(body: &Body, max_query_length: usize, now: Timestamp, errors: &mut Vec<FieldError>) {
+fn check(body: &Body, bounds: Bounds, now: Timestamp, errors: &mut Vec<FieldError>) {
     let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
     match body.query.as_deref() {
         None => wrong("query", "is required: the question to analyse".to_owned()),
         Some(query) if query.trim().is_empty() => wrong("query", "must not be blank".to_owned()),
-        Some(query) => too_long(query, max_query_length).into_iter().for_each(|message| wrong("query", message)),
+        Some(query) => too_long(query, bounds.max_query_length).into_iter().for_each(|message| wrong("query", message)),
     }
     if let Some(message) = body.context.as_deref().and_then(|context| too_long(context, MAX_CONTEXT)) {
         wrong("context", message);
@@ -199,6 +208,9 @@ fn check(body: &Body, max_query_length: usize, now: Timestamp, errors: &mut Vec<
         let message = format!("must be 1 to {MAX_MODEL} letters, digits or any of - _ . : / @");
         wrong("model", message);
     }
+    if let Some(why) = body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()) {
+        wrong("callback_url", why);
+    }
     let metadata = body.metadata.iter().flatten();
     if metadata.clone().count() > MAX_METADATA {
         wrong("metadata", format!("must be at most {MAX_METADATA} entries, not {}", metadata.clone().count()));
@@ -222,6 +234,7 @@ fn submission(body: Body) -> Submission {
             context: body.context.filter(|context| !context.trim().is_empty()),
             options: body.options.unwrap_or_default(),
             model: body.model,
+            callback_url: body.callback_url,
             metadata: body.metadata.unwrap_or_default(),
             caller: None,
             request_id: None,
@@ -255,6 +268,8 @@ mod tests {
 
     use super::*;
 
+    const BOUNDS: Bounds = Bounds { max_query_length: 20, callbacks: Callbacks::Public };
+
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
@@ -267,7 +282,7 @@ mod tests {
     fn wrong_text(body: &str) -> Vec<FieldError> {
         match body::parse::<Body>(body.as_bytes()).unwrap() {
             (Some(body), mut errors) => {
-                check(&body, 20, at(0), &mut errors);
+                check(&body, BOUNDS, at(0), &mut errors);
                 errors
             }
             (None, errors) => errors,
@@ -281,7 +296,7 @@ mod tests {
             "run_at": "2027-01-15T08:00:30Z", "deadline_seconds": 60, "model": "claude-sonnet-5-5",
             "metadata": {"team": "ops"}
         });
-        let (submission, wait) = parse(body.to_string().as_bytes(), 20, at(0)).unwrap();
+        let (submission, wait) = parse(body.to_string().as_bytes(), BOUNDS, at(0)).unwrap();
         assert_eq!(wait, Wait::parse("2").ok());
         assert_eq!((submission.priority, submission.deadline), (Priority::High, Some(Duration::from_mins(1))));
         assert_eq!(submission.run_at, Some(at(30)));
@@ -365,11 +380,11 @@ mod tests {
     #[test]
     fn broken_json_is_told_with_its_place() {
         for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
-            let problem = parse(broken.as_bytes(), 20, at(0)).unwrap_err();
+            let problem = parse(broken.as_bytes(), BOUNDS, at(0)).unwrap_err();
             let text = format!("{problem:?}");
             assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");
             assert_eq!(problem.into_response().status(), StatusCode::BAD_REQUEST, "{broken}");
         }
-        assert!(parse(b"{\"query\": \"\xff\"}", 20, at(0)).is_err());
+        assert!(parse(b"{\"query\": \"\xff\"}", BOUNDS, at(0)).is_err());
     }
 }

@@ -28,3 +28,4 @@ mod start;
 mod traces;
 mod transfer;
 mod upstream;
+mod webhooks;
