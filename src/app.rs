@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, AgentConfig},
     claude::{Claude, ClientConfig, ClientError},
     clock::Clock,
     config::{OnUnknownOutcome, Settings},
@@ -109,6 +109,7 @@ pub struct App {
     grace: Duration,
     closing: CancellationToken,
     tracker: TaskTracker,
+    prompts: Prompts,
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
@@ -120,7 +121,7 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(settings: &Settings, clock: Clock) -> Result<App, StartError> {
-        let prompts = Prompts::load(&settings.prompts_dir)?;
+        let prompts = Prompts::load(&settings.prompts_dir, &settings.prompt_version)?;
         let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
         let address = SocketAddr::new(settings.host, settings.port);
         let listener = TcpListener::bind(address).map_err(|source| StartError::Listen { address, source })?;
@@ -153,7 +154,13 @@ impl App {
             None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
         };
         let closing = CancellationToken::new();
-        let agent = Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens);
+        let config = AgentConfig {
+            model: settings.model_name.clone(),
+            max_tokens: settings.max_tokens,
+            effort: settings.effort,
+            interactive_effort: settings.interactive_effort,
+        };
+        let agent = Agent::new(claude, prompts.clone(), config);
         let estimate_risk = {
             let (agent, clock) = (agent.clone(), clock.clone());
             Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
@@ -208,6 +215,7 @@ impl App {
         let router = http::router(Api {
             queue: queue.clone(),
             limits,
+            prompts: prompts.clone(),
             metrics,
             admin_token: admin_token.clone(),
             max_query_length: settings.max_query_length,
@@ -227,6 +235,7 @@ impl App {
             grace: settings.shutdown_grace,
             closing,
             tracker,
+            prompts,
             store,
             http,
             server,
@@ -241,6 +250,14 @@ impl App {
     /// The admin token, if it was made at this start.
     pub fn new_admin_token(&self) -> Option<&SecretString> {
         self.new_admin_token.as_ref()
+    }
+
+    /// Reads the prompts anew, all or none of them; what came of it is in the log.
+    pub async fn reload_prompts(&self) {
+        let prompts = self.prompts.clone();
+        if let Err(error) = task::spawn_blocking(move || prompts.reload()).await {
+            error!(%error, "reading the prompts failed");
+        }
     }
 
     /// Drains and stops. Attempts that are under way get the grace; what has not ended then is recovered at the next

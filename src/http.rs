@@ -13,6 +13,8 @@ mod jobs;
 mod limits;
 mod observe;
 mod problem;
+mod prompts;
+mod reparse;
 mod submission;
 mod view;
 mod wait;
@@ -42,6 +44,7 @@ use crate::{
     job::JobRecord,
     limits::Limits,
     metrics::Metrics,
+    prompts::Prompts,
     queue::{Allowance, Queue},
 };
 
@@ -52,6 +55,8 @@ pub struct Api {
     pub queue: Queue,
     /// Whose gate readiness and metrics tell about.
     pub limits: Limits,
+    /// The versions that a question may name.
+    pub prompts: Prompts,
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
     /// The bearer token of the admin routes. An empty one lets nobody in.
@@ -101,6 +106,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
         .routes(routes!(limits::get, limits::patch))
+        .routes(routes!(prompts::list))
+        .routes(routes!(prompts::reload))
+        .routes(routes!(reparse::reparse))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    agent::{Agent, Verdict},
+    agent::{Agent, Assignment, Verdict},
     clock::Timestamp,
     job::{AccountLimits, AtRisk, AttemptReport, FailureCode, JobRequest},
     limits::{self, DEFAULT_RETRY_AFTER, HOLD, Limits, Tokens},
@@ -36,15 +36,15 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 /// Who makes an attempt. There is one, the [`Agent`]; tests have others.
 pub trait Analyst: Clone + Send + Sync + 'static {
     /// Makes one attempt. Dropping the future aborts it.
-    fn attempt(&self, request: &JobRequest, now: Timestamp) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+    fn attempt(&self, assignment: Assignment<'_>) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
 
     /// What an attempt may cost at most.
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
 }
 
 impl Analyst for Agent {
-    async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
-        Agent::attempt(self, request, now).await
+    async fn attempt(&self, assignment: Assignment<'_>) -> (Verdict, AttemptReport) {
+        Agent::attempt(self, assignment).await
     }
 
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
@@ -124,10 +124,11 @@ impl<A: Analyst> Worker<A> {
 
     /// One attempt from claim to settle.
     async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
-        let Claim { job, request, lost } = claim;
+        let Claim { job, request, useless, lost } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
-        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at)).catch_unwind();
+        let assignment = Assignment { request, useless: useless.as_deref(), now: started_at };
+        let attempt = AssertUnwindSafe(self.agent.attempt(assignment)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,
@@ -215,6 +216,9 @@ impl<A: Analyst> Worker<A> {
     }
 
     fn log(&self, claim: &Claim, report: &AttemptReport, took: Duration) {
+        if report.asked_again_after.is_some() {
+            self.metrics.asked_again.inc();
+        }
         let usage = report.usage.unwrap_or_default();
         for (name, tokens) in [
             ("input", usage.input_tokens),

@@ -74,8 +74,11 @@ const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-re
     )
 )]
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
-    let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
+    let (mut submission, wait) =
+        submission::parse(&question.body, api.max_query_length, &api.prompts, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
+    let wait_until = question.wait.or(wait).and_then(Wait::until);
+    submission.request.interactive = wait_until.is_some();
     submission.idempotency_key = question.idempotency_key;
     let Accepted { mut record, replayed } = api.queue.enqueue(submission).await?;
     let JobRecord { job, request, .. } = &record;
@@ -87,7 +90,7 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         "request received"
     );
     debug!(job.id = %job.id, query = request.query, "the question");
-    if let Some(until) = question.wait.or(wait).and_then(Wait::until)
+    if let Some(until) = wait_until
         && let Some(waited) = hold(&api.queue, record.job.id, until).await
     {
         record = waited;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{JobRequest, Priority},
+    prompts::Prompts,
     queue::Submission,
 };
 
@@ -86,6 +87,8 @@ pub(super) struct Body {
     /// A Claude model; the service's own setting if absent.
     #[schema(max_length = 100)]
     model: Option<String>,
+    /// A version of the prompts, as `/api/v1/admin/prompts` lists them; the service's own setting if absent.
+    prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
     metadata: Option<BTreeMap<String, String>>,
 }
@@ -94,11 +97,15 @@ pub(super) struct Body {
 pub(super) fn parse(
     body: &[u8],
     max_query_length: usize,
+    prompts: &Prompts,
     now: Timestamp,
 ) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
         check(body, max_query_length, now, &mut errors);
+        if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| prompts.check(version)) {
+            errors.push(FieldError::new("prompt_version", error.to_string()));
+        }
     }
     match body {
         Some(body) if errors.is_empty() => {
@@ -172,6 +179,8 @@ fn submission(body: Body) -> Submission {
             context: body.context.filter(|context| !context.trim().is_empty()),
             options: body.options.unwrap_or_default(),
             model: body.model,
+            prompt_version: body.prompt_version,
+            interactive: false,
             metadata: body.metadata.unwrap_or_default(),
             request_id: None,
         },
@@ -207,6 +216,18 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
 
+    fn prompts() -> Prompts {
+        Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap()
+    }
+
+    #[test]
+    fn an_unknown_version_of_the_prompts_is_told_with_those_there_are() {
+        let body = json!({"query": "q", "prompt_version": "v99", "deadline_seconds": 0}).to_string();
+        let problem = format!("{:?}", parse(body.as_bytes(), 20, &prompts(), at(0)).unwrap_err());
+        assert!(problem.contains("deadline_seconds") && problem.contains("prompt_version"), "{problem}");
+        assert!(problem.contains("there are: v1"), "{problem}");
+    }
+
     /// What is wrong with a body: the fields.
     fn wrong(body: &Value) -> Vec<String> {
         wrong_text(&body.to_string()).into_iter().map(|error| error.field).collect()
@@ -227,15 +248,16 @@ mod tests {
         let body = json!({
             "query": "Buy or build?", "context": " ", "options": ["buy", "build"], "priority": "high", "wait": 2,
             "run_at": "2027-01-15T08:00:30Z", "deadline_seconds": 60, "model": "claude-sonnet-5-5",
-            "metadata": {"team": "ops"}
+            "prompt_version": "v1", "metadata": {"team": "ops"}
         });
-        let (submission, wait) = parse(body.to_string().as_bytes(), 20, at(0)).unwrap();
+        let (submission, wait) = parse(body.to_string().as_bytes(), 20, &prompts(), at(0)).unwrap();
         assert_eq!(wait, Wait::parse("2").ok());
         assert_eq!((submission.priority, submission.deadline), (Priority::High, Some(Duration::from_mins(1))));
         assert_eq!(submission.run_at, Some(at(30)));
         assert_eq!(submission.request.context, None, "a blank context is none");
         assert_eq!(submission.request.options, ["buy", "build"]);
         assert_eq!(submission.request.metadata["team"], "ops");
+        assert_eq!(submission.request.prompt_version.as_deref(), Some("v1"));
     }
 
     #[test]
@@ -313,11 +335,11 @@ mod tests {
     #[test]
     fn broken_json_is_told_with_its_place() {
         for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
-            let problem = parse(broken.as_bytes(), 20, at(0)).unwrap_err();
+            let problem = parse(broken.as_bytes(), 20, &prompts(), at(0)).unwrap_err();
             let text = format!("{problem:?}");
             assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");
             assert_eq!(problem.into_response().status(), StatusCode::BAD_REQUEST, "{broken}");
         }
-        assert!(parse(b"{\"query\": \"\xff\"}", 20, at(0)).is_err());
+        assert!(parse(b"{\"query\": \"\xff\"}", 20, &prompts(), at(0)).is_err());
     }
 }

@@ -85,6 +85,7 @@ fn api(closing: &CancellationToken) -> Api {
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
             1,
         ),
+        prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap(),
         metrics,
         admin_token: "s3cret".into(),
         max_query_length: 10,

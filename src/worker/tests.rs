@@ -34,8 +34,8 @@ struct Scripted {
 }
 
 impl Analyst for Scripted {
-    async fn attempt(&self, request: &JobRequest, _: Timestamp) -> (Verdict, AttemptReport) {
-        (self.script)(&request.query).await
+    async fn attempt(&self, assignment: Assignment<'_>) -> (Verdict, AttemptReport) {
+        (self.script)(&assignment.request.query).await
     }
 
     fn at_risk(&self, _: &JobRequest, _: Timestamp) -> AtRisk {

@@ -16,6 +16,8 @@ mod load;
 mod loop_disk;
 mod operator;
 mod power_cut;
+mod prompts;
 mod salvage;
+mod sdk;
 mod start;
 mod upstream;
