@@ -66,6 +66,8 @@ pub struct Assignment<'a> {
     pub request: &'a JobRequest,
     /// An attempt before, whose answer was of no use: the model is told what was wrong with it.
     pub useless: Option<&'a Attempt>,
+    /// A client waits, so the answer shall be a quick one.
+    pub is_waited_for: bool,
     /// When.
     pub now: Timestamp,
 }
@@ -103,7 +105,7 @@ impl Agent {
 
     /// Makes one attempt: at most one HTTP request. Dropping the future aborts it.
     pub async fn attempt(&self, assignment: Assignment<'_>) -> (Verdict, AttemptReport) {
-        let Assignment { request, useless, now } = assignment;
+        let Assignment { request, useless, is_waited_for, now } = assignment;
         let model = request.model.as_ref().unwrap_or(&self.config.model);
         let mut report = AttemptReport {
             model: Some(model.clone()),
@@ -127,7 +129,7 @@ impl Agent {
             Some(attempt) => again::again(prompt.user, attempt, self.config.max_tokens),
             None => (prompt.user, None),
         };
-        let effort = if request.interactive { self.config.interactive_effort } else { self.config.effort };
+        let effort = if is_waited_for { self.config.interactive_effort } else { self.config.effort };
         let call = MessageRequest {
             model: model.clone(),
             max_tokens: self.config.max_tokens,

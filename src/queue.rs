@@ -13,7 +13,7 @@ mod outlook;
 pub mod retry;
 mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -112,6 +112,8 @@ pub struct Submission {
     pub priority: Priority,
     /// Not before then.
     pub run_at: Option<Timestamp>,
+    /// Its client asked to be held for the answer.
+    pub waited_for: bool,
     /// Fail it if it hasn't started so long after its submission.
     pub deadline: Option<Duration>,
     /// The client's own name for it: submitted again under the same name, it is the same job.
@@ -280,12 +282,14 @@ impl Queue {
         let now = self.now();
         let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
         let mut job = Job::new(new_id(now), submission.priority, now);
+        job.waited_for = submission.waited_for;
         job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
         if let Some(run_at) = submission.run_at {
             job.due_at = run_at.max(now);
             job.state = JobState::Queued { run_at: job.due_at };
         }
         job.idempotency = key.map(Box::new);
+        job.caller = submission.request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()));
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
         if !is_replay && let Some(shortage) = self.shortage() {
             return Err(QueueError::StorageLow(shortage));
@@ -318,12 +322,17 @@ impl Queue {
 
     /// A client's key, with what tells its submission from others.
     fn idempotency_key(&self, key: &str, submission: &Submission, now: Timestamp) -> IdempotencyKey {
-        let Submission { request, priority, run_at, deadline, idempotency_key: _ } = submission;
-        // Which HTTP request brought it and whether that waited makes no other question of it.
-        let request = JobRequest { request_id: None, interactive: false, ..request.clone() };
-        let asked = serde_json::to_vec(&(request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
+        let Submission { request, priority, run_at, deadline, waited_for: _, idempotency_key: _ } = submission;
+        // Which HTTP request brought it makes no other question of it.
+        let request = JobRequest { request_id: None, ..request.clone() };
+        let asked = serde_json::to_vec(&(&request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
+        // A key is its caller's own: nobody comes by another's job with it.
+        let name = match &request.caller {
+            Some(caller) => format!("{caller}\n{key}").into(),
+            None => Cow::Borrowed(key),
+        };
         IdempotencyKey {
-            key: digest(key.as_bytes()),
+            key: digest(name.as_bytes()),
             body: digest(&asked.unwrap_or_default()),
             expires_at: now.plus(self.0.policy.idempotency_window),
         }
@@ -755,6 +764,12 @@ impl Queue {
 fn digest(bytes: &[u8]) -> [u8; 16] {
     let whole: [u8; 32] = Sha256::digest(bytes).into();
     std::array::from_fn(|place| whole[place])
+}
+
+/// Eight bytes of a SHA-256, for what is kept in memory for every job.
+fn short_digest(bytes: &[u8]) -> NonZeroU64 {
+    let [a, b, c, d, e, f, g, h, ..] = digest(bytes);
+    NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN)
 }
 
 /// A new id; ids sort by time of creation.

@@ -127,7 +127,8 @@ impl<A: Analyst> Worker<A> {
         let Claim { job, request, useless, lost } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
-        let assignment = Assignment { request, useless: useless.as_deref(), now: started_at };
+        let assignment =
+            Assignment { request, useless: useless.as_deref(), is_waited_for: job.waited_for, now: started_at };
         let attempt = AssertUnwindSafe(self.agent.attempt(assignment)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),

@@ -78,7 +78,7 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         submission::parse(&question.body, api.max_query_length, &api.prompts, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
     let wait_until = question.wait.or(wait).and_then(Wait::until);
-    submission.request.interactive = wait_until.is_some();
+    submission.waited_for = wait_until.is_some();
     submission.idempotency_key = question.idempotency_key;
     let Accepted { mut record, replayed } = api.queue.enqueue(submission).await?;
     let JobRecord { job, request, .. } = &record;
