@@ -263,7 +263,10 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
         paths,
         [
             "/api/v1/admin/jobs",
+            "/api/v1/admin/jobs/{id}/reparse",
             "/api/v1/admin/limits",
+            "/api/v1/admin/prompts",
+            "/api/v1/admin/prompts/reload",
             "/api/v1/analyze",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
