@@ -103,8 +103,13 @@ impl Agent {
         self.prompts.render(request.prompt_version.as_deref(), &question)
     }
 
-    /// Makes one attempt: at most one HTTP request. Dropping the future aborts it.
-    pub async fn attempt(&self, assignment: Assignment<'_>) -> (Verdict, AttemptReport) {
+    /// Makes one attempt: at most one HTTP request, whose text is given to `on_text` as it comes. Dropping the future
+    /// aborts it.
+    pub async fn attempt(
+        &self,
+        assignment: Assignment<'_>,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> (Verdict, AttemptReport) {
         let Assignment { request, useless, is_waited_for, now } = assignment;
         let model = request.model.as_ref().unwrap_or(&self.config.model);
         let mut report = AttemptReport {
@@ -139,7 +144,7 @@ impl Agent {
             effort: effort.word(),
             schema: Some(analysis::schema_text()),
         };
-        match self.claude.send(&call, &|_| {}).await {
+        match self.claude.send(&call, on_text).await {
             Ok(reply) => read(report, reply),
             Err(error) => {
                 report.http_status = error.status;

@@ -54,6 +54,10 @@ const TOKEN_LENGTH: usize = 32;
 /// A client must have sent its request's head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
+/// what it cost.
+const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
+
 /// How long open connections get to take their last answer, once everything else has stopped.
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
@@ -204,7 +208,7 @@ impl App {
             queue: queue.clone(),
             limits: limits.clone(),
             agent,
-            attempt_timeout: settings.request_timeout,
+            attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };

@@ -7,6 +7,8 @@
 mod admin;
 mod analyze;
 mod body;
+mod etag;
+mod events;
 mod extract;
 mod health;
 mod jobs;
@@ -41,11 +43,11 @@ use self::{
 };
 use crate::{
     clock::Timestamp,
-    job::JobRecord,
+    job::{Job, JobRecord},
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Allowance, Queue},
+    queue::{Allowance, Outlook, Queue},
 };
 
 /// What the routes need.
@@ -68,12 +70,17 @@ pub struct Api {
 impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
+        JobView::new(record, now).with_outlook(self.outlook(&record.job))
+    }
+
+    /// Why a job waits, if it does.
+    fn outlook(&self, job: &Job) -> Option<Outlook> {
         let allowance = || Allowance {
             calls_per_second: self.limits.calls_per_second(),
             is_exhausted: self.limits.is_exhausted(),
             gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
         };
-        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, allowance))
+        self.queue.outlook(job, allowance)
     }
 }
 
@@ -102,6 +109,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
         .routes(routes!(jobs::get))
+        .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))

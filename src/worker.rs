@@ -35,16 +35,24 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
 /// Who makes an attempt. There is one, the [`Agent`]; tests have others.
 pub trait Analyst: Clone + Send + Sync + 'static {
-    /// Makes one attempt. Dropping the future aborts it.
-    fn attempt(&self, assignment: Assignment<'_>) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+    /// Makes one attempt, giving the answer's text to `on_text` as it comes. Dropping the future aborts it.
+    fn attempt(
+        &self,
+        assignment: Assignment<'_>,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
 
     /// What an attempt may cost at most.
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
 }
 
 impl Analyst for Agent {
-    async fn attempt(&self, assignment: Assignment<'_>) -> (Verdict, AttemptReport) {
-        Agent::attempt(self, assignment).await
+    async fn attempt(
+        &self,
+        assignment: Assignment<'_>,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> (Verdict, AttemptReport) {
+        Agent::attempt(self, assignment, on_text).await
     }
 
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
@@ -124,12 +132,13 @@ impl<A: Analyst> Worker<A> {
 
     /// One attempt from claim to settle.
     async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
-        let Claim { job, request, useless, lost } = claim;
+        let Claim { job, request, useless, lost, draft } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
         let assignment =
             Assignment { request, useless: useless.as_deref(), is_waited_for: job.waited_for, now: started_at };
-        let attempt = AssertUnwindSafe(self.agent.attempt(assignment)).catch_unwind();
+        let on_text = |piece: &str| draft.push(piece);
+        let attempt = AssertUnwindSafe(self.agent.attempt(assignment, &on_text)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,
@@ -154,7 +163,7 @@ impl<A: Analyst> Worker<A> {
             }
             Some(Err(_)) => {
                 let limit = self.attempt_timeout.as_secs();
-                let message = format!("no answer within {limit} s (REQUEST_TIMEOUT)");
+                let message = format!("the attempt was not done within {limit} s (REQUEST_TIMEOUT and a little grace)");
                 let report = AttemptReport {
                     may_have_been_billed: true,
                     at_risk: Some(self.agent.at_risk(request, started_at)),

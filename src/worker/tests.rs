@@ -34,7 +34,7 @@ struct Scripted {
 }
 
 impl Analyst for Scripted {
-    async fn attempt(&self, assignment: Assignment<'_>) -> (Verdict, AttemptReport) {
+    async fn attempt(&self, assignment: Assignment<'_>, _: &(dyn Fn(&str) + Send + Sync)) -> (Verdict, AttemptReport) {
         (self.script)(&assignment.request.query).await
     }
 

@@ -124,11 +124,9 @@ impl Narrow {
     fn limits(self, share: f64) -> AccountLimits {
         let narrow = |per_minute: f64| (per_minute * share) as u32;
         match self {
-            Narrow::Requests => AccountLimits {
-                requests: narrow(1_200.0),
-                burst: Duration::from_secs(1),
-                ..AccountLimits::UNLIMITED
-            },
+            Narrow::Requests => {
+                AccountLimits { requests: narrow(1_200.0), burst: Duration::from_secs(1), ..AccountLimits::UNLIMITED }
+            }
             Narrow::OutputTokens => AccountLimits { output_tokens: narrow(1_200_000.0), ..AccountLimits::UNLIMITED },
         }
     }

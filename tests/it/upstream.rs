@@ -303,7 +303,8 @@ async fn an_answer_that_was_cut_is_asked_for_once_more_and_shorter() {
 
 #[tokio::test]
 async fn what_was_wrong_is_told_after_a_restart_and_other_failures_too() {
-    let (first, claude, setup) = service([Fault::Answer("no json".to_owned()), status(500)], &[("WORKERS", "1")]).await;
+    let (first, claude, setup) =
+        service([Fault::Answer("no json".to_owned()), status(500)], &[("MAX_RETRIES", "2")]).await;
     claude.script([Fault::Hold]);
     let id = first.submit("Should we?").await.id();
     claude.wait_for_calls(3).await;
