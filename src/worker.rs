@@ -172,16 +172,16 @@ impl<A: Analyst> Worker<A> {
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
             }
         };
-        self.heed(&report);
+        self.heed(&report, started);
         settle_permit(permit, Some(&report));
         self.log(claim, &report, started.elapsed());
         self.queue.settle(job, &settlement, report).await;
     }
 
     /// What an attempt saw of the account and of Claude's load.
-    fn heed(&self, report: &AttemptReport) {
+    fn heed(&self, report: &AttemptReport, started: tokio::time::Instant) {
         let AccountLimits { requests, input_tokens, output_tokens } = report.account;
-        self.limits.learn(requests, input_tokens, output_tokens);
+        self.limits.learn(requests, input_tokens, output_tokens, started);
         match &report.error {
             Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(),
             None => self.limits.answered(),
