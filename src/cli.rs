@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod export;
 pub mod healthcheck;
+pub mod loadtest;
 mod logging;
 pub mod memo;
 pub mod serve;
@@ -24,6 +25,8 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   ceoagent demo                        try it with a simulated Claude, no key needed
   ANTHROPIC_API_KEY=… ceoagent serve   run the service
+  ceoagent loadtest --rate 30 --html report.html
+                                       how it does when more is asked than can be answered
   ceoagent export --salvage > jobs.jsonl
                                        what can be read of a damaged data folder
   ceoagent openapi > openapi.json      the API's description, for client generators";
@@ -41,6 +44,8 @@ enum Command {
     /// Exit code 0 if all was read, 3 if something could not be, which the summary on standard error and the lines
     /// themselves tell, 1 if nothing could.
     Export(Box<export::Export>),
+    /// Send questions at a given rate and report what became of them, by default to a service with a simulated Claude
+    Loadtest(Box<loadtest::Loadtest>),
     /// Print the OpenAPI document of the API
     Openapi,
 }
@@ -90,6 +95,13 @@ fn try_run() -> anyhow::Result<ExitCode> {
         }
         Command::Healthcheck(settings) => healthcheck::run(&settings),
         Command::Export(export) => export.run(),
+        Command::Loadtest(test) => {
+            test.settings.validate()?;
+            let given = matches.subcommand().map(|(_, given)| given);
+            test.run(|setting| {
+                given.is_some_and(|given| given.value_source(setting) != Some(ValueSource::DefaultValue))
+            })
+        }
         Command::Openapi => {
             let document = crate::http::openapi().to_pretty_json()?;
             writeln!(std::io::stdout(), "{document}")?;

@@ -14,6 +14,7 @@ mod idempotency;
 mod life;
 mod limits;
 mod load;
+mod loadtest;
 mod loop_disk;
 mod operator;
 mod power_cut;
