@@ -46,6 +46,10 @@ const WARM_UP: Duration = Duration::from_secs(5);
 /// How long each run under limits is counted.
 const LIMITS_ROUND: Duration = Duration::from_secs(30);
 
+/// Who submits during a run under limits, and how often each does: 64 questions a second, three times what is allowed.
+const FEEDERS: usize = 32;
+const FEED_EVERY: Duration = Duration::from_millis(500);
+
 /// The part of a limit that must be used, and the part of calls that may be turned away.
 const USED: f64 = 0.95;
 const TURNED_AWAY: f64 = 0.01;
@@ -173,11 +177,17 @@ async fn under_limits(narrow: Narrow, known: Known) -> bool {
         settings.extend([("REQUESTS_PER_MINUTE", &*requests), ("OUTPUT_TOKENS_PER_MINUTE", &*tokens)]);
     }
     let service = Service::start(&claude.base_url(), &settings).await;
-    let mut connection = Connection::open(&service.address).await.unwrap();
-    // More than can be called in this time, at the most for the first burst of tokens.
-    let enough = (WARM_UP + LIMITS_ROUND * 2).as_secs() * 25 + 1_500;
-    for _ in 0..enough {
-        assert_eq!(connection.ask(&post("Should we open a second plant?", false)).await.0, 202);
+    // An endless queue: more comes in than can be called.
+    let mut feeders = JoinSet::new();
+    for _ in 0..FEEDERS {
+        let mut connection = Connection::open(&service.address).await.unwrap();
+        feeders.spawn(async move {
+            let mut tick = tokio::time::interval(FEED_EVERY);
+            loop {
+                tick.tick().await;
+                assert_eq!(connection.ask(&post("Should we open a second plant?", false)).await.0, 202);
+            }
+        });
     }
     tokio::time::sleep(WARM_UP).await;
     let mut met = true;
@@ -201,6 +211,7 @@ async fn under_limits(narrow: Narrow, known: Known) -> bool {
         );
         met &= used >= USED && turned_away < TURNED_AWAY;
     }
+    feeders.abort_all();
     let all = claude.counters();
     let turned_away = all.limited as f64 / all.calls as f64;
     println!("    from the start: {} of {} calls turned away ({:.2} %)", all.limited, all.calls, turned_away * 100.0);
