@@ -120,10 +120,7 @@ pub(super) fn parse(
 ) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
-        check(body, max_query_length, now, &mut errors);
-        if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| prompts.check(version)) {
-            errors.push(FieldError::new("prompt_version", error.to_string()));
-        }
+        check(body, max_query_length, prompts, now, &mut errors);
     }
     match body {
         Some(body) if errors.is_empty() => {
@@ -135,7 +132,12 @@ pub(super) fn parse(
 }
 
 /// What a valid body of a batch asks for, in its order. What is wrong with an item is told by its index.
-pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) -> Result<Vec<Submission>, Problem> {
+pub(super) fn parse_batch(
+    body: &[u8],
+    max_query_length: usize,
+    prompts: &Prompts,
+    now: Timestamp,
+) -> Result<Vec<Submission>, Problem> {
     let (body, mut errors) = body::parse::<BatchBody>(body)?;
     let requests = body.map(|body| body.requests);
     match requests.as_ref().map(Vec::len) {
@@ -148,7 +150,7 @@ pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) 
     }
     for (body, index) in requests.iter().flatten().zip(0..) {
         let mut wrong = Vec::new();
-        check(body, max_query_length, now, &mut wrong);
+        check(body, max_query_length, prompts, now, &mut wrong);
         if body.wait.is_some() {
             wrong.push(FieldError::new("wait", "is not taken in a batch, whose answer comes at once"));
         }
@@ -167,7 +169,7 @@ pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) 
 }
 
 /// Adds everything that is wrong with the values of `body` to `errors`.
-fn check(body: &Body, max_query_length: usize, now: Timestamp, errors: &mut Vec<FieldError>) {
+fn check(body: &Body, max_query_length: usize, prompts: &Prompts, now: Timestamp, errors: &mut Vec<FieldError>) {
     let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
     match body.query.as_deref() {
         None => wrong("query", "is required: the question to analyse".to_owned()),
@@ -205,6 +207,9 @@ fn check(body: &Body, max_query_length: usize, now: Timestamp, errors: &mut Vec<
     {
         let message = format!("must be 1 to {MAX_MODEL} letters, digits or any of - _ . : / @");
         wrong("model", message);
+    }
+    if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| prompts.check(version)) {
+        wrong("prompt_version", error.to_string());
     }
     let metadata = body.metadata.iter().flatten();
     if metadata.clone().count() > MAX_METADATA {
@@ -287,7 +292,7 @@ mod tests {
     fn wrong_text(body: &str) -> Vec<FieldError> {
         match body::parse::<Body>(body.as_bytes()).unwrap() {
             (Some(body), mut errors) => {
-                check(&body, 20, at(0), &mut errors);
+                check(&body, 20, &prompts(), at(0), &mut errors);
                 errors
             }
             (None, errors) => errors,
