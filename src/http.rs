@@ -87,6 +87,7 @@ impl Api {
     fn allowance(&self) -> Allowance {
         Allowance {
             calls_per_second: self.limits.calls_per_second(),
+            calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
             gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
         }

@@ -241,7 +241,6 @@ fn submission(body: Body) -> Submission {
         },
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,
-        waited_for: false,
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
         idempotency_key: None,
     }
