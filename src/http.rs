@@ -70,12 +70,17 @@ impl Api {
 
     /// Why a job waits, if it does.
     fn outlook(&self, job: &Job) -> Option<Outlook> {
-        let allowance = || Allowance {
+        self.queue.outlook(job, || self.allowance())
+    }
+
+    /// What the limits on calls allow at the moment.
+    fn allowance(&self) -> Allowance {
+        Allowance {
             calls_per_second: self.limits.calls_per_second(),
+            calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
             gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
-        };
-        self.queue.outlook(job, allowance)
+        }
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{Attempt, IdempotencyKey, Job, JobEvent, JobId, JobRequest},
-    store::{ClaimedJob, Insertion, StoreError},
+    store::{ClaimedJob, Insertion, Pick, StoreError},
 };
 
 /// Most changes in a group: bounds how long its first one waits for the last.
@@ -52,6 +52,7 @@ pub(super) enum Command {
         reply: Reply<Insertion>,
     },
     Claim {
+        pick: Pick,
         lease_until: Timestamp,
         now: Timestamp,
         reply: Reply<Option<ClaimedJob>>,
@@ -110,8 +111,6 @@ struct Group {
     expired_keys: Vec<[u8; 16]>,
     /// Something was written besides jobs.
     wrote: bool,
-    /// How far claims of this group have come in the ready list.
-    claimed_to: Option<(Timestamp, Seq)>,
 }
 
 /// A record beside a job's metadata, with its size on disk.
@@ -227,7 +226,7 @@ impl Writer {
                 group.note(seq, Some(job), created_at);
                 Ok(())
             }
-            Command::Claim { lease_until, now, reply } => match self.first_ready(group, now) {
+            Command::Claim { pick, lease_until, now, reply } => match self.take(group, pick, now) {
                 None => {
                     let _ = reply.send(Ok(None));
                     Ok(())
@@ -237,6 +236,7 @@ impl Writer {
                     let job = match job.apply(&event, now) {
                         Ok(job) => job,
                         Err(refused) => {
+                            self.shared.index_mut().put_back(seq);
                             let _ = reply.send(Err(refused.into()));
                             return Ok(());
                         }
@@ -244,6 +244,7 @@ impl Writer {
                     let request = match self.request(disk, seq, job.id)? {
                         Ok(request) => request,
                         Err(corrupt) => {
+                            self.shared.index_mut().put_back(seq);
                             let _ = reply.send(Err(corrupt));
                             return Ok(());
                         }
@@ -299,15 +300,20 @@ impl Writer {
         }
     }
 
-    /// The first ready job that this group has not touched. Jobs whose time has come become ready here.
-    fn first_ready(&self, group: &mut Group, now: Timestamp) -> Option<(Seq, Job)> {
-        if self.shared.promote(now) {
-            group.claimed_to = None;
+    /// Takes the job picked out of the order of claiming. Jobs whose time has come become ready here.
+    ///
+    /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
+    /// whole index is read anew.
+    fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
+        self.shared.promote(now);
+        let mut index = self.shared.index_mut();
+        loop {
+            let seq = index.take(pick)?;
+            // What this group has changed already gets its place when the group is published.
+            if !group.staged.contains_key(&seq) {
+                return index.get(seq).map(|job| (seq, job.clone()));
+            }
         }
-        let index = self.shared.index();
-        let place = index.ready_after(group.claimed_to).find(|(_, seq)| !group.staged.contains_key(seq))?;
-        group.claimed_to = Some(place);
-        index.get(place.1).map(|job| (place.1, job.clone()))
     }
 
     /// What the key stands for as the group sees it.
