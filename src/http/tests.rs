@@ -44,6 +44,15 @@ impl JobStore for Broken {
     async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         if *self == Broken::HangsLater { Ok(Insertion::Accepted) } else { self.fault().await }
     }
+    async fn insert_all(&self, _: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        self.fault().await
+    }
+    async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        self.fault().await
+    }
+    async fn read_on(&self, _: Option<u64>, _: usize) -> Result<JobPage, StoreError> {
+        self.fault().await
+    }
     async fn claim(&self, _: Pick, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
         self.fault().await
     }
@@ -281,9 +290,12 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
     assert_eq!(
         paths,
         [
+            "/api/v1/admin/export",
+            "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/limits",
             "/api/v1/analyze",
+            "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/events",

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and tell as tests do")]
 
 mod bad_input;
+mod batch;
+mod command_line;
 mod crash;
 mod disk_floor;
 mod disk_full;
@@ -20,4 +22,5 @@ mod operator;
 mod power_cut;
 mod salvage;
 mod start;
+mod transfer;
 mod upstream;
