@@ -2,9 +2,12 @@
 //! keeps jobs, and everybody who wants something of them.
 //!
 //! - `admission`: whether the disk has room for more jobs
+//! - `audit`: what operators did, on record
+//! - `bulk`: one action for many jobs
+//! - `follow`: news of a job for those who follow it
 //! - `order`: which job is claimed next while clients wait
 //! - `outlook`: why a job waits and when its answer may come
-//! - `follow`: news of a job for those who follow it
+//! - `pause`: no job is claimed until an operator says so
 //! - `retry`: what becomes of a job after an attempt
 //! - `service_time`: how long attempts last
 //! - `wait`: who waits for what, and who is woken
@@ -12,9 +15,12 @@
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
 mod admission;
+pub mod audit;
+pub mod bulk;
 mod follow;
 mod order;
 mod outlook;
+mod pause;
 pub mod retry;
 mod service_time;
 mod wait;
@@ -31,6 +37,7 @@ use self::{
     admission::DiskSpace,
     order::Order,
     outlook::Figures,
+    pause::Switch,
     retry::{RetryBounds, Settlement, event_after, failure_report},
     service_time::ServiceTime,
     wait::{Running, Standby, Stay, Waiters, Work},
@@ -40,13 +47,14 @@ pub use self::{
     follow::{Draft, Follower, News, Seen},
     order::Waiting,
     outlook::{Allowance, Outlook, WaitingFor},
+    pause::Pause,
     wait::{Intent, Permit},
 };
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage,
-        JobRecord, JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
+        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord,
+        JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
     },
     metrics::{Metrics, kind},
     store::{Insertion, JobStore, Pick, StoreError},
@@ -229,6 +237,7 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     disk_space: DiskSpace,
+    paused: Switch,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
     closing: CancellationToken,
@@ -244,6 +253,7 @@ impl Queue {
         metrics: Metrics,
         closing: CancellationToken,
     ) -> Queue {
+        let paused = Switch::of(&*store);
         let queue = Queue(Arc::new(Inner {
             store,
             clock,
@@ -257,6 +267,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             disk_space: DiskSpace::default(),
+            paused,
             due: Arc::default(),
             closing,
         }));
@@ -310,7 +321,8 @@ impl Queue {
         until: Instant,
         allowance: impl FnOnce() -> Allowance,
     ) -> Result<(Accepted, Option<Waiting>), QueueError> {
-        let hold = !self.0.policy.deadlines_first || self.can_be_met(&submission.request, until, allowance);
+        let hold = !self.0.policy.deadlines_first
+            || !self.is_paused() && self.can_be_met(&submission.request, until, allowance);
         self.accept(submission, Some((until, hold))).await
     }
 
@@ -355,6 +367,7 @@ impl Queue {
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
         let inserted = if due
             && !is_replay
+            && !self.is_paused()
             && self.0.store.claimable(now) == 0
             && let Some(hand) = self.0.standby.take()
         {
@@ -574,20 +587,12 @@ impl Queue {
         self.get(id).await
     }
 
-    /// A page of jobs, newest first.
+    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn list(&self, filter: JobFilter) -> Result<JobPage, QueueError> {
-        Ok(self.0.store.list(filter, self.now()).await?)
-    }
-
-    /// A page of jobs in the order in which they came, after the cursor.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, QueueError> {
-        Ok(self.0.store.read_on(after, limit).await?)
+    pub async fn list(&self, listing: Listing) -> Result<JobPage, QueueError> {
+        Ok(self.0.store.list(listing, self.now()).await?)
     }
 
     /// Takes over jobs of another service, those whose id is not here yet, as they were there. An attempt that was under
@@ -643,7 +648,8 @@ impl Queue {
             ahead,
             running: self.running_attempts(),
             workers: self.0.policy.workers,
-            service_time: self.0.service_time.mean(),
+            service_time: self.service_time(),
+            is_paused: self.is_paused(),
         }
     }
 
@@ -660,6 +666,16 @@ impl Queue {
     /// How many attempts are under way in this process.
     pub fn running_attempts(&self) -> usize {
         self.0.running.len()
+    }
+
+    /// How many attempts can be under way at once.
+    pub fn workers(&self) -> usize {
+        self.0.policy.workers
+    }
+
+    /// How long an attempt lasts: a running mean.
+    pub fn service_time(&self) -> Duration {
+        self.0.service_time.mean()
     }
 
     /// Why the store can't be used at the moment, if so.
@@ -708,7 +724,7 @@ impl Queue {
                     None => continue,
                 },
                 () = self.0.closing.cancelled() => None,
-                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => Some(intent),
+                intent = self.0.work.intend(|| self.claimable()) => Some(intent),
             };
             if place.leave() {
                 return intent.map(Next::Ready);
@@ -726,6 +742,9 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn claim(&self, intent: Intent) -> Result<Option<Claim>, QueueError> {
+        if self.is_paused() {
+            return Ok(None);
+        }
         let now = self.now();
         let pick = self.pick(now);
         let claimed = self.0.store.claim(pick, now.plus(self.0.policy.lease), now).await;
@@ -749,6 +768,11 @@ impl Queue {
             return Pick::First;
         }
         order.pick(now, policy.ordinary_share, |model| self.needs(model), || store.claimable_unwaited() > 0)
+    }
+
+    /// How many jobs a worker could claim now.
+    fn claimable(&self) -> usize {
+        if self.is_paused() { 0 } else { self.0.store.claimable(self.now()) }
     }
 
     /// Begins an attempt's stay in this process.

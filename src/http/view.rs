@@ -226,7 +226,8 @@ impl<'a> JobView<'a> {
     fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
-                let eta = self.queue.as_ref().map_or(Duration::ZERO, |queue| Duration::from_secs(queue.eta_seconds));
+                let eta =
+                    self.queue.as_ref().and_then(|queue| queue.eta_seconds).map_or(Duration::ZERO, Duration::from_secs);
                 let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(now));
                 let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));

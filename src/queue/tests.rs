@@ -1058,7 +1058,7 @@ async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
     let until = Instant::now() + Duration::from_secs(29);
     assert!(queue.ask(Submission::default(), until, closed).await.unwrap().1.is_none(), "no call is made before that");
     let outlook = queue.outlook(&first.job, free).unwrap();
-    assert_eq!((outlook.position, outlook.eta_seconds), (Some(1), 20));
+    assert_eq!((outlook.position, outlook.eta_seconds), (Some(1), Some(20)));
 }
 
 #[tokio::test(start_paused = true)]
