@@ -26,7 +26,7 @@ has prlimit && has unshare || packages+=(util-linux)
 has mkfs.ext4 || packages+=(e2fsprogs)
 has mount && has losetup || packages+=(mount)
 has kill || packages+=(procps)
-# Other implementations, in Python, are asked about ours.
+# The official SDK of Claude is run against our simulation of it.
 python3 -c "import ensurepip" 2>/dev/null || packages+=(python3 python3-venv)
 has flock || packages+=(util-linux)
 # Rustup may have installed cargo without this shell's knowledge.

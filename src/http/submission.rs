@@ -13,6 +13,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{JobRequest, Priority, callback::Callbacks},
+    prompts::Prompts,
     queue::Submission,
 };
 
@@ -117,15 +118,22 @@ pub(super) struct Body {
     /// address. Only where the service has a WEBHOOK_SECRET.
     #[schema(max_length = 2_048, example = "https://example.com/hook")]
     callback_url: Option<String>,
+    /// A version of the prompts, as `/api/v1/admin/prompts` lists them; the service's own setting if absent.
+    prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
     metadata: Option<BTreeMap<String, String>>,
 }
 
 /// What a valid body asks for, and for how long to hold the answer.
-pub(super) fn parse(body: &[u8], bounds: Bounds, now: Timestamp) -> Result<(Submission, Option<Wait>), Problem> {
+pub(super) fn parse(
+    body: &[u8],
+    bounds: Bounds,
+    prompts: &Prompts,
+    now: Timestamp,
+) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
-        check(body, bounds, now, &mut errors);
+        check(body, bounds, prompts, now, &mut errors);
     }
     match body {
         Some(body) if errors.is_empty() => {
@@ -137,7 +145,12 @@ pub(super) fn parse(body: &[u8], bounds: Bounds, now: Timestamp) -> Result<(Subm
 }
 
 /// What a valid body of a batch asks for, in its order. What is wrong with an item is told by its index.
-pub(super) fn parse_batch(body: &[u8], bounds: Bounds, now: Timestamp) -> Result<Vec<Submission>, Problem> {
+pub(super) fn parse_batch(
+    body: &[u8],
+    bounds: Bounds,
+    prompts: &Prompts,
+    now: Timestamp,
+) -> Result<Vec<Submission>, Problem> {
     let (body, mut errors) = body::parse::<BatchBody>(body)?;
     let requests = body.map(|body| body.requests);
     match requests.as_ref().map(Vec::len) {
@@ -150,7 +163,7 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds, now: Timestamp) -> Result
     }
     for (body, index) in requests.iter().flatten().zip(0..) {
         let mut wrong = Vec::new();
-        check(body, bounds, now, &mut wrong);
+        check(body, bounds, prompts, now, &mut wrong);
         if body.wait.is_some() {
             wrong.push(FieldError::new("wait", "is not taken in a batch, whose answer comes at once"));
         }
@@ -169,7 +182,7 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds, now: Timestamp) -> Result
 }
 
 /// Adds everything that is wrong with the values of `body` to `errors`.
-fn check(body: &Body, bounds: Bounds, now: Timestamp, errors: &mut Vec<FieldError>) {
+fn check(body: &Body, bounds: Bounds, prompts: &Prompts, now: Timestamp, errors: &mut Vec<FieldError>) {
     let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
     match body.query.as_deref() {
         None => wrong("query", "is required: the question to analyse".to_owned()),
@@ -211,6 +224,9 @@ fn check(body: &Body, bounds: Bounds, now: Timestamp, errors: &mut Vec<FieldErro
     if let Some(why) = body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()) {
         wrong("callback_url", why);
     }
+    if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| prompts.check(version)) {
+        wrong("prompt_version", error.to_string());
+    }
     let metadata = body.metadata.iter().flatten();
     if metadata.clone().count() > MAX_METADATA {
         wrong("metadata", format!("must be at most {MAX_METADATA} entries, not {}", metadata.clone().count()));
@@ -235,6 +251,7 @@ fn submission(body: Body) -> Submission {
             options: body.options.unwrap_or_default(),
             model: body.model,
             callback_url: body.callback_url,
+            prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
             caller: None,
             request_id: None,
@@ -273,6 +290,18 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
 
+    fn prompts() -> Prompts {
+        Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap()
+    }
+
+    #[test]
+    fn an_unknown_version_of_the_prompts_is_told_with_those_there_are() {
+        let body = json!({"query": "q", "prompt_version": "v99", "deadline_seconds": 0}).to_string();
+        let problem = format!("{:?}", parse(body.as_bytes(), BOUNDS, &prompts(), at(0)).unwrap_err());
+        assert!(problem.contains("deadline_seconds") && problem.contains("prompt_version"), "{problem}");
+        assert!(problem.contains("there are: v1"), "{problem}");
+    }
+
     /// What is wrong with a body: the fields.
     fn wrong(body: &Value) -> Vec<String> {
         wrong_text(&body.to_string()).into_iter().map(|error| error.field).collect()
@@ -281,7 +310,7 @@ mod tests {
     fn wrong_text(body: &str) -> Vec<FieldError> {
         match body::parse::<Body>(body.as_bytes()).unwrap() {
             (Some(body), mut errors) => {
-                check(&body, BOUNDS, at(0), &mut errors);
+                check(&body, BOUNDS, &prompts(), at(0), &mut errors);
                 errors
             }
             (None, errors) => errors,
@@ -293,15 +322,16 @@ mod tests {
         let body = json!({
             "query": "Buy or build?", "context": " ", "options": ["buy", "build"], "priority": "high", "wait": 2,
             "run_at": "2027-01-15T08:00:30Z", "deadline_seconds": 60, "model": "claude-sonnet-5-5",
-            "metadata": {"team": "ops"}
+            "prompt_version": "v1", "metadata": {"team": "ops"}
         });
-        let (submission, wait) = parse(body.to_string().as_bytes(), BOUNDS, at(0)).unwrap();
+        let (submission, wait) = parse(body.to_string().as_bytes(), BOUNDS, &prompts(), at(0)).unwrap();
         assert_eq!(wait, Wait::parse("2").ok());
         assert_eq!((submission.priority, submission.deadline), (Priority::High, Some(Duration::from_mins(1))));
         assert_eq!(submission.run_at, Some(at(30)));
         assert_eq!(submission.request.context, None, "a blank context is none");
         assert_eq!(submission.request.options, ["buy", "build"]);
         assert_eq!(submission.request.metadata["team"], "ops");
+        assert_eq!(submission.request.prompt_version.as_deref(), Some("v1"));
     }
 
     #[test]
@@ -379,11 +409,11 @@ mod tests {
     #[test]
     fn broken_json_is_told_with_its_place() {
         for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
-            let problem = parse(broken.as_bytes(), BOUNDS, at(0)).unwrap_err();
+            let problem = parse(broken.as_bytes(), BOUNDS, &prompts(), at(0)).unwrap_err();
             let text = format!("{problem:?}");
             assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");
             assert_eq!(problem.into_response().status(), StatusCode::BAD_REQUEST, "{broken}");
         }
-        assert!(parse(b"{\"query\": \"\xff\"}", BOUNDS, at(0)).is_err());
+        assert!(parse(b"{\"query\": \"\xff\"}", BOUNDS, &prompts(), at(0)).is_err());
     }
 }

@@ -23,6 +23,9 @@ pub struct JobRequest {
     /// The model asked for; none means the service's own setting at the time of the attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The version of the prompts asked for; none means the service's own setting at the time of the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_version: Option<String>,
     /// The caller's own labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
@@ -70,8 +73,9 @@ impl JobRecord {
 
     /// The memo, as it was stored, if the job has one.
     pub fn result(&self) -> Option<&RawValue> {
-        let success = self.attempts.iter().rev().find(|attempt| attempt.outcome == AttemptOutcome::Succeeded)?;
-        success.report.result.as_deref()
+        let brought =
+            |attempt: &&Arc<Attempt>| matches!(attempt.outcome, AttemptOutcome::Succeeded | AttemptOutcome::Reparsed);
+        self.attempts.iter().rev().find(brought)?.report.result.as_deref()
     }
 
     /// Why a failed job failed, in the words of the attempt that it failed with.
