@@ -34,6 +34,7 @@ mod witness;
 mod writer;
 
 use std::{
+    num::NonZeroU64,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -300,6 +301,10 @@ impl JobStore for SledStore {
 
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
         self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
+    }
+
+    fn pending_of(&self, caller: NonZeroU64) -> usize {
+        self.shared.index().pending_of(caller)
     }
 
     fn claimable_unwaited(&self) -> usize {
