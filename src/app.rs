@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     config::{ClaimOrder, OnUnknownOutcome, Settings},
     http::{self, Api},
-    job::JobRequest,
+    job::{JobRequest, callback::Callbacks},
     limits::{Limits, PerMinute},
     metrics::Metrics,
     prompts::{PromptError, Prompts},
@@ -39,6 +39,7 @@ use crate::{
         },
     },
     sweeper::{self, disk::DiskWatch},
+    webhook::{WebhookError, Webhooks},
     worker::Worker,
 };
 
@@ -98,6 +99,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// Webhooks can't be sent.
+    #[error(transparent)]
+    Webhooks(#[from] WebhookError),
     /// A part of the start panicked.
     #[error("the start failed: {0}")]
     Panicked(#[from] JoinError),
@@ -224,12 +228,23 @@ impl App {
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
 
+        let callbacks = match (&settings.webhook_secret, settings.webhook_allow_private) {
+            (None, _) => Callbacks::Off,
+            (Some(_), false) => Callbacks::Public,
+            (Some(_), true) => Callbacks::Private,
+        };
+        if let Some(secret) = &settings.webhook_secret {
+            let webhooks = Webhooks::new(queue.clone(), secret, callbacks, metrics.clone())?;
+            tracker.spawn(webhooks.run(closing.clone()));
+        }
+
         let router = http::router(Api {
             queue: queue.clone(),
             limits,
             prompts: prompts.clone(),
             metrics,
             admin_token: admin_token.clone(),
+            callbacks,
             max_query_length: settings.max_query_length,
         });
         let http = Handle::new();

@@ -56,6 +56,7 @@ use crate::{
     job::{
         AtRisk, Attempt, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage,
         JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
+        delivery::Delivery,
     },
     metrics::{Metrics, kind},
     store::{Insertion, JobStore, Pick, StoreError},
@@ -259,6 +260,8 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     disk_space: DiskSpace,
+    /// Signalled when a job has ended that may owe a message to its callback URL.
+    ended: Arc<tokio::sync::Notify>,
     paused: Switch,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
@@ -289,6 +292,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             disk_space: DiskSpace::default(),
+            ended: Arc::default(),
             paused,
             due: Arc::default(),
             closing,
@@ -296,7 +300,8 @@ impl Queue {
         let inner = &queue.0;
         let (waiters, followers) = (Arc::clone(&inner.waiters), Arc::clone(&inner.followers));
         let (running, work) = (Arc::clone(&inner.running), Arc::clone(&inner.work));
-        let (due, order, clock) = (Arc::clone(&inner.due), Arc::clone(&inner.order), inner.clock.clone());
+        let (due, ended) = (Arc::clone(&inner.due), Arc::clone(&inner.ended));
+        let (order, clock) = (Arc::clone(&inner.order), inner.clock.clone());
         inner.store.observe(Box::new(move |jobs| {
             let now = clock.now();
             // Before any worker wakes.
@@ -309,7 +314,10 @@ impl Queue {
                     JobState::Queued { run_at } if run_at <= now => ready += 1,
                     JobState::Queued { .. } => later = true,
                     JobState::Running { .. } => {}
-                    JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => waiters.notify(job.id),
+                    JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
+                        waiters.notify(job.id);
+                        ended.notify_one();
+                    }
                 }
                 later |= job.deadline_at.is_some();
             }
@@ -416,8 +424,7 @@ impl Queue {
         match inserted {
             Insertion::Accepted => {
                 self.0.metrics.jobs_submitted.inc();
-                let record = JobRecord { job, request, attempts: Vec::new() };
-                Ok((Accepted { record, replayed: false }, waiting))
+                Ok((Accepted { record: JobRecord::fresh(job, request), replayed: false }, waiting))
             }
             Insertion::Existing(id) => {
                 let waiting = enter(id);
@@ -761,6 +768,29 @@ impl Queue {
     /// How many attempts are under way in this process.
     pub fn running_attempts(&self) -> usize {
         self.0.running.len()
+    }
+
+    /// Jobs whose message to their callback URL is due, earliest first.
+    pub fn deliveries_due(&self, limit: usize) -> Vec<JobId> {
+        self.0.store.deliveries_due(self.now(), limit)
+    }
+
+    /// Notes what came of sending a job's message.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), QueueError> {
+        Ok(self.0.store.note_delivery(id, delivery).await?)
+    }
+
+    /// Waits until another message may be due, at most `at_most`.
+    pub async fn until_delivery_due(&self, at_most: Duration) {
+        let now = self.now();
+        let wait = self.0.store.next_delivery_after(now).map_or(at_most, |due| due.since(now).min(at_most));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.0.ended.notified() => {}
+        }
     }
 
     /// How many attempts can be under way at once.

@@ -27,3 +27,4 @@ mod sdk;
 mod start;
 mod transfer;
 mod upstream;
+mod webhooks;
