@@ -419,6 +419,14 @@ impl Writer {
                 Some(open) => Some(open.withdrawn()),
                 None => disk.delivery(seq).map_err(Fault)?.map(Delivery::withdrawn),
             },
+            // An answer read again can turn a failure into a success.
+            (true, true) if before.state != after.state => {
+                let known = match self.delivery(group, seq) {
+                    Some(open) => Some(open),
+                    None => disk.delivery(seq).map_err(Fault)?,
+                };
+                known.map(|delivery| delivery.due(now))
+            }
             (false, false) | (true, true) => None,
         })
     }
