@@ -66,6 +66,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest head of a request: room for many cookies and a long token. What is larger gets `431`.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
+/// A client that takes nothing of its answer for so long is cut off: with its connection goes all that is held for it.
+#[cfg(target_os = "linux")]
+const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// How long open connections get to take their last answer, once everything else has stopped.
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
@@ -151,6 +155,7 @@ impl App {
         let address = SocketAddr::new(settings.host, settings.port);
         let listener = TcpListener::bind(address).map_err(|source| StartError::Listen { address, source })?;
         guard_folder(&settings.data_dir);
+        drop_stalled_readers(&listener);
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let metrics = Metrics::new();
         // Side by side, each on a thread that may block: a cold disk here, hundreds of certificates there.
@@ -309,6 +314,20 @@ impl App {
 pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
     salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
 }
+
+/// Has the kernel end connections whose clients read nothing, which no time-out of the server sees: its answer has been
+/// made and waits to be written. A connection has its listener's setting, see tcp(7).
+#[cfg(target_os = "linux")]
+fn drop_stalled_readers(listener: &TcpListener) {
+    let millis = u32::try_from(STALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(listener, millis) {
+        warn!(%error, "clients that read nothing of their answer can't be cut off");
+    }
+}
+
+/// Other systems have no such setting.
+#[cfg(not(target_os = "linux"))]
+fn drop_stalled_readers(_: &TcpListener) {}
 
 /// The admin token that a service keeps in `data_dir`, if there is one that this user may read.
 pub fn kept_admin_token(data_dir: &Path) -> Option<SecretString> {
