@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 
 use self::door::Door;
 use crate::{
-    agent::Agent,
+    agent::{Agent, AgentConfig},
     auth::{
         Auth, AuthError,
         jwt::{JwtError, Tokens},
@@ -65,6 +65,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest head of a request: room for many cookies and a long token. What is larger gets `431`.
 const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
+/// what it cost.
+const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
 
 /// A client that takes nothing of its answer for so long is cut off: with its connection goes all that is held for it.
 #[cfg(target_os = "linux")]
@@ -135,6 +139,7 @@ pub struct App {
     grace: Duration,
     closing: CancellationToken,
     tracker: TaskTracker,
+    prompts: Prompts,
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
@@ -146,7 +151,7 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(settings: &Settings, clock: Clock) -> Result<App, StartError> {
-        let prompts = Prompts::load(&settings.prompts_dir)?;
+        let prompts = Prompts::load(&settings.prompts_dir, &settings.prompt_version)?;
         let tokens = settings.jwt_keys_file.as_deref();
         let tokens =
             tokens.map(|path| Tokens::load(path, settings.jwt_issuer.as_deref(), settings.jwt_audience.as_deref()));
@@ -186,7 +191,13 @@ impl App {
             None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
         };
         let closing = CancellationToken::new();
-        let agent = Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens);
+        let config = AgentConfig {
+            model: settings.model_name.clone(),
+            max_tokens: settings.max_tokens,
+            effort: settings.effort,
+            interactive_effort: settings.interactive_effort,
+        };
+        let agent = Agent::new(claude, prompts.clone(), config);
         let estimate_risk = {
             let (agent, clock) = (agent.clone(), clock.clone());
             Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
@@ -232,7 +243,7 @@ impl App {
             queue: queue.clone(),
             limits: limits.clone(),
             agent,
-            attempt_timeout: settings.request_timeout,
+            attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
@@ -250,6 +261,7 @@ impl App {
         let router = http::router(Api {
             queue: queue.clone(),
             limits,
+            prompts: prompts.clone(),
             metrics,
             auth,
             fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
@@ -273,6 +285,7 @@ impl App {
             grace: settings.shutdown_grace,
             closing,
             tracker,
+            prompts,
             store,
             http,
             server,
@@ -292,6 +305,14 @@ impl App {
     /// The admin token, if it was made at this start.
     pub fn new_admin_token(&self) -> Option<&SecretString> {
         self.new_admin_token.as_ref()
+    }
+
+    /// Reads the prompts anew, all or none of them; what came of it is in the log.
+    pub async fn reload_prompts(&self) {
+        let prompts = self.prompts.clone();
+        if let Err(error) = task::spawn_blocking(move || prompts.reload()).await {
+            error!(%error, "reading the prompts failed");
+        }
     }
 
     /// Drains and stops. Attempts that are under way get the grace; what has not ended then is recovered at the next

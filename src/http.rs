@@ -21,6 +21,8 @@ mod limits;
 mod observe;
 mod operate;
 mod problem;
+mod prompts;
+mod reparse;
 mod submission;
 mod transfer;
 mod view;
@@ -53,6 +55,7 @@ use crate::{
     job::{Job, JobRecord},
     limits::Limits,
     metrics::Metrics,
+    prompts::Prompts,
     queue::{Allowance, Outlook, Queue},
 };
 
@@ -65,6 +68,8 @@ pub struct Api {
     pub queue: Queue,
     /// Whose gate readiness and metrics tell about.
     pub limits: Limits,
+    /// The versions that a question may name.
+    pub prompts: Prompts,
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
     /// Who may do what.
@@ -153,6 +158,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
+        .routes(routes!(prompts::list))
+        .routes(routes!(prompts::reload))
+        .routes(routes!(reparse::reparse))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

@@ -17,7 +17,7 @@ const LAYERS: [(&str, &str); 17] = [
         "http auth dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis job",
     ),
     // These two show memos, and why calls to Claude are held.
-    ("http", "auth queue limits analysis job"),
+    ("http", "auth queue limits prompts analysis job"),
     ("dashboard", "queue limits analysis job"),
     ("worker", "agent queue limits job"),
     ("sweeper", "queue job"),
