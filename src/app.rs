@@ -205,6 +205,7 @@ impl App {
         let policy = Policy {
             workers: settings.workers,
             deadlines_first: settings.claim_order == ClaimOrder::Deadline,
+            max_pending_per_caller: settings.max_pending_per_caller,
             ordinary_share: settings.ordinary_share,
             retries: RetryBounds {
                 other: settings.max_retries,

@@ -151,6 +151,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
     pub max_queued_jobs: usize,
 
+    /// Most waiting jobs of one caller, if callers have names; its further ones are refused (1 to 10000000)
+    #[arg(long, env, default_value = "10000", value_parser = within(1..=10_000_000_usize))]
+    pub max_pending_per_caller: usize,
+
     /// Which job goes next: deadline (while clients wait, what can still be answered in time) or fifo (for comparison)
     #[arg(long, env, default_value = "deadline", ignore_case = true)]
     pub claim_order: ClaimOrder,
@@ -586,6 +590,7 @@ mod tests {
             ("MAX_CONNECT_RETRIES", "1001", "from 0 to 1000"),
             ("GIVE_BACK_HOURS", "0", "from 1 to 8760"),
             ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
+            ("MAX_PENDING_PER_CALLER", "0", "from 1 to 10000000"),
             ("CLAIM_ORDER", "lifo", "deadline, fifo"),
             ("ORDINARY_SHARE", "1", "from 2 to 1000"),
             ("IDEMPOTENCY_HOURS", "0", "from 1 to 8760"),

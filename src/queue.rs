@@ -84,6 +84,8 @@ pub struct Policy {
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
     pub deadlines_first: bool,
+    /// Most pending jobs of a caller with a name. Those without one have no bound but that on all jobs together.
+    pub max_pending_per_caller: usize,
     /// One in so many claims goes to jobs that nobody asked to wait for, whoever waits.
     pub ordinary_share: u32,
     /// How often a job is tried again.
@@ -109,6 +111,7 @@ impl Policy {
         Policy {
             workers: 1,
             deadlines_first: true,
+            max_pending_per_caller: usize::MAX,
             ordinary_share: 5,
             retries: RetryBounds {
                 other: 0,
@@ -187,6 +190,19 @@ pub enum QueueError {
     /// The bound on pending jobs is reached.
     #[error("the queue is full: {limit} jobs are pending, the most that MAX_QUEUED_JOBS allows")]
     Full {
+        /// The bound.
+        limit: usize,
+    },
+    /// The caller's bound on pending jobs is reached.
+    #[error(
+        "you have {pending} jobs pending and asked for {more} more; MAX_PENDING_PER_CALLER allows {limit}: wait until some \
+         have ended, or cancel some"
+    )]
+    CallerFull {
+        /// What the caller has.
+        pending: usize,
+        /// What was asked for besides.
+        more: usize,
         /// The bound.
         limit: usize,
     },
@@ -332,6 +348,16 @@ impl Queue {
         self.accept(submission, Some((until, hold))).await
     }
 
+    /// Refuses so many more jobs of a caller if they would go beyond its bound.
+    ///
+    /// A look before the insert: submissions that are on their way at the same moment may pass it by their number. The
+    /// bound keeps one caller from filling the queue, for which that is near enough, and costs the writer nothing.
+    fn check_room_of(&self, caller: Option<NonZeroU64>, more: usize) -> Result<(), QueueError> {
+        let Some(caller) = caller else { return Ok(()) };
+        let (pending, limit) = (self.0.store.pending_of(caller), self.0.policy.max_pending_per_caller);
+        if pending + more > limit { Err(QueueError::CallerFull { pending, more, limit }) } else { Ok(()) }
+    }
+
     /// Whether a job that is submitted now is likely to have its answer by `until`. Where nothing is known yet, it is.
     fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
         let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else { return true };
@@ -360,8 +386,11 @@ impl Queue {
         let caller = job.caller;
         job.waited_for = wait.is_some();
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
-        if !is_replay && let Some(shortage) = self.shortage() {
-            return Err(QueueError::StorageLow(shortage));
+        if !is_replay {
+            if let Some(shortage) = self.shortage() {
+                return Err(QueueError::StorageLow(shortage));
+            }
+            self.check_room_of(caller, 1)?;
         }
         let request = Arc::new(submission.request);
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
@@ -424,6 +453,10 @@ impl Queue {
             .map(|submission| (new_job(&submission, keys.next(), now), Arc::new(submission.request)))
             .collect();
         let accepted: Vec<Job> = jobs.iter().map(|(job, _)| job.clone()).collect();
+        // All of a batch are of the caller that sends it.
+        if let Some(first) = accepted.first().filter(|_| !is_replay) {
+            self.check_room_of(first.caller, accepted.len())?;
+        }
         let inserted = self.0.store.insert_all(jobs).await?;
         let existing = inserted.into_iter().filter_map(|insertion| match insertion {
             Insertion::Existing(id) => Some(self.0.store.peek(id).ok_or(QueueError::Removed(id))),

@@ -69,6 +69,8 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 502, description = "Waited for, and failed at Claude; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many_pending`: your jobs reach MAX_PENDING_PER_CALLER",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`",

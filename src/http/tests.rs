@@ -93,6 +93,9 @@ impl JobStore for Broken {
     fn ahead_of(&self, _: &Job) -> Ahead {
         Ahead::default()
     }
+    fn pending_of(&self, _: std::num::NonZeroU64) -> usize {
+        0
+    }
     fn claimable_unwaited(&self) -> usize {
         0
     }
