@@ -139,6 +139,7 @@ pub struct App {
     address: SocketAddr,
     /// A token that was made at this start, to be shown once.
     new_admin_token: Option<SecretString>,
+    admin_token: SecretString,
     grace: Duration,
     closing: CancellationToken,
     tracker: TaskTracker,
@@ -295,7 +296,8 @@ impl App {
         info!(%address, model = settings.model_name, workers = settings.workers, "ceoagent is ready");
         Ok(App {
             address,
-            new_admin_token: is_new.then_some(admin_token),
+            new_admin_token: is_new.then(|| admin_token.clone()),
+            admin_token,
             grace: settings.shutdown_grace,
             closing,
             tracker,
@@ -309,6 +311,11 @@ impl App {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The admin token.
+    pub fn admin_token(&self) -> &SecretString {
+        &self.admin_token
     }
 
     /// The admin token, if it was made at this start.

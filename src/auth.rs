@@ -81,11 +81,6 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Whether a job of `owner` is theirs to look at and to change.
-    pub fn owns(&self, owner: Option<&str>) -> bool {
-        self.scope == Scope::Admin || self.name.as_deref() == owner
-    }
-
     /// The name for records.
     pub fn actor(&self) -> &str {
         self.name.as_deref().unwrap_or("anonymous")
@@ -426,16 +421,5 @@ mod tests {
         }
         assert!(matches(b"s3cret", b"s3cret"));
         assert!(!matches(b"s3cret", b"s3cre") && !matches(b"s3cret", b"s3cret1") && !matches(b"", b""));
-    }
-
-    #[test]
-    fn a_caller_owns_what_bears_its_name_and_an_operator_everything() {
-        let caller = |name: Option<&str>, scope| Caller { name: name.map(str::to_owned), scope };
-        assert!(caller(Some("a"), Scope::Read).owns(Some("a")));
-        assert!(!caller(Some("a"), Scope::Analyze).owns(Some("b")));
-        assert!(!caller(Some("a"), Scope::Analyze).owns(None));
-        assert!(!caller(None, Scope::Analyze).owns(Some("a")));
-        assert!(caller(None, Scope::Analyze).owns(None));
-        assert!(caller(Some("a"), Scope::Admin).owns(Some("b")));
     }
 }

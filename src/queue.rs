@@ -722,6 +722,12 @@ impl Queue {
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }
 
+    /// Whether `caller` submitted the job; none if there is no such job. By a digest of the name that is in memory.
+    pub fn is_of(&self, id: JobId, caller: Option<&str>) -> Option<bool> {
+        let digest = caller.map(|caller| short_digest(caller.as_bytes()));
+        self.0.store.peek(id).map(|job| job.caller == digest)
+    }
+
     /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
     ///
     /// # Errors

@@ -131,7 +131,7 @@ impl Analyze {
                 "No service runs and no ANTHROPIC_API_KEY is set: Claude is SIMULATED, the memo shows the form only.";
             writeln!(std::io::stderr(), "{note}")?;
         }
-        let client = Client::new(own.base(), None)?;
+        let client = Client::new(own.base(), Some(own.app.admin_token().clone()))?;
         let answer = async {
             let accepted = self.submit(&client, body).await?;
             let id = id(&accepted)?;

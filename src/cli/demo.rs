@@ -5,6 +5,7 @@ use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use reqwest::Method;
+use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::{
@@ -66,7 +67,7 @@ impl Demo {
             }
             writeln!(out, "Question: {}\n", self.question)?;
             let shown = tokio::select! {
-                job = ask(&base, &self.question) => outcome::show(&job?, Form::default())?,
+                job = ask(&base, own.app.admin_token(), &self.question) => outcome::show(&job?, Form::default())?,
                 _ = signals.next() => ExitCode::FAILURE,
             };
             if shown != ExitCode::SUCCESS {
@@ -87,9 +88,9 @@ impl Demo {
     }
 }
 
-/// Asks the service as any client would, with a bar while it waits.
-async fn ask(base: &str, question: &str) -> anyhow::Result<Value> {
-    let client = Client::new(base.to_owned(), None)?;
+/// Asks the service as any client would that may, with a bar while it waits.
+async fn ask(base: &str, token: &SecretString, question: &str) -> anyhow::Result<Value> {
+    let client = Client::new(base.to_owned(), Some(token.clone()))?;
     let request = client.request(Method::POST, "/api/v1/analyze").json(&json!({ "query": question }));
     let accepted = client.send(request).await?;
     let id = accepted["id"].as_str().context("the service gave no job id")?;

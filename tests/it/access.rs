@@ -68,6 +68,9 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         (Method::GET, "/api/v1/admin/keys", admin),
         (Method::POST, "/api/v1/admin/keys", admin),
         (Method::DELETE, "/api/v1/admin/keys/{name}", admin),
+        (Method::GET, "/api/v1/admin/prompts", admin),
+        (Method::POST, "/api/v1/admin/prompts/reload", admin),
+        (Method::POST, "/api/v1/admin/jobs/{id}/reparse", admin),
     ];
     let document = service.get("/openapi.json").await.body;
     let mut listed: Vec<String> = Vec::new();

@@ -43,7 +43,7 @@ fn hs256(message: &[u8]) -> Vec<u8> {
 }
 
 fn rs256(message: &[u8]) -> Vec<u8> {
-    let pair = RsaKeyPair::from_pkcs8(RSA_PRIVATE).unwrap();
+    let pair = RsaKeyPair::from_der(RSA_PRIVATE).unwrap();
     let mut signature = vec![0; pair.public().modulus_len()];
     pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature).unwrap();
     signature
