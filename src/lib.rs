@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ job
+//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ ledger ─▶ job
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
 //!                 └▶ store::sled, named nowhere else
@@ -36,6 +36,7 @@ pub mod clock;
 pub mod config;
 pub mod http;
 pub mod job;
+pub mod ledger;
 pub mod limits;
 pub mod metrics;
 pub mod prompts;

@@ -9,23 +9,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
-const LAYERS: [(&str, &str); 16] = [
+const LAYERS: [(&str, &str); 17] = [
     ("main", "cli"),
     ("cli", "app http::openapi analysis claude::simulator job"),
-    ("app", "http dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis job"),
+    ("app", "http dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis ledger job"),
     // These two show memos, and why calls to Claude are held.
-    ("http", "queue limits analysis job"),
-    ("dashboard", "queue limits analysis job"),
+    ("http", "queue limits analysis ledger job"),
+    ("dashboard", "queue limits analysis ledger job"),
     ("worker", "agent queue limits job"),
     ("sweeper", "queue job"),
     ("webhook", "queue job"),
     ("agent", "prompts claude analysis job"),
-    ("queue", "store job"),
-    ("store", "job"),
-    ("limits", ""),
+    ("queue", "store ledger job"),
+    ("store", "ledger job"),
+    ("limits", "ledger"),
     ("prompts", ""),
     ("claude", ""),
     ("analysis", ""),
+    ("ledger", "job"),
     ("job", ""),
 ];
 

@@ -12,6 +12,7 @@ use super::*;
 use crate::{
     clock::{Clock, Timestamp},
     job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    ledger::{Day, DaySums, Sums},
     limits::PerMinute,
     queue::Policy,
     store::{ClaimedJob, Insertion, JobStore, Observer, StoreError},
@@ -68,6 +69,12 @@ impl JobStore for Broken {
         None
     }
     fn running(&self) -> Vec<Job> {
+        Vec::new()
+    }
+    fn spent(&self, _: Day) -> Sums {
+        Sums::default()
+    }
+    fn ledger(&self, _: usize) -> Vec<DaySums> {
         Vec::new()
     }
     fn observe(&self, _: Observer) {}

@@ -62,6 +62,9 @@ pub struct AttemptReport {
     /// Tokens the upstream reported; absent where it reported none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
+    /// What they cost, in nano-dollars (1e-9 $); absent where the model had no price, which is not a price of zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nanodollars: Option<u64>,
     /// The call was sent and its end is not known: it may have been billed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub may_have_been_billed: bool,

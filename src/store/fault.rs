@@ -15,6 +15,7 @@ use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
     clock::Timestamp,
     job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    ledger::{Day, DaySums, Sums},
 };
 
 /// When a call fails.
@@ -172,6 +173,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn running(&self) -> Vec<Job> {
         self.inner.running()
+    }
+
+    fn spent(&self, day: Day) -> Sums {
+        self.inner.spent(day)
+    }
+
+    fn ledger(&self, days: usize) -> Vec<DaySums> {
+        self.inner.ledger(days)
     }
 
     fn observe(&self, observer: Observer) {

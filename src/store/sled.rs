@@ -1,5 +1,6 @@
 //! The store on one node: sled for durability, memory for order. The only importer of sled.
 //!
+//! - `book`: the ledger, exact whatever a crash cuts off
 //! - `keys`: the key layout
 //! - `codec`: how records are written and upgraded
 //! - `disk`: how sled is opened, and what makes a change durable
@@ -15,6 +16,7 @@
 //! from sled on a blocking thread, since their page may not be in its cache; those records are never overwritten, so what
 //! is read is always committed.
 
+mod book;
 mod codec;
 mod disk;
 mod idempotency;
@@ -41,6 +43,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use self::disk::OpenError;
 use self::{
+    book::Book,
     codec::read_chunks,
     disk::Disk,
     idempotency::Keys,
@@ -53,6 +56,7 @@ use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
     clock::{Clock, Timestamp},
     job::{Attempt, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    ledger::{Day, DaySums, Sums},
     metrics::Metrics,
 };
 
@@ -86,6 +90,7 @@ struct Shared {
     max_pending: usize,
     index: RwLock<Index>,
     keys: RwLock<Keys>,
+    book: RwLock<Book>,
     recent: Recent,
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
@@ -106,6 +111,7 @@ impl SledStore {
             clock,
             index: RwLock::default(),
             keys: RwLock::default(),
+            book: RwLock::default(),
             recent: Recent::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
@@ -243,6 +249,14 @@ impl JobStore for SledStore {
         self.shared.index().running().cloned().collect()
     }
 
+    fn spent(&self, day: Day) -> Sums {
+        self.shared.book().day(day)
+    }
+
+    fn ledger(&self, days: usize) -> Vec<DaySums> {
+        self.shared.book().newest(days)
+    }
+
     fn observe(&self, observer: Observer) {
         let _ = self.shared.observer.set(observer);
     }
@@ -271,8 +285,9 @@ impl Shared {
     /// Opens the database and reads the index anew; tells the first free number.
     fn open(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
-        let (index, keys, next_seq) = writer::load(&disk, self.clock.now())
-            .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
+        let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
+        let (index, keys, next_seq) = writer::load(&disk, self.clock.now()).map_err(unreadable)?;
+        *self.book_mut() = Book::load(disk.tree(), &index).map_err(unreadable)?;
         *self.index_mut() = index;
         *self.keys_mut() = keys;
         *self.disk.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(disk));
@@ -326,6 +341,14 @@ impl Shared {
 
     fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
         self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn book(&self) -> RwLockReadGuard<'_, Book> {
+        self.book.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn book_mut(&self) -> RwLockWriteGuard<'_, Book> {
+        self.book.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes ready what was queued for a moment that has come; tells whether there was any.
