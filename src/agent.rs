@@ -2,15 +2,24 @@
 //!
 //! It decides nothing about retries, limits or storage: it tells what happened as an [`AttemptReport`] and a
 //! [`Verdict`]. Called by `worker`.
+//!
+//! - `models`: which model is asked
+//!
+//! A job that names its model is answered by that one or fails; only jobs that leave the choice to the service are asked of
+//! the fallback models, and the report says which one answered.
+
+mod models;
 
 use std::time::Duration;
+
+use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
 
 use crate::{
     analysis::{self, Memo},
     claude::{
         Claude, MessageRequest, RateLimits, Reply, StopReason, Usage,
         error::{CallError, ErrorClass, ErrorKind},
-        price::Price,
+        price::Prices,
     },
     clock::Timestamp,
     job::{AccountLimits, AtRisk, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
@@ -32,6 +41,8 @@ pub enum Verdict {
     },
     /// Every attempt at this job would meet it.
     Terminal,
+    /// It cost nothing, and the next attempt will be asked of another model: at once, and unspent.
+    AnotherModel,
     /// The account's rate limit: nobody should call before this has passed, or the limits' default.
     RateLimited {
         /// The upstream's own wish.
@@ -46,14 +57,43 @@ pub enum Verdict {
 pub struct Agent {
     claude: Claude,
     prompts: Prompts,
-    model: String,
+    models: Models,
+    prices: Prices,
     max_tokens: u32,
 }
 
 impl Agent {
-    /// An agent that asks `model` where a job names none, for answers of at most `max_tokens`.
-    pub fn new(claude: Claude, prompts: Prompts, model: String, max_tokens: u32) -> Agent {
-        Agent { claude, prompts, model, max_tokens }
+    /// An agent that asks `model` where a job names none, or one of `fallbacks` while that is overloaded or gone, for answers
+    /// of at most `max_tokens`.
+    pub fn new(
+        claude: Claude,
+        prompts: Prompts,
+        model: String,
+        fallbacks: Vec<String>,
+        prices: Prices,
+        max_tokens: u32,
+    ) -> Agent {
+        Agent { claude, prompts, models: Models::new(model, fallbacks), prices, max_tokens }
+    }
+
+    /// The models for jobs that name none, the preferred one first.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.models.ids()
+    }
+
+    /// The model that is asked at the moment for jobs that name none.
+    pub fn model_in_use(&self) -> &str {
+        self.models.pick()
+    }
+
+    /// The first of [`Agent::models`] that has no price.
+    pub fn unpriced_model(&self) -> Option<&str> {
+        self.models().find(|model| self.prices.of(model).is_none())
+    }
+
+    /// Takes note that a model is gone. Tells whether another one can be asked instead.
+    pub fn model_is_gone(&self, model: &str) -> bool {
+        self.models.pass_over(model, GONE_FOR)
     }
 
     /// What a call for `request` may cost at most, as far as that can be told before it is made.
@@ -61,9 +101,19 @@ impl Agent {
         let prompt = self.render(request, now).map(|prompt| prompt.system.len() + prompt.user.len()).unwrap_or(0);
         let bytes = prompt + analysis::schema_text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
-        let usage = Usage { input_tokens, output_tokens: u64::from(self.max_tokens), ..Usage::default() };
-        let price = Price::of(request.model.as_ref().unwrap_or(&self.model));
-        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars: price.map(|price| price.cost(&usage)) }
+        // All of the prompt may be written to the cache, at the dearest price of input there is.
+        let usage = Usage {
+            cache_creation_input_tokens: input_tokens,
+            output_tokens: u64::from(self.max_tokens),
+            ..Usage::default()
+        };
+        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
+        let nanodollars = match &request.model {
+            Some(model) => cost(model),
+            // Whichever of them it will be.
+            None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
+        };
+        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
     }
 
     fn render(&self, request: &JobRequest, now: Timestamp) -> Result<Rendered, PromptError> {
@@ -77,9 +127,9 @@ impl Agent {
 
     /// Makes one attempt: at most one HTTP request. Dropping the future aborts it.
     pub async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
-        let model = request.model.as_ref().unwrap_or(&self.model);
+        let model = request.model.as_deref().unwrap_or_else(|| self.models.pick());
         let mut report = AttemptReport {
-            model: Some(model.clone()),
+            model: Some(model.to_owned()),
             prompt_version: Some(self.prompts.version().to_owned()),
             ..AttemptReport::default()
         };
@@ -88,26 +138,59 @@ impl Agent {
             Err(error) => return failed(report, Verdict::Terminal, FailureCode::Internal, error.to_string()),
         };
         let call = MessageRequest {
-            model: model.clone(),
+            model: model.to_owned(),
             max_tokens: self.max_tokens,
             system: prompt.system,
             prompt: prompt.user,
             schema: Some(analysis::schema_text()),
         };
         match self.claude.send(&call, &|_| {}).await {
-            Ok(reply) => read(report, reply),
+            Ok(reply) => {
+                report.nanodollars = self.cost(&reply.model, model, &reply.usage);
+                read(report, reply)
+            }
             Err(error) => {
                 report.http_status = error.status;
                 report.account = account(&error.rate_limits);
                 report.request_id.clone_from(&error.request_id);
                 report.usage = error.usage.as_deref().map(tokens);
+                report.nanodollars = error.usage.as_deref().and_then(|usage| self.cost(model, model, usage));
                 report.may_have_been_billed = error.may_have_been_billed();
                 report.at_risk = report.may_have_been_billed.then(|| self.at_risk(request, now));
                 report.raw_answer.clone_from(&error.text);
-                let verdict = verdict_on(&error);
+                let verdict = match &request.model {
+                    Some(_) => verdict_on_its_own_model(&error, model),
+                    None => self.verdict_on_ours(&error, model),
+                };
                 failed(report, verdict, code_of(error.kind), error.message)
             }
         }
+    }
+
+    /// What `usage` costs by the model that answered. A gateway may have names of its own for models: then by the name
+    /// that was asked for.
+    fn cost(&self, answered: &str, asked: &str, usage: &Usage) -> Option<u64> {
+        self.prices.of(answered).or_else(|| self.prices.of(asked)).map(|price| price.cost(usage))
+    }
+
+    /// What a failure of one of the service's own models means.
+    fn verdict_on_ours(&self, error: &CallError, model: &str) -> Verdict {
+        match error.kind {
+            ErrorKind::NotFound if error.is_about(model) && self.model_is_gone(model) => Verdict::AnotherModel,
+            ErrorKind::Overloaded if !error.may_have_been_billed() && self.models.pass_over(model, OVERLOADED_FOR) => {
+                Verdict::Retryable { retry_after: Some(Duration::ZERO) }
+            }
+            _ => verdict_on(error),
+        }
+    }
+}
+
+/// What a failure of a model means that the job itself named: where the fault is that name, it is the job's alone, and no
+/// reason to hold all others.
+fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
+    match error.kind {
+        ErrorKind::NotFound | ErrorKind::Permission if error.is_about(model) => Verdict::Terminal,
+        _ => verdict_on(error),
     }
 }
 

@@ -14,6 +14,7 @@ mod limits;
 mod observe;
 mod problem;
 mod submission;
+mod usage;
 mod view;
 mod wait;
 
@@ -42,7 +43,7 @@ use crate::{
     job::JobRecord,
     limits::Limits,
     metrics::Metrics,
-    queue::{Allowance, Queue},
+    queue::{Allowance, Hold, Queue, WaitingFor},
 };
 
 /// What the routes need.
@@ -66,9 +67,23 @@ impl Api {
         let allowance = || Allowance {
             calls_per_second: self.limits.calls_per_second(),
             is_exhausted: self.limits.is_exhausted(),
-            gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
+            hold: self.holds().max_by_key(|hold| hold.opens_in),
         };
         JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, allowance))
+    }
+
+    /// Whatever holds the whole queue.
+    fn holds(&self) -> impl Iterator<Item = Hold> {
+        let gate = self.limits.gate().map(|closed| Hold {
+            waiting_for: WaitingFor::Gate,
+            opens_in: closed.until.saturating_duration_since(Instant::now()),
+        });
+        let budget = self
+            .limits
+            .budget()
+            .filter(|budget| budget.is_reached)
+            .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: budget.day_ends_in });
+        gate.into_iter().chain(budget)
     }
 }
 
@@ -101,6 +116,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
         .routes(routes!(limits::get, limits::patch))
+        .routes(routes!(usage::get))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

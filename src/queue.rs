@@ -29,7 +29,7 @@ use self::{
 };
 pub use self::{
     admission::Shortage,
-    outlook::{Allowance, Outlook, WaitingFor},
+    outlook::{Allowance, Hold, Outlook, WaitingFor},
     wait::{Intent, Permit},
 };
 use crate::{
@@ -38,6 +38,7 @@ use crate::{
         AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage,
         JobRecord, JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
     },
+    ledger::{Day, DaySums, Sums},
     metrics::{Metrics, kind},
     store::{Insertion, JobStore, StoreError},
 };
@@ -424,6 +425,16 @@ impl Queue {
     /// How many jobs there are in each state.
     pub fn counts(&self) -> StatusCounts {
         self.0.store.counts(self.now())
+    }
+
+    /// What was spent today, durably.
+    pub fn spent_today(&self) -> Sums {
+        self.0.store.spent(Day::of(self.now()))
+    }
+
+    /// The newest days on which anything was spent, at most so many, newest first.
+    pub fn ledger(&self, days: usize) -> Vec<DaySums> {
+        self.0.store.ledger(days)
     }
 
     /// How many clients wait for a job's end.

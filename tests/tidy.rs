@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &str); 17] = [
     ("main", "cli"),
     ("cli", "app http::openapi analysis claude::simulator job"),
-    ("app", "http dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis ledger job"),
+    (
+        "app",
+        "http dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis ledger job",
+    ),
     // These two show memos, and why calls to Claude are held.
     ("http", "queue limits analysis ledger job"),
     ("dashboard", "queue limits analysis ledger job"),

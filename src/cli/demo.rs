@@ -56,7 +56,7 @@ impl Demo {
             let mut signals = serve::Signals::listen()?;
             // Dropping it would stop it.
             let simulator = self.prepare(host_is_set).await?;
-            let app = App::start(&self.settings, Clock::system()).await?;
+            let mut app = App::start(&self.settings, Clock::system()).await?;
             let base = format!("http://{}", app.address());
             let mut out = std::io::stdout();
             match &simulator {
@@ -70,6 +70,7 @@ impl Demo {
             let answer = tokio::select! {
                 answer = ask(&base, &self.question) => Some(answer?),
                 _ = signals.next() => None,
+                error = app.unfit() => return Err(error.into()),
             };
             let Some(answer) = answer else {
                 serve::stop(app, signals).await;

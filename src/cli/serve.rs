@@ -22,10 +22,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let app = App::start(settings, Clock::system()).await?;
+        let mut app = App::start(settings, Clock::system()).await?;
         show_new_token(&app)?;
-        signals.next().await;
-        Ok(stop(app, signals).await)
+        let unfit = tokio::select! {
+            _ = signals.next() => None,
+            error = app.unfit() => Some(error),
+        };
+        let code = stop(app, signals).await;
+        unfit.map_or(Ok(code), |error| Err(error.into()))
     });
     // What has not stopped by now is not waited for.
     runtime.shutdown_background();

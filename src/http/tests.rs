@@ -91,6 +91,7 @@ fn api(closing: &CancellationToken) -> Api {
         limits: Limits::new(
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
             1,
+            None,
         ),
         metrics,
         admin_token: "s3cret".into(),

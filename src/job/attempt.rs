@@ -161,6 +161,10 @@ pub enum FailureCode {
     Internal,
     /// The service was stopped while the attempt was under way.
     Shutdown,
+    /// The daily budget had no room for the call.
+    BudgetReached,
+    /// The model has no price, and the daily budget is one of money.
+    ModelUnpriced,
 }
 
 /// An account's limits per minute, each if it was told.

@@ -41,6 +41,8 @@ pub enum WaitingFor {
     RateLimit,
     /// The gate: Claude turns every call away at the moment; `/health/ready` tells why.
     Gate,
+    /// The daily budget: it is used up; `/api/v1/admin/usage` tells.
+    Budget,
     /// The time it was scheduled for.
     RunAt,
     /// The pause before it is tried again.
@@ -54,8 +56,17 @@ pub struct Allowance {
     pub calls_per_second: f64,
     /// A worker has a job in view and waits for its permit.
     pub is_exhausted: bool,
-    /// How long no call can be made, if the gate is closed.
-    pub gate_closed_for: Option<Duration>,
+    /// What keeps every job from running, if something does.
+    pub hold: Option<Hold>,
+}
+
+/// Something that holds the whole queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// What.
+    pub waiting_for: WaitingFor,
+    /// How long it will, as far as that is known.
+    pub opens_in: Duration,
 }
 
 /// The figures that an estimate is made from.
@@ -101,15 +112,15 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
         let eta_seconds = (run_at.since(now) + service_time).as_secs();
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
-    let gate = allowance.gate_closed_for.unwrap_or_default();
+    let held_for = allowance.hold.map_or(Duration::ZERO, |hold| hold.opens_in);
     let (start, rate) = (until_a_worker_is_free(figures), ahead as f64 / allowance.calls_per_second);
-    let waiting_for = match () {
-        () if allowance.gate_closed_for.is_some() => WaitingFor::Gate,
-        () if allowance.is_exhausted || rate > start.as_secs_f64() => WaitingFor::RateLimit,
-        () => WaitingFor::Worker,
+    let waiting_for = match allowance.hold {
+        Some(hold) => hold.waiting_for,
+        None if allowance.is_exhausted || rate > start.as_secs_f64() => WaitingFor::RateLimit,
+        None => WaitingFor::Worker,
     };
     let start = start.max(Duration::try_from_secs_f64(rate).unwrap_or(Duration::MAX));
-    let eta_seconds = gate.saturating_add(start).saturating_add(service_time).as_secs();
+    let eta_seconds = held_for.saturating_add(start).saturating_add(service_time).as_secs();
     Some(Outlook { position: Some(ahead + 1), eta_seconds, waiting_for })
 }
 
@@ -126,7 +137,7 @@ mod tests {
     use super::*;
     use crate::job::{JobId, Priority};
 
-    const FREE: Allowance = Allowance { calls_per_second: 100.0, is_exhausted: false, gate_closed_for: None };
+    const FREE: Allowance = Allowance { calls_per_second: 100.0, is_exhausted: false, hold: None };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -164,9 +175,12 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_gate_comes_before_everything() {
-        let closed = Allowance { gate_closed_for: Some(Duration::from_secs(30)), is_exhausted: true, ..FREE };
-        assert_eq!(ready(0, 0, closed), (Some(1), 40, WaitingFor::Gate));
+    fn what_holds_the_whole_queue_comes_before_everything() {
+        for waiting_for in [WaitingFor::Gate, WaitingFor::Budget] {
+            let hold = Some(Hold { waiting_for, opens_in: Duration::from_secs(30) });
+            let held = Allowance { hold, is_exhausted: true, ..FREE };
+            assert_eq!(ready(0, 0, held), (Some(1), 40, waiting_for));
+        }
     }
 
     #[test]

@@ -97,7 +97,9 @@ fn class_of(code: FailureCode, may_have_been_billed: bool) -> FailureClass {
         | FailureCode::Timeout
         | FailureCode::MalformedResponse
         | FailureCode::Internal
-        | FailureCode::Shutdown => FailureClass::Other,
+        | FailureCode::Shutdown
+        | FailureCode::BudgetReached
+        | FailureCode::ModelUnpriced => FailureClass::Other,
     }
 }
 

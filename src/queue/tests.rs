@@ -1,8 +1,8 @@
 //! The queue against a plain model: random sequences of what clients, workers, the clock, a failing store and the end of
 //! the process can do to it, over the real store and [`FaultStore`].
 //!
-//! After every step each job must be as the model has it, with its whole history; nothing else may be there; the
-//! store's index must agree with itself; every announced change must be a step of one life, in which no attempt number
+//! After every step each job must be as the model has it, with its whole history; nothing else may be there; the ledger
+//! must be what all attempts cost that there ever were; the store's index must agree with itself; every announced change must be a step of one life, in which no attempt number
 //! comes twice and no end without a requeue follows another; every attempt must know whether it still owns its job; and
 //! whoever waits for a job that has ended must have heard of it. At the end of a sequence every job is brought to its end.
 
@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::{
-    job::{AttemptOutcome, PRIORITY_OFFSET},
+    job::{AttemptOutcome, PRIORITY_OFFSET, TokenUsage},
+    ledger::{Risk, Tokens, total},
     store::{
         fault::{Call, FaultStore, Moment},
         sled::{SledConfig, SledStore},
@@ -40,6 +41,10 @@ const NEVER: Duration = Duration::from_hours(24 * 365);
 
 /// A waiter that needs longer was woken by its slow poll instead of the signal.
 const SIGNALLED: Duration = Duration::from_secs(WAIT_POLL.as_secs() - 1);
+
+/// What each attempt costs that is answered.
+const COST: TokenUsage =
+    TokenUsage { input_tokens: 0, output_tokens: 10, cache_creation_input_tokens: 0, cache_read_input_tokens: 0 };
 
 /// A job to submit.
 #[derive(Clone, Debug)]
@@ -263,6 +268,27 @@ impl Expected {
         }
     }
 
+    /// What its attempts cost.
+    fn spent(&self) -> Sums {
+        let mut spent = Sums::default();
+        for (_, outcome) in &self.history {
+            match outcome {
+                AttemptOutcome::Succeeded | AttemptOutcome::Failed => {
+                    let tokens = Tokens { output: COST.output_tokens, ..Tokens::default() };
+                    spent.add(&Sums { calls: 1, tokens, unpriced_calls: 1, ..Sums::default() });
+                }
+                // As the policy estimates it.
+                AttemptOutcome::Cancelled | AttemptOutcome::OutcomeUnknown => {
+                    let at_risk =
+                        Risk { calls: 1, input_tokens: 1, output_tokens: 1, nanodollars: 1, unpriced_calls: 0 };
+                    spent.add(&Sums { at_risk, ..Sums::default() });
+                }
+                AttemptOutcome::Released => {}
+            }
+        }
+        spent
+    }
+
     #[track_caller]
     fn assert_is(&self, record: &JobRecord) {
         let job = &record.job;
@@ -338,6 +364,8 @@ struct World {
     submitted: usize,
     /// In the order of submission.
     jobs: Vec<Expected>,
+    /// What the attempts cost of jobs that were pruned since.
+    spent_before: Sums,
     claims: Vec<Held>,
     waiters: Vec<(JobId, JoinHandle<Result<JobRecord, QueueError>>)>,
     lives: HashMap<JobId, Life>,
@@ -378,6 +406,7 @@ impl World {
             process: 0,
             submitted: 0,
             jobs: Vec::new(),
+            spent_before: Sums::default(),
             claims: Vec::new(),
             waiters: Vec::new(),
             lives: HashMap::new(),
@@ -715,7 +744,8 @@ impl World {
             .collect();
         gone.sort_unstable();
         for n in gone.into_iter().rev() {
-            self.jobs.remove(n);
+            let pruned = self.jobs.remove(n);
+            self.spent_before.add(&pruned.spent());
         }
     }
 
@@ -764,6 +794,10 @@ impl World {
         for job in &self.jobs {
             job.assert_is(&self.queue.get(job.id).await.unwrap());
         }
+        let mut spent = self.spent_before;
+        self.jobs.iter().for_each(|job| spent.add(&job.spent()));
+        let ledger = self.queue.ledger(usize::MAX);
+        assert_eq!(total(ledger.iter().flat_map(|day| day.models.values())), spent, "the ledger is what attempts cost");
         let counts = self.queue.counts();
         let pending = counts.queued + counts.scheduled + counts.running;
         assert_eq!(pending, self.pending());
@@ -836,17 +870,18 @@ fn copy_of(path: &Path) -> TempDir {
 async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
     match (op, claimed) {
         (Op::Settle(_, how), Some(job)) => {
+            let answered = AttemptReport { usage: Some(COST), ..AttemptReport::default() };
             let (settlement, report) = match *how {
                 How::Succeed => {
                     let result = serde_json::value::to_raw_value("the memo").ok();
-                    (Settlement::Succeeded, AttemptReport { result, ..AttemptReport::default() })
+                    (Settlement::Succeeded, AttemptReport { result, ..answered })
                 }
                 How::Retry(after) => {
                     let code = FailureCode::Overloaded;
                     let retry_after = Some(Duration::from_secs(after));
-                    (Settlement::Retryable { code, retry_after }, AttemptReport::default())
+                    (Settlement::Retryable { code, retry_after }, answered)
                 }
-                How::Fail => (Settlement::Terminal { code: FailureCode::Refused }, AttemptReport::default()),
+                How::Fail => (Settlement::Terminal { code: FailureCode::Refused }, answered),
                 How::Release(after) => {
                     let code = FailureCode::RateLimited;
                     (Settlement::Released { code, retry_after: Duration::from_secs(after) }, AttemptReport::default())

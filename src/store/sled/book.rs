@@ -78,7 +78,8 @@ impl Book {
             let (key, value) = record.map_err(|error| error.to_string())?;
             let (day, number) =
                 keys::ledger_place(&key).ok_or_else(|| format!("{key:?} is not a key of this store"))?;
-            let mut page = Page::decode(day, number, &value).map_err(|error| format!("the ledger of {day}: {error}"))?;
+            let mut page =
+                Page::decode(day, number, &value).map_err(|error| format!("the ledger of {day}: {error}"))?;
             if !page.newest.is_empty() {
                 page.newest.retain(|entry| is_closed(index, entry));
                 unsettled.push((day, number));
@@ -126,9 +127,11 @@ impl Book {
     /// The keys of the oldest days' records, as far as there are more days than are kept: for the next group to remove.
     pub(super) fn surplus(&self) -> Vec<Vec<u8>> {
         let surplus = self.days.len().saturating_sub(DAYS_KEPT);
-        let records = self.days.iter().take(surplus).flat_map(|(day, records)| {
-            (0..=u16::MAX).take(records.len()).map(|number| keys::ledger(*day, number))
-        });
+        let records = self
+            .days
+            .iter()
+            .take(surplus)
+            .flat_map(|(day, records)| (0..=u16::MAX).take(records.len()).map(|number| keys::ledger(*day, number)));
         records.collect()
     }
 
@@ -293,13 +296,8 @@ mod tests {
     fn the_largest_record_stays_within_sleds_one_file() {
         let most = u64::MAX;
         let tokens = Tokens { input: most, output: most, cache_write: most, cache_read: most };
-        let at_risk = Risk {
-            calls: most,
-            input_tokens: most,
-            output_tokens: most,
-            nanodollars: most,
-            unpriced_calls: most,
-        };
+        let at_risk =
+            Risk { calls: most, input_tokens: most, output_tokens: most, nanodollars: most, unpriced_calls: most };
         let sums = Sums { calls: most, tokens, nanodollars: most, unpriced_calls: most, at_risk };
         let entry = |n: usize| Entry {
             day: Day::from_number(u32::MAX),
