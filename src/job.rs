@@ -19,7 +19,7 @@
 mod attempt;
 mod record;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -46,6 +46,14 @@ pub struct Job {
     pub id: JobId,
     /// Moves the job in the order of claiming, see [`Job::effective_at`].
     pub priority: Priority,
+    /// Its client asked to be held for the answer. Such jobs go first while that client waits, and after those of
+    /// nobody who waited once it does so no more.
+    pub waited_for: bool,
+    /// A digest of who submitted it: callers take turns. None for callers without a name, who are one caller together.
+    // Digests, and no wider than this, since all jobs are in memory.
+    pub caller: Option<NonZeroU64>,
+    /// A digest of all that makes its answer: jobs that share it may share an answer. None if this one wants its own.
+    pub question: Option<NonZeroU64>,
     /// Where in its life the job is.
     pub state: JobState,
     /// Number of the running or last attempt: 0 before the first claim, one more with each claim, never less. The fence.
@@ -224,6 +232,9 @@ impl Job {
         Job {
             id,
             priority,
+            waited_for: false,
+            caller: None,
+            question: None,
             state: JobState::Queued { run_at: created_at },
             attempt: 0,
             failures: Failures::default(),

@@ -13,7 +13,7 @@ mod outlook;
 pub mod retry;
 mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 
 use sha2::{Digest, Sha256};
 use tokio::{sync::oneshot, time::Instant};
@@ -281,6 +281,7 @@ impl Queue {
             job.state = JobState::Queued { run_at: job.due_at };
         }
         job.idempotency = key.map(Box::new);
+        job.caller = submission.request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()));
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
         if !is_replay && let Some(shortage) = self.shortage() {
             return Err(QueueError::StorageLow(shortage));
@@ -316,9 +317,14 @@ impl Queue {
         let Submission { request, priority, run_at, deadline, idempotency_key: _ } = submission;
         // Which HTTP request brought it makes no other question of it.
         let request = JobRequest { request_id: None, ..request.clone() };
-        let asked = serde_json::to_vec(&(request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
+        let asked = serde_json::to_vec(&(&request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
+        // A key is its caller's own: nobody comes by another's job with it.
+        let name = match &request.caller {
+            Some(caller) => format!("{caller}\n{key}").into(),
+            None => Cow::Borrowed(key),
+        };
         IdempotencyKey {
-            key: digest(key.as_bytes()),
+            key: digest(name.as_bytes()),
             body: digest(&asked.unwrap_or_default()),
             expires_at: now.plus(self.0.policy.idempotency_window),
         }
@@ -690,6 +696,12 @@ impl Queue {
 fn digest(bytes: &[u8]) -> [u8; 16] {
     let whole: [u8; 32] = Sha256::digest(bytes).into();
     std::array::from_fn(|place| whole[place])
+}
+
+/// Eight bytes of a SHA-256, for what is kept in memory for every job.
+fn short_digest(bytes: &[u8]) -> NonZeroU64 {
+    let [a, b, c, d, e, f, g, h, ..] = digest(bytes);
+    NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN)
 }
 
 /// A new id; ids sort by time of creation.

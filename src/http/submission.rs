@@ -173,6 +173,7 @@ fn submission(body: Body) -> Submission {
             options: body.options.unwrap_or_default(),
             model: body.model,
             metadata: body.metadata.unwrap_or_default(),
+            caller: None,
             request_id: None,
         },
         priority: body.priority.unwrap_or_default(),

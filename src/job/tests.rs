@@ -165,3 +165,8 @@ fn a_requeued_job_starts_its_count_of_attempts_afresh() {
     let again = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
     assert_eq!((again.failures, again.attempt, again.due_at, again.finished_at), (Failures::default(), 1, at(3), None));
 }
+
+#[test]
+fn a_job_stays_small_as_all_of_them_are_in_memory() {
+    assert_eq!(size_of::<Job>(), 120);
+}

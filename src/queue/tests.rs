@@ -939,3 +939,18 @@ async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
     assert!(matches!(handed, Some(Next::Claimed(claim)) if claim.job == accepted.job), "only it can give the job back");
     assert!(queue.next(&permit).await.is_none(), "and then it gets no more");
 }
+
+#[tokio::test]
+async fn an_idempotency_key_is_its_callers_own() {
+    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &Policy::plain(), &metrics);
+    let submit = async |caller: Option<&str>| {
+        let request = JobRequest { caller: caller.map(str::to_owned), ..JobRequest::default() };
+        let submission = Submission { request, idempotency_key: Some("k".to_owned()), ..Submission::default() };
+        queue.enqueue(submission).await.unwrap()
+    };
+    let first = submit(Some("ann")).await;
+    let again = submit(Some("ann")).await;
+    assert_eq!((again.replayed, again.record.job.id), (true, first.record.job.id));
+    assert!(!submit(Some("ben")).await.replayed && !submit(None).await.replayed);
+}

@@ -5,6 +5,8 @@
 //! [`decode`], let [`encode`] write the new one. Old records are read for ever and become new ones as their jobs move
 //! on. A number from the future is an error that says so, never a guess.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, Seq};
@@ -21,10 +23,11 @@ const CHUNK_BYTES: usize = 24 << 10;
 enum StoredMetadata {
     V1(MetadataV1),
     V2(MetadataV2),
+    V3(MetadataV3),
 }
 
 /// The newest variant's number.
-pub(super) const NEWEST: u8 = 1;
+pub(super) const NEWEST: u8 = 2;
 
 /// Fields and the variants of their enums are encoded by position: never reorder, never remove.
 #[derive(Serialize, Deserialize)]
@@ -47,6 +50,26 @@ struct MetadataV1 {
 struct MetadataV2 {
     id: [u8; 16],
     priority: Priority,
+    state: JobState,
+    attempt: u32,
+    failures: Failures,
+    releases: u32,
+    idempotency: Option<IdempotencyKey>,
+    created_at: Timestamp,
+    due_at: Timestamp,
+    deadline_at: Option<Timestamp>,
+    started_at: Option<Timestamp>,
+    finished_at: Option<Timestamp>,
+}
+
+/// What the order of claiming and the sharing of answers need to know.
+#[derive(Serialize, Deserialize)]
+struct MetadataV3 {
+    id: [u8; 16],
+    priority: Priority,
+    waited_for: bool,
+    caller: Option<NonZeroU64>,
+    question: Option<NonZeroU64>,
     state: JobState,
     attempt: u32,
     failures: Failures,
@@ -83,14 +106,39 @@ impl From<MetadataV1> for MetadataV2 {
     }
 }
 
+impl From<MetadataV2> for MetadataV3 {
+    fn from(old: MetadataV2) -> MetadataV3 {
+        MetadataV3 {
+            id: old.id,
+            priority: old.priority,
+            waited_for: false,
+            caller: None,
+            question: None,
+            state: old.state,
+            attempt: old.attempt,
+            failures: old.failures,
+            releases: old.releases,
+            idempotency: old.idempotency,
+            created_at: old.created_at,
+            due_at: old.due_at,
+            deadline_at: old.deadline_at,
+            started_at: old.started_at,
+            finished_at: old.finished_at,
+        }
+    }
+}
+
 /// What a metadata record takes at most, or nearly so.
 const METADATA_BYTES: usize = 128;
 
-/// The metadata record of a job, about 50 bytes.
+/// The metadata record of a job, 50 to 70 bytes and more with an idempotency key.
 pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
-    let metadata = MetadataV2 {
+    let metadata = MetadataV3 {
         id: *job.id.as_bytes(),
         priority: job.priority,
+        waited_for: job.waited_for,
+        caller: job.caller,
+        question: job.question,
         state: job.state,
         attempt: job.attempt,
         failures: job.failures,
@@ -104,7 +152,7 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
     };
     // Room for all of it at once: this is done for every change, and for every job at start.
     let record = Vec::with_capacity(METADATA_BYTES);
-    postcard::to_extend(&StoredMetadata::V2(metadata), record).map_err(|error| error.to_string())
+    postcard::to_extend(&StoredMetadata::V3(metadata), record).map_err(|error| error.to_string())
 }
 
 /// A checksum of a job under its number, as its newest record has it. Sums of them tell whether jobs are as they were.
@@ -129,12 +177,16 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
         Some(_) => {}
     }
     let metadata = match postcard::from_bytes(bytes).map_err(|error| error.to_string())? {
-        StoredMetadata::V1(old) => old.into(),
-        StoredMetadata::V2(metadata) => metadata,
+        StoredMetadata::V1(old) => MetadataV2::from(old).into(),
+        StoredMetadata::V2(old) => old.into(),
+        StoredMetadata::V3(metadata) => metadata,
     };
     Ok(Job {
         id: uuid::Uuid::from_bytes(metadata.id),
         priority: metadata.priority,
+        waited_for: metadata.waited_for,
+        caller: metadata.caller,
+        question: metadata.question,
         state: metadata.state,
         attempt: metadata.attempt,
         failures: metadata.failures,
@@ -202,31 +254,39 @@ mod tests {
         0, 1, 208, 178, 146, 254, 192, 104,
     ];
 
-    /// Bytes as version 2 writes them.
+    /// Bytes as version 2 wrote them, for the same.
     const GOLDEN_V2: &[u8] = &[
         1, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 3, 3, 3, 0, 0, 0, 2, 0, 0, 128, 163, 146, 254,
         192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
     ];
 
+    /// Bytes as version 3 writes them.
+    const GOLDEN_V3: &[u8] = &[
+        2, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 172, 2, 1, 7, 3, 3, 3, 0, 0, 0, 2, 0, 0,
+        128, 163, 146, 254, 192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
+    ];
+
     #[test]
     fn records_of_every_version_are_read_for_ever() {
-        assert_eq!(encode(&job()).unwrap(), GOLDEN_V2);
+        let newest = Job { waited_for: true, caller: NonZeroU64::new(300), question: NonZeroU64::new(7), ..job() };
+        assert_eq!(encode(&newest).unwrap(), GOLDEN_V3);
+        assert_eq!(decode(GOLDEN_V3).unwrap(), newest);
         assert_eq!(decode(GOLDEN_V2).unwrap(), job());
         assert_eq!(decode(GOLDEN_V1).unwrap(), job());
     }
 
     #[test]
     fn a_record_from_the_future_is_an_error_that_says_so() {
-        let mut bytes = GOLDEN_V2.to_vec();
+        let mut bytes = GOLDEN_V3.to_vec();
         bytes[0] = NEWEST + 1;
         let error = decode(&bytes).unwrap_err();
-        assert!(error.contains("format 3 is newer"), "{error}");
+        assert!(error.contains("format 4 is newer"), "{error}");
     }
 
     #[test]
     fn a_cut_record_is_an_error_and_never_a_panic() {
-        for end in 0..GOLDEN_V2.len() {
-            decode(&GOLDEN_V2[..end]).unwrap_err();
+        for end in 0..GOLDEN_V3.len() {
+            decode(&GOLDEN_V3[..end]).unwrap_err();
         }
     }
 

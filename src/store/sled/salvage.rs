@@ -13,6 +13,7 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, Write},
+    num::NonZeroU64,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -405,6 +406,11 @@ struct Life {
     id: JobId,
     status: &'static str,
     priority: Priority,
+    waited_for: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<NonZeroU64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    question: Option<NonZeroU64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -429,6 +435,9 @@ impl From<Job> for Life {
         let Job {
             id,
             priority,
+            waited_for,
+            caller,
+            question,
             state,
             attempt,
             failures,
@@ -451,6 +460,9 @@ impl From<Job> for Life {
             id,
             status,
             priority,
+            waited_for,
+            caller,
+            question,
             run_at,
             lease_until,
             error_code,
