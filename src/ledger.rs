@@ -47,7 +47,8 @@ impl Day {
 
     /// When the next day begins.
     pub fn end(self) -> Timestamp {
-        Timestamp::from_millis(0).minus(Duration::from_millis(1)).plus(DAY * self.0).plus(DAY)
+        let millis = DAY.as_millis() * (u128::from(self.0) + 1);
+        Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
@@ -23,6 +24,10 @@ use crate::{
 
 /// From this part of a budget on there is a warning, in per cent.
 pub const WARN_PERCENT: u64 = 80;
+
+/// How long a call that was put off is taken to be the next one still: its job may be cancelled meanwhile, and must not
+/// hold smaller ones for the rest of the day. Then it is found out by claiming once more.
+const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
 /// A day's budget; what is none is not bounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,8 +64,8 @@ pub struct Budget {
 struct State {
     /// Of calls under way.
     reserved: Amount,
-    /// What the next call needs, where one had to be put off for it.
-    next: Option<Need>,
+    /// What the next call needs, where one had to be put off for it, and when that was.
+    next: Option<(Need, Instant)>,
     warned_on: Option<Day>,
     held_on: Option<Day>,
 }
@@ -177,7 +182,7 @@ impl Budget {
             day_ends_at: day.end(),
             day_ends_in: day.end().since(now),
         };
-        status.is_reached = !status.fits(state.next.unwrap_or(self.usual), false);
+        status.is_reached = !status.fits(self.next(state), false);
         status
     }
 
@@ -185,7 +190,7 @@ impl Budget {
     pub(super) fn reserve(self: &Arc<Self>) -> Option<Reservation> {
         let mut state = self.state();
         let status = self.status_with(&state);
-        let need = state.next.unwrap_or(self.usual);
+        let need = self.next(&state);
         if status.fits(need, true) {
             let amount = Amount::of(need);
             state.reserved.add(amount);
@@ -202,6 +207,12 @@ impl Budget {
             }
         }
         None
+    }
+
+    /// What the next call needs at most.
+    fn next(&self, state: &State) -> Need {
+        let put_off = state.next.filter(|(_, at)| at.elapsed() < PUT_OFF_FOR);
+        put_off.map_or(self.usual, |(need, _)| need)
     }
 
     fn warn(&self, state: &mut State) {
@@ -246,7 +257,7 @@ impl Reservation {
             self.amount = Amount::of(need);
             state.reserved.add(self.amount);
         } else {
-            state.next = Some(need);
+            state.next = Some((need, Instant::now()));
         }
         fits
     }
@@ -347,6 +358,16 @@ mod tests {
         desk.clock.advance(status.day_ends_in - Duration::from_millis(1));
         assert!(desk.budget.reserve().is_none(), "not a moment earlier");
         desk.clock.advance(Duration::from_millis(1));
+        assert!(desk.budget.reserve().is_some() && !desk.budget.status().is_reached);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_was_put_off_and_never_comes_again_holds_others_for_a_minute_only() {
+        let desk = of_tokens(100, 10);
+        spend(&desk, 50);
+        assert!(!desk.budget.reserve().unwrap().adjust(tokens(60)));
+        assert!(desk.budget.reserve().is_none() && desk.budget.status().is_reached);
+        tokio::time::advance(PUT_OFF_FOR).await;
         assert!(desk.budget.reserve().is_some() && !desk.budget.status().is_reached);
     }
 

@@ -303,7 +303,7 @@ mod tests {
             day: Day::from_number(u32::MAX),
             seq: most,
             attempt: u32::MAX,
-            model: format!("{n:0>width$}", width = MAX_MODEL_BYTES + usize::from(n == 0)),
+            model: format!("{n:0>width$}", width = MAX_MODEL_BYTES + usize::from(n + 1 == MAX_ENTRIES)),
             sums,
         };
         let mut book = Book::default();
