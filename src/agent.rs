@@ -125,8 +125,14 @@ impl Agent {
         })
     }
 
-    /// Makes one attempt: at most one HTTP request. Dropping the future aborts it.
-    pub async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
+    /// Makes one attempt: at most one HTTP request, whose text is given to `on_text` as it comes. Dropping the future
+    /// aborts it.
+    pub async fn attempt(
+        &self,
+        request: &JobRequest,
+        now: Timestamp,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> (Verdict, AttemptReport) {
         let model = request.model.as_deref().unwrap_or_else(|| self.models.pick());
         let mut report = AttemptReport {
             model: Some(model.to_owned()),
@@ -144,7 +150,7 @@ impl Agent {
             prompt: prompt.user,
             schema: Some(analysis::schema_text()),
         };
-        match self.claude.send(&call, &|_| {}).await {
+        match self.claude.send(&call, on_text).await {
             Ok(reply) => {
                 report.nanodollars = self.cost(&reply.model, model, &reply.usage);
                 read(report, reply)

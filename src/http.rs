@@ -7,6 +7,8 @@
 mod admin;
 mod analyze;
 mod body;
+mod etag;
+mod events;
 mod extract;
 mod health;
 mod jobs;
@@ -40,10 +42,10 @@ use self::{
 };
 use crate::{
     clock::Timestamp,
-    job::JobRecord,
+    job::{Job, JobRecord},
     limits::Limits,
     metrics::Metrics,
-    queue::{Allowance, Hold, Queue, WaitingFor},
+    queue::{Allowance, Hold, Outlook, Queue, WaitingFor},
 };
 
 /// What the routes need.
@@ -64,12 +66,17 @@ pub struct Api {
 impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
+        JobView::new(record, now).with_outlook(self.outlook(&record.job))
+    }
+
+    /// Why a job waits, if it does.
+    fn outlook(&self, job: &Job) -> Option<Outlook> {
         let allowance = || Allowance {
             calls_per_second: self.limits.calls_per_second(),
             is_exhausted: self.limits.is_exhausted(),
             hold: self.holds().max_by_key(|hold| hold.opens_in),
         };
-        JobView::new(record, now).with_outlook(self.queue.outlook(&record.job, allowance))
+        self.queue.outlook(job, allowance)
     }
 
     /// Whatever holds the whole queue.
@@ -112,6 +119,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
         .routes(routes!(jobs::get))
+        .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))

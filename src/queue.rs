@@ -3,12 +3,14 @@
 //!
 //! - `admission`: whether the disk has room for more jobs
 //! - `outlook`: why a job waits and when its answer may come
+//! - `follow`: news of a job for those who follow it
 //! - `retry`: what becomes of a job after an attempt
 //! - `wait`: who waits for what, and who is woken
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
 mod admission;
+mod follow;
 mod outlook;
 pub mod retry;
 mod wait;
@@ -25,10 +27,11 @@ use self::{
     admission::DiskSpace,
     outlook::{Figures, ServiceTime},
     retry::{RetryBounds, Settlement, event_after, failure_report},
-    wait::{Running, Standby, Waiters, Work},
+    wait::{Running, Standby, Stay, Waiters, Work},
 };
 pub use self::{
     admission::Shortage,
+    follow::{Draft, Follower, News, Seen},
     outlook::{Allowance, Hold, Outlook, WaitingFor},
     wait::{Intent, Permit},
 };
@@ -136,6 +139,8 @@ pub struct Claim {
     pub request: Arc<JobRequest>,
     /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
     pub lost: CancellationToken,
+    /// Takes the answer's text as it comes, for those who follow the job.
+    pub draft: Arc<Draft>,
 }
 
 /// What a worker is to do next.
@@ -202,7 +207,10 @@ struct Inner {
     clock: Clock,
     policy: Policy,
     metrics: Metrics,
+    /// For a job's end.
     waiters: Arc<Waiters>,
+    /// For every change of a job.
+    followers: Arc<Waiters>,
     running: Arc<Running>,
     work: Arc<Work>,
     standby: Standby,
@@ -229,6 +237,7 @@ impl Queue {
             policy,
             metrics,
             waiters: Arc::default(),
+            followers: Arc::default(),
             running: Arc::default(),
             work: Arc::default(),
             standby: Standby::default(),
@@ -238,14 +247,15 @@ impl Queue {
             closing,
         }));
         let inner = &queue.0;
-        let (waiters, running, work) =
-            (Arc::clone(&inner.waiters), Arc::clone(&inner.running), Arc::clone(&inner.work));
+        let (waiters, followers) = (Arc::clone(&inner.waiters), Arc::clone(&inner.followers));
+        let (running, work) = (Arc::clone(&inner.running), Arc::clone(&inner.work));
         let (due, clock) = (Arc::clone(&inner.due), inner.clock.clone());
         inner.store.observe(Box::new(move |jobs| {
             let now = clock.now();
             let (mut ready, mut later) = (0, false);
             for job in jobs {
                 running.check(job);
+                followers.notify(job.id);
                 match job.state {
                     JobState::Queued { run_at } if run_at <= now => ready += 1,
                     JobState::Queued { .. } => later = true,
@@ -364,6 +374,11 @@ impl Queue {
         self.0.store.get(id).await?.ok_or(QueueError::NotFound(id))
     }
 
+    /// The life-cycle part of a job alone, which costs no look at the disk.
+    pub fn peek(&self, id: JobId) -> Option<Job> {
+        self.0.store.peek(id)
+    }
+
     /// The job as soon as it has reached an end, or as it is at `until` or when the service shuts down.
     ///
     /// # Errors
@@ -443,9 +458,9 @@ impl Queue {
         self.0.store.ledger(days)
     }
 
-    /// How many clients wait for a job's end.
+    /// How many clients wait for a job's end or follow one.
     pub fn waiters(&self) -> usize {
-        self.0.waiters.len()
+        self.0.waiters.len() + self.0.followers.len()
     }
 
     /// How many attempts are under way in this process.
@@ -531,12 +546,14 @@ impl Queue {
             let waited = self.now().since(job.created_at);
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
         }
-        let lost = self.0.running.begin(job.id, job.attempt);
+        let Stay { lost, draft, .. } = self.0.running.begin(job.id, job.attempt);
+        // Its followers heard of the claim before there was a draft to read.
+        self.0.followers.notify(job.id);
         // Whoever cancelled the job in between did not find the token yet.
         if let Some(current) = self.0.store.peek(job.id) {
             self.0.running.check(&current);
         }
-        Claim { job, request, lost }
+        Claim { job, request, lost, draft }
     }
 
     /// The heartbeat of an attempt. `Ok(false)`: the job is lost.

@@ -35,16 +35,26 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
 /// Who makes an attempt. There is one, the [`Agent`]; tests have others.
 pub trait Analyst: Clone + Send + Sync + 'static {
-    /// Makes one attempt. Dropping the future aborts it.
-    fn attempt(&self, request: &JobRequest, now: Timestamp) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+    /// Makes one attempt, giving the answer's text to `on_text` as it comes. Dropping the future aborts it.
+    fn attempt(
+        &self,
+        request: &JobRequest,
+        now: Timestamp,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
 
     /// What an attempt may cost at most.
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
 }
 
 impl Analyst for Agent {
-    async fn attempt(&self, request: &JobRequest, now: Timestamp) -> (Verdict, AttemptReport) {
-        Agent::attempt(self, request, now).await
+    async fn attempt(
+        &self,
+        request: &JobRequest,
+        now: Timestamp,
+        on_text: &(dyn Fn(&str) + Send + Sync),
+    ) -> (Verdict, AttemptReport) {
+        Agent::attempt(self, request, now, on_text).await
     }
 
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
@@ -151,11 +161,12 @@ impl<A: Analyst> Worker<A> {
 
     /// One attempt from claim to settle.
     async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
-        let Claim { job, request, lost } = claim;
+        let Claim { job, request, lost, draft } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
         let is_probe = self.limits.gate().is_some_and(|closed| closed.is_held);
-        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at)).catch_unwind();
+        let on_text = |piece: &str| draft.push(piece);
+        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at, &on_text)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,

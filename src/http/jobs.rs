@@ -2,27 +2,36 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, http::StatusCode, response::Response};
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
 
 use super::{
     Api,
     extract::{Id, Params},
     problem::{Problem, ProblemBody},
     view::JobView,
-    wait::Wait,
+    wait::{PREFERENCE_APPLIED, Wait},
 };
 
 /// Look at a job
 ///
-/// With `wait` the answer is held until the job has ended, for 30 s at most; it is `200` with the job either way.
+/// With `wait` the answer is held until the job has ended, for 30 s at most; it is `200` with the job either way. With
+/// `If-None-Match` it is `304` if the job is as the client has it.
 #[utoipa::path(
     get, path = "/api/v1/jobs/{id}", tag = "analysis",
     params(
         ("id" = uuid::Uuid, Path, description = "The job"),
-        ("wait" = Option<String>, Query, description = "`true`, or so many seconds, at most 30")
+        ("wait" = Option<String>, Query, description = "`true`, or so many seconds, at most 30"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is not given, and \
+            then told by `Preference-Applied`"),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of the answer that the client has")
     ),
     responses(
         (status = 200, description = "The job; `Retry-After` while it is pending", body = JobView<'static>),
+        (status = 304, description = "The job is as `If-None-Match` has it"),
         (status = 400, description = "`invalid_job_id`, `invalid_parameter`", body = ProblemBody<'static>,
             content_type = "application/problem+json"),
         (status = 404, description = "`job_not_found`", body = ProblemBody<'static>,
@@ -31,13 +40,24 @@ use super::{
             content_type = "application/problem+json")
     )
 )]
-pub(super) async fn get(State(api): State<Arc<Api>>, Id(id): Id, params: Params) -> Result<Response, Problem> {
-    let record = match params.wait()?.and_then(Wait::until) {
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    Id(id): Id,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wait = params.wait()?;
+    let preferred = Wait::preferred(&headers).filter(|_| wait.is_none());
+    let record = match wait.or(preferred).and_then(Wait::until) {
         Some(until) => api.queue.wait(id, until).await?,
         None => api.queue.get(id).await?,
     };
     let now = api.queue.now();
-    Ok(api.view(&record, now).respond(StatusCode::OK, now))
+    let mut response = api.view(&record, now).respond_if_new(&headers, now);
+    if let Some(wait) = preferred {
+        response.headers_mut().insert(PREFERENCE_APPLIED, wait.applied());
+    }
+    Ok(response)
 }
 
 /// Give a job up

@@ -274,6 +274,7 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
             "/api/v1/analyze",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
+            "/api/v1/jobs/{id}/events",
             "/api/v1/jobs/{id}/retry",
             "/health",
             "/health/ready",

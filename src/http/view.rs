@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::problem::Problem;
+use super::{etag, problem::Problem};
 use crate::{
     analysis::Memo,
     clock::Timestamp,
@@ -205,9 +205,30 @@ impl<'a> JobView<'a> {
 
     /// The job as an answer; `Retry-After` while it is pending.
     pub(super) fn respond(&self, status: StatusCode, now: Timestamp) -> Response {
-        let body = serde_json::to_vec(self).unwrap_or_default();
-        let json = HeaderValue::from_static("application/json");
-        let mut response = (status, [(header::CONTENT_TYPE, json)], body).into_response();
+        self.paced((status, json(self.body())).into_response(), now)
+    }
+
+    /// The job as an answer to a client that may have it already, which is told so by a `304`.
+    pub(super) fn respond_if_new(&self, asked: &HeaderMap, now: Timestamp) -> Response {
+        let body = self.body();
+        let tag = etag::of(&body);
+        let response = match etag::is_known(asked, &tag) {
+            true => StatusCode::NOT_MODIFIED.into_response(),
+            false => json(body).into_response(),
+        };
+        let mut response = self.paced(response, now);
+        response.headers_mut().insert(header::ETAG, tag);
+        // A cache may keep it, but has to ask whether it still holds.
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+        response
+    }
+
+    fn body(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// With `Retry-After` while the job is pending.
+    fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
                 let wait = self.run_at.map_or(Duration::ZERO, |run_at| run_at.since(now));
@@ -259,6 +280,10 @@ impl<'a> AttemptView<'a> {
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
+}
+
+fn json(body: Vec<u8>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body)
 }
 
 fn path(id: JobId) -> String {

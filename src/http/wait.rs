@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Visitor};
 use tokio::time::Instant;
 use utoipa::openapi::{OneOfBuilder, Schema, schema::Type};
@@ -14,6 +14,9 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest time that a request is held, counted from its arrival: the answer is to be out before 30 s are over.
 pub(super) const MAX_HOLD: Duration = Duration::from_secs(29);
+
+/// Answers a `Prefer` that was followed.
+pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// A wish to be held for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,11 @@ impl Wait {
                 let wait = Wait(Duration::from_secs(seconds).min(MAX_WAIT));
                 name.trim().eq_ignore_ascii_case("wait").then_some(wait)
             })
+    }
+
+    /// Tells that a preference for this wait was followed: the value of `Preference-Applied`.
+    pub(super) fn applied(self) -> HeaderValue {
+        HeaderValue::try_from(format!("wait={}", self.0.as_secs())).unwrap_or_else(|_| HeaderValue::from_static("wait"))
     }
 
     /// Until when to hold the request being answered; none if not at all.

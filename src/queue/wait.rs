@@ -1,4 +1,4 @@
-//! Who waits for what: clients for a job's end, workers for a job to claim, running attempts for word that they have
+//! Who waits for what: clients for a job's end or any news of it, workers for a job to claim, running attempts for word that they have
 //! lost their job. Woken by the store's observer; every sleeper looks again at the store, which is the truth.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::Claim;
+use super::{Claim, follow::Draft};
 use crate::job::{Job, JobId, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
@@ -29,19 +29,19 @@ struct Waited {
 
 /// An interest in a job; ends when dropped.
 #[derive(Debug)]
-pub(super) struct Interest<'a> {
-    waiters: &'a Waiters,
+pub(super) struct Interest {
+    waiters: Arc<Waiters>,
     id: JobId,
     signal: Arc<Notify>,
 }
 
 impl Waiters {
     /// Registers interest. Do so before you check the job: what changes afterwards is signalled.
-    pub(super) fn register(&self, id: JobId) -> Interest<'_> {
+    pub(super) fn register(self: &Arc<Self>, id: JobId) -> Interest {
         let mut waiters = lock(&self.0);
         let waited = waiters.entry(id).or_default();
         waited.clients += 1;
-        Interest { waiters: self, id, signal: Arc::clone(&waited.signal) }
+        Interest { waiters: Arc::clone(self), id, signal: Arc::clone(&waited.signal) }
     }
 
     pub(super) fn notify(&self, id: JobId) {
@@ -56,13 +56,13 @@ impl Waiters {
     }
 }
 
-impl Interest<'_> {
-    pub(super) fn signal(&self) -> &Notify {
+impl Interest {
+    pub(super) fn signal(&self) -> &Arc<Notify> {
         &self.signal
     }
 }
 
-impl Drop for Interest<'_> {
+impl Drop for Interest {
     fn drop(&mut self) {
         let mut waiters = lock(&self.waiters.0);
         if let Some(waited) = waiters.get_mut(&self.id) {
@@ -74,15 +74,30 @@ impl Drop for Interest<'_> {
     }
 }
 
-/// The attempts under way in this process, each with the token that stops it.
+/// The attempts under way in this process.
 #[derive(Debug, Default)]
-pub(super) struct Running(Mutex<HashMap<JobId, (u32, CancellationToken)>>);
+pub(super) struct Running(Mutex<HashMap<JobId, Stay>>);
+
+/// An attempt's stay in this process.
+#[derive(Clone, Debug)]
+pub(super) struct Stay {
+    attempt: u32,
+    /// Stops the attempt.
+    pub(super) lost: CancellationToken,
+    /// What has come of its answer.
+    pub(super) draft: Arc<Draft>,
+}
 
 impl Running {
-    pub(super) fn begin(&self, id: JobId, attempt: u32) -> CancellationToken {
-        let token = CancellationToken::new();
-        lock(&self.0).insert(id, (attempt, token.clone()));
-        token
+    pub(super) fn begin(&self, id: JobId, attempt: u32) -> Stay {
+        let stay = Stay { attempt, lost: CancellationToken::new(), draft: Arc::new(Draft::new(attempt)) };
+        lock(&self.0).insert(id, stay.clone());
+        stay
+    }
+
+    /// What has come of the answer to the job's attempt, if one is under way.
+    pub(super) fn draft(&self, id: JobId) -> Option<Arc<Draft>> {
+        lock(&self.0).get(&id).map(|stay| Arc::clone(&stay.draft))
     }
 
     /// How many there are.
@@ -92,18 +107,18 @@ impl Running {
 
     pub(super) fn end(&self, id: JobId, attempt: u32) {
         let mut running = lock(&self.0);
-        if running.get(&id).is_some_and(|(current, _)| *current == attempt) {
+        if running.get(&id).is_some_and(|stay| stay.attempt == attempt) {
             running.remove(&id);
         }
     }
 
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
-        if let Some((attempt, token)) = lock(&self.0).get(&job.id) {
+        if let Some(Stay { attempt, lost, .. }) = lock(&self.0).get(&job.id) {
             let owns = matches!(job.state, JobState::Running { .. }) && job.attempt == *attempt;
             // An older state than the attempt's own claim says nothing of it.
             if !owns && job.attempt >= *attempt {
-                token.cancel();
+                lost.cancel();
             }
         }
     }
@@ -226,7 +241,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_of_clients_that_leave_at_the_same_moment() {
-        let (waiters, together) = (Waiters::default(), std::sync::Barrier::new(2));
+        let (waiters, together) = (Arc::<Waiters>::default(), std::sync::Barrier::new(2));
         let leave = || {
             for job in 0..30_000 {
                 let interest = waiters.register(JobId::from_u128(job));
@@ -243,7 +258,7 @@ mod tests {
 
     #[test]
     fn every_client_of_a_job_counts_as_waiting() {
-        let waiters = Waiters::default();
+        let waiters = Arc::<Waiters>::default();
         let both = [waiters.register(JobId::nil()), waiters.register(JobId::nil())];
         assert_eq!(waiters.len(), 2);
         drop(both);

@@ -34,7 +34,12 @@ struct Scripted {
 }
 
 impl Analyst for Scripted {
-    async fn attempt(&self, request: &JobRequest, _: Timestamp) -> (Verdict, AttemptReport) {
+    async fn attempt(
+        &self,
+        request: &JobRequest,
+        _: Timestamp,
+        _: &(dyn Fn(&str) + Send + Sync),
+    ) -> (Verdict, AttemptReport) {
         (self.script)(&request.query).await
     }
 

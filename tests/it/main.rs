@@ -8,6 +8,7 @@ mod crash;
 mod disk_floor;
 mod disk_full;
 mod drain;
+mod follow;
 mod harness;
 mod hold;
 mod idempotency;

@@ -292,6 +292,7 @@ async fn the_printed_api_description_has_every_route_and_is_the_served_one() {
             "/api/v1/analyze",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
+            "/api/v1/jobs/{id}/events",
             "/api/v1/jobs/{id}/retry",
             "/health",
             "/health/ready",

@@ -1,0 +1,46 @@
+//! What a client has already, it need not be sent again: `ETag` and `If-None-Match` (RFC 9110).
+
+use std::hash::Hasher;
+
+use axum::http::{HeaderMap, HeaderValue, header};
+
+/// A tag of exactly these bytes, so of everything that a client could see, live figures included.
+///
+/// 64 bits of SipHash: a client compares with the one it has, and is the only one to be misled by what it might forge.
+pub(super) fn of(body: &[u8]) -> HeaderValue {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(body);
+    let tag = format!("\"{:016x}\"", hasher.finish());
+    HeaderValue::try_from(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+}
+
+/// True if the client says that it has what is tagged so. Weak tags count, as a proxy that compresses makes them weak.
+pub(super) fn is_known(asked: &HeaderMap, tag: &HeaderValue) -> bool {
+    let Ok(tag) = tag.to_str() else { return false };
+    asked
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_known_by_itself_in_a_list_or_weak() {
+        let tag = of(b"a job");
+        let known = |value: String| {
+            is_known(&HeaderMap::from_iter([(header::IF_NONE_MATCH, HeaderValue::try_from(value).unwrap())]), &tag)
+        };
+        let text = tag.to_str().unwrap();
+        assert!(known(text.to_owned()) && known(format!("W/{text}")) && known(format!("\"x\", {text}")));
+        assert!(known("*".to_owned()));
+        assert!(!known("\"x\"".to_owned()) && !known(text.trim_matches('"').to_owned()) && !known(String::new()));
+        assert!(!is_known(&HeaderMap::new(), &tag));
+        assert_ne!(tag, of(b"another job"));
+    }
+}

@@ -1,0 +1,212 @@
+//! `GET /api/v1/jobs/{id}/events`: a job's way as server-sent events.
+//!
+//! No answer takes over 30 seconds, and this is an answer: the stream ends by itself after [`MAX_HOLD`], and whoever
+//! follows comes again with the id of the last event, as every `EventSource` does by itself. Nothing is lost in between,
+//! since an event's id says how much of the job's way it tells, and the job is where it was. A `204` ends it for good.
+
+use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, Sse},
+    },
+};
+use futures_util::stream;
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
+
+use super::{
+    Api,
+    extract::{Id, Params},
+    observe,
+    problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
+    view::JobView,
+    wait::MAX_HOLD,
+};
+use crate::{
+    job::{Job, JobId, JobStatus},
+    queue::{Follower, News, Outlook, Seen},
+};
+
+/// How long a client should leave it before it comes again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Something is said at least so often: proxies cut a silent stream, usually after 15 s or more. A job that waits tells
+/// its new outlook then.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Follow a job
+///
+/// Server-sent events. `status`, when the job's status or attempt changed, and while it waits also when its outlook did:
+/// `{"id", "status", "attempts_made", "queue"?}`. `progress`, the answer's text as it comes from Claude, at most ten
+/// times a second and 256 KiB in all: `{"attempt", "reset", "text"}`; `reset: true` begins the text of an attempt, so what
+/// came before is void. `done`, the last: the job with its memo or error, as `GET /api/v1/jobs/{id}` shows it.
+///
+/// The stream ends after 29 s at most. Come again with `Last-Event-ID`, as every `EventSource` does by itself, and it goes
+/// on where it was, also after a restart of the service; `204` says that there is nothing more to come.
+#[utoipa::path(
+    get, path = "/api/v1/jobs/{id}/events", tag = "analysis",
+    params(
+        ("id" = uuid::Uuid, Path, description = "The job"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event received")
+    ),
+    responses(
+        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = 204, description = "The job has ended, and `Last-Event-ID` is that of its `done`"),
+        (status = 400, description = "`invalid_job_id`, `invalid_parameter`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 404, description = "`job_not_found`", body = ProblemBody<'static>,
+            content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn events(
+    State(api): State<Arc<Api>>,
+    Id(id): Id,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    if let Some((name, _)) = params.0.first() {
+        let error = FieldError::new(name, "is not a parameter of this route, which takes none");
+        return Err(Problem::listing(INVALID_PARAMETER, vec![error]));
+    }
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let EventId(seen) = last.unwrap_or_default();
+    let follower = api.queue.follow(id, seen)?;
+    if follower.is_over() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let now = Instant::now();
+    let telling = Telling { api, id, follower, outlook: None, next_beat: now, ends_at: observe::started() + MAX_HOLD };
+    let head = stream::iter([Ok::<_, Infallible>(Event::default().retry(RETRY))]);
+    let events = stream::unfold(telling, |mut telling| async move {
+        let event = telling.next().await?;
+        Some((Ok(event), telling))
+    });
+    Ok(Sse::new(stream::StreamExt::chain(head, events)).into_response())
+}
+
+/// A stream under way.
+struct Telling {
+    api: Arc<Api>,
+    id: JobId,
+    follower: Follower,
+    /// The outlook told last.
+    outlook: Option<Outlook>,
+    next_beat: Instant,
+    ends_at: Instant,
+}
+
+#[serde_with::skip_serializing_none]
+#[derive(Serialize)]
+struct StatusEvent<'a> {
+    id: JobId,
+    status: JobStatus,
+    attempts_made: u32,
+    queue: Option<&'a Outlook>,
+}
+
+#[derive(Serialize)]
+struct ProgressEvent<'a> {
+    attempt: u32,
+    reset: bool,
+    text: &'a str,
+}
+
+impl Telling {
+    /// The next event; none at the end.
+    async fn next(&mut self) -> Option<Event> {
+        let pause_ends = self.next_beat.min(self.ends_at);
+        let news = timeout_at(pause_ends, self.follower.next()).await;
+        self.next_beat = Instant::now() + HEARTBEAT;
+        match news {
+            Ok(Ok(news)) => self.tell(news?),
+            Ok(Err(error)) => {
+                warn!(job.id = %self.id, %error, "a job can't be followed on");
+                None
+            }
+            Err(_) if Instant::now() >= self.ends_at => None,
+            Err(_) => Some(self.beat()),
+        }
+    }
+
+    fn tell(&mut self, news: News) -> Option<Event> {
+        match news {
+            News::Status(job) => {
+                self.outlook = self.api.outlook(&job);
+                self.status(&job)
+            }
+            News::Text { attempt, from_start, text } => {
+                self.event("progress", &ProgressEvent { attempt, reset: from_start, text: &text })
+            }
+            News::Ended(record) => self.event("done", &JobView::new(&record, self.api.queue.now())),
+        }
+    }
+
+    /// A sign of life: the job's new outlook, or nothing.
+    fn beat(&mut self) -> Event {
+        let nothing = Event::default().comment("");
+        let Some(job) = self.api.queue.peek(self.id) else { return nothing };
+        let outlook = self.api.outlook(&job);
+        // What is not the status told last is the follower's to tell.
+        if outlook == self.outlook || Some(job.status(self.api.queue.now())) != self.follower.seen().status {
+            return nothing;
+        }
+        self.outlook = outlook;
+        self.status(&job).unwrap_or(nothing)
+    }
+
+    fn status(&self, job: &Job) -> Option<Event> {
+        let status = job.status(self.api.queue.now());
+        let queue = self.outlook.as_ref();
+        self.event("status", &StatusEvent { id: job.id, status, attempts_made: job.attempt, queue })
+    }
+
+    fn event(&self, name: &str, data: &impl Serialize) -> Option<Event> {
+        let data = serde_json::to_string(data).ok()?;
+        Some(Event::default().event(name).id(EventId(self.follower.seen()).to_string()).data(data))
+    }
+}
+
+/// How much a client knows, as the id of an event: `<attempt>.<status>.<bytes of the attempt's text>`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct EventId(Seen);
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Seen { attempt, status, bytes } = self.0;
+        write!(f, "{attempt}.{}.{bytes}", status.map_or("", Into::into))
+    }
+}
+
+impl FromStr for EventId {
+    type Err = ();
+
+    /// An id that is none of ours is no error for a client: its stream begins anew.
+    fn from_str(id: &str) -> Result<EventId, ()> {
+        let [attempt, status, bytes] = *id.split('.').collect::<Vec<_>>() else { return Err(()) };
+        Ok(EventId(Seen {
+            attempt: attempt.parse().map_err(drop)?,
+            status: Some(status.parse().map_err(drop)?),
+            bytes: bytes.parse().map_err(drop)?,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_id_comes_back_as_it_went_out_and_a_strange_one_is_none() {
+        let id = EventId(Seen { attempt: 2, status: Some(JobStatus::Running), bytes: 1840 });
+        assert_eq!(id.to_string(), "2.running.1840");
+        assert_eq!("2.running.1840".parse(), Ok(id));
+        for strange in ["", "2", "2.running", "2.walking.7", "x.running.1", "2.running.-1", "2.running.1.1", ".."] {
+            assert_eq!(strange.parse::<EventId>(), Err(()), "{strange:?}");
+        }
+    }
+}
