@@ -389,6 +389,12 @@ fn budget(
     Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
 }
 
+/// The admin token that a service keeps in `data_dir`, if there is one that this user may read.
+pub fn kept_admin_token(data_dir: &Path) -> Option<SecretString> {
+    let text = fs::read_to_string(data_dir.join(TOKEN_FILE)).ok()?;
+    Some(text.trim()).filter(|token| !token.is_empty()).map(Into::into)
+}
+
 /// The token of the file; makes both if there is none. Tells whether it is new.
 fn keep_token(path: &Path) -> Result<(SecretString, bool), StartError> {
     let failed = |source| StartError::Token { path: path.to_owned(), source };

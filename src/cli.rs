@@ -1,16 +1,30 @@
 //! The command line: what there is to call, one file a command.
 
+pub mod analyze;
+mod client;
 pub mod demo;
 pub mod export;
 pub mod healthcheck;
+pub mod import;
+pub mod jobs;
+pub mod loadtest;
 mod logging;
+mod markdown;
 pub mod memo;
+mod outcome;
+mod own;
+mod progress;
 pub mod serve;
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use clap_complete::Shell;
 
+use self::client::ClientError;
 use crate::config::{Settings, ignore_empty_environment, load_dotenv};
 
 /// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
@@ -24,6 +38,11 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   ceoagent demo                        try it with a simulated Claude, no key needed
   ANTHROPIC_API_KEY=… ceoagent serve   run the service
+  ceoagent analyze \"Should we hire?\"   ask it, and read the memo
+  ceoagent jobs list --status failed   what it has to do and has done
+  ceoagent export > jobs.jsonl         all jobs, to keep or to move
+  ceoagent loadtest --rate 30 --html report.html
+                                       how it does when more is asked than can be answered
   ceoagent export --salvage > jobs.jsonl
                                        what can be read of a damaged data folder
   ceoagent openapi > openapi.json      the API's description, for client generators";
@@ -34,32 +53,76 @@ enum Command {
     Serve(Box<Settings>),
     /// Run the service and ask one question, against a simulated Claude if no key is set
     Demo(Box<demo::Demo>),
+    /// Ask a question and show its memo
+    Analyze(Box<analyze::Analyze>),
+    /// List, show, watch, cancel and retry jobs
+    Jobs(jobs::Jobs),
     /// Ask a running service whether it is well; exit code 1 if it is not
     Healthcheck(Box<Settings>),
-    /// Write the jobs of a data folder to standard output as JSON lines, without a running service
-    ///
-    /// Exit code 0 if all was read, 3 if something could not be, which the summary on standard error and the lines
-    /// themselves tell, 1 if nothing could.
+    /// Write all jobs to standard output as JSON lines
     Export(Box<export::Export>),
+    /// Read exported jobs from standard input into a running service
+    Import(Box<import::Import>),
+    /// Send questions at a given rate and report what became of them, by default to a service with a simulated Claude
+    Loadtest(Box<loadtest::Loadtest>),
     /// Print the OpenAPI document of the API
     Openapi,
+    /// Print the completions for a shell
+    #[command(after_help = "Examples:
+  ceoagent completions bash > /etc/bash_completion.d/ceoagent
+  ceoagent completions zsh > \"${fpath[1]}/_ceoagent\"
+  ceoagent completions fish > ~/.config/fish/completions/ceoagent.fish")]
+    Completions {
+        /// For this shell
+        shell: Shell,
+    },
 }
+
+/// Commands that talk to a service and are none: the service's settings would hide their own in the help.
+const CLIENTS: [&str; 4] = ["analyze", "jobs", "export", "import"];
+
+/// The heading under which the service's settings stand in the help.
+const SETTINGS: &str = "Settings";
+
+/// Exit code where the service refused. Not 2, which is that of a wrong command line.
+const REFUSED: u8 = 4;
 
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
     match try_run() {
         Ok(code) => code,
+        // Whoever read has seen enough: `ceoagent jobs list | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // The chain of causes on one line, as people read errors.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            match error.downcast_ref() {
+                Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The command line as it is parsed, helped with and completed.
+fn command() -> clap::Command {
+    let hide = |arg: clap::Arg| {
+        let is_setting = arg.get_help_heading() == Some(SETTINGS);
+        arg.hide(is_setting)
+    };
+    let command = CLIENTS.iter().fold(Cli::command(), |command, name| {
+        command.mut_subcommand(name, |client| client.mut_args(hide).mut_subcommands(|action| action.mut_args(hide)))
+    });
+    ignore_empty_environment(command)
+}
+
 fn try_run() -> anyhow::Result<ExitCode> {
     load_dotenv()?;
-    let matches = ignore_empty_environment(Cli::command()).get_matches();
+    let matches = command().get_matches();
     let host_is_set = matches.subcommand().is_some_and(|(_, given)| {
         given.try_contains_id("host").is_ok() && given.value_source("host") != Some(ValueSource::DefaultValue)
     });
@@ -73,11 +136,28 @@ fn try_run() -> anyhow::Result<ExitCode> {
             demo.settings.validate()?;
             demo.run(host_is_set)
         }
+        Command::Analyze(analyze) => analyze.run(),
+        Command::Jobs(jobs) => jobs.run(),
         Command::Healthcheck(settings) => healthcheck::run(&settings),
         Command::Export(export) => export.run(),
+        Command::Import(import) => import.run(),
+        Command::Loadtest(test) => {
+            test.settings.validate()?;
+            let given = matches.subcommand().map(|(_, given)| given);
+            test.run(|setting| {
+                given.is_some_and(|given| given.value_source(setting) != Some(ValueSource::DefaultValue))
+            })
+        }
         Command::Openapi => {
             let document = crate::http::openapi().to_pretty_json()?;
-            writeln!(std::io::stdout(), "{document}")?;
+            writeln!(io::stdout(), "{document}")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            // In memory first: the generator takes a closed pipe for a bug.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command(), env!("CARGO_PKG_NAME"), &mut script);
+            io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
     }

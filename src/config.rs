@@ -214,6 +214,19 @@ pub struct ModelPrice {
     pub output: Nanodollars,
 }
 
+/// Where a command finds the service that it is to talk to. No setting of the service itself.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Service")]
+pub struct ServiceAddress {
+    /// Where the service is, such as https://memos.example.com; the one on this machine if absent
+    #[arg(long, env = "CEOAGENT_URL", value_name = "URL")]
+    pub url: Option<String>,
+
+    /// Token to come with; for a service on this machine, ADMIN_TOKEN or the one kept in DATA_DIR is used if absent
+    #[arg(long, env = "CEOAGENT_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = secret)]
+    pub token: Option<SecretString>,
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

@@ -6,6 +6,7 @@
 
 mod admin;
 mod analyze;
+mod batch;
 mod body;
 mod etag;
 mod events;
@@ -16,6 +17,7 @@ mod limits;
 mod observe;
 mod problem;
 mod submission;
+mod transfer;
 mod usage;
 mod view;
 mod wait;
@@ -118,11 +120,14 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
+        .routes(routes!(batch::batch))
         .routes(routes!(jobs::get))
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
+        .routes(routes!(transfer::export))
+        .routes(routes!(transfer::import))
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(usage::get))
         .routes(routes!(health::live))

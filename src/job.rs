@@ -16,6 +16,7 @@
 //! Nothing here reads a clock, touches a disk or knows how an answer is made. Stores make transitions atomic and
 //! durable; `queue` decides which event to send.
 
+pub mod archive;
 mod attempt;
 mod record;
 

@@ -284,14 +284,7 @@ impl Queue {
         }
         let now = self.now();
         let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
-        let mut job = Job::new(new_id(now), submission.priority, now);
-        job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
-        if let Some(run_at) = submission.run_at {
-            job.due_at = run_at.max(now);
-            job.state = JobState::Queued { run_at: job.due_at };
-        }
-        job.idempotency = key.map(Box::new);
-        job.caller = submission.request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()));
+        let mut job = new_job(&submission, key, now);
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
         if !is_replay && let Some(shortage) = self.shortage() {
             return Err(QueueError::StorageLow(shortage));
@@ -320,6 +313,57 @@ impl Queue {
                 Ok(Accepted { record, replayed: true })
             }
         }
+    }
+
+    /// Accepts jobs that belong together, all or none: they are on disk when this returns. `key` names them as a whole:
+    /// the same submissions under it bring the same jobs, in the same order. It is no name of a single submission's.
+    ///
+    /// # Errors
+    /// As [`Queue::enqueue`]; [`QueueError::Full`] also where there is room for some of them.
+    pub async fn enqueue_all(
+        &self,
+        submissions: Vec<Submission>,
+        key: Option<&str>,
+    ) -> Result<(Vec<Job>, bool), QueueError> {
+        if self.0.closing.is_cancelled() {
+            return Err(QueueError::Closing);
+        }
+        let now = self.now();
+        let keys = key.map(|key| self.batch_keys(key, &submissions, now));
+        let is_replay = keys.iter().flatten().next().is_some_and(|key| self.0.store.is_key_known(key, now));
+        if !is_replay && let Some(shortage) = self.shortage() {
+            return Err(QueueError::StorageLow(shortage));
+        }
+        let mut keys = keys.into_iter().flatten();
+        let jobs: Vec<(Job, Arc<JobRequest>)> = submissions
+            .into_iter()
+            .map(|submission| (new_job(&submission, keys.next(), now), Arc::new(submission.request)))
+            .collect();
+        let accepted: Vec<Job> = jobs.iter().map(|(job, _)| job.clone()).collect();
+        let inserted = self.0.store.insert_all(jobs).await?;
+        let existing = inserted.into_iter().filter_map(|insertion| match insertion {
+            Insertion::Existing(id) => Some(self.0.store.peek(id).ok_or(QueueError::Removed(id))),
+            Insertion::Accepted => None,
+        });
+        let existing = existing.collect::<Result<Vec<Job>, QueueError>>()?;
+        if !existing.is_empty() {
+            return Ok((existing, true));
+        }
+        self.0.metrics.jobs_submitted.inc_by(accepted.len() as u64);
+        Ok((accepted, false))
+    }
+
+    /// What a client's name for a batch makes of each of its jobs. Each knows of all the others, so that another batch
+    /// under the same name is told from this one whatever they share.
+    fn batch_keys(&self, key: &str, submissions: &[Submission], now: Timestamp) -> Vec<IdempotencyKey> {
+        let keys = submissions.iter().zip(0..).map(|(submission, place)| {
+            // No client's name has such a character in it.
+            self.idempotency_key(&format!("{key}\0{place}"), submission, now)
+        });
+        let keys: Vec<IdempotencyKey> = keys.collect();
+        let whole: Vec<u8> = keys.iter().flat_map(|key| key.body).collect();
+        let body = digest(&whole);
+        keys.into_iter().map(|key| IdempotencyKey { body, ..key }).collect()
     }
 
     /// A client's key, with what tells its submission from others.
@@ -428,6 +472,39 @@ impl Queue {
     /// [`QueueError::Unavailable`].
     pub async fn list(&self, filter: JobFilter) -> Result<JobPage, QueueError> {
         Ok(self.0.store.list(filter, self.now()).await?)
+    }
+
+    /// A page of jobs in the order in which they came, after the cursor.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, QueueError> {
+        Ok(self.0.store.read_on(after, limit).await?)
+    }
+
+    /// Takes over jobs of another service, those whose id is not here yet, as they were there. An attempt that was under
+    /// way there is of unknown outcome here, as after a crash. Tells how many were new.
+    ///
+    /// # Errors
+    /// [`QueueError::Full`] with none taken over, [`QueueError::StorageLow`], [`QueueError::Closing`],
+    /// [`QueueError::Unavailable`].
+    pub async fn import(&self, mut records: Vec<JobRecord>) -> Result<usize, QueueError> {
+        if self.0.closing.is_cancelled() {
+            return Err(QueueError::Closing);
+        }
+        if let Some(shortage) = self.shortage() {
+            return Err(QueueError::StorageLow(shortage));
+        }
+        let now = self.now();
+        for record in &mut records {
+            if let JobState::Running { lease_until } = &mut record.job.state {
+                // Over at once: the sweeper ends it as it ends the attempts of the dead.
+                *lease_until = now;
+            }
+        }
+        let insertions = self.0.store.import(records).await?;
+        self.0.due.notify_one();
+        Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }
 
     /// Why a queued job waits, and for how long; none for any other, of which `allowance` is not asked.
@@ -707,6 +784,19 @@ impl Queue {
         }
         Ok(job)
     }
+}
+
+/// The job that a submission becomes.
+fn new_job(submission: &Submission, key: Option<IdempotencyKey>, now: Timestamp) -> Job {
+    let mut job = Job::new(new_id(now), submission.priority, now);
+    job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
+    if let Some(run_at) = submission.run_at {
+        job.due_at = run_at.max(now);
+        job.state = JobState::Queued { run_at: job.due_at };
+    }
+    job.idempotency = key.map(Box::new);
+    job.caller = submission.request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()));
+    job
 }
 
 /// The first half of a SHA-256: no two texts are known to share even that.

@@ -39,6 +39,26 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError>;
 
+    /// Adds jobs that belong together, all or none: none if one of them does not fit under the bound on pending jobs, or
+    /// has an idempotency key that is in force for another request. Where every key is in force already, each job is
+    /// the one that its key stands for.
+    ///
+    /// *Returned*: all of them are durable. *Crashed before*: all of them are there, or none.
+    ///
+    /// # Errors
+    /// As [`JobStore::insert`].
+    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError>;
+
+    /// Adds jobs with their history as another store gave them, those whose id is not here yet.
+    ///
+    /// *Returned*: all of them are durable. *Crashed before*: each of them is there entirely or not at all; the same call
+    /// again adds what is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when there is no room for those of them that are pending; then none is added.
+    /// [`StoreError::Unavailable`].
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
+
     /// Takes the first ready job by [`Job::effective_at`], if there is one, for a new attempt.
     ///
     /// *Returned*: the claim is durable, so the record of a call is older than the call itself. *Crashed before*: the job
@@ -78,6 +98,13 @@ pub trait JobStore: Send + Sync + 'static {
     /// # Errors
     /// As [`JobStore::get`].
     async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError>;
+
+    /// A page of jobs in the order in which they came: those after the cursor, at most `limit`. Whoever pages to the end
+    /// has seen every job that was there at the start and was not removed meanwhile.
+    ///
+    /// # Errors
+    /// As [`JobStore::get`].
+    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError>;
 
     /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
     fn peek(&self, id: JobId) -> Option<Job>;
@@ -130,7 +157,7 @@ pub type Observer = Box<dyn Fn(&[Job]) + Send + Sync>;
 pub enum Insertion {
     /// The job is there now.
     Accepted,
-    /// Its idempotency key stands for this job, which may have been pruned since.
+    /// Its idempotency key stands for this job, which may have been pruned since; or, of an import, it is here itself.
     Existing(JobId),
 }
 

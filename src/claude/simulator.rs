@@ -214,6 +214,8 @@ struct Shared {
     record: Mutex<VecDeque<Call>>,
     counters: watch::Sender<Counters>,
     releases: watch::Sender<u64>,
+    /// Until when every call gets this.
+    storm: Mutex<Option<(Instant, ErrorAnswer)>>,
     account: Mutex<Account>,
     cached_prompts: Mutex<HashSet<u64>>,
     good_schema: Mutex<String>,
@@ -233,6 +235,7 @@ impl Simulator {
             record: Mutex::default(),
             counters: watch::Sender::default(),
             releases: watch::Sender::default(),
+            storm: Mutex::default(),
             cached_prompts: Mutex::default(),
             good_schema: Mutex::default(),
             end: CancellationToken::new(),
@@ -264,6 +267,11 @@ impl Simulator {
     /// The next calls get these, in order; then all is normal again.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.shared.script).extend(faults);
+    }
+
+    /// Every call gets `answer` until `until`; the script waits.
+    pub fn turn_away(&self, until: Instant, answer: ErrorAnswer) {
+        *lock(&self.shared.storm) = Some((until, answer));
     }
 
     /// The newest calls received, at most [`MAX_RECORDED_CALLS`], oldest first.
@@ -440,7 +448,7 @@ async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>, header
 async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let body = axum::body::to_bytes(body, MAX_REQUEST_BYTES).await;
-    let fault = lock(&shared.script).pop_front().unwrap_or(Fault::Normal);
+    let fault = shared.next_fault();
     let request_id = format!("req_sim_{:016x}", rand::random::<u64>());
     let checked = match &body {
         Err(_) => Err(ErrorAnswer::status(413).message("Request exceeds the maximum size")),
@@ -515,6 +523,14 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
 }
 
 impl Shared {
+    /// What the next call gets.
+    fn next_fault(&self) -> Fault {
+        match &*lock(&self.storm) {
+            Some((until, answer)) if Instant::now() < *until => answer.clone().into(),
+            _ => lock(&self.script).pop_front().unwrap_or(Fault::Normal),
+        }
+    }
+
     /// Makes up the answer to a good request, if the account's limits let it pass.
     fn plan(&self, asked: &Asked, fault: &Fault) -> Result<Plan, ErrorAnswer> {
         let mut text = match fault {

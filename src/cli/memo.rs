@@ -13,7 +13,8 @@ use textwrap::WrapAlgorithm;
 use textwrap::core::display_width;
 
 use crate::analysis::{
-    AssumptionSource, DecisionAnalysis, DecisionOption, Level, Memo, Reversibility, Status, Verdict, WeightedTotal,
+    AssumptionSource, DecisionAnalysis, DecisionOption, Level, Memo, Reversibility, Risk, Status, Verdict,
+    WeightedTotal,
 };
 
 /// Longer lines are hard to read; wider terminals get a margin.
@@ -140,8 +141,7 @@ fn options(page: &mut Page, memo: &Memo) {
 
 fn risks(page: &mut Page, memo: &Memo) {
     let (plain, dim) = (page.style(), page.style().dim());
-    let mut risks: Vec<_> = memo.analysis.risks.iter().collect();
-    risks.sort_by_key(|risk| Reverse((severity(risk.likelihood, risk.impact), risk.impact)));
+    let risks = gravest_first(memo);
     if !risks.is_empty() {
         page.heading("Risks, gravest first");
     }
@@ -268,13 +268,20 @@ fn fit_columns(table: &mut Table, analysis: &DecisionAnalysis, width: usize) {
     table.set_constraints(widths.map(|width| ColumnConstraint::LowerBoundary(Width::Fixed(columns(width)))));
 }
 
+/// The risks, those first that are likely and hurt.
+pub(super) fn gravest_first(memo: &Memo) -> Vec<&Risk> {
+    let mut risks: Vec<_> = memo.analysis.risks.iter().collect();
+    risks.sort_by_key(|risk| Reverse((severity(risk.likelihood, risk.impact), risk.impact)));
+    risks
+}
+
 /// The options with the letters they go by on the page.
-fn lettered(memo: &Memo) -> impl Iterator<Item = (char, &DecisionOption)> {
+pub(super) fn lettered(memo: &Memo) -> impl Iterator<Item = (char, &DecisionOption)> {
     ('A'..).zip(&memo.analysis.options)
 }
 
 /// The weighted total of an option, if it has one.
-fn total<'a>(memo: &'a Memo, option_id: &str) -> Option<&'a WeightedTotal> {
+pub(super) fn total<'a>(memo: &'a Memo, option_id: &str) -> Option<&'a WeightedTotal> {
     memo.weighted_totals.iter().find(|total| total.option_id == option_id)
 }
 
@@ -288,7 +295,7 @@ fn severity(likelihood: Level, impact: Level) -> u8 {
     points(likelihood) * points(impact)
 }
 
-fn level(level: Level) -> &'static str {
+pub(super) fn level(level: Level) -> &'static str {
     match level {
         Level::Low => "low",
         Level::Medium => "medium",
@@ -311,7 +318,7 @@ fn emphasised(cell: Cell, yes: bool) -> Cell {
 
 /// `text` as one line without anything a terminal would obey: escape sequences, control characters, and the invisible
 /// ones that reorder what is shown.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     let reorders = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let text = console::strip_ansi_codes(text);
     let words = text.split_whitespace().map(|word| word.replace(|c: char| c.is_control() || reorders(c), ""));

@@ -103,11 +103,11 @@ fn filter(params: &Params) -> Result<JobFilter, Vec<FieldError>> {
     if errors.is_empty() { Ok(filter) } else { Err(errors) }
 }
 
-fn encode_cursor(before: u64) -> String {
+pub(super) fn encode_cursor(before: u64) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(before.to_be_bytes())
 }
 
-fn decode_cursor(cursor: &str) -> Option<u64> {
+pub(super) fn decode_cursor(cursor: &str) -> Option<u64> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?;
     Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }

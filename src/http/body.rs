@@ -38,6 +38,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
 /// The whole of a JSON body, if it is one and of at most `limit` bytes.
 pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
+    let body = read_whole(body, limit).await?;
+    // Only now: a refusal that leaves the body unread is lost when the connection is reset.
+    if !is_json(headers) {
+        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
+    }
+    Ok(body)
+}
+
+/// The whole of a body of at most `limit` bytes.
+pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
     let mut chunks = body.into_data_stream();
     let mut body = Vec::new();
     let mut size = 0;
@@ -54,10 +64,6 @@ pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, limit: usi
     if size > limit {
         let detail = format!("the body must be at most {limit} bytes ({} KiB)", limit / 1024);
         return Err(Problem::new(BODY_TOO_LARGE, detail));
-    }
-    // Only now: a refusal that leaves the body unread is lost when the connection is reset.
-    if !is_json(headers) {
-        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
     }
     Ok(body)
 }
@@ -76,7 +82,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     let read = serde_ignored::deserialize(tracked, |path| {
         unknown += 1;
         if unknown <= MAX_UNKNOWN_TOLD {
-            errors.push(FieldError::new(path.to_string(), "is not a field of this request"));
+            errors.push(FieldError::new(told(&path), "is not a field of this request"));
         }
     });
     if unknown > MAX_UNKNOWN_TOLD {
@@ -101,6 +107,20 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
             };
             Err(Problem::new(INVALID_JSON, detail))
         }
+    }
+}
+
+/// A path as in the errors of known fields: `requests[3].name`.
+fn told(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", told(parent)),
+        Path::Map { parent, key } => match told(parent) {
+            parent if parent.is_empty() => key.clone(),
+            parent => format!("{parent}.{key}"),
+        },
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => told(parent),
     }
 }
 

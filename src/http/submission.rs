@@ -58,6 +58,24 @@ const MAX_DEADLINE_SECONDS: i64 = 604_800;
 /// How far ahead a job can be scheduled: "this day next year" is possible in a leap year too.
 const MAX_RUN_AHEAD_DAYS: u64 = 366;
 
+/// Most questions in a batch: each is a job of its own, and all are written in one go.
+pub(super) const MAX_BATCH: usize = 1_000;
+
+/// Largest body of a batch: all its questions are in memory at once, and go to disk in one group.
+pub(super) const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// Most mistakes of a batch that are told: an error must not be many times the size of what was sent.
+const MAX_BATCH_ERRORS: usize = 100;
+
+/// Questions to be accepted together, or not at all.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = BatchRequest)]
+pub(super) struct BatchBody {
+    /// 1 to 1,000 questions, each as for `POST /api/v1/analyze`, but without `wait`.
+    #[schema(min_items = 1, max_items = 1_000)]
+    requests: Vec<Body>,
+}
+
 /// A question. Other fields than these are refused.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = AnalyzeRequest)]
@@ -105,6 +123,38 @@ pub(super) fn parse(
             let wait = body.wait;
             Ok((submission(body), wait))
         }
+        _ => Err(Problem::listing(VALIDATION_FAILED, errors)),
+    }
+}
+
+/// What a valid body of a batch asks for, in its order. What is wrong with an item is told by its index.
+pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) -> Result<Vec<Submission>, Problem> {
+    let (body, mut errors) = body::parse::<BatchBody>(body)?;
+    let requests = body.map(|body| body.requests);
+    match requests.as_ref().map(Vec::len) {
+        None | Some(1..=MAX_BATCH) => {}
+        Some(0) => errors.push(FieldError::new("requests", "must not be empty")),
+        Some(count) => {
+            let message = format!("must be at most {MAX_BATCH}, not {count}; send the rest as another batch");
+            return Err(Problem::listing(VALIDATION_FAILED, vec![FieldError::new("requests", message)]));
+        }
+    }
+    for (body, index) in requests.iter().flatten().zip(0..) {
+        let mut wrong = Vec::new();
+        check(body, max_query_length, now, &mut wrong);
+        if body.wait.is_some() {
+            wrong.push(FieldError::new("wait", "is not taken in a batch, whose answer comes at once"));
+        }
+        let named = |error: FieldError| FieldError::new(format!("requests[{index}].{}", error.field), error.message);
+        errors.extend(wrong.into_iter().map(named));
+    }
+    if errors.len() > MAX_BATCH_ERRORS {
+        let more = errors.len() - MAX_BATCH_ERRORS;
+        errors.truncate(MAX_BATCH_ERRORS);
+        errors.push(FieldError::new("requests", format!("has {more} more mistakes")));
+    }
+    match requests {
+        Some(requests) if errors.is_empty() => Ok(requests.into_iter().map(submission).collect()),
         _ => Err(Problem::listing(VALIDATION_FAILED, errors)),
     }
 }

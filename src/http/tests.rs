@@ -32,6 +32,15 @@ impl JobStore for Broken {
     async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         broken()
     }
+    async fn insert_all(&self, _: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        broken()
+    }
+    async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        broken()
+    }
+    async fn read_on(&self, _: Option<u64>, _: usize) -> Result<JobPage, StoreError> {
+        broken()
+    }
     async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
         broken()
     }
@@ -269,9 +278,13 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
     assert_eq!(
         paths,
         [
+            "/api/v1/admin/export",
+            "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/limits",
+            "/api/v1/admin/usage",
             "/api/v1/analyze",
+            "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/events",

@@ -15,8 +15,8 @@ use crate::{
     analysis::Memo,
     clock::Timestamp,
     job::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, JobId, JobRecord, JobState, JobStatus, Priority,
-        TokenUsage,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
+        Priority, TokenUsage,
     },
     queue::Outlook,
 };
@@ -164,13 +164,9 @@ impl<'a> JobView<'a> {
     pub(super) fn new(record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
         let JobRecord { job, request, attempts } = record;
         let status = job.status(now);
-        let this = path(job.id);
-        let link = |action| Some(format!("{this}/{action}"));
-        let (run_at, cancel, retry) = match job.state {
-            JobState::Queued { run_at } => ((run_at > now).then_some(run_at), link("cancel"), None),
-            JobState::Running { .. } => (None, link("cancel"), None),
-            JobState::Succeeded => (None, None, None),
-            JobState::Failed { .. } | JobState::Cancelled => (None, None, link("retry")),
+        let run_at = match job.state {
+            JobState::Queued { run_at } => (run_at > now).then_some(run_at),
+            JobState::Running { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
         };
         JobView {
             id: job.id,
@@ -194,7 +190,7 @@ impl<'a> JobView<'a> {
             usage: usage(attempts),
             cost_usd: cost(attempts).map(dollars),
             error: error(job.state, attempts),
-            links: Links { this, cancel, retry },
+            links: links(job),
         }
     }
 
@@ -280,6 +276,18 @@ impl<'a> AttemptView<'a> {
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
+}
+
+/// What can be done with a job as it is.
+pub(super) fn links(job: &Job) -> Links {
+    let this = path(job.id);
+    let link = |action| Some(format!("{this}/{action}"));
+    let (cancel, retry) = match job.state {
+        JobState::Queued { .. } | JobState::Running { .. } => (link("cancel"), None),
+        JobState::Succeeded => (None, None),
+        JobState::Failed { .. } | JobState::Cancelled => (None, link("retry")),
+    };
+    Links { this, cancel, retry }
 }
 
 fn json(body: Vec<u8>) -> impl IntoResponse {
@@ -414,7 +422,7 @@ mod tests {
         assert!(text.contains(stored), "{text}");
         let json = json_of(&record, at(9));
         assert_eq!(json["usage"]["input_tokens"], 20);
-        assert_eq!((&json["cost_usd"], &json["attempts"][1]["cost_usd"]), (&json!(3e-9), &json!(1.5e-9)));
+        assert_eq!((&json["cost_usd"], &json["attempts"][1]["cost_usd"]), (&json!(2e-9), &json!(1e-9)));
         assert_eq!(json["attempts"][0]["raw_answer"], "hm", "an unreadable answer is shown");
         assert_eq!(json["attempts"][1].get("raw_answer"), None, "a readable one is not");
         assert_eq!(json["attempts"][1].get("result"), None);

@@ -11,7 +11,7 @@ use crate::{
     clock::Timestamp,
     job::{
         AtRisk, AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
-        JobRequest, JobStatus, Priority, StatusCounts, TokenUsage, TransitionError,
+        JobRecord, JobRequest, JobStatus, Priority, StatusCounts, TokenUsage, TransitionError,
     },
     ledger::{Day, Risk, Sums, UNKNOWN_MODEL},
 };
@@ -60,6 +60,8 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     tells_the_observer_after_the_change_is_visible(fresh().await).await;
     gives_each_job_to_one_claimant(fresh().await).await;
     keeps_one_job_a_key(fresh().await).await;
+    takes_jobs_together_or_not_at_all(&fresh().await).await;
+    takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
     adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
 }
 
@@ -277,6 +279,58 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
     assert_eq!(today.models[UNKNOWN_MODEL].at_risk, risk);
     assert_eq!(store.ledger(1).len(), 1);
     assert_eq!(store.spent(day(2 * DAY)), Sums::default());
+}
+
+async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {
+    let batch = |jobs: &[Job]| jobs.iter().zip(0..).map(|(job, n)| (job.clone(), request(n))).collect::<Vec<_>>();
+    let first = [named(0, 1, 1), named(1, 2, 1), named(2, 3, 1)];
+    assert_eq!(store.insert_all(batch(&first)).await, Ok(vec![Insertion::Accepted; 3]));
+    assert_eq!(store.counts(at(3)).queued, 3);
+    assert_eq!(store.get(first[2].id).await.unwrap().unwrap().request, request(2));
+
+    let again = [named(10, 1, 1), named(11, 2, 1), named(12, 3, 1)];
+    let existing = first.iter().map(|job| Insertion::Existing(job.id)).collect();
+    assert_eq!(store.insert_all(batch(&again)).await, Ok(existing));
+    for other in [[named(10, 1, 1), named(11, 2, 9)], [named(10, 4, 1), named(11, 2, 1)]] {
+        assert_eq!(store.insert_all(batch(&other)).await, Err(StoreError::KeyReused));
+    }
+    let too_many: Vec<Job> = (20..26).map(job).collect();
+    assert_eq!(store.insert_all(batch(&too_many)).await, Err(StoreError::Full { limit: MAX_PENDING }));
+    assert_eq!(store.counts(at(30)).queued, 3, "what was refused is not there in part");
+    assert_eq!(store.insert_all(batch(&too_many[..5])).await, Ok(vec![Insertion::Accepted; 5]));
+    assert_eq!(claim(store, 30).await.map(|job| job.id), Some(first[0].id));
+}
+
+async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl JobStore) {
+    add(from, (0..5).map(job)).await;
+    claim(from, 10).await.unwrap();
+    from.transition(job(0).id, success(1, 60_000), at(11)).await.unwrap();
+    claim(from, 12).await.unwrap();
+    from.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(13)).await.unwrap();
+    let first = from.read_on(None, 3).await.unwrap();
+    let second = from.read_on(first.next, 3).await.unwrap();
+    assert_eq!((first.jobs.len(), second.jobs.len(), second.next), (3, 2, None));
+    let records: Vec<_> = first.jobs.into_iter().chain(second.jobs).collect();
+    let ids: Vec<_> = records.iter().map(|record| record.job.id).collect();
+    assert_eq!(ids, (0..5).map(|n| job(n).id).collect::<Vec<_>>(), "in the order of submission");
+
+    add(to, [job(3)]).await;
+    let insertion = |id, known| if known { Insertion::Existing(id) } else { Insertion::Accepted };
+    let known = [false, false, false, true, false, true];
+    let twice = [records.clone(), records[..1].to_vec()].concat();
+    let expected = twice.iter().zip(known).map(|(record, known)| insertion(record.job.id, known)).collect();
+    assert_eq!(to.import(twice).await, Ok(expected));
+    assert_eq!(to.import(records.clone()).await, Ok(ids.iter().map(|id| Insertion::Existing(*id)).collect()));
+    for record in &records {
+        let here = to.get(record.job.id).await.unwrap().unwrap();
+        assert_eq!((&here.job, here.attempts.len()), (&record.job, record.attempts.len()));
+    }
+    let memo = to.get(ids[0]).await.unwrap().unwrap();
+    assert!(memo.attempts[0].report.result.as_ref().unwrap().get().len() > 60_000);
+    assert_eq!(to.running().iter().map(|job| job.id).collect::<Vec<_>>(), [ids[1]]);
+    let more = (10..20).map(|n| JobRecord { job: job(n), ..records[4].clone() }).collect();
+    assert_eq!(to.import(more).await, Err(StoreError::Full { limit: MAX_PENDING }));
+    assert_eq!(to.read_on(None, 100).await.unwrap().jobs.len(), 5, "none of them");
 }
 
 async fn prunes_oldest_ends_first(store: &impl JobStore) {

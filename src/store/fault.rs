@@ -31,6 +31,10 @@ pub(crate) enum Moment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Insert(JobId),
+    /// So many jobs together.
+    InsertAll(usize),
+    /// So many jobs of another store.
+    Import(usize),
     Claim,
     Transition(JobId),
     Prune,
@@ -123,6 +127,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Insert(job.id), self.inner.insert(job, request)).await
     }
 
+    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        self.call(Call::InsertAll(jobs.len()), self.inner.insert_all(jobs)).await
+    }
+
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        self.call(Call::Import(records.len()), self.inner.import(records)).await
+    }
+
     async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
         self.call(Call::Claim, self.inner.claim(lease_until, now)).await
     }
@@ -141,6 +153,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
         self.inner.list(filter, now).await
+    }
+
+    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError> {
+        self.inner.read_on(after, limit).await
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {

@@ -50,7 +50,7 @@ use self::{
     index::Index,
     keys::Seq,
     recent::{Bodies, Recent},
-    writer::{Command, Envelope, Reply, Writer},
+    writer::{Command, Envelope, NewJob, Reply, Writer},
 };
 use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
@@ -169,9 +169,18 @@ impl SledStore {
 #[async_trait]
 impl JobStore for SledStore {
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
-        let bytes = serde_json::to_vec(&*request)
-            .map_err(|error| StoreError::Corrupt { id: job.id, reason: error.to_string() })?;
-        self.ask(|reply| Command::Insert { job, request, bytes, reply }).await
+        let new = NewJob::new(job, request)?;
+        self.ask(|reply| Command::Insert { new, reply }).await
+    }
+
+    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+        let all = jobs.into_iter().map(|(job, request)| NewJob::new(job, request)).collect::<Result<_, _>>()?;
+        self.ask(|reply| Command::InsertAll { all, reply }).await
+    }
+
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        let all = records.into_iter().map(NewJob::with_history).collect::<Result<_, _>>()?;
+        self.ask(|reply| Command::Import { all, reply }).await
     }
 
     async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
@@ -207,12 +216,12 @@ impl JobStore for SledStore {
     async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
         self.shared.promote(now);
         let jobs = self.shared.index().newest(&filter.statuses, filter.before, filter.limit + 1);
-        self.read(move |shared, disk| {
-            let next = (jobs.len() > filter.limit).then(|| jobs[filter.limit - 1].0);
-            let records = jobs.into_iter().take(filter.limit).map(|(seq, job)| shared.record(disk, seq, job));
-            Ok(JobPage { jobs: records.filter_map(Result::transpose).collect::<Result<_, _>>()?, next })
-        })
-        .await
+        self.read(move |shared, disk| shared.page(disk, jobs, filter.limit)).await
+    }
+
+    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError> {
+        let jobs = self.shared.index().oldest(after, limit + 1);
+        self.read(move |shared, disk| shared.page(disk, jobs, limit)).await
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {
@@ -329,6 +338,13 @@ impl Shared {
         }
         self.recent.insert(seq, bodies.clone());
         Ok(Some(JobRecord { job, request: bodies.request, attempts: bodies.attempts }))
+    }
+
+    /// The first `limit` of these jobs with their records, and where to go on if there are more of them.
+    fn page(&self, disk: &Disk, jobs: Vec<(Seq, Job)>, limit: usize) -> Result<JobPage, StoreError> {
+        let next = (jobs.len() > limit).then(|| jobs[limit - 1].0);
+        let records = jobs.into_iter().take(limit).map(|(seq, job)| self.record(disk, seq, job));
+        Ok(JobPage { jobs: records.filter_map(Result::transpose).collect::<Result<_, _>>()?, next })
     }
 
     fn trouble(&self) -> Option<String> {

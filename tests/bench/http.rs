@@ -1,5 +1,5 @@
 //! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`, or one part of it:
-//! `cargo bench --bench http -- submits` (`latency`, `end-to-end`).
+//! `cargo bench --bench http -- submits` (`reads`, `latency`, `end-to-end`, `memory`, `waiters`).
 //!
 //! Load generator and simulated Claude share the machine with the service, and machines differ: judge by the ratios,
 //! above all by `/health` of the same server in the same run, which costs all of HTTP and nothing of the queue.
@@ -93,6 +93,110 @@ async fn submits() {
         );
     }
     println!("after the submits                 {:8.1} MB resident", service.process().resident_mb());
+}
+
+/// Reads of a job that has its memo, by 64 clients, and of what they have already.
+async fn reads() {
+    let claude = Simulator::start(SimulatorConfig::default()).await.unwrap();
+    let service = Service::start(&claude.base_url(), &[]).await;
+    let mut connection = Connection::open(&service.address).await.unwrap();
+    let (_, job) = connection.ask(&post(&"x".repeat(QUERY_BYTES), true)).await;
+    let id = id_of(&job);
+    let path = format!("/api/v1/jobs/{id}");
+    let tag = {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.get(format!("http://{}{path}", service.address)).send().await.unwrap();
+        answer.headers()["etag"].to_str().unwrap().to_owned()
+    };
+    let known = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nif-none-match: {tag}\r\n\r\n").into_bytes();
+    for (what, request, status) in [("/health", get("/health"), 200), ("the job", get(&path), 200), ("304", known, 304)]
+    {
+        let (rate, latency) = closed_loop(&service.address, 64, request, status).await;
+        println!(
+            "reads, 64 clients, {what:8}       {rate:8.0}/s p50 {:.3} p99 {:.3} ms   ({} bytes)",
+            latency.ms(0.5),
+            latency.ms(0.99),
+            job.len()
+        );
+    }
+}
+
+fn id_of(job: &[u8]) -> String {
+    let job: serde_json::Value = serde_json::from_slice(job).unwrap();
+    job["id"].as_str().unwrap().to_owned()
+}
+
+/// A service that only takes questions in: one worker that never gets an answer. And the ids of `jobs` of them.
+async fn filled(jobs: usize, query_bytes: usize) -> (Simulator, Service, Vec<String>) {
+    const CLIENTS: usize = 64;
+    let latency = Latency::Fixed(Duration::from_secs(600));
+    let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
+    let service = Service::start(&claude.base_url(), &[("WORKERS", "1"), ("REQUEST_TIMEOUT", "3600")]).await;
+    println!("before any job                    {:8.1} MB resident", service.process().resident_mb());
+    let mut tasks = JoinSet::new();
+    for client in 0..CLIENTS {
+        let address = service.address.clone();
+        tasks.spawn(async move {
+            let mut connection = Connection::open(&address).await.unwrap();
+            let request = post(&"x".repeat(query_bytes), false);
+            let mut ids = Vec::new();
+            for _ in (client..jobs).step_by(CLIENTS) {
+                let (status, job) = connection.ask(&request).await;
+                assert_eq!(status, 202);
+                ids.push(id_of(&job));
+            }
+            ids
+        });
+    }
+    let ids = tasks.join_all().await.concat();
+    println!("with {jobs:7} jobs queued         {:8.1} MB resident", service.process().resident_mb());
+    (claude, service, ids)
+}
+
+async fn memory() {
+    let (claude, service, _) = filled(100_000, 1_000).await;
+    let folder = service.folder();
+    assert!(service.terminate().success());
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_ceoagent"));
+    let service = Service::start_in(folder, binary, &claude.base_url(), &[("WORKERS", "1")]).await;
+    println!("the same after a restart          {:8.1} MB resident", service.process().resident_mb());
+}
+
+/// Clients that wait at the same time, each on a connection of its own and for a job of its own.
+async fn waiters() {
+    const WAITERS: usize = 10_000;
+    const WATCHED: Duration = Duration::from_secs(10);
+    let (_claude, service, ids) = filled(WAITERS, QUERY_BYTES).await;
+    let process = service.process();
+    let mut connection = Connection::open(&service.address).await.unwrap();
+    for (what, query) in [("long polls", "?wait=30"), ("followers", "/events")] {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (before, ticks) = (process.resident_mb(), process.cpu_ticks());
+        tokio::time::sleep(WATCHED).await;
+        let idle = process.cpu_ticks() - ticks;
+        let mut waiting = Vec::new();
+        for id in &ids {
+            let mut waiter = Connection::open(&service.address).await.unwrap();
+            waiter.send(&get(&format!("/api/v1/jobs/{id}{query}"))).await;
+            waiting.push(waiter);
+        }
+        loop {
+            let (_, metrics) = connection.ask(&get("/metrics")).await;
+            if String::from_utf8(metrics).unwrap().contains(&format!("\nceoagent_waiters {WAITERS}\n")) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let ticks = process.cpu_ticks();
+        tokio::time::sleep(WATCHED).await;
+        let busy = process.cpu_ticks() - ticks;
+        println!(
+            "{WAITERS} {what:10}                  {:8.1} KB each   {:.2} % of a core, {:.2} % without them",
+            (process.resident_mb() - before) * 1_024.0 / WAITERS as f64,
+            busy as f64 / WATCHED.as_secs_f64(),
+            idle as f64 / WATCHED.as_secs_f64(),
+        );
+    }
 }
 
 /// A relay to `claude` that tells when a request's first bytes came by: the moment it left the service.
@@ -230,11 +334,20 @@ fn main() {
         if wanted("submits") {
             submits().await;
         }
+        if wanted("reads") {
+            reads().await;
+        }
         if wanted("latency") {
             latency().await;
         }
         if wanted("end-to-end") {
             end_to_end().await;
+        }
+        if wanted("memory") {
+            memory().await;
+        }
+        if wanted("waiters") {
+            waiters().await;
         }
     });
 }

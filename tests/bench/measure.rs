@@ -169,6 +169,11 @@ impl Connection {
         Ok(Connection { stream, buffer: Vec::new() })
     }
 
+    /// Sends a whole request and leaves its answer unread.
+    pub(crate) async fn send(&mut self, request: &[u8]) {
+        self.stream.write_all(request).await.unwrap();
+    }
+
     /// Sends a whole request and reads the whole answer: its status and body.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> (u16, Vec<u8>) {
         self.stream.write_all(request).await.unwrap();
@@ -181,7 +186,8 @@ impl Connection {
             let mut answer = httparse::Response::new(&mut headers);
             let Ok(httparse::Status::Complete(head)) = answer.parse(&self.buffer) else { continue };
             let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-            let length: usize = std::str::from_utf8(length.unwrap().value).unwrap().parse().unwrap();
+            // A 304 has no body and says no length.
+            let length = length.map_or(0, |length| std::str::from_utf8(length.value).unwrap().parse().unwrap());
             let status = answer.code.unwrap();
             while self.buffer.len() < head + length {
                 self.stream.read_buf(&mut self.buffer).await.unwrap();

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and tell as tests do")]
 
 mod bad_input;
+mod batch;
+mod command_line;
 mod crash;
 mod disk_floor;
 mod disk_full;
@@ -15,10 +17,12 @@ mod idempotency;
 mod life;
 mod limits;
 mod load;
+mod loadtest;
 mod loop_disk;
 mod operator;
 mod power_cut;
 mod salvage;
 mod spend;
 mod start;
+mod transfer;
 mod upstream;

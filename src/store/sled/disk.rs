@@ -220,6 +220,34 @@ impl Disk {
         })
     }
 
+    /// Notes that the `count` jobs from number `first` on belong together: as long as this stands, none of them is there.
+    /// Before the first of their metadata.
+    pub(super) fn begin_batch(&self, first: Seq, count: usize) -> Result<(), sled::Error> {
+        self.tree.insert(keys::batch(first), &(count as u64).to_be_bytes()).map(drop)
+    }
+
+    /// The commit point of a batch: after the last of their metadata.
+    pub(super) fn end_batch(&self, first: Seq) -> Result<(), sled::Error> {
+        self.tree.remove(keys::batch(first)).map(drop)
+    }
+
+    /// Removes what a crash left of batches that never came to their commit point. Before the jobs are read.
+    pub(super) fn sweep_batches(&self) -> Result<(), sled::Error> {
+        for entry in self.tree.scan_prefix(keys::ALL_BATCHES) {
+            let (key, count) = entry?;
+            let count = count.as_ref().try_into().map_or(0, u64::from_be_bytes);
+            if let Some(first) = keys::seq_of(&key) {
+                for seq in first..first.saturating_add(count) {
+                    self.tree.remove(keys::metadata(seq))?;
+                    self.remove_bodies(seq)?;
+                }
+            }
+            // Last: a crash in this moment leaves the batch to the next start.
+            self.tree.remove(key)?;
+        }
+        Ok(())
+    }
+
     /// The first number that no record uses.
     pub(super) fn next_seq(&self) -> Result<Seq, sled::Error> {
         let mut next = 1;

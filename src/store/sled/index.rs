@@ -203,6 +203,12 @@ impl Index {
         seqs.into_iter().filter_map(|seq| Some((seq, self.jobs.get(&seq)?.clone()))).collect()
     }
 
+    /// Jobs in the order of their numbers, after `after`, at most `limit`.
+    pub(super) fn oldest(&self, after: Option<Seq>, limit: usize) -> Vec<(Seq, Job)> {
+        let start = after.map_or(0, |after| after.saturating_add(1));
+        self.jobs.range(start..).take(limit).map(|(seq, job)| (*seq, job.clone())).collect()
+    }
+
     pub(super) fn counts(&self, now: Timestamp) -> StatusCounts {
         let of = |status| self.by_status.get(&status).map_or(0, BTreeSet::len);
         // Due but not yet promoted: few, and only for moments.

@@ -9,6 +9,7 @@
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
 //! 5 | day | number            a part of a day's ledger, see `book`
+//! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
 //! ```
 //!
 //! No record of a job but its metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
@@ -25,6 +26,7 @@ const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
 const LEDGER: u8 = 5;
+const BATCH: u8 = 8;
 
 /// Prefix of every metadata record.
 pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
@@ -34,6 +36,9 @@ pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
 
 /// Prefix of every record of the ledger.
 pub(super) const ALL_LEDGER: [u8; 1] = [LEDGER];
+
+/// Prefix of every batch that was not written to its end.
+pub(super) const ALL_BATCHES: [u8; 1] = [BATCH];
 
 /// Key of the store's format.
 pub(super) const FORMAT: &[u8] = b"\x03format";
@@ -72,6 +77,13 @@ pub(super) fn ledger_place(key: &[u8]) -> Option<(Day, u16)> {
 pub(super) fn metadata(seq: Seq) -> [u8; 9] {
     let mut key = [METADATA; 9];
     key[1..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// Key of the record of a batch that is being written, whose first job has this number.
+pub(super) fn batch(first: Seq) -> [u8; 9] {
+    let mut key = [BATCH; 9];
+    key[1..].copy_from_slice(&first.to_be_bytes());
     key
 }
 

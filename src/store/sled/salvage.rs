@@ -13,7 +13,6 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, Write},
-    num::NonZeroU64,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -28,9 +27,9 @@ use super::{
     keys::{self, Seq},
     log::Log,
 };
-use crate::{
-    clock::Timestamp,
-    job::{FailureCode, Failures, IdempotencyKey, Job, JobId, JobState, Priority},
+use crate::job::{
+    Job,
+    archive::{self, Life},
 };
 
 /// Most unreadable records that the summary names; the output marks all.
@@ -300,6 +299,11 @@ impl Records {
             unreadable: Vec::new(),
             gaps: Vec::new(),
         };
+        // Only sled, if it is whole, tells which batches were never committed: of those that were, the log has the record too.
+        let cut_off: BTreeSet<Seq> = match self.trouble {
+            None => self.cut_off_batches(),
+            Some(_) => BTreeSet::new(),
+        };
         let mut next = 1;
         for seq in seqs {
             if seq > next && self.trouble.is_some() {
@@ -309,7 +313,10 @@ impl Records {
             let has_metadata = self.keys.contains(&keys::metadata(seq)[..]);
             // What a crash left of an insertion that was never answered, or of a prune step, is no job.
             let is_leftover = !has_metadata && (pruning.contains(&seq) || (self.trouble.is_none() && seq > newest));
-            if is_leftover || (!has_metadata && !self.is_known(&keys::chunk(&keys::request(seq), 0))) {
+            if is_leftover
+                || cut_off.contains(&seq)
+                || (!has_metadata && !self.is_known(&keys::chunk(&keys::request(seq), 0)))
+            {
                 continue;
             }
             let line = self.line(seq);
@@ -325,8 +332,24 @@ impl Records {
         Ok(summary)
     }
 
+    /// The jobs of batches that a crash cut off, which are none.
+    fn cut_off_batches(&self) -> BTreeSet<Seq> {
+        let records = self.keys.range(keys::ALL_BATCHES.to_vec()..).filter(|key| self.is_known(key));
+        let batches = records.filter_map(|key| {
+            let first = keys::seq_of(key)?;
+            let count = u64::from_be_bytes(self.get(key)?.try_into().ok()?);
+            Some(first..first.saturating_add(count))
+        });
+        batches.flatten().collect()
+    }
+
     fn line(&self, seq: Seq) -> Line {
-        let mut line = Line { number: seq, only_in_log: !self.is_known(&keys::metadata(seq)), ..Line::default() };
+        let mut line = Line {
+            format: archive::FORMAT,
+            number: seq,
+            only_in_log: !self.is_known(&keys::metadata(seq)),
+            ..Line::default()
+        };
         let job = match self.get(&keys::metadata(seq)).map(|bytes| codec::decode(&bytes)) {
             Some(Ok(job)) => Some(job),
             Some(Err(_)) | None => {
@@ -360,6 +383,8 @@ impl Records {
 /// A job in the output.
 #[derive(Default, Serialize)]
 struct Line {
+    /// As of every exported job.
+    format: u32,
     /// The job's number in its store.
     number: Seq,
     /// Its life-cycle part, if that can be read.
@@ -397,85 +422,6 @@ impl Line {
         }
         self.unreadable.push(name);
         None
-    }
-}
-
-/// The life-cycle part of a job.
-#[derive(Serialize)]
-struct Life {
-    id: JobId,
-    status: &'static str,
-    priority: Priority,
-    waited_for: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    caller: Option<NonZeroU64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    question: Option<NonZeroU64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    run_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lease_until: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error_code: Option<FailureCode>,
-    attempt: u32,
-    failures: Failures,
-    releases: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    idempotency: Option<Box<IdempotencyKey>>,
-    created_at: Timestamp,
-    due_at: Timestamp,
-    deadline_at: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    finished_at: Option<Timestamp>,
-}
-
-impl From<Job> for Life {
-    fn from(job: Job) -> Life {
-        // Without `..`: what a job gets besides is to be exported too.
-        let Job {
-            id,
-            priority,
-            waited_for,
-            caller,
-            question,
-            state,
-            attempt,
-            failures,
-            releases,
-            idempotency,
-            created_at,
-            due_at,
-            deadline_at,
-            started_at,
-            finished_at,
-        } = job;
-        let (status, run_at, lease_until, error_code) = match state {
-            JobState::Queued { run_at } => ("queued", Some(run_at), None, None),
-            JobState::Running { lease_until } => ("running", None, Some(lease_until), None),
-            JobState::Succeeded => ("succeeded", None, None, None),
-            JobState::Failed { code } => ("failed", None, None, Some(code)),
-            JobState::Cancelled => ("cancelled", None, None, None),
-        };
-        Life {
-            id,
-            status,
-            priority,
-            waited_for,
-            caller,
-            question,
-            run_at,
-            lease_until,
-            error_code,
-            attempt,
-            failures,
-            releases,
-            idempotency,
-            created_at,
-            due_at,
-            deadline_at,
-            started_at,
-            finished_at,
-        }
     }
 }
 

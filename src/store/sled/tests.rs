@@ -78,6 +78,87 @@ async fn a_job_whose_metadata_was_never_written_is_not_there_and_leaves_nothing_
     assert_eq!(codec::read_chunks(disk.tree(), &keys::request(seq_of_orphan)).unwrap(), None);
 }
 
+/// Writes a batch of two jobs after the store's one up to its `steps`-th write, and what a crash then leaves is opened.
+async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore) {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).insert(job(0), request(0)).await.unwrap();
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        let (index, _, first) = writer::load(&disk, at(0)).unwrap();
+        let body = |n: u32| {
+            let bytes = serde_json::to_vec(&*request(n)).unwrap();
+            codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
+        };
+        let metadata = |n: u32| {
+            let record = codec::encode(&job(n)).unwrap();
+            disk.tree().insert(keys::metadata(first + u64::from(n) - 1), record).unwrap();
+        };
+        let writes: [&dyn Fn(); 7] = [
+            &|| disk.begin_batch(first, 2).unwrap(),
+            &|| body(1),
+            &|| body(2),
+            &|| disk.begin(vec![first, first + 1], &index).unwrap(),
+            &|| metadata(1),
+            &|| metadata(2),
+            &|| disk.end_batch(first).unwrap(),
+        ];
+        writes[..steps].iter().for_each(|write| write());
+        disk.sync().unwrap();
+    }
+    let store = open(folder.path());
+    (folder, store)
+}
+
+#[tokio::test]
+async fn a_batch_cut_off_before_its_commit_is_gone_and_leaves_nothing_and_with_it_all_is_there() {
+    for steps in 0..7 {
+        let (folder, store) = after_a_batch_cut_off_at(steps).await;
+        assert_eq!(store.counts(at(9)).queued, 1, "after {steps} writes");
+        store.assert_consistent();
+        let mut jobs = Vec::new();
+        store.close().await;
+        drop(store);
+        let summary = salvage::export(folder.path(), &mut jobs).unwrap();
+        assert!(summary.is_complete(), "{summary}");
+        assert_eq!(jobs.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count(), 1);
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        for prefix in [&keys::ALL_BATCHES[..], &keys::body(1, 2), &keys::body(1, 3)] {
+            assert_eq!(disk.tree().scan_prefix(prefix).count(), 0, "after {steps} writes");
+        }
+        drop(disk);
+        // What comes next is neither taken for the batch nor lost with it.
+        let store = open(folder.path());
+        store.insert(job(5), request(5)).await.unwrap();
+        store.insert_all(vec![(job(6), request(6)), (job(7), request(7))]).await.unwrap();
+        store.close().await;
+        drop(store);
+        assert_eq!(open(folder.path()).counts(at(9)).queued, 4, "after {steps} writes");
+    }
+    let (_folder, store) = after_a_batch_cut_off_at(7).await;
+    assert_eq!(store.counts(at(9)).queued, 3);
+    assert_eq!(store.get(job(2).id).await.unwrap().unwrap().request, request(2));
+}
+
+#[tokio::test]
+async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).insert(job(0), request(0)).await.unwrap();
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        let (index, _, first) = writer::load(&disk, at(0)).unwrap();
+        disk.begin_batch(first, 2).unwrap();
+        codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
+        disk.begin(vec![first, first + 1], &index).unwrap();
+        disk.tree().insert(keys::metadata(first), codec::encode(&job(1)).unwrap()).unwrap();
+        disk.sync().unwrap();
+    }
+    let mut jobs = Vec::new();
+    let summary = salvage::export(folder.path(), &mut jobs).unwrap();
+    assert!(summary.is_complete(), "{summary}");
+    let jobs = String::from_utf8(jobs).unwrap();
+    assert_eq!((jobs.lines().count(), jobs.contains("half")), (1, false), "{jobs}");
+}
+
 #[tokio::test]
 async fn an_interrupted_prune_is_finished_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();

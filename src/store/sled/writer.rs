@@ -6,7 +6,7 @@
 //! it again while it answers `unavailable`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, IdempotencyKey, Job, JobEvent, JobId, JobRequest},
+    job::{Attempt, Job, JobEvent, JobId, JobRecord, JobRequest},
     ledger::{Day, Sums, UNKNOWN_MODEL},
     store::{ClaimedJob, Insertion, StoreError},
 };
@@ -46,31 +46,43 @@ const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration
 
 /// A change, and where its answer goes.
 pub(super) enum Command {
-    /// The request comes with its bytes, so that the writer need not write them out.
-    Insert {
-        job: Job,
-        request: Arc<JobRequest>,
-        bytes: Vec<u8>,
-        reply: Reply<Insertion>,
-    },
-    Claim {
-        lease_until: Timestamp,
-        now: Timestamp,
-        reply: Reply<Option<ClaimedJob>>,
-    },
-    Transition {
-        id: JobId,
-        event: JobEvent,
-        now: Timestamp,
-        reply: Reply<Job>,
-    },
-    Prune {
-        before: Timestamp,
-        keep: usize,
-        limit: usize,
-        now: Timestamp,
-        reply: Reply<usize>,
-    },
+    Insert { new: NewJob, reply: Reply<Insertion> },
+    InsertAll { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
+    Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
+    Claim { lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
+    Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
+    Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
+}
+
+/// A job to be added. Its request comes with its bytes, so that the writer need not write them out.
+pub(super) struct NewJob {
+    job: Job,
+    request: Arc<JobRequest>,
+    bytes: Vec<u8>,
+    /// What came of it elsewhere: attempts by their number.
+    history: Vec<(u32, Vec<u8>)>,
+}
+
+impl NewJob {
+    pub(super) fn new(job: Job, request: Arc<JobRequest>) -> Result<NewJob, StoreError> {
+        let corrupt = |error: serde_json::Error| StoreError::Corrupt { id: job.id, reason: error.to_string() };
+        let bytes = serde_json::to_vec(&*request).map_err(corrupt)?;
+        Ok(NewJob { job, request, bytes, history: Vec::new() })
+    }
+
+    pub(super) fn with_history(record: JobRecord) -> Result<NewJob, StoreError> {
+        let JobRecord { job, request, attempts } = record;
+        let corrupt = |error: serde_json::Error| StoreError::Corrupt { id: job.id, reason: error.to_string() };
+        let history =
+            attempts.iter().map(|attempt| Ok((attempt.number, serde_json::to_vec(attempt).map_err(corrupt)?)));
+        let history = history.collect::<Result<_, StoreError>>()?;
+        Ok(NewJob { history, ..NewJob::new(job, request)? })
+    }
+
+    /// About how much it writes.
+    fn size(&self) -> usize {
+        self.bytes.len() + self.history.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+    }
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -91,6 +103,7 @@ pub(super) struct Writer {
 /// An answer that waits for the sync.
 enum Answer {
     Insert(Reply<Insertion>, Insertion),
+    InsertAll(Reply<Vec<Insertion>>, Vec<Insertion>),
     Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
     Transition(Reply<Job>, Box<Job>),
     Prune(Reply<usize>, usize),
@@ -107,6 +120,8 @@ struct Group {
     /// Records that no metadata spoke of before.
     bodies: Vec<(Seq, Body)>,
     inserted: usize,
+    /// Jobs that are there together or not at all, each batch by its first.
+    batches: Vec<Seq>,
     /// Keys of the jobs inserted, and keys to forget.
     keys: Keys,
     expired_keys: Vec<[u8; 16]>,
@@ -211,6 +226,9 @@ impl Writer {
                 }
             }
         }
+        for first in &group.batches {
+            disk.end_batch(*first)?;
+        }
         Ok(disk.commit()?)
     }
 
@@ -218,29 +236,66 @@ impl Writer {
     /// answered at once.
     fn stage(&mut self, disk: &Disk, group: &mut Group, command: Command) -> Result<(), Fault> {
         match command {
-            Command::Insert { job, request, bytes, reply } => {
-                if let Some(known) = job.idempotency.as_ref().and_then(|key| self.known(group, key, job.created_at)) {
-                    match known {
-                        // It may be a job of this very group: heard of only once that is durable.
-                        Known::Job(id) => group.answers.push(Answer::Insert(reply, Insertion::Existing(id))),
-                        Known::OtherRequest => drop(reply.send(Err(StoreError::KeyReused))),
+            Command::Insert { new, reply } => {
+                match self.known(group, &new.job) {
+                    // It may be a job of this very group: heard of only once that is durable.
+                    Some(Known::Job(id)) => group.answers.push(Answer::Insert(reply, Insertion::Existing(id))),
+                    Some(Known::OtherRequest) => drop(reply.send(Err(StoreError::KeyReused))),
+                    None => {
+                        if let Err(full) = self.check_room(group, 1) {
+                            drop(reply.send(Err(full)));
+                            return Ok(());
+                        }
+                        group.answers.push(Answer::Insert(reply, Insertion::Accepted));
+                        self.insert(disk, group, new)?;
+                    }
+                }
+                Ok(())
+            }
+            Command::InsertAll { all, reply } => {
+                let known: Vec<Option<Known>> = all.iter().map(|new| self.known(group, &new.job)).collect();
+                if known.iter().any(Option::is_some) {
+                    let existing = known.into_iter().map(|known| match known {
+                        Some(Known::Job(id)) => Ok(Insertion::Existing(id)),
+                        Some(Known::OtherRequest) | None => Err(StoreError::KeyReused),
+                    });
+                    match existing.collect() {
+                        Ok(existing) => group.answers.push(Answer::InsertAll(reply, existing)),
+                        Err(reused) => drop(reply.send(Err(reused))),
                     }
                     return Ok(());
                 }
-                let limit = self.shared.max_pending;
-                if self.shared.index().pending_len() + group.inserted >= limit {
-                    let _ = reply.send(Err(StoreError::Full { limit }));
+                if let Err(full) = self.check_room(group, all.len()) {
+                    drop(reply.send(Err(full)));
                     return Ok(());
                 }
-                let seq = self.next_seq;
-                self.next_seq += 1;
-                group.answers.push(Answer::Insert(reply, Insertion::Accepted));
-                group.keys.note(&job);
-                write_chunks(disk.tree(), &keys::request(seq), &bytes)?;
-                group.bodies.push((seq, Body::Request(request, bytes.len())));
-                let created_at = job.created_at;
-                group.inserted += 1;
-                group.note(seq, Some(job), created_at);
+                disk.begin_batch(self.next_seq, all.len())?;
+                group.batches.push(self.next_seq);
+                group.answers.push(Answer::InsertAll(reply, vec![Insertion::Accepted; all.len()]));
+                all.into_iter().try_for_each(|new| self.insert(disk, group, new))
+            }
+            Command::Import { all, reply } => {
+                // Of the same id twice, in two imports or in one, the first counts.
+                let mut ids: HashSet<JobId> = group.staged.values().flatten().map(|job| job.id).collect();
+                let is_here: Vec<bool> = {
+                    let index = self.shared.index();
+                    all.iter().map(|new| index.seq(new.job.id).is_some() || !ids.insert(new.job.id)).collect()
+                };
+                let pending = all.iter().zip(&is_here).filter(|(new, is_here)| !**is_here && !new.job.state.is_final());
+                if let Err(full) = self.check_room(group, pending.count()) {
+                    drop(reply.send(Err(full)));
+                    return Ok(());
+                }
+                let mut insertions = Vec::with_capacity(all.len());
+                for (new, is_here) in all.into_iter().zip(is_here) {
+                    if is_here {
+                        insertions.push(Insertion::Existing(new.job.id));
+                    } else {
+                        insertions.push(Insertion::Accepted);
+                        self.insert(disk, group, new)?;
+                    }
+                }
+                group.answers.push(Answer::InsertAll(reply, insertions));
                 Ok(())
             }
             Command::Claim { lease_until, now, reply } => match self.first_ready(group, now) {
@@ -316,6 +371,33 @@ impl Writer {
         }
     }
 
+    /// Refuses so many more jobs if they would go beyond the bound on pending ones.
+    fn check_room(&self, group: &Group, count: usize) -> Result<(), StoreError> {
+        let limit = self.shared.max_pending;
+        let pending = self.shared.index().pending_len() + group.inserted;
+        if pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
+    }
+
+    /// Writes a new job's request and stages the job.
+    fn insert(&mut self, disk: &Disk, group: &mut Group, new: NewJob) -> Result<(), Fault> {
+        let NewJob { job, request, bytes, history } = new;
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        group.keys.note(&job);
+        write_chunks(disk.tree(), &keys::request(seq), &bytes)?;
+        for (number, attempt) in &history {
+            write_chunks(disk.tree(), &keys::attempt(seq, *number), attempt)?;
+        }
+        // One with a history is not lately used.
+        if history.is_empty() {
+            group.bodies.push((seq, Body::Request(request, bytes.len())));
+        }
+        let created_at = job.created_at;
+        group.inserted += usize::from(!job.state.is_final());
+        group.note(seq, Some(job), created_at);
+        Ok(())
+    }
+
     /// The first ready job that this group has not touched. Jobs whose time has come become ready here.
     fn first_ready(&self, group: &mut Group, now: Timestamp) -> Option<(Seq, Job)> {
         if self.shared.promote(now) {
@@ -327,8 +409,9 @@ impl Writer {
         index.get(place.1).map(|job| (place.1, job.clone()))
     }
 
-    /// What the key stands for as the group sees it.
-    fn known(&self, group: &Group, key: &IdempotencyKey, now: Timestamp) -> Option<Known> {
+    /// What the job's key, if it has one, stands for as the group sees it.
+    fn known(&self, group: &Group, job: &Job) -> Option<Known> {
+        let (key, now) = (job.idempotency.as_ref()?, job.created_at);
         group.keys.find(key, now).or_else(|| self.shared.keys().find(key, now))
     }
 
@@ -451,7 +534,8 @@ impl Command {
     /// About how much it writes.
     fn bytes(&self) -> usize {
         match self {
-            Command::Insert { bytes, .. } => bytes.len(),
+            Command::Insert { new, .. } => new.size(),
+            Command::InsertAll { all, .. } | Command::Import { all, .. } => all.iter().map(NewJob::size).sum(),
             Command::Transition { event: JobEvent::Succeed { report, .. }, .. } => {
                 report.result.as_ref().map_or(0, |result| result.get().len())
                     + report.raw_answer.as_ref().map_or(0, String::len)
@@ -465,6 +549,7 @@ impl Command {
         let error = StoreError::Unavailable { reason: reason.to_owned() };
         match self {
             Command::Insert { reply, .. } => drop(reply.send(Err(error))),
+            Command::InsertAll { reply, .. } | Command::Import { reply, .. } => drop(reply.send(Err(error))),
             Command::Claim { reply, .. } => drop(reply.send(Err(error))),
             Command::Transition { reply, .. } => drop(reply.send(Err(error))),
             Command::Prune { reply, .. } => drop(reply.send(Err(error))),
@@ -476,6 +561,7 @@ impl Answer {
     fn send(self) {
         match self {
             Answer::Insert(reply, insertion) => drop(reply.send(Ok(insertion))),
+            Answer::InsertAll(reply, insertions) => drop(reply.send(Ok(insertions))),
             Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
             Answer::Prune(reply, pruned) => drop(reply.send(Ok(pruned))),
@@ -486,6 +572,7 @@ impl Answer {
         let error = StoreError::Unavailable { reason: reason.to_owned() };
         match self {
             Answer::Insert(reply, _) => drop(reply.send(Err(error))),
+            Answer::InsertAll(reply, _) => drop(reply.send(Err(error))),
             Answer::Claim(reply, _) => drop(reply.send(Err(error))),
             Answer::Transition(reply, _) => drop(reply.send(Err(error))),
             Answer::Prune(reply, _) => drop(reply.send(Err(error))),
@@ -502,7 +589,9 @@ fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
 
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
 pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), String> {
+    // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
+    disk.sweep_batches().map_err(|error| error.to_string())?;
     let jobs = disk.jobs().collect::<Result<Vec<_>, _>>()?;
     let newest = jobs.last().map_or(0, |(seq, _)| *seq);
     let mut keys = Keys::default();

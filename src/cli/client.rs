@@ -1,0 +1,286 @@
+//! The service as the commands meet it: over its HTTP API, as any other client would. The one place that finds it, holds
+//! a token for it, and turns its problems into what people read.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, RequestBuilder, Url, header::HeaderMap};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::memo::clean;
+use crate::{
+    app,
+    config::{ServiceAddress, Settings},
+};
+
+/// The service answers within 30 s; a connection that is silent for longer is dead.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// Time to connect: a service that takes longer is not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a service that does not answer is asked again: it may be restarting, and jobs survive that.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two tries to reach it.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Most bytes of an answer that is not the service's that an error quotes.
+const MAX_QUOTED: usize = 200;
+
+/// Where a command finds its service, and as whom it comes.
+#[derive(clap::Args, Debug)]
+pub(super) struct Connection {
+    #[command(flatten)]
+    address: ServiceAddress,
+
+    /// The service's own, of which HOST, PORT, DATA_DIR and ADMIN_TOKEN lead to the one on this machine
+    #[command(flatten)]
+    pub(super) settings: Settings,
+}
+
+/// A service to talk to.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: Option<SecretString>,
+}
+
+/// Why there is no good answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    /// The address makes no sense.
+    #[error("{0:?} is no address of a service: --url and CEOAGENT_URL must be like http://localhost:8000")]
+    Address(String),
+    /// Nobody is there.
+    #[error(
+        "no ceoagent answers at {base}: start one with `ceoagent serve`, or say where it is with --url or CEOAGENT_URL"
+    )]
+    Unreachable {
+        /// Where it was looked for.
+        base: String,
+        /// What happened.
+        source: reqwest::Error,
+    },
+    /// Somebody else is there.
+    #[error("what answers at {base} is no ceoagent, or something stands before it: {status}, {text:?}")]
+    Foreign {
+        /// Where.
+        base: String,
+        /// The HTTP status.
+        status: reqwest::StatusCode,
+        /// How its answer begins.
+        text: String,
+    },
+    /// The service refuses.
+    #[error("{0}")]
+    Refused(Box<Refusal>),
+    /// The client itself can't be made.
+    #[error("no HTTP client can be made")]
+    Client(#[source] reqwest::Error),
+}
+
+/// A problem as the service tells it.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) code: String,
+    detail: String,
+    #[serde(default)]
+    request_id: String,
+    #[serde(default)]
+    errors: Vec<Wrong>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Wrong {
+    field: String,
+    message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.errors[..] {
+            [] => write!(f, "{}", clean(&self.detail))?,
+            errors => {
+                f.write_str("the service does not take this:")?;
+                for wrong in errors {
+                    write!(f, "\n  {}: {}", clean(&wrong.field), clean(&wrong.message))?;
+                }
+                f.write_str("\n")?;
+            }
+        }
+        if self.code == "unauthorized" {
+            f.write_str("; set CEOAGENT_TOKEN, or give --token")?;
+        }
+        write!(f, " ({}, request {})", clean(&self.code), clean(&self.request_id))
+    }
+}
+
+impl Connection {
+    /// The service that was asked for, or the one on this machine.
+    pub(super) fn client(&self) -> Result<Client, ClientError> {
+        let (base, token) = match &self.address.url {
+            Some(url) => {
+                let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+                let parsed = parsed.filter(Url::has_host).ok_or_else(|| ClientError::Address(clean(url)))?;
+                // The secret of the service on this machine is no other's business.
+                let token = if is_here(&parsed) { local_token(&self.settings) } else { None };
+                (url.trim_end_matches('/').to_owned(), token)
+            }
+            None => (local_base(&self.settings), local_token(&self.settings)),
+        };
+        Client::new(base, self.address.token.clone().or(token))
+    }
+
+    /// Whether somebody said where the service is.
+    pub(super) fn is_told(&self) -> bool {
+        self.address.url.is_some()
+    }
+}
+
+impl Client {
+    pub(super) fn new(base: String, token: Option<SecretString>) -> Result<Client, ClientError> {
+        // reqwest wants one to be named, also where a call is not encrypted.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let here = Url::parse(&base).is_ok_and(|url| is_here(&url));
+        let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
+        let builder = if here { builder.no_proxy() } else { builder };
+        Ok(Client { http: builder.build().map_err(ClientError::Client)?, base, token })
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    pub(super) async fn post(&self, path: &str) -> Result<Value, ClientError> {
+        self.send(self.request(Method::POST, path)).await
+    }
+
+    /// A request to `path`, with the token if there is one.
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.token {
+            Some(token) => request.bearer_auth(token.expose_secret()),
+            None => request,
+        }
+    }
+
+    /// The answer to a request that may be made again, also of a service that is away for as long as a restart takes.
+    pub(super) async fn patiently(
+        &self,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Result<(HeaderMap, String), ClientError> {
+        let started = Instant::now();
+        loop {
+            match self.once(request()).await {
+                Err(error) if error.may_pass() && started.elapsed() < PATIENCE => tokio::time::sleep(RETRY_PAUSE).await,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The answer's head and text.
+    pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
+        let unreachable = |error: reqwest::Error| ClientError::Unreachable {
+            base: self.base.clone(),
+            // The address is told already.
+            source: error.without_url(),
+        };
+        let answer = request.send().await.map_err(unreachable)?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let text = answer.text().await.map_err(unreachable)?;
+        if status.is_success() {
+            return Ok((headers, text));
+        }
+        Err(match serde_json::from_str(&text) {
+            Ok(refusal) => ClientError::Refused(Box::new(refusal)),
+            Err(_) => self.foreign(status, &text),
+        })
+    }
+
+    /// The answer as JSON.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Value, ClientError> {
+        let (_, text) = self.once(request).await?;
+        // An answer without a body is one too.
+        if text.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).map_err(|_| self.foreign(reqwest::StatusCode::OK, &text))
+    }
+
+    fn foreign(&self, status: reqwest::StatusCode, text: &str) -> ClientError {
+        let text = clean(text).chars().take(MAX_QUOTED).collect();
+        ClientError::Foreign { base: self.base.clone(), status, text }
+    }
+}
+
+impl ClientError {
+    /// Whether the same request may succeed in a moment: the service is being restarted, or its store reopened.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            ClientError::Unreachable { .. } => true,
+            ClientError::Refused(refusal) => matches!(refusal.status, 429 | 503),
+            ClientError::Address(_) | ClientError::Foreign { .. } | ClientError::Client(_) => false,
+        }
+    }
+}
+
+/// The address of the service that HOST and PORT belong to, seen from this machine.
+pub(super) fn local_base(settings: &Settings) -> String {
+    let host = match settings.host {
+        // A service that listens everywhere is asked here.
+        IpAddr::V4(host) if host.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(host) if host.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        host => host,
+    };
+    format!("http://{}", SocketAddr::new(host, settings.port))
+}
+
+/// The admin token of the service on this machine, if this user may read it.
+fn local_token(settings: &Settings) -> Option<SecretString> {
+    settings.admin_token.clone().or_else(|| app::kept_admin_token(&settings.data_dir))
+}
+
+fn is_here(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_reads_like_a_sentence_and_every_wrong_field_has_its_line() {
+        let problem = serde_json::json!({
+            "type": "urn:x", "title": "t", "status": 503, "code": "queue_full", "detail": "the queue is full\u{1b}[2J",
+            "request_id": "r1"
+        });
+        let refusal: Refusal = serde_json::from_value(problem).unwrap();
+        assert_eq!(refusal.to_string(), "the queue is full (queue_full, request r1)");
+        assert!(ClientError::Refused(Box::new(refusal)).may_pass());
+        let problem = serde_json::json!({
+            "status": 422, "code": "validation_failed", "detail": "query: must not be blank", "request_id": "r2",
+            "errors": [{"field": "query", "message": "must not be blank"}, {"field": "model", "message": "must be short"}]
+        });
+        let refusal: Refusal = serde_json::from_value(problem).unwrap();
+        let told = refusal.to_string();
+        assert!(told.contains("\n  query: must not be blank\n  model: must be short\n"), "{told}");
+        assert!(!ClientError::Refused(Box::new(refusal)).may_pass());
+    }
+
+    #[test]
+    fn only_this_machine_is_here() {
+        let here = |url: &str| is_here(&Url::parse(url).unwrap());
+        assert!(here("http://localhost:1") && here("http://127.0.0.7") && here("http://[::1]:8000/x"));
+        assert!(!here("http://localhost.example") && !here("https://10.0.0.1") && !here("http://[2001:db8::1]"));
+    }
+}

@@ -1,0 +1,331 @@
+//! `ceoagent loadtest`: questions at a given rate, whether the service keeps up or not, and a report of what became of
+//! them: in the terminal, as JSON, as a page with charts.
+//!
+//! Without `--url` it starts a service of its own against a simulated Claude of known capacity, so that nothing is
+//! billed and the report can tell how much of the capacity was reached.
+//!
+//! - `load`: questions at random moments, and what each met
+//! - `tally`: what is counted while it runs, in bounded memory
+//! - `report`: what is made of it, in words and as JSON
+//! - `page`: the same with charts
+
+mod load;
+mod page;
+mod report;
+mod tally;
+
+use std::{
+    fs,
+    io::{IsTerminal, Write},
+    net::Ipv4Addr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use secrecy::ExposeSecret;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use self::{
+    load::Target,
+    report::{Report, Setup},
+    tally::Tally,
+};
+use super::serve::{self, Signals};
+use crate::{
+    app::App,
+    claude::simulator::{ErrorAnswer, Latency, Simulator, SimulatorConfig},
+    clock::Clock,
+    config::Settings,
+};
+
+/// Most questions a second: beyond it, starting them takes the machine that answers them.
+const MAX_RATE: u32 = 10_000;
+
+/// Longest load, in seconds.
+const MAX_DURATION: u32 = 3_600;
+
+/// Longest that the simulated Claude takes for an answer, in seconds.
+const MAX_LATENCY: u32 = 600;
+
+/// Longest query, in bytes: what the service takes with any setting.
+const MAX_QUERY_BYTES: usize = 100_000;
+
+/// How often the bar moves and the queue's depth is asked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What a call that is turned away in a storm is told to wait.
+const STORM_RETRY_AFTER: &str = "2";
+
+/// Limits that limit nothing, for the service started here: its simulated Claude has none.
+const NO_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000).expect("not zero");
+
+/// As [`NO_LIMIT`], in tokens.
+const NO_TOKEN_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not zero");
+
+/// The load, and where its report goes.
+#[derive(clap::Args, Debug)]
+pub struct Loadtest {
+    /// Load this service instead of one started here; if it asks the real Claude, every question is billed
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+
+    /// API key of the callers, if the service wants one
+    #[arg(long, value_name = "KEY", requires = "url")]
+    api_key: Option<String>,
+
+    /// Questions a second on average; they come at random moments, as from many people
+    #[arg(long, default_value = "10", value_parser = positive::<MAX_RATE>)]
+    rate: f64,
+
+    /// Seconds that questions come for (up to 3600)
+    #[arg(long, default_value = "60", value_parser = positive::<MAX_DURATION>)]
+    duration: f64,
+
+    /// Share of the questions whose client waits for the answer (0 to 1)
+    #[arg(long, default_value = "1", value_parser = share)]
+    waiters: f64,
+
+    /// Seconds that they wait at most (up to 30)
+    #[arg(long, default_value = "30", value_parser = positive::<30>)]
+    wait: f64,
+
+    /// Share of the waiting clients that hang up within ten seconds (0 to 1)
+    #[arg(long, default_value = "0", value_parser = share)]
+    hang_up: f64,
+
+    /// Bytes of each question
+    #[arg(long, default_value = "256", value_parser = query_bytes)]
+    query_bytes: usize,
+
+    /// Seconds that the simulated Claude takes for an answer; with WORKERS this is the capacity
+    #[arg(long, default_value = "2", value_parser = positive::<MAX_LATENCY>, conflicts_with = "url")]
+    latency: f64,
+
+    /// How much that varies: the standard deviation of its logarithm, 0 for not at all
+    #[arg(long, default_value = "0", value_parser = sigma, conflicts_with = "url")]
+    sigma: f64,
+
+    /// Second at which the simulated Claude begins to turn every call away with a 429
+    #[arg(long, value_name = "SECOND", value_parser = positive::<MAX_DURATION>, conflicts_with = "url")]
+    storm_at: Option<f64>,
+
+    /// Seconds that it does so
+    #[arg(long, default_value = "20", value_parser = positive::<MAX_DURATION>, requires = "storm_at")]
+    storm_for: f64,
+
+    /// Answers a second that the service's account allows, for the report; known where the service is started here
+    #[arg(long, value_parser = positive::<MAX_RATE>, requires = "url")]
+    capacity: Option<f64>,
+
+    /// Write the report as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Write the report as a page with charts to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
+    /// Settings of the service started here; its data goes to a folder of its own within DATA_DIR and is removed after
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+impl Loadtest {
+    /// Runs the load. `is_set` tells whether a setting of the service was given by its name.
+    ///
+    /// # Errors
+    /// Whatever keeps the load from starting, or the report from being written.
+    pub fn run(mut self, is_set: impl Fn(&str) -> bool) -> anyhow::Result<ExitCode> {
+        for file in [&self.json, &self.html].into_iter().flatten() {
+            // Better now than after the load.
+            fs::File::create(file).with_context(|| format!("can't write {}", file.display()))?;
+        }
+        let _log = super::logging::start(&self.settings, true);
+        serve::runtime()?.block_on(async {
+            let mut signals = Signals::listen()?;
+            let own = match self.url {
+                Some(_) => None,
+                None => Some(Own::start(&mut self, is_set).await?),
+            };
+            let report = self.load(own.as_ref(), &mut signals).await?;
+            write!(std::io::stdout(), "{report}")?;
+            self.write(&report)?;
+            match own {
+                Some(own) => Ok(serve::stop(own.app, signals).await),
+                None => Ok(ExitCode::SUCCESS),
+            }
+        })
+    }
+
+    /// Sends the questions, until all are answered or a signal comes.
+    async fn load(&self, own: Option<&Own>, signals: &mut Signals) -> anyhow::Result<Report> {
+        let (base, token) = match own {
+            Some(own) => (format!("http://{}", own.app.address()), Some(own.admin_token(&self.settings)?)),
+            None => (self.url.clone().unwrap_or_default().trim_end_matches('/').to_owned(), self.api_key.clone()),
+        };
+        let target = Target::new(base, token)?;
+        target.check().await?;
+        let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.duration)));
+        let plan = load::Plan {
+            rate: self.rate,
+            duration: Duration::from_secs_f64(self.duration),
+            waiters: self.waiters,
+            wait_seconds: self.wait,
+            hang_up: self.hang_up,
+            query_bytes: self.query_bytes,
+        };
+        let bar = self.bar()?;
+        let (loading, storm) = (load::run(plan, &target, &tally), self.storm(own));
+        tokio::pin!(loading, storm);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut storm_is_over = false;
+        let interrupted = loop {
+            tokio::select! {
+                () = &mut loading => break false,
+                _ = signals.next() => break true,
+                () = &mut storm, if !storm_is_over => storm_is_over = true,
+                _ = looks.tick() => {
+                    tally.note_queued(target.queued().await);
+                    bar.set_position(tally.elapsed().as_secs());
+                    bar.set_message(tally.to_string());
+                }
+            }
+        };
+        bar.finish_and_clear();
+        target.look_after(&tally).await;
+        let setup = Setup {
+            simulated: own.is_some(),
+            interrupted,
+            rate_per_second: self.rate,
+            duration_seconds: self.duration,
+            waiters_share: self.waiters,
+            wait_seconds: self.wait,
+            hang_up_share: self.hang_up,
+            query_bytes: self.query_bytes,
+            capacity_per_second: own.map(|own| own.capacity).or(self.capacity),
+            service: own.map(|_| format!("{} workers, {} s an answer", self.settings.workers, self.latency)),
+        };
+        Ok(Report::new(setup, &tally))
+    }
+
+    /// Has the simulated Claude turn calls away for a while, if that is wanted.
+    async fn storm(&self, own: Option<&Own>) {
+        if let (Some(own), Some(at)) = (own, self.storm_at) {
+            tokio::time::sleep(Duration::from_secs_f64(at)).await;
+            let answer = ErrorAnswer::status(429).header("retry-after", STORM_RETRY_AFTER);
+            own.simulator.turn_away(Instant::now() + Duration::from_secs_f64(self.storm_for), answer);
+        }
+    }
+
+    fn bar(&self) -> anyhow::Result<ProgressBar> {
+        // The clients that wait when the last question came get their time too.
+        let bar = ProgressBar::new(self.duration.ceil().max(1.0).to_string().parse()?);
+        if !std::io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        bar.set_style(ProgressStyle::with_template("[{bar:30}] {pos}/{len} s  {msg}")?.progress_chars("=> "));
+        Ok(bar)
+    }
+
+    fn write(&self, report: &Report) -> anyhow::Result<()> {
+        let write = |path: &Path, text: String| {
+            fs::write(path, text).with_context(|| format!("can't write {}", path.display()))?;
+            writeln!(std::io::stdout(), "written: {}", path.display()).map_err(anyhow::Error::from)
+        };
+        if let Some(path) = &self.json {
+            write(path, serde_json::to_string_pretty(report)? + "\n")?;
+        }
+        if let Some(path) = &self.html {
+            write(path, page::render(report)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The service started here, with its simulated Claude.
+struct Own {
+    app: App,
+    simulator: Simulator,
+    /// Answers a second.
+    capacity: f64,
+    /// Removed with the end.
+    _folder: tempfile::TempDir,
+}
+
+impl Own {
+    async fn start(test: &mut Loadtest, is_set: impl Fn(&str) -> bool) -> anyhow::Result<Own> {
+        let settings = &mut test.settings;
+        fs::create_dir_all(&settings.data_dir)
+            .with_context(|| format!("the data folder {} can't be made", settings.data_dir.display()))?;
+        let folder = tempfile::Builder::new().prefix("loadtest-").tempdir_in(&settings.data_dir)?;
+        settings.data_dir = folder.path().to_owned();
+        settings.host = Ipv4Addr::LOCALHOST.into();
+        if !is_set("port") {
+            settings.port = 0;
+        }
+        // The defaults are a real account's.
+        if !is_set("requests_per_minute") {
+            settings.requests_per_minute = NO_LIMIT;
+        }
+        if !is_set("input_tokens_per_minute") {
+            settings.input_tokens_per_minute = NO_TOKEN_LIMIT;
+        }
+        if !is_set("output_tokens_per_minute") {
+            settings.output_tokens_per_minute = NO_TOKEN_LIMIT;
+        }
+        let median = Duration::from_secs_f64(test.latency);
+        let latency = match test.sigma {
+            0.0 => Latency::Fixed(median),
+            sigma => Latency::LogNormal { median, sigma },
+        };
+        // A log-normal distribution's mean is that much above its median.
+        let mean = test.latency * (test.sigma * test.sigma / 2.0).exp();
+        // Never the real one, even where a key is set.
+        let simulator = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() })
+            .await
+            .context("the simulated Claude can't be started")?;
+        settings.anthropic_base_url = simulator.base_url();
+        settings.anthropic_api_key = Some("simulated".into());
+        let app = App::start(settings, Clock::system()).await?;
+        Ok(Own { app, simulator, capacity: settings.workers as f64 / mean, _folder: folder })
+    }
+
+    fn admin_token(&self, settings: &Settings) -> anyhow::Result<String> {
+        let token = self.app.new_admin_token().or(settings.admin_token.as_ref());
+        Ok(token.context("the service has no admin token")?.expose_secret().to_owned())
+    }
+}
+
+/// A number above 0 and up to `MAX`.
+fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if number > 0.0 && number <= f64::from(MAX) {
+        return Ok(number);
+    }
+    Err(format!("must be above 0 and at most {MAX}"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 1".to_owned()) }
+}
+
+fn sigma(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 2".to_owned()) }
+}
+
+fn query_bytes(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|_| format!("{text:?} is no whole number"))?;
+    let allowed = load::MIN_QUERY_BYTES..=MAX_QUERY_BYTES;
+    if allowed.contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(format!("must be from {} to {}", allowed.start(), allowed.end()))
+}

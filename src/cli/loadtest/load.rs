@@ -1,0 +1,205 @@
+//! Questions at random moments, as they come from people who know nothing of each other, and what each of them met.
+//!
+//! **Open loop**: a question is sent at its moment, however many are unanswered, and its latency counts from that moment
+//! and not from when this program found the time. So a service that stalls can't hide it by stalling its own load.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, ensure};
+use rand::{RngExt, distr::Distribution};
+use rand_distr::Exp;
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
+
+use super::tally::{Met, Pending, Tally};
+use crate::{clock::Timestamp, job::JobId};
+
+/// The shortest question: there must be room for its number, so that no two are the same.
+pub(super) const MIN_QUERY_BYTES: usize = 64;
+
+/// A client gives up after this time. Longer than the 30 s that the service promises, or a broken promise would not show.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// Clients that hang up do so within this time.
+const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Jobs looked after at the same time, once the load is over.
+const LOOKS_AT_ONCE: usize = 32;
+
+/// The load.
+#[derive(Clone, Copy)]
+pub(super) struct Plan {
+    pub(super) rate: f64,
+    pub(super) duration: Duration,
+    pub(super) waiters: f64,
+    pub(super) wait_seconds: f64,
+    pub(super) hang_up: f64,
+    pub(super) query_bytes: usize,
+}
+
+/// The service under load.
+#[derive(Clone)]
+pub(super) struct Target {
+    http: Client,
+    base: String,
+    token: Option<String>,
+}
+
+/// What is read of a job.
+#[derive(Deserialize)]
+struct JobAnswer {
+    id: JobId,
+    status: String,
+    finished_at: Option<Timestamp>,
+    queue: Option<OutlookAnswer>,
+}
+
+#[derive(Deserialize)]
+struct OutlookAnswer {
+    eta_seconds: u64,
+}
+
+/// Sends all questions of `plan` and waits until each has met its end.
+pub(super) async fn run(plan: Plan, target: &Target, tally: &Arc<Tally>) {
+    let Ok(gaps) = Exp::new(plan.rate) else { return };
+    let started = tally.start();
+    let mut clients = JoinSet::new();
+    let mut at = Duration::ZERO;
+    for number in 1.. {
+        at += Duration::from_secs_f64(gaps.sample(&mut rand::rng()));
+        if at >= plan.duration {
+            break;
+        }
+        sleep_until(started + at).await;
+        let waits = rand::rng().random_bool(plan.waiters);
+        let hangs_up = waits && rand::rng().random_bool(plan.hang_up);
+        let patience = if hangs_up { HANG_UP_WITHIN.mul_f64(rand::random()) } else { GIVE_UP };
+        tally.note_sent(waits, started.elapsed().saturating_sub(at));
+        let (target, tally) = (target.clone(), Arc::clone(tally));
+        let query = question(number, plan.query_bytes);
+        let wait = waits.then_some(plan.wait_seconds);
+        clients.spawn(async move {
+            let met = match timeout(patience, target.ask(&query, wait)).await {
+                Ok(met) => met,
+                Err(_) if hangs_up => Met::HungUp,
+                Err(_) => Met::Nothing,
+            };
+            tally.note_met(at, waits, met);
+        });
+        // Those that have ended are let go of.
+        while clients.try_join_next().is_some() {}
+    }
+    while clients.join_next().await.is_some() {}
+}
+
+/// A question of its own of so many bytes.
+fn question(number: u64, bytes: usize) -> String {
+    let mut query = format!("Load test question {number}: should we go ahead with this plan? ");
+    query.extend(std::iter::repeat_n('x', bytes.saturating_sub(query.len())));
+    query.truncate(bytes);
+    query
+}
+
+impl Target {
+    /// The service at `base`, asked with `token`, if it wants one.
+    pub(super) fn new(base: String, token: Option<String>) -> anyhow::Result<Target> {
+        // reqwest wants one to be named, even where nothing is encrypted.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder().no_proxy().tcp_nodelay(true).pool_max_idle_per_host(usize::MAX).build()?;
+        Ok(Target { http, base, token })
+    }
+
+    fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Fails if nobody is there.
+    pub(super) async fn check(&self) -> anyhow::Result<()> {
+        let url = format!("{}/health", self.base);
+        let answer =
+            self.http.get(&url).timeout(GIVE_UP).send().await.with_context(|| format!("{url} does not answer"))?;
+        ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
+        Ok(())
+    }
+
+    /// Asks, and waits for the answer if the client is one that waits.
+    async fn ask(&self, query: &str, wait: Option<f64>) -> Met {
+        let request = self.http.post(format!("{}/api/v1/analyze", self.base));
+        let answer =
+            self.with_token(request).json(&json!({ "query": query, "wait": wait.unwrap_or(0.0) })).send().await;
+        let Ok(answer) = answer else { return Met::Nothing };
+        match answer.status() {
+            StatusCode::OK => match answer.bytes().await {
+                Ok(_) => Met::Answer,
+                Err(_) => Met::Nothing,
+            },
+            StatusCode::ACCEPTED => match answer.json::<JobAnswer>().await {
+                Ok(job) => Met::Accepted(Pending {
+                    id: job.id,
+                    waits: wait.is_some(),
+                    told_at: now(),
+                    eta_seconds: job.queue.map(|queue| queue.eta_seconds),
+                }),
+                Err(_) => Met::Nothing,
+            },
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Met::Refused,
+            _ => Met::Failed,
+        }
+    }
+
+    /// How many jobs are queued, as far as the service tells.
+    pub(super) async fn queued(&self) -> Option<u64> {
+        let request = self.http.get(format!("{}/metrics", self.base)).timeout(Duration::from_secs(1));
+        let text = self.with_token(request).send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("ceoagent_jobs{kind=\"queued\"} "))?;
+        line.trim().parse().ok()
+    }
+
+    /// Looks what became of the jobs that were accepted and not waited for to the end.
+    pub(super) async fn look_after(&self, tally: &Arc<Tally>) {
+        let places = Arc::new(Semaphore::new(LOOKS_AT_ONCE));
+        let mut looks = JoinSet::new();
+        for pending in tally.pending() {
+            let (target, tally, places) = (self.clone(), Arc::clone(tally), Arc::clone(&places));
+            looks.spawn(async move {
+                let _place = places.acquire().await;
+                let request = target.http.get(format!("{}/api/v1/jobs/{}", target.base, pending.id)).timeout(GIVE_UP);
+                if let Ok(answer) = target.with_token(request).send().await
+                    && let Ok(job) = answer.json::<JobAnswer>().await
+                    && job.status == "succeeded"
+                    && let Some(finished_at) = job.finished_at
+                {
+                    tally.note_finished(pending, finished_at);
+                }
+            });
+        }
+        while looks.join_next().await.is_some() {}
+    }
+}
+
+fn now() -> Timestamp {
+    crate::clock::Clock::system().now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_have_the_size_that_is_wanted_and_are_all_different() {
+        for bytes in [MIN_QUERY_BYTES, 256, 5_000] {
+            let (one, other) = (question(1, bytes), question(u64::MAX, bytes));
+            assert_eq!((one.len(), other.len()), (bytes, bytes));
+            assert_ne!(one, other);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! How a job that has ended is shown, and what its end means as an exit code.
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::Context;
+use serde_json::Value;
+
+use super::{
+    markdown,
+    memo::{self, clean},
+    progress,
+};
+use crate::analysis::Memo;
+
+/// Exit code where a job ended without a memo: it failed or was cancelled.
+pub(super) const NO_MEMO: u8 = 3;
+
+/// In which form to print.
+#[derive(clap::Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Print the job with its memo as JSON
+    #[arg(long, conflicts_with = "markdown")]
+    pub(super) json: bool,
+
+    /// Print the memo as Markdown
+    #[arg(long)]
+    markdown: bool,
+}
+
+/// Prints a job at its end: the memo to standard output, a failure to standard error. As JSON, also one that is not there
+/// yet.
+///
+/// # Errors
+/// If it can't be written, or the memo can't be read.
+pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    if form.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(job)?)?;
+    }
+    if form.json && !progress::has_ended(job) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if job["status"] != "succeeded" {
+        let why = match job["error"]["message"].as_str() {
+            Some(message) => {
+                format!("it failed: {} ({})", clean(message), clean(job["error"]["code"].as_str().unwrap_or_default()))
+            }
+            None => "it was cancelled".to_owned(),
+        };
+        let id = clean(job["id"].as_str().unwrap_or_default());
+        writeln!(std::io::stderr(), "job {id} ended without a memo: {why}")?;
+        return Ok(ExitCode::from(NO_MEMO));
+    }
+    if !form.json {
+        let memo: Memo = serde_json::from_value(job["result"].clone()).context("the memo can't be read")?;
+        let text = if form.markdown { markdown::render(&memo) } else { memo::render(&memo, width(), colours()) };
+        write!(out, "{text}")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The terminal's width, or a page's.
+pub(super) fn width() -> usize {
+    console::Term::stdout().size_checked().map_or(80, |(_, columns)| usize::from(columns))
+}
+
+/// Whether to use colours on standard output: NO_COLOR outranks everything, as <https://no-color.org> has it.
+pub(super) fn colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && console::colors_enabled()
+}

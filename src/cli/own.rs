@@ -1,0 +1,56 @@
+//! A whole service of a command's own, on this machine only, where none is running: with the key that is set, or else
+//! against a simulated Claude, which every memo then says.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Context;
+
+use crate::{
+    app::App,
+    claude::simulator::{Simulator, SimulatorConfig},
+    clock::Clock,
+    config::Settings,
+};
+
+/// The service; what it needs lives as long as it does.
+pub(super) struct Own {
+    pub(super) app: App,
+    /// Dropping it would stop it.
+    simulator: Option<Simulator>,
+}
+
+impl Own {
+    /// Starts a service by `settings`, with its data in `folder` within the data folder, so that it never mixes with the
+    /// jobs of `serve`. `simulator` is for the case that there is no key.
+    pub(super) async fn start(
+        mut settings: Settings,
+        folder: &str,
+        keep_host: bool,
+        simulator: SimulatorConfig,
+    ) -> anyhow::Result<Own> {
+        settings.data_dir = settings.data_dir.join(folder);
+        std::fs::create_dir_all(&settings.data_dir)
+            .with_context(|| format!("the data folder {} can't be made", settings.data_dir.display()))?;
+        if !keep_host {
+            settings.host = Ipv4Addr::LOCALHOST.into();
+        }
+        let simulator = match settings.anthropic_api_key {
+            Some(_) => None,
+            None => {
+                let simulator = Simulator::start(simulator).await.context("the simulated Claude can't be started")?;
+                settings.anthropic_base_url = simulator.base_url();
+                settings.anthropic_api_key = Some("simulated".into());
+                Some(simulator)
+            }
+        };
+        Ok(Own { app: App::start(&settings, Clock::system()).await?, simulator })
+    }
+
+    pub(super) fn is_simulated(&self) -> bool {
+        self.simulator.is_some()
+    }
+
+    pub(super) fn base(&self) -> String {
+        format!("http://{}", self.app.address())
+    }
+}

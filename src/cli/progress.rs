@@ -1,0 +1,156 @@
+//! The bar that a person watches while a job is on its way: which stage it is in, and how long it may still take.
+
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use super::{
+    client::{Client, ClientError, PATIENCE, RETRY_PAUSE},
+    memo::clean,
+};
+
+/// The bar's steps, many enough to move smoothly.
+const STEPS: u64 = 1_000;
+
+/// What an answer usually takes, where the service gives no estimate.
+const USUAL: Duration = Duration::from_secs(20);
+
+/// Waits for the end of a job, with a bar on standard error if that is a terminal. Gives the job as it ended.
+///
+/// # Errors
+/// If the service refuses, or is away for longer than a restart takes.
+pub(super) async fn follow(client: &Client, id: &str) -> Result<Value, ClientError> {
+    let bar = Bar::new();
+    let mut away_since = None;
+    loop {
+        // A short wait, so that the bar moves.
+        match client.get(&format!("/api/v1/jobs/{id}?wait=1")).await {
+            Ok(job) if has_ended(&job) => {
+                bar.0.finish_and_clear();
+                return Ok(job);
+            }
+            Ok(job) => {
+                away_since = None;
+                bar.show(&job);
+            }
+            Err(error) if error.may_pass() => {
+                let since = *away_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > PATIENCE {
+                    return Err(error);
+                }
+                bar.0.set_message("the service is away; trying again".to_owned());
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether a job is at its end.
+pub(super) fn has_ended(job: &Value) -> bool {
+    matches!(job["status"].as_str(), Some("succeeded" | "failed" | "cancelled"))
+}
+
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Bar {
+        let bar = ProgressBar::new(STEPS);
+        if !std::io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        if let Ok(style) = ProgressStyle::with_template("[{bar:30}] {elapsed:>4}  {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Bar(bar)
+    }
+
+    fn show(&self, job: &Value) {
+        let left = job["queue"]["eta_seconds"].as_u64().map(Duration::from_secs);
+        self.0.set_message(stage(job));
+        self.0.set_position(self.0.position().max(filled(self.0.elapsed(), left)));
+    }
+}
+
+/// In which stage a pending job is, in words.
+fn stage(job: &Value) -> String {
+    let queue = &job["queue"];
+    let stage = match (job["status"].as_str(), queue["waiting_for"].as_str()) {
+        (Some("running"), _) => match job["attempts_made"].as_u64() {
+            Some(attempt @ 2..) => format!("being analysed, attempt {attempt}"),
+            _ => "being analysed".to_owned(),
+        },
+        (_, Some("worker")) => match queue["position"].as_u64() {
+            Some(position @ 2..) => format!("waiting, {} ahead", position - 1),
+            _ => "waiting for a worker".to_owned(),
+        },
+        (_, Some("rate_limit")) => "waiting for the account's rate limit".to_owned(),
+        (_, Some("gate")) => "waiting: Claude turns calls away at the moment".to_owned(),
+        (_, Some("run_at")) => "scheduled".to_owned(),
+        (_, Some("retry")) => "waiting to try again".to_owned(),
+        (_, Some("paused")) => "waiting: the queue is paused".to_owned(),
+        (_, Some("budget")) => "waiting: the budget is spent".to_owned(),
+        (status, other) => clean(other.or(status).unwrap_or("waiting")),
+    };
+    match queue["eta_seconds"].as_u64() {
+        Some(seconds) => format!("{stage}, about {} left", readable(seconds)),
+        None => stage,
+    }
+}
+
+/// A time span as people say it.
+pub(super) fn readable(seconds: u64) -> String {
+    match seconds {
+        0..100 => format!("{seconds} s"),
+        100..6_000 => format!("{} min", seconds.div_ceil(60)),
+        6_000..172_800 => format!("{} h", seconds.div_ceil(3_600)),
+        _ => format!("{} days", seconds.div_ceil(86_400)),
+    }
+}
+
+/// How far the bar is: by the estimate if there is one, else slower and slower. Never full before the end.
+fn filled(elapsed: Duration, left: Option<Duration>) -> u64 {
+    let left = left.unwrap_or(USUAL / 2).max(Duration::from_secs(1));
+    let part = elapsed.as_millis() * u128::from(STEPS) / (elapsed + left).as_millis();
+    u64::try_from(part).unwrap_or(STEPS).min(STEPS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_stage_is_told_with_its_estimate() {
+        let cases = [
+            (json!({"status": "running", "attempts_made": 1}), "being analysed"),
+            (json!({"status": "running", "attempts_made": 3}), "being analysed, attempt 3"),
+            (
+                json!({"status": "queued", "queue": {"position": 4, "eta_seconds": 35, "waiting_for": "worker"}}),
+                "waiting, 3 ahead, about 35 s left",
+            ),
+            (
+                json!({"status": "scheduled", "queue": {"eta_seconds": 7200, "waiting_for": "run_at"}}),
+                "scheduled, about 2 h left",
+            ),
+            (json!({"status": "queued", "queue": {"waiting_for": "new_reason\u{1b}[2J"}}), "new_reason"),
+        ];
+        for (job, told) in cases {
+            assert_eq!(stage(&job), told);
+        }
+    }
+
+    #[test]
+    fn the_bar_moves_and_is_never_full_before_the_end() {
+        let seconds = Duration::from_secs;
+        assert_eq!(filled(seconds(0), Some(seconds(30))), 0);
+        assert_eq!(filled(seconds(10), Some(seconds(10))), STEPS / 2);
+        assert_eq!(filled(seconds(1_000_000), Some(seconds(0))), STEPS - 1);
+        assert!(filled(seconds(20), None) > filled(seconds(10), None));
+    }
+}

@@ -1,0 +1,103 @@
+//! `POST /api/v1/analyze/batch`: many questions in, all of them accepted or none.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{FromRequest, Request, State},
+    http::{HeaderValue, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tracing::info;
+use utoipa::ToSchema;
+
+use super::{
+    Api,
+    analyze::{IDEMPOTENCY_REPLAYED, idempotency_key},
+    body, observe,
+    problem::{Problem, ProblemBody},
+    submission::{self, BatchBody, MAX_BATCH_BYTES},
+    view::{self, Links},
+};
+use crate::job::{JobId, JobStatus};
+
+/// The jobs of a batch.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Batch {
+    /// One for each question, in the same order.
+    jobs: Vec<BatchJob>,
+}
+
+/// A job of a batch, in short: the whole of it is behind its link.
+#[derive(Serialize, ToSchema)]
+struct BatchJob {
+    /// Names the job.
+    #[schema(value_type = String, format = Uuid)]
+    id: JobId,
+    /// Where in its life it is.
+    status: JobStatus,
+    /// Where to go from here.
+    links: Links,
+}
+
+/// Ask many questions
+///
+/// All are accepted or none, in one write to the disk: after a crash too, all of them are there or none is. A mistake in
+/// one refuses all, and is told by its index (`requests[7].query`). The body may have 8 MiB.
+#[utoipa::path(
+    post, path = "/api/v1/analyze/batch", tag = "analysis",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "Your own name for the whole batch, up to 255 \
+            characters: sent again with the same questions in the same order, it brings the same jobs, told by \
+            `Idempotency-Replayed: true`. It is no name of a single question")
+    ),
+    request_body = BatchBody,
+    responses(
+        (status = 202, description = "All accepted", body = Batch),
+        (status = 400, description = "`invalid_json`, `invalid_parameter`, `invalid_body`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 410, description = "`job_removed`: a job of this Idempotency-Key is there no more",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for other \
+            questions", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 503, description = "`queue_full` (it has no room for all of them), `storage_low`, `shutting_down`, \
+            `storage_unavailable`, `timeout`", body = ProblemBody<'static>, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> Result<Response, Problem> {
+    let mut submissions = submission::parse_batch(&questions.body, api.max_query_length, api.queue.now())?;
+    let request_id = observe::request_id();
+    for submission in &mut submissions {
+        submission.request.request_id = Some(request_id.clone());
+    }
+    let (jobs, replayed) = api.queue.enqueue_all(submissions, questions.idempotency_key.as_deref()).await?;
+    info!(request.id = request_id, jobs = jobs.len(), replayed, "batch received");
+    let now = api.queue.now();
+    let jobs = jobs.iter().map(|job| BatchJob { id: job.id, status: job.status(now), links: view::links(job) });
+    let mut response = (StatusCode::ACCEPTED, Json(Batch { jobs: jobs.collect() })).into_response();
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The body of a batch and its name.
+pub(super) struct Questions {
+    body: Vec<u8>,
+    idempotency_key: Option<String>,
+}
+
+impl FromRequest<Arc<Api>> for Questions {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &Arc<Api>) -> Result<Questions, Problem> {
+        let (parts, body) = request.into_parts();
+        let body = body::read(&parts.headers, body, MAX_BATCH_BYTES).await?;
+        Ok(Questions { body, idempotency_key: idempotency_key(&parts.headers)? })
+    }
+}

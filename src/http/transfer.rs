@@ -1,0 +1,148 @@
+//! `/api/v1/admin/export` and `/import`: all jobs as JSON lines, page by page, out of one service and into another.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tracing::info;
+use utoipa::ToSchema;
+
+use super::{
+    Api,
+    admin::{decode_cursor, encode_cursor},
+    body,
+    extract::{Admin, Params},
+    problem::{FieldError, INTERNAL, INVALID_BODY, INVALID_PARAMETER, Problem, ProblemBody},
+};
+use crate::job::archive;
+
+/// Jobs on a page: whole ones, with every answer of Claude, so fewer than in a listing.
+const EXPORT_PAGE: usize = 50;
+
+/// Largest body of an import: room for one job of any size, or for many usual ones.
+const MAX_IMPORT_BYTES: usize = 32 << 20;
+
+/// Most lines of an import: they are written in one go, in which others have to wait.
+const MAX_IMPORT: usize = 200;
+
+/// The media type of JSON lines.
+const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+/// What became of an import.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Imported {
+    /// Jobs that were not here before.
+    imported: usize,
+    /// Jobs whose id was here already: they stay as they are.
+    skipped: usize,
+    /// Lines that are no job that this version can read.
+    refused: Vec<Refused>,
+}
+
+/// A line that is no job.
+#[derive(Serialize, ToSchema)]
+struct Refused {
+    /// Counted from 1.
+    line: usize,
+    /// What is wrong with it.
+    message: String,
+}
+
+/// Read all jobs
+///
+/// A page of up to 50 jobs as JSON lines, in the order in which they came. `Link` with `rel="next"` names the next page;
+/// the last one has none. Jobs that come or change meanwhile are shown as they are when their page is read.
+#[utoipa::path(
+    get, path = "/api/v1/admin/export", tag = "admin",
+    security(("admin_token" = [])),
+    params(("after" = Option<String>, Query, description = "Where the page before ended, from its `Link`")),
+    responses(
+        (status = 200, description = "Jobs, one a line", body = String, content_type = "application/x-ndjson",
+            headers(("Link" = String, description = "The next page; absent on the last one"))),
+        (status = 400, description = "`invalid_parameter`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
+            content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
+    let page = api.queue.read_on(after(&params)?, EXPORT_PAGE).await?;
+    let mut lines = String::new();
+    for record in &page.jobs {
+        let line = archive::write(record).map_err(|error| Problem::new(INTERNAL, error.to_string()))?;
+        lines.push_str(&line);
+        lines.push('\n');
+    }
+    let mut response = ([(header::CONTENT_TYPE, NDJSON)], lines).into_response();
+    if let Some(next) = page.next {
+        let link = format!("</api/v1/admin/export?after={}>; rel=\"next\"", encode_cursor(next));
+        if let Ok(link) = HeaderValue::from_str(&link) {
+            response.headers_mut().insert(header::LINK, link);
+        }
+    }
+    Ok(response)
+}
+
+/// Take over jobs of another service
+///
+/// Up to 200 lines and 32 MiB of what the export gives. A job whose id is here already is skipped, so the same lines again
+/// change nothing. Ended jobs come with their attempts; pending ones go on here; of an attempt that was under way nobody
+/// knows the outcome, so it ends as after a crash.
+#[utoipa::path(
+    post, path = "/api/v1/admin/import", tag = "admin",
+    security(("admin_token" = [])),
+    request_body(content = String, content_type = "application/x-ndjson"),
+    responses(
+        (status = 200, description = "What became of the lines", body = Imported),
+        (status = 400, description = "`invalid_body`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
+            content_type = "application/problem+json"),
+        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
+            body = ProblemBody<'static>, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn import(_: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Response, Problem> {
+    let body = body::read_whole(body, MAX_IMPORT_BYTES).await?;
+    let text = std::str::from_utf8(&body).map_err(|_| Problem::new(INVALID_BODY, "the body is not UTF-8 text"))?;
+    let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
+    if lines.clone().count() > MAX_IMPORT {
+        let detail = format!("the body must be at most {MAX_IMPORT} lines; send the rest after it");
+        return Err(Problem::new(INVALID_BODY, detail));
+    }
+    let (mut records, mut refused) = (Vec::new(), Vec::new());
+    for (text, line) in lines {
+        match archive::read(text) {
+            Ok(record) => records.push(record),
+            Err(error) => refused.push(Refused { line, message: error.to_string() }),
+        }
+    }
+    let count = records.len();
+    let imported = api.queue.import(records).await?;
+    info!(jobs = imported, skipped = count - imported, refused = refused.len(), "jobs imported by an operator");
+    Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
+}
+
+/// `after`, the only parameter there is.
+fn after(params: &Params) -> Result<Option<u64>, Problem> {
+    let mut after = None;
+    let mut errors = Vec::new();
+    for (name, value) in &params.0 {
+        match (name.as_str(), decode_cursor(value)) {
+            ("after", Some(cursor)) => after = Some(cursor),
+            ("after", None) => errors.push(FieldError::new(name, "is of no Link of this service; start without one")),
+            _ => errors.push(FieldError::new(name, "is not a parameter of this route, which takes after")),
+        }
+    }
+    if errors.is_empty() { Ok(after) } else { Err(Problem::listing(INVALID_PARAMETER, errors)) }
+}

@@ -1,0 +1,301 @@
+//! A job with all that belongs to it as one line of JSON: what `export` writes, from a running service or a damaged store,
+//! and `import` reads, of this version or an older one. `docs/export.md` describes the format to others.
+
+use std::{num::NonZeroU64, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Attempt, FailureCode, Failures, IdempotencyKey, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority,
+};
+use crate::clock::Timestamp;
+
+/// The version of the format. What is only added to it needs no new one: readers ignore what they don't know.
+pub const FORMAT: u32 = 1;
+
+/// Why a line is no job.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// It is of a program from the future.
+    #[error("its format {0} is newer than this program's {FORMAT}: import it with a newer ceoagent")]
+    Newer(u32),
+    /// It can't be read as one.
+    #[error("it is no exported job: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    /// It contradicts itself.
+    #[error("it contradicts itself: {0}")]
+    Inconsistent(&'static str),
+}
+
+/// The life-cycle part of a job, as it stands in a line.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Life {
+    /// The job's id.
+    pub id: JobId,
+    status: JobStatus,
+    priority: Priority,
+    #[serde(default)]
+    waited_for: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    caller: Option<NonZeroU64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    question: Option<NonZeroU64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lease_until: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error_code: Option<FailureCode>,
+    attempt: u32,
+    failures: Failures,
+    releases: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    idempotency: Option<Box<IdempotencyKey>>,
+    created_at: Timestamp,
+    due_at: Timestamp,
+    deadline_at: Option<Timestamp>,
+    started_at: Option<Timestamp>,
+    finished_at: Option<Timestamp>,
+}
+
+/// The whole line, for writing.
+#[derive(Serialize)]
+struct Line<'a> {
+    format: u32,
+    #[serde(flatten)]
+    life: Life,
+    request: &'a JobRequest,
+    attempts: &'a [Arc<Attempt>],
+}
+
+/// The version of a line.
+#[derive(Deserialize)]
+struct Head {
+    /// Lines of the first `export --salvage` had none, and were otherwise as those of format 1.
+    #[serde(default = "first_format")]
+    format: u32,
+}
+
+/// What a line holds beside the job's life: apart from it, because stored results keep their text as it is.
+#[derive(Deserialize)]
+struct Bodies {
+    request: JobRequest,
+    attempts: Vec<Arc<Attempt>>,
+}
+
+/// `record` as a line, without its end.
+///
+/// # Errors
+/// None that a record from a store gives.
+pub fn write(record: &JobRecord) -> serde_json::Result<String> {
+    let JobRecord { job, request, attempts, .. } = record;
+    serde_json::to_string(&Line { format: FORMAT, life: job.clone().into(), request, attempts })
+}
+
+/// The job of a line.
+///
+/// # Errors
+/// [`ArchiveError`].
+pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
+    let Head { format } = serde_json::from_str(line)?;
+    if format > FORMAT {
+        return Err(ArchiveError::Newer(format));
+    }
+    let life: Life = serde_json::from_str(line)?;
+    let Bodies { request, attempts } = serde_json::from_str(line)?;
+    let job = Job::try_from(life)?;
+    if attempts.iter().any(|attempt| attempt.number == 0 || attempt.number > job.closed_attempts()) {
+        return Err(ArchiveError::Inconsistent("it has attempts that its state knows nothing of"));
+    }
+    if request.query.is_empty() {
+        return Err(ArchiveError::Inconsistent("it asks nothing"));
+    }
+    Ok(JobRecord { job, request: Arc::new(request), attempts })
+}
+
+fn first_format() -> u32 {
+    1
+}
+
+impl From<Job> for Life {
+    fn from(job: Job) -> Life {
+        // Without `..`: what a job gets besides is to be exported too.
+        let Job {
+            id,
+            priority,
+            waited_for,
+            caller,
+            question,
+            state,
+            attempt,
+            failures,
+            releases,
+            idempotency,
+            created_at,
+            due_at,
+            deadline_at,
+            started_at,
+            finished_at,
+        } = job;
+        let (status, run_at, lease_until, error_code) = match state {
+            JobState::Queued { run_at } => (JobStatus::Queued, Some(run_at), None, None),
+            JobState::Running { lease_until } => (JobStatus::Running, None, Some(lease_until), None),
+            JobState::Succeeded => (JobStatus::Succeeded, None, None, None),
+            JobState::Failed { code } => (JobStatus::Failed, None, None, Some(code)),
+            JobState::Cancelled => (JobStatus::Cancelled, None, None, None),
+        };
+        Life {
+            id,
+            status,
+            priority,
+            waited_for,
+            caller,
+            question,
+            run_at,
+            lease_until,
+            error_code,
+            attempt,
+            failures,
+            releases,
+            idempotency,
+            created_at,
+            due_at,
+            deadline_at,
+            started_at,
+            finished_at,
+        }
+    }
+}
+
+impl TryFrom<Life> for Job {
+    type Error = ArchiveError;
+
+    fn try_from(life: Life) -> Result<Job, ArchiveError> {
+        use ArchiveError::Inconsistent;
+        let state = match life.status {
+            JobStatus::Queued | JobStatus::Scheduled => {
+                JobState::Queued { run_at: life.run_at.ok_or(Inconsistent("it is queued without a run_at"))? }
+            }
+            JobStatus::Running if life.attempt == 0 => return Err(Inconsistent("it is running without an attempt")),
+            JobStatus::Running => {
+                let lease_until = life.lease_until.ok_or(Inconsistent("it is running without a lease_until"))?;
+                JobState::Running { lease_until }
+            }
+            JobStatus::Succeeded => JobState::Succeeded,
+            JobStatus::Failed => {
+                JobState::Failed { code: life.error_code.ok_or(Inconsistent("it failed without an error_code"))? }
+            }
+            JobStatus::Cancelled => JobState::Cancelled,
+        };
+        if state.is_final() != life.finished_at.is_some() {
+            return Err(Inconsistent("its status and its finished_at don't agree"));
+        }
+        Ok(Job {
+            id: life.id,
+            priority: life.priority,
+            waited_for: life.waited_for,
+            caller: life.caller,
+            question: life.question,
+            state,
+            attempt: life.attempt,
+            failures: life.failures,
+            releases: life.releases,
+            idempotency: life.idempotency,
+            created_at: life.created_at,
+            due_at: life.due_at,
+            deadline_at: life.deadline_at,
+            started_at: life.started_at,
+            finished_at: life.finished_at,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+    use crate::job::{AttemptReport, JobEvent};
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
+    }
+
+    /// A job to which `events` happened, one a second.
+    fn record(events: &[JobEvent]) -> JobRecord {
+        let mut job = Job::new("019aafe1-0000-7000-8000-000000000001".parse().unwrap(), Priority::High, at(0));
+        let mut attempts = Vec::new();
+        for (event, now) in events.iter().zip(1..) {
+            attempts.extend(job.closed_attempt(event, at(now)).map(Arc::new));
+            job = job.apply(event, at(now)).unwrap();
+        }
+        job.idempotency = Some(Box::new(IdempotencyKey { key: [1; 16], body: [2; 16], expires_at: at(99) }));
+        let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
+        JobRecord { job, request: Arc::new(request), attempts }
+    }
+
+    fn succeeded() -> JobRecord {
+        let report = AttemptReport {
+            result: RawValue::from_string(r#"{"b":1,  "a":1.10}"#.to_owned()).ok(),
+            raw_answer: Some("as it came\n".to_owned()),
+            ..AttemptReport::default()
+        };
+        let claim = JobEvent::Claim { lease_until: at(60) };
+        record(&[claim, JobEvent::Succeed { attempt: 1, report: Arc::new(report) }])
+    }
+
+    #[test]
+    fn a_job_in_any_state_comes_back_as_it_was_written() {
+        let claim = || JobEvent::Claim { lease_until: at(60) };
+        let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() };
+        let cancel = JobEvent::Cancel { at_risk: None };
+        for record in [record(&[]), record(&[claim()]), record(&[claim(), fail]), record(&[cancel]), succeeded()] {
+            let line = write(&record).unwrap();
+            assert!(!line.contains('\n'), "{line}");
+            let back = read(&line).unwrap();
+            assert_eq!((&back.job, &back.request), (&record.job, &record.request));
+            assert_eq!(write(&back).unwrap(), line, "attempts too");
+        }
+        let back = read(&write(&succeeded()).unwrap()).unwrap();
+        assert_eq!(back.attempts[0].report.result.as_ref().unwrap().get(), r#"{"b":1,  "a":1.10}"#);
+    }
+
+    /// A line as format 1 was first written. Such lines lie in people's archives: this test never changes.
+    #[test]
+    fn lines_of_every_format_are_read_for_ever() {
+        let line = r#"{"number":2,"id":"019aafe1-0000-7000-8000-000000000001","status":"failed","priority":"normal",
+            "error_code":"refused","attempt":1,"failures":{"connect":0,"overload":0,"invalid_output":0,"other":1},
+            "releases":0,"created_at":"2027-01-15T08:00:00.000Z","due_at":"2027-01-15T08:00:00.000Z","deadline_at":null,
+            "started_at":"2027-01-15T08:00:01.000Z","finished_at":"2027-01-15T08:00:02.000Z","request":{"query":"Why?"},
+            "attempts":[{"number":1,"started_at":"2027-01-15T08:00:01.000Z","finished_at":"2027-01-15T08:00:02.000Z",
+            "outcome":"failed","report":{"error":{"code":"refused","message":"no"}}}]}"#;
+        let record = read(line).unwrap();
+        assert_eq!(record.job.state, JobState::Failed { code: FailureCode::Refused });
+        assert_eq!((record.job.finished_at, record.attempts.len()), (Some(at(2)), 1));
+    }
+
+    #[test]
+    fn what_is_no_job_is_told() {
+        let line = write(&succeeded()).unwrap();
+        let cases = [
+            (line.replace("\"format\":1", "\"format\":2"), "newer than this program's 1"),
+            (
+                line.replace(
+                    "\"finished_at\":\"2027-01-15T08:00:02.000Z\",\"request",
+                    "\"finished_at\":null,\"request",
+                ),
+                "finished_at don't agree",
+            ),
+            (line.replace("\"succeeded\",\"priority", "\"failed\",\"priority"), "without an error_code"),
+            (line.replace("\"succeeded\",\"priority", "\"queued\",\"priority"), "without a run_at"),
+            (line.replace("{\"number\":1", "{\"number\":9"), "its state knows nothing of"),
+            (line.replace("Buy or build?", ""), "it asks nothing"),
+            (line[..90].to_owned(), "no exported job"),
+            ("{}".to_owned(), "missing field"),
+        ];
+        for (line, words) in cases {
+            let error = read(&line).unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The command line as a person or a script meets it: the real binary against a real service, through pipes.
+
+use std::{
+    io::{Read, Write},
+    process::{Command, Output, Stdio},
+};
+
+use ceoagent::claude::simulator::Fault;
+use serde_json::Value;
+
+use crate::harness::{Service, Setup, simulator};
+
+/// What a command said, and how it ended.
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Said {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+/// `ceoagent ARGS`, which finds `service` by its URL.
+fn client(setup: &Setup, service: &Service, args: &[&str]) -> Command {
+    let mut command = setup.command();
+    command.env("CEOAGENT_URL", service.base()).args(args);
+    command
+}
+
+/// Runs it to its end, off the runtime's threads.
+async fn run(mut command: Command) -> Said {
+    tokio::task::spawn_blocking(move || command.output().unwrap().into()).await.unwrap()
+}
+
+fn assert_no_panic(said: &Said) {
+    assert!(!said.err.contains("panicked"), "{}", said.err);
+}
+
+#[tokio::test]
+async fn a_question_comes_back_as_a_page_as_json_and_as_markdown() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let question = "Should we rent a *second* warehouse?";
+    let page = run(client(&setup, &service, &["analyze", question])).await;
+    assert_eq!(page.code, Some(0), "{}", page.err);
+    assert!(page.out.contains("BOTTOM LINE") && page.out.contains(question) && !page.out.contains('\u{1b}'));
+    assert_eq!(page.err, "", "a pipe gets no bar");
+
+    let args = ["analyze", question, "--json", "--option", "Rent", "--option", "Don't", "--metadata", "team=ops"];
+    let json =
+        run(client(&setup, &service, &[&args[..], &["--priority", "high", "--context", "We grow."]].concat())).await;
+    assert_eq!(json.code, Some(0), "{}", json.err);
+    let job: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&job["query"], &job["status"]), (&question.into(), &"succeeded".into()));
+    assert_eq!(job["options"], serde_json::json!(["Rent", "Don't"]));
+    assert_eq!(
+        (&job["metadata"]["team"], &job["priority"], &job["context"]),
+        (&"ops".into(), &"high".into(), &"We grow.".into())
+    );
+    assert!(job["result"]["recommendation"].is_object());
+
+    let markdown = run(client(&setup, &service, &["analyze", question, "--markdown"])).await;
+    assert!(markdown.out.starts_with("# ") && markdown.out.contains("\n## Recommendation\n"), "{}", markdown.out);
+}
+
+#[tokio::test]
+async fn a_question_is_read_from_standard_input() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let mut command = client(&setup, &service, &["analyze", "-", "--json"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all("Should we\nmove to Lyon?\n".as_bytes()).unwrap();
+    let said: Said = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap().into()).await.unwrap();
+    let job: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(job["query"], "Should we\nmove to Lyon?");
+    let empty = run(client(&setup, &service, &["analyze", "-"])).await;
+    assert_eq!(empty.code, Some(1));
+    assert!(empty.err.contains("no question on standard input"), "{}", empty.err);
+}
+
+#[tokio::test]
+async fn each_way_to_end_has_its_exit_code_and_says_why() {
+    let claude = simulator().await;
+    claude.script([Fault::Refusal]);
+    let mut setup = Setup::new(&claude.base_url()).with("MAX_QUERY_LENGTH", "40");
+    let service = setup.start();
+    let failed = run(client(&setup, &service, &["analyze", "Should we lie?"])).await;
+    assert_eq!((failed.code, failed.out.as_str()), (Some(3), ""));
+    assert!(
+        failed.err.contains("ended without a memo: it failed:") && failed.err.contains("refused"),
+        "{}",
+        failed.err
+    );
+
+    let refused = run(client(&setup, &service, &["analyze", &"Why? ".repeat(30), "--model", "a b"])).await;
+    assert_eq!(refused.code, Some(4));
+    for words in ["query: must be at most 40 characters", "model: must be", "validation_failed"] {
+        assert!(refused.err.contains(words), "{words:?} is not in {}", refused.err);
+    }
+
+    let wrong = run(client(&setup, &service, &["analyze", "Why?", "--json", "--markdown"])).await;
+    assert_eq!(wrong.code, Some(2), "{}", wrong.err);
+
+    let base = service.base().to_owned();
+    service.kill();
+    setup.set("CEOAGENT_URL", &base);
+    let mut command = setup.command();
+    command.args(["analyze", "Is anybody there?"]);
+    let alone = run(command).await;
+    assert_eq!(alone.code, Some(1));
+    assert!(alone.err.contains(&format!("no ceoagent answers at {base}")), "{}", alone.err);
+    assert!(alone.err.contains("ceoagent serve") && alone.err.contains("CEOAGENT_URL"), "{}", alone.err);
+}
+
+#[tokio::test]
+async fn where_no_service_runs_a_question_gets_one_of_its_own_that_leaves_nothing_behind() {
+    let claude = simulator().await;
+    // A port that nobody listens on any more.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let setup = Setup::new(&claude.base_url()).with("PORT", &port);
+    let mut command = setup.command();
+    command.args(["analyze", "Should we try it alone?"]);
+    let with_key = run(command).await;
+    assert_eq!(with_key.code, Some(0), "{}", with_key.err);
+    assert!(with_key.out.contains("BOTTOM LINE") && !with_key.err.contains("SIMULATED"), "{}", with_key.err);
+    assert_eq!(claude.counters().calls, 1, "the key's own Claude was asked");
+
+    let setup = setup.without("ANTHROPIC_API_KEY");
+    let mut command = setup.command();
+    command.args(["analyze", "Should we try it without a key?", "--json"]);
+    let without = run(command).await;
+    assert_eq!(without.code, Some(0), "{}", without.err);
+    assert!(without.err.contains("Claude is SIMULATED") && without.out.contains("SIMULATED ANSWER"), "{}", without.err);
+    assert!(setup.folder().join("data/analyze").is_dir() && !setup.folder().join("data/queue").exists());
+    assert_no_panic(&without);
+}
+
+#[tokio::test]
+async fn jobs_are_listed_shown_watched_cancelled_and_retried() {
+    let claude = simulator().await;
+    claude.script([Fault::Normal, Fault::Refusal, Fault::Hold]);
+    let setup = Setup::new(&claude.base_url()).with("WORKERS", "1");
+    let service = setup.start();
+    let done = service.submit("Done\u{1b}[31m?").await.id();
+    service.ended(&done).await;
+    let failed = service.submit("Failed?").await.id();
+    service.ended(&failed).await;
+    service.submit("Held?").await;
+    claude.wait_for_calls(3).await;
+    let detached = run(client(&setup, &service, &["analyze", "Queued?", "--detach"])).await;
+    let queued = detached.out.trim();
+
+    let list = run(client(&setup, &service, &["jobs", "list"])).await;
+    let lines: Vec<&str> = list.out.lines().collect();
+    assert_eq!((list.code, lines.len()), (Some(0), 5), "{}{}", list.out, list.err);
+    assert!(lines[0].starts_with("ID") && lines[1].starts_with(queued) && lines[1].contains("Queued?"), "{}", list.out);
+    assert!(lines[4].starts_with(&done) && !list.out.contains('\u{1b}'), "{}", list.out);
+    let some =
+        run(client(&setup, &service, &["jobs", "list", "--status=failed", "--status=succeeded", "--json"])).await;
+    let ids: Vec<String> =
+        some.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].to_string()).collect();
+    assert_eq!(ids, [format!("{failed:?}"), format!("{done:?}")]);
+    let one = run(client(&setup, &service, &["jobs", "list", "--limit=1"])).await;
+    assert_eq!(one.out.lines().count(), 2);
+
+    let show = run(client(&setup, &service, &["jobs", "show", &done])).await;
+    assert_eq!(show.code, Some(0), "{}", show.err);
+    for words in ["Status", "succeeded", "Attempt", "BOTTOM LINE"] {
+        assert!(show.out.contains(words), "{words:?} is not in {}", show.out);
+    }
+    let pending = run(client(&setup, &service, &["jobs", "show", queued])).await;
+    assert_eq!(pending.code, Some(0), "{}", pending.err);
+    assert!(pending.out.contains("waits for worker"), "{}", pending.out);
+
+    let cancel = run(client(&setup, &service, &["jobs", "cancel", queued, &done, "nonsense"])).await;
+    assert_eq!((cancel.code, cancel.out), (Some(4), format!("{queued} cancelled\n")));
+    assert!(cancel.err.contains(&format!("{done}: ")) && cancel.err.contains("invalid_job_id"), "{}", cancel.err);
+    let retry = run(client(&setup, &service, &["jobs", "retry", queued])).await;
+    assert_eq!((retry.code, retry.out), (Some(0), format!("{queued} queued\n")), "{}", retry.err);
+
+    let watch = tokio::spawn(run(client(&setup, &service, &["jobs", "watch", queued, "--json"])));
+    claude.release();
+    let watched = watch.await.unwrap();
+    assert_eq!(watched.code, Some(0), "{}", watched.err);
+    assert_eq!(serde_json::from_str::<Value>(&watched.out).unwrap()["id"], queued);
+    let watch = run(client(&setup, &service, &["jobs", "watch", &failed])).await;
+    assert_eq!(watch.code, Some(3), "{}", watch.err);
+}
+
+#[tokio::test]
+async fn the_token_of_this_machines_service_goes_to_no_other() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url()).without("ADMIN_TOKEN");
+    let service = setup.start();
+    let port = service.base().rsplit(':').next().unwrap();
+    let mut local = setup.command();
+    local.env("PORT", port).env("HOST", "0.0.0.0").args(["jobs", "list"]);
+    let local = run(local).await;
+    assert_eq!(local.code, Some(0), "the kept token is found: {}", local.err);
+    let mut wrong = client(&setup, &service, &["jobs", "list", "--token", "not-the-right-one"]);
+    wrong.env("ADMIN_TOKEN", "neither-is-this-one");
+    let wrong = run(wrong).await;
+    assert_eq!(wrong.code, Some(4));
+    assert!(wrong.err.contains("unauthorized") && wrong.err.contains("CEOAGENT_TOKEN"), "{}", wrong.err);
+
+    // Another host of the same machine, as far as the client can tell.
+    let stranger = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let address = format!("http://ceoagent-test.invalid:{}", stranger.local_addr().unwrap().port());
+    let proxy = format!("http://127.0.0.1:{}", stranger.local_addr().unwrap().port());
+    let mut other = setup.command();
+    other.env("CEOAGENT_URL", &address).env("http_proxy", &proxy).env("ADMIN_TOKEN", "a-secret-of-this-machine");
+    let mut other = other.args(["jobs", "list"]).spawn().unwrap();
+    let head = tokio::task::spawn_blocking(move || {
+        let (mut caller, _) = stranger.accept().unwrap();
+        let mut head = vec![0; 4096];
+        let read = caller.read(&mut head).unwrap();
+        String::from_utf8_lossy(&head[..read]).into_owned()
+    });
+    let head = head.await.unwrap();
+    let _ = other.kill();
+    let _ = other.wait();
+    assert!(head.contains("/api/v1/admin/jobs") && !head.to_lowercase().contains("authorization"), "{head}");
+}
+
+#[tokio::test]
+async fn colours_are_for_who_wants_them_and_a_closed_pipe_is_no_panic() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let id = service.submit("Red or blue?").await.id();
+    service.ended(&id).await;
+    let show = ["jobs", "show", &id];
+    let mut forced = client(&setup, &service, &show);
+    forced.env("CLICOLOR_FORCE", "1");
+    assert!(run(forced).await.out.contains('\u{1b}'));
+    let mut none = client(&setup, &service, &show);
+    none.env("CLICOLOR_FORCE", "1").env("NO_COLOR", "1");
+    assert!(!run(none).await.out.contains('\u{1b}'));
+
+    for args in [&show[..], &["jobs", "list"], &["completions", "bash"], &["openapi"], &["--help"]] {
+        let mut child = client(&setup, &service, args).spawn().unwrap();
+        drop(child.stdout.take());
+        let said: Said = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap().into()).await.unwrap();
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
+    let setup = Setup::new("http://127.0.0.1:9");
+    let help = |args: &[&str]| Said::from(setup.command().args(args).output().unwrap()).out;
+    let analyze = help(&["analyze", "--help"]);
+    for words in ["Examples:", "Exit codes:", "--markdown", "CEOAGENT_URL", "--idempotency-key"] {
+        assert!(analyze.contains(words), "{words:?} is not in {analyze}");
+    }
+    assert!(!analyze.contains("--max-overload-retries"), "{analyze}");
+    assert!(help(&["serve", "--help"]).contains("--max-overload-retries"));
+    assert!(!help(&["jobs", "list", "--help"]).contains("--max-overload-retries"));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = help(&["completions", shell]);
+        for word in ["analyze", "watch", "completions", "idempotency-key"] {
+            assert!(script.contains(word), "{word} is not completed in {shell}");
+        }
+    }
+}
