@@ -1,7 +1,8 @@
 //! The composition root: builds the parts from the settings, starts them in order, drains them in order.
 //!
 //! Start: prompts → listener → store → orphans of a crash are ended → workers, sweeper → HTTP. Whatever can fail fails
-//! before the first request is taken, but for the models, which are looked up meanwhile. Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
+//! before the first request is taken, but for the models, which are looked up meanwhile. Stop: no more requests and
+//! claims → attempts get SHUTDOWN_GRACE → store closed.
 
 mod model_check;
 

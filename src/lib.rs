@@ -25,6 +25,8 @@
 //! - Every transition is decided by one pure function, [`job::Job::apply`], and a late worker changes nothing.
 //! - A call to Claude is on record before it is made; after a crash it is marked `outcome_unknown`, never forgotten.
 //! - Whether to try again is decided in one file, [`queue::retry`].
+//! - What an attempt cost is on disk together with its end: [`ledger`]; and no more is spent a day than the budget has:
+//!   [`limits::budget`].
 //! - No HTTP answer takes over 30 seconds: [`http`].
 
 pub mod agent;

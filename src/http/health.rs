@@ -61,7 +61,7 @@ pub(super) async fn live() -> Json<Health> {
 #[utoipa::path(
     get, path = "/health/ready", tag = "service",
     responses(
-        (status = 200, description = "They are; `degraded` while Claude can't be called", body = Readiness),
+        (status = 200, description = "They are; `degraded` while Claude can't be called or the day's budget is used up", body = Readiness),
         (status = 503, description = "`not_ready`, with the reasons as `errors`", body = ProblemBody<'static>,
             content_type = "application/problem+json")
     )

@@ -2,9 +2,10 @@
 //! the process can do to it, over the real store and [`FaultStore`].
 //!
 //! After every step each job must be as the model has it, with its whole history; nothing else may be there; the ledger
-//! must be what all attempts cost that there ever were; the store's index must agree with itself; every announced change must be a step of one life, in which no attempt number
-//! comes twice and no end without a requeue follows another; every attempt must know whether it still owns its job; and
-//! whoever waits for a job that has ended must have heard of it. At the end of a sequence every job is brought to its end.
+//! must be what all attempts cost that there ever were; the store's index must agree with itself; every announced change
+//! must be a step of one life, in which no attempt number comes twice and no end without a requeue follows another; every
+//! attempt must know whether it still owns its job; and whoever waits for a job that has ended must have heard of it. At
+//! the end of a sequence every job is brought to its end.
 
 use std::{collections::HashMap, path::Path, sync::Arc, task::Poll, time::Duration};
 

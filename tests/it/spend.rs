@@ -272,6 +272,31 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
     }
 }
 
+#[tokio::test]
+async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
+    let claude = simulator().await;
+    let mut setup = Setup::new(&claude.base_url())
+        .with("DAILY_TOKEN_BUDGET", "40000")
+        .with("MAX_QUERY_LENGTH", "100000")
+        .with("MAX_RETRIES", "0");
+    let service = setup.start();
+    service.ended(&service.submit("A small one first?").await.id()).await;
+    let large =
+        service.submit(&format!("Should we keep this plan? {}", "It was a good one. ".repeat(3_200))).await.id();
+    let job = loop {
+        let job = service.get(&format!("/api/v1/jobs/{large}")).await.body;
+        if job["queue"]["waiting_for"] == "budget" && job["attempts"].as_array().unwrap().len() == 1 {
+            break job;
+        }
+    };
+    let attempt = &job["attempts"][0];
+    assert_eq!((&attempt["outcome"], &attempt["error"]["code"]), (&json!("released"), &json!("budget_reached")));
+    assert_eq!(claude.counters().calls, 1, "no call was made for it");
+    drop(service);
+    setup.set("DAILY_TOKEN_BUDGET", "1000000");
+    assert_eq!(setup.start().ended(&large).await.body["status"], "succeeded", "and no attempt was spent");
+}
+
 /// The command line of a service within the test.
 #[derive(Parser)]
 struct Line {

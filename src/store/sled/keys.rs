@@ -12,8 +12,8 @@
 //! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
 //! ```
 //!
-//! No record of a job but its metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
-//! either the old job whole or the new one, and nothing torn.
+//! No record of a job but its metadata is ever overwritten once its metadata speaks of it, so a crash between two writes
+//! leaves either the old job whole or the new one, and nothing torn.
 
 use crate::ledger::Day;
 
