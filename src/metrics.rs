@@ -65,6 +65,8 @@ pub struct Metrics {
     pub tasks: Gauge,
     /// 1 while the gate to the upstream is closed; set when the metrics are read.
     pub gate_closed: Gauge,
+    /// 1 while an operator has paused the queue; set when the metrics are read.
+    pub paused: Gauge,
     /// 1 while the queue is held, by what for; set when the metrics are read.
     pub held: Family<KindLabel, Gauge>,
     /// Tokens reported today (UTC), by kind; set when the metrics are read.
@@ -115,6 +117,7 @@ impl Metrics {
             running_attempts: Gauge::default(),
             tasks: Gauge::default(),
             gate_closed: Gauge::default(),
+            paused: Gauge::default(),
             held: Family::default(),
             tokens_today: Family::default(),
             cost_today: Family::default(),
@@ -160,6 +163,7 @@ impl Metrics {
         registry.register("running_attempts", "Attempts under way", metrics.running_attempts.clone());
         registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
         registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
+        registry.register("paused", "1 while an operator has paused the queue", metrics.paused.clone());
         registry.register(
             "queue_held",
             "1 while the queue is held, by what for: until a person mends it, or until the day turns",

@@ -2,16 +2,22 @@
 //! keeps jobs, and everybody who wants something of them.
 //!
 //! - `admission`: whether the disk has room for more jobs
-//! - `outlook`: why a job waits and when its answer may come
+//! - `audit`: what operators did, on record
+//! - `bulk`: one action for many jobs
 //! - `follow`: news of a job for those who follow it
+//! - `outlook`: why a job waits and when its answer may come
+//! - `pause`: no job is claimed until an operator says so
 //! - `retry`: what becomes of a job after an attempt
 //! - `wait`: who waits for what, and who is woken
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
 mod admission;
+pub mod audit;
+pub mod bulk;
 mod follow;
 mod outlook;
+mod pause;
 pub mod retry;
 mod wait;
 
@@ -26,6 +32,7 @@ use uuid::Uuid;
 use self::{
     admission::DiskSpace,
     outlook::{Figures, ServiceTime},
+    pause::Switch,
     retry::{RetryBounds, Settlement, event_after, failure_report},
     wait::{Running, Standby, Stay, Waiters, Work},
 };
@@ -33,13 +40,14 @@ pub use self::{
     admission::Shortage,
     follow::{Draft, Follower, News, Seen},
     outlook::{Allowance, Hold, Outlook, WaitingFor},
+    pause::Pause,
     wait::{Intent, Permit},
 };
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage,
-        JobRecord, JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
+        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord,
+        JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
     },
     ledger::{Day, DaySums, Sums},
     metrics::{Metrics, kind},
@@ -216,6 +224,7 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     disk_space: DiskSpace,
+    paused: Switch,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
     closing: CancellationToken,
@@ -231,6 +240,7 @@ impl Queue {
         metrics: Metrics,
         closing: CancellationToken,
     ) -> Queue {
+        let paused = Switch::of(&*store);
         let queue = Queue(Arc::new(Inner {
             store,
             clock,
@@ -243,6 +253,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             disk_space: DiskSpace::default(),
+            paused,
             due: Arc::default(),
             closing,
         }));
@@ -293,6 +304,7 @@ impl Queue {
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
         let inserted = if due
             && !is_replay
+            && !self.is_paused()
             && self.0.store.claimable(now) == 0
             && let Some(hand) = self.0.standby.take()
         {
@@ -466,20 +478,12 @@ impl Queue {
         self.get(id).await
     }
 
-    /// A page of jobs, newest first.
+    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn list(&self, filter: JobFilter) -> Result<JobPage, QueueError> {
-        Ok(self.0.store.list(filter, self.now()).await?)
-    }
-
-    /// A page of jobs in the order in which they came, after the cursor.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, QueueError> {
-        Ok(self.0.store.read_on(after, limit).await?)
+    pub async fn list(&self, listing: Listing) -> Result<JobPage, QueueError> {
+        Ok(self.0.store.list(listing, self.now()).await?)
     }
 
     /// Takes over jobs of another service, those whose id is not here yet, as they were there. An attempt that was under
@@ -515,7 +519,8 @@ impl Queue {
             ahead: self.0.store.ahead_of(job),
             running: self.running_attempts(),
             workers: self.0.policy.workers,
-            service_time: self.0.service_time.mean(),
+            service_time: self.service_time(),
+            is_paused: self.is_paused(),
         };
         outlook::outlook(job, figures, allowance(), now)
     }
@@ -543,6 +548,16 @@ impl Queue {
     /// How many attempts are under way in this process.
     pub fn running_attempts(&self) -> usize {
         self.0.running.len()
+    }
+
+    /// How many attempts can be under way at once.
+    pub fn workers(&self) -> usize {
+        self.0.policy.workers
+    }
+
+    /// How long an attempt lasts: a running mean.
+    pub fn service_time(&self) -> Duration {
+        self.0.service_time.mean()
     }
 
     /// Why the store can't be used at the moment, if so.
@@ -591,7 +606,7 @@ impl Queue {
                     None => continue,
                 },
                 () = self.0.closing.cancelled() => None,
-                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => Some(intent),
+                intent = self.0.work.intend(|| self.claimable()) => Some(intent),
             };
             if place.leave() {
                 return intent.map(Next::Ready);
@@ -609,12 +624,20 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn claim(&self, intent: Intent) -> Result<Option<Claim>, QueueError> {
+        if self.is_paused() {
+            return Ok(None);
+        }
         let now = self.now();
         let claimed = self.0.store.claim(now.plus(self.0.policy.lease), now).await?;
         drop(intent);
         let Some(claimed) = claimed else { return Ok(None) };
         let (job, request) = (claimed.job, claimed.request);
         Ok(Some(self.begin(job, request)))
+    }
+
+    /// How many jobs a worker could claim now.
+    fn claimable(&self) -> usize {
+        if self.is_paused() { 0 } else { self.0.store.claimable(self.now()) }
     }
 
     /// Begins an attempt's stay in this process.

@@ -13,16 +13,21 @@ pub(crate) mod fault;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use crate::{
     clock::Timestamp,
     job::{
-        IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts, TransitionError,
+        IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
+        TransitionError,
     },
     ledger::{Day, DaySums, Sums},
 };
 
-/// A durable set of jobs.
+/// Most entries of the journal. They are small, and an operator who needs more keeps the log.
+pub const MAX_JOURNAL: usize = 10_000;
+
+/// A durable set of jobs, and beside it of what operators set and did.
 ///
 /// **Durable**: what a call returned holds after a crash or a power cut at any later moment. **Visible**: a read shows
 /// only what is durable. A call that fails or never returns may have happened or not, entirely or not at all; asking
@@ -93,18 +98,51 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError>;
 
-    /// A page of jobs, newest first.
+    /// Removes those of these jobs that are finished. Tells how many; a few of very many may be left for another call.
+    ///
+    /// *Crashed before*: each job is gone entirely or still there entirely.
     ///
     /// # Errors
-    /// As [`JobStore::get`].
-    async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError>;
+    /// [`StoreError::Unavailable`].
+    async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError>;
 
-    /// A page of jobs in the order in which they came: those after the cursor, at most `limit`. Whoever pages to the end
-    /// has seen every job that was there at the start and was not removed meanwhile.
+    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
     ///
     /// # Errors
     /// As [`JobStore::get`].
-    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError>;
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError>;
+
+    /// As [`JobStore::list`], but the ids alone.
+    ///
+    /// # Errors
+    /// As [`JobStore::get`].
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError>;
+
+    /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
+    ///
+    /// *Returned*: the change is durable. *Crashed before*: the setting is as it was or as it should be.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError>;
+
+    /// The settings kept whose names begin with `prefix`, by name.
+    fn kept(&self, prefix: &str) -> Vec<(String, String)>;
+
+    /// Writes an entry of the journal, or writes it anew; beyond [`MAX_JOURNAL`] the oldest are removed. Ids order
+    /// entries, so those of version 7 do it by time.
+    ///
+    /// *Returned*: the entry is durable. *Crashed before*: it is as it was or as it should be.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError>;
+
+    /// Entries of the journal before `before`, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError>;
 
     /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
     fn peek(&self, id: JobId) -> Option<Job>;

@@ -61,16 +61,14 @@ pub(super) async fn live() -> Json<Health> {
 #[utoipa::path(
     get, path = "/health/ready", tag = "service",
     responses(
-        (status = 200, description = "They are; `degraded` while Claude can't be called or the day's budget is used up", body = Readiness),
+        (status = 200, description = "They are; `degraded` while Claude can't be called, the day's budget is used up or the \
+            queue is paused", body = Readiness),
         (status = 503, description = "`not_ready`, with the reasons as `errors`", body = ProblemBody<'static>,
             content_type = "application/problem+json")
     )
 )]
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
-    let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
-    let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
-    let disk = api.queue.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
-    let down: Vec<FieldError> = closing.into_iter().chain(store).chain(disk).collect();
+    let down = troubles(&api);
     if !down.is_empty() {
         return Problem::listing(NOT_READY, down).into_response();
     }
@@ -87,8 +85,21 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
             budget.day_ends_at
         ),
     });
-    let reasons: Vec<Reason> = gate.into_iter().chain(budget).collect();
+    let paused = api.queue.paused().map(|pause| Reason {
+        field: "queue",
+        code: "paused",
+        message: format!("was paused by {} at {}", pause.by, pause.at),
+    });
+    let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(budget).collect();
     Json(Readiness { status: if reasons.is_empty() { "ready" } else { "degraded" }, reasons }).into_response()
+}
+
+/// Why no question is accepted; empty while they are.
+pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
+    let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
+    let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
+    let disk = api.queue.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
+    closing.into_iter().chain(store).chain(disk).collect()
 }
 
 /// Metrics, in the OpenMetrics format
@@ -115,6 +126,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
     spending(&api);
+    api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()

@@ -7,11 +7,12 @@ use axum::routing;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::*;
 use crate::{
     clock::{Clock, Timestamp},
-    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts},
     ledger::{Day, DaySums, Sums},
     limits::PerMinute,
     queue::Policy,
@@ -38,9 +39,6 @@ impl JobStore for Broken {
     async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         broken()
     }
-    async fn read_on(&self, _: Option<u64>, _: usize) -> Result<JobPage, StoreError> {
-        broken()
-    }
     async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
         broken()
     }
@@ -53,7 +51,25 @@ impl JobStore for Broken {
     async fn get(&self, _: JobId) -> Result<Option<JobRecord>, StoreError> {
         broken()
     }
-    async fn list(&self, _: JobFilter, _: Timestamp) -> Result<JobPage, StoreError> {
+    async fn remove(&self, _: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {
+        broken()
+    }
+    async fn list(&self, _: Listing, _: Timestamp) -> Result<JobPage, StoreError> {
+        broken()
+    }
+    async fn select(&self, _: Listing, _: Timestamp) -> Result<JobSelection, StoreError> {
+        broken()
+    }
+    async fn keep(&self, _: String, _: Option<String>) -> Result<(), StoreError> {
+        broken()
+    }
+    fn kept(&self, _: &str) -> Vec<(String, String)> {
+        Vec::new()
+    }
+    async fn journal(&self, _: Uuid, _: String) -> Result<(), StoreError> {
+        broken()
+    }
+    async fn journalled(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
         broken()
     }
     fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
@@ -278,10 +294,15 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
     assert_eq!(
         paths,
         [
+            "/api/v1/admin/audit",
             "/api/v1/admin/export",
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
+            "/api/v1/admin/jobs/actions",
             "/api/v1/admin/limits",
+            "/api/v1/admin/queue/pause",
+            "/api/v1/admin/queue/resume",
+            "/api/v1/admin/stats",
             "/api/v1/admin/usage",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",

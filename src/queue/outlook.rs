@@ -25,8 +25,8 @@ const NEWEST_WEIGHT: f64 = 0.1;
 pub struct Outlook {
     /// Its place among the jobs that are ready, 1 for the next; absent while it is scheduled.
     pub position: Option<usize>,
-    /// Seconds until its answer may be there: an estimate.
-    pub eta_seconds: u64,
+    /// Seconds until its answer may be there: an estimate. Absent where nobody can tell.
+    pub eta_seconds: Option<u64>,
     /// What keeps it from running.
     pub waiting_for: WaitingFor,
 }
@@ -47,6 +47,8 @@ pub enum WaitingFor {
     RunAt,
     /// The pause before it is tried again.
     Retry,
+    /// An operator, who has paused the queue.
+    Paused,
 }
 
 /// What the limits on calls allow at the moment.
@@ -80,6 +82,8 @@ pub(super) struct Figures {
     pub(super) workers: usize,
     /// How long one lasts.
     pub(super) service_time: Duration,
+    /// No job is claimed until an operator says so.
+    pub(super) is_paused: bool,
 }
 
 /// How long attempts last: a running mean, in seconds.
@@ -106,10 +110,14 @@ impl ServiceTime {
 /// The outlook of a queued job; none for any other.
 pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
     let JobState::Queued { run_at } = job.state else { return None };
-    let Figures { ahead, service_time, .. } = figures;
+    let Figures { ahead, service_time, is_paused, .. } = figures;
+    if is_paused {
+        let position = (run_at <= now).then_some(ahead + 1);
+        return Some(Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
+    }
     if run_at > now {
         let waiting_for = if job.attempt == 0 { WaitingFor::RunAt } else { WaitingFor::Retry };
-        let eta_seconds = (run_at.since(now) + service_time).as_secs();
+        let eta_seconds = Some((run_at.since(now) + service_time).as_secs());
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
     let held_for = allowance.hold.map_or(Duration::ZERO, |hold| hold.opens_in);
@@ -121,12 +129,12 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
     };
     let start = start.max(Duration::try_from_secs_f64(rate).unwrap_or(Duration::MAX));
     let eta_seconds = held_for.saturating_add(start).saturating_add(service_time).as_secs();
-    Some(Outlook { position: Some(ahead + 1), eta_seconds, waiting_for })
+    Some(Outlook { position: Some(ahead + 1), eta_seconds: Some(eta_seconds), waiting_for })
 }
 
 /// Workers become free one by one, evenly over the time that an attempt lasts.
 fn until_a_worker_is_free(figures: Figures) -> Duration {
-    let Figures { ahead, running, workers, service_time } = figures;
+    let Figures { ahead, running, workers, service_time, .. } = figures;
     let idle = workers.saturating_sub(running);
     let turns = (ahead + 1).saturating_sub(idle);
     service_time.mul_f64(turns as f64 / workers.max(1) as f64)
@@ -150,13 +158,13 @@ mod tests {
     }
 
     fn figures(ahead: usize, running: usize) -> Figures {
-        Figures { ahead, running, workers: 4, service_time: Duration::from_secs(10) }
+        Figures { ahead, running, workers: 4, service_time: Duration::from_secs(10), is_paused: false }
     }
 
     /// Position, seconds and reason of a job that is ready.
     fn ready(ahead: usize, running: usize, allowance: Allowance) -> (Option<usize>, u64, WaitingFor) {
         let outlook = outlook(&queued(at(0), 0), figures(ahead, running), allowance, at(0)).unwrap();
-        (outlook.position, outlook.eta_seconds, outlook.waiting_for)
+        (outlook.position, outlook.eta_seconds.unwrap(), outlook.waiting_for)
     }
 
     #[test]
@@ -187,7 +195,16 @@ mod tests {
     fn a_scheduled_job_waits_for_its_time_and_has_no_place_yet() {
         for (attempt, waiting_for) in [(0, WaitingFor::RunAt), (1, WaitingFor::Retry)] {
             let outlook = outlook(&queued(at(60), attempt), figures(5, 4), FREE, at(0)).unwrap();
-            assert_eq!(outlook, Outlook { position: None, eta_seconds: 70, waiting_for });
+            assert_eq!(outlook, Outlook { position: None, eta_seconds: Some(70), waiting_for });
+        }
+    }
+
+    #[test]
+    fn of_a_paused_queue_nobody_can_tell_the_end() {
+        let paused = Figures { is_paused: true, ..figures(5, 4) };
+        for (run_at, position) in [(at(0), Some(6)), (at(60), None)] {
+            let outlook = outlook(&queued(run_at, 0), paused, FREE, at(0)).unwrap();
+            assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
         }
     }
 

@@ -10,11 +10,12 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
 use crate::{
     clock::Timestamp,
-    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts},
     ledger::{Day, DaySums, Sums},
 };
 
@@ -38,6 +39,9 @@ pub(crate) enum Call {
     Claim,
     Transition(JobId),
     Prune,
+    Remove,
+    Keep,
+    Journal,
 }
 
 /// The store.
@@ -151,12 +155,32 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.get(id).await
     }
 
-    async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
-        self.inner.list(filter, now).await
+    async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError> {
+        self.call(Call::Remove, self.inner.remove(ids, now)).await
     }
 
-    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError> {
-        self.inner.read_on(after, limit).await
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
+        self.inner.list(listing, now).await
+    }
+
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+        self.inner.select(listing, now).await
+    }
+
+    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
+        self.call(Call::Keep, self.inner.keep(name, value)).await
+    }
+
+    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
+        self.inner.kept(prefix)
+    }
+
+    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
+        self.call(Call::Journal, self.inner.journal(id, entry)).await
+    }
+
+    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        self.inner.journalled(before, limit).await
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {

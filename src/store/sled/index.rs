@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Job, JobId, JobState, JobStatus, StatusCounts},
+    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts},
 };
 
 /// All jobs, and each in the one list of its state.
@@ -189,24 +189,45 @@ impl Index {
         self.finished.iter().enumerate().take_while(expired).take(limit).map(|(_, (_, seq))| *seq).collect()
     }
 
-    /// Jobs of any of these statuses (all if empty), newest first, older than `before`, at most `limit`. What is
-    /// scheduled is as of the last promotion.
-    pub(super) fn newest(&self, statuses: &[JobStatus], before: Option<Seq>, limit: usize) -> Vec<(Seq, Job)> {
-        let end = before.unwrap_or(Seq::MAX);
+    /// The jobs of any of these statuses (all if empty) on one side of `from`, the nearest first. What is scheduled is
+    /// as of the last promotion.
+    pub(super) fn beside<'a>(
+        &'a self,
+        statuses: &'a [JobStatus],
+        side: Side,
+        from: Option<Seq>,
+    ) -> Box<dyn Iterator<Item = (Seq, &'a Job)> + 'a> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = from.map_or(Unbounded, Excluded);
+        let range = match side {
+            Side::Older => (Unbounded, from),
+            Side::Newer => (from, Unbounded),
+        };
         if statuses.is_empty() {
-            return self.jobs.range(..end).rev().map(|(seq, job)| (*seq, job.clone())).take(limit).collect();
+            let jobs = self.jobs.range(range).map(|(seq, job)| (*seq, job));
+            return match side {
+                Side::Older => Box::new(jobs.rev()),
+                Side::Newer => Box::new(jobs),
+            };
         }
         let lists = self.by_status.iter().filter(|(status, _)| statuses.contains(status));
-        let mut seqs: Vec<Seq> = lists.flat_map(|(_, list)| list.range(..end).rev().take(limit)).copied().collect();
-        seqs.sort_unstable_by_key(|seq| std::cmp::Reverse(*seq));
-        seqs.truncate(limit);
-        seqs.into_iter().filter_map(|seq| Some((seq, self.jobs.get(&seq)?.clone()))).collect()
-    }
-
-    /// Jobs in the order of their numbers, after `after`, at most `limit`.
-    pub(super) fn oldest(&self, after: Option<Seq>, limit: usize) -> Vec<(Seq, Job)> {
-        let start = after.map_or(0, |after| after.saturating_add(1));
-        self.jobs.range(start..).take(limit).map(|(seq, job)| (*seq, job.clone())).collect()
+        let mut lists: Vec<_> = lists.map(|(_, list)| list.range(range).copied()).collect();
+        // The next of each list, of which the nearest goes first.
+        let next = move |list: &mut std::iter::Copied<std::collections::btree_set::Range<'a, Seq>>| match side {
+            Side::Older => list.next_back(),
+            Side::Newer => list.next(),
+        };
+        let mut heads: Vec<Option<Seq>> = lists.iter_mut().map(next).collect();
+        let merged = std::iter::from_fn(move || {
+            let found = heads.iter().enumerate().filter_map(|(place, head)| head.map(|seq| (seq, place)));
+            let (seq, place) = match side {
+                Side::Older => found.max()?,
+                Side::Newer => found.min()?,
+            };
+            heads[place] = next(&mut lists[place]);
+            Some(seq)
+        });
+        Box::new(merged.filter_map(|seq| Some((seq, self.jobs.get(&seq)?))))
     }
 
     pub(super) fn counts(&self, now: Timestamp) -> StatusCounts {

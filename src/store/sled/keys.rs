@@ -9,11 +9,15 @@
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
 //! 5 | day | number            a part of a day's ledger, see `book`
+//! 7 | id                      an entry of the journal
 //! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
+//! 9 | name                    a setting made while the service ran
 //! ```
 //!
 //! No record of a job but its metadata is ever overwritten once its metadata speaks of it, so a crash between two writes
 //! leaves either the old job whole or the new one, and nothing torn.
+
+use uuid::Uuid;
 
 use crate::ledger::Day;
 
@@ -26,7 +30,9 @@ const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
 const LEDGER: u8 = 5;
+const JOURNAL: u8 = 7;
 const BATCH: u8 = 8;
+const KEPT: u8 = 9;
 
 /// Prefix of every metadata record.
 pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
@@ -36,6 +42,12 @@ pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
 
 /// Prefix of every record of the ledger.
 pub(super) const ALL_LEDGER: [u8; 1] = [LEDGER];
+
+/// Prefix of every entry of the journal.
+pub(super) const ALL_JOURNAL: [u8; 1] = [JOURNAL];
+
+/// Prefix of every setting kept.
+pub(super) const ALL_KEPT: [u8; 1] = [KEPT];
 
 /// Prefix of every batch that was not written to its end.
 pub(super) const ALL_BATCHES: [u8; 1] = [BATCH];
@@ -71,6 +83,18 @@ pub(super) fn ledger(day: Day, number: u16) -> Vec<u8> {
 pub(super) fn ledger_place(key: &[u8]) -> Option<(Day, u16)> {
     let (day, number) = key.strip_prefix(&ALL_LEDGER)?.split_at_checked(4)?;
     Some((Day::from_number(u32::from_be_bytes(day.try_into().ok()?)), u16::from_be_bytes(number.try_into().ok()?)))
+}
+
+/// Key of an entry of the journal.
+pub(super) fn journal(id: Uuid) -> [u8; 17] {
+    let mut record = [JOURNAL; 17];
+    record[1..].copy_from_slice(id.as_bytes());
+    record
+}
+
+/// Key of a setting.
+pub(super) fn kept(name: &str) -> Vec<u8> {
+    [&ALL_KEPT[..], name.as_bytes()].concat()
 }
 
 /// Key of a job's metadata.

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Shared,
+    beside::{Beside, BesideChange},
     book::{Entry, Page},
     codec::{encode, read_chunks, write_chunks},
     disk::Disk,
@@ -41,6 +42,9 @@ const MAX_GROUP: usize = 1_024;
 /// Most bytes in a group, for the same reason.
 const MAX_GROUP_BYTES: usize = 4 << 20;
 
+/// Most jobs that a group removes: their list must fit into one record.
+const MAX_REMOVED: usize = 2_048;
+
 /// First and longest pause between two tries to open the database again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -52,6 +56,8 @@ pub(super) enum Command {
     Claim { lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
     Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
+    Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
+    Beside { change: BesideChange, reply: Reply<()> },
 }
 
 /// A job to be added. Its request comes with its bytes, so that the writer need not write them out.
@@ -107,6 +113,7 @@ enum Answer {
     Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
     Transition(Reply<Job>, Box<Job>),
     Prune(Reply<usize>, usize),
+    Beside(Reply<()>),
 }
 
 /// What has been written since the last sync.
@@ -129,6 +136,9 @@ struct Group {
     entries: Vec<Entry>,
     /// The ledger's records with these in them.
     pages: Vec<Page>,
+    /// Jobs that the group removes.
+    removed: Vec<Seq>,
+    beside: Vec<BesideChange>,
     /// Something was written besides jobs.
     wrote: bool,
     /// How far claims of this group have come in the ready list.
@@ -350,6 +360,7 @@ impl Writer {
             Command::Prune { before, keep, limit, now, reply } => {
                 let mut seqs = self.shared.index().prunable(before, keep, limit);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
+                seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
                 let expired = self.shared.keys().expired(now, limit);
                 group.answers.push(Answer::Prune(reply, seqs.len().max(expired.len())));
                 for key in &expired {
@@ -357,18 +368,42 @@ impl Writer {
                 }
                 group.wrote |= !expired.is_empty();
                 group.expired_keys.extend(expired);
-                if seqs.is_empty() {
-                    return Ok(());
-                }
-                self.keep_keys(disk, &seqs, now)?;
-                let list: Vec<u8> = seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect();
-                disk.tree().insert(keys::PRUNING, list)?;
-                for seq in seqs {
-                    group.note(seq, None, now);
-                }
+                self.remove(disk, group, &seqs, now)
+            }
+            Command::Remove { ids, now, reply } => {
+                let mut seqs: Vec<Seq> = {
+                    let index = self.shared.index();
+                    let is_final = |seq: &Seq| index.get(*seq).is_some_and(|job| job.state.is_final());
+                    ids.into_iter().filter_map(|id| index.seq(id)).filter(is_final).collect()
+                };
+                seqs.retain(|seq| !group.staged.contains_key(seq));
+                seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
+                group.answers.push(Answer::Prune(reply, seqs.len()));
+                self.remove(disk, group, &seqs, now)
+            }
+            Command::Beside { change, reply } => {
+                self.shared.beside().write(disk.tree(), &change)?;
+                group.wrote = true;
+                group.beside.push(change);
+                group.answers.push(Answer::Beside(reply));
                 Ok(())
             }
         }
+    }
+
+    /// Stages the removal of jobs. Their keys outlive them.
+    fn remove(&self, disk: &Disk, group: &mut Group, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
+        if seqs.is_empty() {
+            return Ok(());
+        }
+        self.keep_keys(disk, seqs, now)?;
+        group.removed.extend_from_slice(seqs);
+        let list: Vec<u8> = group.removed.iter().flat_map(|seq| seq.to_be_bytes()).collect();
+        disk.tree().insert(keys::PRUNING, list)?;
+        for seq in seqs {
+            group.note(*seq, None, now);
+        }
+        Ok(())
     }
 
     /// Refuses so many more jobs if they would go beyond the bound on pending ones.
@@ -463,6 +498,7 @@ impl Writer {
             group.expired_keys.iter().for_each(|key| keys.remove(key));
             group.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.note(job));
         }
+        group.beside.into_iter().for_each(|change| self.shared.beside_mut().apply(change));
         // Before the jobs: whoever sees an attempt ended finds what it cost.
         if !group.pages.is_empty() {
             let mut book = self.shared.book_mut();
@@ -540,7 +576,8 @@ impl Command {
                 report.result.as_ref().map_or(0, |result| result.get().len())
                     + report.raw_answer.as_ref().map_or(0, String::len)
             }
-            Command::Claim { .. } | Command::Transition { .. } | Command::Prune { .. } => 0,
+            Command::Beside { change, .. } => change.bytes(),
+            Command::Claim { .. } | Command::Transition { .. } | Command::Prune { .. } | Command::Remove { .. } => 0,
         }
     }
 
@@ -552,7 +589,8 @@ impl Command {
             Command::InsertAll { reply, .. } | Command::Import { reply, .. } => drop(reply.send(Err(error))),
             Command::Claim { reply, .. } => drop(reply.send(Err(error))),
             Command::Transition { reply, .. } => drop(reply.send(Err(error))),
-            Command::Prune { reply, .. } => drop(reply.send(Err(error))),
+            Command::Prune { reply, .. } | Command::Remove { reply, .. } => drop(reply.send(Err(error))),
+            Command::Beside { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }
@@ -565,6 +603,7 @@ impl Answer {
             Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
             Answer::Prune(reply, pruned) => drop(reply.send(Ok(pruned))),
+            Answer::Beside(reply) => drop(reply.send(Ok(()))),
         }
     }
 
@@ -576,6 +615,7 @@ impl Answer {
             Answer::Claim(reply, _) => drop(reply.send(Err(error))),
             Answer::Transition(reply, _) => drop(reply.send(Err(error))),
             Answer::Prune(reply, _) => drop(reply.send(Err(error))),
+            Answer::Beside(reply) => drop(reply.send(Err(error))),
         }
     }
 }
@@ -588,7 +628,7 @@ fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
 }
 
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
-pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), String> {
+pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Beside, Seq), String> {
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     disk.sweep_batches().map_err(|error| error.to_string())?;
@@ -604,5 +644,6 @@ pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), St
     // Before anything is removed.
     disk.check(&index)?;
     disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
-    Ok((index, keys, next_seq))
+    let beside = Beside::load(disk.tree())?;
+    Ok((index, keys, beside, next_seq))
 }
