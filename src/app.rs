@@ -30,7 +30,7 @@ use crate::{
         price::{Price, Prices},
     },
     clock::Clock,
-    config::{OnUnknownOutcome, Settings},
+    config::{ClaimOrder, OnUnknownOutcome, Settings},
     http::{self, Api},
     job::JobRequest,
     limits::{
@@ -209,6 +209,8 @@ impl App {
         };
         let policy = Policy {
             workers: settings.workers,
+            deadlines_first: settings.claim_order == ClaimOrder::Deadline,
+            ordinary_share: settings.ordinary_share,
             retries: RetryBounds {
                 other: settings.max_retries,
                 connect: settings.max_connect_retries,

@@ -83,6 +83,7 @@ impl Api {
     fn allowance(&self) -> Allowance {
         Allowance {
             calls_per_second: self.limits.calls_per_second(),
+            calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
             hold: self.holds().max_by_key(|hold| hold.opens_in),
         }

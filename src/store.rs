@@ -4,6 +4,7 @@
 //! nothing. Its one caller is `queue`. Every implementation passes the suite [`contract`].
 
 pub mod sled;
+pub(crate) mod turns;
 
 #[cfg(test)]
 pub mod contract;
@@ -64,14 +65,19 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
-    /// Takes the first ready job by [`Job::effective_at`], if there is one, for a new attempt.
+    /// Takes a ready job, if there is one, for a new attempt: the one picked, or the first in order.
+    ///
+    /// *The order*: callers take turns, one job a turn, each its own first by [`Job::effective_at`], then in the order of
+    /// submission. A database that knows no turns comes near by `ORDER BY row_number() OVER (PARTITION BY caller ORDER
+    /// BY effective_at, seq), effective_at, seq … FOR UPDATE SKIP LOCKED`.
     ///
     /// *Returned*: the claim is durable, so the record of a call is older than the call itself. *Crashed before*: the job
     /// is queued, or running with nobody at work; then recovery at the next start ends the attempt as outcome unknown.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError>;
+    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp)
+    -> Result<Option<ClaimedJob>, StoreError>;
 
     /// Applies an event and, where it ends an attempt, adds that to the history, and what it cost to the ledger.
     ///
@@ -156,8 +162,11 @@ pub trait JobStore: Send + Sync + 'static {
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;
 
+    /// How many of them nobody asked to wait for, as of the last time that [`JobStore::claimable`] was asked.
+    fn claimable_unwaited(&self) -> usize;
+
     /// How many ready jobs go before this one in the order of claiming; for listings, so never by scan.
-    fn ahead_of(&self, job: &Job) -> usize;
+    fn ahead_of(&self, job: &Job) -> Ahead;
 
     /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job>;
@@ -189,6 +198,26 @@ pub trait JobStore: Send + Sync + 'static {
 /// Called with the jobs that changed, once the change is durable and visible, from a thread of the store: it must be
 /// quick and must not block. A hint, never the truth: a listener that missed one finds out by reading.
 pub type Observer = Box<dyn Fn(&[Job]) + Send + Sync>;
+
+/// Which of the ready jobs a claim is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// The first in order.
+    First,
+    /// The first of those that nobody asked to wait for ([`Job::waited_for`]); if there is none, the first of all.
+    Unwaited,
+    /// This one; if it is not ready, the first of all.
+    Job(JobId),
+}
+
+/// How many ready jobs go before one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Of all.
+    pub all: usize,
+    /// Of those that nobody asked to wait for.
+    pub unwaited: usize,
+}
 
 /// What became of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,6 @@
 //! Why a job waits, how many go before it, and when its answer may come: told from live figures, so an estimate.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,12 +9,6 @@ use crate::{
     clock::Timestamp,
     job::{Job, JobState},
 };
-
-/// What an attempt is taken to last before any has been seen: a memo of usual length.
-const USUAL_SERVICE_TIME: Duration = Duration::from_secs(20);
-
-/// The weight of the newest attempt in the running mean: some twenty attempts make up most of it.
-const NEWEST_WEIGHT: f64 = 0.1;
 
 /// What is ahead of a job that waits.
 #[serde_with::skip_serializing_none]
@@ -56,6 +47,8 @@ pub enum WaitingFor {
 pub struct Allowance {
     /// Calls a second.
     pub calls_per_second: f64,
+    /// Calls at one time.
+    pub calls_at_once: usize,
     /// A worker has a job in view and waits for its permit.
     pub is_exhausted: bool,
     /// What keeps every job from running, if something does.
@@ -86,27 +79,6 @@ pub(super) struct Figures {
     pub(super) is_paused: bool,
 }
 
-/// How long attempts last: a running mean, in seconds.
-#[derive(Debug)]
-pub(super) struct ServiceTime(Mutex<f64>);
-
-impl Default for ServiceTime {
-    fn default() -> ServiceTime {
-        ServiceTime(Mutex::new(USUAL_SERVICE_TIME.as_secs_f64()))
-    }
-}
-
-impl ServiceTime {
-    pub(super) fn observe(&self, took: Duration) {
-        let mut mean = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *mean += NEWEST_WEIGHT * (took.as_secs_f64() - *mean);
-    }
-
-    pub(super) fn mean(&self) -> Duration {
-        Duration::from_secs_f64(*self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// The outlook of a queued job; none for any other.
 pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
     let JobState::Queued { run_at } = job.state else { return None };
@@ -120,21 +92,31 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
         let eta_seconds = Some((run_at.since(now) + service_time).as_secs());
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
-    let held_for = allowance.hold.map_or(Duration::ZERO, |hold| hold.opens_in);
-    let (start, rate) = (until_a_worker_is_free(figures), ahead as f64 / allowance.calls_per_second);
+    let (worker, rate) = (until_a_worker_is_free(figures, allowance), until_its_call(figures, allowance));
     let waiting_for = match allowance.hold {
         Some(hold) => hold.waiting_for,
-        None if allowance.is_exhausted || rate > start.as_secs_f64() => WaitingFor::RateLimit,
+        None if allowance.is_exhausted || rate > worker => WaitingFor::RateLimit,
         None => WaitingFor::Worker,
     };
-    let start = start.max(Duration::try_from_secs_f64(rate).unwrap_or(Duration::MAX));
-    let eta_seconds = held_for.saturating_add(start).saturating_add(service_time).as_secs();
-    Some(Outlook { position: Some(ahead + 1), eta_seconds: Some(eta_seconds), waiting_for })
+    let eta_seconds = Some(start_in(figures, allowance).saturating_add(service_time).as_secs());
+    Some(Outlook { position: Some(ahead + 1), eta_seconds, waiting_for })
+}
+
+/// How long it takes until a job with so many before it starts.
+pub(super) fn start_in(figures: Figures, allowance: Allowance) -> Duration {
+    let start = until_a_worker_is_free(figures, allowance).max(until_its_call(figures, allowance));
+    allowance.hold.map_or(Duration::ZERO, |hold| hold.opens_in).saturating_add(start)
+}
+
+/// When the rate of calls has let everybody before it through.
+fn until_its_call(figures: Figures, allowance: Allowance) -> Duration {
+    Duration::try_from_secs_f64(figures.ahead as f64 / allowance.calls_per_second).unwrap_or(Duration::MAX)
 }
 
 /// Workers become free one by one, evenly over the time that an attempt lasts.
-fn until_a_worker_is_free(figures: Figures) -> Duration {
+fn until_a_worker_is_free(figures: Figures, allowance: Allowance) -> Duration {
     let Figures { ahead, running, workers, service_time, .. } = figures;
+    let workers = workers.min(allowance.calls_at_once);
     let idle = workers.saturating_sub(running);
     let turns = (ahead + 1).saturating_sub(idle);
     service_time.mul_f64(turns as f64 / workers.max(1) as f64)
@@ -145,7 +127,7 @@ mod tests {
     use super::*;
     use crate::job::{JobId, Priority};
 
-    const FREE: Allowance = Allowance { calls_per_second: 100.0, is_exhausted: false, hold: None };
+    const FREE: Allowance = Allowance { calls_per_second: 100.0, calls_at_once: 100, is_exhausted: false, hold: None };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -183,6 +165,11 @@ mod tests {
     }
 
     #[test]
+    fn an_overloaded_upstream_is_as_good_as_fewer_workers() {
+        assert_eq!(ready(19, 2, Allowance { calls_at_once: 2, ..FREE }), (Some(20), 110, WaitingFor::Worker));
+    }
+
+    #[test]
     fn what_holds_the_whole_queue_comes_before_everything() {
         for waiting_for in [WaitingFor::Gate, WaitingFor::Budget] {
             let hold = Some(Hold { waiting_for, opens_in: Duration::from_secs(30) });
@@ -213,12 +200,5 @@ mod tests {
         let mut job = queued(at(0), 1);
         job.state = JobState::Succeeded;
         assert_eq!(outlook(&job, figures(0, 0), FREE, at(0)), None);
-    }
-
-    #[test]
-    fn the_mean_follows_what_is_seen() {
-        let service_time = ServiceTime::default();
-        (0..100).for_each(|_| service_time.observe(Duration::from_secs(2)));
-        assert_eq!(service_time.mean().as_secs_f64().round(), 2.0);
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Insertion, JobStore, StoreError};
+use super::{Ahead, Insertion, JobStore, Pick, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
@@ -49,6 +49,9 @@ pub(crate) fn success(attempt: u32, bytes: usize) -> JobEvent {
 /// Everything, on a fresh store each.
 pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     claims_in_order_of_effective_time(&fresh().await).await;
+    lets_callers_take_turns(&fresh().await).await;
+    takes_the_job_that_is_picked(&fresh().await).await;
+    prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
     tells_how_many_go_before_a_job(&fresh().await).await;
@@ -86,7 +89,11 @@ async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
 }
 
 async fn claim(store: &impl JobStore, now: u32) -> Option<Job> {
-    store.claim(at(now + 30), at(now)).await.unwrap().map(|claimed| claimed.job)
+    pick(store, Pick::First, now).await
+}
+
+async fn pick(store: &impl JobStore, pick: Pick, now: u32) -> Option<Job> {
+    store.claim(pick, at(now + 30), at(now)).await.unwrap().map(|claimed| claimed.job)
 }
 
 async fn claims_in_order_of_effective_time(store: &impl JobStore) {
@@ -98,6 +105,47 @@ async fn claims_in_order_of_effective_time(store: &impl JobStore) {
         order.push(claimed.id);
     }
     assert_eq!(order, [job(3).id, job(1).id, job(2).id, job(0).id]);
+}
+
+/// A job of a caller.
+fn by(n: u32, caller: u64) -> Job {
+    Job { caller: std::num::NonZeroU64::new(caller), ..job(n) }
+}
+
+async fn lets_callers_take_turns(store: &impl JobStore) {
+    let urgent = Job { priority: Priority::High, ..by(4, 1) };
+    add(store, [by(0, 1), by(1, 1), by(2, 1), by(3, 2), urgent.clone(), job(5)]).await;
+    assert_eq!(store.ahead_of(&by(2, 1)).all, 5, "everybody else's one and three of its own go before it");
+    let mut order = Vec::new();
+    while let Some(claimed) = claim(store, 10).await {
+        order.push(claimed);
+    }
+    let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
+    let own: Vec<Job> = order.iter().filter(|job| job.caller == urgent.caller).cloned().collect();
+    assert_eq!(ids(&own), [4, 0, 1, 2].map(|n| job(n).id), "priority moves a job among its caller's own");
+    let mut first_round = ids(&order[..3]);
+    first_round.sort();
+    assert_eq!(first_round, [3, 4, 5].map(|n| job(n).id), "one of each, those without a name being one caller");
+}
+
+async fn takes_the_job_that_is_picked(store: &impl JobStore) {
+    let later = Job { state: crate::job::JobState::Queued { run_at: at(50) }, ..job(3) };
+    add(store, [job(0), job(1), job(2), later.clone()]).await;
+    assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(2).id));
+    assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(0).id), "it runs");
+    assert_eq!(pick(store, Pick::Job(later.id), 10).await.map(|job| job.id), Some(job(1).id), "its time has not come");
+    assert_eq!(pick(store, Pick::Job(job(9).id), 10).await, None, "there is neither such a job nor another one");
+}
+
+async fn prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(store: &impl JobStore) {
+    let waited = |n| Job { waited_for: true, ..job(n) };
+    add(store, [waited(0), waited(1), job(2), job(3)]).await;
+    assert_eq!((store.claimable(at(10)), store.claimable_unwaited()), (4, 2));
+    assert_eq!(store.ahead_of(&job(3)), Ahead { all: 3, unwaited: 1 });
+    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(2).id));
+    assert_eq!(claim(store, 10).await.map(|job| job.id), Some(job(0).id));
+    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(3).id));
+    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(1).id), "rather that than none");
 }
 
 async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore) {
@@ -136,7 +184,7 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
 async fn tells_how_many_go_before_a_job(store: &impl JobStore) {
     let urgent = Job { priority: Priority::High, ..job(3) };
     add(store, [job(0), job(1), job(2), urgent.clone()]).await;
-    let ahead = || [&job(0), &job(1), &job(2), &urgent].map(|job| store.ahead_of(job));
+    let ahead = || [&job(0), &job(1), &job(2), &urgent].map(|job| store.ahead_of(job).all);
     assert_eq!(ahead(), [1, 2, 3, 0]);
     claim(store, 10).await.unwrap();
     store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();

@@ -58,7 +58,7 @@ use self::{
     recent::{Bodies, Recent},
     writer::{Command, Envelope, NewJob, Reply, Writer},
 };
-use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
+use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError, turns::List};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -194,8 +194,13 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Import { all, reply }).await
     }
 
-    async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
-        self.ask(|reply| Command::Claim { lease_until, now, reply }).await
+    async fn claim(
+        &self,
+        pick: Pick,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<ClaimedJob>, StoreError> {
+        self.ask(|reply| Command::Claim { pick, lease_until, now, reply }).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -280,10 +285,14 @@ impl JobStore for SledStore {
 
     fn claimable(&self, now: Timestamp) -> usize {
         self.shared.promote(now);
-        self.shared.index().ready_len()
+        self.shared.index().ready_len(None)
     }
 
-    fn ahead_of(&self, job: &Job) -> usize {
+    fn claimable_unwaited(&self) -> usize {
+        self.shared.index().ready_len(Some(List::Unwaited))
+    }
+
+    fn ahead_of(&self, job: &Job) -> Ahead {
         self.shared.index().ahead_of(job)
     }
 

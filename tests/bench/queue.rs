@@ -72,6 +72,8 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
     let store: Arc<dyn JobStore> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
         workers: 64,
+        deadlines_first: true,
+        ordinary_share: 5,
         retries: RetryBounds {
             other: 3,
             connect: 30,

@@ -7,17 +7,21 @@ use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, JobState, JobStatus, Side, StatusCounts},
+    store::{
+        Ahead, Pick,
+        turns::{List, Turns},
+    },
 };
 
 /// All jobs, and each in the one list of its state.
 ///
 /// [`Index::replace`] is the only function that changes a job, so a job and its lists can't disagree.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(super) struct Index {
     jobs: BTreeMap<Seq, Job>,
     by_id: HashMap<JobId, Seq>,
-    /// Queued and due, in the order of claiming. A set that also tells at once how many come before one.
-    ready: indexset::BTreeSet<(Timestamp, Seq)>,
+    /// Queued and due, in the order of claiming. Not those that the writer is about to change.
+    ready: Turns<(Timestamp, Seq)>,
     /// Queued for later, by their time.
     scheduled: BTreeSet<(Timestamp, Seq)>,
     /// Running, by the end of their lease.
@@ -68,7 +72,7 @@ impl Index {
                 if run_at > now {
                     self.scheduled.insert((run_at, seq));
                 } else {
-                    self.ready.insert((job.effective_at(), seq));
+                    self.make_ready(seq, job);
                 }
                 if let Some(deadline) = job.deadline_at {
                     self.deadlines.insert((deadline, seq));
@@ -89,7 +93,7 @@ impl Index {
             JobState::Queued { run_at } => {
                 let waits = self.scheduled.remove(&(run_at, seq));
                 status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
-                self.ready.remove(&(old.effective_at(), seq));
+                self.ready.remove(old.caller, List::of(old.waited_for), &(old.effective_at(), seq));
                 if let Some(deadline) = old.deadline_at {
                     self.deadlines.remove(&(deadline, seq));
                 }
@@ -114,13 +118,40 @@ impl Index {
         }
     }
 
+    fn make_ready(&mut self, seq: Seq, job: &Job) {
+        self.ready.insert(job.caller, List::of(job.waited_for), (job.effective_at(), seq));
+    }
+
+    /// Takes a ready job out of the order of claiming, to be changed or put back.
+    pub(super) fn take(&mut self, pick: Pick) -> Option<Seq> {
+        let picked = match pick {
+            Pick::First => None,
+            Pick::Unwaited => self.ready.take(Some(List::Unwaited)).map(|(_, seq)| seq),
+            Pick::Job(id) => self.by_id.get(&id).copied().filter(|seq| {
+                let place = self.jobs.get(seq).map(|job| (job.caller, job.waited_for, job.effective_at()));
+                place.is_some_and(|(caller, waited_for, at)| {
+                    self.ready.remove(caller, List::of(waited_for), &(at, *seq))
+                })
+            }),
+        };
+        picked.or_else(|| self.ready.take(None).map(|(_, seq)| seq))
+    }
+
+    /// Puts a job that was taken and not changed back into the order of claiming.
+    pub(super) fn put_back(&mut self, seq: Seq) {
+        if let Some(job) = self.jobs.get(&seq).cloned() {
+            self.make_ready(seq, &job);
+        }
+    }
+
     /// Makes ready what was queued for a moment that has come; tells whether there was any.
     pub(super) fn promote(&mut self, now: Timestamp) -> bool {
         let mut promoted = false;
         while let Some(&(run_at, seq)) = self.scheduled.first().filter(|(run_at, _)| *run_at <= now) {
             self.scheduled.remove(&(run_at, seq));
             if let Some(job) = self.jobs.get(&seq) {
-                self.ready.insert((job.effective_at(), seq));
+                let place = (job.effective_at(), seq);
+                self.ready.insert(job.caller, List::of(job.waited_for), place);
                 self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
             }
             promoted = true;
@@ -147,23 +178,20 @@ impl Index {
     }
 
     /// How many ready jobs come before this one.
-    pub(super) fn ahead_of(&self, job: &Job) -> usize {
-        self.seq(job.id).map_or(0, |seq| self.ready.rank(&(job.effective_at(), seq)))
+    pub(super) fn ahead_of(&self, job: &Job) -> Ahead {
+        let Some(seq) = self.seq(job.id) else { return Ahead::default() };
+        let ahead = |list| self.ready.ahead_of(job.caller, &(job.effective_at(), seq), list);
+        Ahead { all: ahead(None), unwaited: ahead(Some(List::Unwaited)) }
     }
 
-    pub(super) fn ready_len(&self) -> usize {
-        self.ready.len()
+    /// How many ready jobs there are, of a list or of both.
+    pub(super) fn ready_len(&self, list: Option<List>) -> usize {
+        self.ready.len(list)
     }
 
     /// Queued, scheduled and running jobs: what the bound on pending jobs counts.
     pub(super) fn pending_len(&self) -> usize {
         self.jobs.len() - self.finished.len()
-    }
-
-    /// The ready jobs in the order of claiming, from the one after `place`.
-    pub(super) fn ready_after(&self, place: Option<(Timestamp, Seq)>) -> impl Iterator<Item = (Timestamp, Seq)> + '_ {
-        use std::ops::Bound::{Excluded, Unbounded};
-        self.ready.range((place.map_or(Unbounded, Excluded), Unbounded)).copied()
     }
 
     pub(super) fn running(&self) -> impl Iterator<Item = &Job> + '_ {
@@ -235,7 +263,7 @@ impl Index {
         // Due but not yet promoted: few, and only for moments.
         let due = self.scheduled.iter().take_while(|(run_at, _)| *run_at <= now).count();
         StatusCounts {
-            queued: self.ready.len() + due,
+            queued: of(JobStatus::Queued) + due,
             scheduled: self.scheduled.len() - due,
             running: of(JobStatus::Running),
             succeeded: of(JobStatus::Succeeded),
@@ -256,6 +284,16 @@ impl Index {
         for list in self.by_status.keys() {
             rebuilt.by_status.entry(*list).or_default();
         }
-        assert_eq!(*self, rebuilt, "the index disagrees with its jobs");
+        let lists =
+            |index: &Index| [&index.scheduled, &index.leases, &index.deadlines, &index.finished].map(Clone::clone);
+        assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
+        assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
+        assert_eq!(self.by_status, rebuilt.by_status, "the lists by status disagree with the jobs");
+        assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
+        let ready = |index: &Index| -> BTreeSet<_> {
+            index.ready.iter().map(|(caller, list, job)| (caller, list == List::Waited, *job)).collect()
+        };
+        assert_eq!(ready(self), ready(&rebuilt), "the order of claiming disagrees with the jobs");
+        self.ready.assert_consistent();
     }
 }

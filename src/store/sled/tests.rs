@@ -77,7 +77,7 @@ async fn what_was_answered_is_on_disk_at_that_moment() {
     store.insert(job(0), request(0)).await.unwrap();
     store.insert(job(1), request(1)).await.unwrap();
     let after_insert = copy_of(folder.path());
-    store.claim(at(30), at(2)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(2)).await.unwrap().unwrap();
     let after_claim = copy_of(folder.path());
     store.transition(job(0).id, success(1, 60_000), at(3)).await.unwrap();
     let after_settle = copy_of(folder.path());
@@ -222,7 +222,7 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     store.insert(job(0), request(0)).await.unwrap();
-    store.claim(at(30), at(1)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(1)).await.unwrap().unwrap();
     store.close().await;
     drop(store);
     {
@@ -241,14 +241,14 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     store.insert(job(0), request(0)).await.unwrap();
-    store.claim(at(30), at(1)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(1)).await.unwrap().unwrap();
     let settle = JobEvent::Succeed { attempt: 1, report: contract::spending("a", 5) };
     store.transition(job(0).id, settle, at(2)).await.unwrap();
     let day = Day::of(at(2));
     assert_eq!(open(copy_of(folder.path()).path()).spent(day).calls, 1);
 
     store.insert(job(1), request(1)).await.unwrap();
-    store.claim(at(30), at(3)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(3)).await.unwrap().unwrap();
     store.close().await;
     drop(store);
     {
@@ -314,7 +314,7 @@ async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
     let store = open(folder.path());
     for n in 0..JOBS {
         store.insert(job(n), request(n)).await.unwrap();
-        store.claim(at(n + 30), at(n)).await.unwrap();
+        store.claim(Pick::First, at(n + 30), at(n)).await.unwrap();
         store.transition(job(n).id, success(1, 10_000), at(n)).await.unwrap();
     }
     drop(store);
@@ -418,7 +418,7 @@ proptest! {
                         }
                     }
                     Step::Claim => {
-                        let claimed = store.claim(at(now + 30), at(now)).await.unwrap();
+                        let claimed = store.claim(Pick::First, at(now + 30), at(now)).await.unwrap();
                         let expected = model.first_ready(now).map(|n| {
                             let lease_until = at(now + 30);
                             model.0[n] = model.0[n].apply(&JobEvent::Claim { lease_until }, at(now)).unwrap();

@@ -33,7 +33,7 @@ use crate::{
     clock::Timestamp,
     job::{Attempt, Job, JobEvent, JobId, JobRecord, JobRequest},
     ledger::{Day, Sums, UNKNOWN_MODEL},
-    store::{ClaimedJob, Insertion, StoreError},
+    store::{ClaimedJob, Insertion, Pick, StoreError},
 };
 
 /// Most changes in a group: bounds how long its first one waits for the last.
@@ -53,7 +53,7 @@ pub(super) enum Command {
     Insert { new: NewJob, reply: Reply<Insertion> },
     InsertAll { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
     Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
-    Claim { lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
+    Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
     Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
     Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
@@ -141,8 +141,6 @@ struct Group {
     beside: Vec<BesideChange>,
     /// Something was written besides jobs.
     wrote: bool,
-    /// How far claims of this group have come in the ready list.
-    claimed_to: Option<(Timestamp, Seq)>,
 }
 
 /// A record beside a job's metadata, with its size on disk.
@@ -308,7 +306,7 @@ impl Writer {
                 group.answers.push(Answer::InsertAll(reply, insertions));
                 Ok(())
             }
-            Command::Claim { lease_until, now, reply } => match self.first_ready(group, now) {
+            Command::Claim { pick, lease_until, now, reply } => match self.take(group, pick, now) {
                 None => {
                     let _ = reply.send(Ok(None));
                     Ok(())
@@ -318,6 +316,7 @@ impl Writer {
                     let job = match job.apply(&event, now) {
                         Ok(job) => job,
                         Err(refused) => {
+                            self.shared.index_mut().put_back(seq);
                             let _ = reply.send(Err(refused.into()));
                             return Ok(());
                         }
@@ -325,6 +324,7 @@ impl Writer {
                     let request = match self.request(disk, seq, job.id)? {
                         Ok(request) => request,
                         Err(corrupt) => {
+                            self.shared.index_mut().put_back(seq);
                             let _ = reply.send(Err(corrupt));
                             return Ok(());
                         }
@@ -433,15 +433,20 @@ impl Writer {
         Ok(())
     }
 
-    /// The first ready job that this group has not touched. Jobs whose time has come become ready here.
-    fn first_ready(&self, group: &mut Group, now: Timestamp) -> Option<(Seq, Job)> {
-        if self.shared.promote(now) {
-            group.claimed_to = None;
+    /// Takes the job picked out of the order of claiming. Jobs whose time has come become ready here.
+    ///
+    /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
+    /// whole index is read anew.
+    fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
+        self.shared.promote(now);
+        let mut index = self.shared.index_mut();
+        loop {
+            let seq = index.take(pick)?;
+            // What this group has changed already gets its place when the group is published.
+            if !group.staged.contains_key(&seq) {
+                return index.get(seq).map(|job| (seq, job.clone()));
+            }
         }
-        let index = self.shared.index();
-        let place = index.ready_after(group.claimed_to).find(|(_, seq)| !group.staged.contains_key(seq))?;
-        group.claimed_to = Some(place);
-        index.get(place.1).map(|job| (place.1, job.clone()))
     }
 
     /// What the job's key, if it has one, stands for as the group sees it.
