@@ -31,7 +31,7 @@ const MIN_ADMIN_TOKEN_CHARS: usize = 16;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
-    /// Key of the Claude API; better in the environment or .env than as a flag, which shows in the process list
+    /// Key of the Claude API; only from the environment or .env, as a flag would show in the process list
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub anthropic_api_key: Option<SecretString>,
 
@@ -53,6 +53,14 @@ pub struct Settings {
     // The upper bound is the largest any model takes.
     #[arg(long, env, default_value = "16000", value_parser = within(1..=128_000_u32))]
     pub max_tokens: u32,
+
+    /// How hard Claude thinks: low, medium, high, xhigh, max, or none to leave it to the API
+    #[arg(long, env, default_value = "high", ignore_case = true)]
+    pub effort: Effort,
+
+    /// EFFORT for questions whose client waits: a quick answer is worth more to it
+    #[arg(long, env, default_value = "low", ignore_case = true)]
+    pub interactive_effort: Effort,
 
     /// IP address to listen on; 127.0.0.1 keeps the service to this machine
     #[arg(long, env, default_value = "0.0.0.0", value_parser = ip_address)]
@@ -81,6 +89,10 @@ pub struct Settings {
     /// Folder that holds the prompts
     #[arg(long, env, default_value = "prompts")]
     pub prompts_dir: PathBuf,
+
+    /// Version of the prompts for questions that name none: a folder in PROMPTS_DIR
+    #[arg(long, env, default_value = "v1", value_parser = version_name)]
+    pub prompt_version: String,
 
     /// Most calls to Claude at one time (1 to 1024)
     #[arg(long, env, default_value = "8", value_parser = within(1..=1024_usize))]
@@ -146,7 +158,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "10", value_parser = within(0..=1000_u32))]
     pub max_overload_retries: u32,
 
-    /// How often Claude is asked again for an answer that can be read, each being billed (0 to 20)
+    /// How often Claude is asked again, told what was wrong, after an answer that is cut or can't be read (0 to 20)
     #[arg(long, env, default_value = "1", value_parser = within(0..=20_u32))]
     pub max_invalid_retries: u32,
 
@@ -157,6 +169,10 @@ pub struct Settings {
     /// Most jobs that wait; further ones are refused until some are done (1 to 10000000)
     #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
     pub max_queued_jobs: usize,
+
+    /// Most waiting jobs of one caller, if callers have names; its further ones are refused (1 to 10000000)
+    #[arg(long, env, default_value = "10000", value_parser = within(1..=10_000_000_usize))]
+    pub max_pending_per_caller: usize,
 
     /// Which job goes next: deadline (while clients wait, what can still be answered in time) or fifo (for comparison)
     #[arg(long, env, default_value = "deadline", ignore_case = true)]
@@ -220,6 +236,37 @@ pub struct ModelPrice {
     pub input: Nanodollars,
     /// Of an output token.
     pub output: Nanodollars,
+}
+
+/// How hard Claude thinks, and so how long and how dear an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Effort {
+    /// As the API has it; also for gateways and models that know no effort.
+    None,
+    /// The quickest and cheapest.
+    Low,
+    /// Between.
+    Medium,
+    /// The API's own default.
+    High,
+    /// For long work.
+    Xhigh,
+    /// Whatever it takes.
+    Max,
+}
+
+impl Effort {
+    /// The API's word for it, if anything is to be sent.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Effort::None => None,
+            Effort::Low => Some("low"),
+            Effort::Medium => Some("medium"),
+            Effort::High => Some("high"),
+            Effort::Xhigh => Some("xhigh"),
+            Effort::Max => Some("max"),
+        }
+    }
 }
 
 /// Where a command finds the service that it is to talk to. No setting of the service itself.
@@ -423,6 +470,11 @@ fn model_name(text: &str) -> Result<String, &'static str> {
     if is_visible_ascii(text) { Ok(text.to_owned()) } else { Err(allowed) }
 }
 
+fn version_name(text: &str) -> Result<String, &'static str> {
+    let allowed = "must be the name of a folder in PROMPTS_DIR, such as v1";
+    if is_visible_ascii(text) && !text.contains('/') { Ok(text.to_owned()) } else { Err(allowed) }
+}
+
 fn ip_address(text: &str) -> Result<IpAddr, &'static str> {
     text.parse().map_err(|_| "must be an IP address such as 0.0.0.0 (all interfaces), 127.0.0.1 or ::1")
 }
@@ -578,6 +630,7 @@ mod tests {
             ("MAX_CONNECT_RETRIES", "1001", "from 0 to 1000"),
             ("GIVE_BACK_HOURS", "0", "from 1 to 8760"),
             ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
+            ("MAX_PENDING_PER_CALLER", "0", "from 1 to 10000000"),
             ("CLAIM_ORDER", "lifo", "deadline, fifo"),
             ("ORDINARY_SHARE", "1", "from 2 to 1000"),
             ("IDEMPOTENCY_HOURS", "0", "from 1 to 8760"),

@@ -11,7 +11,7 @@ pub mod contract;
 #[cfg(test)]
 pub(crate) mod fault;
 
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -158,6 +158,10 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// How many jobs there are in each state; counters, never a scan.
     fn counts(&self, now: Timestamp) -> StatusCounts;
+
+    /// How many pending jobs (queued, scheduled, running) a caller has, by the digest that they carry: a counter, never
+    /// a scan.
+    fn pending_of(&self, caller: NonZeroU64) -> usize;
 
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;

@@ -24,9 +24,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen()?;
         let mut app = App::start(settings, Clock::system()).await?;
         show_new_token(&app)?;
-        let unfit = tokio::select! {
-            _ = signals.next() => None,
-            error = app.unfit() => Some(error),
+        // As daemons have it: read again what can be read again. Only here, or the demo would outlive its terminal.
+        let mut hangup = signal(SignalKind::hangup()).context("can't listen for signals")?;
+        let unfit = loop {
+            tokio::select! {
+                _ = signals.next() => break None,
+                error = app.unfit() => break Some(error),
+                _ = hangup.recv() => app.reload_prompts().await,
+            }
         };
         let code = stop(app, signals).await;
         unfit.map_or(Ok(code), |error| Err(error.into()))

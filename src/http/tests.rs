@@ -94,6 +94,9 @@ impl JobStore for Broken {
     fn ahead_of(&self, _: &Job) -> Ahead {
         Ahead::default()
     }
+    fn pending_of(&self, _: std::num::NonZeroU64) -> usize {
+        0
+    }
     fn claimable_unwaited(&self) -> usize {
         0
     }
@@ -141,6 +144,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
             1,
             None,
         ),
+        prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap(),
         metrics,
         admin_token: "s3cret".into(),
         max_query_length: 10,
@@ -322,7 +326,10 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/jobs/actions",
+            "/api/v1/admin/jobs/{id}/reparse",
             "/api/v1/admin/limits",
+            "/api/v1/admin/prompts",
+            "/api/v1/admin/prompts/reload",
             "/api/v1/admin/queue/pause",
             "/api/v1/admin/queue/resume",
             "/api/v1/admin/stats",

@@ -51,6 +51,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     claims_in_order_of_effective_time(&fresh().await).await;
     lets_callers_take_turns(&fresh().await).await;
     takes_the_job_that_is_picked(&fresh().await).await;
+    counts_the_pending_jobs_of_each_caller(&fresh().await).await;
     prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
@@ -126,6 +127,20 @@ async fn lets_callers_take_turns(store: &impl JobStore) {
     let mut first_round = ids(&order[..3]);
     first_round.sort();
     assert_eq!(first_round, [3, 4, 5].map(|n| job(n).id), "one of each, those without a name being one caller");
+}
+
+async fn counts_the_pending_jobs_of_each_caller(store: &impl JobStore) {
+    let [one, other] = [1, 2].map(|caller| std::num::NonZeroU64::new(caller).unwrap());
+    let later = Job { state: crate::job::JobState::Queued { run_at: at(50) }, ..by(1, 1) };
+    add(store, [by(0, 1), later.clone(), by(2, 2), job(3)]).await;
+    assert_eq!((store.pending_of(one), store.pending_of(other)), (2, 1));
+    let claimed = pick(store, Pick::Job(job(0).id), 10).await.unwrap();
+    assert_eq!(store.pending_of(one), 2, "a running job is pending");
+    store.transition(claimed.id, success(1, 1), at(11)).await.unwrap();
+    store.transition(later.id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    assert_eq!((store.pending_of(one), store.pending_of(other)), (0, 1));
+    store.transition(later.id, JobEvent::Requeue { run_at: at(12) }, at(12)).await.unwrap();
+    assert_eq!(store.pending_of(one), 1);
 }
 
 async fn takes_the_job_that_is_picked(store: &impl JobStore) {

@@ -216,6 +216,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.claimable(now)
     }
 
+    fn pending_of(&self, caller: std::num::NonZeroU64) -> usize {
+        self.inner.pending_of(caller)
+    }
+
     fn claimable_unwaited(&self) -> usize {
         self.inner.claimable_unwaited()
     }

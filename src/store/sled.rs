@@ -34,6 +34,7 @@ mod witness;
 mod writer;
 
 use std::{
+    num::NonZeroU64,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -286,6 +287,10 @@ impl JobStore for SledStore {
     fn claimable(&self, now: Timestamp) -> usize {
         self.shared.promote(now);
         self.shared.index().ready_len(None)
+    }
+
+    fn pending_of(&self, caller: NonZeroU64) -> usize {
+        self.shared.index().pending_of(caller)
     }
 
     fn claimable_unwaited(&self) -> usize {
