@@ -301,7 +301,8 @@ impl Expected {
                         Risk { calls: 1, input_tokens: 1, output_tokens: 1, nanodollars: 1, unpriced_calls: 0 };
                     spent.add(&Sums { at_risk, ..Sums::default() });
                 }
-                AttemptOutcome::Released => {}
+                // Read again, not asked again.
+                AttemptOutcome::Released | AttemptOutcome::Reparsed => {}
             }
         }
         spent
