@@ -4,17 +4,24 @@
 //! [`Verdict`]. Called by `worker`.
 //!
 //! - `again`: what the model is told when its answer was of no use
+//! - `models`: which model is asked
+//!
+//! A job that names its model is answered by that one or fails; only jobs that leave the choice to the service are asked of
+//! the fallback models, and the report says which one answered.
 
 mod again;
+mod models;
 
 use std::{sync::Arc, time::Duration};
+
+use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
 
 use crate::{
     analysis,
     claude::{
         Claude, MessageRequest, RateLimits, Reply, StopReason, Usage,
         error::{CallError, ErrorClass, ErrorKind},
-        price::Price,
+        price::Prices,
     },
     clock::Timestamp,
     config::Effort,
@@ -37,6 +44,8 @@ pub enum Verdict {
     },
     /// Every attempt at this job would meet it.
     Terminal,
+    /// It cost nothing, and the next attempt will be asked of another model: at once, and unspent.
+    AnotherModel,
     /// The account's rate limit: nobody should call before this has passed, or the limits' default.
     RateLimited {
         /// The upstream's own wish.
@@ -78,19 +87,60 @@ pub struct Agent {
     claude: Claude,
     prompts: Prompts,
     config: Arc<AgentConfig>,
+    models: Models,
+    prices: Prices,
 }
 
 impl Agent {
-    /// An agent that asks in this manner.
-    pub fn new(claude: Claude, prompts: Prompts, config: AgentConfig) -> Agent {
-        Agent { claude, prompts, config: Arc::new(config) }
+    /// An agent that asks in this manner, and where a job names no model one of `fallbacks` while the configured one is
+    /// overloaded or gone.
+    pub fn new(claude: Claude, prompts: Prompts, config: AgentConfig, fallbacks: Vec<String>, prices: Prices) -> Agent {
+        let models = Models::new(config.model.clone(), fallbacks);
+        Agent { claude, prompts, config: Arc::new(config), models, prices }
+    }
+
+    /// The models for jobs that name none, the preferred one first.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.models.ids()
+    }
+
+    /// The model that is asked at the moment for jobs that name none.
+    pub fn model_in_use(&self) -> &str {
+        self.models.pick()
+    }
+
+    /// The first of [`Agent::models`] that has no price.
+    pub fn unpriced_model(&self) -> Option<&str> {
+        self.models().find(|model| self.prices.of(model).is_none())
+    }
+
+    /// Takes note that a model is gone. Tells whether another one can be asked instead.
+    pub fn model_is_gone(&self, model: &str) -> bool {
+        self.models.pass_over(model, GONE_FOR)
     }
 
     /// What a call for `request` may cost at most, as far as that can be told before it is made.
     pub fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
-        let model = request.model.as_ref().unwrap_or(&self.config.model);
         let prompt = self.render(request, now).map_or(0, |prompt| prompt.system.len() + prompt.user.len());
-        risk(model, prompt, self.config.max_tokens)
+        self.risk(request.model.as_deref(), prompt)
+    }
+
+    /// What a call with so many bytes of text costs at most; of whichever model it will be, if none is named.
+    fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
+        let bytes = text_bytes + analysis::schema_text().get().len();
+        let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
+        // All of the prompt may be written to the cache, at the dearest price of input there is.
+        let usage = Usage {
+            cache_creation_input_tokens: input_tokens,
+            output_tokens: u64::from(self.config.max_tokens),
+            ..Usage::default()
+        };
+        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
+        let nanodollars = match model {
+            Some(model) => cost(model),
+            None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
+        };
+        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
     }
 
     fn render(&self, request: &JobRequest, now: Timestamp) -> Result<Rendered, PromptError> {
@@ -111,9 +161,9 @@ impl Agent {
         on_text: &(dyn Fn(&str) + Send + Sync),
     ) -> (Verdict, AttemptReport) {
         let Assignment { request, useless, is_waited_for, now } = assignment;
-        let model = request.model.as_ref().unwrap_or(&self.config.model);
+        let model = request.model.as_deref().unwrap_or_else(|| self.models.pick());
         let mut report = AttemptReport {
-            model: Some(model.clone()),
+            model: Some(model.to_owned()),
             asked_again_after: useless.map(|attempt| attempt.number),
             ..AttemptReport::default()
         };
@@ -136,7 +186,7 @@ impl Agent {
         };
         let effort = if is_waited_for { self.config.interactive_effort } else { self.config.effort };
         let call = MessageRequest {
-            model: model.clone(),
+            model: model.to_owned(),
             max_tokens: self.config.max_tokens,
             system: prompt.system,
             prompt: question,
@@ -145,35 +195,59 @@ impl Agent {
             schema: Some(analysis::schema_text()),
         };
         match self.claude.send(&call, on_text).await {
-            Ok(reply) => read(report, reply),
+            Ok(reply) => {
+                report.nanodollars = self.cost(&reply.model, model, &reply.usage);
+                read(report, reply)
+            }
             Err(error) => {
                 report.http_status = error.status;
                 report.account = account(&error.rate_limits);
                 report.request_id.clone_from(&error.request_id);
                 report.usage = error.usage.as_deref().map(tokens);
+                report.nanodollars = error.usage.as_deref().and_then(|usage| self.cost(model, model, usage));
                 report.may_have_been_billed = error.may_have_been_billed();
-                report.at_risk = report.may_have_been_billed.then(|| risk_of(&call));
+                report.at_risk = report.may_have_been_billed.then(|| self.risk_of(&call));
                 report.raw_answer.clone_from(&error.text);
-                let verdict = verdict_on(&error);
+                let verdict = match &request.model {
+                    Some(_) => verdict_on_its_own_model(&error, model),
+                    None => self.verdict_on_ours(&error, model),
+                };
                 failed(report, verdict, code_of(error.kind), error.message)
             }
         }
     }
+
+    /// What this call costs at most.
+    fn risk_of(&self, call: &MessageRequest) -> AtRisk {
+        let again = call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
+        self.risk(Some(&call.model), call.system.len() + call.prompt.len() + again)
+    }
+
+    /// What `usage` costs by the model that answered. A gateway may have names of its own for models: then by the name
+    /// that was asked for.
+    fn cost(&self, answered: &str, asked: &str, usage: &Usage) -> Option<u64> {
+        self.prices.of(answered).or_else(|| self.prices.of(asked)).map(|price| price.cost(usage))
+    }
+
+    /// What a failure of one of the service's own models means.
+    fn verdict_on_ours(&self, error: &CallError, model: &str) -> Verdict {
+        match error.kind {
+            ErrorKind::NotFound if error.is_about(model) && self.model_is_gone(model) => Verdict::AnotherModel,
+            ErrorKind::Overloaded if !error.may_have_been_billed() && self.models.pass_over(model, OVERLOADED_FOR) => {
+                Verdict::Retryable { retry_after: Some(Duration::ZERO) }
+            }
+            _ => verdict_on(error),
+        }
+    }
 }
 
-/// What this call costs at most.
-fn risk_of(call: &MessageRequest) -> AtRisk {
-    let again = call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
-    risk(&call.model, call.system.len() + call.prompt.len() + again, call.max_tokens)
-}
-
-/// What a call with so many bytes of text costs at most.
-fn risk(model: &str, text_bytes: usize, max_tokens: u32) -> AtRisk {
-    let bytes = text_bytes + analysis::schema_text().get().len();
-    let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
-    let usage = Usage { input_tokens, output_tokens: u64::from(max_tokens), ..Usage::default() };
-    let price = Price::of(model);
-    AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars: price.map(|price| price.cost(&usage)) }
+/// What a failure of a model means that the job itself named: where the fault is that name, it is the job's alone, and no
+/// reason to hold all others.
+fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
+    match error.kind {
+        ErrorKind::NotFound | ErrorKind::Permission if error.is_about(model) => Verdict::Terminal,
+        _ => verdict_on(error),
+    }
 }
 
 /// What a complete answer is worth.

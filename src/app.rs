@@ -1,9 +1,11 @@
 //! The composition root: builds the parts from the settings, starts them in order, drains them in order.
 //!
 //! Start: prompts → listener → store → orphans of a crash are ended → workers, sweeper → HTTP. Whatever can fail fails
-//! before the first request is taken. Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
+//! before the first request is taken, but for the models, which are looked up meanwhile. Stop: no more requests and
+//! claims → attempts get SHUTDOWN_GRACE → store closed.
 
 mod door;
+mod model_check;
 
 use std::{
     fs,
@@ -31,12 +33,18 @@ use crate::{
         Auth, AuthError,
         jwt::{JwtError, Tokens},
     },
-    claude::{Claude, ClientConfig, ClientError},
+    claude::{
+        Claude, ClientConfig, ClientError,
+        price::{Price, Prices},
+    },
     clock::Clock,
     config::{ClaimOrder, OnUnknownOutcome, Settings},
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
-    limits::{Limits, PerMinute},
+    limits::{
+        Limits, PerMinute,
+        budget::{Budget, Daily, Need},
+    },
     metrics::Metrics,
     prompts::{PromptError, Prompts},
     queue::{Policy, Queue, QueueError, retry::RetryBounds},
@@ -126,6 +134,36 @@ pub enum StartError {
     /// A part of the start panicked.
     #[error("the start failed: {0}")]
     Panicked(#[from] JoinError),
+    /// Every model that the settings name is retired, or never was.
+    #[error(
+        "Claude answers no more for {models} (retired, or no such model). Set MODEL_NAME to a current model, such as \
+         {current}"
+    )]
+    NoModel {
+        /// As they are set.
+        models: String,
+        /// Those that are known to be current.
+        current: String,
+    },
+    /// A budget that not even one call fits into.
+    #[error("{setting} is {given}, and one call may need {need}: set it higher, or MAX_TOKENS lower")]
+    BudgetTooSmall {
+        /// Which.
+        setting: &'static str,
+        /// As it is set.
+        given: String,
+        /// What a short question may need.
+        need: String,
+    },
+    /// Money is bounded, and a model's price is not known.
+    #[error(
+        "DAILY_COST_BUDGET_USD is set, but the price of {model} is not known, so it can't be held to it: tell the price in \
+         MODEL_PRICES (as {model}=2/10, in US dollars a million input and output tokens), or choose another model"
+    )]
+    NoPrice {
+        /// The model.
+        model: String,
+    },
     /// There is no key.
     #[error(
         "ANTHROPIC_API_KEY is not set. Set it in the environment or in .env to serve; or try the service without a key, \
@@ -147,6 +185,8 @@ pub struct App {
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
+    /// The lookup of the models; none once it is over.
+    models: Option<JoinHandle<Option<StartError>>>,
 }
 
 impl App {
@@ -201,7 +241,9 @@ impl App {
             effort: settings.effort,
             interactive_effort: settings.interactive_effort,
         };
-        let agent = Agent::new(claude, prompts.clone(), config);
+        let fallbacks = settings.fallback_models.clone();
+        let agent = Agent::new(claude.clone(), prompts.clone(), config, fallbacks, prices(settings));
+        let budget = budget(settings, &agent, &clock, &store)?;
         let estimate_risk = {
             let (agent, clock) = (agent.clone(), clock.clone());
             Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
@@ -242,12 +284,12 @@ impl App {
             input_tokens: settings.input_tokens_per_minute,
             output_tokens: settings.output_tokens_per_minute,
         };
-        let limits = Limits::new(per_minute, settings.workers);
+        let limits = Limits::new(per_minute, settings.workers, budget);
         let tracker = TaskTracker::new();
         let worker = Worker {
             queue: queue.clone(),
             limits: limits.clone(),
-            agent,
+            agent: agent.clone(),
             attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
@@ -293,6 +335,13 @@ impl App {
         server.http_builder().http1().header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
         let server = tokio::spawn(server.serve(service));
+        let models = tokio::spawn({
+            let closing = closing.clone();
+            async move {
+                let check = closing.run_until_cancelled(model_check::check(&claude, &agent));
+                check.await.and_then(Result::err)
+            }
+        });
         info!(%address, model = settings.model_name, workers = settings.workers, "ceoagent is ready");
         Ok(App {
             address,
@@ -305,7 +354,22 @@ impl App {
             store,
             http,
             server,
+            models: Some(models),
         })
+    }
+
+    /// Returns if it turns out, soon after the start, that the service can't do its work: then it is to be stopped. Until
+    /// then it accepts questions, which keep.
+    pub async fn unfit(&mut self) -> StartError {
+        if let Some(models) = &mut self.models
+            && let Ok(Some(error)) = models.await
+        {
+            self.models = None;
+            return error;
+        }
+        // They are there, which is found out once.
+        self.models = None;
+        std::future::pending().await
     }
 
     /// Where it listens.
@@ -357,6 +421,54 @@ impl App {
 /// [`SalvageError`].
 pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
     salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
+}
+
+/// The prices in force.
+fn prices(settings: &Settings) -> Prices {
+    let set = settings.model_prices.iter();
+    Prices::new(set.map(|set| (set.model.clone(), Price { input: set.input.0, output: set.output.0 })))
+}
+
+/// The daily budget, if one is set and can be kept to.
+fn budget(
+    settings: &Settings,
+    agent: &Agent,
+    clock: &Clock,
+    store: &Arc<dyn JobStore>,
+) -> Result<Option<Budget>, StartError> {
+    let nanodollars = settings.daily_cost_budget_usd.map(|budget| budget.0);
+    let daily = Daily { tokens: settings.daily_token_budget, nanodollars };
+    if daily == Daily::default() {
+        return Ok(None);
+    }
+    if let Some(model) = agent.unpriced_model().filter(|_| nanodollars.is_some()) {
+        return Err(StartError::NoPrice { model: model.to_owned() });
+    }
+    let shortest = agent.at_risk(&JobRequest::default(), clock.now());
+    let usual = Need {
+        tokens: shortest.input_tokens.saturating_add(shortest.output_tokens),
+        nanodollars: shortest.nanodollars,
+    };
+    if let Some(tokens) = daily.tokens.filter(|tokens| *tokens < usual.tokens) {
+        return Err(StartError::BudgetTooSmall {
+            setting: "DAILY_TOKEN_BUDGET",
+            given: tokens.to_string(),
+            need: format!("{} tokens", usual.tokens),
+        });
+    }
+    let need = usual.nanodollars.unwrap_or(0);
+    if let Some(nanodollars) = daily.nanodollars.filter(|nanodollars| *nanodollars < need) {
+        return Err(StartError::BudgetTooSmall {
+            setting: "DAILY_COST_BUDGET_USD",
+            given: format!("{:.2}", nanodollars as f64 / 1e9),
+            need: format!("{:.2} US dollars", need as f64 / 1e9),
+        });
+    }
+    let spent = {
+        let store = Arc::clone(store);
+        Arc::new(move |day| store.spent(day))
+    };
+    Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
 }
 
 /// Has the kernel end connections whose clients read nothing, which no time-out of the server sees: its answer has been

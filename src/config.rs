@@ -45,6 +45,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "claude-sonnet-5-5", value_parser = model_name)]
     pub model_name: String,
 
+    /// Models to ask in this order while the one above is overloaded or retired, separated by commas; none if unset
+    // For jobs that name no model: who names one gets that one.
+    #[arg(long, env, value_delimiter = ',', value_parser = model_name)]
+    pub fallback_models: Vec<String>,
+
     /// Most tokens of one answer, thinking included (1 to 128000)
     // The upper bound is the largest any model takes.
     #[arg(long, env, default_value = "16000", value_parser = within(1..=128_000_u32))]
@@ -108,6 +113,20 @@ pub struct Settings {
     /// Most output tokens a minute; Anthropic's Start tier allows 400000 (1000 to 1000000000)
     #[arg(long, env, default_value = "400000", value_parser = tokens_per_minute())]
     pub output_tokens_per_minute: NonZeroU32,
+
+    /// Most tokens a day (UTC), of all kinds; then the queue is held until the day turns; no budget if unset (1000 to
+    /// 1000000000000)
+    #[arg(long, env, value_parser = within(1_000..=1_000_000_000_000_u64))]
+    pub daily_token_budget: Option<u64>,
+
+    /// Most US dollars a day (UTC); then the queue is held until the day turns; no budget if unset (0.01 to 1000000)
+    #[arg(long, env, value_parser = budget)]
+    pub daily_cost_budget_usd: Option<Nanodollars>,
+
+    /// Prices that the built-in table lacks or has wrong: MODEL=INPUT/OUTPUT in US dollars a million tokens, separated by
+    /// commas
+    #[arg(long, env, value_delimiter = ',', value_parser = model_price)]
+    pub model_prices: Vec<ModelPrice>,
 
     /// Longest question taken, in characters; the largest body grows with it (1 to 100000)
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize))]
@@ -248,6 +267,21 @@ pub struct Settings {
     /// Most connections at one time; further ones are closed at once (10 to 1000000)
     #[arg(long, env, default_value = "20000", value_parser = within(10..=1_000_000_usize))]
     pub max_connections: usize,
+}
+
+/// An amount of money in whole nano-dollars (1e-9 $).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nanodollars(pub u64);
+
+/// A model's price.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelPrice {
+    /// The model's id.
+    pub model: String,
+    /// Of an input token at the full price; that of a million is a million times as much.
+    pub input: Nanodollars,
+    /// Of an output token.
+    pub output: Nanodollars,
 }
 
 /// How hard Claude thinks, and so how long and how dear an answer is.
@@ -532,6 +566,40 @@ fn tokens_per_minute() -> impl Fn(&str) -> Result<NonZeroU32, String> + Clone {
     within(LEAST..=MOST)
 }
 
+/// A day's budget. A cent is less than any call of use costs.
+fn budget(text: &str) -> Result<Nanodollars, &'static str> {
+    let amount = decimal(text, 9).filter(|amount| (10_000_000..=1_000_000_000_000_000).contains(amount));
+    amount.map(Nanodollars).ok_or("must be an amount of US dollars from 0.01 to 1000000, such as 25 or 7.50")
+}
+
+fn model_price(text: &str) -> Result<ModelPrice, &'static str> {
+    let parse = || {
+        let (model, prices) = text.trim().rsplit_once('=')?;
+        let (input, output) = prices.split_once('/')?;
+        // A dollar a million tokens is a thousand nano-dollars a token.
+        let price = |text| decimal(text, 3).map(Nanodollars);
+        is_visible_ascii(model).then_some(ModelPrice {
+            model: model.to_owned(),
+            input: price(input)?,
+            output: price(output)?,
+        })
+    };
+    parse().ok_or(
+        "must be MODEL=INPUT/OUTPUT, such as my-model=2/10 or my-model=0.1/0.5: US dollars a million tokens, with at \
+         most three decimals",
+    )
+}
+
+/// A decimal number of at most `places` places, times ten to their power. Without floats, so that money is exact.
+fn decimal(text: &str, places: usize) -> Option<u64> {
+    let (whole, part) = text.trim().split_once('.').unwrap_or((text.trim(), "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(part) || part.len() > places {
+        return None;
+    }
+    format!("{whole}{part:0<places$}").parse().ok()
+}
+
 /// A whole number of seconds within `range`.
 fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     let number = within(range);
@@ -696,6 +764,35 @@ mod tests {
             let error = refusal(&[&format!("--{}={value}", name.to_lowercase().replace('_', "-"))]);
             assert!(error.contains(name) && error.contains("must be"), "{error}");
             assert!(!error.contains("sk-ant"), "{error}");
+        }
+    }
+
+    #[test]
+    fn money_is_read_exactly_and_only_where_it_is_exact() {
+        let read = |flag: &str| parse(&[flag]).map(|settings| settings.daily_cost_budget_usd.map(|budget| budget.0));
+        for (text, nanodollars) in [("7.50", 7_500_000_000), ("0.01", 10_000_000), ("25", 25_000_000_000)] {
+            assert_eq!(read(&format!("--daily-cost-budget-usd={text}")), Ok(Some(nanodollars)));
+        }
+        for text in ["0", "0.001", "-1", "1e3", "1,5", "7.", ".5", "1.0000000001", "1000000.1", "99999999999999999999"]
+        {
+            let error = read(&format!("--daily-cost-budget-usd={text}")).unwrap_err();
+            assert!(error.contains("US dollars from 0.01 to 1000000"), "{error}");
+        }
+    }
+
+    #[test]
+    fn prices_and_models_are_lists() {
+        let settings = parse(&["--model-prices=a=2/10,b=x=0.1/0.005", "--fallback-models=c,d"]).unwrap();
+        let price = |model: &str, input, output| ModelPrice {
+            model: model.to_owned(),
+            input: Nanodollars(input),
+            output: Nanodollars(output),
+        };
+        assert_eq!(settings.model_prices, [price("a", 2_000, 10_000), price("b=x", 100, 5)]);
+        assert_eq!(settings.fallback_models, ["c", "d"]);
+        for text in ["a", "a=1", "=1/2", "a b=1/2", "a=1/0.0001", "a=1/2/3", "a=-1/2"] {
+            let error = parse(&[&format!("--model-prices={text}")]).unwrap_err();
+            assert!(error.contains("US dollars a million tokens"), "{error}");
         }
     }
 

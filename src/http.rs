@@ -25,6 +25,7 @@ mod prompts;
 mod reparse;
 mod submission;
 mod transfer;
+mod usage;
 mod view;
 mod wait;
 
@@ -57,7 +58,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Allowance, Outlook, Queue},
+    queue::{Allowance, Hold, Outlook, Queue, WaitingFor},
 };
 
 /// How long a browser may keep what it was told of who may call.
@@ -107,8 +108,22 @@ impl Api {
             calls_per_second: self.limits.calls_per_second(),
             calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
-            gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
+            hold: self.holds().max_by_key(|hold| hold.opens_in),
         }
+    }
+
+    /// Whatever holds the whole queue.
+    fn holds(&self) -> impl Iterator<Item = Hold> {
+        let gate = self.limits.gate().map(|closed| Hold {
+            waiting_for: WaitingFor::Gate,
+            opens_in: closed.until.saturating_duration_since(Instant::now()),
+        });
+        let budget = self
+            .limits
+            .budget()
+            .filter(|budget| budget.is_reached)
+            .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: budget.day_ends_in });
+        gate.into_iter().chain(budget)
     }
 }
 
@@ -166,6 +181,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
+        .routes(routes!(usage::get))
         .routes(routes!(prompts::list))
         .routes(routes!(prompts::reload))
         .routes(routes!(reparse::reparse))

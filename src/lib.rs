@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper · webhook ─▶ queue ─▶ store (trait) ─▶ job
+//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper · webhook ─▶ queue ─▶ store (trait) ─▶ ledger ─▶ job
 //!                 │        └▶ auth ─▶ queue
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
@@ -26,6 +26,8 @@
 //! - Every transition is decided by one pure function, [`job::Job::apply`], and a late worker changes nothing.
 //! - A call to Claude is on record before it is made; after a crash it is marked `outcome_unknown`, never forgotten.
 //! - Whether to try again is decided in one file, [`queue::retry`].
+//! - What an attempt cost is on disk together with its end: [`ledger`]; and no more is spent a day than the budget has:
+//!   [`limits::budget`].
 //! - No HTTP answer takes over 30 seconds: [`http`].
 
 pub mod agent;
@@ -38,6 +40,7 @@ pub mod clock;
 pub mod config;
 pub mod http;
 pub mod job;
+pub mod ledger;
 pub mod limits;
 pub mod metrics;
 pub mod prompts;

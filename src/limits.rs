@@ -2,15 +2,18 @@
 //! Claude is overloaded, and the gate that closes for everyone at once.
 //!
 //! - `bucket`: one limit per minute
+//! - `budget`: what may be spent a day
 //!
 //! A [`Permit`] is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
 //! first and claims afterwards. Tokens are taken by what a call usually needs, and settled with what it did need. The
 //! limits that the upstream tells in its answers count where they are lower than the settings.
 //!
-//! The gate closes when the upstream says that every call would fail alike: a rate limit until its Retry-After, a
-//! refused key for [`HOLD`].
+//! The gate closes when the upstream says that every call would fail alike: at a rate limit until its Retry-After. Where
+//! only a person can mend the cause, as with a refused key, it is *held*: every [`HOLD`] one call at a time finds out
+//! whether it is mended, until one is answered.
 
 mod bucket;
+pub mod budget;
 
 use std::{
     num::NonZeroU32,
@@ -22,14 +25,21 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 use utoipa::ToSchema;
 
-use self::bucket::Bucket;
+use self::{
+    bucket::Bucket,
+    budget::{Budget, Need, Reservation, Status},
+};
 
 /// How long the gate stays closed where only a person can mend the cause (a refused key, a retired model, billing):
 /// then one job probes, and the gate closes again if nothing has changed.
-pub const HOLD: Duration = Duration::from_secs(30);
+const HOLD: Duration = Duration::from_secs(30);
 
 /// How long the gate stays closed at a rate limit that names no time.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// How often a budget that is used up is looked at: the wall clock can be set, and a suspended machine wakes on another
+/// day.
+const BUDGET_POLL: Duration = Duration::from_secs(1);
 
 /// The part of a closing that is added at random, so that callers of one account do not all come back at once.
 const JITTER: f64 = 0.1;
@@ -89,6 +99,7 @@ struct Inner {
     requests: Bucket,
     input_tokens: Bucket,
     output_tokens: Bucket,
+    budget: Option<Arc<Budget>>,
     state: Mutex<State>,
     /// Signalled when somebody who waits should look again.
     changed: Notify,
@@ -115,8 +126,10 @@ struct State {
 /// A closed gate.
 #[derive(Clone, Debug)]
 pub struct Closed {
-    /// When it opens by itself.
+    /// When it opens by itself, or lets one call through to find out.
     pub until: Instant,
+    /// Only a person can mend the cause: it stays closed until a call is answered.
+    pub is_held: bool,
     /// A stable snake_case word: what for.
     pub reason: &'static str,
     /// What the upstream said.
@@ -130,15 +143,36 @@ pub struct Permit {
     taken: Tokens,
     /// None: not used.
     used: Option<Tokens>,
+    kept: Option<Kept>,
+}
+
+/// A call's part of the daily budget. To be dropped once the ledger has what the call cost, and not before.
+#[derive(Debug)]
+pub struct Kept {
+    limits: Limits,
+    // Dropped before whoever waits is told.
+    reservation: Option<Reservation>,
+}
+
+/// Whether the daily budget has room for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It has, and so much is kept for it.
+    Yes,
+    /// Not now, and the next permit will be for a call of this size.
+    NotNow,
+    /// Nobody can tell: money is bounded, and the model has no price.
+    NoPrice,
 }
 
 /// One that waits for a permit; no more when dropped.
 struct Waiting<'a>(&'a Inner);
 
 impl Limits {
-    /// At most so much a minute, by so many workers.
-    pub fn new(per_minute: PerMinute, workers: usize) -> Limits {
+    /// At most so much a minute, by so many workers, and no more a day than the budget has.
+    pub fn new(per_minute: PerMinute, workers: usize, budget: Option<Budget>) -> Limits {
         Limits(Arc::new(Inner {
+            budget: budget.map(Arc::new),
             requests: Bucket::new(per_minute.requests, REQUEST_BURST),
             input_tokens: Bucket::new(per_minute.input_tokens, TOKEN_BURST),
             output_tokens: Bucket::new(per_minute.output_tokens, TOKEN_BURST),
@@ -190,15 +224,24 @@ impl Limits {
     fn take(&self) -> Result<Permit, Option<Duration>> {
         let inner = &self.0;
         let mut state = inner.state();
+        let mut most = state.allowed.floor();
         if let Some(closed) = state.gate() {
-            return Err(Some(closed.until.saturating_duration_since(Instant::now())));
+            let wait = closed.until.saturating_duration_since(Instant::now());
+            if !wait.is_zero() {
+                return Err(Some(wait));
+            }
+            most = 1.0;
         }
-        if state.under_way as f64 >= state.allowed.floor() {
+        if state.under_way as f64 >= most {
             return Err(None);
         }
         if !state.told && state.under_way >= FIRST_CALLS {
             return Err(None);
         }
+        let kept = match &inner.budget {
+            None => None,
+            Some(budget) => Some(budget.reserve().ok_or(Some(BUDGET_POLL))?),
+        };
         let taken = Tokens { input: whole(state.usual_input), output: whole(state.usual_output) };
         inner.requests.take(1).map_err(Some)?;
         if let Err(wait) = inner.input_tokens.take(taken.input) {
@@ -212,7 +255,8 @@ impl Limits {
         }
         state.under_way += 1;
         drop(state);
-        Ok(Permit { limits: self.clone(), taken, used: None })
+        let kept = kept.map(|reservation| Kept { limits: self.clone(), reservation: Some(reservation) });
+        Ok(Permit { limits: self.clone(), taken, used: None, kept })
     }
 
     /// The limits that count: the settings, or what the upstream told where that is less.
@@ -310,11 +354,40 @@ impl Limits {
     pub fn close_gate(&self, duration: Duration, reason: &'static str, detail: &str) {
         let until = Instant::now() + duration.mul_f64(1.0 + JITTER * rand::random::<f64>());
         let mut state = self.0.state();
-        if state.gate.as_ref().is_none_or(|closed| closed.until < until) {
-            state.gate = Some(Closed { until, reason, detail: detail.to_owned() });
-            drop(state);
+        match &mut state.gate {
+            Some(closed) if closed.until >= until => return,
+            Some(closed) if closed.is_held => closed.until = until,
+            _ => state.gate = Some(Closed { until, is_held: false, reason, detail: detail.to_owned() }),
+        }
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Closes the gate until a call is answered, and lets one at a time through to find out. Tells whether this is news.
+    pub fn hold(&self, reason: &'static str, detail: &str) -> bool {
+        let until = Instant::now() + HOLD.mul_f64(1.0 + JITTER * rand::random::<f64>());
+        let mut state = self.0.state();
+        let is_news = !state.gate.as_ref().is_some_and(|closed| closed.is_held && closed.reason == reason);
+        state.gate = Some(Closed { until, is_held: true, reason, detail: detail.to_owned() });
+        drop(state);
+        self.0.changed.notify_waiters();
+        is_news
+    }
+
+    /// A call was answered: whatever the gate was held for is mended. Tells whether it was held.
+    pub fn mended(&self) -> bool {
+        let mut state = self.0.state();
+        let was_held = state.gate.take_if(|closed| closed.is_held).is_some();
+        drop(state);
+        if was_held {
             self.0.changed.notify_waiters();
         }
+        was_held
+    }
+
+    /// The daily budget, if there is one.
+    pub fn budget(&self) -> Option<Status> {
+        self.0.budget.as_ref().map(|budget| budget.status())
     }
 
     /// The gate, if it is closed.
@@ -339,7 +412,7 @@ impl Inner {
 
 impl State {
     fn gate(&mut self) -> Option<Closed> {
-        if self.gate.as_ref().is_some_and(|closed| closed.until <= Instant::now()) {
+        if self.gate.as_ref().is_some_and(|closed| !closed.is_held && closed.until <= Instant::now()) {
             self.gate = None;
         }
         self.gate.clone()
@@ -347,6 +420,22 @@ impl State {
 }
 
 impl Permit {
+    /// Keeps the call's part of the daily budget, now that it is known which call it is; `need` is what it needs at most.
+    pub fn make_room(&mut self, need: impl FnOnce() -> Need) -> Room {
+        let Some(reservation) = self.kept.as_mut().and_then(|kept| kept.reservation.as_mut()) else { return Room::Yes };
+        let need = need();
+        match () {
+            () if need.nanodollars.is_none() && reservation.needs_price() => Room::NoPrice,
+            () if reservation.adjust(need) => Room::Yes,
+            () => Room::NotNow,
+        }
+    }
+
+    /// The call's part of the daily budget, to be kept for longer than the permit; none without a budget.
+    pub fn keep(&mut self) -> Option<Kept> {
+        self.kept.take()
+    }
+
     /// The call was made and needed so many tokens; none if that was not told, then it is taken to be what is usual.
     pub fn settle(mut self, tokens: Option<Tokens>) {
         self.used = Some(tokens.unwrap_or(self.taken));
@@ -368,6 +457,13 @@ impl Drop for Permit {
         inner.output_tokens.settle(self.taken.output, used.output);
         inner.state().under_way -= 1;
         inner.changed.notify_one();
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.reservation = None;
+        self.limits.0.changed.notify_one();
     }
 }
 
@@ -410,7 +506,7 @@ mod tests {
     fn limits_unasked(requests: u32, input_tokens: u32, workers: usize) -> Limits {
         let [requests, input_tokens, output_tokens] =
             [requests, input_tokens, 1_000_000_000].map(|limit| NonZeroU32::new(limit).unwrap());
-        Limits::new(PerMinute { requests, input_tokens, output_tokens }, workers)
+        Limits::new(PerMinute { requests, input_tokens, output_tokens }, workers, None)
     }
 
     /// As many permits as there are right now, held.
@@ -436,6 +532,28 @@ mod tests {
         limits.close_gate(Duration::from_secs(60), "authentication_failed", "bad key");
         limits.close_gate(Duration::from_secs(1), "rate_limited", "slow down");
         assert_eq!(limits.gate().unwrap().reason, "authentication_failed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
+        let limits = limits(1_000_000, 8);
+        assert!(limits.hold("authentication_failed", "bad key"), "news");
+        assert!(!limits.hold("authentication_failed", "bad key"), "the same again is none");
+        assert!(limits.hold("billing_failed", "no money"), "another reason is");
+        let start = Instant::now();
+        let probe = limits.permit().await;
+        assert!(start.elapsed() >= HOLD);
+        assert!(limits.try_permit().is_none(), "one at a time");
+        assert_eq!(limits.gate().unwrap().reason, "billing_failed", "nothing is mended yet");
+        limits.close_gate(Duration::from_secs(5), "rate_limited", "slow down");
+        assert_eq!(limits.gate().unwrap().reason, "billing_failed");
+        limits.hold("billing_failed", "no money");
+        probe.settle(None);
+        assert!(limits.try_permit().is_none(), "closed again after a vain probe");
+        let _probe = limits.permit().await;
+        assert!(limits.mended() && !limits.mended());
+        assert!(limits.gate().is_none());
+        assert_eq!(take_all(&limits).len(), 7);
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Every metric of the service, once: its name, its labels, its meaning. Counted where things happen, read by `/metrics`.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -71,6 +71,16 @@ pub struct Metrics {
     pub gate_closed: Gauge,
     /// 1 while an operator has paused the queue; set when the metrics are read.
     pub paused: Gauge,
+    /// 1 while the queue is held, by what for; set when the metrics are read.
+    pub held: Family<KindLabel, Gauge>,
+    /// Tokens reported today (UTC), by kind; set when the metrics are read.
+    pub tokens_today: Family<KindLabel, Gauge>,
+    /// Cost of today (UTC) in US dollars, by how sure it is; set when the metrics are read.
+    pub cost_today: Family<KindLabel, Gauge<f64, AtomicU64>>,
+    /// The part of the daily budget that is used, 0 without one; set when the metrics are read.
+    pub budget_used: Gauge<f64, AtomicU64>,
+    /// 1 from 80 % of the daily budget on; set when the metrics are read.
+    pub budget_warning: Gauge,
     /// 1 while the store can be used; set when the metrics are read.
     pub store_available: Gauge,
     /// Free bytes on the store's disk, as last looked at.
@@ -114,6 +124,11 @@ impl Metrics {
             tasks: Gauge::default(),
             gate_closed: Gauge::default(),
             paused: Gauge::default(),
+            held: Family::default(),
+            tokens_today: Family::default(),
+            cost_today: Family::default(),
+            budget_used: Gauge::default(),
+            budget_warning: Gauge::default(),
             store_available: Gauge::default(),
             disk_free_bytes: Gauge::default(),
             store_commits: Counter::default(),
@@ -161,6 +176,28 @@ impl Metrics {
         registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
         registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
         registry.register("paused", "1 while an operator has paused the queue", metrics.paused.clone());
+        registry.register(
+            "queue_held",
+            "1 while the queue is held, by what for: until a person mends it, or until the day turns",
+            metrics.held.clone(),
+        );
+        registry.register(
+            "tokens_today",
+            "Tokens of today (UTC), by kind; at_risk are those of calls whose end is not known",
+            metrics.tokens_today.clone(),
+        );
+        registry.register(
+            "cost_today_dollars",
+            "Cost of today (UTC) in US dollars: billed, and at risk beyond that",
+            metrics.cost_today.clone(),
+        );
+        registry.register_with_unit(
+            "budget_used",
+            "The used part of the daily budget, of tokens or money, whichever is more; 0 without one",
+            Unit::Ratios,
+            metrics.budget_used.clone(),
+        );
+        registry.register("budget_warning", "1 from 80 % of the daily budget on", metrics.budget_warning.clone());
         registry.register("store_available", "1 while the store can be used", metrics.store_available.clone());
         registry.register_with_unit(
             "disk_free",

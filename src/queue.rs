@@ -47,7 +47,7 @@ pub use self::{
     admission::Shortage,
     follow::{Draft, Follower, News, Seen},
     order::Waiting,
-    outlook::{Allowance, Outlook, WaitingFor},
+    outlook::{Allowance, Hold, Outlook, WaitingFor},
     pause::Pause,
     wait::{Intent, Permit},
 };
@@ -58,6 +58,7 @@ use crate::{
         JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
         delivery::Delivery,
     },
+    ledger::{Day, DaySums, Sums},
     metrics::{Metrics, kind},
     store::{Insertion, JobStore, Pick, StoreError},
 };
@@ -777,6 +778,16 @@ impl Queue {
     /// How many jobs there are in each state.
     pub fn counts(&self) -> StatusCounts {
         self.0.store.counts(self.now())
+    }
+
+    /// What was spent today, durably.
+    pub fn spent_today(&self) -> Sums {
+        self.0.store.spent(Day::of(self.now()))
+    }
+
+    /// The newest days on which anything was spent, at most so many, newest first.
+    pub fn ledger(&self, days: usize) -> Vec<DaySums> {
+        self.0.store.ledger(days)
     }
 
     /// How many clients wait for a job's end or follow one.

@@ -22,6 +22,7 @@ use crate::{
         IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
         TransitionError, delivery::Delivery,
     },
+    ledger::{Day, DaySums, Sums},
 };
 
 /// Most entries of the journal. They are small, and an operator who needs more keeps the log.
@@ -78,10 +79,10 @@ pub trait JobStore: Send + Sync + 'static {
     async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp)
     -> Result<Option<ClaimedJob>, StoreError>;
 
-    /// Applies an event and, where it ends an attempt, adds that to the history.
+    /// Applies an event and, where it ends an attempt, adds that to the history, and what it cost to the ledger.
     ///
-    /// *Returned*: the job's new state and the attempt with its result are durable together. *Crashed before*: both are
-    /// there or neither.
+    /// *Returned*: the job's new state, the attempt with its result, and what it cost are durable together. *Crashed
+    /// before*: all are there or none.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Transition`] when the life cycle refuses (nothing changes),
@@ -195,6 +196,13 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Every running job. At the start of a process that owns its store alone they are orphans.
     fn running(&self) -> Vec<Job>;
+
+    /// What the attempts cost that ended on `day`, over all models: cheap enough to be asked before every call.
+    fn spent(&self, day: Day) -> Sums;
+
+    /// The newest days on which anything was spent, at most so many, newest first. Outlives the jobs; the oldest of more
+    /// than [`crate::ledger::DAYS_KEPT`] days are forgotten.
+    fn ledger(&self, days: usize) -> Vec<DaySums>;
 
     /// Has `observer` called after every durable change. Set once, before the first call.
     fn observe(&self, observer: Observer);

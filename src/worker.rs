@@ -19,7 +19,7 @@ use crate::{
     agent::{Agent, Assignment, Verdict},
     clock::Timestamp,
     job::{AccountLimits, AtRisk, AttemptReport, FailureCode, JobRequest},
-    limits::{self, DEFAULT_RETRY_AFTER, HOLD, Limits, Tokens},
+    limits::{self, DEFAULT_RETRY_AFTER, Limits, Room, Tokens, budget::Need},
     metrics::{Metrics, kind},
     queue::{
         Claim, Next, Permit, Queue,
@@ -121,14 +121,41 @@ impl<A: Analyst> Worker<A> {
     }
 
     /// Makes the attempt, or gives it back if the service is stopping.
-    async fn attempt(&self, claim: &Claim, permit: Option<limits::Permit>) {
+    async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>) {
         if self.closing.is_cancelled() {
             let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
             self.queue.settle(&claim.job, &Settlement::given_back(FailureCode::Shutdown), report).await;
+        } else if let Some((settlement, report)) = permit.as_mut().and_then(|permit| self.unaffordable(claim, permit)) {
+            // Given back first: whoever gets it next is to find the job in the queue.
+            self.queue.settle(&claim.job, &settlement, report).await;
         } else {
+            // Until the ledger has what the call cost.
+            let _kept = permit.as_mut().and_then(limits::Permit::keep);
             self.work(claim, permit).await;
         }
         self.queue.end(&claim.job);
+    }
+
+    /// Why the call can't be made within the daily budget, if so.
+    fn unaffordable(&self, claim: &Claim, permit: &mut limits::Permit) -> Option<(Settlement, AttemptReport)> {
+        let need = || {
+            let most = self.agent.at_risk(&claim.request, self.queue.now());
+            Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars }
+        };
+        match permit.make_room(need) {
+            Room::Yes => None,
+            Room::NotNow => {
+                let message = "what is left of the daily budget may not be enough for this call".to_owned();
+                let report = failure_report(FailureCode::BudgetReached, message);
+                Some((Settlement::given_back(FailureCode::BudgetReached), report))
+            }
+            Room::NoPrice => {
+                let message = "no call was made: its model has no price, so it can't be held to DAILY_COST_BUDGET_USD; \
+                    ask for another model, or have the operator set MODEL_PRICES";
+                let code = FailureCode::ModelUnpriced;
+                Some((Settlement::Terminal { code }, failure_report(code, message.to_owned())))
+            }
+        }
     }
 
     /// One attempt from claim to settle.
@@ -140,6 +167,7 @@ impl<A: Analyst> Worker<A> {
         span.note("job.id", job.id.to_string());
         span.note("job.attempt", i64::from(job.attempt));
         let call = span.client(|| "chat".to_owned());
+        let is_probe = self.limits.gate().is_some_and(|closed| closed.is_held);
         let assignment =
             Assignment { request, useless: useless.as_deref(), is_waited_for: job.waited_for, now: started_at };
         let on_text = |piece: &str| draft.push(piece);
@@ -180,12 +208,16 @@ impl<A: Analyst> Worker<A> {
         self.heed(&report, started);
         tell(call, &report);
         settle_permit(permit, Some(&report));
-        self.log(claim, &report, started.elapsed());
+        self.log(claim, &report, started.elapsed(), is_probe);
         self.queue.settle(job, &settlement, report).await;
     }
 
     /// What an attempt saw of the account and of Claude's load.
     fn heed(&self, report: &AttemptReport, started: tokio::time::Instant) {
+        let was_answered = report.error.is_none() || report.http_status == Some(200);
+        if was_answered && self.limits.mended() {
+            info!("Claude answers again: the queue goes on");
+        }
         let AccountLimits { requests, input_tokens, output_tokens } = report.account;
         self.limits.learn(requests, input_tokens, output_tokens, started);
         match &report.error {
@@ -223,15 +255,20 @@ impl<A: Analyst> Worker<A> {
                 self.limits.close_gate(retry_after.unwrap_or(DEFAULT_RETRY_AFTER), code.into(), detail);
                 Settlement::given_back(code)
             }
+            Verdict::AnotherModel => {
+                warn!(reason = %code, detail, "the model is gone: a fallback model is asked instead");
+                Settlement::given_back(code)
+            }
             Verdict::Hold => {
-                error!(reason = %code, detail, "Claude refuses every call: the queue is held until this is mended");
-                self.limits.close_gate(HOLD, code.into(), detail);
+                if self.limits.hold(code.into(), detail) {
+                    error!(reason = %code, detail, "Claude refuses every call: the queue is held until this is mended");
+                }
                 Settlement::given_back(code)
             }
         }
     }
 
-    fn log(&self, claim: &Claim, report: &AttemptReport, took: Duration) {
+    fn log(&self, claim: &Claim, report: &AttemptReport, took: Duration, is_probe: bool) {
         if report.asked_again_after.is_some() {
             self.metrics.asked_again.inc();
         }
@@ -251,6 +288,9 @@ impl<A: Analyst> Worker<A> {
                 job.id = %job.id, attempt = job.attempt, duration_ms = took.as_millis(),
                 claude.request_id = request_id, tokens.input = usage.input_tokens,
                 tokens.output = usage.output_tokens, "Claude called"
+            ),
+            Some(error) if is_probe => debug!(
+                job.id = %job.id, attempt = job.attempt, error.code = %error.code, "the queue is still held"
             ),
             Some(error) => warn!(
                 job.id = %job.id, attempt = job.attempt, duration_ms = took.as_millis(),

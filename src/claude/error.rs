@@ -149,6 +149,12 @@ impl CallError {
         }
     }
 
+    /// Whether the answer names `model` as what is wrong, and so is the API's own: a gateway without the route, or a wrong
+    /// base URL, would not know it.
+    pub fn is_about(&self, model: &str) -> bool {
+        self.message.contains(model)
+    }
+
     /// Whether the call may have been billed although its outcome is unknown: it was sent, and no complete
     /// HTTP error answer of the API came back. A 5xx that is a gateway's own page (502, 504 and the like) counts
     /// as unknown too: the API behind it may have done the work.

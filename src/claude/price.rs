@@ -1,7 +1,9 @@
-//! What Claude's tokens cost: the one table of list prices.
+//! What Claude's tokens cost: the one table of list prices, and what a setting changes of it.
 //!
-//! A model that is not in the table has no price, which is not the same as a price of zero. Overriding a price is
-//! the settings' affair; keeping accounts is the ledger's.
+//! A model that is not in the table has no price, which is not the same as a price of zero. Keeping accounts is the
+//! ledger's affair.
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::wire::Usage;
 
@@ -21,12 +23,29 @@ const LIST: [(&str, Price); 3] = [
     ("claude-opus-5-5", Price { input: 4_000, output: 20_000 }),
 ];
 
-impl Price {
-    /// The list price of `model`; `None` if it is not known.
-    pub fn of(model: &str) -> Option<Price> {
-        LIST.iter().find(|(id, _)| *id == model).map(|(_, price)| *price)
+/// The prices in force. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Prices(Arc<BTreeMap<String, Price>>);
+
+impl Prices {
+    /// The list, with these in place of its own or besides.
+    pub fn new(others: impl IntoIterator<Item = (String, Price)>) -> Prices {
+        let list = LIST.iter().map(|(model, price)| ((*model).to_owned(), *price));
+        Prices(Arc::new(list.chain(others).collect()))
     }
 
+    /// The price of `model`; `None` if it is not known.
+    pub fn of(&self, model: &str) -> Option<Price> {
+        self.0.get(model).copied()
+    }
+}
+
+/// The models on the list, which are the current ones.
+pub fn current_models() -> impl Iterator<Item = &'static str> {
+    LIST.iter().map(|(model, _)| *model)
+}
+
+impl Price {
     /// What `usage` costs, in nano-dollars. Writing to the five-minute prompt cache costs 5/4 of the input price,
     /// reading from it 1/10 (Anthropic's published multipliers).
     pub fn cost(self, usage: &Usage) -> u64 {
@@ -47,20 +66,24 @@ mod tests {
     #[test]
     fn a_million_tokens_cost_the_list_price() {
         let million = Usage { input_tokens: 1_000_000, ..Usage::default() };
-        assert_eq!(Price::of("claude-sonnet-5-5").unwrap().cost(&million), 2_000_000_000);
+        assert_eq!(Prices::new([]).of("claude-sonnet-5-5").unwrap().cost(&million), 2_000_000_000);
         let million = Usage { output_tokens: 1_000_000, ..Usage::default() };
-        assert_eq!(Price::of("claude-opus-5-5").unwrap().cost(&million), 20_000_000_000);
+        assert_eq!(Prices::new([]).of("claude-opus-5-5").unwrap().cost(&million), 20_000_000_000);
     }
 
     #[test]
     fn cache_writes_cost_a_quarter_more_and_cache_reads_a_tenth() {
-        let price = Price::of("claude-haiku-5-5").unwrap();
+        let price = Prices::new([]).of("claude-haiku-5-5").unwrap();
         assert_eq!(price.cost(&Usage { cache_creation_input_tokens: 1_000, ..Usage::default() }), 125_000);
         assert_eq!(price.cost(&Usage { cache_read_input_tokens: 1_000, ..Usage::default() }), 10_000);
     }
 
     #[test]
-    fn an_unknown_model_has_no_price() {
-        assert_eq!(Price::of("claude-sonnet-6"), None);
+    fn an_unknown_model_has_no_price_until_it_is_given_one() {
+        assert_eq!(Prices::new([]).of("claude-sonnet-6"), None);
+        let own = Price { input: 1, output: 2 };
+        let prices = Prices::new([("claude-sonnet-6".to_owned(), own), ("claude-haiku-5-5".to_owned(), own)]);
+        assert_eq!([prices.of("claude-sonnet-6"), prices.of("claude-haiku-5-5")], [Some(own); 2]);
+        assert!(prices.of("claude-opus-5-5").is_some(), "the others stay");
     }
 }

@@ -54,7 +54,7 @@ impl Demo {
         serve::runtime()?.block_on(async {
             let mut signals = serve::Signals::listen()?;
             let simulator = SimulatorConfig { latency: LATENCY, ..SimulatorConfig::default() };
-            let own = Own::start(self.settings.clone(), DATA_FOLDER, host_is_set, simulator).await?;
+            let mut own = Own::start(self.settings.clone(), DATA_FOLDER, host_is_set, simulator).await?;
             let base = own.base();
             let mut out = std::io::stdout();
             if own.is_simulated() {
@@ -66,9 +66,11 @@ impl Demo {
                 writeln!(out, "Asking {} with your key.", self.settings.model_name)?;
             }
             writeln!(out, "Question: {}\n", self.question)?;
+            let token = own.app.admin_token().clone();
             let shown = tokio::select! {
-                job = ask(&base, own.app.admin_token(), &self.question) => outcome::show(&job?, Form::default())?,
+                job = ask(&base, &token, &self.question) => outcome::show(&job?, Form::default())?,
                 _ = signals.next() => ExitCode::FAILURE,
+                error = own.app.unfit() => return Err(error.into()),
             };
             if shown != ExitCode::SUCCESS {
                 serve::stop(own.app, signals).await;

@@ -24,17 +24,19 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let app = App::start(settings, Clock::system()).await?;
+        let mut app = App::start(settings, Clock::system()).await?;
         show_new_token(&app)?;
         // As daemons have it: read again what can be read again. Only here, or the demo would outlive its terminal.
         let mut hangup = signal(SignalKind::hangup()).context("can't listen for signals")?;
-        loop {
+        let unfit = loop {
             tokio::select! {
-                _ = signals.next() => break,
+                _ = signals.next() => break None,
+                error = app.unfit() => break Some(error),
                 _ = hangup.recv() => app.reload_prompts().await,
             }
-        }
-        Ok(stop(app, signals).await)
+        };
+        let code = stop(app, signals).await;
+        unfit.map_or(Ok(code), |error| Err(error.into()))
     });
     // What has not stopped by now is not waited for.
     runtime.shutdown_background();

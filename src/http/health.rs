@@ -15,7 +15,7 @@ use super::{
     Api,
     problem::{FieldError, NOT_READY, Problem, ProblemBody},
 };
-use crate::metrics::kind;
+use crate::{job::FailureCode, limits::budget::Status, metrics::kind};
 
 /// The process serves.
 #[derive(Serialize, ToSchema)]
@@ -33,7 +33,19 @@ pub(super) struct Readiness {
     status: &'static str,
     /// Why it is degraded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    reasons: Vec<FieldError>,
+    reasons: Vec<Reason>,
+}
+
+/// What keeps accepted questions from being analysed.
+#[derive(Serialize, ToSchema)]
+struct Reason {
+    /// The part of the service: `claude`, `budget`.
+    field: &'static str,
+    /// Stable, for programs: `authentication_failed`, `billing_failed`, `permission_denied`, `model_not_found`,
+    /// `rate_limited`, `budget_reached`.
+    code: &'static str,
+    /// For people.
+    message: String,
 }
 
 /// Whether the process serves
@@ -49,7 +61,8 @@ pub(super) async fn live() -> Json<Health> {
 #[utoipa::path(
     get, path = "/health/ready", tag = "service",
     responses(
-        (status = 200, description = "They are; `degraded` while Claude can't be called or the queue is paused", body = Readiness),
+        (status = 200, description = "They are; `degraded` while Claude can't be called, the day's budget is used up or the \
+            queue is paused", body = Readiness),
         (status = 503, description = "`not_ready`, with the reasons as `errors`", body = ProblemBody<'static>,
             content_type = "application/problem+json")
     )
@@ -59,11 +72,25 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     if !down.is_empty() {
         return Problem::listing(NOT_READY, down).into_response();
     }
-    let gate = api.limits.gate();
-    let gate = gate.map(|closed| FieldError::new("claude", format!("{}: {}", closed.reason, closed.detail)));
-    let paused = api.queue.paused();
-    let paused = paused.map(|pause| FieldError::new("queue", format!("was paused by {} at {}", pause.by, pause.at)));
-    let reasons: Vec<FieldError> = paused.into_iter().chain(gate).collect();
+    let gate = api.limits.gate().map(|closed| Reason {
+        field: "claude",
+        code: closed.reason,
+        message: format!("{}: {}", closed.reason, closed.detail),
+    });
+    let budget = api.limits.budget().filter(|budget| budget.is_reached).map(|budget| Reason {
+        field: "budget",
+        code: FailureCode::BudgetReached.into(),
+        message: format!(
+            "the daily budget is reached ({budget}, a call's own need kept free); the queue goes on at {}",
+            budget.day_ends_at
+        ),
+    });
+    let paused = api.queue.paused().map(|pause| Reason {
+        field: "queue",
+        code: "paused",
+        message: format!("was paused by {} at {}", pause.by, pause.at),
+    });
+    let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(budget).collect();
     Json(Readiness { status: if reasons.is_empty() { "ready" } else { "degraded" }, reasons }).into_response()
 }
 
@@ -98,8 +125,45 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.running_attempts.set(gauge(api.queue.running_attempts()));
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
+    spending(&api);
     api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()
+}
+
+/// Brings the metrics of money up to date, and those of what it holds.
+fn spending(api: &Api) {
+    let spent = api.queue.spent_today();
+    let metrics = &api.metrics;
+    let at_risk = spent.at_risk.input_tokens.saturating_add(spent.at_risk.output_tokens);
+    for (name, tokens) in [
+        ("input", spent.tokens.input),
+        ("output", spent.tokens.output),
+        ("cache_write", spent.tokens.cache_write),
+        ("cache_read", spent.tokens.cache_read),
+        ("at_risk", at_risk),
+    ] {
+        metrics.tokens_today.get_or_create(&kind(name)).set(i64::try_from(tokens).unwrap_or(i64::MAX));
+    }
+    for (name, nanodollars) in [("billed", spent.nanodollars), ("at_risk", spent.at_risk.nanodollars)] {
+        metrics.cost_today.get_or_create(&kind(name)).set(nanodollars as f64 / 1e9);
+    }
+    let budget = api.limits.budget();
+    let used = budget.iter().flat_map(Status::lines).map(|line| line.used()).fold(0.0, f64::max);
+    metrics.budget_used.set(used);
+    metrics.budget_warning.set(i64::from(budget.is_some_and(|budget| budget.is_nearly_used())));
+    let held = api.limits.gate().filter(|closed| closed.is_held).map(|closed| closed.reason);
+    let reached: &str = FailureCode::BudgetReached.into();
+    for code in [
+        FailureCode::AuthenticationFailed,
+        FailureCode::BillingFailed,
+        FailureCode::PermissionDenied,
+        FailureCode::ModelNotFound,
+        FailureCode::BudgetReached,
+    ] {
+        let name: &'static str = code.into();
+        let is_held = held == Some(name) || (name == reached && budget.is_some_and(|budget| budget.is_reached));
+        metrics.held.get_or_create(&kind(name)).set(i64::from(is_held));
+    }
 }

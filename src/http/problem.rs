@@ -149,9 +149,9 @@ impl Problem {
 fn kind_of(code: FailureCode) -> Kind {
     let status = match code {
         FailureCode::DeadlineExceeded | FailureCode::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        FailureCode::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+        FailureCode::Refused | FailureCode::ModelUnpriced => StatusCode::UNPROCESSABLE_ENTITY,
         FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        FailureCode::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
+        FailureCode::Shutdown | FailureCode::BudgetReached => StatusCode::SERVICE_UNAVAILABLE,
         FailureCode::OutcomeUnknown
         | FailureCode::InvalidOutput
         | FailureCode::AnswerTruncated

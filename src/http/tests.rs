@@ -16,6 +16,7 @@ use crate::{
         IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, Priority,
         StatusCounts, callback::Callbacks, delivery::Delivery,
     },
+    ledger::{Day, DaySums, Sums},
     limits::PerMinute,
     queue::Policy,
     store::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError},
@@ -126,6 +127,12 @@ impl JobStore for Broken {
     fn running(&self) -> Vec<Job> {
         Vec::new()
     }
+    fn spent(&self, _: Day) -> Sums {
+        Sums::default()
+    }
+    fn ledger(&self, _: usize) -> Vec<DaySums> {
+        Vec::new()
+    }
     fn observe(&self, _: Observer) {}
     fn trouble(&self) -> Option<String> {
         Some("no disk".to_owned())
@@ -148,6 +155,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         limits: Limits::new(
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
             1,
+            None,
         ),
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap(),
         metrics,
@@ -340,6 +348,7 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
             "/api/v1/admin/queue/pause",
             "/api/v1/admin/queue/resume",
             "/api/v1/admin/stats",
+            "/api/v1/admin/usage",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",

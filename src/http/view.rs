@@ -89,6 +89,8 @@ pub(super) struct JobView<'a> {
     queue: Option<Outlook>,
     /// Tokens over all attempts.
     usage: Option<TokenUsage>,
+    /// What these cost at list prices, in US dollars; absent if one of the models has no price.
+    cost_usd: Option<f64>,
     /// Why the job failed.
     pub(super) error: Option<AttemptError>,
     /// Where to go from here.
@@ -128,6 +130,8 @@ pub(super) struct AttemptView<'a> {
     reparsed_from: Option<u32>,
     /// Tokens of the call.
     usage: Option<TokenUsage>,
+    /// What these cost at list prices, in US dollars; absent if the model has no price.
+    cost_usd: Option<f64>,
     /// The call was sent and its end is not known.
     may_have_been_billed: bool,
     /// What it costs at most, if it was billed: an estimate made before the call.
@@ -184,8 +188,7 @@ impl AtRiskView {
         AtRiskView {
             input_tokens: risk.input_tokens,
             output_tokens: risk.output_tokens,
-            // Exact to the nano-dollar for any sum a single call can cost.
-            cost_usd: risk.nanodollars.map(|nanodollars| nanodollars as f64 / 1e9),
+            cost_usd: risk.nanodollars.map(dollars),
         }
     }
 }
@@ -234,6 +237,7 @@ impl<'a> JobView<'a> {
             result: record.result(),
             queue: None,
             usage: usage(attempts),
+            cost_usd: cost(attempts).map(dollars),
             error: record.error(),
             links: links(job),
         }
@@ -321,6 +325,7 @@ impl<'a> AttemptView<'a> {
             asked_again_after: report.asked_again_after,
             reparsed_from: report.reparsed_from,
             usage: report.usage,
+            cost_usd: report.nanodollars.map(dollars),
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
@@ -357,6 +362,18 @@ fn usage(attempts: &[Arc<Attempt>]) -> Option<TokenUsage> {
     })
 }
 
+/// What all attempts cost that were billed; none if there are none, or one has no price.
+fn cost(attempts: &[Arc<Attempt>]) -> Option<u64> {
+    let mut billed = attempts.iter().filter(|attempt| attempt.report.usage.is_some()).peekable();
+    billed.peek()?;
+    billed.map(|attempt| attempt.report.nanodollars).try_fold(0, |sum: u64, cost| Some(sum.saturating_add(cost?)))
+}
+
+/// Nano-dollars in US dollars; exact to the nano-dollar up to some nine million dollars.
+pub(super) fn dollars(nanodollars: u64) -> f64 {
+    nanodollars as f64 / 1e9
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -391,6 +408,7 @@ mod tests {
         Arc::new(AttemptReport {
             error: Some(error),
             usage: Some(usage),
+            nanodollars: Some(1),
             raw_answer: Some("hm".to_owned()),
             ..AttemptReport::default()
         })
@@ -441,6 +459,7 @@ mod tests {
         assert!(text.contains(stored), "{text}");
         let json = json_of(&record, at(9));
         assert_eq!(json["usage"]["input_tokens"], 20);
+        assert_eq!((&json["cost_usd"], &json["attempts"][1]["cost_usd"]), (&json!(2e-9), &json!(1e-9)));
         assert_eq!(json["attempts"][0]["raw_answer"], "hm", "an unreadable answer is shown");
         assert_eq!(json["attempts"][1].get("raw_answer"), None, "a readable one is not");
         assert_eq!(json["attempts"][1].get("result"), None);

@@ -73,6 +73,9 @@ pub struct AttemptReport {
     /// Tokens the upstream reported; absent where it reported none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
+    /// What they cost, in nano-dollars (1e-9 $); absent where the model had no price, which is not a price of zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nanodollars: Option<u64>,
     /// The call was sent and its end is not known: it may have been billed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub may_have_been_billed: bool,
@@ -179,6 +182,10 @@ pub enum FailureCode {
     ContextWindowExceeded,
     /// The version of the prompts that was asked for is there no more.
     PromptVersionUnknown,
+    /// The daily budget had no room for the call.
+    BudgetReached,
+    /// The model has no price, and the daily budget is one of money.
+    ModelUnpriced,
 }
 
 /// An account's limits per minute, each if it was told.

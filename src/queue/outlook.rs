@@ -32,6 +32,8 @@ pub enum WaitingFor {
     RateLimit,
     /// The gate: Claude turns every call away at the moment; `/health/ready` tells why.
     Gate,
+    /// The daily budget: it is used up; `/api/v1/admin/usage` tells.
+    Budget,
     /// The time it was scheduled for.
     RunAt,
     /// The pause before it is tried again.
@@ -49,8 +51,17 @@ pub struct Allowance {
     pub calls_at_once: usize,
     /// A worker has a job in view and waits for its permit.
     pub is_exhausted: bool,
-    /// How long no call can be made, if the gate is closed.
-    pub gate_closed_for: Option<Duration>,
+    /// What keeps every job from running, if something does.
+    pub hold: Option<Hold>,
+}
+
+/// Something that holds the whole queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// What.
+    pub waiting_for: WaitingFor,
+    /// How long it will, as far as that is known.
+    pub opens_in: Duration,
 }
 
 /// The figures that an estimate is made from.
@@ -82,10 +93,10 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
     let (worker, rate) = (until_a_worker_is_free(figures, allowance), until_its_call(figures, allowance));
-    let waiting_for = match () {
-        () if allowance.gate_closed_for.is_some() => WaitingFor::Gate,
-        () if allowance.is_exhausted || rate > worker => WaitingFor::RateLimit,
-        () => WaitingFor::Worker,
+    let waiting_for = match allowance.hold {
+        Some(hold) => hold.waiting_for,
+        None if allowance.is_exhausted || rate > worker => WaitingFor::RateLimit,
+        None => WaitingFor::Worker,
     };
     let eta_seconds = Some(start_in(figures, allowance).saturating_add(service_time).as_secs());
     Some(Outlook { position: Some(ahead + 1), eta_seconds, waiting_for })
@@ -94,7 +105,7 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
 /// How long it takes until a job with so many before it starts.
 pub(super) fn start_in(figures: Figures, allowance: Allowance) -> Duration {
     let start = until_a_worker_is_free(figures, allowance).max(until_its_call(figures, allowance));
-    allowance.gate_closed_for.unwrap_or_default().saturating_add(start)
+    allowance.hold.map_or(Duration::ZERO, |hold| hold.opens_in).saturating_add(start)
 }
 
 /// When the rate of calls has let everybody before it through.
@@ -116,8 +127,7 @@ mod tests {
     use super::*;
     use crate::job::{JobId, Priority};
 
-    const FREE: Allowance =
-        Allowance { calls_per_second: 100.0, calls_at_once: 100, is_exhausted: false, gate_closed_for: None };
+    const FREE: Allowance = Allowance { calls_per_second: 100.0, calls_at_once: 100, is_exhausted: false, hold: None };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -160,9 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_gate_comes_before_everything() {
-        let closed = Allowance { gate_closed_for: Some(Duration::from_secs(30)), is_exhausted: true, ..FREE };
-        assert_eq!(ready(0, 0, closed), (Some(1), 40, WaitingFor::Gate));
+    fn what_holds_the_whole_queue_comes_before_everything() {
+        for waiting_for in [WaitingFor::Gate, WaitingFor::Budget] {
+            let hold = Some(Hold { waiting_for, opens_in: Duration::from_secs(30) });
+            let held = Allowance { hold, is_exhausted: true, ..FREE };
+            assert_eq!(ready(0, 0, held), (Some(1), 40, waiting_for));
+        }
     }
 
     #[test]

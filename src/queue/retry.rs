@@ -100,7 +100,9 @@ fn class_of(code: FailureCode, may_have_been_billed: bool) -> FailureClass {
         | FailureCode::StreamCut
         | FailureCode::StreamError
         | FailureCode::ContextWindowExceeded
-        | FailureCode::PromptVersionUnknown => FailureClass::Other,
+        | FailureCode::PromptVersionUnknown
+        | FailureCode::BudgetReached
+        | FailureCode::ModelUnpriced => FailureClass::Other,
     }
 }
 

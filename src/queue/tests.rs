@@ -1,10 +1,11 @@
 //! The queue against a plain model: random sequences of what clients, workers, the clock, a failing store and the end of
 //! the process can do to it, over the real store and [`FaultStore`].
 //!
-//! After every step each job must be as the model has it, with its whole history; nothing else may be there; the
-//! store's index must agree with itself; every announced change must be a step of one life, in which no attempt number
-//! comes twice and no end without a requeue follows another; every attempt must know whether it still owns its job; and
-//! whoever waits for a job that has ended must have heard of it. At the end of a sequence every job is brought to its end.
+//! After every step each job must be as the model has it, with its whole history; nothing else may be there; the ledger
+//! must be what all attempts cost that there ever were; the store's index must agree with itself; every announced change
+//! must be a step of one life, in which no attempt number comes twice and no end without a requeue follows another; every
+//! attempt must know whether it still owns its job; and whoever waits for a job that has ended must have heard of it. At
+//! the end of a sequence every job is brought to its end.
 
 use std::{collections::HashMap, num::NonZeroU64, path::Path, sync::Arc, task::Poll, time::Duration};
 
@@ -19,7 +20,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::{
-    job::{AttemptOutcome, PRIORITY_OFFSET},
+    job::{AttemptOutcome, PRIORITY_OFFSET, TokenUsage},
+    ledger::{Risk, Tokens, total},
     store::{
         fault::{Call, FaultStore, Moment},
         sled::{SledConfig, SledStore},
@@ -40,6 +42,10 @@ const NEVER: Duration = Duration::from_hours(24 * 365);
 
 /// A waiter that needs longer was woken by its slow poll instead of the signal.
 const SIGNALLED: Duration = Duration::from_secs(WAIT_POLL.as_secs() - 1);
+
+/// What each attempt costs that is answered.
+const COST: TokenUsage =
+    TokenUsage { input_tokens: 0, output_tokens: 10, cache_creation_input_tokens: 0, cache_read_input_tokens: 0 };
 
 /// A job to submit.
 #[derive(Clone, Debug)]
@@ -280,6 +286,28 @@ impl Expected {
         }
     }
 
+    /// What its attempts cost.
+    fn spent(&self) -> Sums {
+        let mut spent = Sums::default();
+        for (_, outcome) in &self.history {
+            match outcome {
+                AttemptOutcome::Succeeded | AttemptOutcome::Failed => {
+                    let tokens = Tokens { output: COST.output_tokens, ..Tokens::default() };
+                    spent.add(&Sums { calls: 1, tokens, unpriced_calls: 1, ..Sums::default() });
+                }
+                // As the policy estimates it.
+                AttemptOutcome::Cancelled | AttemptOutcome::OutcomeUnknown => {
+                    let at_risk =
+                        Risk { calls: 1, input_tokens: 1, output_tokens: 1, nanodollars: 1, unpriced_calls: 0 };
+                    spent.add(&Sums { at_risk, ..Sums::default() });
+                }
+                // Read again, not asked again.
+                AttemptOutcome::Released | AttemptOutcome::Reparsed => {}
+            }
+        }
+        spent
+    }
+
     #[track_caller]
     fn assert_is(&self, record: &JobRecord) {
         let job = &record.job;
@@ -355,6 +383,8 @@ struct World {
     submitted: usize,
     /// In the order of submission.
     jobs: Vec<Expected>,
+    /// What the attempts cost of jobs that were pruned since.
+    spent_before: Sums,
     claims: Vec<Held>,
     waiters: Vec<(JobId, JoinHandle<Result<JobRecord, QueueError>>)>,
     /// Clients that wait for their answers, in the order of their deadlines.
@@ -402,6 +432,7 @@ impl World {
             process: 0,
             submitted: 0,
             jobs: Vec::new(),
+            spent_before: Sums::default(),
             claims: Vec::new(),
             waiters: Vec::new(),
             clients: Vec::new(),
@@ -807,7 +838,8 @@ impl World {
             .collect();
         gone.sort_unstable();
         for n in gone.into_iter().rev() {
-            self.jobs.remove(n);
+            let pruned = self.jobs.remove(n);
+            self.spent_before.add(&pruned.spent());
         }
     }
 
@@ -858,6 +890,10 @@ impl World {
         for job in &self.jobs {
             job.assert_is(&self.queue.get(job.id).await.unwrap());
         }
+        let mut spent = self.spent_before;
+        self.jobs.iter().for_each(|job| spent.add(&job.spent()));
+        let ledger = self.queue.ledger(usize::MAX);
+        assert_eq!(total(ledger.iter().flat_map(|day| day.models.values())), spent, "the ledger is what attempts cost");
         let counts = self.queue.counts();
         let pending = counts.queued + counts.scheduled + counts.running;
         assert_eq!(pending, self.pending());
@@ -919,7 +955,7 @@ fn queue_over(store: &Arc<FaultStore<SledStore>>, clock: &Clock, policy: &Policy
 
 /// Calls can be made as fast as one likes.
 fn free() -> Allowance {
-    Allowance { calls_per_second: 1e6, calls_at_once: 1_000, is_exhausted: false, gate_closed_for: None }
+    Allowance { calls_per_second: 1e6, calls_at_once: 1_000, is_exhausted: false, hold: None }
 }
 
 /// The files as they are now, in another folder: what a kill at this moment would leave.
@@ -936,17 +972,18 @@ fn copy_of(path: &Path) -> TempDir {
 async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
     match (op, claimed) {
         (Op::Settle(_, how), Some(job)) => {
+            let answered = AttemptReport { usage: Some(COST), ..AttemptReport::default() };
             let (settlement, report) = match *how {
                 How::Succeed => {
                     let result = serde_json::value::to_raw_value("the memo").ok();
-                    (Settlement::Succeeded, AttemptReport { result, ..AttemptReport::default() })
+                    (Settlement::Succeeded, AttemptReport { result, ..answered })
                 }
                 How::Retry(after) => {
                     let code = FailureCode::Overloaded;
                     let retry_after = Some(Duration::from_secs(after));
-                    (Settlement::Retryable { code, retry_after }, AttemptReport::default())
+                    (Settlement::Retryable { code, retry_after }, answered)
                 }
-                How::Fail => (Settlement::Terminal { code: FailureCode::Refused }, AttemptReport::default()),
+                How::Fail => (Settlement::Terminal { code: FailureCode::Refused }, answered),
                 How::Release(after) => {
                     let code = FailureCode::RateLimited;
                     (Settlement::Released { code, retry_after: Duration::from_secs(after) }, AttemptReport::default())
@@ -1057,7 +1094,8 @@ async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
     let (first, holds) = ask(&queue, 29).await;
     assert!(holds.is_some() && first.job.waited_for, "ten for the running one, ten of its own");
     assert!(ask(&queue, 29).await.1.is_none(), "ten more");
-    let closed = || Allowance { gate_closed_for: Some(Duration::from_secs(60)), ..free() };
+    let hold = Hold { waiting_for: WaitingFor::Gate, opens_in: Duration::from_secs(60) };
+    let closed = || Allowance { hold: Some(hold), ..free() };
     let until = Instant::now() + Duration::from_secs(29);
     assert!(queue.ask(Submission::default(), until, closed).await.unwrap().1.is_none(), "no call is made before that");
     let outlook = queue.outlook(&first.job, free).unwrap();

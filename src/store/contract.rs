@@ -11,10 +11,11 @@ use super::{Ahead, Insertion, JobStore, Pick, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
-        AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobRecord,
-        JobRequest, JobStatus, Listing, Order, Priority, StatusCounts, TransitionError,
+        AtRisk, AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
+        JobRecord, JobRequest, JobStatus, Listing, Order, Priority, StatusCounts, TokenUsage, TransitionError,
         delivery::{Delivery, DeliveryTry},
     },
+    ledger::{Day, Risk, Sums, UNKNOWN_MODEL},
 };
 
 /// The pending bound that stores under test are to be made with.
@@ -71,6 +72,17 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     takes_jobs_together_or_not_at_all(&fresh().await).await;
     takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
     owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
+    adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
+}
+
+/// What an attempt saw that used so many tokens of a model.
+pub(crate) fn spending(model: &str, tokens: u64) -> Arc<AttemptReport> {
+    Arc::new(AttemptReport {
+        model: Some(model.to_owned()),
+        usage: Some(TokenUsage { output_tokens: tokens, ..TokenUsage::default() }),
+        nanodollars: Some(tokens * 10),
+        ..AttemptReport::default()
+    })
 }
 
 async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
@@ -373,6 +385,45 @@ async fn keeps_one_job_a_key<S: JobStore>(store: S) {
     assert_eq!(store.prune(at(0), 0, 10).await.unwrap(), 1);
     assert_eq!(store.insert(named(9, 7, 1), request(9)).await, Ok(Insertion::Existing(job(winner).id)), "it is gone");
     assert_eq!(store.insert(named(winner + 100, 7, 2), request(0)).await, Ok(Insertion::Accepted), "out of force");
+}
+
+async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStore) {
+    const DAY: u32 = 24 * 60 * 60;
+    let day = |seconds| Day::of(at(seconds));
+    let sums = |calls, tokens| {
+        let mut sums = Sums { calls, nanodollars: tokens * 10, ..Sums::default() };
+        sums.tokens.output = tokens;
+        sums
+    };
+    let settle = async |n: u32, event, now| store.transition(job(n).id, event, at(now)).await.unwrap();
+    add(store, (0..4).map(job)).await;
+    claim(store, 10).await.unwrap();
+    let (run_at, class) = (at(11), FailureClass::Other);
+    settle(0, JobEvent::Retry { attempt: 1, run_at, class, report: spending("a", 5) }, 11).await;
+    assert_eq!(store.spent(day(11)), sums(1, 5), "a failed attempt is billed all the same");
+    claim(store, 12).await.unwrap();
+    settle(0, JobEvent::Succeed { attempt: 2, report: spending("b", 7) }, DAY).await;
+    assert_eq!((store.spent(day(11)), store.spent(day(DAY))), (sums(1, 5), sums(1, 7)), "by the day of its end");
+    store.transition(job(0).id, JobEvent::Succeed { attempt: 2, report: spending("b", 7) }, at(DAY)).await.unwrap_err();
+
+    let at_risk = Some(AtRisk { input_tokens: 3, output_tokens: 4, nanodollars: Some(9) });
+    claim(store, 13).await.unwrap();
+    settle(1, JobEvent::Expire { attempt: 1, retry_at: None, at_risk }, DAY + 1).await;
+    claim(store, 14).await.unwrap();
+    settle(2, JobEvent::Cancel { at_risk }, DAY + 2).await;
+    settle(3, JobEvent::Cancel { at_risk }, DAY + 2).await;
+    let risk = Risk { calls: 2, input_tokens: 6, output_tokens: 8, nanodollars: 18, unpriced_calls: 0 };
+    assert_eq!(store.spent(day(DAY)), Sums { at_risk: risk, ..sums(1, 7) }, "job 3 was never called");
+
+    while store.prune(at(3 * DAY), 0, 10).await.unwrap() > 0 {}
+    assert_eq!(store.get(job(0).id).await.unwrap().map(|record| record.job), None);
+    let ledger = store.ledger(9);
+    let [today, before] = &ledger[..] else { panic!("{ledger:?}") };
+    assert_eq!((today.day, before.day), (day(DAY), day(11)));
+    assert_eq!((today.models["b"], before.models["a"]), (sums(1, 7), sums(1, 5)));
+    assert_eq!(today.models[UNKNOWN_MODEL].at_risk, risk);
+    assert_eq!(store.ledger(1).len(), 1);
+    assert_eq!(store.spent(day(2 * DAY)), Sums::default());
 }
 
 async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {

@@ -19,6 +19,7 @@ use crate::{
         IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
         delivery::Delivery,
     },
+    ledger::{Day, DaySums, Sums},
 };
 
 /// When a call fails.
@@ -249,6 +250,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn running(&self) -> Vec<Job> {
         self.inner.running()
+    }
+
+    fn spent(&self, day: Day) -> Sums {
+        self.inner.spent(day)
+    }
+
+    fn ledger(&self, days: usize) -> Vec<DaySums> {
+        self.inner.ledger(days)
     }
 
     fn observe(&self, observer: Observer) {

@@ -1,5 +1,6 @@
 //! The store on one node: sled for durability, memory for order. The only importer of sled.
 //!
+//! - `book`: the ledger, exact whatever a crash cuts off
 //! - `keys`: the key layout
 //! - `codec`: how records are written and upgraded
 //! - `deliveries`: what is owed to callback URLs
@@ -19,6 +20,7 @@
 //! is read is always committed.
 
 mod beside;
+mod book;
 mod codec;
 mod deliveries;
 mod disk;
@@ -50,6 +52,7 @@ use uuid::Uuid;
 pub use self::disk::OpenError;
 use self::{
     beside::{Beside, BesideChange},
+    book::Book,
     codec::read_chunks,
     deliveries::Deliveries,
     disk::Disk,
@@ -66,6 +69,7 @@ use crate::{
         Attempt, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         StatusCounts, delivery::Delivery,
     },
+    ledger::{Day, DaySums, Sums},
     metrics::Metrics,
 };
 
@@ -101,6 +105,7 @@ struct Shared {
     keys: RwLock<Keys>,
     deliveries: RwLock<Deliveries>,
     beside: RwLock<Beside>,
+    book: RwLock<Book>,
     recent: Recent,
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
@@ -123,6 +128,7 @@ impl SledStore {
             keys: RwLock::default(),
             deliveries: RwLock::default(),
             beside: RwLock::default(),
+            book: RwLock::default(),
             recent: Recent::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
@@ -327,6 +333,14 @@ impl JobStore for SledStore {
         self.shared.index().running().cloned().collect()
     }
 
+    fn spent(&self, day: Day) -> Sums {
+        self.shared.book().day(day)
+    }
+
+    fn ledger(&self, days: usize) -> Vec<DaySums> {
+        self.shared.book().newest(days)
+    }
+
     fn observe(&self, observer: Observer) {
         let _ = self.shared.observer.set(observer);
     }
@@ -355,12 +369,10 @@ impl Shared {
     /// Opens the database and reads the index anew; tells the first free number.
     fn open(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
-        let (index, keys, beside, next_seq) = writer::load(&disk, self.clock.now())
-            .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
-        let deliveries = disk
-            .deliveries(&index)
-            .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
-        *self.deliveries_mut() = deliveries;
+        let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
+        let (index, keys, beside, next_seq) = writer::load(&disk, self.clock.now()).map_err(unreadable)?;
+        *self.deliveries_mut() = disk.deliveries(&index).map_err(unreadable)?;
+        *self.book_mut() = Book::load(disk.tree(), &index).map_err(unreadable)?;
         *self.index_mut() = index;
         *self.keys_mut() = keys;
         *self.beside_mut() = beside;
@@ -446,6 +458,14 @@ impl Shared {
 
     fn beside_mut(&self) -> RwLockWriteGuard<'_, Beside> {
         self.beside.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn book(&self) -> RwLockReadGuard<'_, Book> {
+        self.book.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn book_mut(&self) -> RwLockWriteGuard<'_, Book> {
+        self.book.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes ready what was queued for a moment that has come; tells whether there was any.

@@ -76,6 +76,7 @@ impl Shop {
             limits: Limits::new(
                 PerMinute { requests: NonZeroU32::MAX, input_tokens: NonZeroU32::MAX, output_tokens: NonZeroU32::MAX },
                 1,
+                None,
             ),
             agent: Scripted { script: Arc::new(script) },
             attempt_timeout: PATIENCE,

@@ -27,7 +27,7 @@ use std::{
 use ceoagent::{
     claude::simulator::{Latency, Simulator, SimulatorConfig},
     clock::Clock,
-    job::{AtRisk, AttemptReport, Cursor, FailureCode, JobFilter, JobRequest, JobStatus, Listing, Side},
+    job::{AtRisk, AttemptReport, Cursor, FailureCode, JobFilter, JobRequest, JobStatus, Listing, Side, TokenUsage},
     metrics::Metrics,
     queue::{
         Claim, Next, Permit, Policy, Queue, Submission,
@@ -101,7 +101,15 @@ fn question() -> Submission {
 
 fn answer() -> AttemptReport {
     let result = RawValue::from_string(format!("\"{}\"", "x".repeat(RESULT_BYTES))).unwrap();
-    AttemptReport { http_status: Some(200), result: Some(result), ..AttemptReport::default() }
+    let usage = TokenUsage { input_tokens: 2_000, output_tokens: 1_500, ..TokenUsage::default() };
+    AttemptReport {
+        http_status: Some(200),
+        model: Some("claude-sonnet-5-5".to_owned()),
+        usage: Some(usage),
+        nanodollars: Some(19_000_000),
+        result: Some(result),
+        ..AttemptReport::default()
+    }
 }
 
 /// The next job, as a worker gets it.

@@ -1,9 +1,10 @@
 //! Starts the real binary in a folder of its own and talks to it. Everything ends with the test, whatever its end.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
     time::Duration,
 };
 
@@ -115,12 +116,20 @@ impl Setup {
             }
         };
         // Its log must be read, or it would stop at a full pipe.
-        let log = std::thread::spawn(move || {
-            let mut rest = String::new();
-            let _ = log.read_to_string(&mut rest);
-            said + &rest
+        let said = Arc::new((Mutex::new(said), Condvar::new()));
+        let log = std::thread::spawn({
+            let said = Arc::clone(&said);
+            move || {
+                let mut line = String::new();
+                while log.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    said.0.lock().unwrap().push_str(&line);
+                    said.1.notify_all();
+                    line.clear();
+                }
+                std::mem::take(&mut *said.0.lock().unwrap())
+            }
         });
-        Service { child, base: format!("http://{address}"), client: client(), log: Some(log) }
+        Service { child, base: format!("http://{address}"), client: client(), said, log: Some(log) }
     }
 }
 
@@ -135,6 +144,8 @@ pub(crate) struct Service {
     child: Child,
     base: String,
     client: Client,
+    /// What it said so far, and word of every line more.
+    said: Arc<(Mutex<String>, Condvar)>,
     log: Option<std::thread::JoinHandle<String>>,
 }
 
@@ -217,6 +228,13 @@ impl Service {
                 return answer;
             }
         }
+    }
+
+    /// Waits until it has said these words.
+    pub(crate) fn until_said(&self, words: &str) {
+        let said = self.said.0.lock().unwrap();
+        let (said, waited) = self.said.1.wait_timeout_while(said, PATIENCE, |said| !said.contains(words)).unwrap();
+        assert!(!waited.timed_out(), "{words:?} was never said: {said}");
     }
 
     /// SIGKILL, and what it said.

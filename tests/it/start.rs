@@ -300,6 +300,7 @@ async fn the_printed_api_description_has_every_route_and_is_the_served_one() {
             "/api/v1/admin/queue/pause",
             "/api/v1/admin/queue/resume",
             "/api/v1/admin/stats",
+            "/api/v1/admin/usage",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",

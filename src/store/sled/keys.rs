@@ -8,16 +8,19 @@
 //! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
+//! 5 | day | number            a part of a day's ledger, see `book`
 //! 6 | seq                     what is owed to the job's callback URL; overwritten, before the metadata that it belongs to
 //! 7 | id                      an entry of the journal
 //! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
 //! 9 | name                    a setting made while the service ran
 //! ```
 //!
-//! No other record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
-//! either the old job whole or the new one, and nothing torn.
+//! No record of a job but its metadata, and what is owed to its callback URL, is ever overwritten once its metadata speaks of
+//! it, so a crash between two writes leaves either the old job whole or the new one, and nothing torn.
 
 use uuid::Uuid;
+
+use crate::ledger::Day;
 
 /// A job's number in this store: given in the order of submission, never reused. Sequential keys are half again as
 /// fast to insert as random ones.
@@ -27,6 +30,7 @@ const METADATA: u8 = 0;
 const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
+const LEDGER: u8 = 5;
 const DELIVERY: u8 = 6;
 const JOURNAL: u8 = 7;
 const BATCH: u8 = 8;
@@ -37,6 +41,9 @@ pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
 
 /// Prefix of every idempotency key that has outlived its job.
 pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
+
+/// Prefix of every record of the ledger.
+pub(super) const ALL_LEDGER: [u8; 1] = [LEDGER];
 
 /// Prefix of every entry of the journal.
 pub(super) const ALL_JOURNAL: [u8; 1] = [JOURNAL];
@@ -64,6 +71,20 @@ pub(super) fn idempotency(key: &[u8; 16]) -> [u8; 17] {
     let mut record = [IDEMPOTENCY; 17];
     record[1..].copy_from_slice(key);
     record
+}
+
+/// Key of one record of a day's ledger.
+pub(super) fn ledger(day: Day, number: u16) -> Vec<u8> {
+    let mut key = vec![LEDGER];
+    key.extend(day.number().to_be_bytes());
+    key.extend(number.to_be_bytes());
+    key
+}
+
+/// What a key of the ledger names; none for other keys.
+pub(super) fn ledger_place(key: &[u8]) -> Option<(Day, u16)> {
+    let (day, number) = key.strip_prefix(&ALL_LEDGER)?.split_at_checked(4)?;
+    Some((Day::from_number(u32::from_be_bytes(day.try_into().ok()?)), u16::from_be_bytes(number.try_into().ok()?)))
 }
 
 /// Key of an entry of the journal.

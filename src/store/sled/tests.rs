@@ -266,6 +266,44 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     assert_eq!(store.get(job(0).id).await.unwrap().unwrap().attempts.len(), 1);
 }
 
+#[tokio::test]
+async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), request(0)).await.unwrap();
+    store.claim(Pick::First, at(30), at(1)).await.unwrap().unwrap();
+    let settle = JobEvent::Succeed { attempt: 1, report: contract::spending("a", 5) };
+    store.transition(job(0).id, settle, at(2)).await.unwrap();
+    let day = Day::of(at(2));
+    assert_eq!(open(copy_of(folder.path()).path()).spent(day).calls, 1);
+
+    store.insert(job(1), request(1)).await.unwrap();
+    store.claim(Pick::First, at(30), at(3)).await.unwrap().unwrap();
+    store.close().await;
+    drop(store);
+    {
+        // A settle that a crash cut off before its commit point.
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        let (index, ..) = writer::load(&disk, at(0)).unwrap();
+        let book = Book::load(disk.tree(), &index).unwrap();
+        let sums = book.day(day);
+        let entry = book::Entry { day, seq: 2, attempt: 1, model: "a".to_owned(), sums };
+        for page in book.pages(&[entry]) {
+            disk.tree().insert(page.key(), page.encode().unwrap()).unwrap();
+        }
+        disk.sync().unwrap();
+    }
+    let store = open(folder.path());
+    assert_eq!(store.spent(day).calls, 1, "an attempt that still runs has cost nothing yet");
+    let expire = JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None };
+    store.transition(job(1).id, expire, at(90_000)).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = open(folder.path());
+    assert_eq!(store.spent(day).calls, 1, "nor has it since it ended, another day and otherwise");
+    assert_eq!(store.spent(Day::of(at(90_000))).at_risk.calls, 1);
+}
+
 #[test]
 fn a_store_that_is_open_can_not_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use super::{
     Shared,
     beside::{Beside, BesideChange},
+    book::{Entry, Page},
     codec::{encode, read_chunks, write_chunks},
     disk::Disk,
     idempotency::{self, Keys, Known},
@@ -31,6 +32,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{Attempt, Job, JobEvent, JobId, JobRecord, JobRequest, delivery::Delivery},
+    ledger::{Day, Sums, UNKNOWN_MODEL},
     store::{ClaimedJob, Insertion, Pick, StoreError},
 };
 
@@ -135,6 +137,10 @@ struct Group {
     /// Keys of the jobs inserted, and keys to forget.
     keys: Keys,
     expired_keys: Vec<[u8; 16]>,
+    /// What the attempts that end in this group cost.
+    entries: Vec<Entry>,
+    /// The ledger's records with these in them.
+    pages: Vec<Page>,
     /// Jobs that the group removes.
     removed: Vec<Seq>,
     beside: Vec<BesideChange>,
@@ -189,7 +195,7 @@ impl Writer {
             for Envelope { command, .. } in commands.by_ref() {
                 self.stage(&disk, &mut group, command)?;
             }
-            if group.changes.is_empty() && !group.wrote { Ok(()) } else { self.write(&disk, &group) }
+            if group.changes.is_empty() && !group.wrote { Ok(()) } else { self.write(&disk, &mut group) }
         }))
         .unwrap_or_else(|_| Err(Fault("sled panicked".to_owned())));
         match written {
@@ -209,10 +215,20 @@ impl Writer {
     }
 
     /// Writes the metadata of all jobs that the group touches, the commit point of its changes, and syncs.
-    fn write(&self, disk: &Disk, group: &Group) -> Result<(), Fault> {
+    fn write(&self, disk: &Disk, group: &mut Group) -> Result<(), Fault> {
         let mut touched: Vec<Seq> = group.staged.keys().copied().collect();
         touched.sort_unstable();
         disk.begin(touched.clone(), &self.shared.index()).map_err(Fault)?;
+        // Before the metadata: what that does not confirm after a crash will not count.
+        group.pages = self.shared.book().pages(&group.entries);
+        if !group.pages.is_empty() {
+            for key in self.shared.book().surplus() {
+                disk.tree().remove(key)?;
+            }
+        }
+        for page in &group.pages {
+            disk.tree().insert(page.key(), page.encode().map_err(Fault)?)?;
+        }
         for seq in &touched {
             match &group.staged[seq] {
                 Some(job) => drop(disk.tree().insert(keys::metadata(*seq), encode(job).map_err(Fault)?)?),
@@ -342,6 +358,7 @@ impl Writer {
                 }
                 group.answers.push(Answer::Transition(reply, Box::new(after.clone())));
                 if let Some(attempt) = job.closed_attempt(&event, now) {
+                    group.entries.extend(entry(seq, &attempt));
                     let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
                     write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
                     group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
@@ -555,6 +572,12 @@ impl Writer {
             group.deliveries.into_iter().for_each(|(seq, delivery)| deliveries.replace(seq, Some(delivery)));
         }
         group.beside.into_iter().for_each(|change| self.shared.beside_mut().apply(change));
+        // Before the jobs: whoever sees an attempt ended finds what it cost.
+        if !group.pages.is_empty() {
+            let mut book = self.shared.book_mut();
+            book.forget_surplus();
+            group.pages.into_iter().for_each(|page| book.settle(page));
+        }
         if !group.changes.is_empty() {
             let mut index = self.shared.index_mut();
             for (seq, job, now) in &group.changes {
@@ -676,6 +699,13 @@ impl Answer {
             Answer::Beside(reply) => drop(reply.send(Err(error))),
         }
     }
+}
+
+/// What the attempt that ended adds to the ledger, if anything.
+fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
+    let sums = Sums::of(attempt)?;
+    let model = attempt.report.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
+    Some(Entry { day: Day::of(attempt.finished_at), seq, attempt: attempt.number, model, sums })
 }
 
 /// The index and the idempotency keys as the database tells them, and the first number that is free.

@@ -1,0 +1,56 @@
+//! Whether the models that the settings name can be asked at all: each is looked up once, in the background of the start.
+//!
+//! The service answers from its first moment on, so it can't wait for this; a model that is retired, and that none stands in
+//! for, ends it a moment later instead. Until then nothing is lost or spent: questions are on disk, and a retired model
+//! answers no call.
+
+use tracing::{debug, info, warn};
+
+use super::StartError;
+use crate::{
+    agent::Agent,
+    claude::{Claude, error::ErrorKind, price::current_models},
+};
+
+/// What Anthropic's documentation calls a model that answers no more, and one that soon won't.
+const RETIRED: &str = "retired";
+const DEPRECATED: &str = "deprecated";
+
+/// Looks the models up; only what Claude itself says of them counts. A network that is down or a gateway that knows no such
+/// route is no reason not to start.
+///
+/// # Errors
+/// [`StartError::NoModel`] if none of them can be asked.
+pub(super) async fn check(claude: &Claude, agent: &Agent) -> Result<(), StartError> {
+    let models: Vec<String> = agent.models().map(str::to_owned).collect();
+    let mut another = true;
+    for model in &models {
+        match claude.model(model).await {
+            Ok(info) if info.lifecycle.as_deref() == Some(RETIRED) => {
+                let since = info.retires_at.unwrap_or_else(|| "a date not told".to_owned());
+                another = agent.model_is_gone(model);
+                warn!(model, retires_at = since, "the model is retired and answers no more");
+            }
+            Ok(info) if info.lifecycle.as_deref() == Some(DEPRECATED) => {
+                let date = info.retires_at.unwrap_or_else(|| "a date not told".to_owned());
+                warn!(model, retires_at = date, "the model is deprecated: choose another MODEL_NAME before it retires");
+            }
+            Ok(_) => debug!(model, "the model is there"),
+            Err(error) if error.kind == ErrorKind::NotFound && error.is_about(model) => {
+                another = agent.model_is_gone(model);
+                warn!(model, %error, "Claude knows no such model");
+            }
+            Err(error) => {
+                warn!(model, %error, "the model can't be looked up; it is taken to be there");
+            }
+        }
+    }
+    if !another {
+        let current = current_models().collect::<Vec<_>>().join(", ");
+        return Err(StartError::NoModel { models: models.join(", "), current });
+    }
+    if agent.models().next() != Some(agent.model_in_use()) {
+        info!(model = agent.model_in_use(), "a fallback model is asked");
+    }
+    Ok(())
+}

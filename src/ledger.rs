@@ -1,0 +1,281 @@
+//! What calls cost: tokens and money by day and model. Pure sums; the store keeps them, in the same commit as the
+//! attempts that they come from.
+//!
+//! Two columns that are never mixed: what Claude *reported*, which is billed, and what is *at risk*: the most that calls
+//! may have cost besides whose end nobody knows (a crash, a cancelled call, a broken connection). The true bill lies
+//! between the first and the sum of both. Money is in whole nano-dollars (1e-9 $), so sums are exact.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    clock::Timestamp,
+    job::{Attempt, TokenUsage},
+};
+
+/// Days that are kept, the newest: a year to compare with, and a month to close it. Counted, and not reckoned from today,
+/// so that a clock that runs wild for a while costs nothing.
+pub const DAYS_KEPT: usize = 400;
+
+/// The name of the sums of calls whose model is not on record: of an attempt that died nobody can say which of the
+/// models it was asking.
+pub const UNKNOWN_MODEL: &str = "unknown";
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A day of UTC, as the Claude Console has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Day(u32);
+
+impl Day {
+    /// The day that `moment` lies in.
+    pub fn of(moment: Timestamp) -> Day {
+        let days = u128::try_from(moment.as_millis()).unwrap_or(0) / DAY.as_millis();
+        Day(u32::try_from(days).unwrap_or(u32::MAX))
+    }
+
+    /// The day of this number, counted from 1970-01-01.
+    pub fn from_number(number: u32) -> Day {
+        Day(number)
+    }
+
+    /// Its number, counted from 1970-01-01.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
+    /// When the next day begins.
+    pub fn end(self) -> Timestamp {
+        let millis = DAY.as_millis() * (u128::from(self.0) + 1);
+        Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+    }
+}
+
+/// As `2026-11-23`.
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.end().minus(DAY).date())
+    }
+}
+
+/// Sums over calls.
+///
+/// Stored by position: never reorder, never remove.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sums {
+    /// Calls for which tokens were reported, whether or not their answer was of use.
+    pub calls: u64,
+    /// Their tokens.
+    pub tokens: Tokens,
+    /// What these cost, as far as the models have a price.
+    pub nanodollars: u64,
+    /// Calls of models without a price: their cost is not in the sum.
+    pub unpriced_calls: u64,
+    /// What may come on top.
+    pub at_risk: Risk,
+}
+
+/// Tokens by what they cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// Input at the full price.
+    pub input: u64,
+    /// Output.
+    pub output: u64,
+    /// Input written to the prompt cache.
+    pub cache_write: u64,
+    /// Input read from the prompt cache.
+    pub cache_read: u64,
+}
+
+/// The most that calls of unknown end may have cost beyond what was reported of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Risk {
+    /// How many such calls there were.
+    pub calls: u64,
+    /// Input tokens of any kind.
+    pub input_tokens: u64,
+    /// Output tokens.
+    pub output_tokens: u64,
+    /// Their cost, as far as it can be estimated.
+    pub nanodollars: u64,
+    /// Calls whose cost can't be, as their models have no price.
+    pub unpriced_calls: u64,
+}
+
+impl Tokens {
+    /// All of them, whatever they cost.
+    pub fn total(&self) -> u64 {
+        [self.output, self.cache_write, self.cache_read].into_iter().fold(self.input, u64::saturating_add)
+    }
+}
+
+impl From<TokenUsage> for Tokens {
+    fn from(usage: TokenUsage) -> Tokens {
+        Tokens {
+            input: usage.input_tokens,
+            output: usage.output_tokens,
+            cache_write: usage.cache_creation_input_tokens,
+            cache_read: usage.cache_read_input_tokens,
+        }
+    }
+}
+
+impl Sums {
+    /// What an attempt that has ended adds; none if it cost nothing and can't have.
+    pub fn of(attempt: &Attempt) -> Option<Sums> {
+        let report = &attempt.report;
+        let tokens = report.usage.map(Tokens::from).filter(|tokens| tokens.total() > 0);
+        let mut sums = Sums::default();
+        if let Some(tokens) = tokens {
+            sums.calls = 1;
+            sums.tokens = tokens;
+            sums.nanodollars = report.nanodollars.unwrap_or(0);
+            sums.unpriced_calls = u64::from(report.nanodollars.is_none());
+        }
+        if report.may_have_been_billed {
+            let most = report.at_risk;
+            let reported = tokens.unwrap_or_default();
+            let input = reported.input.saturating_add(reported.cache_write).saturating_add(reported.cache_read);
+            let beyond = |most: Option<u64>, reported: u64| most.unwrap_or(0).saturating_sub(reported);
+            let cost = most.and_then(|most| most.nanodollars);
+            sums.at_risk = Risk {
+                calls: 1,
+                input_tokens: beyond(most.map(|most| most.input_tokens), input),
+                output_tokens: beyond(most.map(|most| most.output_tokens), reported.output),
+                nanodollars: beyond(cost, sums.nanodollars),
+                unpriced_calls: u64::from(cost.is_none()),
+            };
+        }
+        (sums != Sums::default()).then_some(sums)
+    }
+
+    /// Adds `other`. What no bill will ever reach stays at the largest number.
+    pub fn add(&mut self, other: &Sums) {
+        let pairs = [
+            (&mut self.calls, other.calls),
+            (&mut self.tokens.input, other.tokens.input),
+            (&mut self.tokens.output, other.tokens.output),
+            (&mut self.tokens.cache_write, other.tokens.cache_write),
+            (&mut self.tokens.cache_read, other.tokens.cache_read),
+            (&mut self.nanodollars, other.nanodollars),
+            (&mut self.unpriced_calls, other.unpriced_calls),
+            (&mut self.at_risk.calls, other.at_risk.calls),
+            (&mut self.at_risk.input_tokens, other.at_risk.input_tokens),
+            (&mut self.at_risk.output_tokens, other.at_risk.output_tokens),
+            (&mut self.at_risk.nanodollars, other.at_risk.nanodollars),
+            (&mut self.at_risk.unpriced_calls, other.at_risk.unpriced_calls),
+        ];
+        for (sum, more) in pairs {
+            *sum = sum.saturating_add(more);
+        }
+    }
+
+    /// Tokens of all kinds, those at risk included: what counts against a budget.
+    pub fn most_tokens(&self) -> u64 {
+        let at_risk = self.at_risk.input_tokens.saturating_add(self.at_risk.output_tokens);
+        self.tokens.total().saturating_add(at_risk)
+    }
+
+    /// The cost, what is at risk included: what counts against a budget.
+    pub fn most_nanodollars(&self) -> u64 {
+        self.nanodollars.saturating_add(self.at_risk.nanodollars)
+    }
+}
+
+/// Sums by model.
+pub type ByModel = BTreeMap<String, Sums>;
+
+/// The sum over all models.
+pub fn total<'a>(sums: impl IntoIterator<Item = &'a Sums>) -> Sums {
+    sums.into_iter().fold(Sums::default(), |mut total, sums| {
+        total.add(sums);
+        total
+    })
+}
+
+/// A day of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaySums {
+    /// Which.
+    pub day: Day,
+    /// What its calls cost.
+    pub models: ByModel,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::job::{AtRisk, AttemptOutcome, AttemptReport};
+
+    fn attempt(report: AttemptReport) -> Attempt {
+        let at = Timestamp::from_millis(1_795_428_600_000);
+        let outcome = AttemptOutcome::Failed;
+        Attempt { number: 1, started_at: at, finished_at: at, outcome, report: Arc::new(report) }
+    }
+
+    fn usage(input_tokens: u64, output_tokens: u64) -> Option<TokenUsage> {
+        Some(TokenUsage { input_tokens, output_tokens, ..TokenUsage::default() })
+    }
+
+    #[test]
+    fn a_day_is_one_of_utc() {
+        let day = Day::of(Timestamp::from_millis(1_795_428_600_120));
+        assert_eq!(day.to_string(), "2026-11-23");
+        assert_eq!(day.end().to_string(), "2026-11-24T00:00:00.000Z");
+        assert_eq!(Day::of(day.end().minus(Duration::from_millis(1))), day);
+        assert_eq!(Day::of(day.end()).number(), day.number() + 1);
+        assert_eq!(Day::of(Timestamp::from_millis(-5)).to_string(), "1970-01-01");
+    }
+
+    #[test]
+    fn what_was_reported_is_billed_whatever_became_of_the_attempt() {
+        let report = AttemptReport { usage: usage(10, 2), nanodollars: Some(7), ..AttemptReport::default() };
+        let sums = Sums::of(&attempt(report)).unwrap();
+        assert_eq!((sums.calls, sums.tokens.total(), sums.nanodollars, sums.unpriced_calls), (1, 12, 7, 0));
+        assert_eq!(sums.at_risk, Risk::default());
+        assert_eq!(Sums::of(&attempt(AttemptReport::default())), None);
+    }
+
+    #[test]
+    fn of_a_call_of_unknown_end_what_was_reported_is_billed_and_the_rest_at_risk() {
+        let at_risk = Some(AtRisk { input_tokens: 100, output_tokens: 50, nanodollars: Some(900) });
+        let report = AttemptReport {
+            usage: usage(80, 1),
+            nanodollars: Some(200),
+            may_have_been_billed: true,
+            at_risk,
+            ..AttemptReport::default()
+        };
+        let sums = Sums::of(&attempt(report)).unwrap();
+        assert_eq!((sums.tokens.total(), sums.nanodollars), (81, 200));
+        let Risk { calls, input_tokens, output_tokens, nanodollars, unpriced_calls } = sums.at_risk;
+        assert_eq!((calls, input_tokens, output_tokens, nanodollars, unpriced_calls), (1, 20, 49, 700, 0));
+        assert_eq!((sums.most_tokens(), sums.most_nanodollars()), (150, 900));
+    }
+
+    #[test]
+    fn a_model_without_a_price_is_counted_as_such_and_not_as_free() {
+        let at_risk = Some(AtRisk { input_tokens: 9, output_tokens: 9, nanodollars: None });
+        let known = attempt(AttemptReport { usage: usage(1, 1), ..AttemptReport::default() });
+        let unknown = attempt(AttemptReport { may_have_been_billed: true, at_risk, ..AttemptReport::default() });
+        let sums = total(&[Sums::of(&known).unwrap(), Sums::of(&unknown).unwrap()]);
+        assert_eq!((sums.unpriced_calls, sums.at_risk.unpriced_calls, sums.most_nanodollars()), (1, 1, 0));
+        assert_eq!(sums.most_tokens(), 20);
+    }
+
+    #[test]
+    fn sums_that_no_bill_will_reach_do_not_overflow() {
+        let most = attempt(AttemptReport {
+            usage: usage(u64::MAX, u64::MAX),
+            nanodollars: Some(u64::MAX),
+            may_have_been_billed: true,
+            ..AttemptReport::default()
+        });
+        let sums = Sums::of(&most).unwrap();
+        assert_eq!(total(&[sums, sums]).most_tokens(), u64::MAX);
+    }
+}

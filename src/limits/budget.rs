@@ -1,0 +1,415 @@
+//! What may be spent a day, in tokens and money.
+//!
+//! Before a call is made, the most that it can need is *reserved*; once its end is in the ledger, the reservation goes. A
+//! call is made only if what was spent, what is reserved and its own need fit together, so the budget holds however many
+//! calls are under way. The most is reserved and not what is usual, because only that is a promise: at the end of a day up
+//! to one call's `MAX_TOKENS` are left unused for it. What is at risk, the calls of unknown end, counts as spent.
+//!
+//! One exception: a call that needs more than a whole day's budget is made when nothing else was spent or is under way,
+//! since its job would otherwise hold the queue for ever.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::{
+    clock::{Clock, Timestamp},
+    ledger::{Day, Sums},
+};
+
+/// From this part of a budget on there is a warning, in per cent.
+pub const WARN_PERCENT: u64 = 80;
+
+/// How long a call that was put off is taken to be the next one still: its job may be cancelled meanwhile, and must not
+/// hold smaller ones for the rest of the day. Then it is found out by claiming once more.
+const PUT_OFF_FOR: Duration = Duration::from_secs(60);
+
+/// A day's budget; what is none is not bounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Daily {
+    /// Tokens of all kinds.
+    pub tokens: Option<u64>,
+    /// Nano-dollars.
+    pub nanodollars: Option<u64>,
+}
+
+/// What one call needs at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Tokens of all kinds.
+    pub tokens: u64,
+    /// Nano-dollars; none if the model has no price.
+    pub nanodollars: Option<u64>,
+}
+
+/// Tells what was spent on a day, durably.
+pub type Spent = Arc<dyn Fn(Day) -> Sums + Send + Sync>;
+
+/// The budget.
+pub struct Budget {
+    daily: Daily,
+    /// What a call needs at most of which nothing is known yet.
+    usual: Need,
+    clock: Clock,
+    spent: Spent,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Of calls under way.
+    reserved: Amount,
+    /// What the next call needs, where one had to be put off for it, and when that was.
+    next: Option<(Need, Instant)>,
+    warned_on: Option<Day>,
+    held_on: Option<Day>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Amount {
+    tokens: u64,
+    nanodollars: u64,
+}
+
+/// Part of the budget, kept for a call until it is dropped.
+pub(super) struct Reservation {
+    budget: Arc<Budget>,
+    amount: Amount,
+}
+
+/// One bound of the budget, today.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// What may be spent.
+    pub limit: u64,
+    /// What was, and what may have been.
+    pub spent: u64,
+    /// What calls under way may still need.
+    pub reserved: u64,
+}
+
+/// The budget as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Tokens, if they are bounded.
+    pub tokens: Option<Line>,
+    /// Nano-dollars, if they are bounded.
+    pub nanodollars: Option<Line>,
+    /// The next call does not fit into what is left: the queue is held until the day turns.
+    pub is_reached: bool,
+    /// When that is.
+    pub day_ends_at: Timestamp,
+    /// How long until then.
+    pub day_ends_in: Duration,
+}
+
+impl Line {
+    /// The part that is used up, 1 for all.
+    pub fn used(&self) -> f64 {
+        self.spent as f64 / self.limit as f64
+    }
+
+    /// What is left for calls to come.
+    pub fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.spent).saturating_sub(self.reserved)
+    }
+
+    fn is_nearly_used(&self) -> bool {
+        u128::from(self.spent) * 100 >= u128::from(self.limit) * u128::from(WARN_PERCENT)
+    }
+
+    /// Whether so much more fits, besides what is reserved or without regard to it. What is more than the whole counts
+    /// as the whole.
+    fn fits(&self, need: u64, beside_reserved: bool) -> bool {
+        let reserved = if beside_reserved { self.reserved } else { 0 };
+        self.spent.saturating_add(reserved).saturating_add(need.min(self.limit)) <= self.limit
+    }
+}
+
+impl Status {
+    /// Both bounds, as far as there are any.
+    pub fn lines(&self) -> impl Iterator<Item = Line> {
+        self.tokens.into_iter().chain(self.nanodollars)
+    }
+
+    /// From [`WARN_PERCENT`] of a budget on.
+    pub fn is_nearly_used(&self) -> bool {
+        self.lines().any(|line| line.is_nearly_used())
+    }
+
+    fn fits(&self, need: Need, beside_reserved: bool) -> bool {
+        self.tokens.is_none_or(|line| line.fits(need.tokens, beside_reserved))
+            && self.nanodollars.is_none_or(|line| line.fits(need.nanodollars.unwrap_or(0), beside_reserved))
+    }
+}
+
+/// As for a log line or a problem: `81000 of 100000 tokens`.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dollars = |nanodollars: u64| nanodollars as f64 / 1e9;
+        let tokens = self.tokens.map(|line| format!("{} of {} tokens", line.spent, line.limit));
+        let cost =
+            self.nanodollars.map(|line| format!("{:.2} of {:.2} US dollars", dollars(line.spent), dollars(line.limit)));
+        f.write_str(&tokens.into_iter().chain(cost).collect::<Vec<_>>().join(" and "))
+    }
+}
+
+impl Budget {
+    /// A budget of so much a day. `usual` is what a call needs at most of which nothing is known yet.
+    pub fn new(daily: Daily, usual: Need, clock: Clock, spent: Spent) -> Budget {
+        Budget { daily, usual, clock, spent, state: Mutex::default() }
+    }
+
+    /// The budget as it stands.
+    pub fn status(&self) -> Status {
+        self.status_with(&self.state())
+    }
+
+    fn status_with(&self, state: &State) -> Status {
+        let now = self.clock.now();
+        let day = Day::of(now);
+        let spent = (self.spent)(day);
+        let line = |limit: Option<u64>, spent, reserved| limit.map(|limit| Line { limit, spent, reserved });
+        let mut status = Status {
+            tokens: line(self.daily.tokens, spent.most_tokens(), state.reserved.tokens),
+            nanodollars: line(self.daily.nanodollars, spent.most_nanodollars(), state.reserved.nanodollars),
+            is_reached: false,
+            day_ends_at: day.end(),
+            day_ends_in: day.end().since(now),
+        };
+        status.is_reached = !status.fits(self.next(state), false);
+        status
+    }
+
+    /// Keeps a part for the next call, whichever that is; none if there is not enough.
+    pub(super) fn reserve(self: &Arc<Self>) -> Option<Reservation> {
+        let mut state = self.state();
+        let status = self.status_with(&state);
+        let need = self.next(&state);
+        if status.fits(need, true) {
+            let amount = Amount::of(need);
+            state.reserved.add(amount);
+            return Some(Reservation { budget: Arc::clone(self), amount });
+        }
+        if status.is_reached {
+            let today = Some(Day::of(self.clock.now()));
+            if state.held_on != today {
+                state.held_on = today;
+                warn!(
+                    budget.spent = %status, budget.opens_at = %status.day_ends_at,
+                    "the daily budget is reached: the queue is held until the day turns"
+                );
+            }
+        }
+        None
+    }
+
+    /// What the next call needs at most.
+    fn next(&self, state: &State) -> Need {
+        let put_off = state.next.filter(|(_, at)| at.elapsed() < PUT_OFF_FOR);
+        put_off.map_or(self.usual, |(need, _)| need)
+    }
+
+    fn warn(&self, state: &mut State) {
+        let status = self.status_with(state);
+        let today = Some(Day::of(self.clock.now()));
+        if status.is_nearly_used() && state.warned_on != today {
+            state.warned_on = today;
+            warn!(budget.spent = %status, "{WARN_PERCENT} % of the daily budget are used");
+        }
+        if state.held_on.is_some() && state.held_on != today {
+            state.held_on = None;
+            info!("a new day: the queue goes on");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget").field("daily", &self.daily).finish_non_exhaustive()
+    }
+}
+
+impl Reservation {
+    /// Whether money is bounded, so that a call must have a price.
+    pub(super) fn needs_price(&self) -> bool {
+        self.budget.daily.nanodollars.is_some()
+    }
+
+    /// Makes it what the call needs that has been chosen meanwhile. If there is not enough for that, the next
+    /// reservation will be of so much, since that call is still the next one.
+    pub(super) fn adjust(&mut self, need: Need) -> bool {
+        let mut state = self.budget.state();
+        state.reserved.subtract(self.amount);
+        self.amount = Amount::default();
+        let fits = self.budget.status_with(&state).fits(need, true);
+        if fits {
+            state.next = None;
+            self.amount = Amount::of(need);
+            state.reserved.add(self.amount);
+        } else {
+            state.next = Some((need, Instant::now()));
+        }
+        fits
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut state = self.budget.state();
+        state.reserved.subtract(self.amount);
+        self.budget.warn(&mut state);
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation").field("tokens", &self.amount.tokens).finish_non_exhaustive()
+    }
+}
+
+impl Amount {
+    fn of(need: Need) -> Amount {
+        Amount { tokens: need.tokens, nanodollars: need.nanodollars.unwrap_or(0) }
+    }
+
+    fn add(&mut self, other: Amount) {
+        self.tokens = self.tokens.saturating_add(other.tokens);
+        self.nanodollars = self.nanodollars.saturating_add(other.nanodollars);
+    }
+
+    fn subtract(&mut self, other: Amount) {
+        self.tokens = self.tokens.saturating_sub(other.tokens);
+        self.nanodollars = self.nanodollars.saturating_sub(other.nanodollars);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Risk, Tokens};
+
+    /// The moment at which these tests begin.
+    fn start() -> Timestamp {
+        Timestamp::from_millis(1_795_428_600_000)
+    }
+
+    /// A budget beside the ledger that it is held to: what was spent on that day, and on no other.
+    struct Desk {
+        budget: Arc<Budget>,
+        clock: Clock,
+        spent: Arc<Mutex<Sums>>,
+    }
+
+    fn desk(daily: Daily, usual: Need) -> Desk {
+        let clock = Clock::manual(start());
+        let spent = Arc::new(Mutex::new(Sums::default()));
+        let read = {
+            let spent = Arc::clone(&spent);
+            move |day| if day == Day::of(start()) { *spent.lock().unwrap() } else { Sums::default() }
+        };
+        let budget = Arc::new(Budget::new(daily, usual, clock.clone(), Arc::new(read)));
+        Desk { budget, clock, spent }
+    }
+
+    fn tokens(tokens: u64) -> Need {
+        Need { tokens, nanodollars: None }
+    }
+
+    fn of_tokens(limit: u64, usual: u64) -> Desk {
+        desk(Daily { tokens: Some(limit), nanodollars: None }, tokens(usual))
+    }
+
+    fn spend(desk: &Desk, tokens: u64) {
+        desk.spent.lock().unwrap().tokens.output += tokens;
+    }
+
+    #[test]
+    fn calls_under_way_have_their_part_reserved_and_what_they_do_not_need_is_there_again() {
+        let desk = of_tokens(100, 30);
+        let held: Vec<Reservation> = std::iter::from_fn(|| desk.budget.reserve()).collect();
+        assert_eq!(held.len(), 3, "the fourth might not fit");
+        assert!(!desk.budget.status().is_reached, "it may, once the others have ended");
+        for reservation in held {
+            spend(&desk, 10);
+            drop(reservation);
+        }
+        assert_eq!(desk.budget.status().tokens.unwrap().left(), 70);
+        let held: Vec<Reservation> = std::iter::from_fn(|| desk.budget.reserve()).collect();
+        assert_eq!(held.len(), 2);
+    }
+
+    #[test]
+    fn a_reached_budget_opens_when_the_day_turns() {
+        let desk = of_tokens(100, 30);
+        spend(&desk, 71);
+        assert!(desk.budget.reserve().is_none());
+        let status = desk.budget.status();
+        assert!(status.is_reached && status.day_ends_at == Day::of(start()).end());
+        desk.clock.advance(status.day_ends_in - Duration::from_millis(1));
+        assert!(desk.budget.reserve().is_none(), "not a moment earlier");
+        desk.clock.advance(Duration::from_millis(1));
+        assert!(desk.budget.reserve().is_some() && !desk.budget.status().is_reached);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_was_put_off_and_never_comes_again_holds_others_for_a_minute_only() {
+        let desk = of_tokens(100, 10);
+        spend(&desk, 50);
+        assert!(!desk.budget.reserve().unwrap().adjust(tokens(60)));
+        assert!(desk.budget.reserve().is_none() && desk.budget.status().is_reached);
+        tokio::time::advance(PUT_OFF_FOR).await;
+        assert!(desk.budget.reserve().is_some() && !desk.budget.status().is_reached);
+    }
+
+    #[test]
+    fn a_call_that_turns_out_larger_waits_until_there_is_enough_for_it() {
+        let desk = of_tokens(100, 10);
+        let mut first = desk.budget.reserve().unwrap();
+        assert!(first.adjust(tokens(60)));
+        let mut second = desk.budget.reserve().unwrap();
+        assert!(!second.adjust(tokens(50)), "50 beside 60 are too many");
+        drop(second);
+        assert!(desk.budget.reserve().is_none(), "the next is that same call");
+        drop(first);
+        let mut again = desk.budget.reserve().unwrap();
+        assert!(again.adjust(tokens(50)));
+        assert!(desk.budget.reserve().is_some(), "and after it usual ones");
+    }
+
+    #[test]
+    fn a_call_larger_than_the_whole_budget_is_made_alone_on_a_fresh_day() {
+        let desk = of_tokens(100, 10);
+        let mut large = desk.budget.reserve().unwrap();
+        assert!(large.adjust(tokens(500)));
+        assert!(desk.budget.reserve().is_none(), "alone");
+        drop(large);
+        spend(&desk, 1);
+        let mut large = desk.budget.reserve().unwrap();
+        assert!(!large.adjust(tokens(500)), "not on a day that has begun");
+        assert!(desk.budget.status().is_reached);
+    }
+
+    #[test]
+    fn money_and_what_is_at_risk_count_too() {
+        let daily = Daily { tokens: Some(1_000_000), nanodollars: Some(100) };
+        let usual = Need { tokens: 1, nanodollars: Some(10) };
+        let desk = desk(daily, usual);
+        assert!(desk.budget.reserve().unwrap().needs_price());
+        let at_risk = Risk { nanodollars: 45, ..Risk::default() };
+        *desk.spent.lock().unwrap() = Sums { nanodollars: 46, at_risk, tokens: Tokens::default(), ..Sums::default() };
+        let status = desk.budget.status();
+        assert!(status.is_reached && status.is_nearly_used());
+        assert_eq!(status.to_string(), "0 of 1000000 tokens and 0.00 of 0.00 US dollars");
+        assert_eq!(status.nanodollars.unwrap().used(), 0.91);
+    }
+}
