@@ -69,6 +69,8 @@ pub struct Metrics {
     pub tasks: Gauge,
     /// 1 while the gate to the upstream is closed; set when the metrics are read.
     pub gate_closed: Gauge,
+    /// How long the oldest job has waited that could run; set when the metrics are read.
+    pub oldest_queued_age_seconds: Gauge<f64, AtomicU64>,
     /// 1 while an operator has paused the queue; set when the metrics are read.
     pub paused: Gauge,
     /// 1 while the queue is held, by what for; set when the metrics are read.
@@ -123,6 +125,7 @@ impl Metrics {
             running_attempts: Gauge::default(),
             tasks: Gauge::default(),
             gate_closed: Gauge::default(),
+            oldest_queued_age_seconds: Gauge::default(),
             paused: Gauge::default(),
             held: Family::default(),
             tokens_today: Family::default(),
@@ -175,6 +178,12 @@ impl Metrics {
         registry.register("running_attempts", "Attempts under way", metrics.running_attempts.clone());
         registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
         registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
+        registry.register_with_unit(
+            "oldest_queued_age",
+            "How long the oldest job has waited that could run",
+            Unit::Seconds,
+            metrics.oldest_queued_age_seconds.clone(),
+        );
         registry.register("paused", "1 while an operator has paused the queue", metrics.paused.clone());
         registry.register(
             "queue_held",

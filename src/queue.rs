@@ -790,6 +790,11 @@ impl Queue {
         self.0.store.ledger(days)
     }
 
+    /// How long the oldest job has waited that could run.
+    pub fn oldest_queued_age(&self) -> Duration {
+        self.0.store.oldest_queued().map_or(Duration::ZERO, |due_at| self.now().since(due_at))
+    }
+
     /// How many clients wait for a job's end or follow one.
     pub fn waiters(&self) -> usize {
         self.0.waiters.len() + self.0.followers.len()

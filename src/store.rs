@@ -194,6 +194,9 @@ pub trait JobStore: Send + Sync + 'static {
     /// that has not been acted on yet.
     fn next_due(&self) -> Option<Timestamp>;
 
+    /// When the job was due that is ready and was submitted before all others that are; never by scan.
+    fn oldest_queued(&self) -> Option<Timestamp>;
+
     /// Every running job. At the start of a process that owns its store alone they are orphans.
     fn running(&self) -> Vec<Job>;
 

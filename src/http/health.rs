@@ -124,6 +124,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.waiters.set(gauge(api.queue.waiters()));
     api.metrics.running_attempts.set(gauge(api.queue.running_attempts()));
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
+    api.metrics.oldest_queued_age_seconds.set(api.queue.oldest_queued_age().as_secs_f64());
     api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
     spending(&api);
     api.metrics.paused.set(i64::from(api.queue.paused().is_some()));

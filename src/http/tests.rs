@@ -124,6 +124,9 @@ impl JobStore for Broken {
     fn next_due(&self) -> Option<Timestamp> {
         None
     }
+    fn oldest_queued(&self) -> Option<Timestamp> {
+        None
+    }
     fn running(&self) -> Vec<Job> {
         Vec::new()
     }

@@ -173,8 +173,11 @@ async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore
     assert_eq!(claim(store, 49).await, None);
     assert_eq!(store.counts(at(49)).scheduled, 1);
     assert_eq!(store.next_due(), Some(at(50)));
+    assert_eq!(store.oldest_queued(), None);
     assert_eq!(store.claimable(at(50)), 1);
+    assert_eq!(store.oldest_queued(), Some(job(0).due_at));
     assert_eq!(claim(store, 50).await.map(|job| job.attempt), Some(1));
+    assert_eq!(store.oldest_queued(), None);
 }
 
 async fn keeps_requests_results_and_history(store: &impl JobStore) {

@@ -248,6 +248,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.next_due()
     }
 
+    fn oldest_queued(&self) -> Option<Timestamp> {
+        self.inner.oldest_queued()
+    }
+
     fn running(&self) -> Vec<Job> {
         self.inner.running()
     }

@@ -329,6 +329,10 @@ impl JobStore for SledStore {
         self.shared.index().next_due()
     }
 
+    fn oldest_queued(&self) -> Option<Timestamp> {
+        self.shared.index().oldest_queued()
+    }
+
     fn running(&self) -> Vec<Job> {
         self.shared.index().running().cloned().collect()
     }

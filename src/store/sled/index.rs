@@ -238,6 +238,11 @@ impl Index {
         [&self.scheduled, &self.leases, &self.deadlines].iter().filter_map(|list| list.first()).map(|(at, _)| *at).min()
     }
 
+    pub(super) fn oldest_queued(&self) -> Option<Timestamp> {
+        let first = self.by_status.get(&JobStatus::Queued)?.first()?;
+        self.jobs.get(first).map(|job| job.due_at)
+    }
+
     /// Finished jobs to remove, oldest end first: those that ended before `before`, and those beyond the newest `keep`.
     pub(super) fn prunable(&self, before: Timestamp, keep: usize, limit: usize) -> Vec<Seq> {
         let surplus = self.finished.len().saturating_sub(keep);
