@@ -107,7 +107,14 @@ impl<A: Analyst> Worker<A> {
                 }
                 Next::Ready(intent) => intent,
             };
-            let Some(permit) = self.closing.run_until_cancelled(self.limits.permit()).await else { break };
+            // A permit may have been taken for a job that was not handed over after all.
+            let permit = match taken {
+                Some(permit) => permit,
+                None => match self.closing.run_until_cancelled(self.limits.permit()).await {
+                    Some(permit) => permit,
+                    None => break,
+                },
+            };
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
             match self.queue.claim(intent).await {
                 Ok(Some(claim)) => self.attempt(&claim, Some(permit)).await,

@@ -69,6 +69,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         (Method::POST, "/api/v1/admin/keys", admin),
         (Method::DELETE, "/api/v1/admin/keys/{name}", admin),
         (Method::GET, "/api/v1/admin/prompts", admin),
+        (Method::GET, "/api/v1/admin/usage", admin),
         (Method::POST, "/api/v1/admin/prompts/reload", admin),
         (Method::POST, "/api/v1/admin/jobs/{id}/reparse", admin),
     ];
