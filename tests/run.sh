@@ -30,6 +30,9 @@ has kill || packages+=(procps)
 # Other implementations, in Python, are asked about ours.
 python3 -c "import ensurepip" 2>/dev/null || packages+=(python3 python3-venv)
 has flock || packages+=(util-linux)
+# What surrounds the service is held to schemas, and to a Prometheus that scrapes it.
+has npm || packages+=(npm)
+has promtool || packages+=(prometheus)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 has cargo || has curl || packages+=(curl ca-certificates)
@@ -55,4 +58,5 @@ say "Lints"
 cargo clippy --all-targets --locked -- -D warnings
 say "Tests"
 cargo test --locked
+bash tests/deploy/run.sh
 say "All passed"

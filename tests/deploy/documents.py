@@ -43,18 +43,25 @@ def alarms():
 def commands(binary):
     """Every `ceoagent <command>` of the code in the documents, and the flags that it is given."""
     helps = {}
+
+    def help_of(*words):
+        if words not in helps:
+            shown = subprocess.run([binary, *words, "--help"], capture_output=True, text=True)
+            helps[words] = shown.stdout if shown.returncode == 0 else None
+        return helps[words]
+
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         code = "\n".join(re.findall(r"```(?:bash|ini)\n(.*?)```", text, re.S) + re.findall(r"`([^`\n]+)`", text))
         for command, rest in re.findall(r"(?:^|[;|&(]\s*)(?:[A-Z_]+=\S+ )*(?:\S*/)?ceoagent ([a-z][\w-]*)([^|>#\n]*)", code, re.M):
-            if command not in helps:
-                shown = subprocess.run([binary, command, "--help"], capture_output=True, text=True)
-                helps[command] = shown.stdout if shown.returncode == 0 else None
-            if helps[command] is None:
+            known = help_of(command)
+            if known is None:
                 yield f"{path}: there is no command ceoagent {command}"
                 continue
+            if below := re.match(r" ([a-z][\w-]*)", rest):
+                known += help_of(command, below[1]) or ""
             for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", rest):
-                if flag not in helps[command]:
+                if flag not in known:
                     yield f"{path}: ceoagent {command} has no {flag}"
         for script in re.findall(r"(?:^|\s)(?:bash )?((?:deploy|tests)/[\w./-]+\.sh)", code):
             if not pathlib.Path(script).exists():
