@@ -418,7 +418,8 @@ impl Settings {
             return Err(ConfigError::SecretValue { name: "ADMIN_TOKEN", allowed });
         }
         if let Some(endpoint) = &self.otel_exporter_otlp_endpoint {
-            check_address("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)?;
+            let secret = "an address without user name and password; secrets go to OTEL_EXPORTER_OTLP_HEADERS";
+            check_address("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint, secret)?;
         }
         if let Some(secret) = &self.webhook_secret
             && !is_webhook_secret(secret.expose_secret())
@@ -427,7 +428,8 @@ impl Settings {
                 "whsec_ followed by 24 to 64 bytes in base64: make one with `echo whsec_$(openssl rand -base64 32)`";
             return Err(ConfigError::SecretValue { name: "WEBHOOK_SECRET", allowed });
         }
-        check_address("ANTHROPIC_BASE_URL", &self.anthropic_base_url)
+        let secret = "an address without user name and password; the key goes to ANTHROPIC_API_KEY";
+        check_address("ANTHROPIC_BASE_URL", &self.anthropic_base_url, secret)
     }
 }
 
@@ -497,10 +499,9 @@ fn quoted(value: &str) -> String {
     value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$")
 }
 
-fn check_address(name: &'static str, url: &str) -> Result<(), ConfigError> {
+fn check_address(name: &'static str, url: &str, no_secret: &'static str) -> Result<(), ConfigError> {
     if url.contains('@') {
-        let allowed = "an address without user name and password; the key goes to a setting of its own";
-        return Err(ConfigError::SecretValue { name, allowed });
+        return Err(ConfigError::SecretValue { name, allowed: no_secret });
     }
     let parsed = reqwest::Url::parse(url).ok();
     if parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.query().or(url.fragment()).is_none()) {
