@@ -190,7 +190,11 @@ impl<A: Analyst> Worker<A> {
                 info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: the job is no longer ours");
                 return;
             }
-            Some(Ok(Ok((verdict, report)))) => (self.settlement(verdict, &report), report),
+            Some(Ok(Ok((verdict, report)))) => {
+                // First, as a refusal in mid-stream comes with a 200 of its own.
+                self.heed(&report, started);
+                (self.settlement(verdict, &report), report)
+            }
             Some(Ok(Err(_))) => {
                 self.metrics.panics.inc();
                 error!(job.id = %job.id, attempt = job.attempt, "the attempt panicked");
@@ -212,7 +216,6 @@ impl<A: Analyst> Worker<A> {
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
             }
         };
-        self.heed(&report, started);
         tell(call, &report);
         settle_permit(permit, Some(&report));
         self.log(claim, &report, started.elapsed(), is_probe);

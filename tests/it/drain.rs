@@ -103,6 +103,9 @@ async fn a_second_signal_ends_the_stop_at_once_with_its_own_exit_code_and_loses_
 /// Workers that are kept busy.
 const WORKERS: usize = 64;
 
+/// Calls that are made before an answer has told the account's limits.
+const FIRST_CALLS: usize = 8;
+
 const CLIENTS: usize = 16;
 
 /// Jobs of each client: together so many that no stop meets an empty queue.
@@ -128,7 +131,7 @@ async fn post_all(base: String, name: usize) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_under_load_finishes_or_gives_back_every_attempt_and_keeps_every_job() {
     let claude = simulator().await;
-    claude.script(vec![Fault::Hold; WORKERS]);
+    claude.script(vec![Fault::Hold; FIRST_CALLS]);
     let setup = Setup::new(&claude.base_url()).with("WORKERS", &WORKERS.to_string());
     let service = setup.start();
     let mut clients = JoinSet::new();
@@ -136,7 +139,7 @@ async fn a_stop_under_load_finishes_or_gives_back_every_attempt_and_keeps_every_
         clients.spawn(post_all(service.base().to_owned(), name));
     }
     let accepted: BTreeMap<String, String> = clients.join_all().await.into_iter().flatten().collect();
-    claude.wait_for_calls(WORKERS).await;
+    claude.wait_for_calls(FIRST_CALLS).await;
     claude.release();
     let mut running = Some(service);
     for stop in 1..=STOPS {
