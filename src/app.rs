@@ -25,6 +25,7 @@ use crate::{
     claude::{Claude, ClientConfig, ClientError},
     clock::Clock,
     config::{OnUnknownOutcome, Settings},
+    dashboard,
     http::{self, Api},
     job::JobRequest,
     limits::{Limits, PerMinute},
@@ -174,7 +175,7 @@ impl App {
             keep_finished_for: Duration::from_hours(24) * settings.retention_days,
             max_finished: settings.max_finished_jobs,
         };
-        let queue = Queue::new(Arc::clone(&store), clock, policy, metrics.clone(), closing.clone());
+        let queue = Queue::new(Arc::clone(&store), clock.clone(), policy, metrics.clone(), closing.clone());
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
@@ -205,13 +206,14 @@ impl App {
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
 
-        let router = http::router(Api {
+        let api = Api {
             queue: queue.clone(),
             limits,
             metrics,
             admin_token: admin_token.clone(),
             max_query_length: settings.max_query_length,
-        });
+        };
+        let router = http::router(api, |api| dashboard::router(api, clock, settings.max_query_length));
         let http = Handle::new();
         let mut server = axum_server::from_tcp(listener)
             .map_err(|source| StartError::Listen { address, source })?

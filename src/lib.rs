@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ job
+//! main ─▶ cli ─▶ app ─▶ http · dashboard · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ job
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
 //!                 └▶ store::sled, named nowhere else
@@ -34,6 +34,7 @@ pub mod claude;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dashboard;
 pub mod http;
 pub mod job;
 pub mod limits;

@@ -109,7 +109,7 @@ async fn serve(router: Router) -> String {
 }
 
 async fn start() -> String {
-    serve(router(api(&CancellationToken::new()))).await
+    serve(router(api(&CancellationToken::new()), |_| Router::new())).await
 }
 
 fn client() -> Client {
