@@ -24,7 +24,7 @@ use crate::{
     agent::Agent,
     claude::{Claude, ClientConfig, ClientError},
     clock::Clock,
-    config::{OnUnknownOutcome, Settings},
+    config::{ClaimOrder, OnUnknownOutcome, Settings},
     dashboard,
     http::{self, Api},
     job::JobRequest,
@@ -161,6 +161,8 @@ impl App {
         };
         let policy = Policy {
             workers: settings.workers,
+            deadlines_first: settings.claim_order == ClaimOrder::Deadline,
+            ordinary_share: settings.ordinary_share,
             retries: RetryBounds {
                 other: settings.max_retries,
                 connect: settings.max_connect_retries,

@@ -139,6 +139,14 @@ pub struct Settings {
     #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
     pub max_queued_jobs: usize,
 
+    /// Which job goes next: deadline (while clients wait, what can still be answered in time) or fifo (for comparison)
+    #[arg(long, env, default_value = "deadline", ignore_case = true)]
+    pub claim_order: ClaimOrder,
+
+    /// One in so many calls is for questions that nobody waits for, however many clients wait (2 to 1000)
+    #[arg(long, env, default_value = "5", value_parser = within(2..=1000_u32))]
+    pub ordinary_share: u32,
+
     /// Hours in which the same Idempotency-Key means the same job (1 to 8760)
     #[arg(long, env, default_value = "24", value_parser = within(1..=8760_u32))]
     pub idempotency_hours: u32,
@@ -200,6 +208,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object an event.
     Json,
+}
+
+/// Which job goes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClaimOrder {
+    /// Those that clients wait for and can still have in time, by deadline; then the others by age.
+    Deadline,
+    /// All by age: under overload nobody is answered in time.
+    Fifo,
 }
 
 /// What becomes of a job whose attempt may or may not have been answered and billed: the process died in the middle.
@@ -493,6 +510,8 @@ mod tests {
             ("MAX_CONNECT_RETRIES", "1001", "from 0 to 1000"),
             ("GIVE_BACK_HOURS", "0", "from 1 to 8760"),
             ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
+            ("CLAIM_ORDER", "lifo", "deadline, fifo"),
+            ("ORDINARY_SHARE", "1", "from 2 to 1000"),
             ("IDEMPOTENCY_HOURS", "0", "from 1 to 8760"),
             ("LEASE_SECONDS", "2", "from 3 to 3600"),
             ("SHUTDOWN_GRACE", "601", "from 0 to 600"),

@@ -75,6 +75,3 @@ pub fn router(api: Router, clock: Clock, max_query_length: usize) -> Router {
         .layer(middleware::map_response(page::secure))
         .with_state(pages)
 }
-
-#[cfg(test)]
-mod tests;

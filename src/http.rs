@@ -4,6 +4,7 @@
 //! `wait`), makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no
 //! socket (`app` does), and sees neither the store nor Claude.
 
+mod actions;
 mod admin;
 mod analyze;
 mod batch;
@@ -11,10 +12,12 @@ mod body;
 mod etag;
 mod events;
 mod extract;
+mod filter;
 mod health;
 mod jobs;
 mod limits;
 mod observe;
+mod operate;
 mod problem;
 mod submission;
 mod transfer;
@@ -72,12 +75,17 @@ impl Api {
 
     /// Why a job waits, if it does.
     fn outlook(&self, job: &Job) -> Option<Outlook> {
-        let allowance = || Allowance {
+        self.queue.outlook(job, || self.allowance())
+    }
+
+    /// What the limits on calls allow at the moment.
+    fn allowance(&self) -> Allowance {
+        Allowance {
             calls_per_second: self.limits.calls_per_second(),
+            calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
             gate_closed_for: self.limits.gate().map(|closed| closed.until.saturating_duration_since(Instant::now())),
-        };
-        self.queue.outlook(job, allowance)
+        }
     }
 }
 
@@ -114,6 +122,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(admin::list))
+        .routes(routes!(actions::act))
+        .routes(routes!(operate::stats))
+        .routes(routes!(operate::pause))
+        .routes(routes!(operate::resume))
+        .routes(routes!(operate::audit))
         .routes(routes!(transfer::export))
         .routes(routes!(transfer::import))
         .routes(routes!(limits::get, limits::patch))

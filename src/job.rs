@@ -18,6 +18,7 @@
 
 pub mod archive;
 mod attempt;
+mod filter;
 mod record;
 
 use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
@@ -31,7 +32,8 @@ pub use self::{
         AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureClass, FailureCode,
         Failures, TokenUsage,
     },
-    record::{IdempotencyKey, JobFilter, JobPage, JobRecord, JobRequest, JobStatus, StatusCounts},
+    filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
+    record::{IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
 use crate::clock::Timestamp;
 
@@ -114,8 +116,11 @@ impl JobState {
 
 /// How a job's place in the queue is moved: the order is by [`Job::effective_at`], so a priority is worth a fixed head
 /// start and none starves another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::EnumString, strum::VariantNames,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Priority {
     /// As if submitted ten minutes earlier.
     High,

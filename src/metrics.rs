@@ -65,6 +65,8 @@ pub struct Metrics {
     pub tasks: Gauge,
     /// 1 while the gate to the upstream is closed; set when the metrics are read.
     pub gate_closed: Gauge,
+    /// 1 while an operator has paused the queue; set when the metrics are read.
+    pub paused: Gauge,
     /// 1 while the store can be used; set when the metrics are read.
     pub store_available: Gauge,
     /// Free bytes on the store's disk, as last looked at.
@@ -105,6 +107,7 @@ impl Metrics {
             running_attempts: Gauge::default(),
             tasks: Gauge::default(),
             gate_closed: Gauge::default(),
+            paused: Gauge::default(),
             store_available: Gauge::default(),
             disk_free_bytes: Gauge::default(),
             store_commits: Counter::default(),
@@ -145,6 +148,7 @@ impl Metrics {
         registry.register("running_attempts", "Attempts under way", metrics.running_attempts.clone());
         registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
         registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
+        registry.register("paused", "1 while an operator has paused the queue", metrics.paused.clone());
         registry.register("store_available", "1 while the store can be used", metrics.store_available.clone());
         registry.register_with_unit(
             "disk_free",

@@ -2,17 +2,27 @@
 //! keeps jobs, and everybody who wants something of them.
 //!
 //! - `admission`: whether the disk has room for more jobs
-//! - `outlook`: why a job waits and when its answer may come
+//! - `audit`: what operators did, on record
+//! - `bulk`: one action for many jobs
 //! - `follow`: news of a job for those who follow it
+//! - `order`: which job is claimed next while clients wait
+//! - `outlook`: why a job waits and when its answer may come
+//! - `pause`: no job is claimed until an operator says so
 //! - `retry`: what becomes of a job after an attempt
+//! - `service_time`: how long attempts last
 //! - `wait`: who waits for what, and who is woken
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
 mod admission;
+pub mod audit;
+pub mod bulk;
 mod follow;
+mod order;
 mod outlook;
+mod pause;
 pub mod retry;
+mod service_time;
 mod wait;
 
 use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
@@ -25,24 +35,29 @@ use uuid::Uuid;
 
 use self::{
     admission::DiskSpace,
-    outlook::{Figures, ServiceTime},
+    order::Order,
+    outlook::Figures,
+    pause::Switch,
     retry::{RetryBounds, Settlement, event_after, failure_report},
+    service_time::ServiceTime,
     wait::{Running, Standby, Stay, Waiters, Work},
 };
 pub use self::{
     admission::Shortage,
     follow::{Draft, Follower, News, Seen},
+    order::Waiting,
     outlook::{Allowance, Outlook, WaitingFor},
+    pause::Pause,
     wait::{Intent, Permit},
 };
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage,
-        JobRecord, JobRequest, JobState, JobStatus, Priority, StatusCounts, TransitionError,
+        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord,
+        JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
     },
     metrics::{Metrics, kind},
-    store::{Insertion, JobStore, StoreError},
+    store::{Insertion, JobStore, Pick, StoreError},
 };
 
 /// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
@@ -66,6 +81,10 @@ pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
 pub struct Policy {
     /// How many attempts can be under way at once.
     pub workers: usize,
+    /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
+    pub deadlines_first: bool,
+    /// One in so many claims goes to jobs that nobody asked to wait for, whoever waits.
+    pub ordinary_share: u32,
     /// How often a job is tried again.
     pub retries: RetryBounds,
     /// Estimates what an attempt of unknown outcome may have cost.
@@ -88,6 +107,8 @@ impl Policy {
     pub(crate) fn plain() -> Policy {
         Policy {
             workers: 1,
+            deadlines_first: true,
+            ordinary_share: 5,
             retries: RetryBounds {
                 other: 0,
                 connect: 0,
@@ -210,11 +231,13 @@ struct Inner {
     waiters: Arc<Waiters>,
     /// For every change of a job.
     followers: Arc<Waiters>,
+    order: Arc<Order>,
     running: Arc<Running>,
     work: Arc<Work>,
     standby: Standby,
     service_time: ServiceTime,
     disk_space: DiskSpace,
+    paused: Switch,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
     closing: CancellationToken,
@@ -230,6 +253,7 @@ impl Queue {
         metrics: Metrics,
         closing: CancellationToken,
     ) -> Queue {
+        let paused = Switch::of(&*store);
         let queue = Queue(Arc::new(Inner {
             store,
             clock,
@@ -237,20 +261,24 @@ impl Queue {
             metrics,
             waiters: Arc::default(),
             followers: Arc::default(),
+            order: Arc::default(),
             running: Arc::default(),
             work: Arc::default(),
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             disk_space: DiskSpace::default(),
+            paused,
             due: Arc::default(),
             closing,
         }));
         let inner = &queue.0;
         let (waiters, followers) = (Arc::clone(&inner.waiters), Arc::clone(&inner.followers));
         let (running, work) = (Arc::clone(&inner.running), Arc::clone(&inner.work));
-        let (due, clock) = (Arc::clone(&inner.due), inner.clock.clone());
+        let (due, order, clock) = (Arc::clone(&inner.due), Arc::clone(&inner.order), inner.clock.clone());
         inner.store.observe(Box::new(move |jobs| {
             let now = clock.now();
+            // Before any worker wakes.
+            order.note(jobs, now);
             let (mut ready, mut later) = (0, false);
             for job in jobs {
                 running.check(job);
@@ -278,20 +306,68 @@ impl Queue {
     /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::StorageLow`],
     /// [`QueueError::Closing`], [`QueueError::Unavailable`].
     pub async fn enqueue(&self, submission: Submission) -> Result<Accepted, QueueError> {
+        Ok(self.accept(submission, None).await?.0)
+    }
+
+    /// As [`Queue::enqueue`], for a client that would be held until `until` for the answer. If it is likely to be there
+    /// by then, the job goes before those that nobody waits for, and [`Queue::answer`] waits for it; else there is
+    /// nothing to wait for, and the client is better told so at once.
+    ///
+    /// # Errors
+    /// As [`Queue::enqueue`].
+    pub async fn ask(
+        &self,
+        submission: Submission,
+        until: Instant,
+        allowance: impl FnOnce() -> Allowance,
+    ) -> Result<(Accepted, Option<Waiting>), QueueError> {
+        let hold = !self.0.policy.deadlines_first
+            || !self.is_paused() && self.can_be_met(&submission.request, until, allowance);
+        self.accept(submission, Some((until, hold))).await
+    }
+
+    /// Whether a job that is submitted now is likely to have its answer by `until`. Where nothing is known yet, it is.
+    fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
+        let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else { return true };
+        let mut figures = self.figures(self.0.order.ahead_of(caller(request), until));
+        if self.0.store.claimable_unwaited() > 0 {
+            // Of so many claims one is not for those who wait.
+            let share = self.0.policy.ordinary_share as usize;
+            figures.ahead = figures.ahead * share / share.saturating_sub(1).max(1);
+        }
+        let start = outlook::start_in(figures, allowance());
+        Instant::now().checked_add(start.saturating_add(needs)).is_some_and(|answered| answered <= until)
+    }
+
+    /// Accepts a job, with a place for its client if that asks to be held until a moment and is to be.
+    async fn accept(
+        &self,
+        submission: Submission,
+        wait: Option<(Instant, bool)>,
+    ) -> Result<(Accepted, Option<Waiting>), QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
         let now = self.now();
         let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
         let mut job = new_job(&submission, key, now);
+        let caller = job.caller;
+        job.waited_for = wait.is_some();
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
         if !is_replay && let Some(shortage) = self.shortage() {
             return Err(QueueError::StorageLow(shortage));
         }
         let request = Arc::new(submission.request);
+        // Before the job is there, so that it has its place from its first moment. It is given up with this future.
+        let enter = |id| {
+            let (until, _) = wait.filter(|(_, hold)| *hold)?;
+            Some(self.0.order.enter(id, caller, request.model.clone(), until))
+        };
+        let waiting = enter(job.id);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
         let inserted = if due
             && !is_replay
+            && !self.is_paused()
             && self.0.store.claimable(now) == 0
             && let Some(hand) = self.0.standby.take()
         {
@@ -305,11 +381,14 @@ impl Queue {
         match inserted {
             Insertion::Accepted => {
                 self.0.metrics.jobs_submitted.inc();
-                Ok(Accepted { record: JobRecord { job, request, attempts: Vec::new() }, replayed: false })
+                let record = JobRecord { job, request, attempts: Vec::new() };
+                Ok((Accepted { record, replayed: false }, waiting))
             }
             Insertion::Existing(id) => {
+                let waiting = enter(id);
                 let record = self.0.store.get(id).await?.ok_or(QueueError::Removed(id))?;
-                Ok(Accepted { record, replayed: true })
+                self.0.order.note(std::slice::from_ref(&record.job), self.now());
+                Ok((Accepted { record, replayed: true }, waiting))
             }
         }
     }
@@ -442,6 +521,49 @@ impl Queue {
         }
     }
 
+    /// The job that a client was accepted to wait for: as soon as it has reached an end, or as it is when that can't be in
+    /// time any more, or when the service shuts down.
+    ///
+    /// # Errors
+    /// As [`Queue::get`].
+    pub async fn answer(&self, waiting: &Waiting) -> Result<JobRecord, QueueError> {
+        let interest = self.0.waiters.register(waiting.job());
+        loop {
+            let signalled = interest.signal().notified();
+            let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
+            let now = Instant::now();
+            let is_queued = matches!(job.state, JobState::Queued { .. });
+            // An attempt under way may be one of the quicker ones; one that hasn't begun by then comes too late.
+            let until = if is_queued && self.0.policy.deadlines_first {
+                let needs = self.needs(waiting.model.as_deref());
+                waiting.until().checked_sub(needs).unwrap_or(now)
+            } else {
+                waiting.until()
+            };
+            if job.state.is_final()
+                || self.0.closing.is_cancelled()
+                || now >= until
+                || (is_queued && waiting.has_turned())
+            {
+                if is_queued {
+                    self.0.order.turn(waiting);
+                }
+                return self.get(waiting.job()).await;
+            }
+            tokio::select! {
+                () = signalled => {}
+                () = waiting.signal().notified() => {}
+                () = tokio::time::sleep_until(until.min(now + WAIT_POLL)) => {}
+                () = self.0.closing.cancelled() => {}
+            }
+        }
+    }
+
+    /// How long an answer of a model takes, in 9 of 10 cases; nothing where that is not known.
+    fn needs(&self, model: Option<&str>) -> Duration {
+        self.0.service_time.ninth_decile(model).unwrap_or_default()
+    }
+
     /// Cancels a queued or running job; a cancelled one stays so.
     ///
     /// # Errors
@@ -465,20 +587,12 @@ impl Queue {
         self.get(id).await
     }
 
-    /// A page of jobs, newest first.
+    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn list(&self, filter: JobFilter) -> Result<JobPage, QueueError> {
-        Ok(self.0.store.list(filter, self.now()).await?)
-    }
-
-    /// A page of jobs in the order in which they came, after the cursor.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, QueueError> {
-        Ok(self.0.store.read_on(after, limit).await?)
+    pub async fn list(&self, listing: Listing) -> Result<JobPage, QueueError> {
+        Ok(self.0.store.list(listing, self.now()).await?)
     }
 
     /// Takes over jobs of another service, those whose id is not here yet, as they were there. An attempt that was under
@@ -510,13 +624,33 @@ impl Queue {
     pub fn outlook(&self, job: &Job, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.now();
-        let figures = Figures {
-            ahead: self.0.store.ahead_of(job),
+        outlook::outlook(job, self.figures(self.ahead_of(job, now)), allowance(), now)
+    }
+
+    /// How many jobs are likely to be claimed before this one.
+    fn ahead_of(&self, job: &Job, now: Timestamp) -> usize {
+        if let Some(ahead) = self.0.order.ahead_of_job(job.id) {
+            return ahead;
+        }
+        let ahead = self.0.store.ahead_of(job);
+        let waited_for = self.0.order.ready();
+        // Those that clients wait for go first, wherever they stand.
+        let before = (ahead.all + waited_for).min(self.0.store.claimable(now).saturating_sub(1)).max(ahead.all);
+        if job.waited_for || waited_for == 0 {
+            return before;
+        }
+        // Or its turn comes by the share of those that nobody waits for.
+        before.min((ahead.unwaited + 1) * self.0.policy.ordinary_share as usize - 1)
+    }
+
+    fn figures(&self, ahead: usize) -> Figures {
+        Figures {
+            ahead,
             running: self.running_attempts(),
             workers: self.0.policy.workers,
-            service_time: self.0.service_time.mean(),
-        };
-        outlook::outlook(job, figures, allowance(), now)
+            service_time: self.service_time(),
+            is_paused: self.is_paused(),
+        }
     }
 
     /// How many jobs there are in each state.
@@ -532,6 +666,16 @@ impl Queue {
     /// How many attempts are under way in this process.
     pub fn running_attempts(&self) -> usize {
         self.0.running.len()
+    }
+
+    /// How many attempts can be under way at once.
+    pub fn workers(&self) -> usize {
+        self.0.policy.workers
+    }
+
+    /// How long an attempt lasts: a running mean.
+    pub fn service_time(&self) -> Duration {
+        self.0.service_time.mean()
     }
 
     /// Why the store can't be used at the moment, if so.
@@ -580,7 +724,7 @@ impl Queue {
                     None => continue,
                 },
                 () = self.0.closing.cancelled() => None,
-                intent = self.0.work.intend(|| self.0.store.claimable(self.now())) => Some(intent),
+                intent = self.0.work.intend(|| self.claimable()) => Some(intent),
             };
             if place.leave() {
                 return intent.map(Next::Ready);
@@ -598,12 +742,37 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn claim(&self, intent: Intent) -> Result<Option<Claim>, QueueError> {
+        if self.is_paused() {
+            return Ok(None);
+        }
         let now = self.now();
-        let claimed = self.0.store.claim(now.plus(self.0.policy.lease), now).await?;
+        let pick = self.pick(now);
+        let claimed = self.0.store.claim(pick, now.plus(self.0.policy.lease), now).await;
+        if let (Err(_), Pick::Job(id)) = (&claimed, pick)
+            && let Some(job) = self.0.store.peek(id)
+        {
+            // Nobody else may have noticed, so that it would have lost its place.
+            self.0.order.note(&[job], now);
+        }
+        let claimed = claimed?;
         drop(intent);
         let Some(claimed) = claimed else { return Ok(None) };
         let (job, request) = (claimed.job, claimed.request);
         Ok(Some(self.begin(job, request)))
+    }
+
+    /// Which job the next claim is to take.
+    fn pick(&self, now: Timestamp) -> Pick {
+        let Inner { policy, order, store, .. } = &*self.0;
+        if !policy.deadlines_first {
+            return Pick::First;
+        }
+        order.pick(now, policy.ordinary_share, |model| self.needs(model), || store.claimable_unwaited() > 0)
+    }
+
+    /// How many jobs a worker could claim now.
+    fn claimable(&self) -> usize {
+        if self.is_paused() { 0 } else { self.0.store.claimable(self.now()) }
     }
 
     /// Begins an attempt's stay in this process.
@@ -612,7 +781,7 @@ impl Queue {
             let waited = self.now().since(job.created_at);
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
         }
-        let Stay { lost, draft, .. } = self.0.running.begin(job.id, job.attempt);
+        let Stay { lost, draft, .. } = self.0.running.begin(job.id, job.attempt, Arc::clone(&request));
         // Its followers heard of the claim before there was a draft to read.
         self.0.followers.notify(job.id);
         // Whoever cancelled the job in between did not find the token yet.
@@ -643,7 +812,9 @@ impl Queue {
     pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
         if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
-            self.0.service_time.observe(self.now().since(started_at));
+            let request = self.0.running.request(job.id);
+            let model = request.as_ref().and_then(|request| request.model.as_deref());
+            self.0.service_time.observe(model, self.now().since(started_at));
         }
         let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
         loop {
@@ -775,6 +946,11 @@ impl Queue {
     }
 }
 
+/// Who submits a request, as jobs carry it.
+fn caller(request: &JobRequest) -> Option<NonZeroU64> {
+    request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()))
+}
+
 /// The job that a submission becomes.
 fn new_job(submission: &Submission, key: Option<IdempotencyKey>, now: Timestamp) -> Job {
     let mut job = Job::new(new_id(now), submission.priority, now);
@@ -784,7 +960,7 @@ fn new_job(submission: &Submission, key: Option<IdempotencyKey>, now: Timestamp)
         job.state = JobState::Queued { run_at: job.due_at };
     }
     job.idempotency = key.map(Box::new);
-    job.caller = submission.request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()));
+    job.caller = caller(&submission.request);
     job
 }
 

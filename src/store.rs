@@ -4,6 +4,7 @@
 //! nothing. Its one caller is `queue`. Every implementation passes the suite [`contract`].
 
 pub mod sled;
+pub(crate) mod turns;
 
 #[cfg(test)]
 pub mod contract;
@@ -13,15 +14,20 @@ pub(crate) mod fault;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use crate::{
     clock::Timestamp,
     job::{
-        IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts, TransitionError,
+        IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
+        TransitionError,
     },
 };
 
-/// A durable set of jobs.
+/// Most entries of the journal. They are small, and an operator who needs more keeps the log.
+pub const MAX_JOURNAL: usize = 10_000;
+
+/// A durable set of jobs, and beside it of what operators set and did.
 ///
 /// **Durable**: what a call returned holds after a crash or a power cut at any later moment. **Visible**: a read shows
 /// only what is durable. A call that fails or never returns may have happened or not, entirely or not at all; asking
@@ -58,14 +64,19 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
-    /// Takes the first ready job by [`Job::effective_at`], if there is one, for a new attempt.
+    /// Takes a ready job, if there is one, for a new attempt: the one picked, or the first in order.
+    ///
+    /// *The order*: callers take turns, one job a turn, each its own first by [`Job::effective_at`], then in the order of
+    /// submission. A database that knows no turns comes near by `ORDER BY row_number() OVER (PARTITION BY caller ORDER
+    /// BY effective_at, seq), effective_at, seq … FOR UPDATE SKIP LOCKED`.
     ///
     /// *Returned*: the claim is durable, so the record of a call is older than the call itself. *Crashed before*: the job
     /// is queued, or running with nobody at work; then recovery at the next start ends the attempt as outcome unknown.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError>;
+    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp)
+    -> Result<Option<ClaimedJob>, StoreError>;
 
     /// Applies an event and, where it ends an attempt, adds that to the history.
     ///
@@ -92,18 +103,51 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError>;
 
-    /// A page of jobs, newest first.
+    /// Removes those of these jobs that are finished. Tells how many; a few of very many may be left for another call.
+    ///
+    /// *Crashed before*: each job is gone entirely or still there entirely.
     ///
     /// # Errors
-    /// As [`JobStore::get`].
-    async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError>;
+    /// [`StoreError::Unavailable`].
+    async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError>;
 
-    /// A page of jobs in the order in which they came: those after the cursor, at most `limit`. Whoever pages to the end
-    /// has seen every job that was there at the start and was not removed meanwhile.
+    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
     ///
     /// # Errors
     /// As [`JobStore::get`].
-    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError>;
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError>;
+
+    /// As [`JobStore::list`], but the ids alone.
+    ///
+    /// # Errors
+    /// As [`JobStore::get`].
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError>;
+
+    /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
+    ///
+    /// *Returned*: the change is durable. *Crashed before*: the setting is as it was or as it should be.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError>;
+
+    /// The settings kept whose names begin with `prefix`, by name.
+    fn kept(&self, prefix: &str) -> Vec<(String, String)>;
+
+    /// Writes an entry of the journal, or writes it anew; beyond [`MAX_JOURNAL`] the oldest are removed. Ids order
+    /// entries, so those of version 7 do it by time.
+    ///
+    /// *Returned*: the entry is durable. *Crashed before*: it is as it was or as it should be.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError>;
+
+    /// Entries of the journal before `before`, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError>;
 
     /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
     fn peek(&self, id: JobId) -> Option<Job>;
@@ -117,8 +161,11 @@ pub trait JobStore: Send + Sync + 'static {
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;
 
+    /// How many of them nobody asked to wait for, as of the last time that [`JobStore::claimable`] was asked.
+    fn claimable_unwaited(&self) -> usize;
+
     /// How many ready jobs go before this one in the order of claiming; for listings, so never by scan.
-    fn ahead_of(&self, job: &Job) -> usize;
+    fn ahead_of(&self, job: &Job) -> Ahead;
 
     /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job>;
@@ -143,6 +190,26 @@ pub trait JobStore: Send + Sync + 'static {
 /// Called with the jobs that changed, once the change is durable and visible, from a thread of the store: it must be
 /// quick and must not block. A hint, never the truth: a listener that missed one finds out by reading.
 pub type Observer = Box<dyn Fn(&[Job]) + Send + Sync>;
+
+/// Which of the ready jobs a claim is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// The first in order.
+    First,
+    /// The first of those that nobody asked to wait for ([`Job::waited_for`]); if there is none, the first of all.
+    Unwaited,
+    /// This one; if it is not ready, the first of all.
+    Job(JobId),
+}
+
+/// How many ready jobs go before one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Of all.
+    pub all: usize,
+    /// Of those that nobody asked to wait for.
+    pub unwaited: usize,
+}
 
 /// What became of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

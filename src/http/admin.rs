@@ -7,18 +7,17 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
-use strum::VariantNames;
 use utoipa::ToSchema;
 
 use super::{
     Api,
     extract::{Admin, Params},
+    filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
     problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
     view::JobView,
 };
-use crate::job::{JobFilter, JobStatus, StatusCounts};
+use crate::job::{FailureCode, JobStatus, Listing, Order, Priority, StatusCounts};
 
 /// Jobs on a page if the client does not say.
 const DEFAULT_LIMIT: usize = 50;
@@ -26,26 +25,44 @@ const DEFAULT_LIMIT: usize = 50;
 /// Most jobs on a page: each is read from disk.
 const MAX_LIMIT: usize = 200;
 
-/// A page of jobs, newest first.
+/// A page of jobs.
 #[derive(Serialize, ToSchema)]
 pub(super) struct JobList<'a> {
     /// The jobs.
     jobs: Vec<JobView<'a>>,
-    /// Give it as `cursor` for the next page; null on the last one.
+    /// Give it as `cursor`, with the same conditions, for the next page; null on the last one. A page may be short, even
+    /// empty, and have a next one: a search leaves off after 200 ms, or 2,000 questions read, and goes on from there.
     next_cursor: Option<String>,
+    /// Give it as `cursor`, with the same conditions, for the page before; null on the first one.
+    prev_cursor: Option<String>,
     /// How many jobs there are in all, by status, whatever the filter.
     total: StatusCounts,
 }
 
-/// List jobs, newest first
+/// List jobs
+///
+/// Conditions add up; those that can be repeated mean any of their values, but `metadata` means all.
 #[utoipa::path(
-    get, path = "/api/v1/admin/jobs", tag = "admin",
+    get, path = "/api/v1/admin/jobs", operation_id = "list_jobs", tag = "admin",
     security(("admin_token" = [])),
     params(
         ("status" = Option<Vec<JobStatus>>, Query, description = "Any of these; repeat the parameter for more than one"),
+        ("priority" = Option<Vec<Priority>>, Query, description = "Any of these; repeatable"),
+        ("code" = Option<Vec<FailureCode>>, Query, description = "Failed with any of these; repeatable"),
+        ("created_from" = Option<String>, Query, format = DateTime, description = "Accepted then or later"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Accepted before then"),
+        ("text" = Option<String>, Query, min_length = 1, max_length = 500,
+            description = "The query holds this, in upper or lower case"),
+        ("model" = Option<String>, Query, min_length = 1, max_length = 500,
+            description = "The model asked for, or one that answered"),
+        ("metadata" = Option<Vec<String>>, Query, description = "Has this label, as `key=value`; repeatable, up to 16"),
+        ("caller" = Option<String>, Query, min_length = 1, max_length = 500,
+            description = "Submitted by this key or token subject"),
+        ("order" = Option<String>, Query, pattern = "^(newest|oldest)$",
+            description = "`newest` first (if absent) or `oldest` first, by submission"),
         ("limit" = Option<usize>, Query, description = "Jobs on a page: 1 to 200, 50 if absent", minimum = 1,
             maximum = 200),
-        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before")
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` or `prev_cursor` of another page")
     ),
     responses(
         (status = 200, description = "A page of jobs", body = JobList<'static>),
@@ -58,92 +75,82 @@ pub(super) struct JobList<'a> {
     )
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    let filter = filter(&params).map_err(|errors| Problem::listing(INVALID_PARAMETER, errors))?;
-    let page = api.queue.list(filter).await?;
+    let listing = listing(&params).map_err(|errors| Problem::listing(INVALID_PARAMETER, errors))?;
+    let page = api.queue.list(listing).await?;
     let now = api.queue.now();
     let list = JobList {
         jobs: page.jobs.iter().map(|record| api.view(record, now)).collect(),
         next_cursor: page.next.map(encode_cursor),
+        prev_cursor: page.prev.map(encode_cursor),
         total: api.queue.counts(),
     };
     Ok(Json(list).into_response())
 }
 
-/// The filter that the parameters ask for, or everything that is wrong with them.
-fn filter(params: &Params) -> Result<JobFilter, Vec<FieldError>> {
-    let mut filter = JobFilter { statuses: Vec::new(), limit: DEFAULT_LIMIT, before: None };
+/// The page that the parameters ask for, or everything that is wrong with them.
+fn listing(params: &Params) -> Result<Listing, Vec<FieldError>> {
+    let mut conditions = Conditions::default();
+    let mut listing = Listing { limit: DEFAULT_LIMIT, ..Listing::default() };
     let mut errors = Vec::new();
     for (name, value) in &params.0 {
-        let wrong = match name.as_str() {
-            "status" => match value.parse() {
-                Ok(status) => {
-                    filter.statuses.push(status);
-                    continue;
-                }
-                Err(_) => format!("must be one of {}, not {value:?}", JobStatus::VARIANTS.join(", ")),
-            },
+        let taken = conditions.take(name, value).unwrap_or_else(|| match name.as_str() {
             "limit" => match value.parse() {
                 Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => {
-                    filter.limit = limit;
-                    continue;
+                    listing.limit = limit;
+                    Ok(())
                 }
-                _ => format!("must be from 1 to {MAX_LIMIT}, not {value:?}"),
+                _ => Err(format!("must be from 1 to {MAX_LIMIT}, not {value:?}")),
             },
+            "order" => match value.as_str() {
+                "newest" => Ok(Order::NewestFirst),
+                "oldest" => Ok(Order::OldestFirst),
+                _ => Err(format!("must be newest or oldest, not {value:?}")),
+            }
+            .map(|order| listing.order = order),
             "cursor" => match decode_cursor(value) {
-                Some(before) => {
-                    filter.before = Some(before);
-                    continue;
+                Some(cursor) => {
+                    listing.cursor = Some(cursor);
+                    Ok(())
                 }
-                None => "is not a next_cursor of this service; start again without one".to_owned(),
+                None => Err(WRONG_CURSOR.to_owned()),
             },
-            _ => "is not a parameter of this route, which takes status, limit and cursor".to_owned(),
-        };
-        errors.push(FieldError::new(name, wrong));
+            _ => Err("is not a parameter of this route, which takes status, priority, code, created_from, \
+                      created_before, text, model, metadata, caller, order, limit and cursor"
+                .to_owned()),
+        });
+        errors.extend(taken.err().map(|message| FieldError::new(name, message)));
     }
-    if errors.is_empty() { Ok(filter) } else { Err(errors) }
-}
-
-pub(super) fn encode_cursor(before: u64) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(before.to_be_bytes())
-}
-
-pub(super) fn decode_cursor(cursor: &str) -> Option<u64> {
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?;
-    Some(u64::from_be_bytes(bytes.try_into().ok()?))
+    match conditions.filter() {
+        Ok(filter) if errors.is_empty() => Ok(Listing { filter, ..listing }),
+        Ok(_) => Err(errors),
+        Err(more) => Err([errors, more].concat()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Side;
 
-    fn of(pairs: &[(&str, &str)]) -> Result<JobFilter, Vec<FieldError>> {
-        filter(&Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()))
+    fn of(pairs: &[(&str, &str)]) -> Result<Listing, Vec<FieldError>> {
+        listing(&Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()))
     }
 
     #[test]
-    fn a_cursor_comes_back_as_it_was_given_and_nothing_else_does() {
-        for before in [0, 1, 72_623_859_790_382_856, u64::MAX] {
-            assert_eq!(decode_cursor(&encode_cursor(before)), Some(before));
-        }
-        for bad in ["", "1", "AAAAAAAAAAA=", "AAAAAAAAAAAA", "!!!!!!!!!!!", "AAAAAAAAAAB"] {
-            assert_eq!(decode_cursor(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn statuses_add_up() {
-        let filter = of(&[("status", "failed"), ("limit", "200"), ("status", "scheduled")]).unwrap();
-        assert_eq!(filter.statuses, [JobStatus::Failed, JobStatus::Scheduled]);
-        assert_eq!((filter.limit, filter.before), (200, None));
-        assert_eq!(of(&[]).unwrap().limit, DEFAULT_LIMIT);
+    fn a_page_is_fifty_of_the_newest_unless_asked_otherwise() {
+        let plain = of(&[]).unwrap();
+        assert_eq!((plain.limit, plain.order, plain.cursor), (DEFAULT_LIMIT, Order::NewestFirst, None));
+        let cursor = crate::job::Cursor { side: Side::Newer, from: 7 };
+        let asked = of(&[("limit", "200"), ("order", "oldest"), ("cursor", &encode_cursor(cursor))]).unwrap();
+        assert_eq!((asked.limit, asked.order, asked.cursor), (200, Order::OldestFirst, Some(cursor)));
     }
 
     #[test]
     fn everything_wrong_with_the_parameters_is_told() {
-        let errors = of(&[("status", "done"), ("limit", "0"), ("cursor", "x"), ("state", "failed")]).unwrap_err();
-        let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
-        assert_eq!(fields, ["status", "limit", "cursor", "state"]);
-        assert!(errors[0].message.contains("queued, scheduled, running"), "{}", errors[0].message);
+        let wrong =
+            [("status", "done"), ("limit", "0"), ("cursor", "x"), ("state", "failed"), ("order", "up"), ("text", "")];
+        let fields: Vec<String> = of(&wrong).unwrap_err().into_iter().map(|error| error.field).collect();
+        assert_eq!(fields, ["status", "limit", "cursor", "state", "order", "text"]);
         assert!(of(&[("limit", "201")]).is_err());
     }
 }

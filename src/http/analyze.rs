@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue},
     response::Response,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -17,11 +17,11 @@ use super::{
     problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
     submission::{self, Body, max_body_bytes},
     view::JobView,
-    wait::Wait,
+    wait::{PREFERENCE_APPLIED, Wait},
 };
 use crate::{
-    job::{JobId, JobRecord},
-    queue::{Accepted, Queue},
+    job::JobRecord,
+    queue::{Accepted, Queue, Waiting},
 };
 
 /// What reading an ended job may take once the wait is over; then the answer goes out without.
@@ -37,13 +37,15 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
 
 /// Ask a question
 ///
-/// The job is on disk when the answer comes. With `wait` the answer is held until the job has ended, for 30 s at most;
-/// if it has not ended by then, the answer is `202` with the job, and the job goes on.
+/// The job is on disk when the answer comes. With `wait` the answer is held until the job has ended, for 30 s at most.
+/// If it can't have ended by then, the answer is `202` with the job as soon as that is known, often at once: the job
+/// goes on, and `queue.eta_seconds` and `Retry-After` tell when to ask again.
 #[utoipa::path(
     post, path = "/api/v1/analyze", tag = "analysis",
     params(
         ("wait" = Option<String>, Query, description = "As `wait` in the body, and before it"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is said nowhere else"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is \
+            said nowhere else, which `Preference-Applied` tells unless that was in vain"),
         ("Idempotency-Key" = Option<String>, Header, description = "Your own name for this question, up to 255 \
             characters: sent again with the same question within IDEMPOTENCY_HOURS (24 unless set otherwise), it is the \
             same job, told by `Idempotency-Replayed: true`")
@@ -77,7 +79,13 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
     submission.idempotency_key = question.idempotency_key;
-    let Accepted { mut record, replayed } = api.queue.enqueue(submission).await?;
+    let wait = question.wait.or(wait);
+    let preferred = question.preferred.filter(|_| wait.is_none());
+    let until = wait.or(preferred).and_then(Wait::until);
+    let (Accepted { mut record, replayed }, waiting) = match until {
+        Some(until) => api.queue.ask(submission, until, || api.allowance()).await?,
+        None => (api.queue.enqueue(submission).await?, None),
+    };
     let JobRecord { job, request, .. } = &record;
     info!(
         job.id = %job.id,
@@ -87,8 +95,8 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         "request received"
     );
     debug!(job.id = %job.id, query = request.query, "the question");
-    if let Some(until) = question.wait.or(wait).and_then(Wait::until)
-        && let Some(waited) = hold(&api.queue, record.job.id, until).await
+    if let Some(waiting) = &waiting
+        && let Some(waited) = hold(&api.queue, waiting).await
     {
         record = waited;
     }
@@ -97,15 +105,21 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     if replayed {
         response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }
+    if let Some(preferred) = preferred
+        && waiting.is_some()
+    {
+        response.headers_mut().insert(PREFERENCE_APPLIED, preferred.applied());
+    }
     Ok(response)
 }
 
-/// The job as it is at its end or at `until`. None if that can't be read: the job is accepted all the same.
-async fn hold(queue: &Queue, id: JobId, until: Instant) -> Option<JobRecord> {
-    match timeout_at(until + READ_GRACE, queue.wait(id, until)).await {
+/// The job as it is at its end, or once that can't come in time. None if that can't be read: the job is accepted all the
+/// same.
+async fn hold(queue: &Queue, waiting: &Waiting) -> Option<JobRecord> {
+    match timeout_at(waiting.until() + READ_GRACE, queue.answer(waiting)).await {
         Ok(Ok(record)) => Some(record),
         Ok(Err(error)) => {
-            warn!(job.id = %id, %error, "a job can't be read for the client that waits for it");
+            warn!(job.id = %waiting.job(), %error, "a job can't be read for the client that waits for it");
             None
         }
         Err(_) => None,
@@ -116,6 +130,7 @@ async fn hold(queue: &Queue, id: JobId, until: Instant) -> Option<JobRecord> {
 pub(super) struct Question {
     body: Vec<u8>,
     wait: Option<Wait>,
+    preferred: Option<Wait>,
     idempotency_key: Option<String>,
 }
 
@@ -126,9 +141,9 @@ impl FromRequest<Arc<Api>> for Question {
         let (mut parts, body) = request.into_parts();
         let body = body::read(&parts.headers, body, max_body_bytes(api.max_query_length)).await?;
         let Ok(params) = Params::from_request_parts(&mut parts, api).await;
-        let wait = params.wait()?.or_else(|| Wait::preferred(&parts.headers));
+        let (wait, preferred) = (params.wait()?, Wait::preferred(&parts.headers));
         let idempotency_key = idempotency_key(&parts.headers)?;
-        Ok(Question { body, wait, idempotency_key })
+        Ok(Question { body, wait, preferred, idempotency_key })
     }
 }
 

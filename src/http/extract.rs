@@ -59,8 +59,14 @@ impl Params {
     }
 }
 
-/// Proof that the request carries the admin token.
-pub(super) struct Admin;
+/// What the audit log calls who has the admin token.
+const ADMIN_TOKEN: &str = "admin_token";
+
+/// Proof that an operator sent the request.
+pub(super) struct Admin {
+    /// Who, as the audit log has it.
+    pub(super) actor: String,
+}
 
 impl FromRequestParts<Arc<Api>> for Admin {
     type Rejection = Problem;
@@ -70,7 +76,7 @@ impl FromRequestParts<Arc<Api>> for Admin {
             return Err(Problem::new(UNAUTHORIZED, "send the admin token as Authorization: Bearer <ADMIN_TOKEN>"));
         };
         if admits(api.admin_token.expose_secret(), given.as_bytes()) {
-            Ok(Admin)
+            Ok(Admin { actor: ADMIN_TOKEN.to_owned() })
         } else {
             Err(Problem::new(UNAUTHORIZED, "the Authorization header does not hold Bearer and the right admin token"))
         }

@@ -49,26 +49,30 @@ pub(super) async fn live() -> Json<Health> {
 #[utoipa::path(
     get, path = "/health/ready", tag = "service",
     responses(
-        (status = 200, description = "They are; `degraded` while Claude can't be called", body = Readiness),
+        (status = 200, description = "They are; `degraded` while Claude can't be called or the queue is paused", body = Readiness),
         (status = 503, description = "`not_ready`, with the reasons as `errors`", body = ProblemBody<'static>,
             content_type = "application/problem+json")
     )
 )]
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
-    let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
-    let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
-    let disk = api.queue.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
-    let down: Vec<FieldError> = closing.into_iter().chain(store).chain(disk).collect();
+    let down = troubles(&api);
     if !down.is_empty() {
         return Problem::listing(NOT_READY, down).into_response();
     }
-    let reasons: Vec<FieldError> = api
-        .limits
-        .gate()
-        .map(|closed| FieldError::new("claude", format!("{}: {}", closed.reason, closed.detail)))
-        .into_iter()
-        .collect();
+    let gate = api.limits.gate();
+    let gate = gate.map(|closed| FieldError::new("claude", format!("{}: {}", closed.reason, closed.detail)));
+    let paused = api.queue.paused();
+    let paused = paused.map(|pause| FieldError::new("queue", format!("was paused by {} at {}", pause.by, pause.at)));
+    let reasons: Vec<FieldError> = paused.into_iter().chain(gate).collect();
     Json(Readiness { status: if reasons.is_empty() { "ready" } else { "degraded" }, reasons }).into_response()
+}
+
+/// Why no question is accepted; empty while they are.
+pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
+    let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
+    let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
+    let disk = api.queue.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
+    closing.into_iter().chain(store).chain(disk).collect()
 }
 
 /// Metrics, in the OpenMetrics format
@@ -94,6 +98,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.running_attempts.set(gauge(api.queue.running_attempts()));
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
+    api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()

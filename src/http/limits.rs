@@ -8,11 +8,15 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use tracing::info;
 use utoipa::ToSchema;
 
-use super::{Api, body::JsonBody, extract::Admin, problem::ProblemBody};
-use crate::limits::PerMinute;
+use super::{
+    Api,
+    body::JsonBody,
+    extract::Admin,
+    problem::{Problem, ProblemBody},
+};
+use crate::{limits::PerMinute, queue::audit::Deed};
 
 /// The limits on calls to Claude.
 #[derive(Serialize, ToSchema)]
@@ -63,7 +67,7 @@ pub(super) struct LimitsChange {
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
-    view(&api)
+    Json(view(&api)).into_response()
 }
 
 /// Change the limits
@@ -84,10 +88,16 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
         (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
             content_type = "application/problem+json"),
         (status = 422, description = "`validation_failed`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+            content_type = "application/problem+json"),
+        (status = 503, description = "`storage_unavailable`: they are changed, but that is not on record",
+            body = ProblemBody<'static>, content_type = "application/problem+json")
     )
 )]
-pub(super) async fn patch(_: Admin, State(api): State<Arc<Api>>, JsonBody(change): JsonBody<LimitsChange>) -> Response {
+pub(super) async fn patch(
+    admin: Admin,
+    State(api): State<Arc<Api>>,
+    JsonBody(change): JsonBody<LimitsChange>,
+) -> Result<Response, Problem> {
     let before = api.limits.settings();
     let after = PerMinute {
         requests: change.requests.unwrap_or(before.requests),
@@ -95,22 +105,19 @@ pub(super) async fn patch(_: Admin, State(api): State<Arc<Api>>, JsonBody(change
         output_tokens: change.output_tokens.unwrap_or(before.output_tokens),
     };
     api.limits.set(after);
-    info!(
-        limits.requests = after.requests,
-        limits.input_tokens = after.input_tokens,
-        limits.output_tokens = after.output_tokens,
-        "limits changed by an operator"
-    );
-    view(&api)
+    let detail = serde_json::to_string(&after).unwrap_or_default();
+    let deed = Deed { actor: &admin.actor, action: "limits", detail: Some(&detail) };
+    api.queue.note(deed, None).await?;
+    Ok(Json(view(&api)).into_response())
 }
 
-fn view(api: &Api) -> Response {
-    Json(LimitsView {
+/// The limits as they are.
+pub(super) fn view(api: &Api) -> LimitsView {
+    LimitsView {
         settings: api.limits.settings(),
         in_force: api.limits.per_minute(),
         calls_at_once: api.limits.calls_at_once(),
         calls_per_second: api.limits.calls_per_second(),
         gate: api.limits.gate().map(|closed| GateView { reason: closed.reason, detail: closed.detail }),
-    })
-    .into_response()
+    }
 }

@@ -7,62 +7,97 @@ use axum::routing;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::*;
 use crate::{
     clock::{Clock, Timestamp},
-    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{
+        IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, Priority,
+        StatusCounts,
+    },
     limits::PerMinute,
     queue::Policy,
-    store::{ClaimedJob, Insertion, JobStore, Observer, StoreError},
+    store::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
 
 /// A store that can't be used.
-struct Broken;
+#[derive(Clone, Copy, PartialEq)]
+enum Broken {
+    /// Every call fails.
+    Fails,
+    /// No call that needs the disk ever returns.
+    Hangs,
+    /// Jobs are taken, and then no call returns.
+    HangsLater,
+}
 
-fn broken<T>() -> Result<T, StoreError> {
-    Err(StoreError::Unavailable { reason: "no disk".to_owned() })
+impl Broken {
+    async fn fault<T>(self) -> Result<T, StoreError> {
+        if self != Broken::Fails {
+            return std::future::pending().await;
+        }
+        Err(StoreError::Unavailable { reason: "no disk".to_owned() })
+    }
 }
 
 #[async_trait]
 impl JobStore for Broken {
     async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
-        broken()
+        if *self == Broken::HangsLater { Ok(Insertion::Accepted) } else { self.fault().await }
     }
     async fn insert_all(&self, _: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
-        broken()
+        self.fault().await
     }
     async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
-        broken()
+        self.fault().await
     }
-    async fn read_on(&self, _: Option<u64>, _: usize) -> Result<JobPage, StoreError> {
-        broken()
-    }
-    async fn claim(&self, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
-        broken()
+    async fn claim(&self, _: Pick, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
+        self.fault().await
     }
     async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {
-        broken()
+        self.fault().await
     }
     async fn prune(&self, _: Timestamp, _: usize, _: usize) -> Result<usize, StoreError> {
-        broken()
+        self.fault().await
     }
     async fn get(&self, _: JobId) -> Result<Option<JobRecord>, StoreError> {
-        broken()
+        self.fault().await
     }
-    async fn list(&self, _: JobFilter, _: Timestamp) -> Result<JobPage, StoreError> {
-        broken()
+    async fn remove(&self, _: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {
+        self.fault().await
+    }
+    async fn list(&self, _: Listing, _: Timestamp) -> Result<JobPage, StoreError> {
+        self.fault().await
+    }
+    async fn select(&self, _: Listing, _: Timestamp) -> Result<JobSelection, StoreError> {
+        self.fault().await
+    }
+    async fn keep(&self, _: String, _: Option<String>) -> Result<(), StoreError> {
+        self.fault().await
+    }
+    fn kept(&self, _: &str) -> Vec<(String, String)> {
+        Vec::new()
+    }
+    async fn journal(&self, _: Uuid, _: String) -> Result<(), StoreError> {
+        self.fault().await
+    }
+    async fn journalled(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        self.fault().await
     }
     fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
         false
     }
-    fn ahead_of(&self, _: &Job) -> usize {
+    fn ahead_of(&self, _: &Job) -> Ahead {
+        Ahead::default()
+    }
+    fn claimable_unwaited(&self) -> usize {
         0
     }
-    fn peek(&self, _: JobId) -> Option<Job> {
-        None
+    fn peek(&self, id: JobId) -> Option<Job> {
+        (*self == Broken::HangsLater).then(|| Job::new(id, Priority::Normal, Timestamp::from_millis(0)))
     }
     fn counts(&self, _: Timestamp) -> StatusCounts {
         StatusCounts::default()
@@ -87,9 +122,13 @@ impl JobStore for Broken {
 }
 
 fn api(closing: &CancellationToken) -> Api {
+    api_over(Broken::Fails, closing)
+}
+
+fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     let metrics = Metrics::new();
     Api {
-        queue: Queue::new(Arc::new(Broken), Clock::system(), Policy::plain(), metrics.clone(), closing.clone()),
+        queue: Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone()),
         limits: Limits::new(
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
             1,
@@ -193,7 +232,7 @@ async fn a_given_request_id_is_kept_on_every_answer() {
 #[tokio::test]
 async fn a_service_that_shuts_down_says_so_and_stays_alive_for_health() {
     let closing = CancellationToken::new();
-    let base = serve(router(api(&closing))).await;
+    let base = serve(router(api(&closing), |_| Router::new())).await;
     closing.cancel();
     let (status, body) = problem(post(&base).json(&json!({"query": "q"}))).await;
     assert_eq!((status.as_u16(), body["code"].as_str().unwrap()), (503, "shutting_down"));
@@ -270,10 +309,15 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
     assert_eq!(
         paths,
         [
+            "/api/v1/admin/audit",
             "/api/v1/admin/export",
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
+            "/api/v1/admin/jobs/actions",
             "/api/v1/admin/limits",
+            "/api/v1/admin/queue/pause",
+            "/api/v1/admin/queue/resume",
+            "/api/v1/admin/stats",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",
@@ -292,4 +336,25 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
         assert!(schemas.contains_key(name), "{name} is not among {:?}", schemas.keys());
     }
     assert!(schemas["Job"]["properties"]["result"].to_string().contains("Memo"), "{}", schemas["Job"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_is_answered_within_thirty_seconds_though_the_disk_hangs() {
+    use tower::ServiceExt;
+    for (store, wait, status) in [
+        (Broken::Hangs, "true", StatusCode::SERVICE_UNAVAILABLE),
+        (Broken::HangsLater, "true", StatusCode::ACCEPTED),
+        (Broken::HangsLater, "2", StatusCode::ACCEPTED),
+        (Broken::HangsLater, "false", StatusCode::ACCEPTED),
+    ] {
+        let closing = CancellationToken::new();
+        let question = axum::http::Request::post(format!("/api/v1/analyze?wait={wait}"))
+            .header("content-type", "application/json")
+            .body(axum::body::Body::from(r#"{"query": "q"}"#))
+            .unwrap();
+        let asked = Instant::now();
+        let response = router(api_over(store, &closing), |_| Router::new()).oneshot(question).await.unwrap();
+        assert_eq!(response.status(), status, "wait={wait}");
+        assert!(asked.elapsed() < Duration::from_millis(29_600), "wait={wait}: {:?}", asked.elapsed());
+    }
 }

@@ -14,13 +14,12 @@ use tracing::info;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
-    admin::{decode_cursor, encode_cursor},
-    body,
+    Api, body,
     extract::{Admin, Params},
+    filter::{decode_cursor, encode_cursor},
     problem::{FieldError, INTERNAL, INVALID_BODY, INVALID_PARAMETER, Problem, ProblemBody},
 };
-use crate::job::archive;
+use crate::job::{Cursor, Listing, Order, archive};
 
 /// Jobs on a page: whole ones, with every answer of Claude, so fewer than in a listing.
 const EXPORT_PAGE: usize = 50;
@@ -74,7 +73,8 @@ struct Refused {
     )
 )]
 pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    let page = api.queue.read_on(after(&params)?, EXPORT_PAGE).await?;
+    let (order, cursor) = (Order::OldestFirst, after(&params)?);
+    let page = api.queue.list(Listing { order, cursor, limit: EXPORT_PAGE, ..Listing::default() }).await?;
     let mut lines = String::new();
     for record in &page.jobs {
         let line = archive::write(record).map_err(|error| Problem::new(INTERNAL, error.to_string()))?;
@@ -134,7 +134,7 @@ pub(super) async fn import(_: Admin, State(api): State<Arc<Api>>, body: Body) ->
 }
 
 /// `after`, the only parameter there is.
-fn after(params: &Params) -> Result<Option<u64>, Problem> {
+fn after(params: &Params) -> Result<Option<Cursor>, Problem> {
     let mut after = None;
     let mut errors = Vec::new();
     for (name, value) in &params.0 {

@@ -24,6 +24,9 @@ use crate::{
 /// How long a client should leave a pending job alone; one that is in a hurry waits instead.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Longest time for which a client of a queued job is sent away: estimates are not worth more.
+const MAX_ETA_INTERVAL: Duration = Duration::from_mins(1);
+
 /// Longest time for which a client is sent away, however far off a scheduled job is.
 const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
 
@@ -223,7 +226,9 @@ impl<'a> JobView<'a> {
     fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
-                let wait = self.run_at.map_or(Duration::ZERO, |run_at| run_at.since(now));
+                let eta =
+                    self.queue.as_ref().and_then(|queue| queue.eta_seconds).map_or(Duration::ZERO, Duration::from_secs);
+                let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(now));
                 let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }

@@ -113,7 +113,9 @@ pub struct AttemptError {
     ToSchema,
     strum::Display,
     strum::EnumIter,
+    strum::EnumString,
     strum::IntoStaticStr,
+    strum::VariantNames,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]

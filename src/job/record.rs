@@ -89,26 +89,6 @@ pub enum JobStatus {
     Cancelled,
 }
 
-/// Which jobs to list: newest first.
-#[derive(Clone, Debug)]
-pub struct JobFilter {
-    /// Any of these; all if empty.
-    pub statuses: Vec<JobStatus>,
-    /// At most so many.
-    pub limit: usize,
-    /// Go on after the page that ended with this cursor.
-    pub before: Option<u64>,
-}
-
-/// A page of a listing.
-#[derive(Clone, Debug)]
-pub struct JobPage {
-    /// Newest first.
-    pub jobs: Vec<JobRecord>,
-    /// Where the next page starts; none at the end.
-    pub next: Option<u64>,
-}
-
 /// How many jobs there are in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct StatusCounts {

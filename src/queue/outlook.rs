@@ -1,9 +1,6 @@
 //! Why a job waits, how many go before it, and when its answer may come: told from live figures, so an estimate.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -13,20 +10,14 @@ use crate::{
     job::{Job, JobState},
 };
 
-/// What an attempt is taken to last before any has been seen: a memo of usual length.
-const USUAL_SERVICE_TIME: Duration = Duration::from_secs(20);
-
-/// The weight of the newest attempt in the running mean: some twenty attempts make up most of it.
-const NEWEST_WEIGHT: f64 = 0.1;
-
 /// What is ahead of a job that waits.
 #[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Outlook {
     /// Its place among the jobs that are ready, 1 for the next; absent while it is scheduled.
     pub position: Option<usize>,
-    /// Seconds until its answer may be there: an estimate.
-    pub eta_seconds: u64,
+    /// Seconds until its answer may be there: an estimate. Absent where nobody can tell.
+    pub eta_seconds: Option<u64>,
     /// What keeps it from running.
     pub waiting_for: WaitingFor,
 }
@@ -45,6 +36,8 @@ pub enum WaitingFor {
     RunAt,
     /// The pause before it is tried again.
     Retry,
+    /// An operator, who has paused the queue.
+    Paused,
 }
 
 /// What the limits on calls allow at the moment.
@@ -52,6 +45,8 @@ pub enum WaitingFor {
 pub struct Allowance {
     /// Calls a second.
     pub calls_per_second: f64,
+    /// Calls at one time.
+    pub calls_at_once: usize,
     /// A worker has a job in view and waits for its permit.
     pub is_exhausted: bool,
     /// How long no call can be made, if the gate is closed.
@@ -69,53 +64,48 @@ pub(super) struct Figures {
     pub(super) workers: usize,
     /// How long one lasts.
     pub(super) service_time: Duration,
-}
-
-/// How long attempts last: a running mean, in seconds.
-#[derive(Debug)]
-pub(super) struct ServiceTime(Mutex<f64>);
-
-impl Default for ServiceTime {
-    fn default() -> ServiceTime {
-        ServiceTime(Mutex::new(USUAL_SERVICE_TIME.as_secs_f64()))
-    }
-}
-
-impl ServiceTime {
-    pub(super) fn observe(&self, took: Duration) {
-        let mut mean = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *mean += NEWEST_WEIGHT * (took.as_secs_f64() - *mean);
-    }
-
-    pub(super) fn mean(&self) -> Duration {
-        Duration::from_secs_f64(*self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+    /// No job is claimed until an operator says so.
+    pub(super) is_paused: bool,
 }
 
 /// The outlook of a queued job; none for any other.
 pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
     let JobState::Queued { run_at } = job.state else { return None };
-    let Figures { ahead, service_time, .. } = figures;
+    let Figures { ahead, service_time, is_paused, .. } = figures;
+    if is_paused {
+        let position = (run_at <= now).then_some(ahead + 1);
+        return Some(Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
+    }
     if run_at > now {
         let waiting_for = if job.attempt == 0 { WaitingFor::RunAt } else { WaitingFor::Retry };
-        let eta_seconds = (run_at.since(now) + service_time).as_secs();
+        let eta_seconds = Some((run_at.since(now) + service_time).as_secs());
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
-    let gate = allowance.gate_closed_for.unwrap_or_default();
-    let (start, rate) = (until_a_worker_is_free(figures), ahead as f64 / allowance.calls_per_second);
+    let (worker, rate) = (until_a_worker_is_free(figures, allowance), until_its_call(figures, allowance));
     let waiting_for = match () {
         () if allowance.gate_closed_for.is_some() => WaitingFor::Gate,
-        () if allowance.is_exhausted || rate > start.as_secs_f64() => WaitingFor::RateLimit,
+        () if allowance.is_exhausted || rate > worker => WaitingFor::RateLimit,
         () => WaitingFor::Worker,
     };
-    let start = start.max(Duration::try_from_secs_f64(rate).unwrap_or(Duration::MAX));
-    let eta_seconds = gate.saturating_add(start).saturating_add(service_time).as_secs();
+    let eta_seconds = Some(start_in(figures, allowance).saturating_add(service_time).as_secs());
     Some(Outlook { position: Some(ahead + 1), eta_seconds, waiting_for })
 }
 
+/// How long it takes until a job with so many before it starts.
+pub(super) fn start_in(figures: Figures, allowance: Allowance) -> Duration {
+    let start = until_a_worker_is_free(figures, allowance).max(until_its_call(figures, allowance));
+    allowance.gate_closed_for.unwrap_or_default().saturating_add(start)
+}
+
+/// When the rate of calls has let everybody before it through.
+fn until_its_call(figures: Figures, allowance: Allowance) -> Duration {
+    Duration::try_from_secs_f64(figures.ahead as f64 / allowance.calls_per_second).unwrap_or(Duration::MAX)
+}
+
 /// Workers become free one by one, evenly over the time that an attempt lasts.
-fn until_a_worker_is_free(figures: Figures) -> Duration {
-    let Figures { ahead, running, workers, service_time } = figures;
+fn until_a_worker_is_free(figures: Figures, allowance: Allowance) -> Duration {
+    let Figures { ahead, running, workers, service_time, .. } = figures;
+    let workers = workers.min(allowance.calls_at_once);
     let idle = workers.saturating_sub(running);
     let turns = (ahead + 1).saturating_sub(idle);
     service_time.mul_f64(turns as f64 / workers.max(1) as f64)
@@ -126,7 +116,8 @@ mod tests {
     use super::*;
     use crate::job::{JobId, Priority};
 
-    const FREE: Allowance = Allowance { calls_per_second: 100.0, is_exhausted: false, gate_closed_for: None };
+    const FREE: Allowance =
+        Allowance { calls_per_second: 100.0, calls_at_once: 100, is_exhausted: false, gate_closed_for: None };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -139,13 +130,13 @@ mod tests {
     }
 
     fn figures(ahead: usize, running: usize) -> Figures {
-        Figures { ahead, running, workers: 4, service_time: Duration::from_secs(10) }
+        Figures { ahead, running, workers: 4, service_time: Duration::from_secs(10), is_paused: false }
     }
 
     /// Position, seconds and reason of a job that is ready.
     fn ready(ahead: usize, running: usize, allowance: Allowance) -> (Option<usize>, u64, WaitingFor) {
         let outlook = outlook(&queued(at(0), 0), figures(ahead, running), allowance, at(0)).unwrap();
-        (outlook.position, outlook.eta_seconds, outlook.waiting_for)
+        (outlook.position, outlook.eta_seconds.unwrap(), outlook.waiting_for)
     }
 
     #[test]
@@ -164,6 +155,11 @@ mod tests {
     }
 
     #[test]
+    fn an_overloaded_upstream_is_as_good_as_fewer_workers() {
+        assert_eq!(ready(19, 2, Allowance { calls_at_once: 2, ..FREE }), (Some(20), 110, WaitingFor::Worker));
+    }
+
+    #[test]
     fn a_closed_gate_comes_before_everything() {
         let closed = Allowance { gate_closed_for: Some(Duration::from_secs(30)), is_exhausted: true, ..FREE };
         assert_eq!(ready(0, 0, closed), (Some(1), 40, WaitingFor::Gate));
@@ -173,7 +169,16 @@ mod tests {
     fn a_scheduled_job_waits_for_its_time_and_has_no_place_yet() {
         for (attempt, waiting_for) in [(0, WaitingFor::RunAt), (1, WaitingFor::Retry)] {
             let outlook = outlook(&queued(at(60), attempt), figures(5, 4), FREE, at(0)).unwrap();
-            assert_eq!(outlook, Outlook { position: None, eta_seconds: 70, waiting_for });
+            assert_eq!(outlook, Outlook { position: None, eta_seconds: Some(70), waiting_for });
+        }
+    }
+
+    #[test]
+    fn of_a_paused_queue_nobody_can_tell_the_end() {
+        let paused = Figures { is_paused: true, ..figures(5, 4) };
+        for (run_at, position) in [(at(0), Some(6)), (at(60), None)] {
+            let outlook = outlook(&queued(run_at, 0), paused, FREE, at(0)).unwrap();
+            assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
         }
     }
 
@@ -182,12 +187,5 @@ mod tests {
         let mut job = queued(at(0), 1);
         job.state = JobState::Succeeded;
         assert_eq!(outlook(&job, figures(0, 0), FREE, at(0)), None);
-    }
-
-    #[test]
-    fn the_mean_follows_what_is_seen() {
-        let service_time = ServiceTime::default();
-        (0..100).for_each(|_| service_time.observe(Duration::from_secs(2)));
-        assert_eq!(service_time.mean().as_secs_f64().round(), 2.0);
     }
 }

@@ -6,7 +6,7 @@
 //! comes twice and no end without a requeue follows another; every attempt must know whether it still owns its job; and
 //! whoever waits for a job that has ended must have heard of it. At the end of a sequence every job is brought to its end.
 
-use std::{collections::HashMap, path::Path, sync::Arc, task::Poll, time::Duration};
+use std::{collections::HashMap, num::NonZeroU64, path::Path, sync::Arc, task::Poll, time::Duration};
 
 use futures_util::{
     FutureExt,
@@ -49,6 +49,10 @@ struct New {
     run_in: Option<u64>,
     /// Seconds from now.
     deadline: Option<u64>,
+    /// 0 for one without a name.
+    caller: u8,
+    /// Its client waits for the answer.
+    waits: bool,
 }
 
 /// How an attempt ends.
@@ -89,6 +93,8 @@ enum Step {
     Together(Vec<Op>),
     /// A client waits for a job's end.
     Wait(usize),
+    /// A client that waits for its answer hangs up.
+    HangUp(usize),
     Pass(u64),
     Sweep,
     /// The process ends and starts again: in good order, or with the files as they are.
@@ -111,7 +117,8 @@ fn any_event() -> impl Strategy<Value = Event> {
     let new = || {
         let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
         let later = proptest::option::weighted(0.3, 0u64..50);
-        (priority, later.clone(), later).prop_map(|(priority, run_in, deadline)| New { priority, run_in, deadline })
+        (priority, later.clone(), later, 0u8..3, proptest::bool::weighted(0.4))
+            .prop_map(|(priority, run_in, deadline, caller, waits)| New { priority, run_in, deadline, caller, waits })
     };
     let how = prop_oneof![
         2 => Just(How::Succeed),
@@ -137,6 +144,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         9 => prop_oneof![Just(1usize), 2usize..5].prop_map(Step::Claim),
         14 => together.prop_map(Step::Together),
         4 => (0usize..10).prop_map(Step::Wait),
+        2 => (0usize..10).prop_map(Step::HangUp),
         5 => prop_oneof![8 => 1u64..20, 2 => 25u64..50, 1 => Just(4_000)].prop_map(Step::Pass),
         5 => Just(Step::Sweep),
         1 => any::<bool>().prop_map(|kill| Step::Restart { kill }),
@@ -152,6 +160,8 @@ struct Expected {
     id: JobId,
     query: String,
     priority: Priority,
+    caller: Option<String>,
+    waited_for: bool,
     created_at: Timestamp,
     deadline_at: Option<Timestamp>,
     state: JobState,
@@ -166,6 +176,10 @@ struct Expected {
 impl Expected {
     fn is_ready(&self, now: Timestamp) -> bool {
         matches!(self.state, JobState::Queued { run_at } if run_at <= now)
+    }
+
+    fn caller(&self) -> Option<NonZeroU64> {
+        self.caller.as_deref().map(|caller| short_digest(caller.as_bytes()))
     }
 
     fn is_running(&self) -> bool {
@@ -340,6 +354,13 @@ struct World {
     jobs: Vec<Expected>,
     claims: Vec<Held>,
     waiters: Vec<(JobId, JoinHandle<Result<JobRecord, QueueError>>)>,
+    /// Clients that wait for their answers, in the order of their deadlines.
+    clients: Vec<Waiting>,
+    /// The turns of the callers that have jobs ready, or had their turn early; the turn served last.
+    turns: HashMap<Option<NonZeroU64>, u64>,
+    turn: u64,
+    /// Some change was not announced, so that the order of those who wait may be another.
+    was_deaf: bool,
     lives: HashMap<JobId, Life>,
     late: u64,
 }
@@ -380,6 +401,10 @@ impl World {
             jobs: Vec::new(),
             claims: Vec::new(),
             waiters: Vec::new(),
+            clients: Vec::new(),
+            turns: HashMap::new(),
+            turn: 0,
+            was_deaf: false,
             lives: HashMap::new(),
             late: 0,
         }
@@ -397,10 +422,42 @@ impl World {
         self.jobs.iter().filter(|job| !job.state.is_final()).count()
     }
 
-    /// The job that the next claim must take.
-    fn first_ready(&mut self) -> Option<&mut Expected> {
+    /// The job that a claim must take, with its caller's turn served.
+    fn taken(&mut self, pick: Pick) -> Option<&mut Expected> {
         let now = self.now();
-        self.jobs.iter_mut().filter(|job| job.is_ready(now)).min_by_key(|job| job.place())
+        if let Pick::Job(id) = pick
+            && let Some(place) = self.jobs.iter().position(|job| job.id == id && job.is_ready(now))
+        {
+            return self.jobs.get_mut(place);
+        }
+        let unwaited = pick == Pick::Unwaited && self.jobs.iter().any(|job| job.is_ready(now) && !job.waited_for);
+        let may = |job: &&mut Expected| job.is_ready(now) && !(unwaited && job.waited_for);
+        let callers = self.jobs.iter_mut().filter(may).map(|job| job.caller());
+        let (turn, caller) = callers.map(|caller| (self.turns[&caller], caller)).min()?;
+        self.turns.insert(caller, turn.max(self.turn) + 1);
+        self.turn = self.turn.max(turn);
+        self.jobs.iter_mut().filter(may).filter(|job| job.caller() == caller).min_by_key(|job| job.place())
+    }
+
+    /// Callers that have jobs ready come in at the turn served last, unless theirs is a later one.
+    fn note_callers(&mut self) {
+        let now = self.now();
+        let callers: Vec<_> = self.jobs.iter().filter(|job| job.is_ready(now)).map(Expected::caller).collect();
+        self.turns.retain(|caller, turn| *turn > self.turn || callers.contains(caller));
+        for caller in callers {
+            self.turns.entry(caller).or_insert(self.turn);
+        }
+    }
+
+    /// Who waits goes by the earliest deadline, each among its caller's; they have come in this order.
+    fn assert_first_of_its_caller(&self, id: JobId) {
+        let now = self.now();
+        let client = self.clients.iter().position(|client| client.job() == id).expect("a client waits for it");
+        let of = |id| self.jobs.iter().find(|job| job.id == id);
+        let caller = of(id).map(Expected::caller);
+        let earlier = self.clients[..client].iter().filter_map(|client| of(client.job()));
+        let passed = earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(now)).count();
+        assert!(passed == 0 || self.was_deaf, "{id} is claimed before {passed} with an earlier deadline");
     }
 
     fn job(&mut self, id: JobId) -> Option<&mut Expected> {
@@ -419,7 +476,7 @@ impl World {
             Step::Together(ops) => ops.len() == 1,
             Step::Claim(workers) => *workers == 1,
             Step::HandOver { .. } | Step::Sweep | Step::Restart { .. } => true,
-            Step::Wait(_) | Step::Pass(_) => false,
+            Step::Wait(_) | Step::HangUp(_) | Step::Pass(_) => false,
         };
         let fault = fault.filter(|_| alone);
         let deaf = deaf && matches!(step, Step::Together(_) | Step::Sweep);
@@ -429,6 +486,7 @@ impl World {
             self.store.fail_after(calls, moment);
         }
         self.store.set_deaf(deaf);
+        self.was_deaf |= deaf;
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
             tokio::time::pause();
@@ -439,6 +497,7 @@ impl World {
             Step::Claim(workers) => self.claim(workers).await,
             Step::Together(ops) => self.together(ops).await,
             Step::Wait(n) => self.wait(n),
+            Step::HangUp(n) => self.hang_up(n),
             Step::Pass(seconds) => self.clock.advance(Duration::from_secs(seconds)),
             Step::Sweep => self.sweep().await,
             Step::Restart { kill } => self.restart(kill, fault).await,
@@ -459,8 +518,9 @@ impl World {
         self.submitted += 1;
         let query = format!("question {}", self.submitted);
         let later = |seconds: u64| now.plus(Duration::from_secs(seconds));
+        let caller = (new.caller > 0).then(|| format!("caller {}", new.caller));
         let submission = Submission {
-            request: JobRequest { query: query.clone(), ..JobRequest::default() },
+            request: JobRequest { query: query.clone(), caller: caller.clone(), ..JobRequest::default() },
             priority: new.priority,
             run_at: new.run_in.map(later),
             deadline: new.deadline.map(Duration::from_secs),
@@ -470,6 +530,8 @@ impl World {
             id: Uuid::nil(),
             query,
             priority: new.priority,
+            caller,
+            waited_for: new.waits,
             created_at: now,
             deadline_at: new.deadline.map(later),
             state: JobState::Queued { run_at: new.run_in.map_or(now, later) },
@@ -510,14 +572,26 @@ impl World {
 
     async fn submit(&mut self, new: Vec<New>) {
         let (submissions, expected): (Vec<_>, Vec<_>) = new.iter().map(|new| self.submission(new)).unzip();
-        let results = join_all(submissions.into_iter().map(|submission| self.queue.enqueue(submission))).await;
+        let submit = async |(submission, new): (Submission, &New)| {
+            if new.waits {
+                return self.queue.ask(submission, Instant::now() + NEVER, free).await;
+            }
+            Ok((self.queue.enqueue(submission).await?, None))
+        };
+        let results = join_all(submissions.into_iter().zip(&new).map(submit)).await;
         let fired = self.store.take_fired();
         for (result, expected) in results.into_iter().zip(expected) {
+            let (result, waiting) = match result {
+                Ok((accepted, waiting)) => (Ok(accepted), waiting),
+                Err(error) => (Err(error), None),
+            };
             self.accepted(result, &fired, expected);
+            self.clients.extend(waiting);
         }
     }
 
-    async fn hand_over(&mut self, new: New, permit: bool, leaves: bool) {
+    async fn hand_over(&mut self, mut new: New, permit: bool, leaves: bool) {
+        new.waits = false;
         if self.ready() > 0 {
             return self.submit(vec![new]).await;
         }
@@ -551,7 +625,9 @@ impl World {
             Poll::Ready(Some(Next::Ready(intent))) => {
                 assert!(self.ready() > 0, "woken for nothing");
                 let claim = queue.claim(intent).await;
-                self.claimed(claim);
+                let [pick] = self.store.take_picks()[..] else { panic!("one claim") };
+                self.note_callers();
+                self.claimed(claim, pick);
             }
             Poll::Ready(None) => panic!("nothing stops"),
             Poll::Pending => {
@@ -572,18 +648,24 @@ impl World {
             }
         }
         assert_eq!(intents.len(), workers.min(self.ready()), "workers are called as there are jobs");
-        for claim in join_all(intents.into_iter().map(|intent| self.queue.claim(intent))).await {
-            self.claimed(claim);
+        let claims = join_all(intents.into_iter().map(|intent| self.queue.claim(intent))).await;
+        let picks = self.store.take_picks();
+        assert_eq!(picks.len(), claims.len());
+        for (claim, pick) in claims.into_iter().zip(picks) {
+            self.claimed(claim, pick);
         }
     }
 
-    fn claimed(&mut self, result: Result<Option<Claim>, QueueError>) {
+    fn claimed(&mut self, result: Result<Option<Claim>, QueueError>, pick: Pick) {
         let now = self.now();
         let fired = self.store.take_fired();
+        if let Pick::Job(id) = pick {
+            self.assert_first_of_its_caller(id);
+        }
         match (result, fired.first()) {
             (Ok(claim), _) => {
                 let claim = claim.expect("a job was ready");
-                let job = self.first_ready().unwrap();
+                let job = self.taken(pick).unwrap();
                 job.claim(now);
                 assert_eq!((claim.job.id, claim.job.attempt), (job.id, job.attempt), "claims follow the order");
                 assert_eq!(claim.request.query, job.query);
@@ -592,7 +674,7 @@ impl World {
             (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::Before))) => {}
             // It runs, and nobody is at work on it, until its lease is over.
             (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::After))) => {
-                self.first_ready().unwrap().claim(now);
+                self.taken(pick).unwrap().claim(now);
             }
             (Err(error), fired) => panic!("{error} after {fired:?}"),
         }
@@ -673,6 +755,7 @@ impl World {
                 }
                 (op, _) => unreachable!("{op:?} brought something else"),
             }
+            self.note_callers();
         }
     }
 
@@ -684,6 +767,12 @@ impl World {
         let queue = self.queue.clone();
         let until = Instant::now() + NEVER;
         self.waiters.push((id, tokio::spawn(async move { queue.wait(id, until).await })));
+    }
+
+    fn hang_up(&mut self, n: usize) {
+        if n < self.clients.len() {
+            drop(self.clients.remove(n));
+        }
     }
 
     async fn sweep(&mut self) {
@@ -732,6 +821,8 @@ impl World {
             }
             self.store.close().await;
         }
+        self.clients.clear();
+        (self.turns, self.turn) = (HashMap::new(), 0);
         self.announced();
         self.process += 1;
         self.metrics = Metrics::new();
@@ -769,6 +860,7 @@ impl World {
         assert_eq!(pending, self.pending());
         assert_eq!(pending + counts.succeeded + counts.failed + counts.cancelled, self.jobs.len(), "nothing besides");
         assert_eq!(self.store.claimable(now), self.ready());
+        self.note_callers();
         assert_eq!(self.metrics.leases_lost.get(), self.late, "late settles and heartbeats are counted");
 
         for held in self.claims.iter_mut().filter(|held| held.process == self.process && !held.excused) {
@@ -820,6 +912,11 @@ impl World {
 fn queue_over(store: &Arc<FaultStore<SledStore>>, clock: &Clock, policy: &Policy, metrics: &Metrics) -> Queue {
     let store = Arc::clone(store) as Arc<dyn JobStore>;
     Queue::new(store, clock.clone(), policy.clone(), metrics.clone(), CancellationToken::new())
+}
+
+/// Calls can be made as fast as one likes.
+fn free() -> Allowance {
+    Allowance { calls_per_second: 1e6, calls_at_once: 1_000, is_exhausted: false, gate_closed_for: None }
 }
 
 /// The files as they are now, in another folder: what a kill at this moment would leave.
@@ -918,4 +1015,100 @@ async fn an_idempotency_key_is_its_callers_own() {
     let again = submit(Some("ann")).await;
     assert_eq!((again.replayed, again.record.job.id), (true, first.record.job.id));
     assert!(!submit(Some("ben")).await.replayed && !submit(None).await.replayed);
+}
+
+/// A queue of one worker, whose attempts have all taken ten seconds so far.
+async fn queue_of_ten_seconds(folder: &TempDir) -> (Queue, Clock) {
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let policy = Policy { lease: Duration::from_hours(1), ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    for _ in 0..5 {
+        queue.enqueue(Submission::default()).await.unwrap();
+        let claim = claimed(&queue).await;
+        clock.advance(Duration::from_secs(10));
+        queue.settle(&claim.job, &Settlement::Succeeded, AttemptReport::default()).await;
+        queue.end(&claim.job);
+    }
+    (queue, clock)
+}
+
+async fn claimed(queue: &Queue) -> Claim {
+    match queue.next(&(Arc::new(|| false) as Permit)).await.unwrap() {
+        Next::Ready(intent) => queue.claim(intent).await.unwrap().unwrap(),
+        Next::Claimed(claim) => *claim,
+    }
+}
+
+async fn ask(queue: &Queue, seconds: u64) -> (JobRecord, Option<Waiting>) {
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let (accepted, waiting) = queue.ask(Submission::default(), until, free).await.unwrap();
+    (accepted.record, waiting)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
+    let folder = folder();
+    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    assert!(ask(&queue, 9).await.1.is_none(), "an attempt takes ten seconds");
+    let _running = claimed(&queue).await;
+    let (first, holds) = ask(&queue, 29).await;
+    assert!(holds.is_some() && first.job.waited_for, "ten for the running one, ten of its own");
+    assert!(ask(&queue, 29).await.1.is_none(), "ten more");
+    let closed = || Allowance { gate_closed_for: Some(Duration::from_secs(60)), ..free() };
+    let until = Instant::now() + Duration::from_secs(29);
+    assert!(queue.ask(Submission::default(), until, closed).await.unwrap().1.is_none(), "no call is made before that");
+    let outlook = queue.outlook(&first.job, free).unwrap();
+    assert_eq!((outlook.position, outlook.eta_seconds), (Some(1), Some(20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_answer_can_not_come_in_time_any_more_is_told_at_that_moment() {
+    let folder = folder();
+    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let (record, waiting) = ask(&queue, 29).await;
+    let waiting = waiting.unwrap();
+    let asked = Instant::now();
+    let answer = queue.answer(&waiting).await.unwrap();
+    assert_eq!(asked.elapsed().as_secs(), 19, "ten seconds before the end");
+    assert_eq!((answer.job.id, answer.job.status(queue.now())), (record.job.id, JobStatus::Queued));
+    assert_eq!(queue.pick(queue.now()), Pick::First, "its job is an ordinary one now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_job_is_running_is_held_to_the_end() {
+    let folder = folder();
+    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let (_, waiting) = ask(&queue, 29).await;
+    let _running = claimed(&queue).await;
+    let asked = Instant::now();
+    let answer = queue.answer(&waiting.unwrap()).await.unwrap();
+    assert_eq!((asked.elapsed().as_secs(), answer.job.is_running()), (29, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
+    let folder = folder();
+    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
+    let (asked, waiting) = ask(&queue, 29).await;
+    assert_eq!(queue.pick(queue.now()), Pick::Job(asked.job.id));
+    queue.0.order.note(std::slice::from_ref(&asked.job), queue.now());
+    let ahead = [&ordinary, &asked.job].map(|job| queue.outlook(job, free).unwrap().position);
+    assert_eq!(ahead, [Some(2), Some(1)]);
+    drop(waiting);
+    assert_eq!(claimed(&queue).await.job.id, ordinary.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_the_order_of_submission_nobody_passes_and_nobody_is_declined() {
+    let folder = folder();
+    let (clock, metrics) = (Clock::system(), Metrics::new());
+    let policy = Policy { deadlines_first: false, ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let first = queue.enqueue(Submission::default()).await.unwrap().record.job;
+    let (_, waiting) = ask(&queue, 29).await;
+    assert_eq!(claimed(&queue).await.job.id, first.id);
+    let asked = Instant::now();
+    queue.answer(&waiting.unwrap()).await.unwrap();
+    assert_eq!(asked.elapsed().as_secs(), 29);
 }

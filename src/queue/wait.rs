@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Claim, follow::Draft};
-use crate::job::{Job, JobId, JobState};
+use crate::job::{Job, JobId, JobRequest, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
@@ -86,13 +86,20 @@ pub(super) struct Stay {
     pub(super) lost: CancellationToken,
     /// What has come of its answer.
     pub(super) draft: Arc<Draft>,
+    /// What is asked.
+    request: Arc<JobRequest>,
 }
 
 impl Running {
-    pub(super) fn begin(&self, id: JobId, attempt: u32) -> Stay {
-        let stay = Stay { attempt, lost: CancellationToken::new(), draft: Arc::new(Draft::new(attempt)) };
+    pub(super) fn begin(&self, id: JobId, attempt: u32, request: Arc<JobRequest>) -> Stay {
+        let stay = Stay { attempt, lost: CancellationToken::new(), draft: Arc::new(Draft::new(attempt)), request };
         lock(&self.0).insert(id, stay.clone());
         stay
+    }
+
+    /// What the job asks, while an attempt is under way.
+    pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
+        lock(&self.0).get(&id).map(|stay| Arc::clone(&stay.request))
     }
 
     /// What has come of the answer to the job's attempt, if one is under way.

@@ -2,16 +2,17 @@
 //! make one; how a store survives a crash is tested beside it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use super::{Insertion, JobStore, StoreError};
+use super::{Ahead, Insertion, JobStore, Pick, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
         AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobRecord,
-        JobRequest, JobStatus, Priority, StatusCounts, TransitionError,
+        JobRequest, JobStatus, Listing, Order, Priority, StatusCounts, TransitionError,
     },
 };
 
@@ -47,6 +48,9 @@ pub(crate) fn success(attempt: u32, bytes: usize) -> JobEvent {
 /// Everything, on a fresh store each.
 pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     claims_in_order_of_effective_time(&fresh().await).await;
+    lets_callers_take_turns(&fresh().await).await;
+    takes_the_job_that_is_picked(&fresh().await).await;
+    prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
     tells_how_many_go_before_a_job(&fresh().await).await;
@@ -54,7 +58,10 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     bounds_pending_jobs_but_not_what_ends_them(&fresh().await).await;
     tells_what_is_overdue_and_when_the_next_thing_is_due(&fresh().await).await;
     takes_a_job_together_with_its_claim(&fresh().await).await;
-    lists_newest_first_page_by_page(&fresh().await).await;
+    lists_page_by_page_in_both_orders_and_both_ways(&fresh().await).await;
+    looks_for_what_was_asked_and_answered(&fresh().await).await;
+    removes_what_has_ended_and_nothing_else(&fresh().await).await;
+    keeps_settings_and_a_journal(&fresh().await).await;
     prunes_oldest_ends_first(&fresh().await).await;
     tells_the_observer_after_the_change_is_visible(fresh().await).await;
     gives_each_job_to_one_claimant(fresh().await).await;
@@ -70,7 +77,11 @@ async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
 }
 
 async fn claim(store: &impl JobStore, now: u32) -> Option<Job> {
-    store.claim(at(now + 30), at(now)).await.unwrap().map(|claimed| claimed.job)
+    pick(store, Pick::First, now).await
+}
+
+async fn pick(store: &impl JobStore, pick: Pick, now: u32) -> Option<Job> {
+    store.claim(pick, at(now + 30), at(now)).await.unwrap().map(|claimed| claimed.job)
 }
 
 async fn claims_in_order_of_effective_time(store: &impl JobStore) {
@@ -82,6 +93,47 @@ async fn claims_in_order_of_effective_time(store: &impl JobStore) {
         order.push(claimed.id);
     }
     assert_eq!(order, [job(3).id, job(1).id, job(2).id, job(0).id]);
+}
+
+/// A job of a caller.
+fn by(n: u32, caller: u64) -> Job {
+    Job { caller: std::num::NonZeroU64::new(caller), ..job(n) }
+}
+
+async fn lets_callers_take_turns(store: &impl JobStore) {
+    let urgent = Job { priority: Priority::High, ..by(4, 1) };
+    add(store, [by(0, 1), by(1, 1), by(2, 1), by(3, 2), urgent.clone(), job(5)]).await;
+    assert_eq!(store.ahead_of(&by(2, 1)).all, 5, "everybody else's one and three of its own go before it");
+    let mut order = Vec::new();
+    while let Some(claimed) = claim(store, 10).await {
+        order.push(claimed);
+    }
+    let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
+    let own: Vec<Job> = order.iter().filter(|job| job.caller == urgent.caller).cloned().collect();
+    assert_eq!(ids(&own), [4, 0, 1, 2].map(|n| job(n).id), "priority moves a job among its caller's own");
+    let mut first_round = ids(&order[..3]);
+    first_round.sort();
+    assert_eq!(first_round, [3, 4, 5].map(|n| job(n).id), "one of each, those without a name being one caller");
+}
+
+async fn takes_the_job_that_is_picked(store: &impl JobStore) {
+    let later = Job { state: crate::job::JobState::Queued { run_at: at(50) }, ..job(3) };
+    add(store, [job(0), job(1), job(2), later.clone()]).await;
+    assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(2).id));
+    assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(0).id), "it runs");
+    assert_eq!(pick(store, Pick::Job(later.id), 10).await.map(|job| job.id), Some(job(1).id), "its time has not come");
+    assert_eq!(pick(store, Pick::Job(job(9).id), 10).await, None, "there is neither such a job nor another one");
+}
+
+async fn prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(store: &impl JobStore) {
+    let waited = |n| Job { waited_for: true, ..job(n) };
+    add(store, [waited(0), waited(1), job(2), job(3)]).await;
+    assert_eq!((store.claimable(at(10)), store.claimable_unwaited()), (4, 2));
+    assert_eq!(store.ahead_of(&job(3)), Ahead { all: 3, unwaited: 1 });
+    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(2).id));
+    assert_eq!(claim(store, 10).await.map(|job| job.id), Some(job(0).id));
+    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(3).id));
+    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(1).id), "rather that than none");
 }
 
 async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore) {
@@ -120,7 +172,7 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
 async fn tells_how_many_go_before_a_job(store: &impl JobStore) {
     let urgent = Job { priority: Priority::High, ..job(3) };
     add(store, [job(0), job(1), job(2), urgent.clone()]).await;
-    let ahead = || [&job(0), &job(1), &job(2), &urgent].map(|job| store.ahead_of(job));
+    let ahead = || [&job(0), &job(1), &job(2), &urgent].map(|job| store.ahead_of(job).all);
     assert_eq!(ahead(), [1, 2, 3, 0]);
     claim(store, 10).await.unwrap();
     store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
@@ -176,27 +228,103 @@ async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
     assert_eq!(done.status(at(3)), JobStatus::Succeeded);
 }
 
-async fn lists_newest_first_page_by_page(store: &impl JobStore) {
+async fn lists_page_by_page_in_both_orders_and_both_ways(store: &impl JobStore) {
     add(store, (0..5).map(job)).await;
     store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
     store.transition(job(3).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
-    let page = async |statuses: &[JobStatus], limit, before| {
-        let filter = JobFilter { statuses: statuses.to_vec(), limit, before };
-        let page = store.list(filter, at(10)).await.unwrap();
-        (page.jobs.iter().map(|record| record.job.id).collect::<Vec<_>>(), page.next)
+    let page = async |statuses: &[JobStatus], order, limit, cursor| {
+        let filter = JobFilter { statuses: statuses.to_vec(), ..JobFilter::default() };
+        let page = store.list(Listing { filter, order, cursor, limit }, at(10)).await.unwrap();
+        (page.jobs.iter().map(|record| record.job.id).collect::<Vec<_>>(), page.next, page.prev)
     };
-    let (first, next) = page(&[], 3, None).await;
-    assert_eq!(first, [job(4).id, job(3).id, job(2).id]);
-    let (second, end) = page(&[], 3, next).await;
-    assert_eq!((second, end), (vec![job(1).id, job(0).id], None));
-    let (cancelled, _) = page(&[JobStatus::Cancelled], 10, None).await;
-    assert_eq!(cancelled, [job(3).id, job(1).id]);
-    let (both, more) = page(&[JobStatus::Cancelled, JobStatus::Queued], 4, None).await;
-    assert_eq!(both, [job(4).id, job(3).id, job(2).id, job(1).id]);
+    let ids = |numbers: &[u32]| numbers.iter().map(|n| job(*n).id).collect::<Vec<_>>();
+    for (order, all) in [(Order::NewestFirst, [4, 3, 2, 1, 0]), (Order::OldestFirst, [0, 1, 2, 3, 4])] {
+        let (first, next, prev) = page(&[], order, 2, None).await;
+        assert_eq!((first, prev), (ids(&all[..2]), None));
+        let (second, next, prev) = page(&[], order, 2, next).await;
+        assert_eq!(second, ids(&all[2..4]));
+        let (third, end, back) = page(&[], order, 2, next).await;
+        assert_eq!((third, end), (ids(&all[4..]), None));
+        assert_eq!(page(&[], order, 2, back).await.0, ids(&all[2..4]));
+        let (first, next, begin) = page(&[], order, 2, prev).await;
+        assert_eq!((first, begin), (ids(&all[..2]), None));
+        assert_eq!(page(&[], order, 2, next).await.0, ids(&all[2..4]));
+    }
+    let (cancelled, _, _) = page(&[JobStatus::Cancelled], Order::OldestFirst, 10, None).await;
+    assert_eq!(cancelled, ids(&[1, 3]));
+    let (both, more, _) = page(&[JobStatus::Cancelled, JobStatus::Queued], Order::NewestFirst, 4, None).await;
+    assert_eq!(both, ids(&[4, 3, 2, 1]));
     assert!(more.is_some());
-    let (scheduled, _) = page(&[JobStatus::Scheduled], 4, None).await;
+    let (scheduled, _, _) = page(&[JobStatus::Scheduled], Order::NewestFirst, 4, None).await;
     assert!(scheduled.is_empty());
     assert_eq!(store.counts(at(10)), StatusCounts { queued: 3, cancelled: 2, ..StatusCounts::default() });
+}
+
+async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
+    add(store, (0..4).map(job)).await;
+    let labelled = JobRequest {
+        query: "Kaufen oder BAUEN?".to_owned(),
+        metadata: BTreeMap::from([("team".to_owned(), "ops".to_owned())]),
+        caller: Some("alice".to_owned()),
+        model: Some("asked".to_owned()),
+        ..JobRequest::default()
+    };
+    store.insert(job(4), Arc::new(labelled)).await.unwrap();
+    claim(store, 10).await.unwrap();
+    let report = AttemptReport { model: Some("answered".to_owned()), ..AttemptReport::default() };
+    let failed = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::new(report) };
+    store.transition(job(0).id, failed, at(11)).await.unwrap();
+    let plain = JobFilter::default;
+    let find = async |filter: JobFilter| {
+        let listing = Listing { filter, limit: 9, ..Listing::default() };
+        let found = store.select(listing.clone(), at(20)).await.unwrap();
+        let listed = store.list(listing, at(20)).await.unwrap();
+        assert!(listed.jobs.iter().map(|record| record.job.id).eq(found.ids.iter().copied()));
+        found.ids
+    };
+    assert_eq!(find(plain().with_text(Some("Question 2"))).await, [job(2).id]);
+    assert_eq!(find(plain().with_text(Some("oder bauen"))).await, [job(4).id]);
+    assert_eq!(find(JobFilter { caller: Some("alice".to_owned()), ..plain() }).await, [job(4).id]);
+    assert_eq!(find(JobFilter { model: Some("asked".to_owned()), ..plain() }).await, [job(4).id]);
+    assert_eq!(find(JobFilter { model: Some("answered".to_owned()), ..plain() }).await, [job(0).id]);
+    assert_eq!(find(JobFilter { codes: vec![FailureCode::Refused], ..plain() }).await, [job(0).id]);
+    let from = JobFilter { created_from: Some(at(1)), created_before: Some(at(3)), ..plain() };
+    assert_eq!(find(from).await, [job(2).id, job(1).id]);
+    let metadata = BTreeMap::from([("team".to_owned(), "ops".to_owned())]);
+    assert_eq!(find(JobFilter { metadata, ..plain() }).await, [job(4).id]);
+    let both = JobFilter { caller: Some("alice".to_owned()), priorities: vec![Priority::High], ..plain() };
+    assert!(find(both).await.is_empty(), "conditions add up");
+}
+
+async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
+    add(store, (0..3).map(job)).await;
+    for n in [0, 1] {
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
+    }
+    let ids = vec![job(0).id, job(2).id, job(7).id];
+    assert_eq!(store.remove(ids, at(10)).await.unwrap(), 1);
+    assert!(store.get(job(0).id).await.unwrap().is_none());
+    assert!(store.peek(job(1).id).is_some() && store.peek(job(2).id).is_some());
+    assert_eq!(store.counts(at(10)), StatusCounts { queued: 1, cancelled: 1, ..StatusCounts::default() });
+}
+
+async fn keeps_settings_and_a_journal(store: &impl JobStore) {
+    let kept =
+        |prefix| store.kept(prefix).into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+    for (name, value) in [("b/1", "x"), ("a", "y"), ("b/2", "z"), ("b/1", "w")] {
+        store.keep(name.to_owned(), Some(value.to_owned())).await.unwrap();
+    }
+    assert_eq!((kept("b/"), kept("")), (vec!["b/1=w".to_owned(), "b/2=z".to_owned()], kept("")));
+    store.keep("b/1".to_owned(), None).await.unwrap();
+    assert_eq!(kept(""), ["a=y", "b/2=z"]);
+
+    let id = |n: u128| uuid::Uuid::from_u128(n);
+    for (n, text) in [(1, "one"), (2, "two"), (3, "three"), (2, "two again")] {
+        store.journal(id(n), text.to_owned()).await.unwrap();
+    }
+    let entry = |n, text: &str| (id(n), text.to_owned());
+    assert_eq!(store.journalled(None, 2).await.unwrap(), [entry(3, "three"), entry(2, "two again")]);
+    assert_eq!(store.journalled(Some(id(2)), 9).await.unwrap(), [entry(1, "one")]);
 }
 
 /// A job that its client calls `name`, from second `n`, for 100 seconds.
@@ -256,8 +384,9 @@ async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl Jo
     from.transition(job(0).id, success(1, 60_000), at(11)).await.unwrap();
     claim(from, 12).await.unwrap();
     from.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(13)).await.unwrap();
-    let first = from.read_on(None, 3).await.unwrap();
-    let second = from.read_on(first.next, 3).await.unwrap();
+    let all = |cursor, limit| Listing { order: Order::OldestFirst, cursor, limit, ..Listing::default() };
+    let first = from.list(all(None, 3), at(10)).await.unwrap();
+    let second = from.list(all(first.next, 3), at(10)).await.unwrap();
     assert_eq!((first.jobs.len(), second.jobs.len(), second.next), (3, 2, None));
     let records: Vec<_> = first.jobs.into_iter().chain(second.jobs).collect();
     let ids: Vec<_> = records.iter().map(|record| record.job.id).collect();
@@ -279,7 +408,7 @@ async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl Jo
     assert_eq!(to.running().iter().map(|job| job.id).collect::<Vec<_>>(), [ids[1]]);
     let more = (10..20).map(|n| JobRecord { job: job(n), ..records[4].clone() }).collect();
     assert_eq!(to.import(more).await, Err(StoreError::Full { limit: MAX_PENDING }));
-    assert_eq!(to.read_on(None, 100).await.unwrap().jobs.len(), 5, "none of them");
+    assert_eq!(to.list(all(None, 100), at(10)).await.unwrap().jobs.len(), 5, "none of them");
 }
 
 async fn prunes_oldest_ends_first(store: &impl JobStore) {

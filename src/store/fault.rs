@@ -10,11 +10,12 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
-use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
+use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError};
 use crate::{
     clock::Timestamp,
-    job::{IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts},
 };
 
 /// When a call fails.
@@ -37,6 +38,9 @@ pub(crate) enum Call {
     Claim,
     Transition(JobId),
     Prune,
+    Remove,
+    Keep,
+    Journal,
 }
 
 /// The store.
@@ -52,6 +56,8 @@ struct Script {
     next: Option<(usize, Moment)>,
     /// What has failed since it was last asked for.
     fired: Vec<(Call, Moment)>,
+    /// What claims were to take since it was last asked for.
+    picks: Vec<Pick>,
 }
 
 /// What comes of announcements.
@@ -82,6 +88,11 @@ impl<S: JobStore> FaultStore<S> {
     /// Forgets a fault that did not come about; gives those that did.
     pub(crate) fn take_fired(&self) -> Vec<(Call, Moment)> {
         std::mem::take(&mut *lock(&self.script)).fired
+    }
+
+    /// What claims were to take since the last time, failed ones included.
+    pub(crate) fn take_picks(&self) -> Vec<Pick> {
+        std::mem::take(&mut lock(&self.script).picks)
     }
 
     /// Keeps changes from the observer from now on, or tells them again.
@@ -134,8 +145,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Import(records.len()), self.inner.import(records)).await
     }
 
-    async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
-        self.call(Call::Claim, self.inner.claim(lease_until, now)).await
+    async fn claim(
+        &self,
+        pick: Pick,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<ClaimedJob>, StoreError> {
+        lock(&self.script).picks.push(pick);
+        self.call(Call::Claim, self.inner.claim(pick, lease_until, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -150,12 +167,32 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.get(id).await
     }
 
-    async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
-        self.inner.list(filter, now).await
+    async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError> {
+        self.call(Call::Remove, self.inner.remove(ids, now)).await
     }
 
-    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError> {
-        self.inner.read_on(after, limit).await
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
+        self.inner.list(listing, now).await
+    }
+
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+        self.inner.select(listing, now).await
+    }
+
+    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
+        self.call(Call::Keep, self.inner.keep(name, value)).await
+    }
+
+    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
+        self.inner.kept(prefix)
+    }
+
+    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
+        self.call(Call::Journal, self.inner.journal(id, entry)).await
+    }
+
+    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        self.inner.journalled(before, limit).await
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {
@@ -166,7 +203,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.is_key_known(key, now)
     }
 
-    fn ahead_of(&self, job: &Job) -> usize {
+    fn ahead_of(&self, job: &Job) -> Ahead {
         self.inner.ahead_of(job)
     }
 
@@ -176,6 +213,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn claimable(&self, now: Timestamp) -> usize {
         self.inner.claimable(now)
+    }
+
+    fn claimable_unwaited(&self) -> usize {
+        self.inner.claimable_unwaited()
     }
 
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
@@ -253,7 +294,7 @@ mod tests {
         assert!(store.peek(job(0).id).is_some() && store.peek(job(1).id).is_none());
 
         store.fail_after(0, Moment::After);
-        let error = store.claim(at(30), at(1)).await.unwrap_err();
+        let error = store.claim(Pick::First, at(30), at(1)).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
         assert_eq!(store.running().len(), 1, "it is claimed all the same");
         store.fail_after(0, Moment::After);

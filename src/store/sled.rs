@@ -4,8 +4,10 @@
 //! - `codec`: how records are written and upgraded
 //! - `disk`: how sled is opened, and what makes a change durable
 //! - `idempotency`: the keys that clients gave their submissions
+//! - `beside`: what is kept beside the jobs, the journal and the settings
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
+//! - `listing`: looking for jobs within a bound of time
 //! - `log`, `salvage`: what can be read of a damaged store
 //! - `mark`: how much was acknowledged, so that a loss is noticed
 //! - `witness`: whether all jobs are as they were
@@ -15,11 +17,13 @@
 //! from sled on a blocking thread, since their page may not be in its cache; those records are never overwritten, so what
 //! is read is always committed.
 
+mod beside;
 mod codec;
 mod disk;
 mod idempotency;
 mod index;
 mod keys;
+mod listing;
 mod log;
 mod mark;
 mod recent;
@@ -38,9 +42,11 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, oneshot};
+use uuid::Uuid;
 
 pub use self::disk::OpenError;
 use self::{
+    beside::{Beside, BesideChange},
     codec::read_chunks,
     disk::Disk,
     idempotency::Keys,
@@ -49,10 +55,13 @@ use self::{
     recent::{Bodies, Recent},
     writer::{Command, Envelope, NewJob, Reply, Writer},
 };
-use super::{ClaimedJob, Insertion, JobStore, Observer, StoreError};
+use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError, turns::List};
 use crate::{
     clock::{Clock, Timestamp},
-    job::{Attempt, IdempotencyKey, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, StatusCounts},
+    job::{
+        Attempt, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
+        StatusCounts,
+    },
     metrics::Metrics,
 };
 
@@ -86,6 +95,7 @@ struct Shared {
     max_pending: usize,
     index: RwLock<Index>,
     keys: RwLock<Keys>,
+    beside: RwLock<Beside>,
     recent: Recent,
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
@@ -106,6 +116,7 @@ impl SledStore {
             clock,
             index: RwLock::default(),
             keys: RwLock::default(),
+            beside: RwLock::default(),
             recent: Recent::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
@@ -177,8 +188,13 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Import { all, reply }).await
     }
 
-    async fn claim(&self, lease_until: Timestamp, now: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
-        self.ask(|reply| Command::Claim { lease_until, now, reply }).await
+    async fn claim(
+        &self,
+        pick: Pick,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<ClaimedJob>, StoreError> {
+        self.ask(|reply| Command::Claim { pick, lease_until, now, reply }).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -207,15 +223,45 @@ impl JobStore for SledStore {
         }
     }
 
-    async fn list(&self, filter: JobFilter, now: Timestamp) -> Result<JobPage, StoreError> {
-        self.shared.promote(now);
-        let jobs = self.shared.index().newest(&filter.statuses, filter.before, filter.limit + 1);
-        self.read(move |shared, disk| shared.page(disk, jobs, filter.limit)).await
+    async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError> {
+        self.ask(|reply| Command::Remove { ids, now, reply }).await
     }
 
-    async fn read_on(&self, after: Option<u64>, limit: usize) -> Result<JobPage, StoreError> {
-        let jobs = self.shared.index().oldest(after, limit + 1);
-        self.read(move |shared, disk| shared.page(disk, jobs, limit)).await
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
+        self.shared.promote(now);
+        self.read(move |shared, disk| shared.list(disk, &listing, now)).await
+    }
+
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+        self.shared.promote(now);
+        self.read(move |shared, disk| shared.select(disk, &listing, now)).await
+    }
+
+    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Beside { change: BesideChange::Keep { name, value }, reply }).await
+    }
+
+    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
+        self.shared.beside().kept(prefix)
+    }
+
+    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Beside { change: BesideChange::Journal { id, entry }, reply }).await
+    }
+
+    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        let ids = self.shared.beside().journalled(before, limit);
+        self.read(move |_, disk| {
+            let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
+            let mut entries = Vec::with_capacity(ids.len());
+            for id in ids {
+                if let Some(bytes) = disk.tree().get(keys::journal(id)).map_err(failed)? {
+                    entries.push((id, String::from_utf8_lossy(&bytes).into_owned()));
+                }
+            }
+            Ok(entries)
+        })
+        .await
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {
@@ -233,10 +279,14 @@ impl JobStore for SledStore {
 
     fn claimable(&self, now: Timestamp) -> usize {
         self.shared.promote(now);
-        self.shared.index().ready_len()
+        self.shared.index().ready_len(None)
     }
 
-    fn ahead_of(&self, job: &Job) -> usize {
+    fn claimable_unwaited(&self) -> usize {
+        self.shared.index().ready_len(Some(List::Unwaited))
+    }
+
+    fn ahead_of(&self, job: &Job) -> Ahead {
         self.shared.index().ahead_of(job)
     }
 
@@ -280,10 +330,11 @@ impl Shared {
     /// Opens the database and reads the index anew; tells the first free number.
     fn open(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
-        let (index, keys, next_seq) = writer::load(&disk, self.clock.now())
+        let (index, keys, beside, next_seq) = writer::load(&disk, self.clock.now())
             .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
         *self.index_mut() = index;
         *self.keys_mut() = keys;
+        *self.beside_mut() = beside;
         *self.disk.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(disk));
         *lock(&self.trouble) = None;
         Ok(next_seq)
@@ -325,13 +376,6 @@ impl Shared {
         Ok(Some(JobRecord { job, request: bodies.request, attempts: bodies.attempts }))
     }
 
-    /// The first `limit` of these jobs with their records, and where to go on if there are more of them.
-    fn page(&self, disk: &Disk, jobs: Vec<(Seq, Job)>, limit: usize) -> Result<JobPage, StoreError> {
-        let next = (jobs.len() > limit).then(|| jobs[limit - 1].0);
-        let records = jobs.into_iter().take(limit).map(|(seq, job)| self.record(disk, seq, job));
-        Ok(JobPage { jobs: records.filter_map(Result::transpose).collect::<Result<_, _>>()?, next })
-    }
-
     fn trouble(&self) -> Option<String> {
         lock(&self.trouble).clone()
     }
@@ -342,6 +386,14 @@ impl Shared {
 
     fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
         self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside(&self) -> RwLockReadGuard<'_, Beside> {
+        self.beside.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside_mut(&self) -> RwLockWriteGuard<'_, Beside> {
+        self.beside.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes ready what was queued for a moment that has come; tells whether there was any.

@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::*;
 use crate::{
     clock::Clock,
-    job::{AttemptOutcome, Job, JobFilter, JobId, JobRecord, JobState, JobStatus},
+    job::{AttemptOutcome, Job, JobId, JobRecord, JobState, JobStatus, Listing},
     limits::PerMinute,
     queue::{Policy, Submission},
     store::{
@@ -284,8 +284,7 @@ async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
     shop.closing.cancel();
     shop.tracker.close();
     timeout(PATIENCE, shop.tracker.wait()).await.expect("the worker ends");
-    let filter = JobFilter { statuses: Vec::new(), limit: 2, before: None };
-    let page = shop.queue.list(filter).await.unwrap();
+    let page = shop.queue.list(Listing { limit: 2, ..Listing::default() }).await.unwrap();
     let [record] = &page.jobs[..] else { panic!("{page:?}") };
     assert_eq!((record.job.status(shop.queue.now()), record.job.releases), (JobStatus::Queued, 1));
     assert_eq!(record.attempts[0].outcome, AttemptOutcome::Released);

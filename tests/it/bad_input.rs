@@ -123,12 +123,12 @@ async fn each_request_that_makes_no_sense_gets_its_problem_and_leaves_nothing() 
         (get(&format!("{NO_JOB}?wait=soon")), 400, "invalid_parameter", "true, false or a number of seconds"),
         (get(&format!("{NO_JOB}?wiat=1")), 400, "invalid_parameter", "wiat"),
         (post(&format!("{ANALYZE}?wait=-1")), 400, "invalid_parameter", "true, false or a number of seconds"),
-        (list("cursor=x"), 400, "invalid_parameter", "next_cursor"),
+        (list("cursor=x"), 400, "invalid_parameter", "cursor"),
         (list("limit=0"), 400, "invalid_parameter", "from 1 to 200"),
         (list("limit=201"), 400, "invalid_parameter", "from 1 to 200"),
         (list("limit=many"), 400, "invalid_parameter", "from 1 to 200"),
         (list("status=done"), 400, "invalid_parameter", "queued, scheduled, running, succeeded, failed, cancelled"),
-        (list("page=2"), 400, "invalid_parameter", "status, limit and cursor"),
+        (list("page=2"), 400, "invalid_parameter", "order, limit and cursor"),
     ] {
         let answer = send(request).await;
         answer.assert_problem(status, code);

@@ -194,6 +194,11 @@ impl Service {
         send(self.request(Method::GET, path).bearer_auth(ADMIN_TOKEN)).await
     }
 
+    /// As [`Service::post`], as the operator.
+    pub(crate) async fn admin_post(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::POST, path).bearer_auth(ADMIN_TOKEN).json(body)).await
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         send(self.request(Method::POST, path).json(body)).await
     }

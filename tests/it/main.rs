@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and tell as tests do")]
 
+mod admin;
 mod bad_input;
 mod batch;
 mod command_line;

@@ -286,10 +286,15 @@ async fn the_printed_api_description_has_every_route_and_is_the_served_one() {
     assert_eq!(
         routes,
         [
+            "/api/v1/admin/audit",
             "/api/v1/admin/export",
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
+            "/api/v1/admin/jobs/actions",
             "/api/v1/admin/limits",
+            "/api/v1/admin/queue/pause",
+            "/api/v1/admin/queue/resume",
+            "/api/v1/admin/stats",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
             "/api/v1/jobs/{id}",

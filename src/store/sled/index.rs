@@ -6,18 +6,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Job, JobId, JobState, JobStatus, StatusCounts},
+    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts},
+    store::{
+        Ahead, Pick,
+        turns::{List, Turns},
+    },
 };
 
 /// All jobs, and each in the one list of its state.
 ///
 /// [`Index::replace`] is the only function that changes a job, so a job and its lists can't disagree.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(super) struct Index {
     jobs: BTreeMap<Seq, Job>,
     by_id: HashMap<JobId, Seq>,
-    /// Queued and due, in the order of claiming. A set that also tells at once how many come before one.
-    ready: indexset::BTreeSet<(Timestamp, Seq)>,
+    /// Queued and due, in the order of claiming. Not those that the writer is about to change.
+    ready: Turns<(Timestamp, Seq)>,
     /// Queued for later, by their time.
     scheduled: BTreeSet<(Timestamp, Seq)>,
     /// Running, by the end of their lease.
@@ -68,7 +72,7 @@ impl Index {
                 if run_at > now {
                     self.scheduled.insert((run_at, seq));
                 } else {
-                    self.ready.insert((job.effective_at(), seq));
+                    self.make_ready(seq, job);
                 }
                 if let Some(deadline) = job.deadline_at {
                     self.deadlines.insert((deadline, seq));
@@ -89,7 +93,7 @@ impl Index {
             JobState::Queued { run_at } => {
                 let waits = self.scheduled.remove(&(run_at, seq));
                 status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
-                self.ready.remove(&(old.effective_at(), seq));
+                self.ready.remove(old.caller, List::of(old.waited_for), &(old.effective_at(), seq));
                 if let Some(deadline) = old.deadline_at {
                     self.deadlines.remove(&(deadline, seq));
                 }
@@ -114,13 +118,40 @@ impl Index {
         }
     }
 
+    fn make_ready(&mut self, seq: Seq, job: &Job) {
+        self.ready.insert(job.caller, List::of(job.waited_for), (job.effective_at(), seq));
+    }
+
+    /// Takes a ready job out of the order of claiming, to be changed or put back.
+    pub(super) fn take(&mut self, pick: Pick) -> Option<Seq> {
+        let picked = match pick {
+            Pick::First => None,
+            Pick::Unwaited => self.ready.take(Some(List::Unwaited)).map(|(_, seq)| seq),
+            Pick::Job(id) => self.by_id.get(&id).copied().filter(|seq| {
+                let place = self.jobs.get(seq).map(|job| (job.caller, job.waited_for, job.effective_at()));
+                place.is_some_and(|(caller, waited_for, at)| {
+                    self.ready.remove(caller, List::of(waited_for), &(at, *seq))
+                })
+            }),
+        };
+        picked.or_else(|| self.ready.take(None).map(|(_, seq)| seq))
+    }
+
+    /// Puts a job that was taken and not changed back into the order of claiming.
+    pub(super) fn put_back(&mut self, seq: Seq) {
+        if let Some(job) = self.jobs.get(&seq).cloned() {
+            self.make_ready(seq, &job);
+        }
+    }
+
     /// Makes ready what was queued for a moment that has come; tells whether there was any.
     pub(super) fn promote(&mut self, now: Timestamp) -> bool {
         let mut promoted = false;
         while let Some(&(run_at, seq)) = self.scheduled.first().filter(|(run_at, _)| *run_at <= now) {
             self.scheduled.remove(&(run_at, seq));
             if let Some(job) = self.jobs.get(&seq) {
-                self.ready.insert((job.effective_at(), seq));
+                let place = (job.effective_at(), seq);
+                self.ready.insert(job.caller, List::of(job.waited_for), place);
                 self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
             }
             promoted = true;
@@ -147,23 +178,20 @@ impl Index {
     }
 
     /// How many ready jobs come before this one.
-    pub(super) fn ahead_of(&self, job: &Job) -> usize {
-        self.seq(job.id).map_or(0, |seq| self.ready.rank(&(job.effective_at(), seq)))
+    pub(super) fn ahead_of(&self, job: &Job) -> Ahead {
+        let Some(seq) = self.seq(job.id) else { return Ahead::default() };
+        let ahead = |list| self.ready.ahead_of(job.caller, &(job.effective_at(), seq), list);
+        Ahead { all: ahead(None), unwaited: ahead(Some(List::Unwaited)) }
     }
 
-    pub(super) fn ready_len(&self) -> usize {
-        self.ready.len()
+    /// How many ready jobs there are, of a list or of both.
+    pub(super) fn ready_len(&self, list: Option<List>) -> usize {
+        self.ready.len(list)
     }
 
     /// Queued, scheduled and running jobs: what the bound on pending jobs counts.
     pub(super) fn pending_len(&self) -> usize {
         self.jobs.len() - self.finished.len()
-    }
-
-    /// The ready jobs in the order of claiming, from the one after `place`.
-    pub(super) fn ready_after(&self, place: Option<(Timestamp, Seq)>) -> impl Iterator<Item = (Timestamp, Seq)> + '_ {
-        use std::ops::Bound::{Excluded, Unbounded};
-        self.ready.range((place.map_or(Unbounded, Excluded), Unbounded)).copied()
     }
 
     pub(super) fn running(&self) -> impl Iterator<Item = &Job> + '_ {
@@ -189,24 +217,45 @@ impl Index {
         self.finished.iter().enumerate().take_while(expired).take(limit).map(|(_, (_, seq))| *seq).collect()
     }
 
-    /// Jobs of any of these statuses (all if empty), newest first, older than `before`, at most `limit`. What is
-    /// scheduled is as of the last promotion.
-    pub(super) fn newest(&self, statuses: &[JobStatus], before: Option<Seq>, limit: usize) -> Vec<(Seq, Job)> {
-        let end = before.unwrap_or(Seq::MAX);
+    /// The jobs of any of these statuses (all if empty) on one side of `from`, the nearest first. What is scheduled is
+    /// as of the last promotion.
+    pub(super) fn beside<'a>(
+        &'a self,
+        statuses: &'a [JobStatus],
+        side: Side,
+        from: Option<Seq>,
+    ) -> Box<dyn Iterator<Item = (Seq, &'a Job)> + 'a> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = from.map_or(Unbounded, Excluded);
+        let range = match side {
+            Side::Older => (Unbounded, from),
+            Side::Newer => (from, Unbounded),
+        };
         if statuses.is_empty() {
-            return self.jobs.range(..end).rev().map(|(seq, job)| (*seq, job.clone())).take(limit).collect();
+            let jobs = self.jobs.range(range).map(|(seq, job)| (*seq, job));
+            return match side {
+                Side::Older => Box::new(jobs.rev()),
+                Side::Newer => Box::new(jobs),
+            };
         }
         let lists = self.by_status.iter().filter(|(status, _)| statuses.contains(status));
-        let mut seqs: Vec<Seq> = lists.flat_map(|(_, list)| list.range(..end).rev().take(limit)).copied().collect();
-        seqs.sort_unstable_by_key(|seq| std::cmp::Reverse(*seq));
-        seqs.truncate(limit);
-        seqs.into_iter().filter_map(|seq| Some((seq, self.jobs.get(&seq)?.clone()))).collect()
-    }
-
-    /// Jobs in the order of their numbers, after `after`, at most `limit`.
-    pub(super) fn oldest(&self, after: Option<Seq>, limit: usize) -> Vec<(Seq, Job)> {
-        let start = after.map_or(0, |after| after.saturating_add(1));
-        self.jobs.range(start..).take(limit).map(|(seq, job)| (*seq, job.clone())).collect()
+        let mut lists: Vec<_> = lists.map(|(_, list)| list.range(range).copied()).collect();
+        // The next of each list, of which the nearest goes first.
+        let next = move |list: &mut std::iter::Copied<std::collections::btree_set::Range<'a, Seq>>| match side {
+            Side::Older => list.next_back(),
+            Side::Newer => list.next(),
+        };
+        let mut heads: Vec<Option<Seq>> = lists.iter_mut().map(next).collect();
+        let merged = std::iter::from_fn(move || {
+            let found = heads.iter().enumerate().filter_map(|(place, head)| head.map(|seq| (seq, place)));
+            let (seq, place) = match side {
+                Side::Older => found.max()?,
+                Side::Newer => found.min()?,
+            };
+            heads[place] = next(&mut lists[place]);
+            Some(seq)
+        });
+        Box::new(merged.filter_map(|seq| Some((seq, self.jobs.get(&seq)?))))
     }
 
     pub(super) fn counts(&self, now: Timestamp) -> StatusCounts {
@@ -214,7 +263,7 @@ impl Index {
         // Due but not yet promoted: few, and only for moments.
         let due = self.scheduled.iter().take_while(|(run_at, _)| *run_at <= now).count();
         StatusCounts {
-            queued: self.ready.len() + due,
+            queued: of(JobStatus::Queued) + due,
             scheduled: self.scheduled.len() - due,
             running: of(JobStatus::Running),
             succeeded: of(JobStatus::Succeeded),
@@ -235,6 +284,16 @@ impl Index {
         for list in self.by_status.keys() {
             rebuilt.by_status.entry(*list).or_default();
         }
-        assert_eq!(*self, rebuilt, "the index disagrees with its jobs");
+        let lists =
+            |index: &Index| [&index.scheduled, &index.leases, &index.deadlines, &index.finished].map(Clone::clone);
+        assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
+        assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
+        assert_eq!(self.by_status, rebuilt.by_status, "the lists by status disagree with the jobs");
+        assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
+        let ready = |index: &Index| -> BTreeSet<_> {
+            index.ready.iter().map(|(caller, list, job)| (caller, list == List::Waited, *job)).collect()
+        };
+        assert_eq!(ready(self), ready(&rebuilt), "the order of claiming disagrees with the jobs");
+        self.ready.assert_consistent();
     }
 }

@@ -8,11 +8,15 @@
 //! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
+//! 7 | id                      an entry of the journal
 //! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
+//! 9 | name                    a setting made while the service ran
 //! ```
 //!
 //! No record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
 //! either the old job whole or the new one, and nothing torn.
+
+use uuid::Uuid;
 
 /// A job's number in this store: given in the order of submission, never reused. Sequential keys are half again as
 /// fast to insert as random ones.
@@ -22,13 +26,21 @@ const METADATA: u8 = 0;
 const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
+const JOURNAL: u8 = 7;
 const BATCH: u8 = 8;
+const KEPT: u8 = 9;
 
 /// Prefix of every metadata record.
 pub(super) const ALL_METADATA: [u8; 1] = [METADATA];
 
 /// Prefix of every idempotency key that has outlived its job.
 pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
+
+/// Prefix of every entry of the journal.
+pub(super) const ALL_JOURNAL: [u8; 1] = [JOURNAL];
+
+/// Prefix of every setting kept.
+pub(super) const ALL_KEPT: [u8; 1] = [KEPT];
 
 /// Prefix of every batch that was not written to its end.
 pub(super) const ALL_BATCHES: [u8; 1] = [BATCH];
@@ -50,6 +62,18 @@ pub(super) fn idempotency(key: &[u8; 16]) -> [u8; 17] {
     let mut record = [IDEMPOTENCY; 17];
     record[1..].copy_from_slice(key);
     record
+}
+
+/// Key of an entry of the journal.
+pub(super) fn journal(id: Uuid) -> [u8; 17] {
+    let mut record = [JOURNAL; 17];
+    record[1..].copy_from_slice(id.as_bytes());
+    record
+}
+
+/// Key of a setting.
+pub(super) fn kept(name: &str) -> Vec<u8> {
+    [&ALL_KEPT[..], name.as_bytes()].concat()
 }
 
 /// Key of a job's metadata.

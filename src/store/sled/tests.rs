@@ -26,6 +26,39 @@ fn copy_of(path: &Path) -> tempfile::TempDir {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_beside_the_jobs_survives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let id = Uuid::from_u128(7);
+    store.keep("paused".to_owned(), Some("yes".to_owned())).await.unwrap();
+    store.journal(id, "an entry".to_owned()).await.unwrap();
+    let copy = copy_of(folder.path());
+    let survivor = open(copy.path());
+    assert_eq!(survivor.kept(""), [("paused".to_owned(), "yes".to_owned())]);
+    assert_eq!(survivor.journalled(None, 9).await.unwrap(), [(id, "an entry".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_removed_by_several_calls_in_one_group_leave_nothing_after_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    for n in 0..4 {
+        store.insert(job(n), request(n)).await.unwrap();
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
+    }
+    let removals = (0..4).map(|n| store.remove(vec![job(n).id], at(10)));
+    let removed: usize = futures_util::future::join_all(removals).await.into_iter().map(Result::unwrap).sum();
+    assert_eq!(removed, 4);
+    let copy = copy_of(folder.path());
+    let survivor = open(copy.path());
+    assert_eq!(survivor.counts(at(10)), StatusCounts::default());
+    let disk = survivor.shared.disk().unwrap();
+    for seq in 1..=4 {
+        assert!(disk.tree().get(keys::chunk(&keys::request(seq), 0)).unwrap().is_none(), "the request of {seq}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_store_keeps_the_contract() {
     let folders = std::cell::RefCell::new(Vec::new());
     contract::holds_for(async || {
@@ -44,7 +77,7 @@ async fn what_was_answered_is_on_disk_at_that_moment() {
     store.insert(job(0), request(0)).await.unwrap();
     store.insert(job(1), request(1)).await.unwrap();
     let after_insert = copy_of(folder.path());
-    store.claim(at(30), at(2)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(2)).await.unwrap().unwrap();
     let after_claim = copy_of(folder.path());
     store.transition(job(0).id, success(1, 60_000), at(3)).await.unwrap();
     let after_settle = copy_of(folder.path());
@@ -84,7 +117,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, first) = writer::load(&disk, at(0)).unwrap();
+        let (index, _, _, first) = writer::load(&disk, at(0)).unwrap();
         let body = |n: u32| {
             let bytes = serde_json::to_vec(&*request(n)).unwrap();
             codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
@@ -145,7 +178,7 @@ async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, first) = writer::load(&disk, at(0)).unwrap();
+        let (index, _, _, first) = writer::load(&disk, at(0)).unwrap();
         disk.begin_batch(first, 2).unwrap();
         codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
         disk.begin(vec![first, first + 1], &index).unwrap();
@@ -170,7 +203,7 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
-        let (index, _, _) = writer::load(&disk, at(0)).unwrap();
+        let (index, _, _, _) = writer::load(&disk, at(0)).unwrap();
         disk.begin(vec![1], &index).unwrap();
         disk.tree().remove(keys::metadata(1)).unwrap();
         disk.sync().unwrap();
@@ -189,7 +222,7 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     store.insert(job(0), request(0)).await.unwrap();
-    store.claim(at(30), at(1)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(1)).await.unwrap().unwrap();
     store.close().await;
     drop(store);
     {
@@ -243,7 +276,7 @@ async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
     let store = open(folder.path());
     for n in 0..JOBS {
         store.insert(job(n), request(n)).await.unwrap();
-        store.claim(at(n + 30), at(n)).await.unwrap();
+        store.claim(Pick::First, at(n + 30), at(n)).await.unwrap();
         store.transition(job(n).id, success(1, 10_000), at(n)).await.unwrap();
     }
     drop(store);
@@ -347,7 +380,7 @@ proptest! {
                         }
                     }
                     Step::Claim => {
-                        let claimed = store.claim(at(now + 30), at(now)).await.unwrap();
+                        let claimed = store.claim(Pick::First, at(now + 30), at(now)).await.unwrap();
                         let expected = model.first_ready(now).map(|n| {
                             let lease_until = at(now + 30);
                             model.0[n] = model.0[n].apply(&JobEvent::Claim { lease_until }, at(now)).unwrap();
@@ -383,9 +416,9 @@ proptest! {
                     }
                 }
                 store.shared.index().assert_consistent();
-                let filter = JobFilter { statuses: Vec::new(), limit: 200, before: None };
+                let listing = Listing { limit: 200, ..Listing::default() };
                 let mut listed: Vec<Job> =
-                    store.list(filter, at(now)).await.unwrap().jobs.into_iter().map(|record| record.job).collect();
+                    store.list(listing, at(now)).await.unwrap().jobs.into_iter().map(|record| record.job).collect();
                 listed.reverse();
                 prop_assert_eq!(&listed, &model.0);
             }

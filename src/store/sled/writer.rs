@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Shared,
+    beside::{Beside, BesideChange},
     codec::{encode, read_chunks, write_chunks},
     disk::Disk,
     idempotency::{self, Keys, Known},
@@ -30,7 +31,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{Attempt, Job, JobEvent, JobId, JobRecord, JobRequest},
-    store::{ClaimedJob, Insertion, StoreError},
+    store::{ClaimedJob, Insertion, Pick, StoreError},
 };
 
 /// Most changes in a group: bounds how long its first one waits for the last.
@@ -38,6 +39,9 @@ const MAX_GROUP: usize = 1_024;
 
 /// Most bytes in a group, for the same reason.
 const MAX_GROUP_BYTES: usize = 4 << 20;
+
+/// Most jobs that a group removes: their list must fit into one record.
+const MAX_REMOVED: usize = 2_048;
 
 /// First and longest pause between two tries to open the database again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -47,9 +51,11 @@ pub(super) enum Command {
     Insert { new: NewJob, reply: Reply<Insertion> },
     InsertAll { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
     Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
-    Claim { lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
+    Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
     Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
+    Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
+    Beside { change: BesideChange, reply: Reply<()> },
 }
 
 /// A job to be added. Its request comes with its bytes, so that the writer need not write them out.
@@ -105,6 +111,7 @@ enum Answer {
     Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
     Transition(Reply<Job>, Box<Job>),
     Prune(Reply<usize>, usize),
+    Beside(Reply<()>),
 }
 
 /// What has been written since the last sync.
@@ -123,10 +130,11 @@ struct Group {
     /// Keys of the jobs inserted, and keys to forget.
     keys: Keys,
     expired_keys: Vec<[u8; 16]>,
+    /// Jobs that the group removes.
+    removed: Vec<Seq>,
+    beside: Vec<BesideChange>,
     /// Something was written besides jobs.
     wrote: bool,
-    /// How far claims of this group have come in the ready list.
-    claimed_to: Option<(Timestamp, Seq)>,
 }
 
 /// A record beside a job's metadata, with its size on disk.
@@ -282,7 +290,7 @@ impl Writer {
                 group.answers.push(Answer::InsertAll(reply, insertions));
                 Ok(())
             }
-            Command::Claim { lease_until, now, reply } => match self.first_ready(group, now) {
+            Command::Claim { pick, lease_until, now, reply } => match self.take(group, pick, now) {
                 None => {
                     let _ = reply.send(Ok(None));
                     Ok(())
@@ -292,6 +300,7 @@ impl Writer {
                     let job = match job.apply(&event, now) {
                         Ok(job) => job,
                         Err(refused) => {
+                            self.shared.index_mut().put_back(seq);
                             let _ = reply.send(Err(refused.into()));
                             return Ok(());
                         }
@@ -299,6 +308,7 @@ impl Writer {
                     let request = match self.request(disk, seq, job.id)? {
                         Ok(request) => request,
                         Err(corrupt) => {
+                            self.shared.index_mut().put_back(seq);
                             let _ = reply.send(Err(corrupt));
                             return Ok(());
                         }
@@ -333,6 +343,7 @@ impl Writer {
             Command::Prune { before, keep, limit, now, reply } => {
                 let mut seqs = self.shared.index().prunable(before, keep, limit);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
+                seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
                 let expired = self.shared.keys().expired(now, limit);
                 group.answers.push(Answer::Prune(reply, seqs.len().max(expired.len())));
                 for key in &expired {
@@ -340,18 +351,42 @@ impl Writer {
                 }
                 group.wrote |= !expired.is_empty();
                 group.expired_keys.extend(expired);
-                if seqs.is_empty() {
-                    return Ok(());
-                }
-                self.keep_keys(disk, &seqs, now)?;
-                let list: Vec<u8> = seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect();
-                disk.tree().insert(keys::PRUNING, list)?;
-                for seq in seqs {
-                    group.note(seq, None, now);
-                }
+                self.remove(disk, group, &seqs, now)
+            }
+            Command::Remove { ids, now, reply } => {
+                let mut seqs: Vec<Seq> = {
+                    let index = self.shared.index();
+                    let is_final = |seq: &Seq| index.get(*seq).is_some_and(|job| job.state.is_final());
+                    ids.into_iter().filter_map(|id| index.seq(id)).filter(is_final).collect()
+                };
+                seqs.retain(|seq| !group.staged.contains_key(seq));
+                seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
+                group.answers.push(Answer::Prune(reply, seqs.len()));
+                self.remove(disk, group, &seqs, now)
+            }
+            Command::Beside { change, reply } => {
+                self.shared.beside().write(disk.tree(), &change)?;
+                group.wrote = true;
+                group.beside.push(change);
+                group.answers.push(Answer::Beside(reply));
                 Ok(())
             }
         }
+    }
+
+    /// Stages the removal of jobs. Their keys outlive them.
+    fn remove(&self, disk: &Disk, group: &mut Group, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
+        if seqs.is_empty() {
+            return Ok(());
+        }
+        self.keep_keys(disk, seqs, now)?;
+        group.removed.extend_from_slice(seqs);
+        let list: Vec<u8> = group.removed.iter().flat_map(|seq| seq.to_be_bytes()).collect();
+        disk.tree().insert(keys::PRUNING, list)?;
+        for seq in seqs {
+            group.note(*seq, None, now);
+        }
+        Ok(())
     }
 
     /// Refuses so many more jobs if they would go beyond the bound on pending ones.
@@ -381,15 +416,20 @@ impl Writer {
         Ok(())
     }
 
-    /// The first ready job that this group has not touched. Jobs whose time has come become ready here.
-    fn first_ready(&self, group: &mut Group, now: Timestamp) -> Option<(Seq, Job)> {
-        if self.shared.promote(now) {
-            group.claimed_to = None;
+    /// Takes the job picked out of the order of claiming. Jobs whose time has come become ready here.
+    ///
+    /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
+    /// whole index is read anew.
+    fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
+        self.shared.promote(now);
+        let mut index = self.shared.index_mut();
+        loop {
+            let seq = index.take(pick)?;
+            // What this group has changed already gets its place when the group is published.
+            if !group.staged.contains_key(&seq) {
+                return index.get(seq).map(|job| (seq, job.clone()));
+            }
         }
-        let index = self.shared.index();
-        let place = index.ready_after(group.claimed_to).find(|(_, seq)| !group.staged.contains_key(seq))?;
-        group.claimed_to = Some(place);
-        index.get(place.1).map(|job| (place.1, job.clone()))
     }
 
     /// What the job's key, if it has one, stands for as the group sees it.
@@ -446,6 +486,7 @@ impl Writer {
             group.expired_keys.iter().for_each(|key| keys.remove(key));
             group.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.note(job));
         }
+        group.beside.into_iter().for_each(|change| self.shared.beside_mut().apply(change));
         if !group.changes.is_empty() {
             let mut index = self.shared.index_mut();
             for (seq, job, now) in &group.changes {
@@ -517,7 +558,8 @@ impl Command {
                 report.result.as_ref().map_or(0, |result| result.get().len())
                     + report.raw_answer.as_ref().map_or(0, String::len)
             }
-            Command::Claim { .. } | Command::Transition { .. } | Command::Prune { .. } => 0,
+            Command::Beside { change, .. } => change.bytes(),
+            Command::Claim { .. } | Command::Transition { .. } | Command::Prune { .. } | Command::Remove { .. } => 0,
         }
     }
 
@@ -529,7 +571,8 @@ impl Command {
             Command::InsertAll { reply, .. } | Command::Import { reply, .. } => drop(reply.send(Err(error))),
             Command::Claim { reply, .. } => drop(reply.send(Err(error))),
             Command::Transition { reply, .. } => drop(reply.send(Err(error))),
-            Command::Prune { reply, .. } => drop(reply.send(Err(error))),
+            Command::Prune { reply, .. } | Command::Remove { reply, .. } => drop(reply.send(Err(error))),
+            Command::Beside { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }
@@ -542,6 +585,7 @@ impl Answer {
             Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
             Answer::Prune(reply, pruned) => drop(reply.send(Ok(pruned))),
+            Answer::Beside(reply) => drop(reply.send(Ok(()))),
         }
     }
 
@@ -553,12 +597,13 @@ impl Answer {
             Answer::Claim(reply, _) => drop(reply.send(Err(error))),
             Answer::Transition(reply, _) => drop(reply.send(Err(error))),
             Answer::Prune(reply, _) => drop(reply.send(Err(error))),
+            Answer::Beside(reply) => drop(reply.send(Err(error))),
         }
     }
 }
 
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
-pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), String> {
+pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Beside, Seq), String> {
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     disk.sweep_batches().map_err(|error| error.to_string())?;
@@ -574,5 +619,6 @@ pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Seq), St
     // Before anything is removed.
     disk.check(&index)?;
     disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
-    Ok((index, keys, next_seq))
+    let beside = Beside::load(disk.tree())?;
+    Ok((index, keys, beside, next_seq))
 }

@@ -1,0 +1,211 @@
+//! Which jobs an operator means, as query parameters and as JSON, and the cursors of listings.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use strum::VariantNames;
+use utoipa::ToSchema;
+
+use super::problem::FieldError;
+use crate::{
+    clock::Timestamp,
+    job::{Cursor, FailureCode, JobFilter, JobStatus, Priority, Side},
+};
+
+/// Longest text of a condition, in characters: more than anybody types.
+const MAX_TEXT: usize = 500;
+
+/// Most labels: a question can't have more.
+const MAX_METADATA: usize = 16;
+
+/// Which jobs are meant: those that meet every condition; all if there is none.
+#[serde_with::skip_serializing_none]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+#[schema(as = JobFilter)]
+#[serde(default)]
+pub(super) struct Conditions {
+    /// Any of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    status: Vec<JobStatus>,
+    /// Any of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    priority: Vec<Priority>,
+    /// Failed with any of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    code: Vec<FailureCode>,
+    /// Accepted then or later (RFC 3339).
+    #[schema(value_type = Option<String>, format = DateTime)]
+    created_from: Option<Timestamp>,
+    /// Accepted before then (RFC 3339).
+    #[schema(value_type = Option<String>, format = DateTime)]
+    created_before: Option<Timestamp>,
+    /// The query holds this, in upper or lower case.
+    #[schema(max_length = 500)]
+    text: Option<String>,
+    /// The model asked for, or one that answered.
+    #[schema(max_length = 500)]
+    model: Option<String>,
+    /// Has all of these labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+    /// Who submitted it.
+    #[schema(max_length = 500)]
+    caller: Option<String>,
+}
+
+impl Conditions {
+    /// Takes a query parameter, if it is a condition. The error tells what is allowed.
+    pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), String>> {
+        let taken = match name {
+            "status" => one_of(value, JobStatus::VARIANTS).map(|status| self.status.push(status)),
+            "priority" => one_of(value, Priority::VARIANTS).map(|priority| self.priority.push(priority)),
+            "code" => one_of(value, FailureCode::VARIANTS).map(|code| self.code.push(code)),
+            "created_from" => time(value).map(|time| self.created_from = Some(time)),
+            "created_before" => time(value).map(|time| self.created_before = Some(time)),
+            "text" => once(&mut self.text, value),
+            "model" => once(&mut self.model, value),
+            "caller" => once(&mut self.caller, value),
+            "metadata" => match value.split_once('=') {
+                Some((key, label)) => {
+                    self.metadata.insert(key.to_owned(), label.to_owned());
+                    Ok(())
+                }
+                None => Err(format!("must be key=value, not {value:?}")),
+            },
+            _ => return None,
+        };
+        Some(taken)
+    }
+
+    /// The filter, or everything that is wrong with its values.
+    pub(super) fn filter(self) -> Result<JobFilter, Vec<FieldError>> {
+        let mut errors = Vec::new();
+        let texts = [("text", &self.text), ("model", &self.model), ("caller", &self.caller)];
+        for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))) {
+            let count = text.chars().count();
+            if !(1..=MAX_TEXT).contains(&count) {
+                errors.push(FieldError::new(name, format!("must have 1 to {MAX_TEXT} characters, not {count}")));
+            }
+        }
+        if self.metadata.len() > MAX_METADATA {
+            let message = format!("must be at most {MAX_METADATA} labels, not {}", self.metadata.len());
+            errors.push(FieldError::new("metadata", message));
+        }
+        if errors.is_empty() {
+            let filter = JobFilter {
+                statuses: self.status,
+                priorities: self.priority,
+                codes: self.code,
+                created_from: self.created_from,
+                created_before: self.created_before,
+                model: self.model,
+                metadata: self.metadata,
+                caller: self.caller,
+                ..JobFilter::default()
+            };
+            Ok(filter.with_text(self.text.as_deref()))
+        } else {
+            Err(errors)
+        }
+    }
+}
+
+fn one_of<T: std::str::FromStr>(value: &str, allowed: &[&str]) -> Result<T, String> {
+    value.parse().map_err(|_| format!("must be one of {}, not {value:?}", allowed.join(", ")))
+}
+
+fn time(value: &str) -> Result<Timestamp, String> {
+    serde_json::from_value(value.into()).map_err(|error: serde_json::Error| error.to_string())
+}
+
+fn once(place: &mut Option<String>, value: &str) -> Result<(), String> {
+    match place.replace(value.to_owned()) {
+        None => Ok(()),
+        Some(_) => Err("must be given once".to_owned()),
+    }
+}
+
+/// What a wrong cursor is told.
+pub(super) const WRONG_CURSOR: &str = "is not a cursor of this service; start again without one";
+
+pub(super) fn encode_cursor(cursor: Cursor) -> String {
+    let side = match cursor.side {
+        Side::Older => 0,
+        Side::Newer => 1,
+    };
+    let mut bytes = [side; 9];
+    bytes[1..].copy_from_slice(&cursor.from.to_be_bytes());
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}
+
+pub(super) fn decode_cursor(text: &str) -> Option<Cursor> {
+    let bytes: [u8; 9] = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
+    let (side, from) = bytes.split_first()?;
+    let side = match side {
+        0 => Side::Older,
+        1 => Side::Newer,
+        _ => return None,
+    };
+    Some(Cursor { side, from: u64::from_be_bytes(from.try_into().ok()?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_comes_back_as_it_was_given(newer: bool, from: u64) {
+            let cursor = Cursor { side: if newer { Side::Newer } else { Side::Older }, from };
+            prop_assert_eq!(decode_cursor(&encode_cursor(cursor)), Some(cursor));
+        }
+
+        #[test]
+        fn whatever_is_no_cursor_is_refused_and_never_a_panic(text in "\\PC{0,20}|[A-Za-z0-9_-]{12}") {
+            if let Some(cursor) = decode_cursor(&text) {
+                prop_assert_eq!(encode_cursor(cursor), text);
+            }
+        }
+    }
+
+    #[test]
+    fn conditions_add_up() {
+        let mut conditions = Conditions::default();
+        for (name, value) in [
+            ("status", "failed"),
+            ("status", "scheduled"),
+            ("priority", "low"),
+            ("code", "refused"),
+            ("created_from", "2026-11-23T10:10:00Z"),
+            ("text", "Rotterdam"),
+            ("metadata", "team=ops=1"),
+            ("metadata", "k="),
+        ] {
+            conditions.take(name, value).unwrap().unwrap();
+        }
+        let filter = conditions.filter().unwrap();
+        assert_eq!(filter.statuses, [JobStatus::Failed, JobStatus::Scheduled]);
+        assert_eq!((filter.priorities, filter.codes), (vec![Priority::Low], vec![FailureCode::Refused]));
+        assert_eq!(filter.created_from, Some(Timestamp::from_millis(1_795_428_600_000)));
+        assert_eq!((&*filter.metadata["team"], &*filter.metadata["k"]), ("ops=1", ""));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_what_is_allowed() {
+        let wrong = |name: &str, value: &str| Conditions::default().take(name, value).unwrap().unwrap_err();
+        assert!(wrong("status", "done").contains("queued, scheduled, running"));
+        assert!(wrong("priority", "urgent").contains("high, normal, low"));
+        assert!(wrong("code", "oops").contains("deadline_exceeded"));
+        assert!(wrong("created_from", "yesterday").contains("RFC 3339"));
+        assert!(wrong("metadata", "team").contains("key=value"));
+        assert!(Conditions::default().take("state", "failed").is_none());
+        let mut twice = Conditions::default();
+        assert_eq!(twice.take("text", "a"), Some(Ok(())));
+        assert!(twice.take("text", "b").unwrap().is_err());
+        let long = Conditions { text: Some("x".repeat(501)), model: Some(String::new()), ..Conditions::default() };
+        assert_eq!(long.filter().unwrap_err().len(), 2);
+    }
+}

@@ -1,0 +1,236 @@
+//! Which jobs to list, and which page of them.
+
+use std::collections::BTreeMap;
+
+use super::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority};
+use crate::clock::Timestamp;
+
+/// Which jobs are meant: those that meet every condition; all if there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobFilter {
+    /// Any of these; all if empty.
+    pub statuses: Vec<JobStatus>,
+    /// Any of these; all if empty.
+    pub priorities: Vec<Priority>,
+    /// Failed with any of these; any or none if empty.
+    pub codes: Vec<FailureCode>,
+    /// Accepted then or later.
+    pub created_from: Option<Timestamp>,
+    /// Accepted before then.
+    pub created_before: Option<Timestamp>,
+    /// The query holds this text, in upper or lower case. In lower case here, see [`JobFilter::with_text`].
+    pub text: Option<String>,
+    /// The model asked for, or one that answered.
+    pub model: Option<String>,
+    /// Has all of these labels.
+    pub metadata: BTreeMap<String, String>,
+    /// Who submitted it.
+    pub caller: Option<String>,
+}
+
+impl JobFilter {
+    /// Only jobs whose query holds `text`, in upper or lower case.
+    pub fn with_text(self, text: Option<&str>) -> JobFilter {
+        JobFilter { text: text.map(str::to_lowercase), ..self }
+    }
+
+    /// Whether a job's life meets the conditions on it.
+    pub fn takes(&self, job: &Job, now: Timestamp) -> bool {
+        let is_among = |codes: &[FailureCode]| matches!(job.state, JobState::Failed { code } if codes.contains(&code));
+        (self.statuses.is_empty() || self.statuses.contains(&job.status(now)))
+            && (self.priorities.is_empty() || self.priorities.contains(&job.priority))
+            && (self.codes.is_empty() || is_among(&self.codes))
+            && self.created_from.is_none_or(|from| job.created_at >= from)
+            && self.created_before.is_none_or(|before| job.created_at < before)
+    }
+
+    /// Whether there are conditions on what was asked, which has to be read for them.
+    pub fn needs_request(&self) -> bool {
+        self.text.is_some() || self.model.is_some() || !self.metadata.is_empty() || self.caller.is_some()
+    }
+
+    /// Whether what was asked meets the conditions on it, but for the model.
+    pub fn takes_request(&self, request: &JobRequest) -> bool {
+        self.caller.as_ref().is_none_or(|caller| request.caller.as_ref() == Some(caller))
+            && self.metadata.iter().all(|(key, value)| request.metadata.get(key) == Some(value))
+            && self.text.as_ref().is_none_or(|text| request.query.to_lowercase().contains(text.as_str()))
+    }
+
+    /// Whether the model asked for meets the condition; none if only the attempts can tell.
+    pub fn takes_model(&self, request: &JobRequest) -> Option<bool> {
+        let Some(model) = &self.model else { return Some(true) };
+        (request.model.as_ref() == Some(model)).then_some(true)
+    }
+
+    /// Whether a model that answered meets the condition.
+    pub fn takes_answers<'a>(&self, attempts: impl IntoIterator<Item = &'a Attempt>) -> bool {
+        let wanted = self.model.as_deref();
+        attempts.into_iter().any(|attempt| attempt.report.model.as_deref() == wanted)
+    }
+}
+
+/// The order of a listing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// By submission, the newest first.
+    #[default]
+    NewestFirst,
+    /// By submission, the oldest first.
+    OldestFirst,
+}
+
+/// A side of a place in the order of submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// What was submitted before.
+    Older,
+    /// What was submitted after.
+    Newer,
+}
+
+impl Side {
+    /// The other one.
+    pub fn opposite(self) -> Side {
+        match self {
+            Side::Older => Side::Newer,
+            Side::Newer => Side::Older,
+        }
+    }
+}
+
+impl Order {
+    /// Where a listing in this order goes on.
+    pub fn onward(self) -> Side {
+        match self {
+            Order::NewestFirst => Side::Older,
+            Order::OldestFirst => Side::Newer,
+        }
+    }
+}
+
+/// A place between two jobs, and the side to go to: a page begins there, whatever has been added or removed since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Where to go.
+    pub side: Side,
+    /// The store's number of the job that is passed already.
+    pub from: u64,
+}
+
+/// A page that is wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Which jobs.
+    pub filter: JobFilter,
+    /// In which order.
+    pub order: Order,
+    /// From where; from the beginning if absent.
+    pub cursor: Option<Cursor>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+impl Listing {
+    /// The side to look at.
+    pub fn side(&self) -> Side {
+        self.cursor.map_or(self.order.onward(), |cursor| cursor.side)
+    }
+
+    /// The cursors of the next and of the previous page, where the numbers of the jobs that were `found` are in the
+    /// order they were looked at, and `end` is how far that went if there may be more.
+    pub fn neighbours(&self, found: &[u64], end: Option<u64>) -> (Option<Cursor>, Option<Cursor>) {
+        let side = self.side();
+        let ahead = end.map(|from| Cursor { side, from });
+        // What an empty page began with must not be passed by on the way back.
+        let whole = |cursor: Cursor| match side {
+            Side::Older => cursor.from.saturating_sub(1),
+            Side::Newer => cursor.from.saturating_add(1),
+        };
+        let back = self.cursor.map(|cursor| {
+            let from = found.first().copied().unwrap_or_else(|| whole(cursor));
+            Cursor { side: side.opposite(), from }
+        });
+        if side == self.order.onward() { (ahead, back) } else { (back, ahead) }
+    }
+}
+
+/// A page of a listing. It can be empty and yet have a next one: what meets no condition takes time to pass by.
+#[derive(Clone, Debug)]
+pub struct JobPage {
+    /// In the order asked for.
+    pub jobs: Vec<JobRecord>,
+    /// Where the next page starts; none at the end.
+    pub next: Option<Cursor>,
+    /// Where the page before starts; none at the beginning.
+    pub prev: Option<Cursor>,
+}
+
+/// The ids of a page of jobs.
+#[derive(Clone, Debug)]
+pub struct JobSelection {
+    /// In the order asked for.
+    pub ids: Vec<JobId>,
+    /// Where the next page starts; none at the end.
+    pub next: Option<Cursor>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
+    }
+
+    fn job() -> Job {
+        Job::new(JobId::nil(), Priority::Low, at(10))
+    }
+
+    #[test]
+    fn each_condition_on_a_jobs_life_counts() {
+        let with = |change: fn(&mut JobFilter)| {
+            let mut filter = JobFilter::default();
+            change(&mut filter);
+            filter.takes(&job(), at(20))
+        };
+        assert!(with(|_| {}));
+        assert!(with(|filter| filter.statuses = vec![JobStatus::Failed, JobStatus::Queued]));
+        assert!(!with(|filter| filter.statuses = vec![JobStatus::Failed]));
+        assert!(with(|filter| filter.priorities = vec![Priority::Low]));
+        assert!(!with(|filter| filter.priorities = vec![Priority::High]));
+        assert!(!with(|filter| filter.codes = vec![FailureCode::Refused]), "it has not failed");
+        assert!(with(|filter| filter.created_from = Some(at(10))));
+        assert!(!with(|filter| filter.created_from = Some(at(11))));
+        assert!(with(|filter| filter.created_before = Some(at(11))));
+        assert!(!with(|filter| filter.created_before = Some(at(10))));
+        let failed = Job { state: JobState::Failed { code: FailureCode::Refused }, ..job() };
+        let refused = JobFilter { codes: vec![FailureCode::Refused], ..JobFilter::default() };
+        assert!(refused.takes(&failed, at(20)));
+    }
+
+    #[test]
+    fn each_condition_on_what_was_asked_counts() {
+        let request = JobRequest {
+            query: "Kaufen oder BAUEN? Straße".to_owned(),
+            model: Some("m1".to_owned()),
+            metadata: BTreeMap::from([("team".to_owned(), "ops".to_owned()), ("n".to_owned(), "1".to_owned())]),
+            caller: Some("alice".to_owned()),
+            ..JobRequest::default()
+        };
+        let plain = JobFilter::default;
+        assert!(!plain().needs_request() && plain().takes_request(&request));
+        assert!(plain().with_text(Some("oder bauen")).takes_request(&request));
+        assert!(plain().with_text(Some("STRAẞE")).takes_request(&request));
+        assert!(!plain().with_text(Some("mieten")).takes_request(&request));
+        let labelled = |value: &str| {
+            let metadata = BTreeMap::from([("team".to_owned(), value.to_owned())]);
+            JobFilter { metadata, ..plain() }.takes_request(&request)
+        };
+        assert!(labelled("ops") && !labelled("op"));
+        let from = |caller: &str| JobFilter { caller: Some(caller.to_owned()), ..plain() };
+        assert!(from("alice").needs_request());
+        assert!(from("alice").takes_request(&request) && !from("bob").takes_request(&request));
+        let of = |model: &str| JobFilter { model: Some(model.to_owned()), ..plain() };
+        assert_eq!((of("m1").takes_model(&request), of("m2").takes_model(&request)), (Some(true), None));
+    }
+}

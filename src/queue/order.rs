@@ -1,0 +1,389 @@
+//! Which job is claimed next, while clients wait for answers.
+//!
+//! A job whose client is held for its answer is *interactive*: it has a deadline, the moment at which the client must be
+//! answered. This lives in memory only: a restart ends every hold anyway. The order of claiming:
+//!
+//! 1. Interactive jobs that can still make it (now + the time that 9 of 10 recent attempts of their model took ≤
+//!    deadline). Callers take turns; among one caller's the earliest deadline goes first.
+//! 2. All other jobs, in the store's order: callers take turns, each its own by effective time.
+//!
+//! One that can't make it any more turns ordinary: its client is answered `202` at once, and the job lives on. So it is
+//! where the client hangs up. First in, first out would answer nobody in time under overload, as everybody's wait
+//! would be the whole queue's; this order keeps the number answered in time at what the account allows.
+//!
+//! So that nothing starves while clients always wait, a share of the claims goes to the rest: one in ORDINARY_SHARE to
+//! jobs that nobody asked to wait for, and one in [`TURNED_SHARE`] times that to the first of all, which lets those
+//! pass that have turned ordinary. Their clients have been told so and what to expect; a larger share for them would be
+//! taken from those who can still be answered in time.
+//!
+//! Long polls and event streams follow a job and don't move it: whoever has had a `202` must not overtake by asking
+//! again those who still wait for their first answer.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    clock::Timestamp,
+    job::{Job, JobId, JobState},
+    store::{
+        Pick,
+        turns::{Caller, List, Turns},
+    },
+};
+
+/// How many times rarer than those that nobody asked to wait for, jobs that have turned ordinary get a share.
+pub(super) const TURNED_SHARE: u32 = 10;
+
+/// Places of interactive jobs: by deadline, then by the client's number.
+type Place = (Instant, u64);
+
+/// The clients that are held for an answer, and the order of their jobs.
+#[derive(Debug, Default)]
+pub(super) struct Order(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    clients: HashMap<u64, Client>,
+    /// The clients of each job.
+    by_job: HashMap<JobId, Vec<u64>>,
+    /// Clients whose job can be claimed.
+    ready: Turns<Place>,
+    /// Clients whose job can be claimed at a later moment.
+    later: BTreeSet<(Timestamp, u64)>,
+    next_number: u64,
+    /// Claims while clients waited.
+    contested: u32,
+}
+
+#[derive(Debug)]
+struct Client {
+    job: JobId,
+    caller: Caller,
+    model: Option<String>,
+    until: Instant,
+    /// Where `later` has it.
+    at: Option<Timestamp>,
+    turned: Arc<Turned>,
+}
+
+/// Whether a job has turned ordinary.
+#[derive(Debug, Default)]
+struct Turned {
+    so: AtomicBool,
+    signal: Notify,
+}
+
+/// A client's place in the order; given up when dropped, which turns its job ordinary.
+#[derive(Debug)]
+pub struct Waiting {
+    order: Arc<Order>,
+    number: u64,
+    turned: Arc<Turned>,
+    job: JobId,
+    until: Instant,
+    pub(super) model: Option<String>,
+}
+
+impl Waiting {
+    /// The job that is waited for.
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// Until when.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    pub(super) fn has_turned(&self) -> bool {
+        self.turned.so.load(Ordering::SeqCst)
+    }
+
+    /// Signalled when the job turns ordinary.
+    pub(super) fn signal(&self) -> &Notify {
+        &self.turned.signal
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.order.lock().leave(self.number);
+    }
+}
+
+impl Order {
+    /// Registers a client that is held until `until`. Do so before the job can be claimed, or [`Order::note`] it after.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        job: JobId,
+        caller: Caller,
+        model: Option<String>,
+        until: Instant,
+    ) -> Waiting {
+        let mut state = self.lock();
+        let number = state.next_number;
+        state.next_number += 1;
+        let turned = Arc::<Turned>::default();
+        let client = Client { job, caller, model: model.clone(), until, at: None, turned: Arc::clone(&turned) };
+        state.clients.insert(number, client);
+        state.by_job.entry(job).or_default().push(number);
+        drop(state);
+        Waiting { order: Arc::clone(self), number, turned, job, until, model }
+    }
+
+    /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more.
+    pub(super) fn note(&self, jobs: &[Job], now: Timestamp) {
+        let mut state = self.lock();
+        if state.clients.is_empty() {
+            return;
+        }
+        for job in jobs {
+            for number in state.by_job.get(&job.id).cloned().unwrap_or_default() {
+                state.place(number, job, now);
+            }
+        }
+    }
+
+    /// What the next claim is to take. `needs` tells how long an answer of a model takes; `share` is one in how many
+    /// contested claims goes to jobs that nobody asked to wait for, of which `unwaited` tells whether there are any.
+    pub(super) fn pick(
+        &self,
+        now: Timestamp,
+        share: u32,
+        needs: impl Fn(Option<&str>) -> Duration,
+        unwaited: impl FnOnce() -> bool,
+    ) -> Pick {
+        let mut state = self.lock();
+        state.promote(now);
+        let at = Instant::now();
+        loop {
+            let Some(&(_, number)) = state.ready.first(None) else { return Pick::First };
+            let Some(client) = state.clients.get(&number) else { return Pick::First };
+            if at + needs(client.model.as_deref()) <= client.until {
+                break;
+            }
+            state.turn(number);
+        }
+        state.contested = state.contested.wrapping_add(1);
+        if state.contested.is_multiple_of(share.saturating_mul(TURNED_SHARE)) {
+            return Pick::First;
+        }
+        if state.contested.is_multiple_of(share) && unwaited() {
+            return Pick::Unwaited;
+        }
+        let taken = state.ready.take(None).and_then(|(_, number)| state.clients.get(&number));
+        taken.map_or(Pick::First, |client| Pick::Job(client.job))
+    }
+
+    /// How many jobs of waiting clients would go before that of a client of `caller` that is held until `until`.
+    pub(super) fn ahead_of(&self, caller: Caller, until: Instant) -> usize {
+        self.lock().ready.ahead_of(caller, &(until, u64::MAX), None)
+    }
+
+    /// How many interactive jobs go before this one, if it is one and can be claimed.
+    pub(super) fn ahead_of_job(&self, id: JobId) -> Option<usize> {
+        let state = self.lock();
+        let numbers = state.by_job.get(&id)?;
+        let places = numbers.iter().filter_map(|number| {
+            let client = state.clients.get(number)?;
+            let turned = client.turned.so.load(Ordering::SeqCst);
+            (!turned).then(|| state.ready.ahead_of(client.caller, &(client.until, *number), None))
+        });
+        places.min()
+    }
+
+    /// How many jobs of waiting clients can be claimed.
+    pub(super) fn ready(&self) -> usize {
+        self.lock().ready.len(None)
+    }
+
+    /// Turns a client's job ordinary.
+    pub(super) fn turn(&self, waiting: &Waiting) {
+        self.lock().turn(waiting.number);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Gives a client the place that its job's state calls for.
+    fn place(&mut self, number: u64, job: &Job, now: Timestamp) {
+        self.displace(number);
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        if client.turned.so.load(Ordering::SeqCst) {
+            return;
+        }
+        match job.state {
+            JobState::Queued { run_at } if run_at <= now => {
+                self.ready.insert(client.caller, List::Waited, (client.until, number));
+            }
+            JobState::Queued { run_at } => {
+                client.at = Some(run_at);
+                self.later.insert((run_at, number));
+            }
+            JobState::Running { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
+        }
+    }
+
+    fn displace(&mut self, number: u64) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        self.ready.remove(client.caller, List::Waited, &(client.until, number));
+        if let Some(at) = client.at.take() {
+            self.later.remove(&(at, number));
+        }
+    }
+
+    fn promote(&mut self, now: Timestamp) {
+        while let Some(&(at, number)) = self.later.first().filter(|(at, _)| *at <= now) {
+            self.later.remove(&(at, number));
+            if let Some(client) = self.clients.get_mut(&number) {
+                client.at = None;
+                self.ready.insert(client.caller, List::Waited, (client.until, number));
+            }
+        }
+    }
+
+    fn turn(&mut self, number: u64) {
+        self.displace(number);
+        if let Some(client) = self.clients.get(&number) {
+            client.turned.so.store(true, Ordering::SeqCst);
+            client.turned.signal.notify_one();
+        }
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.displace(number);
+        let Some(client) = self.clients.remove(&number) else { return };
+        if let Some(numbers) = self.by_job.get_mut(&client.job) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.by_job.remove(&client.job);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::job::Priority;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
+    }
+
+    fn job(n: u128) -> Job {
+        Job::new(JobId::from_u128(n), Priority::Normal, at(0))
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Clients of the jobs 1, 2, …, of one caller, each held for so many seconds.
+    fn clients(order: &Arc<Order>, caller: u64, first: u128, holds: &[u64]) -> Vec<Waiting> {
+        let enter = |(n, hold): (u128, &u64)| {
+            let waiting =
+                order.enter(JobId::from_u128(n), NonZeroU64::new(caller), None, Instant::now() + seconds(*hold));
+            order.note(&[job(n)], at(0));
+            waiting
+        };
+        (first..).zip(holds).map(enter).collect()
+    }
+
+    /// So many picks, by the number of the job; 0 for the first of all, a thousand for one that nobody waits for.
+    fn picks(order: &Order, count: usize, needs: u64, unwaited: bool) -> Vec<u128> {
+        let pick = |_| match order.pick(at(0), 5, |_| seconds(needs), || unwaited) {
+            Pick::Job(id) => id.as_u128(),
+            Pick::First => 0,
+            Pick::Unwaited => 1_000,
+        };
+        (0..count).map(pick).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_deadline_goes_first_and_nobody_twice() {
+        let order = Arc::default();
+        let _clients = clients(&order, 0, 1, &[20, 10, 15]);
+        assert_eq!(order.ahead_of(None, Instant::now() + seconds(15)), 2);
+        assert_eq!(order.ahead_of_job(JobId::from_u128(1)), Some(2));
+        assert_eq!(picks(&order, 4, 5, false), [2, 3, 1, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_can_not_make_it_turns_ordinary_and_its_client_hears_of_it() {
+        let order = Arc::default();
+        let clients = clients(&order, 0, 1, &[4, 6]);
+        let heard = clients[0].signal().notified();
+        assert_eq!(picks(&order, 2, 5, false), [2, 0]);
+        heard.await;
+        assert!(clients[0].has_turned() && !clients[1].has_turned());
+        order.note(&[job(1)], at(0));
+        assert_eq!(picks(&order, 1, 1, false), [0], "it stays so");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_hangs_up_leaves_its_place_and_nothing_else() {
+        let order = Arc::default();
+        let mut clients = clients(&order, 0, 1, &[10, 20]);
+        drop(clients.remove(0));
+        assert_eq!(picks(&order, 2, 5, false), [2, 0]);
+        drop(clients);
+        let state = order.lock();
+        assert!(state.clients.is_empty() && state.by_job.is_empty() && state.later.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_to_be_tried_again_has_its_place_from_then_on() {
+        let order = Arc::default();
+        let _clients = clients(&order, 0, 1, &[20]);
+        let retried = Job { state: JobState::Queued { run_at: at(3) }, ..job(1) };
+        order.note(&[retried], at(1));
+        assert_eq!(picks(&order, 1, 5, false), [0]);
+        let pick = order.pick(at(3), 5, |_| seconds(5), || false);
+        assert_eq!(pick, Pick::Job(JobId::from_u128(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_take_turns() {
+        let order = Arc::default();
+        let _many = clients(&order, 1, 1, &[10, 10, 10, 10]);
+        let _one = clients(&order, 2, 9, &[29]);
+        let picked = picks(&order, 3, 5, false);
+        assert!(picked[..2].contains(&9), "{picked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_that_nobody_waits_for_get_their_share_and_those_that_turned_ordinary_a_smaller_one() {
+        let order = Arc::default();
+        let _clients = clients(&order, 0, 1, &[20; 100]);
+        let picked = picks(&order, 50, 5, true);
+        let of = |which| picked.iter().filter(|pick| **pick == which).count();
+        assert_eq!((of(1_000), of(0)), (9, 1));
+        let picked = picks(&order, 50, 5, false);
+        assert_eq!(picked.iter().filter(|pick| **pick == 0).count(), 1, "what nobody wants is not given: {picked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_needed_is_that_of_the_model() {
+        let order: Arc<Order> = Arc::default();
+        let until = Instant::now() + seconds(10);
+        let _slow = order.enter(JobId::from_u128(1), None, Some("slow".to_owned()), until);
+        let _quick = order.enter(JobId::from_u128(2), None, None, until);
+        order.note(&[job(1), job(2)], at(0));
+        let needs = |model: Option<&str>| if model == Some("slow") { seconds(11) } else { seconds(1) };
+        assert_eq!(order.pick(at(0), 5, needs, || false), Pick::Job(JobId::from_u128(2)));
+    }
+}

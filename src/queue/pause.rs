@@ -1,0 +1,94 @@
+//! The pause: an operator stops the claiming of jobs, and nothing else. Questions are accepted, attempts under way end,
+//! and it holds across restarts until an operator ends it.
+
+use std::sync::{PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+use tracing::{error, info, warn};
+use utoipa::ToSchema;
+
+use super::{Queue, QueueError};
+use crate::{clock::Timestamp, store::JobStore};
+
+/// The setting that holds it.
+const SETTING: &str = "paused";
+
+/// Who paused the queue, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pause {
+    /// The operator, as the audit log names them.
+    pub by: String,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
+/// Whether the queue is paused.
+#[derive(Debug, Default)]
+pub(super) struct Switch(RwLock<Option<Pause>>);
+
+impl Switch {
+    /// As it was left.
+    pub(super) fn of(store: &dyn JobStore) -> Switch {
+        let kept = store.kept(SETTING).into_iter().find(|(name, _)| name == SETTING);
+        let paused = kept.and_then(|(_, text)| {
+            serde_json::from_str::<Pause>(&text)
+                .inspect_err(|error| error!(%error, "who paused the queue can't be read; it goes on"))
+                .ok()
+        });
+        if let Some(Pause { by, at }) = &paused {
+            warn!(by, %at, "the queue is paused: questions are accepted but not analysed");
+        }
+        Switch(RwLock::new(paused))
+    }
+
+    fn get(&self) -> Option<Pause> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, paused: Option<Pause>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = paused;
+    }
+}
+
+impl Queue {
+    /// Has no further job claimed until [`Queue::resume`], also after a restart. A queue that is paused stays as it is.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; then the queue goes on.
+    pub async fn pause(&self, by: &str) -> Result<Pause, QueueError> {
+        if let Some(paused) = self.paused() {
+            return Ok(paused);
+        }
+        let pause = Pause { by: by.to_owned(), at: self.now() };
+        let text = serde_json::to_string(&pause).map_err(|error| QueueError::Unavailable(error.to_string()))?;
+        self.0.store.keep(SETTING.to_owned(), Some(text)).await?;
+        self.0.paused.set(Some(pause.clone()));
+        info!(by, "the queue was paused");
+        Ok(pause)
+    }
+
+    /// Has jobs claimed again.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; then the queue stays paused.
+    pub async fn resume(&self, by: &str) -> Result<(), QueueError> {
+        if self.paused().is_none() {
+            return Ok(());
+        }
+        self.0.store.keep(SETTING.to_owned(), None).await?;
+        self.0.paused.set(None);
+        self.0.work.wake(self.workers());
+        info!(by, "the queue goes on");
+        Ok(())
+    }
+
+    /// Who paused the queue, if it is.
+    pub fn paused(&self) -> Option<Pause> {
+        self.0.paused.get()
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.0.paused.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}

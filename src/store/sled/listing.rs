@@ -1,0 +1,146 @@
+//! Looking for jobs: what a filter says of a job's life is answered from memory, what it says of the question from the
+//! records, and no page takes long, however rare what is looked for: it ends early and the next one goes on.
+
+use std::time::{Duration, Instant};
+
+use super::{Shared, codec::read_chunks, disk::Disk, keys, keys::Seq};
+use crate::{
+    clock::Timestamp,
+    job::{Cursor, Job, JobPage, JobRequest, JobSelection, Listing},
+    store::StoreError,
+};
+
+/// Longest time that a page is looked for. At a million jobs, memory alone is looked through within it.
+const LOOK_TIME: Duration = Duration::from_millis(200);
+
+/// Most records that are read for a page, besides those on it: at some 20 µs each a quarter of [`LOOK_TIME`], unless the
+/// disk is cold.
+const LOOK_RECORDS: usize = 2_000;
+
+/// Jobs that are looked at under one lock of the index: the writer must not wait for a listing.
+const LOOK_STEP: usize = 4_096;
+
+/// What was found, in the order it was looked at.
+struct Found {
+    jobs: Vec<(Seq, Job)>,
+    /// How far that went, if there may be more.
+    end: Option<Seq>,
+}
+
+impl Shared {
+    /// A page of jobs with their records. May block.
+    pub(super) fn list(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobPage, StoreError> {
+        let Found { jobs, end } = self.find(disk, listing, now)?;
+        let (next, prev) = neighbours(listing, &jobs, end);
+        let records = jobs.into_iter().map(|(seq, job)| self.record(disk, seq, job));
+        let mut jobs: Vec<_> = records.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        if listing.side() != listing.order.onward() {
+            jobs.reverse();
+        }
+        Ok(JobPage { jobs, next, prev })
+    }
+
+    /// The ids of a page of jobs. May block.
+    pub(super) fn select(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+        let Found { jobs, end } = self.find(disk, listing, now)?;
+        let (next, _) = neighbours(listing, &jobs, end);
+        let mut ids: Vec<_> = jobs.into_iter().map(|(_, job)| job.id).collect();
+        if listing.side() != listing.order.onward() {
+            ids.reverse();
+        }
+        Ok(JobSelection { ids, next })
+    }
+
+    fn find(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<Found, StoreError> {
+        let Listing { filter, limit, .. } = listing;
+        let started = Instant::now();
+        let mut from = listing.cursor.map(|cursor| cursor.from);
+        let mut jobs = Vec::new();
+        let mut reads = 0;
+        loop {
+            // Where nothing has to be read, no more is taken than fits.
+            let room = if filter.needs_request() { LOOK_STEP } else { *limit + 1 - jobs.len() };
+            let (candidates, looked_to) = self.look(listing, from, room, now);
+            for (seq, job) in candidates {
+                if filter.needs_request() {
+                    // Always one further, or the next page would be this one again.
+                    if reads == LOOK_RECORDS || (reads > 0 && started.elapsed() > LOOK_TIME) {
+                        return Ok(Found { jobs, end: from });
+                    }
+                    reads += 1;
+                    if !self.is_meant(disk, listing, seq, &job)? {
+                        from = Some(seq);
+                        continue;
+                    }
+                }
+                if jobs.len() == *limit {
+                    // One more than fits tells that there is more.
+                    let end = jobs.last().map(|(seq, _)| *seq).or(from);
+                    return Ok(Found { jobs, end });
+                }
+                jobs.push((seq, job));
+                from = Some(seq);
+            }
+            match looked_to {
+                None => return Ok(Found { jobs, end: None }),
+                Some(seq) => from = Some(seq),
+            }
+            if started.elapsed() > LOOK_TIME {
+                return Ok(Found { jobs, end: from });
+            }
+        }
+    }
+
+    /// The next jobs whose life meets the filter, at most `room`, and how far was looked for them; none at the end.
+    fn look(
+        &self,
+        listing: &Listing,
+        from: Option<Seq>,
+        room: usize,
+        now: Timestamp,
+    ) -> (Vec<(Seq, Job)>, Option<Seq>) {
+        let mut found = Vec::new();
+        let index = self.index();
+        let beside = index.beside(&listing.filter.statuses, listing.side(), from);
+        for (looked, (seq, job)) in (1..).zip(beside) {
+            if listing.filter.takes(job, now) {
+                found.push((seq, job.clone()));
+            }
+            if found.len() >= room || looked == LOOK_STEP {
+                return (found, Some(seq));
+            }
+        }
+        (found, None)
+    }
+
+    /// Whether what was asked in a job, or answered, meets the filter. A job pruned meanwhile does not.
+    fn is_meant(&self, disk: &Disk, listing: &Listing, seq: Seq, job: &Job) -> Result<bool, StoreError> {
+        let filter = &listing.filter;
+        let takes = |request: &JobRequest| filter.takes_request(request).then(|| filter.takes_model(request));
+        let verdict = match self.recent.request(seq) {
+            Some(request) => takes(&request),
+            None => {
+                let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
+                let corrupt = |reason: String| StoreError::Corrupt { id: job.id, reason };
+                let Some(bytes) = read_chunks(disk.tree(), &keys::request(seq)).map_err(failed)? else {
+                    return Ok(false);
+                };
+                let request = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
+                takes(&request)
+            }
+        };
+        match verdict {
+            None => Ok(false),
+            Some(Some(is_meant)) => Ok(is_meant),
+            Some(None) => {
+                let record = self.record(disk, seq, job.clone())?;
+                Ok(record.is_some_and(|record| filter.takes_answers(record.attempts.iter().map(|attempt| &**attempt))))
+            }
+        }
+    }
+}
+
+fn neighbours(listing: &Listing, jobs: &[(Seq, Job)], end: Option<Seq>) -> (Option<Cursor>, Option<Cursor>) {
+    let found: Vec<Seq> = jobs.iter().map(|(seq, _)| *seq).collect();
+    listing.neighbours(&found, end)
+}
