@@ -84,7 +84,7 @@ impl Question {
 impl Pages {
     fn form(&self, reader: &Reader, status: StatusCode, question: &Question, problem: &Value) -> Response {
         let shown = context! {
-            page => Uuid::new_v4().to_string(),
+            page => Uuid::now_v7().to_string(),
             question => Serde(question),
             problem => Serde(problem),
             max_query_length => self.max_query_length,
