@@ -324,6 +324,12 @@ pub fn parse(text: &str) -> Result<DecisionAnalysis, ParseError> {
     }
 }
 
+/// The memo in an answer as JSON, with the service's own part, or what the model did wrong.
+pub fn read_memo(text: &str) -> Result<Box<RawValue>, String> {
+    let analysis = parse(text).map_err(|error| error.to_string())?;
+    serde_json::value::to_raw_value(&Memo::from(analysis)).map_err(|error| error.to_string())
+}
+
 /// The options' weighted totals, best first. Computed here, because models are poor at sums. An option that isn't
 /// scored on every criterion has none: its total couldn't be compared.
 pub fn weighted_totals(analysis: &DecisionAnalysis) -> Vec<WeightedTotal> {

@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, AgentConfig},
     claude::{Claude, ClientConfig, ClientError},
     clock::Clock,
     config::{ClaimOrder, OnUnknownOutcome, Settings},
@@ -54,6 +54,14 @@ const TOKEN_LENGTH: usize = 32;
 
 /// A client must have sent its request's head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
+/// what it cost.
+const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
+
+/// A client that takes nothing of its answer for so long is cut off: with its connection goes all that is held for it.
+#[cfg(target_os = "linux")]
+const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long open connections get to take their last answer, once everything else has stopped.
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
@@ -110,6 +118,7 @@ pub struct App {
     grace: Duration,
     closing: CancellationToken,
     tracker: TaskTracker,
+    prompts: Prompts,
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
@@ -121,10 +130,11 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(settings: &Settings, clock: Clock) -> Result<App, StartError> {
-        let prompts = Prompts::load(&settings.prompts_dir)?;
+        let prompts = Prompts::load(&settings.prompts_dir, &settings.prompt_version)?;
         let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
         let address = SocketAddr::new(settings.host, settings.port);
         let listener = TcpListener::bind(address).map_err(|source| StartError::Listen { address, source })?;
+        drop_stalled_readers(&listener);
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let metrics = Metrics::new();
         // Side by side, each on a thread that may block: a cold disk here, hundreds of certificates there.
@@ -154,7 +164,13 @@ impl App {
             None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
         };
         let closing = CancellationToken::new();
-        let agent = Agent::new(claude, prompts, settings.model_name.clone(), settings.max_tokens);
+        let config = AgentConfig {
+            model: settings.model_name.clone(),
+            max_tokens: settings.max_tokens,
+            effort: settings.effort,
+            interactive_effort: settings.interactive_effort,
+        };
+        let agent = Agent::new(claude, prompts.clone(), config);
         let estimate_risk = {
             let (agent, clock) = (agent.clone(), clock.clone());
             Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
@@ -200,7 +216,7 @@ impl App {
             queue: queue.clone(),
             limits: limits.clone(),
             agent,
-            attempt_timeout: settings.request_timeout,
+            attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
@@ -211,6 +227,7 @@ impl App {
         let api = Api {
             queue: queue.clone(),
             limits,
+            prompts: prompts.clone(),
             metrics,
             admin_token: admin_token.clone(),
             max_query_length: settings.max_query_length,
@@ -231,6 +248,7 @@ impl App {
             grace: settings.shutdown_grace,
             closing,
             tracker,
+            prompts,
             store,
             http,
             server,
@@ -245,6 +263,14 @@ impl App {
     /// The admin token, if it was made at this start.
     pub fn new_admin_token(&self) -> Option<&SecretString> {
         self.new_admin_token.as_ref()
+    }
+
+    /// Reads the prompts anew, all or none of them; what came of it is in the log.
+    pub async fn reload_prompts(&self) {
+        let prompts = self.prompts.clone();
+        if let Err(error) = task::spawn_blocking(move || prompts.reload()).await {
+            error!(%error, "reading the prompts failed");
+        }
     }
 
     /// Drains and stops. Attempts that are under way get the grace; what has not ended then is recovered at the next
@@ -274,6 +300,20 @@ impl App {
 pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
     salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
 }
+
+/// Has the kernel end connections whose clients read nothing, which no time-out of the server sees: its answer has been
+/// made and waits to be written. A connection has its listener's setting, see tcp(7).
+#[cfg(target_os = "linux")]
+fn drop_stalled_readers(listener: &TcpListener) {
+    let millis = u32::try_from(STALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(listener, millis) {
+        warn!(%error, "clients that read nothing of their answer can't be cut off");
+    }
+}
+
+/// Other systems have no such setting.
+#[cfg(not(target_os = "linux"))]
+fn drop_stalled_readers(_: &TcpListener) {}
 
 /// The admin token that a service keeps in `data_dir`, if there is one that this user may read.
 pub fn kept_admin_token(data_dir: &Path) -> Option<SecretString> {

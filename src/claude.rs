@@ -80,8 +80,21 @@ pub struct MessageRequest {
     pub system: String,
     /// The user message.
     pub prompt: String,
+    /// An answer to it that was of no use, if it is asked again.
+    pub again: Option<Again>,
+    /// How hard the model shall think, in the API's own word; none leaves it to the API.
+    pub effort: Option<&'static str>,
     /// A JSON schema the answer shall fit (structured output), sent as it is; the API knows no `$schema`.
     pub schema: Option<Arc<RawValue>>,
+}
+
+/// An answer that was of no use, so that the model can do better.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Again {
+    /// The answer, or as much of it as is worth its tokens. The API takes no blank one.
+    pub answer: String,
+    /// What was wrong with it and what to do.
+    pub complaint: String,
 }
 
 /// A complete answer. Look at `stop` before you trust `text`.
@@ -265,7 +278,7 @@ impl Claude {
         }
         let ask = async {
             let response = self.answered(self.inner.http.get(url), &mut head).await?;
-            let body = self.bounded_body(response).await;
+            let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
             serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("model {id}: {error}")))
         };
         let outcome = self.within(ask).await;
@@ -282,9 +295,13 @@ impl Claude {
         let call = self.inner.http.post(self.inner.messages_url.clone()).json(&wire::Body::new(request));
         let response = self.answered(call, head).await?;
         let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if kind.starts_with(b"application/json") {
+            let body = self.bounded_body(response, stream::MAX_ANSWER_BYTES).await;
+            return answer.take_whole(&body, on_text);
+        }
         if !kind.starts_with(b"text/event-stream") {
             let kind = String::from_utf8_lossy(kind).into_owned();
-            let body = self.bounded_body(response).await;
+            let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
             let body = String::from_utf8_lossy(&body);
             return Err(stream::malformed(&format!("a stream was asked for and `{kind}` came: {body}")));
         }
@@ -306,16 +323,16 @@ impl Claude {
             return Ok(response);
         }
         let headers = headers.clone();
-        let body = self.bounded_body(response).await;
+        let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
         Err(CallError::of_answer(status.as_u16(), &headers, &body, SystemTime::now()))
     }
 
     /// As much of a body as comes within bounds of size and silence: what has come is better than nothing.
-    async fn bounded_body(&self, mut response: Response) -> Vec<u8> {
+    async fn bounded_body(&self, mut response: Response, limit: usize) -> Vec<u8> {
         let mut body = Vec::new();
         while let Ok(Ok(Some(chunk))) = timeout(self.inner.idle_timeout, response.chunk()).await {
-            body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY_BYTES - body.len())]);
-            if body.len() == MAX_ERROR_BODY_BYTES {
+            body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
+            if body.len() == limit {
                 break;
             }
         }

@@ -104,6 +104,20 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// A key on the command line shows in the process list for as long as the process lives.
+fn refuse_key_as_flag(matches: &clap::ArgMatches) -> anyhow::Result<()> {
+    let given = matches.subcommand().is_some_and(|(_, given)| {
+        given.try_contains_id("anthropic_api_key").is_ok()
+            && given.value_source("anthropic_api_key") == Some(ValueSource::CommandLine)
+    });
+    if given {
+        anyhow::bail!(
+            "--anthropic-api-key would show the key in the process list; set ANTHROPIC_API_KEY in the environment or in .env"
+        );
+    }
+    Ok(())
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
@@ -123,6 +137,7 @@ fn command() -> clap::Command {
 fn try_run() -> anyhow::Result<ExitCode> {
     load_dotenv()?;
     let matches = command().get_matches();
+    refuse_key_as_flag(&matches)?;
     let host_is_set = matches.subcommand().is_some_and(|(_, given)| {
         given.try_contains_id("host").is_ok() && given.value_source("host") != Some(ValueSource::DefaultValue)
     });

@@ -31,7 +31,7 @@ const MIN_ADMIN_TOKEN_CHARS: usize = 16;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
-    /// Key of the Claude API; better in the environment or .env than as a flag, which shows in the process list
+    /// Key of the Claude API; only from the environment or .env, as a flag would show in the process list
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub anthropic_api_key: Option<SecretString>,
 
@@ -48,6 +48,14 @@ pub struct Settings {
     // The upper bound is the largest any model takes.
     #[arg(long, env, default_value = "16000", value_parser = within(1..=128_000_u32))]
     pub max_tokens: u32,
+
+    /// How hard Claude thinks: low, medium, high, xhigh, max, or none to leave it to the API
+    #[arg(long, env, default_value = "high", ignore_case = true)]
+    pub effort: Effort,
+
+    /// EFFORT for questions whose client waits: a quick answer is worth more to it
+    #[arg(long, env, default_value = "low", ignore_case = true)]
+    pub interactive_effort: Effort,
 
     /// IP address to listen on; 127.0.0.1 keeps the service to this machine
     #[arg(long, env, default_value = "0.0.0.0", value_parser = ip_address)]
@@ -76,6 +84,10 @@ pub struct Settings {
     /// Folder that holds the prompts
     #[arg(long, env, default_value = "prompts")]
     pub prompts_dir: PathBuf,
+
+    /// Version of the prompts for questions that name none: a folder in PROMPTS_DIR
+    #[arg(long, env, default_value = "v1", value_parser = version_name)]
+    pub prompt_version: String,
 
     /// Most calls to Claude at one time (1 to 1024)
     #[arg(long, env, default_value = "8", value_parser = within(1..=1024_usize))]
@@ -127,7 +139,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "10", value_parser = within(0..=1000_u32))]
     pub max_overload_retries: u32,
 
-    /// How often Claude is asked again for an answer that can be read, each being billed (0 to 20)
+    /// How often Claude is asked again, told what was wrong, after an answer that is cut or can't be read (0 to 20)
     #[arg(long, env, default_value = "1", value_parser = within(0..=20_u32))]
     pub max_invalid_retries: u32,
 
@@ -186,6 +198,37 @@ pub struct Settings {
     /// Token of the admin pages, 16 or more characters; if unset, one is made at first start and kept in DATA_DIR
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub admin_token: Option<SecretString>,
+}
+
+/// How hard Claude thinks, and so how long and how dear an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Effort {
+    /// As the API has it; also for gateways and models that know no effort.
+    None,
+    /// The quickest and cheapest.
+    Low,
+    /// Between.
+    Medium,
+    /// The API's own default.
+    High,
+    /// For long work.
+    Xhigh,
+    /// Whatever it takes.
+    Max,
+}
+
+impl Effort {
+    /// The API's word for it, if anything is to be sent.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Effort::None => None,
+            Effort::Low => Some("low"),
+            Effort::Medium => Some("medium"),
+            Effort::High => Some("high"),
+            Effort::Xhigh => Some("xhigh"),
+            Effort::Max => Some("max"),
+        }
+    }
 }
 
 /// Where a command finds the service that it is to talk to. No setting of the service itself.
@@ -387,6 +430,11 @@ fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
 fn model_name(text: &str) -> Result<String, &'static str> {
     let allowed = "must be a model's id such as claude-sonnet-5-5: visible ASCII characters without blanks";
     if is_visible_ascii(text) { Ok(text.to_owned()) } else { Err(allowed) }
+}
+
+fn version_name(text: &str) -> Result<String, &'static str> {
+    let allowed = "must be the name of a folder in PROMPTS_DIR, such as v1";
+    if is_visible_ascii(text) && !text.contains('/') { Ok(text.to_owned()) } else { Err(allowed) }
 }
 
 fn ip_address(text: &str) -> Result<IpAddr, &'static str> {

@@ -19,6 +19,8 @@ mod limits;
 mod observe;
 mod operate;
 mod problem;
+mod prompts;
+mod reparse;
 mod submission;
 mod transfer;
 mod view;
@@ -49,6 +51,7 @@ use crate::{
     job::{Job, JobRecord},
     limits::Limits,
     metrics::Metrics,
+    prompts::Prompts,
     queue::{Allowance, Outlook, Queue},
 };
 
@@ -59,6 +62,8 @@ pub struct Api {
     pub queue: Queue,
     /// Whose gate readiness and metrics tell about.
     pub limits: Limits,
+    /// The versions that a question may name.
+    pub prompts: Prompts,
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
     /// The bearer token of the admin routes. An empty one lets nobody in.
@@ -130,6 +135,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(transfer::export))
         .routes(routes!(transfer::import))
         .routes(routes!(limits::get, limits::patch))
+        .routes(routes!(prompts::list))
+        .routes(routes!(prompts::reload))
+        .routes(routes!(reparse::reparse))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

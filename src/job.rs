@@ -6,7 +6,7 @@
 //!               │ └──────────────────────┘ │  └─ Cancel ───────────▶ Cancelled
 //!               │        Expire (lease over, outcome unknown) ─▶ Queued | Failed
 //! Queued ─Cancel─▶ Cancelled · Queued ─MissDeadline─▶ Failed(deadline_exceeded)
-//! Failed, Cancelled ─Requeue─▶ Queued
+//! Failed, Cancelled ─Requeue─▶ Queued · Failed ─Reparse (a kept answer reads after all)─▶ Succeeded
 //! ```
 //!
 //! Every event of a worker carries the number of its attempt, the *fence*: an event of an attempt that is not the
@@ -59,7 +59,8 @@ pub struct Job {
     pub question: Option<NonZeroU64>,
     /// Where in its life the job is.
     pub state: JobState,
-    /// Number of the running or last attempt: 0 before the first claim, one more with each claim, never less. The fence.
+    /// Number of the running or last attempt: 0 before the first claim, one more with each claim and each reparse, never
+    /// less. The fence.
     pub attempt: u32,
     /// Attempts that failed, since the submission or the last requeue.
     pub failures: Failures,
@@ -202,6 +203,14 @@ pub enum JobEvent {
     },
     /// The job's deadline passed while it was queued.
     MissDeadline,
+    /// An answer that was kept has been read after all. It makes an entry of the history, as an attempt that called
+    /// nobody.
+    Reparse {
+        /// The newest attempt that was known when it was read.
+        attempt: u32,
+        /// The result, and where it is from.
+        report: Arc<AttemptReport>,
+    },
     /// An operator wants a failed or cancelled job tried again, with a fresh count of attempts.
     Requeue {
         /// Not before.
@@ -316,6 +325,14 @@ impl Job {
                 }
                 job.finish(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
             }
+            JobEvent::Reparse { attempt, .. } => {
+                let JobState::Failed { .. } = self.state else { return Err(self.illegal("read again")) };
+                if self.attempt != *attempt {
+                    return Err(self.illegal("read again as it was before its last attempt"));
+                }
+                job.attempt += 1;
+                job.finish(JobState::Succeeded, now);
+            }
             JobEvent::Requeue { run_at } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
                     return Err(self.illegal("queued again"));
@@ -335,6 +352,16 @@ impl Job {
     /// The history entry of the attempt that `event` ends, if it ends one. Pure, as [`Job::apply`]; only for events that
     /// `apply` accepts.
     pub fn closed_attempt(&self, event: &JobEvent, now: Timestamp) -> Option<Attempt> {
+        if let JobEvent::Reparse { report, .. } = event {
+            let (number, report) = (self.attempt + 1, Arc::clone(report));
+            return Some(Attempt {
+                number,
+                started_at: now,
+                finished_at: now,
+                outcome: AttemptOutcome::Reparsed,
+                report,
+            });
+        }
         let JobState::Running { .. } = self.state else { return None };
         let (outcome, report) = match event {
             JobEvent::Succeed { report, .. } => (AttemptOutcome::Succeeded, Arc::clone(report)),
@@ -349,9 +376,11 @@ impl Job {
                 let message = "the worker ended without settling; the call may have been billed";
                 (AttemptOutcome::OutcomeUnknown, Arc::new(AttemptReport::unknown(message, *at_risk)))
             }
-            JobEvent::Claim { .. } | JobEvent::Extend { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => {
-                return None;
-            }
+            JobEvent::Claim { .. }
+            | JobEvent::Extend { .. }
+            | JobEvent::MissDeadline
+            | JobEvent::Reparse { .. }
+            | JobEvent::Requeue { .. } => return None,
         };
         Some(Attempt {
             number: self.attempt,

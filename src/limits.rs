@@ -44,6 +44,10 @@ const TOKEN_BURST: Duration = Duration::from_secs(60);
 /// What a call is taken to need before any has been seen: a question with the prompts and the schema, a memo.
 const USUAL_TOKENS: Tokens = Tokens { input: 6_000, output: 4_000 };
 
+/// Calls at once until the first answer has told the account's limits: as many as any account takes, where sixty-four
+/// might be three seconds' worth.
+const FIRST_CALLS: usize = 8;
+
 /// The weight of the newest call in the running mean of tokens.
 const NEWEST_WEIGHT: f64 = 0.1;
 
@@ -99,6 +103,8 @@ struct State {
     allowed: f64,
     workers: usize,
     backed_off_at: Option<Instant>,
+    /// An answer came, so the account's limits are known as far as they are told.
+    told: bool,
     /// Running means of the tokens of a call.
     usual_input: f64,
     usual_output: f64,
@@ -142,6 +148,7 @@ impl Limits {
                 allowed: workers as f64,
                 workers,
                 backed_off_at: None,
+                told: false,
                 usual_input: f64::from(USUAL_TOKENS.input),
                 usual_output: f64::from(USUAL_TOKENS.output),
                 waiting: 0,
@@ -189,6 +196,9 @@ impl Limits {
         if state.under_way as f64 >= state.allowed.floor() {
             return Err(None);
         }
+        if !state.told && state.under_way >= FIRST_CALLS {
+            return Err(None);
+        }
         let taken = Tokens { input: whole(state.usual_input), output: whole(state.usual_output) };
         inner.requests.take(1).map_err(Some)?;
         if let Err(wait) = inner.input_tokens.take(taken.input) {
@@ -223,8 +233,15 @@ impl Limits {
         self.0.changed.notify_waiters();
     }
 
-    /// Notes the limits that an answer told, each if it did.
-    pub fn learn(&self, requests: Option<u64>, input_tokens: Option<u64>, output_tokens: Option<u64>) {
+    /// Notes the limits, each if it was told, of the answer to a call that began at `called_at`: answers overtake each
+    /// other, and what a later call was told counts.
+    pub fn learn(
+        &self,
+        requests: Option<u64>,
+        input_tokens: Option<u64>,
+        output_tokens: Option<u64>,
+        called_at: Instant,
+    ) {
         let told = [
             (&self.0.requests, requests),
             (&self.0.input_tokens, input_tokens),
@@ -232,7 +249,10 @@ impl Limits {
         ];
         for (bucket, per_minute) in told {
             let per_minute = per_minute.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)).and_then(NonZeroU32::new);
-            per_minute.into_iter().for_each(|limit| bucket.learn(limit));
+            per_minute.into_iter().for_each(|limit| bucket.learn(limit, called_at));
+        }
+        if requests.or(input_tokens).or(output_tokens).is_some() {
+            self.first_answer(&mut self.0.state());
         }
     }
 
@@ -249,11 +269,19 @@ impl Limits {
     /// A call was answered: one more at once, for each time that all allowed ones were.
     pub fn answered(&self) {
         let mut state = self.0.state();
+        self.first_answer(&mut state);
         let most = state.workers as f64;
         if state.allowed < most {
             state.allowed = (state.allowed + 1.0 / state.allowed).min(most);
             drop(state);
             self.0.changed.notify_one();
+        }
+    }
+
+    fn first_answer(&self, state: &mut State) {
+        if !state.told {
+            state.told = true;
+            self.0.changed.notify_waiters();
         }
     }
 
@@ -373,6 +401,13 @@ mod tests {
     }
 
     fn limits_with(requests: u32, input_tokens: u32, workers: usize) -> Limits {
+        let limits = limits_unasked(requests, input_tokens, workers);
+        limits.answered();
+        limits
+    }
+
+    /// Before the first answer.
+    fn limits_unasked(requests: u32, input_tokens: u32, workers: usize) -> Limits {
         let [requests, input_tokens, output_tokens] =
             [requests, input_tokens, 1_000_000_000].map(|limit| NonZeroU32::new(limit).unwrap());
         Limits::new(PerMinute { requests, input_tokens, output_tokens }, workers)
@@ -473,11 +508,23 @@ mod tests {
         next.await.unwrap();
     }
 
+    #[tokio::test]
+    async fn few_calls_are_made_at_once_before_the_first_answer_has_told_the_limits() {
+        let limits = limits_unasked(1_000_000, 1_000_000_000, 64);
+        let held = take_all(&limits);
+        assert_eq!(held.len(), FIRST_CALLS);
+        limits.learn(Some(1_000_000), None, None, Instant::now());
+        assert_eq!(take_all(&limits).len(), 64 - FIRST_CALLS);
+        let silent = limits_unasked(1_000_000, 1_000_000_000, 64);
+        silent.answered();
+        assert_eq!(take_all(&silent).len(), 64, "an upstream may tell no limits");
+    }
+
     #[test]
     fn the_narrowest_limit_tells_the_rate() {
         let limits = limits(600, 8);
         assert_eq!(limits.calls_per_second(), 10.0);
-        limits.learn(Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60));
+        limits.learn(Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60), Instant::now());
         assert_eq!(limits.calls_per_second(), 1.0);
         assert_eq!(limits.per_minute().requests.get(), 300);
         assert_eq!(limits.settings().requests.get(), 600);

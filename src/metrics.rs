@@ -49,6 +49,8 @@ pub struct Metrics {
     pub time_to_claim_seconds: Histogram,
     /// Seconds from acceptance to the end.
     pub time_to_finish_seconds: Histogram,
+    /// Attempts in which Claude was told what was wrong with its last answer.
+    pub asked_again: Counter,
     /// Tokens reported by the upstream, by kind.
     pub tokens: Family<KindLabel, Counter>,
     /// Settles and heartbeats that came too late and changed nothing.
@@ -99,6 +101,7 @@ impl Metrics {
             attempts: Family::default(),
             time_to_claim_seconds: slow(),
             time_to_finish_seconds: slow(),
+            asked_again: Counter::default(),
             tokens: Family::default(),
             leases_lost: Counter::default(),
             panics: Counter::default(),
@@ -135,6 +138,11 @@ impl Metrics {
             "From acceptance to the end",
             seconds.clone(),
             metrics.time_to_finish_seconds.clone(),
+        );
+        registry.register(
+            "answers_asked_again",
+            "Attempts in which Claude was told what was wrong with its last answer",
+            metrics.asked_again.clone(),
         );
         registry.register("tokens", "Tokens reported by the upstream, by kind", metrics.tokens.clone());
         registry.register(

@@ -27,6 +27,7 @@ mod wait;
 
 use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -53,8 +54,8 @@ pub use self::{
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AtRisk, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord,
-        JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
+        AtRisk, Attempt, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage,
+        JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
     },
     metrics::{Metrics, kind},
     store::{Insertion, JobStore, Pick, StoreError},
@@ -157,6 +158,8 @@ pub struct Claim {
     pub job: Job,
     /// What is asked.
     pub request: Arc<JobRequest>,
+    /// The newest attempt whose answer was of no use, if one was since the submission or the last requeue.
+    pub useless: Option<Arc<Attempt>>,
     /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
     pub lost: CancellationToken,
     /// Takes the answer's text as it comes, for those who follow the job.
@@ -193,6 +196,9 @@ pub enum QueueError {
     /// The job that the idempotency key stands for is there no more.
     #[error("this Idempotency-Key stands for job {0}, which was removed since; a new question needs a key of its own")]
     Removed(JobId),
+    /// No answer that was kept of the job can be read.
+    #[error("the answer that was kept can't be read as a memo: {0}")]
+    Unreadable(String),
     /// The disk is short of space.
     #[error("{0}")]
     StorageLow(Shortage),
@@ -477,7 +483,7 @@ impl Queue {
             if let Insertion::Existing(_) = inserted {
                 return Ok(inserted);
             }
-            let claim = queue.begin(job.clone(), request);
+            let claim = queue.begin(job.clone(), request, None);
             if hand.send(claim).is_err() {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
                 queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
@@ -585,6 +591,62 @@ impl Queue {
     pub async fn requeue(&self, id: JobId) -> Result<JobRecord, QueueError> {
         self.transition(id, JobEvent::Requeue { run_at: self.now() }).await?;
         self.get(id).await
+    }
+
+    /// Reads the answers that were kept of a failed job again, newest first, by `read`. The first that reads now makes the
+    /// job a success; nothing is called and nothing billed. A job that has its memo keeps it as it is.
+    ///
+    /// # Errors
+    /// [`QueueError::Unreadable`] and [`QueueError::Conflict`], with which nothing has changed; [`QueueError::NotFound`],
+    /// [`QueueError::Unavailable`].
+    pub async fn reparse(
+        &self,
+        id: JobId,
+        read: impl Fn(&str) -> Result<Box<RawValue>, String>,
+    ) -> Result<JobRecord, QueueError> {
+        let record = self.get(id).await?;
+        match record.job.state {
+            JobState::Succeeded => return Ok(record),
+            JobState::Failed { .. } => {}
+            JobState::Queued { .. } | JobState::Running { .. } | JobState::Cancelled => {
+                let status = record.job.status(self.now());
+                return Err(QueueError::Conflict(format!(
+                    "a job that is {status} can't be read again, a failed one can"
+                )));
+            }
+        }
+        let mut complaint = None;
+        for attempt in record.attempts.iter().rev() {
+            let report = &attempt.report;
+            // What a model says while it declines is no memo, whatever it looks like.
+            let refused = report.error.as_ref().is_some_and(|error| error.code == FailureCode::Refused);
+            let Some(answer) = report.raw_answer.as_deref().filter(|answer| !refused && !answer.trim().is_empty())
+            else {
+                continue;
+            };
+            match read(answer) {
+                Ok(result) => {
+                    let report = AttemptReport {
+                        model: report.model.clone(),
+                        prompt_version: report.prompt_version.clone(),
+                        prompt_sha256: report.prompt_sha256.clone(),
+                        reparsed_from: Some(attempt.number),
+                        result: Some(result),
+                        ..AttemptReport::default()
+                    };
+                    let event = JobEvent::Reparse { attempt: record.job.attempt, report: Arc::new(report) };
+                    self.transition(id, event).await?;
+                    return self.get(id).await;
+                }
+                Err(wrong) => drop(complaint.get_or_insert(wrong)),
+            }
+        }
+        Err(match complaint {
+            Some(wrong) => QueueError::Unreadable(wrong),
+            None => {
+                QueueError::Conflict("no answer was kept of this job, so there is nothing to read again".to_owned())
+            }
+        })
     }
 
     /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
@@ -758,7 +820,20 @@ impl Queue {
         drop(intent);
         let Some(claimed) = claimed else { return Ok(None) };
         let (job, request) = (claimed.job, claimed.request);
-        Ok(Some(self.begin(job, request)))
+        let useless = self.useless(&job).await;
+        Ok(Some(self.begin(job, request, useless)))
+    }
+
+    /// The newest attempt whose answer was of no use. Without it the job is asked as if for the first time.
+    async fn useless(&self, job: &Job) -> Option<Arc<Attempt>> {
+        if job.failures.count(FailureClass::InvalidOutput) == 0 {
+            return None;
+        }
+        let attempts = self.0.store.get(job.id).await.ok()??.attempts;
+        attempts.into_iter().rev().find(|attempt| {
+            let code = attempt.report.error.as_ref().map(|error| error.code);
+            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated))
+        })
     }
 
     /// Which job the next claim is to take.
@@ -776,7 +851,7 @@ impl Queue {
     }
 
     /// Begins an attempt's stay in this process.
-    fn begin(&self, job: Job, request: Arc<JobRequest>) -> Claim {
+    fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
         if job.attempt == 1 {
             let waited = self.now().since(job.created_at);
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
@@ -788,7 +863,7 @@ impl Queue {
         if let Some(current) = self.0.store.peek(job.id) {
             self.0.running.check(&current);
         }
-        Claim { job, request, lost, draft }
+        Claim { job, request, useless, lost, draft }
     }
 
     /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
@@ -920,6 +995,7 @@ impl Queue {
             JobEvent::Retry { .. } | JobEvent::Fail { .. } => Some("failed"),
             JobEvent::Release { .. } => Some("released"),
             JobEvent::Expire { .. } => Some("outcome_unknown"),
+            JobEvent::Reparse { .. } => Some("reparsed"),
             JobEvent::Claim { .. }
             | JobEvent::Extend { .. }
             | JobEvent::Cancel { .. }

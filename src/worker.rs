@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    agent::{Agent, Verdict},
+    agent::{Agent, Assignment, Verdict},
     clock::Timestamp,
     job::{AccountLimits, AtRisk, AttemptReport, FailureCode, JobRequest},
     limits::{self, DEFAULT_RETRY_AFTER, HOLD, Limits, Tokens},
@@ -38,8 +38,7 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     /// Makes one attempt, giving the answer's text to `on_text` as it comes. Dropping the future aborts it.
     fn attempt(
         &self,
-        request: &JobRequest,
-        now: Timestamp,
+        assignment: Assignment<'_>,
         on_text: &(dyn Fn(&str) + Send + Sync),
     ) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
 
@@ -50,11 +49,10 @@ pub trait Analyst: Clone + Send + Sync + 'static {
 impl Analyst for Agent {
     async fn attempt(
         &self,
-        request: &JobRequest,
-        now: Timestamp,
+        assignment: Assignment<'_>,
         on_text: &(dyn Fn(&str) + Send + Sync),
     ) -> (Verdict, AttemptReport) {
-        Agent::attempt(self, request, now, on_text).await
+        Agent::attempt(self, assignment, on_text).await
     }
 
     fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
@@ -134,11 +132,13 @@ impl<A: Analyst> Worker<A> {
 
     /// One attempt from claim to settle.
     async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
-        let Claim { job, request, lost, draft } = claim;
+        let Claim { job, request, useless, lost, draft } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
+        let assignment =
+            Assignment { request, useless: useless.as_deref(), is_waited_for: job.waited_for, now: started_at };
         let on_text = |piece: &str| draft.push(piece);
-        let attempt = AssertUnwindSafe(self.agent.attempt(request, started_at, &on_text)).catch_unwind();
+        let attempt = AssertUnwindSafe(self.agent.attempt(assignment, &on_text)).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,
@@ -163,7 +163,7 @@ impl<A: Analyst> Worker<A> {
             }
             Some(Err(_)) => {
                 let limit = self.attempt_timeout.as_secs();
-                let message = format!("no answer within {limit} s (REQUEST_TIMEOUT)");
+                let message = format!("the attempt was not done within {limit} s (REQUEST_TIMEOUT and a little grace)");
                 let report = AttemptReport {
                     may_have_been_billed: true,
                     at_risk: Some(self.agent.at_risk(request, started_at)),
@@ -172,16 +172,16 @@ impl<A: Analyst> Worker<A> {
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
             }
         };
-        self.heed(&report);
+        self.heed(&report, started);
         settle_permit(permit, Some(&report));
         self.log(claim, &report, started.elapsed());
         self.queue.settle(job, &settlement, report).await;
     }
 
     /// What an attempt saw of the account and of Claude's load.
-    fn heed(&self, report: &AttemptReport) {
+    fn heed(&self, report: &AttemptReport, started: tokio::time::Instant) {
         let AccountLimits { requests, input_tokens, output_tokens } = report.account;
-        self.limits.learn(requests, input_tokens, output_tokens);
+        self.limits.learn(requests, input_tokens, output_tokens, started);
         match &report.error {
             Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(),
             None => self.limits.answered(),
@@ -226,6 +226,9 @@ impl<A: Analyst> Worker<A> {
     }
 
     fn log(&self, claim: &Claim, report: &AttemptReport, took: Duration) {
+        if report.asked_again_after.is_some() {
+            self.metrics.asked_again.inc();
+        }
         let usage = report.usage.unwrap_or_default();
         for (name, tokens) in [
             ("input", usage.input_tokens),

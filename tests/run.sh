@@ -26,6 +26,9 @@ has prlimit && has unshare || packages+=(util-linux)
 has mkfs.ext4 || packages+=(e2fsprogs)
 has mount && has losetup || packages+=(mount)
 has kill || packages+=(procps)
+# The official SDK of Claude is run against our simulation of it.
+python3 -c "import ensurepip" 2>/dev/null || packages+=(python3 python3-venv)
+has flock || packages+=(util-linux)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 has cargo || has curl || packages+=(curl ca-certificates)
@@ -43,6 +46,8 @@ for tool in rustfmt clippy; do
     rustup component add "$tool"
 done
 
+say "The SDK"
+tests/sdk/install.sh
 say "Format"
 cargo fmt --check
 say "Lints"

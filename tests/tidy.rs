@@ -14,7 +14,7 @@ const LAYERS: [(&str, &str); 16] = [
     ("cli", "app http::openapi analysis claude::simulator job"),
     ("app", "http dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis job"),
     // These two show memos, and why calls to Claude are held.
-    ("http", "queue limits analysis job"),
+    ("http", "queue limits prompts analysis job"),
     ("dashboard", "queue limits analysis job"),
     ("worker", "agent queue limits job"),
     ("sweeper", "queue job"),

@@ -94,6 +94,8 @@ pub enum ErrorKind {
     StreamCut,
     /// Something came that is not what the API promises.
     Malformed,
+    /// An `error` event in the middle of the answer, of a type that tells no more than that.
+    StreamError,
 }
 
 /// What the queue does about a failed call.
@@ -138,7 +140,7 @@ impl CallError {
             K::RequestTimeout | K::Conflict => Retry,
             K::ApiError | K::Timeout | K::Overloaded => Retry,
             K::ConnectFailed | K::ConnectionLost | K::Silent | K::TotalTimeout => Retry,
-            K::StreamCut | K::Malformed => Retry,
+            K::StreamCut | K::StreamError | K::Malformed => Retry,
         };
         match (self.should_retry, table) {
             (Some(true), Terminal | Hold) => Retry,
@@ -213,6 +215,7 @@ impl ErrorKind {
         }
     }
 
+    /// The kind of an `error` event. What means the same as a status of its own is of that status's kind.
     fn of_type(error_type: &str, error_code: Option<&str>) -> ErrorKind {
         match error_type {
             "invalid_request_error" => ErrorKind::InvalidRequest,
@@ -225,8 +228,8 @@ impl ErrorKind {
             "rate_limit_error" => ErrorKind::of_limit(error_code),
             "timeout_error" => ErrorKind::Timeout,
             "overloaded_error" => ErrorKind::Overloaded,
-            // An error type of tomorrow is the server's trouble until known better: worth another try.
-            _ => ErrorKind::ApiError,
+            // `api_error`; and an error type of tomorrow is the server's trouble until known better: worth another try.
+            _ => ErrorKind::StreamError,
         }
     }
 

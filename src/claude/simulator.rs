@@ -2,8 +2,8 @@
 //!
 //! The demo, the tests and the load tests talk to it over HTTP like to the real one. It checks requests as the API
 //! does, streams or not, keeps an account's rate limits, and fails on purpose where a script says so. Every answer
-//! says that it is simulated. It serves `POST /v1/messages` and `GET /v1/models/{id}`, and nothing else of the API:
-//! no batches, no tools.
+//! says that it is simulated. It serves `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` and
+//! `GET /v1/models/{id}`, and nothing else of the API: no batches, no tools.
 //!
 //! - `check`: what it checks in a request
 //! - `answer`: the memo it gives
@@ -112,6 +112,10 @@ pub enum Fault {
     Error(ErrorAnswer),
     /// The stream ends properly after so many events.
     CutAfter(usize),
+    /// The stream ends properly when only its last event is missing.
+    CutBeforeLast,
+    /// A stream was asked for and one JSON message comes, as from a gateway that can't stream.
+    Unstreamed,
     /// The connection breaks after so many events.
     DropAfter(usize),
     /// The stream falls silent after so many events, without end.
@@ -133,6 +137,8 @@ pub enum Fault {
     MaxTokens,
     /// A whole answer with this stop reason.
     Stop(String),
+    /// The answer is cut off at half, with this stop reason.
+    StopAtHalf(String),
     /// A thinking block precedes the text.
     ThinkingFirst,
     /// This text is the answer.
@@ -191,6 +197,8 @@ pub struct Counters {
     pub connections: usize,
     /// Calls received.
     pub calls: usize,
+    /// Those of them that the account's limits turned away with a 429.
+    pub limited: usize,
     /// Calls the caller left before their answer was out.
     pub aborted: usize,
     /// Calls being answered right now.
@@ -229,7 +237,7 @@ impl Simulator {
         let listener = TcpListener::bind(config.addr).await?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            account: Mutex::new(Account::new(config.limits.unwrap_or(AccountLimits::UNLIMITED), Instant::now())),
+            account: Mutex::new(Account::new(config.limits, Instant::now())),
             config,
             script: Mutex::default(),
             record: Mutex::default(),
@@ -242,6 +250,8 @@ impl Simulator {
         });
         let router = Router::new()
             .route("/v1/messages", post(messages))
+            .route("/v1/messages/count_tokens", post(count_tokens))
+            .route("/v1/models", get(models))
             .route("/v1/models/{id}", get(model))
             .method_not_allowed_fallback(async || {
                 ErrorAnswer::status(405).message("Method Not Allowed").response("req_sim")
@@ -267,6 +277,12 @@ impl Simulator {
     /// The next calls get these, in order; then all is normal again.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.shared.script).extend(faults);
+    }
+
+    /// Changes the account's limits from this moment, as the API may do at any time; none takes them away. What has been
+    /// used of them already stays used.
+    pub fn set_limits(&self, limits: Option<AccountLimits>) {
+        lock(&self.shared.account).set(limits, Instant::now());
     }
 
     /// Every call gets `answer` until `until`; the script waits.
@@ -445,6 +461,27 @@ async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>, header
     }
 }
 
+async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    match check::headers(&headers, shared.config.api_key.as_ref()) {
+        Ok(()) => json_response(&check::models(), "req_sim"),
+        Err(error) => error.response("req_sim"),
+    }
+}
+
+/// Not billed, and no part of the record.
+async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+    let checked = check::headers(&headers, shared.config.api_key.as_ref())
+        .and_then(|()| check::to_count(&body, &shared.good_schema));
+    match checked {
+        Ok(asked) => {
+            let system = asked.system.as_ref().map_or(0, |(system, _)| tokens(system));
+            let input_tokens = system + tokens(&asked.prompt) + asked.schema_bytes as u64 / 4;
+            json_response(&json!({ "input_tokens": input_tokens }), "req_sim")
+        }
+        Err(error) => error.response("req_sim"),
+    }
+}
+
 async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let body = axum::body::to_bytes(body, MAX_REQUEST_BYTES).await;
@@ -500,7 +537,7 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
         stop_reason: &plan.stop_reason,
         usage: plan.usage,
     };
-    let response = if asked.stream {
+    let response = if asked.stream && fault != Fault::Unstreamed {
         let mut steps = message.steps(plan.latency, shared.config.writes, &fault);
         let body = match steps.as_mut_slice() {
             [Step::Send(bytes)] => {
@@ -540,27 +577,28 @@ impl Shared {
         };
         let mut stop_reason = match fault {
             Fault::Refusal => "refusal",
-            Fault::Stop(reason) => reason,
+            Fault::Stop(reason) | Fault::StopAtHalf(reason) => reason,
             _ => "end_turn",
         };
         let full = tokens(&text).max(1);
-        let most = if *fault == Fault::MaxTokens { full / 2 } else { asked.max_tokens };
+        let half = matches!(fault, Fault::MaxTokens | Fault::StopAtHalf(_));
+        let most = if half { full / 2 } else { asked.max_tokens };
         if full > most {
             let kept = text.len() as u128 * u128::from(most) / u128::from(full);
             text.truncate(text.floor_char_boundary(usize::try_from(kept).unwrap_or(usize::MAX)));
-            stop_reason = "max_tokens";
+            if !matches!(fault, Fault::StopAtHalf(_)) {
+                stop_reason = "max_tokens";
+            }
         }
         let usage = Usage { output_tokens: full.min(most), ..self.input_usage(asked) };
-        if self.config.limits.is_some() {
-            let counted = usage.input_tokens + usage.cache_creation_input_tokens;
-            lock(&self.account).take(counted, usage.output_tokens, Instant::now()).map_err(
-                |Exceeded { limit, wait }| {
-                    let message = format!("This request would exceed your organization's rate limit of {limit}");
-                    let seconds = wait.as_secs_f64().ceil().max(1.0);
-                    ErrorAnswer::status(429).message(message).header("retry-after", seconds.to_string())
-                },
-            )?;
-        }
+        let counted = usage.input_tokens + usage.cache_creation_input_tokens;
+        let taken = lock(&self.account).take(counted, usage.output_tokens, Instant::now());
+        taken.map_err(|Exceeded { limit, wait }| {
+            self.counters.send_modify(|counters| counters.limited += 1);
+            let message = format!("This request would exceed your organization's rate limit of {limit}");
+            let seconds = wait.as_secs_f64().ceil().max(1.0);
+            ErrorAnswer::status(429).message(message).header("retry-after", seconds.to_string())
+        })?;
         let latency = match fault {
             Fault::Takes(time) => *time,
             // Checked at the start.

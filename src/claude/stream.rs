@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 
 use super::error::{CallError, ErrorKind};
-use super::wire::{BlockDelta, BlockStart, ErrorObject, MessageDelta, MessageStart, Usage};
+use super::wire::{BlockDelta, BlockStart, ErrorObject, MessageDelta, MessageStart, Usage, WholeMessage};
 use super::{StopReason, cause};
 
 /// Longest answer taken, in bytes of text. The 64,000 tokens a model can give come to some 256 KiB; only a runaway
@@ -105,6 +105,21 @@ impl Answer {
             _ => {}
         }
         Ok(false)
+    }
+
+    /// Takes in a body that is no stream but a whole message.
+    pub(super) fn take_whole(&mut self, body: &[u8], on_text: &(dyn Fn(&str) + Send + Sync)) -> Result<(), CallError> {
+        let message: WholeMessage = serde_json::from_slice(body).map_err(|error| match ErrorObject::parse(body) {
+            Some(object) => CallError::of_event(&object),
+            None => malformed(&format!("a message came that can't be read: {error}")),
+        })?;
+        self.model = message.model;
+        self.usage.get_or_insert_default().update(&message.usage);
+        for block in &message.content {
+            self.append(block.text(), on_text)?;
+        }
+        self.stop = message.ending.into_stop_reason();
+        Ok(())
     }
 
     fn append(&mut self, text: Option<&str>, on_text: &(dyn Fn(&str) + Send + Sync)) -> Result<(), CallError> {

@@ -28,6 +28,8 @@ fn question(text: &str) -> MessageRequest {
         max_tokens: 8_000,
         system: "You analyse decisions.".to_owned(),
         prompt: format!("<question>{text}</question>"),
+        again: None,
+        effort: Some("low"),
         schema: Some(schema()),
     }
 }
@@ -296,7 +298,7 @@ async fn an_event_that_is_not_json_is_malformed() {
 async fn an_error_event_after_200_means_what_its_type_says() {
     let types = [
         ("overloaded_error", ErrorKind::Overloaded, ErrorClass::Retry),
-        ("api_error", ErrorKind::ApiError, ErrorClass::Retry),
+        ("api_error", ErrorKind::StreamError, ErrorClass::Retry),
         ("timeout_error", ErrorKind::Timeout, ErrorClass::Retry),
         ("rate_limit_error", ErrorKind::RateLimit, ErrorClass::RateLimited),
         ("invalid_request_error", ErrorKind::InvalidRequest, ErrorClass::Terminal),
@@ -306,7 +308,7 @@ async fn an_error_event_after_200_means_what_its_type_says() {
         ("not_found_error", ErrorKind::NotFound, ErrorClass::Hold),
         ("conflict_error", ErrorKind::Conflict, ErrorClass::Retry),
         ("request_too_large", ErrorKind::TooLarge, ErrorClass::Terminal),
-        ("error_of_tomorrow", ErrorKind::ApiError, ErrorClass::Retry),
+        ("error_of_tomorrow", ErrorKind::StreamError, ErrorClass::Retry),
     ];
     for (error_type, kind, class) in types {
         let error = failure(Fault::ErrorEvent(error_type.to_owned())).await;
@@ -521,6 +523,6 @@ fn the_codes_of_errors_are_distinct_and_stay() {
         codes.join(" "),
         "invalid_request authentication billing permission not_found request_timeout conflict too_large rate_limit \
          spend_limit api_error timeout overloaded redirect connect_failed connection_lost silent total_timeout \
-         stream_cut malformed"
+         stream_cut malformed stream_error"
     );
 }

@@ -55,7 +55,7 @@ pub(super) struct Body<'a> {
     stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     system: Option<[SystemBlock<'a>; 1]>,
-    messages: [Message<'a>; 1],
+    messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     output_config: Option<OutputConfig<'a>>,
 }
@@ -80,7 +80,10 @@ struct Message<'a> {
 
 #[derive(Serialize)]
 struct OutputConfig<'a> {
-    format: Format<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effort: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<Format<'a>>,
 }
 
 #[derive(Serialize)]
@@ -103,13 +106,38 @@ impl<'a> Body<'a> {
                     cache_control: CacheControl { r#type: "ephemeral" },
                 }]
             }),
-            messages: [Message { role: "user", content: &request.prompt }],
-            output_config: request
-                .schema
-                .as_deref()
-                .map(|schema| OutputConfig { format: Format { r#type: "json_schema", schema } }),
+            messages: messages(request),
+            output_config: (request.effort.is_some() || request.schema.is_some()).then(|| OutputConfig {
+                effort: request.effort,
+                format: request.schema.as_deref().map(|schema| Format { r#type: "json_schema", schema }),
+            }),
         }
     }
+}
+
+/// The question; and where it is asked again, the answer that was of no use and what was wrong with it. The last is
+/// always the user's, as the API takes no prefill.
+fn messages(request: &MessageRequest) -> Vec<Message<'_>> {
+    let mut messages = vec![Message { role: "user", content: &request.prompt }];
+    if let Some(again) = &request.again {
+        messages.extend([
+            Message { role: "assistant", content: &again.answer },
+            Message { role: "user", content: &again.complaint },
+        ]);
+    }
+    messages
+}
+
+/// A message that came whole although a stream was asked for: some gateways can't stream.
+#[derive(Deserialize)]
+pub(super) struct WholeMessage {
+    #[serde(default)]
+    pub(super) model: String,
+    pub(super) content: Vec<Piece>,
+    #[serde(default)]
+    pub(super) usage: UsageUpdate,
+    #[serde(flatten)]
+    pub(super) ending: Ending,
 }
 
 /// `message_start`: the first event of a stream.

@@ -24,7 +24,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen()?;
         let app = App::start(settings, Clock::system()).await?;
         show_new_token(&app)?;
-        signals.next().await;
+        // As daemons have it: read again what can be read again. Only here, or the demo would outlive its terminal.
+        let mut hangup = signal(SignalKind::hangup()).context("can't listen for signals")?;
+        loop {
+            tokio::select! {
+                _ = signals.next() => break,
+                _ = hangup.recv() => app.reload_prompts().await,
+            }
+        }
         Ok(stop(app, signals).await)
     });
     // What has not stopped by now is not waited for.

@@ -76,7 +76,8 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
     )
 )]
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
-    let (mut submission, wait) = submission::parse(&question.body, api.max_query_length, api.queue.now())?;
+    let (mut submission, wait) =
+        submission::parse(&question.body, api.max_query_length, &api.prompts, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
     submission.idempotency_key = question.idempotency_key;
     let wait = question.wait.or(wait);

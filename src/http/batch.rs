@@ -70,7 +70,8 @@ struct BatchJob {
     )
 )]
 pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> Result<Response, Problem> {
-    let mut submissions = submission::parse_batch(&questions.body, api.max_query_length, api.queue.now())?;
+    let mut submissions =
+        submission::parse_batch(&questions.body, api.max_query_length, &api.prompts, api.queue.now())?;
     let request_id = observe::request_id();
     for submission in &mut submissions {
         submission.request.request_id = Some(request_id.clone());

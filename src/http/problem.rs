@@ -41,6 +41,10 @@ pub(super) const QUEUE_FULL: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue
 pub(super) const IDEMPOTENCY_KEY_REUSED: Kind =
     Kind(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The idempotency key belongs to another question");
 pub(super) const JOB_REMOVED: Kind = Kind(StatusCode::GONE, "job_removed", "The job was removed");
+pub(super) const ANSWER_UNREADABLE: Kind =
+    Kind(StatusCode::UNPROCESSABLE_ENTITY, "answer_unreadable", "The answer that was kept can't be read");
+pub(super) const PROMPTS_INVALID: Kind =
+    Kind(StatusCode::UNPROCESSABLE_ENTITY, "prompts_invalid", "The prompts can't be used, the old ones stay");
 pub(super) const STORAGE_LOW: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_low", "The disk is short of space");
 pub(super) const SHUTTING_DOWN: Kind =
     Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
@@ -154,7 +158,11 @@ fn kind_of(code: FailureCode) -> Kind {
         | FailureCode::UpstreamError
         | FailureCode::ConnectFailed
         | FailureCode::ConnectionLost
-        | FailureCode::MalformedResponse => StatusCode::BAD_GATEWAY,
+        | FailureCode::MalformedResponse
+        | FailureCode::StreamCut
+        | FailureCode::StreamError
+        | FailureCode::ContextWindowExceeded
+        | FailureCode::PromptVersionUnknown => StatusCode::BAD_GATEWAY,
     };
     Kind(status, code.into(), "The analysis failed")
 }
@@ -172,6 +180,7 @@ impl From<QueueError> for Problem {
             }
             QueueError::KeyReused => Problem::new(IDEMPOTENCY_KEY_REUSED, detail),
             QueueError::Removed(_) => Problem::new(JOB_REMOVED, detail),
+            QueueError::Unreadable(_) => Problem::new(ANSWER_UNREADABLE, detail),
             QueueError::StorageLow(_) => Problem::new(STORAGE_LOW, detail).retry_after(STORAGE_LOW_RETRY_AFTER),
             QueueError::Closing => {
                 Problem::new(SHUTTING_DOWN, format!("{detail}; try again soon")).retry_after(UNAVAILABLE_RETRY_AFTER)

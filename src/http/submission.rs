@@ -13,6 +13,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{JobRequest, Priority},
+    prompts::Prompts,
     queue::Submission,
 };
 
@@ -104,6 +105,8 @@ pub(super) struct Body {
     /// A Claude model; the service's own setting if absent.
     #[schema(max_length = 100)]
     model: Option<String>,
+    /// A version of the prompts, as `/api/v1/admin/prompts` lists them; the service's own setting if absent.
+    prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
     metadata: Option<BTreeMap<String, String>>,
 }
@@ -112,11 +115,12 @@ pub(super) struct Body {
 pub(super) fn parse(
     body: &[u8],
     max_query_length: usize,
+    prompts: &Prompts,
     now: Timestamp,
 ) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
-        check(body, max_query_length, now, &mut errors);
+        check(body, max_query_length, prompts, now, &mut errors);
     }
     match body {
         Some(body) if errors.is_empty() => {
@@ -128,7 +132,12 @@ pub(super) fn parse(
 }
 
 /// What a valid body of a batch asks for, in its order. What is wrong with an item is told by its index.
-pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) -> Result<Vec<Submission>, Problem> {
+pub(super) fn parse_batch(
+    body: &[u8],
+    max_query_length: usize,
+    prompts: &Prompts,
+    now: Timestamp,
+) -> Result<Vec<Submission>, Problem> {
     let (body, mut errors) = body::parse::<BatchBody>(body)?;
     let requests = body.map(|body| body.requests);
     match requests.as_ref().map(Vec::len) {
@@ -141,7 +150,7 @@ pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) 
     }
     for (body, index) in requests.iter().flatten().zip(0..) {
         let mut wrong = Vec::new();
-        check(body, max_query_length, now, &mut wrong);
+        check(body, max_query_length, prompts, now, &mut wrong);
         if body.wait.is_some() {
             wrong.push(FieldError::new("wait", "is not taken in a batch, whose answer comes at once"));
         }
@@ -160,7 +169,7 @@ pub(super) fn parse_batch(body: &[u8], max_query_length: usize, now: Timestamp) 
 }
 
 /// Adds everything that is wrong with the values of `body` to `errors`.
-fn check(body: &Body, max_query_length: usize, now: Timestamp, errors: &mut Vec<FieldError>) {
+fn check(body: &Body, max_query_length: usize, prompts: &Prompts, now: Timestamp, errors: &mut Vec<FieldError>) {
     let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
     match body.query.as_deref() {
         None => wrong("query", "is required: the question to analyse".to_owned()),
@@ -199,6 +208,9 @@ fn check(body: &Body, max_query_length: usize, now: Timestamp, errors: &mut Vec<
         let message = format!("must be 1 to {MAX_MODEL} letters, digits or any of - _ . : / @");
         wrong("model", message);
     }
+    if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| prompts.check(version)) {
+        wrong("prompt_version", error.to_string());
+    }
     let metadata = body.metadata.iter().flatten();
     if metadata.clone().count() > MAX_METADATA {
         wrong("metadata", format!("must be at most {MAX_METADATA} entries, not {}", metadata.clone().count()));
@@ -222,6 +234,7 @@ fn submission(body: Body) -> Submission {
             context: body.context.filter(|context| !context.trim().is_empty()),
             options: body.options.unwrap_or_default(),
             model: body.model,
+            prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
             caller: None,
             request_id: None,
@@ -258,6 +271,18 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
 
+    fn prompts() -> Prompts {
+        Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap()
+    }
+
+    #[test]
+    fn an_unknown_version_of_the_prompts_is_told_with_those_there_are() {
+        let body = json!({"query": "q", "prompt_version": "v99", "deadline_seconds": 0}).to_string();
+        let problem = format!("{:?}", parse(body.as_bytes(), 20, &prompts(), at(0)).unwrap_err());
+        assert!(problem.contains("deadline_seconds") && problem.contains("prompt_version"), "{problem}");
+        assert!(problem.contains("there are: v1"), "{problem}");
+    }
+
     /// What is wrong with a body: the fields.
     fn wrong(body: &Value) -> Vec<String> {
         wrong_text(&body.to_string()).into_iter().map(|error| error.field).collect()
@@ -266,7 +291,7 @@ mod tests {
     fn wrong_text(body: &str) -> Vec<FieldError> {
         match body::parse::<Body>(body.as_bytes()).unwrap() {
             (Some(body), mut errors) => {
-                check(&body, 20, at(0), &mut errors);
+                check(&body, 20, &prompts(), at(0), &mut errors);
                 errors
             }
             (None, errors) => errors,
@@ -278,15 +303,16 @@ mod tests {
         let body = json!({
             "query": "Buy or build?", "context": " ", "options": ["buy", "build"], "priority": "high", "wait": 2,
             "run_at": "2027-01-15T08:00:30Z", "deadline_seconds": 60, "model": "claude-sonnet-5-5",
-            "metadata": {"team": "ops"}
+            "prompt_version": "v1", "metadata": {"team": "ops"}
         });
-        let (submission, wait) = parse(body.to_string().as_bytes(), 20, at(0)).unwrap();
+        let (submission, wait) = parse(body.to_string().as_bytes(), 20, &prompts(), at(0)).unwrap();
         assert_eq!(wait, Wait::parse("2").ok());
         assert_eq!((submission.priority, submission.deadline), (Priority::High, Some(Duration::from_mins(1))));
         assert_eq!(submission.run_at, Some(at(30)));
         assert_eq!(submission.request.context, None, "a blank context is none");
         assert_eq!(submission.request.options, ["buy", "build"]);
         assert_eq!(submission.request.metadata["team"], "ops");
+        assert_eq!(submission.request.prompt_version.as_deref(), Some("v1"));
     }
 
     #[test]
@@ -364,11 +390,11 @@ mod tests {
     #[test]
     fn broken_json_is_told_with_its_place() {
         for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
-            let problem = parse(broken.as_bytes(), 20, at(0)).unwrap_err();
+            let problem = parse(broken.as_bytes(), 20, &prompts(), at(0)).unwrap_err();
             let text = format!("{problem:?}");
             assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");
             assert_eq!(problem.into_response().status(), StatusCode::BAD_REQUEST, "{broken}");
         }
-        assert!(parse(b"{\"query\": \"\xff\"}", 20, at(0)).is_err());
+        assert!(parse(b"{\"query\": \"\xff\"}", 20, &prompts(), at(0)).is_err());
     }
 }

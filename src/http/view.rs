@@ -68,6 +68,8 @@ pub(super) struct JobView<'a> {
     options: &'a [String],
     /// The model asked for.
     model: Option<&'a str>,
+    /// The version of the prompts asked for.
+    prompt_version: Option<&'a str>,
     /// The caller's own labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
@@ -113,13 +115,19 @@ pub(super) struct AttemptView<'a> {
     model: Option<&'a str>,
     /// The version of the prompts.
     prompt_version: Option<&'a str>,
+    /// SHA-256 of those prompts.
+    prompt_sha256: Option<&'a str>,
+    /// The attempt whose answer was of no use and which Claude was told about.
+    asked_again_after: Option<u32>,
+    /// The attempt whose kept answer was read again; nothing was called and nothing billed.
+    reparsed_from: Option<u32>,
     /// Tokens of the call.
     usage: Option<TokenUsage>,
     /// The call was sent and its end is not known.
     may_have_been_billed: bool,
     /// What it costs at most, if it was billed: an estimate made before the call.
     at_risk: Option<AtRiskView>,
-    /// The answer as it came, where it could not be read as a memo (`invalid_output`).
+    /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`).
     raw_answer: Option<&'a str>,
 }
 
@@ -182,6 +190,7 @@ impl<'a> JobView<'a> {
             context: request.context.as_deref(),
             options: &request.options,
             model: request.model.as_deref(),
+            prompt_version: request.prompt_version.as_deref(),
             metadata: &request.metadata,
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
@@ -259,7 +268,8 @@ impl<'a> JobView<'a> {
 impl<'a> AttemptView<'a> {
     fn new(attempt: &'a Attempt) -> AttemptView<'a> {
         let report = &attempt.report;
-        let unreadable = report.error.as_ref().is_some_and(|error| error.code == FailureCode::InvalidOutput);
+        let code = report.error.as_ref().map(|error| error.code);
+        let unreadable = matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated));
         AttemptView {
             number: attempt.number,
             started_at: attempt.started_at,
@@ -270,6 +280,9 @@ impl<'a> AttemptView<'a> {
             request_id: report.request_id.as_deref(),
             model: report.model.as_deref(),
             prompt_version: report.prompt_version.as_deref(),
+            prompt_sha256: report.prompt_sha256.as_deref(),
+            asked_again_after: report.asked_again_after,
+            reparsed_from: report.reparsed_from,
             usage: report.usage,
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
@@ -299,7 +312,9 @@ fn path(id: JobId) -> String {
 }
 
 fn result(attempts: &[Arc<Attempt>]) -> Option<&RawValue> {
-    let success = attempts.iter().rev().find(|attempt| attempt.outcome == AttemptOutcome::Succeeded)?;
+    let brought =
+        |attempt: &&Arc<Attempt>| matches!(attempt.outcome, AttemptOutcome::Succeeded | AttemptOutcome::Reparsed);
+    let success = attempts.iter().rev().find(brought)?;
     success.report.result.as_deref()
 }
 

@@ -38,6 +38,8 @@ pub enum AttemptOutcome {
     Cancelled,
     /// Its worker died or lost its lease: the call may have been answered and billed, nobody knows.
     OutcomeUnknown,
+    /// There was no call: the answer kept of an earlier attempt was read again, and brought the result.
+    Reparsed,
 }
 
 /// What an attempt saw of the call: facts for the history, whatever its end.
@@ -59,6 +61,15 @@ pub struct AttemptReport {
     /// The version of the prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_version: Option<String>,
+    /// SHA-256 of those prompts, in hexadecimal: the same version may have been edited since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_sha256: Option<String>,
+    /// The attempt whose answer was of no use and which the model was told about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked_again_after: Option<u32>,
+    /// The attempt whose kept answer was read again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reparsed_from: Option<u32>,
     /// Tokens the upstream reported; absent where it reported none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
@@ -71,7 +82,7 @@ pub struct AttemptReport {
     /// The account's limits as the answer told them: for those who keep to them, not for the history.
     #[serde(skip)]
     pub account: AccountLimits,
-    /// The memo, as JSON; only with a success.
+    /// The memo, as JSON; only where the attempt brought it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
     /// The text of the answer as it came, so that a better parser can read it again for nothing.
@@ -128,7 +139,7 @@ pub enum FailureCode {
     InvalidOutput,
     /// The model refused to answer.
     Refused,
-    /// The answer was cut: by the limit of output tokens, or the model's context window.
+    /// The answer was cut at the limit of output tokens.
     AnswerTruncated,
     /// The upstream did not accept the request as such.
     InvalidRequest,
@@ -150,7 +161,7 @@ pub enum FailureCode {
     UpstreamError,
     /// No connection: nothing was sent.
     ConnectFailed,
-    /// The connection broke, or the answer ended early, after the request was sent.
+    /// The connection broke after the request was sent.
     ConnectionLost,
     /// The upstream took too long, or fell silent.
     Timeout,
@@ -160,6 +171,14 @@ pub enum FailureCode {
     Internal,
     /// The service was stopped while the attempt was under way.
     Shutdown,
+    /// The answer's stream ended without its last event.
+    StreamCut,
+    /// The upstream broke its answer off with an error.
+    StreamError,
+    /// Question and answer together outgrew the model's context window.
+    ContextWindowExceeded,
+    /// The version of the prompts that was asked for is there no more.
+    PromptVersionUnknown,
 }
 
 /// An account's limits per minute, each if it was told.
@@ -191,7 +210,7 @@ pub enum FailureClass {
     Connect,
     /// The upstream is overloaded and turned the call away.
     Overload,
-    /// The answer could not be read, and was billed.
+    /// The answer was cut or could not be read, and was billed.
     InvalidOutput,
     /// Any other that another attempt may not meet.
     Other,

@@ -22,6 +22,9 @@ pub struct JobRequest {
     /// The model asked for; none means the service's own setting at the time of the attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The version of the prompts asked for; none means the service's own setting at the time of the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_version: Option<String>,
     /// The caller's own labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

@@ -3,9 +3,10 @@ use proptest::prelude::*;
 use super::*;
 
 /// The life cycle once more, as a table of names: what `apply` must agree with.
-fn expected(status: JobStatus, event: &JobEvent, owns: bool, due: bool, overdue: bool) -> Option<JobStatus> {
+fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, overdue: bool) -> Option<JobStatus> {
     use JobStatus::{Cancelled, Failed, Queued, Running, Succeeded};
-    match (status, event) {
+    let newest = matches!(event, JobEvent::Reparse { attempt, .. } if *attempt == job.attempt);
+    match (job.settled_status(), event) {
         (Queued, JobEvent::Claim { .. }) if due => Some(Running),
         (Running, JobEvent::Extend { .. }) if owns => Some(Running),
         (Running, JobEvent::Succeed { .. }) if owns => Some(Succeeded),
@@ -16,6 +17,7 @@ fn expected(status: JobStatus, event: &JobEvent, owns: bool, due: bool, overdue:
         (Queued | Running, JobEvent::Cancel { .. }) => Some(Cancelled),
         (Queued, JobEvent::MissDeadline) if overdue => Some(Failed),
         (Failed | Cancelled, JobEvent::Requeue { .. }) => Some(Queued),
+        (Failed, JobEvent::Reparse { .. }) if newest => Some(Succeeded),
         _ => None,
     }
 }
@@ -29,7 +31,11 @@ fn fence(event: &JobEvent) -> Option<u32> {
         | JobEvent::Release { attempt, .. }
         | JobEvent::Fail { attempt, .. }
         | JobEvent::Expire { attempt, .. } => Some(*attempt),
-        JobEvent::Claim { .. } | JobEvent::Cancel { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => None,
+        JobEvent::Claim { .. }
+        | JobEvent::Cancel { .. }
+        | JobEvent::MissDeadline
+        | JobEvent::Reparse { .. }
+        | JobEvent::Requeue { .. } => None,
     }
 }
 
@@ -49,6 +55,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
             .prop_map(|(attempt, run_at, report)| JobEvent::Retry { attempt, run_at, class: FailureClass::Overload, report }),
         2 => (attempt.clone(), time.clone(), report.clone())
             .prop_map(|(attempt, run_at, report)| JobEvent::Release { attempt, run_at, report }),
+        2 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Reparse { attempt, report }),
         1 => (attempt.clone(), report).prop_map(|(attempt, report)| JobEvent::Fail {
             attempt,
             code: FailureCode::InvalidOutput,
@@ -80,11 +87,11 @@ proptest! {
             let owns = fence(&event).is_none_or(|attempt| attempt == job.attempt);
             let due = matches!(job.state, JobState::Queued { run_at } if run_at <= at(now));
             let overdue = job.deadline_at.is_some_and(|deadline| deadline <= at(now));
-            let want = expected(job.settled_status(), &event, owns, due, overdue);
+            let want = expected(&job, &event, owns, due, overdue);
             match job.apply(&event, at(now)) {
                 Ok(after) => {
                     prop_assert_eq!(Some(after.settled_status()), want, "{:?} on {:?}", event, before);
-                    claims += u32::from(matches!(event, JobEvent::Claim { .. }));
+                    claims += u32::from(matches!(event, JobEvent::Claim { .. } | JobEvent::Reparse { .. }));
                     history.extend(before.closed_attempt(&event, at(now)));
                     job = after;
                 }
@@ -96,7 +103,7 @@ proptest! {
                     }
                 }
             }
-            prop_assert_eq!(job.attempt, claims, "a fence number is given once per claim");
+            prop_assert_eq!(job.attempt, claims, "a number is given once per claim and reparse");
             let failed = [FailureClass::Connect, FailureClass::Overload, FailureClass::InvalidOutput, FailureClass::Other];
             let failed: u32 = failed.into_iter().map(|class| job.failures.count(class)).sum();
             prop_assert!(failed + job.releases <= job.attempt);
@@ -148,6 +155,21 @@ fn a_success_that_came_first_wins_over_a_cancel() {
         done.apply(&JobEvent::Cancel { at_risk: None }, at(3)),
         Err(TransitionError::Illegal { status: JobStatus::Succeeded, wanted: "cancelled" })
     );
+}
+
+#[test]
+fn a_kept_answer_that_reads_after_all_is_an_entry_of_its_own_and_the_end() {
+    let fail = JobEvent::Fail { attempt: 1, code: FailureCode::InvalidOutput, report: Arc::default() };
+    let failed = running().apply(&fail, at(2)).unwrap();
+    let reparse = |attempt| JobEvent::Reparse { attempt, report: Arc::default() };
+    let entry = failed.closed_attempt(&reparse(1), at(9)).unwrap();
+    assert_eq!((entry.number, entry.outcome, entry.started_at), (2, AttemptOutcome::Reparsed, at(9)));
+    let read = failed.apply(&reparse(1), at(9)).unwrap();
+    assert_eq!((read.state, read.attempt, read.finished_at), (JobState::Succeeded, 2, Some(at(9))));
+    assert_eq!(read.failures, failed.failures);
+    assert!(read.apply(&reparse(2), at(9)).is_err(), "a memo once given stays");
+    let retried = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
+    assert!(retried.apply(&reparse(1), at(4)).is_err(), "it is tried again already");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
+use tokio::time::Instant;
 
 /// The share of a limit that is used: clocks and networks are not exact, and a call turned away costs more than one
 /// that comes a little later.
@@ -22,6 +23,8 @@ struct State {
     set: NonZeroU32,
     /// As the upstream told it, if it did.
     told: Option<NonZeroU32>,
+    /// When the call began whose answer told it.
+    told_at: Option<Instant>,
     /// What may be used at once.
     burst: Duration,
     limiter: DefaultDirectRateLimiter,
@@ -36,6 +39,7 @@ impl Bucket {
         Bucket(Mutex::new(State {
             set: per_minute,
             told: None,
+            told_at: None,
             burst,
             limiter: limiter(per_minute, burst),
             clock: DefaultClock::default(),
@@ -77,9 +81,14 @@ impl Bucket {
         state.apply();
     }
 
-    /// Notes what the upstream says the limit is: the lower one counts.
-    pub(super) fn learn(&self, per_minute: NonZeroU32) {
+    /// Notes what the upstream says the limit is: the lower one counts. It said so to a call that began at `called_at`;
+    /// what it told a later call is newer, whichever was answered first.
+    pub(super) fn learn(&self, per_minute: NonZeroU32, called_at: Instant) {
         let mut state = self.state();
+        if state.told_at.is_some_and(|told_at| told_at > called_at) {
+            return;
+        }
+        state.told_at = Some(called_at);
         if state.told != Some(per_minute) {
             let before = state.per_minute();
             state.told = Some(per_minute);
@@ -197,11 +206,13 @@ mod tests {
     fn the_lower_of_the_setting_and_what_the_upstream_tells_counts() {
         let bucket = bucket(60 * 100);
         let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
-        bucket.learn(limit(600));
+        let now = Instant::now();
+        bucket.learn(limit(600), now);
+        bucket.learn(limit(1_200), now - Duration::from_secs(1));
         assert_eq!((bucket.per_minute().get(), bucket.setting().get(), left(&bucket)), (600, 6_000, 0));
         bucket.set(limit(120));
         assert_eq!((bucket.per_minute().get(), left(&bucket)), (120, 0), "it fills from nothing");
-        bucket.learn(limit(60_000));
+        bucket.learn(limit(60_000), now);
         assert_eq!(bucket.per_minute().get(), 120);
     }
 }

@@ -55,7 +55,7 @@ pub struct RetryBounds {
     pub connect: u32,
     /// After the upstream turned the call away for its load.
     pub overload: u32,
-    /// After answers that could not be read: each was paid for.
+    /// After answers that were cut or could not be read: each was paid for.
     pub invalid_output: u32,
     /// A job that is given back unspent so long after it was due fails instead.
     pub give_back_for: Duration,
@@ -79,11 +79,10 @@ fn class_of(code: FailureCode, may_have_been_billed: bool) -> FailureClass {
     match code {
         FailureCode::ConnectFailed => FailureClass::Connect,
         FailureCode::Overloaded if !may_have_been_billed => FailureClass::Overload,
-        FailureCode::InvalidOutput => FailureClass::InvalidOutput,
+        FailureCode::InvalidOutput | FailureCode::AnswerTruncated => FailureClass::InvalidOutput,
         FailureCode::DeadlineExceeded
         | FailureCode::OutcomeUnknown
         | FailureCode::Refused
-        | FailureCode::AnswerTruncated
         | FailureCode::InvalidRequest
         | FailureCode::RequestTooLarge
         | FailureCode::AuthenticationFailed
@@ -97,7 +96,11 @@ fn class_of(code: FailureCode, may_have_been_billed: bool) -> FailureClass {
         | FailureCode::Timeout
         | FailureCode::MalformedResponse
         | FailureCode::Internal
-        | FailureCode::Shutdown => FailureClass::Other,
+        | FailureCode::Shutdown
+        | FailureCode::StreamCut
+        | FailureCode::StreamError
+        | FailureCode::ContextWindowExceeded
+        | FailureCode::PromptVersionUnknown => FailureClass::Other,
     }
 }
 
@@ -120,8 +123,18 @@ pub fn event_after(
             if !bounds.allow(job, class) {
                 return JobEvent::Fail { attempt, code, report };
             }
-            let delay = retry_after.unwrap_or_else(|| backoff(job.failures.count(class), random));
-            JobEvent::Retry { attempt, run_at: now.plus(delay), class, report }
+            let delay = match (retry_after, class) {
+                (Some(wish), _) => wish,
+                // Nothing has to recover first: the model is told what was wrong and does better.
+                (None, FailureClass::InvalidOutput) => Duration::ZERO,
+                (None, _) => backoff(job.failures.count(class), random),
+            };
+            let run_at = now.plus(delay);
+            // A job that could not start again in time ends with what went wrong, not with its deadline.
+            if job.deadline_at.is_some_and(|deadline| deadline <= run_at) {
+                return JobEvent::Fail { attempt, code, report };
+            }
+            JobEvent::Retry { attempt, run_at, class, report }
         }
         Settlement::Terminal { code } => JobEvent::Fail { attempt, code, report },
         // A stop of ours is no reason to give a job up.
@@ -220,6 +233,21 @@ mod tests {
             after(Failures::default(), &Settlement::Retryable { code: FailureCode::UpstreamError, retry_after }, 0.0);
         let JobEvent::Retry { run_at, .. } = event else { panic!("{event:?}") };
         assert_eq!(run_at, now().plus(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn an_answer_of_no_use_is_asked_for_again_at_once_if_the_deadline_allows() {
+        for code in [FailureCode::InvalidOutput, FailureCode::AnswerTruncated] {
+            let with_deadline = |deadline| {
+                let mut job = job(Failures::default());
+                job.deadline_at = Some(deadline);
+                event_after(&job, &again(code), AttemptReport::default(), &BOUNDS, 0.9, now())
+            };
+            let event = with_deadline(now().plus(Duration::from_millis(1)));
+            assert!(matches!(event, JobEvent::Retry { run_at, .. } if run_at == now()), "{event:?}");
+            let late = with_deadline(now());
+            assert!(matches!(late, JobEvent::Fail { code: told, .. } if told == code), "{late:?}");
+        }
     }
 
     #[test]

@@ -212,7 +212,10 @@ impl Expected {
     fn settle(&mut self, how: How, policy: &Policy, now: Timestamp) {
         let (outcome, state) = match how {
             How::Succeed => (AttemptOutcome::Succeeded, JobState::Succeeded),
-            How::Retry(_) if self.overloads == policy.retries.overload => {
+            How::Retry(after)
+                if self.overloads == policy.retries.overload
+                    || self.deadline_at.is_some_and(|deadline| deadline <= now.plus(Duration::from_secs(after))) =>
+            {
                 (AttemptOutcome::Failed, JobState::Failed { code: FailureCode::Overloaded })
             }
             How::Retry(after) => {

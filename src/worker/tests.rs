@@ -34,13 +34,8 @@ struct Scripted {
 }
 
 impl Analyst for Scripted {
-    async fn attempt(
-        &self,
-        request: &JobRequest,
-        _: Timestamp,
-        _: &(dyn Fn(&str) + Send + Sync),
-    ) -> (Verdict, AttemptReport) {
-        (self.script)(&request.query).await
+    async fn attempt(&self, assignment: Assignment<'_>, _: &(dyn Fn(&str) + Send + Sync)) -> (Verdict, AttemptReport) {
+        (self.script)(&assignment.request.query).await
     }
 
     fn at_risk(&self, _: &JobRequest, _: Timestamp) -> AtRisk {

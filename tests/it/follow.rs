@@ -7,7 +7,11 @@ use eventsource_stream::Eventsource;
 use futures_util::{Stream, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpSocket,
+    time::{interval, timeout},
+};
 
 use crate::harness::{Answer, PATIENCE, Service, Setup, send, simulator};
 
@@ -226,6 +230,29 @@ async fn followers_hear_of_a_shutdown_by_the_end_of_their_stream() {
     while let Some(event) = events.next().await {
         assert_eq!(event.name, "status", "{event:?}");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_of_its_answers_is_cut_off() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let question = json!({ "query": "Read?", "context": "x".repeat(50_000) });
+    let id = service.post("/api/v1/analyze", &question).await.id();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let address = service.base().trim_start_matches("http://").parse().unwrap();
+    let mut client = socket.connect(address).await.unwrap();
+    // More than any buffer between the two takes in.
+    let requests = format!("GET /api/v1/jobs/{id} HTTP/1.1\r\nhost: test\r\n\r\n").repeat(400);
+    client.write_all(requests.as_bytes()).await.unwrap();
+    // Whoever ends a connection like that says nothing: only a client that sends hears of it.
+    let mut ticks = interval(Duration::from_millis(200));
+    let cut_off = async {
+        while client.write_all(b"x").await.is_ok() {
+            ticks.tick().await;
+        }
+    };
+    timeout(PATIENCE, cut_off).await.expect("it is held for ever");
 }
 
 #[tokio::test]

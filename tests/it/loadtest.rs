@@ -87,3 +87,17 @@ fn a_load_that_makes_no_sense_is_refused() {
         assert!(!status.success() && said.contains("must be"), "{args:?}: {said}");
     }
 }
+
+/// Eight times the capacity, from clients that wait five seconds. First in first out, those of the first 0.6 s would be
+/// answered, 30 or so, and of all others nobody.
+#[test]
+fn under_overload_waiting_clients_are_answered_at_capacity_and_the_others_told_so() {
+    let setup = setup();
+    let args = ["--rate", "40", "--duration", "20", "--wait", "5", "--latency", "1", "--workers", "5"];
+    let (report, _) = run(&setup, &args);
+    let sent = report["sent"].as_u64().unwrap();
+    assert_eq!(met(&report, "answered") + met(&report, "accepted"), sent, "{report:#}");
+    // 100 are possible. Half of that tells the order from the other one on the slowest machine.
+    assert!(met(&report, "answered") >= 50, "{report:#}");
+    assert!(met(&report, "accepted") > 0, "{report:#}");
+}

@@ -41,6 +41,8 @@ impl AccountLimits {
 
 /// How full the buckets are.
 pub(super) struct Account {
+    /// Whether anything is ever turned away.
+    enforced: bool,
     buckets: [Bucket; 3],
 }
 
@@ -59,12 +61,16 @@ pub(super) struct Exceeded {
 }
 
 impl Account {
-    pub(super) fn new(limits: AccountLimits, now: Instant) -> Account {
+    /// An account with these limits; if none, it tells those of [`AccountLimits::UNLIMITED`] and holds nobody to them.
+    pub(super) fn new(limits: Option<AccountLimits>, now: Instant) -> Account {
+        let enforced = limits.is_some();
+        let limits = limits.unwrap_or(AccountLimits::UNLIMITED);
         let bucket = |name, limit: u32| {
             let capacity = (f64::from(limit) * limits.burst.as_secs_f64() / 60.0).max(1.0);
             Bucket { name, limit, capacity, level: capacity, at: now }
         };
         Account {
+            enforced,
             buckets: [
                 bucket("requests", limits.requests),
                 bucket("input-tokens", limits.input_tokens),
@@ -73,9 +79,22 @@ impl Account {
         }
     }
 
+    /// Changes the limits; a bucket holds no more than before.
+    pub(super) fn set(&mut self, limits: Option<AccountLimits>, now: Instant) {
+        self.buckets.iter_mut().for_each(|bucket| bucket.refill(now));
+        let mut changed = Account::new(limits, now);
+        for (bucket, before) in changed.buckets.iter_mut().zip(&self.buckets) {
+            bucket.level = bucket.level.min(before.level);
+        }
+        *self = changed;
+    }
+
     /// Takes one request with so many tokens off the buckets, or nothing at all if one is empty. A bucket may go
     /// below zero: the tokens of an answer are known only afterwards.
     pub(super) fn take(&mut self, input_tokens: u64, output_tokens: u64, now: Instant) -> Result<(), Exceeded> {
+        if !self.enforced {
+            return Ok(());
+        }
         self.buckets.iter_mut().for_each(|bucket| bucket.refill(now));
         if let Some(empty) = self.buckets.iter().find(|bucket| bucket.level < NEEDED) {
             return Err(Exceeded {

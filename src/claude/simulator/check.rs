@@ -18,6 +18,9 @@ const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
 const UNSUPPORTED_KEYWORDS: [&str; 7] =
     ["minimum", "maximum", "minLength", "maxLength", "maxItems", "multipleOf", "$schema"];
 
+/// How hard a model can be asked to think.
+const EFFORTS: [&str; 5] = ["low", "medium", "high", "xhigh", "max"];
+
 /// The models the simulator knows.
 const MODELS: [Model; 5] = [
     Model::active("claude-sonnet-5-5", "Claude Sonnet 5.5"),
@@ -130,8 +133,7 @@ struct Block {
 
 #[derive(Deserialize)]
 struct OutputConfig<'a> {
-    #[serde(rename = "effort")]
-    _effort: Option<IgnoredAny>,
+    effort: Option<String>,
     #[serde(borrow)]
     format: Option<Format<'a>>,
 }
@@ -149,6 +151,13 @@ struct ToolChoice {
 }
 
 impl Content {
+    fn is_blank(&self) -> bool {
+        match self {
+            Content::Text(text) => text.trim().is_empty(),
+            Content::Blocks(blocks) => blocks.iter().all(|block| block.text.trim().is_empty()),
+        }
+    }
+
     fn text(self) -> (String, bool) {
         match self {
             Content::Text(text) => (text, false),
@@ -196,6 +205,9 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
         Some("user") => {}
         Some(role) => return Err(invalid(format!("messages: unexpected role \"{role}\""))),
     }
+    if messages.iter().any(|message| message.content.is_blank()) {
+        return Err(invalid("messages: text content blocks must be non-empty"));
+    }
     let sampling = [("temperature", body.temperature), ("top_p", body.top_p), ("top_k", body.top_k)];
     if let Some((name, _)) = sampling.iter().find(|(_, value)| value.is_some()) {
         return Err(invalid(format!("{name}: sampling parameters are not supported on this model")));
@@ -208,7 +220,11 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
         return Err(invalid(format!("max_tokens: over {MAX_TOKENS_UNSTREAMED} a request must stream")));
     }
     let mut schema_bytes = 0;
-    if let Some(format) = body.output_config.and_then(|config| config.format) {
+    let (effort, format) = body.output_config.map_or((None, None), |config| (config.effort, config.format));
+    if effort.is_some_and(|effort| !EFFORTS.contains(&effort.as_str())) {
+        return Err(invalid(format!("output_config.effort: Input should be one of {}", EFFORTS.join(", "))));
+    }
+    if let Some(format) = format {
         if format.r#type != "json_schema" {
             return Err(invalid("output_config.format.type: Input should be 'json_schema'"));
         }
@@ -232,6 +248,21 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
         prompt: prompt.join("\n"),
         schema_bytes,
     })
+}
+
+/// As [`body`], for a request that is only to be counted and so has no `max_tokens`.
+pub(super) fn to_count(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
+    let mut request: Value = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+    if let Some(fields) = request.as_object_mut() {
+        fields.insert("max_tokens".to_owned(), json!(1));
+    }
+    body(request.to_string().as_bytes(), good_schema)
+}
+
+/// The answer of `GET /v1/models`: all on one page, retired ones too, as the API keeps them in its catalogue.
+pub(super) fn models() -> Value {
+    let [first, .., last] = &MODELS;
+    json!({ "data": MODELS, "has_more": false, "first_id": first.id, "last_id": last.id })
 }
 
 /// The answer of `GET /v1/models/{id}`.

@@ -69,6 +69,7 @@ impl Message<'_> {
         let middle = ends.len() / 2;
         match fault {
             Fault::CutAfter(events) => vec![Step::Send(upto(*events))],
+            Fault::CutBeforeLast => vec![Step::Send(upto(ends.len() - 1))],
             Fault::DropAfter(events) => vec![Step::Send(upto(*events)), Step::Wait(Duration::ZERO), Step::Break],
             Fault::StallAfter(events) => vec![Step::Send(upto(*events)), Step::Hang],
             Fault::SlowBytes { bytes: size, pause } => (0..bytes.len())
