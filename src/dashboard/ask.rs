@@ -105,7 +105,10 @@ mod tests {
             priority: "high".to_owned(),
             ..Question::default()
         };
-        assert_eq!(question.body(), json!({"query": "Buy\nor build?", "options": ["Buy", "Build"], "priority": "high"}));
+        assert_eq!(
+            question.body(),
+            json!({"query": "Buy\nor build?", "options": ["Buy", "Build"], "priority": "high"})
+        );
         assert_eq!(Question::default().body(), json!({"query": ""}), "the API says what is missing");
     }
 

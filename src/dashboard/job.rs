@@ -27,7 +27,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
     let job = match pages.job(&reader, &id).await {
         Ok(job) => job,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let advice = job["error"]["code"].as_str().map(advice);
     match job["status"].as_str() {
@@ -59,7 +59,7 @@ pub(super) async fn events(
 pub(super) async fn json(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
     match pages.job(&reader, &id).await {
         Ok(job) => ([(header::CONTENT_TYPE, "application/json")], format!("{job:#}\n")).into_response(),
-        Err(response) => response,
+        Err(response) => *response,
     }
 }
 
@@ -67,14 +67,19 @@ pub(super) async fn json(State(pages): State<Arc<Pages>>, reader: Reader, Path(i
 pub(super) async fn markdown(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
     let job = match pages.job(&reader, &id).await {
         Ok(job) => job,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let Some(memo) = read_memo(&job) else {
         return pages.message(&reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do");
     };
     let figures = Figures::of(&memo);
-    match pages.templates.fill("memo.md", frame(&reader, context! { job => Serde(job), memo => Serde(memo), figures => Serde(figures) })) {
-        Ok(text) => ([(header::CONTENT_TYPE, HeaderValue::from_static("text/markdown; charset=utf-8"))], text).into_response(),
+    match pages
+        .templates
+        .fill("memo.md", frame(&reader, context! { job => Serde(job), memo => Serde(memo), figures => Serde(figures) }))
+    {
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, HeaderValue::from_static("text/markdown; charset=utf-8"))], text).into_response()
+        }
         Err(_) => pages.message(&reader, StatusCode::INTERNAL_SERVER_ERROR, "error_title", "error_do"),
     }
 }
@@ -101,12 +106,12 @@ pub(super) async fn retry(
 
 impl Pages {
     /// The job, or the page that says why there is none.
-    async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Response> {
+    async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Box<Response>> {
         let Ok(id) = Uuid::from_str(id) else {
-            return Err(self.message(reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do"));
+            return Err(Box::new(self.message(reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do")));
         };
         let answer = self.api.get(&reader.caller, &format!("/api/v1/jobs/{id}")).await;
-        answer.ok().map_err(|answer| self.problem(reader, &answer))
+        answer.ok().map_err(|answer| Box::new(self.problem(reader, &answer)))
     }
 
     async fn change(&self, reader: &Reader, id: Uuid, action: &str, mark: &str) -> Response {
@@ -114,7 +119,7 @@ impl Pages {
         if reader.session.is_some()
             && let Err(response) = self.check_mark(reader, mark)
         {
-            return response;
+            return *response;
         }
         let answer = self.api.post(&reader.caller, &format!("/api/v1/jobs/{id}/{action}"), None).await;
         match answer.status {

@@ -154,7 +154,11 @@ fn matrix(risks: &[Risk]) -> Vec<MatrixRow> {
     let cell = |impact, likelihood| MatrixCell {
         likelihood,
         severity: points(impact) * points(likelihood),
-        risks: (1..).zip(risks).filter(|(_, r)| (r.impact, r.likelihood) == (impact, likelihood)).map(|(n, _)| n).collect(),
+        risks: (1..)
+            .zip(risks)
+            .filter(|(_, r)| (r.impact, r.likelihood) == (impact, likelihood))
+            .map(|(n, _)| n)
+            .collect(),
     };
     let row = |impact| MatrixRow { impact, cells: LEVELS.into_iter().rev().map(|level| cell(impact, level)).collect() };
     LEVELS.into_iter().map(row).collect()

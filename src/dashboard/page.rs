@@ -12,13 +12,7 @@ use minijinja::{
 };
 use tracing::error;
 
-use super::{
-    Pages,
-    api::Answer,
-    assets,
-    reader::Reader,
-    session::sign_in_first,
-};
+use super::{Pages, api::Answer, assets, reader::Reader, session::sign_in_first};
 use crate::clock::Timestamp;
 
 /// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
@@ -54,16 +48,18 @@ impl Templates {
         environment.set_undefined_behavior(UndefinedBehavior::Chainable);
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("only delimiters can be wrong, and these are the usual ones"));
+        environment.add_filter("start", start);
         environment.add_filter("fill", fill);
         environment.add_filter("num", num);
         environment.add_filter("usd", usd);
         environment.add_filter("seconds", seconds);
         environment.add_filter("time", time);
-        environment.add_filter("day_time", |text: String| day_time(&text));
         environment.add_filter("between", between);
         environment.add_filter("md", |text: String| markdown(&text));
         for (name, source) in TEMPLATES {
-            environment.add_template(name, source).expect("the templates are part of the program, and a test reads them");
+            environment
+                .add_template(name, source)
+                .expect("the templates are part of the program, and a test reads them");
         }
         Templates(environment)
     }
@@ -81,7 +77,8 @@ impl Pages {
             Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
             Err(error) => {
                 error!(page = template, error = format!("{error:#}"), "a page can't be written");
-                (StatusCode::INTERNAL_SERVER_ERROR, "a fault of ours; the service's log has the details").into_response()
+                (StatusCode::INTERNAL_SERVER_ERROR, "a fault of ours; the service's log has the details")
+                    .into_response()
             }
         }
     }
@@ -139,7 +136,16 @@ pub(super) async fn secure(mut response: Response) -> Response {
     response
 }
 
+/// The first so many characters of a text that is longer.
+fn start(text: String, length: usize) -> String {
+    match text.char_indices().nth(length) {
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+        None => text,
+    }
+}
+
 /// A text with its blanks filled: `{{ t.position_of|fill(n=3) }}`.
+#[expect(clippy::needless_pass_by_value, reason = "filters get their arguments so")]
 fn fill(text: String, values: Kwargs) -> Result<String, Error> {
     let mut filled = text;
     for name in values.args() {
@@ -164,7 +170,8 @@ fn grouped(number: f64, places: usize) -> String {
     let text = format!("{number:.places$}");
     let (whole, rest) = text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
     let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
-    let groups: Vec<String> = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into()).collect();
+    let groups: Vec<String> =
+        digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into()).collect();
     let fraction = rest.map(|rest| format!(".{rest}")).unwrap_or_default();
     format!("{sign}{}{fraction}", groups.join(","))
 }
@@ -196,9 +203,9 @@ fn between(from: Option<Serde<Timestamp>>, to: Option<Serde<Timestamp>>) -> Opti
 }
 
 /// A moment; the script tells how long ago it is, in the reader's words, and shows the exact one on hover.
-fn time(text: String) -> Value {
-    let shown = day_time(&text);
-    Value::from_safe_string(format!("<time datetime=\"{0}\">{1}</time>", HtmlEscape(&text), HtmlEscape(&shown)))
+fn time(text: &str) -> Value {
+    let shown = day_time(text);
+    Value::from_safe_string(format!("<time datetime=\"{0}\">{1}</time>", HtmlEscape(text), HtmlEscape(&shown)))
 }
 
 /// `2026-11-23T17:15:00.123Z` for people.
@@ -242,9 +249,15 @@ mod tests {
 
     #[test]
     fn spans_are_told_in_the_unit_that_fits() {
-        for (seconds, told) in
-            [(0.0, "0 s"), (0.25, "250 ms"), (4.25, "4.2 s"), (42.0, "42 s"), (300.0, "5 min"), (9_000.0, "2 h"), (1e6, "12 d")]
-        {
+        for (seconds, told) in [
+            (0.0, "0 s"),
+            (0.25, "250 ms"),
+            (4.25, "4.2 s"),
+            (42.0, "42 s"),
+            (300.0, "5 min"),
+            (9_000.0, "2 h"),
+            (1e6, "12 d"),
+        ] {
             let shown = context! { t => Lang::En.texts(), seconds };
             assert_eq!(filled("{{ seconds|seconds }}", shown), told);
         }

@@ -89,7 +89,7 @@ pub(super) struct Bulk {
 /// `POST /admin/actions`
 pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(bulk): Form<Bulk>) -> Response {
     if let Err(response) = pages.check_mark(&reader, &bulk.mark) {
-        return response;
+        return *response;
     }
     let pairs: Pairs = form_urlencoded::parse(bulk.filter.as_bytes()).into_owned().collect();
     let mut body = json!({ "action": bulk.action, "filter": filter(&pairs), "dry_run": !bulk.confirmed });
@@ -126,7 +126,7 @@ pub(super) async fn resume(
 impl Pages {
     async fn switch_queue(&self, reader: &Reader, mark: &str, action: &str) -> Response {
         if let Err(response) = self.check_mark(reader, mark) {
-            return response;
+            return *response;
         }
         let answer = self.api.post(&reader.caller, &format!("/api/v1/admin/queue/{action}"), None).await;
         match answer.ok() {
@@ -169,7 +169,7 @@ pub(super) async fn set_limits(
     Form(LimitsForm { mark, limits }): Form<LimitsForm>,
 ) -> Response {
     if let Err(response) = pages.check_mark(&reader, &mark) {
-        return response;
+        return *response;
     }
     // What is no number goes along as it is: the API says what is wrong with it.
     let value = |text: String| text.trim().parse::<u64>().map_or(Value::from(text), Value::from);

@@ -154,7 +154,10 @@ mod tests {
             Some(response.headers()[header::LOCATION].to_str().unwrap().to_owned())
         };
         assert_eq!(location("/jobs/1?lang=zh").as_deref(), Some("/jobs/1"));
-        assert_eq!(location("/admin?text=a%26b&theme=dark&order=oldest").as_deref(), Some("/admin?text=a%26b&order=oldest"));
+        assert_eq!(
+            location("/admin?text=a%26b&theme=dark&order=oldest").as_deref(),
+            Some("/admin?text=a%26b&order=oldest")
+        );
         assert_eq!(location("//evil.example?lang=zh").as_deref(), Some("/"));
         assert_eq!(location("/admin?text=lang"), None);
         assert_eq!(here("/admin?x=1"), "/admin?x=1");

@@ -200,7 +200,7 @@ pub(super) async fn sign_out(
     Form(Mark { mark }): Form<Mark>,
 ) -> Response {
     if let Err(response) = pages.check_mark(&reader, &mark) {
-        return response;
+        return *response;
     }
     if let Some(name) = cookie(&headers) {
         pages.sessions.close(name);
@@ -212,11 +212,11 @@ pub(super) async fn sign_out(
 
 impl Pages {
     /// That a form was made for this session: else the answer that says so.
-    pub(super) fn check_mark(&self, reader: &Reader, mark: &str) -> Result<(), Response> {
+    pub(super) fn check_mark(&self, reader: &Reader, mark: &str) -> Result<(), Box<Response>> {
         match &reader.session {
             Some(session) if session.made(mark) => Ok(()),
-            Some(_) => Err(self.message(reader, StatusCode::FORBIDDEN, "error_title", "error_form_old")),
-            None => Err(sign_in_first("/admin")),
+            Some(_) => Err(Box::new(self.message(reader, StatusCode::FORBIDDEN, "error_title", "error_form_old"))),
+            None => Err(Box::new(sign_in_first("/admin"))),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use minijinja::Value;
+use minijinja::{Value, value::Serde};
 
 /// A language of the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +61,16 @@ impl Lang {
 
 static TEXTS: LazyLock<(Value, Value)> = LazyLock::new(|| {
     let all = all();
-    let of = |place: usize| all.iter().map(|(key, texts)| (key.clone(), Value::from(texts[place].as_str()))).collect();
+    let of = |place: usize| {
+        let texts: BTreeMap<&str, &str> = all.iter().map(|(key, texts)| (key.as_str(), texts[place].as_str())).collect();
+        Value::from(Serde(texts))
+    };
     (of(0), of(1))
 });
 
 fn all() -> BTreeMap<String, [String; 2]> {
-    serde_json::from_str(include_str!("strings.json")).expect("the texts are part of the program, and a test reads them")
+    serde_json::from_str(include_str!("strings.json"))
+        .expect("the texts are part of the program, and a test reads them")
 }
 
 #[cfg(test)]
@@ -81,8 +85,21 @@ mod tests {
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.
     const FAMILIES: [&str; 15] = [
-        "status_", "code_", "wait_", "outcome_", "level_", "verdict_", "reversibility_", "source_", "priority_",
-        "advice_", "unit_", "order_", "bulk_", "theme_", "error_",
+        "status_",
+        "code_",
+        "wait_",
+        "outcome_",
+        "level_",
+        "verdict_",
+        "reversibility_",
+        "source_",
+        "priority_",
+        "advice_",
+        "unit_",
+        "order_",
+        "bulk_",
+        "theme_",
+        "error_",
     ];
 
     fn word(value: impl serde::Serialize) -> String {
