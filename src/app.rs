@@ -27,7 +27,7 @@ use crate::{
     config::{ClaimOrder, OnUnknownOutcome, Settings},
     dashboard,
     http::{self, Api},
-    job::JobRequest,
+    job::{JobRequest, callback::Callbacks},
     limits::{Limits, PerMinute},
     metrics::Metrics,
     prompts::{PromptError, Prompts},
@@ -40,6 +40,7 @@ use crate::{
         },
     },
     sweeper::{self, disk::DiskWatch},
+    webhook::{WebhookError, Webhooks},
     worker::Worker,
 };
 
@@ -99,6 +100,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// Webhooks can't be sent.
+    #[error(transparent)]
+    Webhooks(#[from] WebhookError),
     /// A part of the start panicked.
     #[error("the start failed: {0}")]
     Panicked(#[from] JoinError),
@@ -178,6 +182,7 @@ impl App {
         let policy = Policy {
             workers: settings.workers,
             deadlines_first: settings.claim_order == ClaimOrder::Deadline,
+            max_pending_per_caller: settings.max_pending_per_caller,
             ordinary_share: settings.ordinary_share,
             retries: RetryBounds {
                 other: settings.max_retries,
@@ -224,12 +229,23 @@ impl App {
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
 
+        let callbacks = match (&settings.webhook_secret, settings.webhook_allow_private) {
+            (None, _) => Callbacks::Off,
+            (Some(_), false) => Callbacks::Public,
+            (Some(_), true) => Callbacks::Private,
+        };
+        if let Some(secret) = &settings.webhook_secret {
+            let webhooks = Webhooks::new(queue.clone(), secret, callbacks, metrics.clone())?;
+            tracker.spawn(webhooks.run(closing.clone()));
+        }
+
         let api = Api {
             queue: queue.clone(),
             limits,
             prompts: prompts.clone(),
             metrics,
             admin_token: admin_token.clone(),
+            callbacks,
             max_query_length: settings.max_query_length,
         };
         let router = http::router(api, |api| dashboard::router(api, clock, settings.max_query_length));

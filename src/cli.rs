@@ -11,6 +11,7 @@ pub mod loadtest;
 mod logging;
 mod markdown;
 pub mod memo;
+pub mod operate;
 mod outcome;
 mod own;
 mod progress;
@@ -57,6 +58,12 @@ enum Command {
     Analyze(Box<analyze::Analyze>),
     /// List, show, watch, cancel and retry jobs
     Jobs(jobs::Jobs),
+    /// Show how a running service is; needs the admin token
+    Stats(Box<operate::Operate>),
+    /// Have a running service begin no further job; needs the admin token
+    Pause(Box<operate::Operate>),
+    /// Have a paused service go on; needs the admin token
+    Resume(Box<operate::Operate>),
     /// Ask a running service whether it is well; exit code 1 if it is not
     Healthcheck(Box<Settings>),
     /// Write all jobs to standard output as JSON lines
@@ -79,7 +86,7 @@ enum Command {
 }
 
 /// Commands that talk to a service and are none: the service's settings would hide their own in the help.
-const CLIENTS: [&str; 4] = ["analyze", "jobs", "export", "import"];
+const CLIENTS: [&str; 7] = ["analyze", "jobs", "stats", "pause", "resume", "export", "import"];
 
 /// The heading under which the service's settings stand in the help.
 const SETTINGS: &str = "Settings";
@@ -153,6 +160,9 @@ fn try_run() -> anyhow::Result<ExitCode> {
         }
         Command::Analyze(analyze) => analyze.run(),
         Command::Jobs(jobs) => jobs.run(),
+        Command::Stats(operate) => operate.run(operate::Deed::Look),
+        Command::Pause(operate) => operate.run(operate::Deed::Pause),
+        Command::Resume(operate) => operate.run(operate::Deed::Resume),
         Command::Healthcheck(settings) => healthcheck::run(&settings),
         Command::Export(export) => export.run(),
         Command::Import(import) => import.run(),

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{ArgAction, Args, Command, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -151,6 +152,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize))]
     pub max_queued_jobs: usize,
 
+    /// Most waiting jobs of one caller, if callers have names; its further ones are refused (1 to 10000000)
+    #[arg(long, env, default_value = "10000", value_parser = within(1..=10_000_000_usize))]
+    pub max_pending_per_caller: usize,
+
     /// Which job goes next: deadline (while clients wait, what can still be answered in time) or fifo (for comparison)
     #[arg(long, env, default_value = "deadline", ignore_case = true)]
     pub claim_order: ClaimOrder,
@@ -194,6 +199,18 @@ pub struct Settings {
     /// Free disk space, in MiB, below which no question is taken while all else goes on; 0 sets no floor (0 to 1048576)
     #[arg(long, env, default_value = "256", value_parser = within(0..=1_048_576_u64))]
     pub min_free_disk_mb: u64,
+
+    /// Secret that webhooks are signed with, as Standard Webhooks has it: whsec_ and 24 to 64 bytes in base64; without one,
+    /// no callback_url is taken
+    #[arg(long, env, hide_env_values = true, value_parser = secret)]
+    pub webhook_secret: Option<SecretString>,
+
+    /// Let callback URLs lead to private addresses, and be unencrypted (true or false)
+    #[arg(
+        long, env, default_value = "false", value_parser = boolean, action = ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true"
+    )]
+    pub webhook_allow_private: bool,
 
     /// Token of the admin pages, 16 or more characters; if unset, one is made at first start and kept in DATA_DIR
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
@@ -333,6 +350,13 @@ impl Settings {
             let allowed = "16 or more visible ASCII characters without blanks";
             return Err(ConfigError::SecretValue { name: "ADMIN_TOKEN", allowed });
         }
+        if let Some(secret) = &self.webhook_secret
+            && !is_webhook_secret(secret.expose_secret())
+        {
+            let allowed =
+                "whsec_ followed by 24 to 64 bytes in base64: make one with `echo whsec_$(openssl rand -base64 32)`";
+            return Err(ConfigError::SecretValue { name: "WEBHOOK_SECRET", allowed });
+        }
         check_base_url(&self.anthropic_base_url)
     }
 }
@@ -415,6 +439,12 @@ fn check_base_url(url: &str) -> Result<(), ConfigError> {
     }
     let allowed = "an address that starts with http:// or https://, without ? and #, such as https://api.anthropic.com";
     Err(ConfigError::Value { name: NAME, value: url.to_owned(), allowed })
+}
+
+/// The form and the lengths that the Standard Webhooks specification has.
+fn is_webhook_secret(text: &str) -> bool {
+    let key = text.strip_prefix("whsec_").map(|encoded| BASE64_STANDARD.decode(encoded));
+    matches!(key, Some(Ok(key)) if (24..=64).contains(&key.len()))
 }
 
 fn is_visible_ascii(text: &str) -> bool {
@@ -558,6 +588,7 @@ mod tests {
             ("MAX_CONNECT_RETRIES", "1001", "from 0 to 1000"),
             ("GIVE_BACK_HOURS", "0", "from 1 to 8760"),
             ("MAX_QUEUED_JOBS", "0", "from 1 to 10000000"),
+            ("MAX_PENDING_PER_CALLER", "0", "from 1 to 10000000"),
             ("CLAIM_ORDER", "lifo", "deadline, fifo"),
             ("ORDINARY_SHARE", "1", "from 2 to 1000"),
             ("IDEMPOTENCY_HOURS", "0", "from 1 to 8760"),
@@ -620,6 +651,8 @@ mod tests {
             ("ANTHROPIC_API_KEY", format!("{SECRET} {SECRET}")),
             ("ANTHROPIC_API_KEY", format!("{SECRET}\n")),
             ("ANTHROPIC_API_KEY", String::new()),
+            ("WEBHOOK_SECRET", SECRET.to_owned()),
+            ("WEBHOOK_SECRET", format!("whsec_{}", BASE64_STANDARD.encode([7; 23]))),
             ("ADMIN_TOKEN", SECRET[..15].to_owned()),
             ("ADMIN_TOKEN", format!("{SECRET}密")),
             ("ANTHROPIC_BASE_URL", format!("https://me:{SECRET}@gateway.example")),

@@ -44,11 +44,12 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::{
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
+    submission::Bounds,
     view::JobView,
 };
 use crate::{
     clock::Timestamp,
-    job::{Job, JobRecord},
+    job::{Job, JobRecord, callback::Callbacks},
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
@@ -68,6 +69,8 @@ pub struct Api {
     pub metrics: Metrics,
     /// The bearer token of the admin routes. An empty one lets nobody in.
     pub admin_token: SecretString,
+    /// Which callback URLs are taken.
+    pub callbacks: Callbacks,
     /// Most characters in a query.
     pub max_query_length: usize,
 }
@@ -76,6 +79,11 @@ impl Api {
     /// A job as clients see it, at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
         JobView::new(record, now).with_outlook(self.outlook(&record.job))
+    }
+
+    /// What submissions are held to.
+    fn bounds(&self) -> Bounds {
+        Bounds { max_query_length: self.max_query_length, callbacks: self.callbacks }
     }
 
     /// Why a job waits, if it does.

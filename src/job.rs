@@ -18,6 +18,8 @@
 
 pub mod archive;
 mod attempt;
+pub mod callback;
+pub mod delivery;
 mod filter;
 mod record;
 

@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · dashboard · worker · sweeper ─▶ queue ─▶ store (trait) ─▶ job
+//! main ─▶ cli ─▶ app ─▶ http · dashboard · worker · sweeper · webhook ─▶ queue ─▶ store (trait) ─▶ job
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
 //!                 └▶ store::sled, named nowhere else
@@ -43,4 +43,5 @@ pub mod prompts;
 pub mod queue;
 pub mod store;
 pub mod sweeper;
+pub mod webhook;
 pub mod worker;

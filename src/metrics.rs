@@ -53,6 +53,8 @@ pub struct Metrics {
     pub asked_again: Counter,
     /// Tokens reported by the upstream, by kind.
     pub tokens: Family<KindLabel, Counter>,
+    /// Messages to callback URLs sent, by what came of it: delivered, failed (to be tried again), given_up, disabled.
+    pub webhooks: Family<KindLabel, Counter>,
     /// Settles and heartbeats that came too late and changed nothing.
     pub leases_lost: Counter,
     /// Attempts that panicked.
@@ -103,6 +105,7 @@ impl Metrics {
             time_to_finish_seconds: slow(),
             asked_again: Counter::default(),
             tokens: Family::default(),
+            webhooks: Family::default(),
             leases_lost: Counter::default(),
             panics: Counter::default(),
             jobs: Family::default(),
@@ -145,6 +148,7 @@ impl Metrics {
             metrics.asked_again.clone(),
         );
         registry.register("tokens", "Tokens reported by the upstream, by kind", metrics.tokens.clone());
+        registry.register("webhooks", "Messages to callback URLs sent, by outcome", metrics.webhooks.clone());
         registry.register(
             "leases_lost",
             "Settles and heartbeats that came too late and changed nothing",

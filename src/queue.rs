@@ -56,6 +56,7 @@ use crate::{
     job::{
         AtRisk, Attempt, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage,
         JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
+        delivery::Delivery,
     },
     metrics::{Metrics, kind},
     store::{Insertion, JobStore, Pick, StoreError},
@@ -84,6 +85,8 @@ pub struct Policy {
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
     pub deadlines_first: bool,
+    /// Most pending jobs of a caller with a name. Those without one have no bound but that on all jobs together.
+    pub max_pending_per_caller: usize,
     /// One in so many claims goes to jobs that nobody asked to wait for, whoever waits.
     pub ordinary_share: u32,
     /// How often a job is tried again.
@@ -109,6 +112,7 @@ impl Policy {
         Policy {
             workers: 1,
             deadlines_first: true,
+            max_pending_per_caller: usize::MAX,
             ordinary_share: 5,
             retries: RetryBounds {
                 other: 0,
@@ -190,6 +194,19 @@ pub enum QueueError {
         /// The bound.
         limit: usize,
     },
+    /// The caller's bound on pending jobs is reached.
+    #[error(
+        "you have {pending} jobs pending and asked for {more} more; MAX_PENDING_PER_CALLER allows {limit}: wait until some \
+         have ended, or cancel some"
+    )]
+    CallerFull {
+        /// What the caller has.
+        pending: usize,
+        /// What was asked for besides.
+        more: usize,
+        /// The bound.
+        limit: usize,
+    },
     /// The idempotency key is in force for another request.
     #[error("this Idempotency-Key was used for another request; give each question a key of its own")]
     KeyReused,
@@ -243,6 +260,8 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     disk_space: DiskSpace,
+    /// Signalled when a job has ended that may owe a message to its callback URL.
+    ended: Arc<tokio::sync::Notify>,
     paused: Switch,
     /// Signalled when something became due earlier than the sweeper may expect.
     due: Arc<tokio::sync::Notify>,
@@ -273,6 +292,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             disk_space: DiskSpace::default(),
+            ended: Arc::default(),
             paused,
             due: Arc::default(),
             closing,
@@ -280,7 +300,8 @@ impl Queue {
         let inner = &queue.0;
         let (waiters, followers) = (Arc::clone(&inner.waiters), Arc::clone(&inner.followers));
         let (running, work) = (Arc::clone(&inner.running), Arc::clone(&inner.work));
-        let (due, order, clock) = (Arc::clone(&inner.due), Arc::clone(&inner.order), inner.clock.clone());
+        let (due, ended) = (Arc::clone(&inner.due), Arc::clone(&inner.ended));
+        let (order, clock) = (Arc::clone(&inner.order), inner.clock.clone());
         inner.store.observe(Box::new(move |jobs| {
             let now = clock.now();
             // Before any worker wakes.
@@ -293,7 +314,10 @@ impl Queue {
                     JobState::Queued { run_at } if run_at <= now => ready += 1,
                     JobState::Queued { .. } => later = true,
                     JobState::Running { .. } => {}
-                    JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => waiters.notify(job.id),
+                    JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
+                        waiters.notify(job.id);
+                        ended.notify_one();
+                    }
                 }
                 later |= job.deadline_at.is_some();
             }
@@ -332,6 +356,16 @@ impl Queue {
         self.accept(submission, Some((until, hold))).await
     }
 
+    /// Refuses so many more jobs of a caller if they would go beyond its bound.
+    ///
+    /// A look before the insert: submissions that are on their way at the same moment may pass it by their number. The
+    /// bound keeps one caller from filling the queue, for which that is near enough, and costs the writer nothing.
+    fn check_room_of(&self, caller: Option<NonZeroU64>, more: usize) -> Result<(), QueueError> {
+        let Some(caller) = caller else { return Ok(()) };
+        let (pending, limit) = (self.0.store.pending_of(caller), self.0.policy.max_pending_per_caller);
+        if pending + more > limit { Err(QueueError::CallerFull { pending, more, limit }) } else { Ok(()) }
+    }
+
     /// Whether a job that is submitted now is likely to have its answer by `until`. Where nothing is known yet, it is.
     fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
         let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else { return true };
@@ -360,8 +394,11 @@ impl Queue {
         let caller = job.caller;
         job.waited_for = wait.is_some();
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
-        if !is_replay && let Some(shortage) = self.shortage() {
-            return Err(QueueError::StorageLow(shortage));
+        if !is_replay {
+            if let Some(shortage) = self.shortage() {
+                return Err(QueueError::StorageLow(shortage));
+            }
+            self.check_room_of(caller, 1)?;
         }
         let request = Arc::new(submission.request);
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
@@ -387,8 +424,7 @@ impl Queue {
         match inserted {
             Insertion::Accepted => {
                 self.0.metrics.jobs_submitted.inc();
-                let record = JobRecord { job, request, attempts: Vec::new() };
-                Ok((Accepted { record, replayed: false }, waiting))
+                Ok((Accepted { record: JobRecord::fresh(job, request), replayed: false }, waiting))
             }
             Insertion::Existing(id) => {
                 let waiting = enter(id);
@@ -424,6 +460,10 @@ impl Queue {
             .map(|submission| (new_job(&submission, keys.next(), now), Arc::new(submission.request)))
             .collect();
         let accepted: Vec<Job> = jobs.iter().map(|(job, _)| job.clone()).collect();
+        // All of a batch are of the caller that sends it.
+        if let Some(first) = accepted.first().filter(|_| !is_replay) {
+            self.check_room_of(first.caller, accepted.len())?;
+        }
         let inserted = self.0.store.insert_all(jobs).await?;
         let existing = inserted.into_iter().filter_map(|insertion| match insertion {
             Insertion::Existing(id) => Some(self.0.store.peek(id).ok_or(QueueError::Removed(id))),
@@ -728,6 +768,29 @@ impl Queue {
     /// How many attempts are under way in this process.
     pub fn running_attempts(&self) -> usize {
         self.0.running.len()
+    }
+
+    /// Jobs whose message to their callback URL is due, earliest first.
+    pub fn deliveries_due(&self, limit: usize) -> Vec<JobId> {
+        self.0.store.deliveries_due(self.now(), limit)
+    }
+
+    /// Notes what came of sending a job's message.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), QueueError> {
+        Ok(self.0.store.note_delivery(id, delivery).await?)
+    }
+
+    /// Waits until another message may be due, at most `at_most`.
+    pub async fn until_delivery_due(&self, at_most: Duration) {
+        let now = self.now();
+        let wait = self.0.store.next_delivery_after(now).map_or(at_most, |due| due.since(now).min(at_most));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.0.ended.notified() => {}
+        }
     }
 
     /// How many attempts can be under way at once.

@@ -11,7 +11,7 @@ pub mod contract;
 #[cfg(test)]
 pub(crate) mod fault;
 
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -20,7 +20,7 @@ use crate::{
     clock::Timestamp,
     job::{
         IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
-        TransitionError,
+        TransitionError, delivery::Delivery,
     },
 };
 
@@ -155,8 +155,27 @@ pub trait JobStore: Send + Sync + 'static {
     /// Whether the key is in force: a hint, as it may be taken by the time of an insert.
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool;
 
+    /// Jobs whose message to their callback URL is due, earliest first. A store owes one whenever a job that has such a
+    /// URL ends: the message is durable together with the end.
+    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId>;
+
+    /// When the next message is due after `now`.
+    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp>;
+
+    /// Notes what came of a try. Of a message that is not the job's newest any more nothing is noted.
+    ///
+    /// *Returned*: it is durable. *Crashed before*: it may have to be tried again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError>;
+
     /// How many jobs there are in each state; counters, never a scan.
     fn counts(&self, now: Timestamp) -> StatusCounts;
+
+    /// How many pending jobs (queued, scheduled, running) a caller has, by the digest that they carry: a counter, never
+    /// a scan.
+    fn pending_of(&self, caller: NonZeroU64) -> usize;
 
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;

@@ -62,7 +62,8 @@ impl Lang {
 static TEXTS: LazyLock<(Value, Value)> = LazyLock::new(|| {
     let all = all();
     let of = |place: usize| {
-        let texts: BTreeMap<&str, &str> = all.iter().map(|(key, texts)| (key.as_str(), texts[place].as_str())).collect();
+        let texts: BTreeMap<&str, &str> =
+            all.iter().map(|(key, texts)| (key.as_str(), texts[place].as_str())).collect();
         Value::from(Serde(texts))
     };
     (of(0), of(1))

@@ -69,6 +69,8 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 502, description = "Waited for, and failed at Claude; the job is under `job`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many_pending`: your jobs reach MAX_PENDING_PER_CALLER",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
             body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`",
@@ -76,8 +78,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
     )
 )]
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
-    let (mut submission, wait) =
-        submission::parse(&question.body, api.max_query_length, &api.prompts, api.queue.now())?;
+    let (mut submission, wait) = submission::parse(&question.body, api.bounds(), &api.prompts, api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
     submission.idempotency_key = question.idempotency_key;
     let wait = question.wait.or(wait);

@@ -65,13 +65,14 @@ struct BatchJob {
             content_type = "application/problem+json"),
         (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for other \
             questions", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many_pending`: your jobs reach MAX_PENDING_PER_CALLER",
+            body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = 503, description = "`queue_full` (it has no room for all of them), `storage_low`, `shutting_down`, \
             `storage_unavailable`, `timeout`", body = ProblemBody<'static>, content_type = "application/problem+json")
     )
 )]
 pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> Result<Response, Problem> {
-    let mut submissions =
-        submission::parse_batch(&questions.body, api.max_query_length, &api.prompts, api.queue.now())?;
+    let mut submissions = submission::parse_batch(&questions.body, api.bounds(), &api.prompts, api.queue.now())?;
     let request_id = observe::request_id();
     for submission in &mut submissions {
         submission.request.request_id = Some(request_id.clone());

@@ -38,6 +38,8 @@ pub(super) const VALIDATION_FAILED: Kind =
 pub(super) const INTERNAL: Kind =
     Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong in the service");
 pub(super) const QUEUE_FULL: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
+pub(super) const TOO_MANY_PENDING: Kind =
+    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_pending", "You have too many jobs pending");
 pub(super) const IDEMPOTENCY_KEY_REUSED: Kind =
     Kind(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The idempotency key belongs to another question");
 pub(super) const JOB_REMOVED: Kind = Kind(StatusCode::GONE, "job_removed", "The job was removed");
@@ -178,6 +180,7 @@ impl From<QueueError> for Problem {
             QueueError::Full { .. } => {
                 Problem::new(QUEUE_FULL, format!("{detail}; try again later")).retry_after(FULL_RETRY_AFTER)
             }
+            QueueError::CallerFull { .. } => Problem::new(TOO_MANY_PENDING, detail).retry_after(FULL_RETRY_AFTER),
             QueueError::KeyReused => Problem::new(IDEMPOTENCY_KEY_REUSED, detail),
             QueueError::Removed(_) => Problem::new(JOB_REMOVED, detail),
             QueueError::Unreadable(_) => Problem::new(ANSWER_UNREADABLE, detail),

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{JobRequest, Priority},
+    job::{JobRequest, Priority, callback::Callbacks},
     prompts::Prompts,
     queue::Submission,
 };
@@ -77,6 +77,15 @@ pub(super) struct BatchBody {
     requests: Vec<Body>,
 }
 
+/// What submissions are held to that the operator sets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Most characters in a query.
+    pub(super) max_query_length: usize,
+    /// Which callback URLs are taken.
+    pub(super) callbacks: Callbacks,
+}
+
 /// A question. Other fields than these are refused.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = AnalyzeRequest)]
@@ -105,6 +114,10 @@ pub(super) struct Body {
     /// A Claude model; the service's own setting if absent.
     #[schema(max_length = 100)]
     model: Option<String>,
+    /// Who is told when the job ends, by a signed message after Standard Webhooks; an https URL that leads to a public
+    /// address. Only where the service has a WEBHOOK_SECRET.
+    #[schema(max_length = 2_048, example = "https://example.com/hook")]
+    callback_url: Option<String>,
     /// A version of the prompts, as `/api/v1/admin/prompts` lists them; the service's own setting if absent.
     prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
@@ -114,13 +127,13 @@ pub(super) struct Body {
 /// What a valid body asks for, and for how long to hold the answer.
 pub(super) fn parse(
     body: &[u8],
-    max_query_length: usize,
+    bounds: Bounds,
     prompts: &Prompts,
     now: Timestamp,
 ) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
-        check(body, max_query_length, prompts, now, &mut errors);
+        check(body, bounds, prompts, now, &mut errors);
     }
     match body {
         Some(body) if errors.is_empty() => {
@@ -134,7 +147,7 @@ pub(super) fn parse(
 /// What a valid body of a batch asks for, in its order. What is wrong with an item is told by its index.
 pub(super) fn parse_batch(
     body: &[u8],
-    max_query_length: usize,
+    bounds: Bounds,
     prompts: &Prompts,
     now: Timestamp,
 ) -> Result<Vec<Submission>, Problem> {
@@ -150,7 +163,7 @@ pub(super) fn parse_batch(
     }
     for (body, index) in requests.iter().flatten().zip(0..) {
         let mut wrong = Vec::new();
-        check(body, max_query_length, prompts, now, &mut wrong);
+        check(body, bounds, prompts, now, &mut wrong);
         if body.wait.is_some() {
             wrong.push(FieldError::new("wait", "is not taken in a batch, whose answer comes at once"));
         }
@@ -169,12 +182,12 @@ pub(super) fn parse_batch(
 }
 
 /// Adds everything that is wrong with the values of `body` to `errors`.
-fn check(body: &Body, max_query_length: usize, prompts: &Prompts, now: Timestamp, errors: &mut Vec<FieldError>) {
+fn check(body: &Body, bounds: Bounds, prompts: &Prompts, now: Timestamp, errors: &mut Vec<FieldError>) {
     let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
     match body.query.as_deref() {
         None => wrong("query", "is required: the question to analyse".to_owned()),
         Some(query) if query.trim().is_empty() => wrong("query", "must not be blank".to_owned()),
-        Some(query) => too_long(query, max_query_length).into_iter().for_each(|message| wrong("query", message)),
+        Some(query) => too_long(query, bounds.max_query_length).into_iter().for_each(|message| wrong("query", message)),
     }
     if let Some(message) = body.context.as_deref().and_then(|context| too_long(context, MAX_CONTEXT)) {
         wrong("context", message);
@@ -208,6 +221,9 @@ fn check(body: &Body, max_query_length: usize, prompts: &Prompts, now: Timestamp
         let message = format!("must be 1 to {MAX_MODEL} letters, digits or any of - _ . : / @");
         wrong("model", message);
     }
+    if let Some(why) = body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()) {
+        wrong("callback_url", why);
+    }
     if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| prompts.check(version)) {
         wrong("prompt_version", error.to_string());
     }
@@ -234,6 +250,7 @@ fn submission(body: Body) -> Submission {
             context: body.context.filter(|context| !context.trim().is_empty()),
             options: body.options.unwrap_or_default(),
             model: body.model,
+            callback_url: body.callback_url,
             prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
             caller: None,
@@ -267,6 +284,8 @@ mod tests {
 
     use super::*;
 
+    const BOUNDS: Bounds = Bounds { max_query_length: 20, callbacks: Callbacks::Public };
+
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
@@ -278,7 +297,7 @@ mod tests {
     #[test]
     fn an_unknown_version_of_the_prompts_is_told_with_those_there_are() {
         let body = json!({"query": "q", "prompt_version": "v99", "deadline_seconds": 0}).to_string();
-        let problem = format!("{:?}", parse(body.as_bytes(), 20, &prompts(), at(0)).unwrap_err());
+        let problem = format!("{:?}", parse(body.as_bytes(), BOUNDS, &prompts(), at(0)).unwrap_err());
         assert!(problem.contains("deadline_seconds") && problem.contains("prompt_version"), "{problem}");
         assert!(problem.contains("there are: v1"), "{problem}");
     }
@@ -291,7 +310,7 @@ mod tests {
     fn wrong_text(body: &str) -> Vec<FieldError> {
         match body::parse::<Body>(body.as_bytes()).unwrap() {
             (Some(body), mut errors) => {
-                check(&body, 20, &prompts(), at(0), &mut errors);
+                check(&body, BOUNDS, &prompts(), at(0), &mut errors);
                 errors
             }
             (None, errors) => errors,
@@ -305,7 +324,7 @@ mod tests {
             "run_at": "2027-01-15T08:00:30Z", "deadline_seconds": 60, "model": "claude-sonnet-5-5",
             "prompt_version": "v1", "metadata": {"team": "ops"}
         });
-        let (submission, wait) = parse(body.to_string().as_bytes(), 20, &prompts(), at(0)).unwrap();
+        let (submission, wait) = parse(body.to_string().as_bytes(), BOUNDS, &prompts(), at(0)).unwrap();
         assert_eq!(wait, Wait::parse("2").ok());
         assert_eq!((submission.priority, submission.deadline), (Priority::High, Some(Duration::from_mins(1))));
         assert_eq!(submission.run_at, Some(at(30)));
@@ -390,11 +409,11 @@ mod tests {
     #[test]
     fn broken_json_is_told_with_its_place() {
         for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
-            let problem = parse(broken.as_bytes(), 20, &prompts(), at(0)).unwrap_err();
+            let problem = parse(broken.as_bytes(), BOUNDS, &prompts(), at(0)).unwrap_err();
             let text = format!("{problem:?}");
             assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");
             assert_eq!(problem.into_response().status(), StatusCode::BAD_REQUEST, "{broken}");
         }
-        assert!(parse(b"{\"query\": \"\xff\"}", 20, &prompts(), at(0)).is_err());
+        assert!(parse(b"{\"query\": \"\xff\"}", BOUNDS, &prompts(), at(0)).is_err());
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     clock::{Clock, Timestamp},
     job::{
         IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, Priority,
-        StatusCounts,
+        StatusCounts, callback::Callbacks, delivery::Delivery,
     },
     limits::PerMinute,
     queue::Policy,
@@ -90,8 +90,20 @@ impl JobStore for Broken {
     fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
         false
     }
+    fn deliveries_due(&self, _: Timestamp, _: usize) -> Vec<JobId> {
+        Vec::new()
+    }
+    fn next_delivery_after(&self, _: Timestamp) -> Option<Timestamp> {
+        None
+    }
+    async fn note_delivery(&self, _: JobId, _: Delivery) -> Result<(), StoreError> {
+        self.fault().await
+    }
     fn ahead_of(&self, _: &Job) -> Ahead {
         Ahead::default()
+    }
+    fn pending_of(&self, _: std::num::NonZeroU64) -> usize {
+        0
     }
     fn claimable_unwaited(&self) -> usize {
         0
@@ -136,6 +148,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap(),
         metrics,
         admin_token: "s3cret".into(),
+        callbacks: Callbacks::Off,
         max_query_length: 10,
     }
 }

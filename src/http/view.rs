@@ -17,6 +17,7 @@ use crate::{
     job::{
         AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
         Priority, TokenUsage,
+        delivery::{Delivery, DeliveryState, DeliveryTry},
     },
     queue::Outlook,
 };
@@ -73,6 +74,10 @@ pub(super) struct JobView<'a> {
     /// The caller's own labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
+    /// Who is told when the job ends.
+    callback_url: Option<&'a str>,
+    /// What came of telling it so far.
+    delivery: Option<DeliveryView<'a>>,
     /// The id of the HTTP request that brought the job.
     request_id: Option<&'a str>,
     /// What became of each attempt that has ended, oldest first.
@@ -131,6 +136,36 @@ pub(super) struct AttemptView<'a> {
     raw_answer: Option<&'a str>,
 }
 
+/// How the `callback_url` is told of the job's end.
+#[serde_with::skip_serializing_none]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Delivery)]
+struct DeliveryView<'a> {
+    /// The `webhook-id` of the message; the same at every try.
+    id: Option<String>,
+    /// `waiting` for the job's end, `pending`, `delivered`, `given_up` after a day, or `disabled` by a `410`.
+    state: &'static str,
+    /// When it is tried next.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    next_at: Option<Timestamp>,
+    /// How it was tried, oldest first.
+    tries: &'a [DeliveryTry],
+}
+
+impl<'a> DeliveryView<'a> {
+    fn new(id: JobId, delivery: &'a Delivery) -> DeliveryView<'a> {
+        let state = match delivery.state {
+            DeliveryState::Waiting => "waiting",
+            DeliveryState::Pending { .. } => "pending",
+            DeliveryState::Delivered => "delivered",
+            DeliveryState::GivenUp => "given_up",
+            DeliveryState::Disabled => "disabled",
+        };
+        let id = (delivery.number > 0).then(|| delivery.message_id(id));
+        DeliveryView { id, state, next_at: delivery.next_at(), tries: &delivery.tries }
+    }
+}
+
 /// What a call of unknown end may have cost.
 #[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
@@ -170,7 +205,7 @@ pub(super) struct Links {
 
 impl<'a> JobView<'a> {
     pub(super) fn new(record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        let JobRecord { job, request, attempts } = record;
+        let JobRecord { job, request, attempts, delivery } = record;
         let status = job.status(now);
         let run_at = match job.state {
             JobState::Queued { run_at } => (run_at > now).then_some(run_at),
@@ -192,12 +227,14 @@ impl<'a> JobView<'a> {
             model: request.model.as_deref(),
             prompt_version: request.prompt_version.as_deref(),
             metadata: &request.metadata,
+            callback_url: request.callback_url.as_deref(),
+            delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
-            result: result(attempts),
+            result: record.result(),
             queue: None,
             usage: usage(attempts),
-            error: error(job.state, attempts),
+            error: record.error(),
             links: links(job),
         }
     }
@@ -311,13 +348,6 @@ fn path(id: JobId) -> String {
     format!("/api/v1/jobs/{id}")
 }
 
-fn result(attempts: &[Arc<Attempt>]) -> Option<&RawValue> {
-    let brought =
-        |attempt: &&Arc<Attempt>| matches!(attempt.outcome, AttemptOutcome::Succeeded | AttemptOutcome::Reparsed);
-    let success = attempts.iter().rev().find(brought)?;
-    success.report.result.as_deref()
-}
-
 fn usage(attempts: &[Arc<Attempt>]) -> Option<TokenUsage> {
     attempts.iter().filter_map(|attempt| attempt.report.usage).reduce(|sum, usage| TokenUsage {
         input_tokens: sum.input_tokens + usage.input_tokens,
@@ -325,19 +355,6 @@ fn usage(attempts: &[Arc<Attempt>]) -> Option<TokenUsage> {
         cache_creation_input_tokens: sum.cache_creation_input_tokens + usage.cache_creation_input_tokens,
         cache_read_input_tokens: sum.cache_read_input_tokens + usage.cache_read_input_tokens,
     })
-}
-
-/// Why a failed job failed, in the words of the attempt that it failed with.
-fn error(state: JobState, attempts: &[Arc<Attempt>]) -> Option<AttemptError> {
-    let JobState::Failed { code } = state else { return None };
-    let last = attempts.last().and_then(|attempt| attempt.report.error.as_ref());
-    Some(last.filter(|error| error.code == code).cloned().unwrap_or_else(|| {
-        let message = match code {
-            FailureCode::DeadlineExceeded => "the job's deadline passed before it could run".to_owned(),
-            other => format!("the job failed: {other}"),
-        };
-        AttemptError { code, message }
-    }))
 }
 
 #[cfg(test)]
@@ -361,7 +378,7 @@ mod tests {
             job = job.apply(event, at(now)).unwrap();
         }
         let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
-        JobRecord { job, request: Arc::new(request), attempts }
+        JobRecord { job, request: Arc::new(request), attempts, delivery: None }
     }
 
     fn claim() -> JobEvent {

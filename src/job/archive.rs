@@ -110,7 +110,7 @@ pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
     if request.query.is_empty() {
         return Err(ArchiveError::Inconsistent("it asks nothing"));
     }
-    Ok(JobRecord { job, request: Arc::new(request), attempts })
+    Ok(JobRecord { job, request: Arc::new(request), attempts, delivery: None })
 }
 
 fn first_format() -> u32 {
@@ -231,7 +231,7 @@ mod tests {
         }
         job.idempotency = Some(Box::new(IdempotencyKey { key: [1; 16], body: [2; 16], expires_at: at(99) }));
         let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
-        JobRecord { job, request: Arc::new(request), attempts }
+        JobRecord { job, request: Arc::new(request), attempts, delivery: None }
     }
 
     fn succeeded() -> JobRecord {

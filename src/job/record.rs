@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{Attempt, Job};
+use super::{Attempt, AttemptError, AttemptOutcome, FailureCode, Job, JobState, delivery::Delivery};
 use crate::clock::Timestamp;
 
 /// What a client asked. Written once at submission, never changed.
@@ -31,6 +32,9 @@ pub struct JobRequest {
     /// Name of the key or token subject that submitted it; none where callers have no names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
+    /// Who is told when the job ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_url: Option<String>,
     /// Id of the HTTP request that brought the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -56,6 +60,36 @@ pub struct JobRecord {
     pub request: Arc<JobRequest>,
     /// What came of it so far, oldest first.
     pub attempts: Vec<Arc<Attempt>>,
+    /// What is owed to its callback URL, if it has one.
+    pub delivery: Option<Delivery>,
+}
+
+impl JobRecord {
+    /// Of a job that has just been accepted.
+    pub fn fresh(job: Job, request: Arc<JobRequest>) -> JobRecord {
+        let delivery = request.callback_url.as_ref().map(|_| Delivery::default());
+        JobRecord { job, request, attempts: Vec::new(), delivery }
+    }
+
+    /// The memo, as it was stored, if the job has one.
+    pub fn result(&self) -> Option<&RawValue> {
+        let brought =
+            |attempt: &&Arc<Attempt>| matches!(attempt.outcome, AttemptOutcome::Succeeded | AttemptOutcome::Reparsed);
+        self.attempts.iter().rev().find(brought)?.report.result.as_deref()
+    }
+
+    /// Why a failed job failed, in the words of the attempt that it failed with.
+    pub fn error(&self) -> Option<AttemptError> {
+        let JobState::Failed { code } = self.job.state else { return None };
+        let last = self.attempts.last().and_then(|attempt| attempt.report.error.as_ref());
+        Some(last.filter(|error| error.code == code).cloned().unwrap_or_else(|| {
+            let message = match code {
+                FailureCode::DeadlineExceeded => "the job's deadline passed before it could run".to_owned(),
+                other => format!("the job failed: {other}"),
+            };
+            AttemptError { code, message }
+        }))
+    }
 }
 
 /// The name of a state as clients see and filter it.

@@ -1115,3 +1115,29 @@ async fn in_the_order_of_submission_nobody_passes_and_nobody_is_declined() {
     queue.answer(&waiting.unwrap()).await.unwrap();
     assert_eq!(asked.elapsed().as_secs(), 29);
 }
+
+#[tokio::test]
+async fn a_caller_has_its_own_bound_and_those_without_a_name_have_none() {
+    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let policy = Policy { max_pending_per_caller: 2, ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let by = |caller: Option<&str>| Submission {
+        request: JobRequest { caller: caller.map(str::to_owned), ..JobRequest::default() },
+        idempotency_key: Some(format!("one of {caller:?}")),
+        ..Submission::default()
+    };
+    let new = |caller| Submission { idempotency_key: None, ..by(caller) };
+    let first = queue.enqueue(by(Some("ann"))).await.unwrap().record.job;
+    let two = queue.enqueue_all(vec![new(Some("ann")), new(Some("ann"))], None).await;
+    assert_eq!(two.unwrap_err(), QueueError::CallerFull { pending: 1, more: 2, limit: 2 });
+    queue.enqueue(new(Some("ann"))).await.unwrap();
+    let refused = queue.enqueue(new(Some("ann"))).await.unwrap_err();
+    assert_eq!(refused, QueueError::CallerFull { pending: 2, more: 1, limit: 2 });
+    assert!(refused.to_string().contains("MAX_PENDING_PER_CALLER"));
+    assert!(queue.enqueue(by(Some("ann"))).await.unwrap().replayed, "a repeated request is no further job");
+    for caller in [Some("ben"), None, None, None] {
+        queue.enqueue(new(caller)).await.unwrap();
+    }
+    queue.cancel(first.id).await.unwrap();
+    queue.enqueue(new(Some("ann"))).await.unwrap();
+}

@@ -13,6 +13,7 @@ use crate::{
     job::{
         AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter, JobRecord,
         JobRequest, JobStatus, Listing, Order, Priority, StatusCounts, TransitionError,
+        delivery::{Delivery, DeliveryTry},
     },
 };
 
@@ -50,6 +51,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     claims_in_order_of_effective_time(&fresh().await).await;
     lets_callers_take_turns(&fresh().await).await;
     takes_the_job_that_is_picked(&fresh().await).await;
+    counts_the_pending_jobs_of_each_caller(&fresh().await).await;
     prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
@@ -68,6 +70,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     keeps_one_job_a_key(fresh().await).await;
     takes_jobs_together_or_not_at_all(&fresh().await).await;
     takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
+    owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
 }
 
 async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
@@ -114,6 +117,20 @@ async fn lets_callers_take_turns(store: &impl JobStore) {
     let mut first_round = ids(&order[..3]);
     first_round.sort();
     assert_eq!(first_round, [3, 4, 5].map(|n| job(n).id), "one of each, those without a name being one caller");
+}
+
+async fn counts_the_pending_jobs_of_each_caller(store: &impl JobStore) {
+    let [one, other] = [1, 2].map(|caller| std::num::NonZeroU64::new(caller).unwrap());
+    let later = Job { state: crate::job::JobState::Queued { run_at: at(50) }, ..by(1, 1) };
+    add(store, [by(0, 1), later.clone(), by(2, 2), job(3)]).await;
+    assert_eq!((store.pending_of(one), store.pending_of(other)), (2, 1));
+    let claimed = pick(store, Pick::Job(job(0).id), 10).await.unwrap();
+    assert_eq!(store.pending_of(one), 2, "a running job is pending");
+    store.transition(claimed.id, success(1, 1), at(11)).await.unwrap();
+    store.transition(later.id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    assert_eq!((store.pending_of(one), store.pending_of(other)), (0, 1));
+    store.transition(later.id, JobEvent::Requeue { run_at: at(12) }, at(12)).await.unwrap();
+    assert_eq!(store.pending_of(one), 1);
 }
 
 async fn takes_the_job_that_is_picked(store: &impl JobStore) {
@@ -409,6 +426,42 @@ async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl Jo
     let more = (10..20).map(|n| JobRecord { job: job(n), ..records[4].clone() }).collect();
     assert_eq!(to.import(more).await, Err(StoreError::Full { limit: MAX_PENDING }));
     assert_eq!(to.list(all(None, 100), at(10)).await.unwrap().jobs.len(), 5, "none of them");
+}
+
+/// As [`request`], of somebody who wants to be told.
+pub(crate) fn request_with_callback(n: u32) -> Arc<JobRequest> {
+    Arc::new(JobRequest { callback_url: Some("https://example.com/hook".to_owned()), ..(*request(n)).clone() })
+}
+
+async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobStore) {
+    let cancel = async |n, now| store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(now)).await.unwrap();
+    let delivery = async || store.get(job(0).id).await.unwrap().unwrap().delivery.unwrap();
+    let answered = |now, status| DeliveryTry { at: at(now), http_status: Some(status), error: None };
+    store.insert(job(0), request_with_callback(0)).await.unwrap();
+    store.insert(job(1), request(1)).await.unwrap();
+    assert_eq!((delivery().await, store.deliveries_due(at(99), 9).len()), (Delivery::default(), 0));
+    cancel(0, 5).await;
+    cancel(1, 5).await;
+    assert_eq!((store.deliveries_due(at(4), 9).len(), store.deliveries_due(at(5), 9)), (0, vec![job(0).id]));
+    assert!(store.get(job(1).id).await.unwrap().unwrap().delivery.is_none());
+
+    let failed = delivery().await.tried(answered(6, 500), None);
+    store.note_delivery(job(0).id, failed.clone()).await.unwrap();
+    assert_eq!((delivery().await, store.deliveries_due(at(10), 9).len()), (failed.clone(), 0));
+    assert_eq!(store.next_delivery_after(at(6)), Some(at(11)));
+    let taken = failed.clone().tried(answered(11, 200), None);
+    store.note_delivery(job(0).id, taken.clone()).await.unwrap();
+    assert_eq!((delivery().await, store.next_delivery_after(at(0))), (taken.clone(), None));
+
+    store.transition(job(0).id, JobEvent::Requeue { run_at: at(20) }, at(20)).await.unwrap();
+    cancel(0, 21).await;
+    let second = delivery().await;
+    assert_eq!((second.number, second.next_at()), (2, Some(at(21))));
+    store.note_delivery(job(0).id, taken).await.unwrap();
+    assert_eq!(delivery().await, second, "what came of an older message is no news");
+    store.prune(at(99), 0, 10).await.unwrap();
+    assert!(store.deliveries_due(at(99), 9).is_empty());
+    store.note_delivery(job(0).id, second).await.unwrap();
 }
 
 async fn prunes_oldest_ends_first(store: &impl JobStore) {

@@ -15,7 +15,10 @@ use uuid::Uuid;
 use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError};
 use crate::{
     clock::Timestamp,
-    job::{IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts},
+    job::{
+        IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
+        delivery::Delivery,
+    },
 };
 
 /// When a call fails.
@@ -38,6 +41,7 @@ pub(crate) enum Call {
     Claim,
     Transition(JobId),
     Prune,
+    NoteDelivery(JobId),
     Remove,
     Keep,
     Journal,
@@ -203,6 +207,18 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.is_key_known(key, now)
     }
 
+    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId> {
+        self.inner.deliveries_due(now, limit)
+    }
+
+    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
+        self.inner.next_delivery_after(now)
+    }
+
+    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.call(Call::NoteDelivery(id), self.inner.note_delivery(id, delivery)).await
+    }
+
     fn ahead_of(&self, job: &Job) -> Ahead {
         self.inner.ahead_of(job)
     }
@@ -213,6 +229,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn claimable(&self, now: Timestamp) -> usize {
         self.inner.claimable(now)
+    }
+
+    fn pending_of(&self, caller: std::num::NonZeroU64) -> usize {
+        self.inner.pending_of(caller)
     }
 
     fn claimable_unwaited(&self) -> usize {

@@ -2,6 +2,7 @@
 //!
 //! - `keys`: the key layout
 //! - `codec`: how records are written and upgraded
+//! - `deliveries`: what is owed to callback URLs
 //! - `disk`: how sled is opened, and what makes a change durable
 //! - `idempotency`: the keys that clients gave their submissions
 //! - `beside`: what is kept beside the jobs, the journal and the settings
@@ -19,6 +20,7 @@
 
 mod beside;
 mod codec;
+mod deliveries;
 mod disk;
 mod idempotency;
 mod index;
@@ -32,6 +34,7 @@ mod witness;
 mod writer;
 
 use std::{
+    num::NonZeroU64,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -48,6 +51,7 @@ pub use self::disk::OpenError;
 use self::{
     beside::{Beside, BesideChange},
     codec::read_chunks,
+    deliveries::Deliveries,
     disk::Disk,
     idempotency::Keys,
     index::Index,
@@ -60,7 +64,7 @@ use crate::{
     clock::{Clock, Timestamp},
     job::{
         Attempt, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        StatusCounts,
+        StatusCounts, delivery::Delivery,
     },
     metrics::Metrics,
 };
@@ -95,6 +99,7 @@ struct Shared {
     max_pending: usize,
     index: RwLock<Index>,
     keys: RwLock<Keys>,
+    deliveries: RwLock<Deliveries>,
     beside: RwLock<Beside>,
     recent: Recent,
     /// None while the store is unavailable.
@@ -116,6 +121,7 @@ impl SledStore {
             clock,
             index: RwLock::default(),
             keys: RwLock::default(),
+            deliveries: RwLock::default(),
             beside: RwLock::default(),
             recent: Recent::default(),
             disk: RwLock::default(),
@@ -218,8 +224,9 @@ impl JobStore for SledStore {
         let Some((seq, job)) = found else { return Ok(None) };
         self.shared.working_disk()?;
         match self.shared.recent.record(seq, &job) {
-            Some(record) => Ok(Some(record)),
-            None => self.read(move |shared, disk| shared.record(disk, seq, job)).await,
+            // What came of telling its end may be on disk only.
+            Some(record) if record.request.callback_url.is_none() => Ok(Some(record)),
+            _ => self.read(move |shared, disk| shared.record(disk, seq, job)).await,
         }
     }
 
@@ -282,6 +289,24 @@ impl JobStore for SledStore {
         self.shared.index().ready_len(None)
     }
 
+    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId> {
+        let due = self.shared.deliveries().due(now, limit);
+        let index = self.shared.index();
+        due.into_iter().filter_map(|seq| index.get(seq).map(|job| job.id)).collect()
+    }
+
+    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
+        self.shared.deliveries().next_after(now)
+    }
+
+    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
+    }
+
+    fn pending_of(&self, caller: NonZeroU64) -> usize {
+        self.shared.index().pending_of(caller)
+    }
+
     fn claimable_unwaited(&self) -> usize {
         self.shared.index().ready_len(Some(List::Unwaited))
     }
@@ -332,6 +357,10 @@ impl Shared {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let (index, keys, beside, next_seq) = writer::load(&disk, self.clock.now())
             .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
+        let deliveries = disk
+            .deliveries(&index)
+            .map_err(|reason| OpenError::Unreadable { path: self.config.path.clone(), reason })?;
+        *self.deliveries_mut() = deliveries;
         *self.index_mut() = index;
         *self.keys_mut() = keys;
         *self.beside_mut() = beside;
@@ -357,6 +386,21 @@ impl Shared {
 
     /// A job with its records; none if it was pruned since the index was asked. May block.
     fn record(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
+        let id = job.id;
+        let Some(mut record) = self.bodies(disk, seq, job)? else { return Ok(None) };
+        if record.request.callback_url.is_some() {
+            // A statement of its own, so that the lock is not held while the disk is read.
+            let open = self.deliveries().get(seq).cloned();
+            record.delivery = match open {
+                Some(open) => Some(open),
+                None => disk.delivery(seq).map_err(|reason| StoreError::Corrupt { id, reason })?,
+            };
+        }
+        Ok(Some(record))
+    }
+
+    /// A job with its request and attempts; none if it was pruned since the index was asked. May block.
+    fn bodies(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
         if let Some(record) = self.recent.record(seq, &job) {
             return Ok(Some(record));
         }
@@ -373,7 +417,7 @@ impl Shared {
             }
         }
         self.recent.insert(seq, bodies.clone());
-        Ok(Some(JobRecord { job, request: bodies.request, attempts: bodies.attempts }))
+        Ok(Some(JobRecord { job, request: bodies.request, attempts: bodies.attempts, delivery: None }))
     }
 
     fn trouble(&self) -> Option<String> {
@@ -386,6 +430,14 @@ impl Shared {
 
     fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
         self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliveries(&self) -> RwLockReadGuard<'_, Deliveries> {
+        self.deliveries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliveries_mut(&self) -> RwLockWriteGuard<'_, Deliveries> {
+        self.deliveries.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn beside(&self) -> RwLockReadGuard<'_, Beside> {

@@ -73,6 +73,7 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
     let policy = Policy {
         workers: 64,
         deadlines_first: true,
+        max_pending_per_caller: usize::MAX,
         ordinary_share: 5,
         retries: RetryBounds {
             other: 3,

@@ -251,6 +251,28 @@ async fn colours_are_for_who_wants_them_and_a_closed_pipe_is_no_panic() {
     }
 }
 
+#[tokio::test]
+async fn an_operator_looks_at_a_service_holds_it_and_lets_it_go_on() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let pause = run(client(&setup, &service, &["pause"])).await;
+    assert_eq!((pause.code, pause.out.as_str()), (Some(0), "the queue is paused\n"), "{}", pause.err);
+    let id = service.submit("Does it wait?").await.id();
+    let stats = run(client(&setup, &service, &["stats"])).await;
+    assert_eq!(stats.code, Some(0), "{}", stats.err);
+    for words in ["1 queued", "0 of 8 busy", "1 submitted", "Paused"] {
+        assert!(stats.out.contains(words), "{words:?} is not in {}", stats.out);
+    }
+    let resume = run(client(&setup, &service, &["resume"])).await;
+    assert_eq!((resume.code, resume.out.as_str()), (Some(0), "the queue is not paused\n"), "{}", resume.err);
+    assert_eq!(service.ended(&id).await.body["status"], "succeeded");
+    let json = run(client(&setup, &service, &["stats", "--json"])).await;
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap()["jobs"]["succeeded"], 1);
+    let stranger = run(client(&setup, &service, &["pause", "--token", "not-the-right-one"])).await;
+    assert_eq!(stranger.code, Some(4), "{}", stranger.err);
+}
+
 #[test]
 fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
     let setup = Setup::new("http://127.0.0.1:9");

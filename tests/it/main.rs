@@ -28,3 +28,4 @@ mod sdk;
 mod start;
 mod transfer;
 mod upstream;
+mod webhooks;

@@ -11,14 +11,16 @@ use std::{
 };
 
 use super::{
-    codec, idempotency,
+    codec,
+    deliveries::{self, Deliveries},
+    idempotency,
     index::Index,
     keys::{self, Seq},
     log,
     mark::{self, Mark},
     witness::Witness,
 };
-use crate::job::{IdempotencyKey, Job, JobId};
+use crate::job::{IdempotencyKey, Job, JobId, delivery::Delivery};
 
 /// Persisted at creation, never to be changed: at the default of 512 KiB, values of 10 KB already went to blob files,
 /// which sled never syncs.
@@ -220,6 +222,31 @@ impl Disk {
         })
     }
 
+    /// What is owed to a job's callback URL, if it has one.
+    pub(super) fn delivery(&self, seq: Seq) -> Result<Option<Delivery>, String> {
+        let record = self.tree.get(keys::delivery(seq)).map_err(|error| error.to_string())?;
+        record.map(|record| deliveries::decode(&record)).transpose()
+    }
+
+    pub(super) fn write_delivery(&self, seq: Seq, delivery: &Delivery) -> Result<(), String> {
+        let record = deliveries::encode(delivery)?;
+        self.tree.insert(keys::delivery(seq), record).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Everything that is owed to the callback URLs of the jobs in the index; what belongs to no job is removed.
+    pub(super) fn deliveries(&self, index: &Index) -> Result<Deliveries, String> {
+        let mut deliveries = Deliveries::default();
+        for entry in self.tree.scan_prefix(keys::ALL_DELIVERIES) {
+            let (key, record) = entry.map_err(|error| error.to_string())?;
+            let seq = keys::seq_of(&key).ok_or_else(|| format!("{key:?} is not a key of this store"))?;
+            match deliveries::reconciled(deliveries::decode(&record)?, seq, index) {
+                Some(delivery) => deliveries.replace(seq, Some(delivery)),
+                None => drop(self.tree.remove(key).map_err(|error| error.to_string())?),
+            }
+        }
+        Ok(deliveries)
+    }
+
     /// Notes that the `count` jobs from number `first` on belong together: as long as this stands, none of them is there.
     /// Before the first of their metadata.
     pub(super) fn begin_batch(&self, first: Seq, count: usize) -> Result<(), sled::Error> {
@@ -266,7 +293,7 @@ impl Disk {
                 self.tree.remove(key?)?;
             }
         }
-        Ok(())
+        self.tree.remove(keys::delivery(seq)).map(drop)
     }
 
     /// Removes the bodies of jobs whose metadata never came, or is gone: what a crash left of insertions after the last

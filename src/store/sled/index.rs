@@ -1,7 +1,10 @@
 //! The in-memory index: authoritative for order, counts and the state of every job; rebuilt at start from the metadata
 //! records. Holds only what is durable: the writer changes it after the disk has it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    num::NonZeroU64,
+};
 
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
@@ -33,6 +36,8 @@ pub(super) struct Index {
     /// Each status in order of submission, for listings. A job queued for later stands with the scheduled until it is
     /// promoted.
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
+    /// How many pending jobs each caller with a name has; none for those without any.
+    pending: HashMap<NonZeroU64, usize>,
     /// The sum of the fingerprints of all jobs.
     fingerprint: u64,
 }
@@ -66,6 +71,9 @@ impl Index {
     fn list(&mut self, seq: Seq, job: &Job, now: Timestamp) {
         self.fingerprint = self.fingerprint.wrapping_add(fingerprint(seq, job));
         self.by_id.insert(job.id, seq);
+        if let Some(caller) = job.caller.filter(|_| !job.state.is_final()) {
+            *self.pending.entry(caller).or_default() += 1;
+        }
         self.move_list(seq, None, Some(job.status(now)));
         match job.state {
             JobState::Queued { run_at } => {
@@ -88,6 +96,14 @@ impl Index {
     }
 
     fn unlist(&mut self, seq: Seq, old: &Job) {
+        if let Some(caller) = old.caller.filter(|_| !old.state.is_final())
+            && let Some(pending) = self.pending.get_mut(&caller)
+        {
+            *pending -= 1;
+            if *pending == 0 {
+                self.pending.remove(&caller);
+            }
+        }
         let mut status = old.status(old.created_at);
         match old.state {
             JobState::Queued { run_at } => {
@@ -194,6 +210,10 @@ impl Index {
         self.jobs.len() - self.finished.len()
     }
 
+    pub(super) fn pending_of(&self, caller: NonZeroU64) -> usize {
+        self.pending.get(&caller).copied().unwrap_or(0)
+    }
+
     pub(super) fn running(&self) -> impl Iterator<Item = &Job> + '_ {
         self.leases.iter().filter_map(|(_, seq)| self.jobs.get(seq))
     }
@@ -289,6 +309,7 @@ impl Index {
         assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
         assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
         assert_eq!(self.by_status, rebuilt.by_status, "the lists by status disagree with the jobs");
+        assert_eq!(self.pending, rebuilt.pending, "the callers' counts disagree with the jobs");
         assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
         let ready = |index: &Index| -> BTreeSet<_> {
             index.ready.iter().map(|(caller, list, job)| (caller, list == List::Waited, *job)).collect()

@@ -8,12 +8,13 @@
 //! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
+//! 6 | seq                     what is owed to the job's callback URL; overwritten, before the metadata that it belongs to
 //! 7 | id                      an entry of the journal
 //! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
 //! 9 | name                    a setting made while the service ran
 //! ```
 //!
-//! No record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
+//! No other record but the metadata is ever overwritten once its metadata speaks of it, so a crash between two writes leaves
 //! either the old job whole or the new one, and nothing torn.
 
 use uuid::Uuid;
@@ -26,6 +27,7 @@ const METADATA: u8 = 0;
 const REQUEST: u8 = 1;
 const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
+const DELIVERY: u8 = 6;
 const JOURNAL: u8 = 7;
 const BATCH: u8 = 8;
 const KEPT: u8 = 9;
@@ -79,6 +81,16 @@ pub(super) fn kept(name: &str) -> Vec<u8> {
 /// Key of a job's metadata.
 pub(super) fn metadata(seq: Seq) -> [u8; 9] {
     let mut key = [METADATA; 9];
+    key[1..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// Prefix of every delivery.
+pub(super) const ALL_DELIVERIES: [u8; 1] = [DELIVERY];
+
+/// Key of what is owed to a job's callback URL.
+pub(super) fn delivery(seq: Seq) -> [u8; 9] {
+    let mut key = [DELIVERY; 9];
     key[1..].copy_from_slice(&seq.to_be_bytes());
     key
 }

@@ -79,6 +79,6 @@ impl Recent {
             return None;
         }
         attempts.truncate(closed);
-        Some(JobRecord { job: job.clone(), request, attempts })
+        Some(JobRecord { job: job.clone(), request, attempts, delivery: None })
     }
 }

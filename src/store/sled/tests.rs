@@ -173,6 +173,36 @@ async fn a_batch_cut_off_before_its_commit_is_gone_and_leaves_nothing_and_with_i
 }
 
 #[tokio::test]
+async fn an_end_and_its_message_are_there_together_or_not_at_all_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
+    let before = copy_of(folder.path());
+    store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(5)).await.unwrap();
+    let after = copy_of(folder.path());
+    let reopened = open(after.path());
+    assert_eq!(reopened.deliveries_due(at(5), 9), [job(0).id]);
+
+    // Cut off between the message and the end that it tells of.
+    {
+        let disk = Disk::open(before.path(), 16 << 20).unwrap();
+        let ahead = disk.delivery(1).unwrap().unwrap().due(at(5));
+        disk.write_delivery(1, &ahead).unwrap();
+        // One of a job that was never committed.
+        disk.write_delivery(7, &ahead).unwrap();
+        disk.sync().unwrap();
+    }
+    let reopened = open(before.path());
+    assert!(reopened.deliveries_due(at(99), 9).is_empty(), "there is no end to tell of");
+    reopened.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(6)).await.unwrap();
+    let delivery = reopened.get(job(0).id).await.unwrap().unwrap().delivery.unwrap();
+    assert_eq!((delivery.number, delivery.next_at()), (1, Some(at(6))));
+    reopened.close().await;
+    drop(reopened);
+    assert_eq!(Disk::open(before.path(), 16 << 20).unwrap().delivery(7), Ok(None));
+}
+
+#[tokio::test]
 async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     let folder = tempfile::tempdir().unwrap();
     open(folder.path()).insert(job(0), request(0)).await.unwrap();

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, Job, JobEvent, JobId, JobRecord, JobRequest},
+    job::{Attempt, Job, JobEvent, JobId, JobRecord, JobRequest, delivery::Delivery},
     store::{ClaimedJob, Insertion, Pick, StoreError},
 };
 
@@ -53,6 +53,7 @@ pub(super) enum Command {
     Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
     Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
+    NoteDelivery { id: JobId, delivery: Delivery, reply: Reply<()> },
     Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
     Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
     Beside { change: BesideChange, reply: Reply<()> },
@@ -65,22 +66,23 @@ pub(super) struct NewJob {
     bytes: Vec<u8>,
     /// What came of it elsewhere: attempts by their number.
     history: Vec<(u32, Vec<u8>)>,
+    is_import: bool,
 }
 
 impl NewJob {
     pub(super) fn new(job: Job, request: Arc<JobRequest>) -> Result<NewJob, StoreError> {
         let corrupt = |error: serde_json::Error| StoreError::Corrupt { id: job.id, reason: error.to_string() };
         let bytes = serde_json::to_vec(&*request).map_err(corrupt)?;
-        Ok(NewJob { job, request, bytes, history: Vec::new() })
+        Ok(NewJob { job, request, bytes, history: Vec::new(), is_import: false })
     }
 
     pub(super) fn with_history(record: JobRecord) -> Result<NewJob, StoreError> {
-        let JobRecord { job, request, attempts } = record;
+        let JobRecord { job, request, attempts, delivery: _ } = record;
         let corrupt = |error: serde_json::Error| StoreError::Corrupt { id: job.id, reason: error.to_string() };
         let history =
             attempts.iter().map(|attempt| Ok((attempt.number, serde_json::to_vec(attempt).map_err(corrupt)?)));
         let history = history.collect::<Result<_, StoreError>>()?;
-        Ok(NewJob { history, ..NewJob::new(job, request)? })
+        Ok(NewJob { history, is_import: true, ..NewJob::new(job, request)? })
     }
 
     /// About how much it writes.
@@ -110,6 +112,7 @@ enum Answer {
     InsertAll(Reply<Vec<Insertion>>, Vec<Insertion>),
     Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
     Transition(Reply<Job>, Box<Job>),
+    NoteDelivery(Reply<()>),
     Prune(Reply<usize>, usize),
     Beside(Reply<()>),
 }
@@ -122,6 +125,8 @@ struct Group {
     changes: Vec<(Seq, Option<Job>, Timestamp)>,
     /// The newest state of every job that the group has touched.
     staged: HashMap<Seq, Option<Job>>,
+    /// What is owed to callback URLs, where the group changes that.
+    deliveries: HashMap<Seq, Delivery>,
     /// Records that no metadata spoke of before.
     bodies: Vec<(Seq, Body)>,
     inserted: usize,
@@ -331,6 +336,10 @@ impl Writer {
                         return Ok(());
                     }
                 };
+                if let Some(delivery) = self.delivery_after(disk, group, seq, &job, &after, now)? {
+                    disk.write_delivery(seq, &delivery).map_err(Fault)?;
+                    group.deliveries.insert(seq, delivery);
+                }
                 group.answers.push(Answer::Transition(reply, Box::new(after.clone())));
                 if let Some(attempt) = job.closed_attempt(&event, now) {
                     let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
@@ -338,6 +347,21 @@ impl Writer {
                     group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
                 }
                 group.note(seq, Some(after), now);
+                Ok(())
+            }
+            Command::NoteDelivery { id, delivery, reply } => {
+                let seq = self.shared.index().seq(id);
+                if let Some(seq) = seq
+                    && let Some(current) = self.delivery(group, seq)
+                    && current.next_at().is_some()
+                    && current.number == delivery.number
+                    && !matches!(group.staged.get(&seq), Some(None))
+                {
+                    disk.write_delivery(seq, &delivery).map_err(Fault)?;
+                    group.deliveries.insert(seq, delivery);
+                    group.wrote = true;
+                }
+                group.answers.push(Answer::NoteDelivery(reply));
                 Ok(())
             }
             Command::Prune { before, keep, limit, now, reply } => {
@@ -374,6 +398,39 @@ impl Writer {
         }
     }
 
+    /// What is owed to a job's callback URL as the group sees it, as long as it is open.
+    fn delivery(&self, group: &Group, seq: Seq) -> Option<Delivery> {
+        group.deliveries.get(&seq).cloned().or_else(|| self.shared.deliveries().get(seq).cloned())
+    }
+
+    /// What is owed to a job's callback URL after a change of the job, if that makes a difference.
+    fn delivery_after(
+        &self,
+        disk: &Disk,
+        group: &Group,
+        seq: Seq,
+        before: &Job,
+        after: &Job,
+        now: Timestamp,
+    ) -> Result<Option<Delivery>, Fault> {
+        Ok(match (before.state.is_final(), after.state.is_final()) {
+            (false, true) => self.delivery(group, seq).map(|delivery| delivery.due(now)),
+            (true, false) => match self.delivery(group, seq) {
+                Some(open) => Some(open.withdrawn()),
+                None => disk.delivery(seq).map_err(Fault)?.map(Delivery::withdrawn),
+            },
+            // An answer read again can turn a failure into a success.
+            (true, true) if before.state != after.state => {
+                let known = match self.delivery(group, seq) {
+                    Some(open) => Some(open),
+                    None => disk.delivery(seq).map_err(Fault)?,
+                };
+                known.map(|delivery| delivery.due(now))
+            }
+            (false, false) | (true, true) => None,
+        })
+    }
+
     /// Stages the removal of jobs. Their keys outlive them.
     fn remove(&self, disk: &Disk, group: &mut Group, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
         if seqs.is_empty() {
@@ -398,13 +455,20 @@ impl Writer {
 
     /// Writes a new job's request and stages the job.
     fn insert(&mut self, disk: &Disk, group: &mut Group, new: NewJob) -> Result<(), Fault> {
-        let NewJob { job, request, bytes, history } = new;
+        let NewJob { job, request, bytes, history, is_import } = new;
         let seq = self.next_seq;
         self.next_seq += 1;
         group.keys.note(&job);
         write_chunks(disk.tree(), &keys::request(seq), &bytes)?;
         for (number, attempt) in &history {
             write_chunks(disk.tree(), &keys::attempt(seq, *number), attempt)?;
+        }
+        // Nobody is told again of what ended elsewhere.
+        if request.callback_url.is_some() && !(is_import && job.state.is_final()) {
+            let delivery = Delivery::default();
+            let delivery = if job.state.is_final() { delivery.due(job.created_at) } else { delivery };
+            disk.write_delivery(seq, &delivery).map_err(Fault)?;
+            group.deliveries.insert(seq, delivery);
         }
         // One with a history is not lately used.
         if history.is_empty() {
@@ -486,6 +550,10 @@ impl Writer {
             group.expired_keys.iter().for_each(|key| keys.remove(key));
             group.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.note(job));
         }
+        if !group.deliveries.is_empty() {
+            let mut deliveries = self.shared.deliveries_mut();
+            group.deliveries.into_iter().for_each(|(seq, delivery)| deliveries.replace(seq, Some(delivery)));
+        }
         group.beside.into_iter().for_each(|change| self.shared.beside_mut().apply(change));
         if !group.changes.is_empty() {
             let mut index = self.shared.index_mut();
@@ -493,6 +561,7 @@ impl Writer {
                 index.replace(*seq, job.as_ref(), *now);
                 if job.is_none() {
                     recent.remove(*seq);
+                    self.shared.deliveries_mut().replace(*seq, None);
                 }
             }
             drop(index);
@@ -559,7 +628,11 @@ impl Command {
                     + report.raw_answer.as_ref().map_or(0, String::len)
             }
             Command::Beside { change, .. } => change.bytes(),
-            Command::Claim { .. } | Command::Transition { .. } | Command::Prune { .. } | Command::Remove { .. } => 0,
+            Command::Claim { .. }
+            | Command::Transition { .. }
+            | Command::NoteDelivery { .. }
+            | Command::Prune { .. }
+            | Command::Remove { .. } => 0,
         }
     }
 
@@ -571,6 +644,7 @@ impl Command {
             Command::InsertAll { reply, .. } | Command::Import { reply, .. } => drop(reply.send(Err(error))),
             Command::Claim { reply, .. } => drop(reply.send(Err(error))),
             Command::Transition { reply, .. } => drop(reply.send(Err(error))),
+            Command::NoteDelivery { reply, .. } => drop(reply.send(Err(error))),
             Command::Prune { reply, .. } | Command::Remove { reply, .. } => drop(reply.send(Err(error))),
             Command::Beside { reply, .. } => drop(reply.send(Err(error))),
         }
@@ -584,6 +658,7 @@ impl Answer {
             Answer::InsertAll(reply, insertions) => drop(reply.send(Ok(insertions))),
             Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
+            Answer::NoteDelivery(reply) => drop(reply.send(Ok(()))),
             Answer::Prune(reply, pruned) => drop(reply.send(Ok(pruned))),
             Answer::Beside(reply) => drop(reply.send(Ok(()))),
         }
@@ -596,6 +671,7 @@ impl Answer {
             Answer::InsertAll(reply, _) => drop(reply.send(Err(error))),
             Answer::Claim(reply, _) => drop(reply.send(Err(error))),
             Answer::Transition(reply, _) => drop(reply.send(Err(error))),
+            Answer::NoteDelivery(reply) => drop(reply.send(Err(error))),
             Answer::Prune(reply, _) => drop(reply.send(Err(error))),
             Answer::Beside(reply) => drop(reply.send(Err(error))),
         }

@@ -1,0 +1,177 @@
+//! What is owed to the callback URL of a job: one message for each time that it ends, tried until it is taken or a day has
+//! passed. Pure: stores keep it beside its job, `webhook` sends it.
+//!
+//! ```text
+//! Waiting ──the job ends──▶ Pending{next_at} ──2xx──▶ Delivered
+//!    ▲                          │  ▲  └─ no more tries ─▶ GivenUp
+//!    │                          └──┘ any other answer, or none
+//!    └── the job is queued again ──┘            410 from any of them ─▶ Disabled, for good
+//! ```
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::JobId;
+use crate::clock::Timestamp;
+
+/// Pauses after a message that was not taken: after a short one for a hiccup ever longer ones, a day in all.
+pub const PAUSES: [Duration; 8] = [
+    Duration::from_secs(5),
+    Duration::from_mins(5),
+    Duration::from_mins(30),
+    Duration::from_hours(2),
+    Duration::from_hours(4),
+    Duration::from_hours(5),
+    Duration::from_hours(6),
+    Duration::from_hours(7),
+];
+
+/// Longest pause that a receiver can ask for beyond our own.
+const MAX_ASKED_PAUSE: Duration = Duration::from_hours(1);
+
+/// What is owed to a callback URL, and what came of it so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The message's number among those of its job; 0 before the first.
+    pub number: u32,
+    /// Where it is.
+    pub state: DeliveryState,
+    /// How it was tried, oldest first.
+    #[serde(default)]
+    pub tries: Vec<DeliveryTry>,
+}
+
+/// Where a delivery is; the drawing is at the top of this module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryState {
+    /// There is nothing to tell: the job has not ended.
+    #[default]
+    Waiting,
+    /// To be sent.
+    Pending {
+        /// Not before.
+        next_at: Timestamp,
+    },
+    /// It was taken.
+    Delivered,
+    /// It was not taken in a day.
+    GivenUp,
+    /// The receiver wants no more, now or ever.
+    Disabled,
+}
+
+/// One try to deliver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeliveryTry {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The HTTP status of the answer, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_status: Option<u16>,
+    /// Why there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Delivery {
+    /// The next message: the job has ended.
+    pub fn due(self, now: Timestamp) -> Delivery {
+        match self.state {
+            DeliveryState::Disabled => self,
+            _ => {
+                Delivery { number: self.number + 1, state: DeliveryState::Pending { next_at: now }, tries: Vec::new() }
+            }
+        }
+    }
+
+    /// The job is queued again: what its last end was is no news any more.
+    pub fn withdrawn(self) -> Delivery {
+        match self.state {
+            DeliveryState::Disabled => self,
+            _ => Delivery { state: DeliveryState::Waiting, ..self },
+        }
+    }
+
+    /// After a try; the receiver may have asked for a pause.
+    pub fn tried(mut self, this: DeliveryTry, asked: Option<Duration>) -> Delivery {
+        let at = this.at;
+        self.state = match (this.http_status, PAUSES.get(self.tries.len())) {
+            (Some(200..=299), _) => DeliveryState::Delivered,
+            (Some(410), _) => DeliveryState::Disabled,
+            (_, None) => DeliveryState::GivenUp,
+            (_, Some(pause)) => {
+                let pause = asked.map_or(*pause, |asked| asked.min(MAX_ASKED_PAUSE).max(*pause));
+                DeliveryState::Pending { next_at: at.plus(pause) }
+            }
+        };
+        self.tries.push(this);
+        self
+    }
+
+    /// The message's name for its receiver: the same at every try, another for every message.
+    pub fn message_id(&self, job: JobId) -> String {
+        format!("msg_{}_{}", job.simple(), self.number)
+    }
+
+    /// When it is to be tried, if it is.
+    pub fn next_at(&self) -> Option<Timestamp> {
+        match self.state {
+            DeliveryState::Pending { next_at } => Some(next_at),
+            DeliveryState::Waiting | DeliveryState::Delivered | DeliveryState::GivenUp | DeliveryState::Disabled => {
+                None
+            }
+        }
+    }
+
+    /// Whether there may be something to do for it yet.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, DeliveryState::Waiting | DeliveryState::Pending { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000).plus(Duration::from_secs(seconds))
+    }
+
+    fn answered(at: Timestamp, status: u16) -> DeliveryTry {
+        DeliveryTry { at, http_status: Some(status), error: None }
+    }
+
+    #[test]
+    fn what_is_not_taken_is_tried_for_a_day_and_then_given_up() {
+        let mut delivery = Delivery::default().due(at(0));
+        let mut tries = 0;
+        let id = delivery.message_id(JobId::nil());
+        while let Some(next_at) = delivery.next_at() {
+            delivery = delivery.tried(answered(next_at, 500), None);
+            tries += 1;
+        }
+        let day = delivery.tries.last().unwrap().at.since(at(0));
+        assert_eq!((delivery.state, tries), (DeliveryState::GivenUp, 9));
+        assert!((Duration::from_hours(24)..Duration::from_hours(26)).contains(&day), "{day:?}");
+        assert_eq!(delivery.message_id(JobId::nil()), id);
+    }
+
+    #[test]
+    fn an_answer_ends_it_a_gone_one_for_good_and_another_end_is_another_message() {
+        let first = Delivery::default().due(at(0));
+        let taken = first.clone().tried(answered(at(1), 204), None);
+        assert_eq!((taken.state, taken.next_at()), (DeliveryState::Delivered, None));
+        let second = taken.withdrawn().due(at(9));
+        assert_eq!((second.number, second.next_at(), second.tries.len()), (2, Some(at(9)), 0));
+        let gone = second.tried(answered(at(9), 410), None);
+        assert_eq!(gone.clone().withdrawn().due(at(20)), gone);
+        let moved = first.clone().tried(answered(at(1), 301), None);
+        assert_eq!(moved.next_at(), Some(at(6)), "a redirect is no delivery");
+        let asked = first.tried(answered(at(1), 503), Some(Duration::from_hours(9)));
+        assert_eq!(asked.next_at(), Some(at(3_601)));
+    }
+}

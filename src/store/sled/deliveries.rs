@@ -1,0 +1,63 @@
+//! What is owed to callback URLs and not settled yet, in memory: looked at by every job that ends, and by whoever sends
+//! what is due. Settled deliveries are on disk only, with the jobs they belong to.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{index::Index, keys::Seq};
+use crate::{
+    clock::Timestamp,
+    job::delivery::{Delivery, DeliveryState},
+};
+
+/// The open deliveries.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    open: HashMap<Seq, Delivery>,
+    due: BTreeSet<(Timestamp, Seq)>,
+}
+
+impl Deliveries {
+    /// Makes `delivery` that of a job; a settled one is not kept.
+    pub(super) fn replace(&mut self, seq: Seq, delivery: Option<Delivery>) {
+        if let Some(next_at) = self.open.remove(&seq).and_then(|old| old.next_at()) {
+            self.due.remove(&(next_at, seq));
+        }
+        let Some(delivery) = delivery.filter(Delivery::is_open) else { return };
+        self.due.extend(delivery.next_at().map(|next_at| (next_at, seq)));
+        self.open.insert(seq, delivery);
+    }
+
+    pub(super) fn get(&self, seq: Seq) -> Option<&Delivery> {
+        self.open.get(&seq)
+    }
+
+    /// Jobs whose delivery is due at `now`, earliest first.
+    pub(super) fn due(&self, now: Timestamp, limit: usize) -> Vec<Seq> {
+        self.due.iter().take_while(|(next_at, _)| *next_at <= now).take(limit).map(|(_, seq)| *seq).collect()
+    }
+
+    /// When one is due after `now`.
+    pub(super) fn next_after(&self, now: Timestamp) -> Option<Timestamp> {
+        self.due.range((now.plus(std::time::Duration::from_millis(1)), 0)..).next().map(|(next_at, _)| *next_at)
+    }
+}
+
+/// A delivery as it was found on disk, by the state of its job: it is written before the job's metadata, so that a
+/// crash can have left it one step ahead.
+pub(super) fn reconciled(delivery: Delivery, seq: Seq, index: &Index) -> Option<Delivery> {
+    let has_ended = index.get(seq)?.state.is_final();
+    Some(match delivery.state {
+        DeliveryState::Pending { .. } if !has_ended => Delivery { number: delivery.number - 1, ..delivery.withdrawn() },
+        _ => delivery,
+    })
+}
+
+/// The record of a delivery.
+pub(super) fn encode(delivery: &Delivery) -> Result<Vec<u8>, String> {
+    serde_json::to_vec(delivery).map_err(|error| error.to_string())
+}
+
+/// What [`encode`] wrote.
+pub(super) fn decode(bytes: &[u8]) -> Result<Delivery, String> {
+    serde_json::from_slice(bytes).map_err(|error| format!("a delivery: {error}"))
+}

@@ -1,0 +1,256 @@
+//! Webhooks after the Standard Webhooks specification (<https://www.standardwebhooks.com>): whoever submitted a job with a
+//! `callback_url` is told of its end, by a signed message that is sent until it is taken or a day has passed.
+//!
+//! What is owed is on disk with the end itself ([`crate::job::delivery`]), so no crash loses a message; one that was
+//! under way is sent again under the same `webhook-id`. Redirects are not followed, no proxy is asked, and a connection
+//! is made to no address but one that was checked ([`crate::job::callback`]).
+
+use std::{collections::HashSet, error::Error, net::SocketAddr, sync::Arc, time::Duration};
+
+use reqwest::{
+    dns::{Addrs, Name, Resolve, Resolving},
+    header,
+    redirect::Policy,
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    clock::Timestamp,
+    job::{
+        AttemptError, JobId, JobRecord, JobStatus,
+        callback::Callbacks,
+        delivery::{Delivery, DeliveryState, DeliveryTry},
+    },
+    metrics::{Metrics, kind},
+    queue::{Queue, QueueError},
+};
+
+/// A receiver must have answered within this time, as the specification recommends.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most messages under way at one time: a slow receiver keeps one for up to [`ANSWER_TIMEOUT`].
+const MAX_AT_ONCE: usize = 64;
+
+/// Looks for what is due at least so often, should it have missed a signal.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Pause before a message goes on whose outcome can't be written at the moment: it will be sent again.
+const UNWRITTEN_PAUSE: Duration = Duration::from_secs(5);
+
+/// Most characters of an error that are kept with a try.
+const MAX_ERROR: usize = 200;
+
+/// Why no webhook can be sent at all.
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookError {
+    /// The secret is none.
+    #[error("WEBHOOK_SECRET can't be used")]
+    Secret,
+    /// The client can't be made.
+    #[error("no HTTP client for webhooks can be made: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Sends what is due. Clones share everything.
+#[derive(Clone)]
+pub struct Webhooks {
+    queue: Queue,
+    http: reqwest::Client,
+    signer: Arc<Webhook>,
+    callbacks: Callbacks,
+    metrics: Metrics,
+}
+
+/// A message, as its receiver reads it.
+#[derive(Serialize)]
+struct Message<'a> {
+    r#type: String,
+    timestamp: Option<Timestamp>,
+    data: Data<'a>,
+}
+
+/// The job that ended.
+#[serde_with::skip_serializing_none]
+#[derive(Serialize)]
+struct Data<'a> {
+    id: JobId,
+    status: JobStatus,
+    created_at: Timestamp,
+    finished_at: Option<Timestamp>,
+    query: &'a str,
+    metadata: &'a std::collections::BTreeMap<String, String>,
+    result: Option<&'a RawValue>,
+    error: Option<AttemptError>,
+}
+
+impl Webhooks {
+    /// # Errors
+    /// [`WebhookError`].
+    pub fn new(
+        queue: Queue,
+        secret: &SecretString,
+        callbacks: Callbacks,
+        metrics: Metrics,
+    ) -> Result<Webhooks, WebhookError> {
+        // reqwest wants one to be named.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .dns_resolver(Arc::new(Guard(callbacks)))
+            .redirect(Policy::none())
+            // A proxy would look the name up itself, unchecked.
+            .no_proxy()
+            .timeout(ANSWER_TIMEOUT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .https_only(callbacks != Callbacks::Private)
+            .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        let signer = Webhook::new(secret.expose_secret()).map_err(|_| WebhookError::Secret)?;
+        Ok(Webhooks { queue, http, signer: Arc::new(signer), callbacks, metrics })
+    }
+
+    /// Sends until `closing` is cancelled, and ends once what is under way then has been answered.
+    pub async fn run(self, closing: CancellationToken) {
+        let mut sending = JoinSet::new();
+        let mut jobs = HashSet::new();
+        while !closing.is_cancelled() {
+            // Those under way stay due until their outcome is written.
+            for id in self.queue.deliveries_due(MAX_AT_ONCE + jobs.len()) {
+                if jobs.len() < MAX_AT_ONCE && jobs.insert(id) {
+                    let webhooks = self.clone();
+                    sending.spawn(async move {
+                        webhooks.deliver(id).await;
+                        id
+                    });
+                }
+            }
+            tokio::select! {
+                Some(sent) = sending.join_next() => match sent {
+                    Ok(id) => _ = jobs.remove(&id),
+                    // Of a panic it is not told whose it was: look at all again.
+                    Err(_) if sending.is_empty() => jobs.clear(),
+                    Err(_) => {}
+                },
+                () = self.queue.until_delivery_due(POLL) => {}
+                () = closing.cancelled() => {}
+            }
+        }
+        while sending.join_next().await.is_some() {}
+    }
+
+    /// Sends a job's message once and notes what came of it.
+    async fn deliver(&self, id: JobId) {
+        let record = match self.queue.get(id).await {
+            Ok(record) => record,
+            // Removed meanwhile.
+            Err(QueueError::NotFound(_)) => return,
+            Err(error) => {
+                warn!(job.id = %id, %error, "a webhook has to wait");
+                return tokio::time::sleep(UNWRITTEN_PAUSE).await;
+            }
+        };
+        let Some(delivery) = record.delivery.clone().filter(|delivery| delivery.next_at().is_some()) else { return };
+        let at = self.queue.now();
+        let (http_status, error, asked) = match self.send(&record, &delivery, at).await {
+            Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(&answer)),
+            Err(error) => (None, Some(error), None),
+        };
+        let after = delivery.tried(DeliveryTry { at, http_status, error }, asked);
+        let outcome = match after.state {
+            DeliveryState::Delivered => "delivered",
+            DeliveryState::GivenUp => "given_up",
+            DeliveryState::Disabled => "disabled",
+            DeliveryState::Pending { .. } | DeliveryState::Waiting => "failed",
+        };
+        self.metrics.webhooks.get_or_create(&kind(outcome)).inc();
+        let error = after.tries.last().and_then(|this| this.error.as_deref()).unwrap_or_default();
+        info!(job.id = %id, webhook.outcome = outcome, http.status = http_status, error, "webhook sent");
+        if let Err(error) = self.queue.note_delivery(id, after).await {
+            warn!(job.id = %id, %error, "what came of a webhook can't be written: it will be sent again");
+            tokio::time::sleep(UNWRITTEN_PAUSE).await;
+        }
+    }
+
+    /// The answer's head, or why there is none.
+    async fn send(&self, record: &JobRecord, delivery: &Delivery, now: Timestamp) -> Result<reqwest::Response, String> {
+        let url = record.request.callback_url.as_deref().unwrap_or_default();
+        // Again, since the setting may be another now than when the job was taken.
+        let url = self.callbacks.check(url).map_err(|why| format!("the callback URL {why}"))?;
+        let body = serde_json::to_string(&message(record)).map_err(|error| error.to_string())?;
+        let id = delivery.message_id(record.job.id);
+        let seconds = now.as_millis().div_euclid(1_000);
+        let signature = self.signer.sign(&id, seconds, body.as_bytes()).map_err(|error| error.to_string())?;
+        let request = self
+            .http
+            .post(url)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(HEADER_WEBHOOK_ID, id)
+            .header(HEADER_WEBHOOK_TIMESTAMP, seconds)
+            .header(HEADER_WEBHOOK_SIGNATURE, signature)
+            .body(body);
+        request.send().await.map_err(|error| told(&error.without_url()))
+    }
+}
+
+fn message(record: &JobRecord) -> Message<'_> {
+    let JobRecord { job, request, .. } = record;
+    // A job that is told of has ended, so the hour makes no difference.
+    let status = job.status(job.created_at);
+    let data = Data {
+        id: job.id,
+        status,
+        created_at: job.created_at,
+        finished_at: job.finished_at,
+        query: &request.query,
+        metadata: &request.metadata,
+        result: record.result(),
+        error: record.error(),
+    };
+    Message { r#type: format!("job.{status}"), timestamp: job.finished_at, data }
+}
+
+/// The pause that a receiver asks for, in seconds.
+fn retry_after(answer: &reqwest::Response) -> Option<Duration> {
+    let value = answer.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// An error with its causes, in one line.
+fn told(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text.chars().take(MAX_ERROR).collect()
+}
+
+/// Looks names up and gives only addresses that may be called. The connection is made to one of these and to no other:
+/// the name is not looked up again.
+struct Guard(Callbacks);
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let callbacks = self.0;
+        Box::pin(async move {
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let allowed: Vec<SocketAddr> = found.into_iter().filter(|address| callbacks.allows(address.ip())).collect();
+            if allowed.is_empty() {
+                return Err("the host has no public address".into());
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+use std::sync::Mutex;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::*;
+use crate::{
+    clock::Clock,
+    job::JobRequest,
+    queue::{Policy, Submission},
+    store::{
+        contract::at,
+        sled::{SledConfig, SledStore},
+    },
+};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// A message as it arrived.
+#[derive(Debug)]
+struct Arrived {
+    path: String,
+    id: String,
+    body: Value,
+}
+
+struct Inbox {
+    answers: Mutex<Vec<Response>>,
+    news: UnboundedSender<Arrived>,
+}
+
+async fn take(State(inbox): State<Arc<Inbox>>, uri: Uri, headers: HeaderMap, body: String) -> Response {
+    let id = headers[HEADER_WEBHOOK_ID].to_str().unwrap().to_owned();
+    let body = serde_json::from_str(&body).unwrap();
+    let _ = inbox.news.send(Arrived { path: uri.path().to_owned(), id, body });
+    let mut answers = inbox.answers.lock().unwrap();
+    if answers.is_empty() { StatusCode::NO_CONTENT.into_response() } else { answers.remove(0) }
+}
+
+/// A service of only a queue, and somebody to be called who gives `answers`, then `204`.
+struct World {
+    queue: Queue,
+    clock: Clock,
+    url: String,
+    arrived: UnboundedReceiver<Arrived>,
+    closing: CancellationToken,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(callbacks: Callbacks, answers: Vec<Response>) -> World {
+        let (news, arrived) = unbounded_channel();
+        let inbox = Arc::new(Inbox { answers: Mutex::new(answers), news });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(take).with_state(inbox)).await });
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(at(0));
+        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, max_pending: 100 };
+        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
+        let closing = CancellationToken::new();
+        let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), closing.clone());
+        let webhooks = Webhooks::new(queue.clone(), &SECRET.into(), callbacks, Metrics::new()).unwrap();
+        tokio::spawn(webhooks.run(closing.clone()));
+        World { queue, clock, url, arrived, closing, _folder: folder }
+    }
+
+    /// A job that has just been cancelled, with its callback at `url`.
+    async fn ended(&self, url: &str) -> JobId {
+        let request = JobRequest {
+            query: "Why?".to_owned(),
+            callback_url: Some(url.to_owned()),
+            metadata: [("team".to_owned(), "ops".to_owned())].into(),
+            ..JobRequest::default()
+        };
+        let submission = Submission { request, ..Submission::default() };
+        let id = self.queue.enqueue(submission).await.unwrap().record.job.id;
+        self.queue.cancel(id).await.unwrap();
+        id
+    }
+
+    /// The delivery once it has come to `tries` tries.
+    async fn tried(&self, id: JobId, tries: usize) -> Delivery {
+        loop {
+            let delivery = self.queue.get(id).await.unwrap().delivery.unwrap();
+            if delivery.tries.len() >= tries {
+                return delivery;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_is_told_with_all_that_is_to_know() {
+    let mut world = World::new(Callbacks::Private, vec![]).await;
+    let id = world.ended(&format!("{}/hook", world.url)).await;
+    let Arrived { path, id: message, body } = world.arrived.recv().await.unwrap();
+    assert_eq!((path.as_str(), message), ("/hook", format!("msg_{}_1", id.simple())));
+    assert_eq!(body["type"], "job.cancelled");
+    assert_eq!(body["timestamp"], body["data"]["finished_at"]);
+    assert_eq!((&body["data"]["id"], &body["data"]["metadata"]["team"]), (&id.to_string().into(), &"ops".into()));
+    let delivery = world.tried(id, 1).await;
+    assert_eq!((delivery.state, delivery.tries[0].http_status), (DeliveryState::Delivered, Some(204)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_taken_is_sent_again_under_the_same_id_and_no_redirect_is_followed() {
+    let redirect = (StatusCode::TEMPORARY_REDIRECT, [("location", "/elsewhere")]).into_response();
+    let mut world =
+        World::new(Callbacks::Private, vec![StatusCode::INTERNAL_SERVER_ERROR.into_response(), redirect]).await;
+    let id = world.ended(&world.url).await;
+    let mut ids = Vec::new();
+    for (status, pause) in [(500, 5), (307, 300)] {
+        ids.push(world.arrived.recv().await.unwrap());
+        let delivery = world.tried(id, ids.len()).await;
+        assert_eq!(delivery.tries.last().unwrap().http_status, Some(status));
+        assert_eq!(delivery.next_at(), Some(world.clock.now().plus(Duration::from_secs(pause))));
+        world.clock.advance(Duration::from_secs(pause));
+    }
+    ids.push(world.arrived.recv().await.unwrap());
+    assert!(ids.iter().all(|arrived| arrived.path == "/" && arrived.id == ids[0].id), "{ids:?}");
+    assert_eq!(world.tried(id, 3).await.state, DeliveryState::Delivered);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_gone_is_asked_no_more_also_not_of_another_end() {
+    let mut world = World::new(Callbacks::Private, vec![StatusCode::GONE.into_response()]).await;
+    let gone = world.ended(&world.url).await;
+    world.arrived.recv().await.unwrap();
+    assert_eq!(world.tried(gone, 1).await.state, DeliveryState::Disabled);
+    world.queue.requeue(gone).await.unwrap();
+    world.queue.cancel(gone).await.unwrap();
+    let other = world.ended(&world.url).await;
+    assert!(world.arrived.recv().await.unwrap().id.contains(&other.simple().to_string()), "only the other one");
+    world.tried(other, 1).await;
+    assert_eq!(world.queue.get(gone).await.unwrap().delivery.unwrap().state, DeliveryState::Disabled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_end_is_a_second_message() {
+    let mut world = World::new(Callbacks::Private, vec![]).await;
+    let id = world.ended(&world.url).await;
+    let first = world.arrived.recv().await.unwrap();
+    world.tried(id, 1).await;
+    world.queue.requeue(id).await.unwrap();
+    assert_eq!(world.queue.get(id).await.unwrap().delivery.unwrap().state, DeliveryState::Waiting);
+    world.queue.cancel(id).await.unwrap();
+    assert_ne!(world.arrived.recv().await.unwrap().id, first.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_leads_to_a_private_address_is_not_called() {
+    let mut world = World::new(Callbacks::Public, vec![]).await;
+    let port = world.url.rsplit(':').next().unwrap().to_owned();
+    for (url, why) in [
+        (format!("https://localhost:{port}/"), "the host has no public address"),
+        (format!("https://127.0.0.1:{port}/"), "not a public address"),
+        (format!("http://localhost:{port}/"), "starts with https://"),
+    ] {
+        let id = world.ended(&url).await;
+        let delivery = world.tried(id, 1).await;
+        let error = delivery.tries[0].error.clone().unwrap();
+        assert!(error.contains(why) && delivery.next_at().is_some(), "{url}: {error}");
+    }
+    assert!(world.arrived.try_recv().is_err(), "nobody was called");
+}
