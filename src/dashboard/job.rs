@@ -145,6 +145,8 @@ fn advice(code: &str) -> &'static str {
         FailureCode::AnswerTruncated,
         FailureCode::InvalidRequest,
         FailureCode::RequestTooLarge,
+        FailureCode::ContextWindowExceeded,
+        FailureCode::PromptVersionUnknown,
     ]) {
         "advice_question"
     } else if is_among(&[

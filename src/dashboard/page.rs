@@ -268,7 +268,7 @@ mod tests {
         let shown = context! { from => "2026-11-23T17:15:00.000Z", to => "2026-11-23T17:15:02.500Z", bad => "<b>" };
         assert_eq!(
             filled("{{ from|time }}|{{ from|between(to) }}|{{ gone|between(to) is none }}|{{ bad|time }}", shown),
-            "<time datetime=\"2026-11-23T17:15:00.000Z\">2026-11-23 17:15 UTC</time>|2.5|true|\
+            "<time datetime=\"2026-11-23T17:15:00.000Z\">2026-11-23 17:15 UTC</time>|2.5|True|\
              <time datetime=\"&lt;b&gt;\">&lt;b&gt;</time>"
         );
     }

@@ -85,7 +85,7 @@ mod tests {
     };
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.
-    const FAMILIES: [&str; 15] = [
+    const FAMILIES: [&str; 17] = [
         "status_",
         "code_",
         "wait_",
@@ -101,6 +101,8 @@ mod tests {
         "bulk_",
         "theme_",
         "error_",
+        "unknown_",
+        "analysis_",
     ];
 
     fn word(value: impl serde::Serialize) -> String {

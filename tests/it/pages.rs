@@ -50,7 +50,8 @@ impl Browser {
     }
 
     async fn post(&mut self, path: &str, form: &[(&str, &str)]) -> Page {
-        let request = self.client.post(format!("{}{path}", self.base)).form(form);
+        let request = self.client.post(format!("{}{path}", self.base));
+        let request = filled(request, form);
         self.send(request).await
     }
 
@@ -62,6 +63,12 @@ impl Browser {
         let (_, rest) = page.text.split_once("name=\"mark\" value=\"").unwrap();
         rest.split('"').next().unwrap().to_owned()
     }
+}
+
+/// With a filled form.
+fn filled(request: RequestBuilder, form: &[(&str, &str)]) -> RequestBuilder {
+    let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    request.header("content-type", "application/x-www-form-urlencoded").body(body)
 }
 
 #[tokio::test]
@@ -150,7 +157,7 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
     let unmarked = browser.post("/admin/pause", &[]).await;
     assert_eq!(unmarked.status, StatusCode::FORBIDDEN);
     let request = browser.client.post(format!("{}/admin/pause", browser.base));
-    let foreign = request.header("sec-fetch-site", "cross-site").form(&[("mark", &*mark)]);
+    let foreign = filled(request.header("sec-fetch-site", "cross-site"), &[("mark", &mark)]);
     assert_eq!(browser.send(foreign).await.status, StatusCode::FORBIDDEN);
     assert_eq!(browser.post("/admin/pause", &[("mark", &mark)]).await.location, "/admin");
     assert!(browser.get("/admin").await.text.contains("Paused by"));
