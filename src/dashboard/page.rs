@@ -35,6 +35,9 @@ pub(super) const TEMPLATES: [(&str, &str); 12] = [
     ("message.html", include_str!("templates/message.html")),
 ];
 
+/// What stands where the API tells nothing.
+const ABSENT: &str = "–";
+
 /// Characters that mean something in Markdown or the HTML it may hold.
 const MARKDOWN: &[char] = &['\\', '`', '*', '_', '[', ']', '<', '>', '|', '#', '~', '&', '!'];
 
@@ -161,7 +164,8 @@ fn fill(text: String, values: Kwargs) -> Result<String, Error> {
 }
 
 /// A number, its thousands apart; the script writes it as the reader's locale has it.
-fn num(number: f64, places: Option<usize>) -> Value {
+fn num(number: Option<f64>, places: Option<usize>) -> Value {
+    let Some(number) = number else { return Value::from(ABSENT) };
     let grouped = grouped(number, places.unwrap_or(0));
     Value::from_safe_string(format!("<data value=\"{number}\">{grouped}</data>"))
 }
@@ -177,13 +181,15 @@ fn grouped(number: f64, places: usize) -> String {
 }
 
 /// US dollars; fractions of a cent show where there is less than one.
-fn usd(dollars: f64) -> String {
+fn usd(dollars: Option<f64>) -> String {
+    let Some(dollars) = dollars else { return ABSENT.to_owned() };
     let places = if dollars != 0.0 && dollars.abs() < 0.1 { 4 } else { 2 };
     format!("${}", grouped(dollars, places))
 }
 
 /// A span of time in its largest fitting unit.
-fn seconds(state: &State<'_, '_>, seconds: f64) -> Result<String, Error> {
+fn seconds(state: &State<'_, '_>, seconds: Option<f64>) -> Result<String, Error> {
+    let Some(seconds) = seconds else { return Ok(ABSENT.to_owned()) };
     let (unit, number) = match seconds {
         ..0.001 => ("unit_s", 0.0),
         ..1.0 => ("unit_ms", seconds * 1e3),
@@ -203,7 +209,8 @@ fn between(from: Option<Serde<Timestamp>>, to: Option<Serde<Timestamp>>) -> Opti
 }
 
 /// A moment; the script tells how long ago it is, in the reader's words, and shows the exact one on hover.
-fn time(text: &str) -> Value {
+fn time(text: Option<&str>) -> Value {
+    let Some(text) = text else { return Value::from(ABSENT) };
     let shown = day_time(text);
     Value::from_safe_string(format!("<time datetime=\"{0}\">{1}</time>", HtmlEscape(text), HtmlEscape(&shown)))
 }
@@ -244,7 +251,10 @@ mod tests {
         assert_eq!(grouped(1_234_567.0, 0), "1,234,567");
         assert_eq!(grouped(-1234.5, 1), "-1,234.5");
         assert_eq!((grouped(7.0, 0), grouped(123.0, 2)), ("7".to_owned(), "123.00".to_owned()));
-        assert_eq!((usd(0.0123), usd(12.3), usd(0.0)), ("$0.0123".to_owned(), "$12.30".to_owned(), "$0.00".to_owned()));
+        assert_eq!(
+            (usd(Some(0.0123)), usd(Some(12.3)), usd(Some(0.0))),
+            ("$0.0123".to_owned(), "$12.30".to_owned(), "$0.00".to_owned())
+        );
     }
 
     #[test]
@@ -271,6 +281,12 @@ mod tests {
             "<time datetime=\"2026-11-23T17:15:00.000Z\">2026-11-23 17:15 UTC</time>|2.5|True|\
              <time datetime=\"&lt;b&gt;\">&lt;b&gt;</time>"
         );
+    }
+
+    #[test]
+    fn what_the_api_does_not_tell_is_a_dash_and_no_fault() {
+        let shown = context! { t => Lang::En.texts() };
+        assert_eq!(filled("{{ a.b|seconds }}{{ a.b|num }}{{ a.b|usd }}{{ a.b|time }}", shown), "––––");
     }
 
     #[test]
