@@ -39,6 +39,7 @@ use crate::{
     },
     clock::Clock,
     config::{ClaimOrder, OnUnknownOutcome, Settings},
+    dashboard,
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
     limits::{
@@ -267,7 +268,7 @@ impl App {
             keep_finished_for: Duration::from_hours(24) * settings.retention_days,
             max_finished: settings.max_finished_jobs,
         };
-        let queue = Queue::new(Arc::clone(&store), clock, policy, metrics.clone(), closing.clone());
+        let queue = Queue::new(Arc::clone(&store), clock.clone(), policy, metrics.clone(), closing.clone());
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
@@ -315,7 +316,7 @@ impl App {
             tracker.spawn(webhooks.run(closing.clone()));
         }
 
-        let router = http::router(Api {
+        let api = Api {
             queue: queue.clone(),
             limits,
             prompts: prompts.clone(),
@@ -325,7 +326,8 @@ impl App {
             cors_origins,
             callbacks,
             max_query_length: settings.max_query_length,
-        });
+        };
+        let router = http::router(api, |api| dashboard::router(api, clock, settings.max_query_length));
         let http = Handle::new();
         let mut server = axum_server::from_tcp(listener)
             .map_err(|source| StartError::Listen { address, source })?

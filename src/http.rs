@@ -127,21 +127,24 @@ impl Api {
     }
 }
 
-/// The whole service as a router, ready to be served.
-pub fn router(api: Api) -> Router {
+/// The whole service as a router, ready to be served: the API, and the pages that `pages` puts on top of it. They may call
+/// what they are given: the API's routes without what surrounds every request, which surrounds the page's.
+pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
     let api = Arc::new(api);
-    let (router, document) = routes().split_for_parts();
+    let (routes, document) = routes().split_for_parts();
+    let routes = routes.with_state(Arc::clone(&api));
     // Swagger UI would otherwise have an outside host check the document.
     let docs = SwaggerUi::new("/docs")
         .config(Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true))
         .url("/openapi.json", document);
-    router
+    let pages = pages(routes.clone());
+    routes
         .merge(docs)
+        .merge(pages)
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(cors(api.cors_origins.clone()))
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), observe::observe))
-        .with_state(api)
+        .layer(middleware::from_fn_with_state(api, observe::observe))
 }
 
 /// Leave for web pages of these origins; without any, no browser lets another origin's page read an answer.

@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · worker · sweeper · webhook ─▶ queue ─▶ store (trait) ─▶ ledger ─▶ job
+//! main ─▶ cli ─▶ app ─▶ http · dashboard · worker · sweeper · webhook ─▶ queue ─▶ store (trait) ─▶ ledger ─▶ job
 //!                 │        └▶ auth ─▶ queue
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
@@ -38,6 +38,7 @@ pub mod claude;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dashboard;
 pub mod http;
 pub mod job;
 pub mod ledger;

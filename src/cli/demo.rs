@@ -78,6 +78,7 @@ impl Demo {
             }
             if !self.once {
                 writeln!(out, "\nThe service goes on until Ctrl-C.")?;
+                writeln!(out, "  Ask and read in a browser: {base}/")?;
                 writeln!(out, "  Try the API in a browser:  {base}/docs")?;
                 writeln!(out, "  Ask by curl:               curl {base}/api/v1/analyze?wait=30 \\")?;
                 writeln!(out, "                               --json '{{\"query\": \"Should we buy or build our CRM?\"}}'")?;

@@ -176,7 +176,7 @@ async fn serve(router: Router) -> String {
 }
 
 async fn start() -> String {
-    serve(router(api(&CancellationToken::new()))).await
+    serve(router(api(&CancellationToken::new()), |_| Router::new())).await
 }
 
 fn client() -> Client {
@@ -260,7 +260,7 @@ async fn a_given_request_id_is_kept_on_every_answer() {
 #[tokio::test]
 async fn a_service_that_shuts_down_says_so_and_stays_alive_for_health() {
     let closing = CancellationToken::new();
-    let base = serve(router(api(&closing))).await;
+    let base = serve(router(api(&closing), |_| Router::new())).await;
     closing.cancel();
     let (status, body) = problem(post(&base).json(&json!({"query": "q"}))).await;
     assert_eq!((status.as_u16(), body["code"].as_str().unwrap()), (503, "shutting_down"));
@@ -387,7 +387,7 @@ async fn a_client_that_waits_is_answered_within_thirty_seconds_though_the_disk_h
             .body(axum::body::Body::from(r#"{"query": "q"}"#))
             .unwrap();
         let asked = Instant::now();
-        let response = router(api_over(store, &closing)).oneshot(question).await.unwrap();
+        let response = router(api_over(store, &closing), |_| Router::new()).oneshot(question).await.unwrap();
         assert_eq!(response.status(), status, "wait={wait}");
         assert!(asked.elapsed() < Duration::from_millis(29_600), "wait={wait}: {:?}", asked.elapsed());
     }

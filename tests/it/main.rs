@@ -23,6 +23,7 @@ mod load;
 mod loadtest;
 mod loop_disk;
 mod operator;
+mod pages;
 mod power_cut;
 mod prompts;
 mod salvage;

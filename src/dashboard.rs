@@ -1,0 +1,77 @@
+//! The pages for people: ask, read the memo, run the queue. Served by the binary itself; no other host is asked for
+//! anything, which a strict Content-Security-Policy holds browsers to.
+//!
+//! The pages are a client of the API like any other ([`api`]): they ask it in process, with the credential of whoever
+//! signed in, so that validation, rights, limits and the audit log are the API's alone. They see neither the queue nor
+//! the store. Reading works without script; the script only keeps pages up to date. What came from a user or the model
+//! is escaped by the templates, without exception.
+//!
+//! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `session`: signing in and out
+//! - `reader`: who reads: language, colours, session · `page`: templates and answers · `strings`: every text, twice
+//! - `memo`: what of a memo is drawn and not just told · `assets`: the style sheet, the script, the icon
+
+mod api;
+mod ask;
+mod assets;
+mod job;
+mod memo;
+mod page;
+mod queue;
+mod reader;
+mod session;
+mod strings;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    middleware,
+    routing::{get, post},
+};
+
+use self::{api::Api, page::Templates, session::Sessions};
+use crate::clock::Clock;
+
+/// Largest form: a question at the API's own bounds, which are told in its words, with room for the form's encoding of
+/// three bytes a byte.
+const MAX_FORM_BYTES: usize = 1 << 20;
+
+/// What the pages need.
+struct Pages {
+    api: Api,
+    templates: Templates,
+    sessions: Sessions,
+    max_query_length: usize,
+}
+
+/// The pages, over `api`.
+pub fn router(api: Router, clock: Clock, max_query_length: usize) -> Router {
+    let pages = Arc::new(Pages {
+        api: Api::new(api),
+        templates: Templates::new(),
+        sessions: Sessions::new(clock),
+        max_query_length,
+    });
+    Router::new()
+        .route("/", get(ask::form).post(ask::submit))
+        .route("/jobs/{id}", get(job::show))
+        .route("/jobs/{id}/events", get(job::events))
+        .route("/jobs/{id}/memo.md", get(job::markdown))
+        .route("/jobs/{id}/job.json", get(job::json))
+        .route("/jobs/{id}/cancel", post(job::cancel))
+        .route("/jobs/{id}/retry", post(job::retry))
+        .route("/admin", get(queue::show))
+        .route("/admin/login", get(session::form).post(session::sign_in))
+        .route("/admin/logout", post(session::sign_out))
+        .route("/admin/actions", post(queue::act))
+        .route("/admin/pause", post(queue::pause))
+        .route("/admin/resume", post(queue::resume))
+        .route("/admin/limits", get(queue::limits).post(queue::set_limits))
+        .route("/admin/audit", get(queue::audit))
+        .layer(middleware::from_fn_with_state(Arc::clone(&pages), reader::guard))
+        .route("/assets/{name}", get(assets::get))
+        .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
+        .layer(middleware::map_response(page::secure))
+        .with_state(pages)
+}

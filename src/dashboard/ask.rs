@@ -1,0 +1,125 @@
+//! `/`: ask a question. The form works without script; whatever is wrong with it, the API says.
+
+use std::sync::Arc;
+
+use axum::{
+    Form,
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode},
+    response::{IntoResponse, Redirect, Response},
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use minijinja::{context, value::Serde};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{Pages, reader::Reader};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The filled form.
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct Question {
+    /// Of the page that the form is on: sent twice, by a double click or a reload, it is one question.
+    page: String,
+    query: String,
+    context: String,
+    /// One a line.
+    options: String,
+    priority: String,
+}
+
+/// `GET /`
+pub(super) async fn form(State(pages): State<Arc<Pages>>, reader: Reader) -> Response {
+    pages.form(&reader, StatusCode::OK, &Question::default(), &Value::Null)
+}
+
+/// `POST /`
+pub(super) async fn submit(
+    State(pages): State<Arc<Pages>>,
+    reader: Reader,
+    Form(question): Form<Question>,
+) -> Response {
+    let body = question.body();
+    let mut headers = HeaderMap::new();
+    if let Ok(key) = HeaderValue::try_from(question.key(&body)) {
+        headers.insert(IDEMPOTENCY_KEY, key);
+    }
+    let answer = pages.api.ask(&reader.caller, Method::POST, "/api/v1/analyze", headers, Some(&body)).await;
+    match (answer.status.is_success(), answer.body["id"].as_str()) {
+        (true, Some(id)) => Redirect::to(&format!("/jobs/{id}")).into_response(),
+        _ if answer.status == StatusCode::UNAUTHORIZED => pages.problem(&reader, &answer),
+        _ => pages.form(&reader, answer.status, &question, &answer.body),
+    }
+}
+
+impl Question {
+    /// As the API takes it; what is left empty is left out.
+    fn body(&self) -> Value {
+        let given = |text: &str| Some(text.trim().replace("\r\n", "\n")).filter(|text| !text.is_empty());
+        let options: Vec<&str> = self.options.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let mut body = json!({ "query": self.query.trim().replace("\r\n", "\n") });
+        for (name, value) in [
+            ("context", given(&self.context).map(Value::from)),
+            ("options", (!options.is_empty()).then(|| Value::from(options))),
+            ("priority", given(&self.priority).map(Value::from)),
+        ] {
+            if let Some(value) = value {
+                body[name] = value;
+            }
+        }
+        body
+    }
+
+    /// The same for the same question of the same page, and for nothing else.
+    fn key(&self, body: &Value) -> String {
+        let digest = Sha256::new().chain_update(&self.page).chain_update([0]).chain_update(body.to_string()).finalize();
+        format!("page-{}", BASE64_URL_SAFE_NO_PAD.encode(digest))
+    }
+}
+
+impl Pages {
+    fn form(&self, reader: &Reader, status: StatusCode, question: &Question, problem: &Value) -> Response {
+        let shown = context! {
+            page => Uuid::now_v7().to_string(),
+            question => Serde(question),
+            problem => Serde(problem),
+            max_query_length => self.max_query_length,
+        };
+        self.render(reader, status, "ask.html", shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_becomes_what_the_api_takes() {
+        let question = Question {
+            query: " Buy\r\nor build? ".to_owned(),
+            options: "Buy\r\n\r\n Build \r\n".to_owned(),
+            priority: "high".to_owned(),
+            ..Question::default()
+        };
+        assert_eq!(
+            question.body(),
+            json!({"query": "Buy\nor build?", "options": ["Buy", "Build"], "priority": "high"})
+        );
+        assert_eq!(Question::default().body(), json!({"query": ""}), "the API says what is missing");
+    }
+
+    #[test]
+    fn sent_twice_it_is_one_question_and_changed_it_is_another() {
+        let question = |page: &str, query: &str| {
+            let question = Question { page: page.to_owned(), query: query.to_owned(), ..Question::default() };
+            question.key(&question.body())
+        };
+        assert_eq!(question("p", "q"), question("p", " q "));
+        assert_ne!(question("p", "q"), question("p", "r"));
+        assert_ne!(question("p", "q"), question("o", "q"));
+    }
+}

@@ -1,0 +1,37 @@
+//! The style sheet, the script and the icon: part of the binary, kept by browsers for as long as they don't change.
+
+use std::sync::LazyLock;
+
+use axum::{
+    extract::Path,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use sha2::{Digest, Sha256};
+
+/// Name, content type and content.
+const ASSETS: [(&str, &str, &str); 3] = [
+    ("app.css", "text/css; charset=utf-8", include_str!("assets/app.css")),
+    ("app.js", "text/javascript; charset=utf-8", include_str!("assets/app.js")),
+    ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
+];
+
+/// Changes with any of them, and goes into their addresses.
+pub(super) static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let mut digest = Sha256::new();
+    ASSETS.iter().for_each(|(_, _, content)| digest.update(content));
+    BASE64_URL_SAFE_NO_PAD.encode(digest.finalize()).chars().take(10).collect()
+});
+
+/// `GET /assets/{name}`
+pub(super) async fn get(Path(name): Path<String>) -> Response {
+    match ASSETS.iter().find(|(known, _, _)| *known == name) {
+        Some((_, kind, content)) => {
+            let headers =
+                [(header::CONTENT_TYPE, *kind), (header::CACHE_CONTROL, "public, max-age=31536000, immutable")];
+            (headers, *content).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}

@@ -1,0 +1,302 @@
+//! From a template and what it shows to an answer. Templates escape whatever they show; the filters here that write HTML
+//! escape their own.
+
+use axum::{
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+};
+use minijinja::{
+    Environment, Error, HtmlEscape, State, UndefinedBehavior, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
+};
+use tracing::error;
+
+use super::{Pages, api::Answer, assets, reader::Reader, session::sign_in_first};
+use crate::clock::Timestamp;
+
+/// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
+     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// The templates, by name. Those ending in `.html` escape for HTML, `.md` for Markdown.
+pub(super) const TEMPLATES: [(&str, &str); 12] = [
+    ("base.html", include_str!("templates/base.html")),
+    ("parts.html", include_str!("templates/parts.html")),
+    ("ask.html", include_str!("templates/ask.html")),
+    ("job.html", include_str!("templates/job.html")),
+    ("memo.html", include_str!("templates/memo.html")),
+    ("memo.md", include_str!("templates/memo.md")),
+    ("login.html", include_str!("templates/login.html")),
+    ("queue.html", include_str!("templates/queue.html")),
+    ("bulk.html", include_str!("templates/bulk.html")),
+    ("limits.html", include_str!("templates/limits.html")),
+    ("audit.html", include_str!("templates/audit.html")),
+    ("message.html", include_str!("templates/message.html")),
+];
+
+/// What stands where the API tells nothing.
+const ABSENT: &str = "–";
+
+/// Characters that mean something in Markdown or the HTML it may hold.
+const MARKDOWN: &[char] = &['\\', '`', '*', '_', '[', ']', '<', '>', '|', '#', '~', '&', '!'];
+
+/// The templates, ready to be filled.
+pub(super) struct Templates(Environment<'static>);
+
+impl Templates {
+    pub(super) fn new() -> Templates {
+        let mut environment = Environment::new();
+        // What the API leaves out of a job is shown as nothing.
+        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("only delimiters can be wrong, and these are the usual ones"));
+        environment.add_filter("start", start);
+        environment.add_filter("fill", fill);
+        environment.add_filter("num", num);
+        environment.add_filter("usd", usd);
+        environment.add_filter("seconds", seconds);
+        environment.add_filter("time", time);
+        environment.add_filter("between", between);
+        environment.add_filter("md", |text: String| markdown(&text));
+        for (name, source) in TEMPLATES {
+            environment
+                .add_template(name, source)
+                .expect("the templates are part of the program, and a test reads them");
+        }
+        Templates(environment)
+    }
+
+    /// The filled template.
+    pub(super) fn fill(&self, name: &str, shown: Value) -> Result<String, Error> {
+        self.0.get_template(name)?.render(shown)
+    }
+}
+
+impl Pages {
+    /// A page: the template, with what it shows, for this reader.
+    pub(super) fn render(&self, reader: &Reader, status: StatusCode, template: &str, shown: Value) -> Response {
+        match self.templates.fill(template, frame(reader, shown)) {
+            Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
+            Err(error) => {
+                error!(page = template, error = format!("{error:#}"), "a page can't be written");
+                (StatusCode::INTERNAL_SERVER_ERROR, "a fault of ours; the service's log has the details")
+                    .into_response()
+            }
+        }
+    }
+
+    /// A page that says one thing, by the keys of its title and text.
+    pub(super) fn message(&self, reader: &Reader, status: StatusCode, title: &str, text: &str) -> Response {
+        self.render(reader, status, "message.html", context! { title, text })
+    }
+
+    /// The page of an answer that is an error.
+    pub(super) fn problem(&self, reader: &Reader, answer: &Answer) -> Response {
+        match answer.status {
+            StatusCode::UNAUTHORIZED if reader.session.is_none() => sign_in_first(&reader.here),
+            StatusCode::NOT_FOUND => self.message(reader, answer.status, "unknown_title", "unknown_do"),
+            status => {
+                let shown = context! {
+                    title => "error_title",
+                    text => "error_do",
+                    detail => answer.body["detail"].as_str(),
+                    request_id => answer.body["request_id"].as_str(),
+                };
+                self.render(reader, status, "message.html", shown)
+            }
+        }
+    }
+}
+
+/// What every template sees besides.
+pub(super) fn frame(reader: &Reader, shown: Value) -> Value {
+    let separator = if reader.here.contains('?') { '&' } else { '?' };
+    context! {
+        t => reader.lang.texts(),
+        lang => reader.lang.code(),
+        lang_tag => reader.lang.tag(),
+        other_lang => reader.lang.other().code(),
+        theme => reader.theme,
+        here => format!("{}{separator}", reader.here),
+        version => assets::VERSION.as_str(),
+        mark => reader.session.as_ref().map(|session| session.mark.as_str()),
+        ..shown
+    }
+}
+
+/// Puts the headers on every answer of the pages that keep browsers to what these pages are.
+pub(super) async fn secure(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The first so many characters of a text that is longer.
+fn start(text: String, length: usize) -> String {
+    match text.char_indices().nth(length) {
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+        None => text,
+    }
+}
+
+/// A text with its blanks filled: `{{ t.position_of|fill(n=3) }}`.
+#[expect(clippy::needless_pass_by_value, reason = "filters get their arguments so")]
+fn fill(text: String, values: Kwargs) -> Result<String, Error> {
+    let mut filled = text;
+    for name in values.args() {
+        let value = values.get::<Value>(name)?;
+        let text = match f64::try_from(value.clone()) {
+            Ok(number) if value.is_number() => grouped(number, 0),
+            _ => value.to_string(),
+        };
+        filled = filled.replace(&format!("{{{name}}}"), &text);
+    }
+    values.assert_all_used()?;
+    Ok(filled)
+}
+
+/// A number, its thousands apart; the script writes it as the reader's locale has it.
+fn num(number: Option<f64>, places: Option<usize>) -> Value {
+    let Some(number) = number else { return Value::from(ABSENT) };
+    let grouped = grouped(number, places.unwrap_or(0));
+    Value::from_safe_string(format!("<data value=\"{number}\">{grouped}</data>"))
+}
+
+fn grouped(number: f64, places: usize) -> String {
+    let text = format!("{number:.places$}");
+    let (whole, rest) = text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
+    let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
+    let groups: Vec<String> =
+        digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into()).collect();
+    let fraction = rest.map(|rest| format!(".{rest}")).unwrap_or_default();
+    format!("{sign}{}{fraction}", groups.join(","))
+}
+
+/// US dollars; fractions of a cent show where there is less than one.
+fn usd(dollars: Option<f64>) -> String {
+    let Some(dollars) = dollars else { return ABSENT.to_owned() };
+    let places = if dollars != 0.0 && dollars.abs() < 0.1 { 4 } else { 2 };
+    format!("${}", grouped(dollars, places))
+}
+
+/// A span of time in its largest fitting unit.
+fn seconds(state: &State<'_, '_>, seconds: Option<f64>) -> Result<String, Error> {
+    let Some(seconds) = seconds else { return Ok(ABSENT.to_owned()) };
+    let (unit, number) = match seconds {
+        ..0.001 => ("unit_s", 0.0),
+        ..1.0 => ("unit_ms", seconds * 1e3),
+        ..100.0 => ("unit_s", seconds),
+        ..6_000.0 => ("unit_min", seconds / 60.0),
+        ..172_800.0 => ("unit_h", seconds / 3_600.0),
+        _ => ("unit_d", seconds / 86_400.0),
+    };
+    let places = usize::from(unit == "unit_s" && number < 10.0 && number.fract() != 0.0);
+    let text = state.lookup("t").unwrap_or_default().get_attr(unit)?;
+    Ok(text.to_string().replace("{n}", &grouped(number, places)))
+}
+
+/// The time from one moment to another, in seconds; none if one of them is missing.
+fn between(from: Option<Serde<Timestamp>>, to: Option<Serde<Timestamp>>) -> Option<f64> {
+    Some(to?.0.since(from?.0).as_secs_f64())
+}
+
+/// A moment; the script tells how long ago it is, in the reader's words, and shows the exact one on hover.
+fn time(text: Option<&str>) -> Value {
+    let Some(text) = text else { return Value::from(ABSENT) };
+    let shown = day_time(text);
+    Value::from_safe_string(format!("<time datetime=\"{0}\">{1}</time>", HtmlEscape(text), HtmlEscape(&shown)))
+}
+
+/// `2026-11-23T17:15:00.123Z` for people.
+fn day_time(text: &str) -> String {
+    match (text.get(..10), text.get(11..16)) {
+        (Some(day), Some(time)) => format!("{day} {time} UTC"),
+        _ => text.to_owned(),
+    }
+}
+
+/// `text` on one line, with nothing in it that Markdown would read.
+fn markdown(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.chars().filter(|c| !c.is_control()).fold(String::new(), |mut escaped, c| {
+        if MARKDOWN.contains(&c) {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+        escaped
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dashboard::strings::Lang;
+
+    fn filled(source: &'static str, shown: Value) -> String {
+        let mut templates = Templates::new();
+        templates.0.add_template("it.html", source).unwrap();
+        templates.fill("it.html", shown).unwrap()
+    }
+
+    #[test]
+    fn numbers_are_grouped_and_dollars_keep_what_counts() {
+        assert_eq!(grouped(1_234_567.0, 0), "1,234,567");
+        assert_eq!(grouped(-1234.5, 1), "-1,234.5");
+        assert_eq!((grouped(7.0, 0), grouped(123.0, 2)), ("7".to_owned(), "123.00".to_owned()));
+        assert_eq!(
+            (usd(Some(0.0123)), usd(Some(12.3)), usd(Some(0.0))),
+            ("$0.0123".to_owned(), "$12.30".to_owned(), "$0.00".to_owned())
+        );
+    }
+
+    #[test]
+    fn spans_are_told_in_the_unit_that_fits() {
+        for (seconds, told) in [
+            (0.0, "0 s"),
+            (0.25, "250 ms"),
+            (4.25, "4.2 s"),
+            (42.0, "42 s"),
+            (300.0, "5 min"),
+            (9_000.0, "2 h"),
+            (1e6, "12 d"),
+        ] {
+            let shown = context! { t => Lang::En.texts(), seconds };
+            assert_eq!(filled("{{ seconds|seconds }}", shown), told);
+        }
+    }
+
+    #[test]
+    fn moments_are_shown_escaped_and_spans_counted_between_them() {
+        let shown = context! { from => "2026-11-23T17:15:00.000Z", to => "2026-11-23T17:15:02.500Z", bad => "<b>" };
+        assert_eq!(
+            filled("{{ from|time }}|{{ from|between(to) }}|{{ gone|between(to) is none }}|{{ bad|time }}", shown),
+            "<time datetime=\"2026-11-23T17:15:00.000Z\">2026-11-23 17:15 UTC</time>|2.5|True|\
+             <time datetime=\"&lt;b&gt;\">&lt;b&gt;</time>"
+        );
+    }
+
+    #[test]
+    fn what_the_api_does_not_tell_is_a_dash_and_no_fault() {
+        let shown = context! { t => Lang::En.texts() };
+        assert_eq!(filled("{{ a.b|seconds }}{{ a.b|num }}{{ a.b|usd }}{{ a.b|time }}", shown), "––––");
+    }
+
+    #[test]
+    fn blanks_are_filled_and_what_fills_them_is_escaped() {
+        let shown = context! { text => "{n} of <{m}>", evil => "<script>" };
+        assert_eq!(filled("{{ text|fill(n=1, m=evil) }}", shown), "1 of &lt;&lt;script&gt;&gt;");
+    }
+
+    #[test]
+    fn markdown_takes_what_the_model_wrote_as_text() {
+        assert_eq!(markdown("a | *b*\n# <script> [x](http://y)\u{7}"), r"a \| \*b\* \# \<script\> \[x\](http://y)");
+    }
+}

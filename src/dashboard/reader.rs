@@ -1,0 +1,173 @@
+//! Who reads a page: their language and colours (cookies that the switches set, else what the browser asks for), and
+//! their session. And what keeps other sites from acting in their name.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Redirect, Response},
+};
+
+use super::{
+    Pages,
+    api::Caller,
+    session::{self, SessionView},
+    strings::Lang,
+};
+
+/// A year: who chose a language means it.
+const PREFERENCE_SECONDS: u32 = 31_536_000;
+
+/// Who reads.
+#[derive(Clone, Debug)]
+pub(super) struct Reader {
+    pub(super) lang: Lang,
+    /// `auto`, `light` or `dark`.
+    pub(super) theme: &'static str,
+    /// Path and query of this page.
+    pub(super) here: String,
+    pub(super) session: Option<SessionView>,
+    /// Asks the API in the reader's name.
+    pub(super) caller: Caller,
+}
+
+impl FromRequestParts<Arc<Pages>> for Reader {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, pages: &Arc<Pages>) -> Result<Reader, Self::Rejection> {
+        Ok(Reader::of(parts, pages))
+    }
+}
+
+impl Reader {
+    fn of(parts: &Parts, pages: &Pages) -> Reader {
+        let headers = &parts.headers;
+        let accepted = || Lang::accepted(headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok()?);
+        let found = session::cookie(headers).and_then(|id| pages.sessions.find(id));
+        let caller = Caller::of(parts);
+        let (session, caller) = match found {
+            Some((session, credential)) => (Some(session), caller.with(credential)),
+            None => (None, caller),
+        };
+        Reader {
+            lang: cookie(headers, "lang").and_then(Lang::parse).or_else(accepted).unwrap_or(Lang::En),
+            theme: cookie(headers, "theme").and_then(theme).unwrap_or("auto"),
+            here: parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
+            session,
+            caller,
+        }
+    }
+}
+
+/// A cookie of the request.
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
+}
+
+fn theme(name: &str) -> Option<&'static str> {
+    ["auto", "light", "dark"].into_iter().find(|known| *known == name)
+}
+
+/// Follows the switches of language and colours, and turns forms of other sites away.
+pub(super) async fn guard(State(pages): State<Arc<Pages>>, request: Request, next: Next) -> Response {
+    if request.method() == Method::GET
+        && let Some(response) = switch(request.uri())
+    {
+        return response;
+    }
+    if request.method() != Method::GET && request.method() != Method::HEAD && is_foreign(request.headers()) {
+        let (parts, _) = request.into_parts();
+        let reader = Reader::of(&parts, &pages);
+        return pages.message(&reader, StatusCode::FORBIDDEN, "error_title", "error_foreign");
+    }
+    next.run(request).await
+}
+
+/// Keeps a choice made by `?lang=` or `?theme=`, and goes on to the same page without it.
+fn switch(uri: &Uri) -> Option<Response> {
+    let (mut chosen, mut rest) = (None, Vec::new());
+    for pair in uri.query()?.split('&') {
+        match pair.split_once('=') {
+            Some(("lang", code)) => chosen = Some(("lang", Lang::parse(code).unwrap_or(Lang::En).code())),
+            Some(("theme", name)) => chosen = Some(("theme", theme(name).unwrap_or("auto"))),
+            _ => rest.push(pair),
+        }
+    }
+    let (name, value) = chosen?;
+    let query = if rest.is_empty() { String::new() } else { format!("?{}", rest.join("&")) };
+    let mut response = Redirect::to(&format!("{}{query}", here(uri.path()))).into_response();
+    let cookie = format!("{name}={value}; Path=/; Max-Age={PREFERENCE_SECONDS}; SameSite=Lax");
+    if let Ok(cookie) = HeaderValue::try_from(cookie) {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    Some(response)
+}
+
+/// `path` if it leads to a page of ours, else the first page: `//host` would lead elsewhere.
+pub(super) fn here(path: &str) -> &str {
+    let is_ours = path.starts_with('/') && !path.starts_with("//") && !path.contains(['\\', '\r', '\n', '\t']);
+    if is_ours { path } else { "/" }
+}
+
+/// True if a browser says that another site made it send this. What says nothing is no browser of these years, and sends
+/// no cookie of SameSite=Strict from another site either.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    match (text("sec-fetch-site"), text("origin"), text("host")) {
+        (Some(site), _, _) => site != "same-origin" && site != "none",
+        (None, Some(origin), Some(host)) => origin.split_once("://").map(|(_, name)| name) != Some(host),
+        (None, Some(_), None) => true,
+        (None, None, _) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_form_of_another_site_is_foreign() {
+        assert!(is_foreign(&headers(&[("sec-fetch-site", "cross-site")])));
+        assert!(is_foreign(&headers(&[("sec-fetch-site", "same-site")])));
+        assert!(is_foreign(&headers(&[("origin", "https://evil.example"), ("host", "ours.example")])));
+        assert!(is_foreign(&headers(&[("origin", "null"), ("host", "ours.example")])));
+        assert!(!is_foreign(&headers(&[("sec-fetch-site", "same-origin"), ("origin", "null")])));
+        assert!(!is_foreign(&headers(&[("origin", "http://ours.example:80"), ("host", "ours.example:80")])));
+        assert!(!is_foreign(&headers(&[])), "curl");
+    }
+
+    #[test]
+    fn a_switch_leads_back_to_the_same_page_and_nowhere_else() {
+        let location = |uri: &str| {
+            let response = switch(&uri.parse().unwrap())?;
+            Some(response.headers()[header::LOCATION].to_str().unwrap().to_owned())
+        };
+        assert_eq!(location("/jobs/1?lang=zh").as_deref(), Some("/jobs/1"));
+        assert_eq!(
+            location("/admin?text=a%26b&theme=dark&order=oldest").as_deref(),
+            Some("/admin?text=a%26b&order=oldest")
+        );
+        assert_eq!(location("//evil.example?lang=zh").as_deref(), Some("/"));
+        assert_eq!(location("/admin?text=lang"), None);
+        assert_eq!(here("/admin?x=1"), "/admin?x=1");
+        assert_eq!((here("//evil.example"), here("https://evil.example"), here("/\\evil")), ("/", "/", "/"));
+    }
+
+    #[test]
+    fn cookies_are_found_by_their_whole_name() {
+        let headers = headers(&[("cookie", "xlang=en; lang=zh"), ("cookie", "theme=dark")]);
+        assert_eq!((cookie(&headers, "lang"), cookie(&headers, "theme")), (Some("zh"), Some("dark")));
+        assert_eq!(cookie(&headers, "session"), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! Every text of the pages, in both languages: `strings.json`, a key to English and Chinese.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use minijinja::{Value, value::Serde};
+
+/// A language of the pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lang {
+    En,
+    Zh,
+}
+
+impl Lang {
+    /// From its code.
+    pub(super) fn parse(code: &str) -> Option<Lang> {
+        match code {
+            "en" => Some(Lang::En),
+            "zh" => Some(Lang::Zh),
+            _ => None,
+        }
+    }
+
+    /// The first of `Accept-Language` that there is; what is preferred comes first in every browser.
+    pub(super) fn accepted(header: &str) -> Option<Lang> {
+        header.split(',').find_map(|range| Lang::parse(range.trim().get(..2)?.to_lowercase().as_str()))
+    }
+
+    /// Its code.
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Lang::En => "en",
+            Lang::Zh => "zh",
+        }
+    }
+
+    /// What `<html lang>` says, which also chooses the glyphs of Chinese.
+    pub(super) fn tag(self) -> &'static str {
+        match self {
+            Lang::En => "en",
+            Lang::Zh => "zh-CN",
+        }
+    }
+
+    /// The other language.
+    pub(super) fn other(self) -> Lang {
+        match self {
+            Lang::En => Lang::Zh,
+            Lang::Zh => Lang::En,
+        }
+    }
+
+    /// Its texts, as templates see them.
+    pub(super) fn texts(self) -> Value {
+        match self {
+            Lang::En => TEXTS.0.clone(),
+            Lang::Zh => TEXTS.1.clone(),
+        }
+    }
+}
+
+static TEXTS: LazyLock<(Value, Value)> = LazyLock::new(|| {
+    let all = all();
+    let of = |place: usize| {
+        let texts: BTreeMap<&str, &str> =
+            all.iter().map(|(key, texts)| (key.as_str(), texts[place].as_str())).collect();
+        Value::from(Serde(texts))
+    };
+    (of(0), of(1))
+});
+
+fn all() -> BTreeMap<String, [String; 2]> {
+    serde_json::from_str(include_str!("strings.json"))
+        .expect("the texts are part of the program, and a test reads them")
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::IntoEnumIterator;
+
+    use super::{super::page::TEMPLATES, *};
+    use crate::{
+        job::{AttemptOutcome, FailureCode, JobStatus},
+        queue::WaitingFor,
+    };
+
+    /// Keys that are put together of a prefix and a word of the API, in templates and in code.
+    const FAMILIES: [&str; 17] = [
+        "status_",
+        "code_",
+        "wait_",
+        "outcome_",
+        "level_",
+        "verdict_",
+        "reversibility_",
+        "source_",
+        "priority_",
+        "advice_",
+        "unit_",
+        "order_",
+        "bulk_",
+        "theme_",
+        "error_",
+        "unknown_",
+        "analysis_",
+    ];
+
+    fn word(value: impl serde::Serialize) -> String {
+        serde_json::to_value(value).unwrap().as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn every_key_of_a_template_has_its_text_and_every_text_is_used() {
+        let all = all();
+        let mut used: Vec<String> = Vec::new();
+        for (name, source) in TEMPLATES {
+            for rest in source.split(|c: char| c.is_whitespace() || "({[~|,".contains(c)) {
+                let Some(key) = rest.strip_prefix("t.") else { continue };
+                let key: String = key.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                assert!(all.contains_key(&key), "{name} names {key}, which has no text");
+                used.push(key);
+            }
+        }
+        let is_of_family = |key: &str| FAMILIES.iter().any(|family| key.starts_with(family));
+        let unused: Vec<&String> = all.keys().filter(|key| !used.contains(key) && !is_of_family(key)).collect();
+        assert!(unused.is_empty(), "{unused:?}");
+    }
+
+    #[test]
+    fn both_languages_say_something_with_the_same_blanks() {
+        for (key, [en, zh]) in all() {
+            assert!(!en.trim().is_empty() && !zh.trim().is_empty(), "{key}");
+            let blanks = |text: &str| {
+                let mut found: Vec<String> = text
+                    .split('{')
+                    .skip(1)
+                    .filter_map(|rest| rest.split_once('}').map(|(name, _)| name.to_owned()))
+                    .collect();
+                found.sort();
+                found
+            };
+            assert_eq!(blanks(&en), blanks(&zh), "{key}");
+        }
+    }
+
+    #[test]
+    fn every_word_of_the_api_that_is_shown_has_its_text() {
+        let all = all();
+        let statuses = JobStatus::iter().map(|status| format!("status_{status}"));
+        let codes = FailureCode::iter().map(|code| format!("code_{code}"));
+        let waits = WaitingFor::iter().map(|reason| format!("wait_{}", word(reason)));
+        let outcomes = [
+            AttemptOutcome::Succeeded,
+            AttemptOutcome::Failed,
+            AttemptOutcome::Released,
+            AttemptOutcome::Cancelled,
+            AttemptOutcome::OutcomeUnknown,
+        ]
+        .map(|outcome| format!("outcome_{outcome}"));
+        for key in statuses.chain(codes).chain(waits).chain(outcomes) {
+            assert!(all.contains_key(&key), "{key} has no text");
+        }
+    }
+
+    #[test]
+    fn the_first_language_that_there_is_counts() {
+        assert_eq!(Lang::accepted("zh-CN,zh;q=0.9,en;q=0.8"), Some(Lang::Zh));
+        assert_eq!(Lang::accepted("de-DE, EN-gb;q=0.7"), Some(Lang::En));
+        assert_eq!(Lang::accepted("fr"), None);
+        assert_eq!(Lang::accepted("é"), None);
+    }
+}

@@ -1,0 +1,195 @@
+//! The pages as a browser without script meets them: forms, redirects, cookies. What a script adds is tested in a browser.
+
+use ceoagent::claude::simulator::Fault;
+use reqwest::{Client, RequestBuilder, StatusCode, redirect::Policy};
+
+use crate::harness::{ADMIN_TOKEN, Service, Setup, client, simulator};
+
+const EVIL: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
+
+/// A browser of one person: keeps the session, follows no redirect.
+struct Browser {
+    client: Client,
+    base: String,
+    cookies: Vec<String>,
+}
+
+struct Page {
+    status: StatusCode,
+    location: String,
+    text: String,
+}
+
+impl Browser {
+    fn of(service: &Service) -> Browser {
+        drop(client());
+        let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+        Browser { client, base: service.base().to_owned(), cookies: Vec::new() }
+    }
+
+    async fn send(&mut self, request: RequestBuilder) -> Page {
+        let answer = request.header("cookie", self.cookies.join("; ")).send().await.unwrap();
+        let policy = answer.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        for cookie in answer.headers().get_all("set-cookie") {
+            let pair = cookie.to_str().unwrap().split(';').next().unwrap();
+            let name = pair.split_once('=').unwrap().0;
+            self.cookies.retain(|kept| kept.split_once('=').unwrap().0 != name);
+            self.cookies.push(pair.to_owned());
+        }
+        let status = answer.status();
+        let location = answer.headers().get("location").map_or("", |to| to.to_str().unwrap()).to_owned();
+        let text = answer.text().await.unwrap();
+        assert!(text.len() < 100_000, "a page of {} bytes", text.len());
+        Page { status, location, text }
+    }
+
+    async fn get(&mut self, path: &str) -> Page {
+        let request = self.client.get(format!("{}{path}", self.base));
+        self.send(request).await
+    }
+
+    async fn post(&mut self, path: &str, form: &[(&str, &str)]) -> Page {
+        let request = self.client.post(format!("{}{path}", self.base));
+        let request = filled(request, form);
+        self.send(request).await
+    }
+
+    /// Signs in; gives the mark that forms carry.
+    async fn sign_in(&mut self) -> String {
+        let page = self.post("/admin/login", &[("token", ADMIN_TOKEN), ("next", "/admin?status=failed")]).await;
+        assert_eq!((page.status, page.location.as_str()), (StatusCode::SEE_OTHER, "/admin?status=failed"));
+        let page = self.get("/admin").await;
+        let (_, rest) = page.text.split_once("name=\"mark\" value=\"").unwrap();
+        rest.split('"').next().unwrap().to_owned()
+    }
+}
+
+/// With a filled form.
+fn filled(request: RequestBuilder, form: &[(&str, &str)]) -> RequestBuilder {
+    let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    request.header("content-type", "application/x-www-form-urlencoded").body(body)
+}
+
+#[tokio::test]
+async fn a_question_asked_on_the_page_becomes_a_memo_at_its_own_address() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let service = Setup::new(&claude.base_url()).start();
+    let mut browser = Browser::of(&service);
+    let form =
+        [("page", "p1"), ("query", "Should we open a second plant?"), ("options", "Yes\r\nNo"), ("priority", "high")];
+    let sent = browser.post("/", &form).await;
+    assert_eq!(sent.status, StatusCode::SEE_OTHER);
+    let again = browser.post("/", &form).await;
+    assert_eq!(again.location, sent.location, "a form sent twice is one question");
+    claude.wait_for_calls(1).await;
+    let pending = browser.get(&sent.location).await;
+    assert!(pending.text.contains("http-equiv=\"refresh\""), "without script it loads itself again");
+    assert!(pending.text.contains(&format!("data-follow=\"{}/events\"", sent.location)), "{}", pending.text);
+    claude.release();
+    let id = sent.location.strip_prefix("/jobs/").unwrap();
+    assert_eq!(service.ended(id).await.body["status"], "succeeded");
+    let memo = browser.get(&sent.location).await;
+    for part in ["Bottom line", "Recommendation", "Weighted total", "class=\"matrix\"", "Next steps", "v1"] {
+        assert!(memo.text.contains(part), "{part} is missing from\n{}", memo.text);
+    }
+    let markdown = browser.get(&format!("{}/memo.md", sent.location)).await;
+    assert!(markdown.text.starts_with("# ") && markdown.text.contains("## Recommendation"), "{}", markdown.text);
+    let chinese = browser.get(&format!("{}?lang=zh", sent.location)).await;
+    assert_eq!((chinese.status, &chinese.location), (StatusCode::SEE_OTHER, &sent.location));
+    assert!(browser.get(&sent.location).await.text.contains("结论"));
+}
+
+#[tokio::test]
+async fn what_users_and_the_model_write_never_becomes_markup() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let mut browser = Browser::of(&service);
+    let form = [("query", EVIL), ("context", EVIL), ("options", EVIL)];
+    let sent = browser.post("/", &form).await;
+    let id = sent.location.strip_prefix("/jobs/").unwrap();
+    // The simulated answer repeats the question.
+    assert!(service.ended(id).await.body["result"]["decision_question"].as_str().unwrap().contains("<script>"));
+    let mark = browser.sign_in().await;
+    assert_eq!(mark.len(), 32);
+    let refused = browser.post("/", &[("query", ""), ("context", EVIL)]).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+    for page in [browser.get(&sent.location).await, browser.get("/admin").await, refused] {
+        assert!(page.text.contains("&lt;script&gt;"), "{}", page.text);
+        assert!(!page.text.contains("<script>") && !page.text.contains("<img"), "{}", page.text);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_job_or_failed_says_what_to_do() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let mut browser = Browser::of(&service);
+    for path in ["/jobs/x", "/jobs/019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70", "/jobs/..%2f..%2fadmin"] {
+        let page = browser.get(path).await;
+        assert_eq!(page.status, StatusCode::NOT_FOUND, "{path}");
+        assert!(page.text.contains("There is no such analysis"), "{path}");
+    }
+    claude.script([Fault::Hold]);
+    let sent = browser.post("/", &[("query", "To be given up?")]).await;
+    claude.wait_for_calls(1).await;
+    assert_eq!(browser.post(&format!("{}/cancel", sent.location), &[]).await.location, sent.location);
+    assert!(browser.get(&sent.location).await.text.contains("This question was given up"));
+    assert_eq!(browser.post(&format!("{}/retry", sent.location), &[]).await.location, sent.location);
+    claude.release();
+    let id = sent.location.strip_prefix("/jobs/").unwrap();
+    assert_eq!(service.ended(id).await.body["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let mut browser = Browser::of(&service);
+    let closed = browser.get("/admin?status=failed").await;
+    assert_eq!(closed.location, "/admin/login?next=%2Fadmin%3Fstatus%3Dfailed");
+    let wrong = browser.post("/admin/login", &[("token", "wrong")]).await;
+    assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
+    let mark = browser.sign_in().await;
+    assert!(browser.cookies.iter().all(|cookie| !cookie.contains(ADMIN_TOKEN)));
+
+    let unmarked = browser.post("/admin/pause", &[]).await;
+    assert_eq!(unmarked.status, StatusCode::FORBIDDEN);
+    let request = browser.client.post(format!("{}/admin/pause", browser.base));
+    let foreign = filled(request.header("sec-fetch-site", "cross-site"), &[("mark", &mark)]);
+    assert_eq!(browser.send(foreign).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(browser.post("/admin/pause", &[("mark", &mark)]).await.location, "/admin");
+    assert!(browser.get("/admin").await.text.contains("Paused by"));
+
+    let sent = browser.post("/", &[("query", "Which of the two?")]).await;
+    assert!(browser.get(&sent.location).await.text.contains("the queue is paused"));
+    assert!(browser.get("/admin?text=which+of&status=queued&order=oldest").await.text.contains(&sent.location));
+    assert!(!browser.get("/admin?text=nothing").await.text.contains(&sent.location));
+    let bulk = [("mark", &*mark), ("filter", "text=which+of"), ("action", "cancel")];
+    let trial = browser.post("/admin/actions", &bulk).await;
+    assert!(trial.text.contains("Cancel 1 jobs?"), "{}", trial.text);
+    let done = browser.post("/admin/actions", &[&bulk[..], &[("confirmed", "true")]].concat()).await;
+    assert!(done.text.contains("Done: 1 jobs changed"), "{}", done.text);
+    assert_eq!(browser.post("/admin/resume", &[("mark", &mark)]).await.location, "/admin");
+    let audit = browser.get("/admin/audit").await;
+    assert!(["pause", "resume", "cancel"].iter().all(|action| audit.text.contains(action)), "{}", audit.text);
+    let limits = [("mark", &*mark), ("requests", "77"), ("input_tokens", ""), ("output_tokens", "")];
+    assert_eq!(browser.post("/admin/limits", &limits).await.location, "/admin/limits?saved=1");
+    assert!(browser.get("/admin/limits").await.text.contains("value=\"77\""));
+
+    assert_eq!(browser.post("/admin/logout", &[("mark", &mark)]).await.location, "/");
+    assert_eq!(browser.get("/admin").await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn tries_to_sign_in_are_bounded() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let mut browser = Browser::of(&service);
+    for _ in 0..10 {
+        assert_eq!(browser.post("/admin/login", &[("token", "wrong")]).await.status, StatusCode::UNAUTHORIZED);
+    }
+    let late = browser.post("/admin/login", &[("token", ADMIN_TOKEN)]).await;
+    assert_eq!(late.status, StatusCode::TOO_MANY_REQUESTS);
+}
