@@ -34,10 +34,10 @@ const FORMAT_VERSION: u8 = 1;
 
 /// How long a lock is waited for: the process that held it may be ending right now, and sled's own threads give it up a
 /// moment after the database is closed.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Pause between two looks at the lock.
-const LOCK_POLL: Duration = Duration::from_millis(5);
+pub(super) const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]

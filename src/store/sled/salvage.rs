@@ -15,6 +15,8 @@ use std::{
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread,
+    time::Instant,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -23,7 +25,7 @@ use serde_json::value::RawValue;
 
 use super::{
     codec,
-    disk::{self, OpenError},
+    disk::{self, LOCK_PATIENCE, LOCK_POLL, OpenError},
     keys::{self, Seq},
     log::Log,
 };
@@ -135,8 +137,13 @@ pub fn export(path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError>
     // Held to the end: a service that started meanwhile would write.
     let lock = file.try_clone().map_err(unreadable)?;
     // Some file systems have no locks: then there is none to respect.
-    if let Err(rustix::io::Errno::WOULDBLOCK) = flock(&lock, FlockOperation::NonBlockingLockShared) {
-        return Err(SalvageError::InUse(OpenError::InUse { path: path.to_owned() }));
+    let is_locked = || flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK);
+    let started = Instant::now();
+    while is_locked() {
+        if started.elapsed() >= LOCK_PATIENCE {
+            return Err(SalvageError::InUse(OpenError::InUse { path: path.to_owned() }));
+        }
+        thread::sleep(LOCK_POLL);
     }
     let log = Log::read(file).map_err(unreadable)?;
     let (sled, trouble) = match Copy::open(path) {
