@@ -1,7 +1,7 @@
 //! A whole service of a command's own, on this machine only, where none is running: with the key that is set, or else
 //! against a simulated Claude, which every memo then says.
 
-use std::net::Ipv4Addr;
+use std::{fs::DirBuilder, net::Ipv4Addr, os::unix::fs::DirBuilderExt};
 
 use anyhow::Context;
 
@@ -29,7 +29,10 @@ impl Own {
         simulator: SimulatorConfig,
     ) -> anyhow::Result<Own> {
         settings.data_dir = settings.data_dir.join(folder);
-        std::fs::create_dir_all(&settings.data_dir)
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&settings.data_dir)
             .with_context(|| format!("the data folder {} can't be made", settings.data_dir.display()))?;
         if !keep_host {
             settings.host = Ipv4Addr::LOCALHOST.into();
