@@ -64,28 +64,23 @@ pub struct Span(Option<Context>);
 impl Span {
     /// The answering of an HTTP request, part of its client's trace if that came with one.
     pub fn server(name: impl FnOnce() -> String, traceparent: Option<&str>) -> Span {
-        Span::begin(SpanKind::Server, name, |_| remote(traceparent), false)
+        Span::begin(SpanKind::Server, name, || remote(traceparent), false)
     }
 
     /// Work on what was queued by the request with this context, also linked to it.
     pub fn consumer(name: &'static str, traceparent: Option<&str>) -> Span {
-        Span::begin(SpanKind::Consumer, || name.to_owned(), |_| remote(traceparent), true)
+        Span::begin(SpanKind::Consumer, || name.to_owned(), || remote(traceparent), true)
     }
 
     /// A call of this step to another service.
     pub fn client(&self, name: impl FnOnce() -> String) -> Span {
         let Some(parent) = &self.0 else { return Span(None) };
-        Span::begin(SpanKind::Client, name, |_| parent.clone(), false)
+        Span::begin(SpanKind::Client, name, || parent.clone(), false)
     }
 
-    fn begin(
-        kind: SpanKind,
-        name: impl FnOnce() -> String,
-        parent: impl FnOnce(&SdkTracer) -> Context,
-        is_linked: bool,
-    ) -> Span {
+    fn begin(kind: SpanKind, name: impl FnOnce() -> String, parent: impl FnOnce() -> Context, is_linked: bool) -> Span {
         let Some(tracer) = TRACER.get() else { return Span(None) };
-        let parent = parent(tracer);
+        let parent = parent();
         let mut builder = tracer.span_builder(name()).with_kind(kind);
         if is_linked && parent.span().span_context().is_valid() {
             builder = builder.with_links(vec![Link::with_context(parent.span().span_context().clone())]);
