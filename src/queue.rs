@@ -377,7 +377,13 @@ impl Queue {
             figures.ahead = figures.ahead * share / share.saturating_sub(1).max(1);
         }
         let start = outlook::start_in(figures, allowance());
-        Instant::now().checked_add(start.saturating_add(needs)).is_some_and(|answered| answered <= until)
+        let by = |time| Instant::now().checked_add(time).is_some_and(|answered| answered <= until);
+        let met = by(start.saturating_add(needs));
+        // One that asks for less than an answer takes is none too many.
+        if !met && by(needs) {
+            self.0.order.note_missed();
+        }
+        met
     }
 
     /// Accepts a job, with a place for its client if that asks to be held until a moment and is to be.
@@ -746,27 +752,40 @@ impl Queue {
     pub fn outlook(&self, job: &Job, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.now();
-        outlook::outlook(job, self.figures(self.ahead_of(job, now)), allowance(), now)
+        let (place, ahead) = self.ahead_of(job, now);
+        outlook::outlook(job, Figures { place, ..self.figures(ahead) }, allowance(), now)
     }
 
-    /// How many jobs are likely to be claimed before this one.
-    fn ahead_of(&self, job: &Job, now: Timestamp) -> usize {
+    /// How many jobs go before this one as things stand, and how many are likely to be claimed before it.
+    fn ahead_of(&self, job: &Job, now: Timestamp) -> (usize, usize) {
         if let Some(ahead) = self.0.order.ahead_of_job(job.id) {
-            return ahead;
+            return (ahead, ahead);
         }
         let ahead = self.0.store.ahead_of(job);
         let waited_for = self.0.order.ready();
         // Those that clients wait for go first, wherever they stand.
         let before = (ahead.all + waited_for).min(self.0.store.claimable(now).saturating_sub(1)).max(ahead.all);
-        if job.waited_for || waited_for == 0 {
-            return before;
-        }
         // Or its turn comes by the share of those that nobody waits for.
-        before.min((ahead.unwaited + 1) * self.0.policy.ordinary_share as usize - 1)
+        let share = self.0.policy.ordinary_share as usize;
+        let by_share = (ahead.unwaited + 1) * share - 1;
+        let place = if job.waited_for || waited_for == 0 { before } else { before.min(by_share) };
+        let since = Instant::now().checked_sub(now.since(job.created_at)).unwrap_or_else(Instant::now);
+        let claims = match self.0.order.rush_before(job.caller, since) {
+            None => place,
+            // As long as more clients wait than can be answered, the others move by their shares alone, ...
+            Some(_) if !job.waited_for => by_share,
+            // ... and those that have turned ordinary once the clients that came before them are gone.
+            Some(rush) => {
+                let turned = ahead.all.saturating_sub(ahead.unwaited + rush);
+                rush + (turned + 1) * share * order::TURNED_SHARE as usize - 1
+            }
+        };
+        (place, claims)
     }
 
     fn figures(&self, ahead: usize) -> Figures {
         Figures {
+            place: ahead,
             ahead,
             running: self.running_attempts(),
             workers: self.0.policy.workers,

@@ -42,6 +42,10 @@ use crate::{
 /// How many times rarer than those that nobody asked to wait for, jobs that have turned ordinary get a share.
 pub(super) const TURNED_SHARE: u32 = 10;
 
+/// How long the clients are taken to be more than can be answered after one of them could not be: as long as the longest
+/// may wait, within which the last of them would show.
+const RUSH: Duration = Duration::from_secs(30);
+
 /// Places of interactive jobs: by deadline, then by the client's number.
 type Place = (Instant, u64);
 
@@ -61,6 +65,8 @@ struct State {
     next_number: u64,
     /// Claims while clients waited.
     contested: u32,
+    /// The last time a client could not be answered in time.
+    missed_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -205,6 +211,20 @@ impl Order {
         self.lock().ready.len(None)
     }
 
+    /// How many jobs of waiting clients go before a job of `caller` that was submitted at `since` and has turned
+    /// ordinary, for as long as clients wait in such numbers that none else is claimed but by its share; none if they
+    /// don't.
+    pub(super) fn rush_before(&self, caller: Caller, since: Instant) -> Option<usize> {
+        let state = self.lock();
+        state.missed_at.filter(|at| at.elapsed() < RUSH && state.ready.len(None) > 0)?;
+        Some(state.ready.ahead_of(caller, &(since + RUSH, u64::MAX), None))
+    }
+
+    /// Takes note of a client that can't be answered in time.
+    pub(super) fn note_missed(&self) {
+        self.lock().missed_at = Some(Instant::now());
+    }
+
     /// Turns a client's job ordinary.
     pub(super) fn turn(&self, waiting: &Waiting) {
         self.lock().turn(waiting.number);
@@ -258,6 +278,7 @@ impl State {
         if let Some(client) = self.clients.get(&number) {
             client.turned.so.store(true, Ordering::SeqCst);
             client.turned.signal.notify_one();
+            self.missed_at = Some(Instant::now());
         }
     }
 

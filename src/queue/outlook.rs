@@ -67,7 +67,9 @@ pub struct Hold {
 /// The figures that an estimate is made from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Figures {
-    /// Ready jobs that go before this one.
+    /// Ready jobs that go before this one as things stand.
+    pub(super) place: usize,
+    /// Jobs that are likely to be claimed before it, with those to come.
     pub(super) ahead: usize,
     /// Attempts under way.
     pub(super) running: usize,
@@ -82,9 +84,9 @@ pub(super) struct Figures {
 /// The outlook of a queued job; none for any other.
 pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
     let JobState::Queued { run_at } = job.state else { return None };
-    let Figures { ahead, service_time, is_paused, .. } = figures;
+    let Figures { place, service_time, is_paused, .. } = figures;
     if is_paused {
-        let position = (run_at <= now).then_some(ahead + 1);
+        let position = (run_at <= now).then_some(place + 1);
         return Some(Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
     }
     if run_at > now {
@@ -99,7 +101,7 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
         None => WaitingFor::Worker,
     };
     let eta_seconds = Some(start_in(figures, allowance).saturating_add(service_time).as_secs());
-    Some(Outlook { position: Some(ahead + 1), eta_seconds, waiting_for })
+    Some(Outlook { position: Some(place + 1), eta_seconds, waiting_for })
 }
 
 /// How long it takes until a job with so many before it starts.
@@ -140,7 +142,7 @@ mod tests {
     }
 
     fn figures(ahead: usize, running: usize) -> Figures {
-        Figures { ahead, running, workers: 4, service_time: Duration::from_secs(10), is_paused: false }
+        Figures { place: ahead, ahead, running, workers: 4, service_time: Duration::from_secs(10), is_paused: false }
     }
 
     /// Position, seconds and reason of a job that is ready.

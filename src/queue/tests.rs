@@ -1103,6 +1103,26 @@ async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_more_clients_wait_than_can_be_answered_the_others_are_told_that_they_move_by_their_share() {
+    let folder = folder();
+    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
+    let _running = claimed(&queue).await;
+    let second = queue.enqueue(Submission::default()).await.unwrap().record.job;
+    let seconds = |job: &Job| queue.outlook(job, free).unwrap().eta_seconds.unwrap();
+    let (_, _held) = ask(&queue, 29).await;
+    assert_eq!(seconds(&second), 30, "the client goes first: ten for the running one, for the client's, and its own");
+    let (declined, hold) = ask(&queue, 29).await;
+    assert!(hold.is_none() && !ordinary.waited_for);
+    assert_eq!(seconds(&second), 60, "one claim in five");
+    // After the client that is held: nobody turned ordinary before it.
+    assert_eq!(seconds(&declined.job), 20 + 50 * 10);
+    assert_eq!(queue.outlook(&declined.job, free).unwrap().position, Some(3), "as things stand");
+    tokio::time::advance(Duration::from_secs(31)).await;
+    assert_eq!(seconds(&second), 30, "the rush is over");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_whose_answer_can_not_come_in_time_any_more_is_told_at_that_moment() {
     let folder = folder();
     let (queue, _) = queue_of_ten_seconds(&folder).await;

@@ -137,7 +137,7 @@ impl SledStore {
         });
         let next_seq = shared.open()?;
         let (commands, receiver) = mpsc::channel();
-        let writer = Writer { shared: Arc::clone(&shared), commands: receiver, next_seq };
+        let writer = Writer::new(Arc::clone(&shared), receiver, next_seq);
         let folder = |source| OpenError::Folder { path: shared.config.path.clone(), source };
         let writer =
             thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run()).map_err(folder)?;

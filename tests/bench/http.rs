@@ -199,7 +199,7 @@ async fn waiters() {
     }
 }
 
-/// A relay to `claude` that tells when a request's first bytes came by: the moment it left the service.
+/// A relay to `claude` that tells when a question's first bytes came by: the moment it left the service.
 async fn tap(claude: &Simulator) -> (String, mpsc::UnboundedReceiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -216,7 +216,8 @@ async fn tap(claude: &Simulator) -> (String, mpsc::UnboundedReceiver<Instant>) {
                     tokio::select! {
                         read = service.read(&mut sent) => {
                             let Ok(bytes @ 1..) = read else { break };
-                            if std::mem::take(&mut idle) {
+                            // The look at the model, at the start, is a GET.
+                            if std::mem::take(&mut idle) && sent.starts_with(b"POST ") {
                                 let _ = seen.send(Instant::now());
                             }
                             claude.write_all(&sent[..bytes]).await.unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Fault, Flight, error_body};
@@ -163,10 +164,10 @@ impl Events {
     }
 }
 
-/// A body that goes out step by step. `flight` lands with the last step.
+/// A body that goes out step by step, its pauses counted from now. `flight` lands with the last step.
 pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> Body {
-    let state = (steps.into_iter(), flight, end);
-    Body::from_stream(stream::unfold(state, |(mut steps, mut flight, end)| async move {
+    let state = (steps.into_iter(), Instant::now(), flight, end);
+    Body::from_stream(stream::unfold(state, |(mut steps, mut due, mut flight, end)| async move {
         loop {
             let Some(step) = steps.next() else {
                 flight.land();
@@ -178,18 +179,22 @@ pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> 
                     if steps.len() == 0 {
                         flight.land();
                     }
-                    return Some((Ok(bytes), (steps, flight, end)));
+                    return Some((Ok(bytes), (steps, due, flight, end)));
                 }
                 // Lets the server flush what it has.
                 Step::Wait(Duration::ZERO) => tokio::task::yield_now().await,
-                Step::Wait(time) => tokio::time::sleep(time).await,
+                // To a moment: what each of many pauses is late by would add up to an answer slower than it was to be.
+                Step::Wait(time) => {
+                    due += time;
+                    tokio::time::sleep_until(due).await;
+                }
                 Step::Hang => {
                     end.cancelled().await;
                     return None;
                 }
                 Step::Break => {
                     flight.land();
-                    return Some((Err(io::Error::other("broken on purpose")), (steps, flight, end)));
+                    return Some((Err(io::Error::other("broken on purpose")), (steps, due, flight, end)));
                 }
             }
         }

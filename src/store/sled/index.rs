@@ -65,11 +65,13 @@ impl Index {
     }
 
     /// The index of all these jobs, in the order of their numbers.
-    pub(super) fn of(jobs: Vec<(Seq, Job)>, now: Timestamp) -> Index {
+    pub(super) fn of(jobs: impl IntoIterator<Item = (Seq, Job)>, now: Timestamp) -> Index {
         let mut index = Index::default();
+        let listed = jobs.into_iter().inspect(|(seq, job)| index.list(*seq, job, now));
+        let jobs: Vec<(Seq, Job)> = listed.collect();
+        // Room for all at once: it would have to find every job again to make more.
         index.by_id.reserve(jobs.len());
         for (seq, job) in &jobs {
-            index.list(*seq, job, now);
             index.by_id.insert(job.id, *seq, &index.jobs);
         }
         // Collected, for then its nodes are full; of insertions in order they would be half empty.

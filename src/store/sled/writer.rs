@@ -1,17 +1,18 @@
-//! The one writer: an OS thread that takes all changes that wait, writes them in order, syncs once, and only then
-//! shows, answers and announces them (group commit).
+//! The one writer: an OS thread that takes the changes that wait, writes them, syncs once, and only then shows, answers
+//! and announces them (group commit). Changes of jobs go before new jobs; each kind keeps its order.
 //!
 //! Within a group later changes see earlier ones through [`Group::staged`]; readers don't. On any error everybody in
 //! the group hears of it, the database is closed (sled stays in error after a full disk), and the thread tries to open
 //! it again while it answers `unavailable`.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError},
+        mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -36,14 +37,22 @@ use crate::{
     store::{ClaimedJob, Insertion, Pick, StoreError},
 };
 
-/// Most changes in a group: bounds how long its first one waits for the last.
-const MAX_GROUP: usize = 1_024;
+/// Most changes of jobs in a group: bounds how long its first one waits for the last.
+const MAX_CHANGES: usize = 1_024;
 
-/// Most bytes in a group, for the same reason.
-const MAX_GROUP_BYTES: usize = 4 << 20;
+/// Most commands of a group that bring new jobs. All that waits of the others goes before them, so that the settlement
+/// of an answer that is paid for waits for two such groups at most, however many questions come in.
+const MAX_NEW: usize = 128;
+
+/// Most bytes of each kind in a group, for the same reason. One command goes however large it is.
+const MAX_BYTES: usize = 4 << 20;
 
 /// Most jobs that a group removes: their list must fit into one record.
 const MAX_REMOVED: usize = 2_048;
+
+/// Jobs that a start reads at a time, and how many such batches it is ahead of the index.
+const READ_BATCH: usize = 4_096;
+const READ_AHEAD: usize = 4;
 
 /// First and longest pause between two tries to open the database again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -101,11 +110,50 @@ pub(super) struct Envelope {
     pub(super) _place: OwnedSemaphorePermit,
 }
 
+/// The commands that wait for a group, those of each kind in the order in which they came. A new job is heard of by nobody
+/// before it is written, so nothing that overtakes it can speak of it.
+#[derive(Default)]
+struct Line {
+    changes: VecDeque<Envelope>,
+    new: VecDeque<Envelope>,
+}
+
+impl Line {
+    fn push(&mut self, envelope: Envelope) {
+        match envelope.command {
+            Command::Insert { .. } | Command::InsertAll { .. } | Command::Import { .. } => self.new.push_back(envelope),
+            _ => self.changes.push_back(envelope),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.new.is_empty()
+    }
+
+    /// Moves what makes up the next group.
+    fn fill(&mut self, group: &mut Vec<Envelope>) {
+        for (lane, most) in [(&mut self.changes, MAX_CHANGES), (&mut self.new, MAX_NEW)] {
+            let (mut count, mut bytes) = (0, 0);
+            while count < most && bytes < MAX_BYTES {
+                let Some(next) = lane.pop_front() else { break };
+                count += 1;
+                bytes += next.command.bytes();
+                group.push(next);
+            }
+        }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        self.changes.drain(..).chain(self.new.drain(..)).for_each(|envelope| envelope.command.fail(reason));
+    }
+}
+
 /// The writer's own state.
 pub(super) struct Writer {
-    pub(super) shared: Arc<Shared>,
-    pub(super) commands: Receiver<Envelope>,
-    pub(super) next_seq: Seq,
+    shared: Arc<Shared>,
+    commands: Receiver<Envelope>,
+    line: Line,
+    next_seq: Seq,
 }
 
 /// An answer that waits for the sync.
@@ -164,18 +212,21 @@ impl From<sled::Error> for Fault {
 }
 
 impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, commands: Receiver<Envelope>, next_seq: Seq) -> Writer {
+        Writer { shared, commands, line: Line::default(), next_seq }
+    }
+
     /// Works until the sender is gone and all that was sent is done.
     pub(super) fn run(mut self) {
-        let mut line = Vec::new();
-        while let Ok(first) = self.commands.recv() {
-            let mut bytes = first.command.bytes();
-            line.push(first);
-            while line.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
-                let Ok(next) = self.commands.try_recv() else { break };
-                bytes += next.command.bytes();
-                line.push(next);
+        let mut group = Vec::new();
+        loop {
+            if self.line.is_empty() {
+                let Ok(first) = self.commands.recv() else { break };
+                self.line.push(first);
             }
-            self.commit(&mut line);
+            self.commands.try_iter().for_each(|envelope| self.line.push(envelope));
+            self.line.fill(&mut group);
+            self.commit(&mut group);
         }
         self.shared.close("the store is closed");
     }
@@ -208,6 +259,7 @@ impl Writer {
                     command.fail(&reason);
                 }
                 group.answers.into_iter().for_each(|answer| answer.fail(&reason));
+                self.line.fail(&reason);
                 drop(disk);
                 self.reopen();
             }
@@ -708,23 +760,83 @@ fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
     Some(Entry { day: Day::of(attempt.finished_at), seq, attempt: attempt.number, model, sums })
 }
 
+/// Sends all jobs in their order, in batches.
+fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), String> {
+    let mut jobs = disk.jobs();
+    loop {
+        let batch = jobs.by_ref().take(READ_BATCH).collect::<Result<Vec<_>, _>>()?;
+        // The other side is gone only if it panicked.
+        if batch.is_empty() || batches.send(batch).is_err() {
+            return Ok(());
+        }
+    }
+}
+
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
 pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Beside, Seq), String> {
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     disk.sweep_batches().map_err(|error| error.to_string())?;
-    let jobs = disk.jobs().collect::<Result<Vec<_>, _>>()?;
-    let newest = jobs.last().map_or(0, |(seq, _)| *seq);
-    let mut keys = Keys::default();
-    jobs.iter().for_each(|(_, job)| keys.note(job));
+    let (mut keys, mut newest) = (Keys::default(), 0);
+    // One thread reads records while the other indexes what they say: together they take most of a start.
+    let index = thread::scope(|scope| {
+        let (sender, batches) = mpsc::sync_channel(READ_AHEAD);
+        let reading = scope.spawn(move || read_jobs(disk, &sender));
+        let jobs = batches.into_iter().flatten().inspect(|(seq, job)| {
+            keys.note(job);
+            newest = *seq;
+        });
+        let index = Index::of(jobs, now);
+        reading.join().unwrap_or_else(|_| Err("sled panicked".to_owned())).map(|()| index)
+    })?;
     for entry in disk.orphaned_keys() {
         let (key, job) = entry?;
         keys.insert(&key, job);
     }
-    let index = Index::of(jobs, now);
     // Before anything is removed.
     disk.check(&index)?;
     disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
     let beside = Beside::load(disk.tree())?;
     Ok((index, keys, beside, next_seq))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Priority;
+
+    /// A command that brings the job `n`, or one that changes jobs.
+    fn envelope(n: Option<u128>) -> Envelope {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        let command = match n {
+            Some(n) => {
+                let job = Job::new(JobId::from_u128(n), Priority::Normal, Timestamp::from_millis(0));
+                let new = NewJob::new(job, Arc::default()).unwrap();
+                Command::Insert { new, reply: oneshot::channel().0 }
+            }
+            None => Command::Remove { ids: Vec::new(), now: Timestamp::from_millis(0), reply: oneshot::channel().0 },
+        };
+        Envelope { command, _place: places.try_acquire_owned().unwrap() }
+    }
+
+    #[test]
+    fn changes_go_before_new_jobs_of_which_a_group_has_only_so_many_and_in_their_order() {
+        let mut line = Line::default();
+        (0..=MAX_NEW as u128).for_each(|n| line.push(envelope(Some(n))));
+        (0..3).for_each(|_| line.push(envelope(None)));
+        let mut group = Vec::new();
+        line.fill(&mut group);
+        let new = |group: &[Envelope]| -> Vec<u128> {
+            let ids = group.iter().filter_map(|envelope| match &envelope.command {
+                Command::Insert { new, .. } => Some(new.job.id.as_u128()),
+                _ => None,
+            });
+            ids.collect()
+        };
+        assert!(group[..3].iter().all(|envelope| matches!(envelope.command, Command::Remove { .. })));
+        assert_eq!(new(&group), (0..MAX_NEW as u128).collect::<Vec<_>>());
+        group.clear();
+        line.fill(&mut group);
+        assert_eq!((new(&group), line.is_empty()), (vec![MAX_NEW as u128], true));
+    }
 }
