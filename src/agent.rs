@@ -14,6 +14,8 @@ mod models;
 
 use std::{sync::Arc, time::Duration};
 
+use tracing::debug;
+
 use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
 
 use crate::{
@@ -66,6 +68,19 @@ pub struct AgentConfig {
     pub effort: Effort,
     /// How hard it thinks where a client waits.
     pub interactive_effort: Effort,
+    /// Have Claude count the input of every call before it is made.
+    pub count_tokens: bool,
+}
+
+/// How large the input of a call is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputSize {
+    /// The model that is asked.
+    pub model: String,
+    /// Bytes of what differs from call to call, and of the schema.
+    pub bytes: usize,
+    /// As Claude counted it, if it was asked to.
+    pub tokens: Option<u64>,
 }
 
 /// What an attempt is to be made at.
@@ -79,6 +94,13 @@ pub struct Assignment<'a> {
     pub is_waited_for: bool,
     /// When.
     pub now: Timestamp,
+}
+
+impl Assignment<'_> {
+    /// A first attempt at a request for which nobody waits.
+    pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
+        Assignment { request, useless: None, is_waited_for: false, now }
+    }
 }
 
 /// Asks Claude. Cheap to clone.
@@ -119,10 +141,31 @@ impl Agent {
         self.models.pass_over(model, GONE_FOR)
     }
 
-    /// What a call for `request` may cost at most, as far as that can be told before it is made.
-    pub fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
-        let prompt = self.render(request, now).map_or(0, |prompt| prompt.system.len() + prompt.user.len());
-        self.risk(request.model.as_deref(), prompt)
+    /// What a call for the assignment may cost at most, as far as that can be told before it is made.
+    pub fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
+        let text = self.compose(assignment).map_or(0, |(call, _)| text_bytes(&call));
+        self.risk(assignment.request.model.as_deref(), text)
+    }
+
+    /// How large the input of the assignment's call is. Asks Claude only if it is set up so; if that fails, the call itself
+    /// will tell why.
+    pub async fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
+        let request = assignment.request;
+        let again = assignment.useless.and_then(|attempt| attempt.report.raw_answer.as_ref()).map_or(0, String::len);
+        let options: usize = request.options.iter().map(String::len).sum();
+        let question = request.query.len() + request.context.as_ref().map_or(0, String::len) + options;
+        let model = request.model.as_deref().unwrap_or_else(|| self.models.pick()).to_owned();
+        let tokens = match self.compose(assignment).ok().filter(|_| self.config.count_tokens) {
+            Some((call, _)) => match self.claude.count_tokens(&call).await {
+                Ok(tokens) => Some(tokens),
+                Err(error) => {
+                    debug!(error = %error.message, "the input could not be counted and is estimated");
+                    None
+                }
+            },
+            None => None,
+        };
+        InputSize { model, bytes: question + again + analysis::schema_text().get().len(), tokens }
     }
 
     /// What a call with so many bytes of text costs at most; of whichever model it will be, if none is named.
@@ -153,6 +196,27 @@ impl Agent {
         self.prompts.render(request.prompt_version.as_deref(), &question)
     }
 
+    /// The call for an assignment, and the prompts that it is made of.
+    fn compose(&self, assignment: Assignment<'_>) -> Result<(MessageRequest, PromptUsed), PromptError> {
+        let Assignment { request, useless, is_waited_for, now } = assignment;
+        let prompt = self.render(request, now)?;
+        let (question, again) = match useless {
+            Some(attempt) => again::again(prompt.user, attempt, self.config.max_tokens),
+            None => (prompt.user, None),
+        };
+        let effort = if is_waited_for { self.config.interactive_effort } else { self.config.effort };
+        let call = MessageRequest {
+            model: request.model.as_deref().unwrap_or_else(|| self.models.pick()).to_owned(),
+            max_tokens: self.config.max_tokens,
+            system: prompt.system,
+            prompt: question,
+            again,
+            effort: effort.word(),
+            schema: Some(analysis::schema_text()),
+        };
+        Ok((call, PromptUsed { version: prompt.version, sha256: prompt.sha256 }))
+    }
+
     /// Makes one attempt: at most one HTTP request, whose text is given to `on_text` as it comes. Dropping the future
     /// aborts it.
     pub async fn attempt(
@@ -160,16 +224,13 @@ impl Agent {
         assignment: Assignment<'_>,
         on_text: &(dyn Fn(&str) + Send + Sync),
     ) -> (Verdict, AttemptReport) {
-        let Assignment { request, useless, is_waited_for, now } = assignment;
-        let model = request.model.as_deref().unwrap_or_else(|| self.models.pick());
-        let mut report = AttemptReport {
-            model: Some(model.to_owned()),
-            asked_again_after: useless.map(|attempt| attempt.number),
-            ..AttemptReport::default()
-        };
-        let prompt = match self.render(request, now) {
-            Ok(prompt) => prompt,
+        let Assignment { request, useless, .. } = assignment;
+        let mut report =
+            AttemptReport { asked_again_after: useless.map(|attempt| attempt.number), ..AttemptReport::default() };
+        let (call, prompt) = match self.compose(assignment) {
+            Ok(composed) => composed,
             Err(error) => {
+                report.model = Some(request.model.as_deref().unwrap_or_else(|| self.models.pick()).to_owned());
                 report.prompt_version.clone_from(&request.prompt_version);
                 let code = match error {
                     PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
@@ -178,22 +239,10 @@ impl Agent {
                 return failed(report, Verdict::Terminal, code, error.to_string());
             }
         };
+        let model = call.model.as_str();
+        report.model = Some(model.to_owned());
         report.prompt_version = Some(prompt.version);
         report.prompt_sha256 = Some(prompt.sha256);
-        let (question, again) = match useless {
-            Some(attempt) => again::again(prompt.user, attempt, self.config.max_tokens),
-            None => (prompt.user, None),
-        };
-        let effort = if is_waited_for { self.config.interactive_effort } else { self.config.effort };
-        let call = MessageRequest {
-            model: model.to_owned(),
-            max_tokens: self.config.max_tokens,
-            system: prompt.system,
-            prompt: question,
-            again,
-            effort: effort.word(),
-            schema: Some(analysis::schema_text()),
-        };
         match self.claude.send(&call, on_text).await {
             Ok(reply) => {
                 report.nanodollars = self.cost(&reply.model, model, &reply.usage);
@@ -219,8 +268,7 @@ impl Agent {
 
     /// What this call costs at most.
     fn risk_of(&self, call: &MessageRequest) -> AtRisk {
-        let again = call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
-        self.risk(Some(&call.model), call.system.len() + call.prompt.len() + again)
+        self.risk(Some(&call.model), text_bytes(call))
     }
 
     /// What `usage` costs by the model that answered. A gateway may have names of its own for models: then by the name
@@ -239,6 +287,18 @@ impl Agent {
             _ => verdict_on(error),
         }
     }
+}
+
+/// Which prompts a call is made of.
+struct PromptUsed {
+    version: String,
+    sha256: String,
+}
+
+/// Bytes of all that is said in a call, but for the schema.
+fn text_bytes(call: &MessageRequest) -> usize {
+    let again = call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
+    call.system.len() + call.prompt.len() + again
 }
 
 /// What a failure of a model means that the job itself named: where the fault is that name, it is the job's alone, and no

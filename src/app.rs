@@ -28,7 +28,7 @@ use tracing::{error, info, warn};
 
 use self::door::Door;
 use crate::{
-    agent::{Agent, AgentConfig},
+    agent::{Agent, AgentConfig, Assignment},
     auth::{
         Auth, AuthError,
         jwt::{JwtError, Tokens},
@@ -241,13 +241,14 @@ impl App {
             max_tokens: settings.max_tokens,
             effort: settings.effort,
             interactive_effort: settings.interactive_effort,
+            count_tokens: settings.count_tokens,
         };
         let fallbacks = settings.fallback_models.clone();
         let agent = Agent::new(claude.clone(), prompts.clone(), config, fallbacks, prices(settings));
         let budget = budget(settings, &agent, &clock, &store)?;
         let estimate_risk = {
             let (agent, clock) = (agent.clone(), clock.clone());
-            Arc::new(move |request: &JobRequest| agent.at_risk(request, clock.now()))
+            Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
         };
         let policy = Policy {
             workers: settings.workers,
@@ -446,7 +447,7 @@ fn budget(
     if let Some(model) = agent.unpriced_model().filter(|_| nanodollars.is_some()) {
         return Err(StartError::NoPrice { model: model.to_owned() });
     }
-    let shortest = agent.at_risk(&JobRequest::default(), clock.now());
+    let shortest = agent.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
     let usual = Need {
         tokens: shortest.input_tokens.saturating_add(shortest.output_tokens),
         nanodollars: shortest.nanodollars,

@@ -63,6 +63,14 @@ pub struct Settings {
     #[arg(long, env, default_value = "low", ignore_case = true)]
     pub interactive_effort: Effort,
 
+    /// Have Claude count the input tokens of each call before it, by a free request of its own, instead of estimating them
+    /// (true or false)
+    #[arg(
+        long, env, default_value = "false", value_parser = boolean, action = ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true"
+    )]
+    pub count_tokens: bool,
+
     /// IP address to listen on; 127.0.0.1 keeps the service to this machine
     #[arg(long, env, default_value = "0.0.0.0", value_parser = ip_address)]
     pub host: IpAddr,

@@ -5,8 +5,8 @@
 //! - `budget`: what may be spent a day
 //!
 //! A [`Permit`] is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
-//! first and claims afterwards. Tokens are taken by what a call usually needs, and settled with what it did need. The
-//! limits that the upstream tells in its answers count where they are lower than the settings.
+//! first and claims afterwards. Tokens are taken by what a call usually needs, then by the length of its text once it is
+//! known which call it is, and settled with what it did need. The limits that the upstream tells in its answers count where they are lower than the settings.
 //!
 //! The gate closes when the upstream says that every call would fail alike: at a rate limit until its Retry-After. Where
 //! only a person can mend the cause, as with a refused key, it is *held*: every [`HOLD`] one call at a time finds out
@@ -16,6 +16,7 @@ mod bucket;
 pub mod budget;
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -60,6 +61,9 @@ const FIRST_CALLS: usize = 8;
 
 /// The weight of the newest call in the running mean of tokens.
 const NEWEST_WEIGHT: f64 = 0.1;
+
+/// Most models whose ratio of tokens to bytes is learnt; clients can name any. The others count as usual calls.
+const MAX_MODELS: usize = 64;
 
 /// What is left of the calls under way after an overload: half, as congestion control has it.
 const BACKOFF: f64 = 0.5;
@@ -119,6 +123,8 @@ struct State {
     /// Running means of the tokens of a call.
     usual_input: f64,
     usual_output: f64,
+    /// Running means of a model's input tokens by the byte.
+    input_per_byte: HashMap<String, f64>,
     /// How many wait for a permit.
     waiting: usize,
 }
@@ -143,6 +149,8 @@ pub struct Permit {
     taken: Tokens,
     /// None: not used.
     used: Option<Tokens>,
+    /// The call's model and its input in bytes, once they are known.
+    input: Option<(String, usize)>,
     kept: Option<Kept>,
 }
 
@@ -185,6 +193,7 @@ impl Limits {
                 told: false,
                 usual_input: f64::from(USUAL_TOKENS.input),
                 usual_output: f64::from(USUAL_TOKENS.output),
+                input_per_byte: HashMap::new(),
                 waiting: 0,
             }),
             changed: Notify::new(),
@@ -256,7 +265,7 @@ impl Limits {
         state.under_way += 1;
         drop(state);
         let kept = kept.map(|reservation| Kept { limits: self.clone(), reservation: Some(reservation) });
-        Ok(Permit { limits: self.clone(), taken, used: None, kept })
+        Ok(Permit { limits: self.clone(), taken, used: None, input: None, kept })
     }
 
     /// The limits that count: the settings, or what the upstream told where that is less.
@@ -436,6 +445,20 @@ impl Permit {
         self.kept.take()
     }
 
+    /// Now that it is known which call it is, takes what its input is likely to need instead of what is usual: `tokens` where
+    /// they were counted, else by what the model needed for a byte so far. What was taken too little is owed by the calls
+    /// to come, so that the limit holds over time.
+    pub fn expect(&mut self, model: &str, bytes: usize, tokens: Option<u64>) {
+        let per_byte = self.limits.0.state().input_per_byte.get(model).copied();
+        let by_length = per_byte.map(|per_byte| whole(per_byte * bytes as f64));
+        let counted = tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
+        if let Some(expected) = counted.or(by_length) {
+            self.limits.0.input_tokens.settle(self.taken.input, expected);
+            self.taken.input = expected;
+        }
+        self.input = Some((model.to_owned(), bytes));
+    }
+
     /// The call was made and needed so many tokens; none if that was not told, then it is taken to be what is usual.
     pub fn settle(mut self, tokens: Option<Tokens>) {
         self.used = Some(tokens.unwrap_or(self.taken));
@@ -443,6 +466,16 @@ impl Permit {
         let mut state = self.limits.0.state();
         state.usual_input += NEWEST_WEIGHT * (f64::from(tokens.input) - state.usual_input);
         state.usual_output += NEWEST_WEIGHT * (f64::from(tokens.output) - state.usual_output);
+        // A call that was turned away needed none, which tells nothing of its length.
+        if let Some((model, bytes)) = self.input.take().filter(|_| tokens.input > 0) {
+            let ratio = f64::from(tokens.input) / bytes.max(1) as f64;
+            let has_room = state.input_per_byte.len() < MAX_MODELS;
+            match state.input_per_byte.entry(model) {
+                Entry::Occupied(mut mean) => *mean.get_mut() += NEWEST_WEIGHT * (ratio - *mean.get()),
+                Entry::Vacant(place) if has_room => drop(place.insert(ratio)),
+                Entry::Vacant(_) => {}
+            }
+        }
     }
 }
 
@@ -554,6 +587,28 @@ mod tests {
         assert!(limits.mended() && !limits.mended());
         assert!(limits.gate().is_none());
         assert_eq!(take_all(&limits).len(), 7);
+    }
+
+    #[tokio::test]
+    async fn what_a_call_needs_is_told_from_its_length_by_what_its_model_needed_before_or_counted() {
+        let limits = limits_with(60_000, 1_000_000, 8);
+        let call = |model: &str, bytes, counted: Option<u64>, needed| {
+            let mut permit = limits.try_permit().unwrap();
+            permit.expect(model, bytes, counted);
+            let taken = permit.taken.input;
+            permit.settle(Some(Tokens { input: needed, output: 1 }));
+            taken
+        };
+        assert_eq!(call("a", 1_000, None, 500), USUAL_TOKENS.input, "nothing is known yet");
+        assert_eq!(call("a", 4_000, None, 2_000), 2_000, "half a token by the byte");
+        assert_eq!(call("b", 4_000, None, 800), 5_105, "each model has its own; the mean of all moved");
+        assert_eq!(call("b", 4_000, None, 0), 800);
+        assert_eq!(call("b", 4_000, None, 800), 800, "a call turned away taught nothing");
+        assert_eq!(call("b", 4_000, Some(777), 777), 777);
+        for n in 0..2 * MAX_MODELS {
+            call(&n.to_string(), 1, None, 1);
+        }
+        assert_eq!(limits.0.state().input_per_byte.len(), MAX_MODELS);
     }
 
     #[tokio::test]

@@ -16,9 +16,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    agent::{Agent, Assignment, Verdict},
+    agent::{Agent, Assignment, InputSize, Verdict},
     clock::Timestamp,
-    job::{AccountLimits, AtRisk, AttemptReport, FailureCode, JobRequest},
+    job::{AccountLimits, AtRisk, AttemptReport, FailureCode},
     limits::{self, DEFAULT_RETRY_AFTER, Limits, Room, Tokens, budget::Need},
     metrics::{Metrics, kind},
     queue::{
@@ -44,7 +44,10 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
 
     /// What an attempt may cost at most.
-    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk;
+    fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk;
+
+    /// How large the input of an attempt is.
+    fn input_size(&self, assignment: Assignment<'_>) -> impl Future<Output = InputSize> + Send;
 }
 
 impl Analyst for Agent {
@@ -56,8 +59,12 @@ impl Analyst for Agent {
         Agent::attempt(self, assignment, on_text).await
     }
 
-    fn at_risk(&self, request: &JobRequest, now: Timestamp) -> AtRisk {
-        Agent::at_risk(self, request, now)
+    fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
+        Agent::at_risk(self, assignment)
+    }
+
+    async fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
+        Agent::input_size(self, assignment).await
     }
 }
 
@@ -146,7 +153,7 @@ impl<A: Analyst> Worker<A> {
     /// Why the call can't be made within the daily budget, if so.
     fn unaffordable(&self, claim: &Claim, permit: &mut limits::Permit) -> Option<(Settlement, AttemptReport)> {
         let need = || {
-            let most = self.agent.at_risk(&claim.request, self.queue.now());
+            let most = self.agent.at_risk(assignment(claim, self.queue.now()));
             Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars }
         };
         match permit.make_room(need) {
@@ -166,8 +173,8 @@ impl<A: Analyst> Worker<A> {
     }
 
     /// One attempt from claim to settle.
-    async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
-        let Claim { job, request, useless, lost, draft } = claim;
+    async fn work(&self, claim: &Claim, mut permit: Option<limits::Permit>) {
+        let Claim { job, request, lost, draft, .. } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
         let span = Span::consumer("analyze", request.traceparent.as_deref());
@@ -175,10 +182,16 @@ impl<A: Analyst> Worker<A> {
         span.note("job.attempt", i64::from(job.attempt));
         let call = span.client(|| "chat".to_owned());
         let is_probe = self.limits.gate().is_some_and(|closed| closed.is_held);
-        let assignment =
-            Assignment { request, useless: useless.as_deref(), is_waited_for: job.waited_for, now: started_at };
+        let assignment = assignment(claim, started_at);
         let on_text = |piece: &str| draft.push(piece);
-        let attempt = AssertUnwindSafe(self.agent.attempt(assignment, &on_text)).catch_unwind();
+        let attempt = async {
+            if let Some(permit) = &mut permit {
+                let InputSize { model, bytes, tokens } = self.agent.input_size(assignment).await;
+                permit.expect(&model, bytes, tokens);
+            }
+            self.agent.attempt(assignment, &on_text).await
+        };
+        let attempt = AssertUnwindSafe(attempt).catch_unwind();
         let ended = tokio::select! {
             ended = timeout(self.attempt_timeout, attempt) => Some(ended),
             () = lost.cancelled() => None,
@@ -200,7 +213,7 @@ impl<A: Analyst> Worker<A> {
                 error!(job.id = %job.id, attempt = job.attempt, "the attempt panicked");
                 let report = AttemptReport {
                     may_have_been_billed: true,
-                    at_risk: Some(self.agent.at_risk(request, started_at)),
+                    at_risk: Some(self.agent.at_risk(assignment)),
                     ..failure_report(FailureCode::Internal, "the attempt panicked; the log has the details".to_owned())
                 };
                 (Settlement::Retryable { code: FailureCode::Internal, retry_after: None }, report)
@@ -210,7 +223,7 @@ impl<A: Analyst> Worker<A> {
                 let message = format!("the attempt was not done within {limit} s (REQUEST_TIMEOUT and a little grace)");
                 let report = AttemptReport {
                     may_have_been_billed: true,
-                    at_risk: Some(self.agent.at_risk(request, started_at)),
+                    at_risk: Some(self.agent.at_risk(assignment)),
                     ..failure_report(FailureCode::Timeout, message)
                 };
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
@@ -309,6 +322,11 @@ impl<A: Analyst> Worker<A> {
             ),
         }
     }
+}
+
+/// What is to be done about a claimed job.
+fn assignment(claim: &Claim, now: Timestamp) -> Assignment<'_> {
+    Assignment { request: &claim.request, useless: claim.useless.as_deref(), is_waited_for: claim.job.waited_for, now }
 }
 
 /// Ends the step of the call in the job's trace, by the conventions for generative AI:

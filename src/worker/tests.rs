@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::*;
 use crate::{
     clock::Clock,
-    job::{AttemptOutcome, Job, JobId, JobRecord, JobState, JobStatus, Listing},
+    job::{AttemptOutcome, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing},
     limits::PerMinute,
     queue::{Policy, Submission},
     store::{
@@ -38,8 +38,12 @@ impl Analyst for Scripted {
         (self.script)(&assignment.request.query).await
     }
 
-    fn at_risk(&self, _: &JobRequest, _: Timestamp) -> AtRisk {
+    fn at_risk(&self, _: Assignment<'_>) -> AtRisk {
         AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None }
+    }
+
+    async fn input_size(&self, _: Assignment<'_>) -> InputSize {
+        InputSize { model: "scripted".to_owned(), bytes: 1, tokens: None }
     }
 }
 
