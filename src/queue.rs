@@ -371,11 +371,11 @@ impl Queue {
     fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
         let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else { return true };
         let mut figures = self.figures(self.0.order.ahead_of(caller(request), until));
-        if self.0.store.claimable_unwaited() > 0 {
-            // Of so many claims one is not for those who wait.
-            let share = self.0.policy.ordinary_share as usize;
-            figures.ahead = figures.ahead * share / share.saturating_sub(1).max(1);
-        }
+        // Of so many claims one is not for those who wait.
+        let share = self.0.policy.ordinary_share as usize;
+        let elsewhere =
+            if self.0.store.claimable_unwaited() > 0 { share } else { share * order::TURNED_SHARE as usize };
+        figures.ahead = figures.ahead * elsewhere / elsewhere.saturating_sub(1).max(1);
         let start = outlook::start_in(figures, allowance());
         let by = |time| Instant::now().checked_add(time).is_some_and(|answered| answered <= until);
         let met = by(start.saturating_add(needs));
