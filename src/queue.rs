@@ -381,7 +381,7 @@ impl Queue {
         let met = by(start.saturating_add(needs));
         // One that asks for less than an answer takes is none too many.
         if !met && by(needs) {
-            self.0.order.note_missed();
+            self.0.order.note_declined();
         }
         met
     }
@@ -585,7 +585,7 @@ impl Queue {
             let signalled = interest.signal().notified();
             let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
             let now = Instant::now();
-            let is_queued = matches!(job.state, JobState::Queued { .. });
+            let is_queued = matches!(job.state, JobState::Queued { .. }) && !waiting.is_picked();
             // An attempt under way may be one of the quicker ones; one that hasn't begun by then comes too late.
             let until = if is_queued && self.0.policy.deadlines_first {
                 let needs = self.needs(waiting.model.as_deref());
@@ -770,7 +770,9 @@ impl Queue {
         let by_share = (ahead.unwaited + 1) * share - 1;
         let place = if job.waited_for || waited_for == 0 { before } else { before.min(by_share) };
         let since = Instant::now().checked_sub(now.since(job.created_at)).unwrap_or_else(Instant::now);
-        let claims = match self.0.order.rush_before(job.caller, since) {
+        let rush = self.0.order.rush_before(job.caller, since, self.0.policy.workers);
+        let rush = rush.filter(|_| self.0.policy.deadlines_first);
+        let claims = match rush {
             None => place,
             // As long as more clients wait than can be answered, the others move by their shares alone, ...
             Some(_) if !job.waited_for => by_share,
@@ -1003,15 +1005,18 @@ impl Queue {
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
-        if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
-            let request = self.0.running.request(job.id);
-            let model = request.as_ref().and_then(|request| request.model.as_deref());
-            self.0.service_time.observe(model, self.now().since(started_at));
-        }
         let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
         loop {
             match self.transition(job.id, event.clone()).await {
-                Ok(_) => break,
+                Ok(_) => {
+                    // From before the claim was written to after the answer was: what a client that waits has to wait.
+                    if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
+                        let request = self.0.running.request(job.id);
+                        let model = request.as_ref().and_then(|request| request.model.as_deref());
+                        self.0.service_time.observe(model, self.now().since(started_at));
+                    }
+                    break;
+                }
                 Err(error @ (StoreError::Unavailable { .. } | StoreError::Full { .. })) => {
                     warn!(job.id = %job.id, attempt = job.attempt, %error, "an attempt can't be settled yet");
                     tokio::time::sleep(pause).await;

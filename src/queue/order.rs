@@ -42,9 +42,15 @@ use crate::{
 /// How many times rarer than those that nobody asked to wait for, jobs that have turned ordinary get a share.
 pub(super) const TURNED_SHARE: u32 = 10;
 
-/// How long the clients are taken to be more than can be answered after one of them could not be: as long as the longest
-/// may wait, within which the last of them would show.
-const RUSH: Duration = Duration::from_secs(30);
+/// How far back it is looked whether more clients come than can be answered: long enough to tell a rush from a few that
+/// come together, short enough to see it before the first must be turned away.
+const LOOK_BACK: Duration = Duration::from_secs(10);
+
+/// How much of the claims clients take before it is a rush.
+const RUSH: f64 = 0.8;
+
+/// The longest that a client is held.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// Places of interactive jobs: by deadline, then by the client's number.
 type Place = (Instant, u64);
@@ -65,8 +71,28 @@ struct State {
     next_number: u64,
     /// Claims while clients waited.
     contested: u32,
-    /// The last time a client could not be answered in time.
-    missed_at: Option<Instant>,
+    /// How many clients came of late, and how many claims there were of any job while some waited.
+    came: Recent,
+    claims: Recent,
+}
+
+/// A count that forgets: what is [`LOOK_BACK`] old counts for 1/e of what is new.
+#[derive(Debug, Default)]
+struct Recent {
+    count: f64,
+    at: Option<Instant>,
+}
+
+impl Recent {
+    fn add(&mut self) {
+        self.count = self.count() + 1.0;
+        self.at = Some(Instant::now());
+    }
+
+    fn count(&self) -> f64 {
+        let age = self.at.map_or(0.0, |at| at.elapsed().div_duration_f64(LOOK_BACK));
+        self.count * (-age).exp()
+    }
 }
 
 #[derive(Debug)]
@@ -85,6 +111,8 @@ struct Client {
 struct Turned {
     so: AtomicBool,
     signal: Notify,
+    /// It was picked, and its claim is on its way to the disk.
+    picked: AtomicBool,
 }
 
 /// A client's place in the order; given up when dropped, which turns its job ordinary.
@@ -113,6 +141,11 @@ impl Waiting {
         self.turned.so.load(Ordering::SeqCst)
     }
 
+    /// Whether its claim is under way: then it is as good as running.
+    pub(super) fn is_picked(&self) -> bool {
+        self.turned.picked.load(Ordering::SeqCst)
+    }
+
     /// Signalled when the job turns ordinary.
     pub(super) fn signal(&self) -> &Notify {
         &self.turned.signal
@@ -137,6 +170,7 @@ impl Order {
         let mut state = self.lock();
         let number = state.next_number;
         state.next_number += 1;
+        state.came.add();
         let turned = Arc::<Turned>::default();
         let client = Client { job, caller, model: model.clone(), until, at: None, turned: Arc::clone(&turned) };
         state.clients.insert(number, client);
@@ -179,6 +213,7 @@ impl Order {
             state.turn(number);
         }
         state.contested = state.contested.wrapping_add(1);
+        state.claims.add();
         if state.contested.is_multiple_of(share.saturating_mul(TURNED_SHARE)) {
             return Pick::First;
         }
@@ -186,7 +221,10 @@ impl Order {
             return Pick::Unwaited;
         }
         let taken = state.ready.take(None).and_then(|(_, number)| state.clients.get(&number));
-        taken.map_or(Pick::First, |client| Pick::Job(client.job))
+        taken.map_or(Pick::First, |client| {
+            client.turned.picked.store(true, Ordering::SeqCst);
+            Pick::Job(client.job)
+        })
     }
 
     /// How many jobs of waiting clients would go before that of a client of `caller` that is held until `until`.
@@ -212,17 +250,17 @@ impl Order {
     }
 
     /// How many jobs of waiting clients go before a job of `caller` that was submitted at `since` and has turned
-    /// ordinary, for as long as clients wait in such numbers that none else is claimed but by its share; none if they
-    /// don't.
-    pub(super) fn rush_before(&self, caller: Caller, since: Instant) -> Option<usize> {
+    /// ordinary, for as long as clients come in such numbers that none else is claimed but by its share; none if they
+    /// don't. Fewer than would keep all workers busy are no rush.
+    pub(super) fn rush_before(&self, caller: Caller, since: Instant, workers: usize) -> Option<usize> {
         let state = self.lock();
-        state.missed_at.filter(|at| at.elapsed() < RUSH && state.ready.len(None) > 0)?;
-        Some(state.ready.ahead_of(caller, &(since + RUSH, u64::MAX), None))
+        let is_rush = state.ready.len(None) >= workers.max(1) && state.came.count() > RUSH * state.claims.count();
+        is_rush.then(|| state.ready.ahead_of(caller, &(since + LONGEST_HOLD, u64::MAX), None))
     }
 
-    /// Takes note of a client that can't be answered in time.
-    pub(super) fn note_missed(&self) {
-        self.lock().missed_at = Some(Instant::now());
+    /// Takes note of a client that would have waited if its answer could have come in time.
+    pub(super) fn note_declined(&self) {
+        self.lock().came.add();
     }
 
     /// Turns a client's job ordinary.
@@ -240,6 +278,7 @@ impl State {
     fn place(&mut self, number: u64, job: &Job, now: Timestamp) {
         self.displace(number);
         let Some(client) = self.clients.get_mut(&number) else { return };
+        client.turned.picked.store(false, Ordering::SeqCst);
         if client.turned.so.load(Ordering::SeqCst) {
             return;
         }
@@ -278,7 +317,6 @@ impl State {
         if let Some(client) = self.clients.get(&number) {
             client.turned.so.store(true, Ordering::SeqCst);
             client.turned.signal.notify_one();
-            self.missed_at = Some(Instant::now());
         }
     }
 
@@ -353,6 +391,31 @@ mod tests {
         assert!(clients[0].has_turned() && !clients[1].has_turned());
         order.note(&[job(1)], at(0));
         assert_eq!(picks(&order, 1, 1, false), [0], "it stays so");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_whose_claim_is_under_way_is_not_turned_away_until_it_is_to_be_tried_again() {
+        let order = Arc::default();
+        let clients = clients(&order, 0, 1, &[20]);
+        assert!(!clients[0].is_picked());
+        assert_eq!(picks(&order, 1, 5, false), [1]);
+        assert!(clients[0].is_picked());
+        order.note(&[job(1)], at(0));
+        assert!(!clients[0].is_picked());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_a_rush_while_more_clients_come_than_are_claimed() {
+        let order: Arc<Order> = Arc::default();
+        let rush = |workers| order.rush_before(None, Instant::now() + seconds(99), workers);
+        assert_eq!(rush(1), None, "nobody waits");
+        let _clients = clients(&order, 0, 1, &[99; 10]);
+        assert_eq!((rush(10), rush(11)), (Some(10), None));
+        tokio::time::advance(4 * LOOK_BACK).await;
+        assert_eq!(picks(&order, 9, 1, false), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(rush(1), None, "of late more were claimed than came");
+        (0..9).for_each(|_| order.note_declined());
+        assert_eq!(rush(1), Some(1));
     }
 
     #[tokio::test(start_paused = true)]
