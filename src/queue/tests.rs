@@ -302,7 +302,7 @@ impl Expected {
                     spent.add(&Sums { at_risk, ..Sums::default() });
                 }
                 // Read again, not asked again.
-                AttemptOutcome::Released | AttemptOutcome::Reparsed => {}
+                AttemptOutcome::Released | AttemptOutcome::Reparsed | AttemptOutcome::Shared => {}
             }
         }
         spent
@@ -404,7 +404,8 @@ fn folder() -> TempDir {
 }
 
 fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledStore>> {
-    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING };
+    let config =
+        SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING, keep_answers: false };
     Arc::new(FaultStore::over(SledStore::open(config, clock.clone(), metrics.clone()).unwrap()))
 }
 
@@ -559,6 +560,7 @@ impl World {
             run_at: new.run_in.map(later),
             deadline: new.deadline.map(Duration::from_secs),
             idempotency_key: None,
+            wants_its_own: false,
         };
         let expected = Expected {
             id: Uuid::nil(),
@@ -1133,7 +1135,7 @@ async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let (asked, waiting) = ask(&queue, 29).await;
     assert_eq!(queue.pick(queue.now()), Pick::Job(asked.job.id));
-    queue.0.order.note(std::slice::from_ref(&asked.job), queue.now());
+    queue.place(&asked.job, queue.now());
     let ahead = [&ordinary, &asked.job].map(|job| queue.outlook(job, free).unwrap().position);
     assert_eq!(ahead, [Some(2), Some(1)]);
     drop(waiting);
