@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// The life cycle once more, as a table of names: what `apply` must agree with.
-fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, overdue: bool) -> Option<JobStatus> {
+fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, wanted: bool, overdue: bool) -> Option<JobStatus> {
     use JobStatus::{Cancelled, Failed, Queued, Running, Succeeded};
     let newest = matches!(event, JobEvent::Reparse { attempt, .. } if *attempt == job.attempt);
     match (job.settled_status(), event) {
@@ -18,7 +18,7 @@ fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, overdue: bool) -
         (Queued, JobEvent::MissDeadline) if overdue => Some(Failed),
         (Failed | Cancelled, JobEvent::Requeue { .. }) => Some(Queued),
         (Failed, JobEvent::Reparse { .. }) if newest => Some(Succeeded),
-        (Queued, JobEvent::Share { .. }) => Some(Succeeded),
+        (Queued, JobEvent::Share { .. }) if wanted => Some(Succeeded),
         _ => None,
     }
 }
@@ -90,7 +90,7 @@ proptest! {
             let owns = fence(&event).is_none_or(|attempt| attempt == job.attempt);
             let due = matches!(job.state, JobState::Queued { run_at } if run_at <= at(now));
             let overdue = job.deadline_at.is_some_and(|deadline| deadline <= at(now));
-            let want = expected(&job, &event, owns, due, overdue);
+            let want = expected(&job, &event, owns, due, job.due_at <= at(now), overdue);
             match job.apply(&event, at(now)) {
                 Ok(after) => {
                     prop_assert_eq!(Some(after.settled_status()), want, "{:?} on {:?}", event, before);

@@ -405,7 +405,7 @@ fn folder() -> TempDir {
 
 fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledStore>> {
     let config =
-        SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING, keep_answers: false };
+        SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING, keep_answers: true };
     Arc::new(FaultStore::over(SledStore::open(config, clock.clone(), metrics.clone()).unwrap()))
 }
 
@@ -1180,4 +1180,153 @@ async fn a_caller_has_its_own_bound_and_those_without_a_name_have_none() {
     }
     queue.cancel(first.id).await.unwrap();
     queue.enqueue(new(Some("ann"))).await.unwrap();
+}
+
+/// A queue that knows what is the same by the question's text alone, and gives answers again for a minute.
+fn sharing(folder: &TempDir) -> (Queue, Clock) {
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let policy = Policy {
+        identify: Arc::new(|request, _, _| Some(short_digest(request.query.as_bytes()))),
+        cache_for: Duration::from_mins(1),
+        lease: Duration::from_hours(1),
+        ..Policy::plain()
+    };
+    (queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics), clock)
+}
+
+fn question(query: &str) -> Submission {
+    Submission { request: JobRequest { query: query.to_owned(), ..JobRequest::default() }, ..Submission::default() }
+}
+
+/// Settles a claim with a memo that has cost something.
+async fn answer(queue: &Queue, claim: &Claim) {
+    let report = AttemptReport {
+        usage: Some(COST),
+        result: serde_json::value::to_raw_value("the memo").ok(),
+        ..AttemptReport::default()
+    };
+    queue.settle(&claim.job, &Settlement::Succeeded, report).await;
+    queue.end(&claim.job);
+}
+
+#[tokio::test]
+async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
+    let folder = folder();
+    let (queue, clock) = sharing(&folder);
+    let first = queue.enqueue(question("a")).await.unwrap().record.job;
+    answer(&queue, &claimed(&queue).await).await;
+    let finished_at = clock.now();
+    clock.advance(Duration::from_millis(59_999));
+    let mut told = question("a");
+    told.request.callback_url = Some("https://example.com/".to_owned());
+    told.idempotency_key = Some("k".to_owned());
+    let again = queue.enqueue(told.clone()).await.unwrap();
+    let (job, report) = (&again.record.job, &again.record.answer().unwrap().report);
+    assert_eq!((job.state, job.finished_at), (JobState::Succeeded, Some(clock.now())));
+    assert_eq!(report.cached, Some(Cached { job_id: first.id, finished_at }));
+    assert_eq!((again.record.result().map(RawValue::get), report.usage), (Some("\"the memo\""), None));
+    assert_eq!(queue.deliveries_due(9), [job.id], "who wants to be told is told");
+    let kept = queue.get(job.id).await.unwrap();
+    assert_eq!((&kept.job, kept.attempts.len()), (job, 1));
+    let replayed = queue.enqueue(told).await.unwrap();
+    assert_eq!((replayed.replayed, replayed.record.job.id), (true, job.id));
+    let (batch, _) = queue.enqueue_all(vec![question("a"), question("b")], None).await.unwrap();
+    assert_eq!(
+        batch.iter().map(|job| job.status(clock.now())).collect::<Vec<_>>(),
+        ["succeeded", "queued"].map(|status| status.parse().unwrap())
+    );
+    assert_eq!((queue.spent_today().calls, queue.0.metrics.answers_cached.get()), (1, 2));
+
+    let own = queue.enqueue(Submission { wants_its_own: true, ..question("a") }).await.unwrap().record.job;
+    let later = Submission { run_at: Some(clock.now().plus(Duration::from_millis(1))), ..question("a") };
+    let later = queue.enqueue(later).await.unwrap().record.job;
+    clock.advance(Duration::from_millis(1));
+    let old = queue.enqueue(question("a")).await.unwrap().record.job;
+    for job in [own, later, old] {
+        assert!(
+            !job.state.is_final(),
+            "its own, for later, or when the answer is too old, however young its copies are"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_given_again_no_more_once_its_job_is_gone() {
+    let folder = folder();
+    let (queue, clock) = sharing(&folder);
+    let first = queue.enqueue(question("a")).await.unwrap().record.job;
+    answer(&queue, &claimed(&queue).await).await;
+    assert!(queue.enqueue(question("a")).await.unwrap().record.job.state.is_final());
+    queue.0.store.remove(vec![first.id], clock.now()).await.unwrap();
+    assert!(!queue.enqueue(question("a")).await.unwrap().record.job.state.is_final(), "its copy is no source");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks_itself_without_it() {
+    let folder = folder();
+    let (queue, clock) = sharing(&folder);
+    for n in 0..5 {
+        queue.enqueue(question(&format!("before {n}"))).await.unwrap();
+        let claim = claimed(&queue).await;
+        clock.advance(Duration::from_secs(10));
+        answer(&queue, &claim).await;
+    }
+    queue.enqueue(question("a")).await.unwrap();
+    let first = claimed(&queue).await;
+    let hold = async |query| {
+        let until = Instant::now() + Duration::from_secs(9);
+        let (accepted, waiting) = queue.ask(question(query), until, free).await.unwrap();
+        (accepted.record.job, waiting)
+    };
+    assert!(hold("b").await.1.is_none(), "an attempt takes ten seconds");
+    let (second, waiting) = hold("a").await;
+    let outlook = queue.outlook(&second, free).unwrap();
+    assert_eq!((outlook.position, outlook.waiting_for), (None, WaitingFor::SameQuestion));
+    assert_eq!(queue.pick(queue.now()), Pick::First, "it has no place of its own");
+    let waiting = waiting.unwrap();
+    let mut answered = Box::pin(queue.answer(&waiting));
+    assert!(poll!(&mut answered).is_pending(), "the answer may come in time");
+
+    queue.settle(&first.job, &Settlement::given_back(FailureCode::RateLimited), AttemptReport::default()).await;
+    queue.end(&first.job);
+    assert!(queue.outlook(&second, free).unwrap().waiting_for != WaitingFor::SameQuestion);
+    let again = claimed(&queue).await;
+    assert_eq!(again.job.id, first.job.id, "its client could not be answered in time any more");
+    answer(&queue, &again).await;
+    let record = answered.await.unwrap();
+    assert_eq!(record.job.id, second.id);
+    assert!(record.answer().is_none_or(|attempt| attempt.report.shared_with == Some(first.job.id)));
+    assert_eq!(queue.get(second.id).await.unwrap().answer().unwrap().report.shared_with, Some(first.job.id));
+    assert_eq!(queue.0.metrics.answers_shared.get(), 1);
+}
+
+#[tokio::test]
+async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_workers_free() {
+    let folder = folder();
+    let (queue, _) = sharing(&folder);
+    let permit: Permit = Arc::new(|| true);
+    let mut workers = [Box::pin(queue.next(&permit)), Box::pin(queue.next(&permit))];
+    for worker in &mut workers {
+        assert!(poll!(worker).is_pending());
+    }
+    let same = futures_util::future::join_all((0..4).map(|_| queue.enqueue(question("a")))).await;
+    let same: Vec<Job> = same.into_iter().map(|accepted| accepted.unwrap().record.job).collect();
+    assert_eq!(same.iter().filter(|job| job.is_running()).count(), 1, "{same:?}");
+    let other = queue.enqueue(question("b")).await.unwrap().record.job;
+    let [one, two] = workers;
+    let (one, two) = futures_util::join!(one, two);
+    let mut claims = Vec::new();
+    for next in [one.unwrap(), two.unwrap()] {
+        claims.push(match next {
+            Next::Claimed(claim) => *claim,
+            Next::Ready(intent) => queue.claim(intent).await.unwrap().unwrap(),
+        });
+    }
+    claims.sort_by_key(|claim| claim.job.id == other.id);
+    assert_eq!(claims[1].job.id, other.id);
+    answer(&queue, &claims[0]).await;
+    for job in same {
+        assert_eq!(queue.peek(job.id).unwrap().state, JobState::Succeeded);
+    }
+    assert_eq!(queue.0.metrics.answers_shared.get(), 3);
 }

@@ -84,6 +84,8 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
             give_back_for: Duration::from_hours(72),
         },
         estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
+        identify: Arc::new(|_, _, _| None),
+        cache_for: Duration::ZERO,
         idempotency_window: Duration::from_hours(24),
         lease: Duration::from_secs(600),
         retry_unknown_outcome: true,
