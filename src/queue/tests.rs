@@ -7,7 +7,14 @@
 //! attempt must know whether it still owns its job; and whoever waits for a job that has ended must have heard of it. At
 //! the end of a sequence every job is brought to its end.
 
-use std::{collections::HashMap, num::NonZeroU64, path::Path, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZeroU64,
+    path::Path,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use futures_util::{
     FutureExt,
@@ -59,6 +66,8 @@ struct New {
     caller: u8,
     /// Its client waits for the answer.
     waits: bool,
+    /// What it asks, if others may ask the same.
+    asks: Option<u8>,
 }
 
 /// How an attempt ends.
@@ -123,8 +132,10 @@ fn any_event() -> impl Strategy<Value = Event> {
     let new = || {
         let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
         let later = proptest::option::weighted(0.3, 0u64..50);
-        (priority, later.clone(), later, 0u8..3, proptest::bool::weighted(0.4))
-            .prop_map(|(priority, run_in, deadline, caller, waits)| New { priority, run_in, deadline, caller, waits })
+        let asks = proptest::option::weighted(0.6, 0u8..2);
+        (priority, later.clone(), later, 0u8..3, proptest::bool::weighted(0.4), asks).prop_map(
+            |(priority, run_in, deadline, caller, waits, asks)| New { priority, run_in, deadline, caller, waits, asks },
+        )
     };
     let how = prop_oneof![
         2 => Just(How::Succeed),
@@ -168,7 +179,9 @@ struct Expected {
     priority: Priority,
     caller: Option<String>,
     waited_for: bool,
+    question: Option<NonZeroU64>,
     created_at: Timestamp,
+    due_at: Timestamp,
     deadline_at: Option<Timestamp>,
     state: JobState,
     attempt: u32,
@@ -180,8 +193,23 @@ struct Expected {
 }
 
 impl Expected {
-    fn is_ready(&self, now: Timestamp) -> bool {
-        matches!(self.state, JobState::Queued { run_at } if run_at <= now)
+    /// Whether it is due and can be claimed while these questions are being asked.
+    fn is_ready(&self, under_way: &HashSet<NonZeroU64>, now: Timestamp) -> bool {
+        matches!(self.state, JobState::Queued { run_at } if run_at <= now) && !self.is_asked(under_way)
+    }
+
+    fn is_asked(&self, under_way: &HashSet<NonZeroU64>) -> bool {
+        self.question.is_some_and(|question| under_way.contains(&question))
+    }
+
+    /// Takes the answer of another that asked the same, if it may.
+    fn share(&mut self, now: Timestamp) {
+        if matches!(self.state, JobState::Queued { .. }) && self.due_at <= now {
+            self.attempt += 1;
+            self.question = None;
+            self.history.push((self.attempt, AttemptOutcome::Shared));
+            self.end(JobState::Succeeded, now);
+        }
     }
 
     fn caller(&self) -> Option<NonZeroU64> {
@@ -270,14 +298,17 @@ impl Expected {
     fn requeue(&mut self, now: Timestamp) -> bool {
         let (JobState::Failed { .. } | JobState::Cancelled) = self.state else { return false };
         self.state = JobState::Queued { run_at: now };
+        self.due_at = now;
         (self.overloads, self.unknown, self.releases, self.finished_at) = (0, 0, 0, None);
         self.deadline_at = self.deadline_at.filter(|deadline| *deadline > now);
         true
     }
 
     /// Ends what time has run out on.
-    fn sweep(&mut self, policy: &Policy, now: Timestamp) {
+    fn sweep(&mut self, policy: &Policy, under_way: &HashSet<NonZeroU64>, now: Timestamp) {
         match self.state {
+            // Its deadline waits with it.
+            JobState::Queued { run_at } if run_at <= now && self.is_asked(under_way) => {}
             JobState::Running { lease_until } if lease_until <= now => self.expire(policy, now),
             JobState::Queued { .. } if self.deadline_at.is_some_and(|deadline| deadline <= now) => {
                 self.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
@@ -349,6 +380,9 @@ impl Life {
             }
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                 assert!(!was_final, "ended twice: {job:?}");
+                // Another's answer is an attempt of its own, which nobody claimed.
+                let was_running = matches!(before, Some(JobState::Running { .. }));
+                self.attempts += u32::from(job.state == JobState::Succeeded && !was_running);
                 assert_eq!(job.attempt, self.attempts, "{job:?}");
             }
         }
@@ -417,6 +451,7 @@ impl World {
             retry_unknown_outcome,
             keep_finished_for: Duration::from_hours(1),
             max_finished: 10,
+            identify: Arc::new(|request, _, _| asked(request)),
             ..Policy::plain()
         };
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
@@ -450,7 +485,13 @@ impl World {
     }
 
     fn ready(&self) -> usize {
-        self.jobs.iter().filter(|job| job.is_ready(self.now())).count()
+        let under_way = self.under_way();
+        self.jobs.iter().filter(|job| job.is_ready(&under_way, self.now())).count()
+    }
+
+    /// The questions that are being asked.
+    fn under_way(&self) -> HashSet<NonZeroU64> {
+        self.jobs.iter().filter(|job| job.is_running()).filter_map(|job| job.question).collect()
     }
 
     fn pending(&self) -> usize {
@@ -459,14 +500,15 @@ impl World {
 
     /// The job that a claim must take, with its caller's turn served.
     fn taken(&mut self, pick: Pick) -> Option<&mut Expected> {
-        let now = self.now();
+        let (now, under_way) = (self.now(), self.under_way());
         if let Pick::Job(id) = pick
-            && let Some(place) = self.jobs.iter().position(|job| job.id == id && job.is_ready(now))
+            && let Some(place) = self.jobs.iter().position(|job| job.id == id && job.is_ready(&under_way, now))
         {
             return self.jobs.get_mut(place);
         }
-        let unwaited = pick == Pick::Unwaited && self.jobs.iter().any(|job| job.is_ready(now) && !job.waited_for);
-        let may = |job: &&mut Expected| job.is_ready(now) && !(unwaited && job.waited_for);
+        let ready = |job: &Expected| job.is_ready(&under_way, now);
+        let unwaited = pick == Pick::Unwaited && self.jobs.iter().any(|job| ready(job) && !job.waited_for);
+        let may = |job: &&mut Expected| ready(job) && !(unwaited && job.waited_for);
         let callers = self.jobs.iter_mut().filter(may).map(|job| job.caller());
         let (turn, caller) = callers.map(|caller| (self.turns[&caller], caller)).min()?;
         self.turns.insert(caller, turn.max(self.turn) + 1);
@@ -476,8 +518,9 @@ impl World {
 
     /// Callers that have jobs ready come in at the turn served last, unless theirs is a later one.
     fn note_callers(&mut self) {
-        let now = self.now();
-        let callers: Vec<_> = self.jobs.iter().filter(|job| job.is_ready(now)).map(Expected::caller).collect();
+        let (now, under_way) = (self.now(), self.under_way());
+        let ready = self.jobs.iter().filter(|job| job.is_ready(&under_way, now));
+        let callers: Vec<_> = ready.map(Expected::caller).collect();
         self.turns.retain(|caller, turn| *turn > self.turn || callers.contains(caller));
         for caller in callers {
             self.turns.entry(caller).or_insert(self.turn);
@@ -486,12 +529,12 @@ impl World {
 
     /// Who waits goes by the earliest deadline, each among its caller's; they have come in this order.
     fn assert_first_of_its_caller(&self, id: JobId) {
-        let now = self.now();
+        let (now, under_way) = (self.now(), self.under_way());
         let client = self.clients.iter().position(|client| client.job() == id).expect("a client waits for it");
         let of = |id| self.jobs.iter().find(|job| job.id == id);
         let caller = of(id).map(Expected::caller);
         let earlier = self.clients[..client].iter().filter_map(|client| of(client.job()));
-        let passed = earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(now)).count();
+        let passed = earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(&under_way, now)).count();
         assert!(passed == 0 || self.was_deaf, "{id} is claimed before {passed} with an earlier deadline");
     }
 
@@ -555,7 +598,12 @@ impl World {
         let later = |seconds: u64| now.plus(Duration::from_secs(seconds));
         let caller = (new.caller > 0).then(|| format!("caller {}", new.caller));
         let submission = Submission {
-            request: JobRequest { query: query.clone(), caller: caller.clone(), ..JobRequest::default() },
+            request: JobRequest {
+                query: query.clone(),
+                context: new.asks.map(|number| format!("context {number}")),
+                caller: caller.clone(),
+                ..JobRequest::default()
+            },
             priority: new.priority,
             run_at: new.run_in.map(later),
             deadline: new.deadline.map(Duration::from_secs),
@@ -568,7 +616,9 @@ impl World {
             priority: new.priority,
             caller,
             waited_for: new.waits,
+            question: asked(&submission.request),
             created_at: now,
+            due_at: new.run_in.map_or(now, later),
             deadline_at: new.deadline.map(later),
             state: JobState::Queued { run_at: new.run_in.map_or(now, later) },
             attempt: 0,
@@ -632,12 +682,12 @@ impl World {
             return self.submit(vec![new]).await;
         }
         let now = self.now();
-        let chosen = permit && new.run_in.is_none_or(|seconds| seconds == 0);
+        let (submission, expected) = self.submission(&new);
+        let chosen = permit && new.run_in.is_none_or(|seconds| seconds == 0) && !expected.is_asked(&self.under_way());
         let queue = self.queue.clone();
         let permit: Permit = Arc::new(move || permit);
         let mut worker = Some(Box::pin(queue.next(&permit)));
         assert!(poll!(worker.as_mut().unwrap()).is_pending(), "there is nothing to do");
-        let (submission, expected) = self.submission(&new);
         // Once the worker has been chosen, and before the job is on disk.
         let leaving = async { drop(worker.take_if(|_| leaves)) };
         let (result, ()) = join(queue.enqueue(submission), leaving).await;
@@ -700,8 +750,11 @@ impl World {
         }
         match (result, fired.first()) {
             (Ok(claim), _) => {
+                let Some(job) = self.taken(pick) else {
+                    assert!(claim.is_none(), "all that were ready asked the same as a job that was claimed");
+                    return;
+                };
                 let claim = claim.expect("a job was ready");
-                let job = self.taken(pick).unwrap();
                 job.claim(now);
                 assert_eq!((claim.job.id, claim.job.attempt), (job.id, job.attempt), "claims follow the order");
                 assert_eq!(claim.request.query, job.query);
@@ -763,6 +816,11 @@ impl World {
                 (Op::Settle(_, how), Done::Settled) => {
                     if owns {
                         job.settle(how, &policy, now);
+                        let answered = job.question.filter(|_| job.state == JobState::Succeeded);
+                        if answered.is_some() {
+                            let same = |job: &&mut Expected| job.question == answered;
+                            self.jobs.iter_mut().filter(same).for_each(|job| job.share(now));
+                        }
                     }
                     // It is tried again until the store answers; what was done already is then refused.
                     self.late += u64::from(!owns || fired == Some(Moment::After));
@@ -812,13 +870,13 @@ impl World {
     }
 
     async fn sweep(&mut self) {
-        let (now, policy) = (self.now(), self.policy.clone());
+        let (now, policy, under_way) = (self.now(), self.policy.clone(), self.under_way());
         let result = self.queue.sweep().await;
         let fired = self.store.take_fired();
         assert_eq!(result.is_err(), !fired.is_empty(), "{result:?} after {fired:?}");
         for job in &mut self.jobs {
             let mut swept = job.clone();
-            swept.sweep(&policy, now);
+            swept.sweep(&policy, &under_way, now);
             // An interrupted sweep did it or did not.
             if result.is_ok() || self.store.peek(job.id).is_some_and(|is| is.state == swept.state) {
                 *job = swept;
@@ -953,6 +1011,12 @@ impl World {
 fn queue_over(store: &Arc<FaultStore<SledStore>>, clock: &Clock, policy: &Policy, metrics: &Metrics) -> Queue {
     let store = Arc::clone(store) as Arc<dyn JobStore>;
     Queue::new(store, clock.clone(), policy.clone(), metrics.clone(), CancellationToken::new())
+}
+
+/// The question of a request of the model: what its context says, of its caller.
+fn asked(request: &JobRequest) -> Option<NonZeroU64> {
+    let context = request.context.as_ref()?;
+    Some(short_digest(format!("{:?} {context}", request.caller).as_bytes()))
 }
 
 /// Calls can be made as fast as one likes.

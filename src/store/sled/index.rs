@@ -147,14 +147,15 @@ impl Index {
 
     /// Takes the due jobs of a question that is under way out of the order of claiming: they wait for its answer, and
     /// while they do, their deadlines wait too.
-    fn hold_back(&mut self, question: NonZeroU64) {
+    pub(super) fn hold_back(&mut self, question: NonZeroU64) {
         for seq in self.due(question) {
             let Some(job) = self.jobs.get(&seq) else { continue };
-            self.ready.remove(job.caller, List::of(job.waited_for), &(job.effective_at(), seq));
             if let Some(deadline) = job.deadline_at {
                 self.deadlines.remove(&(deadline, seq));
             }
-            self.questions.moved.push(seq);
+            if self.ready.remove(job.caller, List::of(job.waited_for), &(job.effective_at(), seq)) {
+                self.questions.moved.push(seq);
+            }
         }
     }
 

@@ -149,6 +149,8 @@ struct Group {
     inserted: usize,
     /// Questions of jobs that the group claims.
     under_way: HashSet<NonZeroU64>,
+    /// Jobs that the group makes queued, by their question.
+    asking: HashMap<NonZeroU64, Vec<Seq>>,
     /// Jobs that take the answer of another, and the bytes of it.
     shared: (usize, usize),
     /// Jobs that are there together or not at all, each batch by its first.
@@ -358,7 +360,7 @@ impl Writer {
                     };
                     let claimed = ClaimedJob { job: job.clone(), request };
                     group.answers.push(Answer::Claim(reply, Some(Box::new(claimed))));
-                    group.under_way.extend(job.question);
+                    self.hold_back(group, &job);
                     group.note(seq, Some(job), now);
                     Ok(())
                 }
@@ -484,7 +486,8 @@ impl Writer {
                 Some(staged) => staged.clone(),
                 None => index.get(seq).cloned(),
             };
-            index.asking(question).filter_map(|seq| Some((seq, newest(seq)?))).collect()
+            let here = group.asking.get(&question).into_iter().flatten().copied();
+            index.asking(question).chain(here).filter_map(|seq| Some((seq, newest(seq)?))).collect()
         };
         let (size, event) = (answer_bytes(report), JobEvent::Share { report: Arc::new(report.clone()) });
         let mut answered = Vec::new();
@@ -493,7 +496,7 @@ impl Writer {
             if jobs == MAX_SHARED || bytes > MAX_GROUP_BYTES {
                 break;
             }
-            // Whoever isn't due, or has been claimed or cancelled a moment ago, goes its own way.
+            // Whoever isn't due, or has come to an end a moment ago, goes its own way.
             if let Ok(after) = self.transit(disk, group, (seq, &job), &event, now)? {
                 group.shared = (jobs + 1, bytes + size);
                 answered.push(after);
@@ -566,7 +569,7 @@ impl Writer {
                 (job.state, job.attempt, job.started_at) = (JobState::Queued { run_at: job.due_at }, 0, None);
                 insertion = Insertion::Unclaimed;
             } else {
-                group.under_way.insert(question);
+                self.hold_back(group, &job);
             }
         }
         let seq = self.next_seq;
@@ -602,12 +605,18 @@ impl Writer {
         let mut index = self.shared.index_mut();
         loop {
             let seq = index.take(pick)?;
-            // What this group has changed already gets its place when the group is published; and so does what asks the
-            // same as a job that it has claimed.
-            let job = index.get(seq).filter(|_| !group.staged.contains_key(&seq));
-            if let Some(job) = job.filter(|job| job.question.is_none_or(|asked| !group.under_way.contains(&asked))) {
-                return Some((seq, job.clone()));
+            // What this group has changed already gets its place when the group is published.
+            if !group.staged.contains_key(&seq) {
+                return index.get(seq).map(|job| (seq, job.clone()));
             }
+        }
+    }
+
+    /// Keeps the next claims of the group from what asks the same as a job that it claims.
+    fn hold_back(&self, group: &mut Group, job: &Job) {
+        if let Some(question) = job.question {
+            group.under_way.insert(question);
+            self.shared.index_mut().hold_back(question);
         }
     }
 
@@ -687,7 +696,11 @@ impl Writer {
                     self.shared.deliveries_mut().replace(*seq, None);
                 }
             }
-            let seqs = index.take_moved();
+            let mut seqs = index.take_moved();
+            // What has changed itself is told with its change.
+            seqs.retain(|seq| !group.staged.contains_key(seq));
+            seqs.sort_unstable();
+            seqs.dedup();
             moved.extend(seqs.iter().filter_map(|seq| index.get(*seq).cloned()));
             let touched = group.changes.iter().map(|(seq, _, _)| seq).chain(&seqs);
             held_back.extend(
@@ -741,6 +754,9 @@ impl Writer {
 
 impl Group {
     fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
+        if let Some(Job { question: Some(question), state: JobState::Queued { .. }, .. }) = &job {
+            self.asking.entry(*question).or_default().push(seq);
+        }
         self.staged.insert(seq, job.clone());
         self.changes.push((seq, job, now));
     }
