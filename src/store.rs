@@ -36,7 +36,7 @@ pub const MAX_JOURNAL: usize = 10_000;
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
     /// Adds a job: queued, or already claimed for a worker that stands by. If its question is under way, one that comes
-    /// claimed is [`Insertion::Unclaimed`]. A job whose idempotency key is in force already
+    /// claimed is [`Insertion::Unclaimed`]; if very many are queued with it, the job has it no more. A job whose idempotency key is in force already
     /// is not added, however many ask at once; a key stays in force if its job is pruned.
     ///
     /// *Returned*: the job is durable, and its claim and its key with it. *Crashed before*: the whole job is there, or nothing of it.

@@ -202,6 +202,9 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains(&format!("it is that of job {}", first.id())), "{said}");
 
+    let page = service.get(&format!("/jobs/{}", again.id())).await.body;
+    assert!(page.as_str().unwrap().contains(&format!("href=\"/jobs/{}\"", first.id())), "{page}");
+
     service.kill();
     let service = setup.start();
     assert_eq!(service.submit(QUERY).await.body["cached"], wanted);

@@ -71,6 +71,23 @@ async fn those_who_wait_for_the_answer_of_another_do_so_after_a_kill_until_that_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_more_wait_for_one_answer_than_can_be_given_it_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let config =
+        SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1_000, keep_answers: false };
+    let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap();
+    let same = (0..600).map(|n| JobRecord::fresh(contract::asking(n, 7), request(n))).collect();
+    store.insert_all(same).await.unwrap();
+    store.insert(contract::asking(600, 7), request(600)).await.unwrap();
+    assert_eq!(store.claim(Pick::First, at(700), at(650)).await.unwrap().unwrap().job.id, job(0).id);
+    assert_eq!(store.claimable(at(650)), 601 - 512);
+    let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
+    assert_eq!(store.succeed(job(0).id, 1, report, at(660)).await.unwrap().len(), 512);
+    assert_eq!(store.claimable(at(660)), 601 - 512, "the others ask for themselves");
+    store.assert_consistent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_newest_answer_is_found_after_a_kill_too_and_not_once_it_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_with_answers(folder.path());

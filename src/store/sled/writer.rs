@@ -46,7 +46,8 @@ const MAX_GROUP_BYTES: usize = 4 << 20;
 /// Most jobs that a group removes: their list must fit into one record.
 const MAX_REMOVED: usize = 2_048;
 
-/// Most jobs of a group that take the answer of another: each has a copy of it, which it must not need others to read.
+/// Most queued jobs that ask the same, and most of a group that take the answer of another: each gets a copy of it, and
+/// all are moved when one of them is claimed. What comes beyond has an answer of its own.
 const MAX_SHARED: usize = 512;
 
 /// First and longest pause between two tries to open the database again.
@@ -564,6 +565,10 @@ impl Writer {
     fn insert(&mut self, disk: &Disk, group: &mut Group, new: NewJob) -> Result<Insertion, Fault> {
         let NewJob { mut job, request, bytes, history, is_import } = new;
         let mut insertion = Insertion::Accepted;
+        job.question = job.question.filter(|question| {
+            let here = group.asking.get(question).map_or(0, Vec::len);
+            here + self.shared.index().asking(*question).take(MAX_SHARED).count() < MAX_SHARED
+        });
         if let Some(question) = job.question.filter(|_| job.is_running() && !is_import) {
             if group.under_way.contains(&question) || self.shared.index().is_under_way(Some(question)) {
                 (job.state, job.attempt, job.started_at) = (JobState::Queued { run_at: job.due_at }, 0, None);
