@@ -5,12 +5,14 @@
 //!
 //! - `again`: what the model is told when its answer was of no use
 //! - `models`: which model is asked
+//! - `question`: when two jobs ask the same
 //!
 //! A job that names its model is answered by that one or fails; only jobs that leave the choice to the service are asked of
 //! the fallback models, and the report says which one answered.
 
 mod again;
 mod models;
+mod question;
 
 use std::{sync::Arc, time::Duration};
 
@@ -204,14 +206,13 @@ impl Agent {
             Some(attempt) => again::again(prompt.user, attempt, self.config.max_tokens),
             None => (prompt.user, None),
         };
-        let effort = if is_waited_for { self.config.interactive_effort } else { self.config.effort };
         let call = MessageRequest {
             model: request.model.as_deref().unwrap_or_else(|| self.models.pick()).to_owned(),
             max_tokens: self.config.max_tokens,
             system: prompt.system,
             prompt: question,
             again,
-            effort: effort.word(),
+            effort: self.effort(is_waited_for).word(),
             schema: Some(analysis::schema_text()),
         };
         Ok((call, PromptUsed { version: prompt.version, sha256: prompt.sha256 }))
@@ -264,6 +265,11 @@ impl Agent {
                 failed(report, verdict, code_of(error.kind), error.message)
             }
         }
+    }
+
+    /// How hard Claude thinks.
+    fn effort(&self, is_waited_for: bool) -> Effort {
+        if is_waited_for { self.config.interactive_effort } else { self.config.effort }
     }
 
     /// What this call costs at most.

@@ -215,6 +215,7 @@ impl App {
                 path: settings.data_dir.join(STORE_FOLDER),
                 cache_bytes: settings.store_cache_mb << 20,
                 max_pending: settings.max_queued_jobs,
+                keep_answers: !settings.cache_ttl.is_zero(),
             };
             let (clock, metrics) = (clock.clone(), metrics.clone());
             move || SledStore::open(config, clock, metrics)
@@ -250,6 +251,10 @@ impl App {
             let (agent, clock) = (agent.clone(), clock.clone());
             Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
         };
+        let identify = {
+            let agent = agent.clone();
+            Arc::new(move |request: &JobRequest, is_waited_for, now| agent.question(request, is_waited_for, now))
+        };
         let policy = Policy {
             workers: settings.workers,
             deadlines_first: settings.claim_order == ClaimOrder::Deadline,
@@ -263,6 +268,8 @@ impl App {
                 give_back_for: Duration::from_hours(1) * settings.give_back_hours,
             },
             estimate_risk,
+            identify,
+            cache_for: settings.cache_ttl,
             idempotency_window: Duration::from_hours(1) * settings.idempotency_hours,
             lease: settings.lease,
             retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,

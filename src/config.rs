@@ -195,6 +195,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "24", value_parser = within(1..=8760_u32))]
     pub idempotency_hours: u32,
 
+    /// Seconds for which an answer is also given to whoever asks the same again; 0 asks Claude each time (0 to 2592000)
+    #[arg(long, env, default_value = "0", value_parser = seconds(0..=2_592_000))]
+    pub cache_ttl: Duration,
+
     /// What follows when a crash hides whether a call succeeded: retry (it may be billed twice) or fail
     #[arg(long, env, default_value = "retry", ignore_case = true)]
     pub on_unknown_outcome: OnUnknownOutcome,

@@ -7,6 +7,7 @@
 //!               │        Expire (lease over, outcome unknown) ─▶ Queued | Failed
 //! Queued ─Cancel─▶ Cancelled · Queued ─MissDeadline─▶ Failed(deadline_exceeded)
 //! Failed, Cancelled ─Requeue─▶ Queued · Failed ─Reparse (a kept answer reads after all)─▶ Succeeded
+//! Queued ─Share (another job's answer is its answer too)─▶ Succeeded
 //! ```
 //!
 //! Every event of a worker carries the number of its attempt, the *fence*: an event of an attempt that is not the
@@ -31,7 +32,7 @@ use uuid::Uuid;
 
 pub use self::{
     attempt::{
-        AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, FailureClass, FailureCode,
+        AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode,
         Failures, TokenUsage,
     },
     filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
@@ -57,7 +58,8 @@ pub struct Job {
     /// A digest of who submitted it: callers take turns. None for callers without a name, who are one caller together.
     // Digests, and no wider than this, since all jobs are in memory.
     pub caller: Option<NonZeroU64>,
-    /// A digest of all that makes its answer: jobs that share it may share an answer. None if this one wants its own.
+    /// A digest of all that makes its answer, and of who asks: jobs that share it may share an answer. None if this one
+    /// wants its own, or has got another's, which is not passed on.
     pub question: Option<NonZeroU64>,
     /// Where in its life the job is.
     pub state: JobState,
@@ -213,6 +215,11 @@ pub enum JobEvent {
         /// The result, and where it is from.
         report: Arc<AttemptReport>,
     },
+    /// Another job's answer is this one's too. It makes an entry of the history, as an attempt that called nobody.
+    Share {
+        /// The result, and whose it is.
+        report: Arc<AttemptReport>,
+    },
     /// An operator wants a failed or cancelled job tried again, with a fresh count of attempts.
     Requeue {
         /// Not before.
@@ -335,6 +342,16 @@ impl Job {
                 job.attempt += 1;
                 job.finish(JobState::Succeeded, now);
             }
+            JobEvent::Share { .. } => {
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("given an answer")) };
+                // Between attempts it may be, but never before the time that its client set.
+                if self.due_at > now {
+                    return Err(self.illegal("given an answer before its time"));
+                }
+                job.attempt += 1;
+                job.question = None;
+                job.finish(JobState::Succeeded, now);
+            }
             JobEvent::Requeue { run_at } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
                     return Err(self.illegal("queued again"));
@@ -354,15 +371,14 @@ impl Job {
     /// The history entry of the attempt that `event` ends, if it ends one. Pure, as [`Job::apply`]; only for events that
     /// `apply` accepts.
     pub fn closed_attempt(&self, event: &JobEvent, now: Timestamp) -> Option<Attempt> {
-        if let JobEvent::Reparse { report, .. } = event {
+        let without_a_call = match event {
+            JobEvent::Reparse { report, .. } => Some((AttemptOutcome::Reparsed, report)),
+            JobEvent::Share { report } => Some((AttemptOutcome::Shared, report)),
+            _ => None,
+        };
+        if let Some((outcome, report)) = without_a_call {
             let (number, report) = (self.attempt + 1, Arc::clone(report));
-            return Some(Attempt {
-                number,
-                started_at: now,
-                finished_at: now,
-                outcome: AttemptOutcome::Reparsed,
-                report,
-            });
+            return Some(Attempt { number, started_at: now, finished_at: now, outcome, report });
         }
         let JobState::Running { .. } = self.state else { return None };
         let (outcome, report) = match event {
@@ -382,6 +398,7 @@ impl Job {
             | JobEvent::Extend { .. }
             | JobEvent::MissDeadline
             | JobEvent::Reparse { .. }
+            | JobEvent::Share { .. }
             | JobEvent::Requeue { .. } => return None,
         };
         Some(Attempt {

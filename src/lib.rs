@@ -25,6 +25,8 @@
 //! - An accepted job is on disk before its `202`: [`store::sled`].
 //! - Every transition is decided by one pure function, [`job::Job::apply`], and a late worker changes nothing.
 //! - A call to Claude is on record before it is made; after a crash it is marked `outcome_unknown`, never forgotten.
+//! - While a question is being asked, nobody's same question is; an answer and those that share it are on disk together:
+//!   [`store::JobStore::succeed`].
 //! - Whether to try again is decided in one file, [`queue::retry`].
 //! - What an attempt cost is on disk together with its end: [`ledger`]; and no more is spent a day than the budget has:
 //!   [`limits::budget`].

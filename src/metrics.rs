@@ -51,6 +51,10 @@ pub struct Metrics {
     pub time_to_finish_seconds: Histogram,
     /// Attempts in which Claude was told what was wrong with its last answer.
     pub asked_again: Counter,
+    /// Jobs that got the answer of another, which asked the same at the same time.
+    pub answers_shared: Counter,
+    /// Jobs that got an answer that was there before them.
+    pub answers_cached: Counter,
     /// Tokens reported by the upstream, by kind.
     pub tokens: Family<KindLabel, Counter>,
     /// Messages to callback URLs sent, by what came of it: delivered, failed (to be tried again), given_up, disabled.
@@ -116,6 +120,8 @@ impl Metrics {
             time_to_claim_seconds: slow(),
             time_to_finish_seconds: slow(),
             asked_again: Counter::default(),
+            answers_shared: Counter::default(),
+            answers_cached: Counter::default(),
             tokens: Family::default(),
             webhooks: Family::default(),
             leases_lost: Counter::default(),
@@ -164,6 +170,16 @@ impl Metrics {
             "answers_asked_again",
             "Attempts in which Claude was told what was wrong with its last answer",
             metrics.asked_again.clone(),
+        );
+        registry.register(
+            "answers_shared",
+            "Jobs that got the answer of another, which asked the same at the same time: calls saved",
+            metrics.answers_shared.clone(),
+        );
+        registry.register(
+            "answers_cached",
+            "Jobs that got an answer that was there before them: calls saved",
+            metrics.answers_cached.clone(),
         );
         registry.register("tokens", "Tokens reported by the upstream, by kind", metrics.tokens.clone());
         registry.register("webhooks", "Messages to callback URLs sent, by outcome", metrics.webhooks.clone());

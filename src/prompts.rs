@@ -169,6 +169,11 @@ impl Prompts {
         if versions.contains_key(version) { Ok(()) } else { Err(unknown(version, &versions)) }
     }
 
+    /// The digest of a version or, without a name, the default, as it is loaded now; none if there is no such version.
+    pub fn sha256(&self, version: Option<&str>) -> Option<String> {
+        self.versions().get(version.unwrap_or(&self.0.default)).map(|version| version.sha256.clone())
+    }
+
     /// Every version, by name.
     pub fn list(&self) -> Vec<VersionInfo> {
         let info = |(name, version): (&String, &Version)| VersionInfo {

@@ -54,8 +54,8 @@ pub use self::{
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AtRisk, Attempt, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId, JobPage,
-        JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
+        AtRisk, Attempt, AttemptReport, Cached, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId,
+        JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
         delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
@@ -79,6 +79,10 @@ const WAIT_POLL: Duration = Duration::from_secs(5);
 /// What a call for a request may cost, at most.
 pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
 
+/// A digest of all that makes the answer to a request, which may be waited for, at a moment; and of who asks, as callers
+/// share no answers. None if the request wants one of its own.
+pub type Identify = Arc<dyn Fn(&JobRequest, bool, Timestamp) -> Option<NonZeroU64> + Send + Sync>;
+
 /// Settings of the queue.
 #[derive(Clone)]
 pub struct Policy {
@@ -94,6 +98,10 @@ pub struct Policy {
     pub retries: RetryBounds,
     /// Estimates what an attempt of unknown outcome may have cost.
     pub estimate_risk: EstimateRisk,
+    /// Tells which jobs ask the same: of those only one is asked at a time, and its answer is that of all.
+    pub identify: Identify,
+    /// For how long an answer is given to whoever asks the same again; none if zero.
+    pub cache_for: Duration,
     /// How long an idempotency key is in force.
     pub idempotency_window: Duration,
     /// How long a claim lasts without a heartbeat.
@@ -123,6 +131,8 @@ impl Policy {
                 give_back_for: Duration::from_hours(1_000_000),
             },
             estimate_risk: Arc::new(|_| AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) }),
+            identify: Arc::new(|_, _, _| None),
+            cache_for: Duration::ZERO,
             idempotency_window: Duration::from_hours(1),
             lease: Duration::from_secs(30),
             retry_unknown_outcome: false,
@@ -145,6 +155,8 @@ pub struct Submission {
     pub deadline: Option<Duration>,
     /// The client's own name for it: submitted again under the same name, it is the same job.
     pub idempotency_key: Option<String>,
+    /// It wants an answer of its own, and neither one that was there before nor that of another job.
+    pub wants_its_own: bool,
 }
 
 /// What became of a submission.
@@ -303,10 +315,10 @@ impl Queue {
         let (running, work) = (Arc::clone(&inner.running), Arc::clone(&inner.work));
         let (due, ended) = (Arc::clone(&inner.due), Arc::clone(&inner.ended));
         let (order, clock) = (Arc::clone(&inner.order), inner.clock.clone());
-        inner.store.observe(Box::new(move |jobs| {
+        inner.store.observe(Box::new(move |jobs, held_back| {
             let now = clock.now();
             // Before any worker wakes.
-            order.note(jobs, now);
+            order.note(jobs, now, |job| held_back.contains(&job.id));
             let (mut ready, mut later) = (0, false);
             for job in jobs {
                 running.check(job);
@@ -337,7 +349,8 @@ impl Queue {
     /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::StorageLow`],
     /// [`QueueError::Closing`], [`QueueError::Unavailable`].
     pub async fn enqueue(&self, submission: Submission) -> Result<Accepted, QueueError> {
-        Ok(self.accept(submission, None).await?.0)
+        let nobody_waits = None::<(Instant, fn(Option<NonZeroU64>, &JobRequest) -> bool)>;
+        Ok(self.accept(submission, nobody_waits).await?.0)
     }
 
     /// As [`Queue::enqueue`], for a client that would be held until `until` for the answer. If it is likely to be there
@@ -352,8 +365,12 @@ impl Queue {
         until: Instant,
         allowance: impl FnOnce() -> Allowance,
     ) -> Result<(Accepted, Option<Waiting>), QueueError> {
-        let hold = !self.0.policy.deadlines_first
-            || !self.is_paused() && self.can_be_met(&submission.request, until, allowance);
+        let hold = |question: Option<NonZeroU64>, request: &JobRequest| {
+            // Of an answer that is on its way already nobody knows better than whoever waits for it.
+            !self.0.policy.deadlines_first
+                || question.is_some_and(|question| self.0.store.is_under_way(question))
+                || !self.is_paused() && self.can_be_met(request, until, allowance)
+        };
         self.accept(submission, Some((until, hold))).await
     }
 
@@ -386,60 +403,102 @@ impl Queue {
         met
     }
 
-    /// Accepts a job, with a place for its client if that asks to be held until a moment and is to be.
+    /// Accepts a job, with a place for its client if that asks to be held until a moment and, by its question, is to be.
     async fn accept(
         &self,
         submission: Submission,
-        wait: Option<(Instant, bool)>,
+        wait: Option<(Instant, impl FnOnce(Option<NonZeroU64>, &JobRequest) -> bool)>,
     ) -> Result<(Accepted, Option<Waiting>), QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
         let now = self.now();
         let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
-        let mut job = new_job(&submission, key, now);
+        let mut job = self.new_job(&submission, key, wait.is_some(), now);
         let caller = job.caller;
-        job.waited_for = wait.is_some();
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
+        let hold_until = wait.and_then(|(until, hold)| hold(job.question, &submission.request).then_some(until));
+        let request = Arc::new(submission.request);
         if !is_replay {
             if let Some(shortage) = self.shortage() {
                 return Err(QueueError::StorageLow(shortage));
             }
+            if let Some(answered) = self.answered_before(&job, &request, now).await {
+                return Ok((self.accept_answered(answered).await?, None));
+            }
             self.check_room_of(caller, 1)?;
         }
-        let request = Arc::new(submission.request);
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
-        let enter = |id| {
-            let (until, _) = wait.filter(|(_, hold)| *hold)?;
-            Some(self.0.order.enter(id, caller, request.model.clone(), until))
-        };
+        let enter = |id| Some(self.0.order.enter(id, caller, request.model.clone(), hold_until?));
         let waiting = enter(job.id);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
         let inserted = if due
             && !is_replay
             && !self.is_paused()
             && self.0.store.claimable(now) == 0
+            && !self.is_held_back(&job, now)
             && let Some(hand) = self.0.standby.take()
         {
+            let queued = job.clone();
             job = job
                 .apply(&JobEvent::Claim { lease_until: now.plus(self.0.policy.lease) }, now)
                 .map_err(StoreError::from)?;
-            self.hand_over(job.clone(), Arc::clone(&request), hand).await?
+            let inserted = self.hand_over(job.clone(), Arc::clone(&request), hand).await?;
+            if inserted == Insertion::Unclaimed {
+                job = queued;
+            }
+            inserted
         } else {
             self.0.store.insert(job.clone(), Arc::clone(&request)).await?
         };
         match inserted {
-            Insertion::Accepted => {
+            Insertion::Accepted | Insertion::Unclaimed => {
                 self.0.metrics.jobs_submitted.inc();
                 Ok((Accepted { record: JobRecord::fresh(job, request), replayed: false }, waiting))
             }
             Insertion::Existing(id) => {
                 let waiting = enter(id);
                 let record = self.0.store.get(id).await?.ok_or(QueueError::Removed(id))?;
-                self.0.order.note(std::slice::from_ref(&record.job), self.now());
+                self.place(&record.job, self.now());
                 Ok((Accepted { record, replayed: true }, waiting))
             }
         }
+    }
+
+    /// The job at its end, if it asks what has been answered lately.
+    async fn answered_before(&self, job: &Job, request: &Arc<JobRequest>, now: Timestamp) -> Option<JobRecord> {
+        if self.0.policy.cache_for.is_zero() || job.due_at > now {
+            return None;
+        }
+        let source = self.0.store.newest_answer(job.question?)?;
+        let finished_at = source.finished_at.filter(|at| now.since(*at) < self.0.policy.cache_for)?;
+        // Whatever is wrong with it, the question can still be asked.
+        let source = self.0.store.get(source.id).await.ok()??;
+        let report = source.answer()?.report.cached(Cached { job_id: source.job.id, finished_at });
+        report.result.as_ref()?;
+        let event = JobEvent::Share { report: Arc::new(report) };
+        let attempt = job.closed_attempt(&event, now)?;
+        let job = job.apply(&event, now).ok()?;
+        Some(JobRecord { attempts: vec![Arc::new(attempt)], ..JobRecord::fresh(job, Arc::clone(request)) })
+    }
+
+    /// Accepts a job that has its answer already.
+    async fn accept_answered(&self, record: JobRecord) -> Result<Accepted, QueueError> {
+        let inserted = self.0.store.insert_all(vec![record.clone()]).await?;
+        if let Some(Insertion::Existing(id)) = inserted.first() {
+            let record = self.0.store.get(*id).await?.ok_or(QueueError::Removed(*id))?;
+            return Ok(Accepted { record, replayed: true });
+        }
+        self.note_answered_before(&record.job);
+        // With what is owed to its callback URL by now.
+        let record = if record.delivery.is_some() { self.get(record.job.id).await? } else { record };
+        Ok(Accepted { record, replayed: false })
+    }
+
+    fn note_answered_before(&self, job: &Job) {
+        self.0.metrics.jobs_submitted.inc();
+        self.0.metrics.answers_cached.inc();
+        self.note_end(job, self.now());
     }
 
     /// Accepts jobs that belong together, all or none: they are on disk when this returns. `key` names them as a whole:
@@ -462,25 +521,35 @@ impl Queue {
             return Err(QueueError::StorageLow(shortage));
         }
         let mut keys = keys.into_iter().flatten();
-        let jobs: Vec<(Job, Arc<JobRequest>)> = submissions
-            .into_iter()
-            .map(|submission| (new_job(&submission, keys.next(), now), Arc::new(submission.request)))
-            .collect();
-        let accepted: Vec<Job> = jobs.iter().map(|(job, _)| job.clone()).collect();
+        let mut jobs = Vec::with_capacity(submissions.len());
+        for submission in submissions {
+            let job = self.new_job(&submission, keys.next(), false, now);
+            let request = Arc::new(submission.request);
+            let answered = if is_replay { None } else { self.answered_before(&job, &request, now).await };
+            jobs.push(answered.unwrap_or_else(|| JobRecord::fresh(job, request)));
+        }
+        let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();
         // All of a batch are of the caller that sends it.
         if let Some(first) = accepted.first().filter(|_| !is_replay) {
-            self.check_room_of(first.caller, accepted.len())?;
+            let pending = accepted.iter().filter(|job| !job.state.is_final());
+            self.check_room_of(first.caller, pending.count())?;
         }
         let inserted = self.0.store.insert_all(jobs).await?;
         let existing = inserted.into_iter().filter_map(|insertion| match insertion {
             Insertion::Existing(id) => Some(self.0.store.peek(id).ok_or(QueueError::Removed(id))),
-            Insertion::Accepted => None,
+            Insertion::Accepted | Insertion::Unclaimed => None,
         });
         let existing = existing.collect::<Result<Vec<Job>, QueueError>>()?;
         if !existing.is_empty() {
             return Ok((existing, true));
         }
-        self.0.metrics.jobs_submitted.inc_by(accepted.len() as u64);
+        for job in &accepted {
+            if job.state.is_final() {
+                self.note_answered_before(job);
+            } else {
+                self.0.metrics.jobs_submitted.inc();
+            }
+        }
         Ok((accepted, false))
     }
 
@@ -499,7 +568,7 @@ impl Queue {
 
     /// A client's key, with what tells its submission from others.
     fn idempotency_key(&self, key: &str, submission: &Submission, now: Timestamp) -> IdempotencyKey {
-        let Submission { request, priority, run_at, deadline, idempotency_key: _ } = submission;
+        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own: _ } = submission;
         // Which HTTP request brought it makes no other question of it.
         let request = JobRequest { request_id: None, traceparent: None, ..request.clone() };
         let asked = serde_json::to_vec(&(&request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
@@ -527,7 +596,7 @@ impl Queue {
         // In a task of its own: the job must reach its worker even if its client hangs up in this moment.
         let handing = tokio::spawn(async move {
             let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
-            if let Insertion::Existing(_) = inserted {
+            if inserted != Insertion::Accepted {
                 return Ok(inserted);
             }
             let claim = queue.begin(job.clone(), request, None);
@@ -585,7 +654,10 @@ impl Queue {
             let signalled = interest.signal().notified();
             let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
             let now = Instant::now();
-            let is_queued = matches!(job.state, JobState::Queued { .. }) && !waiting.is_picked();
+            // Where the same is being asked, the answer is on its way; where the claim is, the attempt is as good as begun.
+            let is_queued = matches!(job.state, JobState::Queued { .. })
+                && !waiting.is_picked()
+                && !self.is_held_back(&job, self.now());
             // An attempt under way may be one of the quicker ones; one that hasn't begun by then comes too late.
             let until = if is_queued && self.0.policy.deadlines_first {
                 let needs = self.needs(waiting.model.as_deref());
@@ -752,6 +824,9 @@ impl Queue {
     pub fn outlook(&self, job: &Job, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.now();
+        if self.is_held_back(job, now) {
+            return Some(outlook::behind_the_same(self.service_time()));
+        }
         let (place, ahead) = self.ahead_of(job, now);
         outlook::outlook(job, Figures { place, ..self.figures(ahead) }, allowance(), now)
     }
@@ -783,6 +858,17 @@ impl Queue {
             }
         };
         (place, claims)
+    }
+
+    /// Whether a job is due and can't be claimed, as another one that asks the same is running.
+    fn is_held_back(&self, job: &Job, now: Timestamp) -> bool {
+        matches!(job.state, JobState::Queued { run_at } if run_at <= now)
+            && job.question.is_some_and(|question| self.0.store.is_under_way(question))
+    }
+
+    /// Has the clients of a job take the place that its state calls for.
+    fn place(&self, job: &Job, now: Timestamp) {
+        self.0.order.note(std::slice::from_ref(job), now, |job| self.is_held_back(job, now));
     }
 
     fn figures(&self, ahead: usize) -> Figures {
@@ -933,7 +1019,7 @@ impl Queue {
             && let Some(job) = self.0.store.peek(id)
         {
             // Nobody else may have noticed, so that it would have lost its place.
-            self.0.order.note(&[job], now);
+            self.place(&job, now);
         }
         let claimed = claimed?;
         drop(intent);
@@ -1118,13 +1204,18 @@ impl Queue {
             JobEvent::Release { .. } => Some("released"),
             JobEvent::Expire { .. } => Some("outcome_unknown"),
             JobEvent::Reparse { .. } => Some("reparsed"),
+            JobEvent::Share { .. } => Some("shared"),
             JobEvent::Claim { .. }
             | JobEvent::Extend { .. }
             | JobEvent::Cancel { .. }
             | JobEvent::MissDeadline
             | JobEvent::Requeue { .. } => None,
         };
-        let job = self.0.store.transition(id, event, now).await.inspect_err(|error| {
+        let changed = match event {
+            JobEvent::Succeed { attempt, report } => self.0.store.succeed(id, attempt, report, now).await,
+            event => self.0.store.transition(id, event, now).await.map(|job| vec![job]),
+        };
+        let mut changed = changed.inspect_err(|error| {
             if let StoreError::Corrupt { .. } = error {
                 error!(job.id = %id, %error, "a job can't be changed");
             }
@@ -1132,34 +1223,51 @@ impl Queue {
         if let Some(outcome) = outcome {
             self.0.metrics.attempts.get_or_create(&kind(outcome)).inc();
         }
-        if job.state.is_final() {
-            let status = job.status(now);
-            let took = now.since(job.created_at);
-            self.0.metrics.jobs_finished.get_or_create(&kind(status.into())).inc();
-            self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
-            info!(job.id = %id, job.status = %status, attempt = job.attempt, duration_ms = took.as_millis(),
-                "job finished");
+        for job in changed.iter().filter(|job| job.state.is_final()) {
+            self.note_end(job, now);
         }
-        Ok(job)
+        self.0.metrics.answers_shared.inc_by(changed.len().saturating_sub(1) as u64);
+        Ok(changed.swap_remove(0))
+    }
+
+    /// Counts and tells that a job has reached an end.
+    fn note_end(&self, job: &Job, now: Timestamp) {
+        let status = job.status(now);
+        let took = now.since(job.created_at);
+        self.0.metrics.jobs_finished.get_or_create(&kind(status.into())).inc();
+        self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
+        info!(job.id = %job.id, job.status = %status, attempt = job.attempt, duration_ms = took.as_millis(),
+            "job finished");
+    }
+
+    /// The job that a submission becomes.
+    fn new_job(
+        &self,
+        submission: &Submission,
+        key: Option<IdempotencyKey>,
+        is_waited_for: bool,
+        now: Timestamp,
+    ) -> Job {
+        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own } = submission;
+        let mut job = Job::new(new_id(now), *priority, now);
+        job.deadline_at = deadline.map(|deadline| now.plus(deadline));
+        if let Some(run_at) = *run_at {
+            job.due_at = run_at.max(now);
+            job.state = JobState::Queued { run_at: job.due_at };
+        }
+        job.idempotency = key.map(Box::new);
+        job.caller = caller(request);
+        job.waited_for = is_waited_for;
+        if !wants_its_own {
+            job.question = (self.0.policy.identify)(request, is_waited_for, now);
+        }
+        job
     }
 }
 
 /// Who submits a request, as jobs carry it.
 fn caller(request: &JobRequest) -> Option<NonZeroU64> {
     request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()))
-}
-
-/// The job that a submission becomes.
-fn new_job(submission: &Submission, key: Option<IdempotencyKey>, now: Timestamp) -> Job {
-    let mut job = Job::new(new_id(now), submission.priority, now);
-    job.deadline_at = submission.deadline.map(|deadline| now.plus(deadline));
-    if let Some(run_at) = submission.run_at {
-        job.due_at = run_at.max(now);
-        job.state = JobState::Queued { run_at: job.due_at };
-    }
-    job.idempotency = key.map(Box::new);
-    job.caller = caller(&submission.request);
-    job
 }
 
 /// The first half of a SHA-256: no two texts are known to share even that.

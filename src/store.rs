@@ -19,8 +19,8 @@ use uuid::Uuid;
 use crate::{
     clock::Timestamp,
     job::{
-        IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
-        TransitionError, delivery::Delivery,
+        AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
+        StatusCounts, TransitionError, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
 };
@@ -35,7 +35,8 @@ pub const MAX_JOURNAL: usize = 10_000;
 /// again tells, and the fence makes a repeated settle harmless.
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
-    /// Adds a job: queued, or already claimed for a worker that stands by. A job whose idempotency key is in force already
+    /// Adds a job: queued, or already claimed for a worker that stands by. If its question is under way, one that comes
+    /// claimed is [`Insertion::Unclaimed`]; if very many are queued with it, the job has it no more. A job whose idempotency key is in force already
     /// is not added, however many ask at once; a key stays in force if its job is pruned.
     ///
     /// *Returned*: the job is durable, and its claim and its key with it. *Crashed before*: the whole job is there, or nothing of it.
@@ -47,13 +48,13 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Adds jobs that belong together, all or none: none if one of them does not fit under the bound on pending jobs, or
     /// has an idempotency key that is in force for another request. Where every key is in force already, each job is
-    /// the one that its key stands for.
+    /// the one that its key stands for. One that had its answer before it comes with its history.
     ///
     /// *Returned*: all of them are durable. *Crashed before*: all of them are there, or none.
     ///
     /// # Errors
     /// As [`JobStore::insert`].
-    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError>;
+    async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
     /// Adds jobs with their history as another store gave them, those whose id is not here yet.
     ///
@@ -65,7 +66,8 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
-    /// Takes a ready job, if there is one, for a new attempt: the one picked, or the first in order.
+    /// Takes a ready job, if there is one, for a new attempt: the one picked, or the first in order. A job is not ready
+    /// while another one of its [`Job::question`] is running; meanwhile its deadline waits too.
     ///
     /// *The order*: callers take turns, one job a turn, each its own first by [`Job::effective_at`], then in the order of
     /// submission. A database that knows no turns comes near by `ORDER BY row_number() OVER (PARTITION BY caller ORDER
@@ -88,6 +90,22 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::NotFound`], [`StoreError::Transition`] when the life cycle refuses (nothing changes),
     /// [`StoreError::Unavailable`].
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError>;
+
+    /// As [`JobStore::transition`] with [`JobEvent::Succeed`]; and those jobs take the answer with it, by
+    /// [`JobEvent::Share`], which are queued with the same [`Job::question`]. Of very many only some do, and one of the
+    /// others is to ask anew. Gives the job and then these.
+    ///
+    /// *Returned*: all that is durable. *Crashed before*: of each job all of it is there or nothing.
+    ///
+    /// # Errors
+    /// As [`JobStore::transition`].
+    async fn succeed(
+        &self,
+        id: JobId,
+        attempt: u32,
+        report: Arc<AttemptReport>,
+        now: Timestamp,
+    ) -> Result<Vec<Job>, StoreError>;
 
     /// Removes finished jobs, oldest end first, at most `limit`: those that ended before `before`, and those beyond the
     /// newest `keep`. Tells how many.
@@ -152,6 +170,12 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
     fn peek(&self, id: JobId) -> Option<Job>;
+
+    /// Whether a job of this question is running.
+    fn is_under_way(&self, question: NonZeroU64) -> bool;
+
+    /// The job that succeeded last of those of this question; none if the store was not made to keep track of them.
+    fn newest_answer(&self, question: NonZeroU64) -> Option<Job>;
 
     /// Whether the key is in force: a hint, as it may be taken by the time of an insert.
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool;
@@ -219,7 +243,10 @@ pub trait JobStore: Send + Sync + 'static {
 
 /// Called with the jobs that changed, once the change is durable and visible, from a thread of the store: it must be
 /// quick and must not block. A hint, never the truth: a listener that missed one finds out by reading.
-pub type Observer = Box<dyn Fn(&[Job]) + Send + Sync>;
+///
+/// Among them are the jobs that have become ready or not with the change of another; the second list has those that are
+/// due and not ready, because their question is under way.
+pub type Observer = Box<dyn Fn(&[Job], &[JobId]) + Send + Sync>;
 
 /// Which of the ready jobs a claim is to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,6 +273,8 @@ pub struct Ahead {
 pub enum Insertion {
     /// The job is there now.
     Accepted,
+    /// The job is there now, but queued: it came claimed, and its question is under way.
+    Unclaimed,
     /// Its idempotency key stands for this job, which may have been pruned since; or, of an import, it is here itself.
     Existing(JobId),
 }

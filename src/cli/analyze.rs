@@ -70,6 +70,10 @@ pub struct Analyze {
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 
+    /// Have Claude asked for this question alone, whatever answer may be there or on its way
+    #[arg(long)]
+    fresh: bool,
+
     /// Print the job's id as soon as it is accepted, and end
     #[arg(long, conflicts_with_all = ["json", "markdown"])]
     detach: bool,
@@ -153,6 +157,9 @@ impl Analyze {
         let mut request = client.request(Method::POST, "/api/v1/analyze").json(body);
         if let Some(key) = &self.idempotency_key {
             request = request.header("idempotency-key", key);
+        }
+        if self.fresh {
+            request = request.header("cache-control", "no-cache");
         }
         client.send(request).await
     }

@@ -55,9 +55,22 @@ pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
         let memo: Memo = serde_json::from_value(job["result"].clone()).context("the memo can't be read")?;
         let text = if form.markdown { markdown::render(&memo) } else { memo::render(&memo, width(), colours()) };
         write!(out, "{text}")?;
+        if let Some(origin) = origin(job) {
+            writeln!(out, "\n{origin}")?;
+        }
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How a memo came about that Claude was not called for.
+fn origin(job: &Value) -> Option<String> {
+    let text = |value: &Value| value.as_str().map(clean);
+    if let Some(other) = text(&job["shared_with"]) {
+        return Some(format!("Claude was asked once for this and for job {other}, which asked the same."));
+    }
+    let (other, at) = (text(&job["cached"]["job_id"])?, text(&job["cached"]["finished_at"])?);
+    Some(format!("The answer was there already: it is that of job {other}, of {at}."))
 }
 
 /// The terminal's width, or a page's.

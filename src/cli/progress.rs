@@ -93,6 +93,7 @@ fn stage(job: &Value) -> String {
         (_, Some("run_at")) => "scheduled".to_owned(),
         (_, Some("retry")) => "waiting to try again".to_owned(),
         (_, Some("paused")) => "waiting: the queue is paused".to_owned(),
+        (_, Some("same_question")) => "waiting: the same question is being analysed".to_owned(),
         (_, Some("budget")) => "waiting: the budget is spent".to_owned(),
         (status, other) => clean(other.or(status).unwrap_or("waiting")),
     };

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Api, body,
-    extract::{Params, Submitter},
+    extract::{Params, Submitter, wants_its_own},
     observe,
     problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
     submission::{self, Body, max_body_bytes},
@@ -48,11 +48,13 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
             said nowhere else, which `Preference-Applied` tells unless that was in vain"),
         ("Idempotency-Key" = Option<String>, Header, description = "Your own name for this question, up to 255 \
             characters: sent again with the same question within IDEMPOTENCY_HOURS (24 unless set otherwise), it is the \
-            same job, told by `Idempotency-Replayed: true`")
+            same job, told by `Idempotency-Replayed: true`"),
+        ("Cache-Control" = Option<String>, Header, description = "`no-cache` has Claude asked for this question alone; \
+            otherwise the answer may be one that is there or on its way, see `cached` and `shared_with`")
     ),
     request_body = Body,
     responses(
-        (status = 200, description = "Waited for, and succeeded: the job with its memo", body = JobView<'static>),
+        (status = 200, description = "Waited for, and succeeded, or `cached`: the job with its memo", body = JobView<'static>),
         (status = 202, description = "Accepted; see `Location` and `Retry-After`", body = JobView<'static>),
         (status = 400, description = "`invalid_json`, `invalid_parameter`, `invalid_body`", body = ProblemBody<'static>,
             content_type = "application/problem+json"),
@@ -83,6 +85,7 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     submission.request.traceparent = observe::traceparent();
     submission.request.caller = question.submitter.submit(&api, 1)?;
     submission.idempotency_key = question.idempotency_key;
+    submission.wants_its_own = question.wants_its_own;
     let wait = question.wait.or(wait);
     let preferred = question.preferred.filter(|_| wait.is_none());
     let until = wait.or(preferred).and_then(Wait::until);
@@ -137,6 +140,7 @@ pub(super) struct Question {
     wait: Option<Wait>,
     preferred: Option<Wait>,
     idempotency_key: Option<String>,
+    wants_its_own: bool,
 }
 
 impl FromRequest<Arc<Api>> for Question {
@@ -149,7 +153,8 @@ impl FromRequest<Arc<Api>> for Question {
         let Ok(params) = Params::from_request_parts(&mut parts, api).await;
         let (wait, preferred) = (params.wait()?, Wait::preferred(&parts.headers));
         let idempotency_key = idempotency_key(&parts.headers)?;
-        Ok(Question { submitter, body, wait, preferred, idempotency_key })
+        let wants_its_own = wants_its_own(&parts.headers);
+        Ok(Question { submitter, body, wait, preferred, idempotency_key, wants_its_own })
     }
 }
 

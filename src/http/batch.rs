@@ -16,7 +16,7 @@ use super::{
     Api,
     analyze::{IDEMPOTENCY_REPLAYED, idempotency_key},
     body,
-    extract::Submitter,
+    extract::{Submitter, wants_its_own},
     observe,
     problem::{Problem, ProblemBody},
     submission::{self, BatchBody, MAX_BATCH_BYTES},
@@ -52,7 +52,8 @@ struct BatchJob {
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "Your own name for the whole batch, up to 255 \
             characters: sent again with the same questions in the same order, it brings the same jobs, told by \
-            `Idempotency-Replayed: true`. It is no name of a single question")
+            `Idempotency-Replayed: true`. It is no name of a single question"),
+        ("Cache-Control" = Option<String>, Header, description = "As for a single question")
     ),
     request_body = BatchBody,
     responses(
@@ -80,6 +81,7 @@ pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> 
     for submission in &mut submissions {
         submission.request.request_id = Some(request_id.clone());
         submission.request.caller.clone_from(&caller);
+        submission.wants_its_own = questions.wants_its_own;
     }
     let (jobs, replayed) = api.queue.enqueue_all(submissions, questions.idempotency_key.as_deref()).await?;
     info!(request.id = request_id, jobs = jobs.len(), replayed, "batch received");
@@ -97,6 +99,7 @@ pub(super) struct Questions {
     submitter: Submitter,
     body: Vec<u8>,
     idempotency_key: Option<String>,
+    wants_its_own: bool,
 }
 
 impl FromRequest<Arc<Api>> for Questions {
@@ -106,6 +109,7 @@ impl FromRequest<Arc<Api>> for Questions {
         let (mut parts, body) = request.into_parts();
         let submitter = Submitter::from_request_parts(&mut parts, api).await?;
         let body = body::read(&parts.headers, body, MAX_BATCH_BYTES).await?;
-        Ok(Questions { submitter, body, idempotency_key: idempotency_key(&parts.headers)? })
+        let idempotency_key = idempotency_key(&parts.headers)?;
+        Ok(Questions { submitter, body, idempotency_key, wants_its_own: wants_its_own(&parts.headers) })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts, Path, Query},
-    http::{HeaderValue, Method, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
 };
 
 use super::{
@@ -42,6 +42,14 @@ impl FromRequestParts<Arc<Api>> for Id {
         }
         Ok(Id(id))
     }
+}
+
+/// Whether a client wants an answer of its own (RFC 9111): neither one that was there before nor another's.
+pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
+    let directives = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    directives
+        .flat_map(|value| value.split(','))
+        .any(|directive| ["no-cache", "no-store"].iter().any(|own| directive.trim().eq_ignore_ascii_case(own)))
 }
 
 /// Who may ask questions, and from where they do.

@@ -254,6 +254,7 @@ fn submission(body: Body) -> Submission {
         run_at: body.run_at,
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
         idempotency_key: None,
+        wants_its_own: false,
     }
 }
 

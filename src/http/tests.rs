@@ -13,8 +13,8 @@ use super::*;
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, Priority,
-        StatusCounts, callback::Callbacks, delivery::Delivery,
+        AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
+        Priority, StatusCounts, callback::Callbacks, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     limits::PerMinute,
@@ -49,7 +49,7 @@ impl JobStore for Broken {
     async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         if *self == Broken::HangsLater { Ok(Insertion::Accepted) } else { self.fault().await }
     }
-    async fn insert_all(&self, _: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+    async fn insert_all(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         self.fault().await
     }
     async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
@@ -59,6 +59,9 @@ impl JobStore for Broken {
         self.fault().await
     }
     async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {
+        self.fault().await
+    }
+    async fn succeed(&self, _: JobId, _: u32, _: Arc<AttemptReport>, _: Timestamp) -> Result<Vec<Job>, StoreError> {
         self.fault().await
     }
     async fn prune(&self, _: Timestamp, _: usize, _: usize) -> Result<usize, StoreError> {
@@ -87,6 +90,12 @@ impl JobStore for Broken {
     }
     async fn journalled(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
         self.fault().await
+    }
+    fn is_under_way(&self, _: std::num::NonZeroU64) -> bool {
+        false
+    }
+    fn newest_answer(&self, _: std::num::NonZeroU64) -> Option<Job> {
+        None
     }
     fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
         false

@@ -15,7 +15,7 @@ use crate::{
     analysis::Memo,
     clock::Timestamp,
     job::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
         Priority, TokenUsage,
         delivery::{Delivery, DeliveryState, DeliveryTry},
     },
@@ -85,6 +85,12 @@ pub(super) struct JobView<'a> {
     /// The memo, once the job has succeeded.
     #[schema(value_type = Option<Memo>)]
     result: Option<&'a RawValue>,
+    /// The job whose call brought the memo: it asked the same while this one waited, so nothing was called for this one and
+    /// nothing billed.
+    #[schema(value_type = Option<String>, format = Uuid)]
+    shared_with: Option<JobId>,
+    /// The memo was there before: whose it was. Nothing was called and nothing billed.
+    cached: Option<Cached>,
     /// While it waits: why, how many go before it, and when its answer may come.
     queue: Option<Outlook>,
     /// Tokens over all attempts.
@@ -235,6 +241,8 @@ impl<'a> JobView<'a> {
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
             result: record.result(),
+            shared_with: record.answer().and_then(|attempt| attempt.report.shared_with),
+            cached: record.answer().and_then(|attempt| attempt.report.cached),
             queue: None,
             usage: usage(attempts),
             cost_usd: cost(attempts).map(dollars),

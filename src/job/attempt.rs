@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::JobId;
 use crate::clock::Timestamp;
 
 /// One call to Claude for a job, ended: an entry of the job's history, which only grows.
@@ -40,6 +41,8 @@ pub enum AttemptOutcome {
     OutcomeUnknown,
     /// There was no call: the answer kept of an earlier attempt was read again, and brought the result.
     Reparsed,
+    /// There was no call: the result is that of another job, which asked the same.
+    Shared,
 }
 
 /// What an attempt saw of the call: facts for the history, whatever its end.
@@ -70,6 +73,12 @@ pub struct AttemptReport {
     /// The attempt whose kept answer was read again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reparsed_from: Option<u32>,
+    /// The job whose call brought the result, while this one waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_with: Option<JobId>,
+    /// The result was there before the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached: Option<Cached>,
     /// Tokens the upstream reported; absent where it reported none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
@@ -103,6 +112,38 @@ impl AttemptReport {
             ..AttemptReport::default()
         }
     }
+
+    /// What another job may have of this report: the result and what made it, not what that cost.
+    fn answer(&self) -> AttemptReport {
+        AttemptReport {
+            model: self.model.clone(),
+            prompt_version: self.prompt_version.clone(),
+            prompt_sha256: self.prompt_sha256.clone(),
+            result: self.result.clone(),
+            ..AttemptReport::default()
+        }
+    }
+
+    /// The report of a job that waited while job `with` was asked the same.
+    pub fn shared(&self, with: JobId) -> AttemptReport {
+        AttemptReport { shared_with: Some(with), ..self.answer() }
+    }
+
+    /// The report of a job that was asked after `from` had its answer.
+    pub fn cached(&self, from: Cached) -> AttemptReport {
+        AttemptReport { cached: Some(from), ..self.answer() }
+    }
+}
+
+/// Where an answer is from that was there before the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Cached {
+    /// The job that was asked.
+    #[schema(value_type = String, format = Uuid)]
+    pub job_id: JobId,
+    /// When it had its answer.
+    #[schema(value_type = String, format = DateTime)]
+    pub finished_at: Timestamp,
 }
 
 /// Why an attempt, or with it the job, failed.

@@ -76,9 +76,19 @@ impl JobRecord {
 
     /// The memo, as it was stored, if the job has one.
     pub fn result(&self) -> Option<&RawValue> {
-        let brought =
-            |attempt: &&Arc<Attempt>| matches!(attempt.outcome, AttemptOutcome::Succeeded | AttemptOutcome::Reparsed);
-        self.attempts.iter().rev().find(brought)?.report.result.as_deref()
+        self.answer()?.report.result.as_deref()
+    }
+
+    /// The attempt that brought the memo.
+    pub fn answer(&self) -> Option<&Attempt> {
+        let brought = |attempt: &&Arc<Attempt>| match attempt.outcome {
+            AttemptOutcome::Succeeded | AttemptOutcome::Reparsed | AttemptOutcome::Shared => true,
+            AttemptOutcome::Failed
+            | AttemptOutcome::Released
+            | AttemptOutcome::Cancelled
+            | AttemptOutcome::OutcomeUnknown => false,
+        };
+        self.attempts.iter().rev().find(brought).map(|attempt| &**attempt)
     }
 
     /// Why a failed job failed, in the words of the attempt that it failed with.

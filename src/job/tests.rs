@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// The life cycle once more, as a table of names: what `apply` must agree with.
-fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, overdue: bool) -> Option<JobStatus> {
+fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, wanted: bool, overdue: bool) -> Option<JobStatus> {
     use JobStatus::{Cancelled, Failed, Queued, Running, Succeeded};
     let newest = matches!(event, JobEvent::Reparse { attempt, .. } if *attempt == job.attempt);
     match (job.settled_status(), event) {
@@ -18,6 +18,7 @@ fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, overdue: bool) -
         (Queued, JobEvent::MissDeadline) if overdue => Some(Failed),
         (Failed | Cancelled, JobEvent::Requeue { .. }) => Some(Queued),
         (Failed, JobEvent::Reparse { .. }) if newest => Some(Succeeded),
+        (Queued, JobEvent::Share { .. }) if wanted => Some(Succeeded),
         _ => None,
     }
 }
@@ -35,6 +36,7 @@ fn fence(event: &JobEvent) -> Option<u32> {
         | JobEvent::Cancel { .. }
         | JobEvent::MissDeadline
         | JobEvent::Reparse { .. }
+        | JobEvent::Share { .. }
         | JobEvent::Requeue { .. } => None,
     }
 }
@@ -56,6 +58,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
         2 => (attempt.clone(), time.clone(), report.clone())
             .prop_map(|(attempt, run_at, report)| JobEvent::Release { attempt, run_at, report }),
         2 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Reparse { attempt, report }),
+        1 => report.clone().prop_map(|report| JobEvent::Share { report }),
         1 => (attempt.clone(), report).prop_map(|(attempt, report)| JobEvent::Fail {
             attempt,
             code: FailureCode::InvalidOutput,
@@ -87,11 +90,14 @@ proptest! {
             let owns = fence(&event).is_none_or(|attempt| attempt == job.attempt);
             let due = matches!(job.state, JobState::Queued { run_at } if run_at <= at(now));
             let overdue = job.deadline_at.is_some_and(|deadline| deadline <= at(now));
-            let want = expected(&job, &event, owns, due, overdue);
+            let want = expected(&job, &event, owns, due, job.due_at <= at(now), overdue);
             match job.apply(&event, at(now)) {
                 Ok(after) => {
                     prop_assert_eq!(Some(after.settled_status()), want, "{:?} on {:?}", event, before);
-                    claims += u32::from(matches!(event, JobEvent::Claim { .. } | JobEvent::Reparse { .. }));
+                    claims += u32::from(matches!(
+                        event,
+                        JobEvent::Claim { .. } | JobEvent::Reparse { .. } | JobEvent::Share { .. }
+                    ));
                     history.extend(before.closed_attempt(&event, at(now)));
                     job = after;
                 }
@@ -103,7 +109,7 @@ proptest! {
                     }
                 }
             }
-            prop_assert_eq!(job.attempt, claims, "a number is given once per claim and reparse");
+            prop_assert_eq!(job.attempt, claims, "a number is given once per claim, reparse and share");
             let failed = [FailureClass::Connect, FailureClass::Overload, FailureClass::InvalidOutput, FailureClass::Other];
             let failed: u32 = failed.into_iter().map(|class| job.failures.count(class)).sum();
             prop_assert!(failed + job.releases <= job.attempt);
@@ -170,6 +176,22 @@ fn a_kept_answer_that_reads_after_all_is_an_entry_of_its_own_and_the_end() {
     assert!(read.apply(&reparse(2), at(9)).is_err(), "a memo once given stays");
     let retried = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
     assert!(retried.apply(&reparse(1), at(4)).is_err(), "it is tried again already");
+}
+
+#[test]
+fn anothers_answer_is_an_entry_of_its_own_and_the_end_and_is_not_passed_on() {
+    let mut job = Job::new(Uuid::nil(), Priority::Normal, at(0));
+    (job.question, job.due_at, job.state) = (NonZeroU64::new(7), at(5), JobState::Queued { run_at: at(5) });
+    let share = JobEvent::Share { report: Arc::new(AttemptReport::default().shared(Uuid::max())) };
+    assert!(job.apply(&share, at(4)).is_err(), "its client wants it later");
+    let between = Job { state: JobState::Queued { run_at: at(60) }, attempt: 1, ..job.clone() };
+    for job in [job, between] {
+        let entry = job.closed_attempt(&share, at(9)).unwrap();
+        assert_eq!((entry.number, entry.outcome, entry.started_at), (job.attempt + 1, AttemptOutcome::Shared, at(9)));
+        let shared = job.apply(&share, at(9)).unwrap();
+        assert_eq!((shared.state, shared.attempt, shared.question), (JobState::Succeeded, job.attempt + 1, None));
+    }
+    assert!(running().apply(&share, at(9)).is_err(), "its own call is under way");
 }
 
 #[test]

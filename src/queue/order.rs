@@ -179,15 +179,20 @@ impl Order {
         Waiting { order: Arc::clone(self), number, turned, job, until, model }
     }
 
-    /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more.
-    pub(super) fn note(&self, jobs: &[Job], now: Timestamp) {
+    /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is held back
+    /// can't be claimed though it is due.
+    pub(super) fn note(&self, jobs: &[Job], now: Timestamp, is_held_back: impl Fn(&Job) -> bool) {
         let mut state = self.lock();
         if state.clients.is_empty() {
             return;
         }
         for job in jobs {
             for number in state.by_job.get(&job.id).cloned().unwrap_or_default() {
-                state.place(number, job, now);
+                if is_held_back(job) {
+                    state.displace(number);
+                } else {
+                    state.place(number, job, now);
+                }
             }
         }
     }
@@ -356,7 +361,7 @@ mod tests {
         let enter = |(n, hold): (u128, &u64)| {
             let waiting =
                 order.enter(JobId::from_u128(n), NonZeroU64::new(caller), None, Instant::now() + seconds(*hold));
-            order.note(&[job(n)], at(0));
+            order.note(&[job(n)], at(0), |_| false);
             waiting
         };
         (first..).zip(holds).map(enter).collect()
@@ -389,7 +394,7 @@ mod tests {
         assert_eq!(picks(&order, 2, 5, false), [2, 0]);
         heard.await;
         assert!(clients[0].has_turned() && !clients[1].has_turned());
-        order.note(&[job(1)], at(0));
+        order.note(&[job(1)], at(0), |_| false);
         assert_eq!(picks(&order, 1, 1, false), [0], "it stays so");
     }
 
@@ -400,7 +405,7 @@ mod tests {
         assert!(!clients[0].is_picked());
         assert_eq!(picks(&order, 1, 5, false), [1]);
         assert!(clients[0].is_picked());
-        order.note(&[job(1)], at(0));
+        order.note(&[job(1)], at(0), |_| false);
         assert!(!clients[0].is_picked());
     }
 
@@ -434,10 +439,21 @@ mod tests {
         let order = Arc::default();
         let _clients = clients(&order, 0, 1, &[20]);
         let retried = Job { state: JobState::Queued { run_at: at(3) }, ..job(1) };
-        order.note(&[retried], at(1));
+        order.note(&[retried], at(1), |_| false);
         assert_eq!(picks(&order, 1, 5, false), [0]);
         let pick = order.pick(at(3), 5, |_| seconds(5), || false);
         assert_eq!(pick, Pick::Job(JobId::from_u128(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_is_held_back_has_no_place_until_it_is_let_go() {
+        let order = Arc::default();
+        let clients = clients(&order, 0, 1, &[10, 20]);
+        order.note(&[job(1)], at(0), |_| true);
+        assert_eq!((order.ready(), picks(&order, 2, 5, false)), (1, vec![2, 0]));
+        order.note(&[job(1)], at(0), |_| false);
+        assert_eq!(picks(&order, 2, 5, false), [1, 0]);
+        assert!(!clients[0].has_turned());
     }
 
     #[tokio::test(start_paused = true)]
@@ -466,7 +482,7 @@ mod tests {
         let until = Instant::now() + seconds(10);
         let _slow = order.enter(JobId::from_u128(1), None, Some("slow".to_owned()), until);
         let _quick = order.enter(JobId::from_u128(2), None, None, until);
-        order.note(&[job(1), job(2)], at(0));
+        order.note(&[job(1), job(2)], at(0), |_| false);
         let needs = |model: Option<&str>| if model == Some("slow") { seconds(11) } else { seconds(1) };
         assert_eq!(order.pick(at(0), 5, needs, || false), Pick::Job(JobId::from_u128(2)));
     }

@@ -40,6 +40,8 @@ pub enum WaitingFor {
     Retry,
     /// An operator, who has paused the queue.
     Paused,
+    /// The answer of another job that asks the same and is running.
+    SameQuestion,
 }
 
 /// What the limits on calls allow at the moment.
@@ -102,6 +104,11 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
     };
     let eta_seconds = Some(start_in(figures, allowance).saturating_add(service_time).as_secs());
     Some(Outlook { position: Some(place + 1), eta_seconds, waiting_for })
+}
+
+/// The outlook of a job that waits for the answer of another, which comes within the time that one takes.
+pub(super) fn behind_the_same(service_time: Duration) -> Outlook {
+    Outlook { position: None, eta_seconds: Some(service_time.as_secs()), waiting_for: WaitingFor::SameQuestion }
 }
 
 /// How long it takes until a job with so many before it starts.

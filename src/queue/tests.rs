@@ -7,7 +7,14 @@
 //! attempt must know whether it still owns its job; and whoever waits for a job that has ended must have heard of it. At
 //! the end of a sequence every job is brought to its end.
 
-use std::{collections::HashMap, num::NonZeroU64, path::Path, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZeroU64,
+    path::Path,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use futures_util::{
     FutureExt,
@@ -59,6 +66,8 @@ struct New {
     caller: u8,
     /// Its client waits for the answer.
     waits: bool,
+    /// What it asks, if others may ask the same.
+    asks: Option<u8>,
 }
 
 /// How an attempt ends.
@@ -123,8 +132,10 @@ fn any_event() -> impl Strategy<Value = Event> {
     let new = || {
         let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
         let later = proptest::option::weighted(0.3, 0u64..50);
-        (priority, later.clone(), later, 0u8..3, proptest::bool::weighted(0.4))
-            .prop_map(|(priority, run_in, deadline, caller, waits)| New { priority, run_in, deadline, caller, waits })
+        let asks = proptest::option::weighted(0.6, 0u8..2);
+        (priority, later.clone(), later, 0u8..3, proptest::bool::weighted(0.4), asks).prop_map(
+            |(priority, run_in, deadline, caller, waits, asks)| New { priority, run_in, deadline, caller, waits, asks },
+        )
     };
     let how = prop_oneof![
         2 => Just(How::Succeed),
@@ -168,7 +179,9 @@ struct Expected {
     priority: Priority,
     caller: Option<String>,
     waited_for: bool,
+    question: Option<NonZeroU64>,
     created_at: Timestamp,
+    due_at: Timestamp,
     deadline_at: Option<Timestamp>,
     state: JobState,
     attempt: u32,
@@ -180,8 +193,23 @@ struct Expected {
 }
 
 impl Expected {
-    fn is_ready(&self, now: Timestamp) -> bool {
-        matches!(self.state, JobState::Queued { run_at } if run_at <= now)
+    /// Whether it is due and can be claimed while these questions are being asked.
+    fn is_ready(&self, under_way: &HashSet<NonZeroU64>, now: Timestamp) -> bool {
+        matches!(self.state, JobState::Queued { run_at } if run_at <= now) && !self.is_asked(under_way)
+    }
+
+    fn is_asked(&self, under_way: &HashSet<NonZeroU64>) -> bool {
+        self.question.is_some_and(|question| under_way.contains(&question))
+    }
+
+    /// Takes the answer of another that asked the same, if it may.
+    fn share(&mut self, now: Timestamp) {
+        if matches!(self.state, JobState::Queued { .. }) && self.due_at <= now {
+            self.attempt += 1;
+            self.question = None;
+            self.history.push((self.attempt, AttemptOutcome::Shared));
+            self.end(JobState::Succeeded, now);
+        }
     }
 
     fn caller(&self) -> Option<NonZeroU64> {
@@ -270,14 +298,17 @@ impl Expected {
     fn requeue(&mut self, now: Timestamp) -> bool {
         let (JobState::Failed { .. } | JobState::Cancelled) = self.state else { return false };
         self.state = JobState::Queued { run_at: now };
+        self.due_at = now;
         (self.overloads, self.unknown, self.releases, self.finished_at) = (0, 0, 0, None);
         self.deadline_at = self.deadline_at.filter(|deadline| *deadline > now);
         true
     }
 
     /// Ends what time has run out on.
-    fn sweep(&mut self, policy: &Policy, now: Timestamp) {
+    fn sweep(&mut self, policy: &Policy, under_way: &HashSet<NonZeroU64>, now: Timestamp) {
         match self.state {
+            // Its deadline waits with it.
+            JobState::Queued { run_at } if run_at <= now && self.is_asked(under_way) => {}
             JobState::Running { lease_until } if lease_until <= now => self.expire(policy, now),
             JobState::Queued { .. } if self.deadline_at.is_some_and(|deadline| deadline <= now) => {
                 self.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
@@ -302,7 +333,7 @@ impl Expected {
                     spent.add(&Sums { at_risk, ..Sums::default() });
                 }
                 // Read again, not asked again.
-                AttemptOutcome::Released | AttemptOutcome::Reparsed => {}
+                AttemptOutcome::Released | AttemptOutcome::Reparsed | AttemptOutcome::Shared => {}
             }
         }
         spent
@@ -349,6 +380,9 @@ impl Life {
             }
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                 assert!(!was_final, "ended twice: {job:?}");
+                // Another's answer is an attempt of its own, which nobody claimed.
+                let was_running = matches!(before, Some(JobState::Running { .. }));
+                self.attempts += u32::from(job.state == JobState::Succeeded && !was_running);
                 assert_eq!(job.attempt, self.attempts, "{job:?}");
             }
         }
@@ -404,7 +438,8 @@ fn folder() -> TempDir {
 }
 
 fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledStore>> {
-    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING };
+    let config =
+        SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING, keep_answers: true };
     Arc::new(FaultStore::over(SledStore::open(config, clock.clone(), metrics.clone()).unwrap()))
 }
 
@@ -416,6 +451,7 @@ impl World {
             retry_unknown_outcome,
             keep_finished_for: Duration::from_hours(1),
             max_finished: 10,
+            identify: Arc::new(|request, _, _| asked(request)),
             ..Policy::plain()
         };
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
@@ -449,7 +485,13 @@ impl World {
     }
 
     fn ready(&self) -> usize {
-        self.jobs.iter().filter(|job| job.is_ready(self.now())).count()
+        let under_way = self.under_way();
+        self.jobs.iter().filter(|job| job.is_ready(&under_way, self.now())).count()
+    }
+
+    /// The questions that are being asked.
+    fn under_way(&self) -> HashSet<NonZeroU64> {
+        self.jobs.iter().filter(|job| job.is_running()).filter_map(|job| job.question).collect()
     }
 
     fn pending(&self) -> usize {
@@ -458,14 +500,15 @@ impl World {
 
     /// The job that a claim must take, with its caller's turn served.
     fn taken(&mut self, pick: Pick) -> Option<&mut Expected> {
-        let now = self.now();
+        let (now, under_way) = (self.now(), self.under_way());
         if let Pick::Job(id) = pick
-            && let Some(place) = self.jobs.iter().position(|job| job.id == id && job.is_ready(now))
+            && let Some(place) = self.jobs.iter().position(|job| job.id == id && job.is_ready(&under_way, now))
         {
             return self.jobs.get_mut(place);
         }
-        let unwaited = pick == Pick::Unwaited && self.jobs.iter().any(|job| job.is_ready(now) && !job.waited_for);
-        let may = |job: &&mut Expected| job.is_ready(now) && !(unwaited && job.waited_for);
+        let ready = |job: &Expected| job.is_ready(&under_way, now);
+        let unwaited = pick == Pick::Unwaited && self.jobs.iter().any(|job| ready(job) && !job.waited_for);
+        let may = |job: &&mut Expected| ready(job) && !(unwaited && job.waited_for);
         let callers = self.jobs.iter_mut().filter(may).map(|job| job.caller());
         let (turn, caller) = callers.map(|caller| (self.turns[&caller], caller)).min()?;
         self.turns.insert(caller, turn.max(self.turn) + 1);
@@ -475,8 +518,9 @@ impl World {
 
     /// Callers that have jobs ready come in at the turn served last, unless theirs is a later one.
     fn note_callers(&mut self) {
-        let now = self.now();
-        let callers: Vec<_> = self.jobs.iter().filter(|job| job.is_ready(now)).map(Expected::caller).collect();
+        let (now, under_way) = (self.now(), self.under_way());
+        let ready = self.jobs.iter().filter(|job| job.is_ready(&under_way, now));
+        let callers: Vec<_> = ready.map(Expected::caller).collect();
         self.turns.retain(|caller, turn| *turn > self.turn || callers.contains(caller));
         for caller in callers {
             self.turns.entry(caller).or_insert(self.turn);
@@ -485,12 +529,12 @@ impl World {
 
     /// Who waits goes by the earliest deadline, each among its caller's; they have come in this order.
     fn assert_first_of_its_caller(&self, id: JobId) {
-        let now = self.now();
+        let (now, under_way) = (self.now(), self.under_way());
         let client = self.clients.iter().position(|client| client.job() == id).expect("a client waits for it");
         let of = |id| self.jobs.iter().find(|job| job.id == id);
         let caller = of(id).map(Expected::caller);
         let earlier = self.clients[..client].iter().filter_map(|client| of(client.job()));
-        let passed = earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(now)).count();
+        let passed = earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(&under_way, now)).count();
         assert!(passed == 0 || self.was_deaf, "{id} is claimed before {passed} with an earlier deadline");
     }
 
@@ -554,11 +598,17 @@ impl World {
         let later = |seconds: u64| now.plus(Duration::from_secs(seconds));
         let caller = (new.caller > 0).then(|| format!("caller {}", new.caller));
         let submission = Submission {
-            request: JobRequest { query: query.clone(), caller: caller.clone(), ..JobRequest::default() },
+            request: JobRequest {
+                query: query.clone(),
+                context: new.asks.map(|number| format!("context {number}")),
+                caller: caller.clone(),
+                ..JobRequest::default()
+            },
             priority: new.priority,
             run_at: new.run_in.map(later),
             deadline: new.deadline.map(Duration::from_secs),
             idempotency_key: None,
+            wants_its_own: false,
         };
         let expected = Expected {
             id: Uuid::nil(),
@@ -566,7 +616,9 @@ impl World {
             priority: new.priority,
             caller,
             waited_for: new.waits,
+            question: asked(&submission.request),
             created_at: now,
+            due_at: new.run_in.map_or(now, later),
             deadline_at: new.deadline.map(later),
             state: JobState::Queued { run_at: new.run_in.map_or(now, later) },
             attempt: 0,
@@ -630,12 +682,12 @@ impl World {
             return self.submit(vec![new]).await;
         }
         let now = self.now();
-        let chosen = permit && new.run_in.is_none_or(|seconds| seconds == 0);
+        let (submission, expected) = self.submission(&new);
+        let chosen = permit && new.run_in.is_none_or(|seconds| seconds == 0) && !expected.is_asked(&self.under_way());
         let queue = self.queue.clone();
         let permit: Permit = Arc::new(move || permit);
         let mut worker = Some(Box::pin(queue.next(&permit)));
         assert!(poll!(worker.as_mut().unwrap()).is_pending(), "there is nothing to do");
-        let (submission, expected) = self.submission(&new);
         // Once the worker has been chosen, and before the job is on disk.
         let leaving = async { drop(worker.take_if(|_| leaves)) };
         let (result, ()) = join(queue.enqueue(submission), leaving).await;
@@ -698,8 +750,11 @@ impl World {
         }
         match (result, fired.first()) {
             (Ok(claim), _) => {
+                let Some(job) = self.taken(pick) else {
+                    assert!(claim.is_none(), "all that were ready asked the same as a job that was claimed");
+                    return;
+                };
                 let claim = claim.expect("a job was ready");
-                let job = self.taken(pick).unwrap();
                 job.claim(now);
                 assert_eq!((claim.job.id, claim.job.attempt), (job.id, job.attempt), "claims follow the order");
                 assert_eq!(claim.request.query, job.query);
@@ -761,6 +816,11 @@ impl World {
                 (Op::Settle(_, how), Done::Settled) => {
                     if owns {
                         job.settle(how, &policy, now);
+                        let answered = job.question.filter(|_| job.state == JobState::Succeeded);
+                        if answered.is_some() {
+                            let same = |job: &&mut Expected| job.question == answered;
+                            self.jobs.iter_mut().filter(same).for_each(|job| job.share(now));
+                        }
                     }
                     // It is tried again until the store answers; what was done already is then refused.
                     self.late += u64::from(!owns || fired == Some(Moment::After));
@@ -810,13 +870,13 @@ impl World {
     }
 
     async fn sweep(&mut self) {
-        let (now, policy) = (self.now(), self.policy.clone());
+        let (now, policy, under_way) = (self.now(), self.policy.clone(), self.under_way());
         let result = self.queue.sweep().await;
         let fired = self.store.take_fired();
         assert_eq!(result.is_err(), !fired.is_empty(), "{result:?} after {fired:?}");
         for job in &mut self.jobs {
             let mut swept = job.clone();
-            swept.sweep(&policy, now);
+            swept.sweep(&policy, &under_way, now);
             // An interrupted sweep did it or did not.
             if result.is_ok() || self.store.peek(job.id).is_some_and(|is| is.state == swept.state) {
                 *job = swept;
@@ -951,6 +1011,12 @@ impl World {
 fn queue_over(store: &Arc<FaultStore<SledStore>>, clock: &Clock, policy: &Policy, metrics: &Metrics) -> Queue {
     let store = Arc::clone(store) as Arc<dyn JobStore>;
     Queue::new(store, clock.clone(), policy.clone(), metrics.clone(), CancellationToken::new())
+}
+
+/// The question of a request of the model: what its context says, of its caller.
+fn asked(request: &JobRequest) -> Option<NonZeroU64> {
+    let context = request.context.as_ref()?;
+    Some(short_digest(format!("{:?} {context}", request.caller).as_bytes()))
 }
 
 /// Calls can be made as fast as one likes.
@@ -1153,7 +1219,7 @@ async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let (asked, waiting) = ask(&queue, 29).await;
     assert_eq!(queue.pick(queue.now()), Pick::Job(asked.job.id));
-    queue.0.order.note(std::slice::from_ref(&asked.job), queue.now());
+    queue.place(&asked.job, queue.now());
     let ahead = [&ordinary, &asked.job].map(|job| queue.outlook(job, free).unwrap().position);
     assert_eq!(ahead, [Some(2), Some(1)]);
     drop(waiting);
@@ -1198,4 +1264,153 @@ async fn a_caller_has_its_own_bound_and_those_without_a_name_have_none() {
     }
     queue.cancel(first.id).await.unwrap();
     queue.enqueue(new(Some("ann"))).await.unwrap();
+}
+
+/// A queue that knows what is the same by the question's text alone, and gives answers again for a minute.
+fn sharing(folder: &TempDir) -> (Queue, Clock) {
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let policy = Policy {
+        identify: Arc::new(|request, _, _| Some(short_digest(request.query.as_bytes()))),
+        cache_for: Duration::from_mins(1),
+        lease: Duration::from_hours(1),
+        ..Policy::plain()
+    };
+    (queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics), clock)
+}
+
+fn question(query: &str) -> Submission {
+    Submission { request: JobRequest { query: query.to_owned(), ..JobRequest::default() }, ..Submission::default() }
+}
+
+/// Settles a claim with a memo that has cost something.
+async fn answer(queue: &Queue, claim: &Claim) {
+    let report = AttemptReport {
+        usage: Some(COST),
+        result: serde_json::value::to_raw_value("the memo").ok(),
+        ..AttemptReport::default()
+    };
+    queue.settle(&claim.job, &Settlement::Succeeded, report).await;
+    queue.end(&claim.job);
+}
+
+#[tokio::test]
+async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
+    let folder = folder();
+    let (queue, clock) = sharing(&folder);
+    let first = queue.enqueue(question("a")).await.unwrap().record.job;
+    answer(&queue, &claimed(&queue).await).await;
+    let finished_at = clock.now();
+    clock.advance(Duration::from_millis(59_999));
+    let mut told = question("a");
+    told.request.callback_url = Some("https://example.com/".to_owned());
+    told.idempotency_key = Some("k".to_owned());
+    let again = queue.enqueue(told.clone()).await.unwrap();
+    let (job, report) = (&again.record.job, &again.record.answer().unwrap().report);
+    assert_eq!((job.state, job.finished_at), (JobState::Succeeded, Some(clock.now())));
+    assert_eq!(report.cached, Some(Cached { job_id: first.id, finished_at }));
+    assert_eq!((again.record.result().map(RawValue::get), report.usage), (Some("\"the memo\""), None));
+    assert_eq!(queue.deliveries_due(9), [job.id], "who wants to be told is told");
+    let kept = queue.get(job.id).await.unwrap();
+    assert_eq!((&kept.job, kept.attempts.len()), (job, 1));
+    let replayed = queue.enqueue(told).await.unwrap();
+    assert_eq!((replayed.replayed, replayed.record.job.id), (true, job.id));
+    let (batch, _) = queue.enqueue_all(vec![question("a"), question("b")], None).await.unwrap();
+    assert_eq!(
+        batch.iter().map(|job| job.status(clock.now())).collect::<Vec<_>>(),
+        ["succeeded", "queued"].map(|status| status.parse().unwrap())
+    );
+    assert_eq!((queue.spent_today().calls, queue.0.metrics.answers_cached.get()), (1, 2));
+
+    let own = queue.enqueue(Submission { wants_its_own: true, ..question("a") }).await.unwrap().record.job;
+    let later = Submission { run_at: Some(clock.now().plus(Duration::from_millis(1))), ..question("a") };
+    let later = queue.enqueue(later).await.unwrap().record.job;
+    clock.advance(Duration::from_millis(1));
+    let old = queue.enqueue(question("a")).await.unwrap().record.job;
+    for job in [own, later, old] {
+        assert!(
+            !job.state.is_final(),
+            "its own, for later, or when the answer is too old, however young its copies are"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_given_again_no_more_once_its_job_is_gone() {
+    let folder = folder();
+    let (queue, clock) = sharing(&folder);
+    let first = queue.enqueue(question("a")).await.unwrap().record.job;
+    answer(&queue, &claimed(&queue).await).await;
+    assert!(queue.enqueue(question("a")).await.unwrap().record.job.state.is_final());
+    queue.0.store.remove(vec![first.id], clock.now()).await.unwrap();
+    assert!(!queue.enqueue(question("a")).await.unwrap().record.job.state.is_final(), "its copy is no source");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks_itself_without_it() {
+    let folder = folder();
+    let (queue, clock) = sharing(&folder);
+    for n in 0..5 {
+        queue.enqueue(question(&format!("before {n}"))).await.unwrap();
+        let claim = claimed(&queue).await;
+        clock.advance(Duration::from_secs(10));
+        answer(&queue, &claim).await;
+    }
+    queue.enqueue(question("a")).await.unwrap();
+    let first = claimed(&queue).await;
+    let hold = async |query| {
+        let until = Instant::now() + Duration::from_secs(9);
+        let (accepted, waiting) = queue.ask(question(query), until, free).await.unwrap();
+        (accepted.record.job, waiting)
+    };
+    assert!(hold("b").await.1.is_none(), "an attempt takes ten seconds");
+    let (second, waiting) = hold("a").await;
+    let outlook = queue.outlook(&second, free).unwrap();
+    assert_eq!((outlook.position, outlook.waiting_for), (None, WaitingFor::SameQuestion));
+    assert_eq!(queue.pick(queue.now()), Pick::First, "it has no place of its own");
+    let waiting = waiting.unwrap();
+    let mut answered = Box::pin(queue.answer(&waiting));
+    assert!(poll!(&mut answered).is_pending(), "the answer may come in time");
+
+    queue.settle(&first.job, &Settlement::given_back(FailureCode::RateLimited), AttemptReport::default()).await;
+    queue.end(&first.job);
+    assert!(queue.outlook(&second, free).unwrap().waiting_for != WaitingFor::SameQuestion);
+    let again = claimed(&queue).await;
+    assert_eq!(again.job.id, first.job.id, "its client could not be answered in time any more");
+    answer(&queue, &again).await;
+    let record = answered.await.unwrap();
+    assert_eq!(record.job.id, second.id);
+    assert!(record.answer().is_none_or(|attempt| attempt.report.shared_with == Some(first.job.id)));
+    assert_eq!(queue.get(second.id).await.unwrap().answer().unwrap().report.shared_with, Some(first.job.id));
+    assert_eq!(queue.0.metrics.answers_shared.get(), 1);
+}
+
+#[tokio::test]
+async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_workers_free() {
+    let folder = folder();
+    let (queue, _) = sharing(&folder);
+    let permit: Permit = Arc::new(|| true);
+    let mut workers = [Box::pin(queue.next(&permit)), Box::pin(queue.next(&permit))];
+    for worker in &mut workers {
+        assert!(poll!(worker).is_pending());
+    }
+    let same = futures_util::future::join_all((0..4).map(|_| queue.enqueue(question("a")))).await;
+    let same: Vec<Job> = same.into_iter().map(|accepted| accepted.unwrap().record.job).collect();
+    assert_eq!(same.iter().filter(|job| job.is_running()).count(), 1, "{same:?}");
+    let other = queue.enqueue(question("b")).await.unwrap().record.job;
+    let [one, two] = workers;
+    let (one, two) = futures_util::join!(one, two);
+    let mut claims = Vec::new();
+    for next in [one.unwrap(), two.unwrap()] {
+        claims.push(match next {
+            Next::Claimed(claim) => *claim,
+            Next::Ready(intent) => queue.claim(intent).await.unwrap().unwrap(),
+        });
+    }
+    claims.sort_by_key(|claim| claim.job.id == other.id);
+    assert_eq!(claims[1].job.id, other.id);
+    answer(&queue, &claims[0]).await;
+    for job in same {
+        assert_eq!(queue.peek(job.id).unwrap().state, JobState::Succeeded);
+    }
+    assert_eq!(queue.0.metrics.answers_shared.get(), 3);
 }

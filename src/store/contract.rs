@@ -12,7 +12,8 @@ use crate::{
     clock::Timestamp,
     job::{
         AtRisk, AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
-        JobRecord, JobRequest, JobStatus, Listing, Order, Priority, StatusCounts, TokenUsage, TransitionError,
+        JobRecord, JobRequest, JobState, JobStatus, Listing, Order, Priority, StatusCounts, TokenUsage,
+        TransitionError,
         delivery::{Delivery, DeliveryTry},
     },
     ledger::{Day, Risk, Sums, UNKNOWN_MODEL},
@@ -73,6 +74,9 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
     owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
     adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
+    asks_once_for_all_that_ask_the_same(&fresh().await).await;
+    claims_one_of_those_that_ask_the_same_however_many_try(fresh().await).await;
+    tells_the_observer_who_is_held_back_and_who_is_let_go(&fresh().await).await;
 }
 
 /// What an attempt saw that used so many tokens of a model.
@@ -133,7 +137,7 @@ async fn lets_callers_take_turns(store: &impl JobStore) {
 
 async fn counts_the_pending_jobs_of_each_caller(store: &impl JobStore) {
     let [one, other] = [1, 2].map(|caller| std::num::NonZeroU64::new(caller).unwrap());
-    let later = Job { state: crate::job::JobState::Queued { run_at: at(50) }, ..by(1, 1) };
+    let later = Job { state: JobState::Queued { run_at: at(50) }, ..by(1, 1) };
     add(store, [by(0, 1), later.clone(), by(2, 2), job(3)]).await;
     assert_eq!((store.pending_of(one), store.pending_of(other)), (2, 1));
     let claimed = pick(store, Pick::Job(job(0).id), 10).await.unwrap();
@@ -146,7 +150,7 @@ async fn counts_the_pending_jobs_of_each_caller(store: &impl JobStore) {
 }
 
 async fn takes_the_job_that_is_picked(store: &impl JobStore) {
-    let later = Job { state: crate::job::JobState::Queued { run_at: at(50) }, ..job(3) };
+    let later = Job { state: JobState::Queued { run_at: at(50) }, ..job(3) };
     add(store, [job(0), job(1), job(2), later.clone()]).await;
     assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(2).id));
     assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(0).id), "it runs");
@@ -167,7 +171,7 @@ async fn prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(store: &impl 
 
 async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore) {
     let mut later = job(0);
-    later.state = crate::job::JobState::Queued { run_at: at(50) };
+    later.state = JobState::Queued { run_at: at(50) };
     add(store, [later]).await;
     assert_eq!(store.claimable(at(49)), 0);
     assert_eq!(claim(store, 49).await, None);
@@ -430,7 +434,9 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
 }
 
 async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {
-    let batch = |jobs: &[Job]| jobs.iter().zip(0..).map(|(job, n)| (job.clone(), request(n))).collect::<Vec<_>>();
+    let batch = |jobs: &[Job]| {
+        jobs.iter().zip(0..).map(|(job, n)| JobRecord::fresh(job.clone(), request(n))).collect::<Vec<_>>()
+    };
     let first = [named(0, 1, 1), named(1, 2, 1), named(2, 3, 1)];
     assert_eq!(store.insert_all(batch(&first)).await, Ok(vec![Insertion::Accepted; 3]));
     assert_eq!(store.counts(at(3)).queued, 3);
@@ -480,6 +486,101 @@ async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl Jo
     let more = (10..20).map(|n| JobRecord { job: job(n), ..records[4].clone() }).collect();
     assert_eq!(to.import(more).await, Err(StoreError::Full { limit: MAX_PENDING }));
     assert_eq!(to.list(all(None, 100), at(10)).await.unwrap().jobs.len(), 5, "none of them");
+}
+
+/// A job that shares its answer with all of this question.
+pub(crate) fn asking(n: u32, question: u64) -> Job {
+    Job { question: std::num::NonZeroU64::new(question), ..job(n) }
+}
+
+/// As it is when it is claimed at its submission.
+fn claimed_at_once(job: &Job) -> Job {
+    job.apply(&JobEvent::Claim { lease_until: job.created_at.plus(Duration::from_secs(30)) }, job.created_at).unwrap()
+}
+
+async fn asks_once_for_all_that_ask_the_same(store: &impl JobStore) {
+    let later = Job { state: JobState::Queued { run_at: at(50) }, due_at: at(50), ..asking(4, 7) };
+    let hurried = Job { deadline_at: Some(at(12)), ..asking(1, 7) };
+    add(store, [asking(0, 7), hurried, asking(2, 7), asking(3, 8), later, job(5)]).await;
+    let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
+    let claimed = [claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap()];
+    assert_eq!(ids(&claimed), [0, 3, 5].map(|n| job(n).id));
+    let seven = claimed[0].question.unwrap();
+    assert_eq!((claim(store, 10).await, store.claimable(at(11))), (None, 0));
+    assert_eq!(pick(store, Pick::Job(job(2).id), 11).await, None, "not even by name");
+    assert!(store.is_under_way(seven));
+    let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
+    store.transition(job(0).id, extend, at(20)).await.unwrap();
+    assert_eq!((store.claimable(at(20)), store.overdue(at(20), 9)), (0, Vec::new()), "its deadline waits too");
+    assert_eq!(store.insert(claimed_at_once(&asking(6, 7)), request(6)).await, Ok(Insertion::Unclaimed));
+    assert_eq!(store.peek(job(6).id), Some(asking(6, 7)));
+
+    store.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(20)).await.unwrap();
+    let release = JobEvent::Release { attempt: 1, run_at: at(21), report: Arc::default() };
+    store.transition(job(0).id, release, at(21)).await.unwrap();
+    assert_eq!((store.claimable(at(21)), ids(&store.overdue(at(21), 9))), (3, vec![job(1).id]));
+    assert_eq!(claim(store, 21).await.unwrap().id, job(0).id);
+    let fail = JobEvent::Fail { attempt: 2, code: FailureCode::Refused, report: Arc::default() };
+    store.transition(job(0).id, fail, at(22)).await.unwrap();
+    assert_eq!(claim(store, 22).await.unwrap().id, job(1).id, "the next one asks");
+
+    let JobEvent::Succeed { report, .. } = success(1, 60_000) else { unreachable!() };
+    let report = AttemptReport { result: report.result.clone(), ..(*spending("a", 5)).clone() };
+    assert!(store.succeed(job(1).id, 2, Arc::new(report.clone()), at(23)).await.is_err(), "of another attempt");
+    let answered = store.succeed(job(1).id, 1, Arc::new(report), at(23)).await.unwrap();
+    assert_eq!(ids(&answered), [1, 6].map(|n| job(n).id), "one is scheduled for later");
+    let [own, shared] = [store.get(job(1).id).await.unwrap().unwrap(), store.get(job(6).id).await.unwrap().unwrap()];
+    assert_eq!([&own.job, &shared.job], [&answered[0], &answered[1]]);
+    assert_eq!(shared.result().unwrap().get(), own.result().unwrap().get());
+    let attempt = shared.answer().unwrap();
+    assert_eq!((attempt.outcome, attempt.report.shared_with), (AttemptOutcome::Shared, Some(job(1).id)));
+    assert_eq!((attempt.report.model.as_deref(), attempt.report.usage), (Some("a"), None));
+    assert_eq!(store.spent(Day::of(at(23))).calls, 1);
+    assert!(!store.is_under_way(seven));
+    assert_eq!(claim(store, 50).await.unwrap().id, job(4).id, "what was asked for later is asked then");
+}
+
+async fn claims_one_of_those_that_ask_the_same_however_many_try<S: JobStore>(store: S) {
+    let store = Arc::new(store);
+    add(&*store, (0..4).map(|n| asking(n, 7))).await;
+    let claims: Vec<_> = (0..4)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { claim(&*store, 10).await })
+        })
+        .collect();
+    let inserts: Vec<_> = (4..8)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            let job = claimed_at_once(&asking(n, 8));
+            tokio::spawn(async move { store.insert(job, request(n)).await.unwrap() })
+        })
+        .collect();
+    let (mut given, mut taken) = (0, 0);
+    for claim in claims {
+        given += usize::from(claim.await.unwrap().is_some());
+    }
+    for insert in inserts {
+        taken += usize::from(insert.await.unwrap() == Insertion::Accepted);
+    }
+    assert_eq!((given, taken, store.running().len()), (1, 1, 2));
+}
+
+async fn tells_the_observer_who_is_held_back_and_who_is_let_go(store: &impl JobStore) {
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    store.observe(Box::new(move |jobs, held_back| {
+        let _ = told.send((jobs.iter().map(|job| job.id).collect::<Vec<_>>(), held_back.to_vec()));
+    }));
+    let mut next = async || heard.recv().await.unwrap();
+    let [first, second, third] = [0, 1, 2].map(|n| job(n).id);
+    add(store, [asking(0, 7), asking(1, 7)]).await;
+    assert_eq!([next().await, next().await], [(vec![first], vec![]), (vec![second], vec![])]);
+    claim(store, 10).await.unwrap();
+    assert_eq!(next().await, (vec![first, second], vec![second]));
+    add(store, [asking(2, 7)]).await;
+    assert_eq!(next().await, (vec![third], vec![third]));
+    store.transition(first, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    assert_eq!(next().await, (vec![first, second, third], vec![]));
 }
 
 /// As [`request`], of somebody who wants to be told.
@@ -536,7 +637,7 @@ async fn tells_the_observer_after_the_change_is_visible<S: JobStore>(store: S) {
     let seen: Arc<Mutex<Vec<bool>>> = Arc::default();
     let (watched, log) = (Arc::clone(&store), Arc::clone(&seen));
     let (signal, mut signalled) = tokio::sync::mpsc::unbounded_channel();
-    store.observe(Box::new(move |jobs| {
+    store.observe(Box::new(move |jobs, _| {
         let visible = jobs.iter().all(|job| watched.peek(job.id).as_ref() == Some(job));
         log.lock().unwrap().push(visible);
         let _ = signal.send(());

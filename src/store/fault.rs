@@ -16,8 +16,8 @@ use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
-        IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing, StatusCounts,
-        delivery::Delivery,
+        AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
+        StatusCounts, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
 };
@@ -142,7 +142,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Insert(job.id), self.inner.insert(job, request)).await
     }
 
-    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
+    async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         self.call(Call::InsertAll(jobs.len()), self.inner.insert_all(jobs)).await
     }
 
@@ -162,6 +162,16 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
         self.call(Call::Transition(id), self.inner.transition(id, event, now)).await
+    }
+
+    async fn succeed(
+        &self,
+        id: JobId,
+        attempt: u32,
+        report: Arc<AttemptReport>,
+        now: Timestamp,
+    ) -> Result<Vec<Job>, StoreError> {
+        self.call(Call::Transition(id), self.inner.succeed(id, attempt, report, now)).await
     }
 
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
@@ -202,6 +212,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn peek(&self, id: JobId) -> Option<Job> {
         self.inner.peek(id)
+    }
+
+    fn is_under_way(&self, question: std::num::NonZeroU64) -> bool {
+        self.inner.is_under_way(question)
+    }
+
+    fn newest_answer(&self, question: std::num::NonZeroU64) -> Option<Job> {
+        self.inner.newest_answer(question)
     }
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
@@ -266,10 +284,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn observe(&self, observer: Observer) {
         let ears = Arc::clone(&self.ears);
-        self.inner.observe(Box::new(move |jobs| {
+        self.inner.observe(Box::new(move |jobs, held_back| {
             lock(&ears.announced).extend_from_slice(jobs);
             if !ears.deaf.load(Ordering::SeqCst) {
-                observer(jobs);
+                observer(jobs, held_back);
             }
         }));
     }
@@ -300,7 +318,12 @@ mod tests {
     };
 
     fn open(folder: &tempfile::TempDir) -> FaultStore<SledStore> {
-        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING };
+        let config = SledConfig {
+            path: folder.path().to_owned(),
+            cache_bytes: 16 << 20,
+            max_pending: MAX_PENDING,
+            keep_answers: false,
+        };
         FaultStore::over(SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap())
     }
 
@@ -343,7 +366,7 @@ mod tests {
         let store = open(&folder);
         let heard = Arc::new(Mutex::new(0));
         let count = Arc::clone(&heard);
-        store.observe(Box::new(move |jobs| *lock(&count) += jobs.len()));
+        store.observe(Box::new(move |jobs, _| *lock(&count) += jobs.len()));
         store.insert(job(0), request(0)).await.unwrap();
         store.set_deaf(true);
         store.insert(job(1), request(1)).await.unwrap();

@@ -66,8 +66,8 @@ use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError, 
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        Attempt, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        StatusCounts, delivery::Delivery,
+        Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
+        Listing, StatusCounts, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     metrics::Metrics,
@@ -85,6 +85,8 @@ pub struct SledConfig {
     pub cache_bytes: u64,
     /// Most pending jobs (queued, scheduled, running).
     pub max_pending: usize,
+    /// Answers can be looked for by their question, at some 35 bytes of memory for each.
+    pub keep_answers: bool,
 }
 
 /// The store.
@@ -190,13 +192,13 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Insert { new, reply }).await
     }
 
-    async fn insert_all(&self, jobs: Vec<(Job, Arc<JobRequest>)>) -> Result<Vec<Insertion>, StoreError> {
-        let all = jobs.into_iter().map(|(job, request)| NewJob::new(job, request)).collect::<Result<_, _>>()?;
+    async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        let all = jobs.into_iter().map(NewJob::with_history).collect::<Result<_, _>>()?;
         self.ask(|reply| Command::InsertAll { all, reply }).await
     }
 
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
-        let all = records.into_iter().map(NewJob::with_history).collect::<Result<_, _>>()?;
+        let all = records.into_iter().map(NewJob::of_another_store).collect::<Result<_, _>>()?;
         self.ask(|reply| Command::Import { all, reply }).await
     }
 
@@ -211,6 +213,16 @@ impl JobStore for SledStore {
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
         self.ask(|reply| Command::Transition { id, event, now, reply }).await
+    }
+
+    async fn succeed(
+        &self,
+        id: JobId,
+        attempt: u32,
+        report: Arc<AttemptReport>,
+        now: Timestamp,
+    ) -> Result<Vec<Job>, StoreError> {
+        self.ask(|reply| Command::Succeed { id, attempt, report, now, reply }).await
     }
 
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
@@ -280,6 +292,14 @@ impl JobStore for SledStore {
     fn peek(&self, id: JobId) -> Option<Job> {
         let index = self.shared.index();
         index.get(index.seq(id)?).cloned()
+    }
+
+    fn is_under_way(&self, question: NonZeroU64) -> bool {
+        self.shared.index().is_under_way(Some(question))
+    }
+
+    fn newest_answer(&self, question: NonZeroU64) -> Option<Job> {
+        self.shared.index().newest_answer(question).cloned()
     }
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
@@ -374,7 +394,8 @@ impl Shared {
     fn open(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
-        let (index, keys, beside, next_seq) = writer::load(&disk, self.clock.now()).map_err(unreadable)?;
+        let (index, keys, beside, next_seq) =
+            writer::load(&disk, self.config.keep_answers, self.clock.now()).map_err(unreadable)?;
         *self.deliveries_mut() = disk.deliveries(&index).map_err(unreadable)?;
         *self.book_mut() = Book::load(disk.tree(), &index).map_err(unreadable)?;
         *self.index_mut() = index;

@@ -62,7 +62,12 @@ impl World {
         tokio::spawn(async move { axum::serve(listener, Router::new().fallback(take).with_state(inbox)).await });
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::manual(at(0));
-        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, max_pending: 100 };
+        let config = SledConfig {
+            path: folder.path().join("queue"),
+            cache_bytes: 16 << 20,
+            max_pending: 100,
+            keep_answers: false,
+        };
         let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
         let closing = CancellationToken::new();
         let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), closing.clone());

@@ -201,12 +201,13 @@ pub(crate) fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
 }
 
+/// A question to be asked for itself: the same one over and over would be asked once.
 pub(crate) fn post(query: &str, wait: bool) -> Vec<u8> {
     let body = serde_json::json!({ "query": query, "wait": wait }).to_string();
     let length = body.len();
     format!(
         "POST /api/v1/analyze HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n\r\n{body}"
+         cache-control: no-cache\r\ncontent-length: {length}\r\n\r\n{body}"
     )
     .into_bytes()
 }

@@ -68,7 +68,8 @@ const RECOVERY: (usize, usize) = (100_000, 5);
 fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, CancellationToken) {
     let metrics = Metrics::new();
     // The service's own cache; room for more jobs than it takes by default.
-    let config = SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, max_pending: 10_000_000 };
+    let config =
+        SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, max_pending: 10_000_000, keep_answers: false };
     let store: Arc<dyn JobStore> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
         workers: 64,
@@ -83,6 +84,8 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
             give_back_for: Duration::from_hours(72),
         },
         estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
+        identify: Arc::new(|_, _, _| None),
+        cache_for: Duration::ZERO,
         idempotency_window: Duration::from_hours(24),
         lease: Duration::from_secs(600),
         retry_unknown_outcome: true,

@@ -27,6 +27,7 @@ mod pages;
 mod power_cut;
 mod prompts;
 mod salvage;
+mod same;
 mod sdk;
 mod spend;
 mod start;

@@ -41,6 +41,7 @@ pub(super) struct Index {
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
     /// How many pending jobs each caller with a name has; none for those without any.
     pending: HashMap<NonZeroU64, usize>,
+    questions: Questions,
     /// The sum of the fingerprints of all jobs.
     fingerprint: u64,
 }
@@ -49,23 +50,33 @@ impl Index {
     /// Makes `seq` stand for `job`, or for nothing. A queued job whose time has come by `now` is ready.
     pub(super) fn replace(&mut self, seq: Seq, job: Option<&Job>, now: Timestamp) {
         let old = self.jobs.remove(&seq);
+        // A heartbeat is no news to those who wait for the answer.
+        let asks = |job: &Job| (job.question, std::mem::discriminant(&job.state));
+        let asks_anew = old.as_ref().map(asks) != job.map(asks);
         if let Some(old) = &old {
             self.unlist(seq, old);
             self.fingerprint = self.fingerprint.wrapping_sub(fingerprint(seq, old));
             if job.is_none() {
                 self.by_id.remove(old.id, seq);
             }
+            if asks_anew && let Some(question) = self.questions.forget(seq, old) {
+                self.let_go(question);
+            }
         }
         let Some(job) = job else { return };
-        self.list(seq, job, now);
         self.jobs.insert(seq, job.clone());
+        if asks_anew && let Some(question) = self.questions.note(seq, job) {
+            self.hold_back(question);
+        }
+        self.list(seq, job, now);
         if old.is_none() {
             self.by_id.insert(job.id, seq, &self.jobs);
         }
     }
 
-    /// The index of all these jobs, in the order of their numbers.
-    pub(super) fn of(jobs: impl IntoIterator<Item = (Seq, Job)>, now: Timestamp) -> Index {
+    /// The index of all these jobs, in the order of their numbers. Answers can be looked for by their question if
+    /// `keep_answers`.
+    pub(super) fn of(jobs: impl IntoIterator<Item = (Seq, Job)>, keep_answers: bool, now: Timestamp) -> Index {
         let mut index = Index::default();
         let listed = jobs.into_iter().inspect(|(seq, job)| index.list(*seq, job, now));
         let jobs: Vec<(Seq, Job)> = listed.collect();
@@ -74,8 +85,13 @@ impl Index {
         for (seq, job) in &jobs {
             index.by_id.insert(job.id, *seq, &index.jobs);
         }
+        index.questions = Questions::of(&jobs, keep_answers);
         // Collected, for then its nodes are full; of insertions in order they would be half empty.
         index.jobs = jobs.into_iter().collect();
+        for question in index.questions.under_way.keys().copied().collect::<Vec<_>>() {
+            index.hold_back(question);
+        }
+        index.take_moved();
         index
     }
 
@@ -89,6 +105,8 @@ impl Index {
             JobState::Queued { run_at } => {
                 if run_at > now {
                     self.scheduled.insert((run_at, seq));
+                } else if self.is_under_way(job.question) {
+                    return;
                 } else {
                     self.make_ready(seq, job);
                 }
@@ -134,6 +152,72 @@ impl Index {
         self.move_list(seq, Some(status), None);
     }
 
+    /// Takes the due jobs of a question that is under way out of the order of claiming: they wait for its answer, and
+    /// while they do, their deadlines wait too.
+    pub(super) fn hold_back(&mut self, question: NonZeroU64) {
+        for seq in self.due(question) {
+            let Some(job) = self.jobs.get(&seq) else { continue };
+            if let Some(deadline) = job.deadline_at {
+                self.deadlines.remove(&(deadline, seq));
+            }
+            if self.ready.remove(job.caller, List::of(job.waited_for), &(job.effective_at(), seq)) {
+                self.questions.moved.push(seq);
+            }
+        }
+    }
+
+    /// Gives the jobs of a question that is under way no more their places back.
+    fn let_go(&mut self, question: NonZeroU64) {
+        for seq in self.due(question) {
+            let Some(job) = self.jobs.get(&seq) else { continue };
+            self.ready.insert(job.caller, List::of(job.waited_for), (job.effective_at(), seq));
+            if let Some(deadline) = job.deadline_at {
+                self.deadlines.insert((deadline, seq));
+            }
+            self.questions.moved.push(seq);
+        }
+    }
+
+    /// Queued jobs of a question whose time has come.
+    fn due(&self, question: NonZeroU64) -> Vec<Seq> {
+        let is_due = |seq: &Seq| match self.jobs.get(seq).map(|job| job.state) {
+            Some(JobState::Queued { run_at }) => !self.scheduled.contains(&(run_at, *seq)),
+            _ => false,
+        };
+        self.asking(question).filter(is_due).collect()
+    }
+
+    /// Whether a job of this question is running.
+    pub(super) fn is_under_way(&self, question: Option<NonZeroU64>) -> bool {
+        question.is_some_and(|question| self.questions.under_way.contains_key(&question))
+    }
+
+    /// Queued jobs of this question, in the order of their submission.
+    pub(super) fn asking(&self, question: NonZeroU64) -> impl Iterator<Item = Seq> + '_ {
+        self.questions.asking(question)
+    }
+
+    /// The job of this question whose answer is the newest.
+    pub(super) fn newest_answer(&self, question: NonZeroU64) -> Option<&Job> {
+        let all =
+            (question, Timestamp::from_millis(i64::MIN), 0)..=(question, Timestamp::from_millis(i64::MAX), Seq::MAX);
+        let (_, _, seq) = self.questions.answers.as_ref()?.range(all).next_back()?;
+        self.jobs.get(seq)
+    }
+
+    /// The jobs that have been held back or let go since this was last asked.
+    pub(super) fn take_moved(&mut self) -> Vec<Seq> {
+        std::mem::take(&mut self.questions.moved)
+    }
+
+    /// Whether a job is due and not ready, as its question is under way.
+    pub(super) fn is_held_back(&self, seq: Seq) -> bool {
+        self.jobs.get(&seq).is_some_and(|job| match job.state {
+            JobState::Queued { run_at } => self.is_under_way(job.question) && !self.scheduled.contains(&(run_at, seq)),
+            _ => false,
+        })
+    }
+
     /// Moves a job from the list of one status to that of another.
     fn move_list(&mut self, seq: Seq, from: Option<JobStatus>, to: Option<JobStatus>) {
         if let Some(list) = from.and_then(|status| self.by_status.get_mut(&status)) {
@@ -165,7 +249,7 @@ impl Index {
 
     /// Puts a job that was taken and not changed back into the order of claiming.
     pub(super) fn put_back(&mut self, seq: Seq) {
-        if let Some(job) = self.jobs.get(&seq).cloned() {
+        if let Some(job) = self.jobs.get(&seq).filter(|job| !self.is_under_way(job.question)).cloned() {
             self.make_ready(seq, &job);
         }
     }
@@ -176,8 +260,14 @@ impl Index {
         while let Some(&(run_at, seq)) = self.scheduled.first().filter(|(run_at, _)| *run_at <= now) {
             self.scheduled.remove(&(run_at, seq));
             if let Some(job) = self.jobs.get(&seq) {
-                let place = (job.effective_at(), seq);
-                self.ready.insert(job.caller, List::of(job.waited_for), place);
+                if self.is_under_way(job.question) {
+                    if let Some(deadline) = job.deadline_at {
+                        self.deadlines.remove(&(deadline, seq));
+                    }
+                } else {
+                    let place = (job.effective_at(), seq);
+                    self.ready.insert(job.caller, List::of(job.waited_for), place);
+                }
                 self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
             }
             promoted = true;
@@ -310,7 +400,7 @@ impl Index {
     /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
     #[cfg(test)]
     pub(super) fn assert_consistent(&self) {
-        let mut rebuilt = Index::default();
+        let mut rebuilt = Index::of(Vec::new(), self.questions.answers.is_some(), Timestamp::from_millis(0));
         for (seq, job) in &self.jobs {
             // A queued job stands in one of two lists, by the moment of the last promotion.
             let waits = matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
@@ -325,12 +415,99 @@ impl Index {
         assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
         assert_eq!(self.by_status, rebuilt.by_status, "the lists by status disagree with the jobs");
         assert_eq!(self.pending, rebuilt.pending, "the callers' counts disagree with the jobs");
+        let questions = |index: &Index| {
+            let Questions { queued, under_way, answers, moved: _ } = &index.questions;
+            (queued.clone(), under_way.clone(), answers.clone())
+        };
+        assert_eq!(questions(self), questions(&rebuilt), "the questions disagree with the jobs");
         assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
         let ready = |index: &Index| -> BTreeSet<_> {
             index.ready.iter().map(|(caller, list, job)| (caller, list == List::Waited, *job)).collect()
         };
         assert_eq!(ready(self), ready(&rebuilt), "the order of claiming disagrees with the jobs");
         self.ready.assert_consistent();
+    }
+}
+
+/// The jobs that may share an answer, by their question ([`Job::question`]).
+#[derive(Debug, Default)]
+struct Questions {
+    /// Of queued jobs.
+    queued: BTreeSet<(NonZeroU64, Seq)>,
+    /// Of running jobs, and how many of each: mostly one, as the others are held back.
+    under_way: HashMap<NonZeroU64, usize>,
+    /// Of succeeded jobs, by when they did; none where nobody looks for them.
+    answers: Option<BTreeSet<(NonZeroU64, Timestamp, Seq)>>,
+    /// Jobs held back or let go, until somebody asks.
+    moved: Vec<Seq>,
+}
+
+impl Questions {
+    /// Those of all these jobs.
+    fn of(jobs: &[(Seq, Job)], keep_answers: bool) -> Questions {
+        let entries = || jobs.iter().filter_map(|(seq, job)| Some((job.question?, *seq, job)));
+        let queued = entries().filter(|(_, _, job)| matches!(job.state, JobState::Queued { .. }));
+        let answers = || entries().filter(|(_, _, job)| job.state == JobState::Succeeded);
+        // Collected, which takes less time than to insert one by one, and less room.
+        let mut under_way = HashMap::new();
+        for (question, _, _) in entries().filter(|(_, _, job)| job.is_running()) {
+            *under_way.entry(question).or_default() += 1;
+        }
+        Questions {
+            under_way,
+            queued: queued.map(|(question, seq, _)| (question, seq)).collect(),
+            answers: keep_answers.then(|| {
+                answers().filter_map(|(question, seq, job)| Some((question, job.finished_at?, seq))).collect()
+            }),
+            ..Questions::default()
+        }
+    }
+
+    /// Takes note of a job; tells its question if that is under way from now on.
+    fn note(&mut self, seq: Seq, job: &Job) -> Option<NonZeroU64> {
+        let question = job.question?;
+        match job.state {
+            JobState::Queued { .. } => drop(self.queued.insert((question, seq))),
+            JobState::Running { .. } => {
+                let running = self.under_way.entry(question).or_default();
+                *running += 1;
+                return (*running == 1).then_some(question);
+            }
+            JobState::Succeeded => {
+                if let (Some(answers), Some(finished_at)) = (&mut self.answers, job.finished_at) {
+                    answers.insert((question, finished_at, seq));
+                }
+            }
+            JobState::Failed { .. } | JobState::Cancelled => {}
+        }
+        None
+    }
+
+    /// Forgets a job as it was; tells its question if that is under way no more.
+    fn forget(&mut self, seq: Seq, old: &Job) -> Option<NonZeroU64> {
+        let question = old.question?;
+        match old.state {
+            JobState::Queued { .. } => drop(self.queued.remove(&(question, seq))),
+            JobState::Running { .. } => {
+                let running = self.under_way.get_mut(&question)?;
+                *running -= 1;
+                if *running == 0 {
+                    self.under_way.remove(&question);
+                    return Some(question);
+                }
+            }
+            JobState::Succeeded => {
+                if let (Some(answers), Some(finished_at)) = (&mut self.answers, old.finished_at) {
+                    answers.remove(&(question, finished_at, seq));
+                }
+            }
+            JobState::Failed { .. } | JobState::Cancelled => {}
+        }
+        None
+    }
+
+    fn asking(&self, question: NonZeroU64) -> impl Iterator<Item = Seq> + '_ {
+        self.queued.range((question, 0)..=(question, Seq::MAX)).map(|(_, seq)| *seq)
     }
 }
 

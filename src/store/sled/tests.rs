@@ -9,7 +9,15 @@ use crate::{
 };
 
 fn open(path: &Path) -> SledStore {
-    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING };
+    let config =
+        SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING, keep_answers: false };
+    SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap()
+}
+
+/// As [`open`], and answers can be looked for.
+fn open_with_answers(path: &Path) -> SledStore {
+    let config =
+        SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING, keep_answers: true };
     SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap()
 }
 
@@ -36,6 +44,70 @@ async fn what_is_kept_beside_the_jobs_survives_a_kill() {
     let survivor = open(copy.path());
     assert_eq!(survivor.kept(""), [("paused".to_owned(), "yes".to_owned())]);
     assert_eq!(survivor.journalled(None, 9).await.unwrap(), [(id, "an entry".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_the_answer_of_another_do_so_after_a_kill_until_that_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    for n in 0..4 {
+        store.insert(contract::asking(n, 7), request(n)).await.unwrap();
+    }
+    let asked = store.claim(Pick::Job(job(2).id), at(30), at(10)).await.unwrap().unwrap().job;
+    store.assert_consistent();
+    let copy = copy_of(folder.path());
+    let survivor = open(copy.path());
+    survivor.assert_consistent();
+    assert_eq!((survivor.running(), survivor.claimable(at(10))), (vec![asked.clone()], 0));
+    let expire = JobEvent::Expire { attempt: 1, retry_at: Some(at(11)), at_risk: None };
+    survivor.transition(asked.id, expire, at(11)).await.unwrap();
+    assert_eq!(survivor.claimable(at(11)), 4);
+    assert_eq!(survivor.claim(Pick::First, at(30), at(11)).await.unwrap().unwrap().job.id, job(0).id);
+    let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
+    assert_eq!(survivor.succeed(job(0).id, 1, report, at(12)).await.unwrap().len(), 4);
+    survivor.assert_consistent();
+    let copy = copy_of(copy.path());
+    assert_eq!(open(copy.path()).counts(at(12)).succeeded, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_wait_for_one_answer_than_can_be_given_it_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let config =
+        SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1_000, keep_answers: false };
+    let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap();
+    let same = (0..600).map(|n| JobRecord::fresh(contract::asking(n, 7), request(n))).collect();
+    store.insert_all(same).await.unwrap();
+    store.insert(contract::asking(600, 7), request(600)).await.unwrap();
+    assert_eq!(store.claim(Pick::First, at(700), at(650)).await.unwrap().unwrap().job.id, job(0).id);
+    assert_eq!(store.claimable(at(650)), 601 - 512);
+    let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
+    assert_eq!(store.succeed(job(0).id, 1, report, at(660)).await.unwrap().len(), 512);
+    assert_eq!(store.claimable(at(660)), 601 - 512, "the others ask for themselves");
+    store.assert_consistent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_answer_is_found_after_a_kill_too_and_not_once_it_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_with_answers(folder.path());
+    let question = contract::asking(0, 7).question.unwrap();
+    for n in 0..3 {
+        store.insert(contract::asking(n, 7), request(n)).await.unwrap();
+        store.claim(Pick::First, at(30), at(10)).await.unwrap().unwrap();
+        // The first to be asked is the last to be answered.
+        store.transition(job(n).id, success(1, 100), at(20 - n)).await.unwrap();
+    }
+    let newest = |store: &SledStore| store.newest_answer(question).map(|job| job.id);
+    assert_eq!(newest(&store), Some(job(0).id));
+    let copy = copy_of(folder.path());
+    let survivor = open_with_answers(copy.path());
+    assert_eq!(newest(&survivor), Some(job(0).id));
+    survivor.remove(vec![job(0).id], at(30)).await.unwrap();
+    assert_eq!(newest(&survivor), Some(job(1).id));
+    survivor.prune(at(99), 0, 9).await.unwrap();
+    assert_eq!(newest(&survivor), None);
+    survivor.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +189,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = writer::load(&disk, at(0)).unwrap();
+        let (index, _, _, first) = writer::load(&disk, false, at(0)).unwrap();
         let body = |n: u32| {
             let bytes = serde_json::to_vec(&*request(n)).unwrap();
             codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
@@ -162,7 +234,10 @@ async fn a_batch_cut_off_before_its_commit_is_gone_and_leaves_nothing_and_with_i
         // What comes next is neither taken for the batch nor lost with it.
         let store = open(folder.path());
         store.insert(job(5), request(5)).await.unwrap();
-        store.insert_all(vec![(job(6), request(6)), (job(7), request(7))]).await.unwrap();
+        store
+            .insert_all(vec![JobRecord::fresh(job(6), request(6)), JobRecord::fresh(job(7), request(7))])
+            .await
+            .unwrap();
         store.close().await;
         drop(store);
         assert_eq!(open(folder.path()).counts(at(9)).queued, 4, "after {steps} writes");
@@ -208,7 +283,7 @@ async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = writer::load(&disk, at(0)).unwrap();
+        let (index, _, _, first) = writer::load(&disk, false, at(0)).unwrap();
         disk.begin_batch(first, 2).unwrap();
         codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
         disk.begin(vec![first, first + 1], &index).unwrap();
@@ -233,7 +308,7 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
-        let (index, _, _, _) = writer::load(&disk, at(0)).unwrap();
+        let (index, _, _, _) = writer::load(&disk, false, at(0)).unwrap();
         disk.begin(vec![1], &index).unwrap();
         disk.tree().remove(keys::metadata(1)).unwrap();
         disk.sync().unwrap();
@@ -284,7 +359,7 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     {
         // A settle that a crash cut off before its commit point.
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, ..) = writer::load(&disk, at(0)).unwrap();
+        let (index, ..) = writer::load(&disk, false, at(0)).unwrap();
         let book = Book::load(disk.tree(), &index).unwrap();
         let sums = book.day(day);
         let entry = book::Entry { day, seq: 2, attempt: 1, model: "a".to_owned(), sums };
@@ -308,7 +383,8 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
 fn a_store_that_is_open_can_not_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let _store = open(folder.path());
-    let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1 };
+    let config =
+        SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1, keep_answers: false };
     let error = SledStore::open(config, Clock::system(), Metrics::new()).err().unwrap();
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
 }
@@ -328,7 +404,8 @@ async fn a_damaged_store_stops_every_start_with_its_path_and_never_becomes_an_em
     bytes[16..end].fill(0xA5);
     std::fs::write(&db, &bytes).unwrap();
     for _ in 0..2 {
-        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1 };
+        let config =
+            SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 1, keep_answers: false };
         let error = SledStore::open(config, Clock::system(), Metrics::new()).err().unwrap();
         assert!(matches!(error, OpenError::Unreadable { .. }), "{error}");
         assert!(error.to_string().contains(&folder.path().display().to_string()), "{error}");
@@ -359,7 +436,12 @@ async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
         }
         let db = std::fs::File::options().write(true).open(copy.path().join("db")).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&db, &[0xA5; 4 << 10], place).unwrap();
-        let config = SledConfig { path: copy.path().to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING };
+        let config = SledConfig {
+            path: copy.path().to_owned(),
+            cache_bytes: 16 << 20,
+            max_pending: MAX_PENDING,
+            keep_answers: false,
+        };
         match SledStore::open(config, Clock::manual(at(0)), Metrics::new()) {
             Err(_) => refused += 1,
             Ok(store) => {

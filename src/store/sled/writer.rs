@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    num::NonZeroU64,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, Job, JobEvent, JobId, JobRecord, JobRequest, delivery::Delivery},
+    job::{Attempt, AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, delivery::Delivery},
     ledger::{Day, Sums, UNKNOWN_MODEL},
     store::{ClaimedJob, Insertion, Pick, StoreError},
 };
@@ -54,6 +55,10 @@ const MAX_REMOVED: usize = 2_048;
 const READ_BATCH: usize = 4_096;
 const READ_AHEAD: usize = 4;
 
+/// Most queued jobs that ask the same, and most of a group that take the answer of another: each gets a copy of it, and
+/// all are moved when one of them is claimed. What comes beyond has an answer of its own.
+const MAX_SHARED: usize = 512;
+
 /// First and longest pause between two tries to open the database again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -64,6 +69,7 @@ pub(super) enum Command {
     Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
     Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
+    Succeed { id: JobId, attempt: u32, report: Arc<AttemptReport>, now: Timestamp, reply: Reply<Vec<Job>> },
     NoteDelivery { id: JobId, delivery: Delivery, reply: Reply<()> },
     Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
     Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
@@ -75,7 +81,7 @@ pub(super) struct NewJob {
     job: Job,
     request: Arc<JobRequest>,
     bytes: Vec<u8>,
-    /// What came of it elsewhere: attempts by their number.
+    /// What came of it before, here or elsewhere: attempts by their number.
     history: Vec<(u32, Vec<u8>)>,
     is_import: bool,
 }
@@ -93,7 +99,16 @@ impl NewJob {
         let history =
             attempts.iter().map(|attempt| Ok((attempt.number, serde_json::to_vec(attempt).map_err(corrupt)?)));
         let history = history.collect::<Result<_, StoreError>>()?;
-        Ok(NewJob { history, is_import: true, ..NewJob::new(job, request)? })
+        Ok(NewJob { history, ..NewJob::new(job, request)? })
+    }
+
+    pub(super) fn of_another_store(record: JobRecord) -> Result<NewJob, StoreError> {
+        Ok(NewJob { is_import: true, ..NewJob::with_history(record)? })
+    }
+
+    /// Whether it counts against the bound on pending jobs.
+    fn is_pending(&self) -> bool {
+        !self.job.state.is_final()
     }
 
     /// About how much it writes.
@@ -162,6 +177,7 @@ enum Answer {
     InsertAll(Reply<Vec<Insertion>>, Vec<Insertion>),
     Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
     Transition(Reply<Job>, Box<Job>),
+    Succeed(Reply<Vec<Job>>, Vec<Job>),
     NoteDelivery(Reply<()>),
     Prune(Reply<usize>, usize),
     Beside(Reply<()>),
@@ -180,6 +196,12 @@ struct Group {
     /// Records that no metadata spoke of before.
     bodies: Vec<(Seq, Body)>,
     inserted: usize,
+    /// Questions of jobs that the group claims.
+    under_way: HashSet<NonZeroU64>,
+    /// Jobs that the group makes queued, by their question.
+    asking: HashMap<NonZeroU64, Vec<Seq>>,
+    /// Jobs that take the answer of another, and the bytes of it.
+    shared: (usize, usize),
     /// Jobs that are there together or not at all, each batch by its first.
     batches: Vec<Seq>,
     /// Keys of the jobs inserted, and keys to forget.
@@ -311,8 +333,8 @@ impl Writer {
                             drop(reply.send(Err(full)));
                             return Ok(());
                         }
-                        group.answers.push(Answer::Insert(reply, Insertion::Accepted));
-                        self.insert(disk, group, new)?;
+                        let insertion = self.insert(disk, group, new)?;
+                        group.answers.push(Answer::Insert(reply, insertion));
                     }
                 }
                 Ok(())
@@ -330,14 +352,17 @@ impl Writer {
                     }
                     return Ok(());
                 }
-                if let Err(full) = self.check_room(group, all.len()) {
+                if let Err(full) = self.check_room(group, all.iter().filter(|new| new.is_pending()).count()) {
                     drop(reply.send(Err(full)));
                     return Ok(());
                 }
-                disk.begin_batch(self.next_seq, all.len())?;
-                group.batches.push(self.next_seq);
+                // One alone has its commit point in its metadata.
+                if all.len() > 1 {
+                    disk.begin_batch(self.next_seq, all.len())?;
+                    group.batches.push(self.next_seq);
+                }
                 group.answers.push(Answer::InsertAll(reply, vec![Insertion::Accepted; all.len()]));
-                all.into_iter().try_for_each(|new| self.insert(disk, group, new))
+                all.into_iter().try_for_each(|new| self.insert(disk, group, new).map(drop))
             }
             Command::Import { all, reply } => {
                 // Of the same id twice, in two imports or in one, the first counts.
@@ -346,7 +371,7 @@ impl Writer {
                     let index = self.shared.index();
                     all.iter().map(|new| index.seq(new.job.id).is_some() || !ids.insert(new.job.id)).collect()
                 };
-                let pending = all.iter().zip(&is_here).filter(|(new, is_here)| !**is_here && !new.job.state.is_final());
+                let pending = all.iter().zip(&is_here).filter(|(new, is_here)| !**is_here && new.is_pending());
                 if let Err(full) = self.check_room(group, pending.count()) {
                     drop(reply.send(Err(full)));
                     return Ok(());
@@ -388,6 +413,7 @@ impl Writer {
                     };
                     let claimed = ClaimedJob { job: job.clone(), request };
                     group.answers.push(Answer::Claim(reply, Some(Box::new(claimed))));
+                    self.hold_back(group, &job);
                     group.note(seq, Some(job), now);
                     Ok(())
                 }
@@ -397,25 +423,28 @@ impl Writer {
                     let _ = reply.send(Err(StoreError::NotFound(id)));
                     return Ok(());
                 };
-                let after = match job.apply(&event, now) {
-                    Ok(after) => after,
-                    Err(refused) => {
-                        let _ = reply.send(Err(refused.into()));
-                        return Ok(());
-                    }
+                match self.transit(disk, group, (seq, &job), &event, now)? {
+                    Ok(after) => group.answers.push(Answer::Transition(reply, Box::new(after))),
+                    Err(refused) => drop(reply.send(Err(refused))),
+                }
+                Ok(())
+            }
+            Command::Succeed { id, attempt, report, now, reply } => {
+                let Some((seq, job)) = self.newest(group, id) else {
+                    let _ = reply.send(Err(StoreError::NotFound(id)));
+                    return Ok(());
                 };
-                if let Some(delivery) = self.delivery_after(disk, group, seq, &job, &after, now)? {
-                    disk.write_delivery(seq, &delivery).map_err(Fault)?;
-                    group.deliveries.insert(seq, delivery);
+                let event = JobEvent::Succeed { attempt, report: Arc::clone(&report) };
+                match self.transit(disk, group, (seq, &job), &event, now)? {
+                    Ok(after) => {
+                        let mut jobs = vec![after];
+                        if let Some(question) = job.question {
+                            jobs.extend(self.share(disk, group, question, &report.shared(id), now)?);
+                        }
+                        group.answers.push(Answer::Succeed(reply, jobs));
+                    }
+                    Err(refused) => drop(reply.send(Err(refused))),
                 }
-                group.answers.push(Answer::Transition(reply, Box::new(after.clone())));
-                if let Some(attempt) = job.closed_attempt(&event, now) {
-                    group.entries.extend(entry(seq, &attempt));
-                    let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
-                    write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
-                    group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
-                }
-                group.note(seq, Some(after), now);
                 Ok(())
             }
             Command::NoteDelivery { id, delivery, reply } => {
@@ -465,6 +494,68 @@ impl Writer {
                 Ok(())
             }
         }
+    }
+
+    /// Stages what an event makes of a job, and writes what belongs to it. The outer error is the disk's, the inner one
+    /// the life cycle's.
+    fn transit(
+        &self,
+        disk: &Disk,
+        group: &mut Group,
+        (seq, job): (Seq, &Job),
+        event: &JobEvent,
+        now: Timestamp,
+    ) -> Result<Result<Job, StoreError>, Fault> {
+        let after = match job.apply(event, now) {
+            Ok(after) => after,
+            Err(refused) => return Ok(Err(refused.into())),
+        };
+        if let Some(delivery) = self.delivery_after(disk, group, seq, job, &after, now)? {
+            disk.write_delivery(seq, &delivery).map_err(Fault)?;
+            group.deliveries.insert(seq, delivery);
+        }
+        if let Some(attempt) = job.closed_attempt(event, now) {
+            group.entries.extend(entry(seq, &attempt));
+            let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
+            write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
+            group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
+        }
+        group.note(seq, Some(after.clone()), now);
+        Ok(Ok(after))
+    }
+
+    /// Gives an answer to those who ask the same, as far as a group has room for it.
+    fn share(
+        &self,
+        disk: &Disk,
+        group: &mut Group,
+        question: NonZeroU64,
+        report: &AttemptReport,
+        now: Timestamp,
+    ) -> Result<Vec<Job>, Fault> {
+        let asking: Vec<(Seq, Job)> = {
+            let index = self.shared.index();
+            let newest = |seq: Seq| match group.staged.get(&seq) {
+                Some(staged) => staged.clone(),
+                None => index.get(seq).cloned(),
+            };
+            let here = group.asking.get(&question).into_iter().flatten().copied();
+            index.asking(question).chain(here).filter_map(|seq| Some((seq, newest(seq)?))).collect()
+        };
+        let (size, event) = (answer_bytes(report), JobEvent::Share { report: Arc::new(report.clone()) });
+        let mut answered = Vec::new();
+        for (seq, job) in asking {
+            let (jobs, bytes) = group.shared;
+            if jobs == MAX_SHARED || bytes > MAX_BYTES {
+                break;
+            }
+            // Whoever isn't due, or has come to an end a moment ago, goes its own way.
+            if let Ok(after) = self.transit(disk, group, (seq, &job), &event, now)? {
+                group.shared = (jobs + 1, bytes + size);
+                answered.push(after);
+            }
+        }
+        Ok(answered)
     }
 
     /// What is owed to a job's callback URL as the group sees it, as long as it is open.
@@ -519,12 +610,25 @@ impl Writer {
     fn check_room(&self, group: &Group, count: usize) -> Result<(), StoreError> {
         let limit = self.shared.max_pending;
         let pending = self.shared.index().pending_len() + group.inserted;
-        if pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
+        if count > 0 && pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
     }
 
     /// Writes a new job's request and stages the job.
-    fn insert(&mut self, disk: &Disk, group: &mut Group, new: NewJob) -> Result<(), Fault> {
-        let NewJob { job, request, bytes, history, is_import } = new;
+    fn insert(&mut self, disk: &Disk, group: &mut Group, new: NewJob) -> Result<Insertion, Fault> {
+        let NewJob { mut job, request, bytes, history, is_import } = new;
+        let mut insertion = Insertion::Accepted;
+        job.question = job.question.filter(|question| {
+            let here = group.asking.get(question).map_or(0, Vec::len);
+            here + self.shared.index().asking(*question).take(MAX_SHARED).count() < MAX_SHARED
+        });
+        if let Some(question) = job.question.filter(|_| job.is_running() && !is_import) {
+            if group.under_way.contains(&question) || self.shared.index().is_under_way(Some(question)) {
+                (job.state, job.attempt, job.started_at) = (JobState::Queued { run_at: job.due_at }, 0, None);
+                insertion = Insertion::Unclaimed;
+            } else {
+                self.hold_back(group, &job);
+            }
+        }
         let seq = self.next_seq;
         self.next_seq += 1;
         group.keys.note(&job);
@@ -546,7 +650,7 @@ impl Writer {
         let created_at = job.created_at;
         group.inserted += usize::from(!job.state.is_final());
         group.note(seq, Some(job), created_at);
-        Ok(())
+        Ok(insertion)
     }
 
     /// Takes the job picked out of the order of claiming. Jobs whose time has come become ready here.
@@ -562,6 +666,14 @@ impl Writer {
             if !group.staged.contains_key(&seq) {
                 return index.get(seq).map(|job| (seq, job.clone()));
             }
+        }
+    }
+
+    /// Keeps the next claims of the group from what asks the same as a job that it claims.
+    fn hold_back(&self, group: &mut Group, job: &Job) {
+        if let Some(question) = job.question {
+            group.under_way.insert(question);
+            self.shared.index_mut().hold_back(question);
         }
     }
 
@@ -630,6 +742,8 @@ impl Writer {
             book.forget_surplus();
             group.pages.into_iter().for_each(|page| book.settle(page));
         }
+        // With those that have become ready or not with the change of another.
+        let (mut moved, mut held_back) = (Vec::new(), Vec::new());
         if !group.changes.is_empty() {
             let mut index = self.shared.index_mut();
             for (seq, job, now) in &group.changes {
@@ -639,6 +753,16 @@ impl Writer {
                     self.shared.deliveries_mut().replace(*seq, None);
                 }
             }
+            let mut seqs = index.take_moved();
+            // What has changed itself is told with its change.
+            seqs.retain(|seq| !group.staged.contains_key(seq));
+            seqs.sort_unstable();
+            seqs.dedup();
+            moved.extend(seqs.iter().filter_map(|seq| index.get(*seq).cloned()));
+            let touched = group.changes.iter().map(|(seq, _, _)| seq).chain(&seqs);
+            held_back.extend(
+                touched.filter_map(|seq| index.get(*seq).filter(|_| index.is_held_back(*seq))).map(|job| job.id),
+            );
             drop(index);
             let metrics = &self.shared.metrics;
             metrics.store_commits.inc();
@@ -646,8 +770,8 @@ impl Writer {
         }
         // Workers first: their way to Claude is longer than an answer's to its client.
         if let Some(observer) = self.shared.observer.get() {
-            let changed: Vec<Job> = group.changes.into_iter().filter_map(|(_, job, _)| job).collect();
-            observer(&changed);
+            let changed: Vec<Job> = group.changes.into_iter().filter_map(|(_, job, _)| job).chain(moved).collect();
+            observer(&changed, &held_back);
         }
         group.answers.into_iter().for_each(Answer::send);
     }
@@ -687,6 +811,9 @@ impl Writer {
 
 impl Group {
     fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
+        if let Some(Job { question: Some(question), state: JobState::Queued { .. }, .. }) = &job {
+            self.asking.entry(*question).or_default().push(seq);
+        }
         self.staged.insert(seq, job.clone());
         self.changes.push((seq, job, now));
     }
@@ -698,9 +825,8 @@ impl Command {
         match self {
             Command::Insert { new, .. } => new.size(),
             Command::InsertAll { all, .. } | Command::Import { all, .. } => all.iter().map(NewJob::size).sum(),
-            Command::Transition { event: JobEvent::Succeed { report, .. }, .. } => {
-                report.result.as_ref().map_or(0, |result| result.get().len())
-                    + report.raw_answer.as_ref().map_or(0, String::len)
+            Command::Transition { event: JobEvent::Succeed { report, .. }, .. } | Command::Succeed { report, .. } => {
+                answer_bytes(report)
             }
             Command::Beside { change, .. } => change.bytes(),
             Command::Claim { .. }
@@ -719,6 +845,7 @@ impl Command {
             Command::InsertAll { reply, .. } | Command::Import { reply, .. } => drop(reply.send(Err(error))),
             Command::Claim { reply, .. } => drop(reply.send(Err(error))),
             Command::Transition { reply, .. } => drop(reply.send(Err(error))),
+            Command::Succeed { reply, .. } => drop(reply.send(Err(error))),
             Command::NoteDelivery { reply, .. } => drop(reply.send(Err(error))),
             Command::Prune { reply, .. } | Command::Remove { reply, .. } => drop(reply.send(Err(error))),
             Command::Beside { reply, .. } => drop(reply.send(Err(error))),
@@ -733,6 +860,7 @@ impl Answer {
             Answer::InsertAll(reply, insertions) => drop(reply.send(Ok(insertions))),
             Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
+            Answer::Succeed(reply, jobs) => drop(reply.send(Ok(jobs))),
             Answer::NoteDelivery(reply) => drop(reply.send(Ok(()))),
             Answer::Prune(reply, pruned) => drop(reply.send(Ok(pruned))),
             Answer::Beside(reply) => drop(reply.send(Ok(()))),
@@ -746,11 +874,17 @@ impl Answer {
             Answer::InsertAll(reply, _) => drop(reply.send(Err(error))),
             Answer::Claim(reply, _) => drop(reply.send(Err(error))),
             Answer::Transition(reply, _) => drop(reply.send(Err(error))),
+            Answer::Succeed(reply, _) => drop(reply.send(Err(error))),
             Answer::NoteDelivery(reply) => drop(reply.send(Err(error))),
             Answer::Prune(reply, _) => drop(reply.send(Err(error))),
             Answer::Beside(reply) => drop(reply.send(Err(error))),
         }
     }
+}
+
+/// About how much an answer takes.
+fn answer_bytes(report: &AttemptReport) -> usize {
+    report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }
 
 /// What the attempt that ended adds to the ledger, if anything.
@@ -773,7 +907,7 @@ fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), S
 }
 
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
-pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Beside, Seq), String> {
+pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(Index, Keys, Beside, Seq), String> {
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     disk.sweep_batches().map_err(|error| error.to_string())?;
@@ -786,7 +920,7 @@ pub(super) fn load(disk: &Disk, now: Timestamp) -> Result<(Index, Keys, Beside, 
             keys.note(job);
             newest = *seq;
         });
-        let index = Index::of(jobs, now);
+        let index = Index::of(jobs, keep_answers, now);
         reading.join().unwrap_or_else(|_| Err("sled panicked".to_owned())).map(|()| index)
     })?;
     for entry in disk.orphaned_keys() {
