@@ -67,10 +67,10 @@ impl Conditions {
             "model" => once(&mut self.model, value),
             "caller" => once(&mut self.caller, value),
             "metadata" => match value.split_once('=') {
-                Some((key, label)) => {
-                    self.metadata.insert(key.to_owned(), label.to_owned());
-                    Ok(())
-                }
+                Some((key, label)) => match self.metadata.insert(key.to_owned(), label.to_owned()) {
+                    None => Ok(()),
+                    Some(_) => Err(format!("must be given once for each key, not twice for {key:?}")),
+                },
                 None => Err(format!("must be key=value, not {value:?}")),
             },
             _ => return None,
@@ -129,6 +129,9 @@ fn once(place: &mut Option<String>, value: &str) -> Result<(), String> {
 /// What a wrong cursor is told.
 pub(super) const WRONG_CURSOR: &str = "is not a cursor of this service; start again without one";
 
+/// What every cursor looks like, and nothing else does.
+pub(super) const CURSOR_PATTERN: &str = "^A[A-Za-f][A-Za-z0-9_-]{10}$";
+
 pub(super) fn encode_cursor(cursor: Cursor) -> String {
     let side = match cursor.side {
         Side::Older => 0,
@@ -161,6 +164,13 @@ mod tests {
         fn a_cursor_comes_back_as_it_was_given(newer: bool, from: u64) {
             let cursor = Cursor { side: if newer { Side::Newer } else { Side::Older }, from };
             prop_assert_eq!(decode_cursor(&encode_cursor(cursor)), Some(cursor));
+        }
+
+        #[test]
+        fn whatever_the_document_calls_a_cursor_is_one(
+            text in CURSOR_PATTERN.trim_start_matches('^').trim_end_matches('$'),
+        ) {
+            prop_assert!(decode_cursor(&text).is_some(), "{text}");
         }
 
         #[test]

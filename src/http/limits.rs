@@ -14,9 +14,13 @@ use super::{
     Api,
     body::JsonBody,
     extract::Admin,
-    problem::{Problem, ProblemBody},
+    problem::{FieldError, Problem, VALIDATION_FAILED},
 };
-use crate::{limits::PerMinute, queue::audit::Deed};
+use crate::{
+    config::{REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE},
+    limits::PerMinute,
+    queue::audit::Deed,
+};
 
 /// The limits on calls to Claude.
 #[derive(Serialize, ToSchema)]
@@ -46,24 +50,21 @@ struct GateView {
 #[derive(Deserialize, ToSchema)]
 pub(super) struct LimitsChange {
     /// Calls a minute.
-    #[schema(value_type = Option<u32>, minimum = 1)]
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
     requests: Option<NonZeroU32>,
     /// Input tokens a minute.
-    #[schema(value_type = Option<u32>, minimum = 1)]
+    #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
     input_tokens: Option<NonZeroU32>,
     /// Output tokens a minute.
-    #[schema(value_type = Option<u32>, minimum = 1)]
+    #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
     output_tokens: Option<NonZeroU32>,
 }
 
 /// Look at the limits
 #[utoipa::path(
-    get, path = "/api/v1/admin/limits", tag = "admin",
-    security(("admin_token" = [])),
+    get, path = "/api/v1/admin/limits", operation_id = "get_limits", tag = "admin",
     responses(
-        (status = 200, description = "The limits", body = LimitsView),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 200, description = "The limits", body = LimitsView)
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
@@ -74,23 +75,11 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
 ///
 /// They hold from this moment to the end of the process; the settings of the next start are what they were.
 #[utoipa::path(
-    patch, path = "/api/v1/admin/limits", tag = "admin",
-    security(("admin_token" = [])),
+    patch, path = "/api/v1/admin/limits", operation_id = "change_limits", tag = "admin",
     request_body = LimitsChange,
     responses(
         (status = 200, description = "The limits, changed", body = LimitsView),
-        (status = 400, description = "`invalid_json`, `invalid_body`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`: they are changed, but that is not on record",
-            body = ProblemBody<'static>, content_type = "application/problem+json")
+        (status = 503, description = "`storage_unavailable`: they are changed, but that is not on record")
     )
 )]
 pub(super) async fn patch(
@@ -98,6 +87,10 @@ pub(super) async fn patch(
     State(api): State<Arc<Api>>,
     JsonBody(change): JsonBody<LimitsChange>,
 ) -> Result<Response, Problem> {
+    let errors = out_of_bounds(&change);
+    if !errors.is_empty() {
+        return Err(Problem::listing(VALIDATION_FAILED, errors));
+    }
     let before = api.limits.settings();
     let after = PerMinute {
         requests: change.requests.unwrap_or(before.requests),
@@ -109,6 +102,21 @@ pub(super) async fn patch(
     let deed = Deed { actor: &admin.actor, action: "limits", detail: Some(&detail) };
     api.queue.note(deed, None).await?;
     Ok(Json(view(&api)).into_response())
+}
+
+/// What is wrong with the limits that are wanted: they have the bounds of their settings.
+fn out_of_bounds(change: &LimitsChange) -> Vec<FieldError> {
+    [
+        ("requests", change.requests, REQUESTS_PER_MINUTE),
+        ("input_tokens", change.input_tokens, TOKENS_PER_MINUTE),
+        ("output_tokens", change.output_tokens, TOKENS_PER_MINUTE),
+    ]
+    .into_iter()
+    .filter_map(|(field, wanted, bounds)| {
+        let wanted = wanted.filter(|wanted| !bounds.contains(wanted))?;
+        Some(FieldError::new(field, format!("must be from {} to {}, not {wanted}", bounds.start(), bounds.end())))
+    })
+    .collect()
 }
 
 /// The limits as they are.

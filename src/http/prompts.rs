@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::{
     Api,
     extract::Admin,
-    problem::{INTERNAL, PROMPTS_INVALID, Problem, ProblemBody},
+    problem::{INTERNAL, PROMPTS_INVALID, Problem},
 };
 use crate::prompts::VersionInfo;
 
@@ -22,12 +22,9 @@ pub(super) struct PromptList {
 
 /// List the versions of the prompts
 #[utoipa::path(
-    get, path = "/api/v1/admin/prompts", tag = "admin",
-    security(("admin_token" = [])),
+    get, path = "/api/v1/admin/prompts", operation_id = "list_prompts", tag = "admin",
     responses(
-        (status = 200, description = "The versions", body = PromptList),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 200, description = "The versions", body = PromptList)
     )
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<PromptList> {
@@ -38,14 +35,10 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<PromptLi
 ///
 /// All versions or none: if one is broken, the old ones stay and the answer says why. SIGHUP does the same.
 #[utoipa::path(
-    post, path = "/api/v1/admin/prompts/reload", tag = "admin",
-    security(("admin_token" = [])),
+    post, path = "/api/v1/admin/prompts/reload", operation_id = "reload_prompts", tag = "admin",
     responses(
         (status = 200, description = "The versions, as they are now", body = PromptList),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 422, description = "`prompts_invalid`, with file and line", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 422, description = "`prompts_invalid`, with file and line")
     )
 )]
 pub(super) async fn reload(_: Admin, State(api): State<Arc<Api>>) -> Result<Json<PromptList>, Problem> {

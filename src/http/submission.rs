@@ -105,7 +105,6 @@ pub(super) struct Body {
     /// Its place in the order; `normal` if absent. A step is worth ten minutes of waiting.
     priority: Option<Priority>,
     /// Hold the answer until the job has ended.
-    #[schema(schema_with = Wait::schema)]
     wait: Option<Wait>,
     /// Not before then (RFC 3339), at most 366 days ahead.
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -114,7 +113,7 @@ pub(super) struct Body {
     #[schema(minimum = 1, maximum = 604_800)]
     deadline_seconds: Option<i64>,
     /// A Claude model; the service's own setting if absent.
-    #[schema(max_length = 100)]
+    #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9_.:/@-]+$")]
     model: Option<String>,
     /// Who is told when the job ends, by a signed message after Standard Webhooks; an https URL that leads to a public
     /// address. Only where the service has a WEBHOOK_SECRET.
