@@ -29,7 +29,7 @@ const MAX_LIMIT: usize = 200;
 #[derive(ToSchema)]
 #[schema(value_type = String, pattern = "^[^=]*=")]
 #[expect(dead_code, reason = "for the document alone")]
-struct Label(String);
+pub(super) struct Label(String);
 
 /// A page of jobs.
 #[derive(Serialize, ToSchema)]

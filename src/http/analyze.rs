@@ -96,6 +96,9 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         Some(until) => api.queue.ask(submission, until, || api.allowance()).await?,
         None => (api.queue.enqueue(submission).await?, None),
     };
+    if until.is_some() && waiting.is_none() && !record.job.state.is_final() {
+        api.metrics.waits_declined.inc();
+    }
     let JobRecord { job, request, .. } = &record;
     info!(
         job.id = %job.id,

@@ -5,21 +5,28 @@ use utoipa::{
     Modify, OpenApi,
     openapi::{
         Content, Header, HttpMethod, Ref, RefOr, Response,
-        path::{Operation, ParameterIn, PathItem},
-        schema::{ObjectBuilder, Type},
+        path::{Operation, Parameter, ParameterIn, PathItem},
+        schema::{AdditionalProperties, ObjectBuilder, Schema, SchemaType, Type},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     },
 };
 
-use super::problem::{
-    BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, INTERNAL, INVALID_BODY, INVALID_JOB_ID, INVALID_JSON, INVALID_PARAMETER,
-    JOB_NOT_FOUND, Kind, ProblemBody, TIMEOUT, TOO_MANY_FAILURES, UNAUTHORIZED, UNSUPPORTED_MEDIA_TYPE,
-    VALIDATION_FAILED,
+use super::{
+    admin::Label,
+    problem::{
+        BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, INTERNAL, INVALID_BODY, INVALID_JOB_ID, INVALID_JSON,
+        INVALID_PARAMETER, JOB_NOT_FOUND, Kind, ProblemBody, TIMEOUT, TOO_MANY_FAILURES, UNAUTHORIZED,
+        UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
+    },
 };
 use crate::auth::Scope;
 
 /// What stands in `Authorization: Bearer`.
 const BEARER: &str = "bearer";
+
+/// What clients send: other fields than the known ones are refused.
+const CLOSED: [&str; 6] =
+    ["ActionRequest", "AnalyzeRequest", "BatchRequest", "JobFilter", "KeyRequest", "LimitsChange"];
 
 /// The document before its routes.
 #[derive(OpenApi)]
@@ -35,7 +42,7 @@ const BEARER: &str = "bearer";
         (name = "admin", description = "For operators; needs the admin token, or a key or token of scope `admin`"),
         (name = "service", description = "For monitoring")
     ),
-    components(schemas(ProblemBody<'static>)),
+    components(schemas(ProblemBody<'static>, Label)),
     modifiers(&Finish)
 )]
 pub(super) struct Document;
@@ -92,9 +99,16 @@ const SHARED: [Shared; 14] = [
 
 /// Adds to every route what it shares with others.
 pub(super) fn complete(document: &mut utoipa::openapi::OpenApi) {
+    let schemas = &mut document.components.get_or_insert_default().schemas;
+    for name in CLOSED {
+        if let Some(RefOr::T(Schema::Object(object))) = schemas.get_mut(name) {
+            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+    }
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations(item) {
             let route = Route::of(path, &method, operation);
+            operation.parameters.iter_mut().flatten().for_each(unnull);
             operation.security = route.scope.map(security);
             for (kind, concerns) in SHARED {
                 if concerns(&route) {
@@ -114,6 +128,22 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Ope
     let PathItem { get, post, patch, delete, .. } = item;
     let all = [(HttpMethod::Get, get), (HttpMethod::Post, post), (HttpMethod::Patch, patch), (HttpMethod::Delete, delete)];
     all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// What is not given in a head or a query is left out: there is no null.
+fn unnull(parameter: &mut RefOr<Parameter>) {
+    let RefOr::T(Parameter { schema: Some(RefOr::T(schema)), .. }) = parameter else { return };
+    let kinds = match schema {
+        Schema::Object(object) => &mut object.schema_type,
+        Schema::Array(array) => &mut array.schema_type,
+        _ => return,
+    };
+    if let SchemaType::Array(listed) = kinds {
+        listed.retain(|kind| *kind != Type::Null);
+        if let [only] = &listed[..] {
+            *kinds = SchemaType::Type(only.clone());
+        }
+    }
 }
 
 /// What a route takes: a credential of this scope, or none where the service is open to everybody.

@@ -62,7 +62,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 )]
 pub(super) async fn events(
     State(api): State<Arc<Api>>,
-    Id(id): Id,
+    Id { job: id, .. }: Id,
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

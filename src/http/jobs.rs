@@ -15,6 +15,7 @@ use super::{
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
 };
+use crate::{job::JobId, queue::audit::Deed};
 
 /// Look at a job
 ///
@@ -45,7 +46,7 @@ use super::{
 )]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
-    Id(id): Id,
+    Id { job: id, .. }: Id,
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -75,8 +76,10 @@ pub(super) async fn get(
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
+pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator }: Id) -> Result<Response, Problem> {
+    let was_pending = api.queue.peek(id).is_some_and(|job| !job.state.is_final());
     let record = api.queue.cancel(id).await?;
+    put_on_record(&api, operator.as_deref(), "cancel", id, was_pending).await?;
     let now = api.queue.now();
     Ok(api.view(&record, now).respond(StatusCode::OK, now))
 }
@@ -93,8 +96,24 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Re
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn retry(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
+pub(super) async fn retry(State(api): State<Arc<Api>>, Id { job: id, operator }: Id) -> Result<Response, Problem> {
     let record = api.queue.requeue(id).await?;
+    put_on_record(&api, operator.as_deref(), "retry", id, true).await?;
     let now = api.queue.now();
     Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))
+}
+
+/// Notes what an operator did to a job, and whether that changed it. What callers do to their own is no operator's deed.
+pub(super) async fn put_on_record(
+    api: &Api,
+    operator: Option<&str>,
+    action: &str,
+    id: JobId,
+    changed: bool,
+) -> Result<(), Problem> {
+    if let Some(actor) = operator {
+        let detail = id.to_string();
+        api.queue.note(Deed { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
+    }
+    Ok(())
 }

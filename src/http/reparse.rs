@@ -7,10 +7,11 @@ use axum::{extract::State, http::StatusCode, response::Response};
 use super::{
     Api,
     extract::{Admin, Id},
+    jobs::put_on_record,
     problem::{Problem},
     view::JobView,
 };
-use crate::analysis;
+use crate::{analysis, job::JobState};
 
 /// Read the answers that were kept of a failed job again
 ///
@@ -26,8 +27,14 @@ use crate::analysis;
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn reparse(_: Admin, State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
+pub(super) async fn reparse(
+    admin: Admin,
+    State(api): State<Arc<Api>>,
+    Id { job: id, .. }: Id,
+) -> Result<Response, Problem> {
+    let had_failed = api.queue.peek(id).is_some_and(|job| matches!(job.state, JobState::Failed { .. }));
     let record = api.queue.reparse(id, analysis::read_memo).await?;
+    put_on_record(&api, Some(&admin.actor), "reparse", id, had_failed).await?;
     let now = api.queue.now();
     Ok(api.view(&record, now).respond(StatusCode::OK, now))
 }

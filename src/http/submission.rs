@@ -94,7 +94,7 @@ pub(super) struct Bounds<'a> {
 pub(super) struct Body {
     /// The decision question, in any language; the memo is in the same. At most `MAX_QUERY_LENGTH` characters, 10,000
     /// unless the service is set otherwise.
-    #[schema(required, value_type = String, example = "Should we move our warehouse to Rotterdam?")]
+    #[schema(required, value_type = String, pattern = r"\S", example = "Should we move our warehouse to Rotterdam?")]
     query: Option<String>,
     /// What you know besides: figures, constraints, history.
     #[schema(max_length = 50_000)]

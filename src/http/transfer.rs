@@ -19,7 +19,10 @@ use super::{
     filter::{decode_cursor, encode_cursor},
     problem::{FieldError, INTERNAL, INVALID_BODY, INVALID_PARAMETER, Problem},
 };
-use crate::job::{Cursor, Listing, Order, archive};
+use crate::{
+    job::{Cursor, Listing, Order, archive},
+    queue::audit::Deed,
+};
 
 /// Jobs on a page: whole ones, with every answer of Claude, so fewer than in a listing.
 const EXPORT_PAGE: usize = 50;
@@ -93,13 +96,13 @@ pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params
 /// knows the outcome, so it ends as after a crash.
 #[utoipa::path(
     post, path = "/api/v1/admin/import", operation_id = "import_jobs", tag = "admin",
-    request_body(content = Option<String>, content_type = "application/x-ndjson"),
+    request_body(content_type = "application/x-ndjson", description = "Exported jobs, one a line"),
     responses(
         (status = 200, description = "What became of the lines", body = Imported),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`")
     )
 )]
-pub(super) async fn import(_: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Response, Problem> {
+pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Response, Problem> {
     let body = body::read_whole(body, MAX_IMPORT_BYTES).await?;
     let text = std::str::from_utf8(&body).map_err(|_| Problem::new(INVALID_BODY, "the body is not UTF-8 text"))?;
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
@@ -116,6 +119,7 @@ pub(super) async fn import(_: Admin, State(api): State<Arc<Api>>, body: Body) ->
     }
     let count = records.len();
     let imported = api.queue.import(records).await?;
+    api.queue.note(Deed { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
     info!(jobs = imported, skipped = count - imported, refused = refused.len(), "jobs imported by an operator");
     Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
 }
