@@ -431,4 +431,6 @@ fn cause(error: &(dyn Error + 'static)) -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

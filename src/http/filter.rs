@@ -49,6 +49,9 @@ pub(super) struct Conditions {
     /// Has all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<String, String>,
+    /// How many labels came as query parameters, the same ones again included.
+    #[serde(skip)]
+    labels_given: usize,
     /// Who submitted it.
     #[schema(max_length = 500)]
     caller: Option<String>,
@@ -67,10 +70,13 @@ impl Conditions {
             "model" => once(&mut self.model, value),
             "caller" => once(&mut self.caller, value),
             "metadata" => match value.split_once('=') {
-                Some((key, label)) => match self.metadata.insert(key.to_owned(), label.to_owned()) {
-                    None => Ok(()),
-                    Some(_) => Err(format!("must be given once for each key, not twice for {key:?}")),
-                },
+                Some((key, label)) => {
+                    self.labels_given += 1;
+                    match self.metadata.insert(key.to_owned(), label.to_owned()) {
+                        Some(other) if other != label => Err(format!("must be one label of a key, not two of {key:?}")),
+                        _ => Ok(()),
+                    }
+                }
                 None => Err(format!("must be key=value, not {value:?}")),
             },
             _ => return None,
@@ -88,8 +94,9 @@ impl Conditions {
                 errors.push(FieldError::new(name, format!("must have 1 to {MAX_TEXT} characters, not {count}")));
             }
         }
-        if self.metadata.len() > MAX_METADATA {
-            let message = format!("must be at most {MAX_METADATA} labels, not {}", self.metadata.len());
+        let labels = self.metadata.len().max(self.labels_given);
+        if labels > MAX_METADATA {
+            let message = format!("must be at most {MAX_METADATA} labels, not {labels}");
             errors.push(FieldError::new("metadata", message));
         }
         if errors.is_empty() {
@@ -210,6 +217,9 @@ mod tests {
         assert!(wrong("code", "oops").contains("deadline_exceeded"));
         assert!(wrong("created_from", "yesterday").contains("RFC 3339"));
         assert!(wrong("metadata", "team").contains("key=value"));
+        let mut labels = Conditions::default();
+        assert_eq!(labels.take("metadata", "team=ops"), Some(Ok(())));
+        assert!(labels.take("metadata", "team=sales").unwrap().unwrap_err().contains("two of \"team\""));
         assert!(Conditions::default().take("state", "failed").is_none());
         let mut twice = Conditions::default();
         assert_eq!(twice.take("text", "a"), Some(Ok(())));
