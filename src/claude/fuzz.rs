@@ -27,12 +27,14 @@ fn event() -> impl Strategy<Value = String> {
     ];
     prop_oneof![
         Just(frame("message_start", json!({"message": {"model": "m", "usage": {"input_tokens": 3}}}))),
-        any::<String>().prop_map(move |text| frame("content_block_delta", json!({"delta": {"type": "text_delta", "text": text}}))),
+        any::<String>()
+            .prop_map(move |text| frame("content_block_delta", json!({"delta": {"type": "text_delta", "text": text}}))),
         any::<u64>().prop_map(move |tokens| frame(
             "message_delta",
             json!({"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": tokens}})
         )),
-        any::<String>().prop_map(move |text| frame("error", json!({"error": {"type": "overloaded_error", "message": text}}))),
+        any::<String>()
+            .prop_map(move |text| frame("error", json!({"error": {"type": "overloaded_error", "message": text}}))),
         Just("event: ping\ndata: {}\n\n".to_owned()),
         Just("event: message_stop\ndata: {}\n\n".to_owned()),
         (known, "\\PC{0,60}").prop_map(|(name, data)| format!("event: {name}\ndata: {data}\n\n")),
@@ -124,11 +126,12 @@ proptest! {
 }
 
 fn retry_after() -> impl Strategy<Value = Option<Vec<u8>>> {
-    let number = prop_oneof![any::<f64>().prop_map(|number| number.to_string()), any::<i64>().prop_map(|n| n.to_string())];
-    let date = any::<u32>().prop_map(|seconds| {
-        httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(u64::from(seconds)))
-    });
-    let word = "inf|NaN|-inf|1e999|-0|0x10|[A-Z][a-z]{2}, [0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,5} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT";
+    let number =
+        prop_oneof![any::<f64>().prop_map(|number| number.to_string()), any::<i64>().prop_map(|n| n.to_string())];
+    let date = any::<u32>()
+        .prop_map(|seconds| httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(u64::from(seconds))));
+    let word =
+        "inf|NaN|-inf|1e999|-0|0x10|[A-Z][a-z]{2}, [0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,5} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT";
     prop_oneof![
         Just(None),
         prop_oneof![number, date, word].prop_map(|text| Some(text.into_bytes())),

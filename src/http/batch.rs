@@ -18,7 +18,7 @@ use super::{
     body,
     extract::Submitter,
     observe,
-    problem::{Problem},
+    problem::Problem,
     submission::{self, BatchBody, MAX_BATCH_BYTES},
     view::{self, Links},
 };

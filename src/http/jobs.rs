@@ -11,7 +11,7 @@ use axum::{
 use super::{
     Api,
     extract::{Id, Params},
-    problem::{Problem},
+    problem::Problem,
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
 };

@@ -8,7 +8,7 @@ use super::{
     Api,
     extract::{Admin, Id},
     jobs::put_on_record,
-    problem::{Problem},
+    problem::Problem,
     view::JobView,
 };
 use crate::{analysis, job::JobState};

@@ -71,7 +71,6 @@ impl Wait {
         let latest = observe::started() + MAX_HOLD;
         (!self.0.is_zero()).then(|| (Instant::now() + self.0).min(latest))
     }
-
 }
 
 impl PartialSchema for Wait {

@@ -24,6 +24,8 @@ def before_call(_context, case, _kwargs):
         if wait is True or (type(wait) in (int, float) and wait > LONGEST_WAIT):
             part["wait"] = LONGEST_WAIT
     if case.meta is not None and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
-        for question in [case.body, *case.body.get("requests", [])]:
-            for name in ONLY_HERE & question.keys():
-                del question[name]
+        batch = case.body.get("requests")
+        for question in [case.body, *(batch if isinstance(batch, list) else [])]:
+            for name in ONLY_HERE:
+                if isinstance(question, dict):
+                    question.pop(name, None)
