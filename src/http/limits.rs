@@ -1,6 +1,6 @@
 //! `/api/v1/admin/limits`: how fast Claude may be called, to look at and to change while the service runs.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, ops::RangeInclusive, sync::Arc};
 
 use axum::{
     Json,
@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    body::JsonBody,
+    body::{self, JsonBody},
     extract::Admin,
     problem::{FieldError, Problem, VALIDATION_FAILED},
 };
@@ -51,13 +51,16 @@ struct GateView {
 pub(super) struct LimitsChange {
     /// Calls a minute.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
-    requests: Option<NonZeroU32>,
+    #[serde(default, deserialize_with = "body::whole")]
+    requests: Option<i64>,
     /// Input tokens a minute.
     #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
-    input_tokens: Option<NonZeroU32>,
+    #[serde(default, deserialize_with = "body::whole")]
+    input_tokens: Option<i64>,
     /// Output tokens a minute.
     #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
-    output_tokens: Option<NonZeroU32>,
+    #[serde(default, deserialize_with = "body::whole")]
+    output_tokens: Option<i64>,
 }
 
 /// Look at the limits
@@ -87,16 +90,17 @@ pub(super) async fn patch(
     State(api): State<Arc<Api>>,
     JsonBody(change): JsonBody<LimitsChange>,
 ) -> Result<Response, Problem> {
-    let errors = out_of_bounds(&change);
+    let mut errors = Vec::new();
+    let mut wanted = |field, wanted, bounds, before| within(field, wanted, bounds, &mut errors).unwrap_or(before);
+    let before = api.limits.settings();
+    let after = PerMinute {
+        requests: wanted("requests", change.requests, REQUESTS_PER_MINUTE, before.requests),
+        input_tokens: wanted("input_tokens", change.input_tokens, TOKENS_PER_MINUTE, before.input_tokens),
+        output_tokens: wanted("output_tokens", change.output_tokens, TOKENS_PER_MINUTE, before.output_tokens),
+    };
     if !errors.is_empty() {
         return Err(Problem::listing(VALIDATION_FAILED, errors));
     }
-    let before = api.limits.settings();
-    let after = PerMinute {
-        requests: change.requests.unwrap_or(before.requests),
-        input_tokens: change.input_tokens.unwrap_or(before.input_tokens),
-        output_tokens: change.output_tokens.unwrap_or(before.output_tokens),
-    };
     api.limits.set(after);
     let detail = serde_json::to_string(&after).unwrap_or_default();
     let deed = Deed { actor: &admin.actor, action: "limits", detail: Some(&detail) };
@@ -104,19 +108,20 @@ pub(super) async fn patch(
     Ok(Json(view(&api)).into_response())
 }
 
-/// What is wrong with the limits that are wanted: they have the bounds of their settings.
-fn out_of_bounds(change: &LimitsChange) -> Vec<FieldError> {
-    [
-        ("requests", change.requests, REQUESTS_PER_MINUTE),
-        ("input_tokens", change.input_tokens, TOKENS_PER_MINUTE),
-        ("output_tokens", change.output_tokens, TOKENS_PER_MINUTE),
-    ]
-    .into_iter()
-    .filter_map(|(field, wanted, bounds)| {
-        let wanted = wanted.filter(|wanted| !bounds.contains(wanted))?;
-        Some(FieldError::new(field, format!("must be from {} to {}, not {wanted}", bounds.start(), bounds.end())))
-    })
-    .collect()
+/// A limit that is wanted, if it is within the bounds of its setting, and what is wrong with it if not.
+fn within(
+    field: &str,
+    wanted: Option<i64>,
+    bounds: RangeInclusive<NonZeroU32>,
+    errors: &mut Vec<FieldError>,
+) -> Option<NonZeroU32> {
+    let wanted = wanted?;
+    let limit = u32::try_from(wanted).ok().and_then(NonZeroU32::new).filter(|limit| bounds.contains(limit));
+    if limit.is_none() {
+        let message = format!("must be from {} to {}, not {wanted}", bounds.start(), bounds.end());
+        errors.push(FieldError::new(field, message));
+    }
+    limit
 }
 
 /// The limits as they are.

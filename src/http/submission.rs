@@ -111,6 +111,7 @@ pub(super) struct Body {
     run_at: Option<Timestamp>,
     /// Fail the job if it hasn't started after so many seconds.
     #[schema(minimum = 1, maximum = 604_800)]
+    #[serde(default, deserialize_with = "body::whole")]
     deadline_seconds: Option<i64>,
     /// A Claude model; the service's own setting if absent.
     #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9_.:/@-]+$")]
