@@ -41,10 +41,10 @@ pub(super) struct Conditions {
     #[schema(value_type = Option<String>, format = DateTime)]
     created_before: Option<Timestamp>,
     /// The query holds this, in upper or lower case.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     text: Option<String>,
     /// The model asked for, or one that answered.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     model: Option<String>,
     /// Has all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -53,7 +53,7 @@ pub(super) struct Conditions {
     #[serde(skip)]
     labels_given: usize,
     /// Who submitted it.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     caller: Option<String>,
 }
 

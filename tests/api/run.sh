@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Holds the running service, with its simulated Claude, to its OpenAPI document: schemathesis calls every route with what the
 # document allows and with what it does not, and a client is generated from the document and used. Part of tests/run.sh,
-# which has built the binary. EXAMPLES sets how many calls of each route are made up, 10 unless set; the rest is fixed.
+# which has built the binary. EXAMPLES sets how many calls of each route are made up, 10 unless set, and SEED which.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -46,4 +46,5 @@ start schemathesis
 # In a folder of its own, as it leaves files where it runs.
 cp tests/api/schemathesis.toml tests/api/hooks.py "$folder"
 schemathesis=$PWD/$tools/bin/schemathesis
-(cd "$folder" && "$schemathesis" run "$base/openapi.json" --checks all --max-examples "${EXAMPLES:-10}" --no-color)
+(cd "$folder" && "$schemathesis" run "$base/openapi.json" --checks all --max-examples "${EXAMPLES:-10}" \
+    --seed "${SEED:-1}" --no-color)
