@@ -454,4 +454,6 @@ fn cause(error: &(dyn Error + 'static)) -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ pub mod export;
 pub mod healthcheck;
 pub mod import;
 pub mod jobs;
+pub mod keys;
 pub mod loadtest;
 mod logging;
 mod markdown;
@@ -42,6 +43,7 @@ const EXAMPLES: &str = "Examples:
   ANTHROPIC_API_KEY=… ceoagent serve   run the service
   ceoagent analyze \"Should we hire?\"   ask it, and read the memo
   ceoagent jobs list --status failed   what it has to do and has done
+  ceoagent keys create alice           a key for a caller, shown this once
   ceoagent export > jobs.jsonl         all jobs, to keep or to move
   ceoagent loadtest --rate 30 --html report.html
                                        how it does when more is asked than can be answered
@@ -59,6 +61,8 @@ enum Command {
     Analyze(Box<analyze::Analyze>),
     /// List, show, watch, cancel and retry jobs
     Jobs(jobs::Jobs),
+    /// List, make and revoke the API keys of callers; needs the admin token
+    Keys(keys::Keys),
     /// Show how a running service is; needs the admin token
     Stats(Box<operate::Operate>),
     /// Have a running service begin no further job; needs the admin token
@@ -89,7 +93,7 @@ enum Command {
 }
 
 /// Commands that talk to a service and are none: the service's settings would hide their own in the help.
-const CLIENTS: [&str; 7] = ["analyze", "jobs", "stats", "pause", "resume", "export", "import"];
+const CLIENTS: [&str; 8] = ["analyze", "jobs", "keys", "stats", "pause", "resume", "export", "import"];
 
 /// The heading under which the service's settings stand in the help.
 const SETTINGS: &str = "Settings";
@@ -163,6 +167,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         }
         Command::Analyze(analyze) => analyze.run(),
         Command::Jobs(jobs) => jobs.run(),
+        Command::Keys(keys) => keys.run(),
         Command::Stats(operate) => operate.run(operate::Deed::Look),
         Command::Pause(operate) => operate.run(operate::Deed::Pause),
         Command::Resume(operate) => operate.run(operate::Deed::Resume),

@@ -110,16 +110,16 @@ pub struct Settings {
     /// Most calls to Claude a minute; Anthropic's Start tier allows 1000 (1 to 1000000)
     #[arg(
         long, env, default_value = "1000",
-        value_parser = within(NonZeroU32::MIN..=const { NonZeroU32::new(1_000_000).expect("not zero") })
+        value_parser = within(REQUESTS_PER_MINUTE)
     )]
     pub requests_per_minute: NonZeroU32,
 
     /// Most input tokens a minute; Anthropic's Start tier allows 2000000 (1000 to 1000000000)
-    #[arg(long, env, default_value = "2000000", value_parser = tokens_per_minute())]
+    #[arg(long, env, default_value = "2000000", value_parser = within(TOKENS_PER_MINUTE))]
     pub input_tokens_per_minute: NonZeroU32,
 
     /// Most output tokens a minute; Anthropic's Start tier allows 400000 (1000 to 1000000000)
-    #[arg(long, env, default_value = "400000", value_parser = tokens_per_minute())]
+    #[arg(long, env, default_value = "400000", value_parser = within(TOKENS_PER_MINUTE))]
     pub output_tokens_per_minute: NonZeroU32,
 
     /// Most tokens a day (UTC), of all kinds; then the queue is held until the day turns; no budget if unset (1000 to
@@ -325,6 +325,16 @@ impl Effort {
             Effort::Max => Some("max"),
         }
     }
+}
+
+/// Calls a minute that can be allowed.
+pub const REQUESTS_PER_MINUTE: RangeInclusive<NonZeroU32> = NonZeroU32::MIN..=not_zero(1_000_000);
+
+/// Tokens a minute that can be allowed: below a thousand no call would fit.
+pub const TOKENS_PER_MINUTE: RangeInclusive<NonZeroU32> = not_zero(1_000)..=not_zero(1_000_000_000);
+
+const fn not_zero(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).expect("not zero")
 }
 
 /// Where a command finds the service that it is to talk to. No setting of the service itself.
@@ -570,13 +580,6 @@ where
         let allowed = || format!("must be a whole number from {} to {}", range.start(), range.end());
         text.parse().ok().filter(|number| range.contains(number)).ok_or_else(allowed)
     }
-}
-
-/// A limit of tokens a minute: below a thousand no call would fit.
-fn tokens_per_minute() -> impl Fn(&str) -> Result<NonZeroU32, String> + Clone {
-    const LEAST: NonZeroU32 = NonZeroU32::new(1_000).expect("not zero");
-    const MOST: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not zero");
-    within(LEAST..=MOST)
 }
 
 /// A day's budget. A cent is less than any call of use costs.

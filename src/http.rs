@@ -9,6 +9,7 @@ mod admin;
 mod analyze;
 mod batch;
 mod body;
+mod document;
 mod etag;
 mod events;
 mod extract;
@@ -38,14 +39,12 @@ use axum::{
 };
 use tokio::time::Instant;
 use tower_http::cors::{self, CorsLayer};
-use utoipa::{
-    Modify, OpenApi,
-    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
-};
+use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::{
+    document::Document,
     fair::Fair,
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
     submission::Bounds,
@@ -166,7 +165,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 fn routes() -> OpenApiRouter<Arc<Api>> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let mut routes = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
         .routes(routes!(batch::batch))
         .routes(routes!(jobs::get))
@@ -190,37 +189,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(reparse::reparse))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
-        .routes(routes!(health::metrics))
-}
-
-/// The part of the OpenAPI document that is not about a route.
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "ceoagent",
-        description = "Takes a decision question, has Claude analyse it behind a durable queue, and gives back a \
-                       structured decision memo.\n\nEvery error is `application/problem+json` (RFC 9457) with a stable \
-                       `code`. Every response has an `x-request-id`; a given one is kept."
-    ),
-    tags(
-        (name = "analysis", description = "Ask, and collect the memo"),
-        (name = "admin", description = "For operators; needs the admin token, or a key or token of scope `admin`"),
-        (name = "service", description = "For monitoring")
-    ),
-    modifiers(&Finish)
-)]
-struct Document;
-
-/// What the derive can't say.
-struct Finish;
-
-impl Modify for Finish {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        // The derive makes an empty one where Cargo.toml has none, which is not valid.
-        document.info.license = None;
-        document.components.get_or_insert_default().add_security_scheme("admin_token", scheme);
-    }
+        .routes(routes!(health::metrics));
+    document::complete(routes.get_openapi_mut());
+    routes
 }
 
 async fn no_such_route(uri: Uri) -> Problem {
@@ -232,5 +203,7 @@ async fn wrong_method(method: Method, uri: Uri) -> Problem {
     Problem::new(METHOD_NOT_ALLOWED, detail)
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,13 @@ pub struct KindLabel {
     pub kind: &'static str,
 }
 
+/// Why something was refused.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// The stable snake_case word.
+    pub reason: &'static str,
+}
+
 /// All metrics. Clones count into the same ones.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -39,6 +46,10 @@ pub struct Metrics {
     pub http_requests: Family<HttpLabels, Counter>,
     /// Seconds from the request's head to the answer's head.
     pub http_seconds: Histogram,
+    /// Requests refused for who sent them, by why: missing, wrong, too_many (wrong ones), forbidden (a scope too small).
+    pub auth_refused: Family<ReasonLabel, Counter>,
+    /// Questions whose client asked to be held for the answer and was not, as it can't come in time.
+    pub waits_declined: Counter,
     /// Jobs accepted.
     pub jobs_submitted: Counter,
     /// Jobs that reached an end, by status.
@@ -114,6 +125,8 @@ impl Metrics {
             registry: Arc::default(),
             http_requests: Family::default(),
             http_seconds: Histogram::new(exponential_buckets(0.0001, 3.0, 13)),
+            auth_refused: Family::default(),
+            waits_declined: Counter::default(),
             jobs_submitted: Counter::default(),
             jobs_finished: Family::default(),
             attempts: Family::default(),
@@ -150,6 +163,16 @@ impl Metrics {
             "Time to the head of the answer, waits included",
             seconds.clone(),
             metrics.http_seconds.clone(),
+        );
+        registry.register(
+            "auth_refused",
+            "Requests refused for who sent them, by reason",
+            metrics.auth_refused.clone(),
+        );
+        registry.register(
+            "waits_declined",
+            "Clients that asked to be held for an answer and were not, as it can't come in time",
+            metrics.waits_declined.clone(),
         );
         registry.register("jobs_submitted", "Jobs accepted", metrics.jobs_submitted.clone());
         registry.register("jobs_finished", "Jobs that reached an end, by status", metrics.jobs_finished.clone());

@@ -58,5 +58,6 @@ say "Lints"
 cargo clippy --all-targets --locked -- -D warnings
 say "Tests"
 cargo test --locked
+bash tests/api/run.sh
 bash tests/deploy/run.sh
 say "All passed"

@@ -21,7 +21,8 @@ const SCREEN: usize = 20;
 /// Widest part of a question in a listing that is not cut.
 const QUESTION_WIDTH: usize = 60;
 
-const BARE: TableStyle = TableStyle::new();
+/// Columns and nothing else.
+pub(super) const BARE: TableStyle = TableStyle::new();
 
 /// What to do with jobs.
 #[derive(clap::Args, Debug)]
@@ -32,7 +33,7 @@ pub struct Jobs {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// List jobs, newest first; needs the admin token
+    /// List jobs, newest first unless told otherwise; needs the admin token
     List(Box<List>),
     /// Show a job: its state, its attempts, its memo
     Show(Box<Show>),
@@ -47,11 +48,53 @@ enum Action {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent jobs list --status failed --status cancelled
+  ceoagent jobs list --code overloaded --created-from 2026-11-23T00:00:00Z --metadata team=ops
+  ceoagent jobs list --text Rotterdam --oldest
   ceoagent jobs list --all --json | jq -r 'select(.status == \"failed\") | .id' | xargs ceoagent jobs retry")]
 struct List {
     /// Only jobs of this status (queued, scheduled, running, succeeded, failed, cancelled); repeat it for more
     #[arg(long)]
     status: Vec<String>,
+
+    /// Only jobs of this priority (high, normal, low); repeat it for more
+    #[arg(long)]
+    priority: Vec<String>,
+
+    /// Only jobs that failed with this error code, such as overloaded; repeat it for more
+    #[arg(long)]
+    code: Vec<String>,
+
+    /// Only jobs whose question holds this, in upper or lower case
+    #[arg(long)]
+    text: Option<String>,
+
+    /// Only jobs that asked for this model, or that it answered
+    #[arg(long)]
+    model: Option<String>,
+
+    /// Only jobs of this caller: the name of its key, or jwt: and the subject of its token
+    #[arg(long)]
+    caller: Option<String>,
+
+    /// Only jobs with this label; repeat it for jobs that have several
+    #[arg(long, value_name = "KEY=VALUE")]
+    metadata: Vec<String>,
+
+    /// Only jobs accepted then or later, such as 2026-11-23T09:30:00Z
+    #[arg(long, value_name = "TIME")]
+    created_from: Option<String>,
+
+    /// Only jobs accepted before then
+    #[arg(long, value_name = "TIME")]
+    created_before: Option<String>,
+
+    /// The oldest first
+    #[arg(long)]
+    oldest: bool,
+
+    /// Begin where another listing of the same conditions ended: the cursor that it told
+    #[arg(long)]
+    cursor: Option<String>,
 
     /// So many jobs at most
     #[arg(long, default_value_t = SCREEN)]
@@ -132,7 +175,7 @@ impl List {
         let mut table = Table::new();
         table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(["ID", "STATUS", "CREATED", "TRIES", "QUESTION"]);
-        let mut cursor = None;
+        let mut cursor = self.cursor.clone();
         let mut out = std::io::stdout().lock();
         while left > 0 {
             let page = self.page(&client, left.min(PAGE), cursor.as_deref()).await?;
@@ -149,6 +192,9 @@ impl List {
                 break;
             }
         }
+        if let Some(cursor) = cursor.filter(|_| !self.all) {
+            writeln!(std::io::stderr(), "there are more: --cursor {}", clean(&cursor))?;
+        }
         if !self.json {
             if let Some(tries) = table.column_mut(3) {
                 tries.set_cell_alignment(CellAlignment::Right);
@@ -162,10 +208,28 @@ impl List {
     }
 
     async fn page(&self, client: &Client, limit: usize, cursor: Option<&str>) -> anyhow::Result<Value> {
-        let statuses = self.status.iter().map(|status| ("status", status.clone()));
-        let mut params: Vec<(&str, String)> = statuses.collect();
-        params.push(("limit", limit.to_string()));
-        params.extend(cursor.map(|cursor| ("cursor", cursor.to_owned())));
+        let several = [
+            ("status", &self.status),
+            ("priority", &self.priority),
+            ("code", &self.code),
+            ("metadata", &self.metadata),
+        ];
+        let single = [
+            ("text", self.text.as_deref()),
+            ("model", self.model.as_deref()),
+            ("caller", self.caller.as_deref()),
+            ("created_from", self.created_from.as_deref()),
+            ("created_before", self.created_before.as_deref()),
+            ("order", self.oldest.then_some("oldest")),
+            ("cursor", cursor),
+        ];
+        let mut params: Vec<(&str, &str)> = Vec::new();
+        for (name, values) in several {
+            params.extend(values.iter().map(|value| (name, value.as_str())));
+        }
+        params.extend(single.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        let limit = limit.to_string();
+        params.push(("limit", &limit));
         let request = client.request(reqwest::Method::GET, "/api/v1/admin/jobs");
         Ok(client.send(request.query(&params)).await?)
     }
@@ -243,7 +307,7 @@ fn row(job: &Value) -> [String; 5] {
 }
 
 /// A field as text that is fit for a terminal; empty if it is missing.
-fn text(object: &Value, field: &str) -> String {
+pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
 

@@ -16,7 +16,7 @@ use super::{
     extract::Admin,
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
     observe,
-    problem::{FieldError, INTERNAL, Problem, ProblemBody, VALIDATION_FAILED},
+    problem::{FieldError, INTERNAL, Problem, VALIDATION_FAILED},
 };
 use crate::queue::{
     audit::Deed,
@@ -39,6 +39,7 @@ pub(super) struct ActionRequest {
     #[serde(default)]
     dry_run: bool,
     /// The `next_cursor` of the answer before, if that had `more`.
+    #[schema(pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")]
     cursor: Option<String>,
 }
 
@@ -82,22 +83,10 @@ struct Estimate {
 /// were there when it began are changed. On record in the audit log.
 #[utoipa::path(
     post, path = "/api/v1/admin/jobs/actions", operation_id = "act_on_jobs", tag = "admin",
-    security(("admin_token" = [])),
     request_body = ActionRequest,
     responses(
         (status = 200, description = "What was done, or would be", body = ActionReport),
-        (status = 400, description = "`invalid_json`, `invalid_body`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`: a part may be done, as the audit log tells",
-            body = ProblemBody<'static>, content_type = "application/problem+json")
+        (status = 503, description = "`storage_unavailable`: a part may be done, as the audit log tells")
     )
 )]
 pub(super) async fn act(

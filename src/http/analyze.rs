@@ -14,7 +14,7 @@ use super::{
     Api, body,
     extract::{Params, Submitter, wants_its_own},
     observe,
-    problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
+    problem::{FieldError, INVALID_PARAMETER, Problem},
     submission::{self, Body, max_body_bytes},
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
@@ -43,10 +43,11 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
 #[utoipa::path(
     post, path = "/api/v1/analyze", tag = "analysis",
     params(
-        ("wait" = Option<String>, Query, description = "As `wait` in the body, and before it"),
+        ("wait" = inline(Option<Wait>), Query, description = "As `wait` in the body, and before it"),
         ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is \
             said nowhere else, which `Preference-Applied` tells unless that was in vain"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Your own name for this question, up to 255 \
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+            pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your own name for this question, up to 255 \
             characters: sent again with the same question within IDEMPOTENCY_HOURS (24 unless set otherwise), it is the \
             same job, told by `Idempotency-Replayed: true`"),
         ("Cache-Control" = Option<String>, Header, description = "`no-cache` has Claude asked for this question alone; \
@@ -54,29 +55,34 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
     ),
     request_body = Body,
     responses(
-        (status = 200, description = "Waited for, and succeeded, or `cached`: the job with its memo", body = JobView<'static>),
-        (status = 202, description = "Accepted; see `Location` and `Retry-After`", body = JobView<'static>),
-        (status = 400, description = "`invalid_json`, `invalid_parameter`, `invalid_body`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 409, description = "Waited for, and `cancelled`; the job is under `job`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 410, description = "`job_removed`: the job of this Idempotency-Key is there no more",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
+        (status = 200, description = "Waited for, and succeeded, or `cached`: the job with its memo", body = JobView<'static>, headers(
+                ("Location" = String, description = "The job"),
+                ("Idempotency-Replayed" = bool, description = "`true` if the job was there before, under the same key"),
+                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed"),
+                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "That quota")
+            )),
+        (status = 202, description = "Accepted; see `Location` and `Retry-After`", body = JobView<'static>,
+            headers(
+                ("Location" = String, description = "The job"),
+                ("Retry-After" = u64, description = "So many seconds later there may be news of it"),
+                ("Idempotency-Replayed" = bool, description = "`true` if the job was there before, under the same key"),
+                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed"),
+                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "That quota")
+            )),
+        (status = 409, description = "Waited for, and `cancelled`; the job is under `job`", headers(("Location" = String, description = "The job"))),
+        (status = 410, description = "`job_removed`: the job of this Idempotency-Key is there no more"),
         (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for another \
-            question; or waited for, and `refused`",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 502, description = "Waited for, and failed at Claude; the job is under `job`",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 429, description = "`too_many_pending`: your jobs reach MAX_PENDING_PER_CALLER",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`",
-            body = ProblemBody<'static>, content_type = "application/problem+json")
+            question; or waited for, and `refused`"),
+        (status = 502, description = "Waited for, and failed at Claude; the job is under `job`", headers(("Location" = String, description = "The job"))),
+        (status = 429, description = "`rate_limited`: you asked more than SUBMITS_PER_MINUTE; `too_many_pending`: your \
+            jobs reach MAX_PENDING_PER_CALLER", headers(
+                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "That quota")
+            )),
+        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`"),
+        (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`", headers(("Location" = String, description = "The job")))
     )
 )]
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
@@ -93,6 +99,9 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         Some(until) => api.queue.ask(submission, until, || api.allowance()).await?,
         None => (api.queue.enqueue(submission).await?, None),
     };
+    if until.is_some() && waiting.is_none() && !record.job.state.is_final() {
+        api.metrics.waits_declined.inc();
+    }
     let JobRecord { job, request, .. } = &record;
     info!(
         job.id = %job.id,

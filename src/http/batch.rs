@@ -18,7 +18,7 @@ use super::{
     body,
     extract::{Submitter, wants_its_own},
     observe,
-    problem::{Problem, ProblemBody},
+    problem::Problem,
     submission::{self, BatchBody, MAX_BATCH_BYTES},
     view::{self, Links},
 };
@@ -48,30 +48,32 @@ struct BatchJob {
 /// All are accepted or none, in one write to the disk: after a crash too, all of them are there or none is. A mistake in
 /// one refuses all, and is told by its index (`requests[7].query`). The body may have 8 MiB.
 #[utoipa::path(
-    post, path = "/api/v1/analyze/batch", tag = "analysis",
+    post, path = "/api/v1/analyze/batch", operation_id = "analyze_batch", tag = "analysis",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "Your own name for the whole batch, up to 255 \
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+            pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your own name for the whole batch, up to 255 \
             characters: sent again with the same questions in the same order, it brings the same jobs, told by \
             `Idempotency-Replayed: true`. It is no name of a single question"),
         ("Cache-Control" = Option<String>, Header, description = "As for a single question")
     ),
     request_body = BatchBody,
     responses(
-        (status = 202, description = "All accepted", body = Batch),
-        (status = 400, description = "`invalid_json`, `invalid_parameter`, `invalid_body`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 410, description = "`job_removed`: a job of this Idempotency-Key is there no more",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
+        (status = 202, description = "All accepted", body = Batch, headers(
+                ("Idempotency-Replayed" = bool, description = "`true` if the job was there before, under the same key"),
+                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "That quota")
+            )),
+        (status = 400, description = "`invalid_parameter`: the Idempotency-Key"),
+        (status = 410, description = "`job_removed`: a job of this Idempotency-Key is there no more"),
         (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for other \
-            questions", body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 429, description = "`too_many_pending`: your jobs reach MAX_PENDING_PER_CALLER",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
+            questions"),
+        (status = 429, description = "`rate_limited`: you asked more than SUBMITS_PER_MINUTE; `too_many_pending`: your \
+            jobs reach MAX_PENDING_PER_CALLER", headers(
+                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "That quota")
+            )),
         (status = 503, description = "`queue_full` (it has no room for all of them), `storage_low`, `shutting_down`, \
-            `storage_unavailable`, `timeout`", body = ProblemBody<'static>, content_type = "application/problem+json")
+            `storage_unavailable`, `timeout`")
     )
 )]
 pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> Result<Response, Problem> {

@@ -7,7 +7,10 @@ use axum::{
     http::{HeaderMap, header},
 };
 use futures_util::StreamExt;
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use tokio::time::{Instant, timeout_at};
 
 use super::problem::{
@@ -130,6 +133,15 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     }
 }
 
+/// A whole number, however it is written: JSON has one kind of number, and `60.0` is as whole as `60`.
+pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
+    let float = number.as_f64().filter(|_| number.is_f64());
+    // As text, a float shows its fraction if it has one, and never an exponent.
+    let text = float.map_or_else(|| number.to_string(), |float| float.to_string());
+    text.parse().map(Some).map_err(|_| D::Error::custom(format_args!("must be a whole number, not {number}")))
+}
+
 /// A path as in the errors of known fields: `requests[3].name`.
 fn told(path: &serde_ignored::Path<'_>) -> String {
     use serde_ignored::Path;
@@ -153,6 +165,24 @@ fn is_json(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_is_whole_however_it_is_written() {
+        #[derive(serde::Deserialize)]
+        struct Holder {
+            #[serde(default, deserialize_with = "whole")]
+            n: Option<i64>,
+        }
+        let read = |json: &str| serde_json::from_str::<Holder>(json).map(|holder| holder.n).map_err(|e| e.to_string());
+        for json in [r#"{"n": 60}"#, r#"{"n": 60.0}"#, r#"{"n": 6e1}"#] {
+            assert_eq!(read(json), Ok(Some(60)), "{json}");
+        }
+        assert_eq!((read("{}"), read(r#"{"n": null}"#), read(r#"{"n": -1}"#)), (Ok(None), Ok(None), Ok(Some(-1))));
+        for json in [r#"{"n": 0.5}"#, r#"{"n": 1e300}"#, r#"{"n": 18446744073709551615}"#] {
+            assert!(read(json).unwrap_err().contains("must be a whole number"), "{json}");
+        }
+        assert!(read(r#"{"n": "60"}"#).is_err());
+    }
 
     #[test]
     fn only_json_is_taken_for_json() {

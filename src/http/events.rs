@@ -23,7 +23,7 @@ use super::{
     Api,
     extract::{Id, Params},
     observe,
-    problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
+    problem::{FieldError, INVALID_PARAMETER, Problem},
     view::JobView,
     wait::MAX_HOLD,
 };
@@ -49,23 +49,20 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The stream ends after 29 s at most. Come again with `Last-Event-ID`, as every `EventSource` does by itself, and it goes
 /// on where it was, also after a restart of the service; `204` says that there is nothing more to come.
 #[utoipa::path(
-    get, path = "/api/v1/jobs/{id}/events", tag = "analysis",
+    get, path = "/api/v1/jobs/{id}/events", operation_id = "follow_job", tag = "analysis",
     params(
         ("id" = uuid::Uuid, Path, description = "The job"),
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event received")
     ),
     responses(
-        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "The events", content_type = "text/event-stream"),
         (status = 204, description = "The job has ended, and `Last-Event-ID` is that of its `done`"),
-        (status = 400, description = "`invalid_job_id`, `invalid_parameter`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 404, description = "`job_not_found`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 400, description = "`invalid_parameter`")
     )
 )]
 pub(super) async fn events(
     State(api): State<Arc<Api>>,
-    Id(id): Id,
+    Id { job: id, .. }: Id,
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

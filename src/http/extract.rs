@@ -19,12 +19,18 @@ use super::{
 use crate::{
     auth::{Caller, Refused, Scope},
     job::JobId,
+    metrics::ReasonLabel,
     queue::QueueError,
 };
 
 /// The `{id}` of the path, of a job that is the caller's to look at or, with any other method than `GET`, to change.
 /// Another's job is told to be none.
-pub(super) struct Id(pub(super) JobId);
+pub(super) struct Id {
+    /// Which job.
+    pub(super) job: JobId,
+    /// The operator who asks, as the audit log has it; none if the caller is none.
+    pub(super) operator: Option<String>,
+}
 
 impl FromRequestParts<Arc<Api>> for Id {
     type Rejection = Problem;
@@ -40,7 +46,8 @@ impl FromRequestParts<Arc<Api>> for Id {
         if caller.scope < Scope::Admin && api.queue.is_of(id, caller.name.as_deref()) == Some(false) {
             return Err(QueueError::NotFound(id).into());
         }
-        Ok(Id(id))
+        let operator = (caller.scope == Scope::Admin).then(|| caller.actor().to_owned());
+        Ok(Id { job: id, operator })
     }
 }
 
@@ -75,29 +82,35 @@ impl Submitter {
     }
 }
 
-/// Who sends the request, if they may do as much as is needed.
+/// Who sends the request, if they may do as much as is needed. Refusals are counted.
 fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Caller, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION);
-    match api.auth.identify(header.map(HeaderValue::as_bytes)) {
-        Ok(caller) if caller.scope >= needed => Ok(caller),
+    let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
+        Ok(caller) if caller.scope >= needed => return Ok(caller),
         // An open service knows nobody, and its operators' routes are not open.
-        Ok(Caller { name: None, .. }) if header.is_none() => {
-            Err(Problem::new(UNAUTHORIZED, Refused::Missing.to_string()))
-        }
-        Ok(Caller { name: None, .. }) => refuse(parts, api),
+        Ok(Caller { name: None, .. }) if header.is_none() => missing(),
+        Ok(Caller { name: None, .. }) => wrong(parts, api),
         Ok(caller) => {
             let detail =
                 format!("this needs the scope {needed}, and {} has the scope {}", caller.actor(), caller.scope);
-            Err(Problem::new(FORBIDDEN, detail))
+            ("forbidden", Problem::new(FORBIDDEN, detail))
         }
-        Err(Refused::Missing) => Err(Problem::new(UNAUTHORIZED, Refused::Missing.to_string())),
-        Err(Refused::Wrong) => refuse(parts, api),
-    }
+        Err(Refused::Missing) => missing(),
+        Err(Refused::Wrong) => wrong(parts, api),
+    };
+    api.metrics.auth_refused.get_or_create(&ReasonLabel { reason }).inc();
+    Err(problem)
 }
 
-fn refuse(parts: &Parts, api: &Api) -> Result<Caller, Problem> {
-    api.fair.failed(address(parts))?;
-    Err(Problem::new(UNAUTHORIZED, Refused::Wrong.to_string()))
+fn missing() -> (&'static str, Problem) {
+    ("missing", Problem::new(UNAUTHORIZED, Refused::Missing.to_string()))
+}
+
+fn wrong(parts: &Parts, api: &Api) -> (&'static str, Problem) {
+    match api.fair.failed(address(parts)) {
+        Ok(()) => ("wrong", Problem::new(UNAUTHORIZED, Refused::Wrong.to_string())),
+        Err(too_many) => ("too_many", too_many),
+    }
 }
 
 /// Where the request comes from.

@@ -41,16 +41,19 @@ pub(super) struct Conditions {
     #[schema(value_type = Option<String>, format = DateTime)]
     created_before: Option<Timestamp>,
     /// The query holds this, in upper or lower case.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     text: Option<String>,
     /// The model asked for, or one that answered.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     model: Option<String>,
     /// Has all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<String, String>,
+    /// How many labels came as query parameters, the same ones again included.
+    #[serde(skip)]
+    labels_given: usize,
     /// Who submitted it.
-    #[schema(max_length = 500)]
+    #[schema(min_length = 1, max_length = 500)]
     caller: Option<String>,
 }
 
@@ -68,8 +71,11 @@ impl Conditions {
             "caller" => once(&mut self.caller, value),
             "metadata" => match value.split_once('=') {
                 Some((key, label)) => {
-                    self.metadata.insert(key.to_owned(), label.to_owned());
-                    Ok(())
+                    self.labels_given += 1;
+                    match self.metadata.insert(key.to_owned(), label.to_owned()) {
+                        Some(other) if other != label => Err(format!("must be one label of a key, not two of {key:?}")),
+                        _ => Ok(()),
+                    }
                 }
                 None => Err(format!("must be key=value, not {value:?}")),
             },
@@ -88,8 +94,9 @@ impl Conditions {
                 errors.push(FieldError::new(name, format!("must have 1 to {MAX_TEXT} characters, not {count}")));
             }
         }
-        if self.metadata.len() > MAX_METADATA {
-            let message = format!("must be at most {MAX_METADATA} labels, not {}", self.metadata.len());
+        let labels = self.metadata.len().max(self.labels_given);
+        if labels > MAX_METADATA {
+            let message = format!("must be at most {MAX_METADATA} labels, not {labels}");
             errors.push(FieldError::new("metadata", message));
         }
         if errors.is_empty() {
@@ -156,11 +163,26 @@ mod tests {
 
     use super::*;
 
+    /// As the document has it, in each place.
+    const PATTERN: &str = "^A[A-Za-f][A-Za-z0-9_-]{10}$";
+
+    #[test]
+    fn the_document_tells_what_a_cursor_looks_like_wherever_one_is_taken() {
+        assert_eq!(crate::http::openapi().to_json().unwrap().matches(PATTERN).count(), 3);
+    }
+
     proptest! {
         #[test]
         fn a_cursor_comes_back_as_it_was_given(newer: bool, from: u64) {
             let cursor = Cursor { side: if newer { Side::Newer } else { Side::Older }, from };
             prop_assert_eq!(decode_cursor(&encode_cursor(cursor)), Some(cursor));
+        }
+
+        #[test]
+        fn whatever_the_document_calls_a_cursor_is_one(
+            text in PATTERN.trim_start_matches('^').trim_end_matches('$'),
+        ) {
+            prop_assert!(decode_cursor(&text).is_some(), "{text}");
         }
 
         #[test]
@@ -201,6 +223,9 @@ mod tests {
         assert!(wrong("code", "oops").contains("deadline_exceeded"));
         assert!(wrong("created_from", "yesterday").contains("RFC 3339"));
         assert!(wrong("metadata", "team").contains("key=value"));
+        let mut labels = Conditions::default();
+        assert_eq!(labels.take("metadata", "team=ops"), Some(Ok(())));
+        assert!(labels.take("metadata", "team=sales").unwrap().unwrap_err().contains("two of \"team\""));
         assert!(Conditions::default().take("state", "failed").is_none());
         let mut twice = Conditions::default();
         assert_eq!(twice.take("text", "a"), Some(Ok(())));

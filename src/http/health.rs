@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    problem::{FieldError, NOT_READY, Problem, ProblemBody},
+    problem::{FieldError, NOT_READY, Problem},
 };
 use crate::{job::FailureCode, limits::budget::Status, metrics::kind};
 
@@ -50,7 +50,7 @@ struct Reason {
 
 /// Whether the process serves
 #[utoipa::path(
-    get, path = "/health", tag = "service",
+    get, path = "/health", operation_id = "get_health", tag = "service",
     responses((status = 200, description = "It does", body = Health))
 )]
 pub(super) async fn live() -> Json<Health> {
@@ -59,12 +59,11 @@ pub(super) async fn live() -> Json<Health> {
 
 /// Whether questions are accepted
 #[utoipa::path(
-    get, path = "/health/ready", tag = "service",
+    get, path = "/health/ready", operation_id = "get_readiness", tag = "service",
     responses(
         (status = 200, description = "They are; `degraded` while Claude can't be called, the day's budget is used up or the \
             queue is paused", body = Readiness),
-        (status = 503, description = "`not_ready`, with the reasons as `errors`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 503, description = "`not_ready`, with the reasons as `errors`")
     )
 )]
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
@@ -104,7 +103,7 @@ pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
 
 /// Metrics, in the OpenMetrics format
 #[utoipa::path(
-    get, path = "/metrics", tag = "service",
+    get, path = "/metrics", operation_id = "get_metrics", tag = "service",
     responses((status = 200, description = "All metrics", body = String,
         content_type = "application/openmetrics-text"))
 )]

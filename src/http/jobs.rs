@@ -11,38 +11,42 @@ use axum::{
 use super::{
     Api,
     extract::{Id, Params},
-    problem::{Problem, ProblemBody},
+    problem::Problem,
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
 };
+use crate::{job::JobId, queue::audit::Deed};
 
 /// Look at a job
 ///
 /// With `wait` the answer is held until the job has ended, for 30 s at most; it is `200` with the job either way. With
 /// `If-None-Match` it is `304` if the job is as the client has it.
 #[utoipa::path(
-    get, path = "/api/v1/jobs/{id}", tag = "analysis",
+    get, path = "/api/v1/jobs/{id}", operation_id = "get_job", tag = "analysis",
     params(
         ("id" = uuid::Uuid, Path, description = "The job"),
-        ("wait" = Option<String>, Query, description = "`true`, or so many seconds, at most 30"),
+        ("wait" = inline(Option<Wait>), Query, description = "`true`, or so many seconds, at most 30"),
         ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is not given, and \
             then told by `Preference-Applied`"),
         ("If-None-Match" = Option<String>, Header, description = "The `ETag` of the answer that the client has")
     ),
     responses(
-        (status = 200, description = "The job; `Retry-After` while it is pending", body = JobView<'static>),
-        (status = 304, description = "The job is as `If-None-Match` has it"),
-        (status = 400, description = "`invalid_job_id`, `invalid_parameter`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 404, description = "`job_not_found`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 200, description = "The job; `Retry-After` while it is pending", body = JobView<'static>, headers(
+                ("ETag" = String, description = "Tells whether the job has changed: for `If-None-Match`"),
+                ("Retry-After" = u64, description = "So many seconds later there may be news of it"),
+                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed")
+            )),
+        (status = 304, description = "The job is as `If-None-Match` has it", headers(
+                ("ETag" = String, description = "Tells whether the job has changed: for `If-None-Match`"),
+                ("Retry-After" = u64, description = "So many seconds later there may be news of it"),
+                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed")
+            )),
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
-    Id(id): Id,
+    Id { job: id, .. }: Id,
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -64,22 +68,18 @@ pub(super) async fn get(
 ///
 /// A queued job will not run; a running one is aborted, but may have been billed. A cancelled job stays so.
 #[utoipa::path(
-    post, path = "/api/v1/jobs/{id}/cancel", tag = "analysis",
+    post, path = "/api/v1/jobs/{id}/cancel", operation_id = "cancel_job", tag = "analysis",
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
         (status = 200, description = "The job, cancelled", body = JobView<'static>),
-        (status = 400, description = "`invalid_job_id`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 404, description = "`job_not_found`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 409, description = "`conflict`: it has ended otherwise", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 409, description = "`conflict`: it has ended otherwise"),
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
+pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator }: Id) -> Result<Response, Problem> {
+    let was_pending = api.queue.peek(id).is_some_and(|job| !job.state.is_final());
     let record = api.queue.cancel(id).await?;
+    put_on_record(&api, operator.as_deref(), "cancel", id, was_pending).await?;
     let now = api.queue.now();
     Ok(api.view(&record, now).respond(StatusCode::OK, now))
 }
@@ -88,22 +88,32 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Re
 ///
 /// It goes back into the queue with a fresh count of attempts; its history stays.
 #[utoipa::path(
-    post, path = "/api/v1/jobs/{id}/retry", tag = "analysis",
+    post, path = "/api/v1/jobs/{id}/retry", operation_id = "retry_job", tag = "analysis",
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
-        (status = 202, description = "The job, queued again", body = JobView<'static>),
-        (status = 400, description = "`invalid_job_id`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 404, description = "`job_not_found`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 409, description = "`conflict`: it is pending, or has succeeded", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 202, description = "The job, queued again", body = JobView<'static>, headers(("Retry-After" = u64, description = "So many seconds later there may be news of it"))),
+        (status = 409, description = "`conflict`: it is pending, or has succeeded"),
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn retry(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
+pub(super) async fn retry(State(api): State<Arc<Api>>, Id { job: id, operator }: Id) -> Result<Response, Problem> {
     let record = api.queue.requeue(id).await?;
+    put_on_record(&api, operator.as_deref(), "retry", id, true).await?;
     let now = api.queue.now();
     Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))
+}
+
+/// Notes what an operator did to a job, and whether that changed it. What callers do to their own is no operator's deed.
+pub(super) async fn put_on_record(
+    api: &Api,
+    operator: Option<&str>,
+    action: &str,
+    id: JobId,
+    changed: bool,
+) -> Result<(), Problem> {
+    if let Some(actor) = operator {
+        let detail = id.to_string();
+        api.queue.note(Deed { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
+    }
+    Ok(())
 }

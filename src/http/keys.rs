@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::StatusCode,
 };
 use secrecy::ExposeSecret;
@@ -15,7 +15,7 @@ use super::{
     Api,
     body::JsonBody,
     extract::Admin,
-    problem::{CONFLICT, FieldError, KEY_NOT_FOUND, Problem, ProblemBody, VALIDATION_FAILED},
+    problem::{CONFLICT, FieldError, KEY_NOT_FOUND, Problem, VALIDATION_FAILED},
 };
 use crate::{
     auth::{Key, KeyError, Scope},
@@ -78,11 +78,8 @@ impl From<Key> for Shown {
 /// List the API keys
 #[utoipa::path(
     get, path = "/api/v1/admin/keys", operation_id = "list_keys", tag = "admin",
-    security(("admin_token" = [])),
     responses(
-        (status = 200, description = "All keys, without what it takes to use them", body = KeyList),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 200, description = "All keys, without what it takes to use them", body = KeyList)
     )
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList> {
@@ -94,24 +91,11 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList>
 /// The answer shows it this once. With the first key the public routes need one, and do so from then on.
 #[utoipa::path(
     post, path = "/api/v1/admin/keys", operation_id = "create_key", tag = "admin",
-    security(("admin_token" = [])),
     request_body = KeyRequest,
     responses(
         (status = 201, description = "The key", body = NewKey),
-        (status = 400, description = "`invalid_json`, `invalid_body`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 409, description = "`conflict`: there is one of that name, or there are too many",
-            body = ProblemBody<'static>, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 409, description = "`conflict`: there is one of that name, or there are too many"),
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
 pub(super) async fn create(
@@ -132,25 +116,21 @@ pub(super) async fn create(
 /// It opens nothing from this moment on. Its jobs stay, for operators to see.
 #[utoipa::path(
     delete, path = "/api/v1/admin/keys/{name}", operation_id = "revoke_key", tag = "admin",
-    security(("admin_token" = [])),
     params(("name" = String, Path, description = "The key's name")),
     responses(
         (status = 200, description = "The key, revoked", body = Shown),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 404, description = "`key_not_found`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 409, description = "`conflict`: it is one of the setting API_KEYS", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 404, description = "`key_not_found`"),
+        (status = 409, description = "`conflict`: it is one of the setting API_KEYS"),
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
 pub(super) async fn revoke(
     admin: Admin,
     State(api): State<Arc<Api>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Shown>, Problem> {
+    // What is no text is no key's name.
+    let Path(name) = name.map_err(|_| KeyError::NotFound(String::new()))?;
     let key = api.auth.revoke(&name).await?;
     api.queue.note(Deed { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;
     Ok(Json(key.into()))

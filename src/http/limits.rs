@@ -1,6 +1,6 @@
 //! `/api/v1/admin/limits`: how fast Claude may be called, to look at and to change while the service runs.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, ops::RangeInclusive, sync::Arc};
 
 use axum::{
     Json,
@@ -12,11 +12,15 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    body::JsonBody,
+    body::{self, JsonBody},
     extract::Admin,
-    problem::{Problem, ProblemBody},
+    problem::{FieldError, Problem, VALIDATION_FAILED},
 };
-use crate::{limits::PerMinute, queue::audit::Deed};
+use crate::{
+    config::{REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE},
+    limits::PerMinute,
+    queue::audit::Deed,
+};
 
 /// The limits on calls to Claude.
 #[derive(Serialize, ToSchema)]
@@ -46,24 +50,24 @@ struct GateView {
 #[derive(Deserialize, ToSchema)]
 pub(super) struct LimitsChange {
     /// Calls a minute.
-    #[schema(value_type = Option<u32>, minimum = 1)]
-    requests: Option<NonZeroU32>,
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
+    #[serde(default, deserialize_with = "body::whole")]
+    requests: Option<i64>,
     /// Input tokens a minute.
-    #[schema(value_type = Option<u32>, minimum = 1)]
-    input_tokens: Option<NonZeroU32>,
+    #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
+    #[serde(default, deserialize_with = "body::whole")]
+    input_tokens: Option<i64>,
     /// Output tokens a minute.
-    #[schema(value_type = Option<u32>, minimum = 1)]
-    output_tokens: Option<NonZeroU32>,
+    #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
+    #[serde(default, deserialize_with = "body::whole")]
+    output_tokens: Option<i64>,
 }
 
 /// Look at the limits
 #[utoipa::path(
-    get, path = "/api/v1/admin/limits", tag = "admin",
-    security(("admin_token" = [])),
+    get, path = "/api/v1/admin/limits", operation_id = "get_limits", tag = "admin",
     responses(
-        (status = 200, description = "The limits", body = LimitsView),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 200, description = "The limits", body = LimitsView)
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
@@ -74,23 +78,11 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
 ///
 /// They hold from this moment to the end of the process; the settings of the next start are what they were.
 #[utoipa::path(
-    patch, path = "/api/v1/admin/limits", tag = "admin",
-    security(("admin_token" = [])),
+    patch, path = "/api/v1/admin/limits", operation_id = "change_limits", tag = "admin",
     request_body = LimitsChange,
     responses(
         (status = 200, description = "The limits, changed", body = LimitsView),
-        (status = 400, description = "`invalid_json`, `invalid_body`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`: they are changed, but that is not on record",
-            body = ProblemBody<'static>, content_type = "application/problem+json")
+        (status = 503, description = "`storage_unavailable`: they are changed, but that is not on record")
     )
 )]
 pub(super) async fn patch(
@@ -98,17 +90,38 @@ pub(super) async fn patch(
     State(api): State<Arc<Api>>,
     JsonBody(change): JsonBody<LimitsChange>,
 ) -> Result<Response, Problem> {
+    let mut errors = Vec::new();
+    let mut wanted = |field, wanted, bounds, before| within(field, wanted, bounds, &mut errors).unwrap_or(before);
     let before = api.limits.settings();
     let after = PerMinute {
-        requests: change.requests.unwrap_or(before.requests),
-        input_tokens: change.input_tokens.unwrap_or(before.input_tokens),
-        output_tokens: change.output_tokens.unwrap_or(before.output_tokens),
+        requests: wanted("requests", change.requests, REQUESTS_PER_MINUTE, before.requests),
+        input_tokens: wanted("input_tokens", change.input_tokens, TOKENS_PER_MINUTE, before.input_tokens),
+        output_tokens: wanted("output_tokens", change.output_tokens, TOKENS_PER_MINUTE, before.output_tokens),
     };
+    if !errors.is_empty() {
+        return Err(Problem::listing(VALIDATION_FAILED, errors));
+    }
     api.limits.set(after);
     let detail = serde_json::to_string(&after).unwrap_or_default();
     let deed = Deed { actor: &admin.actor, action: "limits", detail: Some(&detail) };
     api.queue.note(deed, None).await?;
     Ok(Json(view(&api)).into_response())
+}
+
+/// A limit that is wanted, if it is within the bounds of its setting, and what is wrong with it if not.
+fn within(
+    field: &str,
+    wanted: Option<i64>,
+    bounds: RangeInclusive<NonZeroU32>,
+    errors: &mut Vec<FieldError>,
+) -> Option<NonZeroU32> {
+    let wanted = wanted?;
+    let limit = u32::try_from(wanted).ok().and_then(NonZeroU32::new).filter(|limit| bounds.contains(limit));
+    if limit.is_none() {
+        let message = format!("must be from {} to {}, not {wanted}", bounds.start(), bounds.end());
+        errors.push(FieldError::new(field, message));
+    }
+    limit
 }
 
 /// The limits as they are.

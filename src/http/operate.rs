@@ -15,7 +15,7 @@ use super::{
     Api,
     extract::{Admin, Params},
     limits::{self, LimitsView},
-    problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
+    problem::{FieldError, INVALID_PARAMETER, Problem},
 };
 use crate::{
     clock::Timestamp,
@@ -91,11 +91,8 @@ pub(super) struct AuditPage {
 /// How the service is
 #[utoipa::path(
     get, path = "/api/v1/admin/stats", operation_id = "get_stats", tag = "admin",
-    security(("admin_token" = [])),
     responses(
-        (status = 200, description = "The state of queue, workers and limits", body = Stats),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 200, description = "The state of queue, workers and limits", body = Stats)
     )
 )]
 pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
@@ -130,13 +127,9 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
 /// end as they would. A paused queue stays as it is.
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/pause", operation_id = "pause_queue", tag = "admin",
-    security(("admin_token" = [])),
     responses(
         (status = 200, description = "It is paused", body = QueueState),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
 pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
@@ -148,13 +141,9 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
 /// Resume the queue
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/resume", operation_id = "resume_queue", tag = "admin",
-    security(("admin_token" = [])),
     responses(
         (status = 200, description = "It is not paused (any more)", body = QueueState),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
 pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
@@ -168,7 +157,6 @@ pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<
 /// What operators did, newest first: the newest 10,000 entries are kept.
 #[utoipa::path(
     get, path = "/api/v1/admin/audit", operation_id = "list_audit", tag = "admin",
-    security(("admin_token" = [])),
     params(
         ("limit" = Option<usize>, Query, description = "Entries on a page: 1 to 200, 50 if absent", minimum = 1,
             maximum = 200),
@@ -176,12 +164,7 @@ pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<
     ),
     responses(
         (status = 200, description = "A page of the log", body = AuditPage),
-        (status = 400, description = "`invalid_parameter`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
 pub(super) async fn audit(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Json<AuditPage>, Problem> {

@@ -17,6 +17,16 @@ use crate::{job::FailureCode, queue::QueueError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind(StatusCode, &'static str, &'static str);
 
+impl Kind {
+    pub(super) fn status(self) -> StatusCode {
+        self.0
+    }
+
+    pub(super) fn code(self) -> &'static str {
+        self.1
+    }
+}
+
 pub(super) const INVALID_JSON: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_json", "The body is not valid JSON");
 pub(super) const INVALID_BODY: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_body", "The body could not be read");
 pub(super) const INVALID_PARAMETER: Kind =
@@ -97,7 +107,15 @@ impl FieldError {
 
 /// An error, after RFC 9457.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Problem)]
+#[schema(as = Problem, example = json!({
+    "type": "urn:ceoagent:problem:validation_failed",
+    "title": "The request is not valid",
+    "status": 422,
+    "detail": "query: must not be blank",
+    "code": "validation_failed",
+    "request_id": "01a20a05-6ed7-7618-a47d-ce15724b97e5",
+    "errors": [{"field": "query", "message": "must not be blank"}]
+}))]
 pub(super) struct ProblemBody<'a> {
     /// A stable URN of the kind: `urn:ceoagent:problem:<code>`, or `urn:ceoagent:failure:<code>` for a failed job.
     r#type: String,

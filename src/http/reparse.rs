@@ -7,37 +7,34 @@ use axum::{extract::State, http::StatusCode, response::Response};
 use super::{
     Api,
     extract::{Admin, Id},
-    problem::{Problem, ProblemBody},
+    jobs::put_on_record,
+    problem::Problem,
     view::JobView,
 };
-use crate::analysis;
+use crate::{analysis, job::JobState};
 
 /// Read the answers that were kept of a failed job again
 ///
 /// The newest one that can be read now makes the job a success. Nothing is sent to Claude and nothing billed. A job that
 /// has succeeded keeps its memo as it is.
 #[utoipa::path(
-    post, path = "/api/v1/admin/jobs/{id}/reparse", tag = "admin",
-    security(("admin_token" = [])),
+    post, path = "/api/v1/admin/jobs/{id}/reparse", operation_id = "reparse_job", tag = "admin",
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
         (status = 200, description = "The job, succeeded", body = JobView<'static>),
-        (status = 400, description = "`invalid_job_id`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 404, description = "`job_not_found`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 409, description = "`conflict`: it has not failed, or no answer was kept", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 422, description = "`answer_unreadable`: still; nothing has changed", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 409, description = "`conflict`: it has not failed, or no answer was kept"),
+        (status = 422, description = "`answer_unreadable`: still; nothing has changed"),
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn reparse(_: Admin, State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, Problem> {
+pub(super) async fn reparse(
+    admin: Admin,
+    State(api): State<Arc<Api>>,
+    Id { job: id, .. }: Id,
+) -> Result<Response, Problem> {
+    let had_failed = api.queue.peek(id).is_some_and(|job| matches!(job.state, JobState::Failed { .. }));
     let record = api.queue.reparse(id, analysis::read_memo).await?;
+    put_on_record(&api, Some(&admin.actor), "reparse", id, had_failed).await?;
     let now = api.queue.now();
     Ok(api.view(&record, now).respond(StatusCode::OK, now))
 }

@@ -94,7 +94,7 @@ pub(super) struct Bounds<'a> {
 pub(super) struct Body {
     /// The decision question, in any language; the memo is in the same. At most `MAX_QUERY_LENGTH` characters, 10,000
     /// unless the service is set otherwise.
-    #[schema(required, value_type = String, example = "Should we move our warehouse to Rotterdam?")]
+    #[schema(required, value_type = String, pattern = r"\S", example = "Should we move our warehouse to Rotterdam?")]
     query: Option<String>,
     /// What you know besides: figures, constraints, history.
     #[schema(max_length = 50_000)]
@@ -105,16 +105,16 @@ pub(super) struct Body {
     /// Its place in the order; `normal` if absent. A step is worth ten minutes of waiting.
     priority: Option<Priority>,
     /// Hold the answer until the job has ended.
-    #[schema(schema_with = Wait::schema)]
     wait: Option<Wait>,
     /// Not before then (RFC 3339), at most 366 days ahead.
     #[schema(value_type = Option<String>, format = DateTime)]
     run_at: Option<Timestamp>,
     /// Fail the job if it hasn't started after so many seconds.
     #[schema(minimum = 1, maximum = 604_800)]
+    #[serde(default, deserialize_with = "body::whole")]
     deadline_seconds: Option<i64>,
     /// A Claude model; the service's own setting if absent.
-    #[schema(max_length = 100)]
+    #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9_.:/@-]+$")]
     model: Option<String>,
     /// Who is told when the job ends, by a signed message after Standard Webhooks; an https URL that leads to a public
     /// address. Only where the service has a WEBHOOK_SECRET.

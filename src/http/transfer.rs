@@ -17,9 +17,12 @@ use super::{
     Api, body,
     extract::{Admin, Params},
     filter::{decode_cursor, encode_cursor},
-    problem::{FieldError, INTERNAL, INVALID_BODY, INVALID_PARAMETER, Problem, ProblemBody},
+    problem::{FieldError, INTERNAL, INVALID_BODY, INVALID_PARAMETER, Problem},
 };
-use crate::job::{Cursor, Listing, Order, archive};
+use crate::{
+    job::{Cursor, Listing, Order, archive},
+    queue::audit::Deed,
+};
 
 /// Jobs on a page: whole ones, with every answer of Claude, so fewer than in a listing.
 const EXPORT_PAGE: usize = 50;
@@ -58,18 +61,13 @@ struct Refused {
 /// A page of up to 50 jobs as JSON lines, in the order in which they came. `Link` with `rel="next"` names the next page;
 /// the last one has none. Jobs that come or change meanwhile are shown as they are when their page is read.
 #[utoipa::path(
-    get, path = "/api/v1/admin/export", tag = "admin",
-    security(("admin_token" = [])),
-    params(("after" = Option<String>, Query, description = "Where the page before ended, from its `Link`")),
+    get, path = "/api/v1/admin/export", operation_id = "export_jobs", tag = "admin",
+    params(("after" = Option<String>, Query, description = "Where the page before ended, from its `Link`",
+        pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")),
     responses(
         (status = 200, description = "Jobs, one a line", body = String, content_type = "application/x-ndjson",
             headers(("Link" = String, description = "The next page; absent on the last one"))),
-        (status = 400, description = "`invalid_parameter`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`storage_unavailable`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 503, description = "`storage_unavailable`")
     )
 )]
 pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
@@ -97,22 +95,14 @@ pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params
 /// change nothing. Ended jobs come with their attempts; pending ones go on here; of an attempt that was under way nobody
 /// knows the outcome, so it ends as after a crash.
 #[utoipa::path(
-    post, path = "/api/v1/admin/import", tag = "admin",
-    security(("admin_token" = [])),
-    request_body(content = String, content_type = "application/x-ndjson"),
+    post, path = "/api/v1/admin/import", operation_id = "import_jobs", tag = "admin",
+    request_body(content_type = "application/x-ndjson", description = "Exported jobs, one a line"),
     responses(
         (status = 200, description = "What became of the lines", body = Imported),
-        (status = 400, description = "`invalid_body`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`",
-            body = ProblemBody<'static>, content_type = "application/problem+json")
+        (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`")
     )
 )]
-pub(super) async fn import(_: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Response, Problem> {
+pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Response, Problem> {
     let body = body::read_whole(body, MAX_IMPORT_BYTES).await?;
     let text = std::str::from_utf8(&body).map_err(|_| Problem::new(INVALID_BODY, "the body is not UTF-8 text"))?;
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
@@ -129,6 +119,7 @@ pub(super) async fn import(_: Admin, State(api): State<Arc<Api>>, body: Body) ->
     }
     let count = records.len();
     let imported = api.queue.import(records).await?;
+    api.queue.note(Deed { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
     info!(jobs = imported, skipped = count - imported, refused = refused.len(), "jobs imported by an operator");
     Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
 }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::{
     Api,
     extract::{Admin, Params},
-    problem::{FieldError, INVALID_PARAMETER, Problem, ProblemBody},
+    problem::{FieldError, INVALID_PARAMETER, Problem},
     view::dollars,
 };
 use crate::{
@@ -141,16 +141,11 @@ struct AtRiskSums {
 
 /// Look at what was spent
 #[utoipa::path(
-    get, path = "/api/v1/admin/usage", tag = "admin",
-    security(("admin_token" = [])),
+    get, path = "/api/v1/admin/usage", operation_id = "get_usage", tag = "admin",
     params(("days" = Option<usize>, Query, description = "Days told at most: 1 to 400, 31 if absent", minimum = 1,
         maximum = 400)),
     responses(
-        (status = 200, description = "What was spent, and what is left", body = UsageView),
-        (status = 400, description = "`invalid_parameter`", body = ProblemBody<'static>,
-            content_type = "application/problem+json"),
-        (status = 401, description = "`unauthorized`", body = ProblemBody<'static>,
-            content_type = "application/problem+json")
+        (status = 200, description = "What was spent, and what is left", body = UsageView)
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {

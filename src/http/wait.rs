@@ -5,7 +5,10 @@ use std::{fmt, time::Duration};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Visitor};
 use tokio::time::Instant;
-use utoipa::openapi::{OneOfBuilder, Schema, schema::Type};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{OneOfBuilder, RefOr, Schema, schema::Type},
+};
 
 use super::observe;
 
@@ -68,9 +71,10 @@ impl Wait {
         let latest = observe::started() + MAX_HOLD;
         (!self.0.is_zero()).then(|| (Instant::now() + self.0).min(latest))
     }
+}
 
-    /// `wait` in the OpenAPI document.
-    pub(super) fn schema() -> Schema {
+impl PartialSchema for Wait {
+    fn schema() -> RefOr<Schema> {
         use utoipa::openapi::ObjectBuilder;
         OneOfBuilder::new()
             .item(ObjectBuilder::new().schema_type(Type::Boolean))
@@ -79,6 +83,8 @@ impl Wait {
             .into()
     }
 }
+
+impl ToSchema for Wait {}
 
 impl<'de> Deserialize<'de> for Wait {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {

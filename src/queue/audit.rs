@@ -28,8 +28,8 @@ pub struct Entry {
     pub at: Timestamp,
     /// Who did it: `admin_token`, or the name of the key or the subject of the token.
     pub actor: String,
-    /// What was done, a stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `key_create`,
-    /// `key_revoke`.
+    /// What was done, a stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `reparse`,
+    /// `import`, `prompts_reload`, `key_create`, `key_revoke`.
     pub action: String,
     /// To what, or with which values.
     pub detail: Option<String>,

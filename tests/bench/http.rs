@@ -1,5 +1,5 @@
 //! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`, or one part of it:
-//! `cargo bench --bench http -- submits` (`reads`, `latency`, `end-to-end`, `memory`, `waiters`).
+//! `cargo bench --bench http -- submits` (`reads`, `latency`, `end-to-end`, `memory`, `waiters`, `abuse`).
 //!
 //! Load generator and simulated Claude share the machine with the service, and machines differ: judge by the ratios,
 //! above all by `/health` of the same server in the same run, which costs all of HTTP and nothing of the queue.
@@ -327,6 +327,51 @@ async fn end_to_end() {
     println!("end to end, upstream 0 ms         {rate:8.0} jobs/s, 64 at once (the simulator's own cost included)");
 }
 
+/// What others wait for their answers while 5,000 connections send next to nothing, against what they wait without.
+async fn abuse() {
+    const SLOW: usize = 5_000;
+    const OTHERS: usize = 8;
+    raise_file_limit();
+    let latency = Latency::Fixed(Duration::from_secs(600));
+    let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
+    let service = Service::start(&claude.base_url(), &[("WORKERS", "1"), ("REQUEST_TIMEOUT", "3600")]).await;
+    let question = || post(&"x".repeat(QUERY_BYTES), false);
+    closed_loop(&service.address, OTHERS, question(), 202).await;
+    let (_, alone) = closed_loop(&service.address, OTHERS, question(), 202).await;
+    // Opened anew as fast as they are closed, every one of them half a head.
+    let mut slow = JoinSet::new();
+    let (opened, mut open) = mpsc::channel(SLOW);
+    for _ in 0..SLOW {
+        let (address, opened) = (service.address.clone(), opened.clone());
+        slow.spawn(async move {
+            loop {
+                let Ok(mut stream) = TcpStream::connect(&address).await else { continue };
+                let _ = stream.write_all(b"POST /api/v1/analyze HTTP/1.1\r\nHost: x\r\nX-A").await;
+                let _ = opened.try_send(());
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        });
+    }
+    for _ in 0..SLOW {
+        open.recv().await.unwrap();
+    }
+    let (_, beside) = closed_loop(&service.address, OTHERS, question(), 202).await;
+    for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
+        let (alone, beside) = (alone.ms(part), beside.ms(part));
+        println!(
+            "{OTHERS} clients beside {SLOW} slow ones   {name} {beside:.3} ms   alone {alone:.3} ms   ratio {:.2}",
+            beside / alone
+        );
+    }
+}
+
+/// Room for all connections here and in the service, which inherits it.
+fn raise_file_limit() {
+    let pid = std::process::id().to_string();
+    let raised = std::process::Command::new("prlimit").args(["--pid", &pid, "--nofile=12000:"]).status().unwrap();
+    assert!(raised.success(), "12,000 open files are not allowed here");
+}
+
 fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -349,6 +394,9 @@ fn main() {
         }
         if wanted("waiters") {
             waiters().await;
+        }
+        if wanted("abuse") {
+            abuse().await;
         }
     });
 }

@@ -80,6 +80,20 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         let of_path = methods.as_object().unwrap().keys().filter(|name| known.contains(&name.as_str()));
         listed.extend(of_path.map(|method| format!("{} {path}", method.to_uppercase())));
     }
+    for (method, path, expected) in &table {
+        let operation = &document["paths"][*path][method.as_str().to_lowercase()];
+        let told = match expected {
+            [0, 0, 0, 0, 0, 0] => Value::Null,
+            [401, 401, 403, 403, 403, 0] => json!([{"bearer": ["admin"]}]),
+            [401, 401, 404, 404, 0, 0] => json!([{"bearer": ["read"]}, {}]),
+            _ => json!([{"bearer": ["analyze"]}, {}]),
+        };
+        assert_eq!(operation["security"], told, "what the document says of {method} {path}");
+        for status in expected.iter().filter(|status| **status != 0) {
+            let answers = operation["responses"].as_object().unwrap();
+            assert!(answers.contains_key(&status.to_string()), "{method} {path} does not tell of {status}");
+        }
+    }
     for route in &listed {
         let is_told = table.iter().any(|(method, path, _)| *route == format!("{method} {path}"));
         assert!(is_told, "{route} is not in the table of who may do what");
@@ -212,6 +226,13 @@ async fn wrong_credentials_are_answered_so_often_only_and_the_right_one_always()
         refused += 1;
     };
     limited.assert_problem(429, "too_many_failures");
+    ask(&service, None, Method::GET, "/api/v1/admin/stats", None).await.assert_problem(401, "unauthorized");
+    look(ALICE).await.assert_problem(403, "forbidden");
+    let metrics = service.get("/metrics").await.body;
+    for (reason, count) in [("wrong", refused), ("too_many", 1), ("missing", 1), ("forbidden", 1)] {
+        let line = format!("ceoagent_auth_refused_total{{reason=\"{reason}\"}} {count}");
+        assert!(metrics.as_str().unwrap().lines().any(|found| found == line), "{line} is not in {metrics}");
+    }
     assert!((30..60).contains(&refused) && !limited.header("retry-after").is_empty(), "{refused}");
     assert_eq!(look(ADMIN_TOKEN).await.status, 200);
 }

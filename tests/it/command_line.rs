@@ -291,3 +291,87 @@ fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_listing_takes_every_condition_of_the_service_and_goes_on_from_a_cursor() {
+    let claude = simulator().await;
+    claude.script([Fault::Refusal]);
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let ask = async |body: Value| {
+        let id = service.post("/api/v1/analyze", &body).await.id();
+        service.ended(&id).await;
+        id
+    };
+    let refused = ask(serde_json::json!({"query": "Refused?", "metadata": {"team": "ops"}})).await;
+    let low = ask(serde_json::json!({"query": "Rotterdam?", "priority": "low"})).await;
+    let last = ask(serde_json::json!({"query": "The last?", "metadata": {"team": "ops", "floor": "2"}})).await;
+    let list = async |args: &[&str]| {
+        let said = run(client(&setup, &service, &[&["jobs", "list", "--json"], args].concat())).await;
+        assert_eq!(said.code, Some(0), "{args:?}: {}", said.err);
+        let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+        (said.out.lines().map(id).collect::<Vec<_>>(), said.err)
+    };
+    let all = [last.clone(), low.clone(), refused.clone()];
+    for (args, expected) in [
+        (&["--text", "ROTTER"][..], &all[1..2]),
+        (&["--priority", "low"], &all[1..2]),
+        (&["--code", "refused", "--code", "overloaded"], &all[2..]),
+        (&["--metadata", "team=ops", "--metadata", "floor=2"], &all[..1]),
+        (&["--model", "no-such-model"], &[]),
+        (&["--caller", "nobody"], &[]),
+        (&["--created-before", "2026-01-01T00:00:00Z"], &[]),
+        (&["--created-from", "2026-01-01T00:00:00Z"], &all),
+    ] {
+        assert_eq!(list(args).await.0, expected, "{args:?}");
+    }
+    let (first, told) = list(&["--oldest", "--limit=2"]).await;
+    assert_eq!(first, [refused, low]);
+    let cursor = told.trim().rsplit(' ').next().unwrap().to_owned();
+    assert!(told.starts_with("there are more: --cursor "), "{told}");
+    assert_eq!(list(&["--oldest", "--cursor", &cursor]).await, (vec![last], String::new()));
+    let wrong = run(client(&setup, &service, &["jobs", "list", "--created-from", "yesterday"])).await;
+    assert_eq!(wrong.code, Some(4));
+    assert!(wrong.err.contains("created_from") && wrong.err.contains("RFC 3339"), "{}", wrong.err);
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_revoked_and_shown_once() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let keys = async |args: &[&str]| run(client(&setup, &service, &[&["keys"], args].concat())).await;
+    let made = keys(&["create", "alice"]).await;
+    let key = made.out.trim();
+    assert_eq!((made.code, key.split_whitespace().count()), (Some(0), 1), "{}", made.err);
+    assert!(made.err.contains("\"alice\" of scope analyze; it is shown this once"), "{}", made.err);
+    service.submit("Without a key?").await.assert_problem(401, "unauthorized");
+    let mut command = client(&setup, &service, &["analyze", "With it?", "--token", key]);
+    assert_eq!(run(command).await.code, Some(0));
+
+    let json = keys(&["create", "reports", "--scope", "read", "--json"]).await;
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json["name"], &json["scope"], json["key"].is_string()), (&"reports".into(), &"read".into(), true));
+    for (args, words) in [
+        (&["create", "alice"][..], "conflict"),
+        (&["create", "a b"], "name"),
+        (&["create", "c", "--scope", "everything"], "scope"),
+        (&["revoke", "nobody"], "key_not_found"),
+        (&["revoke", "../jobs"], "key_not_found"),
+    ] {
+        let refused = keys(args).await;
+        assert_eq!((refused.code, refused.out.as_str()), (Some(4), ""), "{args:?}");
+        assert!(refused.err.contains(words), "{args:?}: {}", refused.err);
+    }
+
+    let revoked = keys(&["revoke", "alice"]).await;
+    assert_eq!((revoked.code, revoked.out.as_str()), (Some(0), "alice revoked\n"), "{}", revoked.err);
+    command = client(&setup, &service, &["analyze", "With it again?", "--token", key]);
+    assert_eq!(run(command).await.code, Some(4));
+    let list = keys(&["list"]).await;
+    let lines: Vec<Vec<&str>> = list.out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "SCOPE", "CREATED", "BY", "REVOKED"]);
+    assert_eq!((&lines[1][..2], lines[1].len()), (&["alice", "analyze"][..], 5), "{}", list.out);
+    assert_eq!((&lines[2][..2], lines[2].len()), (&["reports", "read"][..], 4), "{}", list.out);
+    assert!(!list.out.contains(key) && keys(&["list", "--json"]).await.out.contains("revoked_at"));
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ceoagent::claude::simulator::{ErrorAnswer, Fault};
+use ceoagent::claude::simulator::{ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig};
 use eventsource_stream::Eventsource;
 use futures_util::{Stream, StreamExt};
 use reqwest::{Method, StatusCode};
@@ -302,4 +302,23 @@ async fn a_preferred_wait_is_followed_and_told_unless_another_is_given() {
     let (waited, ()) = tokio::join!(ask(""), async { claude.release() });
     assert_eq!(waited.body["status"], "succeeded", "{waited:#?}");
     assert_eq!(waited.header("preference-applied"), "wait=20");
+}
+
+#[tokio::test]
+async fn a_wait_that_can_not_be_met_is_declined_at_once_and_counted() {
+    let latency = Latency::Fixed(Duration::from_millis(200));
+    let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
+    let service = Setup::new(&claude.base_url()).start();
+    let ask = async |wait: &str| {
+        let answer = service.post(&format!("/api/v1/analyze?wait={wait}"), &json!({ "query": "In time?" })).await;
+        answer.status
+    };
+    // So many answers tell how long one takes.
+    for _ in 0..5 {
+        assert_eq!(ask("20").await, 200);
+    }
+    assert_eq!(ask("0.05").await, 202);
+    let metrics = service.get("/metrics").await.body;
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.lines().any(|line| line == "ceoagent_waits_declined_total 1"), "{metrics}");
 }

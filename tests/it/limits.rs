@@ -79,6 +79,8 @@ async fn limits_that_are_none_are_told_and_change_nothing() {
     let before = limits(&service).await;
     for (body, field) in [
         (json!({ "requests": 0 }), "requests"),
+        (json!({ "requests": 1_000_001 }), "requests"),
+        (json!({ "input_tokens": 999 }), "input_tokens"),
         (json!({ "requests": "many" }), "requests"),
         (json!({ "request": 1 }), "request"),
     ] {

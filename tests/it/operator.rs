@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ceoagent::claude::simulator::Fault;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{Answer, Service, Setup, simulator};
 
@@ -140,4 +140,45 @@ async fn the_api_page_is_served_whole_and_loads_nothing_from_elsewhere() {
     assert!(document.body["openapi"].as_str().unwrap().starts_with("3."));
     assert!(document.body["paths"]["/api/v1/analyze"]["post"].is_object());
     assert!(document.body["servers"].is_null(), "it names no host");
+}
+
+#[tokio::test]
+async fn what_an_operator_does_to_one_job_is_on_record_and_what_callers_do_to_theirs_is_not() {
+    let claude = simulator().await;
+    claude.script([Fault::CutBeforeLast]);
+    let service = Setup::new(&claude.base_url()).with("MAX_RETRIES", "0").start();
+    let id = service.submit("Cut?").await.id();
+    service.ended(&id).await;
+    let deeds = async || service.admin_get("/api/v1/admin/audit").await.body["entries"].clone();
+    let reparse = format!("/api/v1/admin/jobs/{id}/reparse");
+    for path in [&reparse, &reparse, "/api/v1/admin/prompts/reload"] {
+        assert_eq!(service.admin_post(path, &json!({})).await.status, 200, "{path}");
+    }
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    let id = service.submit("Given up?").await.id();
+    let (cancel, retry) = (format!("/api/v1/jobs/{id}/cancel"), format!("/api/v1/jobs/{id}/retry"));
+    for path in [&cancel, &cancel, &retry] {
+        assert!(service.admin_post(path, &json!({})).await.status < 300, "{path}");
+    }
+    let told: Vec<(String, Value)> = deeds()
+        .await
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (entry["action"].as_str().unwrap().to_owned(), entry["jobs"].clone()))
+        .collect();
+    let expected = [
+        ("retry", json!(1)),
+        ("cancel", json!(0)),
+        ("cancel", json!(1)),
+        ("pause", Value::Null),
+        ("prompts_reload", Value::Null),
+        ("reparse", json!(0)),
+        ("reparse", json!(1)),
+    ];
+    assert_eq!(told, expected.map(|(action, jobs)| (action.to_owned(), jobs)), "newest first");
+    let newest = &deeds().await[0];
+    assert_eq!((&newest["actor"], &newest["detail"]), (&"admin_token".into(), &id.as_str().into()), "{newest:#}");
+    service.post(&cancel, &json!({})).await;
+    assert_eq!(deeds().await.as_array().unwrap().len(), told.len(), "a caller's own deed is none of an operator");
 }

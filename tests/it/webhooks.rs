@@ -154,6 +154,29 @@ async fn every_kind_of_end_is_told() {
     assert_eq!(arrived.recv().await.unwrap().json()["type"], "job.cancelled");
 }
 
+#[tokio::test]
+async fn a_failed_job_whose_kept_answer_is_read_after_all_is_told_again_as_a_success() {
+    let claude = simulator().await;
+    claude.script([Fault::CutBeforeLast]);
+    let service = setup(&claude.base_url()).with("MAX_RETRIES", "0").start();
+    let (url, mut arrived) = receiver().await;
+    let id = ask(&service, "Should we read it again?", &url).await;
+    let failed = arrived.recv().await.unwrap();
+    let first = failed.headers["webhook-id"].clone();
+    assert_eq!(failed.json()["type"], "job.failed");
+    failed.take(200);
+    delivery(&service, &id, "delivered").await;
+    let read = service.admin_post(&format!("/api/v1/admin/jobs/{id}/reparse"), &json!({})).await;
+    assert_eq!(read.status, 200, "{read:#?}");
+    let succeeded = arrived.recv().await.unwrap();
+    let told = succeeded.json();
+    assert_eq!((&told["type"], &told["data"]["id"]), (&"job.succeeded".into(), &id.as_str().into()));
+    assert!(told["data"]["result"]["recommendation"].is_object());
+    assert_ne!(succeeded.headers["webhook-id"], first, "it is another message, which must not be taken for the first");
+    succeeded.take(200);
+    delivery(&service, &id, "delivered").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_while_a_message_is_under_way_sends_it_again_under_the_same_id() {
     let claude = simulator().await;

@@ -1,0 +1,177 @@
+//! `ceoagent keys`: the API keys of callers, to list, make and revoke.
+
+use std::{io::Write, process::ExitCode};
+
+use comfy_table::{ContentArrangement, Table};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{
+    client::Connection,
+    jobs::{BARE, text},
+    memo::clean,
+    serve,
+};
+
+/// Where the service has its keys.
+const PATH: &str = "/api/v1/admin/keys";
+
+/// What to do with keys.
+#[derive(clap::Args, Debug)]
+pub struct Keys {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Action {
+    /// List all keys, revoked ones included, without what it takes to use them
+    List(Box<List>),
+    /// Make a key and show it, this once
+    Create(Box<Create>),
+    /// Revoke a key, from this moment on and for good
+    Revoke(Box<Revoke>),
+}
+
+#[derive(clap::Args, Debug)]
+struct List {
+    /// Print the service's answer as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:
+  ceoagent keys create alice
+  ceoagent keys create reports --scope read --json | jq -r .key > reports.key
+
+With the first key the service is no longer open: whoever asks needs one. Exit codes: 0 made; 1 something went wrong;
+  4 the service refused.")]
+struct Create {
+    /// Names the key and its callers: up to 64 letters, digits or any of . _ - @
+    name: String,
+
+    /// What it may be used for: read, analyze or admin; analyze if absent
+    #[arg(long)]
+    scope: Option<String>,
+
+    /// Print the service's answer as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(clap::Args, Debug)]
+struct Revoke {
+    /// The key's name
+    name: String,
+
+    /// Print the service's answer as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Keys {
+    /// Does it.
+    ///
+    /// # Errors
+    /// If the service can't be asked, or refuses.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        serve::runtime()?.block_on(async {
+            match self.action {
+                Action::List(list) => list.run().await,
+                Action::Create(create) => create.run().await,
+                Action::Revoke(revoke) => revoke.run().await,
+            }
+        })
+    }
+}
+
+impl List {
+    async fn run(&self) -> anyhow::Result<ExitCode> {
+        let answer = self.connection.client()?.get(PATH).await?;
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut table = Table::new();
+        table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(["NAME", "SCOPE", "CREATED", "BY", "REVOKED"]);
+        for key in answer["keys"].as_array().into_iter().flatten() {
+            table.add_row(["name", "scope", "created_at", "created_by", "revoked_at"].map(|field| text(key, field)));
+        }
+        for line in table.lines() {
+            writeln!(out, "{}", line.trim())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Create {
+    async fn run(&self) -> anyhow::Result<ExitCode> {
+        let client = self.connection.client()?;
+        let mut wanted = json!({ "name": self.name });
+        if let Some(scope) = &self.scope {
+            wanted["scope"] = scope.as_str().into();
+        }
+        let key = client.send(client.request(Method::POST, PATH).json(&wanted)).await?;
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&key)?)?;
+        } else {
+            // The key alone goes to standard output, for a script to take.
+            writeln!(out, "{}", text(&key, "key"))?;
+            let name = text(&key, "name");
+            let told = format!("the key {name:?} of scope {}; it is shown this once", text(&key, "scope"));
+            writeln!(std::io::stderr(), "{told}")?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Revoke {
+    async fn run(&self) -> anyhow::Result<ExitCode> {
+        let client = self.connection.client()?;
+        let path = format!("{PATH}/{}", in_path(&self.name));
+        let key: Value = client.send(client.request(Method::DELETE, &path)).await?;
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&key)?)?;
+        } else {
+            writeln!(out, "{} revoked", clean(&self.name))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A name as one segment of a path: what can be in no name becomes something that is in none either.
+fn in_path(name: &str) -> String {
+    // A path of dots means another one.
+    if name.is_empty() || name.chars().all(|c| c == '.') {
+        return "~".to_owned();
+    }
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-@".contains(c) { c } else { '~' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_leads_out_of_the_list_of_keys() {
+        assert_eq!(in_path("ci@a.b_c-1"), "ci@a.b_c-1");
+        for name in ["..", ".", "", "a/../b", "a?b", "a#b", "%2e", "ä"] {
+            let path = in_path(name);
+            assert!(path.contains('~') && !path.contains('/'), "{name}: {path}");
+        }
+    }
+}

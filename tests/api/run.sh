@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Holds the running service, with its simulated Claude, to its OpenAPI document: schemathesis calls every route with what the
+# document allows and with what it does not, and a client is generated from the document and used. Part of tests/run.sh,
+# which has built the binary. EXAMPLES sets how many calls of each route are made up, 10 unless set, and SEED which.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+say() { printf '\n==> %s\n' "$*"; }
+tools=target/test-tools/api
+binary=$PWD/target/debug/ceoagent
+export ADMIN_TOKEN=a-token-for-tests-only
+
+say "Installing schemathesis and a generator of clients"
+[ -x "$tools/bin/python" ] || python3 -m venv "$tools"
+"$tools/bin/pip" install -q --disable-pip-version-check --requirement tests/api/requirements.txt
+
+folder=$(mktemp -d)
+service=
+trap '[ -z "$service" ] || kill "$service"; rm -rf "$folder"' EXIT
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+base=http://127.0.0.1:$port
+
+# In an empty environment, where no key and no setting of this machine leads elsewhere.
+start() {
+    env -i PATH="$PATH" HOST=127.0.0.1 PORT="$port" DATA_DIR="$folder/$1" PROMPTS_DIR="$PWD/prompts" \
+        ADMIN_TOKEN="$ADMIN_TOKEN" MIN_FREE_DISK_MB=0 "$binary" demo > "$folder/$1.log" 2>&1 &
+    service=$!
+    for _ in $(seq 600); do
+        curl -sf -o "$folder/health" "$base/health" && return
+        sleep 0.1
+    done
+    cat "$folder/$1.log" >&2
+    return 1
+}
+
+say "A generated client against the running service"
+start client
+"$binary" openapi > "$folder/openapi.json"
+"$tools/bin/openapi-python-client" generate --path "$folder/openapi.json" --meta none \
+    --output-path "$folder/generated/ceoagent_client" > "$folder/generator.log" 2>&1 || { cat "$folder/generator.log"; exit 1; }
+PYTHONPATH="$folder/generated" "$tools/bin/python" tests/api/client.py "$base"
+kill "$service" && wait "$service" || true
+
+say "Every route, by the document"
+start schemathesis
+# In a folder of its own, as it leaves files where it runs.
+cp tests/api/schemathesis.toml tests/api/hooks.py "$folder"
+schemathesis=$PWD/$tools/bin/schemathesis
+(cd "$folder" && "$schemathesis" run "$base/openapi.json" --checks all --max-examples "${EXAMPLES:-10}" \
+    --seed "${SEED:-1}" --no-color)
