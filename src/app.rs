@@ -183,6 +183,7 @@ pub struct App {
     closing: CancellationToken,
     tracker: TaskTracker,
     prompts: Prompts,
+    queue: Queue,
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
@@ -298,6 +299,7 @@ impl App {
         worker.start_pool(settings.workers, &tracker);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
+        tracker.spawn(sweeper::history::run(queue.clone(), closing.clone()));
 
         let auth = Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone())?;
         if auth.is_open() {
@@ -353,6 +355,7 @@ impl App {
             closing,
             tracker,
             prompts,
+            queue,
             store,
             http,
             server,
@@ -411,6 +414,9 @@ impl App {
             Ok(Ok(())) => {}
             Ok(Err(error)) => error!(%error, "the HTTP server failed"),
             Err(error) => error!(%error, "the HTTP server failed"),
+        }
+        if let Err(error) = self.queue.note_history(self.queue.now()).await {
+            warn!(%error, "the last minute of the history is lost");
         }
         self.store.close().await;
         info!("stopped");
