@@ -329,7 +329,8 @@ impl App {
             callbacks,
             max_query_length: settings.max_query_length,
         };
-        let router = http::router(api, |api| dashboard::router(api, clock, settings.max_query_length));
+        let pages_queue = queue.clone();
+        let router = http::router(api, |api| dashboard::router(api, pages_queue, settings.max_query_length));
         let http = Handle::new();
         let mut server = axum_server::from_tcp(listener)
             .map_err(|source| StartError::Listen { address, source })?

@@ -9,7 +9,6 @@ pub mod import;
 pub mod jobs;
 pub mod loadtest;
 mod logging;
-mod markdown;
 pub mod memo;
 pub mod operate;
 mod outcome;

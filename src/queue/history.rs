@@ -197,8 +197,7 @@ impl History {
             });
             periods.map(|period| (number(period.at, length), period)).collect()
         };
-        let kept =
-            Kept { minutes: read(MINUTE_SETTING, MINUTE), hours: read(HOUR_SETTING, HOUR), ..Kept::default() };
+        let kept = Kept { minutes: read(MINUTE_SETTING, MINUTE), hours: read(HOUR_SETTING, HOUR), ..Kept::default() };
         History(Mutex::new(kept))
     }
 
@@ -422,7 +421,11 @@ mod tests {
         assert_eq!(succeeded(&queue.history(Resolution::QuarterHour, noon().plus(quarter))).len(), 1);
         assert_eq!(succeeded(&queue.history(Resolution::Hour, noon())), [(noon(), (0..20).sum())]);
         let minutes = queue.history(Resolution::Minute, noon().plus(18 * MINUTE));
-        assert_eq!(minutes.iter().map(|minute| minute.succeeded).collect::<Vec<_>>(), [18, 19, 0], "and the one under way");
+        assert_eq!(
+            minutes.iter().map(|minute| minute.succeeded).collect::<Vec<_>>(),
+            [18, 19, 0],
+            "and the one under way"
+        );
     }
 
     #[tokio::test]

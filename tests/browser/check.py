@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -361,6 +362,45 @@ def check_queue(browser, service, claude):
     browser.check_clean()
 
 
+def check_keys(browser):
+    """A key is shown once, opens what it may, and nothing once it is revoked."""
+    def may_list(key):
+        request = urllib.request.Request(
+            f"{browser.base}/api/v1/admin/jobs?limit=1", headers={"authorization": f"Bearer {key}"})
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=40):
+            return True
+        return False
+
+    browser.open("/admin/keys")
+    browser.sees("There is no key")
+    browser.fill("#name", "press-office")
+    Select(browser.find("#scope")).select_by_value("admin")
+    browser.goes(browser.button("Make a key"), "/admin/keys")
+    key = browser.find("#new-key").text
+    assert may_list(key)
+    browser.open("/admin/keys")
+    browser.sees("press-office")
+    assert key not in browser.driver.page_source
+    browser.find("table summary").click()
+    browser.goes(browser.button("Revoke press-office for good"), "/admin/keys")
+    browser.sees("revoked")
+    assert not may_list(key)
+    browser.check_clean()
+
+
+def check_history(browser):
+    """Bars for what has happened, in every range, and the same as a table."""
+    for label, name in (("Day", "day"), ("Week", "week"), ("90 days", "quarter"), ("Hour", "hour")):
+        browser.goes(browser.driver.find_element(By.LINK_TEXT, label), "/admin?")
+        assert f"range={name}" in browser.path
+        charts = browser.find_all(".plot svg")
+        assert len(charts) == 4 and all(chart.find_elements(By.CSS_SELECTOR, "path") for chart in charts[:2])
+    browser.find("#history summary").click()
+    row = browser.find("#history tbody").text
+    assert row and "Nothing happened" not in row, row
+    browser.check_clean()
+
+
 def check_escaping(browser, service):
     """What users and the model write is text, wherever it stands."""
     id = service.ask(EVIL, context=EVIL, options=[EVIL, "other"], metadata={"team": EVIL})
@@ -461,8 +501,11 @@ def main(binary, axe_path):
         check_queue(browser, service, claude)
         print("signing in and the queue: all is well")
         check_escaping(browser, service)
+        browser.open("/admin")
+        check_history(browser)
+        check_keys(browser)
         check_languages_and_colours(browser)
-        print("escaping, languages and colours: all is well")
+        print("escaping, history, keys, languages and colours: all is well")
 
         claude.hold()
         service.api("/api/v1/analyze", {"query": "Renew the fleet contract for two or four years?"})
@@ -482,6 +525,8 @@ def main(binary, axe_path):
             "empty": "/admin?text=no+such+words",
             "wrong": "/admin?created_from=yesterday",
             "limits": "/admin/limits",
+            "week": "/admin?range=week",
+            "keys": "/admin/keys",
             "audit": "/admin/audit",
         }, axe)
         claude.release()
