@@ -37,19 +37,23 @@ QUESTIONS = [
     "Raise list prices by 4 % in January?",
     "我们明年应该自建客户管理系统，还是购买现成的产品？",
     "Should we stop selling the entry model, which makes 31 % of the units and 6 % of the margin, before its successor is there?",
-    "FAIL: Acquire the distributor in Poland, or keep the contract?",
+    "Acquire the distributor in Poland, or keep the contract?",
     "Move payroll to an outside provider?",
     "Should the field engineers get electric vans when the leases end in spring?",
-    "FAIL: Build the app for both platforms at once?",
+    "Build the app for both platforms at once?",
     "Let the Munich lease run out and go remote-first?",
     "是否应该在苏州开设第二家工厂？",
     "Hire a head of data now, or after the migration?",
 ]
 
 
+# Those of them that Claude does not understand.
+FAILING = {QUESTIONS[5], QUESTIONS[8]}
+
+
 def answer(prompt):
     """The memo for a prompt; none where it is to fail."""
-    if "FAIL" in prompt:
+    if any(query in prompt for query in FAILING):
         return None
     if "window.evil" in prompt:
         return with_texts(sample("english"), EVIL)
@@ -319,9 +323,8 @@ def check_queue(browser, service, claude):
     Select(browser.find("#status")).select_by_value("failed")
     browser.goes(browser.button("Filter"), "/admin?")
     assert "status=failed" in browser.path
-    failed = len(browser.find_all(".rowlink"))
-    assert failed == sum("FAIL" in query for query in QUESTIONS), browser.text
-    assert all("FAIL" in row.text for row in browser.find_all(".rowlink"))
+    failed = len(FAILING)
+    assert {row.text for row in browser.find_all(".rowlink")} == FAILING, browser.text
     browser.goes(browser.button("Retry …"), "/admin/actions")
     browser.sees(f"Retry {failed} jobs?")
     assert service.api("/api/v1/admin/jobs?status=failed&limit=1")["total"]["failed"] == failed, "nothing is changed yet"
@@ -512,13 +515,12 @@ def main(binary, axe_path):
         running = service.api("/api/v1/analyze", {"query": "Insource the support desk in Porto?"})["id"]
         claude.wait_for_half(PATIENCE_SECONDS)
         claude.wait_for_half(PATIENCE_SECONDS)
-        failed = next(id for query, id in asked.items() if "FAIL" in query)
         check_every_page(browser, {
             "ask": "/",
             "running": f"/jobs/{running}",
             "memo": f"/jobs/{asked[QUESTIONS[0]]}",
             "memo-zh": f"/jobs/{asked[QUESTIONS[3]]}",
-            "failed": f"/jobs/{failed}",
+            "failed": f"/jobs/{asked[QUESTIONS[5]]}",
             "unknown": "/jobs/0",
             "login": "/admin/login",
             "queue": "/admin",
