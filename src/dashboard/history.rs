@@ -57,6 +57,9 @@ struct Period {
     output_tokens: f64,
 }
 
+/// A series before it is drawn: its name, its colour, and what of a period it shows.
+type Layer = (&'static str, usize, fn(&Period) -> f64);
+
 /// The charts of a time.
 #[derive(Serialize)]
 pub(super) struct Charts {
@@ -99,7 +102,7 @@ impl Charts {
         let to = periods.last()?.at;
         let bars = range.bars();
         let from = to.minus(std::time::Duration::from_secs(period_seconds * u64::from(bars - 1)));
-        let draw = |name, is_time, series: &[(&'static str, usize, fn(&Period) -> f64)]| {
+        let draw = |name, is_time, series: &[Layer]| {
             let stacks = periods.iter().filter(|period| period.at >= from).map(|period| {
                 let place = period.at.since(from).as_secs() / period_seconds;
                 (place, series.iter().map(|(_, _, value)| value(period).max(0.0)).collect::<Vec<f64>>())

@@ -322,6 +322,19 @@ mod tests {
     }
 
     #[test]
+    fn the_queue_says_that_questions_are_analysed_only_where_they_are() {
+        let told = |is_reached: bool| {
+            let stats = context! { jobs => context! { queued => 1 } };
+            let usage = context! { budget => context! { is_reached, resets_at => "2026-11-24T00:00:00.000Z" } };
+            Templates::new().fill("queue.html", context! { t => Lang::En.texts(), stats, usage }).unwrap()
+        };
+        let [open, held] = [told(false), told(true)];
+        assert!(open.contains("accepted and analysed.") && !open.contains("budget has no room"), "{open}");
+        assert!(held.contains("budget has no room") && held.contains("2026-11-24 00:00 UTC"), "{held}");
+        assert!(!held.contains("accepted and analysed."), "{held}");
+    }
+
+    #[test]
     fn a_memo_as_markdown_has_all_its_parts_in_order_and_whole_tables() {
         let parsed = analysis::parse(include_str!("../analysis/samples/english.json")).unwrap();
         let page = Templates::new().markdown(parsed.into(), Lang::En).unwrap();

@@ -167,11 +167,11 @@ impl Period {
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         let Times(times) = &self.times;
         let all: u64 = times.values().sum();
-        let rank = (all as f64 * part).ceil().max(1.0) as u64;
+        let enough = all as f64 * part;
         let mut seen = 0;
         let step = times.iter().find(|(_, count)| {
             seen += **count;
-            seen >= rank
+            seen as f64 >= enough
         });
         // The middle of the step.
         step.map(|(step, _)| Duration::from_secs_f64(((f64::from(*step) + 0.5) / STEPS).exp2() / 1e3))
@@ -179,6 +179,7 @@ impl Period {
 }
 
 impl Times {
+    #[expect(clippy::cast_possible_truncation, reason = "no time has more than 80 powers of two of milliseconds")]
     fn add(&mut self, took: Duration) {
         let millis = (took.as_secs_f64() * 1e3).max(1.0);
         *self.0.entry((millis.log2() * STEPS) as u16).or_default() += 1;
@@ -238,11 +239,11 @@ impl Kept {
     }
 
     /// Adds the news to their minute, and that to its hour. Gives both.
-    fn record(&mut self, news: Period, counted: Counted) -> (Period, Period) {
+    fn record(&mut self, news: &Period, counted: Counted) -> (Period, Period) {
         (self.times, self.in_time, self.late, self.counted) = (Times::default(), 0, 0, counted);
         let at = news.at;
         let minute = self.minutes.entry(number(at, MINUTE)).or_insert_with(|| Period::new(at));
-        minute.add(&news);
+        minute.add(news);
         let minute = minute.clone();
         let of_hour = number(at, HOUR);
         let first = of_hour.saturating_mul(60);
@@ -294,7 +295,7 @@ impl Queue {
         let (minute, hour) = {
             let mut kept = self.0.history.kept();
             let news = kept.news(at, counted, depth);
-            kept.record(news, counted)
+            kept.record(&news, counted)
         };
         let keep = async |setting: &str, place: u32, period: &Period| {
             let text = serde_json::to_string(period).map_err(|error| QueueError::Unavailable(error.to_string()))?;
@@ -438,7 +439,7 @@ mod tests {
             let mut kept = queue.0.history.kept();
             for minute in 0..60 {
                 let news = kept.news(now.plus(minute * MINUTE), counted, (0, 0));
-                kept.record(news, counted);
+                kept.record(&news, counted);
             }
             clock.advance(HOUR);
         }
