@@ -324,8 +324,13 @@ mod tests {
     #[test]
     fn the_queue_says_that_questions_are_analysed_only_where_they_are() {
         let told = |is_reached: bool| {
-            let stats = context! { jobs => context! { queued => 1 } };
-            let usage = context! { budget => context! { is_reached, resets_at => "2026-11-24T00:00:00.000Z" } };
+            let stats = serde_json::json!({"jobs": {"queued": 1}, "limits": {"calls_per_second": 1}});
+            let usage = serde_json::json!({
+                "spent_today": {"input_tokens": 0, "output_tokens": 0, "cache_creation_input_tokens": 0,
+                    "cache_read_input_tokens": 0, "cost_usd": 0},
+                "budget": {"is_reached": is_reached, "resets_at": "2026-11-24T00:00:00.000Z"},
+            });
+            let (stats, usage) = (Serde(stats), Serde(usage));
             Templates::new().fill("queue.html", context! { t => Lang::En.texts(), stats, usage }).unwrap()
         };
         let [open, held] = [told(false), told(true)];
