@@ -183,6 +183,7 @@ pub struct App {
     closing: CancellationToken,
     tracker: TaskTracker,
     prompts: Prompts,
+    queue: Queue,
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
@@ -306,6 +307,7 @@ impl App {
         worker.start_pool(settings.workers, &tracker);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
+        tracker.spawn(sweeper::history::run(queue.clone(), closing.clone()));
 
         let auth = Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone())?;
         if auth.is_open() {
@@ -335,7 +337,8 @@ impl App {
             callbacks,
             max_query_length: settings.max_query_length,
         };
-        let router = http::router(api, |api| dashboard::router(api, clock, settings.max_query_length));
+        let pages_queue = queue.clone();
+        let router = http::router(api, |api| dashboard::router(api, pages_queue, settings.max_query_length));
         let http = Handle::new();
         let mut server = axum_server::from_tcp(listener)
             .map_err(|source| StartError::Listen { address, source })?
@@ -361,6 +364,7 @@ impl App {
             closing,
             tracker,
             prompts,
+            queue,
             store,
             http,
             server,
@@ -419,6 +423,9 @@ impl App {
             Ok(Ok(())) => {}
             Ok(Err(error)) => error!(%error, "the HTTP server failed"),
             Err(error) => error!(%error, "the HTTP server failed"),
+        }
+        if let Err(error) = self.queue.note_history(self.queue.now()).await {
+            warn!(%error, "the last minute of the history is lost");
         }
         self.store.close().await;
         info!("stopped");

@@ -10,7 +10,6 @@ pub mod jobs;
 pub mod keys;
 pub mod loadtest;
 mod logging;
-mod markdown;
 pub mod memo;
 pub mod operate;
 mod outcome;

@@ -3,17 +3,20 @@
 //!
 //! The pages are a client of the API like any other ([`api`]): they ask it in process, with the credential of whoever
 //! signed in, so that validation, rights, limits and the audit log are the API's alone. They see neither the queue nor
-//! the store. Reading works without script; the script only keeps pages up to date. What came from a user or the model
+//! the store, but that it keeps their sessions. Reading works without script; the script only keeps pages up to date. What came from a user or the model
 //! is escaped by the templates, without exception.
 //!
-//! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `session`: signing in and out
+//! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `session`: signing in and out
 //! - `reader`: who reads: language, colours, session · `page`: templates and answers · `strings`: every text, twice
-//! - `memo`: what of a memo is drawn and not just told · `assets`: the style sheet, the script, the icon
+//! - `memo`, `history`: what of a memo, and of the past, is drawn and not just told · `assets`: the style sheet, the script, the
+//!   icon
 
 mod api;
 mod ask;
 mod assets;
+mod history;
 mod job;
+mod keys;
 mod memo;
 mod page;
 mod queue;
@@ -30,12 +33,18 @@ use axum::{
     routing::{get, post},
 };
 
-use self::{api::Api, page::Templates, session::Sessions};
-use crate::clock::Clock;
+use self::{api::Api, page::Templates, session::Sessions, strings::Lang};
+use crate::{analysis::Memo, queue::Queue};
 
 /// Largest form: a question at the API's own bounds, which are told in its words, with room for the form's encoding of
 /// three bytes a byte.
 const MAX_FORM_BYTES: usize = 1 << 20;
+
+/// A memo as Markdown (CommonMark with tables) in English, to be kept, sent or published: as its page gives it to be copied.
+/// What the model wrote is escaped, so that it is text and nothing else.
+pub fn memo_as_markdown(memo: Memo) -> String {
+    Templates::new().markdown(memo, Lang::En).expect("the template is part of the program, and tests fill it")
+}
 
 /// What the pages need.
 struct Pages {
@@ -45,12 +54,12 @@ struct Pages {
     max_query_length: usize,
 }
 
-/// The pages, over `api`.
-pub fn router(api: Router, clock: Clock, max_query_length: usize) -> Router {
+/// The pages, over `api`; `queue` keeps their sessions.
+pub fn router(api: Router, queue: Queue, max_query_length: usize) -> Router {
     let pages = Arc::new(Pages {
         api: Api::new(api),
         templates: Templates::new(),
-        sessions: Sessions::new(clock),
+        sessions: Sessions::of(queue),
         max_query_length,
     });
     Router::new()
@@ -69,6 +78,8 @@ pub fn router(api: Router, clock: Clock, max_query_length: usize) -> Router {
         .route("/admin/resume", post(queue::resume))
         .route("/admin/limits", get(queue::limits).post(queue::set_limits))
         .route("/admin/audit", get(queue::audit))
+        .route("/admin/keys", get(keys::show).post(keys::create))
+        .route("/admin/keys/revoke", post(keys::revoke))
         .layer(middleware::from_fn_with_state(Arc::clone(&pages), reader::guard))
         .route("/assets/{name}", get(assets::get))
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))

@@ -16,6 +16,7 @@ mod extract;
 pub mod fair;
 mod filter;
 mod health;
+mod history;
 mod jobs;
 mod keys;
 mod limits;
@@ -184,6 +185,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
         .routes(routes!(usage::get))
+        .routes(routes!(history::get))
         .routes(routes!(prompts::list))
         .routes(routes!(prompts::reload))
         .routes(routes!(reparse::reparse))

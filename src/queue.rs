@@ -5,6 +5,7 @@
 //! - `audit`: what operators did, on record
 //! - `bulk`: one action for many jobs
 //! - `follow`: news of a job for those who follow it
+//! - `history`: how the service fared over time
 //! - `order`: which job is claimed next while clients wait
 //! - `outlook`: why a job waits and when its answer may come
 //! - `pause`: no job is claimed until an operator says so
@@ -18,6 +19,7 @@ mod admission;
 pub mod audit;
 pub mod bulk;
 mod follow;
+pub mod history;
 mod order;
 mod outlook;
 mod pause;
@@ -36,6 +38,7 @@ use uuid::Uuid;
 
 use self::{
     admission::DiskSpace,
+    history::History,
     order::Order,
     outlook::Figures,
     pause::Switch,
@@ -272,6 +275,7 @@ struct Inner {
     work: Arc<Work>,
     standby: Standby,
     service_time: ServiceTime,
+    history: History,
     disk_space: DiskSpace,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
@@ -291,7 +295,7 @@ impl Queue {
         metrics: Metrics,
         closing: CancellationToken,
     ) -> Queue {
-        let paused = Switch::of(&*store);
+        let (paused, history) = (Switch::of(&*store), History::of(&*store));
         let queue = Queue(Arc::new(Inner {
             store,
             clock,
@@ -304,6 +308,7 @@ impl Queue {
             work: Arc::default(),
             standby: Standby::default(),
             service_time: ServiceTime::default(),
+            history,
             disk_space: DiskSpace::default(),
             ended: Arc::default(),
             paused,
@@ -371,7 +376,11 @@ impl Queue {
                 || question.is_some_and(|question| self.0.store.is_under_way(question))
                 || !self.is_paused() && self.can_be_met(request, until, allowance)
         };
-        self.accept(submission, Some((until, hold))).await
+        let accepted = self.accept(submission, Some((until, hold))).await?;
+        if accepted.1.is_none() && !accepted.0.record.job.state.is_final() {
+            self.0.history.waited(false);
+        }
+        Ok(accepted)
     }
 
     /// Refuses so many more jobs of a caller if they would go beyond its bound.
@@ -673,6 +682,7 @@ impl Queue {
                 if is_queued {
                     self.0.order.turn(waiting);
                 }
+                self.0.history.waited(job.state.is_final());
                 return self.get(waiting.job()).await;
             }
             tokio::select! {
@@ -1236,6 +1246,9 @@ impl Queue {
         let took = now.since(job.created_at);
         self.0.metrics.jobs_finished.get_or_create(&kind(status.into())).inc();
         self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
+        if status == JobStatus::Succeeded {
+            self.0.history.succeeded(took);
+        }
         info!(job.id = %job.id, job.status = %status, attempt = job.attempt, duration_ms = took.as_millis(),
             "job finished");
     }

@@ -1,7 +1,9 @@
 //! What the passing of time changes: retries and scheduled jobs become ready, leases and deadlines end, old jobs are
-//! removed. One task, asleep until the next of these is due. Beside it, [`disk`] watches the free space.
+//! removed. One task, asleep until the next of these is due. Beside it, [`disk`] watches the free space, and
+//! [`history`] has each minute put on record.
 
 pub mod disk;
+pub mod history;
 
 use std::time::Duration;
 

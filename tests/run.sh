@@ -33,6 +33,8 @@ has flock || packages+=(util-linux)
 # What surrounds the service is held to schemas, and to a Prometheus that scrapes it.
 has npm || packages+=(npm)
 has promtool || packages+=(prometheus)
+# The pages are held to what a person in a real browser meets.
+has chromium && has chromedriver || packages+=(chromium chromium-driver)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 has cargo || has curl || packages+=(curl ca-certificates)
@@ -60,4 +62,5 @@ say "Tests"
 cargo test --locked
 bash tests/api/run.sh
 bash tests/deploy/run.sh
+bash tests/browser/run.sh
 say "All passed"

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
 const LAYERS: [(&str, &str); 18] = [
     ("main", "cli"),
-    ("cli", "app http::openapi analysis claude::simulator job"),
+    ("cli", "app http::openapi dashboard::memo_as_markdown analysis claude::simulator job"),
     (
         "app",
         "http auth dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis ledger job",

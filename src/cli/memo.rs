@@ -269,19 +269,19 @@ fn fit_columns(table: &mut Table, analysis: &DecisionAnalysis, width: usize) {
 }
 
 /// The risks, those first that are likely and hurt.
-pub(super) fn gravest_first(memo: &Memo) -> Vec<&Risk> {
+fn gravest_first(memo: &Memo) -> Vec<&Risk> {
     let mut risks: Vec<_> = memo.analysis.risks.iter().collect();
     risks.sort_by_key(|risk| Reverse((severity(risk.likelihood, risk.impact), risk.impact)));
     risks
 }
 
 /// The options with the letters they go by on the page.
-pub(super) fn lettered(memo: &Memo) -> impl Iterator<Item = (char, &DecisionOption)> {
+fn lettered(memo: &Memo) -> impl Iterator<Item = (char, &DecisionOption)> {
     ('A'..).zip(&memo.analysis.options)
 }
 
 /// The weighted total of an option, if it has one.
-pub(super) fn total<'a>(memo: &'a Memo, option_id: &str) -> Option<&'a WeightedTotal> {
+fn total<'a>(memo: &'a Memo, option_id: &str) -> Option<&'a WeightedTotal> {
     memo.weighted_totals.iter().find(|total| total.option_id == option_id)
 }
 
@@ -295,7 +295,7 @@ fn severity(likelihood: Level, impact: Level) -> u8 {
     points(likelihood) * points(impact)
 }
 
-pub(super) fn level(level: Level) -> &'static str {
+fn level(level: Level) -> &'static str {
     match level {
         Level::Low => "low",
         Level::Medium => "medium",

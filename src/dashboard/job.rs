@@ -15,7 +15,6 @@ use uuid::Uuid;
 use super::{
     Pages,
     memo::{self, Figures},
-    page::frame,
     reader::Reader,
     session::Mark,
 };
@@ -72,11 +71,7 @@ pub(super) async fn markdown(State(pages): State<Arc<Pages>>, reader: Reader, Pa
     let Some(memo) = read_memo(&job) else {
         return pages.message(&reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do");
     };
-    let figures = Figures::of(&memo);
-    match pages
-        .templates
-        .fill("memo.md", frame(&reader, context! { job => Serde(job), memo => Serde(memo), figures => Serde(figures) }))
-    {
+    match pages.templates.markdown(memo, reader.lang) {
         Ok(text) => {
             ([(header::CONTENT_TYPE, HeaderValue::from_static("text/markdown; charset=utf-8"))], text).into_response()
         }

@@ -12,15 +12,23 @@ use minijinja::{
 };
 use tracing::error;
 
-use super::{Pages, api::Answer, assets, reader::Reader, session::sign_in_first};
-use crate::clock::Timestamp;
+use super::{
+    Pages,
+    api::Answer,
+    assets,
+    memo::{self, Figures},
+    reader::Reader,
+    session::sign_in_first,
+    strings::Lang,
+};
+use crate::{analysis::Memo, clock::Timestamp};
 
 /// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The templates, by name. Those ending in `.html` escape for HTML, `.md` for Markdown.
-pub(super) const TEMPLATES: [(&str, &str); 12] = [
+pub(super) const TEMPLATES: [(&str, &str); 14] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("ask.html", include_str!("templates/ask.html")),
@@ -32,6 +40,8 @@ pub(super) const TEMPLATES: [(&str, &str); 12] = [
     ("bulk.html", include_str!("templates/bulk.html")),
     ("limits.html", include_str!("templates/limits.html")),
     ("audit.html", include_str!("templates/audit.html")),
+    ("history.html", include_str!("templates/history.html")),
+    ("keys.html", include_str!("templates/keys.html")),
     ("message.html", include_str!("templates/message.html")),
 ];
 
@@ -40,6 +50,12 @@ const ABSENT: &str = "–";
 
 /// Characters that mean something in Markdown or the HTML it may hold.
 const MARKDOWN: &[char] = &['\\', '`', '*', '_', '[', ']', '<', '>', '|', '#', '~', '&', '!'];
+
+/// Invisible characters that change the order in which others are shown.
+const REORDERING: &[char] = &[
+    '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}',
+    '\u{2068}', '\u{2069}',
+];
 
 /// The templates, ready to be filled.
 pub(super) struct Templates(Environment<'static>);
@@ -70,6 +86,15 @@ impl Templates {
     /// The filled template.
     pub(super) fn fill(&self, name: &str, shown: Value) -> Result<String, Error> {
         self.0.get_template(name)?.render(shown)
+    }
+
+    /// The memo as Markdown, ending in a line break.
+    pub(super) fn markdown(&self, memo: Memo, lang: Lang) -> Result<String, Error> {
+        let memo = memo::in_reading_order(memo);
+        let figures = Figures::of(&memo);
+        let text =
+            self.fill("memo.md", context! { t => lang.texts(), memo => Serde(memo), figures => Serde(figures) })?;
+        Ok(text + "\n")
     }
 }
 
@@ -110,7 +135,7 @@ impl Pages {
 }
 
 /// What every template sees besides.
-pub(super) fn frame(reader: &Reader, shown: Value) -> Value {
+fn frame(reader: &Reader, shown: Value) -> Value {
     let separator = if reader.here.contains('?') { '&' } else { '?' };
     context! {
         t => reader.lang.texts(),
@@ -226,7 +251,8 @@ fn day_time(text: &str) -> String {
 /// `text` on one line, with nothing in it that Markdown would read.
 fn markdown(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.chars().filter(|c| !c.is_control()).fold(String::new(), |mut escaped, c| {
+    let is_seen = |c: &char| !c.is_control() && !REORDERING.contains(c);
+    text.chars().filter(is_seen).fold(String::new(), |mut escaped, c| {
         if MARKDOWN.contains(&c) {
             escaped.push('\\');
         }
@@ -238,7 +264,7 @@ fn markdown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dashboard::strings::Lang;
+    use crate::analysis;
 
     fn filled(source: &'static str, shown: Value) -> String {
         let mut templates = Templates::new();
@@ -296,7 +322,51 @@ mod tests {
     }
 
     #[test]
+    fn the_queue_says_that_questions_are_analysed_only_where_they_are() {
+        let told = |is_reached: bool| {
+            let stats = serde_json::json!({"jobs": {"queued": 1}, "limits": {"calls_per_second": 1}});
+            let usage = serde_json::json!({
+                "spent_today": {"input_tokens": 0, "output_tokens": 0, "cache_creation_input_tokens": 0,
+                    "cache_read_input_tokens": 0, "cost_usd": 0},
+                "budget": {"is_reached": is_reached, "resets_at": "2026-11-24T00:00:00.000Z"},
+            });
+            let (stats, usage) = (Serde(stats), Serde(usage));
+            Templates::new().fill("queue.html", context! { t => Lang::En.texts(), stats, usage }).unwrap()
+        };
+        let [open, held] = [told(false), told(true)];
+        assert!(open.contains("accepted and analysed.") && !open.contains("budget has no room"), "{open}");
+        assert!(held.contains("budget has no room") && held.contains("2026-11-24 00:00 UTC"), "{held}");
+        assert!(!held.contains("accepted and analysed."), "{held}");
+    }
+
+    #[test]
+    fn a_memo_as_markdown_has_all_its_parts_in_order_and_whole_tables() {
+        let parsed = analysis::parse(include_str!("../analysis/samples/english.json")).unwrap();
+        let page = Templates::new().markdown(parsed.into(), Lang::En).unwrap();
+        let order = ["# Should we", "## Bottom line", "## Recommendation", "Pilot first: B", "| Criterion | Weight |"]
+            .into_iter()
+            .chain([
+                "## The options",
+                "### A: ",
+                "## Risks",
+                "## Assumptions",
+                "## Missing information",
+                "## Next steps",
+                "1. ",
+            ]);
+        let places: Vec<usize> =
+            order.map(|part| page.find(part).unwrap_or_else(|| panic!("{part:?} is missing from\n{page}"))).collect();
+        assert!(places.is_sorted() && page.ends_with(".\n"), "{page}");
+        let rows: Vec<usize> =
+            page.lines().filter(|line| line.starts_with('|')).map(|line| line.matches('|').count()).collect();
+        assert!(rows.iter().all(|cells| *cells == rows[0]), "{page}");
+    }
+
+    #[test]
     fn markdown_takes_what_the_model_wrote_as_text() {
-        assert_eq!(markdown("a | *b*\n# <script> [x](http://y)\u{7}"), r"a \| \*b\* \# \<script\> \[x\](http://y)");
+        assert_eq!(
+            markdown("a | *b*\n# <script> [x](http://y)\u{7}\u{202e}"),
+            r"a \| \*b\* \# \<script\> \[x\](http://y)"
+        );
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Pages,
+    history::{Charts, Range},
     reader::Reader,
     session::{Mark, sign_in_first},
 };
@@ -38,14 +39,20 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(
     }
     // What a form leaves empty is no condition.
     let pairs: Pairs = pairs.into_iter().filter(|(_, value)| !value.trim().is_empty()).collect();
+    // How far back the charts go is no matter of the list.
+    let (ranges, listed): (Pairs, Pairs) = pairs.iter().cloned().partition(|(name, _)| name == "range");
+    let range: Range = ranges.last().and_then(|(_, name)| name.parse().ok()).unwrap_or_default();
     let conditions = conditions(&pairs);
-    let listing = format!("/api/v1/admin/jobs?{}", encode(pairs.iter().cloned().chain([limit(JOBS)])));
+    let listing = format!("/api/v1/admin/jobs?{}", encode(listed.iter().cloned().chain([limit(JOBS)])));
+    let history = format!("/api/v1/admin/history?resolution={}", range.resolution());
     let running = format!("/api/v1/admin/jobs?{}", encode([("status".into(), "running".into()), limit(JOBS)]));
-    let (list, running, stats, usage) = tokio::join!(
+    let (list, running, stats, usage, hour, history) = tokio::join!(
         pages.api.get(&reader.caller, &listing),
         pages.api.get(&reader.caller, &running),
         pages.api.get(&reader.caller, "/api/v1/admin/stats"),
         pages.api.get(&reader.caller, "/api/v1/admin/usage?days=1"),
+        pages.api.get(&reader.caller, "/api/v1/admin/history"),
+        pages.api.get(&reader.caller, &history),
     );
     if list.status == StatusCode::UNAUTHORIZED || list.status == StatusCode::FORBIDDEN {
         return sign_in_first(&reader.here);
@@ -55,7 +62,15 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(
         let kept = pairs.iter().filter(|(name, _)| name != "cursor").cloned();
         Some(format!("/admin?{}", encode(kept.chain([("cursor".to_owned(), cursor.as_str()?.to_owned())]))))
     };
+    let other_order =
+        if pairs.iter().any(|(name, value)| name == "order" && value == "oldest") { "newest" } else { "oldest" };
+    let in_order = pairs.iter().filter(|(name, _)| name != "cursor" && name != "order").cloned();
+    let in_range = encode(pairs.iter().filter(|(name, _)| name != "range").cloned());
     let shown = context! {
+        hour => hour.ok().ok().map(|mut history| Serde(history["total"].take())),
+        charts => Charts::of(range, &history.body).map(Serde),
+        reordered => encode(in_order.chain([("order".to_owned(), other_order.to_owned())])),
+        range_address => if in_range.is_empty() { "/admin?".to_owned() } else { format!("/admin?{in_range}&") },
         list => Serde(&list.body),
         running => running.ok().ok().map(Serde),
         stats => stats.ok().ok().map(Serde),

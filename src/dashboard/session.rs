@@ -1,9 +1,11 @@
-//! Signing in: the credential is checked by the API, then kept here, in memory; the browser gets a random name for it.
-//! A restart signs everybody out.
+//! Signing in: the credential is checked by the API, then kept here; the browser gets a random name for it.
+//!
+//! What is kept, also in the store for the next start, is sealed by that name, which nobody but the browser has: neither
+//! the data folder nor a cookie alone gives the credential away. Signing out forgets it for good.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -13,19 +15,22 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use minijinja::context;
 use rand::distr::{Alphanumeric, SampleString};
-use secrecy::SecretString;
-use serde::Deserialize;
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tracing::warn;
 
 use super::{
     Pages,
     reader::{self, Reader},
 };
-use crate::clock::{Clock, Timestamp};
+use crate::{clock::Timestamp, queue::Queue};
 
 /// A working day, and no night: who runs the service signs in again.
 const SESSION_HOURS: u64 = 12;
@@ -41,18 +46,25 @@ const TRIES_PER_MINUTE: u32 = 10;
 
 const COOKIE: &str = "ceoagent_session";
 
+/// The settings that hold the sessions: this, and the digest of the session's name.
+const SETTING: &str = "session/";
+
+/// What is derived from a session's name, each for a use of its own.
+const FINDING: &str = "find";
+const SEALING: &str = "seal";
+const MARKING: &str = "mark";
+
 /// The sessions.
 pub(super) struct Sessions {
-    clock: Clock,
-    /// By the digest of their names, so that finding one tells nothing by the time it takes.
-    open: Mutex<HashMap<[u8; 32], Session>>,
+    queue: Queue,
+    /// By what is derived from their names, so that finding one tells nothing by the time it takes.
+    open: Mutex<HashMap<String, Session>>,
     tries: DefaultDirectRateLimiter,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 struct Session {
-    credential: SecretString,
-    /// What its forms carry.
-    mark: String,
+    sealed_credential: String,
     ends_at: Timestamp,
 }
 
@@ -64,37 +76,72 @@ pub(super) struct SessionView {
 }
 
 impl Sessions {
-    pub(super) fn new(clock: Clock) -> Sessions {
+    /// Those that `queue` keeps.
+    pub(super) fn of(queue: Queue) -> Sessions {
         let per_minute = const { std::num::NonZeroU32::new(TRIES_PER_MINUTE).unwrap() };
-        Sessions { clock, open: Mutex::default(), tries: RateLimiter::direct(Quota::per_minute(per_minute)) }
+        let kept = queue.kept(SETTING).into_iter();
+        let open = kept.filter_map(|(name, text)| {
+            let key = name.strip_prefix(SETTING)?.to_owned();
+            let read = serde_json::from_str(&text).inspect_err(|error| warn!(%error, "a session can't be read"));
+            Some((key, read.ok()?))
+        });
+        let open = Mutex::new(open.collect());
+        Sessions { queue, open, tries: RateLimiter::direct(Quota::per_minute(per_minute)) }
     }
 
     /// Opens a session. Gives the name that the browser is to keep.
-    fn open(&self, credential: SecretString) -> String {
-        let now = self.clock.now();
-        let random = || Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
-        let (name, mark) = (random(), random());
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|_, session| session.ends_at > now);
-        if open.len() >= MAX_SESSIONS
-            && let Some(oldest) = open.iter().min_by_key(|(_, session)| session.ends_at).map(|(key, _)| *key)
-        {
-            open.remove(&oldest);
-        }
+    async fn open(&self, credential: &SecretString) -> String {
+        let now = self.queue.now();
+        let name = Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
         let ends_at = now.plus(Duration::from_hours(SESSION_HOURS));
-        open.insert(digest(&name), Session { credential, mark, ends_at });
+        let key = text_of(FINDING, &name);
+        let session = Session { sealed_credential: seal(&name, credential), ends_at };
+        let gone = {
+            let mut open = self.sessions();
+            let over = open.iter().filter(|(_, session)| session.ends_at <= now);
+            let mut gone: Vec<String> = over.map(|(key, _)| key.clone()).collect();
+            if open.len() - gone.len() >= MAX_SESSIONS {
+                let in_force = open.iter().filter(|(_, session)| session.ends_at > now);
+                gone.extend(in_force.min_by_key(|(_, session)| session.ends_at).map(|(key, _)| key.clone()));
+            }
+            gone.iter().for_each(|key| drop(open.remove(key)));
+            open.insert(key.clone(), session.clone());
+            gone
+        };
+        self.keep(&key, Some(&session)).await;
+        for key in gone {
+            self.keep(&key, None).await;
+        }
         name
     }
 
     /// The session of this name, with its credential.
     pub(super) fn find(&self, name: &str) -> Option<(SessionView, SecretString)> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = open.get(&digest(name)).filter(|session| session.ends_at > self.clock.now())?;
-        Some((SessionView { mark: session.mark.clone() }, session.credential.clone()))
+        let session = self.sessions().get(&text_of(FINDING, name)).cloned()?;
+        if session.ends_at <= self.queue.now() {
+            return None;
+        }
+        let credential = unseal(name, &session.sealed_credential)?;
+        Some((SessionView { mark: text_of(MARKING, name)[..NAME_LENGTH].to_owned() }, credential))
     }
 
-    fn close(&self, name: &str) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest(name));
+    async fn close(&self, name: &str) {
+        let key = text_of(FINDING, name);
+        if self.sessions().remove(&key).is_some() {
+            self.keep(&key, None).await;
+        }
+    }
+
+    /// Has the store keep a session, or forget it. Where it can't, the session holds until the next start.
+    async fn keep(&self, key: &str, session: Option<&Session>) {
+        let text = session.and_then(|session| serde_json::to_string(session).ok());
+        if let Err(error) = self.queue.keep(format!("{SETTING}{key}"), text).await {
+            warn!(%error, "a change of who is signed in is in memory only");
+        }
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<String, Session>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,8 +152,36 @@ impl SessionView {
     }
 }
 
-fn digest(name: &str) -> [u8; 32] {
-    Sha256::digest(name.as_bytes()).into()
+/// What only the name tells, and what does not tell the name.
+fn derived(usage: &str, name: &str) -> [u8; 32] {
+    Sha256::new().chain_update(usage).chain_update([0]).chain_update(name).finalize().into()
+}
+
+/// The same as text.
+fn text_of(usage: &str, name: &str) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(derived(usage, name))
+}
+
+fn sealing_key(name: &str) -> Option<LessSafeKey> {
+    UnboundKey::new(&CHACHA20_POLY1305, &derived(SEALING, name)).ok().map(LessSafeKey::new)
+}
+
+/// A key seals one credential and no more, so any nonce is unique.
+fn nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; 12])
+}
+
+fn seal(name: &str, credential: &SecretString) -> String {
+    let mut sealed = credential.expose_secret().as_bytes().to_vec();
+    let done = sealing_key(name).map(|key| key.seal_in_place_append_tag(nonce(), Aad::empty(), &mut sealed));
+    // Neither can fail with a key of 32 bytes and so little to seal; nothing is kept open in any case.
+    if done.is_some_and(|done| done.is_ok()) { BASE64_URL_SAFE_NO_PAD.encode(sealed) } else { String::new() }
+}
+
+fn unseal(name: &str, sealed: &str) -> Option<SecretString> {
+    let mut sealed = BASE64_URL_SAFE_NO_PAD.decode(sealed).ok()?;
+    let opened = sealing_key(name)?.open_in_place(nonce(), Aad::empty(), &mut sealed).ok()?;
+    std::str::from_utf8(opened).ok().map(SecretString::from)
 }
 
 /// The name of the session that the browser has.
@@ -164,9 +239,9 @@ pub(super) async fn sign_in(
     match answer.status {
         StatusCode::OK => {
             if let Some(old) = cookie(&headers) {
-                pages.sessions.close(old);
+                pages.sessions.close(old).await;
             }
-            let name = pages.sessions.open(token);
+            let name = pages.sessions.open(&token).await;
             let to = if next.is_empty() { "/admin" } else { reader::here(&next) };
             let mut response = Redirect::to(to).into_response();
             let cookie = set_cookie(&headers, &name, SESSION_HOURS * 3_600);
@@ -203,7 +278,7 @@ pub(super) async fn sign_out(
         return *response;
     }
     if let Some(name) = cookie(&headers) {
-        pages.sessions.close(name);
+        pages.sessions.close(name).await;
     }
     let mut response = Redirect::to("/").into_response();
     response.headers_mut().append(header::SET_COOKIE, set_cookie(&headers, "", 0));
@@ -229,42 +304,76 @@ pub(super) fn sign_in_first(here: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::{
+        clock::Clock,
+        metrics::Metrics,
+        queue::Policy,
+        store::sled::{SledConfig, SledStore},
+    };
 
-    fn sessions() -> (Sessions, Clock) {
-        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
-        (Sessions::new(clock.clone()), clock)
+    fn sessions(folder: &std::path::Path, clock: &Clock) -> Sessions {
+        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, max_pending: 9 };
+        let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
+        let closing = CancellationToken::new();
+        Sessions::of(Queue::new(Arc::new(store), clock.clone(), Policy::plain(), Metrics::new(), closing))
     }
 
-    #[test]
-    fn a_session_is_found_by_its_name_until_it_ends() {
-        let (sessions, clock) = sessions();
-        let name = sessions.open("secret".into());
-        assert!(!name.contains("secret"));
+    fn clock() -> Clock {
+        Clock::manual(Timestamp::from_millis(1_800_000_000_000))
+    }
+
+    #[tokio::test]
+    async fn a_session_is_found_by_its_name_until_it_ends_also_after_a_restart() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
+        let first = sessions(folder.path(), &clock);
+        let name = first.open(&"secret".into()).await;
+        let mark = first.find(&name).unwrap().0.mark;
+        drop(first);
+        let sessions = sessions(folder.path(), &clock);
         let (view, credential) = sessions.find(&name).unwrap();
         assert_eq!(credential.expose_secret(), "secret");
-        assert!(view.made(&view.mark.clone()) && !view.made("") && !view.made(&name));
+        assert!(view.made(&mark) && !view.made("") && !view.made(&name) && mark.len() == NAME_LENGTH);
         assert!(sessions.find("another").is_none());
         clock.advance(Duration::from_hours(SESSION_HOURS));
         assert!(sessions.find(&name).is_none());
+        sessions.open(&"secret".into()).await;
+        assert_eq!(sessions.queue.kept(SETTING).len(), 1, "what is over is forgotten");
     }
 
-    #[test]
-    fn a_closed_session_is_gone_and_the_oldest_makes_room() {
-        let (sessions, clock) = sessions();
-        let first = sessions.open("s".into());
+    #[tokio::test]
+    async fn what_is_kept_tells_neither_the_credential_nor_the_name() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
+        let sessions = sessions(folder.path(), &clock);
+        let name = sessions.open(&"the-secret-itself".into()).await;
+        let kept = format!("{:?}", sessions.queue.kept(SETTING));
+        let encoded = BASE64_URL_SAFE_NO_PAD.encode("the-secret-itself");
+        assert!([&name, "the-secret-itself", &encoded].iter().all(|secret| !kept.contains(*secret)), "{kept}");
+        let sealed = sessions.sessions().values().next().unwrap().sealed_credential.clone();
+        assert!(unseal("another", &sealed).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_closed_session_is_gone_for_good_and_the_oldest_makes_room() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
+        let open = sessions(folder.path(), &clock);
+        let first = open.open(&"s".into()).await;
         clock.advance(Duration::from_secs(1));
-        let second = sessions.open("s".into());
-        for _ in 2..MAX_SESSIONS {
-            sessions.open("s".into());
-        }
-        assert!(sessions.find(&first).is_some());
-        sessions.open("s".into());
-        assert!(sessions.find(&first).is_none() && sessions.find(&second).is_some());
-        sessions.close(&second);
-        assert!(sessions.find(&second).is_none());
+        let second = open.open(&"s".into()).await;
+        let filler = open.sessions().values().next().unwrap().clone();
+        let ends_at = clock.now().plus(Duration::from_hours(SESSION_HOURS));
+        let filler = Session { ends_at, ..filler };
+        (2..MAX_SESSIONS).for_each(|n| drop(open.sessions().insert(n.to_string(), filler.clone())));
+        assert!(open.find(&first).is_some());
+        open.open(&"s".into()).await;
+        assert!(open.find(&first).is_none() && open.find(&second).is_some());
+        open.close(&second).await;
+        assert!(open.find(&second).is_none());
+        drop(open);
+        let reopened = sessions(folder.path(), &clock);
+        assert!(reopened.find(&first).is_none() && reopened.find(&second).is_none());
     }
 
     #[test]

@@ -85,7 +85,7 @@ mod tests {
     };
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.
-    const FAMILIES: [&str; 17] = [
+    const FAMILIES: [&str; 21] = [
         "status_",
         "code_",
         "wait_",
@@ -103,6 +103,10 @@ mod tests {
         "error_",
         "unknown_",
         "analysis_",
+        "range_",
+        "chart_",
+        "scope_",
+        "series_",
     ];
 
     fn word(value: impl serde::Serialize) -> String {

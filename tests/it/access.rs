@@ -70,6 +70,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         (Method::DELETE, "/api/v1/admin/keys/{name}", admin),
         (Method::GET, "/api/v1/admin/prompts", admin),
         (Method::GET, "/api/v1/admin/usage", admin),
+        (Method::GET, "/api/v1/admin/history", admin),
         (Method::POST, "/api/v1/admin/prompts/reload", admin),
         (Method::POST, "/api/v1/admin/jobs/{id}/reparse", admin),
     ];

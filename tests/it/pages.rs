@@ -2,6 +2,7 @@
 
 use ceoagent::claude::simulator::Fault;
 use reqwest::{Client, RequestBuilder, StatusCode, redirect::Policy};
+use serde_json::json;
 
 use crate::harness::{ADMIN_TOKEN, Service, Setup, client, simulator};
 
@@ -178,8 +179,65 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
     assert_eq!(browser.post("/admin/limits", &limits).await.location, "/admin/limits?saved=1");
     assert!(browser.get("/admin/limits").await.text.contains("value=\"77\""));
 
+    let made = browser.post("/admin/keys", &[("mark", &mark), ("name", "<b>"), ("scope", "read")]).await;
+    assert_eq!(made.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let made = browser.post("/admin/keys", &[("mark", &mark), ("name", "press"), ("scope", "read")]).await;
+    let (_, secret) = made.text.split_once("id=\"new-key\">").unwrap();
+    let secret = secret.split('<').next().unwrap();
+    let answer = browser.client.get(format!("{}{}/job.json", browser.base, sent.location)).send().await.unwrap();
+    assert_ne!(answer.status(), StatusCode::OK, "with a key the public routes need one");
+    let list = browser.get("/admin/keys").await;
+    assert!(list.text.contains("press") && !list.text.contains(secret) && secret.len() > 20, "{}", list.text);
+    assert_eq!(browser.post("/admin/keys/revoke", &[("name", "press")]).await.status, StatusCode::FORBIDDEN);
+    let revoked = browser.post("/admin/keys/revoke", &[("mark", &mark), ("name", "press")]).await;
+    assert_eq!(revoked.location, "/admin/keys");
+    assert!(browser.get("/admin/keys").await.text.contains("revoked"));
+
     assert_eq!(browser.post("/admin/logout", &[("mark", &mark)]).await.location, "/");
     assert_eq!(browser.get("/admin").await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn who_signed_in_stays_so_across_a_restart_and_sees_what_was_before_it() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let mut browser = Browser::of(&service);
+    let mark = browser.sign_in().await;
+    let sent = browser.post("/", &[("query", "Before the restart?")]).await;
+    service.ended(sent.location.strip_prefix("/jobs/").unwrap()).await;
+    let answer = service.post("/api/v1/analyze?wait=25", &json!({"query": "Waited for?"})).await;
+    assert_eq!(answer.status, 200);
+    assert!(service.terminate().0.success());
+
+    let service = setup.start();
+    browser.base = service.base().to_owned();
+    for resolution in ["minute", "quarter_hour", "hour", "day"] {
+        let history = service.admin_get(&format!("/api/v1/admin/history?resolution={resolution}")).await.body;
+        let total = &history["total"];
+        assert_eq!((&total["accepted"], &total["succeeded"], &total["in_time"]), (&json!(2), &json!(2), &json!(1)));
+        assert!(total["p50_seconds"].as_f64() <= total["p95_seconds"].as_f64(), "{total}");
+        assert!(total["p50_seconds"].is_f64() && total["output_tokens"].as_u64().unwrap() > 0, "{total}");
+    }
+    let wrong = service.admin_get("/api/v1/admin/history?resolution=year&from=then&to=now").await;
+    let wrong = wrong.assert_problem(400, "invalid_parameter").body["detail"].to_string();
+    assert!(
+        ["quarter_hour", "RFC 3339", "takes resolution and from"].iter().all(|part| wrong.contains(part)),
+        "{wrong}"
+    );
+    for range in ["hour", "day", "week", "quarter"] {
+        let page = browser.get(&format!("/admin?status=succeeded&range={range}")).await;
+        assert_eq!(page.status, StatusCode::OK);
+        assert!(page.text.contains("<path class=\"c2\" d=\"M"), "a bar for them in\n{}", page.text);
+        assert!(page.text.contains(&format!("range={range}\" aria-current")), "{}", page.text);
+    }
+    let kept = browser.cookies.clone();
+    assert_eq!(browser.post("/admin/logout", &[("mark", &mark)]).await.location, "/");
+    assert!(service.terminate().0.success());
+    let service = setup.start();
+    browser.base = service.base().to_owned();
+    browser.cookies = kept;
+    assert_eq!(browser.get("/admin").await.status, StatusCode::SEE_OTHER, "who signed out stays so too");
 }
 
 #[tokio::test]

@@ -288,6 +288,7 @@ async fn the_printed_api_description_has_every_route_and_is_the_served_one() {
         [
             "/api/v1/admin/audit",
             "/api/v1/admin/export",
+            "/api/v1/admin/history",
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/jobs/actions",

@@ -1,0 +1,473 @@
+//! How the service fared over time: what happened in each minute of the last two days, and in each hour of the last ninety
+//! days. In memory for those who look, in the store for the next start; a crash costs the minute that it falls into.
+//!
+//! Counted as things happen, written once a minute by `sweeper`: two small records, however much happened. Each period has
+//! a place in a ring that a later one takes over, so the store holds so many records and no more, whatever the clock does.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::{Queue, QueueError};
+use crate::{
+    clock::Timestamp,
+    metrics::{Metrics, kind},
+    store::JobStore,
+};
+
+/// Minutes kept: two days, so that yesterday can be laid beside today.
+const MINUTES: u32 = 2 * 24 * 60;
+
+/// Hours kept: a quarter of a year.
+const HOURS: u32 = 90 * 24;
+
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+
+/// The settings that hold the records: these, and a place in the ring.
+const MINUTE_SETTING: &str = "history/minute/";
+const HOUR_SETTING: &str = "history/hour/";
+
+/// Times are told to about 4 %: so many steps from one power of two to the next.
+const STEPS: f64 = 8.0;
+
+/// What happened in a period.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Period {
+    /// When it began.
+    pub at: Timestamp,
+    /// Jobs accepted.
+    pub accepted: u64,
+    /// Jobs that ended with a memo.
+    pub succeeded: u64,
+    /// Jobs that ended with an error.
+    pub failed: u64,
+    /// Jobs given up.
+    pub cancelled: u64,
+    /// Clients that asked to wait and got their answer in that time.
+    pub in_time: u64,
+    /// Clients that asked to wait and were told to come back.
+    pub late: u64,
+    /// Jobs waiting that could run: the most at the end of any of its minutes.
+    pub queued: usize,
+    /// Jobs being analysed: the most at the end of any of its minutes.
+    pub running: usize,
+    /// Input tokens that were reported, of all kinds.
+    pub input_tokens: u64,
+    /// Output tokens that were reported.
+    pub output_tokens: u64,
+    /// How long those took that ended with a memo, from acceptance.
+    times: Times,
+}
+
+/// How often a time was seen, by steps that grow with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Times(BTreeMap<u16, u64>);
+
+/// How long the periods are that the history is told in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Resolution {
+    /// A minute; the last two days.
+    Minute,
+    /// 15 minutes; the last two days.
+    QuarterHour,
+    /// An hour; the last 90 days.
+    Hour,
+    /// A day of UTC; the last 90 days.
+    Day,
+}
+
+/// The history.
+#[derive(Debug, Default)]
+pub(super) struct History(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// By their number since 1970.
+    minutes: BTreeMap<u32, Period>,
+    hours: BTreeMap<u32, Period>,
+    /// Since the last record.
+    times: Times,
+    in_time: u64,
+    late: u64,
+    /// What the metrics had counted by then.
+    counted: Counted,
+}
+
+/// What the metrics count from the start of the process on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    accepted: u64,
+    succeeded: u64,
+    failed: u64,
+    cancelled: u64,
+    input_tokens: u64,
+    output_tokens: u64,
+}
+
+impl Resolution {
+    /// How long a period is.
+    pub fn period(self) -> Duration {
+        match self {
+            Resolution::Minute => MINUTE,
+            Resolution::QuarterHour => 15 * MINUTE,
+            Resolution::Hour => HOUR,
+            Resolution::Day => 24 * HOUR,
+        }
+    }
+}
+
+impl Period {
+    /// One in which nothing happened.
+    pub fn new(at: Timestamp) -> Period {
+        Period {
+            at,
+            accepted: 0,
+            succeeded: 0,
+            failed: 0,
+            cancelled: 0,
+            in_time: 0,
+            late: 0,
+            queued: 0,
+            running: 0,
+            input_tokens: 0,
+            output_tokens: 0,
+            times: Times::default(),
+        }
+    }
+
+    /// Adds what happened in another period.
+    pub fn add(&mut self, other: &Period) {
+        for (sum, more) in [
+            (&mut self.accepted, other.accepted),
+            (&mut self.succeeded, other.succeeded),
+            (&mut self.failed, other.failed),
+            (&mut self.cancelled, other.cancelled),
+            (&mut self.in_time, other.in_time),
+            (&mut self.late, other.late),
+            (&mut self.input_tokens, other.input_tokens),
+            (&mut self.output_tokens, other.output_tokens),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+        self.queued = self.queued.max(other.queued);
+        self.running = self.running.max(other.running);
+        for (step, count) in &other.times.0 {
+            *self.times.0.entry(*step).or_default() += count;
+        }
+    }
+
+    /// The time within which this part of the memos came, 0.95 for 95 of 100; none if none came.
+    pub fn quantile(&self, part: f64) -> Option<Duration> {
+        let Times(times) = &self.times;
+        let all: u64 = times.values().sum();
+        let enough = all as f64 * part;
+        let mut seen = 0;
+        let step = times.iter().find(|(_, count)| {
+            seen += **count;
+            seen as f64 >= enough
+        });
+        // The middle of the step.
+        step.map(|(step, _)| Duration::from_secs_f64(((f64::from(*step) + 0.5) / STEPS).exp2() / 1e3))
+    }
+}
+
+impl Times {
+    #[expect(clippy::cast_possible_truncation, reason = "no time has more than 80 powers of two of milliseconds")]
+    fn add(&mut self, took: Duration) {
+        let millis = (took.as_secs_f64() * 1e3).max(1.0);
+        *self.0.entry((millis.log2() * STEPS) as u16).or_default() += 1;
+    }
+}
+
+impl History {
+    /// As the store has it.
+    pub(super) fn of(store: &dyn JobStore) -> History {
+        let read = |setting: &str, length: Duration| {
+            let kept = store.kept(setting).into_iter();
+            let periods = kept.filter_map(|(name, text)| {
+                serde_json::from_str::<Period>(&text)
+                    .inspect_err(|error| warn!(name, %error, "a record of the history can't be read, and is left out"))
+                    .ok()
+            });
+            periods.map(|period| (number(period.at, length), period)).collect()
+        };
+        let kept = Kept { minutes: read(MINUTE_SETTING, MINUTE), hours: read(HOUR_SETTING, HOUR), ..Kept::default() };
+        History(Mutex::new(kept))
+    }
+
+    /// A job has ended with a memo, so long after it was accepted.
+    pub(super) fn succeeded(&self, took: Duration) {
+        self.kept().times.add(took);
+    }
+
+    /// A client that asked to wait got its answer in time, or did not.
+    pub(super) fn waited(&self, in_time: bool) {
+        let mut kept = self.kept();
+        *(if in_time { &mut kept.in_time } else { &mut kept.late }) += 1;
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    /// What has happened since the last record, as of the minute that `at` lies in.
+    fn news(&self, at: Timestamp, now: Counted, (queued, running): (usize, usize)) -> Period {
+        let before = self.counted;
+        Period {
+            accepted: now.accepted - before.accepted,
+            succeeded: now.succeeded - before.succeeded,
+            failed: now.failed - before.failed,
+            cancelled: now.cancelled - before.cancelled,
+            in_time: self.in_time,
+            late: self.late,
+            queued,
+            running,
+            input_tokens: now.input_tokens - before.input_tokens,
+            output_tokens: now.output_tokens - before.output_tokens,
+            times: self.times.clone(),
+            ..Period::new(start(number(at, MINUTE), MINUTE))
+        }
+    }
+
+    /// Adds the news to their minute, and that to its hour. Gives both.
+    fn record(&mut self, news: &Period, counted: Counted) -> (Period, Period) {
+        (self.times, self.in_time, self.late, self.counted) = (Times::default(), 0, 0, counted);
+        let at = news.at;
+        let minute = self.minutes.entry(number(at, MINUTE)).or_insert_with(|| Period::new(at));
+        minute.add(news);
+        let minute = minute.clone();
+        let of_hour = number(at, HOUR);
+        let first = of_hour.saturating_mul(60);
+        let mut hour = Period::new(start(of_hour, HOUR));
+        self.minutes.range(first..first.saturating_add(60)).for_each(|(_, minute)| hour.add(minute));
+        self.hours.insert(of_hour, hour.clone());
+        while self.minutes.len() > MINUTES as usize {
+            self.minutes.pop_first();
+        }
+        while self.hours.len() > HOURS as usize {
+            self.hours.pop_first();
+        }
+        (minute, hour)
+    }
+}
+
+impl Queue {
+    /// What happened from `from` on, the newest period being the one under way. Periods that nothing is known of, as the
+    /// service did not run, are not there.
+    pub fn history(&self, resolution: Resolution, from: Timestamp) -> Vec<Period> {
+        let now = self.now();
+        let counted = self.counted();
+        let depth = self.depth();
+        let kept = self.0.history.kept();
+        let news = kept.news(now, counted, depth);
+        let ring = match resolution {
+            Resolution::Minute | Resolution::QuarterHour => &kept.minutes,
+            Resolution::Hour | Resolution::Day => &kept.hours,
+        };
+        let length = resolution.period();
+        let first = number(from, length);
+        let mut periods: BTreeMap<u32, Period> = BTreeMap::new();
+        for part in ring.values().chain([&news]).filter(|part| part.at <= now) {
+            let place = number(part.at, length);
+            if place >= first {
+                periods.entry(place).or_insert_with(|| Period::new(start(place, length))).add(part);
+            }
+        }
+        periods.into_values().collect()
+    }
+
+    /// Puts what has happened since the last time on record, as of the minute that `at` lies in.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; then it is in memory, and in the store with the next record of the same hour.
+    pub async fn note_history(&self, at: Timestamp) -> Result<(), QueueError> {
+        let counted = self.counted();
+        let depth = self.depth();
+        let (minute, hour) = {
+            let mut kept = self.0.history.kept();
+            let news = kept.news(at, counted, depth);
+            kept.record(&news, counted)
+        };
+        let keep = async |setting: &str, place: u32, period: &Period| {
+            let text = serde_json::to_string(period).map_err(|error| QueueError::Unavailable(error.to_string()))?;
+            self.keep(format!("{setting}{place:04}"), Some(text)).await
+        };
+        tokio::try_join!(
+            keep(MINUTE_SETTING, number(at, MINUTE) % MINUTES, &minute),
+            keep(HOUR_SETTING, number(at, HOUR) % HOURS, &hour),
+        )?;
+        Ok(())
+    }
+
+    fn depth(&self) -> (usize, usize) {
+        let counts = self.counts();
+        (counts.queued, counts.running)
+    }
+
+    fn counted(&self) -> Counted {
+        let Metrics { jobs_submitted, jobs_finished, tokens, .. } = &self.0.metrics;
+        let ended = |status| jobs_finished.get_or_create(&kind(status)).get();
+        let tokens = |name| tokens.get_or_create(&kind(name)).get();
+        Counted {
+            accepted: jobs_submitted.get(),
+            succeeded: ended("succeeded"),
+            failed: ended("failed"),
+            cancelled: ended("cancelled"),
+            input_tokens: tokens("input") + tokens("cache_write") + tokens("cache_read"),
+            output_tokens: tokens("output"),
+        }
+    }
+}
+
+/// The number of the period of this length that a moment lies in, counted from 1970.
+fn number(at: Timestamp, length: Duration) -> u32 {
+    let periods = u128::try_from(at.as_millis()).unwrap_or(0) / length.as_millis();
+    u32::try_from(periods).unwrap_or(u32::MAX)
+}
+
+/// When the period of this number begins.
+fn start(number: u32, length: Duration) -> Timestamp {
+    Timestamp::from_millis(i64::try_from(length.as_millis() * u128::from(number)).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        queue::Policy,
+        store::sled::{SledConfig, SledStore},
+    };
+
+    /// Noon of some day.
+    const NOON: i64 = 1_795_435_200_000;
+
+    fn noon() -> Timestamp {
+        Timestamp::from_millis(NOON)
+    }
+
+    fn open(folder: &Path, clock: &Clock) -> Queue {
+        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, max_pending: 9 };
+        let metrics = Metrics::new();
+        let store = Arc::new(SledStore::open(config, clock.clone(), metrics.clone()).unwrap());
+        Queue::new(store, clock.clone(), Policy::plain(), metrics, CancellationToken::new())
+    }
+
+    /// So many memos, each after so long.
+    fn memos(queue: &Queue, count: u64, took: Duration) {
+        queue.0.metrics.jobs_finished.get_or_create(&kind("succeeded")).inc_by(count);
+        (0..count).for_each(|_| queue.0.history.succeeded(took));
+    }
+
+    fn succeeded(periods: &[Period]) -> Vec<(Timestamp, u64)> {
+        periods.iter().map(|period| (period.at, period.succeeded)).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_noted_is_there_after_a_crash_and_goes_on_in_the_same_minute() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(noon()));
+        let queue = open(folder.path(), &clock);
+        queue.0.metrics.jobs_submitted.inc_by(3);
+        queue.0.metrics.tokens.get_or_create(&kind("cache_read")).inc_by(70);
+        memos(&queue, 2, Duration::from_secs(10));
+        queue.0.history.waited(true);
+        queue.note_history(noon()).await.unwrap();
+        memos(&queue, 40, Duration::from_secs(1));
+        drop(queue);
+
+        clock.advance(Duration::from_secs(30));
+        let queue = open(folder.path(), &clock);
+        memos(&queue, 1, Duration::from_secs(10));
+        queue.0.history.waited(false);
+        for (resolution, at) in [
+            (Resolution::Minute, noon()),
+            (Resolution::QuarterHour, noon()),
+            (Resolution::Hour, noon()),
+            (Resolution::Day, noon().minus(12 * HOUR)),
+        ] {
+            for noted in [false, true] {
+                let [period] = &queue.history(resolution, noon())[..] else { panic!("one period") };
+                assert_eq!((period.at, period.accepted, period.succeeded), (at, 3, 3), "{resolution:?} {noted}");
+                assert_eq!((period.in_time, period.late, period.input_tokens), (1, 1, 70));
+                queue.note_history(clock.now()).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn minutes_add_up_and_what_is_before_is_not_told() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(noon()));
+        let queue = open(folder.path(), &clock);
+        for minute in 0..20 {
+            memos(&queue, minute, Duration::from_secs(minute));
+            queue.note_history(clock.now()).await.unwrap();
+            clock.advance(MINUTE);
+        }
+        let quarter = 15 * MINUTE;
+        let told = queue.history(Resolution::QuarterHour, noon());
+        assert_eq!(succeeded(&told), [(noon(), (0..15).sum()), (noon().plus(quarter), (15..20).sum())]);
+        assert_eq!(succeeded(&queue.history(Resolution::QuarterHour, noon().plus(quarter))).len(), 1);
+        assert_eq!(succeeded(&queue.history(Resolution::Hour, noon())), [(noon(), (0..20).sum())]);
+        let minutes = queue.history(Resolution::Minute, noon().plus(18 * MINUTE));
+        assert_eq!(
+            minutes.iter().map(|minute| minute.succeeded).collect::<Vec<_>>(),
+            [18, 19, 0],
+            "and the one under way"
+        );
+    }
+
+    #[tokio::test]
+    async fn however_long_it_runs_so_many_records_are_kept_and_no_more() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(noon()));
+        let queue = open(folder.path(), &clock);
+        let hours = HOURS + 10;
+        for _ in 0..hours {
+            let (counted, now) = (queue.counted(), clock.now());
+            let mut kept = queue.0.history.kept();
+            for minute in 0..60 {
+                let news = kept.news(now.plus(minute * MINUTE), counted, (0, 0));
+                kept.record(&news, counted);
+            }
+            clock.advance(HOUR);
+        }
+        let kept = |length| {
+            let kept = queue.0.history.kept();
+            if length == MINUTE { kept.minutes.len() } else { kept.hours.len() }
+        };
+        assert_eq!((kept(MINUTE), kept(HOUR)), (MINUTES as usize, HOURS as usize));
+        for day in 0..95 {
+            queue.note_history(noon().plus(day * 24 * HOUR)).await.unwrap();
+        }
+        assert_eq!(queue.kept(HOUR_SETTING).len(), 90, "a record a day, each in its place of the ring");
+        assert_eq!(queue.kept(MINUTE_SETTING).len(), 2, "the same minute of two days has two places");
+    }
+
+    #[test]
+    fn quantiles_are_told_to_a_few_percent_and_none_of_nothing() {
+        let mut period = Period::new(noon());
+        assert_eq!(period.quantile(0.5), None);
+        (1..=1_000).for_each(|n| period.times.add(Duration::from_millis(n * 20)));
+        for (part, expected) in [(0.5, 10.0), (0.95, 19.0), (1.0, 20.0)] {
+            let told = period.quantile(part).unwrap().as_secs_f64();
+            assert!((told / expected - 1.0).abs() < 0.06, "{part}: {told}");
+        }
+        let mut twice = period.clone();
+        twice.add(&period);
+        assert_eq!(twice.quantile(0.95), period.quantile(0.95));
+        period.times.add(Duration::ZERO);
+        period.times.add(Duration::MAX);
+    }
+}
