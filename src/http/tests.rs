@@ -348,6 +348,7 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
         [
             "/api/v1/admin/audit",
             "/api/v1/admin/export",
+            "/api/v1/admin/history",
             "/api/v1/admin/import",
             "/api/v1/admin/jobs",
             "/api/v1/admin/jobs/actions",
