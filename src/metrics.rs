@@ -287,6 +287,8 @@ impl Metrics {
             seconds,
             metrics.store_sync_seconds.clone(),
         );
+        // From the start, so that a share can be told before there was one of each.
+        ["answered", "failed", "late", "left"].map(|end| drop(metrics.waits.get_or_create(&kind(end))));
         metrics.registry = Arc::new(root);
         metrics
     }
