@@ -1,5 +1,7 @@
 //! Every metric of the service, once: its name, its labels, its meaning. Counted where things happen, read by `/metrics`.
 
+mod process;
+
 use std::sync::{Arc, atomic::AtomicU64};
 
 use prometheus_client::{
@@ -12,6 +14,17 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+
+/// Seconds from acceptance to a claim or to the end. Closest where it is decided whether a client that waits has its memo
+/// in time, for which it has 29 s, and up to an hour for what waits in the queue.
+const TIMES_TO: [f64; 21] = [
+    0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 25.0, 28.0, 30.0, 35.0, 45.0, 60.0, 120.0, 300.0,
+    900.0, 3600.0,
+];
+
+/// Seconds to the head of an HTTP answer, none of which takes 30.
+const TIMES_OF_HTTP: [f64; 18] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 25.0, 28.0, 30.0];
 
 /// Labels of an answered HTTP request. The route is the pattern, never the path, so the number of series is bounded.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -50,12 +63,19 @@ pub struct Metrics {
     pub auth_refused: Family<ReasonLabel, Counter>,
     /// Questions whose client asked to be held for the answer and was not, as it can't come in time.
     pub waits_declined: Counter,
+    /// Clients that asked to be held for their memo, by how that ended: answered (with it), failed (the job did, in time),
+    /// late (told to come back), left (hung up).
+    pub waits: Family<KindLabel, Counter>,
     /// Jobs accepted.
     pub jobs_submitted: Counter,
     /// Jobs that reached an end, by status.
     pub jobs_finished: Family<KindLabel, Counter>,
     /// Attempts ended, by outcome.
     pub attempts: Family<KindLabel, Counter>,
+    /// Attempts that came to nothing, by the code of their error.
+    pub attempt_errors: Family<KindLabel, Counter>,
+    /// Seconds that an attempt took.
+    pub attempt_seconds: Histogram,
     /// Seconds from acceptance to the first claim.
     pub time_to_claim_seconds: Histogram,
     /// Seconds from acceptance to the end.
@@ -84,6 +104,10 @@ pub struct Metrics {
     pub tasks: Gauge,
     /// 1 while the gate to the upstream is closed; set when the metrics are read.
     pub gate_closed: Gauge,
+    /// The limits in force, a minute, by what of; set when the metrics are read.
+    pub limits_per_minute: Family<KindLabel, Gauge>,
+    /// Most calls at once, fewer than there are workers while Claude is overloaded; set when the metrics are read.
+    pub calls_at_once: Gauge,
     /// How long the oldest job has waited that could run; set when the metrics are read.
     pub oldest_queued_age_seconds: Gauge<f64, AtomicU64>,
     /// 1 while an operator has paused the queue; set when the metrics are read.
@@ -106,6 +130,8 @@ pub struct Metrics {
     pub store_commits: Counter,
     /// Seconds to write and sync one group.
     pub store_commit_seconds: Histogram,
+    /// Seconds of it until the disk had it.
+    pub store_sync_seconds: Histogram,
 }
 
 impl Default for Metrics {
@@ -117,19 +143,24 @@ impl Default for Metrics {
 impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Metrics {
-        let mut registry = Registry::with_prefix("ceoagent");
-        // 0.1 ms to 3.3 s for our own work, 10 ms to 5 min for what Claude has a part in.
+        let mut root = Registry::default();
+        root.register_collector(Box::new(process::Process));
+        let registry = root.sub_registry_with_prefix("ceoagent");
+        // 0.1 ms to 3.3 s.
         let quick = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
-        let slow = || Histogram::new(exponential_buckets(0.01, 2.0, 16));
+        let slow = || Histogram::new(TIMES_TO);
         let mut metrics = Metrics {
             registry: Arc::default(),
             http_requests: Family::default(),
-            http_seconds: Histogram::new(exponential_buckets(0.0001, 3.0, 13)),
+            http_seconds: Histogram::new(TIMES_OF_HTTP),
             auth_refused: Family::default(),
             waits_declined: Counter::default(),
+            waits: Family::default(),
             jobs_submitted: Counter::default(),
             jobs_finished: Family::default(),
             attempts: Family::default(),
+            attempt_errors: Family::default(),
+            attempt_seconds: slow(),
             time_to_claim_seconds: slow(),
             time_to_finish_seconds: slow(),
             asked_again: Counter::default(),
@@ -144,6 +175,8 @@ impl Metrics {
             running_attempts: Gauge::default(),
             tasks: Gauge::default(),
             gate_closed: Gauge::default(),
+            limits_per_minute: Family::default(),
+            calls_at_once: Gauge::default(),
             oldest_queued_age_seconds: Gauge::default(),
             paused: Gauge::default(),
             held: Family::default(),
@@ -155,6 +188,7 @@ impl Metrics {
             disk_free_bytes: Gauge::default(),
             store_commits: Counter::default(),
             store_commit_seconds: quick(),
+            store_sync_seconds: quick(),
         };
         let seconds = Unit::Seconds;
         registry.register("http_requests", "HTTP requests answered", metrics.http_requests.clone());
@@ -174,9 +208,25 @@ impl Metrics {
             "Clients that asked to be held for an answer and were not, as it can't come in time",
             metrics.waits_declined.clone(),
         );
+        registry.register(
+            "waits",
+            "Clients that asked to be held for their memo, by how that ended: answered, failed, late, left",
+            metrics.waits.clone(),
+        );
         registry.register("jobs_submitted", "Jobs accepted", metrics.jobs_submitted.clone());
         registry.register("jobs_finished", "Jobs that reached an end, by status", metrics.jobs_finished.clone());
         registry.register("attempts", "Attempts ended, by outcome", metrics.attempts.clone());
+        registry.register(
+            "attempt_errors",
+            "Attempts that came to nothing, by the code of their error",
+            metrics.attempt_errors.clone(),
+        );
+        registry.register_with_unit(
+            "attempt_duration",
+            "Time that an attempt took",
+            seconds.clone(),
+            metrics.attempt_seconds.clone(),
+        );
         registry.register_with_unit(
             "job_time_to_claim",
             "From acceptance to the first claim",
@@ -217,6 +267,16 @@ impl Metrics {
         registry.register("running_attempts", "Attempts under way", metrics.running_attempts.clone());
         registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
         registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
+        registry.register(
+            "limits_per_minute",
+            "The limits in force, a minute: of requests, input_tokens, output_tokens",
+            metrics.limits_per_minute.clone(),
+        );
+        registry.register(
+            "calls_at_once",
+            "Most calls at once; fewer than there are workers while Claude is overloaded",
+            metrics.calls_at_once.clone(),
+        );
         registry.register_with_unit(
             "oldest_queued_age",
             "How long the oldest job has waited that could run",
@@ -257,10 +317,20 @@ impl Metrics {
         registry.register_with_unit(
             "store_commit_duration",
             "Time to write and sync one group of changes",
-            seconds,
+            seconds.clone(),
             metrics.store_commit_seconds.clone(),
         );
-        metrics.registry = Arc::new(registry);
+        registry.register_with_unit(
+            "store_sync_duration",
+            "Time until the disk had a group of changes",
+            seconds,
+            metrics.store_sync_seconds.clone(),
+        );
+        // From the start, so that a share can be told before there was one of each.
+        for end in ["answered", "failed", "late", "left"] {
+            drop(metrics.waits.get_or_create(&kind(end)));
+        }
+        metrics.registry = Arc::new(root);
         metrics
     }
 

@@ -1,4 +1,5 @@
-//! Traces: one for each question, from its HTTP request through the queue to Claude, sent by OTLP.
+//! Traces: one for each question, from its HTTP request through the queue to Claude and on to whoever is told of its end,
+//! sent by OTLP.
 //!
 //! The context of the request that brought a job is kept with the job as a W3C `traceparent`, so its attempts belong to the
 //! same trace, however much later and in whatever process they run. Without an endpoint nothing is made or kept, and each
@@ -7,10 +8,11 @@
 
 use std::{collections::HashMap, sync::OnceLock};
 
+use futures_util::future::Either;
 use opentelemetry::{
     Context, KeyValue, Value,
     propagation::TextMapPropagator,
-    trace::{Link, SpanKind, Status, TraceContextExt, Tracer, TracerProvider},
+    trace::{FutureExt, Link, SpanId, SpanKind, Status, TraceContextExt, TraceId, Tracer, TracerProvider},
 };
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{
@@ -72,6 +74,11 @@ impl Span {
         Span::begin(SpanKind::Consumer, || name.to_owned(), || remote(traceparent), true)
     }
 
+    /// A call to another service about what was queued by the request with this context, also linked to it.
+    pub fn sender(name: &'static str, traceparent: Option<&str>) -> Span {
+        Span::begin(SpanKind::Client, || name.to_owned(), || remote(traceparent), true)
+    }
+
     /// A call of this step to another service.
     pub fn client(&self, name: impl FnOnce() -> String) -> Span {
         let Some(parent) = &self.0 else { return Span(None) };
@@ -103,6 +110,14 @@ impl Span {
         }
     }
 
+    /// Does `work` as a part of this step, which its log lines name.
+    pub fn scope<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        match &self.0 {
+            Some(context) => Either::Left(work.with_context(context.clone())),
+            None => Either::Right(work),
+        }
+    }
+
     /// This step as a context for others; none while no traces are sent.
     pub fn traceparent(&self) -> Option<String> {
         let context = self.0.as_ref()?;
@@ -110,6 +125,16 @@ impl Span {
         TraceContextPropagator::new().inject_context(context, &mut carrier);
         carrier.remove(TRACEPARENT)
     }
+}
+
+/// The trace and the step that the running code is a part of, if traces are sent.
+pub fn current() -> Option<(TraceId, SpanId)> {
+    TRACER.get()?;
+    Context::map_current(|context| {
+        let span = context.span();
+        let context = span.span_context();
+        context.is_valid().then(|| (context.trace_id(), context.span_id()))
+    })
 }
 
 /// The context of a `traceparent`; an empty one if there is none, or it is none.

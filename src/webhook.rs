@@ -29,6 +29,7 @@ use crate::{
     },
     metrics::{Metrics, kind},
     queue::{Queue, QueueError},
+    telemetry::{Span, TRACEPARENT},
 };
 
 /// A receiver must have answered within this time, as the specification recommends.
@@ -158,11 +159,19 @@ impl Webhooks {
             }
         };
         let Some(delivery) = record.delivery.clone().filter(|delivery| delivery.next_at().is_some()) else { return };
-        let at = self.queue.now();
-        let (http_status, error, asked) = match self.send(&record, &delivery, at).await {
+        let span = Span::sender("webhook", record.request.traceparent.as_deref());
+        span.note("job.id", id.to_string());
+        span.scope(self.attempt(&record, delivery, &span)).await;
+    }
+
+    /// One try, as a step of the question's trace.
+    async fn attempt(&self, record: &JobRecord, delivery: Delivery, span: &Span) {
+        let (id, at) = (record.job.id, self.queue.now());
+        let (http_status, error, asked) = match self.send(record, &delivery, at, span).await {
             Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(&answer)),
             Err(error) => (None, Some(error), None),
         };
+        tell(span, http_status, error.as_deref());
         let after = delivery.tried(DeliveryTry { at, http_status, error }, asked);
         let outcome = match after.state {
             DeliveryState::Delivered => "delivered",
@@ -180,7 +189,13 @@ impl Webhooks {
     }
 
     /// The answer's head, or why there is none.
-    async fn send(&self, record: &JobRecord, delivery: &Delivery, now: Timestamp) -> Result<reqwest::Response, String> {
+    async fn send(
+        &self,
+        record: &JobRecord,
+        delivery: &Delivery,
+        now: Timestamp,
+        span: &Span,
+    ) -> Result<reqwest::Response, String> {
         let url = record.request.callback_url.as_deref().unwrap_or_default();
         // Again, since the setting may be another now than when the job was taken.
         let url = self.callbacks.check(url).map_err(|why| format!("the callback URL {why}"))?;
@@ -188,7 +203,7 @@ impl Webhooks {
         let id = delivery.message_id(record.job.id);
         let seconds = now.as_millis().div_euclid(1_000);
         let signature = self.signer.sign(&id, seconds, body.as_bytes()).map_err(|error| error.to_string())?;
-        let request = self
+        let mut request = self
             .http
             .post(url)
             .header(header::CONTENT_TYPE, "application/json")
@@ -196,7 +211,24 @@ impl Webhooks {
             .header(HEADER_WEBHOOK_TIMESTAMP, seconds)
             .header(HEADER_WEBHOOK_SIGNATURE, signature)
             .body(body);
+        if let Some(context) = span.traceparent() {
+            request = request.header(TRACEPARENT, context);
+        }
         request.send().await.map_err(|error| told(&error.without_url()))
+    }
+}
+
+/// Ends the step of a try in the job's trace, by the conventions for calls over HTTP:
+/// <https://opentelemetry.io/docs/specs/semconv/http/http-spans/>.
+fn tell(span: &Span, http_status: Option<u16>, error: Option<&str>) {
+    span.note("http.request.method", "POST");
+    if let Some(status) = http_status {
+        span.note("http.response.status_code", i64::from(status));
+    }
+    match (http_status, error) {
+        (Some(200..=299), _) => {}
+        (Some(status), _) => span.fail(&status.to_string()),
+        (None, error) => span.fail(error.unwrap_or_default()),
     }
 }
 

@@ -172,14 +172,18 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// One attempt from claim to settle.
-    async fn work(&self, claim: &Claim, mut permit: Option<limits::Permit>) {
-        let Claim { job, request, lost, draft, .. } = claim;
+    /// One attempt from claim to settle, as a step of its question's trace.
+    async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
+        let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
+        span.note("job.id", claim.job.id.to_string());
+        span.note("job.attempt", i64::from(claim.job.attempt));
+        span.scope(self.ask(claim, permit, &span)).await;
+    }
+
+    async fn ask(&self, claim: &Claim, mut permit: Option<limits::Permit>, span: &Span) {
+        let Claim { job, lost, draft, .. } = claim;
         let started = tokio::time::Instant::now();
         let started_at = self.queue.now();
-        let span = Span::consumer("analyze", request.traceparent.as_deref());
-        span.note("job.id", job.id.to_string());
-        span.note("job.attempt", i64::from(job.attempt));
         let call = span.client(|| "chat".to_owned());
         let is_probe = self.limits.gate().is_some_and(|closed| closed.is_held);
         let assignment = assignment(claim, started_at);
@@ -303,6 +307,10 @@ impl<A: Analyst> Worker<A> {
             ("cache_read", usage.cache_read_input_tokens),
         ] {
             self.metrics.tokens.get_or_create(&kind(name)).inc_by(tokens);
+        }
+        self.metrics.attempt_seconds.observe(took.as_secs_f64());
+        if let Some(error) = &report.error {
+            self.metrics.attempt_errors.get_or_create(&kind(error.code.into())).inc();
         }
         let job = &claim.job;
         let request_id = report.request_id.as_deref().unwrap_or("");

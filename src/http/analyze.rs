@@ -17,7 +17,7 @@ use super::{
     problem::{FieldError, INVALID_PARAMETER, Problem},
     submission::{self, Body, max_body_bytes},
     view::JobView,
-    wait::{PREFERENCE_APPLIED, Wait},
+    wait::{Held, PREFERENCE_APPLIED, Wait},
 };
 use crate::{
     job::JobRecord,
@@ -111,10 +111,14 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         "request received"
     );
     debug!(job.id = %job.id, query = request.query, "the question");
+    let held = until.map(|_| Held::new(&api.metrics));
     if let Some(waiting) = &waiting
         && let Some(waited) = hold(&api.queue, waiting).await
     {
         record = waited;
+    }
+    if let Some(held) = held {
+        held.answered(&record.job.state);
     }
     let now = api.queue.now();
     let mut response = api.view(&record, now).respond_to_asker(now);

@@ -125,6 +125,15 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.oldest_queued_age_seconds.set(api.queue.oldest_queued_age().as_secs_f64());
     api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
+    let per_minute = api.limits.per_minute();
+    for (name, limit) in [
+        ("requests", per_minute.requests),
+        ("input_tokens", per_minute.input_tokens),
+        ("output_tokens", per_minute.output_tokens),
+    ] {
+        api.metrics.limits_per_minute.get_or_create(&kind(name)).set(i64::from(limit.get()));
+    }
+    api.metrics.calls_at_once.set(gauge(api.limits.calls_at_once()));
     spending(&api);
     api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));

@@ -72,6 +72,8 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
     let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
     let span = Span::server(name, parent);
 
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+
     let answer = async {
         match timeout_at(started + ANSWER_LIMIT, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
             Ok(Ok(response)) => response,
@@ -84,21 +86,20 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         let mut response = answer.await;
         let added = CURRENT.with(|current| current.headers.take());
         response.headers_mut().extend(added);
-        response
+        let elapsed = started.elapsed();
+        info!(
+            http.method = %method,
+            http.route = route,
+            http.path = uri.path(),
+            http.status = response.status().as_u16(),
+            duration_ms = elapsed.as_secs_f64() * 1e3,
+            request.id = text(&id),
+            "request answered"
+        );
+        (response, elapsed)
     };
-    let mut response = CURRENT.scope(current, answer).await;
+    let (mut response, elapsed) = span.scope(CURRENT.scope(current, answer)).await;
 
-    let elapsed = started.elapsed();
-    let route = route.as_ref().map_or("none", MatchedPath::as_str);
-    info!(
-        http.method = %method,
-        http.route = route,
-        http.path = uri.path(),
-        http.status = response.status().as_u16(),
-        duration_ms = elapsed.as_secs_f64() * 1e3,
-        request.id = text(&id),
-        "request answered"
-    );
     span.note("http.response.status_code", i64::from(response.status().as_u16()));
     if response.status().is_server_error() {
         span.fail(response.status().as_str());

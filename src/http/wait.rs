@@ -11,6 +11,10 @@ use utoipa::{
 };
 
 use super::observe;
+use crate::{
+    job::JobState,
+    metrics::{Metrics, kind},
+};
 
 /// Longest wait that can be asked for; more counts as this.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -24,6 +28,34 @@ pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("prefe
 /// A wish to be held for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wait(Duration);
+
+/// A client that is held, counted by how that ends.
+pub(super) struct Held<'a> {
+    metrics: &'a Metrics,
+    /// Dropped before it was answered, it has hung up.
+    end: &'static str,
+}
+
+impl Held<'_> {
+    pub(super) fn new(metrics: &Metrics) -> Held<'_> {
+        Held { metrics, end: "left" }
+    }
+
+    /// It is answered, with the job as it is.
+    pub(super) fn answered(mut self, state: &JobState) {
+        self.end = match state {
+            JobState::Succeeded => "answered",
+            JobState::Failed { .. } | JobState::Cancelled => "failed",
+            JobState::Queued { .. } | JobState::Running { .. } => "late",
+        };
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.metrics.waits.get_or_create(&kind(self.end)).inc();
+    }
+}
 
 const WANTED: &str = "true, false or a number of seconds from 0 (more than 30 counts as 30)";
 

@@ -122,11 +122,14 @@ compose stop ceoagent
 cp -a data data.backup
 rm -rf data
 cp -a data.backup data
-up
+up --force-recreate
 until_true "an answer after the restore" answers
 for id in "$first" "$second" "$third"; do succeeded "$id" || fail "job $id is gone after the restore"; done
 
-say "compose down, within the grace"
+say "compose stop, within the grace"
+# A demo that is stopped before its own memo has failed, and says so by its exit code.
+has_memo() { [ "$(compose logs ceoagent 2>&1 | grep -c 'goes on until')" != 0 ]; }
+until_true "the demo's memo" has_memo
 compose stop ceoagent
 [ "$(docker inspect -f '{{.State.ExitCode}}' "$(compose ps -aq ceoagent 2>/dev/null || compose ps -q ceoagent)")" = 0 ] \
     || fail "the service did not drain"

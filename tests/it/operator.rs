@@ -95,6 +95,8 @@ async fn the_metrics_tell_what_happened_in_openmetrics() {
         "ceoagent_http_requests_total{method=\"POST\",route=\"/api/v1/analyze\",status=\"202\"} 5",
         "ceoagent_job_time_to_claim_seconds_count 5",
         "ceoagent_job_time_to_finish_seconds_count 5",
+        "ceoagent_job_time_to_finish_seconds_bucket{le=\"28.0\"} 5",
+        "ceoagent_attempt_duration_seconds_count 5",
         "ceoagent_gate_closed 0",
         "ceoagent_store_available 1",
         "ceoagent_leases_lost_total 0",
@@ -106,6 +108,14 @@ async fn the_metrics_tell_what_happened_in_openmetrics() {
         "ceoagent_disk_free_bytes ",
         "ceoagent_tokens_total{kind=\"output\"}",
         "ceoagent_store_commit_duration_seconds_bucket",
+        "ceoagent_store_sync_duration_seconds_bucket",
+        "ceoagent_limits_per_minute{kind=\"requests\"} ",
+        "ceoagent_calls_at_once ",
+        "\nprocess_cpu_seconds_total ",
+        "\nprocess_resident_memory_bytes ",
+        "\nprocess_open_fds ",
+        "\nprocess_max_fds ",
+        "\nprocess_start_time_seconds ",
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }

@@ -72,6 +72,55 @@ async fn a_question_is_one_trace_from_its_client_through_the_queue_to_claude() {
 }
 
 #[tokio::test]
+async fn a_trace_goes_on_to_the_callback_url_and_is_named_in_the_log() {
+    let (endpoint, mut received) = receiver().await;
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url())
+        .with("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+        .with("OTEL_BSP_SCHEDULE_DELAY", "50")
+        .with("WEBHOOK_SECRET", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")
+        .with("WEBHOOK_ALLOW_PRIVATE", "true")
+        .start();
+    let (told, mut contexts) = unbounded_channel();
+    let hook = async |State(told): State<UnboundedSender<String>>, headers: axum::http::HeaderMap| {
+        let _ = told.send(headers["traceparent"].to_str().unwrap().to_owned());
+    };
+    let router = Router::new().route("/hook", post(hook)).with_state(told);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let request = service
+        .request(Method::POST, "/api/v1/analyze")
+        .header("traceparent", format!("00-{TRACE}-{CLIENT}-01"))
+        .json(&json!({"query": "Should we be told?", "callback_url": url}));
+    assert_eq!(send(request).await.status, 202);
+
+    let context = contexts.recv().await.unwrap();
+    let mut spans = HashMap::new();
+    while spans.len() < 4 {
+        let span = received.recv().await.unwrap();
+        if hex(&span.trace_id) == TRACE {
+            spans.insert(span.name.clone(), span);
+        }
+    }
+    let webhook = &spans["webhook"];
+    assert_eq!(context, format!("00-{TRACE}-{}-01", hex(&webhook.span_id)));
+    assert_eq!(webhook.parent_span_id, spans["POST /api/v1/analyze"].span_id);
+    service.until_said("webhook sent");
+    let said = service.kill();
+    for (words, span) in [
+        ("request answered", "POST /api/v1/analyze"),
+        ("Claude called", "analyze"),
+        ("job finished", "analyze"),
+        ("webhook sent", "webhook"),
+    ] {
+        let named = format!(" trace_id={TRACE} span_id={}", hex(&spans[span].span_id));
+        let line = said.lines().find(|line| line.contains(words)).unwrap();
+        assert!(line.ends_with(&named), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_receiver_that_is_down_holds_nobody_up() {
     let claude = simulator().await;
     let setup = Setup::new(&claude.base_url()).with("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");

@@ -316,7 +316,10 @@ impl Writer {
         for first in &group.batches {
             disk.end_batch(*first)?;
         }
-        Ok(disk.commit()?)
+        let syncing = Instant::now();
+        disk.commit()?;
+        self.shared.metrics.store_sync_seconds.observe(syncing.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// Writes what belongs to one command's jobs, stages the jobs and notes the answer; a refusal of the life cycle is
