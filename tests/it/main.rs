@@ -31,6 +31,7 @@ mod same;
 mod sdk;
 mod spend;
 mod start;
+mod tls;
 mod traces;
 mod transfer;
 mod upstream;
