@@ -1,6 +1,9 @@
 """What schemathesis can't know of the service."""
 
+import itertools
+
 import schemathesis
+import urllib3.util.connection
 
 # An answer can be held for 30 s, of a queue that schemathesis has paused or slowed down: enough to show that it is held.
 LONGEST_WAIT = 0.1
@@ -10,6 +13,20 @@ LONGEST_WAIT = 0.1
 ONLY_HERE = {"callback_url", "prompt_version"}
 
 
+# Wrong credentials are limited by address. So that this does not hide what a single try gets, each call is a connection of
+# its own, and each of these comes from another loopback address.
+ADDRESSES = itertools.cycle(range(1, 255))
+connect = urllib3.util.connection.create_connection
+
+
+def connect_from_elsewhere(address, *args, **kwargs):
+    kwargs["source_address"] = (f"127.0.1.{next(ADDRESSES)}", 0)
+    return connect(address, *args, **kwargs)
+
+
+urllib3.util.connection.create_connection = connect_from_elsewhere
+
+
 @schemathesis.serializer("application/x-ndjson")
 def ndjson(_, value):
     return value if isinstance(value, bytes) else str(value).encode()
@@ -17,6 +34,8 @@ def ndjson(_, value):
 
 @schemathesis.hook
 def before_call(_context, case, _kwargs):
+    if case.headers is not None:
+        case.headers["Connection"] = "close"
     for part in (case.query, case.body):
         if not isinstance(part, dict):
             continue
