@@ -19,17 +19,26 @@ use tower_http::compression::{CompressionLayer, predicate::SizeAbove};
 
 use crate::harness::{Setup, client, simulator};
 
+/// What a relay saw of a call.
+#[derive(Clone)]
+struct Seen {
+    path: String,
+    /// The protocol that was agreed on.
+    version: Version,
+    /// What the caller takes besides plain text.
+    accepted: String,
+}
+
 /// A relay behind TLS.
 struct Relay {
     claude: String,
-    /// Of each call: the protocol that was agreed on, and what the caller takes besides plain text.
-    calls: Mutex<Vec<(Version, String)>>,
+    calls: Mutex<Vec<Seen>>,
 }
 
 async fn pass_on(State(relay): State<Arc<Relay>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let accepted = head.headers.get(header::ACCEPT_ENCODING).map_or("", |value| value.to_str().unwrap());
-    relay.calls.lock().unwrap().push((head.version, accepted.to_owned()));
+    let accepted = head.headers.get(header::ACCEPT_ENCODING).map_or("", |value| value.to_str().unwrap()).to_owned();
+    relay.calls.lock().unwrap().push(Seen { path: head.uri.path().to_owned(), version: head.version, accepted });
     let mut headers = head.headers;
     for own in [header::HOST, header::CONTENT_LENGTH, header::ACCEPT_ENCODING] {
         headers.remove(own);
@@ -82,10 +91,30 @@ async fn the_protocol_is_negotiated_and_answers_come_compressed() {
         assert_eq!(job["status"], "succeeded", "{job:#}");
         let calls = relay.calls.lock().unwrap().clone();
         assert!(!calls.is_empty());
-        for (agreed, accepted) in calls {
-            assert_eq!(agreed, version);
-            assert!(accepted.contains("gzip"), "{accepted}");
+        for call in calls {
+            assert_eq!(call.version, version);
+            assert!(call.accepted.contains("gzip"), "{}", call.accepted);
         }
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_counted_before_the_call_where_that_is_wanted() {
+    let claude = simulator().await;
+    for (wanted, paths) in
+        [("true", &["/v1/messages/count_tokens", "/v1/messages"][..]), ("false", &["/v1/messages"][..])]
+    {
+        let (relay, address, certificate) = relay(claude.base_url(), &[b"http/1.1"]).await;
+        let setup = Setup::new(&address).with("SSL_CERT_FILE", "certificate.pem").with("COUNT_TOKENS", wanted);
+        std::fs::write(setup.folder().join("certificate.pem"), certificate).unwrap();
+        let service = setup.start();
+        let id = service.submit("Should we count?").await.id();
+        assert_eq!(service.ended(&id).await.body["status"], "succeeded");
+        let calls = relay.calls.lock().unwrap().clone();
+        // Beside the look at the model, at the start.
+        let made: Vec<String> =
+            calls.into_iter().map(|call| call.path).filter(|path| !path.contains("/models/")).collect();
+        assert_eq!(made, paths);
     }
 }
 
