@@ -1109,7 +1109,7 @@ impl Queue {
                     if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
                         let request = self.0.running.request(job.id);
                         let model = request.as_ref().and_then(|request| request.model.as_deref());
-                        self.0.service_time.observe(model, self.now().since(started_at));
+                        self.0.service_time.observe(model, job.waited_for, self.now().since(started_at));
                     }
                     break;
                 }

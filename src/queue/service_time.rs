@@ -13,14 +13,14 @@ const USUAL: Duration = Duration::from_secs(20);
 /// The weight of the newest attempt in the running mean: some twenty attempts make up most of it.
 const NEWEST_WEIGHT: f64 = 0.1;
 
-/// How many attempts of a model are remembered: enough for a ninth decile, few enough to follow a change in minutes.
+/// How many attempts of a kind are remembered: enough for a ninth decile, few enough to follow a change in minutes.
 const REMEMBERED: usize = 100;
 
-/// With fewer of a model nothing is said of it: what can't be known keeps no client from waiting.
+/// With fewer nothing is said of a kind: what can't be known keeps no client from waiting.
 const LEAST: usize = 5;
 
-/// Most models told apart; clients can name any. Further ones are taken to be the service's own.
-const MAX_MODELS: usize = 64;
+/// Most kinds told apart; clients can name any model. Further ones are taken to be the service's own.
+const MAX_KINDS: usize = 128;
 
 /// The figures.
 #[derive(Debug, Default)]
@@ -30,20 +30,23 @@ pub(super) struct ServiceTime(Mutex<Seen>);
 struct Seen {
     /// Of all attempts, in seconds.
     mean: Option<f64>,
-    /// By the model that was asked for; none for the service's own.
-    models: HashMap<Option<String>, VecDeque<Duration>>,
+    kinds: HashMap<Kind, VecDeque<Duration>>,
 }
 
+/// What attempts have in common that take about as long: the model that was asked for, none for the service's own; and
+/// whether a client asked to wait, as Claude then thinks less hard.
+type Kind = (Option<String>, bool);
+
 impl ServiceTime {
-    pub(super) fn observe(&self, model: Option<&str>, took: Duration) {
+    pub(super) fn observe(&self, model: Option<&str>, is_waited_for: bool, took: Duration) {
         let mut seen = self.seen();
         let seconds = took.as_secs_f64();
         seen.mean = Some(seen.mean.map_or(seconds, |mean| mean + NEWEST_WEIGHT * (seconds - mean)));
-        let mut model = model.map(str::to_owned);
-        if seen.models.len() >= MAX_MODELS && !seen.models.contains_key(&model) {
-            model = None;
+        let mut kind = (model.map(str::to_owned), is_waited_for);
+        if seen.kinds.len() >= MAX_KINDS && !seen.kinds.contains_key(&kind) {
+            kind.0 = None;
         }
-        let times = seen.models.entry(model).or_default();
+        let times = seen.kinds.entry(kind).or_default();
         if times.len() == REMEMBERED {
             times.pop_front();
         }
@@ -54,17 +57,19 @@ impl ServiceTime {
         self.seen().mean.map_or(USUAL, Duration::from_secs_f64)
     }
 
-    /// The time within which 9 of 10 recent attempts of a model ended, as far as there were any to tell it from.
+    /// The time within which 9 of 10 recent attempts of a model ended whose clients waited; until there are enough of them, of
+    /// the others. None if there are too few of those too.
     pub(super) fn ninth_decile(&self, model: Option<&str>) -> Option<Duration> {
         let seen = self.seen();
-        // A borrowed key would need an unsized `Option`; a client that names a model pays for the copy.
-        let times = seen.models.get(&model.map(str::to_owned))?;
-        if times.len() < LEAST {
-            return None;
-        }
-        let mut times: Vec<Duration> = times.iter().copied().collect();
-        let place = (times.len() * 9).div_ceil(10) - 1;
-        Some(*times.select_nth_unstable(place).1)
+        let of = |is_waited_for| {
+            // A borrowed key would need an unsized `Option`; a client that names a model pays for the copy.
+            let times =
+                seen.kinds.get(&(model.map(str::to_owned), is_waited_for)).filter(|times| times.len() >= LEAST)?;
+            let mut times: Vec<Duration> = times.iter().copied().collect();
+            let place = (times.len() * 9).div_ceil(10) - 1;
+            Some(*times.select_nth_unstable(place).1)
+        };
+        of(true).or_else(|| of(false))
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -84,32 +89,41 @@ mod tests {
     fn the_mean_follows_what_is_seen() {
         let times = ServiceTime::default();
         assert_eq!(times.mean(), USUAL);
-        times.observe(None, seconds(2));
+        times.observe(None, true, seconds(2));
         assert_eq!(times.mean(), seconds(2), "the first counts for what it is");
-        (0..100).for_each(|_| times.observe(None, seconds(4)));
+        (0..100).for_each(|_| times.observe(None, true, seconds(4)));
         assert_eq!(times.mean().as_secs_f64().round(), 4.0);
     }
 
     #[test]
     fn nine_of_ten_recent_attempts_ended_within_the_ninth_decile() {
         let times = ServiceTime::default();
-        (1..5).for_each(|n| times.observe(None, seconds(n)));
+        (1..5).for_each(|n| times.observe(None, true, seconds(n)));
         assert_eq!(times.ninth_decile(None), None, "too few to tell");
-        (5..=10).for_each(|n| times.observe(None, seconds(n)));
+        (5..=10).for_each(|n| times.observe(None, true, seconds(n)));
         assert_eq!(times.ninth_decile(None), Some(seconds(9)));
-        (0..100).for_each(|_| times.observe(None, seconds(1)));
+        (0..100).for_each(|_| times.observe(None, true, seconds(1)));
         assert_eq!(times.ninth_decile(None), Some(seconds(1)), "what is long past is forgotten");
     }
 
     #[test]
     fn each_model_has_its_own_and_their_number_is_bounded() {
         let times = ServiceTime::default();
-        (0..10).for_each(|_| times.observe(Some("slow"), seconds(40)));
-        (0..10).for_each(|_| times.observe(None, seconds(2)));
+        (0..10).for_each(|_| times.observe(Some("slow"), true, seconds(40)));
+        (0..10).for_each(|_| times.observe(None, true, seconds(2)));
         assert_eq!(times.ninth_decile(Some("slow")), Some(seconds(40)));
         assert_eq!(times.ninth_decile(None), Some(seconds(2)));
         assert_eq!(times.ninth_decile(Some("other")), None);
-        (0..1_000).for_each(|n| times.observe(Some(&format!("model {n}")), seconds(1)));
-        assert_eq!(times.seen().models.len(), MAX_MODELS);
+        (0..1_000).for_each(|n| times.observe(Some(&format!("model {n}")), true, seconds(1)));
+        assert_eq!(times.seen().kinds.len(), MAX_KINDS);
+    }
+
+    #[test]
+    fn those_whose_clients_wait_are_told_apart_once_there_are_enough() {
+        let times = ServiceTime::default();
+        (0..10).for_each(|_| times.observe(None, false, seconds(40)));
+        assert_eq!(times.ninth_decile(None), Some(seconds(40)), "better than nothing");
+        (0..LEAST).for_each(|_| times.observe(None, true, seconds(8)));
+        assert_eq!(times.ninth_decile(None), Some(seconds(8)));
     }
 }
