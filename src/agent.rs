@@ -156,18 +156,18 @@ impl Agent {
         let again = assignment.useless.and_then(|attempt| attempt.report.raw_answer.as_ref()).map_or(0, String::len);
         let options: usize = request.options.iter().map(String::len).sum();
         let question = request.query.len() + request.context.as_ref().map_or(0, String::len) + options;
-        let model = request.model.as_deref().unwrap_or_else(|| self.models.pick()).to_owned();
-        let tokens = match self.compose(assignment).ok().filter(|_| self.config.count_tokens) {
-            Some((call, _)) => match self.claude.count_tokens(&call).await {
-                Ok(tokens) => Some(tokens),
-                Err(error) => {
-                    debug!(error = %error.message, "the input could not be counted and is estimated");
-                    None
-                }
-            },
-            None => None,
-        };
+        let tokens = if self.config.count_tokens { self.count(assignment).await } else { None };
+        let model = self.model_for(request).to_owned();
         InputSize { model, bytes: question + again + analysis::schema_text().get().len(), tokens }
+    }
+
+    /// The input tokens of the assignment's call, as Claude counts them.
+    async fn count(&self, assignment: Assignment<'_>) -> Option<u64> {
+        let (call, _) = self.compose(assignment).ok()?;
+        let counted = self.claude.count_tokens(&call).await;
+        counted
+            .inspect_err(|error| debug!(error = %error.message, "the input could not be counted and is estimated"))
+            .ok()
     }
 
     /// What a call with so many bytes of text costs at most; of whichever model it will be, if none is named.
@@ -207,7 +207,7 @@ impl Agent {
             None => (prompt.user, None),
         };
         let call = MessageRequest {
-            model: request.model.as_deref().unwrap_or_else(|| self.models.pick()).to_owned(),
+            model: self.model_for(request).to_owned(),
             max_tokens: self.config.max_tokens,
             system: prompt.system,
             prompt: question,
@@ -231,7 +231,7 @@ impl Agent {
         let (call, prompt) = match self.compose(assignment) {
             Ok(composed) => composed,
             Err(error) => {
-                report.model = Some(request.model.as_deref().unwrap_or_else(|| self.models.pick()).to_owned());
+                report.model = Some(self.model_for(request).to_owned());
                 report.prompt_version.clone_from(&request.prompt_version);
                 let code = match error {
                     PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
@@ -265,6 +265,11 @@ impl Agent {
                 failed(report, verdict, code_of(error.kind), error.message)
             }
         }
+    }
+
+    /// The model that is asked: the job's own, or the service's of the moment.
+    fn model_for<'a>(&'a self, request: &'a JobRequest) -> &'a str {
+        request.model.as_deref().unwrap_or_else(|| self.models.pick())
     }
 
     /// How hard Claude thinks.

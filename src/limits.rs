@@ -6,7 +6,8 @@
 //!
 //! A [`Permit`] is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
 //! first and claims afterwards. Tokens are taken by what a call usually needs, then by the length of its text once it is
-//! known which call it is, and settled with what it did need. The limits that the upstream tells in its answers count where they are lower than the settings.
+//! known which call it is, and settled with what it did need. The limits that the upstream tells in its answers count
+//! where they are lower than the settings.
 //!
 //! The gate closes when the upstream says that every call would fail alike: at a rate limit until its Retry-After. Where
 //! only a person can mend the cause, as with a refused key, it is *held*: every [`HOLD`] one call at a time finds out

@@ -855,8 +855,8 @@ impl Queue {
         let by_share = (ahead.unwaited + 1) * share - 1;
         let place = if job.waited_for || waited_for == 0 { before } else { before.min(by_share) };
         let since = Instant::now().checked_sub(now.since(job.created_at)).unwrap_or_else(Instant::now);
-        let rush = self.0.order.rush_before(job.caller, since, self.0.policy.workers);
-        let rush = rush.filter(|_| self.0.policy.deadlines_first);
+        let Policy { deadlines_first, workers, .. } = self.0.policy;
+        let rush = if deadlines_first { self.0.order.rush_before(job.caller, since, workers) } else { None };
         let claims = match rush {
             None => place,
             // As long as more clients wait than can be answered, the others move by their shares alone, ...
