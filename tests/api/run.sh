@@ -16,17 +16,22 @@ say "Installing schemathesis and a generator of clients"
 
 folder=$(mktemp -d)
 service=
-trap '[ -z "$service" ] || kill "$service"; rm -rf "$folder"' EXIT
+# A failure is told with the end of what the service said: it may have been its own.
+trap 'status=$?
+    [ $status = 0 ] || tail -n 100 "$folder"/*.log >&2
+    [ -z "$service" ] || kill "$service" || true
+    rm -rf "$folder"' EXIT
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 base=http://127.0.0.1:$port
 
-# In an empty environment, where no key and no setting of this machine leads elsewhere.
+# In an empty environment, where no key and no setting of this machine leads elsewhere. The demo has failed, and ends, if
+# its own question is cancelled or deleted, as anything may be here: so its memo is waited for.
 start() {
     env -i PATH="$PATH" HOST=127.0.0.1 PORT="$port" DATA_DIR="$folder/$1" PROMPTS_DIR="$PWD/prompts" \
         ADMIN_TOKEN="$ADMIN_TOKEN" MIN_FREE_DISK_MB=0 "$binary" demo > "$folder/$1.log" 2>&1 &
     service=$!
     for _ in $(seq 600); do
-        curl -sf -o "$folder/health" "$base/health" && return
+        grep -q "The service goes on" "$folder/$1.log" && return
         sleep 0.1
     done
     cat "$folder/$1.log" >&2
