@@ -9,6 +9,10 @@
 //! known which call it is, and settled with what it did need. The limits that the upstream tells in its answers count
 //! where they are lower than the settings.
 //!
+//! Where a claim takes long beside a call, a few permits may be had while all calls that may be under way are
+//! ([`Limits::claim_ahead`]): their jobs are claimed by the time that one of these ends, and their calls wait for that
+//! ([`Permit::turn`]).
+//!
 //! The gate closes when the upstream says that every call would fail alike: at a rate limit until its Retry-After. Where
 //! only a person can mend the cause, as with a refused key, it is *held*: every [`HOLD`] one call at a time finds out
 //! whether it is mended, until one is answered.
@@ -17,14 +21,17 @@ mod bucket;
 pub mod budget;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 use utoipa::ToSchema;
 
 use self::{
@@ -115,6 +122,10 @@ struct State {
     gate: Option<Closed>,
     /// Permits given and not yet dropped.
     under_way: usize,
+    /// Those of them whose calls wait for another to end, the first first.
+    ahead: VecDeque<oneshot::Sender<()>>,
+    /// Most of these.
+    most_ahead: usize,
     /// Most calls under way; as many as there are workers, unless Claude is overloaded.
     allowed: f64,
     workers: usize,
@@ -148,6 +159,8 @@ pub struct Closed {
 pub struct Permit {
     limits: Limits,
     taken: Tokens,
+    /// Tells when the call may be made, if not yet.
+    turn: Option<oneshot::Receiver<()>>,
     /// None: not used.
     used: Option<Tokens>,
     /// The call's model and its input in bytes, once they are known.
@@ -174,7 +187,17 @@ pub enum Room {
     NoPrice,
 }
 
-/// One that waits for a permit; no more when dropped.
+/// Why there is no permit, and so what to wait for.
+enum Refusal {
+    /// A limit, until then.
+    For(Duration),
+    /// A limit that only a change can lift.
+    UntilChanged,
+    /// Every worker has one.
+    AllBusy,
+}
+
+/// One that a limit keeps from a permit; no more when dropped.
 struct Waiting<'a>(&'a Inner);
 
 impl Limits {
@@ -188,6 +211,8 @@ impl Limits {
             state: Mutex::new(State {
                 gate: None,
                 under_way: 0,
+                ahead: VecDeque::new(),
+                most_ahead: 0,
                 allowed: workers as f64,
                 workers,
                 backed_off_at: None,
@@ -210,7 +235,13 @@ impl Limits {
             changed.as_mut().enable();
             let wait = match self.take() {
                 Ok(permit) => return permit,
-                Err(wait) => wait,
+                Err(Refusal::For(wait)) => Some(wait),
+                Err(Refusal::UntilChanged) => None,
+                Err(Refusal::AllBusy) => {
+                    waiting = None;
+                    changed.await;
+                    continue;
+                }
             };
             waiting.get_or_insert_with(|| Waiting::new(&self.0));
             tokio::select! {
@@ -230,43 +261,65 @@ impl Limits {
         self.take().ok()
     }
 
-    /// A permit, or how long to wait before another try; forever, if only a change can help.
-    fn take(&self) -> Result<Permit, Option<Duration>> {
+    /// A permit, or why there is none.
+    fn take(&self) -> Result<Permit, Refusal> {
         let inner = &self.0;
         let mut state = inner.state();
-        let mut most = state.allowed.floor();
         if let Some(closed) = state.gate() {
             let wait = closed.until.saturating_duration_since(Instant::now());
             if !wait.is_zero() {
-                return Err(Some(wait));
+                return Err(Refusal::For(wait));
             }
-            most = 1.0;
         }
-        if state.under_way as f64 >= most {
-            return Err(None);
+        // Those that wait for their turn come first.
+        let is_ahead = !state.has_turn() || !state.ahead.is_empty();
+        if is_ahead {
+            if state.gate.is_some() || state.allowed < state.workers as f64 {
+                return Err(Refusal::UntilChanged);
+            }
+            if state.ahead.len() >= state.most_ahead {
+                return Err(Refusal::AllBusy);
+            }
         }
         if !state.told && state.under_way >= FIRST_CALLS {
-            return Err(None);
+            return Err(Refusal::UntilChanged);
         }
         let kept = match &inner.budget {
             None => None,
-            Some(budget) => Some(budget.reserve().ok_or(Some(BUDGET_POLL))?),
+            Some(budget) => Some(budget.reserve().ok_or(Refusal::For(BUDGET_POLL))?),
         };
         let taken = Tokens { input: whole(state.usual_input), output: whole(state.usual_output) };
-        inner.requests.take(1).map_err(Some)?;
+        inner.requests.take(1).map_err(Refusal::For)?;
         if let Err(wait) = inner.input_tokens.take(taken.input) {
             inner.requests.settle(1, 0);
-            return Err(Some(wait));
+            return Err(Refusal::For(wait));
         }
         if let Err(wait) = inner.output_tokens.take(taken.output) {
             inner.requests.settle(1, 0);
             inner.input_tokens.settle(taken.input, 0);
-            return Err(Some(wait));
+            return Err(Refusal::For(wait));
         }
         state.under_way += 1;
+        let turn = is_ahead.then(|| {
+            let (give, turn) = oneshot::channel();
+            state.ahead.push_back(give);
+            turn
+        });
         drop(state);
         let kept = kept.map(|reservation| Kept { limits: self.clone(), reservation: Some(reservation) });
-        Ok(Permit { limits: self.clone(), taken, used: None, input: None, kept })
+        Ok(Permit { limits: self.clone(), taken, turn, used: None, input: None, kept })
+    }
+
+    /// Up to so many permits may be had while as many calls are under way as may be. Not while Claude is overloaded, nor
+    /// before a gate that is closed.
+    pub fn claim_ahead(&self, most: usize) {
+        let mut state = self.0.state();
+        let is_more = most > state.most_ahead;
+        state.most_ahead = most;
+        drop(state);
+        if is_more {
+            self.0.changed.notify_one();
+        }
     }
 
     /// The limits that count: the settings, or what the upstream told where that is less.
@@ -327,6 +380,7 @@ impl Limits {
         let most = state.workers as f64;
         if state.allowed < most {
             state.allowed = (state.allowed + 1.0 / state.allowed).min(most);
+            state.give_turns();
             drop(state);
             self.0.changed.notify_one();
         }
@@ -355,7 +409,7 @@ impl Limits {
         calls.min(by_input).min(by_output) / 60.0
     }
 
-    /// True while somebody who wants to call waits for leave.
+    /// True while a limit keeps somebody who wants to call from it.
     pub fn is_exhausted(&self) -> bool {
         self.0.state().waiting > 0
     }
@@ -369,6 +423,7 @@ impl Limits {
             Some(closed) if closed.is_held => closed.until = until,
             _ => state.gate = Some(Closed { until, is_held: false, reason, detail: detail.to_owned() }),
         }
+        state.ahead.clear();
         drop(state);
         self.0.changed.notify_waiters();
     }
@@ -379,6 +434,7 @@ impl Limits {
         let mut state = self.0.state();
         let is_news = !state.gate.as_ref().is_some_and(|closed| closed.is_held && closed.reason == reason);
         state.gate = Some(Closed { until, is_held: true, reason, detail: detail.to_owned() });
+        state.ahead.clear();
         drop(state);
         self.0.changed.notify_waiters();
         is_news
@@ -427,9 +483,32 @@ impl State {
         }
         self.gate.clone()
     }
+
+    /// Whether one more call may be under way: before a gate, which lets single calls find out, only a first.
+    fn has_turn(&self) -> bool {
+        let most = if self.gate.is_some() { 1.0 } else { self.allowed.floor() };
+        ((self.under_way - self.ahead.len()) as f64) < most
+    }
+
+    /// Lets those ahead make their calls, as far as calls may be under way.
+    fn give_turns(&mut self) {
+        // Whoever has given up has dropped, or is about to drop, its permit.
+        self.ahead.retain(|turn| !turn.is_closed());
+        while !self.ahead.is_empty() && self.has_turn() {
+            self.ahead.pop_front().map(|turn| turn.send(()));
+        }
+    }
 }
 
 impl Permit {
+    /// Waits until the call may be made. False: the gate has closed meanwhile, and it must not.
+    pub async fn turn(&mut self) -> bool {
+        match self.turn.take() {
+            Some(turn) => turn.await.is_ok(),
+            None => true,
+        }
+    }
+
     /// Keeps the call's part of the daily budget, now that it is known which call it is; `need` is what it needs at most.
     pub fn make_room(&mut self, need: impl FnOnce() -> Need) -> Room {
         let Some(reservation) = self.kept.as_mut().and_then(|kept| kept.reservation.as_mut()) else { return Room::Yes };
@@ -483,13 +562,17 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let inner = &self.limits.0;
+        drop(self.turn.take());
         let used = self.used.unwrap_or_default();
         if self.used.is_none() {
             inner.requests.settle(1, 0);
         }
         inner.input_tokens.settle(self.taken.input, used.input);
         inner.output_tokens.settle(self.taken.output, used.output);
-        inner.state().under_way -= 1;
+        let mut state = inner.state();
+        state.under_way -= 1;
+        state.give_turns();
+        drop(state);
         inner.changed.notify_one();
     }
 }
@@ -524,6 +607,10 @@ fn whole(mean: f64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
     use super::*;
 
     fn limits(requests: u32, workers: usize) -> Limits {
@@ -671,15 +758,60 @@ mod tests {
     async fn a_freed_place_lets_the_next_one_in() {
         let limits = limits(1_000_000, 1);
         let held = limits.permit().await;
-        let next = tokio::spawn({
-            let limits = limits.clone();
-            async move { limits.permit().await }
-        });
-        while !limits.is_exhausted() {
-            tokio::task::yield_now().await;
-        }
+        let mut next = pin!(limits.permit());
+        assert!(poll!(&mut next).is_pending());
+        assert!(!limits.is_exhausted(), "no limit keeps it, only a worker");
         held.settle(None);
-        next.await.unwrap();
+        next.await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_claimed_ahead_is_made_when_another_ends_and_before_any_later_one() {
+        let limits = limits(1_000_000, 2);
+        let mut calls = take_all(&limits);
+        limits.claim_ahead(2);
+        let mut ahead = take_all(&limits);
+        assert_eq!((calls.len(), ahead.len()), (2, 2));
+        let mut second = ahead.pop().unwrap();
+        let mut first = ahead.pop().unwrap();
+        assert!(poll!(pin!(calls[0].turn())).is_ready(), "a call that may be made waits for nothing");
+        let mut turn = Box::pin(first.turn());
+        assert!(poll!(&mut turn).is_pending());
+        calls.pop().unwrap().settle(None);
+        assert!(turn.await);
+        let late = limits.try_permit().expect("there is a place ahead again");
+        drop(first);
+        assert!(second.turn().await, "and not the one that came later");
+        drop((second, calls));
+        assert!(limits.try_permit().is_some_and(|permit| permit.turn.is_none()));
+        drop(late);
+        assert_eq!(limits.0.state().under_way, 0);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_a_place_ahead_keeps_nobody_from_a_turn() {
+        let limits = limits(1_000_000, 1);
+        let call = limits.try_permit().unwrap();
+        limits.claim_ahead(2);
+        let (mut gone, mut next) = (limits.try_permit().unwrap(), limits.try_permit().unwrap());
+        assert!(poll!(pin!(gone.turn())).is_pending());
+        drop(gone);
+        call.settle(None);
+        assert!(next.turn().await);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_claimed_ahead_of_a_closed_gate_or_an_overload_and_what_was_is_given_back() {
+        let limits = limits(1_000_000, 2);
+        limits.claim_ahead(1);
+        let mut calls = take_all(&limits);
+        let mut ahead = calls.pop().unwrap();
+        limits.close_gate(Duration::from_secs(20), "rate_limited", "slow down");
+        assert!(!ahead.turn().await);
+        let overloaded = super::tests::limits(1_000_000, 2);
+        overloaded.claim_ahead(1);
+        overloaded.overloaded();
+        assert_eq!(take_all(&overloaded).len(), 1);
     }
 
     #[tokio::test]

@@ -349,3 +349,62 @@ impl Metrics {
 pub fn kind(kind: &'static str) -> KindLabel {
     KindLabel { kind }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+
+    /// Metrics of which each has a series, as those without any are not shown.
+    fn with_series() -> Metrics {
+        let metrics = Metrics::new();
+        let http = HttpLabels { method: "GET".to_owned(), route: "none".to_owned(), status: 404 };
+        drop(metrics.http_requests.get_or_create(&http));
+        drop(metrics.auth_refused.get_or_create(&ReasonLabel { reason: "missing" }));
+        for family in [
+            &metrics.waits,
+            &metrics.jobs_finished,
+            &metrics.attempts,
+            &metrics.attempt_errors,
+            &metrics.tokens,
+            &metrics.webhooks,
+        ] {
+            drop(family.get_or_create(&kind("any")));
+        }
+        for family in [&metrics.jobs, &metrics.limits_per_minute, &metrics.held, &metrics.tokens_today] {
+            drop(family.get_or_create(&kind("any")));
+        }
+        drop(metrics.cost_today.get_or_create(&kind("any")));
+        metrics
+    }
+
+    /// The labels of a series, but for the one that every histogram has.
+    fn labels(series: &str) -> Vec<&str> {
+        let labels = series.split_once('{').map_or("", |(_, labels)| labels);
+        let names = labels.split("\",").filter_map(|label| label.split_once('=')).map(|(name, _)| name);
+        names.filter(|name| *name != "le").collect()
+    }
+
+    #[test]
+    fn the_page_of_metrics_is_made_from_them() {
+        let text = with_series().render();
+        let mut expected = String::new();
+        for help in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+            let (name, meaning) = help.split_once(' ').unwrap();
+            let form = text.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} "))).unwrap();
+            let suffix = if form == "counter" { "_total" } else { "" };
+            let of_it = |line: &&str| {
+                let rest = line.strip_prefix(name).map(|rest| rest.strip_prefix(suffix).unwrap_or(rest));
+                rest.is_some_and(|rest| rest.starts_with(['{', ' ']) || rest.starts_with("_bucket"))
+            };
+            let series = text.lines().find(of_it).unwrap();
+            let labels = labels(series).join("`, `");
+            let labels = if labels.is_empty() { labels } else { format!("`{labels}`") };
+            writeln!(expected, "| `{name}{suffix}` | {form} | {labels} | {} |", meaning.trim_end_matches('.')).unwrap();
+        }
+        let page = include_str!("../docs/metrics.md");
+        let (_, table) = page.split_once("|---|---|---|---|\n").expect("a table");
+        assert_eq!(table, expected, "expected:\n{expected}");
+    }
+}

@@ -1,8 +1,12 @@
 //! The pool of workers. Each: wait for a job → permit → claim → attempt → settle.
 //!
+//! - `pace`: how many jobs are claimed before a call ends, where a claim takes long beside a call
+//!
 //! While an attempt runs, its worker extends the lease; a lost lease, a cancelled job and the time limit stop the
 //! attempt at once. A panic fails the attempt, not the worker. On shutdown a worker claims no more and finishes what
 //! it has; whoever runs the pool decides how long it may.
+
+mod pace;
 
 use std::{
     panic::AssertUnwindSafe,
@@ -11,10 +15,11 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
+use self::pace::Pace;
 use crate::{
     agent::{Agent, Assignment, InputSize, Verdict},
     clock::Timestamp,
@@ -85,15 +90,26 @@ pub struct Worker<A = Agent> {
     pub closing: CancellationToken,
 }
 
+/// Whether the call of a claimed job may be made.
+enum Turn {
+    Call,
+    /// It may not, and here is why.
+    GiveBack(FailureCode, &'static str),
+    /// It is not ours any more.
+    Lost,
+}
+
 impl<A: Analyst> Worker<A> {
-    /// Starts `count` workers, which `tracker` follows to their end.
+    /// Starts workers for `count` calls at once, which `tracker` follows to their end. They are twice as many, so that
+    /// claims and settlements go on beside the calls; the limits see to it that the calls are not more.
     pub fn start_pool(&self, count: usize, tracker: &TaskTracker) {
-        for _ in 0..count {
-            tracker.spawn(self.clone().run());
+        let pace = Arc::new(Pace::new(count));
+        for _ in 0..2 * count {
+            tracker.spawn(self.clone().run(Arc::clone(&pace)));
         }
     }
 
-    async fn run(self) {
+    async fn run(self, pace: Arc<Pace>) {
         // Where a permit is left that was taken in this worker's absence, when it was handed a job.
         let taken: Arc<Mutex<Option<limits::Permit>>> = Arc::default();
         let permit: Permit = {
@@ -109,7 +125,7 @@ impl<A: Analyst> Worker<A> {
             let taken = lock(&taken).take();
             let intent = match next {
                 Next::Claimed(claim) => {
-                    self.attempt(&claim, taken).await;
+                    self.attempt(&claim, taken, &pace).await;
                     continue;
                 }
                 Next::Ready(intent) => intent,
@@ -122,9 +138,13 @@ impl<A: Analyst> Worker<A> {
                     None => break,
                 },
             };
+            let begun = Instant::now();
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
             match self.queue.claim(intent).await {
-                Ok(Some(claim)) => self.attempt(&claim, Some(permit)).await,
+                Ok(Some(claim)) => {
+                    self.limits.claim_ahead(pace.claimed(begun.elapsed()));
+                    self.attempt(&claim, Some(permit), &pace).await;
+                }
                 Ok(None) => {}
                 Err(error) => {
                     debug!(%error, "nothing can be claimed");
@@ -134,20 +154,48 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Makes the attempt, or gives it back if the service is stopping.
-    async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>) {
-        if self.closing.is_cancelled() {
-            let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-            self.queue.settle(&claim.job, &Settlement::given_back(FailureCode::Shutdown), report).await;
-        } else if let Some((settlement, report)) = permit.as_mut().and_then(|permit| self.unaffordable(claim, permit)) {
-            // Given back first: whoever gets it next is to find the job in the queue.
-            self.queue.settle(&claim.job, &settlement, report).await;
-        } else {
-            // Until the ledger has what the call cost.
-            let _kept = permit.as_mut().and_then(limits::Permit::keep);
-            self.work(claim, permit).await;
+    /// Makes the attempt once it is its turn, or gives it back.
+    async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>, pace: &Pace) {
+        match self.turn(claim, permit.as_mut()).await {
+            Turn::Call => {
+                if let Some((settlement, report)) = permit.as_mut().and_then(|permit| self.unaffordable(claim, permit))
+                {
+                    // Given back first: whoever gets it next is to find the job in the queue.
+                    self.queue.settle(&claim.job, &settlement, report).await;
+                } else {
+                    // Until the ledger has what the call cost.
+                    let _kept = permit.as_mut().and_then(limits::Permit::keep);
+                    self.work(claim, permit, pace).await;
+                }
+            }
+            Turn::GiveBack(code, why) => {
+                self.queue
+                    .settle(&claim.job, &Settlement::given_back(code), failure_report(code, why.to_owned()))
+                    .await;
+            }
+            Turn::Lost => info!(job.id = %claim.job.id, "not called for: the job is no longer ours"),
         }
         self.queue.end(&claim.job);
+    }
+
+    /// Waits until the call of a job that was claimed ahead may be made.
+    async fn turn(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Turn {
+        let granted = async {
+            match permit {
+                Some(permit) => permit.turn().await,
+                None => true,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => Turn::GiveBack(FailureCode::Shutdown, "the service stopped before the call"),
+            granted = granted => match granted {
+                true => Turn::Call,
+                false => Turn::GiveBack(FailureCode::RateLimited, "Claude turned others away before the call"),
+            },
+            () = claim.lost.cancelled() => Turn::Lost,
+            () = self.heartbeat(claim) => Turn::Lost,
+        }
     }
 
     /// Why the call can't be made within the daily budget, if so.
@@ -173,16 +221,16 @@ impl<A: Analyst> Worker<A> {
     }
 
     /// One attempt from claim to settle, as a step of its question's trace.
-    async fn work(&self, claim: &Claim, permit: Option<limits::Permit>) {
+    async fn work(&self, claim: &Claim, permit: Option<limits::Permit>, pace: &Pace) {
         let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
         span.note("job.id", claim.job.id.to_string());
         span.note("job.attempt", i64::from(claim.job.attempt));
-        span.scope(self.ask(claim, permit, &span)).await;
+        span.scope(self.ask(claim, permit, &span, pace)).await;
     }
 
-    async fn ask(&self, claim: &Claim, mut permit: Option<limits::Permit>, span: &Span) {
+    async fn ask(&self, claim: &Claim, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
         let Claim { job, lost, draft, .. } = claim;
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let started_at = self.queue.now();
         let call = span.client(|| "chat".to_owned());
         let is_probe = self.limits.gate().is_some_and(|closed| closed.is_held);
@@ -233,6 +281,7 @@ impl<A: Analyst> Worker<A> {
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
             }
         };
+        pace.called(started.elapsed());
         tell(call, &report);
         settle_permit(permit, Some(&report));
         self.log(claim, &report, started.elapsed(), is_probe);
@@ -240,7 +289,7 @@ impl<A: Analyst> Worker<A> {
     }
 
     /// What an attempt saw of the account and of Claude's load.
-    fn heed(&self, report: &AttemptReport, started: tokio::time::Instant) {
+    fn heed(&self, report: &AttemptReport, started: Instant) {
         let was_answered = report.error.is_none() || report.http_status == Some(200);
         if was_answered && self.limits.mended() {
             info!("Claude answers again: the queue goes on");

@@ -35,6 +35,10 @@ has npm || packages+=(npm)
 has promtool || packages+=(prometheus)
 # The pages are held to what a person in a real browser meets.
 has chromium && has chromedriver || packages+=(chromium chromium-driver)
+# The image is built and run by a real engine, on a base that is made here if none can be pulled.
+has dockerd || docker info >/dev/null 2>&1 || packages+=(docker.io iptables iproute2)
+docker compose version >/dev/null 2>&1 || has docker-compose || packages+=(docker-compose)
+has debootstrap || packages+=(debootstrap)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 has cargo || has curl || packages+=(curl ca-certificates)
@@ -63,4 +67,5 @@ cargo test --locked
 bash tests/api/run.sh
 bash tests/deploy/run.sh
 bash tests/browser/run.sh
+bash tests/docker/run.sh
 say "All passed"

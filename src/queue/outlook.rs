@@ -126,8 +126,8 @@ fn until_its_call(figures: Figures, allowance: Allowance) -> Duration {
 fn until_a_worker_is_free(figures: Figures, allowance: Allowance) -> Duration {
     let Figures { ahead, running, workers, service_time, .. } = figures;
     let workers = workers.min(allowance.calls_at_once);
-    let idle = workers.saturating_sub(running);
-    let turns = (ahead + 1).saturating_sub(idle);
+    // More than there are workers, where jobs are claimed ahead.
+    let turns = (ahead + 1 + running).saturating_sub(workers);
     service_time.mul_f64(turns as f64 / workers.max(1) as f64)
 }
 

@@ -52,12 +52,13 @@ fn success() -> (Verdict, AttemptReport) {
     (Verdict::Succeeded, AttemptReport { result, ..AttemptReport::default() })
 }
 
-/// One worker at work, and all that it works with.
+/// A pool for one call at once, and all that it works with.
 struct Shop {
     _folder: tempfile::TempDir,
     clock: Clock,
     store: Arc<FaultStore<SledStore>>,
     queue: Queue,
+    limits: Limits,
     metrics: Metrics,
     closing: CancellationToken,
     tracker: TaskTracker,
@@ -76,13 +77,12 @@ impl Shop {
         let closing = CancellationToken::new();
         let shared = Arc::clone(&store) as Arc<dyn JobStore>;
         let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
+        let most = NonZeroU32::MAX;
+        let per_minute = PerMinute { requests: most, input_tokens: most, output_tokens: most };
+        let limits = Limits::new(per_minute, 1, None);
         let worker = Worker {
             queue: queue.clone(),
-            limits: Limits::new(
-                PerMinute { requests: NonZeroU32::MAX, input_tokens: NonZeroU32::MAX, output_tokens: NonZeroU32::MAX },
-                1,
-                None,
-            ),
+            limits: limits.clone(),
             agent: Scripted { script: Arc::new(script) },
             attempt_timeout: PATIENCE,
             metrics: metrics.clone(),
@@ -90,7 +90,7 @@ impl Shop {
         };
         let tracker = TaskTracker::new();
         worker.start_pool(1, &tracker);
-        Shop { _folder: folder, clock, store, queue, metrics, closing, tracker }
+        Shop { _folder: folder, clock, store, queue, limits, metrics, closing, tracker }
     }
 
     async fn ask(&self, query: &str) -> JobId {
@@ -290,4 +290,60 @@ async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
     assert_eq!((record.job.status(shop.queue.now()), record.job.releases), (JobStatus::Queued, 1));
     assert_eq!(record.attempts[0].outcome, AttemptOutcome::Released);
     assert_eq!(*calls.lock().unwrap(), 0);
+}
+
+/// A shop where a call is under way and the job behind it is claimed already, in this order.
+async fn claimed_ahead() -> (Shop, mpsc::UnboundedReceiver<&'static str>, JobId, JobId) {
+    let (shop, mut told) = endless();
+    let called = shop.ask("endless").await;
+    assert_eq!(next(&mut told).await, "started");
+    shop.limits.claim_ahead(1);
+    let ahead = shop.ask("endless").await;
+    shop.until(ahead, Job::is_running).await;
+    (shop, told, called, ahead)
+}
+
+#[tokio::test]
+async fn a_job_that_was_claimed_ahead_is_called_for_when_another_call_ends_and_keeps_its_lease_until_then() {
+    let (shop, mut told, called, ahead) = claimed_ahead().await;
+    for _ in 0..3 {
+        shop.clock.advance(LEASE * 9 / 10);
+        let now = shop.queue.now();
+        shop.until(ahead, |job| lease_until(job) == now.plus(LEASE)).await;
+    }
+    assert!(told.try_recv().is_err(), "one call at a time");
+    shop.queue.cancel(called).await.unwrap();
+    assert_eq!([next(&mut told).await, next(&mut told).await], ["stopped", "started"]);
+    shop.queue.cancel(ahead).await.unwrap();
+    assert_eq!(next(&mut told).await, "stopped");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_the_gate_closes_or_the_service_stops() {
+    for stops in [false, true] {
+        let (shop, mut told, called, ahead) = claimed_ahead().await;
+        match stops {
+            true => shop.closing.cancel(),
+            false => shop.limits.close_gate(PATIENCE, "rate_limited", "slow down"),
+        }
+        let job = shop.until(ahead, |job| !job.is_running()).await;
+        assert_eq!((job.status(shop.queue.now()), job.releases), (JobStatus::Queued, 1));
+        shop.queue.cancel(called).await.unwrap();
+        assert_eq!(next(&mut told).await, "stopped");
+        assert!(told.try_recv().is_err(), "it was never called for");
+        shop.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_was_claimed_ahead_can_be_cancelled() {
+    let (shop, mut told, called, ahead) = claimed_ahead().await;
+    shop.queue.cancel(ahead).await.unwrap();
+    shop.queue.cancel(called).await.unwrap();
+    assert_eq!(next(&mut told).await, "stopped");
+    let done = shop.ended(shop.ask("another").await).await;
+    assert_eq!(done.job.state, JobState::Succeeded);
+    assert!(told.try_recv().is_err(), "it was never called for");
+    shop.close().await;
 }

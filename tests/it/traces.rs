@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::harness::{Setup, send, simulator};
@@ -117,6 +117,29 @@ async fn a_trace_goes_on_to_the_callback_url_and_is_named_in_the_log() {
         let named = format!(" trace_id={TRACE} span_id={}", hex(&spans[span].span_id));
         let line = said.lines().find(|line| line.contains(words)).unwrap();
         assert!(line.ends_with(&named), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_trace_is_named_in_lines_of_json() {
+    let (endpoint, _received) = receiver().await;
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url())
+        .with("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+        .with("LOG_FORMAT", "json")
+        .start();
+    let request = service
+        .request(Method::POST, "/api/v1/analyze")
+        .header("traceparent", format!("00-{TRACE}-{CLIENT}-01"))
+        .json(&json!({"query": "Should we read it by machine?", "wait": true}));
+    assert_eq!(send(request).await.status, 200);
+    service.until_said("request answered");
+    let said = service.kill();
+    for words in ["request answered", "job finished"] {
+        let line = said.lines().find(|line| line.contains(words)).unwrap();
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["trace_id"], TRACE, "{line}");
+        assert_eq!(line["span_id"].as_str().unwrap().len(), 16, "{line}");
     }
 }
 
