@@ -168,7 +168,6 @@ async fn waiters() {
     const WATCHED: Duration = Duration::from_secs(10);
     let (_claude, service, ids) = filled(WAITERS, QUERY_BYTES).await;
     let process = service.process();
-    let mut connection = Connection::open(&service.address).await.unwrap();
     for (what, query) in [("long polls", "?wait=30"), ("followers", "/events")] {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let (before, ticks) = (process.resident_mb(), process.cpu_ticks());
@@ -180,6 +179,7 @@ async fn waiters() {
             waiter.send(&get(&format!("/api/v1/jobs/{id}{query}"))).await;
             waiting.push(waiter);
         }
+        let mut connection = Connection::open(&service.address).await.unwrap();
         loop {
             let (_, metrics) = connection.ask(&get("/metrics")).await;
             if String::from_utf8(metrics).unwrap().contains(&format!("\nceoagent_waiters {WAITERS}\n")) {
