@@ -137,7 +137,7 @@ struct State {
     usual_output: f64,
     /// Running means of a model's input tokens by the byte.
     input_per_byte: HashMap<String, f64>,
-    /// How many wait for a permit.
+    /// How many a limit keeps from a permit.
     waiting: usize,
 }
 
@@ -193,7 +193,7 @@ enum Refusal {
     For(Duration),
     /// A limit that only a change can lift.
     UntilChanged,
-    /// Every worker has one.
+    /// As many calls are under way, and as many jobs claimed ahead, as may be.
     AllBusy,
 }
 
@@ -318,7 +318,7 @@ impl Limits {
         state.most_ahead = most;
         drop(state);
         if is_more {
-            self.0.changed.notify_one();
+            self.0.changed.notify_waiters();
         }
     }
 
@@ -370,6 +370,7 @@ impl Limits {
         if state.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
             state.backed_off_at = Some(now);
             state.allowed = (state.allowed * BACKOFF).max(1.0);
+            state.ahead.clear();
         }
     }
 
@@ -501,7 +502,12 @@ impl State {
 }
 
 impl Permit {
-    /// Waits until the call may be made. False: the gate has closed meanwhile, and it must not.
+    /// Whether the call has to wait for another to end.
+    pub fn waits(&self) -> bool {
+        self.turn.is_some()
+    }
+
+    /// Waits until the call may be made. False: Claude has turned others away meanwhile, and it must not.
     pub async fn turn(&mut self) -> bool {
         match self.turn.take() {
             Some(turn) => turn.await.is_ok(),
@@ -808,10 +814,14 @@ mod tests {
         let mut ahead = calls.pop().unwrap();
         limits.close_gate(Duration::from_secs(20), "rate_limited", "slow down");
         assert!(!ahead.turn().await);
-        let overloaded = super::tests::limits(1_000_000, 2);
-        overloaded.claim_ahead(1);
-        overloaded.overloaded();
-        assert_eq!(take_all(&overloaded).len(), 1);
+        let limits = limits_with(1_000_000, 1_000_000_000, 2);
+        limits.claim_ahead(1);
+        let mut calls = take_all(&limits);
+        let mut ahead = calls.pop().unwrap();
+        limits.overloaded();
+        assert!(!ahead.turn().await);
+        drop((ahead, calls));
+        assert_eq!(take_all(&limits).len(), 1);
     }
 
     #[tokio::test]

@@ -193,6 +193,14 @@ pub enum Next {
     Ready(Intent),
     /// Here is a job, claimed and permitted.
     Claimed(Box<Claim>),
+    /// A job was on its way here and was not accepted after all: give its permit back.
+    NotHanded,
+}
+
+impl Next {
+    fn handed(claim: Option<Claim>) -> Next {
+        claim.map_or(Next::NotHanded, |claim| Next::Claimed(Box::new(claim)))
+    }
 }
 
 /// Why the queue could not do as asked.
@@ -992,26 +1000,19 @@ impl Queue {
     /// Waits until there is a job for the calling worker; none once the service is shutting down. `permit` is asked where
     /// a job comes with its claim.
     pub async fn next(&self, permit: &Permit) -> Option<Next> {
-        loop {
-            let mut place = self.0.standby.enter(Arc::clone(permit));
-            let intent = tokio::select! {
-                biased;
-                handed = place.handed() => match handed {
-                    Some(claim) => return Some(Next::Claimed(Box::new(claim))),
-                    None => continue,
-                },
-                () = self.0.closing.cancelled() => None,
-                intent = self.0.work.intend(|| self.claimable()) => Some(intent),
-            };
-            if place.leave() {
-                return intent.map(Next::Ready);
-            }
-            drop(intent);
-            // A job is on its way here, claimed already: nobody else will take it.
-            if let Some(claim) = place.handed().await {
-                return Some(Next::Claimed(Box::new(claim)));
-            }
+        let mut place = self.0.standby.enter(Arc::clone(permit));
+        let intent = tokio::select! {
+            biased;
+            handed = place.handed() => return Some(Next::handed(handed)),
+            () = self.0.closing.cancelled() => None,
+            intent = self.0.work.intend(|| self.claimable()) => Some(intent),
+        };
+        if place.leave() {
+            return intent.map(Next::Ready);
         }
+        drop(intent);
+        // A job is on its way here, claimed already: nobody else will take it.
+        Some(Next::handed(place.handed().await))
     }
 
     /// Claims the first job for an attempt, if there still is one. The claim is on disk when this returns.

@@ -1,4 +1,4 @@
-//! The pool of workers. Each: wait for a job → permit → claim → attempt → settle.
+//! The pool of workers. Each: wait for a job → permit → claim → its turn to call → attempt → settle.
 //!
 //! - `pace`: how many jobs are claimed before a call ends, where a claim takes long beside a call
 //!
@@ -128,16 +128,11 @@ impl<A: Analyst> Worker<A> {
                     self.attempt(&claim, taken, &pace).await;
                     continue;
                 }
+                // Others need its permit, which is dropped here.
+                Next::NotHanded => continue,
                 Next::Ready(intent) => intent,
             };
-            // A permit may have been taken for a job that was not handed over after all.
-            let permit = match taken {
-                Some(permit) => permit,
-                None => match self.closing.run_until_cancelled(self.limits.permit()).await {
-                    Some(permit) => permit,
-                    None => break,
-                },
-            };
+            let Some(permit) = self.closing.run_until_cancelled(self.limits.permit()).await else { break };
             let begun = Instant::now();
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
             match self.queue.claim(intent).await {
@@ -147,6 +142,7 @@ impl<A: Analyst> Worker<A> {
                 }
                 Ok(None) => {}
                 Err(error) => {
+                    drop(permit);
                     debug!(%error, "nothing can be claimed");
                     tokio::time::sleep(CLAIM_RETRY).await;
                 }
@@ -180,6 +176,7 @@ impl<A: Analyst> Worker<A> {
 
     /// Waits until the call of a job that was claimed ahead may be made.
     async fn turn(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Turn {
+        let waited = permit.as_ref().is_some_and(|permit| permit.waits());
         let granted = async {
             match permit {
                 Some(permit) => permit.turn().await,
@@ -189,11 +186,18 @@ impl<A: Analyst> Worker<A> {
         tokio::select! {
             biased;
             () = self.closing.cancelled() => Turn::GiveBack(FailureCode::Shutdown, "the service stopped before the call"),
-            granted = granted => match granted {
-                true => Turn::Call,
-                false => Turn::GiveBack(FailureCode::RateLimited, "Claude turned others away before the call"),
-            },
             () = claim.lost.cancelled() => Turn::Lost,
+            granted = granted => {
+                if !granted {
+                    let reason = self.limits.gate().and_then(|closed| closed.reason.parse().ok());
+                    let code = reason.unwrap_or(FailureCode::Overloaded);
+                    Turn::GiveBack(code, "Claude turned others away before the call")
+                } else if waited && self.queue.paused().is_some() {
+                    Turn::GiveBack(FailureCode::Shutdown, "an operator paused the queue before the call")
+                } else {
+                    Turn::Call
+                }
+            }
             () = self.heartbeat(claim) => Turn::Lost,
         }
     }

@@ -37,11 +37,12 @@ has promtool || packages+=(prometheus)
 has chromium && has chromedriver || packages+=(chromium chromium-driver)
 # The image is built and run by a real engine, on a base that is made here if none can be pulled.
 has dockerd || docker info >/dev/null 2>&1 || packages+=(docker.io iptables iproute2)
+has git || packages+=(git)
+has curl || packages+=(curl ca-certificates)
 docker compose version >/dev/null 2>&1 || has docker-compose || packages+=(docker-compose)
 has debootstrap || packages+=(debootstrap)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-has cargo || has curl || packages+=(curl ca-certificates)
 [ ${#packages[@]} = 0 ] || install "${packages[@]}"
 
 if ! has cargo; then

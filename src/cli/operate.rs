@@ -76,7 +76,7 @@ fn told(stats: &Value, colours: bool) -> String {
     let seconds = stats["attempt_seconds"].as_f64().unwrap_or_default();
     line(
         "Workers",
-        format!("{} of {} busy, an attempt takes {seconds:.1} s", stats["running_attempts"], stats["workers"]),
+        format!("{}, {} attempts under way, of {seconds:.1} s each", stats["workers"], stats["running_attempts"]),
     );
     line("Waiting", format!("{} clients", stats["waiters"]));
     let ended = ["submitted", "succeeded", "failed", "cancelled"];

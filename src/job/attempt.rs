@@ -213,7 +213,7 @@ pub enum FailureCode {
     MalformedResponse,
     /// A fault of ours; the log has the details.
     Internal,
-    /// The service was stopped while the attempt was under way.
+    /// The service was stopped while the attempt was under way, or stopped or paused before its call.
     Shutdown,
     /// The answer's stream ended without its last event.
     StreamCut,

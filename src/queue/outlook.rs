@@ -51,7 +51,7 @@ pub struct Allowance {
     pub calls_per_second: f64,
     /// Calls at one time.
     pub calls_at_once: usize,
-    /// A worker has a job in view and waits for its permit.
+    /// A limit keeps a worker from the job that it has in view.
     pub is_exhausted: bool,
     /// What keeps every job from running, if something does.
     pub hold: Option<Hold>,
@@ -73,9 +73,9 @@ pub(super) struct Figures {
     pub(super) place: usize,
     /// Jobs that are likely to be claimed before it, with those to come.
     pub(super) ahead: usize,
-    /// Attempts under way.
+    /// Attempts under way, with those that were claimed ahead or are being settled.
     pub(super) running: usize,
-    /// Attempts that can be under way.
+    /// Calls that can be under way.
     pub(super) workers: usize,
     /// How long one lasts.
     pub(super) service_time: Duration,
@@ -126,7 +126,7 @@ fn until_its_call(figures: Figures, allowance: Allowance) -> Duration {
 fn until_a_worker_is_free(figures: Figures, allowance: Allowance) -> Duration {
     let Figures { ahead, running, workers, service_time, .. } = figures;
     let workers = workers.min(allowance.calls_at_once);
-    // More than there are workers, where jobs are claimed ahead.
+    // More may be under way than there are workers: where jobs are claimed ahead, and while others are being settled.
     let turns = (ahead + 1 + running).saturating_sub(workers);
     service_time.mul_f64(turns as f64 / workers.max(1) as f64)
 }
@@ -163,6 +163,7 @@ mod tests {
         assert_eq!(ready(0, 3, FREE), (Some(1), 10, WaitingFor::Worker), "a worker is free");
         assert_eq!(ready(0, 4, FREE), (Some(1), 12, WaitingFor::Worker), "one of four is free in 10 s / 4");
         assert_eq!(ready(39, 4, FREE), (Some(40), 110, WaitingFor::Worker));
+        assert_eq!(ready(0, 6, FREE).1, 17, "two that were claimed ahead go before it");
     }
 
     #[test]

@@ -715,6 +715,7 @@ impl World {
                 self.note_callers();
                 self.claimed(claim, pick);
             }
+            Poll::Ready(Some(Next::NotHanded)) => assert!(chosen && !answered, "it was accepted, or never chosen"),
             Poll::Ready(None) => panic!("nothing stops"),
             Poll::Pending => {
                 assert!(self.ready() == 0, "a job is ready, and the worker sleeps on");
@@ -1142,6 +1143,7 @@ async fn claimed(queue: &Queue) -> Claim {
     match queue.next(&(Arc::new(|| false) as Permit)).await.unwrap() {
         Next::Ready(intent) => queue.claim(intent).await.unwrap().unwrap(),
         Next::Claimed(claim) => *claim,
+        Next::NotHanded => panic!("without a permit nothing is handed over"),
     }
 }
 
@@ -1400,10 +1402,15 @@ async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_wor
     let [one, two] = workers;
     let (one, two) = futures_util::join!(one, two);
     let mut claims = Vec::new();
-    for next in [one.unwrap(), two.unwrap()] {
+    for mut next in [one.unwrap(), two.unwrap()] {
+        // One was chosen for a question that is asked already, and has its permit for another.
+        while let Next::NotHanded = next {
+            next = queue.next(&permit).await.unwrap();
+        }
         claims.push(match next {
             Next::Claimed(claim) => *claim,
             Next::Ready(intent) => queue.claim(intent).await.unwrap().unwrap(),
+            Next::NotHanded => unreachable!("asked again until it was another"),
         });
     }
     claims.sort_by_key(|claim| claim.job.id == other.id);

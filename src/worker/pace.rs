@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_claimed_ahead_on_a_quick_disk_or_by_a_single_worker() {
+    fn nothing_is_claimed_ahead_on_a_quick_disk_or_where_calls_seldom_end() {
         assert_eq!(ahead(64, 19, 2_000), 0);
         assert_eq!(ahead(1, 100, 1), 0, "short calls count as a second");
     }

@@ -18,8 +18,8 @@ folder=$(mktemp -d)
 service=
 # A failure is told with the end of what the service said: it may have been its own.
 trap 'status=$?
-    [ $status = 0 ] || tail -n 100 "$folder"/*.log >&2
-    [ -z "$service" ] || kill "$service" || true
+    [ $status = 0 ] || tail -n 100 "$folder"/*.log >&2 || true
+    [ -z "$service" ] || kill "$service" && wait "$service" || true
     rm -rf "$folder"' EXIT
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 base=http://127.0.0.1:$port

@@ -125,6 +125,7 @@ async fn claim(queue: &Queue, permit: &Permit) -> Claim {
                     return claim;
                 }
             }
+            Next::NotHanded => {}
         }
     }
 }

@@ -13,7 +13,8 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 base="$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)"
 source="$PWD"
 work="$(mktemp -d)"
-export PORT COMPOSE_PROJECT_NAME="ceoagent-test-$$"
+export PORT CEOAGENT_TAG="test-$$" COMPOSE_PROJECT_NAME="ceoagent-test-$$"
+image="ceoagent:$CEOAGENT_TAG"
 PORT="$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 
 compose() {
@@ -24,13 +25,17 @@ finish() {
     code=$?
     [ $code = 0 ] || (cd "$work/ceoagent" 2>/dev/null && compose -f docker-compose.yml -f tests/docker/simulated.yml logs) || true
     [ ! -d "$work/ceoagent" ] || (cd "$work/ceoagent" && compose down -v) || true
-    if [ -f "$work/engine.pid" ]; then
-        kill "$(cat "$work/engine.pid")" 2>/dev/null || true
-        tail --pid="$(cat "$work/engine.pid")" -f /dev/null 2>/dev/null || true
-        iptables-restore < "$work/iptables"
-        ip link delete "$DOCKER_BRIDGE" 2>/dev/null || true
+    docker rmi "$image" >/dev/null 2>&1 || true
+    if [ -f "$work/iptables" ]; then
+        [ $code = 0 ] || tail -n 50 "$work"/engine-*.log || true
+        if [ -f "$work/engine.pid" ]; then
+            kill "$(cat "$work/engine.pid")" 2>/dev/null || true
+            tail --pid="$(cat "$work/engine.pid")" -f /dev/null 2>/dev/null || true
+        fi
+        iptables-restore < "$work/iptables" || true
+        ip link delete docker0 2>/dev/null || true
     fi
-    rm -rf "$work"
+    rm -rf "$work" || true
 }
 trap finish EXIT
 
@@ -48,20 +53,19 @@ engine_answers() { docker info >/dev/null 2>&1; }
 # With the storage driver that is named.
 start_engine() {
     dockerd --host "$DOCKER_HOST" --data-root "$work/engine" --exec-root "$work/run" --pidfile "$work/engine.pid" \
-        --storage-driver "$1" >"$work/engine.log" 2>&1 &
+        --storage-driver "$1" >"$work/engine-$1.log" 2>&1 &
+    until_true "the engine's start, or its end," sh -c 'docker info >/dev/null 2>&1 || ! kill -0 '"$!"' 2>/dev/null'
 }
 
 if ! engine_answers; then
     say "Starting an engine"
-    export DOCKER_HOST="unix://$work/engine.sock" DOCKER_BRIDGE=docker0
+    [ "$(id -u)" = 0 ] || fail "an engine takes root; start one, or run this as root"
+    export DOCKER_HOST="unix://$work/engine.sock"
     iptables-save > "$work/iptables"
     start_engine overlay2
-    until_true "the engine's start, or its end," sh -c 'docker info >/dev/null 2>&1 || ! kill -0 '"$!"' 2>/dev/null'
-    if ! engine_answers; then
-        # Slower, and it takes much more of the disk, but it works on every file system.
-        start_engine vfs
-        until_true "the engine's start" engine_answers
-    fi
+    # Slower, and it takes much more of the disk, but it works on every file system.
+    engine_answers || start_engine vfs
+    engine_answers || fail "the engine did not start (in a container, that takes --privileged)"
 fi
 
 if ! docker image inspect "$base" >/dev/null 2>&1 && ! timeout 60 docker pull -q "$base"; then
@@ -77,7 +81,7 @@ if ! docker image inspect "$base" >/dev/null 2>&1 && ! timeout 60 docker pull -q
 fi
 
 say "A fresh clone, compose up"
-git clone -q --no-hardlinks "$source" "$work/ceoagent"
+git -c safe.directory="*" clone -q --no-hardlinks "$source" "$work/ceoagent"
 cd "$work/ceoagent"
 up() { compose -f docker-compose.yml -f tests/docker/simulated.yml up -d "$@"; }
 up --build
@@ -87,15 +91,15 @@ answers() { curl -fs -m 5 "$url/health" >/dev/null; }
 until_true "a healthy container" healthy
 
 say "The image: small, without a shell, without rights"
-bytes="$(docker image inspect -f '{{.Size}}' ceoagent:latest)"
+bytes="$(docker image inspect -f '{{.Size}}' "$image")"
 printf '%s bytes\n' "$bytes"
 [ "$bytes" -lt 40000000 ] || fail "the image is over 40 MB"
-docker run --rm --entrypoint /bin/sh ceoagent:latest -c true 2>/dev/null && fail "the image has a shell"
-[ "$(docker inspect -f '{{.Config.User}}' ceoagent:latest)" = 10001:10001 ] || fail "the image runs as root"
+docker run --rm --entrypoint /bin/sh "$image" -c true 2>/dev/null && fail "the image has a shell"
+[ "$(docker inspect -f '{{.Config.User}}' "$image")" = 10001:10001 ] || fail "the image runs as root"
 container="$(compose ps -q ceoagent)"
 [ "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$container")" = true ] || fail "the root is writable"
 [ "$(stat -c %u data/demo/admin-token)" = 10001 ] || fail "the data folder is not the service's"
-docker run --rm --read-only --tmpfs /app/data:uid=10001 ceoagent:latest demo --once | grep -q "simulated" \
+docker run --rm --read-only --tmpfs /app/data:uid=10001 "$image" demo --once | grep -q "simulated" \
     || fail "the demo does not run on a read-only root"
 
 ask() { curl -fsS -m 35 "$url/api/v1/analyze" --json "{\"query\": \"$1\"${2:-}}"; }
@@ -122,10 +126,10 @@ until_true "the third memo" succeeded "$third"
 
 say "An upgrade: another image, the same data"
 sed -i 's/^ARG VERSION=dev$/ARG VERSION=next/' Dockerfile
-before="$(docker image inspect -f '{{.Id}}' ceoagent:latest)"
+before="$(docker image inspect -f '{{.Id}}' "$image")"
 compose down
 up --build
-[ "$(docker image inspect -f '{{.Id}}' ceoagent:latest)" != "$before" ] || fail "the image was not built anew"
+[ "$(docker image inspect -f '{{.Id}}' "$image")" != "$before" ] || fail "the image was not built anew"
 until_true "an answer after the upgrade" answers
 succeeded "$first" || fail "the first memo is gone after the upgrade"
 

@@ -111,8 +111,11 @@ impl Setup {
                 panic!("the service ended before it was ready:\n{said}");
             }
             said.push_str(&line);
-            if let Some((_, rest)) = line.split_once("ceoagent is ready address=") {
-                break rest.split_whitespace().next().unwrap().to_owned();
+            // As text, or as a member of a JSON object.
+            let ready = line.split_once("ceoagent is ready address=");
+            let ready = ready.or_else(|| line.split_once(r#""ceoagent is ready","address":""#));
+            if let Some((_, rest)) = ready {
+                break rest.split([' ', '"', '\n']).next().unwrap().to_owned();
             }
         };
         // Its log must be read, or it would stop at a full pipe.

@@ -133,7 +133,9 @@ async fn a_trace_is_named_in_lines_of_json() {
         .header("traceparent", format!("00-{TRACE}-{CLIENT}-01"))
         .json(&json!({"query": "Should we read it by machine?", "wait": true}));
     assert_eq!(send(request).await.status, 200);
-    service.until_said("request answered");
+    for words in ["request answered", "job finished"] {
+        service.until_said(words);
+    }
     let said = service.kill();
     for words in ["request answered", "job finished"] {
         let line = said.lines().find(|line| line.contains(words)).unwrap();
