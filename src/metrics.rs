@@ -405,7 +405,8 @@ mod tests {
         }
         // Each is registered by one call, but for those of the process: none is left out for want of a series.
         let (code, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
-        let registered = code.matches("registry.register(").count() + code.matches("registry.register_with_unit(").count();
+        let registered =
+            code.matches("registry.register(").count() + code.matches("registry.register_with_unit(").count();
         assert_eq!(expected.lines().filter(|line| line.contains("ceoagent_")).count(), registered);
         let page = include_str!("../docs/metrics.md");
         let (_, table) = page.split_once("|---|---|---|---|\n").expect("a table");

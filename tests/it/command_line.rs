@@ -261,7 +261,7 @@ async fn an_operator_looks_at_a_service_holds_it_and_lets_it_go_on() {
     let id = service.submit("Does it wait?").await.id();
     let stats = run(client(&setup, &service, &["stats"])).await;
     assert_eq!(stats.code, Some(0), "{}", stats.err);
-    for words in ["1 queued", "0 of 8 busy", "1 submitted", "Paused"] {
+    for words in ["1 queued", "8, 0 attempts under way", "1 submitted", "Paused"] {
         assert!(stats.out.contains(words), "{words:?} is not in {}", stats.out);
     }
     let resume = run(client(&setup, &service, &["resume"])).await;

@@ -88,6 +88,33 @@ async fn no_more_wait_for_one_answer_than_can_be_given_it_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_becomes_queued_twice_in_a_group_is_given_an_answer_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    // Most of these rounds are one group of the writer's.
+    for n in (0..40).step_by(2) {
+        let [asked, other] = [n, n + 1].map(|n| job(n).id);
+        for n in [n, n + 1] {
+            store.insert(contract::asking(n, 7), request(n)).await.unwrap();
+        }
+        store.claim(Pick::Job(asked), at(90), at(50)).await.unwrap().unwrap();
+        store.transition(other, JobEvent::Cancel { at_risk: None }, at(50)).await.unwrap();
+        let changes = [
+            JobEvent::Requeue { run_at: at(50) },
+            JobEvent::Cancel { at_risk: None },
+            JobEvent::Requeue { run_at: at(50) },
+        ];
+        let changes = futures_util::future::join_all(changes.map(|event| store.transition(other, event, at(50))));
+        let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
+        let (changed, answered) = futures_util::join!(changes, store.succeed(asked, 1, report, at(60)));
+        changed.into_iter().for_each(|change| drop(change.unwrap()));
+        let answered: Vec<_> = answered.unwrap().into_iter().map(|job| job.id).collect();
+        assert_eq!(answered, [asked, other]);
+        assert_eq!(store.get(other).await.unwrap().unwrap().attempts.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_newest_answer_is_found_after_a_kill_too_and_not_once_it_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_with_answers(folder.path());

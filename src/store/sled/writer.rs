@@ -536,18 +536,17 @@ impl Writer {
         report: &AttemptReport,
         now: Timestamp,
     ) -> Result<Vec<Job>, Fault> {
-        let asking: Vec<(Seq, Job)> = {
-            let index = self.shared.index();
-            let newest = |seq: Seq| match group.staged.get(&seq) {
-                Some(staged) => staged.clone(),
-                None => index.get(seq).cloned(),
-            };
-            let here = group.asking.get(&question).into_iter().flatten().copied();
-            index.asking(question).chain(here).filter_map(|seq| Some((seq, newest(seq)?))).collect()
-        };
+        let here = group.asking.get(&question).into_iter().flatten().copied();
+        let asking: Vec<Seq> = self.shared.index().asking(question).chain(here).collect();
         let (size, event) = (answer_bytes(report), JobEvent::Share { report: Arc::new(report.clone()) });
         let mut answered = Vec::new();
-        for (seq, job) in asking {
+        for seq in asking {
+            // As it is by now: a job that became queued more than once in this group is here as often.
+            let newest = match group.staged.get(&seq) {
+                Some(staged) => staged.clone(),
+                None => self.shared.index().get(seq).cloned(),
+            };
+            let Some(job) = newest else { continue };
             let (jobs, bytes) = group.shared;
             if jobs == MAX_SHARED || bytes > MAX_BYTES {
                 break;
