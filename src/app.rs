@@ -48,7 +48,7 @@ use crate::{
     },
     metrics::Metrics,
     prompts::{PromptError, Prompts},
-    queue::{Policy, Queue, QueueError, retry::RetryBounds},
+    queue::{Policy, Queue, QueueError, audit::Deed, retry::RetryBounds},
     store::{
         JobStore,
         sled::{
@@ -401,11 +401,20 @@ impl App {
         self.new_admin_token.as_ref()
     }
 
-    /// Reads the prompts anew, all or none of them; what came of it is in the log.
-    pub async fn reload_prompts(&self) {
+    /// Reads the prompts anew, all or none of them; what came of it is in the log, and on record if they are new.
+    /// `actor` is who wants it.
+    pub async fn reload_prompts(&self, actor: &str) {
         let prompts = self.prompts.clone();
-        if let Err(error) = task::spawn_blocking(move || prompts.reload()).await {
-            error!(%error, "reading the prompts failed");
+        match task::spawn_blocking(move || prompts.reload()).await {
+            Ok(Ok(())) => {
+                let deed = Deed { actor, action: "prompts_reload", detail: None };
+                if let Err(error) = self.queue.note(deed, None).await {
+                    warn!(%error, "the prompts are read, but that is not on record");
+                }
+            }
+            // The log has it.
+            Ok(Err(_)) => {}
+            Err(error) => error!(%error, "reading the prompts failed"),
         }
     }
 

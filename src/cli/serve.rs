@@ -32,7 +32,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
             tokio::select! {
                 _ = signals.next() => break None,
                 error = app.unfit() => break Some(error),
-                _ = hangup.recv() => app.reload_prompts().await,
+                _ = hangup.recv() => app.reload_prompts("SIGHUP").await,
             }
         };
         let code = stop(app, signals).await;

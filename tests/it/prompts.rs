@@ -101,6 +101,14 @@ async fn a_hangup_signal_reads_the_prompts_anew_and_ends_nothing() {
     write(&setup, "v2", "");
     service.signal("HUP");
     while names(&list(&service).await) != ["v1", "v2"] {}
+    // On record a moment later.
+    let entry = loop {
+        let mut audit = service.admin_get("/api/v1/admin/audit").await.body;
+        if let Some(entry) = audit["entries"].as_array_mut().and_then(Vec::pop) {
+            break entry;
+        }
+    };
+    assert_eq!((&entry["actor"], &entry["action"]), (&json!("SIGHUP"), &json!("prompts_reload")));
     let job = ask(&service, "v2").await.body;
     assert_eq!(job["status"], "succeeded");
     let (status, log) = service.terminate();
