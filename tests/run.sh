@@ -41,6 +41,7 @@ has git || packages+=(git)
 has curl || packages+=(curl ca-certificates)
 docker compose version >/dev/null 2>&1 || has docker-compose || packages+=(docker-compose)
 has debootstrap || packages+=(debootstrap)
+has xz || packages+=(xz-utils)
 # Rustup may have installed cargo without this shell's knowledge.
 has cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 [ ${#packages[@]} = 0 ] || install "${packages[@]}"
