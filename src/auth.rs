@@ -8,8 +8,7 @@
 
 pub mod jwt;
 
-use std::sync::{PoisonError, RwLock};
-
+use parking_lot::RwLock;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -188,7 +187,7 @@ impl Auth {
 
     /// Whether the public routes need no credential.
     pub fn is_open(&self) -> bool {
-        self.tokens.is_none() && self.keys.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.tokens.is_none() && self.keys.read().is_empty()
     }
 
     /// Who sends a request with this `Authorization` header.
@@ -207,7 +206,7 @@ impl Auth {
             return named(ADMIN_TOKEN, Scope::Admin);
         }
         let hash = hash(given);
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read();
         let in_force = keys.iter().filter(|key| key.revoked_at.is_none());
         // Every key is compared with, whichever it is.
         let found = in_force.fold(None, |found, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { found });
@@ -223,7 +222,7 @@ impl Auth {
 
     /// Every key, revoked ones included, by name.
     pub fn keys(&self) -> Vec<Key> {
-        let mut keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut keys = self.keys.read().clone();
         keys.sort_by(|a, b| a.name.cmp(&b.name));
         keys
     }
@@ -246,7 +245,7 @@ impl Auth {
             revoked_at: None,
         };
         {
-            let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+            let keys = self.keys.read();
             if keys.iter().any(|known| known.name == name && known.revoked_at.is_none()) {
                 return Err(KeyError::Exists(name.to_owned()));
             }
@@ -277,7 +276,7 @@ impl Auth {
     async fn keep(&self, key: &Key) -> Result<(), KeyError> {
         let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
         self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.keys.write();
         keys.retain(|known| known.name != key.name);
         keys.push(key.clone());
         Ok(())

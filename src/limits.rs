@@ -23,10 +23,11 @@ pub mod budget;
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, oneshot},
@@ -264,7 +265,7 @@ impl Limits {
     /// A permit, or why there is none.
     fn take(&self) -> Result<Permit, Refusal> {
         let inner = &self.0;
-        let mut state = inner.state();
+        let mut state = inner.state.lock();
         if let Some(closed) = state.gate() {
             let wait = closed.until.saturating_duration_since(Instant::now());
             if !wait.is_zero() {
@@ -313,7 +314,7 @@ impl Limits {
     /// Up to so many permits may be had while as many calls are under way as may be. Not while Claude is overloaded, nor
     /// before a gate that is closed.
     pub fn claim_ahead(&self, most: usize) {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let is_more = most > state.most_ahead;
         state.most_ahead = most;
         drop(state);
@@ -359,13 +360,13 @@ impl Limits {
             per_minute.into_iter().for_each(|limit| bucket.learn(limit, called_at));
         }
         if requests.or(input_tokens).or(output_tokens).is_some() {
-            self.first_answer(&mut self.0.state());
+            self.first_answer(&mut self.0.state.lock());
         }
     }
 
     /// Claude is overloaded: fewer calls at once, until it answers again.
     pub fn overloaded(&self) {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let now = Instant::now();
         if state.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
             state.backed_off_at = Some(now);
@@ -376,7 +377,7 @@ impl Limits {
 
     /// A call was answered: one more at once, for each time that all allowed ones were.
     pub fn answered(&self) {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         self.first_answer(&mut state);
         let most = state.workers as f64;
         if state.allowed < most {
@@ -396,14 +397,14 @@ impl Limits {
 
     /// Most calls at once at the moment.
     pub fn calls_at_once(&self) -> usize {
-        let state = self.0.state();
+        let state = self.0.state.lock();
         usize::try_from(whole(state.allowed)).unwrap_or(state.workers)
     }
 
     /// Calls allowed a second, over time, by whichever limit is the narrowest.
     pub fn calls_per_second(&self) -> f64 {
         let per_minute = self.per_minute();
-        let state = self.0.state();
+        let state = self.0.state.lock();
         let calls = f64::from(per_minute.requests.get());
         let by_input = f64::from(per_minute.input_tokens.get()) / state.usual_input.max(1.0);
         let by_output = f64::from(per_minute.output_tokens.get()) / state.usual_output.max(1.0);
@@ -412,13 +413,13 @@ impl Limits {
 
     /// True while a limit keeps somebody who wants to call from it.
     pub fn is_exhausted(&self) -> bool {
-        self.0.state().waiting > 0
+        self.0.state.lock().waiting > 0
     }
 
     /// Closes the gate for `duration` and some jitter; never opens one earlier that is closed for longer.
     pub fn close_gate(&self, duration: Duration, reason: &'static str, detail: &str) {
         let until = Instant::now() + duration.mul_f64(1.0 + JITTER * rand::random::<f64>());
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         match &mut state.gate {
             Some(closed) if closed.until >= until => return,
             Some(closed) if closed.is_held => closed.until = until,
@@ -432,7 +433,7 @@ impl Limits {
     /// Closes the gate until a call is answered, and lets one at a time through to find out. Tells whether this is news.
     pub fn hold(&self, reason: &'static str, detail: &str) -> bool {
         let until = Instant::now() + HOLD.mul_f64(1.0 + JITTER * rand::random::<f64>());
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let is_news = !state.gate.as_ref().is_some_and(|closed| closed.is_held && closed.reason == reason);
         state.gate = Some(Closed { until, is_held: true, reason, detail: detail.to_owned() });
         state.ahead.clear();
@@ -443,7 +444,7 @@ impl Limits {
 
     /// A call was answered: whatever the gate was held for is mended. Tells whether it was held.
     pub fn mended(&self) -> bool {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let was_held = state.gate.take_if(|closed| closed.is_held).is_some();
         drop(state);
         if was_held {
@@ -459,7 +460,7 @@ impl Limits {
 
     /// The gate, if it is closed.
     pub fn gate(&self) -> Option<Closed> {
-        self.0.state().gate()
+        self.0.state.lock().gate()
     }
 
     fn each(&self, of: impl Fn(&Bucket) -> NonZeroU32) -> PerMinute {
@@ -471,11 +472,7 @@ impl Limits {
     }
 }
 
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl Inner {}
 
 impl State {
     fn gate(&mut self) -> Option<Closed> {
@@ -535,7 +532,7 @@ impl Permit {
     /// they were counted, else by what the model needed for a byte so far. What was taken too little is owed by the calls
     /// to come, so that the limit holds over time.
     pub fn expect(&mut self, model: &str, bytes: usize, tokens: Option<u64>) {
-        let per_byte = self.limits.0.state().input_per_byte.get(model).copied();
+        let per_byte = self.limits.0.state.lock().input_per_byte.get(model).copied();
         let by_length = per_byte.map(|per_byte| whole(per_byte * bytes as f64));
         let counted = tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
         if let Some(expected) = counted.or(by_length) {
@@ -549,7 +546,7 @@ impl Permit {
     pub fn settle(mut self, tokens: Option<Tokens>) {
         self.used = Some(tokens.unwrap_or(self.taken));
         let Some(tokens) = tokens else { return };
-        let mut state = self.limits.0.state();
+        let mut state = self.limits.0.state.lock();
         state.usual_input += NEWEST_WEIGHT * (f64::from(tokens.input) - state.usual_input);
         state.usual_output += NEWEST_WEIGHT * (f64::from(tokens.output) - state.usual_output);
         // A call that was turned away needed none, which tells nothing of its length.
@@ -575,7 +572,7 @@ impl Drop for Permit {
         }
         inner.input_tokens.settle(self.taken.input, used.input);
         inner.output_tokens.settle(self.taken.output, used.output);
-        let mut state = inner.state();
+        let mut state = inner.state.lock();
         state.under_way -= 1;
         state.give_turns();
         drop(state);
@@ -592,14 +589,14 @@ impl Drop for Kept {
 
 impl<'a> Waiting<'a> {
     fn new(inner: &'a Inner) -> Waiting<'a> {
-        inner.state().waiting += 1;
+        inner.state.lock().waiting += 1;
         Waiting(inner)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.state().waiting -= 1;
+        self.0.state.lock().waiting -= 1;
     }
 }
 
@@ -702,7 +699,7 @@ mod tests {
         for n in 0..2 * MAX_MODELS {
             call(&n.to_string(), 1, None, 1);
         }
-        assert_eq!(limits.0.state().input_per_byte.len(), MAX_MODELS);
+        assert_eq!(limits.0.state.lock().input_per_byte.len(), MAX_MODELS);
     }
 
     #[tokio::test]
@@ -791,7 +788,7 @@ mod tests {
         drop((second, calls));
         assert!(limits.try_permit().is_some_and(|permit| permit.turn.is_none()));
         drop(late);
-        assert_eq!(limits.0.state().under_way, 0);
+        assert_eq!(limits.0.state.lock().under_way, 0);
     }
 
     #[tokio::test]

@@ -10,10 +10,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use parking_lot::RwLock;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tracing::{error, info};
@@ -140,7 +141,7 @@ impl Prompts {
         let names: Vec<&str> = versions.keys().map(String::as_str).collect();
         info!(versions = names.join(" "), "prompts read anew");
         let versions = Arc::new(versions);
-        *self.0.versions.write().unwrap_or_else(PoisonError::into_inner) = versions;
+        *self.0.versions.write() = versions;
         Ok(())
     }
 
@@ -185,7 +186,7 @@ impl Prompts {
     }
 
     fn versions(&self) -> Arc<Versions> {
-        Arc::clone(&self.0.versions.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.versions.read())
     }
 }
 

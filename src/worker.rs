@@ -8,13 +8,10 @@
 
 mod pace;
 
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
@@ -117,12 +114,12 @@ impl<A: Analyst> Worker<A> {
             Arc::new(move || {
                 let permit = limits.try_permit();
                 let granted = permit.is_some();
-                *lock(&taken) = permit;
+                *taken.lock() = permit;
                 granted
             })
         };
         while let Some(next) = self.queue.next(&permit).await {
-            let taken = lock(&taken).take();
+            let taken = taken.lock().take();
             let intent = match next {
                 Next::Claimed(claim) => {
                     self.attempt(&claim, taken, &pace).await;
@@ -425,10 +422,6 @@ fn settle_permit(permit: Option<limits::Permit>, report: Option<&AttemptReport>)
     });
     let turned_away = report.is_some_and(|report| report.http_status.is_some_and(|status| status != 200));
     permit.settle(used.or_else(|| turned_away.then(Tokens::default)));
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
 //! Which model is asked: the first of a list that is not out at the moment.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// How long a model that was overloaded is passed over: an overload is over in seconds to minutes.
@@ -40,7 +38,7 @@ impl Models {
     /// Passes `id` over for a while. Tells whether another model can be asked meanwhile.
     pub(super) fn pass_over(&self, id: &str, time: Duration) -> bool {
         if let Some(model) = self.0.iter().find(|model| model.id == id) {
-            *model.out_until() = Some(Instant::now() + time);
+            *model.out_until.lock() = Some(Instant::now() + time);
         }
         self.0.iter().any(|model| !model.is_out())
     }
@@ -53,11 +51,7 @@ impl Models {
 
 impl Model {
     fn is_out(&self) -> bool {
-        self.out_until().is_some_and(|until| until > Instant::now())
-    }
-
-    fn out_until(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.out_until.lock().unwrap_or_else(PoisonError::into_inner)
+        self.out_until.lock().is_some_and(|until| until > Instant::now())
     }
 }
 

@@ -19,7 +19,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
@@ -29,6 +29,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
+use parking_lot::Mutex;
 use rand::distr::Distribution;
 use rand_distr::LogNormal;
 use secrecy::SecretString;
@@ -276,23 +277,23 @@ impl Simulator {
 
     /// The next calls get these, in order; then all is normal again.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
-        lock(&self.shared.script).extend(faults);
+        self.shared.script.lock().extend(faults);
     }
 
     /// Changes the account's limits from this moment, as the API may do at any time; none takes them away. What has been
     /// used of them already stays used.
     pub fn set_limits(&self, limits: Option<AccountLimits>) {
-        lock(&self.shared.account).set(limits, Instant::now());
+        self.shared.account.lock().set(limits, Instant::now());
     }
 
     /// Every call gets `answer` until `until`; the script waits.
     pub fn turn_away(&self, until: Instant, answer: ErrorAnswer) {
-        *lock(&self.shared.storm) = Some((until, answer));
+        *self.shared.storm.lock() = Some((until, answer));
     }
 
     /// The newest calls received, at most [`MAX_RECORDED_CALLS`], oldest first.
     pub fn calls(&self) -> Vec<Call> {
-        lock(&self.shared.record).iter().cloned().collect()
+        self.shared.record.lock().iter().cloned().collect()
     }
 
     /// Counts since the start.
@@ -562,9 +563,9 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
 impl Shared {
     /// What the next call gets.
     fn next_fault(&self) -> Fault {
-        match &*lock(&self.storm) {
+        match &*self.storm.lock() {
             Some((until, answer)) if Instant::now() < *until => answer.clone().into(),
-            _ => lock(&self.script).pop_front().unwrap_or(Fault::Normal),
+            _ => self.script.lock().pop_front().unwrap_or(Fault::Normal),
         }
     }
 
@@ -592,7 +593,7 @@ impl Shared {
         }
         let usage = Usage { output_tokens: full.min(most), ..self.input_usage(asked) };
         let counted = usage.input_tokens + usage.cache_creation_input_tokens;
-        let taken = lock(&self.account).take(counted, usage.output_tokens, Instant::now());
+        let taken = self.account.lock().take(counted, usage.output_tokens, Instant::now());
         taken.map_err(|Exceeded { limit, wait }| {
             self.counters.send_modify(|counters| counters.limited += 1);
             let message = format!("This request would exceed your organization's rate limit of {limit}");
@@ -619,7 +620,7 @@ impl Shared {
         }
         let mut hasher = DefaultHasher::new();
         (&asked.model, system, asked.schema_bytes).hash(&mut hasher);
-        let mut cached_prompts = lock(&self.cached_prompts);
+        let mut cached_prompts = self.cached_prompts.lock();
         if cached_prompts.len() == MAX_CACHED_PROMPTS {
             cached_prompts.clear();
         }
@@ -633,7 +634,7 @@ impl Shared {
     /// Puts a call on record.
     fn receive(self: &Arc<Self>, call: Call) -> Flight {
         let usage = call.usage;
-        let mut record = lock(&self.record);
+        let mut record = self.record.lock();
         if record.len() == MAX_RECORDED_CALLS {
             record.pop_front();
         }
@@ -652,7 +653,7 @@ impl Shared {
     }
 
     fn with_limits(&self, mut response: Response) -> Response {
-        for (name, value) in lock(&self.account).headers() {
+        for (name, value) in self.account.lock().headers() {
             put(response.headers_mut(), &name, &value);
         }
         response
@@ -689,11 +690,6 @@ fn tokens(text: &str) -> u64 {
     let ascii = text.bytes().filter(u8::is_ascii).count();
     let others = text.bytes().filter(|byte| *byte >= 0xc0).count();
     (ascii.div_ceil(4) + others) as u64
-}
-
-/// No invariant spans a panic here, so a poisoned lock is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,11 +3,7 @@
 //! What is kept, also in the store for the next start, is sealed by that name, which nobody but the browser has: neither
 //! the data folder nor a cookie alone gives the credential away. Signing out forgets it for good.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     Form,
@@ -18,6 +14,7 @@ use axum::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use minijinja::context;
+use parking_lot::Mutex;
 use rand::distr::{Alphanumeric, SampleString};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use secrecy::{ExposeSecret, SecretString};
@@ -97,7 +94,7 @@ impl Sessions {
         let key = text_of(FINDING, &name);
         let session = Session { sealed_credential: seal(&name, credential), ends_at };
         let gone = {
-            let mut open = self.sessions();
+            let mut open = self.open.lock();
             let over = open.iter().filter(|(_, session)| session.ends_at <= now);
             let mut gone: Vec<String> = over.map(|(key, _)| key.clone()).collect();
             if open.len() - gone.len() >= MAX_SESSIONS {
@@ -117,7 +114,7 @@ impl Sessions {
 
     /// The session of this name, with its credential.
     pub(super) fn find(&self, name: &str) -> Option<(SessionView, SecretString)> {
-        let session = self.sessions().get(&text_of(FINDING, name)).cloned()?;
+        let session = self.open.lock().get(&text_of(FINDING, name)).cloned()?;
         if session.ends_at <= self.queue.now() {
             return None;
         }
@@ -127,7 +124,7 @@ impl Sessions {
 
     async fn close(&self, name: &str) {
         let key = text_of(FINDING, name);
-        if self.sessions().remove(&key).is_some() {
+        if self.open.lock().remove(&key).is_some() {
             self.keep(&key, None).await;
         }
     }
@@ -138,10 +135,6 @@ impl Sessions {
         if let Err(error) = self.queue.keep(format!("{SETTING}{key}"), text).await {
             warn!(%error, "a change of who is signed in is in memory only");
         }
-    }
-
-    fn sessions(&self) -> MutexGuard<'_, HashMap<String, Session>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -351,7 +344,7 @@ mod tests {
         let kept = format!("{:?}", sessions.queue.kept(SETTING));
         let encoded = BASE64_URL_SAFE_NO_PAD.encode("the-secret-itself");
         assert!([&name, "the-secret-itself", &encoded].iter().all(|secret| !kept.contains(*secret)), "{kept}");
-        let sealed = sessions.sessions().values().next().unwrap().sealed_credential.clone();
+        let sealed = sessions.open.lock().values().next().unwrap().sealed_credential.clone();
         assert!(unseal("another", &sealed).is_none());
     }
 
@@ -362,10 +355,10 @@ mod tests {
         let first = open.open(&"s".into()).await;
         clock.advance(Duration::from_secs(1));
         let second = open.open(&"s".into()).await;
-        let filler = open.sessions().values().next().unwrap().clone();
+        let filler = open.open.lock().values().next().unwrap().clone();
         let ends_at = clock.now().plus(Duration::from_hours(SESSION_HOURS));
         let filler = Session { ends_at, ..filler };
-        (2..MAX_SESSIONS).for_each(|n| drop(open.sessions().insert(n.to_string(), filler.clone())));
+        (2..MAX_SESSIONS).for_each(|n| drop(open.open.lock().insert(n.to_string(), filler.clone())));
         assert!(open.find(&first).is_some());
         open.open(&"s".into()).await;
         assert!(open.find(&first).is_none() && open.find(&second).is_some());

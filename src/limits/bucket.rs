@@ -1,12 +1,9 @@
 //! One of the account's limits per minute: a `governor` bucket that also takes what is known only afterwards.
 
-use std::{
-    num::NonZeroU32,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{num::NonZeroU32, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The share of a limit that is used: clocks and networks are not exact, and a call turned away costs more than one
@@ -49,7 +46,7 @@ impl Bucket {
 
     /// Takes `units` at once, or tells how long to wait for them.
     pub(super) fn take(&self, units: u32) -> Result<(), Duration> {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         while state.balance < 0 {
             let debt = u32::try_from(-state.balance).unwrap_or(u32::MAX).min(state.capacity());
             state.draw(debt)?;
@@ -68,7 +65,7 @@ impl Bucket {
 
     /// Gives back what was taken and not used, or owes what was used and not taken.
     pub(super) fn settle(&self, taken: u32, used: u32) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         // Credit is bounded as the bucket is: what was long unused can't be used at once later.
         let most = i64::from(state.capacity());
         state.balance = (state.balance + i64::from(taken) - i64::from(used)).min(most);
@@ -76,7 +73,7 @@ impl Bucket {
 
     /// Changes the limit.
     pub(super) fn set(&self, per_minute: NonZeroU32) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.set = per_minute;
         state.apply();
     }
@@ -84,7 +81,7 @@ impl Bucket {
     /// Notes what the upstream says the limit is: the lower one counts. It said so to a call that began at `called_at`;
     /// what it told a later call is newer, whichever was answered first.
     pub(super) fn learn(&self, per_minute: NonZeroU32, called_at: Instant) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         if state.told_at.is_some_and(|told_at| told_at > called_at) {
             return;
         }
@@ -100,16 +97,12 @@ impl Bucket {
 
     /// Units a minute that count: the operator's, or the upstream's if that is less.
     pub(super) fn per_minute(&self) -> NonZeroU32 {
-        self.state().per_minute()
+        self.0.lock().per_minute()
     }
 
     /// As set by the operator.
     pub(super) fn setting(&self) -> NonZeroU32 {
-        self.state().set
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().set
     }
 }
 
@@ -194,7 +187,7 @@ mod tests {
     fn what_is_more_than_the_bucket_holds_is_lent_and_paid_back_before_the_next() {
         let bucket = bucket(60 * 1_000);
         bucket.take(1_200).unwrap();
-        assert!(bucket.take(1).is_err() && bucket.state().balance == -200, "no deeper into debt");
+        assert!(bucket.take(1).is_err() && bucket.0.lock().balance == -200, "no deeper into debt");
         let start = std::time::Instant::now();
         while bucket.take(1).is_err() {
             std::thread::yield_now();

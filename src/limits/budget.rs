@@ -8,12 +8,9 @@
 //! One exception: a call that needs more than a whole day's budget is made when nothing else was spent or is under way,
 //! since its job would otherwise hold the queue for ever.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -167,7 +164,7 @@ impl Budget {
 
     /// The budget as it stands.
     pub fn status(&self) -> Status {
-        self.status_with(&self.state())
+        self.status_with(&self.state.lock())
     }
 
     fn status_with(&self, state: &State) -> Status {
@@ -188,7 +185,7 @@ impl Budget {
 
     /// Keeps a part for the next call, whichever that is; none if there is not enough.
     pub(super) fn reserve(self: &Arc<Self>) -> Option<Reservation> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let status = self.status_with(&state);
         let need = self.next(&state);
         if status.fits(need, true) {
@@ -227,10 +224,6 @@ impl Budget {
             info!("a new day: the queue goes on");
         }
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl fmt::Debug for Budget {
@@ -248,7 +241,7 @@ impl Reservation {
     /// Makes it what the call needs that has been chosen meanwhile. If there is not enough for that, the next
     /// reservation will be of so much, since that call is still the next one.
     pub(super) fn adjust(&mut self, need: Need) -> bool {
-        let mut state = self.budget.state();
+        let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
         self.amount = Amount::default();
         let fits = self.budget.status_with(&state).fits(need, true);
@@ -265,7 +258,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut state = self.budget.state();
+        let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
         self.budget.warn(&mut state);
     }
@@ -315,7 +308,7 @@ mod tests {
         let spent = Arc::new(Mutex::new(Sums::default()));
         let read = {
             let spent = Arc::clone(&spent);
-            move |day| if day == Day::of(start()) { *spent.lock().unwrap() } else { Sums::default() }
+            move |day| if day == Day::of(start()) { *spent.lock() } else { Sums::default() }
         };
         let budget = Arc::new(Budget::new(daily, usual, clock.clone(), Arc::new(read)));
         Desk { budget, clock, spent }
@@ -330,7 +323,7 @@ mod tests {
     }
 
     fn spend(desk: &Desk, tokens: u64) {
-        desk.spent.lock().unwrap().tokens.output += tokens;
+        desk.spent.lock().tokens.output += tokens;
     }
 
     #[test]
@@ -406,7 +399,7 @@ mod tests {
         let desk = desk(daily, usual);
         assert!(desk.budget.reserve().unwrap().needs_price());
         let at_risk = Risk { nanodollars: 45, ..Risk::default() };
-        *desk.spent.lock().unwrap() = Sums { nanodollars: 46, at_risk, tokens: Tokens::default(), ..Sums::default() };
+        *desk.spent.lock() = Sums { nanodollars: 46, at_risk, tokens: Tokens::default(), ..Sums::default() };
         let status = desk.budget.status();
         assert!(status.is_reached && status.is_nearly_used());
         assert_eq!(status.to_string(), "0 of 1000000 tokens and 0.00 of 0.00 US dollars");

@@ -4,11 +4,9 @@
 //! it has read. So nothing grows for a slow one and nobody waits for it: its pieces are larger. A signal says only that
 //! there may be news; the store and the draft are the truth, so one that was missed costs a moment and no news.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Queue, QueueError, WAIT_POLL, wait::Interest};
@@ -36,7 +34,7 @@ impl Draft {
 
     /// Adds the next piece. Costs its copy when nobody follows.
     pub fn push(&self, piece: &str) {
-        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = self.text.lock();
         let room = MAX_DRAFT_BYTES - text.len();
         text.push_str(&piece[..piece.floor_char_boundary(room)]);
         drop(text);
@@ -45,7 +43,7 @@ impl Draft {
 
     /// What follows the first `seen` bytes, if anything does. A place that never was counts as the start.
     fn after(&self, seen: usize) -> Option<(usize, String)> {
-        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.text.lock();
         let (start, rest) = text.get(seen..).map_or((0, text.as_str()), |rest| (seen, rest));
         (!rest.is_empty()).then(|| (start, rest.to_owned()))
     }

@@ -4,12 +4,9 @@
 //! Counted as things happen, written once a minute by `sweeper`: two small records, however much happened. Each period has
 //! a place in a ring that a later one takes over, so the store holds so many records and no more, whatever the clock does.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -204,17 +201,13 @@ impl History {
 
     /// A job has ended with a memo, so long after it was accepted.
     pub(super) fn succeeded(&self, took: Duration) {
-        self.kept().times.add(took);
+        self.0.lock().times.add(took);
     }
 
     /// A client that asked to wait got its answer in time, or did not.
     pub(super) fn waited(&self, in_time: bool) {
-        let mut kept = self.kept();
+        let mut kept = self.0.lock();
         *(if in_time { &mut kept.in_time } else { &mut kept.late }) += 1;
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -267,7 +260,7 @@ impl Queue {
         let now = self.now();
         let counted = self.counted();
         let depth = self.depth();
-        let kept = self.0.history.kept();
+        let kept = self.0.history.0.lock();
         let news = kept.news(now, counted, depth);
         let ring = match resolution {
             Resolution::Minute | Resolution::QuarterHour => &kept.minutes,
@@ -293,7 +286,7 @@ impl Queue {
         let counted = self.counted();
         let depth = self.depth();
         let (minute, hour) = {
-            let mut kept = self.0.history.kept();
+            let mut kept = self.0.history.0.lock();
             let news = kept.news(at, counted, depth);
             kept.record(&news, counted)
         };
@@ -436,7 +429,7 @@ mod tests {
         let hours = HOURS + 10;
         for _ in 0..hours {
             let (counted, now) = (queue.counted(), clock.now());
-            let mut kept = queue.0.history.kept();
+            let mut kept = queue.0.history.0.lock();
             for minute in 0..60 {
                 let news = kept.news(now.plus(minute * MINUTE), counted, (0, 0));
                 kept.record(&news, counted);
@@ -444,7 +437,7 @@ mod tests {
             clock.advance(HOUR);
         }
         let kept = |length| {
-            let kept = queue.0.history.kept();
+            let kept = queue.0.history.0.lock();
             if length == MINUTE { kept.minutes.len() } else { kept.hours.len() }
         };
         assert_eq!((kept(MINUTE), kept(HOUR)), (MINUTES as usize, HOURS as usize));

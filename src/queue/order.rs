@@ -22,12 +22,13 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -154,7 +155,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.order.lock().leave(self.number);
+        self.order.0.lock().leave(self.number);
     }
 }
 
@@ -167,7 +168,7 @@ impl Order {
         model: Option<String>,
         until: Instant,
     ) -> Waiting {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let number = state.next_number;
         state.next_number += 1;
         state.came.add();
@@ -182,7 +183,7 @@ impl Order {
     /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is held back
     /// can't be claimed though it is due.
     pub(super) fn note(&self, jobs: &[Job], now: Timestamp, is_held_back: impl Fn(&Job) -> bool) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if state.clients.is_empty() {
             return;
         }
@@ -206,7 +207,7 @@ impl Order {
         needs: impl Fn(Option<&str>) -> Duration,
         unwaited: impl FnOnce() -> bool,
     ) -> Pick {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.promote(now);
         let at = Instant::now();
         loop {
@@ -234,12 +235,12 @@ impl Order {
 
     /// How many jobs of waiting clients would go before that of a client of `caller` that is held until `until`.
     pub(super) fn ahead_of(&self, caller: Caller, until: Instant) -> usize {
-        self.lock().ready.ahead_of(caller, &(until, u64::MAX), None)
+        self.0.lock().ready.ahead_of(caller, &(until, u64::MAX), None)
     }
 
     /// How many interactive jobs go before this one, if it is one and can be claimed.
     pub(super) fn ahead_of_job(&self, id: JobId) -> Option<usize> {
-        let state = self.lock();
+        let state = self.0.lock();
         let numbers = state.by_job.get(&id)?;
         let places = numbers.iter().filter_map(|number| {
             let client = state.clients.get(number)?;
@@ -251,30 +252,26 @@ impl Order {
 
     /// How many jobs of waiting clients can be claimed.
     pub(super) fn ready(&self) -> usize {
-        self.lock().ready.len(None)
+        self.0.lock().ready.len(None)
     }
 
     /// How many jobs of waiting clients go before a job of `caller` that was submitted at `since` and has turned
     /// ordinary, for as long as clients come in such numbers that none else is claimed but by its share; none if they
     /// don't. Fewer than would keep all workers busy are no rush.
     pub(super) fn rush_before(&self, caller: Caller, since: Instant, workers: usize) -> Option<usize> {
-        let state = self.lock();
+        let state = self.0.lock();
         let is_rush = state.ready.len(None) >= workers.max(1) && state.came.count() > RUSH * state.claims.count();
         is_rush.then(|| state.ready.ahead_of(caller, &(since + LONGEST_HOLD, u64::MAX), None))
     }
 
     /// Takes note of a client that would have waited if its answer could have come in time.
     pub(super) fn note_declined(&self) {
-        self.lock().came.add();
+        self.0.lock().came.add();
     }
 
     /// Turns a client's job ordinary.
     pub(super) fn turn(&self, waiting: &Waiting) {
-        self.lock().turn(waiting.number);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().turn(waiting.number);
     }
 }
 
@@ -430,7 +427,7 @@ mod tests {
         drop(clients.remove(0));
         assert_eq!(picks(&order, 2, 5, false), [2, 0]);
         drop(clients);
-        let state = order.lock();
+        let state = order.0.lock();
         assert!(state.clients.is_empty() && state.by_job.is_empty() && state.later.is_empty());
     }
 

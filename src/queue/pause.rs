@@ -1,8 +1,7 @@
 //! The pause: an operator stops the claiming of jobs, and nothing else. Questions are accepted, attempts under way end,
 //! and it holds across restarts until an operator ends it.
 
-use std::sync::{PoisonError, RwLock};
-
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 use utoipa::ToSchema;
@@ -43,11 +42,11 @@ impl Switch {
     }
 
     fn get(&self) -> Option<Pause> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 
     fn set(&self, paused: Option<Pause>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = paused;
+        *self.0.write() = paused;
     }
 }
 
@@ -89,6 +88,6 @@ impl Queue {
     }
 
     pub(super) fn is_paused(&self) -> bool {
-        self.0.paused.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.0.paused.0.read().is_some()
     }
 }

@@ -3,9 +3,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 /// What an attempt is taken to last before any has been seen: a memo of usual length.
 const USUAL: Duration = Duration::from_secs(20);
@@ -39,7 +40,7 @@ type Kind = (Option<String>, bool);
 
 impl ServiceTime {
     pub(super) fn observe(&self, model: Option<&str>, is_waited_for: bool, took: Duration) {
-        let mut seen = self.seen();
+        let mut seen = self.0.lock();
         let seconds = took.as_secs_f64();
         seen.mean = Some(seen.mean.map_or(seconds, |mean| mean + NEWEST_WEIGHT * (seconds - mean)));
         let mut kind = (model.map(str::to_owned), is_waited_for);
@@ -54,13 +55,13 @@ impl ServiceTime {
     }
 
     pub(super) fn mean(&self) -> Duration {
-        self.seen().mean.map_or(USUAL, Duration::from_secs_f64)
+        self.0.lock().mean.map_or(USUAL, Duration::from_secs_f64)
     }
 
     /// The time within which 9 of 10 recent attempts of a model ended whose clients waited; until there are enough of them, of
     /// the others. None if there are too few of those too.
     pub(super) fn ninth_decile(&self, model: Option<&str>) -> Option<Duration> {
-        let seen = self.seen();
+        let seen = self.0.lock();
         let of = |is_waited_for| {
             // A borrowed key would need an unsized `Option`; a client that names a model pays for the copy.
             let times =
@@ -70,10 +71,6 @@ impl ServiceTime {
             Some(*times.select_nth_unstable(place).1)
         };
         of(true).or_else(|| of(false))
-    }
-
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,7 +112,7 @@ mod tests {
         assert_eq!(times.ninth_decile(None), Some(seconds(2)));
         assert_eq!(times.ninth_decile(Some("other")), None);
         (0..1_000).for_each(|n| times.observe(Some(&format!("model {n}")), true, seconds(1)));
-        assert_eq!(times.seen().kinds.len(), MAX_KINDS);
+        assert_eq!(times.0.lock().kinds.len(), MAX_KINDS);
     }
 
     #[test]

@@ -4,11 +4,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -38,21 +39,21 @@ pub(super) struct Interest {
 impl Waiters {
     /// Registers interest. Do so before you check the job: what changes afterwards is signalled.
     pub(super) fn register(self: &Arc<Self>, id: JobId) -> Interest {
-        let mut waiters = lock(&self.0);
+        let mut waiters = self.0.lock();
         let waited = waiters.entry(id).or_default();
         waited.clients += 1;
         Interest { waiters: Arc::clone(self), id, signal: Arc::clone(&waited.signal) }
     }
 
     pub(super) fn notify(&self, id: JobId) {
-        if let Some(waited) = lock(&self.0).get(&id) {
+        if let Some(waited) = self.0.lock().get(&id) {
             waited.signal.notify_waiters();
         }
     }
 
     /// How many clients wait.
     pub(super) fn len(&self) -> usize {
-        lock(&self.0).values().map(|waited| waited.clients).sum()
+        self.0.lock().values().map(|waited| waited.clients).sum()
     }
 }
 
@@ -64,7 +65,7 @@ impl Interest {
 
 impl Drop for Interest {
     fn drop(&mut self) {
-        let mut waiters = lock(&self.waiters.0);
+        let mut waiters = self.waiters.0.lock();
         if let Some(waited) = waiters.get_mut(&self.id) {
             waited.clients -= 1;
             if waited.clients == 0 {
@@ -93,27 +94,27 @@ pub(super) struct Stay {
 impl Running {
     pub(super) fn begin(&self, id: JobId, attempt: u32, request: Arc<JobRequest>) -> Stay {
         let stay = Stay { attempt, lost: CancellationToken::new(), draft: Arc::new(Draft::new(attempt)), request };
-        lock(&self.0).insert(id, stay.clone());
+        self.0.lock().insert(id, stay.clone());
         stay
     }
 
     /// What the job asks, while an attempt is under way.
     pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
-        lock(&self.0).get(&id).map(|stay| Arc::clone(&stay.request))
+        self.0.lock().get(&id).map(|stay| Arc::clone(&stay.request))
     }
 
     /// What has come of the answer to the job's attempt, if one is under way.
     pub(super) fn draft(&self, id: JobId) -> Option<Arc<Draft>> {
-        lock(&self.0).get(&id).map(|stay| Arc::clone(&stay.draft))
+        self.0.lock().get(&id).map(|stay| Arc::clone(&stay.draft))
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        lock(&self.0).len()
+        self.0.lock().len()
     }
 
     pub(super) fn end(&self, id: JobId, attempt: u32) {
-        let mut running = lock(&self.0);
+        let mut running = self.0.lock();
         if running.get(&id).is_some_and(|stay| stay.attempt == attempt) {
             running.remove(&id);
         }
@@ -121,7 +122,7 @@ impl Running {
 
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
-        if let Some(Stay { attempt, lost, .. }) = lock(&self.0).get(&job.id) {
+        if let Some(Stay { attempt, lost, .. }) = self.0.lock().get(&job.id) {
             let owns = matches!(job.state, JobState::Running { .. }) && job.attempt == *attempt;
             // An older state than the attempt's own claim says nothing of it.
             if !owns && job.attempt >= *attempt {
@@ -149,7 +150,7 @@ impl Work {
             tokio::pin!(signalled);
             signalled.as_mut().enable();
             {
-                let mut intents = lock(&self.intents);
+                let mut intents = self.intents.lock();
                 if claimable() > *intents {
                     *intents += 1;
                     return Intent { work: Arc::clone(self) };
@@ -173,7 +174,7 @@ pub struct Intent {
 
 impl Drop for Intent {
     fn drop(&mut self) {
-        *lock(&self.work.intents) -= 1;
+        *self.work.intents.lock() -= 1;
         // What this worker leaves may have kept another one asleep.
         self.work.signal.notify_one();
     }
@@ -207,13 +208,13 @@ impl Standby {
     pub(super) fn enter(&self, permit: Permit) -> Place<'_> {
         let (hand, handed) = oneshot::channel();
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        lock(&self.offers).insert(number, Offer { permit, hand });
+        self.offers.lock().insert(number, Offer { permit, hand });
         Place { standby: self, number, handed }
     }
 
     /// A worker that stands by, with a permit taken for it.
     pub(super) fn take(&self) -> Option<oneshot::Sender<Claim>> {
-        let mut offers = lock(&self.offers);
+        let mut offers = self.offers.lock();
         let first = offers.first_entry()?;
         // All permits come from the same limits: what the first can't have, none can.
         (first.get().permit)().then(|| first.remove().hand)
@@ -228,7 +229,7 @@ impl Place<'_> {
 
     /// Gives the place up; false if a job is on its way here already.
     pub(super) fn leave(&self) -> bool {
-        lock(&self.standby.offers).remove(&self.number).is_some()
+        self.standby.offers.lock().remove(&self.number).is_some()
     }
 }
 
@@ -236,10 +237,6 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.leave();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -260,7 +257,7 @@ mod tests {
             threads.spawn(leave);
             threads.spawn(leave);
         });
-        assert!(lock(&waiters.0).is_empty());
+        assert!(waiters.0.lock().is_empty());
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! Calls are those that change something; reads have nothing to commit and never fail here.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError};
@@ -87,17 +88,17 @@ impl<S: JobStore> FaultStore<S> {
 
     /// Lets `calls` calls pass and fails the next one.
     pub(crate) fn fail_after(&self, calls: usize, moment: Moment) {
-        lock(&self.script).next = Some((calls, moment));
+        self.script.lock().next = Some((calls, moment));
     }
 
     /// Forgets a fault that did not come about; gives those that did.
     pub(crate) fn take_fired(&self) -> Vec<(Call, Moment)> {
-        std::mem::take(&mut *lock(&self.script)).fired
+        std::mem::take(&mut *self.script.lock()).fired
     }
 
     /// What claims were to take since the last time, failed ones included.
     pub(crate) fn take_picks(&self) -> Vec<Pick> {
-        std::mem::take(&mut lock(&self.script).picks)
+        std::mem::take(&mut self.script.lock().picks)
     }
 
     /// Keeps changes from the observer from now on, or tells them again.
@@ -107,13 +108,13 @@ impl<S: JobStore> FaultStore<S> {
 
     /// The jobs announced since the last time, in order, whether the observer was told or not.
     pub(crate) fn take_announced(&self) -> Vec<Job> {
-        std::mem::take(&mut *lock(&self.ears.announced))
+        std::mem::take(&mut *self.ears.announced.lock())
     }
 
     /// Makes a call, or fails it.
     async fn call<T>(&self, call: Call, done: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let fault = {
-            let mut script = lock(&self.script);
+            let mut script = self.script.lock();
             match script.next {
                 Some((0, moment)) => {
                     script.next = None;
@@ -156,7 +157,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         lease_until: Timestamp,
         now: Timestamp,
     ) -> Result<Option<ClaimedJob>, StoreError> {
-        lock(&self.script).picks.push(pick);
+        self.script.lock().picks.push(pick);
         self.call(Call::Claim, self.inner.claim(pick, lease_until, now)).await
     }
 
@@ -285,7 +286,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
     fn observe(&self, observer: Observer) {
         let ears = Arc::clone(&self.ears);
         self.inner.observe(Box::new(move |jobs, held_back| {
-            lock(&ears.announced).extend_from_slice(jobs);
+            ears.announced.lock().extend_from_slice(jobs);
             if !ears.deaf.load(Ordering::SeqCst) {
                 observer(jobs, held_back);
             }
@@ -299,10 +300,6 @@ impl<S: JobStore> JobStore for FaultStore<S> {
     async fn close(&self) {
         self.inner.close().await;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -366,12 +363,12 @@ mod tests {
         let store = open(&folder);
         let heard = Arc::new(Mutex::new(0));
         let count = Arc::clone(&heard);
-        store.observe(Box::new(move |jobs, _| *lock(&count) += jobs.len()));
+        store.observe(Box::new(move |jobs, _| *count.lock() += jobs.len()));
         store.insert(job(0), request(0)).await.unwrap();
         store.set_deaf(true);
         store.insert(job(1), request(1)).await.unwrap();
         store.set_deaf(false);
-        assert_eq!(*lock(&heard), 1);
+        assert_eq!(*heard.lock(), 1);
         assert_eq!(store.take_announced().len(), 2);
     }
 }

@@ -39,13 +39,14 @@ use std::{
     num::NonZeroU64,
     path::PathBuf,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, OnceLock,
         mpsc::{self, Sender},
     },
     thread,
 };
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
@@ -157,20 +158,20 @@ impl SledStore {
         let place = Arc::clone(&self.line).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
         let envelope = Envelope { command: command(reply), _place: place };
-        lock(&self.commands).as_ref().ok_or_else(closed)?.send(envelope).map_err(|_| closed())?;
+        self.commands.lock().as_ref().ok_or_else(closed)?.send(envelope).map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 
     /// Panics unless every list of the index agrees with its jobs.
     #[cfg(test)]
     pub(crate) fn assert_consistent(&self) {
-        self.shared.index().assert_consistent();
+        self.shared.index.read().assert_consistent();
     }
 
     /// Lets the writer end once it has done all that was sent.
     fn dismiss_writer(&self) -> Option<thread::JoinHandle<()>> {
-        lock(&self.commands).take();
-        lock(&self.writer).take()
+        self.commands.lock().take();
+        self.writer.lock().take()
     }
 
     /// Reads records on a thread that may block.
@@ -228,7 +229,9 @@ impl JobStore for SledStore {
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
         let now = self.shared.clock.now();
         // Asked at every sweep, and mostly in vain.
-        if self.shared.index().prunable(before, keep, 1).is_empty() && self.shared.keys().expired(now, 1).is_empty() {
+        if self.shared.index.read().prunable(before, keep, 1).is_empty()
+            && self.shared.keys.read().expired(now, 1).is_empty()
+        {
             return Ok(0);
         }
         self.ask(|reply| Command::Prune { before, keep, limit, now, reply }).await
@@ -236,7 +239,7 @@ impl JobStore for SledStore {
 
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
         let found = {
-            let index = self.shared.index();
+            let index = self.shared.index.read();
             index.seq(id).and_then(|seq| Some((seq, index.get(seq)?.clone())))
         };
         let Some((seq, job)) = found else { return Ok(None) };
@@ -267,7 +270,7 @@ impl JobStore for SledStore {
     }
 
     fn kept(&self, prefix: &str) -> Vec<(String, String)> {
-        self.shared.beside().kept(prefix)
+        self.shared.beside.read().kept(prefix)
     }
 
     async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
@@ -275,7 +278,7 @@ impl JobStore for SledStore {
     }
 
     async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
-        let ids = self.shared.beside().journalled(before, limit);
+        let ids = self.shared.beside.read().journalled(before, limit);
         self.read(move |_, disk| {
             let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
             let mut entries = Vec::with_capacity(ids.len());
@@ -290,39 +293,39 @@ impl JobStore for SledStore {
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {
-        let index = self.shared.index();
+        let index = self.shared.index.read();
         index.get(index.seq(id)?).cloned()
     }
 
     fn is_under_way(&self, question: NonZeroU64) -> bool {
-        self.shared.index().is_under_way(Some(question))
+        self.shared.index.read().is_under_way(Some(question))
     }
 
     fn newest_answer(&self, question: NonZeroU64) -> Option<Job> {
-        self.shared.index().newest_answer(question).cloned()
+        self.shared.index.read().newest_answer(question).cloned()
     }
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.shared.keys().find(key, now).is_some()
+        self.shared.keys.read().find(key, now).is_some()
     }
 
     fn counts(&self, now: Timestamp) -> StatusCounts {
-        self.shared.index().counts(now)
+        self.shared.index.read().counts(now)
     }
 
     fn claimable(&self, now: Timestamp) -> usize {
         self.shared.promote(now);
-        self.shared.index().ready_len(None)
+        self.shared.index.read().ready_len(None)
     }
 
     fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId> {
-        let due = self.shared.deliveries().due(now, limit);
-        let index = self.shared.index();
+        let due = self.shared.deliveries.read().due(now, limit);
+        let index = self.shared.index.read();
         due.into_iter().filter_map(|seq| index.get(seq).map(|job| job.id)).collect()
     }
 
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
-        self.shared.deliveries().next_after(now)
+        self.shared.deliveries.read().next_after(now)
     }
 
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
@@ -330,39 +333,39 @@ impl JobStore for SledStore {
     }
 
     fn pending_of(&self, caller: NonZeroU64) -> usize {
-        self.shared.index().pending_of(caller)
+        self.shared.index.read().pending_of(caller)
     }
 
     fn claimable_unwaited(&self) -> usize {
-        self.shared.index().ready_len(Some(List::Unwaited))
+        self.shared.index.read().ready_len(Some(List::Unwaited))
     }
 
     fn ahead_of(&self, job: &Job) -> Ahead {
-        self.shared.index().ahead_of(job)
+        self.shared.index.read().ahead_of(job)
     }
 
     fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
-        self.shared.index().overdue(now, limit)
+        self.shared.index.read().overdue(now, limit)
     }
 
     fn next_due(&self) -> Option<Timestamp> {
-        self.shared.index().next_due()
+        self.shared.index.read().next_due()
     }
 
     fn oldest_queued(&self) -> Option<Timestamp> {
-        self.shared.index().oldest_queued()
+        self.shared.index.read().oldest_queued()
     }
 
     fn running(&self) -> Vec<Job> {
-        self.shared.index().running().cloned().collect()
+        self.shared.index.read().running().cloned().collect()
     }
 
     fn spent(&self, day: Day) -> Sums {
-        self.shared.book().day(day)
+        self.shared.book.read().day(day)
     }
 
     fn ledger(&self, days: usize) -> Vec<DaySums> {
-        self.shared.book().newest(days)
+        self.shared.book.read().newest(days)
     }
 
     fn observe(&self, observer: Observer) {
@@ -396,23 +399,23 @@ impl Shared {
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
         let (index, keys, beside, next_seq) =
             writer::load(&disk, self.config.keep_answers, self.clock.now()).map_err(unreadable)?;
-        *self.deliveries_mut() = disk.deliveries(&index).map_err(unreadable)?;
-        *self.book_mut() = Book::load(disk.tree(), &index).map_err(unreadable)?;
-        *self.index_mut() = index;
-        *self.keys_mut() = keys;
-        *self.beside_mut() = beside;
-        *self.disk.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(disk));
-        *lock(&self.trouble) = None;
+        *self.deliveries.write() = disk.deliveries(&index).map_err(unreadable)?;
+        *self.book.write() = Book::load(disk.tree(), &index).map_err(unreadable)?;
+        *self.index.write() = index;
+        *self.keys.write() = keys;
+        *self.beside.write() = beside;
+        *self.disk.write() = Some(Arc::new(disk));
+        *self.trouble.lock() = None;
         Ok(next_seq)
     }
 
     fn close(&self, reason: &str) {
-        *lock(&self.trouble) = Some(reason.to_owned());
-        *self.disk.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.trouble.lock() = Some(reason.to_owned());
+        *self.disk.write() = None;
     }
 
     fn disk(&self) -> Option<Arc<Disk>> {
-        self.disk.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.disk.read().clone()
     }
 
     /// The database, or why there is none at the moment.
@@ -427,7 +430,7 @@ impl Shared {
         let Some(mut record) = self.bodies(disk, seq, job)? else { return Ok(None) };
         if record.request.callback_url.is_some() {
             // A statement of its own, so that the lock is not held while the disk is read.
-            let open = self.deliveries().get(seq).cloned();
+            let open = self.deliveries.read().get(seq).cloned();
             record.delivery = match open {
                 Some(open) => Some(open),
                 None => disk.delivery(seq).map_err(|reason| StoreError::Corrupt { id, reason })?,
@@ -458,59 +461,15 @@ impl Shared {
     }
 
     fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).clone()
-    }
-
-    fn keys(&self) -> RwLockReadGuard<'_, Keys> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
-        self.keys.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn deliveries(&self) -> RwLockReadGuard<'_, Deliveries> {
-        self.deliveries.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn deliveries_mut(&self) -> RwLockWriteGuard<'_, Deliveries> {
-        self.deliveries.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn beside(&self) -> RwLockReadGuard<'_, Beside> {
-        self.beside.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn beside_mut(&self) -> RwLockWriteGuard<'_, Beside> {
-        self.beside.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn book(&self) -> RwLockReadGuard<'_, Book> {
-        self.book.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn book_mut(&self) -> RwLockWriteGuard<'_, Book> {
-        self.book.write().unwrap_or_else(PoisonError::into_inner)
+        self.trouble.lock().clone()
     }
 
     /// Makes ready what was queued for a moment that has come; tells whether there was any.
     fn promote(&self, now: Timestamp) -> bool {
         // A statement of its own: the lock for reading must be gone before that for writing is asked for.
-        let due = self.index().has_due(now);
-        due && self.index_mut().promote(now)
+        let due = self.index.read().has_due(now);
+        due && self.index.write().promote(now)
     }
-
-    fn index(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,10 +3,9 @@
 //! A claim is on disk before its call is made. On a disk that takes long to sync, a worker that claims only once it is free
 //! does nothing meanwhile: at 0.1 s for a claim and 2 s for a call, a twentieth of all calls.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// Claims that are quicker lose less than a hundredth of the shortest call that Claude is known to take, 2 s.
 const SLOW_CLAIM: Duration = Duration::from_millis(20);
@@ -42,7 +41,7 @@ impl Pace {
 
     /// A claim took so long. Gives how many jobs to claim ahead: as many as calls end in the time of a claim, and some.
     pub(super) fn claimed(&self, took: Duration) -> usize {
-        let mut means = self.means.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut means = self.means.lock();
         means.claim += NEWEST_WEIGHT * (took.as_secs_f64() - means.claim);
         if means.claim < SLOW_CLAIM.as_secs_f64() {
             return 0;
@@ -56,7 +55,7 @@ impl Pace {
 
     /// A call took so long.
     pub(super) fn called(&self, took: Duration) {
-        let mut means = self.means.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut means = self.means.lock();
         means.call += NEWEST_WEIGHT * (took.max(SHORTEST_CALL).as_secs_f64() - means.call);
     }
 }

@@ -1,15 +1,14 @@
 //! What the simulator checks in a request, as the API would: key, version, fields, model, schema.
 
-use std::sync::Mutex;
-
 use axum::http::{HeaderMap, HeaderValue};
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{ErrorAnswer, lock};
+use super::ErrorAnswer;
 
 /// Over this many `max_tokens` the API wants a request to stream.
 const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
@@ -229,7 +228,7 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
             return Err(invalid("output_config.format.type: Input should be 'json_schema'"));
         }
         let raw = format.schema.ok_or_else(|| required("output_config.format.schema"))?.get();
-        let mut good = lock(good_schema);
+        let mut good = good_schema.lock();
         if *good != raw {
             check_schema(&serde_json::from_str(raw).map_err(|error| invalid(error.to_string()))?)?;
             raw.clone_into(&mut good);

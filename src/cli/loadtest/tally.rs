@@ -1,13 +1,10 @@
 //! What is counted while a load runs: in all, and over time in [`BINS`] equal parts, so that memory is bounded however
 //! long it runs and however much it sends.
 
-use std::{
-    fmt,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use hdrhistogram::Histogram;
+use parking_lot::{Mutex, MutexGuard};
 use rand::RngExt;
 use tokio::time::Instant;
 
@@ -172,7 +169,7 @@ impl Tally {
 
     /// All that is known.
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     fn place(&self, at: Duration, bins: usize) -> usize {

@@ -100,7 +100,7 @@ impl Shared {
         now: Timestamp,
     ) -> (Vec<(Seq, Job)>, Option<Seq>) {
         let mut found = Vec::new();
-        let index = self.index();
+        let index = self.index.read();
         let beside = index.beside(&listing.filter.statuses, listing.side(), from);
         for (looked, (seq, job)) in (1..).zip(beside) {
             if listing.filter.takes(job, now) {

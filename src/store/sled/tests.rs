@@ -592,7 +592,7 @@ proptest! {
                         store = open(folder.path());
                     }
                 }
-                store.shared.index().assert_consistent();
+                store.shared.index.read().assert_consistent();
                 let listing = Listing { limit: 200, ..Listing::default() };
                 let mut listed: Vec<Job> =
                     store.list(listing, at(now)).await.unwrap().jobs.into_iter().map(|record| record.job).collect();

@@ -292,11 +292,11 @@ impl Writer {
     fn write(&self, disk: &Disk, group: &mut Group) -> Result<(), Fault> {
         let mut touched: Vec<Seq> = group.staged.keys().copied().collect();
         touched.sort_unstable();
-        disk.begin(touched.clone(), &self.shared.index()).map_err(Fault)?;
+        disk.begin(touched.clone(), &self.shared.index.read()).map_err(Fault)?;
         // Before the metadata: what that does not confirm after a crash will not count.
-        group.pages = self.shared.book().pages(&group.entries);
+        group.pages = self.shared.book.read().pages(&group.entries);
         if !group.pages.is_empty() {
-            for key in self.shared.book().surplus() {
+            for key in self.shared.book.read().surplus() {
                 disk.tree().remove(key)?;
             }
         }
@@ -371,7 +371,7 @@ impl Writer {
                 // Of the same id twice, in two imports or in one, the first counts.
                 let mut ids: HashSet<JobId> = group.staged.values().flatten().map(|job| job.id).collect();
                 let is_here: Vec<bool> = {
-                    let index = self.shared.index();
+                    let index = self.shared.index.read();
                     all.iter().map(|new| index.seq(new.job.id).is_some() || !ids.insert(new.job.id)).collect()
                 };
                 let pending = all.iter().zip(&is_here).filter(|(new, is_here)| !**is_here && new.is_pending());
@@ -401,7 +401,7 @@ impl Writer {
                     let job = match job.apply(&event, now) {
                         Ok(job) => job,
                         Err(refused) => {
-                            self.shared.index_mut().put_back(seq);
+                            self.shared.index.write().put_back(seq);
                             let _ = reply.send(Err(refused.into()));
                             return Ok(());
                         }
@@ -409,7 +409,7 @@ impl Writer {
                     let request = match self.request(disk, seq, job.id)? {
                         Ok(request) => request,
                         Err(corrupt) => {
-                            self.shared.index_mut().put_back(seq);
+                            self.shared.index.write().put_back(seq);
                             let _ = reply.send(Err(corrupt));
                             return Ok(());
                         }
@@ -451,7 +451,7 @@ impl Writer {
                 Ok(())
             }
             Command::NoteDelivery { id, delivery, reply } => {
-                let seq = self.shared.index().seq(id);
+                let seq = self.shared.index.read().seq(id);
                 if let Some(seq) = seq
                     && let Some(current) = self.delivery(group, seq)
                     && current.next_at().is_some()
@@ -466,10 +466,10 @@ impl Writer {
                 Ok(())
             }
             Command::Prune { before, keep, limit, now, reply } => {
-                let mut seqs = self.shared.index().prunable(before, keep, limit);
+                let mut seqs = self.shared.index.read().prunable(before, keep, limit);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
-                let expired = self.shared.keys().expired(now, limit);
+                let expired = self.shared.keys.read().expired(now, limit);
                 group.answers.push(Answer::Prune(reply, seqs.len().max(expired.len())));
                 for key in &expired {
                     disk.tree().remove(keys::idempotency(key))?;
@@ -480,7 +480,7 @@ impl Writer {
             }
             Command::Remove { ids, now, reply } => {
                 let mut seqs: Vec<Seq> = {
-                    let index = self.shared.index();
+                    let index = self.shared.index.read();
                     let is_final = |seq: &Seq| index.get(*seq).is_some_and(|job| job.state.is_final());
                     ids.into_iter().filter_map(|id| index.seq(id)).filter(is_final).collect()
                 };
@@ -490,7 +490,7 @@ impl Writer {
                 self.remove(disk, group, &seqs, now)
             }
             Command::Beside { change, reply } => {
-                self.shared.beside().write(disk.tree(), &change)?;
+                self.shared.beside.read().write(disk.tree(), &change)?;
                 group.wrote = true;
                 group.beside.push(change);
                 group.answers.push(Answer::Beside(reply));
@@ -537,14 +537,14 @@ impl Writer {
         now: Timestamp,
     ) -> Result<Vec<Job>, Fault> {
         let here = group.asking.get(&question).into_iter().flatten().copied();
-        let asking: Vec<Seq> = self.shared.index().asking(question).chain(here).collect();
+        let asking: Vec<Seq> = self.shared.index.read().asking(question).chain(here).collect();
         let (size, event) = (answer_bytes(report), JobEvent::Share { report: Arc::new(report.clone()) });
         let mut answered = Vec::new();
         for seq in asking {
             // As it is by now: a job that became queued more than once in this group is here as often.
             let newest = match group.staged.get(&seq) {
                 Some(staged) => staged.clone(),
-                None => self.shared.index().get(seq).cloned(),
+                None => self.shared.index.read().get(seq).cloned(),
             };
             let Some(job) = newest else { continue };
             let (jobs, bytes) = group.shared;
@@ -562,7 +562,7 @@ impl Writer {
 
     /// What is owed to a job's callback URL as the group sees it, as long as it is open.
     fn delivery(&self, group: &Group, seq: Seq) -> Option<Delivery> {
-        group.deliveries.get(&seq).cloned().or_else(|| self.shared.deliveries().get(seq).cloned())
+        group.deliveries.get(&seq).cloned().or_else(|| self.shared.deliveries.read().get(seq).cloned())
     }
 
     /// What is owed to a job's callback URL after a change of the job, if that makes a difference.
@@ -611,7 +611,7 @@ impl Writer {
     /// Refuses so many more jobs if they would go beyond the bound on pending ones.
     fn check_room(&self, group: &Group, count: usize) -> Result<(), StoreError> {
         let limit = self.shared.max_pending;
-        let pending = self.shared.index().pending_len() + group.inserted;
+        let pending = self.shared.index.read().pending_len() + group.inserted;
         if count > 0 && pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
     }
 
@@ -621,10 +621,10 @@ impl Writer {
         let mut insertion = Insertion::Accepted;
         job.question = job.question.filter(|question| {
             let here = group.asking.get(question).map_or(0, Vec::len);
-            here + self.shared.index().asking(*question).take(MAX_SHARED).count() < MAX_SHARED
+            here + self.shared.index.read().asking(*question).take(MAX_SHARED).count() < MAX_SHARED
         });
         if let Some(question) = job.question.filter(|_| job.is_running() && !is_import) {
-            if group.under_way.contains(&question) || self.shared.index().is_under_way(Some(question)) {
+            if group.under_way.contains(&question) || self.shared.index.read().is_under_way(Some(question)) {
                 (job.state, job.attempt, job.started_at) = (JobState::Queued { run_at: job.due_at }, 0, None);
                 insertion = Insertion::Unclaimed;
             } else {
@@ -661,7 +661,7 @@ impl Writer {
     /// whole index is read anew.
     fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
         self.shared.promote(now);
-        let mut index = self.shared.index_mut();
+        let mut index = self.shared.index.write();
         loop {
             let seq = index.take(pick)?;
             // What this group has changed already gets its place when the group is published.
@@ -675,19 +675,19 @@ impl Writer {
     fn hold_back(&self, group: &mut Group, job: &Job) {
         if let Some(question) = job.question {
             group.under_way.insert(question);
-            self.shared.index_mut().hold_back(question);
+            self.shared.index.write().hold_back(question);
         }
     }
 
     /// What the job's key, if it has one, stands for as the group sees it.
     fn known(&self, group: &Group, job: &Job) -> Option<Known> {
         let (key, now) = (job.idempotency.as_ref()?, job.created_at);
-        group.keys.find(key, now).or_else(|| self.shared.keys().find(key, now))
+        group.keys.find(key, now).or_else(|| self.shared.keys.read().find(key, now))
     }
 
     /// Has the keys of jobs that are about to be pruned outlive them, as far as they are in force.
     fn keep_keys(&self, disk: &Disk, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
-        let index = self.shared.index();
+        let index = self.shared.index.read();
         for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
             if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
                 disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, job.id).map_err(Fault)?)?;
@@ -698,7 +698,7 @@ impl Writer {
 
     /// The job as the group sees it.
     fn newest(&self, group: &Group, id: JobId) -> Option<(Seq, Job)> {
-        let index = self.shared.index();
+        let index = self.shared.index.read();
         let seq = index.seq(id)?;
         let job = match group.staged.get(&seq) {
             Some(staged) => staged.clone()?,
@@ -729,30 +729,30 @@ impl Writer {
             }
         }
         {
-            let mut keys = self.shared.keys_mut();
+            let mut keys = self.shared.keys.write();
             group.expired_keys.iter().for_each(|key| keys.remove(key));
             group.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.note(job));
         }
         if !group.deliveries.is_empty() {
-            let mut deliveries = self.shared.deliveries_mut();
+            let mut deliveries = self.shared.deliveries.write();
             group.deliveries.into_iter().for_each(|(seq, delivery)| deliveries.replace(seq, Some(delivery)));
         }
-        group.beside.into_iter().for_each(|change| self.shared.beside_mut().apply(change));
+        group.beside.into_iter().for_each(|change| self.shared.beside.write().apply(change));
         // Before the jobs: whoever sees an attempt ended finds what it cost.
         if !group.pages.is_empty() {
-            let mut book = self.shared.book_mut();
+            let mut book = self.shared.book.write();
             book.forget_surplus();
             group.pages.into_iter().for_each(|page| book.settle(page));
         }
         // With those that have become ready or not with the change of another.
         let (mut moved, mut held_back) = (Vec::new(), Vec::new());
         if !group.changes.is_empty() {
-            let mut index = self.shared.index_mut();
+            let mut index = self.shared.index.write();
             for (seq, job, now) in &group.changes {
                 index.replace(*seq, job.as_ref(), *now);
                 if job.is_none() {
                     recent.remove(*seq);
-                    self.shared.deliveries_mut().replace(*seq, None);
+                    self.shared.deliveries.write().replace(*seq, None);
                 }
             }
             let mut seqs = index.take_moved();
