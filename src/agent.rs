@@ -16,6 +16,7 @@ mod question;
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::timeout;
 use tracing::debug;
 
 use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
@@ -35,6 +36,9 @@ use crate::{
 
 /// What a token takes at least: English has about four bytes a token, Chinese about three.
 const LEAST_BYTES_PER_TOKEN: usize = 3;
+
+/// How long Claude may take to count a call's input before it is estimated.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,10 +168,12 @@ impl Agent {
     /// The input tokens of the assignment's call, as Claude counts them.
     async fn count(&self, assignment: Assignment<'_>) -> Option<u64> {
         let (call, _) = self.compose(assignment).ok()?;
-        let counted = self.claude.count_tokens(&call).await;
-        counted
-            .inspect_err(|error| debug!(error = %error.message, "the input could not be counted and is estimated"))
-            .ok()
+        match timeout(COUNT_TIMEOUT, self.claude.count_tokens(&call)).await {
+            Ok(Ok(tokens)) => return Some(tokens),
+            Ok(Err(error)) => debug!(error = %error.message, "the input could not be counted and is estimated"),
+            Err(_) => debug!("the input was not counted within {COUNT_TIMEOUT:?} and is estimated"),
+        }
+        None
     }
 
     /// What a call with so many bytes of text costs at most; of whichever model it will be, if none is named.

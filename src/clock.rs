@@ -134,6 +134,13 @@ impl Clock {
         }
     }
 
+    /// Moves a manual clock back, as a correction of the machine's may; that one can't be moved and stays as it is.
+    pub fn set_back(&self, by: Duration) {
+        if let Source::Manual(now) = &self.0 {
+            now.fetch_sub(millis(by), Ordering::SeqCst);
+        }
+    }
+
     /// Moves a manual clock forward; the machine's clock can't be moved and stays as it is.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(now) = &self.0 {

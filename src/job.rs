@@ -200,6 +200,8 @@ pub enum JobEvent {
     Expire {
         /// The attempt whose lease it is.
         attempt: u32,
+        /// The end of the lease as it was seen: it may have been extended since.
+        lease_until: Timestamp,
         /// Try again at this moment, or fail with `outcome_unknown`.
         retry_at: Option<Timestamp>,
         /// What it may have cost.
@@ -207,6 +209,11 @@ pub enum JobEvent {
     },
     /// The job's deadline passed while it was queued.
     MissDeadline,
+    /// What the queued job asks can't be read any more. It makes an entry of the history, as an attempt that called nobody.
+    FindUnreadable {
+        /// Why not.
+        report: Arc<AttemptReport>,
+    },
     /// An answer that was kept has been read after all. It makes an entry of the history, as an attempt that called
     /// nobody.
     Reparse {
@@ -248,6 +255,27 @@ pub enum TransitionError {
         /// What was asked for, as a participle.
         wanted: &'static str,
     },
+}
+
+impl JobEvent {
+    /// What an attempt that ends with it leaves behind.
+    pub fn report(&self) -> Option<&AttemptReport> {
+        match self {
+            JobEvent::Succeed { report, .. }
+            | JobEvent::Retry { report, .. }
+            | JobEvent::Release { report, .. }
+            | JobEvent::Fail { report, .. }
+            | JobEvent::FindUnreadable { report }
+            | JobEvent::Reparse { report, .. }
+            | JobEvent::Share { report } => Some(report),
+            JobEvent::Claim { .. }
+            | JobEvent::Extend { .. }
+            | JobEvent::Cancel { .. }
+            | JobEvent::Expire { .. }
+            | JobEvent::MissDeadline
+            | JobEvent::Requeue { .. } => None,
+        }
+    }
 }
 
 impl Job {
@@ -317,8 +345,11 @@ impl Job {
                     return Err(self.illegal("cancelled"));
                 }
             },
-            JobEvent::Expire { attempt, retry_at, .. } => {
+            JobEvent::Expire { attempt, lease_until, retry_at, .. } => {
                 self.check_fence(*attempt)?;
+                if self.state != (JobState::Running { lease_until: *lease_until }) {
+                    return Err(self.illegal("given up for a lease that was extended since"));
+                }
                 match retry_at {
                     Some(run_at) => {
                         job.state = JobState::Queued { run_at: *run_at };
@@ -334,6 +365,11 @@ impl Job {
                 }
                 job.finish(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
             }
+            JobEvent::FindUnreadable { .. } => {
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("found unreadable")) };
+                job.attempt += 1;
+                job.finish(JobState::Failed { code: FailureCode::Internal }, now);
+            }
             JobEvent::Reparse { attempt, .. } => {
                 let JobState::Failed { .. } = self.state else { return Err(self.illegal("read again")) };
                 if self.attempt != *attempt {
@@ -344,8 +380,9 @@ impl Job {
             }
             JobEvent::Share { .. } => {
                 let JobState::Queued { .. } = self.state else { return Err(self.illegal("given an answer")) };
-                // Between attempts it may be, but never before the time that its client set.
-                if self.due_at > now {
+                // Between attempts it may be, but never before the time that its client set; a clock that was set back since
+                // the submission is no such time.
+                if self.due_at > now.max(self.created_at) {
                     return Err(self.illegal("given an answer before its time"));
                 }
                 job.attempt += 1;
@@ -374,6 +411,7 @@ impl Job {
         let without_a_call = match event {
             JobEvent::Reparse { report, .. } => Some((AttemptOutcome::Reparsed, report)),
             JobEvent::Share { report } => Some((AttemptOutcome::Shared, report)),
+            JobEvent::FindUnreadable { report } => Some((AttemptOutcome::Failed, report)),
             _ => None,
         };
         if let Some((outcome, report)) = without_a_call {
@@ -397,6 +435,7 @@ impl Job {
             JobEvent::Claim { .. }
             | JobEvent::Extend { .. }
             | JobEvent::MissDeadline
+            | JobEvent::FindUnreadable { .. }
             | JobEvent::Reparse { .. }
             | JobEvent::Share { .. }
             | JobEvent::Requeue { .. } => return None,

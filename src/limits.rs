@@ -499,11 +499,6 @@ impl State {
 }
 
 impl Permit {
-    /// Whether the call has to wait for another to end.
-    pub fn waits(&self) -> bool {
-        self.turn.is_some()
-    }
-
     /// Waits until the call may be made. False: Claude has turned others away meanwhile, and it must not.
     pub async fn turn(&mut self) -> bool {
         match self.turn.take() {

@@ -184,6 +184,8 @@ pub struct Claim {
     pub lost: CancellationToken,
     /// Takes the answer's text as it comes, for those who follow the job.
     pub draft: Arc<Draft>,
+    /// As long as it lasts, the sweeper keeps the job's lease.
+    _stay: Stay,
 }
 
 /// What a worker is to do next.
@@ -617,10 +619,9 @@ impl Queue {
                 return Ok(inserted);
             }
             let claim = queue.begin(job.clone(), request, None);
-            if hand.send(claim).is_err() {
+            if let Err(_unclaimed) = hand.send(claim) {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
                 queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
-                queue.end(&job);
             }
             Ok(inserted)
         });
@@ -712,13 +713,20 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Conflict`] if the job ended otherwise, [`QueueError::NotFound`], [`QueueError::Unavailable`].
     pub async fn cancel(&self, id: JobId) -> Result<JobRecord, QueueError> {
-        let at_risk = self.0.store.get(id).await?.map(|record| (self.0.policy.estimate_risk)(&record.request));
+        let at_risk = self.at_risk(id).await;
         match self.transition(id, JobEvent::Cancel { at_risk }).await {
             Ok(_) | Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Cancelled, .. })) => {
                 self.get(id).await
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// What the job's attempt may cost; nothing is known of one that has none under way or can't be read.
+    async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
+        let is_running = self.0.store.peek(id).is_some_and(|job| job.is_running());
+        let record = if is_running { self.0.store.get(id).await.ok().flatten() } else { None };
+        record.map(|record| (self.0.policy.estimate_risk)(&record.request))
     }
 
     /// Puts a failed or cancelled job back into the queue, with a fresh count of attempts.
@@ -1032,12 +1040,27 @@ impl Queue {
             // Nobody else may have noticed, so that it would have lost its place.
             self.place(&job, now);
         }
-        let claimed = claimed?;
         drop(intent);
-        let Some(claimed) = claimed else { return Ok(None) };
+        let claimed = match claimed {
+            Ok(Some(claimed)) => claimed,
+            Ok(None) => return Ok(None),
+            Err(StoreError::Corrupt { id, reason }) => {
+                self.fail_unreadable(id, &reason).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
         let (job, request) = (claimed.job, claimed.request);
         let useless = self.useless(&job).await;
         Ok(Some(self.begin(job, request, useless)))
+    }
+
+    /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
+    async fn fail_unreadable(&self, id: JobId, reason: &str) -> Result<(), QueueError> {
+        error!(job.id = %id, reason, "a question on disk can't be read any more: its job fails");
+        let message = format!("no call was made: the question can't be read any more ({reason}); ask it again");
+        let report = Arc::new(failure_report(FailureCode::Internal, message));
+        self.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
 
     /// The newest attempt whose answer was of no use. Without it the job is asked as if for the first time.
@@ -1072,14 +1095,15 @@ impl Queue {
             let waited = self.now().since(job.created_at);
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
         }
-        let Stay { lost, draft, .. } = self.0.running.begin(job.id, job.attempt, Arc::clone(&request));
+        let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
+        let stay = self.0.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
         // Its followers heard of the claim before there was a draft to read.
         self.0.followers.notify(job.id);
         // Whoever cancelled the job in between did not find the token yet.
         if let Some(current) = self.0.store.peek(job.id) {
             self.0.running.check(&current);
         }
-        Claim { job, request, useless, lost, draft }
+        Claim { job, request, useless, lost, draft, _stay: stay }
     }
 
     /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
@@ -1114,7 +1138,7 @@ impl Queue {
                     }
                     break;
                 }
-                Err(error @ (StoreError::Unavailable { .. } | StoreError::Full { .. })) => {
+                Err(error @ StoreError::Unavailable { .. }) => {
                     warn!(job.id = %job.id, attempt = job.attempt, %error, "an attempt can't be settled yet");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(SETTLE_RETRY_MAX);
@@ -1128,11 +1152,6 @@ impl Queue {
         }
     }
 
-    /// Ends the attempt's stay in this process. Call it last, settled or not.
-    pub fn end(&self, job: &Job) {
-        self.0.running.end(job.id, job.attempt);
-    }
-
     /// Ends every attempt that the store believes to be running. For the start of a process that owns its store alone:
     /// whoever ran them is dead. Tells how many there were.
     ///
@@ -1141,7 +1160,9 @@ impl Queue {
     pub async fn recover(&self) -> Result<usize, QueueError> {
         let orphans = self.0.store.running();
         for job in &orphans {
-            self.expire(job, "its process ended").await?;
+            if let JobState::Running { lease_until } = job.state {
+                self.expire(job, lease_until, "its process ended").await?;
+            }
         }
         Ok(orphans.len())
     }
@@ -1157,13 +1178,15 @@ impl Queue {
         self.0.work.wake(self.0.store.claimable(now).min(SWEEP_STEP));
         let overdue = self.0.store.overdue(now, SWEEP_STEP);
         for job in &overdue {
-            if let JobState::Running { .. } = job.state {
-                self.expire(job, "its lease is over").await?;
-            } else {
-                match self.transition(job.id, JobEvent::MissDeadline).await {
-                    Ok(_) | Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {}
-                    Err(error) => return Err(error.into()),
+            match job.state {
+                // The store or the clock kept its heartbeat from coming in time: no reason to pay for another call.
+                JobState::Running { .. } if self.0.running.holds(job) => {
+                    warn!(job.id = %job.id, attempt = job.attempt, "a lease was over with its attempt under way: extended");
+                    let lease_until = now.plus(self.0.policy.lease);
+                    self.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
                 }
+                JobState::Running { lease_until } => self.expire(job, lease_until, "its lease is over").await?,
+                _ => drop(self.try_transition(job.id, JobEvent::MissDeadline).await?),
             }
         }
         let before = now.minus(self.0.policy.keep_finished_for);
@@ -1186,22 +1209,25 @@ impl Queue {
         }
     }
 
-    async fn expire(&self, job: &Job, why: &str) -> Result<(), QueueError> {
+    async fn expire(&self, job: &Job, lease_until: Timestamp, why: &str) -> Result<(), QueueError> {
         let policy = &self.0.policy;
         let again = policy.retry_unknown_outcome && policy.retries.allow(job, FailureClass::Other);
-        // An attempt whose request can't be read any more must still end.
-        let record = self.0.store.get(job.id).await.ok().flatten();
-        let at_risk = record.map(|record| (policy.estimate_risk)(&record.request));
-        let event = JobEvent::Expire { attempt: job.attempt, retry_at: again.then(|| self.now()), at_risk };
-        match self.transition(job.id, event).await {
-            Ok(after) => {
-                let status = after.status(self.now());
-                warn!(job.id = %job.id, attempt = job.attempt, job.status = %status,
-                    "the outcome of an attempt is unknown, it may have been billed: {why}");
-                Ok(())
-            }
-            // Settled or cancelled in the meantime.
-            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(()),
+        let at_risk = self.at_risk(job.id).await;
+        let retry_at = again.then(|| self.now());
+        let event = JobEvent::Expire { attempt: job.attempt, lease_until, retry_at, at_risk };
+        if let Some(after) = self.try_transition(job.id, event).await? {
+            let status = after.status(self.now());
+            warn!(job.id = %job.id, attempt = job.attempt, job.status = %status,
+                "the outcome of an attempt is unknown, it may have been billed: {why}");
+        }
+        Ok(())
+    }
+
+    /// A transition of a job as it was seen a moment ago; none if it has changed or gone since.
+    async fn try_transition(&self, id: JobId, event: JobEvent) -> Result<Option<Job>, QueueError> {
+        match self.transition(id, event).await {
+            Ok(after) => Ok(Some(after)),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -1209,28 +1235,24 @@ impl Queue {
     /// Every transition of the queue goes through here, so that each is counted once.
     async fn transition(&self, id: JobId, event: JobEvent) -> Result<Job, StoreError> {
         let now = self.now();
+        let is_running = || self.0.store.peek(id).is_some_and(|job| job.is_running());
         let outcome = match &event {
             JobEvent::Succeed { .. } => Some("succeeded"),
-            JobEvent::Retry { .. } | JobEvent::Fail { .. } => Some("failed"),
+            JobEvent::Retry { .. } | JobEvent::Fail { .. } | JobEvent::FindUnreadable { .. } => Some("failed"),
+            JobEvent::Cancel { .. } => is_running().then_some("cancelled"),
             JobEvent::Release { .. } => Some("released"),
             JobEvent::Expire { .. } => Some("outcome_unknown"),
             JobEvent::Reparse { .. } => Some("reparsed"),
             JobEvent::Share { .. } => Some("shared"),
-            JobEvent::Claim { .. }
-            | JobEvent::Extend { .. }
-            | JobEvent::Cancel { .. }
-            | JobEvent::MissDeadline
-            | JobEvent::Requeue { .. } => None,
+            JobEvent::Claim { .. } | JobEvent::Extend { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => {
+                None
+            }
         };
         let changed = match event {
             JobEvent::Succeed { attempt, report } => self.0.store.succeed(id, attempt, report, now).await,
             event => self.0.store.transition(id, event, now).await.map(|job| vec![job]),
         };
-        let mut changed = changed.inspect_err(|error| {
-            if let StoreError::Corrupt { .. } = error {
-                error!(job.id = %id, %error, "a job can't be changed");
-            }
-        })?;
+        let mut changed = changed?;
         if let Some(outcome) = outcome {
             self.0.metrics.attempts.get_or_create(&kind(outcome)).inc();
         }

@@ -168,12 +168,10 @@ impl<A: Analyst> Worker<A> {
             }
             Turn::Lost => info!(job.id = %claim.job.id, "not called for: the job is no longer ours"),
         }
-        self.queue.end(&claim.job);
     }
 
     /// Waits until the call of a job that was claimed ahead may be made.
     async fn turn(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Turn {
-        let waited = permit.as_ref().is_some_and(|permit| permit.waits());
         let granted = async {
             match permit {
                 Some(permit) => permit.turn().await,
@@ -189,7 +187,7 @@ impl<A: Analyst> Worker<A> {
                     let reason = self.limits.gate().and_then(|closed| closed.reason.parse().ok());
                     let code = reason.unwrap_or(FailureCode::Overloaded);
                     Turn::GiveBack(code, "Claude turned others away before the call")
-                } else if waited && self.queue.paused().is_some() {
+                } else if self.queue.paused().is_some() {
                     Turn::GiveBack(FailureCode::Shutdown, "an operator paused the queue before the call")
                 } else {
                     Turn::Call
@@ -242,11 +240,11 @@ impl<A: Analyst> Worker<A> {
                 let InputSize { model, bytes, tokens } = self.agent.input_size(assignment).await;
                 permit.expect(&model, bytes, tokens);
             }
-            self.agent.attempt(assignment, &on_text).await
+            // Of the call alone: the time that the input is counted in is none of its own.
+            timeout(self.attempt_timeout, self.agent.attempt(assignment, &on_text)).await
         };
-        let attempt = AssertUnwindSafe(attempt).catch_unwind();
         let ended = tokio::select! {
-            ended = timeout(self.attempt_timeout, attempt) => Some(ended),
+            ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
             () = lost.cancelled() => None,
             () = self.heartbeat(claim) => None,
         };
@@ -261,7 +259,7 @@ impl<A: Analyst> Worker<A> {
                 self.heed(&report, started);
                 (self.settlement(verdict, &report), report)
             }
-            Some(Ok(Err(_))) => {
+            Some(Err(_)) => {
                 self.metrics.panics.inc();
                 error!(job.id = %job.id, attempt = job.attempt, "the attempt panicked");
                 let report = AttemptReport {
@@ -271,7 +269,7 @@ impl<A: Analyst> Worker<A> {
                 };
                 (Settlement::Retryable { code: FailureCode::Internal, retry_after: None }, report)
             }
-            Some(Err(_)) => {
+            Some(Ok(Err(_))) => {
                 let limit = self.attempt_timeout.as_secs();
                 let message = format!("the attempt was not done within {limit} s (REQUEST_TIMEOUT and a little grace)");
                 let report = AttemptReport {

@@ -167,10 +167,7 @@ impl Queue {
         let event = if let Action::Retry = action {
             JobEvent::Requeue { run_at: self.now() }
         } else {
-            // Only an attempt under way may cost something, so only then the question is read.
-            let is_running = self.0.store.peek(id).is_some_and(|job| job.is_running());
-            let record = if is_running { self.0.store.get(id).await? } else { None };
-            JobEvent::Cancel { at_risk: record.map(|record| (self.0.policy.estimate_risk)(&record.request)) }
+            JobEvent::Cancel { at_risk: self.at_risk(id).await }
         };
         self.transition(id, event).await.map(drop)
     }

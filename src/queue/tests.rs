@@ -111,6 +111,8 @@ enum Step {
     /// A client that waits for its answer hangs up.
     HangUp(usize),
     Pass(u64),
+    /// The worker of one of the newest claims dies.
+    Die(usize),
     Sweep,
     /// The process ends and starts again: in good order, or with the files as they are.
     Restart {
@@ -163,6 +165,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (0usize..10).prop_map(Step::Wait),
         2 => (0usize..10).prop_map(Step::HangUp),
         5 => prop_oneof![8 => 1u64..20, 2 => 25u64..50, 1 => Just(4_000)].prop_map(Step::Pass),
+        2 => (0usize..10).prop_map(Step::Die),
         5 => Just(Step::Sweep),
         1 => any::<bool>().prop_map(|kill| Step::Restart { kill }),
     ];
@@ -304,12 +307,18 @@ impl Expected {
         true
     }
 
-    /// Ends what time has run out on.
-    fn sweep(&mut self, policy: &Policy, under_way: &HashSet<NonZeroU64>, now: Timestamp) {
+    /// Ends what time has run out on, but for an attempt that somebody is at work on.
+    fn sweep(&mut self, policy: &Policy, under_way: &HashSet<NonZeroU64>, is_at_work: bool, now: Timestamp) {
         match self.state {
             // Its deadline waits with it.
             JobState::Queued { run_at } if run_at <= now && self.is_asked(under_way) => {}
-            JobState::Running { lease_until } if lease_until <= now => self.expire(policy, now),
+            JobState::Running { lease_until } if lease_until <= now => {
+                if is_at_work {
+                    self.state = JobState::Running { lease_until: now.plus(LEASE) };
+                } else {
+                    self.expire(policy, now);
+                }
+            }
             JobState::Queued { .. } if self.deadline_at.is_some_and(|deadline| deadline <= now) => {
                 self.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
             }
@@ -394,6 +403,8 @@ struct Held {
     claim: Claim,
     /// Which of the processes has it.
     process: usize,
+    /// Its worker has neither settled it nor died.
+    is_at_work: bool,
     /// It settled, or need not know whether it still owns its job: that was not announced.
     excused: bool,
 }
@@ -543,7 +554,7 @@ impl World {
     }
 
     fn hold(&mut self, claim: Claim) {
-        self.claims.push(Held { claim, process: self.process, excused: false });
+        self.claims.push(Held { claim, process: self.process, is_at_work: true, excused: false });
     }
 
     /// Takes a step and checks everything.
@@ -554,7 +565,7 @@ impl World {
             Step::Together(ops) => ops.len() == 1,
             Step::Claim(workers) => *workers == 1,
             Step::HandOver { .. } | Step::Sweep | Step::Restart { .. } => true,
-            Step::Wait(_) | Step::HangUp(_) | Step::Pass(_) => false,
+            Step::Wait(_) | Step::HangUp(_) | Step::Pass(_) | Step::Die(_) => false,
         };
         let fault = fault.filter(|_| alone);
         let deaf = deaf && matches!(step, Step::Together(_) | Step::Sweep);
@@ -577,6 +588,7 @@ impl World {
             Step::Wait(n) => self.wait(n),
             Step::HangUp(n) => self.hang_up(n),
             Step::Pass(seconds) => self.clock.advance(Duration::from_secs(seconds)),
+            Step::Die(n) => self.die(n),
             Step::Sweep => self.sweep().await,
             Step::Restart { kill } => self.restart(kill, fault).await,
         }
@@ -788,7 +800,9 @@ impl World {
             let (job, id) = match op {
                 Op::Settle(n, _) | Op::Extend(n) => {
                     let Some(held) = self.held(n) else { continue };
-                    held.excused |= matches!(op, Op::Settle(..));
+                    let settles = matches!(op, Op::Settle(..));
+                    held.excused |= settles;
+                    held.is_at_work &= !settles;
                     (Some(held.claim.job.clone()), held.claim.job.id)
                 }
                 Op::Cancel(n) | Op::Requeue(n) => (None, self.named(n)),
@@ -854,6 +868,14 @@ impl World {
         }
     }
 
+    fn die(&mut self, n: usize) {
+        let running = Arc::clone(&self.queue.0.running);
+        if let Some(held) = self.held(n) {
+            running.end(held.claim.job.id, held.claim.job.attempt);
+            (held.is_at_work, held.excused) = (false, true);
+        }
+    }
+
     fn wait(&mut self, n: usize) {
         let id = self.named(n);
         if id.is_nil() {
@@ -875,9 +897,11 @@ impl World {
         let result = self.queue.sweep().await;
         let fired = self.store.take_fired();
         assert_eq!(result.is_err(), !fired.is_empty(), "{result:?} after {fired:?}");
+        let at_work = self.claims.iter().filter(|held| held.is_at_work && held.process == self.process);
+        let at_work: HashSet<_> = at_work.map(|held| (held.claim.job.id, held.claim.job.attempt)).collect();
         for job in &mut self.jobs {
             let mut swept = job.clone();
-            swept.sweep(&policy, &under_way, now);
+            swept.sweep(&policy, &under_way, at_work.contains(&(job.id, job.attempt)), now);
             // An interrupted sweep did it or did not.
             if result.is_ok() || self.store.peek(job.id).is_some_and(|is| is.state == swept.state) {
                 *job = swept;
@@ -996,6 +1020,10 @@ impl World {
         while self.pending() > 0 {
             rounds += 1;
             assert!(rounds < 10, "jobs are stuck: {:?}", self.jobs);
+            for held in &mut self.claims {
+                self.queue.0.running.end(held.claim.job.id, held.claim.job.attempt);
+                (held.is_at_work, held.excused) = (false, true);
+            }
             let plain = |step| Event { step, fault: None, deaf: false };
             self.take(plain(Step::Pass(60))).await;
             self.take(plain(Step::Sweep)).await;
@@ -1057,7 +1085,7 @@ async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
                 }
             };
             queue.settle(job, &settlement, report).await;
-            queue.end(job);
+            queue.0.running.end(job.id, job.attempt);
             Done::Settled
         }
         (Op::Extend(_), Some(job)) => Done::Extended(queue.extend(job).await),
@@ -1124,6 +1152,68 @@ async fn an_idempotency_key_is_its_callers_own() {
     assert!(!submit(Some("ben")).await.replayed && !submit(None).await.replayed);
 }
 
+#[tokio::test]
+async fn an_attempt_under_way_outlives_its_lease_and_its_answer_counts() {
+    let folder = folder();
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let policy = Policy { lease: LEASE, ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let ask = async || queue.enqueue(Submission::default()).await.unwrap().record.job.id;
+    ask().await;
+    let claim = claimed(&queue).await;
+    // The store can't be written to, or the clock is set forward: no heartbeat comes in time.
+    clock.advance(LEASE * 10);
+    queue.sweep().await.unwrap();
+    assert_eq!(queue.peek(claim.job.id).unwrap().state, JobState::Running { lease_until: clock.now().plus(LEASE) });
+    assert!(!claim.lost.is_cancelled());
+    queue.settle(&claim.job, &Settlement::Succeeded, AttemptReport::default()).await;
+    let record = queue.get(claim.job.id).await.unwrap();
+    assert_eq!((record.job.state, record.attempts.len()), (JobState::Succeeded, 1));
+
+    ask().await;
+    let dead = claimed(&queue).await.job;
+    clock.advance(LEASE);
+    queue.sweep().await.unwrap();
+    let record = queue.get(dead.id).await.unwrap();
+    assert_eq!(record.attempts[0].outcome, AttemptOutcome::OutcomeUnknown, "nobody was at work on it any more");
+}
+
+#[tokio::test]
+async fn a_job_whose_question_is_lost_on_disk_fails_and_stands_in_nobodys_way() {
+    let folder = folder();
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let store = open(folder.path(), &clock, &metrics);
+    let queue = queue_over(&store, &clock, &Policy::plain(), &metrics);
+    let ask = async || queue.enqueue(Submission::default()).await.unwrap().record.job.id;
+    let (lost, given_up, next) = (ask().await, ask().await, ask().await);
+    store.inner().lose_request(lost);
+    store.inner().lose_request(given_up);
+    let _ = queue.cancel(given_up).await;
+    assert_eq!(queue.peek(given_up).unwrap().state, JobState::Cancelled);
+    let Some(Next::Ready(intent)) = queue.next(&(Arc::new(|| false) as Permit)).await else { panic!("a job is ready") };
+    assert!(queue.claim(intent).await.unwrap().is_none());
+    assert_eq!(queue.peek(lost).unwrap().state, JobState::Failed { code: FailureCode::Internal });
+    assert_eq!(claimed(&queue).await.job.id, next);
+    let page = queue.list(Listing { limit: 9, ..Listing::default() }).await.unwrap();
+    assert_eq!(page.jobs.iter().map(|record| record.job.id).collect::<Vec<_>>(), [next]);
+    store.inner().assert_consistent();
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_holds_up_no_job() {
+    let folder = folder();
+    let (queue, clock) = sharing(&folder);
+    let ids =
+        [queue.enqueue(question("a")).await, queue.enqueue(question("b")).await, queue.enqueue(question("a")).await]
+            .map(|accepted| accepted.unwrap().record.job.id);
+    clock.set_back(Duration::from_hours(24));
+    let first = claimed(&queue).await;
+    assert_eq!(first.job.id, ids[0]);
+    assert_eq!(claimed(&queue).await.job.id, ids[1]);
+    answer(&queue, &first).await;
+    assert_eq!(queue.peek(ids[2]).unwrap().state, JobState::Succeeded, "it shares the answer, and pays for none");
+}
+
 /// A queue of one worker, whose attempts have all taken ten seconds so far.
 async fn queue_of_ten_seconds(folder: &TempDir) -> (Queue, Clock) {
     let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
@@ -1134,7 +1224,6 @@ async fn queue_of_ten_seconds(folder: &TempDir) -> (Queue, Clock) {
         let claim = claimed(&queue).await;
         clock.advance(Duration::from_secs(10));
         queue.settle(&claim.job, &Settlement::Succeeded, AttemptReport::default()).await;
-        queue.end(&claim.job);
     }
     (queue, clock)
 }
@@ -1292,7 +1381,6 @@ async fn answer(queue: &Queue, claim: &Claim) {
         ..AttemptReport::default()
     };
     queue.settle(&claim.job, &Settlement::Succeeded, report).await;
-    queue.end(&claim.job);
 }
 
 #[tokio::test]
@@ -1374,7 +1462,6 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
     assert!(poll!(&mut answered).is_pending(), "the answer may come in time");
 
     queue.settle(&first.job, &Settlement::given_back(FailureCode::RateLimited), AttemptReport::default()).await;
-    queue.end(&first.job);
     assert!(queue.outlook(&second, free).unwrap().waiting_for != WaitingFor::SameQuestion);
     let again = claimed(&queue).await;
     assert_eq!(again.job.id, first.job.id, "its client could not be answered in time any more");

@@ -77,35 +77,52 @@ impl Drop for Interest {
 
 /// The attempts under way in this process.
 #[derive(Debug, Default)]
-pub(super) struct Running(Mutex<HashMap<JobId, Stay>>);
+pub(super) struct Running(Mutex<HashMap<JobId, UnderWay>>);
 
-/// An attempt's stay in this process.
-#[derive(Clone, Debug)]
-pub(super) struct Stay {
+/// An attempt under way.
+#[derive(Debug)]
+struct UnderWay {
     attempt: u32,
-    /// Stops the attempt.
-    pub(super) lost: CancellationToken,
-    /// What has come of its answer.
-    pub(super) draft: Arc<Draft>,
-    /// What is asked.
+    lost: CancellationToken,
+    draft: Arc<Draft>,
     request: Arc<JobRequest>,
 }
 
+/// An attempt's stay in this process; ends when dropped, and so with a worker that panics.
+#[derive(Debug)]
+pub(super) struct Stay {
+    running: Arc<Running>,
+    id: JobId,
+    attempt: u32,
+}
+
 impl Running {
-    pub(super) fn begin(&self, id: JobId, attempt: u32, request: Arc<JobRequest>) -> Stay {
-        let stay = Stay { attempt, lost: CancellationToken::new(), draft: Arc::new(Draft::new(attempt)), request };
-        self.0.lock().insert(id, stay.clone());
-        stay
+    /// An attempt begins that `lost` stops and that writes what has come of its answer into `draft`.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        job: &Job,
+        request: Arc<JobRequest>,
+        lost: CancellationToken,
+        draft: Arc<Draft>,
+    ) -> Stay {
+        let (id, attempt) = (job.id, job.attempt);
+        self.0.lock().insert(id, UnderWay { attempt, lost, draft, request });
+        Stay { running: Arc::clone(self), id, attempt }
+    }
+
+    /// Whether this very attempt is under way here.
+    pub(super) fn holds(&self, job: &Job) -> bool {
+        self.0.lock().get(&job.id).is_some_and(|under_way| under_way.attempt == job.attempt)
     }
 
     /// What the job asks, while an attempt is under way.
     pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
-        self.0.lock().get(&id).map(|stay| Arc::clone(&stay.request))
+        self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.request))
     }
 
     /// What has come of the answer to the job's attempt, if one is under way.
     pub(super) fn draft(&self, id: JobId) -> Option<Arc<Draft>> {
-        self.0.lock().get(&id).map(|stay| Arc::clone(&stay.draft))
+        self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.draft))
     }
 
     /// How many there are.
@@ -115,20 +132,26 @@ impl Running {
 
     pub(super) fn end(&self, id: JobId, attempt: u32) {
         let mut running = self.0.lock();
-        if running.get(&id).is_some_and(|stay| stay.attempt == attempt) {
+        if running.get(&id).is_some_and(|under_way| under_way.attempt == attempt) {
             running.remove(&id);
         }
     }
 
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
-        if let Some(Stay { attempt, lost, .. }) = self.0.lock().get(&job.id) {
+        if let Some(UnderWay { attempt, lost, .. }) = self.0.lock().get(&job.id) {
             let owns = matches!(job.state, JobState::Running { .. }) && job.attempt == *attempt;
             // An older state than the attempt's own claim says nothing of it.
             if !owns && job.attempt >= *attempt {
                 lost.cancel();
             }
         }
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.running.end(self.id, self.attempt);
     }
 }
 

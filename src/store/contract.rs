@@ -415,7 +415,7 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
 
     let at_risk = Some(AtRisk { input_tokens: 3, output_tokens: 4, nanodollars: Some(9) });
     claim(store, 13).await.unwrap();
-    settle(1, JobEvent::Expire { attempt: 1, retry_at: None, at_risk }, DAY + 1).await;
+    settle(1, JobEvent::Expire { attempt: 1, lease_until: at(43), retry_at: None, at_risk }, DAY + 1).await;
     claim(store, 14).await.unwrap();
     settle(2, JobEvent::Cancel { at_risk }, DAY + 2).await;
     settle(3, JobEvent::Cancel { at_risk }, DAY + 2).await;

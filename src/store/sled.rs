@@ -168,6 +168,14 @@ impl SledStore {
         self.shared.index.read().assert_consistent();
     }
 
+    /// Loses what a job asks and damages nothing else, as a page that went bad on disk does.
+    #[cfg(test)]
+    pub(crate) fn lose_request(&self, id: JobId) {
+        let seq = self.shared.index.read().seq(id).unwrap();
+        self.shared.disk().unwrap().tree().remove(keys::chunk(&keys::request(seq), 0)).unwrap();
+        self.shared.recent.remove(seq);
+    }
+
     /// Lets the writer end once it has done all that was sent.
     fn dismiss_writer(&self) -> Option<thread::JoinHandle<()>> {
         self.commands.lock().take();

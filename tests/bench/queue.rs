@@ -143,7 +143,6 @@ fn work(tasks: &mut JoinSet<()>, queue: &Queue, workers: usize, settled: &Arc<At
             loop {
                 let claim = claim(&queue, &permit).await;
                 queue.settle(&claim.job, &Settlement::Succeeded, answer()).await;
-                queue.end(&claim.job);
                 settled.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -235,7 +234,6 @@ async fn settle() {
                     let started = Instant::now();
                     queue.settle(&claim.job, &Settlement::Succeeded, report).await;
                     latencies.push(started.elapsed());
-                    queue.end(&claim.job);
                 }
                 latencies
             });
@@ -295,7 +293,6 @@ async fn sparse(queue: &Queue) {
             2 => drop(queue.cancel(claim.job.id).await.unwrap()),
             _ => {}
         }
-        queue.end(&claim.job);
         if n % 4 == 3 {
             let run_at = Some(queue.now().plus(Duration::from_hours(24)));
             queue.enqueue(Submission { run_at, ..question() }).await.unwrap();
@@ -379,8 +376,7 @@ async fn claims(folder: &Path) {
         workers.spawn(async move {
             let permit = permit();
             loop {
-                let claim = claim(&queue, &permit).await;
-                queue.end(&claim.job);
+                drop(claim(&queue, &permit).await);
                 claimed.fetch_add(1, Ordering::Relaxed);
             }
         });

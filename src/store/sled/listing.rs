@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::error;
+
 use super::{Shared, codec::read_chunks, disk::Disk, keys, keys::Seq};
 use crate::{
     clock::Timestamp,
@@ -32,7 +34,7 @@ impl Shared {
     pub(super) fn list(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobPage, StoreError> {
         let Found { jobs, end } = self.find(disk, listing, now)?;
         let (next, prev) = neighbours(listing, &jobs, end);
-        let records = jobs.into_iter().map(|(seq, job)| self.record(disk, seq, job));
+        let records = jobs.into_iter().map(|(seq, job)| readable(self.record(disk, seq, job)));
         let mut jobs: Vec<_> = records.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         if listing.side() != listing.order.onward() {
             jobs.reverse();
@@ -68,7 +70,7 @@ impl Shared {
                         return Ok(Found { jobs, end: from });
                     }
                     reads += 1;
-                    if !self.is_meant(disk, listing, seq, &job)? {
+                    if readable(self.is_meant(disk, listing, seq, &job).map(Some))? != Some(true) {
                         from = Some(seq);
                         continue;
                     }
@@ -137,6 +139,17 @@ impl Shared {
                 Ok(record.is_some_and(|record| filter.takes_answers(record.attempts.iter().map(|attempt| &**attempt))))
             }
         }
+    }
+}
+
+/// Leaves out what can't be read: one damaged record must not take the others' page away.
+fn readable<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Err(StoreError::Corrupt { id, reason }) => {
+            error!(job.id = %id, reason, "a job is left out of a listing, as its record can't be read");
+            Ok(None)
+        }
+        read => read,
     }
 }
 

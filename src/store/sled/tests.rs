@@ -59,7 +59,7 @@ async fn those_who_wait_for_the_answer_of_another_do_so_after_a_kill_until_that_
     let survivor = open(copy.path());
     survivor.assert_consistent();
     assert_eq!((survivor.running(), survivor.claimable(at(10))), (vec![asked.clone()], 0));
-    let expire = JobEvent::Expire { attempt: 1, retry_at: Some(at(11)), at_risk: None };
+    let expire = JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: Some(at(11)), at_risk: None };
     survivor.transition(asked.id, expire, at(11)).await.unwrap();
     assert_eq!(survivor.claimable(at(11)), 4);
     assert_eq!(survivor.claim(Pick::First, at(30), at(11)).await.unwrap().unwrap().job.id, job(0).id);
@@ -111,6 +111,25 @@ async fn a_job_that_becomes_queued_twice_in_a_group_is_given_an_answer_once() {
         let answered: Vec<_> = answered.unwrap().into_iter().map(|job| job.id).collect();
         assert_eq!(answered, [asked, other]);
         assert_eq!(store.get(other).await.unwrap().unwrap().attempts.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_becomes_due_in_a_group_waits_for_what_the_group_claims() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    // Most of these rounds are one group of the writer's.
+    for n in (0..40).step_by(2) {
+        store.insert(contract::asking(n, 7), request(n)).await.unwrap();
+        let later = Job { state: JobState::Queued { run_at: at(50) }, ..contract::asking(n + 1, 7) };
+        store.insert(later, request(n + 1)).await.unwrap();
+        let claim = |now| store.claim(Pick::First, at(90), at(now));
+        let (first, second) = futures_util::join!(claim(40), claim(50));
+        assert_eq!(first.unwrap().unwrap().job.id, job(n).id);
+        assert!(second.unwrap().is_none(), "its question is being asked");
+        store.shared.index.read().assert_consistent();
+        let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
+        assert_eq!(store.succeed(job(n).id, 1, report, at(60)).await.unwrap().len(), 2);
     }
 }
 
@@ -364,7 +383,8 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     }
     let store = open(folder.path());
     assert!(store.get(job(0).id).await.unwrap().unwrap().attempts.is_empty());
-    store.transition(job(0).id, JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None }, at(2)).await.unwrap();
+    let expire = JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: None, at_risk: None };
+    store.transition(job(0).id, expire, at(2)).await.unwrap();
     assert_eq!(store.get(job(0).id).await.unwrap().unwrap().attempts.len(), 1);
 }
 
@@ -397,7 +417,7 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     }
     let store = open(folder.path());
     assert_eq!(store.spent(day).calls, 1, "an attempt that still runs has cost nothing yet");
-    let expire = JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None };
+    let expire = JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: None, at_risk: None };
     store.transition(job(1).id, expire, at(90_000)).await.unwrap();
     store.close().await;
     drop(store);
@@ -503,7 +523,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn event(kind: u8, attempt: u32, now: u32) -> JobEvent {
+fn event(kind: u8, job: &Job, attempt: u32, now: u32) -> JobEvent {
     let report = std::sync::Arc::default();
     match kind {
         0 => success(attempt, 10),
@@ -511,7 +531,10 @@ fn event(kind: u8, attempt: u32, now: u32) -> JobEvent {
         2 => JobEvent::Release { attempt, run_at: at(now), report },
         3 => JobEvent::Fail { attempt, code: crate::job::FailureCode::Refused, report },
         4 => JobEvent::Cancel { at_risk: None },
-        5 => JobEvent::Expire { attempt, retry_at: Some(at(now)), at_risk: None },
+        5 => {
+            let lease_until = if let JobState::Running { lease_until } = job.state { lease_until } else { at(now) };
+            JobEvent::Expire { attempt, lease_until, retry_at: Some(at(now)), at_risk: None }
+        }
         6 => JobEvent::Requeue { run_at: at(now + 1) },
         _ => JobEvent::Extend { attempt, lease_until: at(now + 30) },
     }
@@ -567,7 +590,7 @@ proptest! {
                     }
                     Step::Event(n, kind, stale) => {
                         let Some(job) = model.0.get_mut(n) else { continue };
-                        let event = event(kind, job.attempt + u32::from(stale), now);
+                        let event = event(kind, job, job.attempt + u32::from(stale), now);
                         let expected = job.apply(&event, at(now));
                         let result = store.transition(job.id, event, at(now)).await;
                         prop_assert_eq!(result, expected.clone().map_err(StoreError::from));

@@ -398,7 +398,9 @@ impl Writer {
                 }
                 Some((seq, job)) => {
                     let event = JobEvent::Claim { lease_until };
-                    let job = match job.apply(&event, now) {
+                    // What is ready is due, also where the clock has been set back since it became so.
+                    let JobState::Queued { run_at } = job.state else { unreachable!("only queued jobs are ready") };
+                    let job = match job.apply(&event, now.max(run_at)) {
                         Ok(job) => job,
                         Err(refused) => {
                             self.shared.index.write().put_back(seq);
@@ -660,8 +662,11 @@ impl Writer {
     /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
     /// whole index is read anew.
     fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
-        self.shared.promote(now);
         let mut index = self.shared.index.write();
+        if index.promote(now) {
+            // The index knows nothing yet of what this group claims.
+            group.under_way.iter().for_each(|question| index.hold_back(*question));
+        }
         loop {
             let seq = index.take(pick)?;
             // What this group has changed already gets its place when the group is published.
@@ -827,15 +832,10 @@ impl Command {
         match self {
             Command::Insert { new, .. } => new.size(),
             Command::InsertAll { all, .. } | Command::Import { all, .. } => all.iter().map(NewJob::size).sum(),
-            Command::Transition { event: JobEvent::Succeed { report, .. }, .. } | Command::Succeed { report, .. } => {
-                answer_bytes(report)
-            }
+            Command::Transition { event, .. } => event.report().map_or(0, answer_bytes),
+            Command::Succeed { report, .. } => answer_bytes(report),
             Command::Beside { change, .. } => change.bytes(),
-            Command::Claim { .. }
-            | Command::Transition { .. }
-            | Command::NoteDelivery { .. }
-            | Command::Prune { .. }
-            | Command::Remove { .. } => 0,
+            Command::Claim { .. } | Command::NoteDelivery { .. } | Command::Prune { .. } | Command::Remove { .. } => 0,
         }
     }
 
