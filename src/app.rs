@@ -309,7 +309,7 @@ impl App {
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
         tracker.spawn(sweeper::history::run(queue.clone(), closing.clone()));
 
-        let auth = Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone())?;
+        let auth = Arc::new(Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone())?);
         if auth.is_open() {
             warn!(
                 "the public routes are open: whoever can reach the port may ask, at your cost. Make a key (POST \
@@ -331,14 +331,16 @@ impl App {
             limits,
             prompts: prompts.clone(),
             metrics,
-            auth,
+            auth: Arc::clone(&auth),
             fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
             cors_origins,
             callbacks,
             max_query_length: settings.max_query_length,
         };
         let pages_queue = queue.clone();
-        let router = http::router(api, |api| dashboard::router(api, pages_queue, settings.max_query_length));
+        let router = http::router(api, |api| {
+            dashboard::router(api, pages_queue, settings.max_query_length, move || auth.is_open())
+        });
         let http = Handle::new();
         let mut server = axum_server::from_tcp(listener)
             .map_err(|source| StartError::Listen { address, source })?

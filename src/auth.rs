@@ -103,8 +103,8 @@ pub enum AuthError {
     /// An entry of API_KEYS can't be read.
     #[error(
         "entry {0} of API_KEYS can't be read: each must be name:key, name:scope:key or name:sha256:hash, with commas \
-         between them; names have up to 64 letters, digits or any of . _ - @, keys 16 or more visible characters, \
-         scopes are read, analyze and admin"
+         between them; names have up to 64 letters, digits or any of . _ - @, and may be caller/key, keys have 16 or more \
+         visible characters, scopes are read, analyze and admin"
     )]
     Entry(usize),
     /// A name comes twice.
@@ -125,7 +125,10 @@ pub enum KeyError {
     #[error("the key {0} is one of the setting API_KEYS: take it out there")]
     OfSettings(String),
     /// The name is none.
-    #[error("must have 1 to 64 letters, digits or any of . _ - @, and not be admin_token")]
+    #[error(
+        "must have 1 to 64 letters, digits or any of . _ - @, with one / where a caller has several keys, and not be \
+         admin_token"
+    )]
     BadName,
     /// There are too many.
     #[error("there are {MAX_KEYS} keys, revoked ones included, the most there can be")]
@@ -139,7 +142,7 @@ pub enum KeyError {
 #[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
-    /// Names it, and its callers.
+    /// Names it and whoever uses it: its caller is what comes before a `/`, else the whole name.
     pub name: String,
     /// What it may be used for.
     pub scope: Scope,
@@ -211,7 +214,7 @@ impl Auth {
         // Every key is compared with, whichever it is.
         let found = in_force.fold(None, |found, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { found });
         if let Some(key) = found {
-            return named(&key.name, key.scope);
+            return named(caller(&key.name), key.scope);
         }
         drop(keys);
         match &self.tokens {
@@ -332,10 +335,16 @@ fn parse_entry(entry: &str) -> Option<Key> {
     Some(Key { name, scope, hash, created_at: None, created_by: None, revoked_at: None })
 }
 
+/// Whose key it is: all keys of a caller see the same jobs.
+fn caller(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(caller, _)| caller)
+}
+
 /// No colon: subjects of tokens have one, so no key speaks for a token.
 fn is_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
-    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(fits) && name != ADMIN_TOKEN
+    let is_part = |part: &str| !part.is_empty() && part.bytes().all(fits);
+    name.len() <= MAX_NAME && name.splitn(2, '/').all(is_part) && caller(name) != ADMIN_TOKEN
 }
 
 /// A hash as hexadecimal text.
@@ -405,11 +414,17 @@ mod tests {
             "alice:sha256:0123",
             "alice:0123456789 abcdef",
             "admin_token:0123456789abcdef",
+            "admin_token/x:0123456789abcdef",
+            "alice/:0123456789abcdef",
+            "/x:0123456789abcdef",
+            "alice/x/y:0123456789abcdef",
         ] {
             let error = parse(&format!("ok:{KEY},{bad}")).unwrap_err().to_string();
             assert!(error.contains("entry 2") && !error.contains("0123456789"), "{error}");
         }
         assert!(matches!(parse(&format!("a:{KEY},a:{KEY}")), Err(AuthError::Twice(_))));
+        let of_one = parse(&format!("a:{KEY},a/old:{KEY}x,a/reads:read:{KEY}y")).unwrap();
+        assert_eq!(of_one.iter().map(|key| caller(&key.name)).collect::<Vec<_>>(), ["a", "a", "a"]);
     }
 
     #[test]

@@ -52,15 +52,23 @@ struct Pages {
     templates: Templates,
     sessions: Sessions,
     max_query_length: usize,
+    /// Whether questions need no key, which may change at any time.
+    is_open: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// The pages, over `api`; `queue` keeps their sessions.
-pub fn router(api: Router, queue: Queue, max_query_length: usize) -> Router {
+/// The pages, over `api`; `queue` keeps their sessions, and `is_open` tells whether questions need no key.
+pub fn router(
+    api: Router,
+    queue: Queue,
+    max_query_length: usize,
+    is_open: impl Fn() -> bool + Send + Sync + 'static,
+) -> Router {
     let pages = Arc::new(Pages {
         api: Api::new(api),
         templates: Templates::new(),
         sessions: Sessions::of(queue),
         max_query_length,
+        is_open: Box::new(is_open),
     });
     Router::new()
         .route("/", get(ask::form).post(ask::submit))

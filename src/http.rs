@@ -75,7 +75,7 @@ pub struct Api {
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
     /// Who may do what.
-    pub auth: Auth,
+    pub auth: Arc<Auth>,
     /// How much of it.
     pub fair: Fair,
     /// Web pages of these origins may call the API from a browser; none if empty.

@@ -46,7 +46,7 @@ struct List {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent keys create alice
-  ceoagent keys create reports --scope read --json | jq -r .key > reports.key
+  ceoagent keys create alice/reports --scope read --json | jq -r .key > reports.key
 
 With the first key the service is no longer open: whoever asks needs one. Exit codes: 0 made; 1 something went wrong;
   4 the service refused.")]

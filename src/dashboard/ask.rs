@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Form,
     extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -15,7 +15,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{Pages, reader::Reader};
+use super::{
+    Pages,
+    reader::Reader,
+    session::{NotSignedIn, SignedIn},
+};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -30,30 +34,61 @@ pub(super) struct Question {
     /// One a line.
     options: String,
     priority: String,
+    /// Of whoever is not signed in where that is needed. Never shown again.
+    #[serde(skip_serializing)]
+    key: String,
 }
 
 /// `GET /`
 pub(super) async fn form(State(pages): State<Arc<Pages>>, reader: Reader) -> Response {
-    pages.form(&reader, StatusCode::OK, &Question::default(), &Value::Null)
+    pages.form(&reader, StatusCode::OK, &Question::default(), Wrong::Nothing)
 }
 
 /// `POST /`
 pub(super) async fn submit(
     State(pages): State<Arc<Pages>>,
-    reader: Reader,
+    mut reader: Reader,
+    headers: HeaderMap,
     Form(question): Form<Question>,
 ) -> Response {
+    let mut cookie = None;
+    if reader.session.is_none() && !question.key.is_empty() {
+        match pages.sign_in(&reader, &headers, question.key.as_str().into()).await {
+            Ok(SignedIn { cookie: session, caller, .. }) => (cookie, reader.caller) = (Some(session), caller),
+            Err(NotSignedIn::Wrong) => {
+                return pages.form(&reader, StatusCode::UNAUTHORIZED, &question, Wrong::Text("login_wrong"));
+            }
+            Err(NotSignedIn::Later) => {
+                return pages.form(&reader, StatusCode::TOO_MANY_REQUESTS, &question, Wrong::Text("login_later"));
+            }
+            Err(NotSignedIn::Unknown(answer)) => return pages.problem(&reader, &answer),
+        }
+    }
     let body = question.body();
     let mut headers = HeaderMap::new();
     if let Ok(key) = HeaderValue::try_from(question.key(&body)) {
         headers.insert(IDEMPOTENCY_KEY, key);
     }
     let answer = pages.api.ask(&reader.caller, Method::POST, "/api/v1/analyze", headers, Some(&body)).await;
-    match (answer.status.is_success(), answer.body["id"].as_str()) {
+    let mut response = match (answer.status.is_success(), answer.body["id"].as_str()) {
         (true, Some(id)) => Redirect::to(&format!("/jobs/{id}")).into_response(),
-        _ if answer.status == StatusCode::UNAUTHORIZED => pages.problem(&reader, &answer),
-        _ => pages.form(&reader, answer.status, &question, &answer.body),
-    }
+        // The page keeps the question, and asks for the key with it.
+        _ if answer.status == StatusCode::UNAUTHORIZED => {
+            pages.form(&reader, answer.status, &question, Wrong::Text("ask_key_missing"))
+        }
+        _ => pages.form(&reader, answer.status, &question, Wrong::Problem(&answer.body)),
+    };
+    response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
+    response
+}
+
+/// What is wrong with a filled form.
+enum Wrong<'a> {
+    Nothing,
+    /// As the API says.
+    Problem(&'a Value),
+    /// The key of the text that says it.
+    Text(&'static str),
 }
 
 impl Question {
@@ -82,11 +117,20 @@ impl Question {
 }
 
 impl Pages {
-    fn form(&self, reader: &Reader, status: StatusCode, question: &Question, problem: &Value) -> Response {
+    fn form(&self, reader: &Reader, status: StatusCode, question: &Question, wrong: Wrong<'_>) -> Response {
+        let (problem, complaint) = match wrong {
+            Wrong::Nothing => (None, None),
+            Wrong::Problem(problem) => (Some(Serde(problem)), None),
+            Wrong::Text(text) => (None, Some(text)),
+        };
+        let is_open = (self.is_open)();
         let shown = context! {
             page => Uuid::now_v7().to_string(),
             question => Serde(question),
-            problem => Serde(problem),
+            problem,
+            complaint,
+            is_open,
+            needs_key => !is_open && reader.session.is_none(),
             max_query_length => self.max_query_length,
         };
         self.render(reader, status, "ask.html", shown)

@@ -146,6 +146,7 @@ fn frame(reader: &Reader, shown: Value) -> Value {
         here => format!("{}{separator}", reader.here),
         version => assets::VERSION.as_str(),
         mark => reader.session.as_ref().map(|session| session.mark.as_str()),
+        is_admin => reader.session.as_ref().is_some_and(|session| session.is_admin),
         ..shown
     }
 }

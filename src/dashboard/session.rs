@@ -25,6 +25,7 @@ use tracing::warn;
 
 use super::{
     Pages,
+    api::{Answer, Caller},
     reader::{self, Reader},
 };
 use crate::{clock::Timestamp, queue::Queue};
@@ -63,6 +64,14 @@ pub(super) struct Sessions {
 struct Session {
     sealed_credential: String,
     ends_at: Timestamp,
+    /// The credential is an operator's.
+    #[serde(default = "yes")]
+    is_admin: bool,
+}
+
+/// Of sessions that were kept before others than operators signed in.
+fn yes() -> bool {
+    true
 }
 
 /// A session as pages see it.
@@ -70,6 +79,26 @@ struct Session {
 pub(super) struct SessionView {
     /// What its forms carry, so that no other site can make one up.
     pub(super) mark: String,
+    /// It may run the queue; others ask, and read their own memos.
+    pub(super) is_admin: bool,
+}
+
+/// What a browser gets that has signed in.
+pub(super) struct SignedIn {
+    pub(super) cookie: HeaderValue,
+    pub(super) is_admin: bool,
+    /// Asks the API in its name.
+    pub(super) caller: Caller,
+}
+
+/// Why nobody is signed in.
+pub(super) enum NotSignedIn {
+    /// The credential opens nothing here.
+    Wrong,
+    /// There were too many tries.
+    Later,
+    /// The API can't tell now.
+    Unknown(Answer),
 }
 
 impl Sessions {
@@ -87,12 +116,12 @@ impl Sessions {
     }
 
     /// Opens a session. Gives the name that the browser is to keep.
-    async fn open(&self, credential: &SecretString) -> String {
+    async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
         let now = self.queue.now();
         let name = Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
         let ends_at = now.plus(Duration::from_hours(SESSION_HOURS));
         let key = text_of(FINDING, &name);
-        let session = Session { sealed_credential: seal(&name, credential), ends_at };
+        let session = Session { sealed_credential: seal(&name, credential), ends_at, is_admin };
         let gone = {
             let mut open = self.open.lock();
             let over = open.iter().filter(|(_, session)| session.ends_at <= now);
@@ -119,7 +148,8 @@ impl Sessions {
             return None;
         }
         let credential = unseal(name, &session.sealed_credential)?;
-        Some((SessionView { mark: text_of(MARKING, name)[..NAME_LENGTH].to_owned() }, credential))
+        let mark = text_of(MARKING, name)[..NAME_LENGTH].to_owned();
+        Some((SessionView { mark, is_admin: session.is_admin }, credential))
     }
 
     async fn close(&self, name: &str) {
@@ -221,35 +251,23 @@ pub(super) async fn sign_in(
     headers: HeaderMap,
     Form(Credentials { token, next }): Form<Credentials>,
 ) -> Response {
-    // Right or wrong: nobody signs in ten times a minute.
-    if pages.sessions.tries.check().is_err() {
-        let page = context! { next, wrong => "later" };
-        return pages.render(&reader, StatusCode::TOO_MANY_REQUESTS, "login.html", page);
-    }
-    let token = SecretString::from(token);
-    let caller = reader.caller.clone().with(token.clone());
-    let answer = pages.api.get(&caller, "/api/v1/admin/jobs?limit=1").await;
-    match answer.status {
-        StatusCode::OK => {
-            if let Some(old) = cookie(&headers) {
-                pages.sessions.close(old).await;
-            }
-            let name = pages.sessions.open(&token).await;
-            let to = if next.is_empty() { "/admin" } else { reader::here(&next) };
-            let mut response = Redirect::to(to).into_response();
-            let cookie = set_cookie(&headers, &name, SESSION_HOURS * 3_600);
+    match pages.sign_in(&reader, &headers, token.into()).await {
+        Ok(SignedIn { cookie, is_admin, .. }) => {
+            let home = if is_admin { "/admin" } else { "/" };
+            let is_theirs = !next.is_empty() && (is_admin || !next.starts_with("/admin"));
+            let mut response = Redirect::to(if is_theirs { reader::here(&next) } else { home }).into_response();
             response.headers_mut().append(header::SET_COOKIE, cookie);
             response
         }
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+        Err(NotSignedIn::Wrong) => {
             let page = context! { next, wrong => "token" };
             pages.render(&reader, StatusCode::UNAUTHORIZED, "login.html", page)
         }
-        StatusCode::TOO_MANY_REQUESTS => {
+        Err(NotSignedIn::Later) => {
             let page = context! { next, wrong => "later" };
             pages.render(&reader, StatusCode::TOO_MANY_REQUESTS, "login.html", page)
         }
-        _ => pages.problem(&reader, &answer),
+        Err(NotSignedIn::Unknown(answer)) => pages.problem(&reader, &answer),
     }
 }
 
@@ -279,6 +297,34 @@ pub(super) async fn sign_out(
 }
 
 impl Pages {
+    /// Opens a session for whoever has this credential, an operator's or not, in place of the one that the browser has.
+    pub(super) async fn sign_in(
+        &self,
+        reader: &Reader,
+        headers: &HeaderMap,
+        credential: SecretString,
+    ) -> Result<SignedIn, NotSignedIn> {
+        // Right or wrong: nobody signs in ten times a minute.
+        if self.sessions.tries.check().is_err() {
+            return Err(NotSignedIn::Later);
+        }
+        let caller = reader.caller.clone().with(credential.clone());
+        let answer = self.api.get(&caller, "/api/v1/admin/jobs?limit=1").await;
+        let is_admin = match answer.status {
+            StatusCode::OK => true,
+            // Known, and no operator.
+            StatusCode::FORBIDDEN => false,
+            StatusCode::UNAUTHORIZED => return Err(NotSignedIn::Wrong),
+            StatusCode::TOO_MANY_REQUESTS => return Err(NotSignedIn::Later),
+            _ => return Err(NotSignedIn::Unknown(answer)),
+        };
+        if let Some(old) = cookie(headers) {
+            self.sessions.close(old).await;
+        }
+        let name = self.sessions.open(&credential, is_admin).await;
+        Ok(SignedIn { cookie: set_cookie(headers, &name, SESSION_HOURS * 3_600), is_admin, caller })
+    }
+
     /// That a form was made for this session: else the answer that says so.
     pub(super) fn check_mark(&self, reader: &Reader, mark: &str) -> Result<(), Box<Response>> {
         match &reader.session {
@@ -322,7 +368,7 @@ mod tests {
     async fn a_session_is_found_by_its_name_until_it_ends_also_after_a_restart() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
         let first = sessions(folder.path(), &clock);
-        let name = first.open(&"secret".into()).await;
+        let name = first.open(&"secret".into(), true).await;
         let mark = first.find(&name).unwrap().0.mark;
         drop(first);
         let sessions = sessions(folder.path(), &clock);
@@ -332,7 +378,7 @@ mod tests {
         assert!(sessions.find("another").is_none());
         clock.advance(Duration::from_hours(SESSION_HOURS));
         assert!(sessions.find(&name).is_none());
-        sessions.open(&"secret".into()).await;
+        sessions.open(&"secret".into(), true).await;
         assert_eq!(sessions.queue.kept(SETTING).len(), 1, "what is over is forgotten");
     }
 
@@ -340,7 +386,7 @@ mod tests {
     async fn what_is_kept_tells_neither_the_credential_nor_the_name() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
         let sessions = sessions(folder.path(), &clock);
-        let name = sessions.open(&"the-secret-itself".into()).await;
+        let name = sessions.open(&"the-secret-itself".into(), true).await;
         let kept = format!("{:?}", sessions.queue.kept(SETTING));
         let encoded = BASE64_URL_SAFE_NO_PAD.encode("the-secret-itself");
         assert!([&name, "the-secret-itself", &encoded].iter().all(|secret| !kept.contains(*secret)), "{kept}");
@@ -352,15 +398,15 @@ mod tests {
     async fn a_closed_session_is_gone_for_good_and_the_oldest_makes_room() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
         let open = sessions(folder.path(), &clock);
-        let first = open.open(&"s".into()).await;
+        let first = open.open(&"s".into(), true).await;
         clock.advance(Duration::from_secs(1));
-        let second = open.open(&"s".into()).await;
+        let second = open.open(&"s".into(), true).await;
         let filler = open.open.lock().values().next().unwrap().clone();
         let ends_at = clock.now().plus(Duration::from_hours(SESSION_HOURS));
         let filler = Session { ends_at, ..filler };
         (2..MAX_SESSIONS).for_each(|n| drop(open.open.lock().insert(n.to_string(), filler.clone())));
         assert!(open.find(&first).is_some());
-        open.open(&"s".into()).await;
+        open.open(&"s".into(), true).await;
         assert!(open.find(&first).is_none() && open.find(&second).is_some());
         open.close(&second).await;
         assert!(open.find(&second).is_none());

@@ -160,7 +160,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     let metrics = Metrics::new();
     let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
     Api {
-        auth: Auth::new("s3cret".into(), None, None, queue.clone()).unwrap(),
+        auth: Arc::new(Auth::new("s3cret".into(), None, None, queue.clone()).unwrap()),
         fair: Fair::new(None),
         cors_origins: Vec::new(),
         queue,

@@ -306,7 +306,7 @@ def check_signing_in(browser, service):
     browser.open("/admin")
     browser.fill("#token", "wrong")
     browser.goes(browser.button("Sign in"), "/admin/login")
-    browser.sees("That is not the token")
+    browser.sees("That key or token is not in force here")
     sign_in(browser)
     cookie = browser.driver.get_cookie("ceoagent_session")
     assert cookie["httpOnly"] and cookie["sameSite"] == "Strict", cookie

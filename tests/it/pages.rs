@@ -1,10 +1,10 @@
 //! The pages as a browser without script meets them: forms, redirects, cookies. What a script adds is tested in a browser.
 
 use ceoagent::claude::simulator::Fault;
-use reqwest::{Client, RequestBuilder, StatusCode, redirect::Policy};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect::Policy};
 use serde_json::json;
 
-use crate::harness::{ADMIN_TOKEN, Service, Setup, client, simulator};
+use crate::harness::{ADMIN_TOKEN, Service, Setup, client, send, simulator};
 
 const EVIL: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
 
@@ -238,6 +238,45 @@ async fn who_signed_in_stays_so_across_a_restart_and_sees_what_was_before_it() {
     browser.base = service.base().to_owned();
     browser.cookies = kept;
     assert_eq!(browser.get("/admin").await.status, StatusCode::SEE_OTHER, "who signed out stays so too");
+}
+
+#[tokio::test]
+async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
+    const ALICE: &str = "a-key-of-alice-1234";
+    const REPORTS: &str = "a-key-of-her-reports";
+    const BOB: &str = "a-key-of-bob-567890";
+    let claude = simulator().await;
+    let keys = format!("alice:{ALICE},alice/reports:read:{REPORTS},bob:{BOB}");
+    let service = Setup::new(&claude.base_url()).with("API_KEYS", &keys).start();
+    let mut alice = Browser::of(&service);
+    assert!(alice.get("/").await.text.contains("name=\"key\""), "the form asks for the key");
+    for (key, told) in [("", "Questions need a key here"), ("wrong", "not in force here")] {
+        let refused = alice.post("/", &[("query", "Open a plant in Lyon?"), ("key", key)]).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+        assert!(refused.text.contains(told) && refused.text.contains("Open a plant in Lyon?"), "{}", refused.text);
+    }
+    let sent = alice.post("/", &[("query", "Open a plant in Lyon?"), ("key", ALICE)]).await;
+    assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.text);
+    let id = sent.location.strip_prefix("/jobs/").unwrap();
+    send(service.request(Method::GET, &format!("/api/v1/jobs/{id}?wait=25")).bearer_auth(REPORTS)).await;
+    assert!(alice.get(&sent.location).await.text.contains("Bottom line"), "she is signed in");
+    let form = alice.get("/").await;
+    assert!(!form.text.contains("name=\"key\"") && form.text.contains("so can those who run this service"));
+    assert!(!form.text.contains("/admin/audit"), "she does not run the queue");
+    let queue = alice.get("/admin").await;
+    assert_eq!((queue.status, &*queue.location), (StatusCode::SEE_OTHER, "/admin/login?next=%2Fadmin"));
+
+    let mut stranger = Browser::of(&service);
+    let closed = stranger.get(&sent.location).await;
+    assert_eq!(closed.location, format!("/admin/login?next=%2Fjobs%2F{id}"));
+    for (key, status) in [(BOB, StatusCode::NOT_FOUND), (REPORTS, StatusCode::OK)] {
+        let mut reader = Browser::of(&service);
+        let signed_in = reader.post("/admin/login", &[("token", key), ("next", &sent.location)]).await;
+        assert_eq!((signed_in.status, &signed_in.location), (StatusCode::SEE_OTHER, &sent.location));
+        assert_eq!(reader.get(&sent.location).await.status, status);
+        let home = reader.post("/admin/login", &[("token", key), ("next", "/admin/keys")]).await;
+        assert_eq!(home.location, "/", "where it may be");
+    }
 }
 
 #[tokio::test]
