@@ -83,6 +83,7 @@ pub(super) async fn submit(
 }
 
 /// What is wrong with a filled form.
+#[derive(Clone, Copy)]
 enum Wrong<'a> {
     Nothing,
     /// As the API says.
