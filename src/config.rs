@@ -203,8 +203,8 @@ pub struct Settings {
     #[arg(long, env, default_value = "retry", ignore_case = true)]
     pub on_unknown_outcome: OnUnknownOutcome,
 
-    /// Seconds without a sign of life after which a running attempt is given up (3 to 3600)
-    // Under three seconds, one slow write to the disk could cost a healthy attempt its lease.
+    /// Seconds after which an attempt is given up whose worker has died (3 to 3600)
+    // Shorter ones would have heartbeats write more than the jobs do.
     #[arg(
         long = "lease-seconds", env = "LEASE_SECONDS", value_name = "LEASE_SECONDS",
         default_value = "30", value_parser = seconds(3..=3600)
