@@ -23,7 +23,7 @@ use super::{
     Api,
     extract::{Id, Params},
     observe,
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    problem::Problem,
     view::JobView,
     wait::MAX_HOLD,
 };
@@ -66,10 +66,7 @@ pub(super) async fn events(
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    if let Some((name, _)) = params.0.first() {
-        let error = FieldError::new(name, "is not a parameter of this route, which takes none");
-        return Err(Problem::listing(INVALID_PARAMETER, vec![error]));
-    }
+    params.read("none", |_, _| None)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let EventId(seen) = last.unwrap_or_default();
     let follower = api.queue.follow(id, seen)?;

@@ -122,7 +122,8 @@ fn one_of<T: std::str::FromStr>(value: &str, allowed: &[&str]) -> Result<T, Stri
     value.parse().map_err(|_| format!("must be one of {}, not {value:?}", allowed.join(", ")))
 }
 
-fn time(value: &str) -> Result<Timestamp, String> {
+/// A moment, as a query parameter.
+pub(super) fn time(value: &str) -> Result<Timestamp, String> {
     serde_json::from_value(value.into()).map_err(|error: serde_json::Error| error.to_string())
 }
 
