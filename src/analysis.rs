@@ -230,6 +230,28 @@ pub struct Risk {
     pub early_warning_sign: String,
 }
 
+impl Risk {
+    /// How grave it is, 1 to 9.
+    pub fn severity(&self) -> u8 {
+        severity(self.likelihood, self.impact)
+    }
+
+    /// What risks are sorted by, the greatest first: of equally grave ones that comes first which hurts more.
+    pub fn gravity(&self) -> (u8, Level) {
+        (self.severity(), self.impact)
+    }
+}
+
+/// How grave a risk of such a likelihood and impact is, 1 to 9.
+pub fn severity(likelihood: Level, impact: Level) -> u8 {
+    let points = |level| match level {
+        Level::Low => 1,
+        Level::Medium => 2,
+        Level::High => 3,
+    };
+    points(likelihood) * points(impact)
+}
+
 /// What to do, how surely, and on what terms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Recommendation {

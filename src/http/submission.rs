@@ -42,7 +42,7 @@ const MAX_OPTIONS: usize = 10;
 const MAX_OPTION: usize = 500;
 
 /// Most metadata entries: labels, not a document.
-const MAX_METADATA: usize = 16;
+pub(super) const MAX_METADATA: usize = 16;
 
 /// Most characters of a metadata key.
 const MAX_METADATA_KEY: usize = 64;
