@@ -24,7 +24,7 @@ pub mod delivery;
 mod filter;
 mod record;
 
-use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -122,7 +122,18 @@ impl JobState {
 /// How a job's place in the queue is moved: the order is by [`Job::effective_at`], so a priority is worth a fixed head
 /// start and none starves another.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::EnumString, strum::VariantNames,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumString,
+    strum::VariantNames,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -461,16 +472,6 @@ impl Job {
     /// The status without regard to the hour: a job queued for later counts as queued.
     fn settled_status(&self) -> JobStatus {
         self.status(Timestamp::from_millis(i64::MAX))
-    }
-}
-
-impl fmt::Display for Priority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Priority::High => "high",
-            Priority::Normal => "normal",
-            Priority::Low => "low",
-        })
     }
 }
 

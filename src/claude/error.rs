@@ -7,8 +7,6 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderValue};
-use serde::{Deserialize, Serialize};
-use strum::{EnumIter, IntoStaticStr};
 
 use super::{
     RateLimits,
@@ -49,10 +47,8 @@ pub struct CallError {
     pub(super) surely_unbilled: bool,
 }
 
-/// Every way in which a call fails. The names on the wire ([`ErrorKind::code`]) are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, EnumIter, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
+/// Every way in which a call fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// 400 and any other 4xx without a row of its own.
     InvalidRequest,
@@ -197,11 +193,6 @@ impl CallError {
 }
 
 impl ErrorKind {
-    /// The stable name of this kind, in snake_case: for the API's `code`, for metrics and the attempt history.
-    pub fn code(self) -> &'static str {
-        self.into()
-    }
-
     fn of_status(status: u16, error_code: Option<&str>) -> ErrorKind {
         match status {
             300..=399 => ErrorKind::Redirect,

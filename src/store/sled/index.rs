@@ -254,9 +254,8 @@ impl Index {
         }
     }
 
-    /// Makes ready what was queued for a moment that has come; tells whether there was any.
-    pub(super) fn promote(&mut self, now: Timestamp) -> bool {
-        let mut promoted = false;
+    /// Makes ready what was queued for a moment that has come.
+    pub(super) fn promote(&mut self, now: Timestamp) {
         while let Some(&(run_at, seq)) = self.scheduled.first().filter(|(run_at, _)| *run_at <= now) {
             self.scheduled.remove(&(run_at, seq));
             if let Some(job) = self.jobs.get(&seq) {
@@ -270,9 +269,7 @@ impl Index {
                 }
                 self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
             }
-            promoted = true;
         }
-        promoted
     }
 
     /// True if [`Index::promote`] would find something.

@@ -610,7 +610,7 @@ impl Writer {
 
     /// Refuses so many more jobs if they would go beyond the bound on pending ones.
     fn check_room(&self, group: &Group, count: usize) -> Result<(), StoreError> {
-        let limit = self.shared.max_pending;
+        let limit = self.shared.config.max_pending;
         let pending = self.shared.index.read().pending_len() + group.inserted;
         if count > 0 && pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
     }
