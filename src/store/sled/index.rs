@@ -341,7 +341,7 @@ impl Index {
 
     /// The jobs of any of these statuses (all if empty) on one side of `from`, the nearest first. What is scheduled is
     /// as of the last promotion.
-    pub(super) fn beside<'a>(
+    pub(super) fn walk<'a>(
         &'a self,
         statuses: &'a [JobStatus],
         side: Side,
