@@ -145,8 +145,8 @@ impl CallError {
         }
     }
 
-    /// Whether the answer names `model` as what is wrong, and so is the API's own: a gateway without the route, or a wrong
-    /// base URL, would not know it.
+    /// Whether the answer says that `model` is what is wrong. Then it is the API's own: a gateway without the route, or
+    /// a server at a wrong base URL, would not name the model.
     pub fn is_about(&self, model: &str) -> bool {
         self.message.contains(model)
     }
@@ -212,7 +212,7 @@ impl ErrorKind {
         }
     }
 
-    /// The kind of an `error` event. What means the same as a status of its own is of that status's kind.
+    /// The kind of an `error` event. A type that means the same as an HTTP status is of that status's kind.
     fn of_type(error_type: &str, error_code: Option<&str>) -> ErrorKind {
         match error_type {
             "invalid_request_error" => ErrorKind::InvalidRequest,

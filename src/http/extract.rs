@@ -24,11 +24,11 @@ use crate::{
 };
 
 /// The `{id}` of the path, of a job that is the caller's to look at or, with any other method than `GET`, to change.
-/// Another's job is told to be none.
+/// Another caller's job is answered as if there were none of that id.
 pub(super) struct Id {
     /// Which job.
     pub(super) job: JobId,
-    /// The operator who asks, as the audit log has it; none if the caller is none.
+    /// The operator who asks, as the audit log names them; none if the caller is no operator.
     pub(super) operator: Option<String>,
 }
 
@@ -74,7 +74,7 @@ impl FromRequestParts<Arc<Api>> for Submitter {
 }
 
 impl Submitter {
-    /// Takes so many questions from the caller's quota. Gives the name that they are to bear.
+    /// Takes so many questions from the caller's quota. Returns the caller's name, to be kept with their jobs.
     pub(super) fn submit(self, api: &Api, count: usize) -> Result<Option<String>, Problem> {
         api.fair.submit(&self.caller, self.address, count)?;
         // An open service knows no callers, so a job of its operator is everybody's too.

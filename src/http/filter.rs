@@ -132,7 +132,7 @@ fn once(place: &mut Option<String>, value: &str) -> Result<(), String> {
     }
 }
 
-/// What a wrong cursor is told.
+/// What is said of a wrong cursor.
 pub(super) const WRONG_CURSOR: &str = "is not a cursor of this service; start again without one";
 
 pub(super) fn encode_cursor(cursor: Cursor) -> String {

@@ -77,7 +77,7 @@ pub(super) struct BatchBody {
     requests: Vec<Body>,
 }
 
-/// What submissions are held to that the operator sets.
+/// The bounds on submissions that the operator sets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds<'a> {
     /// Most characters in a query.

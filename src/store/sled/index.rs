@@ -166,7 +166,7 @@ impl Index {
         }
     }
 
-    /// Gives the jobs of a question that is under way no more their places back.
+    /// The question is no longer under way: puts its due jobs back into the order of claiming.
     fn let_go(&mut self, question: NonZeroU64) {
         for seq in self.due(question) {
             let Some(job) = self.jobs.get(&seq) else { continue };
