@@ -45,21 +45,21 @@ const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Verdict {
     /// There is a memo in the report.
     Succeeded,
-    /// Another attempt may not meet this failure.
+    /// Another attempt may succeed.
     Retryable {
-        /// The upstream's own wish.
+        /// How long the upstream asked to wait, if it did.
         retry_after: Option<Duration>,
     },
-    /// Every attempt at this job would meet it.
+    /// Every attempt at this job would fail alike.
     Terminal,
-    /// It cost nothing, and the next attempt will be asked of another model: at once, and unspent.
+    /// It cost nothing and is not counted as spent: the next attempt follows at once and asks another model.
     AnotherModel,
-    /// The account's rate limit: nobody should call before this has passed, or the limits' default.
+    /// The account's rate limit: nobody should call before this time has passed.
     RateLimited {
-        /// The upstream's own wish.
+        /// How long the upstream asked to wait; without it, the default of `limits` holds.
         retry_after: Option<Duration>,
     },
-    /// Every job would meet it until a person mends the cause.
+    /// Every job would fail alike until a person mends the cause.
     Hold,
 }
 
@@ -89,7 +89,7 @@ pub struct InputSize {
     pub tokens: Option<u64>,
 }
 
-/// What an attempt is to be made at.
+/// What an attempt is made of: what is asked, and in which circumstances.
 #[derive(Clone, Copy, Debug)]
 pub struct Assignment<'a> {
     /// What is asked.
@@ -176,7 +176,7 @@ impl Agent {
         None
     }
 
-    /// What a call with so many bytes of text costs at most; of whichever model it will be, if none is named.
+    /// What a call with so many bytes of text costs at most; without a `model`, whichever of the service's it will be.
     fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
         let bytes = text_bytes + analysis::schema_text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
@@ -327,7 +327,7 @@ fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
     }
 }
 
-/// What a complete answer is worth.
+/// What comes of a complete answer.
 fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
     report.http_status = Some(200);
     report.account = account(&reply.rate_limits);

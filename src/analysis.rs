@@ -3,7 +3,7 @@
 //! [`parse`] turns an answer's text into a [`DecisionAnalysis`] in two steps: `analysis/answer.rs` finds the JSON in
 //! whatever surrounds it, `analysis/consistency.rs` checks what a JSON schema can't say. The shape is that of
 //! `analysis/decision.schema.json`, which the API is told to enforce; what arrives is checked all the same, because a
-//! proxy or an older model may ignore it. Lacks any idea of jobs, prompts or the API.
+//! proxy or an older model may ignore it. Knows nothing of jobs, prompts or the API.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -230,6 +230,28 @@ pub struct Risk {
     pub early_warning_sign: String,
 }
 
+impl Risk {
+    /// How grave it is, 1 to 9.
+    pub fn severity(&self) -> u8 {
+        severity(self.likelihood, self.impact)
+    }
+
+    /// What risks are sorted by, the greatest first: of equally grave ones that comes first which hurts more.
+    pub fn gravity(&self) -> (u8, Level) {
+        (self.severity(), self.impact)
+    }
+}
+
+/// How grave a risk of such a likelihood and impact is, 1 to 9.
+pub fn severity(likelihood: Level, impact: Level) -> u8 {
+    let points = |level| match level {
+        Level::Low => 1,
+        Level::Medium => 2,
+        Level::High => 3,
+    };
+    points(likelihood) * points(impact)
+}
+
 /// What to do, how surely, and on what terms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Recommendation {
@@ -313,9 +335,9 @@ impl From<DecisionAnalysis> for Memo {
 ///
 /// Beyond its shape these hold for every memo: the summary isn't blank; ids are unique, not blank, and every reference
 /// names one; scores and weights are 1 to 5, the confidence 0 to 100 percent; there are at most 4 options, one status
-/// quo and one score for a pair of option and criterion. A `complete` one besides has at least 2 options and a
-/// criterion, a status quo, and every option scored on every criterion. The other two statuses are spared that: what
-/// can't be known yet can't be scored. `needs_information` must instead name what is missing.
+/// quo and one score for a pair of option and criterion. A `complete` one also has at least 2 options and a criterion,
+/// a status quo, and every option scored on every criterion. The other two statuses need not: what can't be known yet
+/// can't be scored. `needs_information` must instead name what is missing.
 pub fn parse(text: &str) -> Result<DecisionAnalysis, ParseError> {
     let analysis = answer::read(text)?;
     match consistency::violations(&analysis) {

@@ -26,7 +26,7 @@ use crate::{
 /// What keys begin with, so that scanners for leaked secrets can know them.
 const KEY_PREFIX: &str = "ceoagent_";
 
-/// Characters of a key after that: 40 of 62 kinds are 238 bits.
+/// Characters of a key after that: 40 letters and digits hold 238 bits.
 const KEY_LENGTH: usize = 40;
 
 /// Shortest key of API_KEYS; a shorter one could be guessed.
@@ -38,10 +38,10 @@ const MAX_KEYS: usize = 1_000;
 /// Longest name of a key.
 const MAX_NAME: usize = 64;
 
-/// What names of kept keys begin with among the settings.
+/// What the settings begin with that keep a key.
 const SETTING: &str = "key/";
 
-/// What the audit log, and a job's `caller`, call who has the admin token.
+/// The name, in the audit log and as a job's `caller`, of whoever has the admin token.
 pub const ADMIN_TOKEN: &str = "admin_token";
 
 /// What a caller may do; each includes those before it.
@@ -86,13 +86,13 @@ impl Caller {
     }
 }
 
-/// Why nobody is let in.
+/// Why a caller is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// There is no credential.
     #[error("send a key or token as Authorization: Bearer <key>")]
     Missing,
-    /// It is none that is known, or in force.
+    /// The credential is unknown, or no longer in force.
     #[error("the Authorization header does not hold Bearer and a key or token that is in force here")]
     Wrong,
 }
@@ -121,10 +121,10 @@ pub enum KeyError {
     /// There is no such key in force.
     #[error("there is no key named {0} in force")]
     NotFound(String),
-    /// It is not ours to revoke.
+    /// It is one of the settings, so it can't be revoked here.
     #[error("the key {0} is one of the setting API_KEYS: take it out there")]
     OfSettings(String),
-    /// The name is none.
+    /// The name is not valid.
     #[error(
         "must have 1 to 64 letters, digits or any of . _ - @, with one / where a caller has several keys, and not be \
          admin_token"
@@ -138,7 +138,7 @@ pub enum KeyError {
     Queue(#[from] QueueError),
 }
 
-/// A key, without what it takes to use it.
+/// What is known of a key: all but the key itself.
 #[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
@@ -211,7 +211,7 @@ impl Auth {
         let hash = hash(given);
         let keys = self.keys.read();
         let in_force = keys.iter().filter(|key| key.revoked_at.is_none());
-        // Every key is compared with, whichever it is.
+        // Compares with every key, whichever it is, so that the time it takes tells nothing.
         let found = in_force.fold(None, |found, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { found });
         if let Some(key) = found {
             return named(caller(&key.name), key.scope);
@@ -230,7 +230,7 @@ impl Auth {
         keys
     }
 
-    /// Makes a key. Gives it in clear, for the only time.
+    /// Makes a key. Returns it in clear, this once.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -260,7 +260,7 @@ impl Auth {
         Ok((key, secret.into()))
     }
 
-    /// Has a key open nothing any more, from this moment on.
+    /// Revokes a key: from this moment on it opens nothing.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -275,7 +275,7 @@ impl Auth {
         Ok(key)
     }
 
-    /// Keeps a key in place of one of the same name.
+    /// Has the store keep a key, in place of one of the same name.
     async fn keep(&self, key: &Key) -> Result<(), KeyError> {
         let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
         self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;

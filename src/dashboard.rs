@@ -36,12 +36,12 @@ use axum::{
 use self::{api::Api, page::Templates, session::Sessions, strings::Lang};
 use crate::{analysis::Memo, queue::Queue};
 
-/// Largest form: a question at the API's own bounds, which are told in its words, with room for the form's encoding of
-/// three bytes a byte.
+/// Largest form: the largest question that the API takes, in a form's encoding of up to three bytes a byte. What is too
+/// large for the API, the API says itself.
 const MAX_FORM_BYTES: usize = 1 << 20;
 
-/// A memo as Markdown (CommonMark with tables) in English, to be kept, sent or published: as its page gives it to be copied.
-/// What the model wrote is escaped, so that it is text and nothing else.
+/// A memo as Markdown (CommonMark with tables) in English, to be kept, sent or published: as its page offers it for
+/// copying. What the model wrote is escaped, so that it is text and nothing else.
 pub fn memo_as_markdown(memo: Memo) -> String {
     Templates::new().markdown(memo, Lang::En).expect("the template is part of the program, and tests fill it")
 }

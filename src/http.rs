@@ -61,14 +61,14 @@ use crate::{
     queue::{Allowance, Hold, Outlook, Queue, WaitingFor},
 };
 
-/// How long a browser may keep what it was told of who may call.
+/// How long a browser may keep the answer to a CORS preflight.
 const CORS_MAX_AGE: Duration = Duration::from_mins(10);
 
 /// What the routes need.
 pub struct Api {
     /// Where jobs go in and come from.
     pub queue: Queue,
-    /// Whose gate readiness and metrics tell about.
+    /// The limits on calls; their gate shows in readiness and metrics.
     pub limits: Limits,
     /// The versions that a question may name.
     pub prompts: Prompts,
@@ -76,7 +76,7 @@ pub struct Api {
     pub metrics: Metrics,
     /// Who may do what.
     pub auth: Arc<Auth>,
-    /// How much of it.
+    /// How many questions a caller may ask a minute.
     pub fair: Fair,
     /// Web pages of these origins may call the API from a browser; none if empty.
     pub cors_origins: Vec<HeaderValue>,
@@ -92,7 +92,7 @@ impl Api {
         JobView::new(record, now).with_outlook(self.outlook(&record.job))
     }
 
-    /// What submissions are held to.
+    /// The operator's bounds on submissions.
     fn bounds(&self) -> Bounds<'_> {
         Bounds { max_query_length: self.max_query_length, callbacks: self.callbacks, prompts: &self.prompts }
     }
@@ -127,8 +127,9 @@ impl Api {
     }
 }
 
-/// The whole service as a router, ready to be served: the API, and the pages that `pages` puts on top of it. They may call
-/// what they are given: the API's routes without what surrounds every request, which surrounds the page's.
+/// The whole service as a router, ready to be served: the API, and the pages that `pages` puts on top of it. It is
+/// given the API's routes for the pages to call, without the middleware, which is around the request for the page
+/// already.
 pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
     let api = Arc::new(api);
     let (routes, document) = routes().split_for_parts();
@@ -147,7 +148,7 @@ pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
         .layer(middleware::from_fn_with_state(api, observe::observe))
 }
 
-/// Leave for web pages of these origins; without any, no browser lets another origin's page read an answer.
+/// Lets web pages of these origins call; without any, no browser lets another origin's page read an answer.
 fn cors(origins: Vec<HeaderValue>) -> CorsLayer {
     if origins.is_empty() {
         return CorsLayer::new();

@@ -24,7 +24,7 @@ pub mod delivery;
 mod filter;
 mod record;
 
-use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -52,8 +52,8 @@ pub struct Job {
     pub id: JobId,
     /// Moves the job in the order of claiming, see [`Job::effective_at`].
     pub priority: Priority,
-    /// Its client asked to be held for the answer. Such jobs go first while that client waits, and after those of
-    /// nobody who waited once it does so no more.
+    /// Its client asked to be held for the answer. While it is held, the job goes first. After that it takes its turn
+    /// with the others, but while other clients are held it gets a smaller share than jobs that nobody waited for.
     pub waited_for: bool,
     /// A digest of who submitted it: callers take turns. None for callers without a name, who are one caller together.
     // Digests, and no wider than this, since all jobs are in memory.
@@ -100,7 +100,7 @@ pub enum JobState {
     },
     /// Final: there is a result.
     Succeeded,
-    /// Final, but for a requeue.
+    /// Final, but for a requeue or a reparse.
     Failed {
         /// Why.
         code: FailureCode,
@@ -110,7 +110,7 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// True where no event but a requeue changes anything any more.
+    /// True where no event changes anything any more, but for a requeue or, of a failed job, a reparse.
     pub fn is_final(self) -> bool {
         match self {
             JobState::Queued { .. } | JobState::Running { .. } => false,
@@ -122,7 +122,18 @@ impl JobState {
 /// How a job's place in the queue is moved: the order is by [`Job::effective_at`], so a priority is worth a fixed head
 /// start and none starves another.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::EnumString, strum::VariantNames,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumString,
+    strum::VariantNames,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -500,16 +511,6 @@ impl Job {
     /// The status without regard to the hour: a job queued for later counts as queued.
     fn settled_status(&self) -> JobStatus {
         self.status(Timestamp::from_millis(i64::MAX))
-    }
-}
-
-impl fmt::Display for Priority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Priority::High => "high",
-            Priority::Normal => "normal",
-            Priority::Low => "low",
-        })
     }
 }
 

@@ -5,12 +5,12 @@
 //! - `budget`: what may be spent a day
 //!
 //! A [`Permit`] is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
-//! first and claims afterwards. Tokens are taken by what a call usually needs, then by the length of its text once it is
-//! known which call it is, and settled with what it did need. The limits that the upstream tells in its answers count
-//! where they are lower than the settings.
+//! first and claims afterwards. A permit first takes as many tokens as a call usually needs, then, once it is known
+//! which call it is, as many as its text is likely to need, and at the end is settled with what it did need. The limits
+//! that the upstream tells in its answers count where they are lower than the settings.
 //!
-//! Where a claim takes long beside a call, a few permits may be had while all calls that may be under way are
-//! ([`Limits::claim_ahead`]): their jobs are claimed by the time that one of these ends, and their calls wait for that
+//! Where a claim takes long compared with a call, a few permits more are given while as many calls are under way as may
+//! be ([`Limits::claim_ahead`]). Their jobs are claimed meanwhile, and their calls wait until one of the others ends
 //! ([`Permit::turn`]).
 //!
 //! The gate closes when the upstream says that every call would fail alike: at a rate limit until its Retry-After. Where
@@ -54,18 +54,19 @@ const BUDGET_POLL: Duration = Duration::from_secs(1);
 /// The part of a closing that is added at random, so that callers of one account do not all come back at once.
 const JITTER: f64 = 0.1;
 
-/// Requests of half a second may come at once: a limit per minute may be enforced per second, and calls that left one
-/// after the other may arrive together.
+/// As many requests may come at once as half a second allows: a limit per minute may be enforced per second, and calls
+/// that left one after the other may arrive together.
 const REQUEST_BURST: Duration = Duration::from_millis(500);
 
-/// Tokens of a minute may come at once: their number is known only afterwards, and Anthropic's buckets hold as many.
+/// As many tokens may be taken at once as a minute allows: how many a call needs is known only afterwards, and
+/// Anthropic's buckets hold as many.
 const TOKEN_BURST: Duration = Duration::from_secs(60);
 
 /// What a call is taken to need before any has been seen: a question with the prompts and the schema, a memo.
 const USUAL_TOKENS: Tokens = Tokens { input: 6_000, output: 4_000 };
 
-/// Calls at once until the first answer has told the account's limits: as many as any account takes, where sixty-four
-/// might be three seconds' worth.
+/// Most calls at once until the first answer has told the account's limits: few enough for any account, while
+/// sixty-four could be what one allows in three seconds.
 const FIRST_CALLS: usize = 8;
 
 /// The weight of the newest call in the running mean of tokens.
@@ -77,7 +78,7 @@ const MAX_MODELS: usize = 64;
 /// What is left of the calls under way after an overload: half, as congestion control has it.
 const BACKOFF: f64 = 0.5;
 
-/// Further overloads within this time are of the same calls and count as one.
+/// Overloads that follow one within this time tell of the same rush of calls, so they count as one with it.
 const BACKOFF_PAUSE: Duration = Duration::from_secs(1);
 
 /// Limits per minute.
@@ -123,9 +124,9 @@ struct State {
     gate: Option<Closed>,
     /// Permits given and not yet dropped.
     under_way: usize,
-    /// Those of them whose calls wait for another to end, the first first.
+    /// Those of them whose calls wait for another to end, in the order in which they may begin.
     ahead: VecDeque<oneshot::Sender<()>>,
-    /// Most of these.
+    /// How many of these there may be.
     most_ahead: usize,
     /// Most calls under way; as many as there are workers, unless Claude is overloaded.
     allowed: f64,
@@ -138,7 +139,7 @@ struct State {
     usual_output: f64,
     /// Running means of a model's input tokens by the byte.
     input_per_byte: HashMap<String, f64>,
-    /// How many a limit keeps from a permit.
+    /// How many callers a limit keeps waiting for a permit.
     waiting: usize,
 }
 
@@ -155,7 +156,7 @@ pub struct Closed {
     pub detail: String,
 }
 
-/// Leave to make one call. Settle it with what the call needed; dropped unsettled, it was not used.
+/// Permission to make one call. Settle it with what the call needed; one that is dropped unsettled counts as not used.
 #[derive(Debug)]
 pub struct Permit {
     limits: Limits,
@@ -190,7 +191,7 @@ pub enum Room {
 
 /// Why there is no permit, and so what to wait for.
 enum Refusal {
-    /// A limit, until then.
+    /// A limit, for so long.
     For(Duration),
     /// A limit that only a change can lift.
     UntilChanged,
@@ -198,7 +199,7 @@ enum Refusal {
     AllBusy,
 }
 
-/// One that a limit keeps from a permit; no more when dropped.
+/// Somebody whom a limit keeps waiting for a permit; counted until this is dropped.
 struct Waiting<'a>(&'a Inner);
 
 impl Limits {
@@ -257,7 +258,7 @@ impl Limits {
         }
     }
 
-    /// Leave for one call, if there is one at this moment.
+    /// A permit for one call, if one can be had at this moment.
     pub fn try_permit(&self) -> Option<Permit> {
         self.take().ok()
     }
@@ -311,8 +312,8 @@ impl Limits {
         Ok(Permit { limits: self.clone(), taken, turn, used: None, input: None, kept })
     }
 
-    /// Up to so many permits may be had while as many calls are under way as may be. Not while Claude is overloaded, nor
-    /// before a gate that is closed.
+    /// Has up to `most` permits more given while as many calls are under way as may be; none while Claude is overloaded
+    /// or the gate is closed.
     pub fn claim_ahead(&self, most: usize) {
         let mut state = self.0.state.lock();
         let is_more = most > state.most_ahead;
@@ -341,8 +342,8 @@ impl Limits {
         self.0.changed.notify_waiters();
     }
 
-    /// Notes the limits, each if it was told, of the answer to a call that began at `called_at`: answers overtake each
-    /// other, and what a later call was told counts.
+    /// Takes note of the limits that an answer told, each if it did. Its call began at `called_at`: answers overtake
+    /// each other, and what was told to the later call counts.
     pub fn learn(
         &self,
         requests: Option<u64>,
@@ -375,7 +376,8 @@ impl Limits {
         }
     }
 
-    /// A call was answered: one more at once, for each time that all allowed ones were.
+    /// A call was answered. Allows one more at once per round of as many answers as calls are allowed (additive
+    /// increase).
     pub fn answered(&self) {
         let mut state = self.0.state.lock();
         self.first_answer(&mut state);
@@ -411,12 +413,12 @@ impl Limits {
         calls.min(by_input).min(by_output) / 60.0
     }
 
-    /// True while a limit keeps somebody who wants to call from it.
+    /// True while a limit keeps somebody waiting who wants to call.
     pub fn is_exhausted(&self) -> bool {
         self.0.state.lock().waiting > 0
     }
 
-    /// Closes the gate for `duration` and some jitter; never opens one earlier that is closed for longer.
+    /// Closes the gate for `duration` and some jitter. One that is closed for longer already stays so.
     pub fn close_gate(&self, duration: Duration, reason: &'static str, detail: &str) {
         let until = Instant::now() + duration.mul_f64(1.0 + JITTER * rand::random::<f64>());
         let mut state = self.0.state.lock();
@@ -472,8 +474,6 @@ impl Limits {
     }
 }
 
-impl Inner {}
-
 impl State {
     fn gate(&mut self) -> Option<Closed> {
         if self.gate.as_ref().is_some_and(|closed| !closed.is_held && closed.until <= Instant::now()) {
@@ -482,13 +482,13 @@ impl State {
         self.gate.clone()
     }
 
-    /// Whether one more call may be under way: before a gate, which lets single calls find out, only a first.
+    /// Whether one more call may be under way. At a gate only one may, to find out whether all is well again.
     fn has_turn(&self) -> bool {
         let most = if self.gate.is_some() { 1.0 } else { self.allowed.floor() };
         ((self.under_way - self.ahead.len()) as f64) < most
     }
 
-    /// Lets those ahead make their calls, as far as calls may be under way.
+    /// Lets the permits given ahead make their calls, as far as more calls may be under way.
     fn give_turns(&mut self) {
         // Whoever has given up has dropped, or is about to drop, its permit.
         self.ahead.retain(|turn| !turn.is_closed());
@@ -499,7 +499,7 @@ impl State {
 }
 
 impl Permit {
-    /// Waits until the call may be made. False: Claude has turned others away meanwhile, and it must not.
+    /// Waits until the call may be made. False if it must not be, as Claude has turned others away meanwhile.
     pub async fn turn(&mut self) -> bool {
         match self.turn.take() {
             Some(turn) => turn.await.is_ok(),
@@ -523,9 +523,9 @@ impl Permit {
         self.kept.take()
     }
 
-    /// Now that it is known which call it is, takes what its input is likely to need instead of what is usual: `tokens` where
-    /// they were counted, else by what the model needed for a byte so far. What was taken too little is owed by the calls
-    /// to come, so that the limit holds over time.
+    /// Now that it is known which call it is, takes what its input is likely to need instead of what is usual: `tokens`
+    /// if they were counted, else as many as the model has needed for so many bytes. If that is too little, later calls
+    /// make up for it, so the limit holds over time.
     pub fn expect(&mut self, model: &str, bytes: usize, tokens: Option<u64>) {
         let per_byte = self.limits.0.state.lock().input_per_byte.get(model).copied();
         let by_length = per_byte.map(|per_byte| whole(per_byte * bytes as f64));
@@ -537,7 +537,7 @@ impl Permit {
         self.input = Some((model.to_owned(), bytes));
     }
 
-    /// The call was made and needed so many tokens; none if that was not told, then it is taken to be what is usual.
+    /// The call was made and needed so many tokens; if that was not told, it counts with what was taken for it.
     pub fn settle(mut self, tokens: Option<Tokens>) {
         self.used = Some(tokens.unwrap_or(self.taken));
         let Some(tokens) = tokens else { return };
@@ -595,7 +595,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A count that was reckoned as a mean.
+/// A mean of counts as a count.
 fn whole(mean: f64) -> u32 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "means of u32, so within its range")]
     {

@@ -12,7 +12,7 @@ use prometheus_client::{
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 
 /// Seconds from acceptance to a claim or to the end. Closest where it is decided whether a client that waits has its memo
@@ -54,7 +54,6 @@ pub struct ReasonLabel {
 /// All metrics. Clones count into the same ones.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    registry: Arc<Registry>,
     /// HTTP requests answered.
     pub http_requests: Family<HttpLabels, Counter>,
     /// Seconds from the request's head to the answer's head.
@@ -132,6 +131,7 @@ pub struct Metrics {
     pub store_commit_seconds: Histogram,
     /// Seconds of it until the disk had it.
     pub store_sync_seconds: Histogram,
+    registry: Arc<Registry>,
 }
 
 impl Default for Metrics {
@@ -149,188 +149,165 @@ impl Metrics {
         // 0.1 ms to 3.3 s.
         let quick = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
         let slow = || Histogram::new(TIMES_TO);
-        let mut metrics = Metrics {
-            registry: Arc::default(),
-            http_requests: Family::default(),
-            http_seconds: Histogram::new(TIMES_OF_HTTP),
-            auth_refused: Family::default(),
-            waits_declined: Counter::default(),
-            waits: Family::default(),
-            jobs_submitted: Counter::default(),
-            jobs_finished: Family::default(),
-            attempts: Family::default(),
-            attempt_errors: Family::default(),
-            attempt_seconds: slow(),
-            time_to_claim_seconds: slow(),
-            time_to_finish_seconds: slow(),
-            asked_again: Counter::default(),
-            answers_shared: Counter::default(),
-            answers_cached: Counter::default(),
-            tokens: Family::default(),
-            webhooks: Family::default(),
-            leases_lost: Counter::default(),
-            panics: Counter::default(),
-            jobs: Family::default(),
-            waiters: Gauge::default(),
-            running_attempts: Gauge::default(),
-            tasks: Gauge::default(),
-            gate_closed: Gauge::default(),
-            limits_per_minute: Family::default(),
-            calls_at_once: Gauge::default(),
-            oldest_queued_age_seconds: Gauge::default(),
-            paused: Gauge::default(),
-            held: Family::default(),
-            tokens_today: Family::default(),
-            cost_today: Family::default(),
-            budget_used: Gauge::default(),
-            budget_warning: Gauge::default(),
-            store_available: Gauge::default(),
-            disk_free_bytes: Gauge::default(),
-            store_commits: Counter::default(),
-            store_commit_seconds: quick(),
-            store_sync_seconds: quick(),
+        // In the order in which they are rendered.
+        let metrics = Metrics {
+            http_requests: add(registry, "http_requests", "HTTP requests answered", Family::default()),
+            http_seconds: add_in(
+                Unit::Seconds,
+                registry,
+                "http_request_duration",
+                "Time to the head of the answer, waits included",
+                Histogram::new(TIMES_OF_HTTP),
+            ),
+            auth_refused: add(
+                registry,
+                "auth_refused",
+                "Requests refused for who sent them, by reason",
+                Family::default(),
+            ),
+            waits_declined: add(
+                registry,
+                "waits_declined",
+                "Clients that asked to be held for an answer and were not, as it can't come in time",
+                Counter::default(),
+            ),
+            waits: add(
+                registry,
+                "waits",
+                "Clients that asked to be held for their memo, by how that ended: answered, failed, late, left",
+                Family::default(),
+            ),
+            jobs_submitted: add(registry, "jobs_submitted", "Jobs accepted", Counter::default()),
+            jobs_finished: add(registry, "jobs_finished", "Jobs that reached an end, by status", Family::default()),
+            attempts: add(registry, "attempts", "Attempts ended, by outcome", Family::default()),
+            attempt_errors: add(
+                registry,
+                "attempt_errors",
+                "Attempts that came to nothing, by the code of their error",
+                Family::default(),
+            ),
+            attempt_seconds: add_in(Unit::Seconds, registry, "attempt_duration", "Time that an attempt took", slow()),
+            time_to_claim_seconds: add_in(
+                Unit::Seconds,
+                registry,
+                "job_time_to_claim",
+                "From acceptance to the first claim",
+                slow(),
+            ),
+            time_to_finish_seconds: add_in(
+                Unit::Seconds,
+                registry,
+                "job_time_to_finish",
+                "From acceptance to the end",
+                slow(),
+            ),
+            asked_again: add(
+                registry,
+                "answers_asked_again",
+                "Attempts in which Claude was told what was wrong with its last answer",
+                Counter::default(),
+            ),
+            answers_shared: add(
+                registry,
+                "answers_shared",
+                "Jobs that got the answer of another, which asked the same at the same time: calls saved",
+                Counter::default(),
+            ),
+            answers_cached: add(
+                registry,
+                "answers_cached",
+                "Jobs that got an answer that was there before them: calls saved",
+                Counter::default(),
+            ),
+            tokens: add(registry, "tokens", "Tokens reported by the upstream, by kind", Family::default()),
+            webhooks: add(registry, "webhooks", "Messages to callback URLs sent, by outcome", Family::default()),
+            leases_lost: add(
+                registry,
+                "leases_lost",
+                "Settles and heartbeats that came too late and changed nothing",
+                Counter::default(),
+            ),
+            panics: add(registry, "attempt_panics", "Attempts that panicked", Counter::default()),
+            jobs: add(registry, "jobs", "Jobs in the store, by status", Family::default()),
+            waiters: add(registry, "waiters", "Clients that wait for a job's end", Gauge::default()),
+            running_attempts: add(registry, "running_attempts", "Attempts under way", Gauge::default()),
+            tasks: add(registry, "tasks", "Tasks of the runtime that have not ended", Gauge::default()),
+            gate_closed: add(registry, "gate_closed", "1 while the gate to the upstream is closed", Gauge::default()),
+            limits_per_minute: add(
+                registry,
+                "limits_per_minute",
+                "The limits in force, a minute: of requests, input_tokens, output_tokens",
+                Family::default(),
+            ),
+            calls_at_once: add(
+                registry,
+                "calls_at_once",
+                "Most calls at once; fewer than there are workers while Claude is overloaded",
+                Gauge::default(),
+            ),
+            oldest_queued_age_seconds: add_in(
+                Unit::Seconds,
+                registry,
+                "oldest_queued_age",
+                "How long the oldest job has waited that could run",
+                Gauge::default(),
+            ),
+            paused: add(registry, "paused", "1 while an operator has paused the queue", Gauge::default()),
+            held: add(
+                registry,
+                "queue_held",
+                "1 while the queue is held, by what for: until a person mends it, or until the day turns",
+                Family::default(),
+            ),
+            tokens_today: add(
+                registry,
+                "tokens_today",
+                "Tokens of today (UTC), by kind; at_risk are those of calls whose end is not known",
+                Family::default(),
+            ),
+            cost_today: add(
+                registry,
+                "cost_today_dollars",
+                "Cost of today (UTC) in US dollars: billed, and at risk beyond that",
+                Family::default(),
+            ),
+            budget_used: add_in(
+                Unit::Ratios,
+                registry,
+                "budget_used",
+                "The used part of the daily budget, of tokens or money, whichever is more; 0 without one",
+                Gauge::default(),
+            ),
+            budget_warning: add(registry, "budget_warning", "1 from 80 % of the daily budget on", Gauge::default()),
+            store_available: add(registry, "store_available", "1 while the store can be used", Gauge::default()),
+            disk_free_bytes: add_in(
+                Unit::Bytes,
+                registry,
+                "disk_free",
+                "Free space on the file system of DATA_DIR",
+                Gauge::default(),
+            ),
+            store_commits: add(registry, "store_commits", "Groups of changes made durable", Counter::default()),
+            store_commit_seconds: add_in(
+                Unit::Seconds,
+                registry,
+                "store_commit_duration",
+                "Time to write and sync one group of changes",
+                quick(),
+            ),
+            store_sync_seconds: add_in(
+                Unit::Seconds,
+                registry,
+                "store_sync_duration",
+                "Time until the disk had a group of changes",
+                quick(),
+            ),
+            registry: Arc::new(root),
         };
-        let seconds = Unit::Seconds;
-        registry.register("http_requests", "HTTP requests answered", metrics.http_requests.clone());
-        registry.register_with_unit(
-            "http_request_duration",
-            "Time to the head of the answer, waits included",
-            seconds.clone(),
-            metrics.http_seconds.clone(),
-        );
-        registry.register(
-            "auth_refused",
-            "Requests refused for who sent them, by reason",
-            metrics.auth_refused.clone(),
-        );
-        registry.register(
-            "waits_declined",
-            "Clients that asked to be held for an answer and were not, as it can't come in time",
-            metrics.waits_declined.clone(),
-        );
-        registry.register(
-            "waits",
-            "Clients that asked to be held for their memo, by how that ended: answered, failed, late, left",
-            metrics.waits.clone(),
-        );
-        registry.register("jobs_submitted", "Jobs accepted", metrics.jobs_submitted.clone());
-        registry.register("jobs_finished", "Jobs that reached an end, by status", metrics.jobs_finished.clone());
-        registry.register("attempts", "Attempts ended, by outcome", metrics.attempts.clone());
-        registry.register(
-            "attempt_errors",
-            "Attempts that came to nothing, by the code of their error",
-            metrics.attempt_errors.clone(),
-        );
-        registry.register_with_unit(
-            "attempt_duration",
-            "Time that an attempt took",
-            seconds.clone(),
-            metrics.attempt_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "job_time_to_claim",
-            "From acceptance to the first claim",
-            seconds.clone(),
-            metrics.time_to_claim_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "job_time_to_finish",
-            "From acceptance to the end",
-            seconds.clone(),
-            metrics.time_to_finish_seconds.clone(),
-        );
-        registry.register(
-            "answers_asked_again",
-            "Attempts in which Claude was told what was wrong with its last answer",
-            metrics.asked_again.clone(),
-        );
-        registry.register(
-            "answers_shared",
-            "Jobs that got the answer of another, which asked the same at the same time: calls saved",
-            metrics.answers_shared.clone(),
-        );
-        registry.register(
-            "answers_cached",
-            "Jobs that got an answer that was there before them: calls saved",
-            metrics.answers_cached.clone(),
-        );
-        registry.register("tokens", "Tokens reported by the upstream, by kind", metrics.tokens.clone());
-        registry.register("webhooks", "Messages to callback URLs sent, by outcome", metrics.webhooks.clone());
-        registry.register(
-            "leases_lost",
-            "Settles and heartbeats that came too late and changed nothing",
-            metrics.leases_lost.clone(),
-        );
-        registry.register("attempt_panics", "Attempts that panicked", metrics.panics.clone());
-        registry.register("jobs", "Jobs in the store, by status", metrics.jobs.clone());
-        registry.register("waiters", "Clients that wait for a job's end", metrics.waiters.clone());
-        registry.register("running_attempts", "Attempts under way", metrics.running_attempts.clone());
-        registry.register("tasks", "Tasks of the runtime that have not ended", metrics.tasks.clone());
-        registry.register("gate_closed", "1 while the gate to the upstream is closed", metrics.gate_closed.clone());
-        registry.register(
-            "limits_per_minute",
-            "The limits in force, a minute: of requests, input_tokens, output_tokens",
-            metrics.limits_per_minute.clone(),
-        );
-        registry.register(
-            "calls_at_once",
-            "Most calls at once; fewer than there are workers while Claude is overloaded",
-            metrics.calls_at_once.clone(),
-        );
-        registry.register_with_unit(
-            "oldest_queued_age",
-            "How long the oldest job has waited that could run",
-            Unit::Seconds,
-            metrics.oldest_queued_age_seconds.clone(),
-        );
-        registry.register("paused", "1 while an operator has paused the queue", metrics.paused.clone());
-        registry.register(
-            "queue_held",
-            "1 while the queue is held, by what for: until a person mends it, or until the day turns",
-            metrics.held.clone(),
-        );
-        registry.register(
-            "tokens_today",
-            "Tokens of today (UTC), by kind; at_risk are those of calls whose end is not known",
-            metrics.tokens_today.clone(),
-        );
-        registry.register(
-            "cost_today_dollars",
-            "Cost of today (UTC) in US dollars: billed, and at risk beyond that",
-            metrics.cost_today.clone(),
-        );
-        registry.register_with_unit(
-            "budget_used",
-            "The used part of the daily budget, of tokens or money, whichever is more; 0 without one",
-            Unit::Ratios,
-            metrics.budget_used.clone(),
-        );
-        registry.register("budget_warning", "1 from 80 % of the daily budget on", metrics.budget_warning.clone());
-        registry.register("store_available", "1 while the store can be used", metrics.store_available.clone());
-        registry.register_with_unit(
-            "disk_free",
-            "Free space on the file system of DATA_DIR",
-            Unit::Bytes,
-            metrics.disk_free_bytes.clone(),
-        );
-        registry.register("store_commits", "Groups of changes made durable", metrics.store_commits.clone());
-        registry.register_with_unit(
-            "store_commit_duration",
-            "Time to write and sync one group of changes",
-            seconds.clone(),
-            metrics.store_commit_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "store_sync_duration",
-            "Time until the disk had a group of changes",
-            seconds,
-            metrics.store_sync_seconds.clone(),
-        );
         // From the start, so that a share can be told before there was one of each.
         for end in ["answered", "failed", "late", "left"] {
             drop(metrics.waits.get_or_create(&kind(end)));
         }
-        metrics.registry = Arc::new(root);
         metrics
     }
 
@@ -343,6 +320,18 @@ impl Metrics {
         }
         text
     }
+}
+
+/// Registers `metric`, and gives it back to be counted in.
+fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// As [`add`], of a metric in `unit`, which ends its name.
+fn add_in<M: Metric + Clone>(unit: Unit, registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register_with_unit(name, help, unit, metric.clone());
+    metric
 }
 
 /// The label `kind`.
@@ -405,8 +394,7 @@ mod tests {
         }
         // Each is registered by one call, but for those of the process: none is left out for want of a series.
         let (code, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
-        let registered =
-            code.matches("registry.register(").count() + code.matches("registry.register_with_unit(").count();
+        let registered = code.matches(": add(").count() + code.matches(": add_in(").count();
         assert_eq!(expected.lines().filter(|line| line.contains("ceoagent_")).count(), registered);
         let page = include_str!("../docs/metrics.md");
         let (_, table) = page.split_once("|---|---|---|---|\n").expect("a table");

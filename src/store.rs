@@ -35,11 +35,13 @@ pub const MAX_JOURNAL: usize = 10_000;
 /// again tells, and the fence makes a repeated settle harmless.
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
-    /// Adds a job: queued, or already claimed for a worker that stands by. If its question is under way, one that comes
-    /// claimed is [`Insertion::Unclaimed`]; if very many are queued with it, the job has it no more. A job whose idempotency key is in force already
-    /// is not added, however many ask at once; a key stays in force if its job is pruned.
+    /// Adds a job: queued, or already claimed for a worker that stands by. One that comes claimed is queued
+    /// nevertheless if another job with its question is running ([`Insertion::Unclaimed`]). If too many jobs are queued
+    /// with the same question, the new one loses its question and is asked by itself. A job whose idempotency key is in
+    /// force already is not added, however many ask at once; a key stays in force if its job is pruned.
     ///
-    /// *Returned*: the job is durable, and its claim and its key with it. *Crashed before*: the whole job is there, or nothing of it.
+    /// *Returned*: the job is durable, and its claim and its key with it. *Crashed before*: the whole job is there, or
+    /// nothing of it.
     ///
     /// # Errors
     /// [`StoreError::KeyReused`], [`StoreError::Full`] when the bound on pending jobs is reached,
@@ -77,7 +79,7 @@ pub trait JobStore: Send + Sync + 'static {
     /// is queued, or running with nobody at work; then recovery at the next start ends the attempt as outcome unknown.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`].
+    /// [`StoreError::Unavailable`]; [`StoreError::Corrupt`] if the job's request can't be read: it stays queued.
     async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp)
     -> Result<Option<ClaimedJob>, StoreError>;
 

@@ -12,10 +12,10 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 impl Agent {
     /// A digest of who asks and of all that makes the answer: the question, the prompts as they are loaded now, the day
-    /// that they name, and how Claude is asked. White space in the question makes no other of it. None if there are no
-    /// such prompts.
+    /// that they name, and how Claude is asked. Questions that differ in white space alone are the same. None if there
+    /// are no such prompts.
     pub fn question(&self, request: &JobRequest, is_waited_for: bool, now: Timestamp) -> Option<NonZeroU64> {
-        // Without `..`: what a request gets besides may make another question of it.
+        // Without `..`, so that a field added to requests is considered here: it may make another question of them.
         let JobRequest {
             query,
             context,

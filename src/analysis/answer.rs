@@ -1,7 +1,7 @@
 //! Finding the memo in an answer's text.
 //!
 //! One strategy for all forms, be it bare JSON, a code fence or prose around it: try to read a memo at every brace
-//! that can open an object. Lacks the judgement whether the memo makes sense; that is `consistency`.
+//! that can open an object. Does not judge whether the memo makes sense: `consistency` does.
 
 use serde_json::error::Category;
 use serde_json::{Deserializer, Value};

@@ -85,7 +85,7 @@ fn check_completeness(analysis: &DecisionAnalysis, found: &mut Vec<String>) {
         }
         _ => None,
     });
-    // Lazily, for options × criteria of a nonsensical answer can be millions.
+    // Lazily, as a nonsensical answer can have millions of pairs of option and criterion.
     found.extend(wrong.take(MAX_VIOLATIONS));
 }
 

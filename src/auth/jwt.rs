@@ -64,7 +64,7 @@ pub enum JwtError {
     NoAudience,
 }
 
-/// Who is believed.
+/// Which tokens are believed: those of `issuer` for `audience`, signed by one of `keys`.
 pub struct Tokens {
     keys: Vec<KnownKey>,
     issuer: String,
@@ -109,7 +109,7 @@ impl Tokens {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|source| JwtError::Unreadable { path: name.clone(), source })?;
         let keys = read_keys(&bytes).map_err(|reason| JwtError::NoKey { path: name, reason })?;
-        // Fails where another one was first, which is this one too.
+        // Fails where one was installed before, which can only be this one.
         let _ = RING.install_default();
         Ok(Tokens { keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
     }

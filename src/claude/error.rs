@@ -7,8 +7,6 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderValue};
-use serde::{Deserialize, Serialize};
-use strum::{EnumIter, IntoStaticStr};
 
 use super::{
     RateLimits,
@@ -49,10 +47,8 @@ pub struct CallError {
     pub(super) surely_unbilled: bool,
 }
 
-/// Every way in which a call fails. The names on the wire ([`ErrorKind::code`]) are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, EnumIter, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
+/// Every way in which a call fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// 400 and any other 4xx without a row of its own.
     InvalidRequest,
@@ -149,8 +145,8 @@ impl CallError {
         }
     }
 
-    /// Whether the answer names `model` as what is wrong, and so is the API's own: a gateway without the route, or a wrong
-    /// base URL, would not know it.
+    /// Whether the answer says that `model` is what is wrong. Then it is the API's own: a gateway without the route, or
+    /// a server at a wrong base URL, would not name the model.
     pub fn is_about(&self, model: &str) -> bool {
         self.message.contains(model)
     }
@@ -197,11 +193,6 @@ impl CallError {
 }
 
 impl ErrorKind {
-    /// The stable name of this kind, in snake_case: for the API's `code`, for metrics and the attempt history.
-    pub fn code(self) -> &'static str {
-        self.into()
-    }
-
     fn of_status(status: u16, error_code: Option<&str>) -> ErrorKind {
         match status {
             300..=399 => ErrorKind::Redirect,
@@ -221,7 +212,7 @@ impl ErrorKind {
         }
     }
 
-    /// The kind of an `error` event. What means the same as a status of its own is of that status's kind.
+    /// The kind of an `error` event. A type that means the same as an HTTP status is of that status's kind.
     fn of_type(error_type: &str, error_code: Option<&str>) -> ErrorKind {
         match error_type {
             "invalid_request_error" => ErrorKind::InvalidRequest,

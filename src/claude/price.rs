@@ -28,7 +28,7 @@ const LIST: [(&str, Price); 3] = [
 pub struct Prices(Arc<BTreeMap<String, Price>>);
 
 impl Prices {
-    /// The list, with these in place of its own or besides.
+    /// The list with `others` added, which replace its own price where both have the model.
     pub fn new(others: impl IntoIterator<Item = (String, Price)>) -> Prices {
         let list = LIST.iter().map(|(model, price)| ((*model).to_owned(), *price));
         Prices(Arc::new(list.chain(others).collect()))

@@ -1,7 +1,7 @@
 //! Reading the event stream of one answer: bytes to events to text, usage and a stop reason.
 //!
-//! Knows the order of nothing but the end: a stream is complete when `message_stop` came. Sizes and silences are
-//! bounded here; the whole call's time is bounded by the client.
+//! Expects no order of the events, but for the end: a stream is complete when `message_stop` came. Sizes and silences
+//! are bounded here; the whole call's time is bounded by the client.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -165,7 +165,9 @@ impl Loadtest {
     /// Sends the questions, until all are answered or a signal comes.
     async fn load(&self, own: Option<&Own>, signals: &mut Signals) -> anyhow::Result<Report> {
         let (base, token) = match own {
-            Some(own) => (format!("http://{}", own.app.address()), Some(own.admin_token(&self.settings)?)),
+            Some(own) => {
+                (format!("http://{}", own.app.address()), Some(own.app.admin_token().expose_secret().to_owned()))
+            }
             None => (self.url.clone().unwrap_or_default().trim_end_matches('/').to_owned(), self.api_key.clone()),
         };
         let target = Target::new(base, token)?;
@@ -225,7 +227,7 @@ impl Loadtest {
 
     fn bar(&self) -> anyhow::Result<ProgressBar> {
         // The clients that wait when the last question came get their time too.
-        let bar = ProgressBar::new(self.duration.ceil().max(1.0).to_string().parse()?);
+        let bar = ProgressBar::new(Duration::from_secs_f64(self.duration.ceil().max(1.0)).as_secs());
         if !std::io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
@@ -296,11 +298,6 @@ impl Own {
         settings.anthropic_api_key = Some("simulated".into());
         let app = App::start(settings, Clock::system()).await?;
         Ok(Own { app, simulator, capacity: settings.workers as f64 / mean, _folder: folder })
-    }
-
-    fn admin_token(&self, settings: &Settings) -> anyhow::Result<String> {
-        let token = self.app.new_admin_token().or(settings.admin_token.as_ref());
-        Ok(token.context("the service has no admin token")?.expose_secret().to_owned())
     }
 }
 

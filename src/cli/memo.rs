@@ -149,7 +149,7 @@ fn risks(page: &mut Page, memo: &Memo) {
         if i > 0 {
             page.gap();
         }
-        let style = match severity(risk.likelihood, risk.impact) {
+        let style = match risk.severity() {
             6.. => plain.clone().red(),
             3.. => plain.clone().yellow(),
             _ => plain.clone(),
@@ -271,7 +271,7 @@ fn fit_columns(table: &mut Table, analysis: &DecisionAnalysis, width: usize) {
 /// The risks, those first that are likely and hurt.
 fn gravest_first(memo: &Memo) -> Vec<&Risk> {
     let mut risks: Vec<_> = memo.analysis.risks.iter().collect();
-    risks.sort_by_key(|risk| Reverse((severity(risk.likelihood, risk.impact), risk.impact)));
+    risks.sort_by_key(|risk| Reverse(risk.gravity()));
     risks
 }
 
@@ -283,16 +283,6 @@ fn lettered(memo: &Memo) -> impl Iterator<Item = (char, &DecisionOption)> {
 /// The weighted total of an option, if it has one.
 fn total<'a>(memo: &'a Memo, option_id: &str) -> Option<&'a WeightedTotal> {
     memo.weighted_totals.iter().find(|total| total.option_id == option_id)
-}
-
-/// How grave a risk is, 1 to 9.
-fn severity(likelihood: Level, impact: Level) -> u8 {
-    let points = |level| match level {
-        Level::Low => 1,
-        Level::Medium => 2,
-        Level::High => 3,
-    };
-    points(likelihood) * points(impact)
 }
 
 fn level(level: Level) -> &'static str {

@@ -1,4 +1,4 @@
-//! The pages' way to the API: its own routes, asked in process. Nothing of a question's way is written twice.
+//! The pages' way to the API: its own routes, asked in process, so that nothing of what they do is written twice.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ use tower::ServiceExt;
 /// Largest answer that is read: 200 jobs with the largest memos there are.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// What tells the API where a request came from, if a proxy does.
+/// Headers by which a proxy tells the API where a request came from.
 const ORIGIN_HEADERS: [HeaderName; 2] =
     [HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("forwarded")];
 

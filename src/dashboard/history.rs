@@ -6,7 +6,7 @@ use strum::{EnumIter, EnumString, IntoStaticStr};
 
 use crate::clock::Timestamp;
 
-/// How wide a bar is, of the place it has.
+/// How much of its place's width a bar takes.
 const BAR: f64 = 0.8;
 
 /// How far the charts reach back. Each is in bars that a phone can show.
@@ -159,7 +159,7 @@ fn chart(name: &'static str, is_time: bool, series: &[(&'static str, usize)], st
     Chart { name, is_time, most, series: series.collect() }
 }
 
-/// The next round number: 1, 2 or 5 with as many noughts as it takes; 1 for nothing.
+/// The next round number: 1, 2 or 5 with as many zeros as it takes; 1 for nothing.
 fn round_up(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;

@@ -42,7 +42,7 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(i
     }
 }
 
-/// `GET /jobs/{id}/events`: those of the API, which a browser can't send its credential to.
+/// `GET /jobs/{id}/events`: the API's events. A browser can't ask for them itself: it has a session and no credential.
 pub(super) async fn events(
     State(pages): State<Arc<Pages>>,
     reader: Reader,

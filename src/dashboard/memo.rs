@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 
 use serde::Serialize;
 
-use crate::analysis::{Level, Memo, Risk};
+use crate::analysis::{Level, Memo, Risk, severity};
 
 /// Best score, and with it best total, there can be.
 const MAX_SCORE: f64 = 5.0;
@@ -83,7 +83,7 @@ struct MatrixCell {
 
 /// The memo with its gravest risks and its blocking gaps first.
 pub(super) fn in_reading_order(mut memo: Memo) -> Memo {
-    memo.analysis.risks.sort_by_key(|risk| Reverse((severity(risk), risk.impact)));
+    memo.analysis.risks.sort_by_key(|risk| Reverse(risk.gravity()));
     memo.analysis.missing_information.sort_by_key(|gap| !gap.blocks_decision);
     memo
 }
@@ -153,7 +153,7 @@ fn score_of(memo: &Memo, option_id: &str, criterion_id: &str) -> Option<Score> {
 fn matrix(risks: &[Risk]) -> Vec<MatrixRow> {
     let cell = |impact, likelihood| MatrixCell {
         likelihood,
-        severity: points(impact) * points(likelihood),
+        severity: severity(likelihood, impact),
         risks: (1..)
             .zip(risks)
             .filter(|(_, r)| (r.impact, r.likelihood) == (impact, likelihood))
@@ -162,19 +162,6 @@ fn matrix(risks: &[Risk]) -> Vec<MatrixRow> {
     };
     let row = |impact| MatrixRow { impact, cells: LEVELS.into_iter().rev().map(|level| cell(impact, level)).collect() };
     LEVELS.into_iter().map(row).collect()
-}
-
-/// How grave a risk is, 1 to 9.
-fn severity(risk: &Risk) -> u8 {
-    points(risk.likelihood) * points(risk.impact)
-}
-
-fn points(level: Level) -> u8 {
-    match level {
-        Level::Low => 1,
-        Level::Medium => 2,
-        Level::High => 3,
-    }
 }
 
 /// To two places: more is not seen.

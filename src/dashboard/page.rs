@@ -1,4 +1,4 @@
-//! From a template and what it shows to an answer. Templates escape whatever they show; the filters here that write HTML
+//! Fills templates and makes answers of them. Templates escape whatever they show; the filters here that write HTML
 //! escape their own.
 
 use axum::{
@@ -134,7 +134,7 @@ impl Pages {
     }
 }
 
-/// What every template sees besides.
+/// What every template gets besides what its page shows.
 fn frame(reader: &Reader, shown: Value) -> Value {
     let separator = if reader.here.contains('?') { '&' } else { '?' };
     context! {
@@ -151,7 +151,7 @@ fn frame(reader: &Reader, shown: Value) -> Value {
     }
 }
 
-/// Puts the headers on every answer of the pages that keep browsers to what these pages are.
+/// Adds to every answer of the pages the headers that keep a browser from doing more than these pages need.
 pub(super) async fn secure(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [

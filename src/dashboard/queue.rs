@@ -39,7 +39,7 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(
     }
     // What a form leaves empty is no condition.
     let pairs: Pairs = pairs.into_iter().filter(|(_, value)| !value.trim().is_empty()).collect();
-    // How far back the charts go is no matter of the list.
+    // How far back the charts go does not concern the list.
     let (ranges, listed): (Pairs, Pairs) = pairs.iter().cloned().partition(|(name, _)| name == "range");
     let range: Range = ranges.last().and_then(|(_, name)| name.parse().ok()).unwrap_or_default();
     let conditions = conditions(&pairs);

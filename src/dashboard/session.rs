@@ -44,7 +44,7 @@ const TRIES_PER_MINUTE: u32 = 10;
 
 const COOKIE: &str = "ceoagent_session";
 
-/// The settings that hold the sessions: this, and the digest of the session's name.
+/// What the settings begin with that keep a session; what is derived from the session's name follows.
 const SETTING: &str = "session/";
 
 /// What is derived from a session's name, each for a use of its own.
@@ -55,7 +55,7 @@ const MARKING: &str = "mark";
 /// The sessions.
 pub(super) struct Sessions {
     queue: Queue,
-    /// By what is derived from their names, so that finding one tells nothing by the time it takes.
+    /// By what is derived from their names, so that the time it takes to find one tells nothing of a name.
     open: Mutex<HashMap<String, Session>>,
     tries: DefaultDirectRateLimiter,
 }
@@ -102,7 +102,7 @@ pub(super) enum NotSignedIn {
 }
 
 impl Sessions {
-    /// Those that `queue` keeps.
+    /// The sessions that `queue` keeps.
     pub(super) fn of(queue: Queue) -> Sessions {
         let per_minute = const { std::num::NonZeroU32::new(TRIES_PER_MINUTE).unwrap() };
         let kept = queue.kept(SETTING).into_iter();
@@ -115,7 +115,7 @@ impl Sessions {
         Sessions { queue, open, tries: RateLimiter::direct(Quota::per_minute(per_minute)) }
     }
 
-    /// Opens a session. Gives the name that the browser is to keep.
+    /// Opens a session. Returns the name that the browser is to keep.
     async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
         let now = self.queue.now();
         let name = Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
@@ -175,7 +175,7 @@ impl SessionView {
     }
 }
 
-/// What only the name tells, and what does not tell the name.
+/// What can be derived only from the session's name, and does not give the name away.
 fn derived(usage: &str, name: &str) -> [u8; 32] {
     Sha256::new().chain_update(usage).chain_update([0]).chain_update(name).finalize().into()
 }
@@ -325,7 +325,7 @@ impl Pages {
         Ok(SignedIn { cookie: set_cookie(headers, &name, SESSION_HOURS * 3_600), is_admin, caller })
     }
 
-    /// That a form was made for this session: else the answer that says so.
+    /// Checks that a form was made for this session; if not, the error is the answer that says so.
     pub(super) fn check_mark(&self, reader: &Reader, mark: &str) -> Result<(), Box<Response>> {
         match &reader.session {
             Some(session) if session.made(mark) => Ok(()),

@@ -23,7 +23,7 @@ use crate::queue::{
     bulk::{Action, Bulk, Outcome, Trial},
 };
 
-/// How long is worked on an answer; one step more may follow, and the answer is to be out before 30 s are over.
+/// How long a request is worked on. One step more may follow, and the answer has to be out before 30 s are over.
 const WORK_TIME: Duration = Duration::from_secs(25);
 
 /// What to do to which jobs.

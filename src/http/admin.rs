@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    extract::{Admin, Params},
+    extract::{Admin, Params, count_up_to},
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
     problem::{FieldError, INVALID_PARAMETER, Problem},
     view::JobView,
@@ -24,6 +24,10 @@ const DEFAULT_LIMIT: usize = 50;
 
 /// Most jobs on a page: each is read from disk.
 const MAX_LIMIT: usize = 200;
+
+/// What the route takes.
+const TAKEN: &str = "status, priority, code, created_from, created_before, text, model, metadata, caller, order, limit \
+                     and cursor";
 
 /// A label as a query parameter.
 #[derive(ToSchema)]
@@ -92,39 +96,27 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) 
 fn listing(params: &Params) -> Result<Listing, Vec<FieldError>> {
     let mut conditions = Conditions::default();
     let mut listing = Listing { limit: DEFAULT_LIMIT, ..Listing::default() };
-    let mut errors = Vec::new();
-    for (name, value) in &params.0 {
-        let taken = conditions.take(name, value).unwrap_or_else(|| match name.as_str() {
-            "limit" => match value.parse() {
-                Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => {
-                    listing.limit = limit;
-                    Ok(())
-                }
-                _ => Err(format!("must be from 1 to {MAX_LIMIT}, not {value:?}")),
-            },
-            "order" => match value.as_str() {
-                "newest" => Ok(Order::NewestFirst),
-                "oldest" => Ok(Order::OldestFirst),
-                _ => Err(format!("must be newest or oldest, not {value:?}")),
-            }
-            .map(|order| listing.order = order),
-            "cursor" => match decode_cursor(value) {
-                Some(cursor) => {
-                    listing.cursor = Some(cursor);
-                    Ok(())
-                }
-                None => Err(WRONG_CURSOR.to_owned()),
-            },
-            _ => Err("is not a parameter of this route, which takes status, priority, code, created_from, \
-                      created_before, text, model, metadata, caller, order, limit and cursor"
-                .to_owned()),
-        });
-        errors.extend(taken.err().map(|message| FieldError::new(name, message)));
-    }
+    let errors = params.errors(TAKEN, |name, value| match name {
+        "limit" => Some(count_up_to(MAX_LIMIT, value).map(|limit| listing.limit = limit)),
+        "order" => Some(order(value).map(|order| listing.order = order)),
+        "cursor" => {
+            let cursor = decode_cursor(value).ok_or_else(|| WRONG_CURSOR.to_owned());
+            Some(cursor.map(|cursor| listing.cursor = Some(cursor)))
+        }
+        _ => conditions.take(name, value),
+    });
     match conditions.filter() {
         Ok(filter) if errors.is_empty() => Ok(Listing { filter, ..listing }),
         Ok(_) => Err(errors),
         Err(more) => Err([errors, more].concat()),
+    }
+}
+
+fn order(value: &str) -> Result<Order, String> {
+    match value {
+        "newest" => Ok(Order::NewestFirst),
+        "oldest" => Ok(Order::OldestFirst),
+        _ => Err(format!("must be newest or oldest, not {value:?}")),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     queue::{Accepted, Queue, Waiting},
 };
 
-/// What reading an ended job may take once the wait is over; then the answer goes out without.
+/// How long reading an ended job may take once the wait is over; then the answer goes out without it.
 const READ_GRACE: Duration = Duration::from_millis(250);
 
 /// Longest idempotency key: UUIDs and the like with room to spare.

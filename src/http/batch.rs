@@ -96,7 +96,7 @@ pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> 
     Ok(response)
 }
 
-/// The body of a batch and its name.
+/// The body of a batch, and what its headers say.
 pub(super) struct Questions {
     submitter: Submitter,
     body: Vec<u8>,

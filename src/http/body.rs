@@ -18,8 +18,8 @@ use super::problem::{
     VALIDATION_FAILED,
 };
 
-/// So many times the largest body are read of one that is too large: its sender hears of it only once it has sent all,
-/// and that has an end.
+/// How many times the limit is read of a body that is too large: its sender hears of the refusal only once it has sent
+/// all, but must not go on for ever.
 const MAX_EXCESS: usize = 64;
 
 /// A body must be there within this time: the largest needs 14 KB/s, and a client that dribbles holds memory.
@@ -58,7 +58,7 @@ pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, limit: usi
 
 /// The whole of a body of at most `limit` bytes.
 pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
-    // Said beforehand to be beyond even that: there is no end to wait for.
+    // Announced as larger than even that, so it would not be read to its end anyway.
     let said = axum::body::HttpBody::size_hint(&body).lower();
     if said > (MAX_EXCESS * limit) as u64 {
         return Err(too_large(limit));

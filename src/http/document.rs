@@ -85,7 +85,7 @@ const SHARED: [Shared; 14] = [
     (INVALID_JSON, |route| route.has_json),
     (INVALID_BODY, |route| route.has_body),
     (UNAUTHORIZED, |route| route.scope.is_some()),
-    // Nobody has less than the least.
+    // No scope is less than the least one.
     (FORBIDDEN, |route| route.scope.is_some_and(|scope| scope > Scope::Read)),
     (JOB_NOT_FOUND, |route| route.has_job),
     (BODY_TIMEOUT, |route| route.has_body),
@@ -131,7 +131,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Ope
     all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-/// What is not given in a head or a query is left out: there is no null.
+/// A header or query parameter that is not given is left out: it is never null.
 fn unnull(parameter: &mut RefOr<Parameter>) {
     let RefOr::T(Parameter { schema: Some(RefOr::T(schema)), .. }) = parameter else { return };
     let kinds = match schema {
@@ -188,7 +188,7 @@ fn add(operation: &mut Operation, kind: Kind) {
     }
 }
 
-/// Adds to an answer what every one of its status has.
+/// Adds what every answer of this status has.
 fn furnish(status: &str, response: &mut Response) {
     let is_problem = status.starts_with(['4', '5']);
     if is_problem {

@@ -1,4 +1,4 @@
-//! What a client has already, it need not be sent again: `ETag` and `If-None-Match` (RFC 9110).
+//! A client need not be sent again what it has already: `ETag` and `If-None-Match` (RFC 9110).
 
 use std::hash::Hasher;
 
@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 
 /// A tag of exactly these bytes, so of everything that a client could see, live figures included.
 ///
-/// 64 bits of SipHash: a client compares with the one it has, and is the only one to be misled by what it might forge.
+/// 64 bits of SipHash are enough: a client compares the tag with its own, and by forging one misleads only itself.
 pub(super) fn of(body: &[u8]) -> HeaderValue {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(body);

@@ -1,8 +1,8 @@
-//! `GET /api/v1/jobs/{id}/events`: a job's way as server-sent events.
+//! `GET /api/v1/jobs/{id}/events`: a job's progress as server-sent events.
 //!
 //! No answer takes over 30 seconds, and this is an answer: the stream ends by itself after [`MAX_HOLD`], and whoever
 //! follows comes again with the id of the last event, as every `EventSource` does by itself. Nothing is lost in between,
-//! since an event's id says how much of the job's way it tells, and the job is where it was. A `204` ends it for good.
+//! since an event's id says up to where the client has been told, and the job is kept. A `204` ends it for good.
 
 use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use super::{
     Api,
     extract::{Id, Params},
     observe,
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    problem::Problem,
     view::JobView,
     wait::MAX_HOLD,
 };
@@ -35,8 +35,8 @@ use crate::{
 /// How long a client should leave it before it comes again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Something is said at least so often: proxies cut a silent stream, usually after 15 s or more. A job that waits tells
-/// its new outlook then.
+/// Something is sent at least so often: proxies cut a silent stream, usually after 15 s or more. For a job that waits
+/// it is its new outlook.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Follow a job
@@ -66,10 +66,7 @@ pub(super) async fn events(
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    if let Some((name, _)) = params.0.first() {
-        let error = FieldError::new(name, "is not a parameter of this route, which takes none");
-        return Err(Problem::listing(INVALID_PARAMETER, vec![error]));
-    }
+    params.read("none", |_, _| None)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let EventId(seen) = last.unwrap_or_default();
     let follower = api.queue.follow(id, seen)?;
@@ -148,7 +145,7 @@ impl Telling {
         let nothing = Event::default().comment("");
         let Some(job) = self.api.queue.peek(self.id) else { return nothing };
         let outlook = self.api.outlook(&job);
-        // What is not the status told last is the follower's to tell.
+        // A status other than the one told last is told by the follower.
         if outlook == self.outlook || Some(job.status(self.api.queue.now())) != self.follower.seen().status {
             return nothing;
         }
@@ -182,7 +179,7 @@ impl fmt::Display for EventId {
 impl FromStr for EventId {
     type Err = ();
 
-    /// An id that is none of ours is no error for a client: its stream begins anew.
+    /// For the client an id that is not one of ours is no error: its stream begins anew.
     fn from_str(id: &str) -> Result<EventId, ()> {
         let [attempt, status, bytes] = *id.split('.').collect::<Vec<_>>() else { return Err(()) };
         Ok(EventId(Seen {

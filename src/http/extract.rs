@@ -24,11 +24,11 @@ use crate::{
 };
 
 /// The `{id}` of the path, of a job that is the caller's to look at or, with any other method than `GET`, to change.
-/// Another's job is told to be none.
+/// Another caller's job is answered as if there were none of that id.
 pub(super) struct Id {
     /// Which job.
     pub(super) job: JobId,
-    /// The operator who asks, as the audit log has it; none if the caller is none.
+    /// The operator who asks, as the audit log names them; none if the caller is no operator.
     pub(super) operator: Option<String>,
 }
 
@@ -74,7 +74,7 @@ impl FromRequestParts<Arc<Api>> for Submitter {
 }
 
 impl Submitter {
-    /// Takes so many questions from the caller's quota. Gives the name that they are to bear.
+    /// Takes so many questions from the caller's quota. Returns the caller's name, to be kept with their jobs.
     pub(super) fn submit(self, api: &Api, count: usize) -> Result<Option<String>, Problem> {
         api.fair.submit(&self.caller, self.address, count)?;
         // An open service knows no callers, so a job of its operator is everybody's too.
@@ -132,19 +132,47 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 }
 
 impl Params {
+    /// Gives each parameter's name and value to `take`, which says what is wrong with the value, or nothing of a name that
+    /// the route does not take. `taken` lists, for people, those it does.
+    pub(super) fn read(
+        &self,
+        taken: &str,
+        take: impl FnMut(&str, &str) -> Option<Result<(), String>>,
+    ) -> Result<(), Problem> {
+        let errors = self.errors(taken, take);
+        if errors.is_empty() { Ok(()) } else { Err(Problem::listing(INVALID_PARAMETER, errors)) }
+    }
+
+    /// As [`Params::read`], for a route that finds more errors once it has all parameters.
+    pub(super) fn errors(
+        &self,
+        taken: &str,
+        mut take: impl FnMut(&str, &str) -> Option<Result<(), String>>,
+    ) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        for (name, value) in &self.0 {
+            let unknown = || Err(format!("is not a parameter of this route, which takes {taken}"));
+            if let Err(message) = take(name, value).unwrap_or_else(unknown) {
+                errors.push(FieldError::new(name, message));
+            }
+        }
+        errors
+    }
+
     /// `wait`, where that is the only parameter there is.
     pub(super) fn wait(&self) -> Result<Option<Wait>, Problem> {
         let mut wait = None;
-        let mut errors = Vec::new();
-        for (name, value) in &self.0 {
-            match (name.as_str(), Wait::parse(value)) {
-                ("wait", Ok(parsed)) => wait = Some(parsed),
-                ("wait", Err(message)) => errors.push(FieldError::new("wait", message)),
-                _ => errors.push(FieldError::new(name, "is not a parameter of this route, which takes wait")),
-            }
-        }
-        if errors.is_empty() { Ok(wait) } else { Err(Problem::listing(INVALID_PARAMETER, errors)) }
+        self.read("wait", |name, value| {
+            (name == "wait").then(|| Wait::parse(value).map(|parsed| wait = Some(parsed)))
+        })?;
+        Ok(wait)
     }
+}
+
+/// A parameter's value that counts something, of which there may be at most so many.
+pub(super) fn count_up_to(most: usize, value: &str) -> Result<usize, String> {
+    let count = value.parse().ok().filter(|count| (1..=most).contains(count));
+    count.ok_or_else(|| format!("must be from 1 to {most}, not {value:?}"))
 }
 
 /// Proof that an operator sent the request.
@@ -176,5 +204,18 @@ mod tests {
         assert_eq!(params(&[("wait", "3")]).wait().unwrap(), Wait::parse("3").ok());
         assert!(params(&[("wiat", "3")]).wait().is_err());
         assert!(params(&[("wait", "long")]).wait().is_err());
+    }
+
+    #[test]
+    fn everything_wrong_with_parameters_is_told_in_their_order() {
+        let given = params(&[("a", "1"), ("x", "2"), ("a", "7"), ("y", "3")]);
+        let mut taken = Vec::new();
+        let errors = given.errors("a and b", |name, value| {
+            (name == "a").then(|| count_up_to(6, value).map(|count| taken.push(count)))
+        });
+        let unknown = "is not a parameter of this route, which takes a and b";
+        let expected = [("x", unknown), ("a", "must be from 1 to 6, not \"7\""), ("y", unknown)]
+            .map(|(a, b)| FieldError::new(a, b));
+        assert_eq!((errors, taken), (expected.to_vec(), vec![1]));
     }
 }

@@ -23,7 +23,8 @@ use crate::auth::Caller;
 /// by others behind the same gateway, and keys are too long to be guessed at any rate.
 const FAILURES_PER_MINUTE: NonZeroU32 = NonZeroU32::new(30).expect("not zero");
 
-/// Callers remembered before those are forgotten that have all of their quota again: some 100 bytes each.
+/// Once more callers than this are remembered, those are forgotten whose quota is full again. Each takes some 100
+/// bytes.
 const MAX_REMEMBERED: usize = 10_000;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -110,7 +111,7 @@ impl Fair {
     }
 }
 
-/// The address, of which a client of IPv6 has as many as it likes: its network then.
+/// The address; of an IPv6 client its network, as it has as many addresses there as it likes.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

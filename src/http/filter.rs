@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use strum::VariantNames;
 use utoipa::ToSchema;
 
-use super::problem::FieldError;
+use super::{problem::FieldError, submission::MAX_METADATA};
 use crate::{
     clock::Timestamp,
     job::{Cursor, FailureCode, JobFilter, JobStatus, Priority, Side},
@@ -15,9 +15,6 @@ use crate::{
 
 /// Longest text of a condition, in characters: more than anybody types.
 const MAX_TEXT: usize = 500;
-
-/// Most labels: a question can't have more.
-const MAX_METADATA: usize = 16;
 
 /// Which jobs are meant: those that meet every condition; all if there is none.
 #[serde_with::skip_serializing_none]
@@ -95,6 +92,7 @@ impl Conditions {
             }
         }
         let labels = self.metadata.len().max(self.labels_given);
+        // A question can't have more.
         if labels > MAX_METADATA {
             let message = format!("must be at most {MAX_METADATA} labels, not {labels}");
             errors.push(FieldError::new("metadata", message));
@@ -122,7 +120,8 @@ fn one_of<T: std::str::FromStr>(value: &str, allowed: &[&str]) -> Result<T, Stri
     value.parse().map_err(|_| format!("must be one of {}, not {value:?}", allowed.join(", ")))
 }
 
-fn time(value: &str) -> Result<Timestamp, String> {
+/// A moment, as a query parameter.
+pub(super) fn time(value: &str) -> Result<Timestamp, String> {
     serde_json::from_value(value.into()).map_err(|error: serde_json::Error| error.to_string())
 }
 
@@ -133,7 +132,7 @@ fn once(place: &mut Option<String>, value: &str) -> Result<(), String> {
     }
 }
 
-/// What a wrong cursor is told.
+/// What is said of a wrong cursor.
 pub(super) const WRONG_CURSOR: &str = "is not a cursor of this service; start again without one";
 
 pub(super) fn encode_cursor(cursor: Cursor) -> String {

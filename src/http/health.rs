@@ -141,7 +141,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()
 }
 
-/// Brings the metrics of money up to date, and those of what it holds.
+/// Brings the metrics of what was spent up to date, and those of why the queue is held.
 fn spending(api: &Api) {
     let spent = api.queue.spent_today();
     let metrics = &api.metrics;

@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 use super::{
     Api,
     extract::{Admin, Params},
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    filter,
+    problem::Problem,
 };
 use crate::{
     clock::Timestamp,
@@ -100,7 +101,7 @@ impl From<&Period> for PeriodView {
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Json<HistoryView>, Problem> {
-    let (resolution, from) = read(&params).map_err(|errors| Problem::listing(INVALID_PARAMETER, errors))?;
+    let (resolution, from) = read(&params)?;
     let period = resolution.period();
     // With the one under way it is as many periods as its name says.
     let from = from.unwrap_or_else(|| api.queue.now().minus(span(resolution) - period));
@@ -127,27 +128,15 @@ fn span(resolution: Resolution) -> Duration {
     }
 }
 
-fn read(params: &Params) -> Result<(Resolution, Option<Timestamp>), Vec<FieldError>> {
-    let (mut resolution, mut from, mut errors) = (Resolution::Minute, None, Vec::new());
-    for (name, value) in &params.0 {
-        let wrong = match name.as_str() {
-            "resolution" => match value.parse() {
-                Ok(given) => {
-                    resolution = given;
-                    continue;
-                }
-                Err(_) => format!("must be minute, quarter_hour, hour or day, not {value:?}"),
-            },
-            "from" => match serde_json::from_value(value.as_str().into()) {
-                Ok(given) => {
-                    from = Some(given);
-                    continue;
-                }
-                Err(error) => error.to_string(),
-            },
-            _ => "is not a parameter of this route, which takes resolution and from".to_owned(),
-        };
-        errors.push(FieldError::new(name, wrong));
-    }
-    if errors.is_empty() { Ok((resolution, from)) } else { Err(errors) }
+fn read(params: &Params) -> Result<(Resolution, Option<Timestamp>), Problem> {
+    let (mut resolution, mut from) = (Resolution::Minute, None);
+    params.read("resolution and from", |name, value| match name {
+        "resolution" => {
+            let wrong = |_| format!("must be minute, quarter_hour, hour or day, not {value:?}");
+            Some(value.parse().map(|given| resolution = given).map_err(wrong))
+        }
+        "from" => Some(filter::time(value).map(|given| from = Some(given))),
+        _ => None,
+    })?;
+    Ok((resolution, from))
 }

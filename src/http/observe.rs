@@ -38,7 +38,7 @@ struct Current {
     id: HeaderValue,
     started: Instant,
     traceparent: Option<String>,
-    /// What the answer is to have besides.
+    /// Headers to add to the answer.
     headers: RefCell<Vec<(HeaderName, HeaderValue)>>,
 }
 
@@ -57,7 +57,7 @@ pub(super) fn started() -> Instant {
     CURRENT.try_with(|current| current.started).unwrap_or_else(|_| Instant::now())
 }
 
-/// Has the answer to the request being answered bear a header, whatever answer it will be.
+/// Adds a header to the answer of the request being answered, whatever answer that will be.
 pub(super) fn add_header(name: HeaderName, value: HeaderValue) {
     let _ = CURRENT.try_with(|current| current.headers.borrow_mut().push((name, value)));
 }
@@ -113,7 +113,7 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
     response
 }
 
-/// What keeps a browser from making more of an answer than it is; a handler's own word goes first.
+/// Adds headers that keep a browser from taking an answer for more than it is. What a handler has set stays.
 fn harden(headers: &mut HeaderMap, path: &str) {
     // The page of the API has its own scripts and styles, some of them in the page itself; answers have nothing to load.
     let policy = if path.starts_with("/docs") {

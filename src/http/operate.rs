@@ -13,9 +13,9 @@ use uuid::Uuid;
 
 use super::{
     Api,
-    extract::{Admin, Params},
+    extract::{Admin, Params, count_up_to},
     limits::{self, LimitsView},
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    problem::{FieldError, Problem},
 };
 use crate::{
     clock::Timestamp,
@@ -168,7 +168,7 @@ pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<
     )
 )]
 pub(super) async fn audit(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Json<AuditPage>, Problem> {
-    let (before, limit) = audit_page(&params).map_err(|errors| Problem::listing(INVALID_PARAMETER, errors))?;
+    let (before, limit) = audit_page(&params)?;
     let mut entries = api.queue.audit(before, limit + 1).await?;
     let is_more = entries.len() > limit;
     entries.truncate(limit);
@@ -176,28 +176,16 @@ pub(super) async fn audit(_: Admin, State(api): State<Arc<Api>>, params: Params)
     Ok(Json(AuditPage { entries, next_cursor }))
 }
 
-fn audit_page(params: &Params) -> Result<(Option<Uuid>, usize), Vec<FieldError>> {
+fn audit_page(params: &Params) -> Result<(Option<Uuid>, usize), Problem> {
     let (mut limit, most) = AUDIT_LIMIT;
-    let (mut before, mut errors) = (None, Vec::new());
-    for (name, value) in &params.0 {
-        let wrong = match name.as_str() {
-            "limit" => match value.parse() {
-                Ok(given) if (1..=most).contains(&given) => {
-                    limit = given;
-                    continue;
-                }
-                _ => format!("must be from 1 to {most}, not {value:?}"),
-            },
-            "cursor" => match value.parse() {
-                Ok(id) => {
-                    before = Some(id);
-                    continue;
-                }
-                Err(_) => "is not a next_cursor of this route; start again without one".to_owned(),
-            },
-            _ => "is not a parameter of this route, which takes limit and cursor".to_owned(),
-        };
-        errors.push(FieldError::new(name, wrong));
-    }
-    if errors.is_empty() { Ok((before, limit)) } else { Err(errors) }
+    let mut before = None;
+    params.read("limit and cursor", |name, value| match name {
+        "limit" => Some(count_up_to(most, value).map(|given| limit = given)),
+        "cursor" => {
+            let wrong = |_| "is not a next_cursor of this route; start again without one".to_owned();
+            Some(value.parse().map(|id| before = Some(id)).map_err(wrong))
+        }
+        _ => None,
+    })?;
+    Ok((before, limit))
 }

@@ -42,7 +42,7 @@ const MAX_OPTIONS: usize = 10;
 const MAX_OPTION: usize = 500;
 
 /// Most metadata entries: labels, not a document.
-const MAX_METADATA: usize = 16;
+pub(super) const MAX_METADATA: usize = 16;
 
 /// Most characters of a metadata key.
 const MAX_METADATA_KEY: usize = 64;
@@ -77,7 +77,7 @@ pub(super) struct BatchBody {
     requests: Vec<Body>,
 }
 
-/// What submissions are held to that the operator sets.
+/// The bounds on submissions that the operator sets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds<'a> {
     /// Most characters in a query.

@@ -17,7 +17,7 @@ use super::{
     Api, body,
     extract::{Admin, Params},
     filter::{decode_cursor, encode_cursor},
-    problem::{FieldError, INTERNAL, INVALID_BODY, INVALID_PARAMETER, Problem},
+    problem::{INTERNAL, INVALID_BODY, Problem},
 };
 use crate::{
     job::{Cursor, Listing, Order, archive},
@@ -127,13 +127,9 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
 /// `after`, the only parameter there is.
 fn after(params: &Params) -> Result<Option<Cursor>, Problem> {
     let mut after = None;
-    let mut errors = Vec::new();
-    for (name, value) in &params.0 {
-        match (name.as_str(), decode_cursor(value)) {
-            ("after", Some(cursor)) => after = Some(cursor),
-            ("after", None) => errors.push(FieldError::new(name, "is of no Link of this service; start without one")),
-            _ => errors.push(FieldError::new(name, "is not a parameter of this route, which takes after")),
-        }
-    }
-    if errors.is_empty() { Ok(after) } else { Err(Problem::listing(INVALID_PARAMETER, errors)) }
+    params.read("after", |name, value| {
+        let wrong = || "is of no Link of this service; start without one".to_owned();
+        (name == "after").then(|| decode_cursor(value).map(|cursor| after = Some(cursor)).ok_or_else(wrong))
+    })?;
+    Ok(after)
 }

@@ -12,8 +12,8 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    extract::{Admin, Params},
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    extract::{Admin, Params, count_up_to},
+    problem::Problem,
     view::dollars,
 };
 use crate::{
@@ -149,7 +149,7 @@ struct AtRiskSums {
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    let days = days(&params).map_err(|errors| Problem::listing(INVALID_PARAMETER, errors))?;
+    let days = days(&params)?;
     let view = UsageView {
         today: Day::of(api.queue.now()).to_string(),
         spent_today: SumsView::from(api.queue.spent_today()),
@@ -159,20 +159,13 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -
     Ok(Json(view).into_response())
 }
 
-fn days(params: &Params) -> Result<usize, Vec<FieldError>> {
+fn days(params: &Params) -> Result<usize, Problem> {
     const { assert!(DAYS_KEPT == 400, "the description says so") };
     let mut days = DEFAULT_DAYS;
-    let mut errors = Vec::new();
-    for (name, value) in &params.0 {
-        match (name.as_str(), value.parse()) {
-            ("days", Ok(given)) if (1..=DAYS_KEPT).contains(&given) => days = given,
-            ("days", _) => {
-                errors.push(FieldError::new("days", format!("must be from 1 to {DAYS_KEPT}, not {value:?}")));
-            }
-            _ => errors.push(FieldError::new(name, "is not a parameter of this route, which takes days")),
-        }
-    }
-    if errors.is_empty() { Ok(days) } else { Err(errors) }
+    params.read("days", |name, value| {
+        (name == "days").then(|| count_up_to(DAYS_KEPT, value).map(|given| days = given))
+    })?;
+    Ok(days)
 }
 
 impl From<Status> for BudgetView {

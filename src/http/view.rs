@@ -22,13 +22,13 @@ use crate::{
     queue::Outlook,
 };
 
-/// How long a client should leave a pending job alone; one that is in a hurry waits instead.
+/// Shortest `Retry-After` of a pending job; a client in a hurry asks with `wait` instead.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest time for which a client of a queued job is sent away: estimates are not worth more.
+/// Longest `Retry-After` that is made of an estimate: estimates are not worth more.
 const MAX_ETA_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Longest time for which a client is sent away, however far off a scheduled job is.
+/// Longest `Retry-After` of all, however far off a scheduled job is.
 const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
 
 /// A question on its way to a memo. What does not apply is absent.

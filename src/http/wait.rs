@@ -32,7 +32,7 @@ pub(super) struct Wait(Duration);
 /// A client that is held, counted by how that ends.
 pub(super) struct Held<'a> {
     metrics: &'a Metrics,
-    /// Dropped before it was answered, it has hung up.
+    /// How it ended. A client whose wait is dropped before it was answered has hung up.
     end: &'static str,
 }
 

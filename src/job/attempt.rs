@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 use super::JobId;
 use crate::clock::Timestamp;
 
-/// One call to Claude for a job, ended: an entry of the job's history, which only grows.
+/// One attempt at a job, ended: an entry of the job's history, which only grows. As a rule it was a call to Claude; its
+/// outcome tells where it was none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attempt {
     /// 1 for the first.

@@ -78,8 +78,8 @@ impl Bucket {
         state.apply();
     }
 
-    /// Notes what the upstream says the limit is: the lower one counts. It said so to a call that began at `called_at`;
-    /// what it told a later call is newer, whichever was answered first.
+    /// Takes note of the limit that the upstream tells, which counts where it is lower than the setting. It told it to
+    /// a call that began at `called_at`; what it told a later call is newer, whichever was answered first.
     pub(super) fn learn(&self, per_minute: NonZeroU32, called_at: Instant) {
         let mut state = self.0.lock();
         if state.told_at.is_some_and(|told_at| told_at > called_at) {
@@ -142,7 +142,7 @@ fn capacity(per_minute: NonZeroU32, burst: Duration) -> NonZeroU32 {
 
 fn limiter(per_minute: NonZeroU32, burst: Duration) -> DefaultDirectRateLimiter {
     let period = Duration::from_secs_f64(60.0 / (f64::from(per_minute.get()) * SHARE));
-    // A period of nothing is none: more than a billion units a second is no limit.
+    // The quota takes no period of zero; and more than a billion units a second are no limit.
     let quota =
         Quota::with_period(period.max(Duration::from_nanos(1))).unwrap_or_else(|| Quota::per_minute(per_minute));
     RateLimiter::direct(quota.allow_burst(capacity(per_minute, burst)))

@@ -1,9 +1,9 @@
 //! What may be spent a day, in tokens and money.
 //!
-//! Before a call is made, the most that it can need is *reserved*; once its end is in the ledger, the reservation goes. A
-//! call is made only if what was spent, what is reserved and its own need fit together, so the budget holds however many
-//! calls are under way. The most is reserved and not what is usual, because only that is a promise: at the end of a day up
-//! to one call's `MAX_TOKENS` are left unused for it. What is at risk, the calls of unknown end, counts as spent.
+//! Before a call is made, the most that it can need is *reserved*; once its end is in the ledger, the reservation goes.
+//! A call is made only if what was spent, what is reserved and its own need fit together, so the budget holds however
+//! many calls are under way. Reserving what is usual would not keep that promise; the price is that at the end of a day
+//! up to one call's `MAX_TOKENS` are left unused. What is at risk, in calls of unknown end, counts as spent.
 //!
 //! One exception: a call that needs more than a whole day's budget is made when nothing else was spent or is under way,
 //! since its job would otherwise hold the queue for ever.
@@ -22,11 +22,11 @@ use crate::{
 /// From this part of a budget on there is a warning, in per cent.
 pub const WARN_PERCENT: u64 = 80;
 
-/// How long a call that was put off is taken to be the next one still: its job may be cancelled meanwhile, and must not
-/// hold smaller ones for the rest of the day. Then it is found out by claiming once more.
+/// For so long a call that was put off is taken to be the next one still. Its job may have been cancelled, and must not
+/// hold up smaller ones for the rest of the day: after this, one more claim finds out.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
-/// A day's budget; what is none is not bounded.
+/// A day's budget; `None` is no bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Daily {
     /// Tokens of all kinds.
@@ -50,7 +50,7 @@ pub type Spent = Arc<dyn Fn(Day) -> Sums + Send + Sync>;
 /// The budget.
 pub struct Budget {
     daily: Daily,
-    /// What a call needs at most of which nothing is known yet.
+    /// What a call needs at most, as long as nothing is known of it.
     usual: Need,
     clock: Clock,
     spent: Spent,
@@ -84,7 +84,7 @@ pub(super) struct Reservation {
 pub struct Line {
     /// What may be spent.
     pub limit: u64,
-    /// What was, and what may have been.
+    /// What was spent, and what may have been.
     pub spent: u64,
     /// What calls under way may still need.
     pub reserved: u64,
@@ -120,8 +120,8 @@ impl Line {
         u128::from(self.spent) * 100 >= u128::from(self.limit) * u128::from(WARN_PERCENT)
     }
 
-    /// Whether so much more fits, besides what is reserved or without regard to it. What is more than the whole counts
-    /// as the whole.
+    /// Whether so much more fits, with what is reserved counted or not. A need beyond the whole budget counts as the
+    /// whole.
     fn fits(&self, need: u64, beside_reserved: bool) -> bool {
         let reserved = if beside_reserved { self.reserved } else { 0 };
         self.spent.saturating_add(reserved).saturating_add(need.min(self.limit)) <= self.limit
@@ -134,7 +134,7 @@ impl Status {
         self.tokens.into_iter().chain(self.nanodollars)
     }
 
-    /// From [`WARN_PERCENT`] of a budget on.
+    /// True from [`WARN_PERCENT`] of a budget on.
     pub fn is_nearly_used(&self) -> bool {
         self.lines().any(|line| line.is_nearly_used())
     }
@@ -157,7 +157,7 @@ impl fmt::Display for Status {
 }
 
 impl Budget {
-    /// A budget of so much a day. `usual` is what a call needs at most of which nothing is known yet.
+    /// A budget of so much a day. `usual` is what a call needs at most, as long as nothing is known of it.
     pub fn new(daily: Daily, usual: Need, clock: Clock, spent: Spent) -> Budget {
         Budget { daily, usual, clock, spent, state: Mutex::default() }
     }
@@ -238,8 +238,8 @@ impl Reservation {
         self.budget.daily.nanodollars.is_some()
     }
 
-    /// Makes it what the call needs that has been chosen meanwhile. If there is not enough for that, the next
-    /// reservation will be of so much, since that call is still the next one.
+    /// Changes it to what the call needs, now that it is known which one it is. False if there is not enough: then the
+    /// next reservation will be of so much, since that call is still the next one.
     pub(super) fn adjust(&mut self, need: Need) -> bool {
         let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);

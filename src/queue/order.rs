@@ -104,16 +104,18 @@ struct Client {
     until: Instant,
     /// Where `later` has it.
     at: Option<Timestamp>,
-    turned: Arc<Turned>,
+    standing: Arc<Standing>,
 }
 
-/// Whether a job has turned ordinary.
+/// How a client's job stands, for the client to see.
 #[derive(Debug, Default)]
-struct Turned {
-    so: AtomicBool,
+struct Standing {
+    /// It has turned ordinary.
+    has_turned: AtomicBool,
+    /// Signalled when it does.
     signal: Notify,
     /// It was picked, and its claim is on its way to the disk.
-    picked: AtomicBool,
+    is_picked: AtomicBool,
 }
 
 /// A client's place in the order; given up when dropped, which turns its job ordinary.
@@ -121,7 +123,7 @@ struct Turned {
 pub struct Waiting {
     order: Arc<Order>,
     number: u64,
-    turned: Arc<Turned>,
+    standing: Arc<Standing>,
     job: JobId,
     until: Instant,
     pub(super) model: Option<String>,
@@ -139,17 +141,17 @@ impl Waiting {
     }
 
     pub(super) fn has_turned(&self) -> bool {
-        self.turned.so.load(Ordering::SeqCst)
+        self.standing.has_turned.load(Ordering::SeqCst)
     }
 
     /// Whether its claim is under way: then it is as good as running.
     pub(super) fn is_picked(&self) -> bool {
-        self.turned.picked.load(Ordering::SeqCst)
+        self.standing.is_picked.load(Ordering::SeqCst)
     }
 
     /// Signalled when the job turns ordinary.
     pub(super) fn signal(&self) -> &Notify {
-        &self.turned.signal
+        &self.standing.signal
     }
 }
 
@@ -172,12 +174,12 @@ impl Order {
         let number = state.next_number;
         state.next_number += 1;
         state.came.add();
-        let turned = Arc::<Turned>::default();
-        let client = Client { job, caller, model: model.clone(), until, at: None, turned: Arc::clone(&turned) };
+        let standing = Arc::<Standing>::default();
+        let client = Client { job, caller, model: model.clone(), until, at: None, standing: Arc::clone(&standing) };
         state.clients.insert(number, client);
         state.by_job.entry(job).or_default().push(number);
         drop(state);
-        Waiting { order: Arc::clone(self), number, turned, job, until, model }
+        Waiting { order: Arc::clone(self), number, standing, job, until, model }
     }
 
     /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is held back
@@ -228,7 +230,7 @@ impl Order {
         }
         let taken = state.ready.take(None).and_then(|(_, number)| state.clients.get(&number));
         taken.map_or(Pick::First, |client| {
-            client.turned.picked.store(true, Ordering::SeqCst);
+            client.standing.is_picked.store(true, Ordering::SeqCst);
             Pick::Job(client.job)
         })
     }
@@ -244,8 +246,8 @@ impl Order {
         let numbers = state.by_job.get(&id)?;
         let places = numbers.iter().filter_map(|number| {
             let client = state.clients.get(number)?;
-            let turned = client.turned.so.load(Ordering::SeqCst);
-            (!turned).then(|| state.ready.ahead_of(client.caller, &(client.until, *number), None))
+            let has_turned = client.standing.has_turned.load(Ordering::SeqCst);
+            (!has_turned).then(|| state.ready.ahead_of(client.caller, &(client.until, *number), None))
         });
         places.min()
     }
@@ -280,8 +282,8 @@ impl State {
     fn place(&mut self, number: u64, job: &Job, now: Timestamp) {
         self.displace(number);
         let Some(client) = self.clients.get_mut(&number) else { return };
-        client.turned.picked.store(false, Ordering::SeqCst);
-        if client.turned.so.load(Ordering::SeqCst) {
+        client.standing.is_picked.store(false, Ordering::SeqCst);
+        if client.standing.has_turned.load(Ordering::SeqCst) {
             return;
         }
         match job.state {
@@ -317,8 +319,8 @@ impl State {
     fn turn(&mut self, number: u64) {
         self.displace(number);
         if let Some(client) = self.clients.get(&number) {
-            client.turned.so.store(true, Ordering::SeqCst);
-            client.turned.signal.notify_one();
+            client.standing.has_turned.store(true, Ordering::SeqCst);
+            client.standing.signal.notify_one();
         }
     }
 

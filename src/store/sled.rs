@@ -103,7 +103,6 @@ pub struct SledStore {
 struct Shared {
     config: SledConfig,
     clock: Clock,
-    max_pending: usize,
     index: RwLock<Index>,
     keys: RwLock<Keys>,
     deliveries: RwLock<Deliveries>,
@@ -124,7 +123,6 @@ impl SledStore {
     /// [`OpenError`].
     pub fn open(config: SledConfig, clock: Clock, metrics: Metrics) -> Result<SledStore, OpenError> {
         let shared = Arc::new(Shared {
-            max_pending: config.max_pending,
             config,
             clock,
             index: RwLock::default(),
@@ -472,11 +470,13 @@ impl Shared {
         self.trouble.lock().clone()
     }
 
-    /// Makes ready what was queued for a moment that has come; tells whether there was any.
-    fn promote(&self, now: Timestamp) -> bool {
+    /// Makes ready what was queued for a moment that has come.
+    fn promote(&self, now: Timestamp) {
         // A statement of its own: the lock for reading must be gone before that for writing is asked for.
         let due = self.index.read().has_due(now);
-        due && self.index.write().promote(now)
+        if due {
+            self.index.write().promote(now);
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! How records are written: metadata compact and versioned, everything else as JSON in chunks.
 //!
 //! **Upgrading the format.** [`StoredMetadata`] is an enum whose variant number is the format's version and the first
-//! byte of the record. To change what is stored: add a variant `V2` with its own struct, convert the old one in
-//! [`decode`], let [`encode`] write the new one. Old records are read for ever and become new ones as their jobs move
-//! on. A number from the future is an error that says so, never a guess.
+//! byte of the record. To change what is stored: add the next variant with its own struct and raise [`NEWEST`], convert
+//! the older ones in [`decode`], let [`encode`] write the new one. Old records are read for ever and become new ones as
+//! their jobs move on. A number from the future is an error that says so, never a guess.
 
 use std::num::NonZeroU64;
 

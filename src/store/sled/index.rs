@@ -166,7 +166,7 @@ impl Index {
         }
     }
 
-    /// Gives the jobs of a question that is under way no more their places back.
+    /// The question is no longer under way: puts its due jobs back into the order of claiming.
     fn let_go(&mut self, question: NonZeroU64) {
         for seq in self.due(question) {
             let Some(job) = self.jobs.get(&seq) else { continue };
@@ -254,9 +254,8 @@ impl Index {
         }
     }
 
-    /// Makes ready what was queued for a moment that has come; tells whether there was any.
-    pub(super) fn promote(&mut self, now: Timestamp) -> bool {
-        let mut promoted = false;
+    /// Makes ready what was queued for a moment that has come.
+    pub(super) fn promote(&mut self, now: Timestamp) {
         while let Some(&(run_at, seq)) = self.scheduled.first().filter(|(run_at, _)| *run_at <= now) {
             self.scheduled.remove(&(run_at, seq));
             if let Some(job) = self.jobs.get(&seq) {
@@ -270,9 +269,7 @@ impl Index {
                 }
                 self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
             }
-            promoted = true;
         }
-        promoted
     }
 
     /// True if [`Index::promote`] would find something.
@@ -344,7 +341,7 @@ impl Index {
 
     /// The jobs of any of these statuses (all if empty) on one side of `from`, the nearest first. What is scheduled is
     /// as of the last promotion.
-    pub(super) fn beside<'a>(
+    pub(super) fn walk<'a>(
         &'a self,
         statuses: &'a [JobStatus],
         side: Side,

@@ -103,8 +103,8 @@ impl Shared {
     ) -> (Vec<(Seq, Job)>, Option<Seq>) {
         let mut found = Vec::new();
         let index = self.index.read();
-        let beside = index.beside(&listing.filter.statuses, listing.side(), from);
-        for (looked, (seq, job)) in (1..).zip(beside) {
+        let jobs = index.walk(&listing.filter.statuses, listing.side(), from);
+        for (looked, (seq, job)) in (1..).zip(jobs) {
             if listing.filter.takes(job, now) {
                 found.push((seq, job.clone()));
             }

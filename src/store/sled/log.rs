@@ -28,8 +28,6 @@ type Lsn = u64;
 pub(super) struct Log {
     file: File,
     values: BTreeMap<Vec<u8>, Value>,
-    /// Changes that could not be placed, since their page is gone.
-    pub(super) lost_changes: usize,
 }
 
 /// Where a record's value is.
@@ -99,7 +97,7 @@ impl Log {
             }
             offset += SEGMENT_BYTES as u64;
         }
-        let mut log = Log { file, values: BTreeMap::new(), lost_changes: 0 };
+        let mut log = Log { file, values: BTreeMap::new() };
         for page in pages.into_values() {
             log.take_over(page)?;
         }
@@ -123,30 +121,25 @@ impl Log {
     fn take_over(&mut self, mut page: Page) -> io::Result<()> {
         let base = match page.base {
             Some(base) if base.kind == NODE => self.body(base)?,
-            Some(base) if base.kind == FREE => return Ok(()),
-            _ => {
-                self.lost_changes += page.links.len().max(1);
-                return Ok(());
-            }
+            // Free, or its node is lost or in a file of its own: then its changes have no place.
+            _ => return Ok(()),
         };
         let Some(node) = page.base.and_then(|message| Node::parse(&base, message)) else { return Ok(()) };
         let Node { prefix, low, high, mut values } = node;
         page.links.sort_unstable_by_key(|link| link.lsn);
         for link in page.links {
             if link.kind != LINK {
-                self.lost_changes += 1;
                 continue;
             }
             let body = self.body(link)?;
             let Some((key, value)) = parse_link(&body, link) else { continue };
             let key = [&prefix, key].concat();
             // Else it was meant for a newer node than the one that is left.
-            if key < low || (!high.is_empty() && key >= high) || !keys::is_of_the_layout(&key) {
-                self.lost_changes += 1;
-            } else if let Some(value) = value {
-                values.insert(key, value);
-            } else {
-                values.remove(&key);
+            if low <= key && (high.is_empty() || key < high) && keys::is_of_the_layout(&key) {
+                match value {
+                    Some(value) => values.insert(key, value),
+                    None => values.remove(&key),
+                };
             }
         }
         for (key, value) in values {

@@ -459,7 +459,6 @@ async fn a_damaged_store_stops_every_start_with_its_path_and_never_becomes_an_em
     }
 }
 
-/// A step of the random walk.
 /// Damage in what was written last looks to sled like a write that a crash cut off.
 #[tokio::test]
 async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
@@ -500,6 +499,7 @@ async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
     assert!(refused > 0, "the damage met nothing");
 }
 
+/// A step of the random walk.
 #[derive(Clone, Debug)]
 enum Step {
     Insert(Priority, u32),

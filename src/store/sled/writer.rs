@@ -612,7 +612,7 @@ impl Writer {
 
     /// Refuses so many more jobs if they would go beyond the bound on pending ones.
     fn check_room(&self, group: &Group, count: usize) -> Result<(), StoreError> {
-        let limit = self.shared.max_pending;
+        let limit = self.shared.config.max_pending;
         let pending = self.shared.index.read().pending_len() + group.inserted;
         if count > 0 && pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
     }
@@ -663,7 +663,8 @@ impl Writer {
     /// whole index is read anew.
     fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
         let mut index = self.shared.index.write();
-        if index.promote(now) {
+        if index.has_due(now) {
+            index.promote(now);
             // The index knows nothing yet of what this group claims.
             group.under_way.iter().for_each(|question| index.hold_back(*question));
         }
