@@ -56,10 +56,10 @@ pub(super) async fn submit(
         match pages.sign_in(&reader, &headers, question.key.as_str().into()).await {
             Ok(SignedIn { cookie: session, caller, .. }) => (cookie, reader.caller) = (Some(session), caller),
             Err(NotSignedIn::Wrong) => {
-                return pages.form(&reader, StatusCode::UNAUTHORIZED, &question, Wrong::Text("login_wrong"));
+                return pages.form(&reader, StatusCode::UNAUTHORIZED, &question, Wrong::Key("wrong"));
             }
             Err(NotSignedIn::Later) => {
-                return pages.form(&reader, StatusCode::TOO_MANY_REQUESTS, &question, Wrong::Text("login_later"));
+                return pages.form(&reader, StatusCode::TOO_MANY_REQUESTS, &question, Wrong::Key("later"));
             }
             Err(NotSignedIn::Unknown(answer)) => return pages.problem(&reader, &answer),
         }
@@ -74,7 +74,7 @@ pub(super) async fn submit(
         (true, Some(id)) => Redirect::to(&format!("/jobs/{id}")).into_response(),
         // The page keeps the question, and asks for the key with it.
         _ if answer.status == StatusCode::UNAUTHORIZED => {
-            pages.form(&reader, answer.status, &question, Wrong::Text("ask_key_missing"))
+            pages.form(&reader, answer.status, &question, Wrong::Key("missing"))
         }
         _ => pages.form(&reader, answer.status, &question, Wrong::Problem(&answer.body)),
     };
@@ -88,8 +88,8 @@ enum Wrong<'a> {
     Nothing,
     /// As the API says.
     Problem(&'a Value),
-    /// The key of the text that says it.
-    Text(&'static str),
+    /// The API key, and how.
+    Key(&'static str),
 }
 
 impl Question {
@@ -119,17 +119,17 @@ impl Question {
 
 impl Pages {
     fn form(&self, reader: &Reader, status: StatusCode, question: &Question, wrong: Wrong<'_>) -> Response {
-        let (problem, complaint) = match wrong {
+        let (problem, wrong_key) = match wrong {
             Wrong::Nothing => (None, None),
             Wrong::Problem(problem) => (Some(Serde(problem)), None),
-            Wrong::Text(text) => (None, Some(text)),
+            Wrong::Key(how) => (None, Some(how)),
         };
         let is_open = (self.is_open)();
         let shown = context! {
             page => Uuid::now_v7().to_string(),
             question => Serde(question),
             problem,
-            complaint,
+            wrong_key,
             is_open,
             needs_key => !is_open && reader.session.is_none(),
             max_query_length => self.max_query_length,
