@@ -42,6 +42,7 @@ use crate::{
     dashboard,
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
+    ledger::dollars,
     limits::{
         Limits, PerMinute,
         budget::{Budget, Daily, Need},
@@ -486,8 +487,8 @@ fn budget(
     if let Some(nanodollars) = daily.nanodollars.filter(|nanodollars| *nanodollars < need) {
         return Err(StartError::BudgetTooSmall {
             setting: "DAILY_COST_BUDGET_USD",
-            given: format!("{:.2}", nanodollars as f64 / 1e9),
-            need: format!("{:.2} US dollars", need as f64 / 1e9),
+            given: format!("{:.2}", dollars(nanodollars)),
+            need: format!("{:.2} US dollars", dollars(need)),
         });
     }
     let spent = {
