@@ -1,8 +1,8 @@
 //! The composition root: builds the parts from the settings, starts them in order, drains them in order.
 //!
-//! Start: prompts → listener → store → orphans of a crash are ended → workers, sweeper → HTTP. Whatever can fail fails
-//! before the first request is taken, but for the models, which are looked up meanwhile. Stop: no more requests and
-//! claims → attempts get SHUTDOWN_GRACE → store closed.
+//! Start: prompts → listener → store → keys, webhooks, server → orphans of a crash are ended → workers, sweeper → HTTP.
+//! Whatever can fail fails before the first job is claimed and the first request taken, but for the models, which are
+//! looked up meanwhile. Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
 
 mod door;
 mod model_check;
@@ -19,7 +19,7 @@ use std::{
 };
 
 use axum::http::HeaderValue;
-use axum_server::Handle;
+use axum_server::{Handle, Server};
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::{self, JoinError, JoinHandle};
@@ -42,6 +42,7 @@ use crate::{
     dashboard,
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
+    ledger::dollars,
     limits::{
         Limits, PerMinute,
         budget::{Budget, Daily, Need},
@@ -198,89 +199,42 @@ impl App {
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(settings: &Settings, clock: Clock) -> Result<App, StartError> {
         let prompts = Prompts::load(&settings.prompts_dir, &settings.prompt_version)?;
-        let tokens = settings.jwt_keys_file.as_deref();
-        let tokens =
-            tokens.map(|path| Tokens::load(path, settings.jwt_issuer.as_deref(), settings.jwt_audience.as_deref()));
-        let tokens = tokens.transpose()?;
+        let tokens = tokens(settings)?;
         let cors_origins = settings.cors_origins.iter().map(|origin| read_origin(origin)).collect::<Result<_, _>>()?;
         let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
-        let address = SocketAddr::new(settings.host, settings.port);
-        let listener = TcpListener::bind(address).map_err(|source| StartError::Listen { address, source })?;
+        let (listener, address) = listen(SocketAddr::new(settings.host, settings.port))?;
         guard_folder(&settings.data_dir);
-        drop_stalled_readers(&listener);
-        let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let metrics = Metrics::new();
-        // Side by side, each on a thread that may block: a cold disk here, hundreds of certificates there.
-        let opening = task::spawn_blocking({
-            let config = SledConfig {
-                path: settings.data_dir.join(STORE_FOLDER),
-                cache_bytes: settings.store_cache_mb << 20,
-                max_pending: settings.max_queued_jobs,
-                keep_answers: !settings.cache_ttl.is_zero(),
-            };
-            let (clock, metrics) = (clock.clone(), metrics.clone());
-            move || SledStore::open(config, clock, metrics)
-        });
-        let client = task::spawn_blocking({
-            let config = ClientConfig {
-                base_url: settings.anthropic_base_url.clone(),
-                api_key,
-                connect_timeout: settings.connect_timeout,
-                idle_timeout: settings.idle_timeout,
-                request_timeout: settings.request_timeout,
-            };
-            move || Claude::new(config)
-        });
-        let store: Arc<dyn JobStore> = Arc::new(opening.await??);
-        let claude = client.await??;
+        let (store, claude) = open(settings, api_key, &clock, &metrics).await?;
         let (admin_token, is_new) = match &settings.admin_token {
             Some(token) => (token.clone(), false),
             None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
         };
-        let closing = CancellationToken::new();
-        let config = AgentConfig {
-            model: settings.model_name.clone(),
-            max_tokens: settings.max_tokens,
-            effort: settings.effort,
-            interactive_effort: settings.interactive_effort,
-            count_tokens: settings.count_tokens,
-        };
         let fallbacks = settings.fallback_models.clone();
-        let agent = Agent::new(claude.clone(), prompts.clone(), config, fallbacks, prices(settings));
+        let agent = Agent::new(claude.clone(), prompts.clone(), agent_config(settings), fallbacks, prices(settings));
         let budget = budget(settings, &agent, &clock, &store)?;
-        let estimate_risk = {
-            let (agent, clock) = (agent.clone(), clock.clone());
-            Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
-        };
-        let identify = {
-            let agent = agent.clone();
-            Arc::new(move |request: &JobRequest, is_waited_for, now| agent.question(request, is_waited_for, now))
-        };
-        let policy = Policy {
-            workers: settings.workers,
-            deadlines_first: settings.claim_order == ClaimOrder::Deadline,
-            max_pending_per_caller: settings.max_pending_per_caller,
-            ordinary_share: settings.ordinary_share,
-            retries: RetryBounds {
-                other: settings.max_retries,
-                connect: settings.max_connect_retries,
-                overload: settings.max_overload_retries,
-                invalid_output: settings.max_invalid_retries,
-                give_back_for: Duration::from_hours(1) * settings.give_back_hours,
-            },
-            estimate_risk,
-            identify,
-            cache_for: settings.cache_ttl,
-            idempotency_window: Duration::from_hours(1) * settings.idempotency_hours,
-            lease: settings.lease,
-            retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
-            keep_finished_for: Duration::from_hours(24) * settings.retention_days,
-            max_finished: settings.max_finished_jobs,
-        };
-        let queue = Queue::new(Arc::clone(&store), clock.clone(), policy, metrics.clone(), closing.clone());
+        let limits = Limits::new(per_minute(settings), settings.workers, budget);
+        let closing = CancellationToken::new();
+        let policy = policy(settings, &agent, &clock);
+        let queue = Queue::new(Arc::clone(&store), clock, policy, metrics.clone(), closing.clone());
+        let auth = Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone()).map(Arc::new)?;
+        let callbacks = callbacks(settings);
+        let webhooks = settings.webhook_secret.as_ref();
+        let webhooks = webhooks.map(|secret| Webhooks::new(queue.clone(), secret, callbacks, metrics.clone()));
+        let webhooks = webhooks.transpose()?;
+        let http = Handle::new();
+        let server = server(listener, address, settings.max_connections, &http)?;
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
+        }
+
+        // Nothing can fail any more: what runs from here on would outlive a start that does.
+        if auth.is_open() {
+            warn!(
+                "the public routes are open: whoever can reach the port may ask, at your cost. Make a key (POST \
+                 /api/v1/admin/keys), or set API_KEYS or JWT_KEYS_FILE, to close them"
+            );
         }
         let disk = DiskWatch {
             folder: settings.data_dir.join(STORE_FOLDER),
@@ -288,13 +242,6 @@ impl App {
             metrics: metrics.clone(),
         };
         disk.look(&queue).await;
-
-        let per_minute = PerMinute {
-            requests: settings.requests_per_minute,
-            input_tokens: settings.input_tokens_per_minute,
-            output_tokens: settings.output_tokens_per_minute,
-        };
-        let limits = Limits::new(per_minute, settings.workers, budget);
         let tracker = TaskTracker::new();
         let worker = Worker {
             queue: queue.clone(),
@@ -308,24 +255,9 @@ impl App {
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
         tracker.spawn(sweeper::history::run(queue.clone(), closing.clone()));
-
-        let auth = Arc::new(Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone())?);
-        if auth.is_open() {
-            warn!(
-                "the public routes are open: whoever can reach the port may ask, at your cost. Make a key (POST \
-                 /api/v1/admin/keys), or set API_KEYS or JWT_KEYS_FILE, to close them"
-            );
-        }
-        let callbacks = match (&settings.webhook_secret, settings.webhook_allow_private) {
-            (None, _) => Callbacks::Off,
-            (Some(_), false) => Callbacks::Public,
-            (Some(_), true) => Callbacks::Private,
-        };
-        if let Some(secret) = &settings.webhook_secret {
-            let webhooks = Webhooks::new(queue.clone(), secret, callbacks, metrics.clone())?;
+        if let Some(webhooks) = webhooks {
             tracker.spawn(webhooks.run(closing.clone()));
         }
-
         let api = Api {
             queue: queue.clone(),
             limits,
@@ -341,15 +273,7 @@ impl App {
         let router = http::router(api, |api| {
             dashboard::router(api, pages_queue, settings.max_query_length, move || auth.is_open())
         });
-        let http = Handle::new();
-        let mut server = axum_server::from_tcp(listener)
-            .map_err(|source| StartError::Listen { address, source })?
-            .acceptor(Door::new(settings.max_connections))
-            .handle(http.clone())
-            .http1_only();
-        server.http_builder().http1().header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
-        let service = router.into_make_service_with_connect_info::<SocketAddr>();
-        let server = tokio::spawn(server.serve(service));
+        let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         let models = tokio::spawn({
             let closing = closing.clone();
             async move {
@@ -451,6 +375,129 @@ pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, Salv
     salvage::export(&settings.data_dir.join(STORE_FOLDER), out)
 }
 
+/// What checks the callers' tokens, if they are set up.
+fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {
+    let load = |path| Tokens::load(path, settings.jwt_issuer.as_deref(), settings.jwt_audience.as_deref());
+    settings.jwt_keys_file.as_deref().map(load).transpose()
+}
+
+/// Takes the address; tells which, as the port may be any.
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    drop_stalled_readers(&listener);
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Opens the store and makes the client for Claude. Side by side, each on a thread that may block: a cold disk here,
+/// hundreds of certificates there.
+async fn open(
+    settings: &Settings,
+    api_key: SecretString,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> Result<(Arc<dyn JobStore>, Claude), StartError> {
+    let opening = task::spawn_blocking({
+        let config = SledConfig {
+            path: settings.data_dir.join(STORE_FOLDER),
+            cache_bytes: settings.store_cache_mb << 20,
+            max_pending: settings.max_queued_jobs,
+            keep_answers: !settings.cache_ttl.is_zero(),
+        };
+        let (clock, metrics) = (clock.clone(), metrics.clone());
+        move || SledStore::open(config, clock, metrics)
+    });
+    let client = task::spawn_blocking({
+        let config = ClientConfig {
+            base_url: settings.anthropic_base_url.clone(),
+            api_key,
+            connect_timeout: settings.connect_timeout,
+            idle_timeout: settings.idle_timeout,
+            request_timeout: settings.request_timeout,
+        };
+        move || Claude::new(config)
+    });
+    let store: Arc<dyn JobStore> = Arc::new(opening.await??);
+    Ok((store, client.await??))
+}
+
+fn agent_config(settings: &Settings) -> AgentConfig {
+    AgentConfig {
+        model: settings.model_name.clone(),
+        max_tokens: settings.max_tokens,
+        effort: settings.effort,
+        interactive_effort: settings.interactive_effort,
+        count_tokens: settings.count_tokens,
+    }
+}
+
+fn per_minute(settings: &Settings) -> PerMinute {
+    PerMinute {
+        requests: settings.requests_per_minute,
+        input_tokens: settings.input_tokens_per_minute,
+        output_tokens: settings.output_tokens_per_minute,
+    }
+}
+
+/// What the queue goes by; what a question is and may cost, it asks the agent.
+fn policy(settings: &Settings, agent: &Agent, clock: &Clock) -> Policy {
+    let estimate_risk = {
+        let (agent, clock) = (agent.clone(), clock.clone());
+        Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
+    };
+    let identify = {
+        let agent = agent.clone();
+        Arc::new(move |request: &JobRequest, is_waited_for, now| agent.question(request, is_waited_for, now))
+    };
+    Policy {
+        workers: settings.workers,
+        deadlines_first: settings.claim_order == ClaimOrder::Deadline,
+        max_pending_per_caller: settings.max_pending_per_caller,
+        ordinary_share: settings.ordinary_share,
+        retries: RetryBounds {
+            other: settings.max_retries,
+            connect: settings.max_connect_retries,
+            overload: settings.max_overload_retries,
+            invalid_output: settings.max_invalid_retries,
+            give_back_for: Duration::from_hours(1) * settings.give_back_hours,
+        },
+        estimate_risk,
+        identify,
+        cache_for: settings.cache_ttl,
+        idempotency_window: Duration::from_hours(1) * settings.idempotency_hours,
+        lease: settings.lease,
+        retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
+        keep_finished_for: Duration::from_hours(24) * settings.retention_days,
+        max_finished: settings.max_finished_jobs,
+    }
+}
+
+/// Which callback URLs are taken.
+fn callbacks(settings: &Settings) -> Callbacks {
+    match (&settings.webhook_secret, settings.webhook_allow_private) {
+        (None, _) => Callbacks::Off,
+        (Some(_), false) => Callbacks::Public,
+        (Some(_), true) => Callbacks::Private,
+    }
+}
+
+/// The HTTP server, which takes nothing yet.
+fn server(
+    listener: TcpListener,
+    address: SocketAddr,
+    max_connections: usize,
+    handle: &Handle<SocketAddr>,
+) -> Result<Server<SocketAddr, Door>, StartError> {
+    let mut server = axum_server::from_tcp(listener)
+        .map_err(|source| StartError::Listen { address, source })?
+        .acceptor(Door::new(max_connections))
+        .handle(handle.clone())
+        .http1_only();
+    server.http_builder().http1().header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
+    Ok(server)
+}
+
 /// The prices in force.
 fn prices(settings: &Settings) -> Prices {
     let set = settings.model_prices.iter();
@@ -488,8 +535,8 @@ fn budget(
     if let Some(nanodollars) = daily.nanodollars.filter(|nanodollars| *nanodollars < need) {
         return Err(StartError::BudgetTooSmall {
             setting: "DAILY_COST_BUDGET_USD",
-            given: format!("{:.2}", nanodollars as f64 / 1e9),
-            need: format!("{:.2} US dollars", need as f64 / 1e9),
+            given: format!("{:.2}", dollars(nanodollars)),
+            need: format!("{:.2} US dollars", dollars(need)),
         });
     }
     let spent = {

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::Mutex;
 use tracing::error;
 use utoipa::ToSchema;
 
@@ -161,6 +162,9 @@ pub struct Key {
 pub struct Auth {
     admin_token: SecretString,
     keys: RwLock<Vec<Key>>,
+    /// Held while a key is made or revoked, from looking at the others until it is kept: of two of one name, the second
+    /// would take the place of the first, whose client has it already.
+    changing: Mutex<()>,
     tokens: Option<Tokens>,
     queue: Queue,
 }
@@ -185,7 +189,7 @@ impl Auth {
                 Err(error) => error!(name, %error, "a kept key can't be read, and opens nothing"),
             }
         }
-        Ok(Auth { admin_token, keys: RwLock::new(keys), tokens, queue })
+        Ok(Auth { admin_token, keys: RwLock::new(keys), changing: Mutex::default(), tokens, queue })
     }
 
     /// Whether the public routes need no credential.
@@ -247,6 +251,7 @@ impl Auth {
             created_by: Some(by.to_owned()),
             revoked_at: None,
         };
+        let _changing = self.changing.lock().await;
         {
             let keys = self.keys.read();
             if keys.iter().any(|known| known.name == name && known.revoked_at.is_none()) {
@@ -265,6 +270,7 @@ impl Auth {
     /// # Errors
     /// [`KeyError`].
     pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
+        let _changing = self.changing.lock().await;
         let found = self.keys().into_iter().find(|key| key.name == name && key.revoked_at.is_none());
         let mut key = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
         if key.created_at.is_none() {

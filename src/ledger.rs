@@ -187,6 +187,11 @@ impl Sums {
 /// Sums by model.
 pub type ByModel = BTreeMap<String, Sums>;
 
+/// Nano-dollars in US dollars; exact to the nano-dollar up to some nine million dollars.
+pub fn dollars(nanodollars: u64) -> f64 {
+    nanodollars as f64 / 1e9
+}
+
 /// The sum over all models.
 pub fn total<'a>(sums: impl IntoIterator<Item = &'a Sums>) -> Sums {
     sums.into_iter().fold(Sums::default(), |mut total, sums| {

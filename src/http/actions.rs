@@ -18,9 +18,12 @@ use super::{
     observe,
     problem::{FieldError, INTERNAL, Problem, VALIDATION_FAILED},
 };
-use crate::queue::{
-    audit::Deed,
-    bulk::{Action, Bulk, Outcome, Trial},
+use crate::{
+    ledger::dollars,
+    queue::{
+        audit::Deed,
+        bulk::{Action, Bulk, Outcome, Trial},
+    },
 };
 
 /// How long a request is worked on. One step more may follow, and the answer has to be out before 30 s are over.
@@ -148,7 +151,7 @@ async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
     let estimate = Estimate {
         input_tokens: at_risk.input_tokens,
         output_tokens: at_risk.output_tokens,
-        cost_usd: at_risk.nanodollars.map(|nanodollars| nanodollars as f64 / 1e9),
+        cost_usd: at_risk.nanodollars.map(dollars),
         seconds,
     };
     Ok(ActionReport {

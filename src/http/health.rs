@@ -15,7 +15,7 @@ use super::{
     Api,
     problem::{FieldError, NOT_READY, Problem},
 };
-use crate::{job::FailureCode, limits::budget::Status, metrics::kind};
+use crate::{job::FailureCode, ledger::dollars, limits::budget::Status, metrics::kind};
 
 /// The process serves.
 #[derive(Serialize, ToSchema)]
@@ -156,7 +156,7 @@ fn spending(api: &Api) {
         metrics.tokens_today.get_or_create(&kind(name)).set(i64::try_from(tokens).unwrap_or(i64::MAX));
     }
     for (name, nanodollars) in [("billed", spent.nanodollars), ("at_risk", spent.at_risk.nanodollars)] {
-        metrics.cost_today.get_or_create(&kind(name)).set(nanodollars as f64 / 1e9);
+        metrics.cost_today.get_or_create(&kind(name)).set(dollars(nanodollars));
     }
     let budget = api.limits.budget();
     let used = budget.iter().flat_map(Status::lines).map(|line| line.used()).fold(0.0, f64::max);

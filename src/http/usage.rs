@@ -14,11 +14,10 @@ use super::{
     Api,
     extract::{Admin, Params, count_up_to},
     problem::Problem,
-    view::dollars,
 };
 use crate::{
     clock::Timestamp,
-    ledger::{DAYS_KEPT, Day, DaySums, Sums, total},
+    ledger::{DAYS_KEPT, Day, DaySums, Sums, dollars, total},
     limits::budget::{Line, Status},
 };
 

@@ -19,6 +19,7 @@ use crate::{
         Priority, TokenUsage,
         delivery::{Delivery, DeliveryState, DeliveryTry},
     },
+    ledger::dollars,
     queue::Outlook,
 };
 
@@ -375,11 +376,6 @@ fn cost(attempts: &[Arc<Attempt>]) -> Option<u64> {
     let mut billed = attempts.iter().filter(|attempt| attempt.report.usage.is_some()).peekable();
     billed.peek()?;
     billed.map(|attempt| attempt.report.nanodollars).try_fold(0, |sum: u64, cost| Some(sum.saturating_add(cost?)))
-}
-
-/// Nano-dollars in US dollars; exact to the nano-dollar up to some nine million dollars.
-pub(super) fn dollars(nanodollars: u64) -> f64 {
-    nanodollars as f64 / 1e9
 }
 
 #[cfg(test)]

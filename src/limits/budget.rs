@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::{
     clock::{Clock, Timestamp},
-    ledger::{Day, Sums},
+    ledger::{Day, Sums, dollars},
 };
 
 /// From this part of a budget on there is a warning, in per cent.
@@ -148,7 +148,6 @@ impl Status {
 /// As for a log line or a problem: `81000 of 100000 tokens`.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dollars = |nanodollars: u64| nanodollars as f64 / 1e9;
         let tokens = self.tokens.map(|line| format!("{} of {} tokens", line.spent, line.limit));
         let cost =
             self.nanodollars.map(|line| format!("{:.2} of {:.2} US dollars", dollars(line.spent), dollars(line.limit)));

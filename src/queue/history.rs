@@ -211,11 +211,28 @@ impl History {
     }
 }
 
+impl Counted {
+    fn of(metrics: &Metrics) -> Counted {
+        let Metrics { jobs_submitted, jobs_finished, tokens, .. } = metrics;
+        let ended = |status| jobs_finished.get_or_create(&kind(status)).get();
+        let tokens = |name| tokens.get_or_create(&kind(name)).get();
+        Counted {
+            accepted: jobs_submitted.get(),
+            succeeded: ended("succeeded"),
+            failed: ended("failed"),
+            cancelled: ended("cancelled"),
+            input_tokens: tokens("input") + tokens("cache_write") + tokens("cache_read"),
+            output_tokens: tokens("output"),
+        }
+    }
+}
+
 impl Kept {
-    /// What has happened since the last record, as of the minute that `at` lies in.
-    fn news(&self, at: Timestamp, now: Counted, (queued, running): (usize, usize)) -> Period {
-        let before = self.counted;
-        Period {
+    /// What has happened since the last record, as of the minute that `at` lies in; and what `metrics` have counted. They
+    /// are read here, behind the lock: read before it, they might be older than the last record.
+    fn news(&self, at: Timestamp, metrics: &Metrics, (queued, running): (usize, usize)) -> (Period, Counted) {
+        let (before, now) = (self.counted, Counted::of(metrics));
+        let news = Period {
             accepted: now.accepted - before.accepted,
             succeeded: now.succeeded - before.succeeded,
             failed: now.failed - before.failed,
@@ -228,15 +245,17 @@ impl Kept {
             output_tokens: now.output_tokens - before.output_tokens,
             times: self.times.clone(),
             ..Period::new(start(number(at, MINUTE), MINUTE))
-        }
+        };
+        (news, now)
     }
 
     /// Adds the news to their minute, and that to its hour. Gives both.
-    fn record(&mut self, news: &Period, counted: Counted) -> (Period, Period) {
+    fn record(&mut self, at: Timestamp, metrics: &Metrics, depth: (usize, usize)) -> (Period, Period) {
+        let (news, counted) = self.news(at, metrics, depth);
         (self.times, self.in_time, self.late, self.counted) = (Times::default(), 0, 0, counted);
         let at = news.at;
         let minute = self.minutes.entry(number(at, MINUTE)).or_insert_with(|| Period::new(at));
-        minute.add(news);
+        minute.add(&news);
         let minute = minute.clone();
         let of_hour = number(at, HOUR);
         let first = of_hour.saturating_mul(60);
@@ -258,10 +277,9 @@ impl Queue {
     /// service did not run, are not there.
     pub fn history(&self, resolution: Resolution, from: Timestamp) -> Vec<Period> {
         let now = self.now();
-        let counted = self.counted();
         let depth = self.depth();
         let kept = self.0.history.0.lock();
-        let news = kept.news(now, counted, depth);
+        let (news, _) = kept.news(now, &self.0.metrics, depth);
         let ring = match resolution {
             Resolution::Minute | Resolution::QuarterHour => &kept.minutes,
             Resolution::Hour | Resolution::Day => &kept.hours,
@@ -283,13 +301,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`]; then it is in memory, and in the store with the next record of the same hour.
     pub async fn note_history(&self, at: Timestamp) -> Result<(), QueueError> {
-        let counted = self.counted();
         let depth = self.depth();
-        let (minute, hour) = {
-            let mut kept = self.0.history.0.lock();
-            let news = kept.news(at, counted, depth);
-            kept.record(&news, counted)
-        };
+        let (minute, hour) = self.0.history.0.lock().record(at, &self.0.metrics, depth);
         let keep = async |setting: &str, place: u32, period: &Period| {
             let text = serde_json::to_string(period).map_err(|error| QueueError::Unavailable(error.to_string()))?;
             self.keep(format!("{setting}{place:04}"), Some(text)).await
@@ -304,20 +317,6 @@ impl Queue {
     fn depth(&self) -> (usize, usize) {
         let counts = self.counts();
         (counts.queued, counts.running)
-    }
-
-    fn counted(&self) -> Counted {
-        let Metrics { jobs_submitted, jobs_finished, tokens, .. } = &self.0.metrics;
-        let ended = |status| jobs_finished.get_or_create(&kind(status)).get();
-        let tokens = |name| tokens.get_or_create(&kind(name)).get();
-        Counted {
-            accepted: jobs_submitted.get(),
-            succeeded: ended("succeeded"),
-            failed: ended("failed"),
-            cancelled: ended("cancelled"),
-            input_tokens: tokens("input") + tokens("cache_write") + tokens("cache_read"),
-            output_tokens: tokens("output"),
-        }
     }
 }
 
@@ -400,6 +399,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn whoever_looks_while_a_record_is_made_is_told_what_happened_and_no_more() {
+        const JOBS: u64 = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let queue = open(folder.path(), &Clock::manual(noon()));
+        let (metrics, history) = (&queue.0.metrics, &queue.0.history);
+        let told = || queue.history(Resolution::Minute, noon())[0].accepted;
+        std::thread::scope(|scope| {
+            let records = scope.spawn(|| {
+                for _ in 0..JOBS {
+                    metrics.jobs_submitted.inc();
+                    history.0.lock().record(noon(), metrics, (0, 0));
+                }
+            });
+            let mut before = 0;
+            while !records.is_finished() {
+                let now = told();
+                assert!((before..=JOBS).contains(&now), "{now} after {before}");
+                before = now;
+            }
+        });
+        assert_eq!(told(), JOBS);
+    }
+
     #[tokio::test]
     async fn minutes_add_up_and_what_is_before_is_not_told() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(noon()));
@@ -428,11 +451,9 @@ mod tests {
         let queue = open(folder.path(), &clock);
         let hours = HOURS + 10;
         for _ in 0..hours {
-            let (counted, now) = (queue.counted(), clock.now());
             let mut kept = queue.0.history.0.lock();
             for minute in 0..60 {
-                let news = kept.news(now.plus(minute * MINUTE), counted, (0, 0));
-                kept.record(&news, counted);
+                kept.record(clock.now().plus(minute * MINUTE), &queue.0.metrics, (0, 0));
             }
             clock.advance(HOUR);
         }

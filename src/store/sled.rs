@@ -11,6 +11,7 @@
 //! - `recent`: requests and attempts lately used, in memory
 //! - `listing`: looking for jobs within a bound of time
 //! - `log`, `salvage`: what can be read of a damaged store
+//! - `making`: a first start that dies leaves nothing that stops the next
 //! - `mark`: how much was acknowledged, so that a loss is noticed
 //! - `witness`: whether all jobs are as they were
 //! - `writer`: the one thread that changes anything
@@ -29,6 +30,7 @@ mod index;
 mod keys;
 mod listing;
 mod log;
+mod making;
 mod mark;
 mod recent;
 pub mod salvage;

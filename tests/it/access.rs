@@ -195,6 +195,26 @@ async fn keys_are_made_shown_once_kept_as_hashes_and_revoked_for_good() {
 }
 
 #[tokio::test]
+async fn of_those_who_make_a_key_of_one_name_at_once_one_has_it_and_the_others_are_told() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    for round in 0..5 {
+        let body = json!({"name": format!("ci-{round}"), "scope": "analyze"});
+        let make = || service.admin_post("/api/v1/admin/keys", &body);
+        let answers = tokio::join!(make(), make(), make(), make());
+        let (made, refused): (Vec<_>, Vec<_>) =
+            <[Answer; 4]>::from(answers).into_iter().partition(|answer| answer.status == 201);
+        assert_eq!(made.len(), 1, "{made:#?}");
+        for answer in &refused {
+            answer.assert_problem(409, "conflict");
+        }
+        let query = Some(json!({"query": "Let in?"}));
+        let answer = ask(&service, made[0].body["key"].as_str(), Method::POST, "/api/v1/analyze", query).await;
+        assert_eq!(answer.status, 202, "{answer:#?}");
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_asks_too_often_is_told_when_to_come_again_and_others_are_served() {
     let claude = simulator().await;
     let service = setup(&claude.base_url()).with("SUBMITS_PER_MINUTE", "3").start();

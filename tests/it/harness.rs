@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use ceoagent::claude::simulator::{Simulator, SimulatorConfig};
+use ceoagent::{
+    claude::simulator::{Simulator, SimulatorConfig},
+    config::Settings,
+};
+use clap::Parser;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -134,6 +138,25 @@ impl Setup {
         });
         Service { child, base: format!("http://{address}"), client: client(), said, log: Some(log) }
     }
+}
+
+/// The command line of a service within the test.
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// The settings of a service within the test, with its data in `data_dir`; `more` are flags.
+pub(crate) fn settings(base_url: &str, data_dir: &Path, more: &[&str]) -> Settings {
+    let flags = [
+        format!("--anthropic-base-url={base_url}"),
+        format!("--data-dir={}", data_dir.display()),
+        format!("--prompts-dir={}/prompts", env!("CARGO_MANIFEST_DIR")),
+        format!("--admin-token={ADMIN_TOKEN}"),
+    ];
+    let fixed = ["test", "--anthropic-api-key=sk-test-secret", "--host=127.0.0.1", "--port=0", "--min-free-disk-mb=0"];
+    Line::parse_from(fixed.into_iter().chain(flags.iter().map(String::as_str)).chain(more.iter().copied())).settings
 }
 
 /// A client that keeps connections and asks no proxy.

@@ -9,14 +9,12 @@ use ceoagent::{
     app::App,
     claude::simulator::{Call, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig},
     clock::{Clock, Timestamp},
-    config::Settings,
 };
-use clap::Parser;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{ADMIN_TOKEN, Service, Setup, client, simulator},
+    harness::{ADMIN_TOKEN, Service, Setup, client, settings, simulator},
     load::{Ledger, Load},
 };
 
@@ -297,30 +295,12 @@ async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
     assert_eq!(setup.start().ended(&large).await.body["status"], "succeeded", "and no attempt was spent");
 }
 
-/// The command line of a service within the test.
-#[derive(Parser)]
-struct Line {
-    #[command(flatten)]
-    settings: Settings,
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reached_budget_opens_when_the_day_turns() {
     let claude = simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    let flags = [
-        format!("--anthropic-base-url={}", claude.base_url()),
-        format!("--data-dir={}", folder.path().display()),
-        format!("--prompts-dir={}/prompts", env!("CARGO_MANIFEST_DIR")),
-        format!("--admin-token={ADMIN_TOKEN}"),
-        "--anthropic-api-key=sk-test-secret".to_owned(),
-        "--host=127.0.0.1".to_owned(),
-        "--port=0".to_owned(),
-        "--min-free-disk-mb=0".to_owned(),
-        "--daily-cost-budget-usd=0.30".to_owned(),
-        "--give-back-hours=8760".to_owned(),
-    ];
-    let settings = Line::parse_from(std::iter::once("test".to_owned()).chain(flags)).settings;
+    let more = ["--daily-cost-budget-usd=0.30", "--give-back-hours=8760"];
+    let settings = settings(&claude.base_url(), folder.path(), &more);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let clock = Clock::manual(Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()));
     let app = App::start(&settings, clock.clone()).await.unwrap();

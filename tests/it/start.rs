@@ -8,11 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ceoagent::claude::simulator::Fault;
+use ceoagent::{
+    app::{App, StartError},
+    claude::simulator::Fault,
+    clock::Clock,
+    job::{Job, JobId, JobRequest, Priority},
+    metrics::Metrics,
+    store::{
+        JobStore,
+        sled::{SledConfig, SledStore},
+    },
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Service, Setup, below_a_file, send, simulator};
+use crate::harness::{Service, Setup, below_a_file, send, settings, simulator};
 
 /// A start that must never come to a call.
 fn setup() -> Setup {
@@ -67,6 +77,35 @@ fn a_data_folder_in_use_is_left_to_its_owner() {
     let setup = setup();
     let _owner = setup.start();
     assert_refused(&setup, &["is in use by another ceoagent", "DATA_DIR"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_late_claims_no_job_and_leaves_nothing_running() {
+    let claude = simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::system();
+    let open = || {
+        let path = folder.path().join("queue");
+        let config = SledConfig { path, cache_bytes: 16 << 20, max_pending: 99, keep_answers: false };
+        SledStore::open(config, clock.clone(), Metrics::new()).unwrap()
+    };
+    let store = open();
+    let jobs: Vec<Job> = (0..20).map(|n| Job::new(JobId::from_u128(n), Priority::Normal, clock.now())).collect();
+    for job in &jobs {
+        store.insert(job.clone(), JobRequest::default().into()).await.unwrap();
+    }
+    drop(store);
+    for bad in ["--api-keys=no-colon", "--webhook-secret=whsec_no-base64"] {
+        let settings = settings(&claude.base_url(), folder.path(), &[bad]);
+        let error = App::start(&settings, clock.clone()).await.err().unwrap();
+        assert!(matches!(error, StartError::Keys(_) | StartError::Webhooks(_)), "{error}");
+        // A worker would keep it open.
+        let store = open();
+        for job in &jobs {
+            assert_eq!(store.peek(job.id).as_ref(), Some(job), "queued, and without an attempt");
+        }
+    }
+    assert_eq!(claude.counters().calls, 0);
 }
 
 #[test]

@@ -16,7 +16,8 @@ use super::{
     idempotency,
     index::Index,
     keys::{self, Seq},
-    log,
+    log::{self, Log},
+    making,
     mark::{self, Mark},
     witness::Witness,
 };
@@ -28,6 +29,9 @@ pub(super) const SEGMENT_BYTES: usize = 2 << 20;
 
 /// How often sled writes on its own what no commit has forced out, in milliseconds.
 const BACKGROUND_FLUSH_MS: u64 = 500;
+
+/// sled's one file within the store's folder.
+const DB: &str = "db";
 
 /// The version of the key layout, in the record [`keys::FORMAT`].
 const FORMAT_VERSION: u8 = 1;
@@ -71,6 +75,18 @@ pub enum OpenError {
         /// What is wrong.
         reason: String,
     },
+    /// A newer program wrote it.
+    #[error(
+        "the job store {} has the format {found}, which is newer than this program's {FORMAT_VERSION}: start the newer \
+         ceoagent again, or restore the folder from a backup of before",
+        path.display()
+    )]
+    Newer {
+        /// The folder.
+        path: PathBuf,
+        /// The format's version.
+        found: u8,
+    },
 }
 
 /// An open database.
@@ -92,7 +108,7 @@ fn lost(path: &Path, what: &str) -> String {
     format!(
         "its file {} is damaged: {what}. If the folder is a copy that was made while the service ran, remove {} to do \
          without what is missing",
-        path.join("db").display(),
+        path.join(DB).display(),
         mark::path(path).display()
     )
 }
@@ -107,64 +123,82 @@ pub(super) fn config(path: &Path, cache_bytes: u64) -> sled::Config {
         .mode(sled::Mode::LowSpace)
 }
 
+/// Whether nothing was ever written to sled's file but what each store begins with. Look before sled opens it, see
+/// [`log::damaged_segment`].
+fn has_no_records(db: &Path) -> io::Result<bool> {
+    Ok(Log::read(File::open(db)?)?.keys().all(|key| key == keys::FORMAT))
+}
+
+/// Has sled open the store in `path`, or create it there.
+fn open_sled(path: &Path, cache_bytes: u64, is_new: bool) -> Result<sled::Db, OpenError> {
+    let unreadable = |reason| OpenError::Unreadable { path: path.to_owned(), reason };
+    let config = config(path, cache_bytes);
+    // A cut file can make sled panic instead of failing.
+    let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
+    let locked = |result: &thread::Result<sled::Result<sled::Db>>| matches!(result, Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock"));
+    let mut result = open();
+    let started = Instant::now();
+    while locked(&result) && started.elapsed() < LOCK_PATIENCE {
+        thread::sleep(LOCK_POLL);
+        result = open();
+    }
+    match result {
+        Ok(Ok(tree)) => Ok(tree),
+        result if locked(&result) => Err(OpenError::InUse { path: path.to_owned() }),
+        Ok(Err(sled::Error::Io(source))) if is_new => Err(OpenError::Folder { path: path.to_owned(), source }),
+        Ok(Err(error)) => Err(unreadable(error.to_string())),
+        Err(_) => Err(unreadable("its files are damaged".to_owned())),
+    }
+}
+
 impl Disk {
     /// Opens the store in `path`, or creates it there.
     pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Disk, OpenError> {
         let folder = |source| OpenError::Folder { path: path.to_owned(), source };
         let unreadable = |reason| OpenError::Unreadable { path: path.to_owned(), reason };
-        let is_new = !path.join("db").exists();
         fs::create_dir_all(path).map_err(folder)?;
-        let db = path.join("db");
+        let db = path.join(DB);
         let acknowledged = mark::read(path);
-        if is_new && acknowledged > 0 {
+        let has_db = db.exists();
+        if !has_db && acknowledged > 0 {
             return Err(unreadable(format!("its file {} is missing", db.display())));
         }
-        if !is_new && let Some(place) = File::open(&db).and_then(|file| log::damaged_segment(&file)).map_err(folder)? {
+        let is_under_way = making::is_under_way(path);
+        let is_new = !has_db || (is_under_way && acknowledged == 0 && has_no_records(&db).map_err(folder)?);
+        if is_new {
+            making::begin(path).map_err(folder)?;
+        } else if let Some(place) = File::open(&db).and_then(|file| log::damaged_segment(&file)).map_err(folder)? {
             return Err(unreadable(format!("its file {} is damaged at byte {place}", db.display())));
         }
-        let config = config(path, cache_bytes);
-        // A cut file can make sled panic instead of failing.
-        let open = || catch_unwind(AssertUnwindSafe(|| config.open()));
-        let locked = |result: &thread::Result<sled::Result<sled::Db>>| matches!(result, Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock"));
-        let mut result = open();
-        let started = Instant::now();
-        while locked(&result) && started.elapsed() < LOCK_PATIENCE {
-            thread::sleep(LOCK_POLL);
-            result = open();
-        }
-        let tree = match result {
-            Ok(Ok(tree)) => tree,
-            result if locked(&result) => return Err(OpenError::InUse { path: path.to_owned() }),
-            Ok(Err(sled::Error::Io(error))) if is_new => return Err(folder(error)),
-            Ok(Err(error)) => return Err(unreadable(error.to_string())),
-            Err(_) => return Err(unreadable("its files are damaged".to_owned())),
-        };
+        let tree = open_sled(path, cache_bytes, is_new)?;
         let file = File::options().read(true).write(true).open(&db).map_err(folder)?;
-        let witness = match tree.get(keys::WITNESS) {
-            Ok(record) => record.map(|record| Witness::decode(&record)).transpose().map_err(unreadable)?,
-            Err(error) => return Err(unreadable(error.to_string())),
-        };
+        let get = |key| tree.get(key).map_err(|error| unreadable(error.to_string()));
+        // Before anything else is read, which a newer format may write otherwise.
+        let format = get(keys::FORMAT)?.map(|record| record.first().copied().unwrap_or(0));
+        if let Some(found) = format.filter(|found| *found > FORMAT_VERSION) {
+            return Err(OpenError::Newer { path: path.to_owned(), found });
+        }
+        let witness = get(keys::WITNESS)?.map(|record| Witness::decode(&record)).transpose().map_err(unreadable)?;
         let groups = witness.as_ref().map_or(0, |witness| witness.groups);
         if groups < acknowledged {
             let detail = format!("the last {} groups of changes are missing", acknowledged - groups);
             return Err(unreadable(lost(path, &detail)));
         }
+        let is_half_made = is_new && tree.is_empty();
+        if format.is_none() && !is_half_made {
+            // sled takes a segment whose head is damaged for an unused one.
+            return Err(unreadable("its beginning is damaged".to_owned()));
+        }
         let mark = Mark::open(path).map_err(folder)?;
         // Without a mark there is nobody to say that it was not so before.
         let witness = witness.filter(|_| acknowledged > 0);
         let disk = Disk { tree, file, mark, groups: AtomicU64::new(groups), path: path.to_owned(), witness };
-        if !is_new && !matches!(disk.tree.get(keys::FORMAT), Ok(Some(_))) {
-            // sled takes a segment whose head is damaged for an unused one.
-            return Err(unreadable("its beginning is damaged".to_owned()));
-        }
-        if is_new {
+        if is_half_made {
             disk.tree.insert(keys::FORMAT, &[FORMAT_VERSION]).map_err(|error| unreadable(error.to_string()))?;
-            // The new files' names must survive a power cut too.
+        }
+        if is_new || is_under_way {
             disk.sync().map_err(|error| unreadable(error.to_string()))?;
-            for folder_path in [Some(path), path.parent()].into_iter().flatten() {
-                let named = if folder_path.as_os_str().is_empty() { Path::new(".") } else { folder_path };
-                File::open(named).and_then(|opened| opened.sync_all()).map_err(folder)?;
-            }
+            making::end(path).map_err(folder)?;
         }
         Ok(disk)
     }

@@ -4,7 +4,7 @@
 //! 0 | seq                     metadata: the commit point of its job, written last
 //! 1 | seq | chunk             the request, written once
 //! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
-//! 3 | "format"                written at creation: a store without it has lost its beginning
+//! 3 | "format"                written at creation, see `making`: else a store without it has lost its beginning
 //! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned

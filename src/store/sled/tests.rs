@@ -459,6 +459,110 @@ async fn a_damaged_store_stops_every_start_with_its_path_and_never_becomes_an_em
     }
 }
 
+/// Opens what a start left half-made, and asserts that it is a whole store from then on.
+async fn assert_made(folder: &Path, what: &str) {
+    let open = || {
+        let config = SledConfig {
+            path: folder.to_owned(),
+            cache_bytes: 16 << 20,
+            max_pending: MAX_PENDING,
+            keep_answers: false,
+        };
+        let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new());
+        store.unwrap_or_else(|error| panic!("{what}: {error}"))
+    };
+    let store = open();
+    assert!(!folder.join("creating").exists(), "{what}");
+    store.insert(job(0), request(0)).await.unwrap();
+    store.close().await;
+    drop(store);
+    assert_eq!(open().counts(at(9)).queued, 1, "{what}");
+}
+
+#[tokio::test]
+async fn a_first_start_that_died_anywhere_leaves_nothing_that_stops_the_next() {
+    let whole = tempfile::tempdir().unwrap();
+    drop(Disk::open(whole.path(), 16 << 20).unwrap());
+    let left = |db: Option<&[u8]>, conf: Option<&[u8]>| {
+        let folder = tempfile::tempdir().unwrap();
+        making::begin(folder.path()).unwrap();
+        for (name, bytes) in [("db", db), ("conf", conf)] {
+            if let Some(bytes) = bytes {
+                std::fs::write(folder.path().join(name), bytes).unwrap();
+            }
+        }
+        folder
+    };
+    let [db, conf] = ["db", "conf"].map(|name| std::fs::read(whole.path().join(name)).unwrap());
+    assert_made(left(None, None).path(), "nothing but the mark of the making").await;
+    for cut in (0..=conf.len()).step_by(9) {
+        assert_made(left(None, Some(&conf[..cut])).path(), &format!("{cut} bytes of the parameters")).await;
+    }
+    let zeros = vec![0; conf.len()];
+    assert_made(left(Some(&[]), Some(&zeros)).path(), "parameters that a power cut took").await;
+    for cut in (0..=db.len()).step_by(5) {
+        assert_made(left(Some(&db[..cut]), Some(&conf)).path(), &format!("{cut} bytes of the database")).await;
+        let mut torn = db.clone();
+        torn[cut..].fill(0);
+        assert_made(left(Some(&torn), Some(&conf)).path(), &format!("zeros from byte {cut} on")).await;
+    }
+    assert_made(left(Some(&db), Some(&conf)).path(), "all but the removal of the mark").await;
+    let bare = left(None, None);
+    drop(disk::config(bare.path(), 16 << 20).open().unwrap());
+    assert_made(bare.path(), "what sled makes by itself").await;
+}
+
+/// The mark of the making, where it does not belong.
+#[tokio::test]
+async fn a_store_with_jobs_is_never_taken_for_one_in_the_making() {
+    for keeps_count in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        assert!(!folder.path().join("creating").exists(), "gone before a job can come");
+        store.insert(job(0), request(0)).await.unwrap();
+        store.close().await;
+        drop(store);
+        if !keeps_count {
+            std::fs::remove_file(mark::path(folder.path())).unwrap();
+        }
+        let damaged = copy_of(folder.path());
+        for folder in [&folder, &damaged] {
+            making::begin(folder.path()).unwrap();
+        }
+        let store = open(folder.path());
+        assert_eq!(store.get(job(0).id).await.unwrap().unwrap().request, request(0));
+        assert!(!folder.path().join("creating").exists());
+
+        // sled alone would take it for empty.
+        let db = std::fs::File::options().write(true).open(damaged.path().join("db")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&db, &[0xA5; 20], 0).unwrap();
+        let error = Disk::open(damaged.path(), 16 << 20).unwrap_err();
+        assert!(matches!(error, OpenError::Unreadable { .. }), "{error}");
+        let mut jobs = Vec::new();
+        salvage::export(damaged.path(), &mut jobs).unwrap();
+        assert!(String::from_utf8(jobs).unwrap().contains(&job(0).id.to_string()));
+    }
+}
+
+#[test]
+fn a_store_of_a_newer_format_is_refused_and_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        disk.tree().insert(keys::FORMAT, &[2]).unwrap();
+        // What this program could not read, and would take for damage.
+        disk.tree().insert(keys::WITNESS, &[0xFF; 3]).unwrap();
+        disk.sync().unwrap();
+    }
+    let error = Disk::open(folder.path(), 16 << 20).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 2, .. }), "{error}");
+    let said = error.to_string();
+    for words in [&*folder.path().display().to_string(), "format 2", "newer than this program's 1", "start the newer"] {
+        assert!(said.contains(words), "{words:?} is not in {said:?}");
+    }
+}
+
+/// A step of the random walk.
 /// Damage in what was written last looks to sled like a write that a crash cut off.
 #[tokio::test]
 async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
