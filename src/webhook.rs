@@ -160,7 +160,7 @@ impl Webhooks {
                 return tokio::time::sleep(UNWRITTEN_PAUSE).await;
             }
         };
-        let Some(delivery) = record.delivery.clone().filter(|delivery| delivery.next_at().is_some()) else { return };
+        let Some(delivery) = owed(&record).cloned() else { return };
         let span = Span::sender("webhook", record.request.traceparent.as_deref());
         span.note("job.id", id.to_string());
         span.scope(self.attempt(&record, delivery, &span)).await;
@@ -232,6 +232,11 @@ fn tell(span: &Span, http_status: Option<u16>, error: Option<&str>) {
         (Some(status), _) => span.fail(&status.to_string()),
         (None, error) => span.fail(error.unwrap_or_default()),
     }
+}
+
+/// What is to be sent of a job as it is in this record: nothing while it has not ended, whatever is due.
+fn owed(record: &JobRecord) -> Option<&Delivery> {
+    record.delivery.as_ref().filter(|delivery| delivery.next_at().is_some() && record.job.state.is_final())
 }
 
 fn message(record: &JobRecord) -> Message<'_> {

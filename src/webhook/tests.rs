@@ -16,10 +16,10 @@ use tokio::{
 use super::*;
 use crate::{
     clock::Clock,
-    job::JobRequest,
+    job::{JobEvent, JobRequest},
     queue::{Policy, Submission},
     store::{
-        contract::at,
+        contract::{at, job, request_with_callback},
         fault::{Call, FaultStore, Moment},
         sled::{SledConfig, SledStore},
     },
@@ -175,6 +175,19 @@ async fn a_second_end_is_a_second_message() {
     assert_eq!(world.queue.get(id).await.unwrap().delivery.unwrap().state, DeliveryState::Waiting);
     world.queue.cancel(id).await.unwrap();
     assert_ne!(world.arrived.recv().await.unwrap().id, first.id);
+}
+
+#[test]
+fn nothing_is_owed_before_the_end() {
+    let mut record = JobRecord::fresh(job(0), request_with_callback(0));
+    assert_eq!(owed(&record), None);
+    let due = Delivery::default().due(at(5));
+    record.delivery = Some(due.clone());
+    assert_eq!(owed(&record), None);
+    record.job = record.job.apply(&JobEvent::Cancel { at_risk: None }, at(5)).unwrap();
+    assert_eq!(owed(&record), Some(&due));
+    record.delivery = Some(due.withdrawn());
+    assert_eq!(owed(&record), None);
 }
 
 #[tokio::test]

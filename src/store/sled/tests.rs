@@ -304,6 +304,49 @@ async fn an_end_and_its_message_are_there_together_or_not_at_all_after_a_crash()
     assert_eq!(Disk::open(before.path(), 16 << 20).unwrap().delivery(7), Ok(None));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_message_is_shown_before_the_end_that_it_tells_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(folder.path()));
+    store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
+    let (due, ended) = {
+        let _reading = store.shared.index.read();
+        let ended = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move { store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(5)).await }
+        });
+        // Until the writer waits to show the end.
+        while !store.shared.index.is_locked_exclusive() {
+            std::thread::yield_now();
+        }
+        (store.shared.deliveries.read().due(at(9), 9), ended)
+    };
+    ended.await.unwrap().unwrap();
+    assert_eq!((due, store.deliveries_due(at(9), 9)), (vec![], vec![job(0).id]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_owes_a_message_exactly_if_it_tells_an_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(folder.path()));
+    store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
+    let changes = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            for n in 1..=200 {
+                store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(n)).await.unwrap();
+                store.transition(job(0).id, JobEvent::Requeue { run_at: at(n) }, at(n)).await.unwrap();
+            }
+        }
+    });
+    while !changes.is_finished() {
+        let JobRecord { job, delivery, .. } = store.get(job(0).id).await.unwrap().unwrap();
+        let delivery = delivery.unwrap();
+        assert_eq!(delivery.next_at(), job.finished_at, "{job:?} {delivery:?}");
+    }
+    changes.await.unwrap();
+}
+
 #[tokio::test]
 async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     let folder = tempfile::tempdir().unwrap();
