@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{FailureClass, JobState, JobStatus, Priority},
+    job::{FailureClass, JobState, JobStatus, Priority, delivery::DeliveryTry},
     store::contract::{self, MAX_PENDING, at, job, request, success},
 };
 
@@ -302,6 +302,37 @@ async fn an_end_and_its_message_are_there_together_or_not_at_all_after_a_crash()
     reopened.close().await;
     drop(reopened);
     assert_eq!(Disk::open(before.path(), 16 << 20).unwrap().delivery(7), Ok(None));
+}
+
+#[tokio::test]
+async fn an_end_whose_job_was_not_quite_queued_again_before_a_crash_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    for n in 0..3 {
+        store.insert(job(n), contract::request_with_callback(n)).await.unwrap();
+    }
+    for n in 0..2 {
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(5)).await.unwrap();
+    }
+    let gone = store.get(job(1).id).await.unwrap().unwrap().delivery.unwrap();
+    let gone = gone.tried(DeliveryTry { at: at(6), http_status: Some(410), error: None }, None);
+    store.note_delivery(job(1).id, gone.clone()).await.unwrap();
+    store.close().await;
+    drop(store);
+    // Cut off between the messages and the metadata.
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        for seq in 1..=2 {
+            let ahead = disk.delivery(seq).unwrap().unwrap().withdrawn();
+            disk.write_delivery(seq, &ahead).unwrap();
+        }
+        disk.sync().unwrap();
+    }
+    let store = open(folder.path());
+    store.assert_consistent();
+    assert_eq!(store.deliveries_due(at(5), 9), [job(0).id], "neither who wants no more nor who has not ended");
+    let delivery = async |n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
+    assert_eq!((delivery(0).await.number, delivery(1).await, delivery(2).await), (1, gone, Delivery::default()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
