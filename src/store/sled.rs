@@ -165,7 +165,10 @@ impl SledStore {
     /// Panics unless every list of the index agrees with its jobs.
     #[cfg(test)]
     pub(crate) fn assert_consistent(&self) {
-        self.shared.index.read().assert_consistent();
+        let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
+        index.assert_consistent();
+        let pending = deliveries.pending().collect();
+        assert_eq!(index.untold(), pending, "the ends to be told disagree with the messages");
     }
 
     /// Lets the writer end once it has done all that was sent.
@@ -229,7 +232,7 @@ impl JobStore for SledStore {
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
         let now = self.shared.clock.now();
         // Asked at every sweep, and mostly in vain.
-        if self.shared.index.read().prunable(before, keep, 1).is_empty()
+        if self.shared.index.read().prunable(before, keep, 1, now).is_empty()
             && self.shared.keys.read().expired(now, 1).is_empty()
         {
             return Ok(0);
@@ -398,9 +401,10 @@ impl Shared {
     fn open(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
-        let (index, keys, beside, next_seq) =
+        let (mut index, keys, beside, next_seq) =
             writer::load(&disk, self.config.keep_answers, self.clock.now()).map_err(unreadable)?;
         let deliveries = disk.deliveries(&index).map_err(unreadable)?;
+        deliveries.pending().for_each(|seq| index.set_untold(seq, true));
         *self.book.write() = Book::load(disk.tree(), &index).map_err(unreadable)?;
         {
             let (mut old_index, mut old_deliveries) = (self.index.write(), self.deliveries.write());

@@ -190,6 +190,29 @@ fn nothing_is_owed_before_the_end() {
     assert_eq!(owed(&record), None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_waits_for_a_receiver_that_is_down() {
+    let down = || StatusCode::SERVICE_UNAVAILABLE.into_response();
+    let policy = Policy { max_finished: 1, keep_finished_for: Duration::from_hours(2), ..Policy::plain() };
+    let world = World::with(policy, Callbacks::Private, (0..6).map(|_| down()).collect()).await;
+    let ids = [world.ended(&world.url).await, world.ended(&world.url).await];
+    // At the third they are too many and too old.
+    for (tries, pause) in [(1, 5), (2, 3 * 60 * 60), (3, 30 * 60)] {
+        for id in ids {
+            assert!(world.tried(id, tries).await.next_at().is_some());
+        }
+        assert!(!world.queue.sweep().await.unwrap());
+        world.clock.advance(Duration::from_secs(pause));
+    }
+    for id in ids {
+        assert_eq!(world.tried(id, 4).await.state, DeliveryState::Delivered);
+    }
+    world.queue.sweep().await.unwrap();
+    for id in ids {
+        assert!(matches!(world.queue.get(id).await, Err(QueueError::NotFound(_))), "told, it is as any other");
+    }
+}
+
 #[tokio::test]
 async fn a_message_whose_sending_panics_is_sent_again_whatever_else_is_under_way() {
     let mut world = World::new(Callbacks::Private, vec![]).await;

@@ -36,6 +36,11 @@ impl Deliveries {
         self.due.iter().take_while(|(next_at, _)| *next_at <= now).take(limit).map(|(_, seq)| *seq).collect()
     }
 
+    /// The jobs that have ended and of which somebody is still to be told.
+    pub(super) fn pending(&self) -> impl Iterator<Item = Seq> + '_ {
+        self.due.iter().map(|(_, seq)| *seq)
+    }
+
     /// When one is due after `now`.
     pub(super) fn next_after(&self, now: Timestamp) -> Option<Timestamp> {
         self.due.range((now.plus(std::time::Duration::from_millis(1)), 0)..).next().map(|(next_at, _)| *next_at)

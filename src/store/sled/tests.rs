@@ -1,10 +1,13 @@
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{FailureClass, JobState, JobStatus, Priority, delivery::DeliveryTry},
+    job::{
+        FailureClass, JobState, JobStatus, Priority,
+        delivery::{DeliveryTry, KEPT_UNTOLD},
+    },
     store::contract::{self, MAX_PENDING, at, job, request, success},
 };
 
@@ -333,6 +336,27 @@ async fn an_end_whose_job_was_not_quite_queued_again_before_a_crash_is_told() {
     assert_eq!(store.deliveries_due(at(5), 9), [job(0).id], "neither who wants no more nor who has not ended");
     let delivery = async |n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
     assert_eq!((delivery(0).await.number, delivery(1).await, delivery(2).await), (1, gone, Delivery::default()));
+    assert_eq!(store.prune(at(99), 0, 9).await, Ok(1), "it is kept until it is told");
+}
+
+#[tokio::test]
+async fn a_message_that_is_due_keeps_its_job_across_a_restart_and_for_so_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(5)).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = open(folder.path());
+    store.assert_consistent();
+    let long_after = at(5).plus(KEPT_UNTOLD);
+    store.shared.clock.advance(long_after.since(at(0)));
+    assert_eq!(store.prune(long_after, 0, 9).await, Ok(0));
+    store.shared.clock.advance(Duration::from_millis(1));
+    assert_eq!(store.prune(at(5), 0, 9).await, Ok(0), "it is not that old");
+    assert_eq!(store.prune(long_after, 0, 9).await, Ok(1));
+    assert!(store.deliveries_due(long_after, 9).is_empty());
+    store.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -466,7 +466,7 @@ impl Writer {
                 Ok(())
             }
             Command::Prune { before, keep, limit, now, reply } => {
-                let mut seqs = self.shared.index.read().prunable(before, keep, limit);
+                let mut seqs = self.shared.index.read().prunable(before, keep, limit, now);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
                 let expired = self.shared.keys.read().expired(now, limit);
@@ -756,6 +756,7 @@ impl Writer {
             for (seq, delivery) in group.deliveries {
                 // What the group removed is owed nothing.
                 if index.get(seq).is_some() {
+                    index.set_untold(seq, delivery.next_at().is_some());
                     deliveries.replace(seq, Some(delivery));
                 }
             }
