@@ -110,7 +110,8 @@ pub trait JobStore: Send + Sync + 'static {
     ) -> Result<Vec<Job>, StoreError>;
 
     /// Removes finished jobs, oldest end first, at most `limit`: those that ended before `before`, and those beyond the
-    /// newest `keep`. Tells how many.
+    /// newest `keep`. Tells how many. One whose message to its callback URL is still due does not count among these, and
+    /// goes only by its age, [`crate::job::delivery::KEPT_UNTOLD`] after its end at the earliest.
     ///
     /// *Crashed before*: each job is gone entirely or still there entirely.
     ///

@@ -5,8 +5,9 @@
 //! under way is sent again under the same `webhook-id`. Redirects are not followed, no proxy is asked, and a connection
 //! is made to no address but one that was checked ([`crate::job::callback`]).
 
-use std::{collections::HashSet, error::Error, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashSet, error::Error, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     header,
@@ -18,7 +19,7 @@ use serde_json::value::RawValue;
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     clock::Timestamp,
@@ -44,7 +45,7 @@ const MAX_AT_ONCE: usize = 64;
 /// Looks for what is due at least so often, should it have missed a signal.
 const POLL: Duration = Duration::from_secs(1);
 
-/// Pause before a message goes on whose outcome can't be written at the moment: it will be sent again.
+/// Pause before a message goes on whose outcome was not written: it will be sent again.
 const UNWRITTEN_PAUSE: Duration = Duration::from_secs(5);
 
 /// Most characters of an error that are kept with a try.
@@ -94,6 +95,8 @@ struct Data<'a> {
 }
 
 impl Webhooks {
+    /// A sender that signs with `secret`; sends nothing until [`Webhooks::run`].
+    ///
     /// # Errors
     /// [`WebhookError`].
     pub fn new(
@@ -127,19 +130,18 @@ impl Webhooks {
             for id in self.queue.deliveries_due(MAX_AT_ONCE + jobs.len()) {
                 if jobs.len() < MAX_AT_ONCE && jobs.insert(id) {
                     let webhooks = self.clone();
+                    // It comes back with its id whatever happens: else the job would stay under way for ever.
                     sending.spawn(async move {
-                        webhooks.deliver(id).await;
+                        if AssertUnwindSafe(webhooks.deliver(id)).catch_unwind().await.is_err() {
+                            error!(job.id = %id, "sending a webhook panicked: it will be sent again");
+                            tokio::time::sleep(UNWRITTEN_PAUSE).await;
+                        }
                         id
                     });
                 }
             }
             tokio::select! {
-                Some(sent) = sending.join_next() => match sent {
-                    Ok(id) => _ = jobs.remove(&id),
-                    // Of a panic it is not told whose it was: look at all again.
-                    Err(_) if sending.is_empty() => jobs.clear(),
-                    Err(_) => {}
-                },
+                Some(Ok(id)) = sending.join_next() => drop(jobs.remove(&id)),
                 () = self.queue.until_delivery_due(POLL) => {}
                 () = closing.cancelled() => {}
             }
@@ -158,7 +160,7 @@ impl Webhooks {
                 return tokio::time::sleep(UNWRITTEN_PAUSE).await;
             }
         };
-        let Some(delivery) = record.delivery.clone().filter(|delivery| delivery.next_at().is_some()) else { return };
+        let Some(delivery) = owed(&record).cloned() else { return };
         let span = Span::sender("webhook", record.request.traceparent.as_deref());
         span.note("job.id", id.to_string());
         span.scope(self.attempt(&record, delivery, &span)).await;
@@ -230,6 +232,11 @@ fn tell(span: &Span, http_status: Option<u16>, error: Option<&str>) {
         (Some(status), _) => span.fail(&status.to_string()),
         (None, error) => span.fail(error.unwrap_or_default()),
     }
+}
+
+/// What is to be sent of a job as it is in this record: nothing while it has not ended, whatever is due.
+fn owed(record: &JobRecord) -> Option<&Delivery> {
+    record.delivery.as_ref().filter(|delivery| delivery.next_at().is_some() && record.job.state.is_final())
 }
 
 fn message(record: &JobRecord) -> Message<'_> {

@@ -31,6 +31,10 @@ pub const PAUSES: [Duration; 8] = [
 /// Longest pause that a receiver can ask for beyond our own.
 const MAX_ASKED_PAUSE: Duration = Duration::from_hours(1);
 
+/// How long after its end retention keeps a job for a message that is still due. Time for all the pauses, also where the
+/// receiver asks for longer ones; not for ever, since a service that has lost its secret sends nothing.
+pub const KEPT_UNTOLD: Duration = Duration::from_hours(48);
+
 /// What is owed to a callback URL, and what came of it so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {

@@ -67,6 +67,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     removes_what_has_ended_and_nothing_else(&fresh().await).await;
     keeps_settings_and_a_journal(&fresh().await).await;
     prunes_oldest_ends_first(&fresh().await).await;
+    keeps_jobs_whose_message_is_due(&fresh().await).await;
     tells_the_observer_after_the_change_is_visible(fresh().await).await;
     gives_each_job_to_one_claimant(fresh().await).await;
     keeps_one_job_a_key(fresh().await).await;
@@ -614,9 +615,44 @@ async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobSt
     assert_eq!((second.number, second.next_at()), (2, Some(at(21))));
     store.note_delivery(job(0).id, taken).await.unwrap();
     assert_eq!(delivery().await, second, "what came of an older message is no news");
-    store.prune(at(99), 0, 10).await.unwrap();
+    assert_eq!(
+        store.remove(vec![job(0).id], at(99)).await,
+        Ok(1),
+        "whoever wants it gone need not wait for its message"
+    );
     assert!(store.deliveries_due(at(99), 9).is_empty());
     store.note_delivery(job(0).id, second).await.unwrap();
+}
+
+async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {
+    for n in 0..6 {
+        let request = if n < 3 { request_with_callback(n) } else { request(n) };
+        store.insert(job(n), request).await.unwrap();
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(10 + n)).await.unwrap();
+    }
+    let there = || (0..6).filter(|n| store.peek(job(*n).id).is_some()).collect::<Vec<u32>>();
+    assert_eq!(store.prune(at(0), 1, 2).await, Ok(2), "as many as asked for, though three older ones stay");
+    assert_eq!(there(), [0, 1, 2, 5], "by their number");
+    assert_eq!(store.prune(at(99), 9, 9).await, Ok(1));
+    assert_eq!(there(), [0, 1, 2], "by their age");
+    assert_eq!(store.prune(at(99), 0, 9).await, Ok(0));
+
+    let note = async |n, status| {
+        let due = store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
+        let this = DeliveryTry { at: at(20), http_status: Some(status), error: None };
+        store.note_delivery(job(n).id, due.tried(this, None)).await.unwrap();
+    };
+    note(0, 500).await;
+    note(1, 200).await;
+    note(2, 410).await;
+    assert_eq!(store.prune(at(99), 1, 9).await, Ok(2), "what is settled is as any other");
+    assert_eq!((there(), store.deliveries_due(at(99), 9)), (vec![0], vec![job(0).id]));
+    // Queued again and told of another end, it is kept for that one.
+    store.transition(job(0).id, JobEvent::Requeue { run_at: at(30) }, at(30)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(31)).await.unwrap();
+    assert_eq!(store.prune(at(99), 0, 9).await, Ok(0));
+    note(0, 200).await;
+    assert_eq!(store.prune(at(99), 0, 9).await, Ok(1));
 }
 
 async fn prunes_oldest_ends_first(store: &impl JobStore) {

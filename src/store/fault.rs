@@ -30,6 +30,8 @@ pub(crate) enum Moment {
     Before,
     /// All of it has happened and is durable, but the caller sees the same error.
     After,
+    /// Nothing has happened, and the caller does not live to see an error.
+    Panic,
 }
 
 /// A call that changes something.
@@ -91,6 +93,11 @@ impl<S: JobStore> FaultStore<S> {
         self.script.lock().next = Some((calls, moment));
     }
 
+    /// Whether the fault scripted is still to come.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.script.lock().next.is_some()
+    }
+
     /// Forgets a fault that did not come about; gives those that did.
     pub(crate) fn take_fired(&self) -> Vec<(Call, Moment)> {
         std::mem::take(&mut *self.script.lock()).fired
@@ -131,6 +138,7 @@ impl<S: JobStore> FaultStore<S> {
         match fault {
             None => return done.await,
             Some(Moment::Before) => {}
+            Some(Moment::Panic) => panic!("a fault by script"),
             Some(Moment::After) => drop(done.await),
         }
         Err(StoreError::Unavailable { reason: "a fault by script".to_owned() })

@@ -165,7 +165,10 @@ impl SledStore {
     /// Panics unless every list of the index agrees with its jobs.
     #[cfg(test)]
     pub(crate) fn assert_consistent(&self) {
-        self.shared.index.read().assert_consistent();
+        let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
+        index.assert_consistent();
+        let pending = deliveries.pending().collect();
+        assert_eq!(index.untold(), pending, "the ends to be told disagree with the messages");
     }
 
     /// Loses what a job asks and damages nothing else, as a page that went bad on disk does.
@@ -237,7 +240,7 @@ impl JobStore for SledStore {
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
         let now = self.shared.clock.now();
         // Asked at every sweep, and mostly in vain.
-        if self.shared.index.read().prunable(before, keep, 1).is_empty()
+        if self.shared.index.read().prunable(before, keep, 1, now).is_empty()
             && self.shared.keys.read().expired(now, 1).is_empty()
         {
             return Ok(0);
@@ -247,15 +250,16 @@ impl JobStore for SledStore {
 
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
         let found = {
-            let index = self.shared.index.read();
-            index.seq(id).and_then(|seq| Some((seq, index.get(seq)?.clone())))
+            // Both at one moment, or a message could seem due whose job has not ended.
+            let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
+            index.seq(id).and_then(|seq| Some((seq, index.get(seq)?.clone(), deliveries.get(seq).cloned())))
         };
-        let Some((seq, job)) = found else { return Ok(None) };
+        let Some((seq, job, open)) = found else { return Ok(None) };
         self.shared.working_disk()?;
         match self.shared.recent.record(seq, &job) {
             // What came of telling its end may be on disk only.
             Some(record) if record.request.callback_url.is_none() => Ok(Some(record)),
-            _ => self.read(move |shared, disk| shared.record(disk, seq, job)).await,
+            _ => self.read(move |shared, disk| shared.record(disk, seq, job, open)).await,
         }
     }
 
@@ -405,11 +409,15 @@ impl Shared {
     fn open(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
-        let (index, keys, beside, next_seq) =
+        let (mut index, keys, beside, next_seq) =
             writer::load(&disk, self.config.keep_answers, self.clock.now()).map_err(unreadable)?;
-        *self.deliveries.write() = disk.deliveries(&index).map_err(unreadable)?;
+        let deliveries = disk.deliveries(&index).map_err(unreadable)?;
+        deliveries.pending().for_each(|seq| index.set_untold(seq, true));
         *self.book.write() = Book::load(disk.tree(), &index).map_err(unreadable)?;
-        *self.index.write() = index;
+        {
+            let (mut old_index, mut old_deliveries) = (self.index.write(), self.deliveries.write());
+            (*old_index, *old_deliveries) = (index, deliveries);
+        }
         *self.keys.write() = keys;
         *self.beside.write() = beside;
         *self.disk.write() = Some(Arc::new(disk));
@@ -432,16 +440,19 @@ impl Shared {
         self.disk().ok_or_else(|| StoreError::Unavailable { reason: reason() })
     }
 
-    /// A job with its records; none if it was pruned since the index was asked. May block.
-    fn record(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
+    /// A job with its records, of which `open` is what was owed to its callback URL; none if it was pruned since the
+    /// index was asked. May block.
+    fn record(&self, disk: &Disk, seq: Seq, job: Job, open: Option<Delivery>) -> Result<Option<JobRecord>, StoreError> {
         let id = job.id;
         let Some(mut record) = self.bodies(disk, seq, job)? else { return Ok(None) };
         if record.request.callback_url.is_some() {
-            // A statement of its own, so that the lock is not held while the disk is read.
-            let open = self.deliveries.read().get(seq).cloned();
             record.delivery = match open {
                 Some(open) => Some(open),
-                None => disk.delivery(seq).map_err(|reason| StoreError::Corrupt { id, reason })?,
+                None => {
+                    let settled = disk.delivery(seq).map_err(|reason| StoreError::Corrupt { id, reason })?;
+                    // If it is open by now, then for what became of the job since: this record owes nothing.
+                    settled.map(|delivery| if delivery.is_open() { delivery.withdrawn() } else { delivery })
+                }
             };
         }
         Ok(Some(record))

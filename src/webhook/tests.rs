@@ -7,15 +7,20 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpListener,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
 
 use super::*;
 use crate::{
     clock::Clock,
-    job::JobRequest,
+    job::{JobEvent, JobRequest},
     queue::{Policy, Submission},
     store::{
-        contract::at,
+        contract::{at, job, request_with_callback},
+        fault::{Call, FaultStore, Moment},
         sled::{SledConfig, SledStore},
     },
 };
@@ -46,6 +51,7 @@ async fn take(State(inbox): State<Arc<Inbox>>, uri: Uri, headers: HeaderMap, bod
 /// A service of only a queue, and somebody to be called who gives `answers`, then `204`.
 struct World {
     queue: Queue,
+    store: Arc<FaultStore<SledStore>>,
     clock: Clock,
     url: String,
     arrived: UnboundedReceiver<Arrived>,
@@ -55,9 +61,13 @@ struct World {
 
 impl World {
     async fn new(callbacks: Callbacks, answers: Vec<Response>) -> World {
+        World::with(Policy::plain(), callbacks, answers).await
+    }
+
+    async fn with(policy: Policy, callbacks: Callbacks, answers: Vec<Response>) -> World {
         let (news, arrived) = unbounded_channel();
         let inbox = Arc::new(Inbox { answers: Mutex::new(answers), news });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, Router::new().fallback(take).with_state(inbox)).await });
         let folder = tempfile::tempdir().unwrap();
@@ -68,12 +78,13 @@ impl World {
             max_pending: 100,
             keep_answers: false,
         };
-        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
+        let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
+        let store = Arc::new(FaultStore::over(store));
         let closing = CancellationToken::new();
-        let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), closing.clone());
+        let queue = Queue::new(store.clone(), clock.clone(), policy, Metrics::new(), closing.clone());
         let webhooks = Webhooks::new(queue.clone(), &SECRET.into(), callbacks, Metrics::new()).unwrap();
         tokio::spawn(webhooks.run(closing.clone()));
-        World { queue, clock, url, arrived, closing, _folder: folder }
+        World { queue, store, clock, url, arrived, closing, _folder: folder }
     }
 
     /// A job that has just been cancelled, with its callback at `url`.
@@ -164,6 +175,66 @@ async fn a_second_end_is_a_second_message() {
     assert_eq!(world.queue.get(id).await.unwrap().delivery.unwrap().state, DeliveryState::Waiting);
     world.queue.cancel(id).await.unwrap();
     assert_ne!(world.arrived.recv().await.unwrap().id, first.id);
+}
+
+#[test]
+fn nothing_is_owed_before_the_end() {
+    let mut record = JobRecord::fresh(job(0), request_with_callback(0));
+    assert_eq!(owed(&record), None);
+    let due = Delivery::default().due(at(5));
+    record.delivery = Some(due.clone());
+    assert_eq!(owed(&record), None);
+    record.job = record.job.apply(&JobEvent::Cancel { at_risk: None }, at(5)).unwrap();
+    assert_eq!(owed(&record), Some(&due));
+    record.delivery = Some(due.withdrawn());
+    assert_eq!(owed(&record), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_waits_for_a_receiver_that_is_down() {
+    let down = || StatusCode::SERVICE_UNAVAILABLE.into_response();
+    let policy = Policy { max_finished: 1, keep_finished_for: Duration::from_hours(2), ..Policy::plain() };
+    let world = World::with(policy, Callbacks::Private, (0..6).map(|_| down()).collect()).await;
+    let ids = [world.ended(&world.url).await, world.ended(&world.url).await];
+    // At the third they are too many and too old.
+    for (tries, pause) in [(1, 5), (2, 3 * 60 * 60), (3, 30 * 60)] {
+        for id in ids {
+            assert!(world.tried(id, tries).await.next_at().is_some());
+        }
+        assert!(!world.queue.sweep().await.unwrap());
+        world.clock.advance(Duration::from_secs(pause));
+    }
+    for id in ids {
+        assert_eq!(world.tried(id, 4).await.state, DeliveryState::Delivered);
+    }
+    world.queue.sweep().await.unwrap();
+    for id in ids {
+        assert!(matches!(world.queue.get(id).await, Err(QueueError::NotFound(_))), "told, it is as any other");
+    }
+}
+
+#[tokio::test]
+async fn a_message_whose_sending_panics_is_sent_again_whatever_else_is_under_way() {
+    let mut world = World::new(Callbacks::Private, vec![]).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.ended(&format!("http://{}/", silent.local_addr().unwrap())).await;
+    let (mut never_answered, _) = silent.accept().await.unwrap();
+    never_answered.read_u8().await.unwrap();
+
+    // Its insertion and its end pass.
+    world.store.fail_after(2, Moment::Panic);
+    let id = world.ended(&world.url).await;
+    let first = world.arrived.recv().await.unwrap();
+    while world.store.is_armed() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.store.take_fired(), [(Call::NoteDelivery(id), Moment::Panic)]);
+    tokio::time::pause();
+    tokio::time::advance(UNWRITTEN_PAUSE).await;
+    tokio::time::resume();
+    let second = tokio::time::timeout(Duration::from_secs(30), world.arrived.recv()).await.unwrap().unwrap();
+    assert_eq!(second.id, first.id);
+    assert_eq!(world.tried(id, 1).await.state, DeliveryState::Delivered);
 }
 
 #[tokio::test(flavor = "multi_thread")]

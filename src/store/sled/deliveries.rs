@@ -36,6 +36,11 @@ impl Deliveries {
         self.due.iter().take_while(|(next_at, _)| *next_at <= now).take(limit).map(|(_, seq)| *seq).collect()
     }
 
+    /// The jobs that have ended and of which somebody is still to be told.
+    pub(super) fn pending(&self) -> impl Iterator<Item = Seq> + '_ {
+        self.due.iter().map(|(_, seq)| *seq)
+    }
+
     /// When one is due after `now`.
     pub(super) fn next_after(&self, now: Timestamp) -> Option<Timestamp> {
         self.due.range((now.plus(std::time::Duration::from_millis(1)), 0)..).next().map(|(next_at, _)| *next_at)
@@ -45,9 +50,17 @@ impl Deliveries {
 /// A delivery as it was found on disk, by the state of its job: it is written before the job's metadata, so that a
 /// crash can have left it one step ahead.
 pub(super) fn reconciled(delivery: Delivery, seq: Seq, index: &Index) -> Option<Delivery> {
-    let has_ended = index.get(seq)?.state.is_final();
+    let job = index.get(seq)?;
     Some(match delivery.state {
-        DeliveryState::Pending { .. } if !has_ended => Delivery { number: delivery.number - 1, ..delivery.withdrawn() },
+        DeliveryState::Pending { .. } if !job.state.is_final() => {
+            Delivery { number: delivery.number - 1, ..delivery.withdrawn() }
+        }
+        // The job was about to be queued again. Whether its end was told is not known any more, so it is told under the
+        // same name, by which a receiver knows it.
+        DeliveryState::Waiting if job.state.is_final() => {
+            let next_at = job.finished_at.unwrap_or(job.created_at);
+            Delivery { number: delivery.number.max(1), state: DeliveryState::Pending { next_at }, ..delivery }
+        }
         _ => delivery,
     })
 }

@@ -12,7 +12,7 @@ use hashbrown::HashTable;
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts},
+    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts, delivery},
     store::{
         Ahead, Pick,
         turns::{List, Turns},
@@ -36,6 +36,9 @@ pub(super) struct Index {
     deadlines: BTreeSet<(Timestamp, Seq)>,
     /// In a final state, by when they got there.
     finished: BTreeSet<(Timestamp, Seq)>,
+    /// As `finished`, but somebody is still to be told of that end: a list of its own, so that retention need not walk
+    /// past them.
+    untold: BTreeSet<(Timestamp, Seq)>,
     /// Each status in order of submission, for listings. A job queued for later stands with the scheduled until it is
     /// promoted.
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
@@ -53,6 +56,7 @@ impl Index {
         // A heartbeat is no news to those who wait for the answer.
         let asks = |job: &Job| (job.question, std::mem::discriminant(&job.state));
         let asks_anew = old.as_ref().map(asks) != job.map(asks);
+        let is_untold = old.as_ref().is_some_and(|old| self.untold.contains(&(end_of(old), seq)));
         if let Some(old) = &old {
             self.unlist(seq, old);
             self.fingerprint = self.fingerprint.wrapping_sub(fingerprint(seq, old));
@@ -69,8 +73,23 @@ impl Index {
             self.hold_back(question);
         }
         self.list(seq, job, now);
+        if is_untold {
+            self.set_untold(seq, true);
+        }
         if old.is_none() {
             self.by_id.insert(job.id, seq, &self.jobs);
+        }
+    }
+
+    /// Notes whether somebody is still to be told of a job's end; without effect on one that has none.
+    pub(super) fn set_untold(&mut self, seq: Seq, is_untold: bool) {
+        let Some(job) = self.jobs.get(&seq) else { return };
+        let (from, to) = match is_untold {
+            true => (&mut self.finished, &mut self.untold),
+            false => (&mut self.untold, &mut self.finished),
+        };
+        if from.remove(&(end_of(job), seq)) {
+            to.insert((end_of(job), seq));
         }
     }
 
@@ -118,7 +137,7 @@ impl Index {
                 self.leases.insert((lease_until, seq));
             }
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
-                self.finished.insert((job.finished_at.unwrap_or(job.created_at), seq));
+                self.finished.insert((end_of(job), seq));
             }
         }
     }
@@ -146,7 +165,9 @@ impl Index {
                 self.leases.remove(&(lease_until, seq));
             }
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
-                self.finished.remove(&(old.finished_at.unwrap_or(old.created_at), seq));
+                if !self.finished.remove(&(end_of(old), seq)) {
+                    self.untold.remove(&(end_of(old), seq));
+                }
             }
         }
         self.move_list(seq, Some(status), None);
@@ -304,7 +325,7 @@ impl Index {
 
     /// Queued, scheduled and running jobs: what the bound on pending jobs counts.
     pub(super) fn pending_len(&self) -> usize {
-        self.jobs.len() - self.finished.len()
+        self.jobs.len() - self.finished.len() - self.untold.len()
     }
 
     pub(super) fn pending_of(&self, caller: NonZeroU64) -> usize {
@@ -333,10 +354,19 @@ impl Index {
     }
 
     /// Finished jobs to remove, oldest end first: those that ended before `before`, and those beyond the newest `keep`.
-    pub(super) fn prunable(&self, before: Timestamp, keep: usize, limit: usize) -> Vec<Seq> {
+    /// One whose end is still to be told does not count, and goes only by its age.
+    pub(super) fn prunable(&self, before: Timestamp, keep: usize, limit: usize, now: Timestamp) -> Vec<Seq> {
         let surplus = self.finished.len().saturating_sub(keep);
         let expired = |(place, (end, _)): &(usize, &(Timestamp, Seq))| *place < surplus || *end < before;
-        self.finished.iter().enumerate().take_while(expired).take(limit).map(|(_, (_, seq))| *seq).collect()
+        let told = self.finished.iter().enumerate().take_while(expired).map(|(_, end)| end);
+        let given_up = self.untold.range(..(before.min(now.minus(delivery::KEPT_UNTOLD)), 0));
+        told.chain(given_up).take(limit).map(|(_, seq)| *seq).collect()
+    }
+
+    /// The jobs whose end is still to be told.
+    #[cfg(test)]
+    pub(super) fn untold(&self) -> BTreeSet<Seq> {
+        self.untold.iter().map(|(_, seq)| *seq).collect()
     }
 
     /// The jobs of any of these statuses (all if empty) on one side of `from`, the nearest first. What is scheduled is
@@ -403,11 +433,14 @@ impl Index {
             let waits = matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
             rebuilt.replace(*seq, Some(job), Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }));
         }
+        self.untold.iter().for_each(|(_, seq)| rebuilt.set_untold(*seq, true));
         for list in self.by_status.keys() {
             rebuilt.by_status.entry(*list).or_default();
         }
-        let lists =
-            |index: &Index| [&index.scheduled, &index.leases, &index.deadlines, &index.finished].map(Clone::clone);
+        let lists = |index: &Index| {
+            let Index { scheduled, leases, deadlines, finished, untold, .. } = index;
+            [scheduled, leases, deadlines, finished, untold].map(Clone::clone)
+        };
         assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
         assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
         assert_eq!(self.by_status, rebuilt.by_status, "the lists by status disagree with the jobs");
@@ -424,6 +457,11 @@ impl Index {
         assert_eq!(ready(self), ready(&rebuilt), "the order of claiming disagrees with the jobs");
         self.ready.assert_consistent();
     }
+}
+
+/// By which a job that has ended is listed.
+fn end_of(job: &Job) -> Timestamp {
+    job.finished_at.unwrap_or(job.created_at)
 }
 
 /// The jobs that may share an answer, by their question ([`Job::question`]).

@@ -34,7 +34,11 @@ impl Shared {
     pub(super) fn list(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobPage, StoreError> {
         let Found { jobs, end } = self.find(disk, listing, now)?;
         let (next, prev) = neighbours(listing, &jobs, end);
-        let records = jobs.into_iter().map(|(seq, job)| readable(self.record(disk, seq, job)));
+        let records = jobs.into_iter().map(|(seq, job)| {
+            // A statement of its own, so that the lock is not held while the disk is read.
+            let open = self.deliveries.read().get(seq).cloned();
+            readable(self.record(disk, seq, job, open))
+        });
         let mut jobs: Vec<_> = records.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         if listing.side() != listing.order.onward() {
             jobs.reverse();
@@ -135,7 +139,7 @@ impl Shared {
             None => Ok(false),
             Some(Some(is_meant)) => Ok(is_meant),
             Some(None) => {
-                let record = self.record(disk, seq, job.clone())?;
+                let record = self.bodies(disk, seq, job.clone())?;
                 Ok(record.is_some_and(|record| filter.takes_answers(record.attempts.iter().map(|attempt| &**attempt))))
             }
         }

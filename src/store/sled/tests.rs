@@ -1,10 +1,13 @@
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{FailureClass, JobState, JobStatus, Priority},
+    job::{
+        FailureClass, JobState, JobStatus, Priority,
+        delivery::{DeliveryTry, KEPT_UNTOLD},
+    },
     store::contract::{self, MAX_PENDING, at, job, request, success},
 };
 
@@ -321,6 +324,101 @@ async fn an_end_and_its_message_are_there_together_or_not_at_all_after_a_crash()
     reopened.close().await;
     drop(reopened);
     assert_eq!(Disk::open(before.path(), 16 << 20).unwrap().delivery(7), Ok(None));
+}
+
+#[tokio::test]
+async fn an_end_whose_job_was_not_quite_queued_again_before_a_crash_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    for n in 0..3 {
+        store.insert(job(n), contract::request_with_callback(n)).await.unwrap();
+    }
+    for n in 0..2 {
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(5)).await.unwrap();
+    }
+    let gone = store.get(job(1).id).await.unwrap().unwrap().delivery.unwrap();
+    let gone = gone.tried(DeliveryTry { at: at(6), http_status: Some(410), error: None }, None);
+    store.note_delivery(job(1).id, gone.clone()).await.unwrap();
+    store.close().await;
+    drop(store);
+    // Cut off between the messages and the metadata.
+    {
+        let disk = Disk::open(folder.path(), 16 << 20).unwrap();
+        for seq in 1..=2 {
+            let ahead = disk.delivery(seq).unwrap().unwrap().withdrawn();
+            disk.write_delivery(seq, &ahead).unwrap();
+        }
+        disk.sync().unwrap();
+    }
+    let store = open(folder.path());
+    store.assert_consistent();
+    assert_eq!(store.deliveries_due(at(5), 9), [job(0).id], "neither who wants no more nor who has not ended");
+    let delivery = async |n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
+    assert_eq!((delivery(0).await.number, delivery(1).await, delivery(2).await), (1, gone, Delivery::default()));
+    assert_eq!(store.prune(at(99), 0, 9).await, Ok(1), "it is kept until it is told");
+}
+
+#[tokio::test]
+async fn a_message_that_is_due_keeps_its_job_across_a_restart_and_for_so_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(5)).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = open(folder.path());
+    store.assert_consistent();
+    let long_after = at(5).plus(KEPT_UNTOLD);
+    store.shared.clock.advance(long_after.since(at(0)));
+    assert_eq!(store.prune(long_after, 0, 9).await, Ok(0));
+    store.shared.clock.advance(Duration::from_millis(1));
+    assert_eq!(store.prune(at(5), 0, 9).await, Ok(0), "it is not that old");
+    assert_eq!(store.prune(long_after, 0, 9).await, Ok(1));
+    assert!(store.deliveries_due(long_after, 9).is_empty());
+    store.assert_consistent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_message_is_shown_before_the_end_that_it_tells_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(folder.path()));
+    store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
+    let (due, ended) = {
+        let _reading = store.shared.index.read();
+        let ended = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move { store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(5)).await }
+        });
+        // Until the writer waits to show the end.
+        while !store.shared.index.is_locked_exclusive() {
+            std::thread::yield_now();
+        }
+        (store.shared.deliveries.read().due(at(9), 9), ended)
+    };
+    ended.await.unwrap().unwrap();
+    assert_eq!((due, store.deliveries_due(at(9), 9)), (vec![], vec![job(0).id]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_owes_a_message_exactly_if_it_tells_an_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(folder.path()));
+    store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
+    let changes = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            for n in 1..=200 {
+                store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(n)).await.unwrap();
+                store.transition(job(0).id, JobEvent::Requeue { run_at: at(n) }, at(n)).await.unwrap();
+            }
+        }
+    });
+    while !changes.is_finished() {
+        let JobRecord { job, delivery, .. } = store.get(job(0).id).await.unwrap().unwrap();
+        let delivery = delivery.unwrap();
+        assert_eq!(delivery.next_at(), job.finished_at, "{job:?} {delivery:?}");
+    }
+    changes.await.unwrap();
 }
 
 #[tokio::test]

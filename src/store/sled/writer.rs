@@ -468,7 +468,7 @@ impl Writer {
                 Ok(())
             }
             Command::Prune { before, keep, limit, now, reply } => {
-                let mut seqs = self.shared.index.read().prunable(before, keep, limit);
+                let mut seqs = self.shared.index.read().prunable(before, keep, limit, now);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
                 let expired = self.shared.keys.read().expired(now, limit);
@@ -739,10 +739,6 @@ impl Writer {
             group.expired_keys.iter().for_each(|key| keys.remove(key));
             group.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.note(job));
         }
-        if !group.deliveries.is_empty() {
-            let mut deliveries = self.shared.deliveries.write();
-            group.deliveries.into_iter().for_each(|(seq, delivery)| deliveries.replace(seq, Some(delivery)));
-        }
         group.beside.into_iter().for_each(|change| self.shared.beside.write().apply(change));
         // Before the jobs: whoever sees an attempt ended finds what it cost.
         if !group.pages.is_empty() {
@@ -752,15 +748,25 @@ impl Writer {
         }
         // With those that have become ready or not with the change of another.
         let (mut moved, mut held_back) = (Vec::new(), Vec::new());
-        if !group.changes.is_empty() {
+        if !group.changes.is_empty() || !group.deliveries.is_empty() {
             let mut index = self.shared.index.write();
+            // With the jobs, never before: nobody may find a message due whose job has not ended.
+            let mut deliveries = self.shared.deliveries.write();
             for (seq, job, now) in &group.changes {
                 index.replace(*seq, job.as_ref(), *now);
                 if job.is_none() {
                     recent.remove(*seq);
-                    self.shared.deliveries.write().replace(*seq, None);
+                    deliveries.replace(*seq, None);
                 }
             }
+            for (seq, delivery) in group.deliveries {
+                // What the group removed is owed nothing.
+                if index.get(seq).is_some() {
+                    index.set_untold(seq, delivery.next_at().is_some());
+                    deliveries.replace(seq, Some(delivery));
+                }
+            }
+            drop(deliveries);
             let mut seqs = index.take_moved();
             // What has changed itself is told with its change.
             seqs.retain(|seq| !group.staged.contains_key(seq));
@@ -771,7 +777,8 @@ impl Writer {
             held_back.extend(
                 touched.filter_map(|seq| index.get(*seq).filter(|_| index.is_held_back(*seq))).map(|job| job.id),
             );
-            drop(index);
+        }
+        if !group.changes.is_empty() {
             let metrics = &self.shared.metrics;
             metrics.store_commits.inc();
             metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
