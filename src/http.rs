@@ -170,6 +170,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
     let mut routes = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
         .routes(routes!(batch::batch))
+        .routes(routes!(jobs::list))
         .routes(routes!(jobs::get))
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))

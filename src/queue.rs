@@ -57,8 +57,8 @@ pub use self::{
 use crate::{
     clock::{Clock, Timestamp},
     job::{
-        AtRisk, Attempt, AttemptReport, Cached, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobId,
-        JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
+        AtRisk, Attempt, AttemptReport, Cached, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
+        JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing, Priority, StatusCounts, TransitionError,
         delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
@@ -798,7 +798,8 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn list(&self, listing: Listing) -> Result<JobPage, QueueError> {
+    pub async fn list(&self, mut listing: Listing) -> Result<JobPage, QueueError> {
+        note_caller(&mut listing.filter);
         Ok(self.0.store.list(listing, self.now()).await?)
     }
 
@@ -1310,6 +1311,11 @@ fn caller(request: &JobRequest) -> Option<NonZeroU64> {
 fn digest(bytes: &[u8]) -> [u8; 16] {
     let whole: [u8; 32] = Sha256::digest(bytes).into();
     std::array::from_fn(|place| whole[place])
+}
+
+/// Adds what tells the caller's jobs from others without reading them.
+fn note_caller(filter: &mut JobFilter) {
+    filter.caller_digest = filter.caller.as_ref().map(|caller| short_digest(caller.as_bytes()));
 }
 
 /// Eight bytes of a SHA-256, for what is kept in memory for every job.

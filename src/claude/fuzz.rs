@@ -84,6 +84,16 @@ proptest! {
     }
 
     #[test]
+    fn an_event_is_too_long_or_not_however_it_is_cut(
+        length in MAX_EVENT_BYTES - 3_000..MAX_EVENT_BYTES + 3_000, piece in 1..70_000_usize,
+    ) {
+        let body = format!("event: ping\ndata: {}\n\n", "x".repeat(length));
+        let (_, result, _) = read(body.as_bytes(), piece);
+        let is_too_long = result.is_err_and(|error| error.message.contains("an event of more than"));
+        prop_assert_eq!(is_too_long, body.len() > MAX_EVENT_BYTES);
+    }
+
+    #[test]
     fn a_whole_stream_is_its_text_however_it_is_cut(texts in vec(any::<String>(), 0..20), piece in 1..200_usize) {
         let delta = |text: &String| {
             let data = json!({"delta": {"type": "text_delta", "text": text}});

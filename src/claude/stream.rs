@@ -54,12 +54,18 @@ pub(super) async fn read<B: AsRef<[u8]>>(
     let held = AtomicUsize::new(0);
     let pieces = body.flat_map(|chunk| {
         stream::iter(match chunk {
-            Ok(bytes) => bytes.as_ref().chunks(PIECE_BYTES).map(|piece| Ok(piece.to_vec())).collect(),
+            // Cut at the ends of lines, so that an event ends with a piece and the next one is counted from its beginning.
+            Ok(bytes) => {
+                let lines = bytes.as_ref().split_inclusive(|byte| matches!(byte, b'\n' | b'\r'));
+                lines.flat_map(|line| line.chunks(PIECE_BYTES)).map(|piece| Ok(piece.to_vec())).collect()
+            }
             Err(error) => vec![Err(ReadError::Lost(error))],
         })
     });
     let bounded = pieces.map(|piece| match piece {
-        Ok(bytes) if held.fetch_add(bytes.len(), Relaxed) > MAX_EVENT_BYTES => Err(ReadError::EventTooLong),
+        Ok(bytes) if held.fetch_add(bytes.len(), Relaxed) + bytes.len() > MAX_EVENT_BYTES => {
+            Err(ReadError::EventTooLong)
+        }
         piece => piece,
     });
     let mut events = pin!(bounded.eventsource());

@@ -8,16 +8,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
     extract::{Admin, Params, count_up_to},
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    problem::{INVALID_PARAMETER, Problem},
     view::JobView,
 };
-use crate::job::{FailureCode, JobStatus, Listing, Order, Priority, StatusCounts};
+use crate::job::{FailureCode, JobFilter, JobStatus, Listing, Order, Priority, StatusCounts};
 
 /// Jobs on a page if the client does not say.
 const DEFAULT_LIMIT: usize = 50;
@@ -25,9 +25,46 @@ const DEFAULT_LIMIT: usize = 50;
 /// Most jobs on a page: each is read from disk.
 const MAX_LIMIT: usize = 200;
 
-/// What the route takes.
-const TAKEN: &str = "status, priority, code, created_from, created_before, text, model, metadata, caller, order, limit \
-                     and cursor";
+/// What the routes that list jobs take besides `caller`.
+const TAKEN: &str =
+    "status, priority, code, created_from, created_before, text, model, metadata, order, limit and cursor";
+
+/// What they take, for the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "for the document alone")]
+pub(super) struct Listed {
+    /// Any of these; repeat the parameter for more than one
+    status: Option<Vec<JobStatus>>,
+    /// Any of these; repeatable
+    priority: Option<Vec<Priority>>,
+    /// Failed with any of these; repeatable
+    code: Option<Vec<FailureCode>>,
+    /// Accepted then or later
+    #[param(format = DateTime)]
+    created_from: Option<String>,
+    /// Accepted before then
+    #[param(format = DateTime)]
+    created_before: Option<String>,
+    /// The query holds this, in upper or lower case
+    #[param(min_length = 1, max_length = 500)]
+    text: Option<String>,
+    /// The model asked for, or one that answered
+    #[param(min_length = 1, max_length = 500)]
+    model: Option<String>,
+    /// Has this label, as `key=value`; repeatable, up to 16
+    #[param(max_items = 16)]
+    metadata: Option<Vec<Label>>,
+    /// `newest` first (if absent) or `oldest` first, by submission
+    #[param(pattern = "^(newest|oldest)$")]
+    order: Option<String>,
+    /// Jobs on a page: 1 to 200, 50 if absent
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<usize>,
+    /// The `next_cursor` or `prev_cursor` of another page
+    #[param(pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")]
+    cursor: Option<String>,
+}
 
 /// A label as a query parameter.
 #[derive(ToSchema)]
@@ -55,24 +92,9 @@ pub(super) struct JobList<'a> {
 #[utoipa::path(
     get, path = "/api/v1/admin/jobs", operation_id = "list_jobs", tag = "admin",
     params(
-        ("status" = Option<Vec<JobStatus>>, Query, description = "Any of these; repeat the parameter for more than one"),
-        ("priority" = Option<Vec<Priority>>, Query, description = "Any of these; repeatable"),
-        ("code" = Option<Vec<FailureCode>>, Query, description = "Failed with any of these; repeatable"),
-        ("created_from" = Option<String>, Query, format = DateTime, description = "Accepted then or later"),
-        ("created_before" = Option<String>, Query, format = DateTime, description = "Accepted before then"),
-        ("text" = Option<String>, Query, min_length = 1, max_length = 500,
-            description = "The query holds this, in upper or lower case"),
-        ("model" = Option<String>, Query, min_length = 1, max_length = 500,
-            description = "The model asked for, or one that answered"),
-        ("metadata" = Option<Vec<Label>>, Query, max_items = 16, description = "Has this label, as `key=value`; repeatable, up to 16"),
+        Listed,
         ("caller" = Option<String>, Query, min_length = 1, max_length = 500,
-            description = "Submitted by this key or token subject"),
-        ("order" = Option<String>, Query, pattern = "^(newest|oldest)$",
-            description = "`newest` first (if absent) or `oldest` first, by submission"),
-        ("limit" = Option<usize>, Query, description = "Jobs on a page: 1 to 200, 50 if absent", minimum = 1,
-            maximum = 200),
-        ("cursor" = Option<String>, Query, description = "The `next_cursor` or `prev_cursor` of another page",
-            pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")
+            description = "Submitted by this key or token subject")
     ),
     responses(
         (status = 200, description = "A page of jobs", body = JobList<'static>),
@@ -80,7 +102,7 @@ pub(super) struct JobList<'a> {
     )
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    let listing = listing(&params).map_err(|errors| Problem::listing(INVALID_PARAMETER, errors))?;
+    let listing = listing(&params, None)?;
     let page = api.queue.list(listing).await?;
     let now = api.queue.now();
     let list = JobList {
@@ -92,23 +114,30 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) 
     Ok(Json(list).into_response())
 }
 
-/// The page that the parameters ask for, or everything that is wrong with them.
-fn listing(params: &Params) -> Result<Listing, Vec<FieldError>> {
+/// The page that the parameters ask for, of a caller's own jobs or of all that there are.
+pub(super) fn listing(params: &Params, own: Option<String>) -> Result<Listing, Problem> {
     let mut conditions = Conditions::default();
     let mut listing = Listing { limit: DEFAULT_LIMIT, ..Listing::default() };
-    let errors = params.errors(TAKEN, |name, value| match name {
+    let taken = if own.is_some() { TAKEN.to_owned() } else { format!("caller, {TAKEN}") };
+    let mut errors = params.errors(&taken, |name, value| match name {
         "limit" => Some(count_up_to(MAX_LIMIT, value).map(|limit| listing.limit = limit)),
         "order" => Some(order(value).map(|order| listing.order = order)),
         "cursor" => {
             let cursor = decode_cursor(value).ok_or_else(|| WRONG_CURSOR.to_owned());
             Some(cursor.map(|cursor| listing.cursor = Some(cursor)))
         }
+        "caller" if own.is_some() => None,
         _ => conditions.take(name, value),
     });
     match conditions.filter() {
-        Ok(filter) if errors.is_empty() => Ok(Listing { filter, ..listing }),
-        Ok(_) => Err(errors),
-        Err(more) => Err([errors, more].concat()),
+        Ok(filter) if errors.is_empty() => {
+            let caller = own.or_else(|| filter.caller.clone());
+            Ok(Listing { filter: JobFilter { caller, ..filter }, ..listing })
+        }
+        filter => {
+            errors.extend(filter.err().into_iter().flatten());
+            Err(Problem::listing(INVALID_PARAMETER, errors))
+        }
     }
 }
 
@@ -125,8 +154,8 @@ mod tests {
     use super::*;
     use crate::job::Side;
 
-    fn of(pairs: &[(&str, &str)]) -> Result<Listing, Vec<FieldError>> {
-        listing(&Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()))
+    fn of(pairs: &[(&str, &str)]) -> Result<Listing, Problem> {
+        listing(&Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()), None)
     }
 
     #[test]
@@ -142,7 +171,8 @@ mod tests {
     fn everything_wrong_with_the_parameters_is_told() {
         let wrong =
             [("status", "done"), ("limit", "0"), ("cursor", "x"), ("state", "failed"), ("order", "up"), ("text", "")];
-        let fields: Vec<String> = of(&wrong).unwrap_err().into_iter().map(|error| error.field).collect();
+        let problem = of(&wrong).unwrap_err();
+        let fields: Vec<&str> = problem.errors().iter().map(|error| error.field.as_str()).collect();
         assert_eq!(fields, ["status", "limit", "cursor", "state", "order", "text"]);
         assert!(of(&[("limit", "201")]).is_err());
     }

@@ -59,6 +59,23 @@ pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
         .any(|directive| ["no-cache", "no-store"].iter().any(|own| directive.trim().eq_ignore_ascii_case(own)))
 }
 
+/// The name of a caller who may look at their jobs. An open service knows nobody's.
+pub(super) struct Named(pub(super) String);
+
+impl FromRequestParts<Arc<Api>> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Named, Problem> {
+        let caller = authenticate(parts, api, Scope::Read)?;
+        let nobodys = || {
+            let detail = "no key is needed here, so nobody's jobs are told from another's; GET /api/v1/admin/jobs, with \
+                          the admin token, lists all of them";
+            Problem::new(UNAUTHORIZED, detail)
+        };
+        caller.name.map(Named).ok_or_else(nobodys)
+    }
+}
+
 /// Who may ask questions, and from where they do.
 pub(super) struct Submitter {
     caller: Caller,

@@ -1,21 +1,64 @@
-//! `/api/v1/jobs/{id}`: look at a job, wait for it, give it up, try it again.
+//! `/api/v1/jobs`: a caller's jobs; `/api/v1/jobs/{id}`: look at a job, wait for it, give it up, try it again.
 
 use std::sync::Arc;
 
 use axum::{
+    Json,
     extract::State,
     http::{HeaderMap, StatusCode},
-    response::Response,
+    response::{IntoResponse, Response},
 };
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Api,
-    extract::{Id, Params},
+    admin::{Listed, listing},
+    extract::{Id, Named, Params},
+    filter::encode_cursor,
     problem::Problem,
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
 };
 use crate::{job::JobId, queue::audit::Deed};
+
+/// A page of a caller's jobs.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OwnJobs<'a> {
+    /// The jobs.
+    jobs: Vec<JobView<'a>>,
+    /// Give it as `cursor`, with the same conditions, for the next page; null on the last one. A page may be short, even
+    /// empty, and have a next one: a search leaves off after a while, and goes on from there.
+    next_cursor: Option<String>,
+    /// Give it as `cursor`, with the same conditions, for the page before; null on the first one.
+    prev_cursor: Option<String>,
+}
+
+/// List your jobs
+///
+/// Those of the caller whose key or token it is. A service that is open to everybody knows no callers, and lists nobody's.
+#[utoipa::path(
+    get, path = "/api/v1/jobs", operation_id = "list_own_jobs", tag = "analysis",
+    params(Listed),
+    responses(
+        (status = 200, description = "A page of jobs", body = OwnJobs<'static>),
+        (status = 503, description = "`storage_unavailable`")
+    )
+)]
+pub(super) async fn list(
+    Named(caller): Named,
+    State(api): State<Arc<Api>>,
+    params: Params,
+) -> Result<Response, Problem> {
+    let page = api.queue.list(listing(&params, Some(caller))?).await?;
+    let now = api.queue.now();
+    let jobs = OwnJobs {
+        jobs: page.jobs.iter().map(|record| api.view(record, now)).collect(),
+        next_cursor: page.next.map(encode_cursor),
+        prev_cursor: page.prev.map(encode_cursor),
+    };
+    Ok(Json(jobs).into_response())
+}
 
 /// Look at a job
 ///

@@ -139,6 +139,12 @@ pub(super) struct ProblemBody<'a> {
 }
 
 impl Problem {
+    /// Everything that is wrong, where there can be more than one thing.
+    #[cfg(test)]
+    pub(super) fn errors(&self) -> &[FieldError] {
+        &self.errors
+    }
+
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Problem {
         Problem { kind, detail: detail.into(), errors: Vec::new(), retry_after: None, job: None }
     }

@@ -1,6 +1,6 @@
 //! Which jobs to list, and which page of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU64};
 
 use super::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority};
 use crate::clock::Timestamp;
@@ -26,6 +26,8 @@ pub struct JobFilter {
     pub metadata: BTreeMap<String, String>,
     /// Who submitted it.
     pub caller: Option<String>,
+    /// The digest of that name ([`Job::caller`]), by which most jobs are passed over unread. The queue adds it.
+    pub caller_digest: Option<NonZeroU64>,
 }
 
 impl JobFilter {
@@ -40,6 +42,7 @@ impl JobFilter {
         (self.statuses.is_empty() || self.statuses.contains(&job.status(now)))
             && (self.priorities.is_empty() || self.priorities.contains(&job.priority))
             && (self.codes.is_empty() || is_among(&self.codes))
+            && self.caller_digest.is_none_or(|digest| job.caller == Some(digest))
             && self.created_from.is_none_or(|from| job.created_at >= from)
             && self.created_before.is_none_or(|before| job.created_at < before)
     }

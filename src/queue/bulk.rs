@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Queue, QueueError, audit::Entry, outlook::Allowance};
+use super::{Queue, QueueError, audit::Entry, note_caller, outlook::Allowance};
 use crate::{
     job::{AtRisk, Cursor, JobEvent, JobFilter, JobId, JobStatus, Listing, Order},
     store::StoreError,
@@ -90,6 +90,7 @@ impl Bulk {
     fn listing(&self, queue: &Queue, cursor: Option<Cursor>, limit: usize) -> Option<Listing> {
         let can = self.action.applies_to();
         let mut filter = self.filter.clone();
+        note_caller(&mut filter);
         let wanted = |status: &JobStatus| filter.statuses.is_empty() || filter.statuses.contains(status);
         filter.statuses = can.iter().copied().filter(wanted).collect();
         let next_moment = queue.now().plus(Duration::from_millis(1));
