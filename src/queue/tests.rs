@@ -22,14 +22,16 @@ use futures_util::{
     poll,
 };
 use proptest::prelude::*;
+use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::*;
+use super::{retry::Settlement, *};
 use crate::{
-    job::{AttemptOutcome, PRIORITY_OFFSET, TokenUsage},
+    job::{AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, PRIORITY_OFFSET, Priority, TokenUsage},
     ledger::{Risk, Tokens, total},
     store::{
+        Pick,
         fault::{Call, FaultStore, Moment},
         sled::{SledConfig, SledStore},
     },

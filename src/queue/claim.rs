@@ -1,0 +1,204 @@
+//! The workers' side: a job to work on, its lease while they do, and what became of it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::{
+    Inner, Queue, QueueError,
+    follow::Draft,
+    retry::{Settlement, event_after, failure_report},
+    wait::{Intent, Permit, Stay},
+};
+use crate::{
+    clock::Timestamp,
+    job::{Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest},
+    store::{Pick, StoreError},
+};
+
+/// Longest pause between two tries to settle an attempt while the store is unavailable.
+const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A job claimed for an attempt, with the token that tells when the attempt has lost it.
+#[derive(Debug)]
+pub struct Claim {
+    /// Running, with the attempt's number.
+    pub job: Job,
+    /// What is asked.
+    pub request: Arc<JobRequest>,
+    /// The newest attempt whose answer was of no use, if one was since the submission or the last requeue.
+    pub useless: Option<Arc<Attempt>>,
+    /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
+    pub lost: CancellationToken,
+    /// Takes the answer's text as it comes, for those who follow the job.
+    pub draft: Arc<Draft>,
+    /// As long as it lasts, the sweeper keeps the job's lease.
+    _stay: Stay,
+}
+
+/// What a worker is to do next.
+#[derive(Debug)]
+pub enum Next {
+    /// A job is ready: get a permit, then claim.
+    Ready(Intent),
+    /// Here is a job, claimed and permitted.
+    Claimed(Box<Claim>),
+    /// A job was on its way here and was not accepted after all: give its permit back.
+    NotHanded,
+}
+
+impl Next {
+    fn handed(claim: Option<Claim>) -> Next {
+        claim.map_or(Next::NotHanded, |claim| Next::Claimed(Box::new(claim)))
+    }
+}
+
+impl Queue {
+    /// Waits until there is a job for the calling worker; none once the service is shutting down. `permit` is asked where
+    /// a job comes with its claim.
+    pub async fn next(&self, permit: &Permit) -> Option<Next> {
+        let mut place = self.0.standby.enter(Arc::clone(permit));
+        let intent = tokio::select! {
+            biased;
+            handed = place.handed() => return Some(Next::handed(handed)),
+            () = self.0.closing.cancelled() => None,
+            intent = self.0.work.intend(|| self.claimable()) => Some(intent),
+        };
+        if place.leave() {
+            return intent.map(Next::Ready);
+        }
+        drop(intent);
+        // A job is on its way here, claimed already: nobody else will take it.
+        Some(Next::handed(place.handed().await))
+    }
+
+    /// Claims the first job for an attempt, if there still is one. The claim is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn claim(&self, intent: Intent) -> Result<Option<Claim>, QueueError> {
+        if self.is_paused() {
+            return Ok(None);
+        }
+        let now = self.now();
+        let pick = self.pick(now);
+        let claimed = self.0.store.claim(pick, now.plus(self.0.policy.lease), now).await;
+        if let (Err(_), Pick::Job(id)) = (&claimed, pick)
+            && let Some(job) = self.0.store.peek(id)
+        {
+            // Nobody else may have noticed, so that it would have lost its place.
+            self.place(&job, now);
+        }
+        drop(intent);
+        let claimed = match claimed {
+            Ok(Some(claimed)) => claimed,
+            Ok(None) => return Ok(None),
+            Err(StoreError::Corrupt { id, reason }) => {
+                self.fail_unreadable(id, &reason).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (job, request) = (claimed.job, claimed.request);
+        let useless = self.useless(&job).await;
+        Ok(Some(self.begin(job, request, useless)))
+    }
+
+    /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
+    async fn fail_unreadable(&self, id: JobId, reason: &str) -> Result<(), QueueError> {
+        error!(job.id = %id, reason, "a question on disk can't be read any more: its job fails");
+        let message = format!("no call was made: the question can't be read any more ({reason}); ask it again");
+        let report = Arc::new(failure_report(FailureCode::Internal, message));
+        self.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
+    }
+
+    /// The newest attempt whose answer was of no use. Without it the job is asked as if for the first time.
+    async fn useless(&self, job: &Job) -> Option<Arc<Attempt>> {
+        if job.failures.count(FailureClass::InvalidOutput) == 0 {
+            return None;
+        }
+        let attempts = self.0.store.get(job.id).await.ok()??.attempts;
+        attempts.into_iter().rev().find(|attempt| {
+            let code = attempt.report.error.as_ref().map(|error| error.code);
+            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated))
+        })
+    }
+
+    /// Which job the next claim is to take.
+    pub(super) fn pick(&self, now: Timestamp) -> Pick {
+        let Inner { policy, order, store, .. } = &*self.0;
+        if !policy.deadlines_first {
+            return Pick::First;
+        }
+        order.pick(now, policy.ordinary_share, |model| self.needs(model), || store.claimable_unwaited() > 0)
+    }
+
+    /// How many jobs a worker could claim now.
+    pub(super) fn claimable(&self) -> usize {
+        if self.is_paused() { 0 } else { self.0.store.claimable(self.now()) }
+    }
+
+    /// Begins an attempt's stay in this process.
+    pub(super) fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
+        if job.attempt == 1 {
+            let waited = self.now().since(job.created_at);
+            self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
+        }
+        let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
+        let stay = self.0.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
+        // Its followers heard of the claim before there was a draft to read.
+        self.0.followers.notify(job.id);
+        // Whoever cancelled the job in between did not find the token yet.
+        if let Some(current) = self.0.store.peek(job.id) {
+            self.0.running.check(&current);
+        }
+        Claim { job, request, useless, lost, draft, _stay: stay }
+    }
+
+    /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; the lease holds until its end.
+    pub async fn extend(&self, job: &Job) -> Result<bool, QueueError> {
+        let lease_until = self.now().plus(self.0.policy.lease);
+        match self.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
+                self.0.metrics.leases_lost.inc();
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
+    /// that is not the attempt's any more stays as it is.
+    pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
+        let mut pause = Duration::from_millis(100);
+        let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
+        loop {
+            match self.transition(job.id, event.clone()).await {
+                Ok(_) => {
+                    // From before the claim was written to after the answer was: what a client that waits has to wait.
+                    if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
+                        let request = self.0.running.request(job.id);
+                        let model = request.as_ref().and_then(|request| request.model.as_deref());
+                        self.0.service_time.observe(model, job.waited_for, self.now().since(started_at));
+                    }
+                    break;
+                }
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "an attempt can't be settled yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(SETTLE_RETRY_MAX);
+                }
+                Err(error) => {
+                    self.0.metrics.leases_lost.inc();
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "a late settle changed nothing");
+                    break;
+                }
+            }
+        }
+    }
+}

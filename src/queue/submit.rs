@@ -1,0 +1,347 @@
+//! How a question becomes a job: alone or with others, under a name or not, answered at once, handed to a worker, or
+//! put into the queue.
+
+use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    Claim, Queue, QueueError, digest, new_id,
+    order::{self, Waiting},
+    outlook::{self, Allowance},
+    retry::{Settlement, failure_report},
+    short_digest,
+};
+use crate::{
+    clock::Timestamp,
+    job::{Cached, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority},
+    store::{Insertion, StoreError},
+};
+
+/// A job as a client wants it.
+#[derive(Clone, Debug, Default)]
+pub struct Submission {
+    /// What is asked.
+    pub request: JobRequest,
+    /// Its place in the order.
+    pub priority: Priority,
+    /// Not before then.
+    pub run_at: Option<Timestamp>,
+    /// Fail it if it hasn't started so long after its submission.
+    pub deadline: Option<Duration>,
+    /// The client's own name for it: submitted again under the same name, it is the same job.
+    pub idempotency_key: Option<String>,
+    /// It wants an answer of its own, and neither one that was there before nor that of another job.
+    pub wants_its_own: bool,
+}
+
+/// What became of a submission.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The job.
+    pub record: JobRecord,
+    /// It was there before, under the same idempotency key.
+    pub replayed: bool,
+}
+
+impl Queue {
+    /// Accepts a job: it is on disk when this returns. A submission whose idempotency key is in force brings the job that
+    /// it stands for instead.
+    ///
+    /// # Errors
+    /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::StorageLow`],
+    /// [`QueueError::Closing`], [`QueueError::Unavailable`].
+    pub async fn enqueue(&self, submission: Submission) -> Result<Accepted, QueueError> {
+        let nobody_waits = None::<(Instant, fn(Option<NonZeroU64>, &JobRequest) -> bool)>;
+        Ok(self.accept(submission, nobody_waits).await?.0)
+    }
+
+    /// As [`Queue::enqueue`], for a client that would be held until `until` for the answer. If it is likely to be there
+    /// by then, the job goes before those that nobody waits for, and [`Queue::answer`] waits for it; else there is
+    /// nothing to wait for, and the client is better told so at once.
+    ///
+    /// # Errors
+    /// As [`Queue::enqueue`].
+    pub async fn ask(
+        &self,
+        submission: Submission,
+        until: Instant,
+        allowance: impl FnOnce() -> Allowance,
+    ) -> Result<(Accepted, Option<Waiting>), QueueError> {
+        let hold = |question: Option<NonZeroU64>, request: &JobRequest| {
+            // Of an answer that is on its way already nobody knows better than whoever waits for it.
+            !self.0.policy.deadlines_first
+                || question.is_some_and(|question| self.0.store.is_under_way(question))
+                || !self.is_paused() && self.can_be_met(request, until, allowance)
+        };
+        let accepted = self.accept(submission, Some((until, hold))).await?;
+        if accepted.1.is_none() && !accepted.0.record.job.state.is_final() {
+            self.0.history.waited(false);
+        }
+        Ok(accepted)
+    }
+
+    /// Refuses so many more jobs of a caller if they would go beyond its bound.
+    ///
+    /// A look before the insert: submissions that are on their way at the same moment may pass it by their number. The
+    /// bound keeps one caller from filling the queue, for which that is near enough, and costs the writer nothing.
+    fn check_room_of(&self, caller: Option<NonZeroU64>, more: usize) -> Result<(), QueueError> {
+        let Some(caller) = caller else { return Ok(()) };
+        let (pending, limit) = (self.0.store.pending_of(caller), self.0.policy.max_pending_per_caller);
+        if pending + more > limit { Err(QueueError::CallerFull { pending, more, limit }) } else { Ok(()) }
+    }
+
+    /// Whether a job that is submitted now is likely to have its answer by `until`. Where nothing is known yet, it is.
+    fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
+        let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else { return true };
+        let mut figures = self.figures(self.0.order.ahead_of(caller(request), until));
+        // Of so many claims one is not for those who wait.
+        let share = self.0.policy.ordinary_share as usize;
+        let elsewhere =
+            if self.0.store.claimable_unwaited() > 0 { share } else { share * order::TURNED_SHARE as usize };
+        figures.ahead = figures.ahead * elsewhere / elsewhere.saturating_sub(1).max(1);
+        let start = outlook::start_in(figures, allowance());
+        let by = |time| Instant::now().checked_add(time).is_some_and(|answered| answered <= until);
+        let met = by(start.saturating_add(needs));
+        // One that asks for less than an answer takes is none too many.
+        if !met && by(needs) {
+            self.0.order.note_declined();
+        }
+        met
+    }
+
+    /// Accepts a job, with a place for its client if that asks to be held until a moment and, by its question, is to be.
+    async fn accept(
+        &self,
+        submission: Submission,
+        wait: Option<(Instant, impl FnOnce(Option<NonZeroU64>, &JobRequest) -> bool)>,
+    ) -> Result<(Accepted, Option<Waiting>), QueueError> {
+        if self.0.closing.is_cancelled() {
+            return Err(QueueError::Closing);
+        }
+        let now = self.now();
+        let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
+        let mut job = self.new_job(&submission, key, wait.is_some(), now);
+        let caller = job.caller;
+        let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
+        let hold_until = wait.and_then(|(until, hold)| hold(job.question, &submission.request).then_some(until));
+        let request = Arc::new(submission.request);
+        if !is_replay {
+            if let Some(shortage) = self.shortage() {
+                return Err(QueueError::StorageLow(shortage));
+            }
+            if let Some(answered) = self.answered_before(&job, &request, now).await {
+                return Ok((self.accept_answered(answered).await?, None));
+            }
+            self.check_room_of(caller, 1)?;
+        }
+        // Before the job is there, so that it has its place from its first moment. It is given up with this future.
+        let enter = |id| Some(self.0.order.enter(id, caller, request.model.clone(), hold_until?));
+        let waiting = enter(job.id);
+        let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
+        let inserted = if due
+            && !is_replay
+            && !self.is_paused()
+            && self.0.store.claimable(now) == 0
+            && !self.is_held_back(&job, now)
+            && let Some(hand) = self.0.standby.take()
+        {
+            let queued = job.clone();
+            job = job
+                .apply(&JobEvent::Claim { lease_until: now.plus(self.0.policy.lease) }, now)
+                .map_err(StoreError::from)?;
+            let inserted = self.hand_over(job.clone(), Arc::clone(&request), hand).await?;
+            if inserted == Insertion::Unclaimed {
+                job = queued;
+            }
+            inserted
+        } else {
+            self.0.store.insert(job.clone(), Arc::clone(&request)).await?
+        };
+        match inserted {
+            Insertion::Accepted | Insertion::Unclaimed => {
+                self.0.metrics.jobs_submitted.inc();
+                Ok((Accepted { record: JobRecord::fresh(job, request), replayed: false }, waiting))
+            }
+            Insertion::Existing(id) => {
+                let waiting = enter(id);
+                let record = self.0.store.get(id).await?.ok_or(QueueError::Removed(id))?;
+                self.place(&record.job, self.now());
+                Ok((Accepted { record, replayed: true }, waiting))
+            }
+        }
+    }
+
+    /// The job at its end, if it asks what has been answered lately.
+    async fn answered_before(&self, job: &Job, request: &Arc<JobRequest>, now: Timestamp) -> Option<JobRecord> {
+        if self.0.policy.cache_for.is_zero() || job.due_at > now {
+            return None;
+        }
+        let source = self.0.store.newest_answer(job.question?)?;
+        let finished_at = source.finished_at.filter(|at| now.since(*at) < self.0.policy.cache_for)?;
+        // Whatever is wrong with it, the question can still be asked.
+        let source = self.0.store.get(source.id).await.ok()??;
+        let report = source.answer()?.report.cached(Cached { job_id: source.job.id, finished_at });
+        report.result.as_ref()?;
+        let event = JobEvent::Share { report: Arc::new(report) };
+        let attempt = job.closed_attempt(&event, now)?;
+        let job = job.apply(&event, now).ok()?;
+        Some(JobRecord { attempts: vec![Arc::new(attempt)], ..JobRecord::fresh(job, Arc::clone(request)) })
+    }
+
+    /// Accepts a job that has its answer already.
+    async fn accept_answered(&self, record: JobRecord) -> Result<Accepted, QueueError> {
+        let inserted = self.0.store.insert_all(vec![record.clone()]).await?;
+        if let Some(Insertion::Existing(id)) = inserted.first() {
+            let record = self.0.store.get(*id).await?.ok_or(QueueError::Removed(*id))?;
+            return Ok(Accepted { record, replayed: true });
+        }
+        self.note_answered_before(&record.job);
+        // With what is owed to its callback URL by now.
+        let record = if record.delivery.is_some() { self.get(record.job.id).await? } else { record };
+        Ok(Accepted { record, replayed: false })
+    }
+
+    fn note_answered_before(&self, job: &Job) {
+        self.0.metrics.jobs_submitted.inc();
+        self.0.metrics.answers_cached.inc();
+        self.note_end(job, self.now());
+    }
+
+    /// Accepts jobs that belong together, all or none: they are on disk when this returns. `key` names them as a whole:
+    /// the same submissions under it bring the same jobs, in the same order. It is no name of a single submission's.
+    ///
+    /// # Errors
+    /// As [`Queue::enqueue`]; [`QueueError::Full`] also where there is room for some of them.
+    pub async fn enqueue_all(
+        &self,
+        submissions: Vec<Submission>,
+        key: Option<&str>,
+    ) -> Result<(Vec<Job>, bool), QueueError> {
+        if self.0.closing.is_cancelled() {
+            return Err(QueueError::Closing);
+        }
+        let now = self.now();
+        let keys = key.map(|key| self.batch_keys(key, &submissions, now));
+        let is_replay = keys.iter().flatten().next().is_some_and(|key| self.0.store.is_key_known(key, now));
+        if !is_replay && let Some(shortage) = self.shortage() {
+            return Err(QueueError::StorageLow(shortage));
+        }
+        let mut keys = keys.into_iter().flatten();
+        let mut jobs = Vec::with_capacity(submissions.len());
+        for submission in submissions {
+            let job = self.new_job(&submission, keys.next(), false, now);
+            let request = Arc::new(submission.request);
+            let answered = if is_replay { None } else { self.answered_before(&job, &request, now).await };
+            jobs.push(answered.unwrap_or_else(|| JobRecord::fresh(job, request)));
+        }
+        let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();
+        // All of a batch are of the caller that sends it.
+        if let Some(first) = accepted.first().filter(|_| !is_replay) {
+            let pending = accepted.iter().filter(|job| !job.state.is_final());
+            self.check_room_of(first.caller, pending.count())?;
+        }
+        let inserted = self.0.store.insert_all(jobs).await?;
+        let existing = inserted.into_iter().filter_map(|insertion| match insertion {
+            Insertion::Existing(id) => Some(self.0.store.peek(id).ok_or(QueueError::Removed(id))),
+            Insertion::Accepted | Insertion::Unclaimed => None,
+        });
+        let existing = existing.collect::<Result<Vec<Job>, QueueError>>()?;
+        if !existing.is_empty() {
+            return Ok((existing, true));
+        }
+        for job in &accepted {
+            if job.state.is_final() {
+                self.note_answered_before(job);
+            } else {
+                self.0.metrics.jobs_submitted.inc();
+            }
+        }
+        Ok((accepted, false))
+    }
+
+    /// What a client's name for a batch makes of each of its jobs. Each knows of all the others, so that another batch
+    /// under the same name is told from this one whatever they share.
+    fn batch_keys(&self, key: &str, submissions: &[Submission], now: Timestamp) -> Vec<IdempotencyKey> {
+        let keys = submissions.iter().zip(0..).map(|(submission, place)| {
+            // No client's name has such a character in it.
+            self.idempotency_key(&format!("{key}\0{place}"), submission, now)
+        });
+        let keys: Vec<IdempotencyKey> = keys.collect();
+        let whole: Vec<u8> = keys.iter().flat_map(|key| key.body).collect();
+        let body = digest(&whole);
+        keys.into_iter().map(|key| IdempotencyKey { body, ..key }).collect()
+    }
+
+    /// A client's key, with what tells its submission from others.
+    fn idempotency_key(&self, key: &str, submission: &Submission, now: Timestamp) -> IdempotencyKey {
+        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own: _ } = submission;
+        // Which HTTP request brought it makes no other question of it.
+        let request = JobRequest { request_id: None, traceparent: None, ..request.clone() };
+        let asked = serde_json::to_vec(&(&request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
+        // A key is its caller's own: nobody comes by another's job with it.
+        let name = match &request.caller {
+            Some(caller) => format!("{caller}\n{key}").into(),
+            None => Cow::Borrowed(key),
+        };
+        IdempotencyKey {
+            key: digest(name.as_bytes()),
+            body: digest(&asked.unwrap_or_default()),
+            expires_at: now.plus(self.0.policy.idempotency_window),
+        }
+    }
+
+    /// Accepts a job that nobody is ahead of and gives it to a worker on standby: one commit for both, which halves the
+    /// way to Claude of a question asked of an idle service.
+    async fn hand_over(
+        &self,
+        job: Job,
+        request: Arc<JobRequest>,
+        hand: oneshot::Sender<Claim>,
+    ) -> Result<Insertion, QueueError> {
+        let queue = self.clone();
+        // In a task of its own: the job must reach its worker even if its client hangs up in this moment.
+        let handing = tokio::spawn(async move {
+            let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
+            if inserted != Insertion::Accepted {
+                return Ok(inserted);
+            }
+            let claim = queue.begin(job.clone(), request, None);
+            if let Err(_unclaimed) = hand.send(claim) {
+                let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
+                queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
+            }
+            Ok(inserted)
+        });
+        handing.await.map_err(|error| QueueError::Unavailable(error.to_string()))?
+    }
+
+    /// The job that a submission becomes.
+    fn new_job(
+        &self,
+        submission: &Submission,
+        key: Option<IdempotencyKey>,
+        is_waited_for: bool,
+        now: Timestamp,
+    ) -> Job {
+        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own } = submission;
+        let mut job = Job::new(new_id(now), *priority, now);
+        job.deadline_at = deadline.map(|deadline| now.plus(deadline));
+        if let Some(run_at) = *run_at {
+            job.due_at = run_at.max(now);
+            job.state = JobState::Queued { run_at: job.due_at };
+        }
+        job.idempotency = key.map(Box::new);
+        job.caller = caller(request);
+        job.waited_for = is_waited_for;
+        if !wants_its_own {
+            job.question = (self.0.policy.identify)(request, is_waited_for, now);
+        }
+        job
+    }
+}
+
+/// Who submits a request, as jobs carry it.
+fn caller(request: &JobRequest) -> Option<NonZeroU64> {
+    request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()))
+}

@@ -1,0 +1,91 @@
+//! What time runs out on: leases, deadlines, and how long ended jobs are kept.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::{Queue, QueueError};
+use crate::{
+    clock::Timestamp,
+    job::{FailureClass, Job, JobEvent, JobState},
+};
+
+/// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
+const SWEEP_STEP: usize = 64;
+
+/// Most jobs that one step removes when retention has fallen behind, which takes thousands of jobs a second: some
+/// milliseconds of latency are better than a disk that fills.
+const SWEEP_STEP_BEHIND: usize = 512;
+
+impl Queue {
+    /// Ends every attempt that the store believes to be running. For the start of a process that owns its store alone:
+    /// whoever ran them is dead. Tells how many there were.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn recover(&self) -> Result<usize, QueueError> {
+        let orphans = self.0.store.running();
+        for job in &orphans {
+            if let JobState::Running { lease_until } = job.state {
+                self.expire(job, lease_until, "its process ended").await?;
+            }
+        }
+        Ok(orphans.len())
+    }
+
+    /// Ends what time has run out on and removes what is kept long enough, a step at a time. Tells whether there may be
+    /// more to do at once.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn sweep(&self) -> Result<bool, QueueError> {
+        let now = self.now();
+        // Jobs that have become ready by the passing of time wake workers here.
+        self.0.work.wake(self.0.store.claimable(now).min(SWEEP_STEP));
+        let overdue = self.0.store.overdue(now, SWEEP_STEP);
+        for job in &overdue {
+            match job.state {
+                // The store or the clock kept its heartbeat from coming in time: no reason to pay for another call.
+                JobState::Running { .. } if self.0.running.holds(job) => {
+                    warn!(job.id = %job.id, attempt = job.attempt, "a lease was over with its attempt under way: extended");
+                    let lease_until = now.plus(self.0.policy.lease);
+                    self.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
+                }
+                JobState::Running { lease_until } => self.expire(job, lease_until, "its lease is over").await?,
+                _ => drop(self.try_transition(job.id, JobEvent::MissDeadline).await?),
+            }
+        }
+        let before = now.minus(self.0.policy.keep_finished_for);
+        let counts = self.0.store.counts(now);
+        let finished = counts.succeeded + counts.failed + counts.cancelled;
+        // The further behind, the larger the step, so that any load finds its level.
+        let surplus = finished.saturating_sub(self.0.policy.max_finished);
+        let step = (surplus / 16).clamp(SWEEP_STEP, SWEEP_STEP_BEHIND);
+        let pruned = self.0.store.prune(before, self.0.policy.max_finished, step).await?;
+        Ok(overdue.len() == SWEEP_STEP || pruned == step)
+    }
+
+    /// Waits until there is something to sweep, at most `at_most`.
+    pub async fn until_due(&self, at_most: Duration) {
+        let now = self.now();
+        let wait = self.0.store.next_due().map_or(at_most, |due| due.since(now).min(at_most));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.0.due.notified() => {}
+        }
+    }
+
+    async fn expire(&self, job: &Job, lease_until: Timestamp, why: &str) -> Result<(), QueueError> {
+        let policy = &self.0.policy;
+        let again = policy.retry_unknown_outcome && policy.retries.allow(job, FailureClass::Other);
+        let at_risk = self.at_risk(job.id).await;
+        let retry_at = again.then(|| self.now());
+        let event = JobEvent::Expire { attempt: job.attempt, lease_until, retry_at, at_risk };
+        if let Some(after) = self.try_transition(job.id, event).await? {
+            let status = after.status(self.now());
+            warn!(job.id = %job.id, attempt = job.attempt, job.status = %status,
+                "the outcome of an attempt is unknown, it may have been billed: {why}");
+        }
+        Ok(())
+    }
+}
