@@ -285,8 +285,10 @@ impl<'a> JobView<'a> {
     fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
-                let eta =
-                    self.queue.as_ref().and_then(|queue| queue.eta_seconds).map_or(Duration::ZERO, Duration::from_secs);
+                let eta = self
+                    .queue
+                    .as_ref()
+                    .map_or(Duration::ZERO, |queue| queue.eta_seconds.map_or(MAX_ETA_INTERVAL, Duration::from_secs));
                 let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(now));
                 let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -383,7 +385,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::job::{AttemptReport, FailureClass, Job, JobEvent, JobRequest};
+    use crate::{
+        job::{AttemptReport, FailureClass, Job, JobEvent, JobRequest},
+        queue::WaitingFor,
+    };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -504,6 +509,14 @@ mod tests {
         let json = json_of(&record, at(9));
         assert_eq!(json["links"]["retry"], format!("{}/retry", path(JobId::nil())));
         assert_eq!(json["links"].get("cancel"), None);
+    }
+
+    #[test]
+    fn a_job_that_waits_for_a_person_sends_pollers_away_for_a_minute() {
+        let record = record(&[]);
+        let outlook = Outlook { position: Some(1), eta_seconds: None, waiting_for: WaitingFor::Gate };
+        let response = JobView::new(&record, at(0)).with_outlook(Some(outlook)).respond(StatusCode::OK, at(0));
+        assert_eq!(response.headers()[header::RETRY_AFTER], "60");
     }
 
     #[test]
