@@ -453,6 +453,9 @@ async fn rubbish_fails_the_job_and_is_shown_as_it_came() {
         service([Fault::Answer("no json".to_owned()), Fault::Answer("{}".to_owned())], &[]).await;
     let job = outcome(&service).await;
     assert_eq!((job["status"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("invalid_output")));
+    let said = "Claude's answer could not be read as a memo: the answer holds no JSON object; retry the job";
+    assert_eq!(job["error"]["message"], said);
+    assert_eq!(job["attempts"][0]["error"]["message"], "the answer holds no JSON object", "no word to the model in it");
     assert_eq!(
         (&job["attempts"][0]["raw_answer"], &job["attempts"][1]["raw_answer"]),
         (&json!("no json"), &json!("{}"))
