@@ -75,6 +75,8 @@ pub(super) struct JobView<'a> {
     /// The caller's own labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
+    /// Who asked: the name of the key or token; absent where none was needed.
+    caller: Option<&'a str>,
     /// Who is told when the job ends.
     callback_url: Option<&'a str>,
     /// What came of telling it so far.
@@ -207,6 +209,10 @@ pub(super) struct Links {
     /// The job (GET).
     #[serde(rename = "self")]
     this: String,
+    /// News of the job as it comes, as a stream of events (GET).
+    events: String,
+    /// The job's page, for people (GET).
+    page: String,
     /// Gives the job up (POST); while it is pending.
     cancel: Option<String>,
     /// Puts the job back into the queue (POST); when it has failed or was cancelled.
@@ -237,6 +243,7 @@ impl<'a> JobView<'a> {
             model: request.model.as_deref(),
             prompt_version: request.prompt_version.as_deref(),
             metadata: &request.metadata,
+            caller: request.caller.as_deref(),
             callback_url: request.callback_url.as_deref(),
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
@@ -353,7 +360,7 @@ pub(super) fn links(job: &Job) -> Links {
         JobState::Succeeded => (None, None),
         JobState::Failed { .. } | JobState::Cancelled => (None, link("retry")),
     };
-    Links { this, cancel, retry }
+    Links { events: format!("{this}/events"), page: format!("/jobs/{}", job.id), this, cancel, retry }
 }
 
 fn json(body: Vec<u8>) -> impl IntoResponse {
@@ -442,6 +449,8 @@ mod tests {
                 "attempts": [],
                 "links": {
                     "self": "/api/v1/jobs/00000000-0000-0000-0000-000000000000",
+                    "events": "/api/v1/jobs/00000000-0000-0000-0000-000000000000/events",
+                    "page": "/jobs/00000000-0000-0000-0000-000000000000",
                     "cancel": "/api/v1/jobs/00000000-0000-0000-0000-000000000000/cancel"
                 }
             })

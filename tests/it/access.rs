@@ -149,6 +149,10 @@ async fn a_callers_jobs_are_its_own_with_their_keys_and_their_readers() {
     );
     let listed = service.admin_get("/api/v1/admin/jobs?caller=alice").await;
     assert_eq!(listed.body["jobs"].as_array().unwrap().len(), 1);
+    let own = ask(&service, Some(ALICE), Method::GET, &path, None).await;
+    let names = [&listed.body["jobs"][0]["caller"], &own.body["caller"], &alice.body["caller"]];
+    assert_eq!(names, [&json!("alice"); 3]);
+    assert_eq!(own.body["links"]["events"], format!("{path}/events"));
 }
 
 #[tokio::test]

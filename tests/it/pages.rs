@@ -277,6 +277,12 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
         let home = reader.post("/admin/login", &[("token", key), ("next", "/admin/keys")]).await;
         assert_eq!(home.location, "/", "where it may be");
     }
+    let mut operator = Browser::of(&service);
+    operator.sign_in().await;
+    let queue = operator.get("/admin").await.text;
+    assert!(queue.contains("<th scope=\"col\">Asked by</th>") && queue.contains("<td>alice</td>"), "{queue}");
+    let job = operator.get(&sent.location).await.text;
+    assert!(job.contains("Asked by alice"), "{job}");
 }
 
 #[tokio::test]
