@@ -297,7 +297,7 @@ pub struct NextStep {
 #[strum(serialize_all = "snake_case")]
 pub enum ParseError {
     /// Prose only.
-    #[error("the answer holds no JSON object; answer with one JSON object only")]
+    #[error("the answer holds no JSON object")]
     NoJson,
     /// The JSON stops in the middle: the output limit cut it, as a rule.
     #[error("the answer's JSON ends before it is complete ({0})")]

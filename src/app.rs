@@ -198,6 +198,18 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(settings: &Settings, clock: Clock) -> Result<App, StartError> {
+        App::start_with(settings, clock, false).await
+    }
+
+    /// Starts the service with settings that lead to a simulated Claude, which its pages say.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub async fn start_simulated(settings: &Settings, clock: Clock) -> Result<App, StartError> {
+        App::start_with(settings, clock, true).await
+    }
+
+    async fn start_with(settings: &Settings, clock: Clock, is_simulated: bool) -> Result<App, StartError> {
         let prompts = Prompts::load(&settings.prompts_dir, &settings.prompt_version)?;
         let tokens = tokens(settings)?;
         let cors_origins = settings.cors_origins.iter().map(|origin| read_origin(origin)).collect::<Result<_, _>>()?;
@@ -230,7 +242,7 @@ impl App {
         }
 
         // Nothing can fail any more: what runs from here on would outlive a start that does.
-        if auth.is_open() {
+        if auth.is_open() && !is_simulated {
             warn!(
                 "the public routes are open: whoever can reach the port may ask, at your cost. Make a key (POST \
                  /api/v1/admin/keys), or set API_KEYS or JWT_KEYS_FILE, to close them"
@@ -271,7 +283,7 @@ impl App {
         };
         let pages_queue = queue.clone();
         let router = http::router(api, |api| {
-            dashboard::router(api, pages_queue, settings.max_query_length, move || auth.is_open())
+            dashboard::router(api, pages_queue, settings.max_query_length, is_simulated, move || auth.is_open())
         });
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         let models = tokio::spawn({

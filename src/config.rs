@@ -441,7 +441,9 @@ impl Settings {
         }
         if let Some(endpoint) = &self.otel_exporter_otlp_endpoint {
             let secret = "an address without user name and password; secrets go to OTEL_EXPORTER_OTLP_HEADERS";
-            check_address("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint, secret)?;
+            let allowed =
+                "an address that starts with http:// or https://, without ? and #, such as http://localhost:4318";
+            check_address("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint, allowed, secret)?;
         }
         if let Some(secret) = &self.webhook_secret
             && !is_webhook_secret(secret.expose_secret())
@@ -451,7 +453,9 @@ impl Settings {
             return Err(ConfigError::SecretValue { name: "WEBHOOK_SECRET", allowed });
         }
         let secret = "an address without user name and password; the key goes to ANTHROPIC_API_KEY";
-        check_address("ANTHROPIC_BASE_URL", &self.anthropic_base_url, secret)
+        let allowed =
+            "an address that starts with http:// or https://, without ? and #, such as https://api.anthropic.com";
+        check_address("ANTHROPIC_BASE_URL", &self.anthropic_base_url, allowed, secret)
     }
 }
 
@@ -521,7 +525,12 @@ fn quoted(value: &str) -> String {
     value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$")
 }
 
-fn check_address(name: &'static str, url: &str, no_secret: &'static str) -> Result<(), ConfigError> {
+fn check_address(
+    name: &'static str,
+    url: &str,
+    allowed: &'static str,
+    no_secret: &'static str,
+) -> Result<(), ConfigError> {
     if url.contains('@') {
         return Err(ConfigError::SecretValue { name, allowed: no_secret });
     }
@@ -529,7 +538,6 @@ fn check_address(name: &'static str, url: &str, no_secret: &'static str) -> Resu
     if parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.query().or(url.fragment()).is_none()) {
         return Ok(());
     }
-    let allowed = "an address that starts with http:// or https://, without ? and #, such as https://api.anthropic.com";
     Err(ConfigError::Value { name, value: url.to_owned(), allowed })
 }
 
@@ -726,6 +734,8 @@ mod tests {
             ("ANTHROPIC_BASE_URL", "api.anthropic.com", "https://"),
             ("ANTHROPIC_BASE_URL", "ftp://api.anthropic.com", "https://"),
             ("ANTHROPIC_BASE_URL", "https://api.anthropic.com/?key=1", "without ?"),
+            ("ANTHROPIC_BASE_URL", "foo", "such as https://api.anthropic.com"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "foo", "such as http://localhost:4318"),
         ];
         for (name, value, allowed) in cases {
             let flag = format!("--{}={value}", name.to_lowercase().replace('_', "-"));

@@ -52,15 +52,19 @@ struct Pages {
     templates: Templates,
     sessions: Sessions,
     max_query_length: usize,
+    /// Claude is simulated: nothing is spent, and no answer is real.
+    is_simulated: bool,
     /// Whether questions need no key, which may change at any time.
     is_open: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// The pages, over `api`; `queue` keeps their sessions, and `is_open` tells whether questions need no key.
+/// The pages, over `api`; `queue` keeps their sessions, `is_simulated` tells that Claude is, and `is_open` whether
+/// questions need no key.
 pub fn router(
     api: Router,
     queue: Queue,
     max_query_length: usize,
+    is_simulated: bool,
     is_open: impl Fn() -> bool + Send + Sync + 'static,
 ) -> Router {
     let pages = Arc::new(Pages {
@@ -68,6 +72,7 @@ pub fn router(
         templates: Templates::new(),
         sessions: Sessions::of(queue),
         max_query_length,
+        is_simulated,
         is_open: Box::new(is_open),
     });
     Router::new()

@@ -108,7 +108,7 @@ impl Api {
             calls_per_second: self.limits.calls_per_second(),
             calls_at_once: self.limits.calls_at_once(),
             is_exhausted: self.limits.is_exhausted(),
-            hold: self.holds().max_by_key(|hold| hold.opens_in),
+            hold: self.holds().max_by_key(|hold| (hold.opens_in.is_none(), hold.opens_in)),
         }
     }
 
@@ -116,13 +116,13 @@ impl Api {
     fn holds(&self) -> impl Iterator<Item = Hold> {
         let gate = self.limits.gate().map(|closed| Hold {
             waiting_for: WaitingFor::Gate,
-            opens_in: closed.until.saturating_duration_since(Instant::now()),
+            opens_in: (!closed.is_held).then(|| closed.until.saturating_duration_since(Instant::now())),
         });
         let budget = self
             .limits
             .budget()
             .filter(|budget| budget.is_reached)
-            .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: budget.day_ends_in });
+            .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: Some(budget.day_ends_in) });
         gate.into_iter().chain(budget)
     }
 }

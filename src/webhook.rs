@@ -183,7 +183,11 @@ impl Webhooks {
         };
         self.metrics.webhooks.get_or_create(&kind(outcome)).inc();
         let error = after.tries.last().and_then(|this| this.error.as_deref()).unwrap_or_default();
-        info!(job.id = %id, webhook.outcome = outcome, http.status = http_status, error, "webhook sent");
+        if after.state == DeliveryState::Delivered {
+            info!(job.id = %id, webhook.outcome = outcome, http.status = http_status, "webhook sent");
+        } else {
+            warn!(job.id = %id, webhook.outcome = outcome, http.status = http_status, error, "webhook not taken");
+        }
         if let Err(error) = self.queue.note_delivery(id, after).await {
             warn!(job.id = %id, %error, "what came of a webhook can't be written: it will be sent again");
             tokio::time::sleep(UNWRITTEN_PAUSE).await;

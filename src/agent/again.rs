@@ -87,6 +87,7 @@ mod tests {
         for answer in [None, Some(""), Some(" \n"), Some(&*"x".repeat(MAX_ANSWER_BYTES + 1))] {
             let (question, again) = asked_again(FailureCode::InvalidOutput, "the answer holds no JSON object", answer);
             assert!(question.contains("can't be used: the answer holds no JSON object"), "{question}");
+            assert!(question.contains("Answer with one JSON object only"), "{question}");
             assert_eq!(again, None, "the API takes no blank message");
         }
     }

@@ -174,7 +174,7 @@ impl List {
         let mut left = if self.all { usize::MAX } else { self.limit };
         let mut table = Table::new();
         table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["ID", "STATUS", "CREATED", "TRIES", "QUESTION"]);
+        table.set_header(["ID", "STATUS", "CREATED", "TRIES", "CALLER", "QUESTION"]);
         let mut cursor = self.cursor.clone();
         let mut out = std::io::stdout().lock();
         while left > 0 {
@@ -265,15 +265,17 @@ fn describe(job: &Value) -> anyhow::Result<()> {
     line("Job", &text(job, "id"))?;
     line("Status", &text(job, "status"))?;
     line("Question", &text(job, "query"))?;
+    line("Caller", &text(job, "caller"))?;
     for (name, field) in [("Created", "created_at"), ("Started", "started_at"), ("Finished", "finished_at")] {
         line(name, &text(job, field))?;
     }
     let queue = &job["queue"];
-    if let Some(seconds) = queue["eta_seconds"].as_u64() {
-        line(
-            "Expected",
-            &format!("in about {}, waits for {}", progress::readable(seconds), text(queue, "waiting_for")),
-        )?;
+    if queue.is_object() {
+        let when = match queue["eta_seconds"].as_u64() {
+            Some(seconds) => format!("in about {}", progress::readable(seconds)),
+            None => "nobody can tell when".to_owned(),
+        };
+        line("Expected", &format!("{when}, waits for {}", text(queue, "waiting_for")))?;
     }
     for attempt in job["attempts"].as_array().into_iter().flatten() {
         let error = attempt["error"]["message"].as_str().map(|message| format!(": {}", clean(message)));
@@ -298,12 +300,13 @@ fn describe(job: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(job: &Value) -> [String; 5] {
+fn row(job: &Value) -> [String; 6] {
     let created = text(job, "created_at");
     // To the second is enough to read.
     let created = created.split_once('.').map_or(created.as_str(), |(start, _)| start).replace('T', " ");
     let question = console::truncate_str(&text(job, "query"), QUESTION_WIDTH, "…").into_owned();
-    [text(job, "id"), text(job, "status"), created, job["attempts_made"].to_string(), question]
+    let tries = job["attempts_made"].to_string();
+    [text(job, "id"), text(job, "status"), created, tries, text(job, "caller"), question]
 }
 
 /// A field as text that is fit for a terminal; empty if it is missing.

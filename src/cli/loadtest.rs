@@ -296,7 +296,7 @@ impl Own {
             .context("the simulated Claude can't be started")?;
         settings.anthropic_base_url = simulator.base_url();
         settings.anthropic_api_key = Some("simulated".into());
-        let app = App::start(settings, Clock::system()).await?;
+        let app = App::start_simulated(settings, Clock::system()).await?;
         Ok(Own { app, simulator, capacity: settings.workers as f64 / mean, _folder: folder })
     }
 }

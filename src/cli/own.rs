@@ -46,7 +46,11 @@ impl Own {
                 Some(simulator)
             }
         };
-        Ok(Own { app: App::start(&settings, Clock::system()).await?, simulator })
+        let app = match simulator {
+            Some(_) => App::start_simulated(&settings, Clock::system()).await?,
+            None => App::start(&settings, Clock::system()).await?,
+        };
+        Ok(Own { app, simulator })
     }
 
     pub(super) fn is_simulated(&self) -> bool {

@@ -1,4 +1,8 @@
 //! Request bodies: read whole within a bound, taken for JSON only if they say so, and every unknown field told.
+//!
+//! - `wrong`: what is wrong with a value, in plain words
+
+mod wrong;
 
 use std::time::Duration;
 
@@ -13,6 +17,7 @@ use serde::{
 };
 use tokio::time::{Instant, timeout_at};
 
+use self::wrong::Step;
 use super::problem::{
     BODY_TIMEOUT, BODY_TOO_LARGE, FieldError, INVALID_BODY, INVALID_JSON, Problem, UNSUPPORTED_MEDIA_TYPE,
     VALIDATION_FAILED,
@@ -105,7 +110,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     let read = serde_ignored::deserialize(tracked, |path| {
         unknown += 1;
         if unknown <= MAX_UNKNOWN_TOLD {
-            errors.push(FieldError::new(told(&path), "is not a field of this request"));
+            errors.push(no_field::<T>(&path));
         }
     });
     if unknown > MAX_UNKNOWN_TOLD {
@@ -113,13 +118,9 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     }
     match read.and_then(|body: T| json.end().map(|()| body)) {
         Ok(body) => Ok((Some(body), errors)),
-        Err(error) if error.is_data() => {
-            let path = track.path().to_string();
-            let field = if path == "." { "$".to_owned() } else { path };
-            // The place in the text is no help where the field is named.
-            let message = error.to_string();
-            let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-            errors.push(FieldError::new(field, message));
+        // Of a value that can be none of the words that are taken, serde says the same as of broken JSON.
+        Err(error) if error.is_data() || serde_json::from_slice::<serde_json::Value>(bytes).is_ok() => {
+            errors.push(wrong_value::<T>(&track.path(), &error));
             Ok((None, errors))
         }
         Err(error) => {
@@ -133,6 +134,43 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     }
 }
 
+/// What is wrong with a field that a `T` does not have.
+fn no_field<T: DeserializeOwned>(path: &serde_ignored::Path<'_>) -> FieldError {
+    let mut place = steps(path);
+    place.pop();
+    let of = match told(&place) {
+        place if place.is_empty() => "this request".to_owned(),
+        place => place,
+    };
+    let known = wrong::fields::<T>(&place).map(|known| format!(", which takes {}", known.join(", ")));
+    FieldError::new(told(&steps(path)), format!("is not a field of {of}{}", known.unwrap_or_default()))
+}
+
+/// What is wrong with a value that a `T` can't have there.
+fn wrong_value<T: DeserializeOwned>(path: &serde_path_to_error::Path, error: &serde_json::Error) -> FieldError {
+    use serde_path_to_error::Segment;
+    let place: Vec<Step> = path
+        .iter()
+        .map_while(|segment| match segment {
+            Segment::Map { key } => Some(Step::Field(key.clone())),
+            Segment::Seq { index } => Some(Step::Item(*index)),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect();
+    // The place in the text is no help where the field is named.
+    let message = error.to_string();
+    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+    for (start, wrong) in [("missing field `", "is required"), ("duplicate field `", "must be given once")] {
+        if let Some(name) = message.strip_prefix(start).and_then(|rest| rest.strip_suffix('`')) {
+            let is_told = place.last() == Some(&Step::Field(name.to_owned()));
+            let field = [place, vec![Step::Field(name.to_owned())]].concat();
+            return FieldError::new(told(&field[..field.len() - usize::from(is_told)]), wrong);
+        }
+    }
+    let field = if place.is_empty() { "$".to_owned() } else { told(&place) };
+    FieldError::new(field, wrong::plain(message, wrong::words::<T>(&place)))
+}
+
 /// A whole number, however it is written: JSON has one kind of number, and `60.0` is as whole as `60`.
 pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
@@ -142,18 +180,27 @@ pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     text.parse().map(Some).map_err(|_| D::Error::custom(format_args!("must be a whole number, not {number}")))
 }
 
-/// A path as in the errors of known fields: `requests[3].name`.
-fn told(path: &serde_ignored::Path<'_>) -> String {
+/// The way to a field that is not known.
+fn steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
     use serde_ignored::Path;
-    match path {
-        Path::Root => String::new(),
-        Path::Seq { parent, index } => format!("{}[{index}]", told(parent)),
-        Path::Map { parent, key } => match told(parent) {
-            parent if parent.is_empty() => key.clone(),
-            parent => format!("{parent}.{key}"),
-        },
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => told(parent),
-    }
+    let (parent, step) = match path {
+        Path::Root => return Vec::new(),
+        Path::Seq { parent, index } => (parent, Some(Step::Item(*index))),
+        Path::Map { parent, key } => (parent, Some(Step::Field(key.clone()))),
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => (parent, None),
+    };
+    let mut steps = steps(parent);
+    steps.extend(step);
+    steps
+}
+
+/// A place in a body, as clients are told of it: `requests[3].name`.
+fn told(place: &[Step]) -> String {
+    place.iter().fold(String::new(), |before, step| match step {
+        Step::Item(index) => format!("{before}[{index}]"),
+        Step::Field(name) if before.is_empty() => name.clone(),
+        Step::Field(name) => format!("{before}.{name}"),
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -182,6 +229,74 @@ mod tests {
             assert!(read(json).unwrap_err().contains("must be a whole number"), "{json}");
         }
         assert!(read(r#"{"n": "60"}"#).is_err());
+    }
+
+    #[derive(Deserialize)]
+    #[expect(dead_code, reason = "only their reading counts")]
+    struct Outer {
+        #[serde(default)]
+        inner: Vec<Inner>,
+        #[serde(default)]
+        is_dry: bool,
+        must: u8,
+    }
+
+    #[derive(Deserialize)]
+    #[expect(dead_code, reason = "only their reading counts")]
+    struct Inner {
+        kind: Option<Kind>,
+        #[serde(default)]
+        labels: std::collections::BTreeMap<String, String>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Kind {
+        VeryGood,
+        Bad,
+    }
+
+    /// What is wrong with a body.
+    fn wrong(json: &str) -> Vec<(String, String)> {
+        let (_, errors) = parse::<Outer>(json.as_bytes()).unwrap();
+        errors.into_iter().map(|error| (error.field, error.message)).collect()
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_told_in_plain_words() {
+        for (json, field, message) in [
+            (r#"{"must": "x"}"#, "must", "must be u8, not the text \"x\""),
+            (r#"{"is_dry": 1}"#, "is_dry", "must be true or false, not the number 1"),
+            (r#"{"inner": {}}"#, "inner", "must be a list, not an object"),
+            (r#"{"inner": [[]]}"#, "inner[0]", "must be a JSON object, not a list"),
+            (r#"{"inner": [{}, 1.5]}"#, "inner[1]", "must be a JSON object, not the number 1.5"),
+            (r#"{"inner": [{"labels": "x"}]}"#, "inner[0].labels", "must be an object of texts, not the text \"x\""),
+            (r#"{"inner": [{"labels": {"a": null}}]}"#, "inner[0].labels.a", "must be a text, not null"),
+            (r#"{"inner": [{"kind": "good"}]}"#, "inner[0].kind", "must be one of very_good, bad, not \"good\""),
+            (r#"{"inner": [{"kind": 5}]}"#, "inner[0].kind", "must be one of very_good, bad"),
+            (
+                r#"{"inner": [{"kind": {"bad": 5}}]}"#,
+                "inner[0].kind",
+                "must be one of very_good, bad, not the number 5",
+            ),
+            (r#"{"must": 1, "must": 2}"#, "must", "must be given once"),
+            ("{}", "must", "is required"),
+            ("true", "$", "must be a JSON object, not true"),
+        ] {
+            assert_eq!(wrong(json), [(field.to_owned(), message.to_owned())], "{json}");
+        }
+        let endless = wrong(&format!("{{\"inner\": [{{\"kind\": \"{}\"}}]}}", "x".repeat(10_000)));
+        assert!(endless[0].1.len() < 200 && endless[0].1.ends_with('…'), "{endless:?}");
+    }
+
+    #[test]
+    fn an_unknown_field_is_told_with_those_there_are_in_its_place() {
+        let json = r#"{"must": 1, "mist": {"a": 1}, "inner": [{"kinds": 1, "labels": {"a": "b"}}]}"#;
+        let told = wrong(json);
+        let message = "is not a field of this request, which takes inner, is_dry, must";
+        assert_eq!(told[0], ("mist".to_owned(), message.to_owned()));
+        let message = "is not a field of inner[0], which takes kind, labels";
+        assert_eq!(told[1..], [("inner[0].kinds".to_owned(), message.to_owned())]);
     }
 
     #[test]

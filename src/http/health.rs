@@ -9,13 +9,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
     Api,
     problem::{FieldError, NOT_READY, Problem},
 };
-use crate::{job::FailureCode, ledger::dollars, limits::budget::Status, metrics::kind};
+use crate::{clock::Timestamp, job::FailureCode, ledger::dollars, limits::budget::Status, metrics::kind};
 
 /// The process serves.
 #[derive(Serialize, ToSchema)]
@@ -37,15 +38,19 @@ pub(super) struct Readiness {
 }
 
 /// What keeps accepted questions from being analysed.
+#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 struct Reason {
-    /// The part of the service: `claude`, `budget`.
+    /// The part of the service: `queue`, `claude`, `budget`.
     field: &'static str,
-    /// Stable, for programs: `authentication_failed`, `billing_failed`, `permission_denied`, `model_not_found`,
-    /// `rate_limited`, `budget_reached`.
+    /// Stable, for programs. Of `queue`: `paused`. Of `claude`: `authentication_failed`, `billing_failed`,
+    /// `permission_denied`, `model_not_found`, `rate_limited`. Of `budget`: `budget_reached`.
     code: &'static str,
     /// For people.
     message: String,
+    /// When it ends by itself; absent where a person has to act first.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    until: Option<Timestamp>,
 }
 
 /// Whether the process serves
@@ -71,10 +76,10 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     if !down.is_empty() {
         return Problem::listing(NOT_READY, down).into_response();
     }
-    let gate = api.limits.gate().map(|closed| Reason {
-        field: "claude",
-        code: closed.reason,
-        message: format!("{}: {}", closed.reason, closed.detail),
+    let gate = api.limits.gate().map(|closed| {
+        let opens_in = closed.until.saturating_duration_since(Instant::now());
+        let until = (!closed.is_held).then(|| api.queue.now().plus(opens_in));
+        Reason { field: "claude", code: closed.reason, message: closed.detail, until }
     });
     let budget = api.limits.budget().filter(|budget| budget.is_reached).map(|budget| Reason {
         field: "budget",
@@ -83,11 +88,13 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
             "the daily budget is reached ({budget}, a call's own need kept free); the queue goes on at {}",
             budget.day_ends_at
         ),
+        until: Some(budget.day_ends_at),
     });
     let paused = api.queue.paused().map(|pause| Reason {
         field: "queue",
         code: "paused",
         message: format!("was paused by {} at {}", pause.by, pause.at),
+        until: None,
     });
     let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(budget).collect();
     Json(Readiness { status: if reasons.is_empty() { "ready" } else { "degraded" }, reasons }).into_response()

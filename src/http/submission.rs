@@ -1,6 +1,9 @@
 //! The body of a question: read once, checked against every limit at once, turned into a submission to the queue.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -99,7 +102,7 @@ pub(super) struct Body {
     /// What you know besides: figures, constraints, history.
     #[schema(max_length = 50_000)]
     context: Option<String>,
-    /// Options that you want considered.
+    /// Options that you want considered, each once, whatever its case.
     #[schema(max_items = 10)]
     options: Option<Vec<String>>,
     /// Its place in the order; `normal` if absent. A step is worth ten minutes of waiting.
@@ -189,11 +192,14 @@ fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<Field
     if options.len() > MAX_OPTIONS {
         wrong("options", format!("must be at most {MAX_OPTIONS}, not {}", options.len()));
     }
+    let mut known = HashMap::new();
     for (option, index) in options.iter().zip(0..MAX_OPTIONS) {
         if option.trim().is_empty() {
             wrong(&format!("options[{index}]"), "must not be blank".to_owned());
         } else if let Some(message) = too_long(option, MAX_OPTION) {
             wrong(&format!("options[{index}]"), message);
+        } else if let Some(first) = known.insert(option.trim().to_lowercase(), index) {
+            wrong(&format!("options[{index}]"), format!("must not be the same as options[{first}]"));
         }
     }
     if let Some(run_at) = body.run_at
@@ -341,7 +347,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_told_at_once() {
-        let options: Vec<&str> = std::iter::repeat_n("x", 11).collect();
+        let options: Vec<String> = (0..11).map(|option| option.to_string()).collect();
         let metadata: BTreeMap<String, &str> = (0..17).map(|key| (format!("k{key}"), "v")).collect();
         let body = json!({
             "qurey": 1, "query": "x".repeat(21), "context": "x".repeat(MAX_CONTEXT + 1), "options": options,
@@ -369,6 +375,12 @@ mod tests {
     }
 
     #[test]
+    fn no_option_may_be_given_twice() {
+        let errors = wrong_text(&json!({"query": "q", "options": ["Buy", "build", " buy ", "Lease"]}).to_string());
+        assert_eq!(errors, [FieldError::new("options[2]", "must not be the same as options[0]")]);
+    }
+
+    #[test]
     fn a_deadline_before_the_start_is_refused() {
         let body = json!({"query": "q", "run_at": at(60), "deadline_seconds": 60});
         assert_eq!(wrong(&body), ["deadline_seconds"]);
@@ -378,11 +390,12 @@ mod tests {
     fn a_wrong_type_is_told_with_its_path_and_the_unknown_fields_before_it() {
         let errors = wrong_text(r#"{"z": 1, "query": "q", "options": ["a", 2]}"#);
         assert_eq!(errors[0].field, "z");
-        let invalid = FieldError::new("options[1]", "invalid type: integer `2`, expected a string");
+        let invalid = FieldError::new("options[1]", "must be a text, not the number 2");
         assert_eq!(errors[1..], [invalid]);
         for (body, field) in [
             (r#"{"query": 5}"#, "query"),
             (r#"{"query": "q", "priority": "urgent"}"#, "priority"),
+            (r#"{"query": "q", "priority": 5}"#, "priority"),
             (r#"{"query": "q", "run_at": "tomorrow"}"#, "run_at"),
             (r#"{"query": "q", "deadline_seconds": 1.5}"#, "deadline_seconds"),
             (r#"{"query": "q", "metadata": {"a": 1}}"#, "metadata.a"),

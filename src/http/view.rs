@@ -75,6 +75,8 @@ pub(super) struct JobView<'a> {
     /// The caller's own labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
+    /// Who asked: the name of the key or token; absent where none was needed.
+    caller: Option<&'a str>,
     /// Who is told when the job ends.
     callback_url: Option<&'a str>,
     /// What came of telling it so far.
@@ -207,6 +209,10 @@ pub(super) struct Links {
     /// The job (GET).
     #[serde(rename = "self")]
     this: String,
+    /// News of the job as it comes, as a stream of events (GET).
+    events: String,
+    /// The job's page, for people (GET).
+    page: String,
     /// Gives the job up (POST); while it is pending.
     cancel: Option<String>,
     /// Puts the job back into the queue (POST); when it has failed or was cancelled.
@@ -237,6 +243,7 @@ impl<'a> JobView<'a> {
             model: request.model.as_deref(),
             prompt_version: request.prompt_version.as_deref(),
             metadata: &request.metadata,
+            caller: request.caller.as_deref(),
             callback_url: request.callback_url.as_deref(),
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
@@ -285,8 +292,10 @@ impl<'a> JobView<'a> {
     fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
-                let eta =
-                    self.queue.as_ref().and_then(|queue| queue.eta_seconds).map_or(Duration::ZERO, Duration::from_secs);
+                let eta = self
+                    .queue
+                    .as_ref()
+                    .map_or(Duration::ZERO, |queue| queue.eta_seconds.map_or(MAX_ETA_INTERVAL, Duration::from_secs));
                 let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(now));
                 let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -351,7 +360,7 @@ pub(super) fn links(job: &Job) -> Links {
         JobState::Succeeded => (None, None),
         JobState::Failed { .. } | JobState::Cancelled => (None, link("retry")),
     };
-    Links { this, cancel, retry }
+    Links { events: format!("{this}/events"), page: format!("/jobs/{}", job.id), this, cancel, retry }
 }
 
 fn json(body: Vec<u8>) -> impl IntoResponse {
@@ -383,7 +392,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::job::{AttemptReport, FailureClass, Job, JobEvent, JobRequest};
+    use crate::{
+        job::{AttemptReport, FailureClass, Job, JobEvent, JobRequest},
+        queue::WaitingFor,
+    };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -437,6 +449,8 @@ mod tests {
                 "attempts": [],
                 "links": {
                     "self": "/api/v1/jobs/00000000-0000-0000-0000-000000000000",
+                    "events": "/api/v1/jobs/00000000-0000-0000-0000-000000000000/events",
+                    "page": "/jobs/00000000-0000-0000-0000-000000000000",
                     "cancel": "/api/v1/jobs/00000000-0000-0000-0000-000000000000/cancel"
                 }
             })
@@ -504,6 +518,14 @@ mod tests {
         let json = json_of(&record, at(9));
         assert_eq!(json["links"]["retry"], format!("{}/retry", path(JobId::nil())));
         assert_eq!(json["links"].get("cancel"), None);
+    }
+
+    #[test]
+    fn a_job_that_waits_for_a_person_sends_pollers_away_for_a_minute() {
+        let record = record(&[]);
+        let outlook = Outlook { position: Some(1), eta_seconds: None, waiting_for: WaitingFor::Gate };
+        let response = JobView::new(&record, at(0)).with_outlook(Some(outlook)).respond(StatusCode::OK, at(0));
+        assert_eq!(response.headers()[header::RETRY_AFTER], "60");
     }
 
     #[test]

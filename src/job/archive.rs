@@ -4,6 +4,7 @@
 use std::{num::NonZeroU64, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use serde_with::{DisplayFromStr, PickFirst, serde_as};
 
 use super::{
     Attempt, FailureCode, Failures, IdempotencyKey, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority,
@@ -28,6 +29,9 @@ pub enum ArchiveError {
 }
 
 /// The life-cycle part of a job, as it stands in a line.
+///
+/// Digests are texts, as many readers of JSON have no whole numbers of 64 bits. Lines that have numbers are read too.
+#[serde_as]
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Life {
     /// The job's id.
@@ -37,8 +41,10 @@ pub struct Life {
     #[serde(default)]
     waited_for: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde_as(as = "Option<PickFirst<(DisplayFromStr, _)>>")]
     caller: Option<NonZeroU64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde_as(as = "Option<PickFirst<(DisplayFromStr, _)>>")]
     question: Option<NonZeroU64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
@@ -258,6 +264,20 @@ mod tests {
         }
         let back = read(&write(&succeeded()).unwrap()).unwrap();
         assert_eq!(back.attempts[0].report.result.as_ref().unwrap().get(), r#"{"b":1,  "a":1.10}"#);
+    }
+
+    #[test]
+    fn a_digest_is_a_text_that_keeps_its_digits_and_is_read_as_a_number_too() {
+        let mut record = record(&[]);
+        (record.job.caller, record.job.question) = (NonZeroU64::new(7), NonZeroU64::new(12_634_982_911_438_402_042));
+        let line = write(&record).unwrap();
+        assert!(line.contains(r#""question":"12634982911438402042""#) && line.contains(r#""caller":"7""#), "{line}");
+        let older = line.replace("\"12634982911438402042\"", "12634982911438402042").replace("\"7\"", "7");
+        for line in [line, older] {
+            assert_eq!(read(&line).unwrap().job, record.job, "{line}");
+        }
+        let line = write(&record).unwrap().replace("\"caller\":\"7\"", "\"caller\":\"seven\"");
+        assert!(matches!(read(&line), Err(ArchiveError::Unreadable(_))));
     }
 
     /// A line as format 1 was first written. Such lines lie in people's archives: this test never changes.

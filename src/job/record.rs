@@ -95,13 +95,17 @@ impl JobRecord {
     pub fn error(&self) -> Option<AttemptError> {
         let JobState::Failed { code } = self.job.state else { return None };
         let last = self.attempts.last().and_then(|attempt| attempt.report.error.as_ref());
-        Some(last.filter(|error| error.code == code).cloned().unwrap_or_else(|| {
-            let message = match code {
-                FailureCode::DeadlineExceeded => "the job's deadline passed before it could run".to_owned(),
-                other => format!("the job failed: {other}"),
-            };
-            AttemptError { code, message }
-        }))
+        let told = last.filter(|error| error.code == code).map(|error| error.message.as_str());
+        let message = match (code, told) {
+            // The attempt's own words are for the model, which is told them when it is asked again.
+            (FailureCode::InvalidOutput, Some(wrong)) => {
+                format!("Claude's answer could not be read as a memo: {wrong}; retry the job")
+            }
+            (_, Some(message)) => message.to_owned(),
+            (FailureCode::DeadlineExceeded, None) => "the job's deadline passed before it could run".to_owned(),
+            (other, None) => format!("the job failed: {other}"),
+        };
+        Some(AttemptError { code, message })
     }
 }
 

@@ -62,8 +62,8 @@ pub struct Allowance {
 pub struct Hold {
     /// What.
     pub waiting_for: WaitingFor,
-    /// How long it will, as far as that is known.
-    pub opens_in: Duration,
+    /// How long it will; none if only a person can end it, so that nobody can tell.
+    pub opens_in: Option<Duration>,
 }
 
 /// The figures that an estimate is made from.
@@ -91,9 +91,10 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
         let position = (run_at <= now).then_some(place + 1);
         return Some(Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
     }
+    let starts_in = start_in(figures, allowance);
     if run_at > now {
         let waiting_for = if job.attempt == 0 { WaitingFor::RunAt } else { WaitingFor::Retry };
-        let eta_seconds = Some((run_at.since(now) + service_time).as_secs());
+        let eta_seconds = starts_in.map(|_| (run_at.since(now) + service_time).as_secs());
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
     let (worker, rate) = (until_a_worker_is_free(figures, allowance), until_its_call(figures, allowance));
@@ -102,7 +103,7 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
         None if allowance.is_exhausted || rate > worker => WaitingFor::RateLimit,
         None => WaitingFor::Worker,
     };
-    let eta_seconds = Some(start_in(figures, allowance).saturating_add(service_time).as_secs());
+    let eta_seconds = starts_in.map(|start| start.saturating_add(service_time).as_secs());
     Some(Outlook { position: Some(place + 1), eta_seconds, waiting_for })
 }
 
@@ -111,10 +112,11 @@ pub(super) fn behind_the_same(service_time: Duration) -> Outlook {
     Outlook { position: None, eta_seconds: Some(service_time.as_secs()), waiting_for: WaitingFor::SameQuestion }
 }
 
-/// How long it takes until a job with so many before it starts.
-pub(super) fn start_in(figures: Figures, allowance: Allowance) -> Duration {
+/// How long it takes until a job with so many before it starts; none if nobody can tell.
+pub(super) fn start_in(figures: Figures, allowance: Allowance) -> Option<Duration> {
     let start = until_a_worker_is_free(figures, allowance).max(until_its_call(figures, allowance));
-    allowance.hold.map_or(Duration::ZERO, |hold| hold.opens_in).saturating_add(start)
+    let held = allowance.hold.map_or(Some(Duration::ZERO), |hold| hold.opens_in)?;
+    Some(held.saturating_add(start))
 }
 
 /// When the rate of calls has let everybody before it through.
@@ -182,7 +184,7 @@ mod tests {
     #[test]
     fn what_holds_the_whole_queue_comes_before_everything() {
         for waiting_for in [WaitingFor::Gate, WaitingFor::Budget] {
-            let hold = Some(Hold { waiting_for, opens_in: Duration::from_secs(30) });
+            let hold = Some(Hold { waiting_for, opens_in: Some(Duration::from_secs(30)) });
             let held = Allowance { hold, is_exhausted: true, ..FREE };
             assert_eq!(ready(0, 0, held), (Some(1), 40, waiting_for));
         }
@@ -202,6 +204,18 @@ mod tests {
         for (run_at, position) in [(at(0), Some(6)), (at(60), None)] {
             let outlook = outlook(&queued(run_at, 0), paused, FREE, at(0)).unwrap();
             assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
+        }
+    }
+
+    #[test]
+    fn of_a_queue_that_a_person_must_set_free_nobody_can_tell_the_end() {
+        let hold = Some(Hold { waiting_for: WaitingFor::Gate, opens_in: None });
+        let held = Allowance { hold, ..FREE };
+        for (run_at, attempt, position, waiting_for) in
+            [(at(0), 1, Some(6), WaitingFor::Gate), (at(60), 1, None, WaitingFor::Retry)]
+        {
+            let outlook = outlook(&queued(run_at, attempt), figures(5, 4), held, at(0)).unwrap();
+            assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for });
         }
     }
 

@@ -91,16 +91,20 @@ impl Queue {
         if pending + more > limit { Err(QueueError::CallerFull { pending, more, limit }) } else { Ok(()) }
     }
 
-    /// Whether a job that is submitted now is likely to have its answer by `until`. Where nothing is known yet, it is.
+    /// Whether a job that is submitted now is likely to have its answer by `until`. Where nothing is known yet, it is,
+    /// unless a person has to act first.
     fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
-        let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else { return true };
+        let allowance = allowance();
+        let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else {
+            return allowance.hold.is_none_or(|hold| hold.opens_in.is_some());
+        };
         let mut figures = self.figures(self.0.order.ahead_of(caller(request), until));
         // Of so many claims one is not for those who wait.
         let share = self.0.policy.ordinary_share as usize;
         let elsewhere =
             if self.0.store.claimable_unwaited() > 0 { share } else { share * order::TURNED_SHARE as usize };
         figures.ahead = figures.ahead * elsewhere / elsewhere.saturating_sub(1).max(1);
-        let start = outlook::start_in(figures, allowance());
+        let Some(start) = outlook::start_in(figures, allowance) else { return false };
         let by = |time| Instant::now().checked_add(time).is_some_and(|answered| answered <= until);
         let met = by(start.saturating_add(needs));
         // One that asks for less than an answer takes is none too many.

@@ -1253,7 +1253,7 @@ async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
     let (first, holds) = ask(&queue, 29).await;
     assert!(holds.is_some() && first.job.waited_for, "ten for the running one, ten of its own");
     assert!(ask(&queue, 29).await.1.is_none(), "ten more");
-    let hold = Hold { waiting_for: WaitingFor::Gate, opens_in: Duration::from_secs(60) };
+    let hold = Hold { waiting_for: WaitingFor::Gate, opens_in: Some(Duration::from_secs(60)) };
     let closed = || Allowance { hold: Some(hold), ..free() };
     let until = Instant::now() + Duration::from_secs(29);
     assert!(queue.ask(Submission::default(), until, closed).await.unwrap().1.is_none(), "no call is made before that");

@@ -153,7 +153,12 @@ async fn a_callers_jobs_are_its_own_with_their_keys_and_their_readers() {
         let jobs = answer.body["jobs"].as_array().unwrap_or_else(|| panic!("{answer:#?}"));
         jobs.iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(ids(&service.admin_get("/api/v1/admin/jobs?caller=alice").await), [alice.id()]);
+    let listed = service.admin_get("/api/v1/admin/jobs?caller=alice").await;
+    assert_eq!(ids(&listed), [alice.id()]);
+    let seen = ask(&service, Some(ALICE), Method::GET, &path, None).await;
+    let names = [&listed.body["jobs"][0]["caller"], &seen.body["caller"], &alice.body["caller"]];
+    assert_eq!(names, [&json!("alice"); 3]);
+    assert_eq!(seen.body["links"]["events"], format!("{path}/events"));
     let own = async |key, query| ask(&service, Some(key), Method::GET, &format!("/api/v1/jobs{query}"), None).await;
     assert_eq!(ids(&own(ALICE, "").await), [alice.id()]);
     assert_eq!(ids(&own(BOB, "?text=same&limit=1").await), [bob.id()]);

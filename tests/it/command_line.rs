@@ -8,7 +8,7 @@ use std::{
 use ceoagent::claude::simulator::Fault;
 use serde_json::Value;
 
-use crate::harness::{Service, Setup, simulator};
+use crate::harness::{Service, Setup, send, simulator};
 
 /// What a command said, and how it ended.
 struct Said {
@@ -290,6 +290,19 @@ fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
             assert!(script.contains(word), "{word} is not completed in {shell}");
         }
     }
+}
+
+#[tokio::test]
+async fn who_asked_is_in_the_listing_and_with_the_job() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url()).with("API_KEYS", "alice:a-key-of-alice-1234");
+    let service = setup.start();
+    let request = service.request(reqwest::Method::POST, "/api/v1/analyze").bearer_auth("a-key-of-alice-1234");
+    let id = send(request.json(&serde_json::json!({"query": "Mine?"}))).await.id();
+    let list = run(client(&setup, &service, &["jobs", "list"])).await;
+    assert!(list.out.contains("CALLER") && list.out.contains(" alice "), "{}{}", list.out, list.err);
+    let show = run(client(&setup, &service, &["jobs", "show", &id])).await;
+    assert!(show.out.contains("Caller     alice\n"), "{}{}", show.out, show.err);
 }
 
 #[tokio::test]

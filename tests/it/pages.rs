@@ -103,6 +103,46 @@ async fn a_question_asked_on_the_page_becomes_a_memo_at_its_own_address() {
 }
 
 #[tokio::test]
+async fn a_question_that_waits_is_told_its_place_and_not_that_its_text_comes_in_a_moment() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let service = Setup::new(&claude.base_url()).with("WORKERS", "1").start();
+    let mut browser = Browser::of(&service);
+    let running = browser.post("/", &[("query", "First?")]).await;
+    claude.wait_for_calls(1).await;
+    let waiting = browser.post("/", &[("query", "Second?")]).await;
+    let soon = "The first words come in a moment.";
+    assert!(browser.get(&running.location).await.text.contains(soon));
+    let text = browser.get(&waiting.location).await.text;
+    assert!(!text.contains(soon) && text.contains("Place 1 in the queue. The answer may be there in "), "{text}");
+    browser.sign_in().await;
+    let queue = browser.get("/admin").await.text;
+    assert!(queue.contains("· oldest: <time "), "{queue}");
+}
+
+#[tokio::test]
+async fn every_page_says_that_claude_is_simulated_where_it_is() {
+    const EN: &str = "Simulated: no money is spent";
+    let setup = Setup::new("http://127.0.0.1:9").without("ANTHROPIC_API_KEY");
+    let demo = setup.start_as(setup.command().arg("demo").env("RUST_LOG", "info"));
+    let id = demo.submit("Should we lease a warehouse?").await.id();
+    let mut browser = Browser::of(&demo);
+    browser.sign_in().await;
+    for path in ["/", "/admin", &format!("/jobs/{id}")] {
+        let text = browser.get(path).await.text;
+        assert!(text.contains(EN), "{path}: {text}");
+    }
+    browser.get("/?lang=zh").await;
+    assert!(browser.get("/").await.text.contains("模拟运行：不产生任何费用"));
+    let log = demo.kill();
+    assert!(!log.contains("at your cost"), "{log}");
+
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    assert!(!Browser::of(&service).get("/").await.text.contains(EN));
+}
+
+#[tokio::test]
 async fn what_users_and_the_model_write_never_becomes_markup() {
     let claude = simulator().await;
     let service = Setup::new(&claude.base_url()).start();
@@ -277,6 +317,12 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
         let home = reader.post("/admin/login", &[("token", key), ("next", "/admin/keys")]).await;
         assert_eq!(home.location, "/", "where it may be");
     }
+    let mut operator = Browser::of(&service);
+    operator.sign_in().await;
+    let queue = operator.get("/admin").await.text;
+    assert!(queue.contains("<th scope=\"col\">Asked by</th>") && queue.contains("<td>alice</td>"), "{queue}");
+    let job = operator.get(&sent.location).await.text;
+    assert!(job.contains("Asked by alice"), "{job}");
 }
 
 #[tokio::test]

@@ -1,8 +1,14 @@
 //! A Claude that is down, slow, broken or unwilling: what becomes of the job, what its history says, and what is called.
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
-use ceoagent::claude::simulator::{ErrorAnswer, Fault, Simulator};
+use ceoagent::{
+    claude::simulator::{ErrorAnswer, Fault, Simulator},
+    clock::{Clock, Timestamp},
+};
 use serde_json::{Value, json};
 
 use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
@@ -122,7 +128,11 @@ async fn held(fault: Fault, code: &str) {
     assert_eq!(history(&job), [("released", code)]);
     assert_eq!((claude.counters().calls, &job["attempts_made"]), (1, &json!(1)));
     let ready = service.get("/health/ready").await.body;
-    assert!(ready["reasons"][0]["message"].as_str().is_some_and(|reason| reason.starts_with(code)), "{ready:#}");
+    assert_eq!(
+        (&ready["reasons"][0]["field"], &ready["reasons"][0]["code"]),
+        (&json!("claude"), &json!(code)),
+        "{ready:#}"
+    );
 }
 
 /// A test for each line, named.
@@ -443,6 +453,9 @@ async fn rubbish_fails_the_job_and_is_shown_as_it_came() {
         service([Fault::Answer("no json".to_owned()), Fault::Answer("{}".to_owned())], &[]).await;
     let job = outcome(&service).await;
     assert_eq!((job["status"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("invalid_output")));
+    let said = "Claude's answer could not be read as a memo: the answer holds no JSON object; retry the job";
+    assert_eq!(job["error"]["message"], said);
+    assert_eq!(job["attempts"][0]["error"]["message"], "the answer holds no JSON object", "no word to the model in it");
     assert_eq!(
         (&job["attempts"][0]["raw_answer"], &job["attempts"][1]["raw_answer"]),
         (&json!("no json"), &json!("{}"))
@@ -468,6 +481,7 @@ async fn an_answer_in_a_fence_amid_prose_is_read() {
 async fn a_rate_limit_gives_the_job_back_unspent_and_closes_the_gate_for_all() {
     let limited = ErrorAnswer::status(429).header("retry-after", "1").into();
     let (service, claude, _setup) = service([limited], &[("MAX_RETRIES", "0")]).await;
+    let before = Clock::system().now();
     let accepted = service.submit("Should we wait?").await;
     claude.wait_for_calls(1).await;
     let ready = loop {
@@ -477,7 +491,14 @@ async fn a_rate_limit_gives_the_job_back_unspent_and_closes_the_gate_for_all() {
             break ready;
         }
     };
-    assert!(ready.body["reasons"][0]["message"].as_str().unwrap().starts_with("rate_limited"), "{ready:#?}");
+    let reason = &ready.body["reasons"][0];
+    assert_eq!((&reason["field"], &reason["code"]), (&json!("claude"), &json!("rate_limited")), "{ready:#?}");
+    assert!(
+        reason["message"].as_str().unwrap().starts_with("Claude answered 429"),
+        "the code is told once: {ready:#?}"
+    );
+    let until: Timestamp = serde_json::from_value(reason["until"].clone()).unwrap();
+    assert!(until.since(before) >= Duration::from_millis(990), "not before Claude said: {ready:#?}");
     let metrics = service.get("/metrics").await;
     assert!(metrics.body.as_str().unwrap().contains("ceoagent_gate_closed 1\n"));
     let job = service.ended(&accepted.id()).await.body;
@@ -495,10 +516,15 @@ async fn a_refused_key_holds_the_queue_and_readiness_says_why() {
     assert_eq!(history(&given_back(&service).await), [("released", "authentication_failed")]);
     let ready = service.get("/health/ready").await;
     assert_eq!((ready.status, ready.body["status"].as_str()), (200, Some("degraded")));
-    let reason = ready.body["reasons"][0]["message"].as_str().unwrap();
-    assert!(reason.starts_with("authentication_failed") && reason.contains("check the API key"), "{reason}");
-    let other = service.post("/api/v1/analyze", &json!({"query": "And now?", "wait": 1})).await;
+    let reason = &ready.body["reasons"][0];
+    assert_eq!((&reason["code"], reason.get("until")), (&json!("authentication_failed"), None), "{ready:#?}");
+    assert!(reason["message"].as_str().unwrap().contains("check the API key"), "{ready:#?}");
+    let asked = Instant::now();
+    let other = service.post("/api/v1/analyze", &json!({"query": "And now?", "wait": true})).await;
     assert_eq!((other.status, other.body["attempts"].clone()), (202, json!([])), "{other:#?}");
+    let waits = json!({"position": 2, "waiting_for": "gate"});
+    assert_eq!(other.body["queue"], waits, "when somebody mends it, nobody can tell");
+    assert!(asked.elapsed() < Duration::from_secs(15), "there is nothing to wait for");
     assert_eq!(claude.counters().calls, 1, "no other job is sent into the same wall");
     let log = service.kill();
     assert!(log.contains("the queue is held") && !log.contains("sk-test-secret"), "{log}");

@@ -178,6 +178,20 @@ async fn a_failed_job_whose_kept_answer_is_read_after_all_is_told_again_as_a_suc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_not_taken_is_a_warning() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).start();
+    let (url, mut arrived) = receiver().await;
+    ask(&service, "Is anybody there?", &url).await;
+    arrived.recv().await.unwrap().take(500);
+    service.until_said("webhook not taken");
+    let log = service.kill();
+    let line = log.lines().find(|line| line.contains("webhook not taken")).unwrap();
+    assert!(line.contains(" WARN ") && line.contains("http.status=500"), "{line}");
+    assert!(!log.contains("webhook sent"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_kill_while_a_message_is_under_way_sends_it_again_under_the_same_id() {
     let claude = simulator().await;
     let setup = setup(&claude.base_url());

@@ -54,7 +54,7 @@ function follow(state) {
   const draft = document.getElementById("draft");
   const source = new EventSource(state.dataset.follow);
   const over = () => { source.close(); location.reload(); };
-  const look = () => refresh(["state"]).then((page) => {
+  const look = () => refresh(["state", "draft-hint"]).then((page) => {
     if (!page?.getElementById("state")?.dataset.follow) over();
   });
   source.addEventListener("status", () => look().catch(() => {}));
