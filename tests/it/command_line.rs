@@ -261,16 +261,39 @@ async fn an_operator_looks_at_a_service_holds_it_and_lets_it_go_on() {
     let id = service.submit("Does it wait?").await.id();
     let stats = run(client(&setup, &service, &["stats"])).await;
     assert_eq!(stats.code, Some(0), "{}", stats.err);
-    for words in ["1 queued", "8, 0 attempts under way", "1 submitted", "Paused"] {
+    for words in ["1 queued", "8, 0 attempts under way", "a guess", "1 submitted", "0 tokens", "Paused"] {
         assert!(stats.out.contains(words), "{words:?} is not in {}", stats.out);
     }
+    assert!(!stats.out.contains("Budget"), "there is none: {}", stats.out);
+    let again = run(client(&setup, &service, &["pause"])).await;
+    assert!(again.out.starts_with("the queue was paused already, by admin_token since 2"), "{}", again.out);
     let resume = run(client(&setup, &service, &["resume"])).await;
-    assert_eq!((resume.code, resume.out.as_str()), (Some(0), "the queue is not paused\n"), "{}", resume.err);
+    assert_eq!(resume.code, Some(0), "{}", resume.err);
+    assert!(resume.out.starts_with("the queue goes on; it was paused by admin_token since 2"), "{}", resume.out);
+    let again = run(client(&setup, &service, &["resume"])).await;
+    assert_eq!((again.code, again.out.as_str()), (Some(0), "the queue was not paused\n"), "{}", again.err);
     assert_eq!(service.ended(&id).await.body["status"], "succeeded");
     let json = run(client(&setup, &service, &["stats", "--json"])).await;
-    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap()["jobs"]["succeeded"], 1);
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json["jobs"]["succeeded"], &json["usage"]["spent_today"]["calls"]), (&1.into(), &1.into()));
     let stranger = run(client(&setup, &service, &["pause", "--token", "not-the-right-one"])).await;
     assert_eq!(stranger.code, Some(4), "{}", stranger.err);
+}
+
+#[tokio::test]
+async fn the_figures_tell_that_the_budget_holds_the_queue() {
+    let claude = simulator().await;
+    // Room for one call at its most, and once that has spent anything for no other.
+    let setup = Setup::new(&claude.base_url()).with("DAILY_TOKEN_BUDGET", "21000");
+    let service = setup.start();
+    service.ended(&service.submit("The only one today?").await.id()).await;
+    let stats = run(client(&setup, &service, &["stats"])).await;
+    assert!(
+        stats.out.contains("of 21000 tokens used") && stats.out.contains("the queue goes on at 2"),
+        "{}",
+        stats.out
+    );
+    assert!(stats.out.contains("by 1 calls") && !stats.out.contains("a guess"), "{}", stats.out);
 }
 
 #[test]
