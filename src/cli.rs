@@ -68,8 +68,8 @@ enum Command {
     Pause(Box<operate::Operate>),
     /// Have a paused service go on; needs the admin token
     Resume(Box<operate::Operate>),
-    /// Ask a running service whether it is well; exit code 1 if it is not
-    Healthcheck(Box<Settings>),
+    /// Ask a running service whether it is well, or with --ready whether it takes questions; exit code 1 if not
+    Healthcheck(Box<healthcheck::Healthcheck>),
     /// Write all jobs to standard output as JSON lines
     Export(Box<export::Export>),
     /// Hand the data folder to the user that the service runs as; for container engines, needs root
@@ -91,11 +91,28 @@ enum Command {
     },
 }
 
-/// Commands that talk to a service and are none: the service's settings would hide their own in the help.
-const CLIENTS: [&str; 8] = ["analyze", "jobs", "keys", "stats", "pause", "resume", "export", "import"];
+/// Commands that take all settings of the service, which would bury their own in the help, and the settings that matter
+/// there.
+const BRIEF: [(&str, &[&str]); 12] = [
+    ("demo", &["host", "port", "data_dir", "model_name"]),
+    ("analyze", &[]),
+    ("jobs", &[]),
+    ("keys", &[]),
+    ("stats", &[]),
+    ("pause", &[]),
+    ("resume", &[]),
+    ("healthcheck", &["host", "port"]),
+    ("export", &[]),
+    ("own-data", &["data_dir"]),
+    ("import", &[]),
+    ("loadtest", &["data_dir", "workers", "claim_order", "max_queued_jobs"]),
+];
 
 /// The heading under which the service's settings stand in the help.
 const SETTINGS: &str = "Settings";
+
+/// The heading where only some of them do.
+const SOME_SETTINGS: &str = "Settings, with all others of `ceoagent serve --help`";
 
 /// Exit code where the service refused. Not 2, which is that of a wrong command line.
 const REFUSED: u8 = 4;
@@ -137,12 +154,22 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// The command line as it is parsed, helped with and completed.
 fn command() -> clap::Command {
-    let hide = |arg: clap::Arg| {
-        let is_setting = arg.get_help_heading() == Some(SETTINGS);
-        arg.hide(is_setting)
-    };
-    let command = CLIENTS.iter().fold(Cli::command(), |command, name| {
-        command.mut_subcommand(name, |client| client.mut_args(hide).mut_subcommands(|action| action.mut_args(hide)))
+    let command = BRIEF.iter().fold(Cli::command(), |command, (name, shown)| {
+        let shorten = |arg: clap::Arg| match arg.get_help_heading() {
+            Some(SETTINGS) if shown.contains(&arg.get_id().as_str()) => {
+                // Listed with what each means, they would have the whole help take four lines an option.
+                arg.help_heading(SOME_SETTINGS).hide_possible_values(true)
+            }
+            Some(SETTINGS) => arg.hide(true),
+            _ => arg,
+        };
+        command.mut_subcommand(name, |command| {
+            command.mut_args(shorten).mut_subcommands(|action| action.mut_args(shorten))
+        })
+    });
+    let command = command.mut_subcommand("demo", |demo| {
+        let help = "IP address to listen on; 127.0.0.1, for this machine alone, if not set";
+        demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
     ignore_empty_environment(command)
 }
@@ -170,7 +197,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         Command::Stats(operate) => operate.run(operate::Deed::Look),
         Command::Pause(operate) => operate.run(operate::Deed::Pause),
         Command::Resume(operate) => operate.run(operate::Deed::Resume),
-        Command::Healthcheck(settings) => healthcheck::run(&settings),
+        Command::Healthcheck(check) => check.run(),
         Command::Export(export) => export.run(),
         Command::OwnData(own_data) => own_data.run(),
         Command::Import(import) => import.run(),

@@ -306,7 +306,18 @@ fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
     }
     assert!(!analyze.contains("--max-overload-retries"), "{analyze}");
     assert!(help(&["serve", "--help"]).contains("--max-overload-retries"));
-    assert!(!help(&["jobs", "list", "--help"]).contains("--max-overload-retries"));
+    for command in [&["demo"][..], &["loadtest"], &["healthcheck"], &["own-data"], &["jobs", "list"], &["stats"]] {
+        let text = help(&[command, &["--help"]].concat());
+        assert!(!text.contains("--max-overload-retries") && text.lines().count() <= 60, "{command:?}: {text}");
+    }
+    for (command, setting) in [("demo", "--host"), ("loadtest", "--workers"), ("own-data", "--data-dir")] {
+        let text = help(&[command, "--help"]);
+        assert!(text.contains(setting) && text.contains("all others of `ceoagent serve --help`"), "{text}");
+    }
+    assert!(!help(&["demo", "--help"]).contains("0.0.0.0"), "it listens on this machine alone");
+    let hidden = setup.command().args(["loadtest", "--max-overload-retries=1001"]).output().unwrap();
+    let hidden = Said::from(hidden);
+    assert!(hidden.code == Some(2) && hidden.err.contains("from 0 to 1000"), "it is taken: {}", hidden.err);
     for shell in ["bash", "zsh", "fish"] {
         let script = help(&["completions", shell]);
         for word in ["analyze", "watch", "completions", "idempotency-key"] {
