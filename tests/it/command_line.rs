@@ -194,6 +194,87 @@ async fn jobs_are_listed_shown_watched_cancelled_and_retried() {
 }
 
 #[tokio::test]
+async fn all_jobs_that_meet_conditions_are_retried_or_cancelled_once_that_is_confirmed() {
+    let claude = simulator().await;
+    claude.script(std::iter::repeat_n(Fault::Refusal, 25));
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    for n in 0..25 {
+        service.ended(&service.submit(&format!("Refused {n}?")).await.id()).await;
+    }
+    service.admin_post("/api/v1/admin/queue/pause", &serde_json::json!({})).await;
+    let jobs = async |args: &[&str]| run(client(&setup, &service, &[&["jobs"], args].concat())).await;
+    let count = async |status: &str| service.admin_get("/api/v1/admin/jobs").await.body["total"][status].clone();
+
+    let unconfirmed = jobs(&["retry", "--status=failed", "--text=refused"]).await;
+    assert_eq!((unconfirmed.code, unconfirmed.out.as_str()), (Some(1), ""));
+    for words in ["25 jobs would be queued again", "US dollars", "nothing was changed", "--yes"] {
+        assert!(unconfirmed.err.contains(words), "{words:?} is not in {}", unconfirmed.err);
+    }
+    assert_eq!(count("failed").await, 25);
+    let retried = jobs(&["retry", "--status=failed", "--text=refused", "--yes"]).await;
+    assert_eq!((retried.code, retried.out.as_str()), (Some(0), "25 jobs queued again\n"), "{}", retried.err);
+    assert_eq!(count("queued").await, 25, "more than a page of the listing");
+    let none = jobs(&["retry", "--status=failed"]).await;
+    assert_eq!(none.code, Some(0), "nothing to do needs no word: {}", none.err);
+    assert!(none.out.starts_with("0 jobs"), "{}", none.out);
+    let some = jobs(&["cancel", "--text", "Refused 1", "--yes"]).await;
+    assert_eq!(some.out, "11 jobs cancelled\n", "{}", some.err);
+    assert_eq!((count("cancelled").await, count("queued").await), (11.into(), 14.into()));
+
+    for (wrong, words) in [(&["retry"][..], "--status failed"), (&["retry", "some-id", "--status=failed"], "<ID>")] {
+        let said = jobs(wrong).await;
+        assert!(said.code == Some(2) && said.err.contains(words), "{wrong:?}: {}", said.err);
+    }
+    let refused = jobs(&["cancel", "--status=failing", "--yes"]).await;
+    assert_eq!(refused.code, Some(4), "{}", refused.err);
+    let label = jobs(&["cancel", "--metadata=team", "--yes"]).await;
+    assert!(label.code == Some(1) && label.err.contains("KEY=VALUE"), "{}", label.err);
+}
+
+#[tokio::test]
+async fn the_ids_of_jobs_are_read_from_standard_input() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    service.admin_post("/api/v1/admin/queue/pause", &serde_json::json!({})).await;
+    let (first, second) = (service.submit("The first?").await.id(), service.submit("The second?").await.id());
+    let cancel = async |ids: String| -> Said {
+        let mut child = client(&setup, &service, &["jobs", "cancel", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(ids.as_bytes()).unwrap();
+        tokio::task::spawn_blocking(move || child.wait_with_output().unwrap().into()).await.unwrap()
+    };
+    let said = cancel(format!("{first}\n\n  {second} nonsense\n")).await;
+    assert_eq!((said.code, said.out), (Some(4), format!("{first} cancelled\n{second} cancelled\n")), "{}", said.err);
+    assert!(said.err.contains("nonsense: ") && said.err.contains("invalid_job_id"), "{}", said.err);
+    let none = cancel(String::new()).await;
+    assert_eq!((none.code, none.out + &none.err), (Some(0), String::new()), "an empty list is no failure");
+}
+
+#[tokio::test]
+async fn a_job_is_shown_with_what_it_cost_and_why_it_failed_once() {
+    let claude = simulator().await;
+    claude.script([Fault::Normal, Fault::Refusal]);
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let show = async |id: &str| run(client(&setup, &service, &["jobs", "show", id])).await;
+    let done = service.submit("Done?").await.id();
+    let job = service.ended(&done).await.body;
+    let cost = format!("{:.4} US dollars", job["cost_usd"].as_f64().unwrap());
+    let said = show(&done).await;
+    for words in [cost.as_str(), " output\n", "claude-sonnet-5-5"] {
+        assert!(said.out.contains(words), "{words:?} is not in {}", said.out);
+    }
+    let failed = service.submit("Failed?").await.id();
+    let job = service.ended(&failed).await.body;
+    let why = job["error"]["message"].as_str().unwrap();
+    let said = show(&failed).await;
+    assert_eq!((said.code, said.err.as_str()), (Some(3), ""));
+    assert_eq!(said.out.matches(why).count(), 1, "{}", said.out);
+    assert!(said.out.contains("(refused)"), "{}", said.out);
+}
+
+#[tokio::test]
 async fn the_token_of_this_machines_service_goes_to_no_other() {
     let claude = simulator().await;
     let setup = Setup::new(&claude.base_url()).without("ADMIN_TOKEN");
