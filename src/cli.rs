@@ -171,6 +171,13 @@ fn command() -> clap::Command {
         let help = "IP address to listen on; 127.0.0.1, for this machine alone, if not set";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
+    let command = command.mut_subcommand("analyze", |analyze| {
+        let help = "Version of the prompts; the service's own setting if absent";
+        analyze.mut_arg("prompt_version", |version| {
+            let version = version.help(help).help_heading(None::<&str>).value_name("VERSION");
+            version.hide(false).hide_env(true).hide_default_value(true)
+        })
+    });
     ignore_empty_environment(command)
 }
 
@@ -191,7 +198,10 @@ fn try_run() -> anyhow::Result<ExitCode> {
             demo.settings.validate()?;
             demo.run(host_is_set)
         }
-        Command::Analyze(analyze) => analyze.run(),
+        Command::Analyze(analyze) => {
+            let given = matches.subcommand().and_then(|(_, given)| given.value_source("prompt_version"));
+            analyze.run(given == Some(ValueSource::CommandLine))
+        }
         Command::Jobs(jobs) => jobs.run(),
         Command::Keys(keys) => keys.run(),
         Command::Stats(operate) => operate.run(operate::Deed::Look),

@@ -3,9 +3,10 @@
 use std::{
     io::{Read, Write},
     process::{Command, Output, Stdio},
+    time::{Duration, SystemTime},
 };
 
-use ceoagent::claude::simulator::Fault;
+use ceoagent::{claude::simulator::Fault, clock::Timestamp};
 use serde_json::Value;
 
 use crate::harness::{Service, Setup, simulator};
@@ -272,6 +273,34 @@ async fn a_job_is_shown_with_what_it_cost_and_why_it_failed_once() {
     assert_eq!((said.code, said.err.as_str()), (Some(3), ""));
     assert_eq!(said.out.matches(why).count(), 1, "{}", said.out);
     assert!(said.out.contains("(refused)"), "{}", said.out);
+}
+
+#[tokio::test]
+async fn a_question_takes_every_field_of_the_service() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url())
+        .with("WEBHOOK_SECRET", "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+        .with("WEBHOOK_ALLOW_PRIVATE", "true");
+    let service = setup.start();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_hours(1);
+    let at = Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()).to_string();
+    let args = ["analyze", "Later?", "--detach", "--run-at", &at, "--deadline=7200", "--prompt-version=v1"];
+    let hook = ["--callback-url", "http://127.0.0.1:9/hook"];
+    let asked = run(client(&setup, &service, &[&args[..], &hook[..]].concat())).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.err);
+    let job = service.get(&format!("/api/v1/jobs/{}", asked.out.trim())).await.body;
+    assert_eq!((&job["run_at"], &job["prompt_version"]), (&at.as_str().into(), &"v1".into()), "{job:#}");
+    assert_eq!((&job["callback_url"], job["deadline_at"].is_string()), (&hook[1].into(), true), "{job:#}");
+    let shown = run(client(&setup, &service, &["jobs", "show", asked.out.trim()])).await;
+    for words in [at.as_str(), "Deadline", "waits for run_at", "waits for the job's end, to http://127.0.0.1:9/hook"] {
+        assert!(shown.out.contains(words), "{words:?} is not in {}", shown.out);
+    }
+
+    let plain = run(client(&setup, &service, &["analyze", "Now?", "--json"])).await;
+    let plain: Value = serde_json::from_str(&plain.out).unwrap();
+    assert!(plain["prompt_version"].is_null(), "the setting's default is not the question's: {plain:#}");
+    let unknown = run(client(&setup, &service, &["analyze", "Now?", "--prompt-version=v99"])).await;
+    assert!(unknown.code == Some(4) && unknown.err.contains("prompt_version"), "{}", unknown.err);
 }
 
 #[tokio::test]
