@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    fn stats(succeeded: u64, budget: Value) -> Value {
+    fn stats(succeeded: u64, budget: &Value) -> Value {
         json!({
             "attempt_seconds": 20.0, "workers": 8, "running_attempts": 0, "paused": null,
             "since_start": {"succeeded": succeeded},
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn what_was_spent_is_told_and_a_budget_only_where_there_is_one() {
-        let text = told(&stats(1, Value::Null), false);
+        let text = told(&stats(1, &Value::Null), false);
         let spent = "1234 tokens, 0.0123 US dollars, by 3 calls (1 of them of models without a price); \
                      at most 16010 tokens, 0.1600 US dollars more for calls of unknown end";
         assert!(text.contains(spent), "{text}");
@@ -196,7 +196,7 @@ mod tests {
             "tokens": {"limit": 100_000, "spent": 85_000}, "cost_usd": {"limit": 5.0, "spent": 1.234},
             "is_reached": true, "is_nearly_used": true, "resets_at": "2026-11-24T00:00:00.000Z"
         });
-        let text = told(&stats(1, budget), false);
+        let text = told(&stats(1, &budget), false);
         for words in
             ["85000 of 100000 tokens used, 1.23 of 5.00 US dollars used", "goes on at 2026-11-24T00:00:00.000Z"]
         {
@@ -206,8 +206,8 @@ mod tests {
 
     #[test]
     fn how_long_an_attempt_takes_is_marked_as_a_guess_until_one_was_measured() {
-        assert!(told(&stats(0, Value::Null), false).contains("of 20.0 s each (a guess: none was measured yet)"));
-        assert!(!told(&stats(1, Value::Null), false).contains("guess"));
+        assert!(told(&stats(0, &Value::Null), false).contains("of 20.0 s each (a guess: none was measured yet)"));
+        assert!(!told(&stats(1, &Value::Null), false).contains("guess"));
     }
 
     #[test]
