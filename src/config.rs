@@ -880,11 +880,23 @@ mod tests {
         for arg in command().get_arguments() {
             let name = arg.get_env().unwrap().to_str().unwrap();
             let default = arg.get_default_values().first().map_or("", |value| value.to_str().unwrap());
-            write!(expected, "\n# {}\n{name}={default}\n", arg.get_help().unwrap()).unwrap();
+            // A default that stood there as a setting would be taken for one that was made.
+            let mark = if default.is_empty() { "" } else { "#" };
+            write!(expected, "\n# {}\n{mark}{name}={default}\n", arg.get_help().unwrap()).unwrap();
         }
         let example = include_str!("../.env.example");
         let (_, settings) = example.split_once("\n\n").expect("an introduction, a blank line, the settings");
         assert_eq!(settings.trim_end(), expected.trim(), "expected:\n{expected}");
+    }
+
+    #[test]
+    fn a_copy_of_the_example_file_sets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DOTENV);
+        fs::write(&path, include_str!("../.env.example")).unwrap();
+        let entries = read_dotenv(&path).unwrap();
+        assert!(entries.iter().any(|(name, _)| name == "ANTHROPIC_API_KEY"));
+        assert!(entries.iter().all(|(_, value)| value.is_empty()), "{entries:?}");
     }
 
     #[test]

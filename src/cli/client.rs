@@ -96,6 +96,9 @@ pub(super) struct Refusal {
     request_id: String,
     #[serde(default)]
     errors: Vec<Wrong>,
+    /// It comes from a service on this machine.
+    #[serde(skip)]
+    is_here: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -106,20 +109,26 @@ struct Wrong {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = clean(&self.code);
         match &self.errors[..] {
-            [] => write!(f, "{}", clean(&self.detail))?,
+            [] => write!(f, "{} ({code})", clean(&self.detail))?,
             errors => {
-                f.write_str("the service does not take this:")?;
+                write!(f, "the service does not take this ({code}):")?;
                 for wrong in errors {
                     write!(f, "\n  {}: {}", clean(&wrong.field), clean(&wrong.message))?;
                 }
-                f.write_str("\n")?;
             }
         }
         if self.code == "unauthorized" {
-            f.write_str("; set CEOAGENT_TOKEN, or give --token")?;
+            f.write_str("\n  set CEOAGENT_TOKEN, or give --token")?;
+            if self.is_here {
+                f.write_str("; for the service of `ceoagent demo`, set DATA_DIR=data/demo")?;
+            }
         }
-        write!(f, " ({}, request {})", clean(&self.code), clean(&self.request_id))
+        match self.request_id.as_str() {
+            "" => Ok(()),
+            id => write!(f, "\n  request {}", clean(id)),
+        }
     }
 }
 
@@ -212,7 +221,7 @@ impl Client {
             return Ok((headers, text));
         }
         Err(match serde_json::from_str(&text) {
-            Ok(refusal) => ClientError::Refused(Box::new(refusal)),
+            Ok(refusal) => ClientError::Refused(Box::new(Refusal { is_here: is_at_home(&self.base), ..refusal })),
             Err(_) => self.foreign(status, &text),
         })
     }
@@ -252,13 +261,18 @@ pub(super) fn base(url: &str) -> Result<String, ClientError> {
 
 /// The address of the service that HOST and PORT belong to, seen from this machine.
 pub(super) fn local_base(settings: &Settings) -> String {
-    let host = match settings.host {
-        // A service that listens everywhere is asked here.
+    link(SocketAddr::new(settings.host, settings.port))
+}
+
+/// Where what listens on `address` is reached from this machine.
+pub(super) fn link(address: SocketAddr) -> String {
+    let host = match address.ip() {
+        // What listens everywhere is asked here.
         IpAddr::V4(host) if host.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(host) if host.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         host => host,
     };
-    format!("http://{}", SocketAddr::new(host, settings.port))
+    format!("http://{}", SocketAddr::new(host, address.port()))
 }
 
 /// The admin token of the service on this machine, if this user may read it.
@@ -287,16 +301,24 @@ mod tests {
             "request_id": "r1"
         });
         let refusal: Refusal = serde_json::from_value(problem).unwrap();
-        assert_eq!(refusal.to_string(), "the queue is full (queue_full, request r1)");
+        assert_eq!(refusal.to_string(), "the queue is full (queue_full)\n  request r1");
         assert!(ClientError::Refused(Box::new(refusal)).may_pass());
         let problem = serde_json::json!({
             "status": 422, "code": "validation_failed", "detail": "query: must not be blank", "request_id": "r2",
             "errors": [{"field": "query", "message": "must not be blank"}, {"field": "model", "message": "must be short"}]
         });
         let refusal: Refusal = serde_json::from_value(problem).unwrap();
-        let told = refusal.to_string();
-        assert!(told.contains("\n  query: must not be blank\n  model: must be short\n"), "{told}");
+        let told = "the service does not take this (validation_failed):\n  query: must not be blank\n  \
+                    model: must be short\n  request r2";
+        assert_eq!(refusal.to_string(), told);
         assert!(!ClientError::Refused(Box::new(refusal)).may_pass());
+    }
+
+    #[test]
+    fn a_link_is_one_that_a_browser_of_this_machine_can_open() {
+        let link = |address: &str| link(address.parse().unwrap());
+        assert_eq!([link("0.0.0.0:80"), link("[::]:80")], ["http://127.0.0.1:80", "http://[::1]:80"]);
+        assert_eq!(link("10.0.0.7:8000"), "http://10.0.0.7:8000");
     }
 
     #[test]
