@@ -23,11 +23,16 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use clap::{
+    CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
+};
 use clap_complete::Shell;
 
 use self::client::ClientError;
-use crate::config::{Settings, ignore_empty_environment, load_dotenv};
+use crate::config::{Dotenv, Settings, ignore_empty_environment, load_dotenv};
 
 /// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
 #[derive(Parser, Debug)]
@@ -124,13 +129,38 @@ pub fn run() -> ExitCode {
         // Whoever read has seen enough: `ceoagent jobs list | head` is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // The chain of causes on one line, as people read errors.
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            let _ = writeln!(io::stderr(), "error: {}", told(&error));
             match error.downcast_ref() {
                 Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// The chain of causes on one line, as people read errors; without those that are told already by what they caused.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        before if before.contains(&cause) => told,
+        before => format!("{before}: {cause}"),
+    })
+}
+
+/// Has an error about a value that nobody gave on the command line say where the value is from.
+fn tell_source(error: &mut clap::Error, dotenv: &Dotenv) {
+    let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return };
+    // `--max-retries <MAX_RETRIES>`
+    let flag = arg.split([' ', '=']).next().unwrap_or_default().to_owned();
+    let is_given = |arg: &str| arg.strip_prefix(&flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='));
+    let is_about_a_value = matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation);
+    if !is_about_a_value || std::env::args().any(|arg| is_given(&arg)) {
+        return;
+    }
+    let name = flag.trim_start_matches('-').replace('-', "_").to_uppercase();
+    if let Some(source) = dotenv.source(&name) {
+        let tip = StyledStr::from(format!("the value is that of {source}"));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
     }
 }
 
@@ -182,8 +212,14 @@ fn command() -> clap::Command {
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {
-    load_dotenv()?;
-    let matches = command().get_matches();
+    let dotenv = load_dotenv()?;
+    for (name, meant) in &dotenv.misspelt {
+        writeln!(io::stderr(), "warning: {name} in the settings file .env is no setting; is {meant} meant?")?;
+    }
+    let matches = command().try_get_matches().unwrap_or_else(|mut error| {
+        tell_source(&mut error, &dotenv);
+        error.exit()
+    });
     refuse_key_as_flag(&matches)?;
     let host_is_set = matches.subcommand().is_some_and(|(_, given)| {
         given.try_contains_id("host").is_ok() && given.value_source("host") != Some(ValueSource::DefaultValue)
@@ -230,5 +266,20 @@ fn try_run() -> anyhow::Result<ExitCode> {
             io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("in use (os error 98)").context("can't listen on x: in use (os error 98); stop it");
+        assert_eq!(told(&error), "can't listen on x: in use (os error 98); stop it");
+        let error = anyhow!("no route").context("no answer").context("it broke off");
+        assert_eq!(told(&error), "it broke off: no answer: no route");
     }
 }

@@ -1,14 +1,15 @@
-//! The first minutes of a new user: a copied settings file, the demo.
+//! The first minutes of a new user: a copied settings file, a mistake in it, the demo.
 
 use std::{
     fs,
     io::{BufRead, BufReader},
     net::TcpStream,
     os::unix::fs::PermissionsExt,
+    path::Path,
     process::Child,
 };
 
-use crate::harness::{Setup, simulator};
+use crate::harness::{Setup, below_a_file, simulator};
 
 /// A setup that finds no key and no address but what a test writes into `.env`.
 fn setup() -> Setup {
@@ -97,4 +98,58 @@ async fn a_demo_that_ends_names_the_admin_page_and_its_token_and_asks_claude_whe
     assert!(status.success() && said.contains("Asking claude-sonnet-5-5 with your key."), "{said}");
     assert!(said.contains("/admin\nwith the admin token in data/demo/admin-token."), "{said}");
     assert_eq!(claude.counters().calls, 1);
+}
+
+#[test]
+fn a_wrong_value_that_nobody_typed_is_told_with_where_it_is_from() {
+    let mut setup = setup();
+    let tip = |setup: &Setup, args: &[&str]| {
+        let (status, said) = setup.run(args);
+        assert_eq!(status.code(), Some(2), "{said}");
+        said.lines().find_map(|line| Some(line.trim().strip_prefix("tip: ")?.to_owned()))
+    };
+    write_dotenv(&setup, "WORKERS=abc\nON_UNKNOWN_OUTCOME=ignore\n");
+    assert_eq!(tip(&setup, &["serve"]).unwrap(), "the value is that of WORKERS in the settings file .env");
+    assert_eq!(
+        tip(&setup, &["serve", "--workers=1"]).unwrap(),
+        "the value is that of ON_UNKNOWN_OUTCOME in the settings file .env"
+    );
+    setup.set("WORKERS", "def");
+    assert_eq!(tip(&setup, &["serve"]).unwrap(), "the value is that of the environment variable WORKERS");
+    assert_eq!(tip(&setup, &["serve", "--workers=ghi"]), None);
+    assert_eq!(tip(&setup, &["serve", "--workers", "ghi"]), None);
+}
+
+#[test]
+fn a_misspelt_name_in_the_settings_file_is_told_with_the_one_that_is_meant() {
+    let setup = setup().with("PORTS", "1");
+    write_dotenv(&setup, "WORKRES=3\nRUST_LOG=info\nADMIN_TOKEN=a-token-for-tests-only\n");
+    let output = setup.command().arg("openapi").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said, "warning: WORKRES in the settings file .env is no setting; is WORKERS meant?\n");
+}
+
+#[test]
+fn an_issuer_of_tokens_without_keys_to_check_them_by_stops_the_start() {
+    let setup = setup().with("ANTHROPIC_API_KEY", "sk-test-secret").with("JWT_ISSUER", "https://issuer.example");
+    let (status, said) = setup.run(&["serve"]);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("JWT_ISSUER") && said.contains("JWT_KEYS_FILE"), "{said}");
+}
+
+#[test]
+fn why_a_start_failed_is_told_once() {
+    let setup = setup().with("ANTHROPIC_API_KEY", "sk-test-secret");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let nowhere = below_a_file(&setup);
+    let told = |name: &str, value: &str| {
+        let (status, said) = setup.run(&["serve", &format!("--{name}={value}"), "--host=127.0.0.1"]);
+        assert!(!status.success() && said.contains("(os error "), "{said}");
+        assert_eq!(said.matches("(os error ").count(), 1, "{said}");
+    };
+    told("port", &port);
+    told("prompts-dir", "no-such-folder");
+    told("data-dir", Path::new(&nowhere).to_str().unwrap());
 }
