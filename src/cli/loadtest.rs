@@ -74,10 +74,10 @@ const NO_TOKEN_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not ze
 /// The load, and where its report goes.
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "What the report tells as `in time under load, N of M possible`: N memos came within 30 s of their
-questions, and before the last question was sent. M could have: the capacity (WORKERS by --latency,
-or --capacity) times the seconds of the load, or the number of clients that wait where that is less.
-Memos that come after the load don't count, so some are always missing."
+    after_help = "What the report tells as `in time under load N of M possible`: N memos came within 30 s of their
+questions, and before the last question was sent. M could have: the capacity (WORKERS / --latency
+answers a second, or --capacity) times the seconds of the load, or the number of clients that wait
+where that is less. What comes after the last question doesn't count, so some are always missing."
 )]
 pub struct Loadtest {
     /// Load this service instead of one started here; if it asks the real Claude, every question is billed
