@@ -220,7 +220,7 @@ impl App {
         let (store, claude) = open(settings, api_key, &clock, &metrics).await?;
         let (admin_token, is_new) = match &settings.admin_token {
             Some(token) => (token.clone(), false),
-            None => keep_token(&settings.data_dir.join(TOKEN_FILE))?,
+            None => keep_token(&admin_token_file(&settings.data_dir))?,
         };
         let fallbacks = settings.fallback_models.clone();
         let agent = Agent::new(claude.clone(), prompts.clone(), agent_config(settings), fallbacks, prices(settings));
@@ -574,8 +574,13 @@ fn drop_stalled_readers(_: &TcpListener) {}
 
 /// The admin token that a service keeps in `data_dir`, if there is one that this user may read.
 pub fn kept_admin_token(data_dir: &Path) -> Option<SecretString> {
-    let text = fs::read_to_string(data_dir.join(TOKEN_FILE)).ok()?;
+    let text = fs::read_to_string(admin_token_file(data_dir)).ok()?;
     Some(text.trim()).filter(|token| !token.is_empty()).map(Into::into)
+}
+
+/// Where a service with this data folder keeps its admin token, unless ADMIN_TOKEN is set.
+pub fn admin_token_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(TOKEN_FILE)
 }
 
 /// An origin as browsers send it.

@@ -23,11 +23,16 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use clap::{
+    CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
+};
 use clap_complete::Shell;
 
 use self::client::ClientError;
-use crate::config::{Settings, ignore_empty_environment, load_dotenv};
+use crate::config::{Dotenv, Settings, ignore_empty_environment, load_dotenv};
 
 /// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
 #[derive(Parser, Debug)]
@@ -68,8 +73,8 @@ enum Command {
     Pause(Box<operate::Operate>),
     /// Have a paused service go on; needs the admin token
     Resume(Box<operate::Operate>),
-    /// Ask a running service whether it is well; exit code 1 if it is not
-    Healthcheck(Box<Settings>),
+    /// Ask a running service whether it is well, or with --ready whether it takes questions; exit code 1 if not
+    Healthcheck(Box<healthcheck::Healthcheck>),
     /// Write all jobs to standard output as JSON lines
     Export(Box<export::Export>),
     /// Hand the data folder to the user that the service runs as; for container engines, needs root
@@ -91,11 +96,28 @@ enum Command {
     },
 }
 
-/// Commands that talk to a service and are none: the service's settings would hide their own in the help.
-const CLIENTS: [&str; 8] = ["analyze", "jobs", "keys", "stats", "pause", "resume", "export", "import"];
+/// Commands that take all settings of the service, which would bury their own in the help, and the settings that matter
+/// there.
+const BRIEF: [(&str, &[&str]); 12] = [
+    ("demo", &["host", "port", "data_dir", "model_name"]),
+    ("analyze", &[]),
+    ("jobs", &[]),
+    ("keys", &[]),
+    ("stats", &[]),
+    ("pause", &[]),
+    ("resume", &[]),
+    ("healthcheck", &["host", "port"]),
+    ("export", &[]),
+    ("own-data", &["data_dir"]),
+    ("import", &[]),
+    ("loadtest", &["data_dir", "workers", "claim_order", "max_queued_jobs"]),
+];
 
 /// The heading under which the service's settings stand in the help.
 const SETTINGS: &str = "Settings";
+
+/// The heading where only some of them do.
+const SOME_SETTINGS: &str = "Settings, with all others of `ceoagent serve --help`";
 
 /// Exit code where the service refused. Not 2, which is that of a wrong command line.
 const REFUSED: u8 = 4;
@@ -107,13 +129,38 @@ pub fn run() -> ExitCode {
         // Whoever read has seen enough: `ceoagent jobs list | head` is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // The chain of causes on one line, as people read errors.
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            let _ = writeln!(io::stderr(), "error: {}", told(&error));
             match error.downcast_ref() {
                 Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// The chain of causes on one line, as people read errors; without those that are told already by what they caused.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        before if before.contains(&cause) => told,
+        before => format!("{before}: {cause}"),
+    })
+}
+
+/// Has an error about a value that nobody gave on the command line say where the value is from.
+fn tell_source(error: &mut clap::Error, dotenv: &Dotenv) {
+    let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return };
+    // `--max-retries <MAX_RETRIES>`
+    let flag = arg.split([' ', '=']).next().unwrap_or_default().to_owned();
+    let is_given = |arg: &str| arg.strip_prefix(&flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='));
+    let is_about_a_value = matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation);
+    if !is_about_a_value || std::env::args().any(|arg| is_given(&arg)) {
+        return;
+    }
+    let name = flag.trim_start_matches('-').replace('-', "_").to_uppercase();
+    if let Some(source) = dotenv.source(&name) {
+        let tip = StyledStr::from(format!("the value is that of {source}"));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
     }
 }
 
@@ -137,19 +184,42 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// The command line as it is parsed, helped with and completed.
 fn command() -> clap::Command {
-    let hide = |arg: clap::Arg| {
-        let is_setting = arg.get_help_heading() == Some(SETTINGS);
-        arg.hide(is_setting)
-    };
-    let command = CLIENTS.iter().fold(Cli::command(), |command, name| {
-        command.mut_subcommand(name, |client| client.mut_args(hide).mut_subcommands(|action| action.mut_args(hide)))
+    let command = BRIEF.iter().fold(Cli::command(), |command, (name, shown)| {
+        let shorten = |arg: clap::Arg| match arg.get_help_heading() {
+            Some(SETTINGS) if shown.contains(&arg.get_id().as_str()) => {
+                // Listed with what each means, they would have the whole help take four lines an option.
+                arg.help_heading(SOME_SETTINGS).hide_possible_values(true)
+            }
+            Some(SETTINGS) => arg.hide(true),
+            _ => arg,
+        };
+        command.mut_subcommand(name, |command| {
+            command.mut_args(shorten).mut_subcommands(|action| action.mut_args(shorten))
+        })
+    });
+    let command = command.mut_subcommand("demo", |demo| {
+        let help = "IP address to listen on; 127.0.0.1, for this machine alone, if not set";
+        demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
+    });
+    let command = command.mut_subcommand("analyze", |analyze| {
+        let help = "Version of the prompts; the service's own setting if absent";
+        analyze.mut_arg("prompt_version", |version| {
+            let version = version.help(help).help_heading(None::<&str>).value_name("VERSION");
+            version.hide(false).hide_env(true).hide_default_value(true)
+        })
     });
     ignore_empty_environment(command)
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {
-    load_dotenv()?;
-    let matches = command().get_matches();
+    let dotenv = load_dotenv()?;
+    for (name, meant) in &dotenv.misspelt {
+        writeln!(io::stderr(), "warning: {name} in the settings file .env is no setting; is {meant} meant?")?;
+    }
+    let matches = command().try_get_matches().unwrap_or_else(|mut error| {
+        tell_source(&mut error, &dotenv);
+        error.exit()
+    });
     refuse_key_as_flag(&matches)?;
     let host_is_set = matches.subcommand().is_some_and(|(_, given)| {
         given.try_contains_id("host").is_ok() && given.value_source("host") != Some(ValueSource::DefaultValue)
@@ -164,13 +234,16 @@ fn try_run() -> anyhow::Result<ExitCode> {
             demo.settings.validate()?;
             demo.run(host_is_set)
         }
-        Command::Analyze(analyze) => analyze.run(),
+        Command::Analyze(analyze) => {
+            let given = matches.subcommand().and_then(|(_, given)| given.value_source("prompt_version"));
+            analyze.run(given == Some(ValueSource::CommandLine))
+        }
         Command::Jobs(jobs) => jobs.run(),
         Command::Keys(keys) => keys.run(),
         Command::Stats(operate) => operate.run(operate::Deed::Look),
         Command::Pause(operate) => operate.run(operate::Deed::Pause),
         Command::Resume(operate) => operate.run(operate::Deed::Resume),
-        Command::Healthcheck(settings) => healthcheck::run(&settings),
+        Command::Healthcheck(check) => check.run(),
         Command::Export(export) => export.run(),
         Command::OwnData(own_data) => own_data.run(),
         Command::Import(import) => import.run(),
@@ -193,5 +266,20 @@ fn try_run() -> anyhow::Result<ExitCode> {
             io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("in use (os error 98)").context("can't listen on x: in use (os error 98); stop it");
+        assert_eq!(told(&error), "can't listen on x: in use (os error 98); stop it");
+        let error = anyhow!("no route").context("no answer").context("it broke off");
+        assert_eq!(told(&error), "it broke off: no answer: no route");
     }
 }

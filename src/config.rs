@@ -418,6 +418,15 @@ pub enum ConfigError {
         /// In words.
         allowed: &'static str,
     },
+    /// A setting that would do nothing, where whoever made it counts on it.
+    #[error(
+        "{name} is set, but JWT_KEYS_FILE is not: without keys no token is checked, and the routes may be open to \
+         everybody. Set JWT_KEYS_FILE, or leave {name} out"
+    )]
+    NoTokenKeys {
+        /// The environment name.
+        name: &'static str,
+    },
 }
 
 impl Settings {
@@ -452,10 +461,37 @@ impl Settings {
                 "whsec_ followed by 24 to 64 bytes in base64: make one with `echo whsec_$(openssl rand -base64 32)`";
             return Err(ConfigError::SecretValue { name: "WEBHOOK_SECRET", allowed });
         }
+        let of_tokens = [("JWT_ISSUER", &self.jwt_issuer), ("JWT_AUDIENCE", &self.jwt_audience)];
+        if let Some((name, _)) = of_tokens.into_iter().find(|(_, value)| value.is_some())
+            && self.jwt_keys_file.is_none()
+        {
+            return Err(ConfigError::NoTokenKeys { name });
+        }
         let secret = "an address without user name and password; the key goes to ANTHROPIC_API_KEY";
         let allowed =
             "an address that starts with http:// or https://, without ? and #, such as https://api.anthropic.com";
         check_address("ANTHROPIC_BASE_URL", &self.anthropic_base_url, allowed, secret)
+    }
+}
+
+/// What was taken from `.env`.
+#[derive(Clone, Debug, Default)]
+pub struct Dotenv {
+    /// Variables that have its value, as they had none.
+    taken: Vec<String>,
+    /// Names in it that are no setting's but nearly one's, each with the one that is probably meant.
+    pub misspelt: Vec<(String, String)>,
+}
+
+impl Dotenv {
+    /// Where the value of a variable is from, in words; none if it has none.
+    pub fn source(&self, name: &str) -> Option<String> {
+        let is_set = env::var_os(name).is_some_and(|value| !value.is_empty());
+        let from_file = self.taken.iter().any(|taken| taken == name);
+        is_set.then(|| match from_file {
+            true => format!("{name} in the settings file {DOTENV}"),
+            false => format!("the environment variable {name}"),
+        })
     }
 }
 
@@ -464,16 +500,52 @@ impl Settings {
 ///
 /// # Errors
 /// If the file can't be read, or has a line that is no setting; then nothing was loaded.
-pub fn load_dotenv() -> Result<(), ConfigError> {
+pub fn load_dotenv() -> Result<Dotenv, ConfigError> {
     let unset = |name: &str| env::var_os(name).is_none_or(|value| value.is_empty());
     let path = Path::new(DOTENV);
-    let missing: String = read_dotenv(path)?
-        .into_iter()
-        .filter(|(name, _)| unset(name))
-        .map(|(name, value)| format!("{name}=\"{}\"\n", quoted(&value)))
-        .collect();
+    let entries = read_dotenv(path)?;
+    let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
+    let misspelt = misspelt(&names);
+    let (mut taken, mut missing) = (Vec::new(), String::new());
+    for (name, value) in entries.into_iter().filter(|(name, _)| unset(name)) {
+        missing.push_str(&format!("{name}=\"{}\"\n", quoted(&value)));
+        taken.push(name);
+    }
     // dotenvy either keeps all that is set, even if empty, or overrides all: so it is given what is missing only.
-    dotenvy::from_read_override(missing.as_bytes()).map_err(|error| dotenv_error(path, &missing, error))
+    dotenvy::from_read_override(missing.as_bytes()).map_err(|error| dotenv_error(path, &missing, error))?;
+    Ok(Dotenv { taken, misspelt })
+}
+
+/// Those of `names` that are nearly the name of a setting, with it. Others may be another program's: compose, shells and
+/// libraries read the same file.
+fn misspelt(names: &[&str]) -> Vec<(String, String)> {
+    let known = ServiceAddress::augment_args(Settings::augment_args(Command::new("known")));
+    let known: Vec<&str> = known.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let meant = |name: &str| {
+        let (edits, meant) = known.iter().map(|known| (edits(&name.to_uppercase(), known), known)).min()?;
+        (edits <= name.len() / 4).then(|| (name.to_owned(), (*meant).to_owned()))
+    };
+    names.iter().filter(|name| !known.contains(name)).filter_map(|name| meant(name)).collect()
+}
+
+/// How many letters must be put in, left out, replaced or swapped with their neighbour to make one name of the other.
+fn edits(one: &str, other: &str) -> usize {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    // A row for each letter of `one`: what it takes from its beginning to that of `other`, by the letters of that.
+    let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
+    for (i, letter) in one.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, wanted) in other.iter().enumerate() {
+            let replaced = rows[i][j] + usize::from(letter != wanted);
+            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && letter == &other[j - 1] && &one[i - 1] == wanted {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[one.len()][other.len()]
 }
 
 /// Makes variables that are set but empty count as unset, in `command` and all its subcommands.
@@ -890,11 +962,51 @@ mod tests {
         for arg in command().get_arguments() {
             let name = arg.get_env().unwrap().to_str().unwrap();
             let default = arg.get_default_values().first().map_or("", |value| value.to_str().unwrap());
-            write!(expected, "\n# {}\n{name}={default}\n", arg.get_help().unwrap()).unwrap();
+            // A default that stood there as a setting would be taken for one that was made.
+            let mark = if default.is_empty() { "" } else { "#" };
+            write!(expected, "\n# {}\n{mark}{name}={default}\n", arg.get_help().unwrap()).unwrap();
         }
         let example = include_str!("../.env.example");
         let (_, settings) = example.split_once("\n\n").expect("an introduction, a blank line, the settings");
         assert_eq!(settings.trim_end(), expected.trim(), "expected:\n{expected}");
+    }
+
+    #[test]
+    fn a_copy_of_the_example_file_sets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DOTENV);
+        fs::write(&path, include_str!("../.env.example")).unwrap();
+        let entries = read_dotenv(&path).unwrap();
+        assert!(entries.iter().any(|(name, _)| name == "ANTHROPIC_API_KEY"));
+        assert!(entries.iter().all(|(_, value)| value.is_empty()), "{entries:?}");
+    }
+
+    #[test]
+    fn a_name_that_is_nearly_a_settings_is_told_with_it_and_what_is_none_of_ours_is_not() {
+        for (name, meant) in [
+            ("WORKRES", "WORKERS"),
+            ("workers", "WORKERS"),
+            ("MAX_RETRYS", "MAX_RETRIES"),
+            ("API_KEY", "API_KEYS"),
+            ("HOTS", "HOST"),
+            ("CEOAGENT_TOKENS", "CEOAGENT_TOKEN"),
+        ] {
+            assert_eq!(misspelt(&[name]), [(name.to_owned(), meant.to_owned())]);
+        }
+        let others = ["RUST_LOG", "HTTP_PROXY", "NO_COLOR", "TMPDIR", "OTEL_EXPORTER_OTLP_HEADERS", "PATH", "TZ"];
+        assert_eq!(misspelt(&others), []);
+        let ours = command();
+        let ours: Vec<&str> = ours.get_arguments().map(|arg| arg.get_env().unwrap().to_str().unwrap()).collect();
+        assert_eq!(misspelt(&ours), []);
+    }
+
+    #[test]
+    fn a_setting_of_tokens_without_keys_for_them_is_refused_as_it_would_leave_the_service_open() {
+        for flag in ["--jwt-issuer=https://issuer.example", "--jwt-audience=ceoagent"] {
+            let error = refusal(&[flag]);
+            assert!(error.contains("JWT_KEYS_FILE") && error.contains("open"), "{error}");
+            assert!(parse(&[flag, "--jwt-keys-file=keys.json"]).is_ok());
+        }
     }
 
     #[test]

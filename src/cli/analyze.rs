@@ -62,6 +62,18 @@ pub struct Analyze {
     #[arg(long)]
     model: Option<String>,
 
+    /// Not before this time, such as 2026-11-23T09:30:00Z
+    #[arg(long, value_name = "TIME")]
+    run_at: Option<String>,
+
+    /// Fail it if Claude has not been asked after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    deadline: Option<u64>,
+
+    /// Have the service tell this URL of the end, by a signed message
+    #[arg(long, value_name = "URL")]
+    callback_url: Option<String>,
+
     /// A label of your own; repeat it for more
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     metadata: Vec<(String, String)>,
@@ -86,12 +98,16 @@ pub struct Analyze {
 }
 
 impl Analyze {
-    /// Asks, waits and shows the memo.
+    /// Asks, waits and shows the memo. `names_prompts` tells that `--prompt-version` was given: elsewhere it is a setting
+    /// of the service, here it is also what a question may name.
     ///
     /// # Errors
     /// If the service can't be asked, or refuses.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        let body = self.body()?;
+    pub fn run(self, names_prompts: bool) -> anyhow::Result<ExitCode> {
+        let mut body = self.body()?;
+        if names_prompts {
+            body["prompt_version"] = json!(self.connection.settings.prompt_version);
+        }
         let _log = logging::start(&self.connection.settings, true);
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
@@ -124,6 +140,11 @@ impl Analyze {
     /// As [`Analyze::finish`], of a service that is started for this question.
     async fn ask_own(&self, body: &Value) -> anyhow::Result<ExitCode> {
         ensure!(!self.detach, "no service runs that the question could be left with; start one with `ceoagent serve`");
+        // The message is sent after the end, and again if it is not taken; the service would be gone.
+        ensure!(
+            self.callback_url.is_none(),
+            "no service runs that could tell --callback-url; start one with `ceoagent serve`"
+        );
         let mut signals = serve::Signals::listen()?;
         let mut settings = self.connection.settings.clone();
         settings.validate()?;
@@ -167,17 +188,21 @@ impl Analyze {
     fn body(&self) -> anyhow::Result<Value> {
         let question = if self.question == "-" { read_stdin()? } else { self.question.clone() };
         let mut body = json!({ "query": question });
-        if let Some(context) = &self.context {
-            body["context"] = json!(context);
+        let texts = [
+            ("context", &self.context),
+            ("priority", &self.priority),
+            ("model", &self.model),
+            ("run_at", &self.run_at),
+            ("callback_url", &self.callback_url),
+        ];
+        for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))) {
+            body[name] = json!(text);
+        }
+        if let Some(seconds) = self.deadline {
+            body["deadline_seconds"] = json!(seconds);
         }
         if !self.options.is_empty() {
             body["options"] = json!(self.options);
-        }
-        if let Some(priority) = &self.priority {
-            body["priority"] = json!(priority);
-        }
-        if let Some(model) = &self.model {
-            body["model"] = json!(model);
         }
         if !self.metadata.is_empty() {
             let labels: Map<String, Value> = self.metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Method, RequestBuilder, Url, header::HeaderMap};
+use reqwest::{Method, RequestBuilder, StatusCode, Url, header::HeaderMap};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
@@ -74,7 +74,7 @@ pub(super) enum ClientError {
         /// Where.
         base: String,
         /// The HTTP status.
-        status: reqwest::StatusCode,
+        status: StatusCode,
         /// How its answer begins.
         text: String,
     },
@@ -96,6 +96,9 @@ pub(super) struct Refusal {
     request_id: String,
     #[serde(default)]
     errors: Vec<Wrong>,
+    /// It comes from a service on this machine.
+    #[serde(skip)]
+    is_here: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -106,20 +109,26 @@ struct Wrong {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = clean(&self.code);
         match &self.errors[..] {
-            [] => write!(f, "{}", clean(&self.detail))?,
+            [] => write!(f, "{} ({code})", clean(&self.detail))?,
             errors => {
-                f.write_str("the service does not take this:")?;
+                write!(f, "the service does not take this ({code}):")?;
                 for wrong in errors {
                     write!(f, "\n  {}: {}", clean(&wrong.field), clean(&wrong.message))?;
                 }
-                f.write_str("\n")?;
             }
         }
         if self.code == "unauthorized" {
-            f.write_str("; set CEOAGENT_TOKEN, or give --token")?;
+            f.write_str("\n  set CEOAGENT_TOKEN, or give --token")?;
+            if self.is_here {
+                f.write_str("; for the service of `ceoagent demo`, set DATA_DIR=data/demo")?;
+            }
         }
-        write!(f, " ({}, request {})", clean(&self.code), clean(&self.request_id))
+        match self.request_id.as_str() {
+            "" => Ok(()),
+            id => write!(f, "\n  request {}", clean(id)),
+        }
     }
 }
 
@@ -128,11 +137,10 @@ impl Connection {
     pub(super) fn client(&self) -> Result<Client, ClientError> {
         let (base, token) = match &self.address.url {
             Some(url) => {
-                let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-                let parsed = parsed.filter(Url::has_host).ok_or_else(|| ClientError::Address(clean(url)))?;
+                let base = base(url)?;
                 // The secret of the service on this machine is no other's business.
-                let token = if is_here(&parsed) { local_token(&self.settings) } else { None };
-                (url.trim_end_matches('/').to_owned(), token)
+                let token = if is_at_home(&base) { local_token(&self.settings) } else { None };
+                (base, token)
             }
             None => (local_base(&self.settings), local_token(&self.settings)),
         };
@@ -149,9 +157,8 @@ impl Client {
     pub(super) fn new(base: String, token: Option<SecretString>) -> Result<Client, ClientError> {
         // reqwest wants one to be named, also where a call is not encrypted.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let here = Url::parse(&base).is_ok_and(|url| is_here(&url));
         let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
-        let builder = if here { builder.no_proxy() } else { builder };
+        let builder = if is_at_home(&base) { builder.no_proxy() } else { builder };
         Ok(Client { http: builder.build().map_err(ClientError::Client)?, base, token })
     }
 
@@ -165,7 +172,7 @@ impl Client {
 
     /// A request to `path`, with the token if there is one.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.base));
+        let request = self.http.request(method, self.at(path));
         match &self.token {
             Some(token) => request.bearer_auth(token.expose_secret()),
             None => request,
@@ -186,8 +193,17 @@ impl Client {
         }
     }
 
-    /// The answer's head and text.
-    pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
+    /// Where `path` is, for messages.
+    pub(super) fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// Status and text of an answer, whatever it says.
+    pub(super) async fn answer(&self, request: RequestBuilder) -> Result<(StatusCode, String), ClientError> {
+        self.whole(request).await.map(|(status, _, text)| (status, text))
+    }
+
+    async fn whole(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, String), ClientError> {
         let unreachable = |error: reqwest::Error| ClientError::Unreachable {
             base: self.base.clone(),
             // The address is told already.
@@ -195,12 +211,17 @@ impl Client {
         };
         let answer = request.send().await.map_err(unreachable)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let text = answer.text().await.map_err(unreachable)?;
+        Ok((status, headers, answer.text().await.map_err(unreachable)?))
+    }
+
+    /// The answer's head and text.
+    pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
+        let (status, headers, text) = self.whole(request).await?;
         if status.is_success() {
             return Ok((headers, text));
         }
         Err(match serde_json::from_str(&text) {
-            Ok(refusal) => ClientError::Refused(Box::new(refusal)),
+            Ok(refusal) => ClientError::Refused(Box::new(Refusal { is_here: is_at_home(&self.base), ..refusal })),
             Err(_) => self.foreign(status, &text),
         })
     }
@@ -212,10 +233,10 @@ impl Client {
         if text.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&text).map_err(|_| self.foreign(reqwest::StatusCode::OK, &text))
+        serde_json::from_str(&text).map_err(|_| self.foreign(StatusCode::OK, &text))
     }
 
-    fn foreign(&self, status: reqwest::StatusCode, text: &str) -> ClientError {
+    fn foreign(&self, status: StatusCode, text: &str) -> ClientError {
         let text = clean(text).chars().take(MAX_QUOTED).collect();
         ClientError::Foreign { base: self.base.clone(), status, text }
     }
@@ -232,20 +253,35 @@ impl ClientError {
     }
 }
 
+/// The address of a service as somebody told it, for paths to be put after.
+pub(super) fn base(url: &str) -> Result<String, ClientError> {
+    let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    parsed.map(|_| url.trim_end_matches('/').to_owned()).ok_or_else(|| ClientError::Address(clean(url)))
+}
+
 /// The address of the service that HOST and PORT belong to, seen from this machine.
 pub(super) fn local_base(settings: &Settings) -> String {
-    let host = match settings.host {
-        // A service that listens everywhere is asked here.
+    link(SocketAddr::new(settings.host, settings.port))
+}
+
+/// Where what listens on `address` is reached from this machine.
+pub(super) fn link(address: SocketAddr) -> String {
+    let host = match address.ip() {
+        // What listens everywhere is asked here.
         IpAddr::V4(host) if host.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(host) if host.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         host => host,
     };
-    format!("http://{}", SocketAddr::new(host, settings.port))
+    format!("http://{}", SocketAddr::new(host, address.port()))
 }
 
 /// The admin token of the service on this machine, if this user may read it.
 fn local_token(settings: &Settings) -> Option<SecretString> {
     settings.admin_token.clone().or_else(|| app::kept_admin_token(&settings.data_dir))
+}
+
+fn is_at_home(base: &str) -> bool {
+    Url::parse(base).is_ok_and(|url| is_here(&url))
 }
 
 fn is_here(url: &Url) -> bool {
@@ -265,16 +301,24 @@ mod tests {
             "request_id": "r1"
         });
         let refusal: Refusal = serde_json::from_value(problem).unwrap();
-        assert_eq!(refusal.to_string(), "the queue is full (queue_full, request r1)");
+        assert_eq!(refusal.to_string(), "the queue is full (queue_full)\n  request r1");
         assert!(ClientError::Refused(Box::new(refusal)).may_pass());
         let problem = serde_json::json!({
             "status": 422, "code": "validation_failed", "detail": "query: must not be blank", "request_id": "r2",
             "errors": [{"field": "query", "message": "must not be blank"}, {"field": "model", "message": "must be short"}]
         });
         let refusal: Refusal = serde_json::from_value(problem).unwrap();
-        let told = refusal.to_string();
-        assert!(told.contains("\n  query: must not be blank\n  model: must be short\n"), "{told}");
+        let told = "the service does not take this (validation_failed):\n  query: must not be blank\n  \
+                    model: must be short\n  request r2";
+        assert_eq!(refusal.to_string(), told);
         assert!(!ClientError::Refused(Box::new(refusal)).may_pass());
+    }
+
+    #[test]
+    fn a_link_is_one_that_a_browser_of_this_machine_can_open() {
+        let link = |address: &str| link(address.parse().unwrap());
+        assert_eq!([link("0.0.0.0:80"), link("[::]:80")], ["http://127.0.0.1:80", "http://[::1]:80"]);
+        assert_eq!(link("10.0.0.7:8000"), "http://10.0.0.7:8000");
     }
 
     #[test]

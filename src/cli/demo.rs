@@ -15,6 +15,7 @@ use super::{
     progress, serve,
 };
 use crate::{
+    app,
     claude::simulator::{Latency, SimulatorConfig},
     config::Settings,
 };
@@ -76,9 +77,19 @@ impl Demo {
                 serve::stop(own.app, signals).await;
                 return Ok(shown);
             }
-            if !self.once {
+            let folder = self.settings.data_dir.join(DATA_FOLDER);
+            let token = match self.settings.admin_token {
+                Some(_) => "your ADMIN_TOKEN".to_owned(),
+                None => format!("the admin token in {}", app::admin_token_file(&folder).display()),
+            };
+            if self.once {
+                writeln!(out, "\nWithout --once the service goes on: ask at {base}/, run the queue at {base}/admin")?;
+                writeln!(out, "with {token}.")?;
+            } else {
                 writeln!(out, "\nThe service goes on until Ctrl-C.")?;
                 writeln!(out, "  Ask and read in a browser: {base}/")?;
+                writeln!(out, "  Run the queue:             {base}/admin, with {token}")?;
+                writeln!(out, "    the same by command:     DATA_DIR={} ceoagent stats --url {base}", folder.display())?;
                 writeln!(out, "  Try the API in a browser:  {base}/docs")?;
                 writeln!(out, "  Ask by curl:               curl {base}/api/v1/analyze?wait=30 \\")?;
                 writeln!(out, "                               --json '{{\"query\": \"Should we buy or build our CRM?\"}}'")?;

@@ -1,10 +1,19 @@
 //! `ceoagent jobs`: look at the jobs of a service, wait for one, give up or retry any.
 
+mod conditions;
+mod several;
+mod show;
+
 use std::{io::Write, process::ExitCode};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
 use serde_json::Value;
 
+use self::{
+    conditions::Conditions,
+    several::{Deed, Several},
+    show::describe,
+};
 use super::{
     client::{Client, Connection},
     memo::clean,
@@ -39,9 +48,9 @@ enum Action {
     Show(Box<Show>),
     /// Wait for a job with a progress bar, then show its memo
     Watch(Box<Show>),
-    /// Give jobs up, also while they run
+    /// Give jobs up, also while they run: by their ids, or all that meet conditions
     Cancel(Box<Several>),
-    /// Queue failed or cancelled jobs again
+    /// Queue failed or cancelled jobs again: by their ids, or all that meet conditions
     Retry(Box<Several>),
 }
 
@@ -50,44 +59,8 @@ enum Action {
   ceoagent jobs list --status failed --status cancelled
   ceoagent jobs list --code overloaded --created-from 2026-11-23T00:00:00Z --metadata team=ops
   ceoagent jobs list --text Rotterdam --oldest
-  ceoagent jobs list --all --json | jq -r 'select(.status == \"failed\") | .id' | xargs ceoagent jobs retry")]
+  ceoagent jobs list --all --json | jq -r 'select(.attempts_made > 3) | .id'")]
 struct List {
-    /// Only jobs of this status (queued, scheduled, running, succeeded, failed, cancelled); repeat it for more
-    #[arg(long)]
-    status: Vec<String>,
-
-    /// Only jobs of this priority (high, normal, low); repeat it for more
-    #[arg(long)]
-    priority: Vec<String>,
-
-    /// Only jobs that failed with this error code, such as overloaded; repeat it for more
-    #[arg(long)]
-    code: Vec<String>,
-
-    /// Only jobs whose question holds this, in upper or lower case
-    #[arg(long)]
-    text: Option<String>,
-
-    /// Only jobs that asked for this model, or that it answered
-    #[arg(long)]
-    model: Option<String>,
-
-    /// Only jobs of this caller: the name of its key, or jwt: and the subject of its token
-    #[arg(long)]
-    caller: Option<String>,
-
-    /// Only jobs with this label; repeat it for jobs that have several
-    #[arg(long, value_name = "KEY=VALUE")]
-    metadata: Vec<String>,
-
-    /// Only jobs accepted then or later, such as 2026-11-23T09:30:00Z
-    #[arg(long, value_name = "TIME")]
-    created_from: Option<String>,
-
-    /// Only jobs accepted before then
-    #[arg(long, value_name = "TIME")]
-    created_before: Option<String>,
-
     /// The oldest first
     #[arg(long)]
     oldest: bool,
@@ -109,6 +82,9 @@ struct List {
     json: bool,
 
     #[command(flatten)]
+    conditions: Conditions,
+
+    #[command(flatten)]
     connection: Connection,
 }
 
@@ -126,17 +102,6 @@ struct Show {
     connection: Connection,
 }
 
-#[derive(clap::Args, Debug)]
-#[command(after_help = "Exit codes: 0 done for all; 1 something went wrong; 4 the service refused at least one.")]
-struct Several {
-    /// The jobs' ids
-    #[arg(required = true, value_name = "ID")]
-    ids: Vec<String>,
-
-    #[command(flatten)]
-    connection: Connection,
-}
-
 impl Jobs {
     /// Does it.
     ///
@@ -148,21 +113,23 @@ impl Jobs {
                 Action::List(list) => list.run().await,
                 Action::Show(show) => {
                     let job = show.connection.client()?.get(&path(&show.id, "")).await?;
-                    if show.form == Form::default() {
+                    let is_plain = show.form == Form::default();
+                    if is_plain {
                         describe(&job)?;
                     }
-                    if progress::has_ended(&job) || show.form.json {
-                        outcome::show(&job, show.form)
-                    } else {
-                        Ok(ExitCode::SUCCESS)
+                    match progress::has_ended(&job) {
+                        // Why there is none is told already.
+                        true if is_plain && job["status"] != "succeeded" => Ok(ExitCode::from(outcome::NO_MEMO)),
+                        false if !show.form.json => Ok(ExitCode::SUCCESS),
+                        _ => outcome::show(&job, show.form),
                     }
                 }
                 Action::Watch(show) => {
                     let client = show.connection.client()?;
                     outcome::show(&progress::follow(&client, &escaped(&show.id)).await?, show.form)
                 }
-                Action::Cancel(several) => several.each("/cancel").await,
-                Action::Retry(several) => several.each("/retry").await,
+                Action::Cancel(several) => several.run(Deed::Cancel).await,
+                Action::Retry(several) => several.run(Deed::Retry).await,
             }
         })
     }
@@ -208,96 +175,14 @@ impl List {
     }
 
     async fn page(&self, client: &Client, limit: usize, cursor: Option<&str>) -> anyhow::Result<Value> {
-        let several = [
-            ("status", &self.status),
-            ("priority", &self.priority),
-            ("code", &self.code),
-            ("metadata", &self.metadata),
-        ];
-        let single = [
-            ("text", self.text.as_deref()),
-            ("model", self.model.as_deref()),
-            ("caller", self.caller.as_deref()),
-            ("created_from", self.created_from.as_deref()),
-            ("created_before", self.created_before.as_deref()),
-            ("order", self.oldest.then_some("oldest")),
-            ("cursor", cursor),
-        ];
-        let mut params: Vec<(&str, &str)> = Vec::new();
-        for (name, values) in several {
-            params.extend(values.iter().map(|value| (name, value.as_str())));
-        }
-        params.extend(single.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        let mut params = self.conditions.params();
+        params.extend(self.oldest.then_some(("order", "oldest")));
+        params.extend(cursor.map(|cursor| ("cursor", cursor)));
         let limit = limit.to_string();
         params.push(("limit", &limit));
         let request = client.request(reqwest::Method::GET, "/api/v1/admin/jobs");
         Ok(client.send(request.query(&params)).await?)
     }
-}
-
-impl Several {
-    /// One after the other; a refusal of one is told and does not keep the others from it.
-    async fn each(&self, action: &str) -> anyhow::Result<ExitCode> {
-        let client = self.connection.client()?;
-        let mut refused = None;
-        for id in &self.ids {
-            match client.post(&path(id, action)).await {
-                Ok(job) => writeln!(std::io::stdout(), "{id} {}", text(&job, "status"))?,
-                Err(super::client::ClientError::Refused(refusal)) => {
-                    writeln!(std::io::stderr(), "{}: {refusal}", clean(id))?;
-                    refused = Some(refusal);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(refused.map_or(ExitCode::SUCCESS, |_| ExitCode::from(super::REFUSED)))
-    }
-}
-
-/// The life of a job before its memo.
-fn describe(job: &Value) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    let dim = console::Style::new().force_styling(outcome::colours()).dim();
-    let mut line = |name: &str, value: &str| match value {
-        "" => Ok(()),
-        value => writeln!(out, "{} {value}", dim.apply_to(format!("{name:<10}"))),
-    };
-    line("Job", &text(job, "id"))?;
-    line("Status", &text(job, "status"))?;
-    line("Question", &text(job, "query"))?;
-    line("Caller", &text(job, "caller"))?;
-    for (name, field) in [("Created", "created_at"), ("Started", "started_at"), ("Finished", "finished_at")] {
-        line(name, &text(job, field))?;
-    }
-    let queue = &job["queue"];
-    if queue.is_object() {
-        let when = match queue["eta_seconds"].as_u64() {
-            Some(seconds) => format!("in about {}", progress::readable(seconds)),
-            None => "nobody can tell when".to_owned(),
-        };
-        line("Expected", &format!("{when}, waits for {}", text(queue, "waiting_for")))?;
-    }
-    for attempt in job["attempts"].as_array().into_iter().flatten() {
-        let error = attempt["error"]["message"].as_str().map(|message| format!(": {}", clean(message)));
-        let told = format!(
-            "{} {}, {}{}",
-            attempt["number"],
-            text(attempt, "outcome"),
-            text(attempt, "finished_at"),
-            error.unwrap_or_default()
-        );
-        line("Attempt", &told)?;
-    }
-    line(
-        "Metadata",
-        &job["metadata"].as_object().map_or(String::new(), |labels| {
-            let labels =
-                labels.iter().map(|(key, value)| clean(&format!("{key}={}", value.as_str().unwrap_or_default())));
-            labels.collect::<Vec<_>>().join(" ")
-        }),
-    )?;
-    writeln!(out)?;
-    Ok(())
 }
 
 fn row(job: &Value) -> [String; 6] {

@@ -19,6 +19,7 @@ use std::{
     io::{IsTerminal, Write},
     net::Ipv4Addr,
     num::NonZeroU32,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -35,7 +36,10 @@ use self::{
     report::{Report, Setup},
     tally::Tally,
 };
-use super::serve::{self, Signals};
+use super::{
+    own::make_folder,
+    serve::{self, Signals},
+};
 use crate::{
     app::App,
     claude::simulator::{ErrorAnswer, Latency, Simulator, SimulatorConfig},
@@ -69,6 +73,12 @@ const NO_TOKEN_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not ze
 
 /// The load, and where its report goes.
 #[derive(clap::Args, Debug)]
+#[command(
+    after_help = "What the report tells as `in time under load N of M possible`: N memos came within 30 s of their
+questions, and before the last question was sent. M could have: the capacity (WORKERS / --latency
+answers a second, or --capacity) times the seconds of the load, or the number of clients that wait
+where that is less. What comes after the last question doesn't count, so some are always missing."
+)]
 pub struct Loadtest {
     /// Load this service instead of one started here; if it asks the real Claude, every question is billed
     #[arg(long, value_name = "URL")]
@@ -263,9 +273,11 @@ struct Own {
 impl Own {
     async fn start(test: &mut Loadtest, is_set: impl Fn(&str) -> bool) -> anyhow::Result<Own> {
         let settings = &mut test.settings;
-        fs::create_dir_all(&settings.data_dir)
+        make_folder(&settings.data_dir)
             .with_context(|| format!("the data folder {} can't be made", settings.data_dir.display()))?;
-        let folder = tempfile::Builder::new().prefix("loadtest-").tempdir_in(&settings.data_dir)?;
+        let for_owner = fs::Permissions::from_mode(0o700);
+        let folder =
+            tempfile::Builder::new().prefix("loadtest-").permissions(for_owner).tempdir_in(&settings.data_dir)?;
         settings.data_dir = folder.path().to_owned();
         settings.host = Ipv4Addr::LOCALHOST.into();
         // What is measured is the service, not who may use it.

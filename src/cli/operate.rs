@@ -10,13 +10,13 @@ use super::{client::Connection, memo::clean, outcome, serve};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent stats
-  ceoagent stats --json | jq .jobs.queued
+  ceoagent stats --json | jq .usage.budget
   ceoagent pause      no further job is begun, also after a restart; what runs ends as it would
   ceoagent resume
 
 They need the admin token. Exit codes: 0 done; 1 something went wrong; 4 the service refused.")]
 pub struct Operate {
-    /// Print the service's answer as JSON
+    /// Print the service's answer as JSON; stats with what was spent today as `usage`
     #[arg(long)]
     json: bool,
 
@@ -40,23 +40,48 @@ impl Operate {
     pub(super) fn run(&self, deed: Deed) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
-            let answer = match deed {
-                Deed::Look => client.get("/api/v1/admin/stats").await?,
-                Deed::Pause => client.post("/api/v1/admin/queue/pause").await?,
-                Deed::Resume => client.post("/api/v1/admin/queue/resume").await?,
+            let mut stats = client.get("/api/v1/admin/stats").await?;
+            let (answer, said) = match deed {
+                Deed::Look => {
+                    let mut usage = client.get("/api/v1/admin/usage?days=1").await?;
+                    // The other days are the route's own matter.
+                    usage.as_object_mut().and_then(|usage| usage.remove("days"));
+                    stats["usage"] = usage;
+                    let said = told(&stats, outcome::colours());
+                    (stats, said)
+                }
+                // The answer tells how the queue is now, and not whether that is news.
+                Deed::Pause => {
+                    let said = match pause(&stats) {
+                        Some(before) => format!("the queue was paused already, {before}\n"),
+                        None => "the queue is paused\n".to_owned(),
+                    };
+                    (client.post("/api/v1/admin/queue/pause").await?, said)
+                }
+                Deed::Resume => {
+                    let said = match pause(&stats) {
+                        Some(before) => format!("the queue goes on; it was paused {before}\n"),
+                        None => "the queue was not paused\n".to_owned(),
+                    };
+                    (client.post("/api/v1/admin/queue/resume").await?, said)
+                }
             };
             let mut out = std::io::stdout().lock();
-            if self.json {
-                writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?;
-            } else if deed == Deed::Look {
-                write!(out, "{}", told(&answer, outcome::colours()))?;
-            } else {
-                let state = if answer["paused"].is_null() { "the queue is not paused" } else { "the queue is paused" };
-                writeln!(out, "{state}")?;
+            match self.json {
+                true => writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?,
+                false => write!(out, "{said}")?,
             }
             Ok(ExitCode::SUCCESS)
         })
     }
+}
+
+/// Who paused the queue, and when, if it is paused.
+fn pause(stats: &Value) -> Option<String> {
+    let pause = stats["paused"].as_object()?;
+    let of = |name: &str| pause.get(name).and_then(Value::as_str).map(clean);
+    let since = of("at").map(|at| format!(" since {at}")).unwrap_or_default();
+    Some(format!("by {}{since}", of("by").as_deref().unwrap_or("an operator")))
 }
 
 /// The figures of a service, a line each.
@@ -74,26 +99,121 @@ fn told(stats: &Value, colours: bool) -> String {
         line("Oldest", format!("waits since {}", clean(at)));
     }
     let seconds = stats["attempt_seconds"].as_f64().unwrap_or_default();
+    // Until an attempt has succeeded, the service goes by what one usually takes.
+    let guess = if count("since_start", "succeeded") == 0 { " (a guess: none was measured yet)" } else { "" };
     line(
         "Workers",
-        format!("{}, {} attempts under way, of {seconds:.1} s each", stats["workers"], stats["running_attempts"]),
+        format!(
+            "{}, {} attempts under way, of {seconds:.1} s each{guess}",
+            stats["workers"], stats["running_attempts"]
+        ),
     );
     line("Waiting", format!("{} clients", stats["waiters"]));
     let ended = ["submitted", "succeeded", "failed", "cancelled"];
     line("Since start", ended.map(|what| format!("{} {what}", count("since_start", what))).join(", "));
     let rate = stats["limits"]["calls_per_second"].as_f64().unwrap_or_default();
     line("Limits", format!("{rate:.1} calls a second, at most {} at once", stats["limits"]["calls_at_once"]));
+    let budget = &stats["usage"]["budget"];
+    line("Spent today", spent(&stats["usage"]["spent_today"]));
+    if !budget.is_null() {
+        let used = used(budget);
+        let is_loud = budget["is_nearly_used"] == true || budget["is_reached"] == true;
+        line("Budget", if is_loud { loud.apply_to(used).to_string() } else { used });
+    }
     if let Some(gate) = stats["limits"]["gate"]["detail"].as_str() {
         line("Gate", loud.apply_to(format!("closed: {}", clean(gate))).to_string());
     }
-    if !stats["paused"].is_null() {
-        let (by, since) = (&stats["paused"]["by"], &stats["paused"]["at"]);
-        let of = |value: &Value| clean(value.as_str().unwrap_or("an operator"));
-        let since = since.as_str().map(|at| format!(" since {}", clean(at))).unwrap_or_default();
-        line("Paused", loud.apply_to(format!("by {}{since}", of(by))).to_string());
+    if budget["is_reached"] == true {
+        let until = clean(budget["resets_at"].as_str().unwrap_or_default());
+        let why = format!("the next call may not fit into the day's budget; the queue goes on at {until}");
+        line("Held", loud.apply_to(why).to_string());
+    }
+    if let Some(pause) = pause(stats) {
+        line("Paused", loud.apply_to(pause).to_string());
     }
     for trouble in stats["troubles"].as_array().into_iter().flatten() {
         line("Trouble", loud.apply_to(clean(trouble["message"].as_str().unwrap_or_default())).to_string());
     }
     text
+}
+
+/// What a day's calls took: tokens of all kinds, and their cost.
+fn spent(sums: &Value) -> String {
+    let count = |sums: &Value, field: &str| sums[field].as_u64().unwrap_or_default();
+    let kinds = ["input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
+    let tokens = |sums: &Value| kinds.iter().map(|kind| count(sums, kind)).sum::<u64>();
+    let dollars = |sums: &Value| outcome::dollars(sums["cost_usd"].as_f64().unwrap_or_default());
+    let mut told = format!("{} tokens, {}, by {} calls", tokens(sums), dollars(sums), count(sums, "calls"));
+    let unpriced = count(sums, "unpriced_calls");
+    if unpriced > 0 {
+        told.push_str(&format!(" ({unpriced} of them of models without a price)"));
+    }
+    let risk = &sums["at_risk"];
+    if count(risk, "calls") > 0 {
+        told.push_str(&format!("; at most {} tokens, {} more for calls of unknown end", tokens(risk), dollars(risk)));
+    }
+    told
+}
+
+/// What of a budget is used up.
+fn used(budget: &Value) -> String {
+    let tokens = &budget["tokens"];
+    let tokens = (!tokens.is_null()).then(|| format!("{} of {} tokens used", tokens["spent"], tokens["limit"]));
+    let cost = &budget["cost_usd"];
+    let cost = cost["limit"].as_f64().map(|limit| {
+        let spent = cost["spent"].as_f64().unwrap_or_default();
+        format!("{spent:.2} of {limit:.2} US dollars used")
+    });
+    tokens.into_iter().chain(cost).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn stats(succeeded: u64, budget: &Value) -> Value {
+        json!({
+            "attempt_seconds": 20.0, "workers": 8, "running_attempts": 0, "paused": null,
+            "since_start": {"succeeded": succeeded},
+            "usage": {"budget": budget, "spent_today": {
+                "calls": 3, "input_tokens": 1000, "output_tokens": 200, "cache_creation_input_tokens": 30,
+                "cache_read_input_tokens": 4, "cost_usd": 0.0123, "unpriced_calls": 1,
+                "at_risk": {"calls": 1, "input_tokens": 10, "output_tokens": 16000, "cost_usd": 0.16}
+            }}
+        })
+    }
+
+    #[test]
+    fn what_was_spent_is_told_and_a_budget_only_where_there_is_one() {
+        let text = told(&stats(1, &Value::Null), false);
+        let spent = "1234 tokens, 0.0123 US dollars, by 3 calls (1 of them of models without a price); \
+                     at most 16010 tokens, 0.1600 US dollars more for calls of unknown end";
+        assert!(text.contains(spent), "{text}");
+        assert!(!text.contains("Budget") && !text.contains("Held"), "{text}");
+        let budget = json!({
+            "tokens": {"limit": 100_000, "spent": 85_000}, "cost_usd": {"limit": 5.0, "spent": 1.234},
+            "is_reached": true, "is_nearly_used": true, "resets_at": "2026-11-24T00:00:00.000Z"
+        });
+        let text = told(&stats(1, &budget), false);
+        for words in
+            ["85000 of 100000 tokens used, 1.23 of 5.00 US dollars used", "goes on at 2026-11-24T00:00:00.000Z"]
+        {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn how_long_an_attempt_takes_is_marked_as_a_guess_until_one_was_measured() {
+        assert!(told(&stats(0, &Value::Null), false).contains("of 20.0 s each (a guess: none was measured yet)"));
+        assert!(!told(&stats(1, &Value::Null), false).contains("guess"));
+    }
+
+    #[test]
+    fn a_pause_is_told_with_who_made_it() {
+        let stats = json!({"paused": {"by": "admin_token", "at": "2026-11-24T09:30:00.000Z"}});
+        assert_eq!(pause(&stats).as_deref(), Some("by admin_token since 2026-11-24T09:30:00.000Z"));
+        assert_eq!(pause(&json!({"paused": null})), None);
+    }
 }

@@ -72,6 +72,11 @@ fn origin(job: &Value) -> Option<String> {
     Some(format!("The answer was there already: it is that of job {other}, of {at}."))
 }
 
+/// An amount of money, to the hundredth of a cent: a call costs a few cents.
+pub(super) fn dollars(amount: f64) -> String {
+    format!("{amount:.4} US dollars")
+}
+
 /// The terminal's width, or a page's.
 pub(super) fn width() -> usize {
     console::Term::stdout().size_checked().map_or(80, |(_, columns)| usize::from(columns))

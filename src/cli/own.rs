@@ -1,16 +1,22 @@
 //! A whole service of a command's own, on this machine only, where none is running: with the key that is set, or else
 //! against a simulated Claude, which every memo then says.
 
-use std::{fs::DirBuilder, net::Ipv4Addr, os::unix::fs::DirBuilderExt};
+use std::{fs::DirBuilder, io, net::Ipv4Addr, os::unix::fs::DirBuilderExt, path::Path};
 
 use anyhow::Context;
 
+use super::client::link;
 use crate::{
     app::App,
     claude::simulator::{Simulator, SimulatorConfig},
     clock::Clock,
     config::Settings,
 };
+
+/// Makes a data folder, with those that it is in, for its owner alone.
+pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
 
 /// The service; what it needs lives as long as it does.
 pub(super) struct Own {
@@ -29,10 +35,7 @@ impl Own {
         simulator: SimulatorConfig,
     ) -> anyhow::Result<Own> {
         settings.data_dir = settings.data_dir.join(folder);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&settings.data_dir)
+        make_folder(&settings.data_dir)
             .with_context(|| format!("the data folder {} can't be made", settings.data_dir.display()))?;
         if !keep_host {
             settings.host = Ipv4Addr::LOCALHOST.into();
@@ -58,6 +61,6 @@ impl Own {
     }
 
     pub(super) fn base(&self) -> String {
-        format!("http://{}", self.app.address())
+        link(self.app.address())
     }
 }

@@ -3,9 +3,10 @@
 use std::{
     io::{Read, Write},
     process::{Command, Output, Stdio},
+    time::{Duration, SystemTime},
 };
 
-use ceoagent::claude::simulator::Fault;
+use ceoagent::{claude::simulator::Fault, clock::Timestamp};
 use serde_json::Value;
 
 use crate::harness::{Service, Setup, send, simulator};
@@ -194,6 +195,115 @@ async fn jobs_are_listed_shown_watched_cancelled_and_retried() {
 }
 
 #[tokio::test]
+async fn all_jobs_that_meet_conditions_are_retried_or_cancelled_once_that_is_confirmed() {
+    let claude = simulator().await;
+    claude.script(std::iter::repeat_n(Fault::Refusal, 25));
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    for n in 0..25 {
+        service.ended(&service.submit(&format!("Refused {n}?")).await.id()).await;
+    }
+    service.admin_post("/api/v1/admin/queue/pause", &serde_json::json!({})).await;
+    let jobs = async |args: &[&str]| run(client(&setup, &service, &[&["jobs"], args].concat())).await;
+    let count = async |status: &str| service.admin_get("/api/v1/admin/jobs").await.body["total"][status].clone();
+
+    let unconfirmed = jobs(&["retry", "--status=failed", "--text=refused"]).await;
+    assert_eq!((unconfirmed.code, unconfirmed.out.as_str()), (Some(1), ""));
+    for words in ["25 jobs would be queued again", "US dollars", "nothing was changed", "--yes"] {
+        assert!(unconfirmed.err.contains(words), "{words:?} is not in {}", unconfirmed.err);
+    }
+    assert_eq!(count("failed").await, 25);
+    let retried = jobs(&["retry", "--status=failed", "--text=refused", "--yes"]).await;
+    assert_eq!((retried.code, retried.out.as_str()), (Some(0), "25 jobs queued again\n"), "{}", retried.err);
+    assert_eq!(count("queued").await, 25, "more than a page of the listing");
+    let none = jobs(&["retry", "--status=failed"]).await;
+    assert_eq!(none.code, Some(0), "nothing to do needs no word: {}", none.err);
+    assert!(none.out.starts_with("0 jobs"), "{}", none.out);
+    let some = jobs(&["cancel", "--text", "Refused 1", "--yes"]).await;
+    assert_eq!(some.out, "11 jobs cancelled\n", "{}", some.err);
+    assert_eq!((count("cancelled").await, count("queued").await), (11.into(), 14.into()));
+
+    for (wrong, words) in [(&["retry"][..], "--status failed"), (&["retry", "some-id", "--status=failed"], "<ID>")] {
+        let said = jobs(wrong).await;
+        assert!(said.code == Some(2) && said.err.contains(words), "{wrong:?}: {}", said.err);
+    }
+    let refused = jobs(&["cancel", "--status=failing", "--yes"]).await;
+    assert_eq!(refused.code, Some(4), "{}", refused.err);
+    let label = jobs(&["cancel", "--metadata=team", "--yes"]).await;
+    assert!(label.code == Some(1) && label.err.contains("KEY=VALUE"), "{}", label.err);
+}
+
+#[tokio::test]
+async fn the_ids_of_jobs_are_read_from_standard_input() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    service.admin_post("/api/v1/admin/queue/pause", &serde_json::json!({})).await;
+    let (first, second) = (service.submit("The first?").await.id(), service.submit("The second?").await.id());
+    let cancel = async |ids: String| -> Said {
+        let mut child = client(&setup, &service, &["jobs", "cancel", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(ids.as_bytes()).unwrap();
+        tokio::task::spawn_blocking(move || child.wait_with_output().unwrap().into()).await.unwrap()
+    };
+    let said = cancel(format!("{first}\n\n  {second} nonsense\n")).await;
+    assert_eq!((said.code, said.out), (Some(4), format!("{first} cancelled\n{second} cancelled\n")), "{}", said.err);
+    assert!(said.err.contains("nonsense: ") && said.err.contains("invalid_job_id"), "{}", said.err);
+    let none = cancel(String::new()).await;
+    assert_eq!((none.code, none.out + &none.err), (Some(0), String::new()), "an empty list is no failure");
+}
+
+#[tokio::test]
+async fn a_job_is_shown_with_what_it_cost_and_why_it_failed_once() {
+    let claude = simulator().await;
+    claude.script([Fault::Normal, Fault::Refusal]);
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let show = async |id: &str| run(client(&setup, &service, &["jobs", "show", id])).await;
+    let done = service.submit("Done?").await.id();
+    let job = service.ended(&done).await.body;
+    let cost = format!("{:.4} US dollars", job["cost_usd"].as_f64().unwrap());
+    let said = show(&done).await;
+    for words in [cost.as_str(), " output\n", "claude-sonnet-5-5"] {
+        assert!(said.out.contains(words), "{words:?} is not in {}", said.out);
+    }
+    let failed = service.submit("Failed?").await.id();
+    let job = service.ended(&failed).await.body;
+    let why = job["error"]["message"].as_str().unwrap();
+    let said = show(&failed).await;
+    assert_eq!((said.code, said.err.as_str()), (Some(3), ""));
+    assert_eq!(said.out.matches(why).count(), 1, "{}", said.out);
+    assert!(said.out.contains("(refused)"), "{}", said.out);
+}
+
+#[tokio::test]
+async fn a_question_takes_every_field_of_the_service() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url())
+        .with("WEBHOOK_SECRET", "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+        .with("WEBHOOK_ALLOW_PRIVATE", "true");
+    let service = setup.start();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_hours(1);
+    let at = Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()).to_string();
+    let args = ["analyze", "Later?", "--detach", "--run-at", &at, "--deadline=7200", "--prompt-version=v1"];
+    let hook = ["--callback-url", "http://127.0.0.1:9/hook"];
+    let asked = run(client(&setup, &service, &[&args[..], &hook[..]].concat())).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.err);
+    let job = service.get(&format!("/api/v1/jobs/{}", asked.out.trim())).await.body;
+    assert_eq!((&job["run_at"], &job["prompt_version"]), (&at.as_str().into(), &"v1".into()), "{job:#}");
+    assert_eq!((&job["callback_url"], job["deadline_at"].is_string()), (&hook[1].into(), true), "{job:#}");
+    let shown = run(client(&setup, &service, &["jobs", "show", asked.out.trim()])).await;
+    for words in [at.as_str(), "Deadline", "waits for run_at", "waits for the job's end, to http://127.0.0.1:9/hook"] {
+        assert!(shown.out.contains(words), "{words:?} is not in {}", shown.out);
+    }
+
+    let plain = run(client(&setup, &service, &["analyze", "Now?", "--json"])).await;
+    let plain: Value = serde_json::from_str(&plain.out).unwrap();
+    assert!(plain["prompt_version"].is_null(), "the setting's default is not the question's: {plain:#}");
+    let unknown = run(client(&setup, &service, &["analyze", "Now?", "--prompt-version=v99"])).await;
+    assert!(unknown.code == Some(4) && unknown.err.contains("prompt_version"), "{}", unknown.err);
+}
+
+#[tokio::test]
 async fn the_token_of_this_machines_service_goes_to_no_other() {
     let claude = simulator().await;
     let setup = Setup::new(&claude.base_url()).without("ADMIN_TOKEN");
@@ -261,16 +371,39 @@ async fn an_operator_looks_at_a_service_holds_it_and_lets_it_go_on() {
     let id = service.submit("Does it wait?").await.id();
     let stats = run(client(&setup, &service, &["stats"])).await;
     assert_eq!(stats.code, Some(0), "{}", stats.err);
-    for words in ["1 queued", "8, 0 attempts under way", "1 submitted", "Paused"] {
+    for words in ["1 queued", "8, 0 attempts under way", "a guess", "1 submitted", "0 tokens", "Paused"] {
         assert!(stats.out.contains(words), "{words:?} is not in {}", stats.out);
     }
+    assert!(!stats.out.contains("Budget"), "there is none: {}", stats.out);
+    let again = run(client(&setup, &service, &["pause"])).await;
+    assert!(again.out.starts_with("the queue was paused already, by admin_token since 2"), "{}", again.out);
     let resume = run(client(&setup, &service, &["resume"])).await;
-    assert_eq!((resume.code, resume.out.as_str()), (Some(0), "the queue is not paused\n"), "{}", resume.err);
+    assert_eq!(resume.code, Some(0), "{}", resume.err);
+    assert!(resume.out.starts_with("the queue goes on; it was paused by admin_token since 2"), "{}", resume.out);
+    let again = run(client(&setup, &service, &["resume"])).await;
+    assert_eq!((again.code, again.out.as_str()), (Some(0), "the queue was not paused\n"), "{}", again.err);
     assert_eq!(service.ended(&id).await.body["status"], "succeeded");
     let json = run(client(&setup, &service, &["stats", "--json"])).await;
-    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap()["jobs"]["succeeded"], 1);
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json["jobs"]["succeeded"], &json["usage"]["spent_today"]["calls"]), (&1.into(), &1.into()));
     let stranger = run(client(&setup, &service, &["pause", "--token", "not-the-right-one"])).await;
     assert_eq!(stranger.code, Some(4), "{}", stranger.err);
+}
+
+#[tokio::test]
+async fn the_figures_tell_that_the_budget_holds_the_queue() {
+    let claude = simulator().await;
+    // Room for one call at its most, and once that has spent anything for no other.
+    let setup = Setup::new(&claude.base_url()).with("DAILY_TOKEN_BUDGET", "21000");
+    let service = setup.start();
+    service.ended(&service.submit("The only one today?").await.id()).await;
+    let stats = run(client(&setup, &service, &["stats"])).await;
+    assert!(
+        stats.out.contains("of 21000 tokens used") && stats.out.contains("the queue goes on at 2"),
+        "{}",
+        stats.out
+    );
+    assert!(stats.out.contains("by 1 calls") && !stats.out.contains("a guess"), "{}", stats.out);
 }
 
 #[test]
@@ -283,7 +416,18 @@ fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
     }
     assert!(!analyze.contains("--max-overload-retries"), "{analyze}");
     assert!(help(&["serve", "--help"]).contains("--max-overload-retries"));
-    assert!(!help(&["jobs", "list", "--help"]).contains("--max-overload-retries"));
+    for command in [&["demo"][..], &["loadtest"], &["healthcheck"], &["own-data"], &["jobs", "list"], &["stats"]] {
+        let text = help(&[command, &["--help"]].concat());
+        assert!(!text.contains("--max-overload-retries") && text.lines().count() <= 60, "{command:?}: {text}");
+    }
+    for (command, setting) in [("demo", "--host"), ("loadtest", "--workers"), ("own-data", "--data-dir")] {
+        let text = help(&[command, "--help"]);
+        assert!(text.contains(setting) && text.contains("all others of `ceoagent serve --help`"), "{text}");
+    }
+    assert!(!help(&["demo", "--help"]).contains("0.0.0.0"), "it listens on this machine alone");
+    let hidden = setup.command().args(["loadtest", "--max-overload-retries=1001"]).output().unwrap();
+    let hidden = Said::from(hidden);
+    assert!(hidden.code == Some(2) && hidden.err.contains("from 0 to 1000"), "it is taken: {}", hidden.err);
     for shell in ["bash", "zsh", "fish"] {
         let script = help(&["completions", shell]);
         for word in ["analyze", "watch", "completions", "idempotency-key"] {

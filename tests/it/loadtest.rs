@@ -1,6 +1,6 @@
 //! `ceoagent loadtest` as its users have it.
 
-use std::process::Stdio;
+use std::{os::unix::fs::PermissionsExt, process::Stdio};
 
 use serde_json::Value;
 
@@ -35,6 +35,7 @@ fn a_load_on_a_service_of_its_own_is_told_in_words_as_json_and_as_a_page() {
     let (report, said) = run(&setup, &args);
     let sent = report["sent"].as_u64().unwrap();
     assert!(sent > 0 && said.contains("SIMULATED"), "{said}");
+    assert!(said.contains("possible are as many as\n") && !said.contains("chmod"), "{said}");
     assert_eq!(met(&report, ""), sent, "every question met an end: {report:#}");
     assert_eq!(met(&report, "answered") + met(&report, "accepted"), sent, "and a good one: {report:#}");
     assert_eq!(report["ordinary"]["accepted"], sent - report["sent_by_waiters"].as_u64().unwrap());
@@ -48,7 +49,9 @@ fn a_load_on_a_service_of_its_own_is_told_in_words_as_json_and_as_a_page() {
     assert_eq!(page.matches("<svg").count(), 4);
     assert!(!page.contains("src=") && !page.contains("href=") && !page.contains("url("), "it needs nothing else");
     assert!(page.contains("200 with the memo"));
-    let left: Vec<_> = std::fs::read_dir(setup.folder().join("data")).unwrap().collect();
+    let data = setup.folder().join("data");
+    assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700, "made for its owner");
+    let left: Vec<_> = std::fs::read_dir(data).unwrap().collect();
     assert!(left.is_empty(), "its data is removed: {left:?}");
 }
 

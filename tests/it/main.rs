@@ -13,6 +13,7 @@ mod crash;
 mod disk_floor;
 mod disk_full;
 mod drain;
+mod first_start;
 mod follow;
 mod harness;
 mod hold;

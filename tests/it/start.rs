@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -364,7 +365,45 @@ fn the_health_check_tells_a_running_service_from_a_dead_one() {
     setup.set("HOST", "0.0.0.0");
     let (status, said) = setup.run(&["healthcheck"]);
     assert!(status.success() && said.contains("ok"), "{said}");
+    let base = service.base().to_owned();
+    setup.set("PORT", "9");
+    let (status, said) = setup.run(&["healthcheck", "--url", &base]);
+    assert!(status.success() && said.contains("ok"), "{said}");
+    setup.set("PORT", &port);
     service.kill();
     let (status, said) = setup.run(&["healthcheck"]);
     assert!(!status.success() && said.contains(&format!("127.0.0.1:{port}")), "{said}");
+}
+
+#[tokio::test]
+async fn the_health_check_tells_whether_questions_are_taken_and_why_not() {
+    let mut setup = setup();
+    let service = setup.start();
+    setup.set("CEOAGENT_URL", service.base());
+    let (status, said) = setup.run(&["healthcheck", "--ready"]);
+    assert!(status.success() && said == "ready\n", "{said}");
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    let (status, said) = setup.run(&["healthcheck", "--ready"]);
+    assert!(status.success() && said.starts_with("degraded: "), "{said}");
+    assert!(said.contains("\n  queue: was paused by admin_token at 2"), "{said}");
+    drop(service);
+
+    let problem = r#"{"status":503,"code":"not_ready","errors":[{"field":"disk","message":"is full"}]}"#;
+    let stub = TcpListener::bind("127.0.0.1:0").unwrap();
+    setup.set("CEOAGENT_URL", &format!("http://{}", stub.local_addr().unwrap()));
+    let answering = std::thread::spawn(move || {
+        let (mut caller, _) = stub.accept().unwrap();
+        let mut head = [0; 1024];
+        let read = caller.read(&mut head).unwrap();
+        let length = problem.len();
+        write!(caller, "HTTP/1.1 503 Service Unavailable\r\ncontent-length: {length}\r\n\r\n{problem}").unwrap();
+        String::from_utf8_lossy(&head[..read]).into_owned()
+    });
+    let (status, said) = setup.run(&["healthcheck", "--ready"]);
+    assert_eq!((status.code(), said.as_str()), (Some(1), "not ready\n  disk: is full\n"));
+    let head = answering.join().unwrap();
+    assert!(head.starts_with("GET /health/ready ") && !head.to_lowercase().contains("authorization"), "{head}");
+    setup.set("CEOAGENT_URL", "nonsense");
+    let (status, said) = setup.run(&["healthcheck", "--ready"]);
+    assert!(!status.success() && said.contains("no address of a service"), "{said}");
 }

@@ -228,6 +228,13 @@ impl fmt::Display for Report {
         if let (Some(answerable), Some(share)) = (self.answerable, self.share_of_answerable) {
             let in_time = self.answered_in_time_under_load;
             writeln!(f, "  in time under load {in_time:8}   of {answerable} possible: {:.1} %", share * 100.0)?;
+            let margin = " ".repeat(32);
+            writeln!(
+                f,
+                "{margin}memos within {} s and before the last question; possible are as many as",
+                IN_TIME.as_secs()
+            )?;
+            writeln!(f, "{margin}Claude can answer in that time, but no more than clients that wait")?;
         }
         if let Some(error) = self.estimates.median_error {
             let compared = self.estimates.compared;

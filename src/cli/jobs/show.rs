@@ -1,0 +1,164 @@
+//! The life of a job before its memo, for people.
+
+use std::io::Write;
+
+use serde_json::Value;
+
+use super::text;
+use crate::cli::{memo::clean, outcome, progress};
+
+/// Writes it to standard output, a line for each thing that there is to say.
+pub(super) fn describe(job: &Value) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let dim = console::Style::new().force_styling(outcome::colours()).dim();
+    for (name, value) in lines(job) {
+        writeln!(out, "{} {value}", dim.apply_to(format!("{name:<10}")))?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn lines(job: &Value) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let mut line = |name, value: String| {
+        if !value.is_empty() {
+            lines.push((name, value));
+        }
+    };
+    for (name, field) in [
+        ("Job", "id"),
+        ("Status", "status"),
+        ("Question", "query"),
+        ("Caller", "caller"),
+        ("Created", "created_at"),
+        ("Not before", "run_at"),
+        ("Deadline", "deadline_at"),
+        ("Started", "started_at"),
+        ("Finished", "finished_at"),
+    ] {
+        line(name, text(job, field));
+    }
+    line("Queue", queue(&job["queue"]));
+    let attempts = job["attempts"].as_array().map_or(&[][..], Vec::as_slice);
+    let error = &job["error"];
+    for attempt in attempts {
+        // What the job failed of is told below.
+        let why = attempt["error"]["message"].as_str().filter(|why| error["message"] != **why);
+        let why = why.map_or(String::new(), |why| format!(": {}", clean(why)));
+        let (outcome, at) = (text(attempt, "outcome"), text(attempt, "finished_at"));
+        line("Attempt", format!("{} {outcome}, {at}{why}", attempt["number"]));
+    }
+    if error.is_object() {
+        line("Error", format!("{} ({})", text(error, "message"), text(error, "code")));
+    }
+    let answered = attempts.iter().rev().map(|attempt| text(attempt, "model")).find(|model| !model.is_empty());
+    line("Model", answered.unwrap_or_else(|| text(job, "model")));
+    if job["usage"].is_object() {
+        line("Tokens", tokens(&job["usage"]));
+    }
+    line("Cost", job["cost_usd"].as_f64().map_or(String::new(), outcome::dollars));
+    line("Webhook", webhook(job));
+    let labels = job["metadata"].as_object().into_iter().flatten();
+    let labels = labels.map(|(key, value)| clean(&format!("{key}={}", value.as_str().unwrap_or_default())));
+    line("Metadata", labels.collect::<Vec<_>>().join(" "));
+    lines
+}
+
+/// What is ahead of a job that waits.
+fn queue(queue: &Value) -> String {
+    let position = queue["position"].as_u64().map(|position| format!("position {position}"));
+    let cause = queue["waiting_for"].as_str().map(|cause| format!("waits for {}", clean(cause)));
+    let eta = queue.is_object().then(|| match queue["eta_seconds"].as_u64() {
+        Some(seconds) => format!("answer expected in about {}", progress::readable(seconds)),
+        None => "nobody can tell when the answer comes".to_owned(),
+    });
+    [position, cause, eta].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn tokens(usage: &Value) -> String {
+    let count = |kind: &str| usage[kind].as_u64().unwrap_or_default();
+    let cached = count("cache_read_input_tokens");
+    let input = count("input_tokens") + count("cache_creation_input_tokens") + cached;
+    let cached = if cached == 0 { String::new() } else { format!(" ({cached} of them from the cache)") };
+    format!("{input} input{cached}, {} output", count("output_tokens"))
+}
+
+/// What came of telling the callback URL.
+fn webhook(job: &Value) -> String {
+    let delivery = &job["delivery"];
+    let state = match delivery["state"].as_str() {
+        None => return String::new(),
+        Some("waiting") => "waits for the job's end".to_owned(),
+        Some("given_up") => "given up".to_owned(),
+        Some("disabled") => "ended for good by the receiver".to_owned(),
+        Some(state) => clean(state),
+    };
+    let tries = delivery["tries"].as_array().map_or(&[][..], Vec::as_slice);
+    let tried = tries.last().map(|last| {
+        let answer = last["http_status"].as_u64().map(|status| format!("HTTP {status}"));
+        format!("try {}: {}", tries.len(), answer.unwrap_or_else(|| text(last, "error")))
+    });
+    let next = delivery["next_at"].as_str().map(|at| format!("next try {}", clean(at)));
+    let told = [Some(state), tried, next].into_iter().flatten().collect::<Vec<_>>().join(", ");
+    format!("{told}, to {}", text(job, "callback_url"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(job: &Value) -> Vec<String> {
+        lines(job).into_iter().map(|(name, value)| format!("{name}: {value}")).collect()
+    }
+
+    #[test]
+    fn a_job_that_waits_tells_its_place_its_estimate_and_whom_it_will_tell() {
+        let job = json!({
+            "status": "queued", "query": "Why?\u{1b}[2J", "model": "m", "callback_url": "https://a.example/hook",
+            "queue": {"position": 3, "eta_seconds": 35, "waiting_for": "worker"}, "delivery": {"state": "waiting"}
+        });
+        assert_eq!(
+            told(&job),
+            [
+                "Status: queued",
+                "Question: Why?",
+                "Queue: position 3, waits for worker, answer expected in about 35 s",
+                "Model: m",
+                "Webhook: waits for the job's end, to https://a.example/hook",
+            ]
+        );
+        let held = json!({"queue": {"position": 1, "waiting_for": "paused"}});
+        assert_eq!(told(&held), ["Queue: position 1, waits for paused"]);
+    }
+
+    #[test]
+    fn a_failed_job_tells_its_reason_once_and_what_it_took() {
+        let job = json!({
+            "status": "failed", "error": {"code": "refused", "message": "it did not want to"}, "cost_usd": 0.0123,
+            "attempts": [
+                {"number": 1, "outcome": "failed", "finished_at": "t1", "error": {"message": "too busy"}},
+                {"number": 2, "outcome": "failed", "finished_at": "t2", "model": "m",
+                    "error": {"message": "it did not want to"}}
+            ],
+            "usage": {"input_tokens": 10, "cache_creation_input_tokens": 20, "cache_read_input_tokens": 5,
+                "output_tokens": 7},
+            "callback_url": "https://a.example/hook",
+            "delivery": {"state": "pending", "next_at": "t9", "tries": [{"http_status": 500}, {"error": "no route"}]}
+        });
+        assert_eq!(
+            told(&job),
+            [
+                "Status: failed",
+                "Attempt: 1 failed, t1: too busy",
+                "Attempt: 2 failed, t2",
+                "Error: it did not want to (refused)",
+                "Model: m",
+                "Tokens: 35 input (5 of them from the cache), 7 output",
+                "Cost: 0.0123 US dollars",
+                "Webhook: pending, try 2: no route, next try t9, to https://a.example/hook",
+            ]
+        );
+    }
+}
