@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_document_tells_what_a_cursor_looks_like_wherever_one_is_taken() {
-        assert_eq!(crate::http::openapi().to_json().unwrap().matches(PATTERN).count(), 3);
+        assert_eq!(crate::http::openapi().to_json().unwrap().matches(PATTERN).count(), 4);
     }
 
     proptest! {

@@ -364,6 +364,7 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
             "/api/v1/admin/usage",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
+            "/api/v1/jobs",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/events",

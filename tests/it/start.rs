@@ -344,6 +344,7 @@ async fn the_printed_api_description_has_every_route_and_is_the_served_one() {
             "/api/v1/admin/usage",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
+            "/api/v1/jobs",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/events",

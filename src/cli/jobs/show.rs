@@ -130,7 +130,7 @@ mod tests {
             ]
         );
         let held = json!({"queue": {"position": 1, "waiting_for": "paused"}});
-        assert_eq!(told(&held), ["Queue: position 1, waits for paused"]);
+        assert_eq!(told(&held), ["Queue: position 1, waits for paused, nobody can tell when the answer comes"]);
     }
 
     #[test]
