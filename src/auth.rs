@@ -272,12 +272,14 @@ impl Auth {
     pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
         let _changing = self.changing.lock().await;
         let found = self.keys().into_iter().find(|key| key.name == name && key.revoked_at.is_none());
-        let mut key = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
-        if key.created_at.is_none() {
+        let in_force = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
+        if in_force.created_at.is_none() {
             return Err(KeyError::OfSettings(name.to_owned()));
         }
-        key.revoked_at = Some(self.queue.now());
-        self.keep(&key).await?;
+        let key = Key { revoked_at: Some(self.queue.now()), ..in_force.clone() };
+        // First, for whoever asks for it may hang up while the store writes it down.
+        self.remember(key.clone());
+        self.keep(&key).await.inspect_err(|_| self.remember(in_force))?;
         Ok(key)
     }
 
@@ -285,10 +287,14 @@ impl Auth {
     async fn keep(&self, key: &Key) -> Result<(), KeyError> {
         let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
         self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;
+        self.remember(key.clone());
+        Ok(())
+    }
+
+    fn remember(&self, key: Key) {
         let mut keys = self.keys.write();
         keys.retain(|known| known.name != key.name);
-        keys.push(key.clone());
-        Ok(())
+        keys.push(key);
     }
 }
 
@@ -390,7 +396,18 @@ mod hex_hash {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use futures_util::FutureExt;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::{
+        clock::Clock,
+        metrics::Metrics,
+        queue::Policy,
+        store::sled::{SledConfig, SledStore},
+    };
 
     const KEY: &str = "0123456789abcdef";
 
@@ -431,6 +448,26 @@ mod tests {
         assert!(matches!(parse(&format!("a:{KEY},a:{KEY}")), Err(AuthError::Twice(_))));
         let of_one = parse(&format!("a:{KEY},a/old:{KEY}x,a/reads:read:{KEY}y")).unwrap();
         assert_eq!(of_one.iter().map(|key| caller(&key.name)).collect::<Vec<_>>(), ["a", "a", "a"]);
+    }
+
+    #[tokio::test]
+    async fn a_key_is_revoked_also_where_whoever_asks_for_it_hangs_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let path = folder.path().to_owned();
+        let config = SledConfig { path, cache_bytes: 16 << 20, max_pending: 9, keep_answers: false };
+        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
+        let queue = Queue::new(store, clock, Policy::plain(), Metrics::new(), CancellationToken::new());
+        let auth = Auth::new("s3cret".into(), None, None, queue.clone()).unwrap();
+        let (_, key) = auth.create("ci", Scope::Analyze, ADMIN_TOKEN).await.unwrap();
+        let header = format!("Bearer {}", key.expose_secret());
+        assert!(auth.identify(Some(header.as_bytes())).is_ok());
+        assert!(auth.revoke("ci").now_or_never().is_none(), "the store has yet to write it down");
+        assert_eq!(auth.identify(Some(header.as_bytes())), Err(Refused::Wrong));
+        // What the store was told before the next change is done before it.
+        auth.create("other", Scope::Read, ADMIN_TOKEN).await.unwrap();
+        let again = Auth::new("s3cret".into(), None, None, queue).unwrap();
+        assert_eq!(again.identify(Some(header.as_bytes())), Err(Refused::Wrong));
     }
 
     #[test]
