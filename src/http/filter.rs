@@ -46,9 +46,9 @@ pub(super) struct Conditions {
     /// Has all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<String, String>,
-    /// How many labels came as query parameters, the same ones again included.
+    /// Labels that came as query parameters, which can name two of one key: what no job has.
     #[serde(skip)]
-    labels_given: usize,
+    labels: Vec<(String, String)>,
     /// Who submitted it.
     #[schema(min_length = 1, max_length = 500)]
     caller: Option<String>,
@@ -68,11 +68,8 @@ impl Conditions {
             "caller" => once(&mut self.caller, value),
             "metadata" => match value.split_once('=') {
                 Some((key, label)) => {
-                    self.labels_given += 1;
-                    match self.metadata.insert(key.to_owned(), label.to_owned()) {
-                        Some(other) if other != label => Err(format!("must be one label of a key, not two of {key:?}")),
-                        _ => Ok(()),
-                    }
+                    self.labels.push((key.to_owned(), label.to_owned()));
+                    Ok(())
                 }
                 None => Err(format!("must be key=value, not {value:?}")),
             },
@@ -91,7 +88,7 @@ impl Conditions {
                 errors.push(FieldError::new(name, format!("must have 1 to {MAX_TEXT} characters, not {count}")));
             }
         }
-        let labels = self.metadata.len().max(self.labels_given);
+        let labels = self.metadata.len() + self.labels.len();
         // A question can't have more.
         if labels > MAX_METADATA {
             let message = format!("must be at most {MAX_METADATA} labels, not {labels}");
@@ -105,7 +102,7 @@ impl Conditions {
                 created_from: self.created_from,
                 created_before: self.created_before,
                 model: self.model,
-                metadata: self.metadata,
+                metadata: self.metadata.into_iter().chain(self.labels).collect(),
                 caller: self.caller,
                 ..JobFilter::default()
             };
@@ -161,6 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::job::JobRequest;
 
     /// As the document has it, in each place.
     const PATTERN: &str = "^A[A-Za-f][A-Za-z0-9_-]{10}$";
@@ -204,14 +202,18 @@ mod tests {
             ("text", "Rotterdam"),
             ("metadata", "team=ops=1"),
             ("metadata", "k="),
+            ("metadata", "k=other"),
         ] {
             conditions.take(name, value).unwrap().unwrap();
         }
         let filter = conditions.filter().unwrap();
         assert_eq!(filter.statuses, [JobStatus::Failed, JobStatus::Scheduled]);
-        assert_eq!((filter.priorities, filter.codes), (vec![Priority::Low], vec![FailureCode::Refused]));
+        assert_eq!((&*filter.priorities, &*filter.codes), (&[Priority::Low][..], &[FailureCode::Refused][..]));
         assert_eq!(filter.created_from, Some(Timestamp::from_millis(1_795_428_600_000)));
-        assert_eq!((&*filter.metadata["team"], &*filter.metadata["k"]), ("ops=1", ""));
+        let labels = [("k", ""), ("k", "other"), ("team", "ops=1")];
+        assert_eq!(filter.metadata, labels.map(|(key, label)| (key.to_owned(), label.to_owned())).into());
+        let request = JobRequest { metadata: [("k".to_owned(), "other".to_owned())].into(), ..JobRequest::default() };
+        assert!(!filter.takes_request(&request), "no job has two labels of a key");
     }
 
     #[test]
@@ -222,9 +224,6 @@ mod tests {
         assert!(wrong("code", "oops").contains("deadline_exceeded"));
         assert!(wrong("created_from", "yesterday").contains("RFC 3339"));
         assert!(wrong("metadata", "team").contains("key=value"));
-        let mut labels = Conditions::default();
-        assert_eq!(labels.take("metadata", "team=ops"), Some(Ok(())));
-        assert!(labels.take("metadata", "team=sales").unwrap().unwrap_err().contains("two of \"team\""));
         assert!(Conditions::default().take("state", "failed").is_none());
         let mut twice = Conditions::default();
         assert_eq!(twice.take("text", "a"), Some(Ok(())));

@@ -1,6 +1,6 @@
 //! Which jobs to list, and which page of them.
 
-use std::{collections::BTreeMap, num::NonZeroU64};
+use std::{collections::BTreeSet, num::NonZeroU64};
 
 use super::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority};
 use crate::clock::Timestamp;
@@ -22,8 +22,8 @@ pub struct JobFilter {
     pub text: Option<String>,
     /// The model asked for, or one that answered.
     pub model: Option<String>,
-    /// Has all of these labels.
-    pub metadata: BTreeMap<String, String>,
+    /// Has all of these labels; no job has two of one key.
+    pub metadata: BTreeSet<(String, String)>,
     /// Who submitted it.
     pub caller: Option<String>,
     /// The digest of that name ([`Job::caller`]), by which most jobs are passed over unread. The queue adds it.
@@ -179,6 +179,8 @@ pub struct JobSelection {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn at(seconds: i64) -> Timestamp {
@@ -226,7 +228,7 @@ mod tests {
         assert!(plain().with_text(Some("STRAẞE")).takes_request(&request));
         assert!(!plain().with_text(Some("mieten")).takes_request(&request));
         let labelled = |value: &str| {
-            let metadata = BTreeMap::from([("team".to_owned(), value.to_owned())]);
+            let metadata = BTreeSet::from([("team".to_owned(), value.to_owned())]);
             JobFilter { metadata, ..plain() }.takes_request(&request)
         };
         assert!(labelled("ops") && !labelled("op"));

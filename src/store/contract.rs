@@ -2,7 +2,7 @@
 //! make one; how a store survives a crash is tested beside it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -327,7 +327,7 @@ async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
     assert_eq!(find(JobFilter { codes: vec![FailureCode::Refused], ..plain() }).await, [job(0).id]);
     let from = JobFilter { created_from: Some(at(1)), created_before: Some(at(3)), ..plain() };
     assert_eq!(find(from).await, [job(2).id, job(1).id]);
-    let metadata = BTreeMap::from([("team".to_owned(), "ops".to_owned())]);
+    let metadata = BTreeSet::from([("team".to_owned(), "ops".to_owned())]);
     assert_eq!(find(JobFilter { metadata, ..plain() }).await, [job(4).id]);
     let both = JobFilter { caller: Some("alice".to_owned()), priorities: vec![Priority::High], ..plain() };
     assert!(find(both).await.is_empty(), "conditions add up");
