@@ -203,6 +203,23 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Has the kernel forget what it caches of the closed store in `path`, so that the next read is from the disk.
+    ///
+    /// # Errors
+    /// If what is still to be written can't be.
+    pub(super) fn drop_cache(path: &Path) -> io::Result<()> {
+        let file = match File::options().read(true).write(true).open(path.join(DB)) {
+            Ok(file) => file,
+            // `Disk::open` judges that.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        file.sync_all()?;
+        #[cfg(target_os = "linux")]
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        Ok(())
+    }
+
     pub(super) fn tree(&self) -> &sled::Tree {
         &self.tree
     }
