@@ -20,6 +20,7 @@ impl Agent {
             options,
             model,
             prompt_version,
+            depth,
             caller,
             metadata: _,
             callback_url: _,
@@ -49,6 +50,7 @@ impl Agent {
                 parts.add(None);
             }
         }
+        parts.add(Some(depth.resolved(is_waited_for).into()));
         parts.add(self.effort(is_waited_for).word());
         parts.0.extend_from_slice(&self.config.max_tokens.to_be_bytes());
         let [a, b, c, d, e, f, g, h, ..] = sha256(&[&parts.0]);
@@ -90,6 +92,7 @@ mod tests {
         agent::AgentConfig,
         claude::{Claude, ClientConfig, price::Prices},
         config::Effort,
+        job::Depth,
         prompts::Prompts,
     };
 
@@ -161,6 +164,7 @@ mod tests {
             asked(|request| request.model = Some("a".to_owned())),
             asked(|request| request.prompt_version = Some("v1".to_owned())),
             asked(|request| request.caller = Some("alice".to_owned())),
+            asked(|request| request.depth = Depth::Brief),
             plain.question(&request(), true, at(0)).unwrap(),
             plain.question(&request(), false, at(24 * 60 * 60)).unwrap(),
             agent(|config| config.max_tokens = 2_000, &[]).question(&request(), false, at(0)).unwrap(),
@@ -170,7 +174,8 @@ mod tests {
         let distinct: std::collections::HashSet<NonZeroU64> = all.into_iter().collect();
         assert_eq!(distinct.len(), all.len());
         let same_effort = agent(|config| config.interactive_effort = config.effort, &[]);
-        assert_eq!(same_effort.question(&request(), true, at(0)), same_effort.question(&request(), false, at(0)));
+        let waited_for = JobRequest { depth: Depth::Full, ..request() };
+        assert_eq!(same_effort.question(&waited_for, true, at(0)), same_effort.question(&request(), false, at(0)));
         let unknown = JobRequest { prompt_version: Some("v99".to_owned()), ..request() };
         assert_eq!(plain.question(&unknown, false, at(0)), None);
     }
