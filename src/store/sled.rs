@@ -418,6 +418,10 @@ impl Drop for SledStore {
 impl Shared {
     /// Opens the database and reads the index anew; tells the first free number.
     fn open(&self) -> Result<Seq, OpenError> {
+        self.load().map_err(OpenError::or_disk_fault)
+    }
+
+    fn load(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
         let (mut index, keys, beside, next_seq) =

@@ -125,7 +125,10 @@ async fn a_fault_of_the_disk_in_any_call_of_a_commit_costs_no_accepted_job_and_n
     for client in clients {
         client.await.unwrap();
     }
-    assert!(["pwrite of the database", "fdatasync of the database"].iter().all(|call| struck.contains(call)), "{struck:?}");
+    assert!(
+        ["pwrite of the database", "fdatasync of the database"].iter().all(|call| struck.contains(call)),
+        "{struck:?}"
+    );
     let accepted = std::mem::take(&mut *accepted.lock().unwrap());
     for id in &accepted {
         assert_eq!(service.ended(id).await.body["status"], "succeeded", "{id}");

@@ -60,7 +60,7 @@ const READ_AHEAD: usize = 4;
 const MAX_SHARED: usize = 512;
 
 /// First and longest pause between two tries to open the database again.
-const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Panics without a commit between them after which the writer gives up: then a fresh process is worth more.
 const MAX_PANICS: u32 = 8;
