@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{JobRequest, Priority, callback::Callbacks},
+    job::{Depth, JobRequest, Priority, callback::Callbacks},
     prompts::Prompts,
     queue::Submission,
 };
@@ -119,6 +119,9 @@ pub(super) struct Body {
     /// A Claude model; the service's own setting if absent.
     #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9_.:/@-]+$")]
     model: Option<String>,
+    /// `brief`, `full`, or `auto` (if absent): a brief memo where a client waits and a full one would not be ready in
+    /// time, else a full one.
+    depth: Option<Depth>,
     /// Who is told when the job ends, by a signed message after Standard Webhooks; an https URL that leads to a public
     /// address. Only where the service has a WEBHOOK_SECRET.
     #[schema(max_length = 2_048, example = "https://example.com/hook")]
@@ -249,6 +252,7 @@ fn submission(body: Body) -> Submission {
             context: body.context.filter(|context| !context.trim().is_empty()),
             options: body.options.unwrap_or_default(),
             model: body.model,
+            depth: body.depth.unwrap_or_default(),
             callback_url: body.callback_url,
             prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
