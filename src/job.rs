@@ -36,7 +36,7 @@ pub use self::{
         Failures, TokenUsage,
     },
     filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
-    record::{IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
+    record::{Depth, IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
 use crate::clock::Timestamp;
 

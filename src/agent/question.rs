@@ -2,10 +2,8 @@
 
 use std::num::NonZeroU64;
 
-use sha2::{Digest, Sha256};
-
 use super::Agent;
-use crate::{clock::Timestamp, job::JobRequest};
+use crate::{clock::Timestamp, digest::sha256, job::JobRequest};
 
 /// A day as prompts have it, in UTC.
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -22,6 +20,7 @@ impl Agent {
             options,
             model,
             prompt_version,
+            depth,
             caller,
             metadata: _,
             callback_url: _,
@@ -51,9 +50,10 @@ impl Agent {
                 parts.add(None);
             }
         }
+        parts.add(Some(depth.resolved(is_waited_for).into()));
         parts.add(self.effort(is_waited_for).word());
         parts.0.extend_from_slice(&self.config.max_tokens.to_be_bytes());
-        let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(&parts.0).into();
+        let [a, b, c, d, e, f, g, h, ..] = sha256(&[&parts.0]);
         Some(NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN))
     }
 }
@@ -92,6 +92,7 @@ mod tests {
         agent::AgentConfig,
         claude::{Claude, ClientConfig, price::Prices},
         config::Effort,
+        job::Depth,
         prompts::Prompts,
     };
 
@@ -163,6 +164,7 @@ mod tests {
             asked(|request| request.model = Some("a".to_owned())),
             asked(|request| request.prompt_version = Some("v1".to_owned())),
             asked(|request| request.caller = Some("alice".to_owned())),
+            asked(|request| request.depth = Depth::Brief),
             plain.question(&request(), true, at(0)).unwrap(),
             plain.question(&request(), false, at(24 * 60 * 60)).unwrap(),
             agent(|config| config.max_tokens = 2_000, &[]).question(&request(), false, at(0)).unwrap(),
@@ -172,7 +174,8 @@ mod tests {
         let distinct: std::collections::HashSet<NonZeroU64> = all.into_iter().collect();
         assert_eq!(distinct.len(), all.len());
         let same_effort = agent(|config| config.interactive_effort = config.effort, &[]);
-        assert_eq!(same_effort.question(&request(), true, at(0)), same_effort.question(&request(), false, at(0)));
+        let waited_for = JobRequest { depth: Depth::Full, ..request() };
+        assert_eq!(same_effort.question(&waited_for, true, at(0)), same_effort.question(&request(), false, at(0)));
         let unknown = JobRequest { prompt_version: Some("v99".to_owned()), ..request() };
         assert_eq!(plain.question(&unknown, false, at(0)), None);
     }

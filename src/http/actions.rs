@@ -46,7 +46,6 @@ pub(super) struct ActionRequest {
 }
 
 /// The effect of an action or a dry run.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 pub(super) struct ActionReport {
     action: Action,
@@ -55,17 +54,19 @@ pub(super) struct ActionReport {
     /// Jobs that match the filter and that the action applies to.
     matched: usize,
     /// Jobs that were changed. Others changed their state in the meantime. Absent in a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
     changed: Option<usize>,
     /// The time limit was reached. Send the same request with `next_cursor` as `cursor` for the rest.
     more: bool,
     /// Where the rest begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
     /// In a dry run of `retry` or `cancel`: what the calls to Claude for these jobs would cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
     estimate: Option<Estimate>,
 }
 
 /// What the calls for these jobs would take, estimated from the first 500 jobs.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 struct Estimate {
     /// Estimated from the length of the questions.
@@ -73,8 +74,10 @@ struct Estimate {
     /// The most that the calls can need.
     output_tokens: u64,
     /// Cost of both at list prices, in US dollars. Absent if a model has no known price.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
     /// Duration with the current workers and limits. Absent if they allow no calls now.
+    #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
 }
 

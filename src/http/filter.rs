@@ -17,7 +17,6 @@ use crate::{
 const MAX_TEXT: usize = 500;
 
 /// A job must match all conditions. An empty filter matches all jobs.
-#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[schema(as = JobFilter)]
 #[serde(default)]
@@ -33,15 +32,19 @@ pub(super) struct Conditions {
     code: Vec<FailureCode>,
     /// Jobs accepted at this time or later (RFC 3339).
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_from: Option<Timestamp>,
     /// Jobs accepted before this time (RFC 3339).
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_before: Option<Timestamp>,
     /// Jobs whose query contains this text, ignoring case.
     #[schema(min_length = 1, max_length = 500)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     /// Jobs that requested this model or were answered by it.
     #[schema(min_length = 1, max_length = 500)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
     /// Jobs with all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -51,6 +54,7 @@ pub(super) struct Conditions {
     labels: Vec<(String, String)>,
     /// Jobs submitted with this API key's name or token's subject.
     #[schema(min_length = 1, max_length = 500)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<String>,
 }
 

@@ -38,7 +38,6 @@ pub(super) struct Readiness {
 }
 
 /// Why accepted jobs do not run.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 struct Reason {
     /// The part of the service: `queue`, `claude` or `budget`.
@@ -50,18 +49,26 @@ struct Reason {
     message: String,
     /// When it ends by itself. Absent if a person has to act first.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
 }
 
 /// Liveness
 ///
-/// Always `200` while the process answers requests.
+/// `200` while the process works. A container engine should restart it otherwise.
 #[utoipa::path(
     get, path = "/health", operation_id = "get_health", tag = "service",
-    responses((status = 200, description = "The process is alive", body = Health))
+    responses(
+        (status = 200, description = "The process is alive", body = Health),
+        (status = 503, description = "`not_ready`: the process stops because the job store can't be recovered")
+    )
 )]
-pub(super) async fn live() -> Json<Health> {
-    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
+pub(super) async fn live(State(api): State<Arc<Api>>) -> Response {
+    if api.queue.store_lost().is_cancelled() {
+        let lost = FieldError::new("store", "can't be recovered by this process; it is ending");
+        return Problem::listing(NOT_READY, vec![lost]).into_response();
+    }
+    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
 }
 
 /// Readiness

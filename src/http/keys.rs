@@ -49,7 +49,6 @@ pub(super) struct KeyList {
 }
 
 /// An API key without its secret.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = ApiKey)]
 pub(super) struct Shown {
@@ -58,11 +57,14 @@ pub(super) struct Shown {
     scope: Scope,
     /// When the key was created. Absent for keys of the setting API_KEYS.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<crate::clock::Timestamp>,
     /// The operator who created the key. Absent for keys of the setting API_KEYS.
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<String>,
     /// When the key was revoked. Absent while the key is valid.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<crate::clock::Timestamp>,
 }
 

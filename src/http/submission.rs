@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{JobRequest, Priority, callback::Callbacks},
+    job::{Depth, JobRequest, Priority, callback::Callbacks},
     prompts::Prompts,
     queue::Submission,
 };
@@ -119,6 +119,9 @@ pub(super) struct Body {
     /// A Claude model. Default: the setting MODEL_NAME.
     #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9_.:/@-]+$")]
     model: Option<String>,
+    /// `brief`, `full` or `auto` (default). `auto` means `full`, or `brief` if the client waits and a full memo would not be
+    /// ready in time.
+    depth: Option<Depth>,
     /// Send a signed webhook (Standard Webhooks) to this URL when the job ends. An https URL with a public address. The
     /// service needs a WEBHOOK_SECRET.
     #[schema(max_length = 2_048, example = "https://example.com/hook")]
@@ -248,6 +251,7 @@ fn submission(body: Body) -> Submission {
             context: body.context.filter(|context| !context.trim().is_empty()),
             options: body.options.unwrap_or_default(),
             model: body.model,
+            depth: body.depth.unwrap_or_default(),
             callback_url: body.callback_url,
             prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),

@@ -33,7 +33,6 @@ const MAX_ETA_INTERVAL: Duration = Duration::from_mins(1);
 const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
 
 /// A job. Fields that do not apply are absent.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = Job)]
 pub(super) struct JobView<'a> {
@@ -47,63 +46,80 @@ pub(super) struct JobView<'a> {
     created_at: Timestamp,
     /// When the running or last attempt started.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Timestamp>,
     /// When the job ended.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     /// Earliest start. Present while the job is scheduled.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
     /// The job fails if it is still queued at this time.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     deadline_at: Option<Timestamp>,
     /// Number of attempts, including the running one.
     attempts_made: u32,
     /// The question, as submitted.
     query: &'a str,
     /// The background, as submitted.
+    #[serde(skip_serializing_if = "Option::is_none")]
     context: Option<&'a str>,
     /// The options, as submitted.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     options: &'a [String],
     /// The requested model.
+    #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
     /// The requested prompt version.
+    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
     /// The labels, as submitted.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
     /// The name of the API key or the subject of the token that submitted the job. Absent if none was needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
     /// Where the webhook is sent when the job ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
     callback_url: Option<&'a str>,
     /// State of that webhook.
+    #[serde(skip_serializing_if = "Option::is_none")]
     delivery: Option<DeliveryView<'a>>,
     /// The id of the HTTP request that submitted the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
     /// The attempts that have ended, oldest first.
     attempts: Vec<AttemptView<'a>>,
     /// The memo of a succeeded job.
     #[schema(value_type = Option<Memo>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
     /// The memo comes from this job, which had the same question and was running. This job made no call and cost nothing.
     #[schema(value_type = Option<String>, format = Uuid)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     shared_with: Option<JobId>,
     /// The memo comes from an earlier job with the same question. This job made no call and cost nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cached: Option<Cached>,
     /// Position and estimate of a waiting job.
+    #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<Outlook>,
     /// Tokens of all attempts.
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<TokenUsage>,
     /// Cost of all attempts at list prices, in US dollars. Absent if a model has no known price.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
     /// Why the job failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<AttemptError>,
     links: Links,
 }
 
 /// An attempt that has ended.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = Attempt)]
 pub(super) struct AttemptView<'a> {
@@ -116,43 +132,56 @@ pub(super) struct AttemptView<'a> {
     /// How the attempt ended.
     outcome: AttemptOutcome,
     /// Why the attempt did not succeed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a AttemptError>,
     /// HTTP status of Claude's answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
     http_status: Option<u16>,
     /// Anthropic's id of the call, for their support.
+    #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
     /// The model that answered or, without an answer, the requested one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
     /// SHA-256 of the prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_sha256: Option<&'a str>,
     /// This attempt repeats the call and shows Claude the rejected answer of that attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
     asked_again_after: Option<u32>,
     /// The memo was parsed from the stored answer of that attempt. No call was made and nothing was billed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     reparsed_from: Option<u32>,
     /// Tokens of the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<TokenUsage>,
     /// Cost of the call at list prices, in US dollars. Absent if the model has no known price.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
     /// The call was sent and its outcome is unknown.
     may_have_been_billed: bool,
     /// The most that the call can have cost, estimated before the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
     /// Claude's answer, if it could not be parsed as a memo (`invalid_output`, `answer_truncated`).
+    #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
 }
 
 /// The webhook to `callback_url`.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
 struct DeliveryView<'a> {
     /// The `webhook-id` of the message, the same for every try.
+    #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     /// `waiting` for the job to end, `pending`, `delivered`, `given_up` after a day, or `disabled` by a `410`.
     state: &'static str,
     /// When the next try is due.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     next_at: Option<Timestamp>,
     /// Oldest first.
     tries: &'a [DeliveryTry],
@@ -173,7 +202,6 @@ impl<'a> DeliveryView<'a> {
 }
 
 /// The most that a call with unknown outcome can have cost.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = AtRisk)]
 struct AtRiskView {
@@ -182,6 +210,7 @@ struct AtRiskView {
     /// The `max_tokens` of the call.
     output_tokens: u64,
     /// Cost of both at list prices, in US dollars. Absent if the model has no known price.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
 }
 
@@ -196,7 +225,6 @@ impl AtRiskView {
 }
 
 /// Paths of the actions that the job's state allows.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 pub(super) struct Links {
     /// GET the job.
@@ -207,8 +235,10 @@ pub(super) struct Links {
     /// GET the job's page, for people.
     page: String,
     /// POST to cancel the job. Present while it is pending.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cancel: Option<String>,
     /// POST to retry the job. Present if it has failed or was cancelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
     retry: Option<String>,
 }
 

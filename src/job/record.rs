@@ -26,6 +26,9 @@ pub struct JobRequest {
     /// The version of the prompts asked for; none means the service's own setting at the time of the attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_version: Option<String>,
+    /// How much the memo says. The queue replaces `auto` at submission, as only it can tell what fits the client's time.
+    #[serde(default, skip_serializing_if = "Depth::is_auto")]
+    pub depth: Depth,
     /// The caller's own labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
@@ -41,6 +44,52 @@ pub struct JobRequest {
     /// The trace that the HTTP request belonged to, as a W3C `traceparent`, if traces are sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+}
+
+/// How much a memo says, and so how long it takes to write.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantNames,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Depth {
+    /// `brief` where a client waits and a full memo would not be ready in time, else `full`.
+    #[default]
+    Auto,
+    /// The conclusion and what carries it: 700 to 900 tokens.
+    Brief,
+    /// Everything: 1,300 to 3,700 tokens.
+    Full,
+}
+
+impl Depth {
+    /// Whether the choice is left to the service.
+    pub fn is_auto(&self) -> bool {
+        *self == Depth::Auto
+    }
+
+    /// This depth, or for `auto` the usual one of a client that waits or does not.
+    #[must_use]
+    pub fn resolved(self, is_waited_for: bool) -> Depth {
+        match self {
+            Depth::Auto if is_waited_for => Depth::Brief,
+            Depth::Auto => Depth::Full,
+            Depth::Brief | Depth::Full => self,
+        }
+    }
 }
 
 /// A client's name for a submission: as long as it is in force, the same name means the same job.

@@ -16,7 +16,6 @@ use crate::clock::Timestamp;
 const MAX_DETAIL: usize = 4 << 10;
 
 /// One action of an operator.
-#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = AuditEntry)]
 pub struct Entry {
@@ -31,8 +30,10 @@ pub struct Entry {
     /// `key_create`, `key_revoke`.
     pub action: String,
     /// The target or the new values.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// Number of changed jobs. Absent if the action is not about jobs or did not finish.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<usize>,
 }
 

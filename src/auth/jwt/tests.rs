@@ -147,7 +147,7 @@ fn a_file_without_a_usable_key_is_refused_with_the_reason() {
     assert!(reason(b"too short").contains("32 bytes"));
     assert!(reason(b"{\"keys\": []}").contains("no key of the JWKS"));
     assert!(reason(b"{").contains("not a JWKS"));
-    assert!(reason(b"-----BEGIN NONSENSE-----").contains("no public key"));
+    assert!(reason(b"-----BEGIN NONSENSE-----").contains("no usable public key"));
     let missing = Tokens::load(Path::new("/nowhere/keys"), Some("i"), Some("a")).err().unwrap();
     assert!(missing.to_string().contains("/nowhere/keys"));
     assert!(matches!(Tokens::load(Path::new("x"), None, Some("a")), Err(JwtError::NoAudience)));
