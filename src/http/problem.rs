@@ -175,7 +175,7 @@ impl Problem {
 /// The problem that a waiting client gets for a failed job.
 fn kind_of(code: FailureCode) -> Kind {
     let status = match code {
-        FailureCode::DeadlineExceeded | FailureCode::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        FailureCode::DeadlineExceeded | FailureCode::Timeout | FailureCode::TimeLimit => StatusCode::GATEWAY_TIMEOUT,
         FailureCode::Refused | FailureCode::ModelUnpriced => StatusCode::UNPROCESSABLE_ENTITY,
         FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         FailureCode::Shutdown | FailureCode::BudgetReached => StatusCode::SERVICE_UNAVAILABLE,

@@ -165,7 +165,7 @@ pub(super) struct AttemptView<'a> {
     /// The most that the call can have cost, estimated before the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
-    /// Claude's answer, if it could not be parsed as a memo (`invalid_output`, `answer_truncated`).
+    /// Claude's answer, if it could not be parsed as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
 }
@@ -349,7 +349,8 @@ impl<'a> AttemptView<'a> {
     fn new(attempt: &'a Attempt) -> AttemptView<'a> {
         let report = &attempt.report;
         let code = report.error.as_ref().map(|error| error.code);
-        let unreadable = matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated));
+        let unreadable =
+            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit));
         AttemptView {
             number: attempt.number,
             started_at: attempt.started_at,

@@ -79,7 +79,8 @@ pub struct AttemptReport {
     /// The result was there before the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached: Option<Cached>,
-    /// Tokens the upstream reported; absent where it reported none.
+    /// Tokens the upstream reported; absent where it reported none. The output of an answer that broke off is estimated
+    /// from the text and the thinking that came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
     /// What they cost, in nano-dollars (1e-9 $); absent where the model had no price, which is not a price of zero.
@@ -91,9 +92,6 @@ pub struct AttemptReport {
     /// What it costs at most, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_risk: Option<AtRisk>,
-    /// The account's limits as the answer told them: for those who keep to them, not for the history.
-    #[serde(skip)]
-    pub account: AccountLimits,
     /// The memo, as JSON; only where the attempt brought it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
@@ -207,7 +205,7 @@ pub enum FailureCode {
     ConnectFailed,
     /// The connection broke after the request was sent.
     ConnectionLost,
-    /// Claude did not answer in time, or stopped sending.
+    /// Claude's own time limit was reached, or Claude stopped sending.
     Timeout,
     /// The answer did not follow the Messages API.
     MalformedResponse,
@@ -227,6 +225,8 @@ pub enum FailureCode {
     BudgetReached,
     /// The model has no known price, which a daily cost budget needs.
     ModelUnpriced,
+    /// The call reached its time limit. The received text is stored.
+    TimeLimit,
 }
 
 /// An account's limits per minute, each if it was told.
