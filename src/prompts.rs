@@ -95,7 +95,7 @@ pub struct Rendered {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// The file is missing or can't be read as UTF-8.
-    #[error("can't read the prompt {}: {source}; the prompts folder must hold a folder for each version, and each of them {SYSTEM} and {USER}", path.display())]
+    #[error("can't read the prompt {}: {source}; PROMPTS_DIR must have a folder for each version with {SYSTEM} and {USER}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -103,7 +103,7 @@ pub enum PromptError {
         source: std::io::Error,
     },
     /// The file was read, but is not a usable template.
-    #[error("the prompt {}{} is wrong: {message}", path.display(), line.map(|line| format!(", line {line},")).unwrap_or_default())]
+    #[error("the prompt {}{} is not valid: {message}", path.display(), line.map(|line| format!(", line {line},")).unwrap_or_default())]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -138,9 +138,9 @@ impl Prompts {
     /// As [`Prompts::load`]; then nothing has changed.
     pub fn reload(&self) -> Result<(), PromptError> {
         let versions = load_all(&self.0.folder, &self.0.default)
-            .inspect_err(|error| error!(%error, "the prompts can't be used; the old ones stay"))?;
+            .inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
         let names: Vec<&str> = versions.keys().map(String::as_str).collect();
-        info!(versions = names.join(" "), "prompts read anew");
+        info!(versions = names.join(" "), "prompts reloaded");
         let versions = Arc::new(versions);
         *self.0.versions.write() = versions;
         Ok(())
@@ -207,7 +207,7 @@ fn load_all(folder: &Path, default: &str) -> Result<Versions, PromptError> {
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if name.len() > MAX_VERSION_NAME || !name.bytes().all(is_plain) {
-            let message = format!("a version is named by 1 to {MAX_VERSION_NAME} letters, digits or any of - _ .");
+            let message = format!("the name of a version must have 1 to {MAX_VERSION_NAME} letters, digits or - _ .");
             return Err(PromptError::Invalid { path, line: None, message });
         }
         versions.insert(name, Version::load(&path)?);
@@ -244,7 +244,7 @@ impl Template {
     fn load(path: PathBuf, variables: &[&str]) -> Result<Template, PromptError> {
         let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
         if size > MAX_PROMPT_BYTES {
-            let message = format!("it has {size} bytes, more than the {MAX_PROMPT_BYTES} allowed");
+            let message = format!("the file has {size} bytes, but at most {MAX_PROMPT_BYTES} are allowed");
             return Err(PromptError::Invalid { path, line: None, message });
         }
         let source = match std::fs::read_to_string(&path) {
@@ -272,16 +272,16 @@ impl Template {
         let prompt = self.environment.get_template("prompt").map_err(|error| self.fault(&error))?;
         let used: BTreeSet<String> = prompt.undeclared_variables(false).into_iter().collect();
         let list = if allowed.is_empty() {
-            "none are allowed here, the text must be the same for every job".to_owned()
+            "variables are not allowed here, because the text must be the same for every job".to_owned()
         } else {
-            format!("allowed, and all needed: {}", allowed.join(", "))
+            format!("all of these are needed: {}", allowed.join(", "))
         };
         let invalid = |line, message| Err(PromptError::Invalid { path: self.path.clone(), line, message });
         if let Some(name) = used.iter().find(|name| !allowed.contains(&name.as_str())) {
             return invalid(line_of(&self.source, name), format!("unknown variable `{name}` ({list})"));
         }
         match allowed.iter().find(|name| !used.contains(**name)) {
-            Some(name) => invalid(None, format!("it never uses `{name}`, which would be lost ({list})")),
+            Some(name) => invalid(None, format!("variable `{name}` is missing ({list})")),
             None => Ok(()),
         }
     }
@@ -506,7 +506,7 @@ mod tests {
         let complaint =
             complaint("Be brief.", &format!("{GOOD_USER}\nnever mind\n{{% if false %}}{{{{ mind }}}}{{% endif %}}"));
         assert!(
-            complaint.contains("v1/decision_analysis.txt, line 5, is wrong: unknown variable `mind`"),
+            complaint.contains("v1/decision_analysis.txt, line 5, is not valid: unknown variable `mind`"),
             "{complaint}"
         );
         assert!(complaint.contains("context, options, query, today"), "{complaint}");
@@ -530,13 +530,16 @@ mod tests {
     #[test]
     fn a_template_that_would_lose_the_callers_context_is_refused() {
         let complaint = complaint("Be brief.", "{{ today }} {{ query }} {{ options }}");
-        assert!(complaint.contains("never uses `context`"), "{complaint}");
+        assert!(complaint.contains("variable `context` is missing"), "{complaint}");
     }
 
     #[test]
     fn a_system_prompt_that_varies_by_job_is_refused() {
         let complaint = complaint("Be brief.\nIt is {{ today }}.", GOOD_USER);
-        assert!(complaint.contains("v1/system.txt, line 2") && complaint.contains("none are allowed"), "{complaint}");
+        assert!(
+            complaint.contains("v1/system.txt, line 2") && complaint.contains("variables are not allowed"),
+            "{complaint}"
+        );
     }
 
     #[test]

@@ -601,8 +601,8 @@ impl Queue {
     /// Tells the queue how much space the disk has, and how much it should have at least.
     pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
         match self.0.disk_space.note(free_bytes, floor_bytes) {
-            (None, Some(shortage)) => error!("no question is accepted: {shortage}"),
-            (Some(_), None) => info!(disk.free_bytes = free_bytes, "the disk has room again: questions are accepted"),
+            (None, Some(shortage)) => error!("no jobs are accepted: {shortage}"),
+            (Some(_), None) => info!(disk.free_bytes = free_bytes, "enough disk space again: jobs are accepted"),
             _ => {}
         }
     }

@@ -35,7 +35,7 @@ impl fmt::Display for Shortage {
         let mib = |bytes: u64| bytes >> 20;
         write!(
             f,
-            "the disk has {} MiB free and MIN_FREE_DISK_MB is {}; questions are accepted again from {} MiB on",
+            "the disk has {} MiB free, but MIN_FREE_DISK_MB is {}; jobs are accepted again with {} MiB free",
             mib(self.free_bytes),
             mib(self.floor_bytes),
             mib(self.enough_bytes().next_multiple_of(1 << 20)),

@@ -107,8 +107,8 @@ impl Queue {
 
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
     async fn fail_unreadable(&self, id: JobId, reason: &str) -> Result<(), QueueError> {
-        error!(job.id = %id, reason, "a question on disk can't be read any more: its job fails");
-        let message = format!("no call was made: the question can't be read any more ({reason}); ask it again");
+        error!(job.id = %id, reason, "failed to read a stored request: its job fails");
+        let message = format!("no call was made: the stored request can't be read ({reason}); submit it again");
         let report = Arc::new(failure_report(FailureCode::Internal, message));
         self.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
@@ -189,13 +189,13 @@ impl Queue {
                     break;
                 }
                 Err(error @ StoreError::Unavailable { .. }) => {
-                    warn!(job.id = %job.id, attempt = job.attempt, %error, "an attempt can't be settled yet");
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "failed to store the result of an attempt; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(SETTLE_RETRY_MAX);
                 }
                 Err(error) => {
                     self.0.metrics.leases_lost.inc();
-                    warn!(job.id = %job.id, attempt = job.attempt, %error, "a late settle changed nothing");
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because it lost its lease");
                     break;
                 }
             }

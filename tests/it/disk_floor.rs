@@ -96,7 +96,7 @@ async fn below_the_floor_questions_are_refused_and_all_else_goes_on_until_there_
     assert_eq!(service.get("/health/ready").await.status, 200);
     let (status, log) = service.terminate();
     assert!(status.success(), "{log}");
-    assert!(log.contains("no question is accepted") && log.contains("the disk has room again"), "{log}");
+    assert!(log.contains("no jobs are accepted") && log.contains("enough disk space again"), "{log}");
 }
 
 #[tokio::test]

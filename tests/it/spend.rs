@@ -256,7 +256,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
     assert_eq!(metric(&service, "ceoagent_budget_warning").await, 1.0);
     assert!(metric(&service, "ceoagent_budget_used_ratios").await > 0.5);
     let (_, log) = service.terminate();
-    assert_eq!(log.matches("the daily budget is reached").count(), 1, "{log}");
+    assert_eq!(log.matches("the daily budget is used up").count(), 1, "{log}");
     assert_eq!(log.matches("80 % of the daily budget").count(), 1, "{log}");
 
     let service = setup.start();

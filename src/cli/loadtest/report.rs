@@ -1,4 +1,4 @@
-//! What is made of a load, in words and as JSON.
+//! The report of a load test, as text and JSON.
 
 use std::fmt;
 
@@ -206,14 +206,14 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { setup, met, .. } = self;
         if setup.interrupted {
-            writeln!(f, "Interrupted: this is what there was until then.")?;
+            writeln!(f, "Interrupted: the report covers the time until then.")?;
         }
         write!(f, "{:.0} s of {} questions/s on average", self.loaded_seconds, setup.rate_per_second)?;
         match &setup.service {
             Some(service) => writeln!(f, ", Claude SIMULATED: {service}")?,
             None => writeln!(f)?,
         }
-        writeln!(f, "  sent               {:8}   {} by clients that wait", self.sent, self.sent_by_waiters)?;
+        writeln!(f, "  sent               {:8}   {} by waiting clients", self.sent, self.sent_by_waiters)?;
         writeln!(
             f,
             "  200 with the memo  {:8}   {} within {} s",
@@ -223,7 +223,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "  202 with the job   {:8}", met.accepted)?;
         let others = [("refused", met.refused), ("other statuses", met.failed), ("no answer", met.unanswered)];
-        for (what, count) in others.into_iter().chain([("hung up", met.hung_up)]).filter(|(_, count)| *count > 0) {
+        for (what, count) in others.into_iter().chain([("disconnected", met.hung_up)]).filter(|(_, count)| *count > 0) {
             writeln!(f, "  {what:17}  {count:8}")?;
         }
         for (what, latency) in [("to the memo", &self.latency), ("to any answer", &self.answers)] {
@@ -237,24 +237,21 @@ impl fmt::Display for Report {
             let margin = " ".repeat(32);
             writeln!(
                 f,
-                "{margin}memos within {} s and before the last question; possible are as many as",
+                "{margin}memos within {} s and before the last question; possible: what Claude",
                 IN_TIME.as_secs()
             )?;
-            writeln!(f, "{margin}Claude can answer in that time, but no more than clients that wait")?;
+            writeln!(f, "{margin}can answer in that time, but at most the number of waiting clients")?;
         }
         if let Some(error) = self.estimates.median_error {
             let compared = self.estimates.compared;
-            writeln!(
-                f,
-                "  estimates          {compared:8}   compared, half of them off by at most {:.0} %",
-                error * 100.0
-            )?;
+            writeln!(f, "  estimates          {compared:8}   compared, median error {:.0} %", error * 100.0)?;
         }
         let Ordinary { accepted, finished, of_waiters_finished } = self.ordinary;
+        writeln!(f, "  background jobs    {accepted:8}   {finished} finished, and {of_waiters_finished} after a 202")?;
         writeln!(
             f,
-            "  ordinary jobs      {accepted:8}   {finished} finished, and {of_waiters_finished} that got a 202"
-        )?;
-        writeln!(f, "  own delay          {:8.1}   ms at most until a question was sent", self.generator_lag_ms)
+            "  generator delay    {:8.1}   ms, the longest delay before a question was sent",
+            self.generator_lag_ms
+        )
     }
 }
