@@ -6,7 +6,7 @@
 use serde_json::error::Category;
 use serde_json::{Deserializer, Value};
 
-use super::{DecisionAnalysis, ParseError};
+use super::{ParseError, decision::DecisionAnalysis};
 
 /// How many times over a text is read: once for each level of objects in it. A memo has 2, one in a wrapper 3; without
 /// a bound a hostile text of 500 KB would keep a worker busy for seconds.
