@@ -19,10 +19,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tracing::debug;
 
-use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
+use self::{
+    again::AskedAgain,
+    models::{GONE_FOR, Models, OVERLOADED_FOR},
+};
 
 use crate::{
-    analysis,
+    analysis::{self, Repair},
     claude::{
         Claude, MessageRequest, RateLimits, Reply, StopReason, Usage,
         error::{CallError, ErrorClass, ErrorKind},
@@ -30,12 +33,15 @@ use crate::{
     },
     clock::Timestamp,
     config::Effort,
-    job::{AccountLimits, AtRisk, Attempt, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
-    prompts::{PromptError, Prompts, Question, Rendered},
+    job::{AccountLimits, AtRisk, Attempt, AttemptError, AttemptReport, Depth, FailureCode, JobRequest, TokenUsage},
+    prompts::{self, PromptError, Prompts, Question, Rendered},
 };
 
 /// What a token takes at least: English has about four bytes a token, Chinese about three.
 const LEAST_BYTES_PER_TOKEN: usize = 3;
+
+/// Most tokens of a brief answer, unless MAX_TOKENS is lower: its text has 900, the rest is for thinking.
+const BRIEF_MAX_TOKENS: u32 = 8_000;
 
 /// How long Claude may take to count a call's input before it is estimated.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -107,6 +113,11 @@ impl Assignment<'_> {
     pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
         Assignment { request, useless: None, is_waited_for: false, now }
     }
+
+    /// The depth of its memo.
+    fn depth(&self) -> Depth {
+        self.request.depth.resolved(self.is_waited_for)
+    }
 }
 
 /// Asks Claude. Cheap to clone.
@@ -149,8 +160,8 @@ impl Agent {
 
     /// What a call for the assignment may cost at most, as far as that can be told before it is made.
     pub fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
-        let text = self.compose(assignment).map_or(0, |(call, _)| text_bytes(&call));
-        self.risk(assignment.request.model.as_deref(), text)
+        let text = self.compose(assignment).map_or(0, |composed| text_bytes(&composed.call));
+        self.risk(assignment.request.model.as_deref(), text, self.max_tokens(assignment.depth()))
     }
 
     /// How large the input of the assignment's call is. Asks Claude only if it is set up so; if that fails, the call itself
@@ -167,7 +178,7 @@ impl Agent {
 
     /// The input tokens of the assignment's call, as Claude counts them.
     async fn count(&self, assignment: Assignment<'_>) -> Option<u64> {
-        let (call, _) = self.compose(assignment).ok()?;
+        let call = self.compose(assignment).ok()?.call;
         match timeout(COUNT_TIMEOUT, self.claude.count_tokens(&call)).await {
             Ok(Ok(tokens)) => return Some(tokens),
             Ok(Err(error)) => debug!(error = %error.message, "the input could not be counted and is estimated"),
@@ -177,13 +188,13 @@ impl Agent {
     }
 
     /// What a call with so many bytes of text costs at most; without a `model`, whichever of the service's it will be.
-    fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
+    fn risk(&self, model: Option<&str>, text_bytes: usize, max_tokens: u32) -> AtRisk {
         let bytes = text_bytes + analysis::schema_text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
         // All of the prompt may be written to the cache, at the dearest price of input there is.
         let usage = Usage {
             cache_creation_input_tokens: input_tokens,
-            output_tokens: u64::from(self.config.max_tokens),
+            output_tokens: u64::from(max_tokens),
             ..Usage::default()
         };
         let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
@@ -194,34 +205,45 @@ impl Agent {
         AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
     }
 
-    fn render(&self, request: &JobRequest, now: Timestamp) -> Result<Rendered, PromptError> {
+    fn render(&self, request: &JobRequest, depth: Depth, now: Timestamp) -> Result<Rendered, PromptError> {
         let question = Question {
             query: &request.query,
             context: request.context.as_deref(),
             options: &request.options,
+            depth: if depth == Depth::Brief { prompts::BRIEF } else { prompts::FULL },
             today: &now.date(),
         };
         self.prompts.render(request.prompt_version.as_deref(), &question)
     }
 
-    /// The call for an assignment, and the prompts that it is made of.
-    fn compose(&self, assignment: Assignment<'_>) -> Result<(MessageRequest, PromptUsed), PromptError> {
+    /// The call for an assignment, and what it is made of.
+    fn compose(&self, assignment: Assignment<'_>) -> Result<Composed, PromptError> {
         let Assignment { request, useless, is_waited_for, now } = assignment;
-        let prompt = self.render(request, now)?;
-        let (question, again) = match useless {
-            Some(attempt) => again::again(prompt.user, attempt, self.config.max_tokens),
-            None => (prompt.user, None),
+        let max_tokens = self.max_tokens(assignment.depth());
+        let prompt = self.render(request, assignment.depth(), now)?;
+        let AskedAgain { question, again, repair } = match useless {
+            Some(attempt) => again::again(prompt.user, attempt, max_tokens),
+            None => AskedAgain { question: prompt.user, again: None, repair: None },
         };
         let call = MessageRequest {
             model: self.model_for(request).to_owned(),
-            max_tokens: self.config.max_tokens,
+            max_tokens,
             system: prompt.system,
             prompt: question,
             again,
             effort: self.effort(is_waited_for).word(),
-            schema: Some(analysis::schema_text()),
+            // A part of a memo does not have the schema of a whole one.
+            schema: repair.is_none().then(analysis::schema_text),
         };
-        Ok((call, PromptUsed { version: prompt.version, sha256: prompt.sha256 }))
+        Ok(Composed { call, repair, prompt_version: prompt.version, prompt_sha256: prompt.sha256 })
+    }
+
+    /// Most tokens of an answer of this depth, thinking included.
+    fn max_tokens(&self, depth: Depth) -> u32 {
+        match depth {
+            Depth::Brief => self.config.max_tokens.min(BRIEF_MAX_TOKENS),
+            Depth::Auto | Depth::Full => self.config.max_tokens,
+        }
     }
 
     /// Makes one attempt: at most one HTTP request, whose text is given to `on_text` as it comes. Dropping the future
@@ -234,7 +256,8 @@ impl Agent {
         let Assignment { request, useless, .. } = assignment;
         let mut report =
             AttemptReport { asked_again_after: useless.map(|attempt| attempt.number), ..AttemptReport::default() };
-        let (call, prompt) = match self.compose(assignment) {
+        report.depth = Some(assignment.depth());
+        let Composed { call, repair, prompt_version, prompt_sha256 } = match self.compose(assignment) {
             Ok(composed) => composed,
             Err(error) => {
                 report.model = Some(self.model_for(request).to_owned());
@@ -248,12 +271,12 @@ impl Agent {
         };
         let model = call.model.as_str();
         report.model = Some(model.to_owned());
-        report.prompt_version = Some(prompt.version);
-        report.prompt_sha256 = Some(prompt.sha256);
+        report.prompt_version = Some(prompt_version);
+        report.prompt_sha256 = Some(prompt_sha256);
         match self.claude.send(&call, on_text).await {
             Ok(reply) => {
                 report.nanodollars = self.cost(&reply.model, model, &reply.usage);
-                read(report, reply)
+                read(report, reply, repair.as_ref())
             }
             Err(error) => {
                 report.http_status = error.status;
@@ -285,7 +308,7 @@ impl Agent {
 
     /// What this call costs at most.
     fn risk_of(&self, call: &MessageRequest) -> AtRisk {
-        self.risk(Some(&call.model), text_bytes(call))
+        self.risk(Some(&call.model), text_bytes(call), call.max_tokens)
     }
 
     /// What `usage` costs by the model that answered. A gateway may have names of its own for models: then by the name
@@ -306,10 +329,13 @@ impl Agent {
     }
 }
 
-/// Which prompts a call is made of.
-struct PromptUsed {
-    version: String,
-    sha256: String,
+/// A call and what it is made of.
+struct Composed {
+    call: MessageRequest,
+    /// The call asks for a part of a memo only: the answer that it repairs.
+    repair: Option<Repair>,
+    prompt_version: String,
+    prompt_sha256: String,
 }
 
 /// Bytes of all that is said in a call, but for the schema.
@@ -327,14 +353,14 @@ fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
     }
 }
 
-/// What comes of a complete answer.
-fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
+/// What comes of a complete answer. One that repairs another is read, and stored, with that one's other parts.
+fn read(mut report: AttemptReport, reply: Reply, repair: Option<&Repair>) -> (Verdict, AttemptReport) {
     report.http_status = Some(200);
     report.account = account(&reply.rate_limits);
     report.request_id = reply.request_id;
     report.model = Some(reply.model);
     report.usage = Some(tokens(&reply.usage));
-    let text = reply.text;
+    let text = repair.map_or_else(|| reply.text.clone(), |repair| repair.apply(&reply.text));
     let unreadable = |message| (Verdict::Retryable { retry_after: None }, FailureCode::InvalidOutput, message);
     let outcome = match reply.stop {
         StopReason::Refusal { category, explanation } => {

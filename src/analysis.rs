@@ -141,23 +141,20 @@ impl Repair {
     }
 }
 
-/// The JSON schema of [`DecisionAnalysis`] as the API wants it for structured output: without `$schema`.
-pub fn schema() -> &'static Value {
+/// The JSON schema of [`DecisionAnalysis`], parsed.
+fn schema() -> &'static Value {
     static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-        let mut schema: Value = serde_json::from_str(include_str!("analysis/decision.schema.json"))
-            .expect("the schema is part of the program, and a test reads it");
-        if let Some(fields) = schema.as_object_mut() {
-            fields.remove("$schema");
-        }
-        schema
+        serde_json::from_str(schema_text().get()).expect("the schema is part of the program, and a test reads it")
     });
     &SCHEMA
 }
 
-/// [`schema`] as JSON, written out once for all calls.
+/// The JSON schema of [`DecisionAnalysis`] for structured output, as text: the order of its fields is the order in which
+/// the model writes them, and a parsed copy would lose it.
 pub fn schema_text() -> Arc<RawValue> {
     static TEXT: LazyLock<Arc<RawValue>> = LazyLock::new(|| {
-        Arc::from(serde_json::value::to_raw_value(schema()).expect("a JSON value can be written as JSON"))
+        let text = include_str!("analysis/decision.schema.json");
+        Arc::from(RawValue::from_string(text.to_owned()).expect("the schema is part of the program, and a test reads it"))
     });
     Arc::clone(&TEXT)
 }

@@ -22,7 +22,7 @@ impl Labels {
         Labels(&ALL[usize::from(primary.eq_ignore_ascii_case("zh"))])
     }
 
-    /// What HTML says of texts with these labels.
+    /// All texts, by key.
     pub fn all(self) -> &'static BTreeMap<String, String> {
         self.0
     }

@@ -100,11 +100,11 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis::tests::memo;
+    use crate::analysis::tests::memo_of;
 
     #[test]
     fn a_memo_as_markdown_has_all_its_parts_in_order_and_whole_tables() {
-        let page = markdown(&memo("ceo"));
+        let page = markdown(&memo_of("ceo"));
         let order = [
             "# How should Helios",
             "## Bottom line",

@@ -61,14 +61,6 @@ impl Memo {
         }
     }
 
-    /// The memo of a stored answer.
-    ///
-    /// # Errors
-    /// If it is not a [`DecisionAnalysis`].
-    pub fn read(stored: &RawValue, asked: &Asked<'_>) -> Result<Memo, serde_json::Error> {
-        Ok(Memo::new(serde_json::from_str(stored.get())?, asked))
-    }
-
     /// The labels in the language of the memo.
     pub fn labels(&self) -> Labels {
         Labels::of(&self.analysis.language)
@@ -77,6 +69,26 @@ impl Memo {
     /// The weighted total of an option, if it is ranked.
     pub fn total(&self, option_id: &str) -> Option<&WeightedTotal> {
         self.weighted_totals.iter().find(|total| total.option_id == option_id)
+    }
+}
+
+/// A stored answer as readers get it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Shown<'a> {
+    /// A memo.
+    Memo(Box<Memo>),
+    /// Something else: as it is stored.
+    Other(&'a RawValue),
+}
+
+impl<'a> Shown<'a> {
+    /// What was stored as the answer to what was `asked`.
+    pub fn new(stored: &'a RawValue, asked: &Asked<'_>) -> Shown<'a> {
+        match serde_json::from_str(stored.get()) {
+            Ok(analysis) => Shown::Memo(Box::new(Memo::new(analysis, asked))),
+            Err(_) => Shown::Other(stored),
+        }
     }
 }
 

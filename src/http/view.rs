@@ -7,15 +7,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{etag, problem::Problem};
 use crate::{
-    analysis::Memo,
+    analysis::{
+        Asked,
+        memo::{Memo, Shown},
+    },
     clock::Timestamp,
     job::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
         Priority, TokenUsage,
         delivery::{Delivery, DeliveryState, DeliveryTry},
     },
@@ -78,6 +80,9 @@ pub(super) struct JobView<'a> {
     /// The version of the prompts asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
+    /// The depth of the memo that was asked for; absent for `auto`. Each attempt has the one that it was made with.
+    #[serde(skip_serializing_if = "Depth::is_auto")]
+    depth: Depth,
     /// The caller's own labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
@@ -98,7 +103,7 @@ pub(super) struct JobView<'a> {
     /// The memo, once the job has succeeded.
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
+    result: Option<Shown<'a>>,
     /// The job whose call brought the memo: it asked the same while this one waited, so nothing was called for this one and
     /// nothing billed.
     #[schema(value_type = Option<String>, format = Uuid)]
@@ -155,6 +160,9 @@ pub(super) struct AttemptView<'a> {
     /// SHA-256 of those prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_sha256: Option<&'a str>,
+    /// The depth of the memo that was asked for: `brief` or `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    depth: Option<Depth>,
     /// The attempt whose answer was of no use and which Claude was told about.
     #[serde(skip_serializing_if = "Option::is_none")]
     asked_again_after: Option<u32>,
@@ -272,13 +280,14 @@ impl<'a> JobView<'a> {
             options: &request.options,
             model: request.model.as_deref(),
             prompt_version: request.prompt_version.as_deref(),
+            depth: request.depth,
             metadata: &request.metadata,
             caller: request.caller.as_deref(),
             callback_url: request.callback_url.as_deref(),
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
-            result: record.result(),
+            result: shown(record),
             shared_with: record.answer().and_then(|attempt| attempt.report.shared_with),
             cached: record.answer().and_then(|attempt| attempt.report.cached),
             queue: None,
@@ -370,6 +379,7 @@ impl<'a> AttemptView<'a> {
             model: report.model.as_deref(),
             prompt_version: report.prompt_version.as_deref(),
             prompt_sha256: report.prompt_sha256.as_deref(),
+            depth: report.depth,
             asked_again_after: report.asked_again_after,
             reparsed_from: report.reparsed_from,
             usage: report.usage,
@@ -379,6 +389,13 @@ impl<'a> AttemptView<'a> {
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
+}
+
+/// The memo of a job, with what is computed when it is read.
+fn shown(record: &JobRecord) -> Option<Shown<'_>> {
+    let asked =
+        Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
+    Some(Shown::new(record.result()?, &asked))
 }
 
 /// What can be done with a job as it is.
@@ -419,7 +436,7 @@ fn cost(attempts: &[Arc<Attempt>]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::{Value, json, value::RawValue};
 
     use super::*;
     use crate::{

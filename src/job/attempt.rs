@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::JobId;
+use super::{Depth, JobId};
 use crate::clock::Timestamp;
 
 /// One attempt at a job, ended: an entry of the job's history, which only grows. As a rule it was a call to Claude; its
@@ -68,6 +68,9 @@ pub struct AttemptReport {
     /// SHA-256 of those prompts, in hexadecimal: the same version may have been edited since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_sha256: Option<String>,
+    /// The depth that was asked for; never `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<Depth>,
     /// The attempt whose answer was of no use and which the model was told about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asked_again_after: Option<u32>,
@@ -120,6 +123,7 @@ impl AttemptReport {
             model: self.model.clone(),
             prompt_version: self.prompt_version.clone(),
             prompt_sha256: self.prompt_sha256.clone(),
+            depth: self.depth,
             result: self.result.clone(),
             ..AttemptReport::default()
         }
