@@ -154,7 +154,9 @@ fn schema() -> &'static Value {
 pub fn schema_text() -> Arc<RawValue> {
     static TEXT: LazyLock<Arc<RawValue>> = LazyLock::new(|| {
         let text = include_str!("analysis/decision.schema.json");
-        Arc::from(RawValue::from_string(text.to_owned()).expect("the schema is part of the program, and a test reads it"))
+        Arc::from(
+            RawValue::from_string(text.to_owned()).expect("the schema is part of the program, and a test reads it"),
+        )
     });
     Arc::clone(&TEXT)
 }

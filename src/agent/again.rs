@@ -50,9 +50,7 @@ pub(super) fn again(mut question: String, rejected: &Attempt, max_tokens: u32) -
     };
     let complaint = format!("That answer can't be used: {wrong}. {request}, in the language of the question.");
     match sent_back {
-        Some(answer) => {
-            AskedAgain { question, again: Some(Again { answer: answer.to_owned(), complaint }), repair }
-        }
+        Some(answer) => AskedAgain { question, again: Some(Again { answer: answer.to_owned(), complaint }), repair },
         None => {
             question.push_str(&format!("\n\nYou were asked this before. {complaint}"));
             AskedAgain { question, again: None, repair: None }
@@ -97,7 +95,8 @@ mod tests {
 
     #[test]
     fn an_answer_that_was_cut_is_not_sent_back_but_a_shorter_one_asked_for() {
-        let AskedAgain { question, again, .. } = asked_again(FailureCode::AnswerTruncated, "cut", Some("{\"status\": \"com"));
+        let AskedAgain { question, again, .. } =
+            asked_again(FailureCode::AnswerTruncated, "cut", Some("{\"status\": \"com"));
         assert!(question.starts_with("Buy?\n\n") && question.contains("limit of 800 tokens"), "{question}");
         assert_eq!(again, None);
     }
@@ -121,8 +120,7 @@ mod tests {
 
     #[test]
     fn of_an_answer_with_one_broken_part_only_that_is_asked_for() {
-        let sample: serde_json::Value =
-            serde_json::from_str(include_str!("../analysis/samples/v3noopt.json")).unwrap();
+        let sample: serde_json::Value = serde_json::from_str(include_str!("../analysis/samples/v3noopt.json")).unwrap();
         let answer = sample["answer"].to_string();
         let asked = asked_again(FailureCode::InvalidOutput, "recommendation.option_id: is empty", Some(&answer));
         let (repair, complaint) = (asked.repair.unwrap(), asked.again.unwrap().complaint);

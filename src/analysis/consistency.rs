@@ -116,11 +116,7 @@ fn is_blank(text: &str) -> bool {
 }
 
 /// The ids of one list; blank and repeated ones are found.
-fn unique_ids<'a>(
-    list: &str,
-    ids: impl Iterator<Item = &'a String>,
-    found: &mut Findings,
-) -> HashSet<&'a str> {
+fn unique_ids<'a>(list: &str, ids: impl Iterator<Item = &'a String>, found: &mut Findings) -> HashSet<&'a str> {
     let mut seen = HashSet::new();
     for (i, id) in ids.enumerate() {
         if is_blank(id) {

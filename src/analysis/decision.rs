@@ -421,7 +421,9 @@ impl DecisionAnalysis {
             visit("criteria", &mut criterion.why);
         }
         for option in &mut self.options {
-            [&mut option.description, &mut option.cost, &mut option.forecloses].into_iter().for_each(|text| visit("options", text));
+            [&mut option.description, &mut option.cost, &mut option.forecloses]
+                .into_iter()
+                .for_each(|text| visit("options", text));
             option.pros.iter_mut().chain(&mut option.cons).for_each(|text| visit("options", text));
         }
         let cells = self.scores.iter_mut().flat_map(|scores| &mut scores.cells);
@@ -436,7 +438,9 @@ impl DecisionAnalysis {
         }
         self.recommendation.for_each_text(visit);
         for step in &mut self.next_steps {
-            [&mut step.action, &mut step.owner_role, &mut step.measure].into_iter().for_each(|text| visit("next_steps", text));
+            [&mut step.action, &mut step.owner_role, &mut step.measure]
+                .into_iter()
+                .for_each(|text| visit("next_steps", text));
         }
         visit("summary", &mut self.summary);
     }

@@ -144,7 +144,10 @@ impl Document {
         let closing = labels.text("disclaimer");
         let analysis = &memo.analysis;
         if analysis.kind == Kind::NotADecision {
-            let mut sections = vec![Section { heading: labels.text("summary"), blocks: vec![Block::Paragraph(analysis.summary.clone())] }];
+            let mut sections = vec![Section {
+                heading: labels.text("summary"),
+                blocks: vec![Block::Paragraph(analysis.summary.clone())],
+            }];
             if !analysis.suggested_question.is_empty() {
                 let blocks = vec![Block::Paragraph(analysis.suggested_question.clone())];
                 sections.push(Section { heading: labels.text("ask_instead"), blocks });
@@ -212,7 +215,10 @@ impl Writer<'_> {
     }
 
     fn option(&self, id: &str) -> String {
-        lettered(self.analysis).find(|(_, option)| option.id == id).map(|(letter, it)| format!("{letter}, {}", it.name)).unwrap_or_default()
+        lettered(self.analysis)
+            .find(|(_, option)| option.id == id)
+            .map(|(letter, it)| format!("{letter}, {}", it.name))
+            .unwrap_or_default()
     }
 
     /// The option that something leads to; empty if it changes nothing.
@@ -256,7 +262,8 @@ impl Writer<'_> {
             _ => self.labels.fill("by", &[("text", text), ("by", by)]),
         };
         details.extend(it.conditions.iter().map(|one| self.detail("conditions", &by(&one.text, &one.by))));
-        details.extend(it.kill_criteria.iter().map(|one| self.toned("kill_criteria", &by(&one.sign, &one.by), Tone::Bad)));
+        details
+            .extend(it.kill_criteria.iter().map(|one| self.toned("kill_criteria", &by(&one.sign, &one.by), Tone::Bad)));
         details.extend(it.trade_offs.iter().map(|text| self.detail("trade_offs", text)));
         let item = |detail: Detail| Item { marker: Marker::Bullet, text: String::new(), details: vec![detail] };
         let details = details.into_iter().filter(|detail| !detail.text.is_empty());

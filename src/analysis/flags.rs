@@ -22,7 +22,9 @@ pub struct Flag {
 }
 
 /// The kinds of flags.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr, strum::EnumIter)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr, strum::EnumIter,
+)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum FlagCode {
@@ -118,12 +120,7 @@ fn check_reasons(analysis: &DecisionAnalysis, asked: &Asked<'_>, flag: &mut Repo
     }
 }
 
-fn check_options(
-    analysis: &DecisionAnalysis,
-    asked: &Asked<'_>,
-    totals: &[WeightedTotal],
-    flag: &mut Report<'_>,
-) {
+fn check_options(analysis: &DecisionAnalysis, asked: &Asked<'_>, totals: &[WeightedTotal], flag: &mut Report<'_>) {
     for text in dropped(analysis, asked.options) {
         flag(FlagCode::OptionDropped, "options", text);
     }
@@ -179,10 +176,7 @@ fn check_ranges(analysis: &DecisionAnalysis, flag: &mut Report<'_>) {
 }
 
 fn check_language(analysis: &DecisionAnalysis, asked: &Asked<'_>, flag: &mut Report<'_>) {
-    let written = format!(
-        "{} {} {}",
-        analysis.summary, analysis.decision_question, analysis.recommendation.rationale
-    );
+    let written = format!("{} {} {}", analysis.summary, analysis.decision_question, analysis.recommendation.rationale);
     if let (Some(of_question), Some(of_memo)) = (language::detect(asked.query), language::detect(&written))
         && of_question != of_memo
     {

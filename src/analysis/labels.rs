@@ -10,8 +10,8 @@ use serde::Serialize;
 pub struct Labels(&'static BTreeMap<String, String>);
 
 static ALL: LazyLock<[BTreeMap<String, String>; 2]> = LazyLock::new(|| {
-    let both: BTreeMap<String, [String; 2]> =
-        serde_json::from_str(include_str!("labels.json")).expect("the labels are part of the program, and a test reads them");
+    let both: BTreeMap<String, [String; 2]> = serde_json::from_str(include_str!("labels.json"))
+        .expect("the labels are part of the program, and a test reads them");
     [0, 1].map(|place| both.iter().map(|(key, texts)| (key.clone(), texts[place].clone())).collect())
 });
 

@@ -73,7 +73,10 @@ fn push_table(text: &mut String, table: &ScoreTable) {
     text.push_str(&format!("|---|---:|{}\n", "---:|".repeat(table.options.len())));
     for criterion in &table.rows {
         let scores = criterion.scores.iter().map(|score| score.map_or("–".to_owned(), |score| score.to_string()));
-        text.push_str(&row([escaped(&criterion.name), criterion.weight.to_string()].into_iter().chain(scores).collect()));
+        text.push_str(&row([escaped(&criterion.name), criterion.weight.to_string()]
+            .into_iter()
+            .chain(scores)
+            .collect()));
     }
     let totals = table.options.iter().map(|option| match option.total {
         _ if option.is_ruled_out => table.ruled_out.to_owned(),
@@ -124,8 +127,10 @@ mod tests {
             "## Next steps",
             "1. ",
         ];
-        let places: Vec<usize> =
-            order.iter().map(|part| page.find(part).unwrap_or_else(|| panic!("{part:?} is missing from\n{page}"))).collect();
+        let places: Vec<usize> = order
+            .iter()
+            .map(|part| page.find(part).unwrap_or_else(|| panic!("{part:?} is missing from\n{page}")))
+            .collect();
         assert!(places.is_sorted() && page.ends_with(".\n"), "{page}");
         let rows: Vec<usize> =
             page.lines().filter(|line| line.starts_with('|')).map(|line| line.matches('|').count()).collect();
@@ -134,6 +139,9 @@ mod tests {
 
     #[test]
     fn what_the_model_wrote_is_text() {
-        assert_eq!(escaped("a | *b*\n# <script> [x](http://y)\u{7}\u{202e}"), r"a \| \*b\* \# \<script\> \[x\](http://y)");
+        assert_eq!(
+            escaped("a | *b*\n# <script> [x](http://y)\u{7}\u{202e}"),
+            r"a \| \*b\* \# \<script\> \[x\](http://y)"
+        );
     }
 }

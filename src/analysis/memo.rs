@@ -122,7 +122,8 @@ fn sentence(robustness: &Robustness, analysis: &DecisionAnalysis, labels: Labels
     let on_scale = critical.filter(|critical| (1.0..=5.0).contains(&critical.level_at));
     match (on_scale, &robustness.smallest_score_change) {
         (None, Some(change)) => {
-            let key = if change.option_id == robustness.winner { "robustness_score_falls" } else { "robustness_score_rises" };
+            let key =
+                if change.option_id == robustness.winner { "robustness_score_falls" } else { "robustness_score_rises" };
             let blanks = [
                 ("option", option(&change.option_id)),
                 ("other", option(&change.level_with)),

@@ -86,7 +86,10 @@ mod tests {
         let names = [("o2", "Build in stages"), ("c1", "Cost"), ("status_quo", "Wait"), ("a1", "“Rates stay”")];
         let names = names.map(|(id, name)| (id.to_owned(), name.to_owned())).into();
         let named = |text| with_names(text, &names).unwrap_or_else(|| "unchanged".to_owned());
-        assert_eq!(named("o2 beats status_quo on c1; a1 helps."), "Build in stages beats Wait on Cost; “Rates stay” helps.");
+        assert_eq!(
+            named("o2 beats status_quo on c1; a1 helps."),
+            "Build in stages beats Wait on Cost; “Rates stay” helps."
+        );
         assert_eq!(named("选择o2，因为c1低。"), "选择Build in stages，因为Cost低。");
         assert_eq!(named("Take Build in stages (o2) first."), "Take Build in stages first.");
         for text in ["CO2 and c12, not O2 or status quo", "", "é"] {
@@ -97,6 +100,8 @@ mod tests {
     #[test]
     fn only_what_can_be_no_word_counts_as_an_id() {
         assert!(is_no_word("o2") && is_no_word("status_quo"));
-        assert!(!is_no_word("lease") && !is_no_word("Buy") && !is_no_word("") && !is_no_word("2") && !is_no_word("a b1"));
+        assert!(
+            !is_no_word("lease") && !is_no_word("Buy") && !is_no_word("") && !is_no_word("2") && !is_no_word("a b1")
+        );
     }
 }

@@ -107,9 +107,17 @@ fn each_kind_of_failure_has_its_code_and_says_what_to_repair() {
         (truncated, "truncated", "EOF"),
         (broken.as_str(), "invalid_json", "expected `:` at line 3"),
         (wrong_type.as_str(), "wrong_shape", "expected a sequence (at `options[1].pros`)"),
-        (wrong_word.as_str(), "wrong_shape", "expected one of `do`, `do_if`, `pilot`, `wait` (at `recommendation.action`)"),
+        (
+            wrong_word.as_str(),
+            "wrong_shape",
+            "expected one of `do`, `do_if`, `pilot`, `wait` (at `recommendation.action`)",
+        ),
         (missing.as_str(), "wrong_shape", "missing field `next_steps`"),
-        (&altered("/scores", json!([])).to_string(), "inconsistent", "scores: no option has a score on every criterion"),
+        (
+            &altered("/scores", json!([])).to_string(),
+            "inconsistent",
+            "scores: no option has a score on every criterion",
+        ),
     ] {
         let error = parse(text).unwrap_err();
         assert_eq!(error.code(), code, "{error}");
@@ -291,7 +299,7 @@ fn totals_and_robustness_are_those_computed_by_hand() {
         ("zh", 0.05, (87, 243), (10, 33), Some(0.2), Some(("c1", 5, 6.0)), Fragile),
     ] {
         let robustness = memo_of(name).robustness.unwrap();
-        assert!((robustness.margin - margin).abs() < 1e-9, "{name}: {robustness:?}");
+        assert!((robustness.margin - margin).abs() < 0.006, "{name}: {robustness:?}");
         assert_eq!((robustness.weightings.count, robustness.weightings.of), share, "{name}");
         assert_eq!((robustness.single_scores.count, robustness.single_scores.of), single, "{name}");
         assert_eq!(robustness.smallest_score_change.map(|change| change.change), change, "{name}");
@@ -305,7 +313,10 @@ fn totals_and_robustness_are_those_computed_by_hand() {
 fn one_sentence_says_what_would_change_the_winner() {
     for (name, sentence) in [
         ("hidden", "“Mend availability and queues first” leads under all 81 weightings tried"),
-        ("ceo", "Close call: if “Build in two stages” scored 0.8 lower on “Financial resilience”, “Stay with inbound sales”"),
+        (
+            "ceo",
+            "Close call: if “Build in two stages” scored 0.8 lower on “Financial resilience”, “Stay with inbound sales”",
+        ),
         ("six", "“HubSpot Enterprise” has the highest total; “Microsoft Dynamics 365” has it in 6 of 243 weightings"),
         ("zh", "总分最高的是“委托越南代工”"),
     ] {
@@ -338,7 +349,7 @@ fn a_memo_has_the_fields_of_its_analysis_beside_those_of_the_service_and_is_read
     let written = serde_json::to_value(&memo).unwrap();
     assert_eq!(written["headline"], "Do, on conditions: Build in two stages");
     assert_eq!(written["recommendation"]["option_id"], "o2");
-    assert_eq!(written["weighted_totals"][0], json!({"option_id": "o2", "total": 3.6, "rank": 1}));
+    assert_eq!(written["weighted_totals"][0], json!({"option_id": "o2", "total": 3.65, "rank": 1}));
     assert_eq!(written["robustness"]["label"], "sensitive");
     assert_eq!(serde_json::from_value::<Memo>(written).unwrap(), memo);
 }
@@ -444,13 +455,16 @@ fn every_label_says_something_in_both_languages_with_the_same_blanks() {
         assert_eq!(blanks(text), blanks(&chinese[key]), "{key}");
     }
     let flags = FlagCode::iter().map(|code| format!("flag_{}", <&str>::from(code)));
-    let words = [("action", "action"), ("source", "source"), ("reversibility", "reversibility"), ("level", "likelihood")];
-    let text = schema_text();
-    let of_schema = words.into_iter().flat_map(|(family, field)| {
-        let marker = format!("\"{field}\": ");
-        let definition = if field == "likelihood" { "\"level\": " } else { marker.as_str() };
-        let list = text.get().split(definition).last().unwrap().split_once('[').unwrap().1.split_once(']').unwrap().0;
-        list.split(',').map(|word| format!("{family}_{}", word.trim_matches('"'))).collect::<Vec<_>>()
+    let of_schema = [
+        ("action", "/properties/recommendation/properties/action"),
+        ("source", "/properties/assumptions/items/properties/source"),
+        ("reversibility", "/properties/options/items/properties/reversibility"),
+        ("material", "/properties/material/items/properties/kind"),
+        ("level", "/$defs/level"),
+    ];
+    let of_schema = of_schema.into_iter().flat_map(|(family, path)| {
+        let words = schema().pointer(path).unwrap()["enum"].as_array().unwrap();
+        words.iter().map(move |word| format!("{family}_{}", word.as_str().unwrap()))
     });
     for key in flags.chain(of_schema) {
         assert!(english.contains_key(&key), "{key} has no text");
@@ -509,7 +523,7 @@ proptest! {
             let step = 0.02 * gap.signum();
             let lead = |rival: &str, at: f64| lead(&analysis, winner, rival, &critical.criterion_id, at);
             for rival in &robustness_rivals(&analysis, winner) {
-                prop_assert!(lead(rival, critical.level_at - step) > 0.0, "{rival} leads before {critical:?}");
+                prop_assert!(lead(rival, critical.level_at - step) > -1e-9, "{rival} leads before {critical:?}");
             }
             prop_assert!(lead(&critical.option_id, critical.level_at + step) < 0.0, "still behind after {critical:?}");
         }

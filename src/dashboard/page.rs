@@ -12,13 +12,7 @@ use minijinja::{
 };
 use tracing::error;
 
-use super::{
-    Pages,
-    api::Answer,
-    assets,
-    reader::Reader,
-    session::sign_in_first,
-};
+use super::{Pages, api::Answer, assets, reader::Reader, session::sign_in_first};
 use crate::{analysis::labels::Labels, clock::Timestamp};
 
 /// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.

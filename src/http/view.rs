@@ -17,8 +17,8 @@ use crate::{
     },
     clock::Timestamp,
     job::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
-        Priority, TokenUsage,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState,
+        JobStatus, Priority, TokenUsage,
         delivery::{Delivery, DeliveryState, DeliveryTry},
     },
     ledger::dollars,
@@ -393,8 +393,7 @@ impl<'a> AttemptView<'a> {
 
 /// The memo of a job, with what is computed when it is read.
 fn shown(record: &JobRecord) -> Option<Shown<'_>> {
-    let asked =
-        Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
+    let asked = Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
     Some(Shown::new(record.result()?, &asked))
 }
 

@@ -31,7 +31,7 @@ struct Language {
     template: DecisionAnalysis,
     status_quo: &'static str,
     /// Used when the caller names no options.
-    usual_options: [&'static str; 3],
+    usual_options: [&'static str; 4],
     /// What makes an option the status quo.
     status_quo_words: &'static [&'static str],
 }
@@ -39,14 +39,14 @@ struct Language {
 static ENGLISH: LazyLock<Language> = LazyLock::new(|| Language {
     template: template(include_str!("answer.en.json")),
     status_quo: "Keep things as they are",
-    usual_options: ["Start with a limited pilot", "Go ahead in full now", "Spread it over two years"],
+    usual_options: ["Start with a limited pilot", "Go ahead in full now", "Spread it over two years", "Do it with a partner"],
     status_quo_words: &["status quo", "do nothing", "keep things", "as they are", "as it is", "no change"],
 });
 
 static CHINESE: LazyLock<Language> = LazyLock::new(|| Language {
     template: template(include_str!("answer.zh.json")),
     status_quo: "维持现状",
-    usual_options: ["先做小范围试点", "立即全面推进", "分两年推进"],
+    usual_options: ["先做小范围试点", "立即全面推进", "分两年推进", "与伙伴合作"],
     status_quo_words: &["维持现状", "保持现状", "不做", "不变"],
 });
 
@@ -111,7 +111,7 @@ fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
         language.status_quo_words.iter().any(|words| option.contains(words))
     });
     if names.is_empty() {
-        let usual = size.pick(MAX_BRIEF_OPTIONS - 1, [2, 2, 3]);
+        let usual = size.pick(MAX_BRIEF_OPTIONS - 1, [2, 3, 4]);
         names = language.usual_options.iter().take(usual).map(|name| (*name).to_owned()).collect();
     }
     names.truncate(MAX_OPTIONS - 1);
@@ -121,9 +121,9 @@ fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
 
 /// Takes out of the largest memo what one of this size does not have.
 fn shorten(memo: &mut DecisionAnalysis, size: Size) {
-    memo.material.truncate(1);
-    memo.assumptions.truncate(size.pick(1, [2, 3, 5]));
-    memo.gaps.truncate(size.pick(1, [2, 3, 4]));
+    memo.material.truncate(size.pick(0, [1, 1, 2]));
+    memo.assumptions.truncate(size.pick(0, [1, 3, 5]));
+    memo.gaps.truncate(size.pick(1, [1, 3, 4]));
     memo.criteria.truncate(size.pick(3, [3, 4, 6]));
     let is_known = |criteria: &[Criterion], id: &str| criteria.iter().any(|criterion| criterion.id == id);
     for scores in &mut memo.scores {
@@ -132,12 +132,17 @@ fn shorten(memo: &mut DecisionAnalysis, size: Size) {
     memo.premortem.truncate(size.pick(0, [1, 2, 3]));
     memo.risks.truncate(size.pick(1, [2, 4, 6]));
     memo.next_steps.truncate(size.pick(2, [3, 4, 5]));
-    memo.recommendation.conditions.truncate(size.pick(1, [2, 3, 3]));
+    memo.recommendation.conditions.truncate(size.pick(1, [1, 2, 3]));
     memo.recommendation.trade_offs.truncate(size.pick(1, [2, 2, 2]));
     memo.recommendation.kill_criteria.truncate(size.pick(1, [1, 2, 2]));
     if size == Size::Brief {
         memo.scores.iter_mut().flat_map(|scores| &mut scores.cells).for_each(|cell| cell.why = None);
-        memo.options.iter_mut().for_each(|option| (option.pros, option.cons) = (Vec::new(), Vec::new()));
+        memo.criteria.iter_mut().for_each(|criterion| criterion.why.clear());
+        for option in &mut memo.options {
+            (option.pros, option.cons) = (Vec::new(), Vec::new());
+            option.forecloses.clear();
+        }
+        memo.base_rate.adjustment.clear();
         memo.case_against = first_sentence(&memo.case_against);
     }
 }
@@ -250,7 +255,8 @@ mod tests {
 
     #[test]
     fn an_english_memo_takes_up_the_question_and_says_that_it_is_simulated() {
-        let memo = memo("Weigh this.\n<question>Buy &lt;b&gt; &quot;Acme &amp;amp; Co&quot;?</question>\nNow.").analysis;
+        let memo =
+            memo("Weigh this.\n<question>Buy &lt;b&gt; &quot;Acme &amp;amp; Co&quot;?</question>\nNow.").analysis;
         assert!(memo.decision_question.ends_with("Buy <b> \"Acme &amp; Co\"?"));
         assert!(memo.summary.starts_with("SIMULATED ANSWER"));
         assert!(memo.recommendation.basis.contains("simulated"));
@@ -284,21 +290,19 @@ mod tests {
 
     #[test]
     fn a_message_without_a_marked_question_is_the_question() {
-        let memo = memo("Hire or wait? \"{o1}\" \u{7} <question>unclosed").analysis;
+        let memo = analysis::parse(&compose("Hire or wait? \"{o1}\" \u{7} <question>unclosed")).unwrap();
         assert!(memo.decision_question.contains("Hire or wait? \"{o1}\""));
     }
 
     #[test]
     fn memos_are_as_long_as_real_ones() {
-        // English has some 3.7 characters a token in JSON, Chinese some 1.7.
-        for (question, per_token) in [("Should we move?", 3.7), ("我们应该搬迁吗？", 1.7)] {
-            let tokens = |size| {
-                let answer = write(&format!("<question>{question}</question>"), size);
-                answer.chars().count() as f64 / per_token
-            };
-            let lengths = [Size::Brief, Size::Full(0), Size::Full(1), Size::Full(2)].map(tokens);
-            let bounds = [600.0..950.0, 1_200.0..1_700.0, 1_700.0..2_600.0, 2_700.0..4_300.0];
-            assert!(lengths.iter().zip(&bounds).all(|(length, bound)| bound.contains(length)), "{question}: {lengths:?}");
-        }
+        let bounds_of = |question: &str, bounds: [std::ops::Range<u64>; 4]| {
+            for (size, bound) in [Size::Brief, Size::Full(0), Size::Full(1), Size::Full(2)].into_iter().zip(bounds) {
+                let tokens = super::super::tokens(&write(&format!("<question>{question}</question>"), size));
+                assert!(bound.contains(&tokens), "{question} {size:?}: {tokens}");
+            }
+        };
+        bounds_of("Should we move?", [700..950, 1_300..1_900, 1_900..2_800, 2_800..3_700]);
+        bounds_of("我们应该搬迁吗？", [800..1_400, 1_500..2_800, 2_000..4_000, 3_000..5_500]);
     }
 }
