@@ -153,12 +153,23 @@ fn schema() -> &'static Value {
 /// the model writes them, and a parsed copy would lose it.
 pub fn schema_text() -> Arc<RawValue> {
     static TEXT: LazyLock<Arc<RawValue>> = LazyLock::new(|| {
-        let text = include_str!("analysis/decision.schema.json");
+        let text = without_white_space(include_str!("analysis/decision.schema.json"));
         Arc::from(
-            RawValue::from_string(text.to_owned()).expect("the schema is part of the program, and a test reads it"),
+            RawValue::from_string(text).expect("the schema is part of the program, and a test reads it"),
         )
     });
     Arc::clone(&TEXT)
+}
+
+/// JSON without the white space between its tokens. No text of the schema has a quotation mark in it.
+fn without_white_space(json: &str) -> String {
+    let mut is_text = false;
+    json.chars()
+        .filter(|c| {
+            is_text ^= *c == '"';
+            is_text || !c.is_whitespace()
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -299,7 +299,7 @@ fn totals_and_robustness_are_those_computed_by_hand() {
         ("zh", 0.05, (87, 243), (10, 33), Some(0.2), Some(("c1", 5, 6.0)), Fragile),
     ] {
         let robustness = memo_of(name).robustness.unwrap();
-        assert!((robustness.margin - margin).abs() < 0.006, "{name}: {robustness:?}");
+        assert!((robustness.margin - margin).abs() < 0.011, "{name}: {robustness:?}");
         assert_eq!((robustness.weightings.count, robustness.weightings.of), share, "{name}");
         assert_eq!((robustness.single_scores.count, robustness.single_scores.of), single, "{name}");
         assert_eq!(robustness.smallest_score_change.map(|change| change.change), change, "{name}");

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::error::{ErrorClass, MAX_RETRY_AFTER};
 use super::simulator::{AccountLimits, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig};
