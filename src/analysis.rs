@@ -97,7 +97,7 @@ fn stored(analysis: Result<DecisionAnalysis, ParseError>) -> Result<Box<RawValue
 }
 
 /// An answer that can be used once a few of its fields are written again.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Repair {
     analysis: DecisionAnalysis,
     parts: Vec<&'static str>,
@@ -154,9 +154,7 @@ fn schema() -> &'static Value {
 pub fn schema_text() -> Arc<RawValue> {
     static TEXT: LazyLock<Arc<RawValue>> = LazyLock::new(|| {
         let text = without_white_space(include_str!("analysis/decision.schema.json"));
-        Arc::from(
-            RawValue::from_string(text).expect("the schema is part of the program, and a test reads it"),
-        )
+        Arc::from(RawValue::from_string(text).expect("the schema is part of the program, and a test reads it"))
     });
     Arc::clone(&TEXT)
 }

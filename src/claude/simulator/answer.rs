@@ -39,7 +39,12 @@ struct Language {
 static ENGLISH: LazyLock<Language> = LazyLock::new(|| Language {
     template: template(include_str!("answer.en.json")),
     status_quo: "Keep things as they are",
-    usual_options: ["Start with a limited pilot", "Go ahead in full now", "Spread it over two years", "Do it with a partner"],
+    usual_options: [
+        "Start with a limited pilot",
+        "Go ahead in full now",
+        "Spread it over two years",
+        "Do it with a partner",
+    ],
     status_quo_words: &["status quo", "do nothing", "keep things", "as they are", "as it is", "no change"],
 });
 
