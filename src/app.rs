@@ -38,7 +38,7 @@ use crate::{
         price::{Price, Prices},
     },
     clock::Clock,
-    config::{ClaimOrder, OnUnknownOutcome, Settings},
+    config::{ClaimOrder, INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
     dashboard,
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
@@ -76,10 +76,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest head of a request: room for many cookies and a long token. What is larger gets `431`.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-
-/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
-/// what it cost.
-const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
 
 /// A client that takes nothing of its answer for so long is cut off: with its connection goes all that is held for it.
 #[cfg(target_os = "linux")]
@@ -166,6 +162,9 @@ pub enum StartError {
         /// The model.
         model: String,
     },
+    /// The store failed for good.
+    #[error("the job store failed again and again and can't be recovered by this process; start it again")]
+    StoreLost,
     /// There is no key.
     #[error(
         "ANTHROPIC_API_KEY is not set. Set it in the environment or in .env to serve; or try the service without a key, \
@@ -259,7 +258,6 @@ impl App {
             queue: queue.clone(),
             limits: limits.clone(),
             agent: agent.clone(),
-            attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
@@ -310,9 +308,18 @@ impl App {
         })
     }
 
-    /// Returns if it turns out, soon after the start, that the service can't do its work: then it is to be stopped. Until
-    /// then it accepts questions, which keep.
+    /// Returns if it turns out that the service can't do its work: then it is to be stopped. Until then it accepts
+    /// questions, which keep.
     pub async fn unfit(&mut self) -> StartError {
+        let lost = self.store.lost();
+        tokio::select! {
+            error = self.no_model() => error,
+            () = lost.cancelled() => StartError::StoreLost,
+        }
+    }
+
+    /// Returns if no model answers that the settings name.
+    async fn no_model(&mut self) -> StartError {
         if let Some(models) = &mut self.models
             && let Ok(Some(error)) = models.await
         {
@@ -426,7 +433,6 @@ async fn open(
             api_key,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
-            request_timeout: settings.request_timeout,
         };
         move || Claude::new(config)
     });
@@ -441,6 +447,8 @@ fn agent_config(settings: &Settings) -> AgentConfig {
         effort: settings.effort,
         interactive_effort: settings.interactive_effort,
         count_tokens: settings.count_tokens,
+        interactive_timeout: INTERACTIVE_TIMEOUT,
+        request_timeout: settings.request_timeout,
     }
 }
 
