@@ -41,6 +41,7 @@ esac
 """
 
 PRELUDE = """set -eo pipefail
+export DATA_DIR=data/demo
 at() { echo "::at $1"; }
 """
 
