@@ -172,6 +172,9 @@ pub(super) struct AttemptView<'a> {
     /// What it costs at most, if it was billed: an estimate made before the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
+    /// Slips of the answer that were mended to read it as a memo, such as `trailing_comma` or `whole_number`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<&'a [String]>,
     /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
@@ -376,6 +379,7 @@ impl<'a> AttemptView<'a> {
             cost_usd: report.nanodollars.map(dollars),
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
+            repaired: Some(report.repaired.as_slice()).filter(|repaired| !repaired.is_empty()),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }

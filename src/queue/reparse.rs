@@ -8,7 +8,7 @@ use super::{Queue, QueueError};
 use crate::job::{AttemptReport, FailureCode, JobEvent, JobId, JobRecord, JobState};
 
 impl Queue {
-    /// Reads the answers that were kept of a failed job again, newest first, by `read`. The first that reads now makes the
+    /// Reads the answers that were kept of a failed job again, newest first, by `read`, which also names what it mended. The first that reads now makes the
     /// job a success; nothing is called and nothing billed. A job that has its memo keeps it as it is.
     ///
     /// # Errors
@@ -17,7 +17,7 @@ impl Queue {
     pub async fn reparse(
         &self,
         id: JobId,
-        read: impl Fn(&str) -> Result<Box<RawValue>, String>,
+        read: impl Fn(&str) -> Result<(Box<RawValue>, Vec<&'static str>), String>,
     ) -> Result<JobRecord, QueueError> {
         let record = self.get(id).await?;
         match record.job.state {
@@ -40,13 +40,14 @@ impl Queue {
                 continue;
             };
             match read(answer) {
-                Ok(result) => {
+                Ok((result, repaired)) => {
                     let report = AttemptReport {
                         model: report.model.clone(),
                         prompt_version: report.prompt_version.clone(),
                         prompt_sha256: report.prompt_sha256.clone(),
                         reparsed_from: Some(attempt.number),
                         result: Some(result),
+                        repaired: repaired.into_iter().map(str::to_owned).collect(),
                         ..AttemptReport::default()
                     };
                     let event = JobEvent::Reparse { attempt: record.job.attempt, report: Arc::new(report) };
