@@ -230,7 +230,7 @@ impl Claude {
     /// (`HTTPS_PROXY` and the like), but for a base URL on this machine.
     pub fn new(config: ClientConfig) -> Result<Claude, ClientError> {
         let messages_url = access::messages_url(&config.base_url)?;
-        let (headers, secrets) = access::headers(&config)?;
+        let (headers, secrets) = access::headers(config.api_key, config.auth_token, config.custom_headers)?;
         // Process-wide; a second call finds it set, by us or by the embedding program, and either is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder();

@@ -8,7 +8,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{ClientConfig, ClientError, wire};
+use super::{ClientError, wire};
 
 /// Shorter values of custom headers are flags or names rather than secrets, and would blank half a message out.
 const MIN_SECRET_CHARS: usize = 8;
@@ -40,19 +40,24 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 }
 
 /// The headers of every call, and what of them is secret.
-pub(super) fn headers(config: &ClientConfig) -> Result<(HeaderMap, Vec<SecretString>), ClientError> {
+pub(super) fn headers(
+    api_key: Option<SecretString>,
+    auth_token: Option<SecretString>,
+    custom: Option<SecretString>,
+) -> Result<(HeaderMap, Vec<SecretString>), ClientError> {
     let mut headers = HeaderMap::new();
     let mut secrets = Vec::new();
     headers.insert("anthropic-version", HeaderValue::from_static(wire::API_VERSION));
-    if let Some(key) = &config.api_key {
-        headers.insert("x-api-key", credential("", key)?);
-        secrets.push(key.clone());
+    if let Some(key) = api_key {
+        headers.insert("x-api-key", credential("", &key)?);
+        secrets.push(key);
     }
-    if let Some(token) = &config.auth_token {
-        headers.insert(AUTHORIZATION, credential("Bearer ", token)?);
-        secrets.push(token.clone());
+    if let Some(token) = auth_token {
+        headers.insert(AUTHORIZATION, credential("Bearer ", &token)?);
+        secrets.push(token);
     }
-    for (name, value) in custom_headers(config.custom_headers.as_ref().map_or("", |text| text.expose_secret()))? {
+    let custom = custom.map_or(Ok(Vec::new()), |custom| custom_headers(custom.expose_secret()))?;
+    for (name, value) in custom {
         secrets.extend(value.to_str().ok().filter(|value| value.len() >= MIN_SECRET_CHARS).map(SecretString::from));
         headers.insert(name, value);
     }
