@@ -54,6 +54,9 @@ const IDLE_CLOSE: Duration = Duration::from_secs(2);
 /// byte.
 const MAX_ADDED_TOKENS: u64 = 10_000;
 
+/// Longest time for a call that no model works on: a count of tokens, a look at a model.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How to reach Claude.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -69,8 +72,6 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Longest silence: no answer yet, or no event and no ping.
     pub idle_timeout: Duration,
-    /// Longest time for the whole call.
-    pub request_timeout: Duration,
 }
 
 /// The client. Clones share one pool of connections.
@@ -87,11 +88,10 @@ struct Inner {
     /// Blanked out in errors.
     secrets: Vec<SecretString>,
     idle_timeout: Duration,
-    request_timeout: Duration,
 }
 
 /// A question for Claude: one system prompt, one user message.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct MessageRequest {
     /// The model's id.
     pub model: String,
@@ -105,9 +105,27 @@ pub struct MessageRequest {
     pub again: Option<Again>,
     /// How hard the model shall think, in the API's own word; none leaves it to the API.
     pub effort: Option<&'static str>,
+    /// The API's own word for how it shall think; none leaves it to the API.
+    pub thinking: Option<&'static str>,
     /// A JSON schema the answer shall fit (structured output), sent as it is; the API knows no `$schema`.
     pub schema: Option<Arc<RawValue>>,
+    /// Longest time for the whole call.
+    pub time_limit: Duration,
 }
+
+/// What is heard of a call while it is made.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress<'a> {
+    /// The head of the answer came, of a failure too, with the account's limits.
+    Head(&'a RateLimits),
+    /// The next piece of the model's thinking.
+    Thinking(&'a str),
+    /// The next piece of the answer's text.
+    Text(&'a str),
+}
+
+/// Takes what is heard of a call.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress<'_>) + Send + Sync);
 
 /// An answer that was of no use, so that the model can do better.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +149,7 @@ pub struct Reply {
     pub is_complete: bool,
     /// Whether any content came, thinking included.
     pub has_content: bool,
-    /// What is billed, as far as it was reported.
+    /// What is billed; where it was not reported, the output is estimated.
     pub usage: Usage,
     /// Whether input and output tokens were both reported.
     pub has_whole_usage: bool,
@@ -252,48 +270,35 @@ impl Claude {
             .build()
             .map_err(|error| ClientError::Http(cause(&error)))?;
         Ok(Claude {
-            inner: Arc::new(Inner {
-                http,
-                messages_url,
-                headers,
-                secrets,
-                idle_timeout: config.idle_timeout,
-                request_timeout: config.request_timeout,
-            }),
+            inner: Arc::new(Inner { http, messages_url, headers, secrets, idle_timeout: config.idle_timeout }),
         })
     }
 
-    /// Sends one request and reads the whole answer, giving each piece of text to `on_text` as it comes. Dropping
-    /// the future aborts the HTTP call. A failure tells how far the answer came.
-    pub async fn send(
-        &self,
-        request: &MessageRequest,
-        on_text: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Reply, CallError> {
+    /// Sends one request and reads the whole answer, giving what comes of it to `on_progress`. Dropping the future aborts
+    /// the HTTP call. A failure tells how far the answer came.
+    pub async fn send(&self, request: &MessageRequest, on_progress: OnProgress<'_>) -> Result<Reply, CallError> {
         let mut head = Head::default();
         let mut answer = Answer::default();
         let body = serde_json::to_vec(&wire::Body::new(request))
             .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("no request can be made: {error}")))?;
         let most_input = (body.len() as u64).saturating_add(MAX_ADDED_TOKENS);
-        let outcome = self.within(self.exchange(body, on_text, &mut head, &mut answer)).await;
-        answer.finish(on_text);
-        if let Some(counts) = &mut answer.counts {
-            counts.drop_impossible(most_input, request.max_tokens.into());
-        }
+        let exchange = self.exchange(body, on_progress, &mut head, &mut answer);
+        let outcome = within(request.time_limit, exchange).await;
+        answer.finish(on_progress, most_input, request.max_tokens.into());
         match outcome {
             Err(error) if !answer.has_ended(&error) => Err(CallError {
-                usage: answer.counts.map(|counts| Box::new(counts.usage())),
+                usage: answer.usage().map(Box::new),
                 text: Some(answer.text).filter(|text| !text.is_empty()),
                 ..self.finish(error, head)
             }),
             _ => Ok(Reply {
+                usage: answer.usage().unwrap_or_default(),
+                has_whole_usage: answer.has_whole_usage(),
                 text: answer.text,
                 model: if answer.model.is_empty() { request.model.clone() } else { answer.model },
                 stop: answer.stop.unwrap_or(StopReason::Unstated),
                 is_complete: answer.is_complete,
                 has_content: answer.has_content,
-                usage: answer.counts.map(|counts| counts.usage()).unwrap_or_default(),
-                has_whole_usage: answer.has_final_output && answer.counts.is_some_and(|counts| counts.is_complete()),
                 request_id: head.request_id,
                 rate_limits: head.rate_limits,
             }),
@@ -319,7 +324,7 @@ impl Claude {
                 serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("a count: {error}")))?;
             Ok(counted.input_tokens)
         };
-        let outcome = self.within(ask).await;
+        let outcome = within(LOOKUP_TIMEOUT, ask).await;
         outcome.map_err(|error| CallError { surely_unbilled: true, ..self.finish(error, head) })
     }
 
@@ -335,20 +340,24 @@ impl Claude {
             let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
             serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("model {id}: {error}")))
         };
-        let outcome = self.within(ask).await;
+        let outcome = within(LOOKUP_TIMEOUT, ask).await;
         outcome.map_err(|error| CallError { surely_unbilled: true, ..self.finish(error, head) })
     }
 
     async fn exchange(
         &self,
         body: Vec<u8>,
-        on_text: &(dyn Fn(&str) + Send + Sync),
+        on_progress: OnProgress<'_>,
         head: &mut Head,
         answer: &mut Answer,
     ) -> Result<(), CallError> {
         let call = self.inner.http.post(self.inner.messages_url.clone());
         let call = call.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body);
-        let response = self.answered(call, head).await?;
+        let answered = self.answered(call, head).await;
+        if head.status.is_some() {
+            on_progress(Progress::Head(&head.rate_limits));
+        }
+        let response = answered?;
         let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let kind = String::from_utf8_lossy(kind).to_ascii_lowercase();
         match kind.split(';').next().unwrap_or_default().trim() {
@@ -356,7 +365,7 @@ impl Claude {
             "text/event-stream" | "" => {}
             "application/json" => {
                 let body = self.bounded_body(response, stream::MAX_ANSWER_BYTES).await;
-                return answer.take_whole(&body, on_text);
+                return answer.take_whole(&body, on_progress);
             }
             _ => {
                 let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
@@ -364,7 +373,7 @@ impl Claude {
                 return Err(stream::malformed(&format!("a stream was asked for and `{kind}` came: {body}")));
             }
         }
-        stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_text).await
+        stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_progress).await
     }
 
     /// Sends `call` and returns its answer if that is a success, without its body.
@@ -410,14 +419,6 @@ impl Claude {
         body
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
-        let limit = self.inner.request_timeout;
-        timeout(limit, call).await.unwrap_or_else(|_| {
-            let message = format!("the call to Claude was not done within {limit:?} (the request timeout)");
-            Err(CallError::new(ErrorKind::TotalTimeout, message))
-        })
-    }
-
     /// Adds what the answer's head told, and makes sure that no server can have a secret repeated in a message.
     fn finish(&self, error: CallError, head: Head) -> CallError {
         CallError {
@@ -432,6 +433,13 @@ impl Claude {
             ..error
         }
     }
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+    timeout(limit, call).await.unwrap_or_else(|_| {
+        let message = format!("the call to Claude was not complete after {limit:?}, its time limit");
+        Err(CallError::new(ErrorKind::TotalTimeout, message))
+    })
 }
 
 /// What an answer's head told.

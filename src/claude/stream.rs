@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::error::{CallError, ErrorKind};
 use super::events::{Event, Events, Item, MAX_EVENT_BYTES};
 use super::wire::{
-    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, WholeMessage, Wtf8,
-    event_type,
+    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, Usage, WholeMessage,
+    Wtf8, event_type,
 };
-use super::{StopReason, cause};
+use super::{OnProgress, Progress, StopReason, cause};
 
 /// Longest answer taken, in bytes of text. The 128,000 tokens a model can give come to some 512 KiB; only a runaway
 /// stream is twice that.
@@ -35,28 +35,29 @@ pub(super) struct Answer {
     pub(super) text: String,
     pub(super) model: String,
     /// Unknown until the API reported any.
-    pub(super) counts: Option<Counts>,
+    counts: Option<Counts>,
     /// The output count is that of the whole answer, not the one that `message_start` begins with.
-    pub(super) has_final_output: bool,
+    has_final_output: bool,
     pub(super) stop: Option<StopReason>,
     /// The last event came, or the whole message.
     pub(super) is_complete: bool,
     /// Any content came, thinking included: what makes a refusal one that is billed.
     pub(super) has_content: bool,
+    /// Tokens that the thinking seen so far comes to.
+    thinking_tokens: u64,
     texts: Joiner,
+    thoughts: Joiner,
     /// The input of tools, as JSON texts, one a line.
     tools: String,
     inputs: Joiner,
 }
 
-type OnText<'a> = &'a (dyn Fn(&str) + Send + Sync);
-
-/// Reads `body` into `answer` until it is complete, giving each piece of text to `on_text` as it comes.
+/// Reads `body` into `answer` until it is complete, giving each piece of it to `on_progress` as it comes.
 pub(super) async fn read<B: AsRef<[u8]>>(
     body: impl Stream<Item = Result<B, reqwest::Error>>,
     idle: Duration,
     answer: &mut Answer,
-    on_text: OnText<'_>,
+    on_progress: OnProgress<'_>,
 ) -> Result<(), CallError> {
     let (mut body, mut events) = (pin!(body), Events::default());
     // Only a whole event or comment is a sign of life, so bytes that make neither are silence.
@@ -69,7 +70,7 @@ pub(super) async fn read<B: AsRef<[u8]>>(
         while let Some(item) = events.next(&mut bytes).map_err(|_| too_long())? {
             alive = Instant::now();
             let Item::Event(event) = item else { continue };
-            answer.take(&event, on_text)?;
+            answer.take(&event, on_progress)?;
             if answer.is_complete {
                 // The body's end, which is due now: a connection is used again only if it was read to there.
                 let _ = timeout(DRAIN_TIMEOUT, body.next()).await;
@@ -78,7 +79,7 @@ pub(super) async fn read<B: AsRef<[u8]>>(
         }
     }
     if let Some(event) = events.finish() {
-        answer.take(&event, on_text)?;
+        answer.take(&event, on_progress)?;
     }
     if answer.is_complete {
         return Ok(());
@@ -94,15 +95,15 @@ impl Answer {
         self.stop.is_some() && matches!(error.kind, StreamCut | ConnectionLost | Silent | TotalTimeout)
     }
 
-    fn take(&mut self, event: &Event, on_text: OnText<'_>) -> Result<(), CallError> {
+    fn take(&mut self, event: &Event, on_progress: OnProgress<'_>) -> Result<(), CallError> {
         match event.name.as_str() {
             "message_start" => {
                 let started = parse::<MessageStart>(event)?.message;
                 self.model = started.model;
                 self.counts.get_or_insert_default().update(&started.usage);
             }
-            "content_block_start" => self.take_piece(parse::<BlockStart>(event)?.content_block, on_text)?,
-            "content_block_delta" => self.take_piece(parse::<BlockDelta>(event)?.delta, on_text)?,
+            "content_block_start" => self.take_piece(parse::<BlockStart>(event)?.content_block, on_progress)?,
+            "content_block_delta" => self.take_piece(parse::<BlockDelta>(event)?.delta, on_progress)?,
             "message_delta" => {
                 let message = parse::<MessageDelta>(event)?;
                 self.counts.get_or_insert_default().update(&message.usage);
@@ -115,7 +116,7 @@ impl Answer {
             // Gateways drop the names of events; the data has them too.
             name => match event_type(&event.data) {
                 Some(kind) if kind != name => {
-                    return self.take(&Event { name: kind, data: event.data.clone() }, on_text);
+                    return self.take(&Event { name: kind, data: event.data.clone() }, on_progress);
                 }
                 None if event.data.starts_with('{') => return Err(malformed("an event without a type")),
                 _ => {}
@@ -125,7 +126,7 @@ impl Answer {
     }
 
     /// Takes in a body that is no stream but a whole message.
-    pub(super) fn take_whole(&mut self, body: &[u8], on_text: OnText<'_>) -> Result<(), CallError> {
+    pub(super) fn take_whole(&mut self, body: &[u8], on_progress: OnProgress<'_>) -> Result<(), CallError> {
         let text = String::from_utf8_lossy(body);
         let text = text.trim_start_matches('\u{feff}');
         let message: WholeMessage =
@@ -137,23 +138,30 @@ impl Answer {
         self.counts.get_or_insert_default().update(&message.usage);
         self.has_final_output = message.usage.has_output();
         for block in message.content.into_iter().flatten() {
-            self.take_piece(Some(block), on_text)?;
+            self.take_piece(Some(block), on_progress)?;
         }
         self.stop = message.ending.into_stop_reason();
         self.is_complete = true;
         Ok(())
     }
 
-    fn take_piece(&mut self, piece: Option<Piece>, on_text: OnText<'_>) -> Result<(), CallError> {
+    fn take_piece(&mut self, piece: Option<Piece>, on_progress: OnProgress<'_>) -> Result<(), CallError> {
         match piece.map(Piece::into_part) {
             None => {}
             Some(Some(Part::Text(text))) => {
                 let text = self.texts.join(text);
-                self.append(&text, on_text)?;
+                self.append(&text, on_progress)?;
             }
             Some(part) => {
                 self.has_content = true;
                 match part {
+                    Some(Part::Thinking(thinking)) => {
+                        let thinking = self.thoughts.join(thinking);
+                        self.thinking_tokens += tokens(&thinking);
+                        if !thinking.is_empty() {
+                            on_progress(Progress::Thinking(&thinking));
+                        }
+                    }
                     Some(Part::Input(input)) => self.append_input(input)?,
                     Some(Part::Tool(input)) => {
                         self.tools.push('\n');
@@ -167,14 +175,34 @@ impl Answer {
     }
 
     /// Takes note of the end, however it came. Gateways emulate structured output by a tool: then its input is the
-    /// answer, or the end of it.
-    pub(super) fn finish(&mut self, on_text: OnText<'_>) {
+    /// answer, or the end of it. Counts beyond what was sent and allowed are not believed.
+    pub(super) fn finish(&mut self, on_progress: OnProgress<'_>, most_input: u64, most_output: u64) {
         let tools = std::mem::take(&mut self.tools);
         let tools = if self.text.is_empty() { tools.trim_start() } else { &tools };
         if !tools.trim().is_empty() {
             // What is too long to be added is too long to be a memo.
-            let _ = self.append(tools, on_text);
+            let _ = self.append(tools, on_progress);
         }
+        if let Some(counts) = &mut self.counts {
+            counts.drop_impossible(most_input, most_output);
+        }
+    }
+
+    /// Whether input and output tokens were both reported.
+    pub(super) fn has_whole_usage(&self) -> bool {
+        self.has_final_output && self.counts.is_some_and(|counts| counts.is_complete())
+    }
+
+    /// The tokens of the answer. The API counts its output only at the end, so that of an answer that broke off is
+    /// estimated from what came, thinking included.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        let seen = tokens(&self.text) + self.thinking_tokens;
+        let known = self.counts.map(|counts| counts.usage());
+        if self.has_whole_usage() {
+            return known;
+        }
+        let known = known.or_else(|| (seen > 0).then(Usage::default))?;
+        Some(Usage { output_tokens: known.output_tokens.max(seen), ..known })
     }
 
     fn append_input(&mut self, input: Wtf8) -> Result<(), CallError> {
@@ -182,7 +210,7 @@ impl Answer {
         if self.tools.len() > MAX_ANSWER_BYTES { Err(endless()) } else { Ok(()) }
     }
 
-    fn append(&mut self, text: &str, on_text: OnText<'_>) -> Result<(), CallError> {
+    fn append(&mut self, text: &str, on_progress: OnProgress<'_>) -> Result<(), CallError> {
         if text.is_empty() {
             return Ok(());
         }
@@ -191,9 +219,16 @@ impl Answer {
         }
         self.has_content = true;
         self.text.push_str(text);
-        on_text(text);
+        on_progress(Progress::Text(text));
         Ok(())
     }
+}
+
+/// About how many tokens `text` is: four ASCII characters are one, any other character is one.
+pub(super) fn tokens(text: &str) -> u64 {
+    let ascii = text.bytes().filter(u8::is_ascii).count();
+    let others = text.bytes().filter(|byte| *byte >= 0xc0).count();
+    (ascii.div_ceil(4) + others) as u64
 }
 
 /// The error for no sign of life within `idle`.

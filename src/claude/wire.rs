@@ -135,7 +135,14 @@ pub(super) struct Body<'a> {
     system: Option<[SystemBlock<'a>; 1]>,
     messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<Thinking>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     output_config: Option<OutputConfig<'a>>,
+}
+
+#[derive(Serialize)]
+struct Thinking {
+    r#type: &'static str,
 }
 
 #[derive(Serialize)]
@@ -185,6 +192,7 @@ impl<'a> Body<'a> {
                 }]
             }),
             messages: messages(request),
+            thinking: request.thinking.map(|r#type| Thinking { r#type }),
             output_config: (request.effort.is_some() || request.schema.is_some()).then(|| OutputConfig {
                 effort: request.effort,
                 format: request.schema.as_deref().map(|schema| Format { r#type: "json_schema", schema }),
@@ -201,13 +209,15 @@ pub(super) struct CountBody<'a> {
     system: Option<[SystemBlock<'a>; 1]>,
     messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<Thinking>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     output_config: Option<OutputConfig<'a>>,
 }
 
 impl<'a> CountBody<'a> {
     pub(super) fn new(request: &'a MessageRequest) -> CountBody<'a> {
-        let Body { model, system, messages, output_config, max_tokens: _, stream: _ } = Body::new(request);
-        CountBody { model, system, messages, output_config }
+        let Body { model, system, messages, thinking, output_config, max_tokens: _, stream: _ } = Body::new(request);
+        CountBody { model, system, messages, thinking, output_config }
     }
 }
 
@@ -264,12 +274,13 @@ pub(super) struct BlockDelta {
     pub(super) delta: Option<Piece>,
 }
 
-/// A piece of a content block; of thinking and whatever else comes, only the type is read.
+/// A piece of a content block; of what is not listed here, only the type is read.
 #[derive(Deserialize)]
 pub(super) struct Piece {
     #[serde(rename = "type", default)]
     kind: String,
     text: Option<Wtf8>,
+    thinking: Option<Wtf8>,
     partial_json: Option<Wtf8>,
     input: Option<Box<RawValue>>,
 }
@@ -277,6 +288,8 @@ pub(super) struct Piece {
 /// What a piece adds to the answer.
 pub(super) enum Part {
     Text(Wtf8),
+    /// The model's thinking. The API may leave it blank.
+    Thinking(Wtf8),
     /// Part of the input of a tool.
     Input(Wtf8),
     /// A tool begins, perhaps with its whole input.
@@ -287,6 +300,7 @@ impl Piece {
     pub(super) fn into_part(self) -> Option<Part> {
         match self.kind.as_str() {
             "text" | "text_delta" => self.text.map(Part::Text),
+            "thinking" | "thinking_delta" => self.thinking.map(Part::Thinking),
             "input_json_delta" => self.partial_json.map(Part::Input),
             "tool_use" => {
                 let input =

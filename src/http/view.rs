@@ -175,7 +175,7 @@ pub(super) struct AttemptView<'a> {
     /// Slips of the answer that were mended to read it as a memo, such as `trailing_comma` or `whole_number`.
     #[serde(skip_serializing_if = "Option::is_none")]
     repaired: Option<&'a [String]>,
-    /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`).
+    /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
 }
@@ -361,7 +361,8 @@ impl<'a> AttemptView<'a> {
     fn new(attempt: &'a Attempt) -> AttemptView<'a> {
         let report = &attempt.report;
         let code = report.error.as_ref().map(|error| error.code);
-        let unreadable = matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated));
+        let unreadable =
+            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit));
         AttemptView {
             number: attempt.number,
             started_at: attempt.started_at,
