@@ -25,7 +25,7 @@ use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
 pub use self::plan::Plan;
 
 use crate::{
-    analysis::{self, Repair},
+    analysis::{self, RepairRequest},
     claude::{
         Claude, Progress, RateLimits, Reply, StopReason, Usage,
         error::{CallError, ErrorClass, ErrorKind},
@@ -182,7 +182,7 @@ impl Agent {
         };
         match self.claude.send(&plan.call, &on_progress).await {
             Ok(reply) => {
-                report.nanodollars = self.cost(&reply.model, model, &reply.usage);
+                self.bill(&mut report, &reply, plan);
                 read(report, reply, plan.repair.as_ref())
             }
             Err(error) => {
@@ -218,6 +218,20 @@ impl Agent {
         self.prices.of(answered).or_else(|| self.prices.of(asked)).map(|price| price.cost(usage))
     }
 
+    /// Puts on record what an answer costs. What it does not report of its tokens is at risk.
+    fn bill(&self, report: &mut AttemptReport, reply: &Reply, plan: &Plan) {
+        // A refusal before any output is not billed, though its usage is shown.
+        if matches!(reply.stop, StopReason::Refusal { .. }) && !reply.has_content {
+            return;
+        }
+        report.usage = Some(reply.usage).filter(|usage| *usage != Usage::default()).as_ref().map(tokens);
+        report.nanodollars = report.usage.and_then(|_| self.cost(&reply.model, plan.model(), &reply.usage));
+        if !reply.has_whole_usage {
+            report.may_have_been_billed = true;
+            report.at_risk = Some(plan.at_risk);
+        }
+    }
+
     /// What a failure of one of the service's own models means.
     fn verdict_on_ours(&self, error: &CallError, model: &str) -> Verdict {
         match error.kind {
@@ -251,14 +265,12 @@ fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
     }
 }
 
-/// What comes of a complete answer. One that repairs another is read, and stored, with the other parts of that one.
-fn read(mut report: AttemptReport, reply: Reply, repair: Option<&Repair>) -> (Verdict, AttemptReport) {
+/// What comes of an answer. One that repairs another is read, and stored, with the other parts of that one.
+fn read(mut report: AttemptReport, reply: Reply, repair: Option<&RepairRequest>) -> (Verdict, AttemptReport) {
     report.http_status = Some(200);
     report.request_id = reply.request_id;
     report.model = Some(reply.model);
-    report.usage = Some(tokens(&reply.usage));
     let text = repair.map_or_else(|| reply.text.clone(), |repair| repair.apply(&reply.text));
-    let unreadable = |message| (Verdict::Retryable { retry_after: None }, FailureCode::InvalidOutput, message);
     let outcome = match reply.stop {
         StopReason::Refusal { category, explanation } => {
             let why = [category, explanation].into_iter().flatten().collect::<Vec<_>>().join(": ");
@@ -266,32 +278,41 @@ fn read(mut report: AttemptReport, reply: Reply, repair: Option<&Repair>) -> (Ve
             Err((Verdict::Terminal, FailureCode::Refused, format!("the model declined to answer: {why}")))
         }
         // A memo that happens to be whole is one all the same.
-        StopReason::MaxTokens => analysis::read_memo(&text).map_err(|_| {
-            let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
-            (Verdict::Retryable { retry_after: None }, FailureCode::AnswerTruncated, message)
-        }),
-        StopReason::ModelContextWindowExceeded => analysis::read_memo(&text).map_err(|_| {
-            let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
-            (Verdict::Terminal, FailureCode::ContextWindowExceeded, message)
-        }),
-        StopReason::EndTurn | StopReason::StopSequence => analysis::read_memo(&text).map_err(unreadable),
-        // No tools were offered that it could use or pause for: what counts is whether the memo is there.
-        StopReason::ToolUse => {
-            analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it wanted to use a tool")))
-        }
-        StopReason::PauseTurn => {
-            analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it paused its turn")))
-        }
-        StopReason::Other(reason) => analysis::read_memo(&text)
-            .map_err(|error| unreadable(format!("{error}, and it stopped for the unknown reason {reason:?}"))),
+        stop => analysis::read_memo(&text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
     };
     report.raw_answer = Some(text);
     match outcome {
         Ok(memo) => {
-            report.result = Some(memo);
+            report.result = Some(memo.json);
+            report.repaired = memo.repaired.into_iter().map(str::to_owned).collect();
             (Verdict::Succeeded, report)
         }
         Err((verdict, code, message)) => (verdict, failed(report, code, message)),
+    }
+}
+
+/// What follows from an answer that `error` says is no memo.
+fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Verdict, FailureCode, String) {
+    let retryable = Verdict::Retryable { retry_after: None };
+    let invalid = |message| (retryable, FailureCode::InvalidOutput, message);
+    match stop {
+        StopReason::MaxTokens => {
+            let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
+            (retryable, FailureCode::AnswerTruncated, message)
+        }
+        StopReason::ModelContextWindowExceeded => {
+            let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
+            (Verdict::Terminal, FailureCode::ContextWindowExceeded, message)
+        }
+        _ if !is_complete => {
+            (retryable, FailureCode::StreamCut, format!("Claude's stream ended without message_stop, and {error}"))
+        }
+        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => invalid(error),
+        // No tools were offered that it could use or pause for.
+        StopReason::ToolUse => invalid(format!("{error}, and it wanted to use a tool")),
+        StopReason::PauseTurn => invalid(format!("{error}, and it paused its turn")),
+        StopReason::Other(reason) => invalid(format!("{error}, and it stopped for the unknown reason {reason:?}")),
+        StopReason::Unstated => invalid(format!("{error}, and it has no stop_reason")),
     }
 }
 

@@ -16,9 +16,11 @@ mod answer;
 mod consistency;
 pub mod decision;
 pub mod document;
+mod fit;
 pub mod flags;
 pub mod labels;
 mod language;
+mod lenient;
 pub mod markdown;
 pub mod memo;
 mod names;
@@ -76,42 +78,49 @@ impl ParseError {
 /// blank, every reference names one, and every action but `wait` has an option. A `complete` one has a scored option,
 /// `needs_information` has gaps. Anything else that is odd becomes a flag of the memo.
 pub fn parse(text: &str) -> Result<DecisionAnalysis, ParseError> {
-    checked(answer::read(text)?)
+    find(text).map(|found| found.analysis)
 }
 
-fn checked(analysis: DecisionAnalysis) -> Result<DecisionAnalysis, ParseError> {
-    match consistency::violations(&analysis) {
-        violations if violations.is_empty() => Ok(analysis),
+fn find(text: &str) -> Result<answer::Found, ParseError> {
+    let found = answer::read(text)?;
+    match consistency::violations(&found.analysis) {
+        violations if violations.is_empty() => Ok(found),
         violations => Err(ParseError::Inconsistent(violations)),
     }
 }
 
-/// The analysis in an answer as JSON to be stored, or what the model did wrong.
-pub fn read_memo(text: &str) -> Result<Box<RawValue>, String> {
-    stored(parse(text))
+/// An analysis as it was read.
+#[derive(Debug)]
+pub struct ReadMemo {
+    /// The analysis as JSON, to be stored.
+    pub json: Box<RawValue>,
+    /// Slips of the answer that were recovered, such as `trailing_comma`.
+    pub repaired: Vec<&'static str>,
 }
 
-fn stored(analysis: Result<DecisionAnalysis, ParseError>) -> Result<Box<RawValue>, String> {
-    let analysis = analysis.map_err(|error| error.to_string())?;
-    serde_json::value::to_raw_value(&analysis).map_err(|error| error.to_string())
+/// The analysis in an answer, or what the model did wrong.
+pub fn read_memo(text: &str) -> Result<ReadMemo, String> {
+    let found = find(text).map_err(|error| error.to_string())?;
+    let json = serde_json::value::to_raw_value(&found.analysis).map_err(|error| error.to_string())?;
+    Ok(ReadMemo { json, repaired: found.repairs.into_iter().map(Into::into).collect() })
 }
 
 /// An answer that can be used once a few of its fields are written again.
 #[derive(Clone, Debug)]
-pub struct Repair {
+pub struct RepairRequest {
     analysis: DecisionAnalysis,
     parts: Vec<&'static str>,
 }
 
-impl Repair {
+impl RepairRequest {
     /// What has to be repaired in `answer`; none if it has to be written again as a whole.
-    pub fn of(answer: &str) -> Option<Repair> {
-        let analysis = answer::read(answer).ok()?;
+    pub fn of(answer: &str) -> Option<RepairRequest> {
+        let analysis = answer::read(answer).ok()?.analysis;
         let violations = consistency::violations(&analysis);
         let mut parts = violations.iter().map(|violation| violation.part).collect::<Option<Vec<_>>>()?;
         parts.sort_unstable();
         parts.dedup();
-        (!parts.is_empty()).then_some(Repair { analysis, parts })
+        (!parts.is_empty()).then_some(RepairRequest { analysis, parts })
     }
 
     /// The top-level fields to write again.
@@ -134,7 +143,8 @@ impl Repair {
     fn fields_in(&self, text: &str) -> Option<Map<String, Value>> {
         text.match_indices('{').find_map(|(start, _)| {
             let mut stream = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Map<String, Value>>();
-            let mut fields = stream.next()?.ok()?;
+            let lenient = || serde_json::from_str(&lenient::rewrite(&text[start..])?.json).ok();
+            let mut fields: Map<String, Value> = stream.next()?.ok().or_else(lenient)?;
             fields.retain(|name, _| self.parts.contains(&name.as_str()));
             (!fields.is_empty()).then_some(fields)
         })

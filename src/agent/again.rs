@@ -1,7 +1,7 @@
 //! What the model is told when its answer was of no use: what was wrong, so that it does not do the same again.
 
 use crate::{
-    analysis::Repair,
+    analysis::RepairRequest,
     claude::Again,
     job::{Attempt, FailureCode},
 };
@@ -19,7 +19,7 @@ pub(super) struct AskedAgain {
     /// The answer and what was wrong with it, as turns of the conversation.
     pub(super) again: Option<Again>,
     /// Only these parts of the answer are to be written again.
-    pub(super) repair: Option<Repair>,
+    pub(super) repair: Option<RepairRequest>,
 }
 
 /// The question as it is asked once more after the rejected attempt: with the answer and what was wrong with it where that
@@ -39,7 +39,7 @@ pub(super) fn again(mut question: String, rejected: &Attempt, max_tokens: u32) -
     let wrong: String = error.message.chars().take(MAX_COMPLAINT_CHARS).collect();
     let sent_back = report.raw_answer.as_deref().map(str::trim);
     let sent_back = sent_back.filter(|answer| (1..=MAX_ANSWER_BYTES).contains(&answer.len()));
-    let repair = sent_back.and_then(Repair::of);
+    let repair = sent_back.and_then(RepairRequest::of);
     let request = match &repair {
         Some(repair) => format!(
             "Write only `{}` again, with this put right; the rest of the memo stays as you wrote it. Answer with one JSON \

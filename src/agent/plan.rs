@@ -9,7 +9,7 @@ use super::{
     failed,
 };
 use crate::{
-    analysis::{self, Repair},
+    analysis::{self, RepairRequest},
     claude::{MessageRequest, Usage},
     config::Effort,
     job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
@@ -46,7 +46,7 @@ pub struct Plan {
     /// The request names the model, so no other model may answer.
     pub names_model: bool,
     /// The call asks for the broken part of an answer only: what it repairs.
-    pub repair: Option<Repair>,
+    pub repair: Option<RepairRequest>,
     /// The prompts that the call is made of.
     pub prompt_version: String,
     /// Their digest.

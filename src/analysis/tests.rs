@@ -184,7 +184,7 @@ fn where_there_is_no_decision_only_an_empty_answer_is_refused() {
 fn of_a_wrong_answer_only_the_broken_part_is_asked_for_and_put_in() {
     let answer = sample("v3noopt").answer;
     assert_eq!(violations(&answer), ["recommendation.option_id: is empty, though the action is not wait"]);
-    let repair = Repair::of(&answer.to_string()).unwrap();
+    let repair = RepairRequest::of(&answer.to_string()).unwrap();
     assert_eq!(repair.parts(), ["recommendation"]);
     let mut recommendation = answer["recommendation"].clone();
     recommendation["option_id"] = json!("o2");
@@ -199,9 +199,9 @@ fn of_a_wrong_answer_only_the_broken_part_is_asked_for_and_put_in() {
 
 #[test]
 fn an_answer_whose_ids_are_wrong_or_that_is_no_memo_is_asked_for_as_a_whole() {
-    assert!(Repair::of(&altered("/options/1/id", json!("o1")).to_string()).is_none());
-    assert!(Repair::of(&ENGLISH[..300]).is_none() && Repair::of("").is_none());
-    assert!(Repair::of(ENGLISH).is_none(), "nothing is wrong with it");
+    assert!(RepairRequest::of(&altered("/options/1/id", json!("o1")).to_string()).is_none());
+    assert!(RepairRequest::of(&ENGLISH[..300]).is_none() && RepairRequest::of("").is_none());
+    assert!(RepairRequest::of(ENGLISH).is_none(), "nothing is wrong with it");
 }
 
 #[test]
@@ -551,7 +551,7 @@ proptest! {
 
     #[test]
     fn no_text_makes_parse_panic(text in any::<String>(), json_like in r#"[{}\[\]":,\\a1 \n`é]{0,200}"#) {
-        let _ = (parse(&text), parse(&json_like), Repair::of(&text));
+        let _ = (parse(&text), parse(&json_like), RepairRequest::of(&text));
     }
 
     #[test]
