@@ -116,7 +116,7 @@ impl Api {
     fn holds(&self) -> impl Iterator<Item = Hold> {
         let gate = self.limits.gate().map(|closed| Hold {
             waiting_for: WaitingFor::Gate,
-            opens_in: (!closed.is_held).then(|| closed.until.saturating_duration_since(Instant::now())),
+            opens_in: closed.opens_in(Instant::now()),
         });
         let budget = self
             .limits

@@ -228,6 +228,10 @@ pub enum FailureCode {
     BudgetReached,
     /// The model has no price, and the daily budget is one of money.
     ModelUnpriced,
+    /// The proxy before the upstream wants a user name and password.
+    ProxyRefused,
+    /// The upstream turned this question away again and again while it answered others.
+    Poisoned,
 }
 
 /// An account's limits per minute, each if it was told.
@@ -261,6 +265,10 @@ pub enum FailureClass {
     Overload,
     /// The answer was cut or could not be read, and was billed.
     InvalidOutput,
+    /// The call was turned away in a way that may be this question's alone.
+    Suspect,
+    /// The model declined, and another is asked.
+    Refused,
     /// Any other that another attempt may not meet.
     Other,
 }
@@ -271,7 +279,10 @@ pub struct Failures {
     connect: u16,
     overload: u16,
     invalid_output: u16,
+    suspect: u16,
+    refused: u16,
     other: u16,
+    demoted: u16,
 }
 
 impl Failures {
@@ -288,6 +299,16 @@ impl Failures {
         *count = count.saturating_add(1);
     }
 
+    /// The job was released and let others go first.
+    pub fn demote(&mut self) {
+        self.demoted = self.demoted.saturating_add(1);
+    }
+
+    /// How often the job let others go first.
+    pub fn demotions(self) -> u32 {
+        u32::from(self.demoted)
+    }
+
     /// How many there were of a class.
     pub fn count(mut self, class: FailureClass) -> u32 {
         u32::from(*self.place(class))
@@ -298,6 +319,8 @@ impl Failures {
             FailureClass::Connect => &mut self.connect,
             FailureClass::Overload => &mut self.overload,
             FailureClass::InvalidOutput => &mut self.invalid_output,
+            FailureClass::Suspect => &mut self.suspect,
+            FailureClass::Refused => &mut self.refused,
             FailureClass::Other => &mut self.other,
         }
     }

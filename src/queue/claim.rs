@@ -8,12 +8,14 @@ use tracing::{error, warn};
 use super::{
     Inner, Queue, QueueError,
     follow::Draft,
-    retry::{Settlement, event_after, failure_report},
+    retry::{event_after, failure_report},
     wait::{Intent, Permit, Stay},
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest},
+    job::{
+        Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest, disposition::Disposition,
+    },
     store::{Pick, StoreError},
 };
 
@@ -174,14 +176,14 @@ impl Queue {
 
     /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
     /// that is not the attempt's any more stays as it is.
-    pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
+    pub async fn settle(&self, job: &Job, disposition: &Disposition, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
-        let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
+        let event = event_after(job, disposition, report, &self.0.policy.retries, rand::random(), self.now());
         loop {
             match self.transition(job.id, event.clone()).await {
                 Ok(_) => {
                     // From before the claim was written to after the answer was: what a client that waits has to wait.
-                    if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
+                    if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
                         let request = self.0.running.request(job.id);
                         let model = request.as_ref().and_then(|request| request.model.as_deref());
                         self.0.service_time.observe(model, job.waited_for, self.now().since(started_at));
