@@ -50,7 +50,6 @@ pub(super) struct KeyList {
 }
 
 /// A key without what it takes to use it.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = ApiKey)]
 pub(super) struct Shown {
@@ -60,11 +59,14 @@ pub(super) struct Shown {
     scope: Scope,
     /// When it was made; absent for one of the setting API_KEYS.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<crate::clock::Timestamp>,
     /// Which operator made it; absent for one of the setting API_KEYS.
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<String>,
     /// When it was revoked; absent while it is in force.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<crate::clock::Timestamp>,
 }
 
