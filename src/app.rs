@@ -38,7 +38,7 @@ use crate::{
         price::{Price, Prices},
     },
     clock::Clock,
-    config::{ClaimOrder, OnUnknownOutcome, Settings},
+    config::{ClaimOrder, INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
     dashboard,
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
@@ -76,10 +76,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest head of a request: room for many cookies and a long token. What is larger gets `431`.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-
-/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
-/// what it cost.
-const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
 
 /// A client that takes nothing of its answer for so long is cut off: with its connection goes all that is held for it.
 #[cfg(target_os = "linux")]
@@ -259,7 +255,6 @@ impl App {
             queue: queue.clone(),
             limits: limits.clone(),
             agent: agent.clone(),
-            attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
@@ -426,7 +421,6 @@ async fn open(
             api_key,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
-            request_timeout: settings.request_timeout,
         };
         move || Claude::new(config)
     });
@@ -441,6 +435,8 @@ fn agent_config(settings: &Settings) -> AgentConfig {
         effort: settings.effort,
         interactive_effort: settings.interactive_effort,
         count_tokens: settings.count_tokens,
+        interactive_timeout: INTERACTIVE_TIMEOUT,
+        request_timeout: settings.request_timeout,
     }
 }
 

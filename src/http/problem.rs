@@ -172,7 +172,7 @@ impl Problem {
 /// The kind of problem that a failed job is to its waiter.
 fn kind_of(code: FailureCode) -> Kind {
     let status = match code {
-        FailureCode::DeadlineExceeded | FailureCode::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        FailureCode::DeadlineExceeded | FailureCode::Timeout | FailureCode::TimeLimit => StatusCode::GATEWAY_TIMEOUT,
         FailureCode::Refused | FailureCode::ModelUnpriced => StatusCode::UNPROCESSABLE_ENTITY,
         FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         FailureCode::Shutdown | FailureCode::BudgetReached => StatusCode::SERVICE_UNAVAILABLE,

@@ -172,7 +172,7 @@ pub(super) struct AttemptView<'a> {
     /// What it costs at most, if it was billed: an estimate made before the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
-    /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`).
+    /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
 }
@@ -358,7 +358,8 @@ impl<'a> AttemptView<'a> {
     fn new(attempt: &'a Attempt) -> AttemptView<'a> {
         let report = &attempt.report;
         let code = report.error.as_ref().map(|error| error.code);
-        let unreadable = matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated));
+        let unreadable =
+            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit));
         AttemptView {
             number: attempt.number,
             started_at: attempt.started_at,

@@ -80,7 +80,8 @@ pub struct AttemptReport {
     /// The result was there before the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached: Option<Cached>,
-    /// Tokens the upstream reported; absent where it reported none.
+    /// Tokens the upstream reported; absent where it reported none. The output of an answer that broke off is estimated
+    /// from the text and the thinking that came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
     /// What they cost, in nano-dollars (1e-9 $); absent where the model had no price, which is not a price of zero.
@@ -92,9 +93,6 @@ pub struct AttemptReport {
     /// What it costs at most, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_risk: Option<AtRisk>,
-    /// The account's limits as the answer told them: for those who keep to them, not for the history.
-    #[serde(skip)]
-    pub account: AccountLimits,
     /// The memo, as JSON; only where the attempt brought it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
@@ -208,7 +206,7 @@ pub enum FailureCode {
     ConnectFailed,
     /// The connection broke after the request was sent.
     ConnectionLost,
-    /// The upstream took too long, or fell silent.
+    /// The upstream gave up by its own time limit, or fell silent.
     Timeout,
     /// The upstream's answer was not of the Messages API.
     MalformedResponse,
@@ -232,6 +230,8 @@ pub enum FailureCode {
     ProxyRefused,
     /// The upstream turned this question away again and again while it answered others.
     Poisoned,
+    /// The call took longer than it may; the text that came is kept.
+    TimeLimit,
 }
 
 /// An account's limits per minute, each if it was told.

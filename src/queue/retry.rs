@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_no_use_is_asked_for_again_at_once_if_the_deadline_allows() {
-        for code in [FailureCode::InvalidOutput, FailureCode::AnswerTruncated] {
+        for code in [FailureCode::InvalidOutput, FailureCode::AnswerTruncated, FailureCode::TimeLimit] {
             let with_deadline = |deadline| {
                 let mut job = job(Failures::default());
                 job.deadline_at = Some(deadline);
