@@ -52,6 +52,7 @@ use self::{
     view::JobView,
 };
 use crate::{
+    agent::models::Models,
     auth::Auth,
     clock::Timestamp,
     job::{Job, JobRecord, callback::Callbacks},
@@ -74,6 +75,8 @@ pub struct Api {
     pub prompts: Prompts,
     /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
+    /// What is known of each model.
+    pub models: Models,
     /// Who may do what.
     pub auth: Arc<Auth>,
     /// How many questions a caller may ask a minute.
@@ -114,10 +117,10 @@ impl Api {
 
     /// Whatever holds the whole queue.
     fn holds(&self) -> impl Iterator<Item = Hold> {
-        let gate = self.limits.gate().map(|closed| Hold {
-            waiting_for: WaitingFor::Gate,
-            opens_in: closed.opens_in(Instant::now()),
-        });
+        let gate = self
+            .limits
+            .gate()
+            .map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
         let budget = self
             .limits
             .budget()

@@ -623,14 +623,17 @@ mod tests {
     }
 
     fn block(question: u64, opens_after: Option<Duration>) -> Block<'static> {
-        let (reason, detail) = if opens_after.is_some() { ("rate_limited", "slow down") } else { ("billing_failed", "no") };
+        let (reason, detail) =
+            if opens_after.is_some() { ("rate_limited", "slow down") } else { ("billing_failed", "no") };
         Block { reason, detail, signature: 1, question, witnesses: 1, is_account: true, opens_after }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_gate_that_two_questions_closed_for_a_time_lets_nobody_through_before() {
         let limits = limits(60_000, 8);
-        [1, 2].map(|question| limits.block(None, &block(question, Some(Duration::from_secs(20)))));
+        for question in [1, 2] {
+            limits.block(None, &block(question, Some(Duration::from_secs(20))));
+        }
         assert!(limits.try_permit().is_none());
         let start = Instant::now();
         limits.permit().await;
@@ -643,7 +646,9 @@ mod tests {
     async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
         let limits = limits(1_000_000, 8);
         let calls = [limits.try_permit().unwrap(), limits.try_permit().unwrap()];
-        [1, 2].map(|question| limits.block(None, &block(question, None)));
+        for question in [1, 2] {
+            limits.block(None, &block(question, None));
+        }
         let start = Instant::now();
         let mut probe = limits.permit().await;
         assert!(start.elapsed() >= gate::HOLD);

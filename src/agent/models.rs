@@ -67,7 +67,7 @@ pub struct Known {
 
 impl Models {
     /// `first`, and what stands in for it.
-    pub(super) fn new(first: String, others: Vec<String>) -> Models {
+    pub fn new(first: String, others: Vec<String>) -> Models {
         let models = std::iter::once(first).chain(others).map(|id| Model { id, out_until: Mutex::default() });
         Models(Arc::new(Inner { own: models.collect(), learnt: Mutex::default() }))
     }
@@ -131,7 +131,7 @@ impl Models {
             call.thinking = None;
         }
         if has(Parameter::CacheControl) {
-            call.is_cached = false;
+            call.is_uncached = true;
         }
     }
 
@@ -143,24 +143,27 @@ impl Models {
             Parameter::Format => call.schema.is_some(),
             Parameter::OutputConfig => call.effort.is_some() || call.schema.is_some(),
             Parameter::Thinking => call.thinking.is_some(),
-            Parameter::CacheControl => call.is_cached,
+            Parameter::CacheControl => !call.is_uncached,
             Parameter::MaxTokens => call.max_tokens > LEAST_MAX_TOKENS,
         };
         if !was_sent {
             return None;
         }
         if parameter == Parameter::MaxTokens {
-            let most = named.unwrap_or(call.max_tokens / 2).max(LEAST_MAX_TOKENS);
+            let most = named.unwrap_or(call.max_tokens / 2);
             self.limit_output(&call.model, most);
             return Some(format!("max_tokens is {most} from now on"));
         }
         let name = <&str>::from(parameter);
-        self.learn(&call.model, |shape| drop(shape.left_out.insert(name)));
+        self.learn(&call.model, |shape| {
+            shape.left_out.insert(name);
+        });
         Some(format!("{name} is left out from now on"))
     }
 
     /// A model gives no more than `most` output tokens.
-    pub(super) fn limit_output(&self, id: &str, most: u32) {
+    pub fn limit_output(&self, id: &str, most: u32) {
+        let most = most.max(LEAST_MAX_TOKENS);
         self.learn(id, |shape| shape.max_tokens = Some(shape.max_tokens.map_or(most, |known| known.min(most))));
     }
 
@@ -228,11 +231,13 @@ mod tests {
     fn a_parameter_that_a_model_refused_is_left_out_of_its_calls_alone() {
         let models = models();
         let call = |model: &str| {
-            let mut call = MessageRequest::for_tests(model);
+            let schema = serde_json::value::to_raw_value("schema").map(Arc::from).ok();
+            let model = model.to_owned();
+            let mut call = MessageRequest { model, effort: Some("high"), schema, ..MessageRequest::default() };
             models.fit(&mut call);
             call
         };
-        let parts = |call: MessageRequest| (call.effort.is_some(), call.schema.is_some(), call.is_cached);
+        let parts = |call: MessageRequest| (call.effort.is_some(), call.schema.is_some(), !call.is_uncached);
         for (parameter, model, left) in [
             (Parameter::Effort, "a", (false, true, true)),
             (Parameter::Format, "b", (true, false, true)),
@@ -251,7 +256,7 @@ mod tests {
     #[test]
     fn max_tokens_is_what_the_model_named_or_half_and_never_more_again() {
         let models = models();
-        let sent = |max_tokens| MessageRequest { max_tokens, ..MessageRequest::for_tests("a") };
+        let sent = |max_tokens| MessageRequest { model: "a".to_owned(), max_tokens, ..MessageRequest::default() };
         models.refused(&sent(16_000), Parameter::MaxTokens, Some(8_192));
         assert_eq!(models.max_tokens("a", 16_000), 8_192);
         models.refused(&sent(8_192), Parameter::MaxTokens, None);

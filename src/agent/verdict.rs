@@ -36,13 +36,13 @@ impl Agent {
             Fault::Passing => self.after_passing(plan, error),
             Fault::Limit => {
                 let wait = error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
-                let scope = if self.is_of_caller(plan) { Scope::Named } else { Scope::Service };
+                let scope = if plan.is_of_caller { Scope::Named } else { Scope::Service };
                 let alone = Box::new(Disposition::Retry { code, class: FailureClass::Suspect, after: Some(wait) });
                 let (signature, opens_after) = (signature(code), Some(wait));
                 Disposition::Block(Blocked { code, scope, signature, witnesses: 1, opens_after, alone })
             }
             Fault::Account => hold(error, code, Scope::Account),
-            Fault::Model if self.is_of_caller(plan) => after_a_callers_model(error, code),
+            Fault::Model if plan.is_of_caller => after_a_callers_model(error, code),
             Fault::Model => self.after_our_model(plan, error, code),
             Fault::Parameter(parameter) => {
                 let named = error.max_tokens_named(plan.call.max_tokens);
@@ -69,11 +69,6 @@ impl Agent {
             return Disposition::Fail { code };
         }
         Disposition::Retry { code, class: FailureClass::Refused, after: None }
-    }
-
-    /// Whether the caller chose the model, and the service would not have.
-    fn is_of_caller(&self, plan: &Plan) -> bool {
-        plan.names_model && !self.models.has(plan.model())
     }
 
     fn after_passing(&self, plan: &Plan, error: &CallError) -> Disposition {
@@ -117,13 +112,16 @@ impl Agent {
         if !error.is_certain {
             return hold(error, code, Scope::Account);
         }
-        if !plan.names_model && self.models.is_fallback(plan.model()) && self.models.pass_over(plan.model(), OVERLOADED_FOR) {
+        if !plan.names_model
+            && self.models.is_fallback(plan.model())
+            && self.models.pass_over(plan.model(), OVERLOADED_FOR)
+        {
             warn!(model = plan.model(), detail = error.message, "the fallback model does not take the question");
             return Disposition::released(code);
         }
         let fail = Disposition::Fail { code };
         // These say themselves that it is the question.
-        if error.kind == ErrorKind::TooLarge || error.fault() != error.kind.fault() || self.is_of_caller(plan) {
+        if error.kind == ErrorKind::TooLarge || error.fault() != error.kind.fault() || plan.is_of_caller {
             return fail;
         }
         Disposition::Block(Blocked {

@@ -406,8 +406,7 @@ impl<'a> Seen<'a> {
     fn matches(&self, row: &Row) -> bool {
         let is_parameter = matches!(row.kind, ErrorKind::Parameter(_));
         row.statuses.contains(&self.status)
-            && (row.error_type.is_empty()
-                || (row.error_type == self.error_type && VAGUE.contains(&self.status)))
+            && (row.error_type.is_empty() || (row.error_type == self.error_type && VAGUE.contains(&self.status)))
             && (row.code.is_empty() || row.code == self.code)
             && self.message.contains(row.message)
             && (!is_parameter || REFUSING.iter().any(|word| self.message.contains(word)))

@@ -18,6 +18,7 @@ use super::{
     problem::{FieldError, Problem},
 };
 use crate::{
+    agent::models::Known,
     clock::Timestamp,
     job::{JobFilter, JobStatus, Listing, Order, StatusCounts},
     metrics::kind,
@@ -54,6 +55,8 @@ pub(super) struct Stats {
     since_start: SinceStart,
     /// The limits on calls to Claude.
     limits: LimitsView,
+    /// What is known of each model: what it refused, and whether it is passed over.
+    models: Vec<Known>,
     /// Why no question is accepted; empty while they are.
     troubles: Vec<FieldError>,
 }
@@ -116,6 +119,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
             cancelled: ended("cancelled"),
         },
         limits: limits::view(&api),
+        models: api.models.known(),
         troubles: super::health::troubles(&api),
     })
     .into_response()

@@ -177,7 +177,7 @@ impl Gate {
             None => HOLD.mul_f64(stretch),
         };
         let next_probe = opens_at.map_or(now + pause, |at| at.min(now + pause));
-        let is_news = !self.closed.as_ref().is_some_and(|closed| closed.reason == block.reason);
+        let is_news = self.closed.as_ref().is_none_or(|closed| closed.reason != block.reason);
         match (&mut self.closed, opens_at) {
             // A limit ends nothing that a person must end, and a shorter one no longer one.
             (Some(closed), Some(_)) if closed.opens_at.is_none_or(|at| Some(at) > opens_at) => {

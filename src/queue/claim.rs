@@ -31,6 +31,8 @@ pub struct Claim {
     pub request: Arc<JobRequest>,
     /// The newest attempt whose answer was of no use, if one was since the submission or the last requeue.
     pub useless: Option<Arc<Attempt>>,
+    /// The models that declined to answer since then.
+    pub refused_by: Vec<String>,
     /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
     pub lost: CancellationToken,
     /// Takes the answer's text as it comes, for those who follow the job.
@@ -103,8 +105,8 @@ impl Queue {
             Err(error) => return Err(error.into()),
         };
         let (job, request) = (claimed.job, claimed.request);
-        let useless = self.useless(&job).await;
-        Ok(Some(self.begin(job, request, useless)))
+        let (useless, refused_by) = self.heard_before(&job).await;
+        Ok(Some(Claim { refused_by, ..self.begin(job, request, useless) }))
     }
 
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
@@ -115,16 +117,28 @@ impl Queue {
         self.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
 
-    /// The newest attempt whose answer was of no use. Without it the job is asked as if for the first time.
-    async fn useless(&self, job: &Job) -> Option<Arc<Attempt>> {
-        if job.failures.count(FailureClass::InvalidOutput) == 0 {
-            return None;
+    /// What the next attempt must know of those before: the newest whose answer was of no use, and the models that
+    /// declined. Where it can't be read, the job is asked as if for the first time.
+    async fn heard_before(&self, job: &Job) -> (Option<Arc<Attempt>>, Vec<String>) {
+        let [useless, refused] =
+            [FailureClass::InvalidOutput, FailureClass::Refused].map(|class| job.failures.count(class) as usize);
+        if useless + refused == 0 {
+            return (None, Vec::new());
         }
-        let attempts = self.0.store.get(job.id).await.ok()??.attempts;
-        attempts.into_iter().rev().find(|attempt| {
-            let code = attempt.report.error.as_ref().map(|error| error.code);
-            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit))
-        })
+        let Ok(Some(record)) = self.0.store.get(job.id).await else { return (None, Vec::new()) };
+        let code = |attempt: &Attempt| attempt.report.error.as_ref().map(|error| error.code);
+        let newest_first = || record.attempts.iter().rev();
+        let is_useless = |attempt: &&Arc<Attempt>| {
+            matches!(
+                code(attempt),
+                Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit)
+            )
+        };
+        let refused_by = newest_first()
+            .filter(|attempt| code(attempt) == Some(FailureCode::Refused))
+            .take(refused)
+            .filter_map(|attempt| attempt.report.model.clone());
+        (newest_first().find(is_useless).filter(|_| useless > 0).cloned(), refused_by.collect())
     }
 
     /// Which job the next claim is to take.
@@ -155,7 +169,7 @@ impl Queue {
         if let Some(current) = self.0.store.peek(job.id) {
             self.0.running.check(&current);
         }
-        Claim { job, request, useless, lost, draft, _stay: stay }
+        Claim { job, request, useless, refused_by: Vec::new(), lost, draft, _stay: stay }
     }
 
     /// The heartbeat of an attempt. `Ok(false)`: the job is lost.

@@ -217,9 +217,11 @@ mod tests {
     fn of_a_queue_that_a_person_must_set_free_nobody_can_tell_the_end() {
         let hold = Some(Hold { waiting_for: WaitingFor::Gate, opens_in: None });
         let held = Allowance { hold, ..FREE };
-        for (run_at, attempt, position, waiting_for) in
-            [(at(0), 1, Some(6), WaitingFor::Gate), (at(60), 1, None, WaitingFor::Gate), (at(60), 0, None, WaitingFor::RunAt)]
-        {
+        for (run_at, attempt, position, waiting_for) in [
+            (at(0), 1, Some(6), WaitingFor::Gate),
+            (at(60), 1, None, WaitingFor::Gate),
+            (at(60), 0, None, WaitingFor::RunAt),
+        ] {
             let outlook = outlook(&queued(run_at, attempt), figures(5, 4), held, at(0)).unwrap();
             assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for });
         }

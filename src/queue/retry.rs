@@ -96,7 +96,7 @@ pub fn event_after(
             JobEvent::Fail { attempt, code, report: Arc::new(report) }
         }
         Disposition::Release { after, is_demoted, .. } => {
-            let aside = is_demoted.then(|| aside(job.failures.demotions(), DEMOTED_MAX)).unwrap_or_default();
+            let aside = if is_demoted { aside(job.failures.demotions(), DEMOTED_MAX) } else { Duration::ZERO };
             let run_at = now.plus(after.max(aside));
             JobEvent::Release { attempt, run_at, is_demoted, report: Arc::new(report) }
         }
@@ -242,7 +242,14 @@ mod tests {
             let with_deadline = |deadline| {
                 let mut job = job(Failures::default());
                 job.deadline_at = Some(deadline);
-                event_after(&job, &again(code, FailureClass::InvalidOutput), AttemptReport::default(), &BOUNDS, 0.9, now())
+                event_after(
+                    &job,
+                    &again(code, FailureClass::InvalidOutput),
+                    AttemptReport::default(),
+                    &BOUNDS,
+                    0.9,
+                    now(),
+                )
             };
             let event = with_deadline(now().plus(Duration::from_millis(1)));
             assert!(matches!(event, JobEvent::Retry { run_at, .. } if run_at == now()), "{event:?}");

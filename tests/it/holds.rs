@@ -168,7 +168,11 @@ async fn a_400_that_is_not_the_questions_holds_the_queue_and_spends_nothing() {
         let id = service.submit("Shall we open a second counter?").await.id();
         assert_eq!(degraded(&service).await["code"], code, "{answer:?}");
         let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
-        assert_eq!((history(&job), &job["queue"]["waiting_for"]), (vec![("released", code)], &json!("gate")), "{job:#}");
+        assert_eq!(
+            (history(&job), &job["queue"]["waiting_for"]),
+            (vec![("released", code)], &json!("gate")),
+            "{job:#}"
+        );
         claude.relent();
         assert_eq!(outcome(&service).await["status"], "succeeded");
         assert_eq!(service.ended(&id).await.body["status"], "succeeded");
@@ -248,7 +252,8 @@ async fn max_tokens_is_what_the_model_named_and_never_more_than_its_list_says() 
     let claude = simulator().await;
     claude.always(
         |request| request["max_tokens"].as_u64() > Some(8_192),
-        ErrorAnswer::status(400).message("max_tokens: 64000 > 8192, which is the maximum allowed number of output tokens"),
+        ErrorAnswer::status(400)
+            .message("max_tokens: 64000 > 8192, which is the maximum allowed number of output tokens"),
     );
     let service = Setup::new(&claude.base_url()).with("MAX_TOKENS", "100000").start();
     while known(&service, OURS).await["max_tokens"] != 64_000 {

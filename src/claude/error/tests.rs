@@ -7,9 +7,9 @@ use super::{ErrorKind as K, Parameter as P, *};
 
 /// The error for an answer with this body.
 fn answer(status: u16, body: &str, headers: &[(&'static str, &str)]) -> CallError {
-    let headers = headers.iter().map(|(name, value)| {
-        (reqwest::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
-    });
+    let headers = headers
+        .iter()
+        .map(|(name, value)| (reqwest::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
     CallError::of_answer(status, &headers.collect(), body.as_bytes(), SystemTime::UNIX_EPOCH)
 }
 
@@ -25,7 +25,14 @@ fn envelope(error_type: &str, code: &str, message: &str) -> String {
 /// Status, error type, error code, message → kind, whom it concerns.
 const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
     // The classes of the SDK, by status.
-    (400, "invalid_request_error", "", "messages: at least one message is required", K::InvalidRequest, Fault::Question),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "messages: at least one message is required",
+        K::InvalidRequest,
+        Fault::Question,
+    ),
     (401, "authentication_error", "", "invalid x-api-key", K::Authentication, Fault::Account),
     (402, "billing_error", "", "payment required", K::Billing, Fault::Account),
     (403, "permission_error", "", "not allowed", K::Permission, Fault::Model),
@@ -59,9 +66,30 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
     (500, "timeout_error", "", "late", K::Timeout, Fault::Passing),
     (500, "error_of_tomorrow", "", "odd", K::ApiError, Fault::Passing),
     // 400s that are not the question's.
-    (400, "invalid_request_error", "", "Your credit balance is too low to access the Claude API.", K::Billing, Fault::Account),
-    (400, "invalid_request_error", "", "You have reached your specified API usage limits. You will regain access on 2026-12-01.", K::SpendLimit, Fault::Account),
-    (400, "invalid_request_error", "", "You have reached your specified workspace API usage limits.", K::SpendLimit, Fault::Account),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "Your credit balance is too low to access the Claude API.",
+        K::Billing,
+        Fault::Account,
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "You have reached your specified API usage limits. You will regain access on 2026-12-01.",
+        K::SpendLimit,
+        Fault::Account,
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "You have reached your specified workspace API usage limits.",
+        K::SpendLimit,
+        Fault::Account,
+    ),
     (400, "invalid_request_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
     (400, "invalid_request_error", "cmek_key_disabled", "disabled", K::OnHold, Fault::Account),
     (400, "invalid_request_error", "cmek_key_network_blocked", "blocked", K::OnHold, Fault::Account),
@@ -79,18 +107,95 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
     (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::SpendLimit, Fault::Account),
     (429, "rate_limit_error", "ramp_limit_exceeded", "slow", K::RateLimit, Fault::Limit),
     // The request's own shape.
-    (400, "invalid_request_error", "", "This model does not support the effort parameter.", K::Parameter(P::Effort), Fault::Parameter(P::Effort)),
-    (400, "invalid_request_error", "", "output_config.effort: Input should be one of low, high", K::Parameter(P::Effort), Fault::Parameter(P::Effort)),
-    (400, "invalid_request_error", "", "output_config: Extra inputs are not permitted", K::Parameter(P::OutputConfig), Fault::Parameter(P::OutputConfig)),
-    (422, "invalid_request_error", "", "output_config.format: Extra inputs are not permitted", K::Parameter(P::Format), Fault::Parameter(P::Format)),
-    (400, "invalid_request_error", "", "Schema is too complex for compilation", K::Parameter(P::Format), Fault::Parameter(P::Format)),
-    (400, "invalid_request_error", "", "claude-x does not support structured output", K::Parameter(P::Format), Fault::Parameter(P::Format)),
-    (400, "invalid_request_error", "", "thinking.type: \"between_tools\" is not supported", K::Parameter(P::Thinking), Fault::Parameter(P::Thinking)),
-    (400, "invalid_request_error", "", "max_tokens: 16000 > 8192, which is the maximum allowed", K::Parameter(P::MaxTokens), Fault::Parameter(P::MaxTokens)),
-    (400, "invalid_request_error", "", "system.0.cache_control: Extra inputs are not permitted", K::Parameter(P::CacheControl), Fault::Parameter(P::CacheControl)),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "This model does not support the effort parameter.",
+        K::Parameter(P::Effort),
+        Fault::Parameter(P::Effort),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "output_config.effort: Input should be one of low, high",
+        K::Parameter(P::Effort),
+        Fault::Parameter(P::Effort),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "output_config: Extra inputs are not permitted",
+        K::Parameter(P::OutputConfig),
+        Fault::Parameter(P::OutputConfig),
+    ),
+    (
+        422,
+        "invalid_request_error",
+        "",
+        "output_config.format: Extra inputs are not permitted",
+        K::Parameter(P::Format),
+        Fault::Parameter(P::Format),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "Schema is too complex for compilation",
+        K::Parameter(P::Format),
+        Fault::Parameter(P::Format),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "claude-x does not support structured output",
+        K::Parameter(P::Format),
+        Fault::Parameter(P::Format),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "thinking.type: \"between_tools\" is not supported",
+        K::Parameter(P::Thinking),
+        Fault::Parameter(P::Thinking),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "max_tokens: 16000 > 8192, which is the maximum allowed",
+        K::Parameter(P::MaxTokens),
+        Fault::Parameter(P::MaxTokens),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "system.0.cache_control: Extra inputs are not permitted",
+        K::Parameter(P::CacheControl),
+        Fault::Parameter(P::CacheControl),
+    ),
     // The question's own, though they name a parameter.
-    (400, "invalid_request_error", "", "prompt is too long: 1000001 tokens > 1000000 maximum", K::TooLarge, Fault::Question),
-    (400, "invalid_request_error", "", "input length and `max_tokens` exceed context limit: 999000 + 16000 > 1000000", K::TooLarge, Fault::Question),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "prompt is too long: 1000001 tokens > 1000000 maximum",
+        K::TooLarge,
+        Fault::Question,
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "input length and `max_tokens` exceed context limit: 999000 + 16000 > 1000000",
+        K::TooLarge,
+        Fault::Question,
+    ),
     (400, "invalid_request_error", "", "Output blocked by content filtering policy", K::Filtered, Fault::Declined),
     (400, "invalid_request_error", "", "messages.0: the effort of reading this", K::InvalidRequest, Fault::Question),
     // `error` events of a stream that began with 200.
@@ -121,7 +226,10 @@ fn a_page_that_is_not_the_apis_is_certain_of_nothing() {
         for body in ["<html>Blocked: your credit balance is too low</html>", "", "{\"message\": \"no\"}", "[1]"] {
             let error = answer(status, body, &[]);
             assert!(!error.is_certain, "{status} {body}");
-            assert!(!matches!(error.kind, K::Billing | K::Parameter(_)), "{status} {body}: a page may repeat the question");
+            assert!(
+                !matches!(error.kind, K::Billing | K::Parameter(_)),
+                "{status} {body}: a page may repeat the question"
+            );
         }
     }
     assert!(answer(407, "<html>Proxy</html>", &[]).is_certain, "no question has a proxy ask for a password");
@@ -143,7 +251,9 @@ fn what_gateways_make_of_the_apis_errors_is_read_all_the_same() {
 
 #[test]
 fn x_should_retry_overrules_the_table_for_the_call_alone() {
-    let fault = |status, error_type, should| answer(status, &envelope(error_type, "", "x"), &[("x-should-retry", should)]).fault();
+    let fault = |status, error_type, should| {
+        answer(status, &envelope(error_type, "", "x"), &[("x-should-retry", should)]).fault()
+    };
     assert_eq!(fault(400, "invalid_request_error", "true"), Fault::Passing);
     assert_eq!(fault(529, "overloaded_error", "false"), Fault::Question);
     assert_eq!(fault(429, "rate_limit_error", "false"), Fault::Question);
@@ -155,9 +265,16 @@ fn x_should_retry_overrules_the_table_for_the_call_alone() {
 
 #[test]
 fn the_models_limit_of_output_is_read_from_the_message() {
-    let named = |message: &str| answer(400, &envelope("invalid_request_error", "", message), &[]).max_tokens_named(16_000);
-    assert_eq!(named("max_tokens: 16000 > 8192, which is the maximum allowed number of output tokens for claude-3-5"), Some(8_192));
-    assert_eq!(named("max_tokens is too large: 16000. This model supports at most 4096 completion tokens"), Some(4_096));
+    let named =
+        |message: &str| answer(400, &envelope("invalid_request_error", "", message), &[]).max_tokens_named(16_000);
+    assert_eq!(
+        named("max_tokens: 16000 > 8192, which is the maximum allowed number of output tokens for claude-3-5"),
+        Some(8_192)
+    );
+    assert_eq!(
+        named("max_tokens is too large: 16000. This model supports at most 4096 completion tokens"),
+        Some(4_096)
+    );
     assert_eq!(named("max_tokens is too large"), None);
 }
 
