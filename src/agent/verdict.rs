@@ -99,7 +99,7 @@ impl Agent {
         let is_gone = error.kind == ErrorKind::NotFound && error.is_about(model);
         if !plan.names_model && error.is_certain && (is_gone || self.models.is_fallback(model)) {
             let another = self.models.pass_over(model, GONE_FOR);
-            if another {
+            if another || self.models.is_fallback(model) {
                 warn!(model, detail = error.message, "the model can't be asked: another is asked instead");
                 return Disposition::released(code);
             }
@@ -112,10 +112,8 @@ impl Agent {
         if !error.is_certain {
             return hold(error, code, Scope::Account);
         }
-        if !plan.names_model
-            && self.models.is_fallback(plan.model())
-            && self.models.pass_over(plan.model(), OVERLOADED_FOR)
-        {
+        if !plan.names_model && self.models.is_fallback(plan.model()) {
+            self.models.pass_over(plan.model(), OVERLOADED_FOR);
             warn!(model = plan.model(), detail = error.message, "the fallback model does not take the question");
             return Disposition::released(code);
         }

@@ -275,6 +275,7 @@ pub enum FailureClass {
 
 /// How often a job failed, by class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Failures {
     connect: u16,
     overload: u16,

@@ -181,7 +181,8 @@ impl Gate {
         match (&mut self.closed, opens_at) {
             // A limit ends nothing that a person must end, and a shorter one no longer one.
             (Some(closed), Some(_)) if closed.opens_at.is_none_or(|at| Some(at) > opens_at) => {
-                closed.next_probe = closed.next_probe.max(next_probe);
+                let at = closed.opens_at.filter(|_| met_by > 1).unwrap_or(next_probe);
+                closed.next_probe = closed.next_probe.max(at);
                 closed.probes = probes;
             }
             _ => {

@@ -44,6 +44,16 @@ async fn reasons(service: &Service) -> Value {
     service.get("/health/ready").await.body["reasons"].clone()
 }
 
+/// The job once its attempt has been given back.
+async fn given_back(service: &Service, id: &str) -> Value {
+    loop {
+        let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
+        if job["status"] != "running" && job["attempts"] != json!([]) {
+            return job;
+        }
+    }
+}
+
 /// Readiness once it names a reason.
 async fn degraded(service: &Service) -> Value {
     loop {
@@ -81,7 +91,7 @@ async fn only_one_of_a_hundred(answer: ErrorAnswer, workers: &str) {
     assert_ne!(job["status"], "succeeded");
     let calls = claude.calls();
     let turned_away = calls.iter().filter(|call| is_poisoned(&call.json())).count();
-    assert!((1..=4).contains(&turned_away), "{answer:?}: {turned_away} of {} calls were for the one", calls.len());
+    assert!((1..=7).contains(&turned_away), "{answer:?}: {turned_away} of {} calls were for the one", calls.len());
     assert_eq!(calls.len() - turned_away, 99, "{answer:?}: nobody else was turned away");
 }
 
@@ -167,7 +177,7 @@ async fn a_400_that_is_not_the_questions_holds_the_queue_and_spends_nothing() {
         let service = Setup::new(&claude.base_url()).with("MAX_RETRIES", "0").start();
         let id = service.submit("Shall we open a second counter?").await.id();
         assert_eq!(degraded(&service).await["code"], code, "{answer:?}");
-        let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
+        let job = given_back(&service, &id).await;
         assert_eq!(
             (history(&job), &job["queue"]["waiting_for"]),
             (vec![("released", code)], &json!("gate")),
@@ -196,7 +206,7 @@ async fn the_same_400_for_three_different_questions_in_a_row_holds_the_queue() {
     let third = ask(2).await;
     let reason = degraded(&service).await;
     assert_eq!(reason["code"], "invalid_request", "{reason:#}");
-    assert_eq!(history(&service.get(&format!("/api/v1/jobs/{third}")).await.body), [("released", "invalid_request")]);
+    assert_eq!(history(&given_back(&service, &third).await), [("released", "invalid_request")]);
     let fourth = ask(3).await;
     assert_eq!(service.ended(&fourth).await.body["status"], "succeeded", "the probe takes another question");
     let job = service.ended(&third).await.body;
