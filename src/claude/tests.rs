@@ -96,7 +96,8 @@ async fn the_request_is_what_the_api_asks_for() {
     assert!(format["schema"]["properties"].is_object());
     assert!(format["schema"].get("$schema").is_none());
     let fields: Vec<_> = body.as_object().unwrap().keys().cloned().collect();
-    assert_eq!(fields, ["max_tokens", "messages", "model", "output_config", "stream", "system"]);
+    assert_eq!(fields, ["max_tokens", "messages", "model", "output_config", "stream", "system", "thinking"]);
+    assert_eq!(body["thinking"], json!({"type": "between_tools"}));
 }
 
 #[tokio::test]
@@ -272,7 +273,7 @@ async fn no_answer_at_all_is_silence_too() {
 
 #[tokio::test]
 async fn a_call_that_takes_too_long_in_all_fails_though_it_is_not_silent() {
-    let (_simulator, claude) = pair([Fault::Takes(Duration::from_secs(60))]).await;
+    let (_simulator, claude) = pair([Fault::Takes(Duration::from_secs(10))]).await;
     let call = MessageRequest { time_limit: Duration::from_secs(1), ..question("Open an office in Oslo?") };
     let error = claude.send(&call, &|_| {}).await.unwrap_err();
     assert_eq!((error.kind, error.fault(), error.status), (ErrorKind::TotalTimeout, Concern::Passing, Some(200)));

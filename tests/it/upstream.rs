@@ -323,7 +323,7 @@ async fn an_answer_that_was_cut_is_asked_for_once_more_and_shorter() {
 
 #[tokio::test]
 async fn a_call_that_its_time_limit_cut_is_made_once_more_with_less_effort_and_then_fails_with_advice() {
-    let slow = Fault::Takes(Duration::from_secs(60));
+    let slow = Fault::Takes(Duration::from_secs(10));
     let settings = [("REQUEST_TIMEOUT", "1"), ("MAX_INVALID_RETRIES", "5")];
     let (service, claude, _setup) = service([slow.clone(), slow], &settings).await;
     let job = outcome(&service).await;
