@@ -426,12 +426,12 @@ async fn a_kept_answer_that_can_be_read_after_all_makes_a_failed_job_a_success_f
 }
 
 #[tokio::test]
-async fn what_still_cannot_be_read_stays_as_it_is_and_says_why() {
+async fn a_reparse_that_fails_changes_nothing_and_says_why() {
     let unreadable = Fault::Answer("no json".to_owned());
     let (service, claude, _setup) =
         service([unreadable, status(400), Fault::Refusal, Fault::Hold], &[("MAX_INVALID_RETRIES", "0")]).await;
     for (http_status, code, said) in
-        [(422, "answer_unreadable", "no JSON object"), (409, "conflict", "no answer was kept"), (409, "conflict", "")]
+        [(422, "answer_unreadable", "no JSON object"), (409, "conflict", "no stored answer"), (409, "conflict", "")]
     {
         let job = outcome(&service).await;
         let id = job["id"].as_str().unwrap();
@@ -472,7 +472,7 @@ async fn rubbish_fails_the_job_and_is_shown_as_it_came() {
         service([Fault::Answer("no json".to_owned()), Fault::Answer("{}".to_owned())], &[]).await;
     let job = outcome(&service).await;
     assert_eq!((job["status"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("invalid_output")));
-    let said = "Claude's answer could not be read as a memo: the answer holds no JSON object; retry the job";
+    let said = "Claude's answer could not be parsed as a memo: the answer holds no JSON object; retry the job";
     assert_eq!(job["error"]["message"], said);
     assert_eq!(job["attempts"][0]["error"]["message"], "the answer holds no JSON object", "no word to the model in it");
     assert_eq!(
