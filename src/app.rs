@@ -239,6 +239,7 @@ impl App {
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
         }
+        while queue.end_overdue().await.map_err(StartError::Recovery)? > 0 {}
 
         // Nothing can fail any more: what runs from here on would outlive a start that does.
         if auth.is_open() && !is_simulated {

@@ -327,7 +327,7 @@ impl Job {
                     return Err(self.illegal("claimed before its run_at"));
                 }
                 job.state = JobState::Running { lease_until: *lease_until };
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.started_at = Some(now);
             }
             JobEvent::Extend { attempt, lease_until } => {
@@ -346,7 +346,7 @@ impl Job {
             JobEvent::Release { attempt, run_at, is_demoted, .. } => {
                 self.check_fence(*attempt)?;
                 job.state = JobState::Queued { run_at: *run_at };
-                job.releases += 1;
+                job.releases = self.releases.saturating_add(1);
                 if *is_demoted {
                     job.failures.demote();
                 }
@@ -383,7 +383,7 @@ impl Job {
             }
             JobEvent::FindUnreadable { .. } => {
                 let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed as unreadable")) };
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.finish(JobState::Failed { code: FailureCode::Internal }, now);
             }
             JobEvent::Reparse { attempt, .. } => {
@@ -391,7 +391,7 @@ impl Job {
                 if self.attempt != *attempt {
                     return Err(self.illegal("reparsed, because it was retried in the meantime"));
                 }
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.finish(JobState::Succeeded, now);
             }
             JobEvent::Share { .. } => {
@@ -401,7 +401,7 @@ impl Job {
                 if self.due_at > now.max(self.created_at) {
                     return Err(self.illegal("given a shared answer before its run_at"));
                 }
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.question = None;
                 job.finish(JobState::Succeeded, now);
             }
@@ -431,7 +431,7 @@ impl Job {
             _ => None,
         };
         if let Some((outcome, report)) = without_a_call {
-            let (number, report) = (self.attempt + 1, Arc::clone(report));
+            let (number, report) = (self.attempt.saturating_add(1), Arc::clone(report));
             return Some(Attempt { number, started_at: now, finished_at: now, outcome, report });
         }
         let JobState::Running { .. } = self.state else { return None };
@@ -510,6 +510,11 @@ impl Job {
     fn finish(&mut self, state: JobState, now: Timestamp) {
         self.state = state;
         self.finished_at = Some(now);
+    }
+
+    /// The number of the next attempt. It is a fence, so none is given twice.
+    fn next_attempt(&self) -> Result<u32, TransitionError> {
+        self.attempt.checked_add(1).ok_or(self.illegal("attempted once more"))
     }
 
     fn check_fence(&self, attempt: u32) -> Result<(), TransitionError> {
