@@ -173,7 +173,7 @@ impl Agent {
         };
         match self.claude.send(&plan.call, &on_progress).await {
             Ok(reply) => {
-                report.nanodollars = self.cost(&reply.model, model, &reply.usage);
+                self.bill(&mut report, &reply, plan);
                 self.read(plan, report, reply)
             }
             Err(error) => {
@@ -205,55 +205,44 @@ impl Agent {
         self.prices.of(answered).or_else(|| self.prices.of(asked)).map(|price| price.cost(usage))
     }
 
-    /// What comes of a complete answer.
+    /// Puts on record what an answer costs. What it does not report of its tokens is at risk.
+    fn bill(&self, report: &mut AttemptReport, reply: &Reply, plan: &Plan) {
+        // A refusal before any output is not billed, though its usage is shown.
+        if matches!(reply.stop, StopReason::Refusal { .. }) && !reply.has_content {
+            return;
+        }
+        report.usage = Some(reply.usage).filter(|usage| *usage != Usage::default()).as_ref().map(tokens);
+        report.nanodollars = report.usage.and_then(|_| self.cost(&reply.model, plan.model(), &reply.usage));
+        if !reply.has_whole_usage {
+            report.may_have_been_billed = true;
+            report.at_risk = Some(plan.at_risk);
+        }
+    }
+
+    /// What comes of an answer.
     fn read(&self, plan: &Plan, mut report: AttemptReport, reply: Reply) -> (Disposition, AttemptReport) {
         report.http_status = Some(200);
         report.request_id = reply.request_id;
         report.model = Some(reply.model);
-        report.usage = Some(tokens(&reply.usage));
-        let text = reply.text;
-        let again = |code| Disposition::Retry { code, class: FailureClass::InvalidOutput, after: None };
-        let unreadable = |message| (again(FailureCode::InvalidOutput), FailureCode::InvalidOutput, message);
         let outcome = match reply.stop {
             StopReason::Refusal { category, explanation } => {
+                // By the name that it was asked by, which a gateway may not repeat: it is not asked again.
+                report.model = Some(plan.model().to_owned());
                 let why = [category, explanation].into_iter().flatten().collect::<Vec<_>>().join(": ");
                 let why = if why.is_empty() { "without a reason".to_owned() } else { why };
                 Err((self.after_refusal(plan), FailureCode::Refused, format!("the model declined to answer: {why}")))
             }
             // A memo that happens to be whole is one all the same.
-            StopReason::MaxTokens => analysis::read_memo(&text).map_err(|_| {
-                let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
-                (again(FailureCode::AnswerTruncated), FailureCode::AnswerTruncated, message)
-            }),
-            StopReason::ModelContextWindowExceeded => analysis::read_memo(&text).map_err(|_| {
-                let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
-                let code = FailureCode::ContextWindowExceeded;
-                (Disposition::Fail { code }, code, message)
-            }),
-            StopReason::EndTurn | StopReason::StopSequence => analysis::read_memo(&text).map_err(unreadable),
-            // No tools were offered that it could use or pause for: what counts is whether the memo is there.
-            StopReason::ToolUse => {
-                analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it wanted to use a tool")))
-            }
-            StopReason::PauseTurn => {
-                analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it paused its turn")))
-            }
-            StopReason::Other(reason) => analysis::read_memo(&text)
-                .map_err(|error| unreadable(format!("{error}, and it stopped for the unknown reason {reason:?}"))),
+            stop => analysis::read_memo(&reply.text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
         };
-        report.raw_answer = Some(text);
+        report.raw_answer = Some(reply.text);
         match outcome {
             Ok(memo) => {
-                report.result = Some(memo);
+                report.result = Some(memo.json);
+                report.repaired = memo.repaired.into_iter().map(str::to_owned).collect();
                 (Disposition::Succeed, report)
             }
-            Err((disposition, code, message)) => {
-                if code == FailureCode::Refused {
-                    // By the name that it was asked by, which a gateway may not repeat: it is not asked again.
-                    report.model = Some(plan.model().to_owned());
-                }
-                (disposition, failed(report, code, message))
-            }
+            Err((disposition, code, message)) => (disposition, failed(report, code, message)),
         }
     }
 }
@@ -268,6 +257,33 @@ fn cut_by_time(plan: &Plan) -> String {
         "the next attempt asks for a brief memo with less thinking; REQUEST_TIMEOUT sets the limit"
     };
     format!("the answer of {model} was not complete after {limit} s, the time limit of this call: {advice}")
+}
+
+/// What follows from an answer that `error` says is no memo.
+fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Disposition, FailureCode, String) {
+    let retry = |code, class, message| (Disposition::Retry { code, class, after: None }, code, message);
+    let invalid = |message| retry(FailureCode::InvalidOutput, FailureClass::InvalidOutput, message);
+    match stop {
+        StopReason::MaxTokens => {
+            let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
+            retry(FailureCode::AnswerTruncated, FailureClass::InvalidOutput, message)
+        }
+        StopReason::ModelContextWindowExceeded => {
+            let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
+            let code = FailureCode::ContextWindowExceeded;
+            (Disposition::Fail { code }, code, message)
+        }
+        _ if !is_complete => {
+            let message = format!("Claude's stream ended without message_stop, and {error}");
+            retry(FailureCode::StreamCut, FailureClass::Other, message)
+        }
+        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => invalid(error),
+        // No tools were offered that it could use or pause for.
+        StopReason::ToolUse => invalid(format!("{error}, and it wanted to use a tool")),
+        StopReason::PauseTurn => invalid(format!("{error}, and it paused its turn")),
+        StopReason::Other(reason) => invalid(format!("{error}, and it stopped for the unknown reason {reason:?}")),
+        StopReason::Unstated => invalid(format!("{error}, and it has no stop_reason")),
+    }
 }
 
 fn failed(mut report: AttemptReport, code: FailureCode, message: String) -> AttemptReport {

@@ -432,7 +432,9 @@ async fn open(
     let client = task::spawn_blocking({
         let config = ClientConfig {
             base_url: settings.anthropic_base_url.clone(),
-            api_key,
+            api_key: Some(api_key),
+            auth_token: None,
+            custom_headers: None,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
         };

@@ -106,7 +106,9 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let claude = Claude::new(ClientConfig {
             base_url: "http://127.0.0.1:9".to_owned(),
-            api_key: SecretString::from("sk-test"),
+            api_key: Some(SecretString::from("sk-test")),
+            auth_token: None,
+            custom_headers: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
         });

@@ -114,6 +114,8 @@ pub enum Fault {
     CutAfter(usize),
     /// The stream ends properly when only its last event is missing.
     CutBeforeLast,
+    /// The stream ends properly after its text, before its stop reason.
+    CutBeforeStop,
     /// A stream was asked for and one JSON message comes, as from a gateway that can't stream.
     Unstreamed,
     /// The connection breaks after so many events.
@@ -131,7 +133,7 @@ pub enum Fault {
     Malformed,
     /// An `error` event of this type comes in the middle.
     ErrorEvent(String),
-    /// The model declines.
+    /// The model declines before any output, which is not billed though its usage is shown.
     Refusal,
     /// The answer is cut off at half, as by `max_tokens`.
     MaxTokens,
@@ -145,7 +147,7 @@ pub enum Fault {
     Answer(String),
     /// The answer takes so long.
     Takes(Duration),
-    /// The connection is closed with no answer at all.
+    /// The connection is closed with no answer at all; nothing is billed.
     CloseBeforeAnswer,
     /// The call is parked until [`Simulator::release`], then answered as usual.
     Hold,
@@ -527,7 +529,10 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
             Ok(_) => (fault != Fault::CloseBeforeAnswer).then_some(200),
         },
         answer: planned.as_ref().ok().map(|plan| plan.text.clone()),
-        usage: planned.as_ref().map(|plan| plan.usage).unwrap_or_default(),
+        usage: match (&planned, &fault) {
+            (Err(_), _) | (_, Fault::Refusal | Fault::CloseBeforeAnswer) => Usage::default(),
+            (Ok(plan), _) => plan.usage,
+        },
     });
     let (plan, asked) = match (planned, checked) {
         (Ok(plan), Ok(asked)) => (plan, asked),

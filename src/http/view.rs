@@ -171,6 +171,9 @@ pub(super) struct AttemptView<'a> {
     /// The most that the call can have cost, estimated before the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
+    /// Errors in the answer's JSON that were repaired to parse it, such as `trailing_comma` or `whole_number`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<&'a [String]>,
     /// Claude's answer, if it could not be parsed as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
@@ -380,6 +383,7 @@ impl<'a> AttemptView<'a> {
             cost_usd: report.nanodollars.map(dollars),
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
+            repaired: Some(report.repaired.as_slice()).filter(|repaired| !repaired.is_empty()),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }

@@ -95,6 +95,9 @@ pub struct AttemptReport {
     /// The memo, as JSON; only where the attempt brought it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
+    /// Slips of the answer that were mended to read it, such as `trailing_comma`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repaired: Vec<String>,
     /// The text of the answer as it came, so that a better parser can read it again for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_answer: Option<String>,
@@ -118,6 +121,7 @@ impl AttemptReport {
             prompt_version: self.prompt_version.clone(),
             prompt_sha256: self.prompt_sha256.clone(),
             result: self.result.clone(),
+            repaired: self.repaired.clone(),
             ..AttemptReport::default()
         }
     }
