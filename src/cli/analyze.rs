@@ -58,6 +58,10 @@ pub struct Analyze {
     #[arg(long)]
     priority: Option<String>,
 
+    /// Depth of the memo: brief, full or auto. Default: auto
+    #[arg(long)]
+    depth: Option<String>,
+
     /// Claude model. Default: the service's setting
     #[arg(long)]
     model: Option<String>,
@@ -188,6 +192,7 @@ impl Analyze {
         let texts = [
             ("context", &self.context),
             ("priority", &self.priority),
+            ("depth", &self.depth),
             ("model", &self.model),
             ("run_at", &self.run_at),
             ("callback_url", &self.callback_url),

@@ -9,7 +9,7 @@ use super::{
     memo::{self, clean},
     progress,
 };
-use crate::{analysis::Memo, dashboard::memo_as_markdown};
+use crate::analysis::{markdown::markdown, memo::Memo};
 
 /// Exit code for a job that failed or was cancelled.
 pub(super) const NO_MEMO: u8 = 3;
@@ -51,7 +51,7 @@ pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
     }
     if !form.json {
         let memo: Memo = serde_json::from_value(job["result"].clone()).context("can't read the memo")?;
-        let text = if form.markdown { memo_as_markdown(memo) } else { memo::render(&memo, width(), colours()) };
+        let text = if form.markdown { markdown(&memo) } else { memo::render(&memo, width(), colours()) };
         write!(out, "{text}")?;
         if let Some(origin) = origin(job) {
             writeln!(out, "\n{origin}")?;

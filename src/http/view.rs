@@ -7,16 +7,18 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{etag, problem::Problem};
 use crate::{
-    analysis::Memo,
+    analysis::{
+        Asked,
+        memo::{Memo, Shown},
+    },
     clock::Timestamp,
     job::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
-        Priority, TokenUsage,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState,
+        JobStatus, Priority, TokenUsage,
         delivery::{Delivery, DeliveryState, DeliveryTry},
     },
     ledger::dollars,
@@ -76,6 +78,9 @@ pub(super) struct JobView<'a> {
     /// The requested prompt version.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
+    /// The requested depth of the memo. Absent for `auto`. Each attempt shows the depth that was used.
+    #[serde(skip_serializing_if = "Depth::is_auto")]
+    depth: Depth,
     /// The labels, as submitted.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
@@ -96,7 +101,13 @@ pub(super) struct JobView<'a> {
     /// The memo of a succeeded job.
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
+    result: Option<Shown<'a>>,
+    /// The model that answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered_by: Option<&'a str>,
+    /// The models that declined to answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused_by: Vec<&'a str>,
     /// The memo comes from this job, which had the same question and was running. This job made no call and cost nothing.
     #[schema(value_type = Option<String>, format = Uuid)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,6 +159,9 @@ pub(super) struct AttemptView<'a> {
     /// SHA-256 of the prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_sha256: Option<&'a str>,
+    /// The depth of the memo that this attempt requested: `brief` or `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    depth: Option<Depth>,
     /// This attempt repeats the call and shows Claude the rejected answer of that attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     asked_again_after: Option<u32>,
@@ -165,6 +179,9 @@ pub(super) struct AttemptView<'a> {
     /// The most that the call can have cost, estimated before the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
+    /// Errors in the answer's JSON that were repaired to parse it, such as `trailing_comma` or `whole_number`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<&'a [String]>,
     /// Claude's answer, if it could not be parsed as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
@@ -265,13 +282,20 @@ impl<'a> JobView<'a> {
             options: &request.options,
             model: request.model.as_deref(),
             prompt_version: request.prompt_version.as_deref(),
+            depth: request.depth,
             metadata: &request.metadata,
             caller: request.caller.as_deref(),
             callback_url: request.callback_url.as_deref(),
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
-            result: record.result(),
+            result: shown(record),
+            answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
+            refused_by: attempts
+                .iter()
+                .filter(|attempt| attempt.report.error.as_ref().is_some_and(|error| error.code == FailureCode::Refused))
+                .filter_map(|attempt| attempt.report.model.as_deref())
+                .collect(),
             shared_with: record.answer().and_then(|attempt| attempt.report.shared_with),
             cached: record.answer().and_then(|attempt| attempt.report.cached),
             queue: None,
@@ -362,15 +386,23 @@ impl<'a> AttemptView<'a> {
             model: report.model.as_deref(),
             prompt_version: report.prompt_version.as_deref(),
             prompt_sha256: report.prompt_sha256.as_deref(),
+            depth: report.depth,
             asked_again_after: report.asked_again_after,
             reparsed_from: report.reparsed_from,
             usage: report.usage,
             cost_usd: report.nanodollars.map(dollars),
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
+            repaired: Some(report.repaired.as_slice()).filter(|repaired| !repaired.is_empty()),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
+}
+
+/// The memo of a job, with what is computed when it is read.
+fn shown(record: &JobRecord) -> Option<Shown<'_>> {
+    let asked = Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
+    Some(Shown::new(record.result()?, &asked))
 }
 
 pub(super) fn links(job: &Job) -> Links {
@@ -410,7 +442,7 @@ fn cost(attempts: &[Arc<Attempt>]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::{Value, json, value::RawValue};
 
     use super::*;
     use crate::{

@@ -128,6 +128,11 @@ impl JobRecord {
         self.answer()?.report.result.as_deref()
     }
 
+    /// Whether the memo is a brief one.
+    pub fn is_brief(&self) -> bool {
+        self.answer().is_some_and(|attempt| attempt.report.depth == Some(Depth::Brief))
+    }
+
     /// The attempt that brought the memo.
     pub fn answer(&self) -> Option<&Attempt> {
         let brought = |attempt: &&Arc<Attempt>| match attempt.outcome {
@@ -151,6 +156,10 @@ impl JobRecord {
                 format!("Claude's answer could not be parsed as a memo: {wrong}; retry the job")
             }
             (_, Some(message)) => message.to_owned(),
+            (FailureCode::Poisoned, None) => {
+                let last = last.map_or("", |error| error.message.as_str());
+                format!("this question was turned away again and again while others were answered: {last}")
+            }
             (FailureCode::DeadlineExceeded, None) => "the job's deadline passed before it could run".to_owned(),
             (other, None) => format!("the job failed: {other}"),
         };
