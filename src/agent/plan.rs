@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Agent, Assignment, again, failed};
 use crate::{
     analysis,
-    claude::{MessageRequest, Usage},
+    claude::MessageRequest,
     config::Effort,
     job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
     prompts::{PromptError, Question, Rendered},
@@ -113,18 +113,13 @@ impl Agent {
     fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
         let bytes = text_bytes + analysis::schema_text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
-        // All of the prompt may be written to the cache, at the dearest price of input there is.
-        let usage = Usage {
-            cache_creation_input_tokens: input_tokens,
-            output_tokens: u64::from(self.config.max_tokens),
-            ..Usage::default()
-        };
-        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
+        let output_tokens = u64::from(self.config.max_tokens);
+        let cost = |model: &str| self.prices.of(model).map(|price| price.most(input_tokens, output_tokens));
         let nanodollars = match model {
             Some(model) => cost(model),
             None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
         };
-        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
+        AtRisk { input_tokens, output_tokens, nanodollars }
     }
 
     /// How hard Claude thinks.
