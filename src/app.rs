@@ -273,6 +273,7 @@ impl App {
         let api = Api {
             queue: queue.clone(),
             limits,
+            models: agent.known_models().clone(),
             prompts: prompts.clone(),
             metrics,
             auth: Arc::clone(&auth),

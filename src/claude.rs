@@ -26,12 +26,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{RequestBuilder, Response, Url};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
+use crate::config::proxy_of;
 use error::{CallError, ErrorKind};
 use stream::Answer;
 pub use wire::Usage;
@@ -56,6 +57,9 @@ const MAX_ADDED_TOKENS: u64 = 10_000;
 
 /// Longest time for a call that no model works on: a count of tokens, a look at a model.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the HTTP client says where a proxy answers 407 to the opening of a tunnel.
+const PROXY_REFUSED: &str = "proxy authorization required";
 
 /// How to reach Claude.
 #[derive(Debug, Clone)]
@@ -111,6 +115,8 @@ pub struct MessageRequest {
     pub schema: Option<Arc<RawValue>>,
     /// Longest time for the whole call.
     pub time_limit: Duration,
+    /// The system prompt is not marked for the cache, as a gateway refuses the mark.
+    pub is_uncached: bool,
 }
 
 /// What is heard of a call while it is made.
@@ -391,7 +397,7 @@ impl Claude {
                 {
                     call = again;
                 }
-                (Err(error), _) => return Err(unsent_or_lost(&error)),
+                (Err(error), _) => return Err(self.unsent_or_lost(&error)),
             }
         };
         let status = response.status();
@@ -402,9 +408,37 @@ impl Claude {
         if status.is_success() {
             return Ok(response);
         }
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            return Err(self.proxy_refused());
+        }
         let headers = headers.clone();
         let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
         Err(CallError::of_answer(status.as_u16(), &headers, &body, SystemTime::now()))
+    }
+
+    fn unsent_or_lost(&self, error: &reqwest::Error) -> CallError {
+        let cause = cause(error);
+        match () {
+            () if cause == PROXY_REFUSED => self.proxy_refused(),
+            () if error.is_connect() => CallError::new(
+                ErrorKind::ConnectFailed,
+                format!("no connection to Claude (check the base URL, the network and the proxy): {cause}"),
+            ),
+            () => CallError::new(
+                ErrorKind::ConnectionLost,
+                format!("the connection to Claude broke before it answered: {cause}"),
+            ),
+        }
+    }
+
+    /// The proxy answered 407, to the request or to the opening of a tunnel.
+    fn proxy_refused(&self) -> CallError {
+        let proxy = proxy_of(self.inner.messages_url.scheme());
+        let (name, address) = proxy.unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
+        let message = format!(
+            "the proxy {address} wants a user name and password (407): set {name} to http://USER:PASSWORD@HOST:PORT"
+        );
+        CallError::new(ErrorKind::ProxyAuth, message)
     }
 
     /// As much of a body as comes within bounds of size and silence: what has come is better than nothing.
@@ -464,18 +498,6 @@ impl RateLimits {
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
-}
-
-fn unsent_or_lost(error: &reqwest::Error) -> CallError {
-    let cause = cause(error);
-    if error.is_connect() {
-        CallError::new(
-            ErrorKind::ConnectFailed,
-            format!("no connection to Claude (check the base URL, the network and the proxy): {cause}"),
-        )
-    } else {
-        CallError::new(ErrorKind::ConnectionLost, format!("the connection to Claude broke before it answered: {cause}"))
-    }
 }
 
 /// The root of a failure in words, without the URLs the outer errors carry.

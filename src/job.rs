@@ -21,6 +21,7 @@ pub mod archive;
 mod attempt;
 pub mod callback;
 pub mod delivery;
+pub mod disposition;
 mod filter;
 mod record;
 
@@ -189,6 +190,8 @@ pub enum JobEvent {
         attempt: u32,
         /// Not before.
         run_at: Timestamp,
+        /// All jobs that are queued by then go first.
+        is_demoted: bool,
         /// What it saw.
         report: Arc<AttemptReport>,
     },
@@ -340,10 +343,13 @@ impl Job {
                 job.state = JobState::Queued { run_at: *run_at };
                 job.failures.add(*class);
             }
-            JobEvent::Release { attempt, run_at, .. } => {
+            JobEvent::Release { attempt, run_at, is_demoted, .. } => {
                 self.check_fence(*attempt)?;
                 job.state = JobState::Queued { run_at: *run_at };
                 job.releases = self.releases.saturating_add(1);
+                if *is_demoted {
+                    job.failures.demote();
+                }
             }
             JobEvent::Fail { attempt, code, .. } => {
                 self.check_fence(*attempt)?;
@@ -460,13 +466,23 @@ impl Job {
     }
 
     /// The job's place among those that are ready: its age, moved by its priority. Earlier goes first; first in, first
-    /// out among equals.
+    /// out among equals. A job that may be the only one to fail goes behind all that were queued before its next attempt is
+    /// due: it must not be the first to be tried each time.
     pub fn effective_at(&self) -> Timestamp {
+        let since = match self.state {
+            JobState::Queued { run_at } if self.is_set_aside() => run_at.max(self.created_at),
+            _ => self.created_at,
+        };
         match self.priority {
-            Priority::High => self.created_at.minus(PRIORITY_OFFSET),
-            Priority::Normal => self.created_at,
-            Priority::Low => self.created_at.plus(PRIORITY_OFFSET),
+            Priority::High => since.minus(PRIORITY_OFFSET),
+            Priority::Normal => since,
+            Priority::Low => since.plus(PRIORITY_OFFSET),
         }
+    }
+
+    /// Whether it failed in a way that may be its own alone.
+    fn is_set_aside(&self) -> bool {
+        self.failures.demotions() > 0 || self.failures.count(FailureClass::Suspect) > 0
     }
 
     /// The name of the state as clients see it at `now`.

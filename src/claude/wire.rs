@@ -149,7 +149,8 @@ struct Thinking {
 struct SystemBlock<'a> {
     r#type: &'static str,
     text: &'a str,
-    cache_control: CacheControl,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_control: Option<CacheControl>,
 }
 
 #[derive(Serialize)]
@@ -188,7 +189,7 @@ impl<'a> Body<'a> {
                 [SystemBlock {
                     r#type: "text",
                     text: &request.system,
-                    cache_control: CacheControl { r#type: "ephemeral" },
+                    cache_control: (!request.is_uncached).then_some(CacheControl { r#type: "ephemeral" }),
                 }]
             }),
             messages: messages(request),

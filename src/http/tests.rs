@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
+    agent::models::Models,
     clock::{Clock, Timestamp},
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
@@ -166,6 +167,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         auth: Arc::new(Auth::new("s3cret".into(), None, None, queue.clone()).unwrap()),
         fair: Fair::new(None),
         cors_origins: Vec::new(),
+        models: Models::new("m".to_owned(), Vec::new()),
         queue,
         limits: Limits::new(
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },

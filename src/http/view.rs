@@ -97,6 +97,12 @@ pub(super) struct JobView<'a> {
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
+    /// The model that answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered_by: Option<&'a str>,
+    /// The models that declined to answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused_by: Vec<&'a str>,
     /// The memo comes from this job, which had the same question and was running. This job made no call and cost nothing.
     #[schema(value_type = Option<String>, format = Uuid)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -275,6 +281,12 @@ impl<'a> JobView<'a> {
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
             result: record.result(),
+            answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
+            refused_by: attempts
+                .iter()
+                .filter(|attempt| attempt.report.error.as_ref().is_some_and(|error| error.code == FailureCode::Refused))
+                .filter_map(|attempt| attempt.report.model.as_deref())
+                .collect(),
             shared_with: record.answer().and_then(|attempt| attempt.report.shared_with),
             cached: record.answer().and_then(|attempt| attempt.report.cached),
             queue: None,

@@ -113,7 +113,7 @@ async fn given_back(service: &Service) -> Value {
     let id = service.submit("Anyone there?").await.id();
     loop {
         let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
-        if job["status"] == "queued" && !history(&job).is_empty() {
+        if job["status"] != "running" && !history(&job).is_empty() {
             return job;
         }
     }
@@ -539,7 +539,7 @@ async fn a_rate_limit_gives_the_job_back_unspent_and_closes_the_gate_for_all() {
 
 #[tokio::test]
 async fn a_refused_key_holds_the_queue_and_readiness_says_why() {
-    let (service, claude, _setup) = service([status(401)], &[("WORKERS", "1")]).await;
+    let (service, claude, _setup) = service(vec![status(401); 8], &[("WORKERS", "1")]).await;
     assert_eq!(history(&given_back(&service).await), [("released", "authentication_failed")]);
     let ready = service.get("/health/ready").await;
     assert_eq!((ready.status, ready.body["status"].as_str()), (200, Some("degraded")));
@@ -549,10 +549,10 @@ async fn a_refused_key_holds_the_queue_and_readiness_says_why() {
     let asked = Instant::now();
     let other = service.post("/api/v1/analyze", &json!({"query": "And now?", "wait": true})).await;
     assert_eq!((other.status, other.body["attempts"].clone()), (202, json!([])), "{other:#?}");
-    let waits = json!({"position": 2, "waiting_for": "gate"});
-    assert_eq!(other.body["queue"], waits, "when somebody mends it, nobody can tell");
+    let waits = json!({"position": 1, "waiting_for": "gate"});
+    assert_eq!(other.body["queue"], waits, "when a person ends the cause, nobody can tell");
     assert!(asked.elapsed() < Duration::from_secs(15), "there is nothing to wait for");
-    assert_eq!(claude.counters().calls, 1, "no other job is sent into the same wall");
+    assert!(claude.counters().calls <= 2, "one other job finds out whether it concerns all");
     let log = service.kill();
     assert!(log.contains("the queue is held") && !log.contains("sk-test-secret"), "{log}");
 }

@@ -735,7 +735,7 @@ fn event(kind: u8, job: &Job, attempt: u32, now: u32) -> JobEvent {
     match kind {
         0 => success(attempt, 10),
         1 => JobEvent::Retry { attempt, run_at: at(now + 5), class: FailureClass::Other, report },
-        2 => JobEvent::Release { attempt, run_at: at(now), report },
+        2 => JobEvent::Release { attempt, run_at: at(now), is_demoted: now.is_multiple_of(2), report },
         3 => JobEvent::Fail { attempt, code: crate::job::FailureCode::Refused, report },
         4 => JobEvent::Cancel { at_risk: None },
         5 => {
