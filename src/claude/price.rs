@@ -19,10 +19,7 @@ const LIST: [Row; 5] = [
     Row { read: 25, ..Row::new("claude-fable-5-1", 10_000, 50_000, "2026-11-27") },
     Row { read: 50, ..Row::new("claude-opus-5-5", 4_000, 20_000, "2026-11-27") },
     Row { read: 50, ..Row::new("claude-sonnet-5-5", 2_000, 10_000, "2026-11-27") },
-    Row {
-        long: Some(Rates { input: 500, output: 2_500 }),
-        ..Row::new("claude-haiku-5-5", 100, 500, "2026-11-27")
-    },
+    Row { long: Some(Rates { input: 500, output: 2_500 }), ..Row::new("claude-haiku-5-5", 100, 500, "2026-11-27") },
 ];
 
 /// Up to so many input tokens, cached ones included, a call costs the normal rates.
