@@ -16,9 +16,6 @@ mod question;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
-use tracing::debug;
-
 use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
 
 use crate::{
@@ -36,9 +33,6 @@ use crate::{
 
 /// What a token takes at least: English has about four bytes a token, Chinese about three.
 const LEAST_BYTES_PER_TOKEN: usize = 3;
-
-/// How long Claude may take to count a call's input before it is estimated.
-const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +64,8 @@ pub struct AgentConfig {
     pub model: String,
     /// Most tokens of an answer.
     pub max_tokens: u32,
-    /// How hard Claude thinks about ordinary jobs.
+    /// How hard Claude thinks.
     pub effort: Effort,
-    /// How hard it thinks where a client waits.
-    pub interactive_effort: Effort,
-    /// Have Claude count the input of every call before it is made.
-    pub count_tokens: bool,
 }
 
 /// How large the input of a call is.
@@ -85,8 +75,6 @@ pub struct InputSize {
     pub model: String,
     /// Bytes of what differs from call to call, and of the schema.
     pub bytes: usize,
-    /// As Claude counted it, if it was asked to.
-    pub tokens: Option<u64>,
 }
 
 /// What an attempt is made of: what is asked, and in which circumstances.
@@ -153,27 +141,14 @@ impl Agent {
         self.risk(assignment.request.model.as_deref(), text)
     }
 
-    /// How large the input of the assignment's call is. Asks Claude only if it is set up so; if that fails, the call itself
-    /// will tell why.
-    pub async fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
+    /// How large the input of the assignment's call is.
+    pub fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
         let request = assignment.request;
         let again = assignment.useless.and_then(|attempt| attempt.report.raw_answer.as_ref()).map_or(0, String::len);
         let options: usize = request.options.iter().map(String::len).sum();
         let question = request.query.len() + request.context.as_ref().map_or(0, String::len) + options;
-        let tokens = if self.config.count_tokens { self.count(assignment).await } else { None };
         let model = self.model_for(request).to_owned();
-        InputSize { model, bytes: question + again + analysis::schema_text().get().len(), tokens }
-    }
-
-    /// The input tokens of the assignment's call, as Claude counts them.
-    async fn count(&self, assignment: Assignment<'_>) -> Option<u64> {
-        let (call, _) = self.compose(assignment).ok()?;
-        match timeout(COUNT_TIMEOUT, self.claude.count_tokens(&call)).await {
-            Ok(Ok(tokens)) => return Some(tokens),
-            Ok(Err(error)) => debug!(error = %error.message, "the input could not be counted and is estimated"),
-            Err(_) => debug!("the input was not counted within {COUNT_TIMEOUT:?} and is estimated"),
-        }
-        None
+        InputSize { model, bytes: question + again + analysis::schema_text().get().len() }
     }
 
     /// What a call with so many bytes of text costs at most; without a `model`, whichever of the service's it will be.
@@ -218,7 +193,7 @@ impl Agent {
             system: prompt.system,
             prompt: question,
             again,
-            effort: self.effort(is_waited_for).word(),
+            effort: self.config.effort.word(is_waited_for),
             schema: Some(analysis::schema_text()),
         };
         Ok((call, PromptUsed { version: prompt.version, sha256: prompt.sha256 }))
@@ -241,7 +216,9 @@ impl Agent {
                 report.prompt_version.clone_from(&request.prompt_version);
                 let code = match error {
                     PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
-                    PromptError::Unreadable { .. } | PromptError::Invalid { .. } => FailureCode::Internal,
+                    PromptError::NoVersion { .. } | PromptError::Unreadable { .. } | PromptError::Invalid { .. } => {
+                        FailureCode::Internal
+                    }
                 };
                 return failed(report, Verdict::Terminal, code, error.to_string());
             }
@@ -276,11 +253,6 @@ impl Agent {
     /// The model that is asked: the job's own, or the service's of the moment.
     fn model_for<'a>(&'a self, request: &'a JobRequest) -> &'a str {
         request.model.as_deref().unwrap_or_else(|| self.models.pick())
-    }
-
-    /// How hard Claude thinks.
-    fn effort(&self, is_waited_for: bool) -> Effort {
-        if is_waited_for { self.config.interactive_effort } else { self.config.effort }
     }
 
     /// What this call costs at most.

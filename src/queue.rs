@@ -160,8 +160,8 @@ pub enum QueueError {
     },
     /// The caller's bound on pending jobs is reached.
     #[error(
-        "you have {pending} jobs pending and asked for {more} more; MAX_PENDING_PER_CALLER allows {limit}: wait until some \
-         have ended, or cancel some"
+        "you have {pending} jobs pending and asked for {more} more; one caller may have {limit}: wait until some have \
+         ended, or cancel some"
     )]
     CallerFull {
         /// What the caller has.

@@ -49,7 +49,7 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk;
 
     /// How large the input of an attempt is.
-    fn input_size(&self, assignment: Assignment<'_>) -> impl Future<Output = InputSize> + Send;
+    fn input_size(&self, assignment: Assignment<'_>) -> InputSize;
 }
 
 impl Analyst for Agent {
@@ -65,8 +65,8 @@ impl Analyst for Agent {
         Agent::at_risk(self, assignment)
     }
 
-    async fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
-        Agent::input_size(self, assignment).await
+    fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
+        Agent::input_size(self, assignment)
     }
 }
 
@@ -211,7 +211,7 @@ impl<A: Analyst> Worker<A> {
                 Some((Settlement::given_back(FailureCode::BudgetReached), report))
             }
             Room::NoPrice => {
-                let message = "no call was made: its model has no price, so it can't be held to DAILY_COST_BUDGET_USD; \
+                let message = "no call was made: its model has no price, so it can't be held to DAILY_BUDGET; \
                     ask for another model, or have the operator set MODEL_PRICES";
                 let code = FailureCode::ModelUnpriced;
                 Some((Settlement::Terminal { code }, failure_report(code, message.to_owned())))
@@ -237,10 +237,9 @@ impl<A: Analyst> Worker<A> {
         let on_text = |piece: &str| draft.push(piece);
         let attempt = async {
             if let Some(permit) = &mut permit {
-                let InputSize { model, bytes, tokens } = self.agent.input_size(assignment).await;
-                permit.expect(&model, bytes, tokens);
+                let InputSize { model, bytes } = self.agent.input_size(assignment);
+                permit.expect(&model, bytes);
             }
-            // Of the call alone: the time that the input is counted in is none of its own.
             timeout(self.attempt_timeout, self.agent.attempt(assignment, &on_text)).await
         };
         let ended = tokio::select! {

@@ -53,7 +53,7 @@ impl Agent {
             }
         }
         parts.add(Some(depth.resolved(is_waited_for).into()));
-        parts.add(self.effort(is_waited_for).word());
+        parts.add(self.config.effort.word(is_waited_for));
         parts.0.extend_from_slice(&self.config.max_tokens.to_be_bytes());
         let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(&parts.0).into();
         Some(NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN))
@@ -111,14 +111,8 @@ mod tests {
             idle_timeout: std::time::Duration::from_secs(1),
             request_timeout: std::time::Duration::from_secs(1),
         });
-        let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap();
-        let mut config = AgentConfig {
-            model: "a".to_owned(),
-            max_tokens: 1_000,
-            effort: Effort::High,
-            interactive_effort: Effort::Low,
-            count_tokens: false,
-        };
+        let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap();
+        let mut config = AgentConfig { model: "a".to_owned(), max_tokens: 1_000, effort: Effort::Auto };
         change(&mut config);
         let fallbacks = fallbacks.iter().map(|id| (*id).to_owned()).collect();
         Agent::new(claude.unwrap(), prompts, config, fallbacks, Prices::new([]))
@@ -175,7 +169,7 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<NonZeroU64> = all.into_iter().collect();
         assert_eq!(distinct.len(), all.len());
-        let same_effort = agent(|config| config.interactive_effort = config.effort, &[]);
+        let same_effort = agent(|config| config.effort = Effort::High, &[]);
         let waited_for = JobRequest { depth: Depth::Full, ..request() };
         assert_eq!(same_effort.question(&waited_for, true, at(0)), same_effort.question(&request(), false, at(0)));
         let unknown = JobRequest { prompt_version: Some("v99".to_owned()), ..request() };

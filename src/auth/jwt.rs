@@ -39,7 +39,7 @@ const MAX_SUBJECT: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum JwtError {
     /// The file can't be read.
-    #[error("can't read JWT_KEYS_FILE {path}: {source}")]
+    #[error("JWT_AUTH: can't read the keys file {path}: {source}")]
     Unreadable {
         /// The file.
         path: String,
@@ -48,7 +48,7 @@ pub enum JwtError {
     },
     /// It holds no key.
     #[error(
-        "JWT_KEYS_FILE {path} holds no key that can be used: {reason}. It must be a JWKS, one public key as PEM (RSA of \
+        "JWT_AUTH: the keys file {path} holds no usable key: {reason}. It must be a JWKS, one public key as PEM (RSA of \
          2048 bits or more, P-256 or Ed25519), or a shared secret of 32 bytes or more"
     )]
     NoKey {
@@ -57,11 +57,6 @@ pub enum JwtError {
         /// What is wrong.
         reason: String,
     },
-    /// Tokens for others would be taken.
-    #[error(
-        "with JWT_KEYS_FILE, JWT_ISSUER and JWT_AUDIENCE must be set too: else tokens meant for others would be taken"
-    )]
-    NoAudience,
 }
 
 /// Which tokens are believed: those of `issuer` for `audience`, signed by one of `keys`.
@@ -104,8 +99,7 @@ impl Tokens {
     ///
     /// # Errors
     /// [`JwtError`].
-    pub fn load(path: &Path, issuer: Option<&str>, audience: Option<&str>) -> Result<Tokens, JwtError> {
-        let (Some(issuer), Some(audience)) = (issuer, audience) else { return Err(JwtError::NoAudience) };
+    pub fn load(path: &Path, issuer: &str, audience: &str) -> Result<Tokens, JwtError> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|source| JwtError::Unreadable { path: name.clone(), source })?;
         let keys = read_keys(&bytes).map_err(|reason| JwtError::NoKey { path: name, reason })?;

@@ -1,5 +1,5 @@
-//! Where log lines go: one line an event, to standard error, written by a thread of its own so that a slow reader holds
-//! nobody up; under pressure lines are dropped, not requests. While traces are sent, a line bears the `trace_id` and the
+//! Where log lines go: one line an event, to standard error, written by a separate thread so that a slow reader delays
+//! nothing; under pressure lines are dropped, not requests. While traces are sent, a line bears the `trace_id` and the
 //! `span_id` of the step that it was written in.
 
 use std::io;
@@ -15,7 +15,7 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    config::{LogFormat, Settings},
+    config::{LogFormat, Settings, values::LogLevel},
     telemetry,
 };
 
@@ -27,13 +27,13 @@ pub(super) fn start(settings: &Settings, quiet: bool) -> WorkerGuard {
     // The writing thread flushes whenever it has caught up: one system call for all lines that wait.
     let stderr = io::BufWriter::new(io::stderr());
     let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).lossy(true).finish(stderr);
-    let level = match (settings.debug, quiet) {
-        (true, _) => "info,ceoagent=debug",
-        (false, true) => "warn",
-        (false, false) => "info",
+    let filter = match &settings.log_level {
+        Some(LogLevel(filter)) => filter.clone(),
+        None if settings.debug => LogLevel::debug().0,
+        None if quiet => "warn".to_owned(),
+        None => "info".to_owned(),
     };
-    // RUST_LOG, the field's habit, outranks the setting.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::new(filter);
     let lines = fmt::layer().with_writer(writer).with_target(false).with_ansi(false);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match settings.log_format {

@@ -13,7 +13,7 @@ use minijinja::{
 use tracing::error;
 
 use super::{
-    Pages,
+    Pages, Shown,
     api::Answer,
     assets,
     memo::{self, Figures},
@@ -101,7 +101,7 @@ impl Templates {
 impl Pages {
     /// A page: the template, with what it shows, for this reader.
     pub(super) fn render(&self, reader: &Reader, status: StatusCode, template: &str, shown: Value) -> Response {
-        match self.templates.fill(template, frame(reader, self.is_simulated, shown)) {
+        match self.templates.fill(template, frame(reader, self.shown, shown)) {
             Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
             Err(error) => {
                 error!(page = template, error = format!("{error:#}"), "a page can't be written");
@@ -135,7 +135,7 @@ impl Pages {
 }
 
 /// What every template gets besides what its page shows.
-fn frame(reader: &Reader, is_simulated: bool, shown: Value) -> Value {
+fn frame(reader: &Reader, service: Shown, shown: Value) -> Value {
     let separator = if reader.here.contains('?') { '&' } else { '?' };
     context! {
         t => reader.lang.texts(),
@@ -145,7 +145,9 @@ fn frame(reader: &Reader, is_simulated: bool, shown: Value) -> Value {
         theme => reader.theme,
         here => format!("{}{separator}", reader.here),
         version => assets::VERSION.as_str(),
-        is_simulated,
+        is_simulated => service.is_simulated,
+        is_open => service.is_open,
+        is_exposed => service.is_exposed,
         mark => reader.session.as_ref().map(|session| session.mark.as_str()),
         is_admin => reader.session.as_ref().is_some_and(|session| session.is_admin),
         ..shown

@@ -48,7 +48,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
             said nowhere else, which `Preference-Applied` tells unless that was in vain"),
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
             pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your own name for this question, up to 255 \
-            characters: sent again with the same question within IDEMPOTENCY_HOURS (24 unless set otherwise), it is the \
+            characters: sent again with the same question within 24 hours, it is the \
             same job, told by `Idempotency-Replayed: true`"),
         ("Cache-Control" = Option<String>, Header, description = "`no-cache` has Claude asked for this question alone; \
             otherwise the answer may be one that is there or on its way, see `cached` and `shared_with`")
@@ -77,7 +77,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
             question; or waited for, and `refused`"),
         (status = 502, description = "Waited for, and failed at Claude; the job is under `job`", headers(("Location" = String, description = "The job"))),
         (status = 429, description = "`rate_limited`: you asked more than SUBMITS_PER_MINUTE; `too_many_pending`: your \
-            jobs reach MAX_PENDING_PER_CALLER", headers(
+            jobs are a tenth of MAX_QUEUED_JOBS, the most of one caller", headers(
                 ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
                 ("RateLimit-Policy" = String, description = "That quota")
             )),

@@ -68,7 +68,7 @@ struct BatchJob {
         (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for other \
             questions"),
         (status = 429, description = "`rate_limited`: you asked more than SUBMITS_PER_MINUTE; `too_many_pending`: your \
-            jobs reach MAX_PENDING_PER_CALLER", headers(
+            jobs are a tenth of MAX_QUEUED_JOBS, the most of one caller", headers(
                 ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
                 ("RateLimit-Policy" = String, description = "That quota")
             )),

@@ -17,7 +17,7 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    auth::{Caller, Refused, Scope},
+    auth::{ADMIN_TOKEN, Caller, Refused, Scope},
     job::JobId,
     metrics::ReasonLabel,
     queue::QueueError,
@@ -59,7 +59,7 @@ pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
         .any(|directive| ["no-cache", "no-store"].iter().any(|own| directive.trim().eq_ignore_ascii_case(own)))
 }
 
-/// The name of a caller who may look at their jobs. An open service knows nobody's.
+/// The name of a caller who may look at their jobs. In an open service only callers with a key have one.
 pub(super) struct Named(pub(super) String);
 
 impl FromRequestParts<Arc<Api>> for Named {
@@ -67,12 +67,12 @@ impl FromRequestParts<Arc<Api>> for Named {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Named, Problem> {
         let caller = authenticate(parts, api, Scope::Read)?;
-        let nobodys = || {
-            let detail = "no key is needed here, so nobody's jobs are told from another's; GET /api/v1/admin/jobs, with \
-                          the admin token, lists all of them";
+        let nameless = || {
+            let detail = "send your API key to list your jobs; without a key this service does not know which jobs are \
+                          yours. GET /api/v1/admin/jobs with the admin token lists all jobs";
             Problem::new(UNAUTHORIZED, detail)
         };
-        caller.name.map(Named).ok_or_else(nobodys)
+        caller.name.map(Named).ok_or_else(nameless)
     }
 }
 
@@ -94,8 +94,8 @@ impl Submitter {
     /// Takes so many questions from the caller's quota. Returns the caller's name, to be kept with their jobs.
     pub(super) fn submit(self, api: &Api, count: usize) -> Result<Option<String>, Problem> {
         api.fair.submit(&self.caller, self.address, count)?;
-        // An open service knows no callers, so a job of its operator is everybody's too.
-        Ok(self.caller.name.filter(|_| !api.auth.is_open()))
+        // In an open service most callers have no name, and a job of its operator is for all of them to see.
+        Ok(self.caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open()))
     }
 }
 

@@ -33,14 +33,20 @@ pub(super) struct KeyRequest {
 }
 
 /// A key that was made.
+#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 pub(super) struct NewKey {
-    /// The key itself, shown this once: what is kept of it is a hash.
+    /// The key itself, shown only once: the service stores its hash.
     key: String,
-    /// What is known of it.
     #[serde(flatten)]
     known: Shown,
+    /// What else to do; only while the service needs no keys, and so this one only names its caller.
+    notice: Option<&'static str>,
 }
+
+/// For the answer to a new key while the service needs none.
+const NO_KEY_REQUIRED: &str = "This service does not require API keys: the key only names its caller. To require keys, \
+                               start the service with REQUIRE_API_KEY=true.";
 
 /// All keys.
 #[derive(Serialize, ToSchema)]
@@ -88,7 +94,8 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList>
 
 /// Make an API key
 ///
-/// The answer shows it this once. With the first key the public routes need one, and do so from then on.
+/// The answer shows it only once. Whether callers need a key is the setting REQUIRE_API_KEY: while it is false, a key only
+/// names its caller, and `notice` says so.
 #[utoipa::path(
     post, path = "/api/v1/admin/keys", operation_id = "create_key", tag = "admin",
     request_body = KeyRequest,
@@ -108,7 +115,8 @@ pub(super) async fn create(
     let (key, secret) = api.auth.create(&name, scope, &admin.actor).await?;
     let detail = format!("{name} ({scope})");
     api.queue.note(Deed { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
-    Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into() })))
+    let notice = api.auth.is_open().then_some(NO_KEY_REQUIRED);
+    Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into(), notice })))
 }
 
 /// Revoke an API key

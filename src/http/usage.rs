@@ -57,7 +57,7 @@ struct BudgetView {
 /// A budget of tokens.
 #[derive(Serialize, ToSchema)]
 struct TokenBudget {
-    /// DAILY_TOKEN_BUDGET.
+    /// The tokens of DAILY_BUDGET.
     limit: u64,
     /// What counts as spent: all tokens reported, and those at risk.
     spent: u64,
@@ -70,7 +70,7 @@ struct TokenBudget {
 /// A budget of money, in US dollars.
 #[derive(Serialize, ToSchema)]
 struct CostBudget {
-    /// DAILY_COST_BUDGET_USD.
+    /// The US dollars of DAILY_BUDGET.
     limit: f64,
     /// What counts as spent: all that was billed, and what is at risk.
     spent: f64,

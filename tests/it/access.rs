@@ -292,8 +292,8 @@ async fn answers_say_what_a_browser_may_make_of_them_and_which_pages_may_ask() {
 fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
     for (name, value, said) in [
         ("API_KEYS", "alice:short", "entry 1 of API_KEYS"),
-        ("JWT_KEYS_FILE", "/nowhere", "JWT_ISSUER and JWT_AUDIENCE must be set"),
-        ("CORS_ORIGINS", "*", "no origin such as"),
+        ("JWT_AUTH", "keys=/nowhere", "must name all of keys, issuer and audience"),
+        ("CORS_ORIGINS", "*", "\"*\" is not an origin"),
     ] {
         let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);
         assert!(!status.success() && output.contains(said), "{name}: {output}");

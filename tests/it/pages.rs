@@ -124,7 +124,7 @@ async fn a_question_that_waits_is_told_its_place_and_not_that_its_text_comes_in_
 async fn every_page_says_that_claude_is_simulated_where_it_is() {
     const EN: &str = "Simulated: no money is spent";
     let setup = Setup::new("http://127.0.0.1:9").without("ANTHROPIC_API_KEY");
-    let demo = setup.start_as(setup.command().arg("demo").env("RUST_LOG", "info"));
+    let demo = setup.start_as(setup.command().arg("demo").env("LOG_LEVEL", "info"));
     let id = demo.submit("Should we lease a warehouse?").await.id();
     let mut browser = Browser::of(&demo);
     browser.sign_in().await;
