@@ -13,7 +13,6 @@ use parking_lot::RwLock;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Mutex;
 use tracing::error;
@@ -22,6 +21,7 @@ use utoipa::ToSchema;
 use self::jwt::Tokens;
 use crate::{
     clock::Timestamp,
+    digest::sha256,
     queue::{Queue, QueueError},
 };
 
@@ -141,7 +141,6 @@ pub enum KeyError {
 }
 
 /// What is known of a key: all but the key itself.
-#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// Names it and whoever uses it: its caller is what comes before a `/`, else the whole name.
@@ -152,10 +151,13 @@ pub struct Key {
     #[serde(with = "hex_hash")]
     hash: [u8; 32],
     /// When it was made; absent for one of the settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
     /// Which operator made it; absent for one of the settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
     /// When it was revoked; absent while it is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
 }
 
@@ -315,7 +317,7 @@ fn matches(token: &[u8], given: &[u8]) -> bool {
 }
 
 fn hash(key: &[u8]) -> [u8; 32] {
-    Sha256::digest(key).into()
+    sha256(&[key])
 }
 
 /// The keys of the setting API_KEYS.

@@ -11,7 +11,7 @@
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
 //!                 └▶ store::sled, named nowhere else
-//! leaves: config, clock, metrics, telemetry
+//! leaves: config, clock, digest, metrics, telemetry
 //! ```
 //!
 //! # A question's way
@@ -41,6 +41,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dashboard;
+pub mod digest;
 pub mod http;
 pub mod job;
 pub mod ledger;

@@ -20,9 +20,10 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use parking_lot::RwLock;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use tracing::{error, info};
 use utoipa::ToSchema;
+
+use crate::digest::sha256;
 
 /// Constant text: it is cached upstream, where every byte that differs between jobs would cost the cache.
 const SYSTEM: &str = "system.txt";
@@ -244,7 +245,7 @@ impl Version {
                 user.render(Question { query: "sample query", context, options, today: "2026-01-31" })?;
             }
         }
-        let digest = Sha256::new().chain_update(&system.source).chain_update(&user.source).finalize();
+        let digest = sha256(&[system.source.as_bytes(), user.source.as_bytes()]);
         let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Version { sha256, system: system.render(())?, user })
     }
@@ -485,7 +486,7 @@ mod tests {
     #[test]
     fn the_sum_is_that_of_both_files_one_after_the_other() {
         let prompts = load("abc", GOOD_USER).unwrap();
-        let sum: Vec<_> = Sha256::digest(format!("abc{GOOD_USER}")).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sum: Vec<_> = sha256(&[b"abc", GOOD_USER.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(prompts.list()[0].sha256, sum.concat());
     }
 

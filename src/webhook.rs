@@ -7,16 +7,17 @@
 
 use std::{collections::HashSet, error::Error, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::FutureExt;
 use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     header,
     redirect::Policy,
 };
+use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -67,7 +68,7 @@ pub enum WebhookError {
 pub struct Webhooks {
     queue: Queue,
     http: reqwest::Client,
-    signer: Arc<Webhook>,
+    key: hmac::Key,
     callbacks: Callbacks,
     metrics: Metrics,
 }
@@ -81,16 +82,18 @@ struct Message<'a> {
 }
 
 /// The job that ended.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize)]
 struct Data<'a> {
     id: JobId,
     status: JobStatus,
     created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     query: &'a str,
     metadata: &'a std::collections::BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<AttemptError>,
 }
 
@@ -117,8 +120,10 @@ impl Webhooks {
             .https_only(callbacks != Callbacks::Private)
             .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let signer = Webhook::new(secret.expose_secret()).map_err(|_| WebhookError::Secret)?;
-        Ok(Webhooks { queue, http, signer: Arc::new(signer), callbacks, metrics })
+        let secret = secret.expose_secret().trim_start_matches("whsec_");
+        let secret = BASE64_STANDARD.decode(secret).map_err(|_| WebhookError::Secret)?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+        Ok(Webhooks { queue, http, key, callbacks, metrics })
     }
 
     /// Sends until `closing` is cancelled, and ends once what is under way then has been answered.
@@ -208,14 +213,14 @@ impl Webhooks {
         let body = serde_json::to_string(&message(record)).map_err(|error| error.to_string())?;
         let id = delivery.message_id(record.job.id);
         let seconds = now.as_millis().div_euclid(1_000);
-        let signature = self.signer.sign(&id, seconds, body.as_bytes()).map_err(|error| error.to_string())?;
+        let signature = hmac::sign(&self.key, format!("{id}.{seconds}.{body}").as_bytes());
         let mut request = self
             .http
             .post(url)
             .header(header::CONTENT_TYPE, "application/json")
-            .header(HEADER_WEBHOOK_ID, id)
-            .header(HEADER_WEBHOOK_TIMESTAMP, seconds)
-            .header(HEADER_WEBHOOK_SIGNATURE, signature)
+            .header("webhook-id", id)
+            .header("webhook-timestamp", seconds)
+            .header("webhook-signature", format!("v1,{}", BASE64_STANDARD.encode(signature)))
             .body(body);
         if let Some(context) = span.traceparent() {
             request = request.header(TRACEPARENT, context);

@@ -35,7 +35,7 @@ const LAYERS: [(&str, &str); 18] = [
 ];
 
 /// Anyone may import these; they import nothing of the crate.
-const LEAVES: [&str; 4] = ["config", "clock", "metrics", "telemetry"];
+const LEAVES: [&str; 5] = ["config", "clock", "digest", "metrics", "telemetry"];
 
 /// Leave to import the module around these is no leave to import them.
 const NAMED_ONLY: [&str; 2] = ["store::sled", "claude::simulator"];

@@ -2,10 +2,8 @@
 
 use std::num::NonZeroU64;
 
-use sha2::{Digest, Sha256};
-
 use super::Agent;
-use crate::{clock::Timestamp, job::JobRequest};
+use crate::{clock::Timestamp, digest::sha256, job::JobRequest};
 
 /// A day as prompts have it, in UTC.
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -55,7 +53,7 @@ impl Agent {
         parts.add(Some(depth.resolved(is_waited_for).into()));
         parts.add(self.config.effort.word(is_waited_for));
         parts.0.extend_from_slice(&self.config.max_tokens.to_be_bytes());
-        let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(&parts.0).into();
+        let [a, b, c, d, e, f, g, h, ..] = sha256(&[&parts.0]);
         Some(NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN))
     }
 }

@@ -19,6 +19,7 @@ use ring::{
         ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
     },
 };
+use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 use serde::Deserialize;
 
 use super::{Caller, Scope};
@@ -149,9 +150,8 @@ fn read_keys(bytes: &[u8]) -> Result<Vec<KnownKey>, String> {
         return if keys.is_empty() { Err("none of the JWKS is of a kind that is taken".to_owned()) } else { Ok(keys) };
     }
     let key = if text.starts_with("-----BEGIN") {
-        let pem = text.as_bytes();
-        let any = DecodingKey::from_rsa_pem(pem).or_else(|_| DecodingKey::from_ec_pem(pem));
-        any.or_else(|_| DecodingKey::from_ed_pem(pem)).map_err(|_| "the PEM holds no public key".to_owned())?
+        let public = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes());
+        public.ok().and_then(|public| public_key(&public)).ok_or("the PEM holds no public key that can be used")?
     } else if text.len() >= MIN_SECRET {
         DecodingKey::from_secret(text.as_bytes())
     } else {
@@ -159,6 +159,23 @@ fn read_keys(bytes: &[u8]) -> Result<Vec<KnownKey>, String> {
     };
     let algorithm = algorithm_of(&key).ok_or("its kind of key is not taken")?;
     Ok(vec![KnownKey { id: None, algorithm, key }])
+}
+
+/// The key in a SubjectPublicKeyInfo (RFC 5280), which names its kind in front of it. Each kind has one encoding.
+fn public_key(info: &[u8]) -> Option<DecodingKey> {
+    const P256: &[u8] =
+        b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\0";
+    const ED25519: &[u8] = b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\0";
+    const RSA: &[u8] = b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\0";
+    if let Some(point) = info.strip_prefix(P256) {
+        return Some(DecodingKey::from_ec_der(point));
+    }
+    if let Some(point) = info.strip_prefix(ED25519) {
+        return Some(DecodingKey::from_ed_der(point));
+    }
+    // Of 2,048 bits or more, whose lengths take two bytes: 4 bytes around the whole, 5 around the key.
+    let key = info.get(4..)?.strip_prefix(RSA)?.get(5..)?;
+    Some(DecodingKey::from_rsa_der(key))
 }
 
 /// The one algorithm that a key is for.

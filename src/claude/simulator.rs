@@ -16,6 +16,7 @@ mod check;
 mod sse;
 
 use std::collections::{HashSet, VecDeque};
+use std::f64::consts::TAU;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,8 +31,6 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use parking_lot::Mutex;
-use rand::distr::Distribution;
-use rand_distr::LogNormal;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -340,10 +339,12 @@ impl Latency {
             Latency::Zero => Ok(Duration::ZERO),
             Latency::Fixed(time) => Ok(time.min(MAX_LATENCY)),
             Latency::LogNormal { median, sigma } => {
-                let distribution = LogNormal::new(median.as_secs_f64().ln(), sigma)
-                    .map_err(|error| format!("no log-normal latency of sigma {sigma}: {error}"))?;
-                let seconds = distribution.sample(&mut rand::rng()).min(MAX_LATENCY.as_secs_f64());
-                Duration::try_from_secs_f64(seconds).map_err(|error| format!("latency {seconds} s: {error}"))
+                // Two even numbers make a normal one (Box and Muller). The first is never 0, which has no logarithm.
+                let (radius, angle) = (1.0 - rand::random::<f64>(), rand::random::<f64>() * TAU);
+                let normal = (-2.0 * radius.ln()).sqrt() * angle.cos();
+                let seconds = (median.as_secs_f64() * (sigma * normal).exp()).clamp(0.0, MAX_LATENCY.as_secs_f64());
+                Duration::try_from_secs_f64(seconds)
+                    .map_err(|error| format!("latency of median {median:?} and sigma {sigma}: {error}"))
             }
         }
     }

@@ -2,12 +2,20 @@
 //! nothing; under pressure lines are dropped, not requests. While traces are sent, a line bears the `trace_id` and the
 //! `span_id` of the step that it was written in.
 
-use std::io;
+use std::{
+    io::{self, BufWriter, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, channel, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
 
 use tracing::{Event, Subscriber};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter,
+    filter::Targets,
     fmt::{self, FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt,
     registry::LookupSpan,
@@ -22,18 +30,20 @@ use crate::{
 /// Lines in memory at most, 40 bytes each while empty: almost half a second's worth at full load.
 const BUFFERED_LINES: usize = 16_000;
 
-/// Starts logging; keep the guard to the end of the process, it writes the last lines. `quiet` leaves warnings only.
-pub(super) fn start(settings: &Settings, quiet: bool) -> WorkerGuard {
-    // The writing thread flushes whenever it has caught up: one system call for all lines that wait.
-    let stderr = io::BufWriter::new(io::stderr());
-    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).lossy(true).finish(stderr);
+/// How long the end of the process waits for the last lines, should nobody read them.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Starts logging; keep the guard to the end of the process, it waits for the last lines. `quiet` leaves warnings only.
+pub(super) fn start(settings: &Settings, quiet: bool) -> Guard {
+    let (lines, guard) = write_behind();
+    let writer = move || lines.clone();
     let filter = match &settings.log_level {
         Some(LogLevel(filter)) => filter.clone(),
         None if settings.debug => LogLevel::debug().0,
         None if quiet => "warn".to_owned(),
         None => "info".to_owned(),
     };
-    let filter = EnvFilter::new(filter);
+    let filter = filter.parse::<Targets>().unwrap_or_default();
     let lines = fmt::layer().with_writer(writer).with_target(false).with_ansi(false);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match settings.log_format {
@@ -46,6 +56,60 @@ pub(super) fn start(settings: &Settings, quiet: bool) -> WorkerGuard {
     // Fails only where a subscriber is already set, as in tests.
     drop(started);
     guard
+}
+
+/// Gives lines to the thread that writes them. Where it can't keep up, lines are dropped.
+#[derive(Clone)]
+struct Lines(SyncSender<Vec<u8>>);
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _ = self.0.try_send(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Has the last lines written when dropped.
+pub(super) struct Guard {
+    lines: Lines,
+    is_closing: Arc<AtomicBool>,
+    written: Receiver<()>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.is_closing.store(true, Relaxed);
+        // Wakes the thread, should it be waiting for a line.
+        let _ = self.lines.write(&[]);
+        let _ = self.written.recv_timeout(LAST_LINES);
+    }
+}
+
+/// Starts the thread that writes lines.
+fn write_behind() -> (Lines, Guard) {
+    let (lines, waiting) = sync_channel::<Vec<u8>>(BUFFERED_LINES);
+    let (end, written) = channel();
+    let is_closing = Arc::new(AtomicBool::new(false));
+    let guard = Guard { lines: Lines(lines.clone()), is_closing: Arc::clone(&is_closing), written };
+    thread::spawn(move || {
+        let mut stderr = BufWriter::new(io::stderr());
+        while let Ok(line) = waiting.recv() {
+            // One system call for all lines that wait.
+            for line in std::iter::once(line).chain(waiting.try_iter()) {
+                let _ = stderr.write_all(&line);
+            }
+            let _ = stderr.flush();
+            if is_closing.load(Relaxed) {
+                break;
+            }
+        }
+        let _ = end.send(());
+    });
+    (Lines(lines), guard)
 }
 
 /// Lines as another format has them, with the trace at their end: as further words, or as further members of the object.

@@ -4,7 +4,7 @@
 use std::{num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use utoipa::ToSchema;
 
 use super::is_visible_ascii;
@@ -76,7 +76,7 @@ pub struct JwtAuth {
     pub audience: String,
 }
 
-/// A filter of log events in the syntax of `tracing_subscriber::EnvFilter`.
+/// A filter of log events in the syntax of `tracing_subscriber::filter::Targets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLevel(pub String);
 
@@ -93,7 +93,7 @@ pub(super) fn log_level(text: &str) -> Result<LogLevel, &'static str> {
         "off" | "error" | "warn" | "info" | "trace" => Ok(LogLevel(text)),
         "debug" => Ok(LogLevel::debug()),
         // A misspelt level alone would be taken for the name of a module.
-        filter if filter.contains(['=', ',']) && EnvFilter::try_new(filter).is_ok() => Ok(LogLevel(text)),
+        filter if filter.contains(['=', ',']) && filter.parse::<Targets>().is_ok() => Ok(LogLevel(text)),
         _ => Err("must be error, warn, info or debug, or a filter such as warn,ceoagent=debug"),
     }
 }

@@ -12,7 +12,6 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use minijinja::{context, value::Serde};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
@@ -20,6 +19,7 @@ use super::{
     reader::Reader,
     session::{NotSignedIn, SignedIn},
 };
+use crate::digest::sha256;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -112,7 +112,7 @@ impl Question {
 
     /// The same for the same question of the same page, and for nothing else.
     fn key(&self, body: &Value) -> String {
-        let digest = Sha256::new().chain_update(&self.page).chain_update([0]).chain_update(body.to_string()).finalize();
+        let digest = sha256(&[self.page.as_bytes(), &[0], body.to_string().as_bytes()]);
         format!("page-{}", BASE64_URL_SAFE_NO_PAD.encode(digest))
     }
 }

@@ -8,7 +8,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use sha2::{Digest, Sha256};
+
+use crate::digest::sha256;
 
 /// Name, content type and content.
 const ASSETS: [(&str, &str, &str); 3] = [
@@ -19,9 +20,8 @@ const ASSETS: [(&str, &str, &str); 3] = [
 
 /// Changes with any of them, and goes into their addresses.
 pub(super) static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let mut digest = Sha256::new();
-    ASSETS.iter().for_each(|(_, _, content)| digest.update(content));
-    BASE64_URL_SAFE_NO_PAD.encode(digest.finalize()).chars().take(10).collect()
+    let contents = ASSETS.map(|(_, _, content)| content.as_bytes());
+    BASE64_URL_SAFE_NO_PAD.encode(sha256(&contents)).chars().take(10).collect()
 });
 
 /// `GET /assets/{name}`

@@ -19,7 +19,6 @@ use rand::distr::{Alphanumeric, SampleString};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
@@ -28,7 +27,7 @@ use super::{
     api::{Answer, Caller},
     reader::{self, Reader},
 };
-use crate::{clock::Timestamp, queue::Queue};
+use crate::{clock::Timestamp, digest::sha256, queue::Queue};
 
 /// A working day, and no night: who runs the service signs in again.
 const SESSION_HOURS: u64 = 12;
@@ -177,7 +176,7 @@ impl SessionView {
 
 /// What can be derived only from the session's name, and does not give the name away.
 fn derived(usage: &str, name: &str) -> [u8; 32] {
-    Sha256::new().chain_update(usage).chain_update([0]).chain_update(name).finalize().into()
+    sha256(&[usage.as_bytes(), &[0], name.as_bytes()])
 }
 
 /// The same as text.

@@ -47,7 +47,6 @@ pub(super) struct ActionRequest {
 }
 
 /// What was done, or would be.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 pub(super) struct ActionReport {
     /// What.
@@ -57,17 +56,19 @@ pub(super) struct ActionReport {
     /// Jobs that meet the conditions and that the action can be done to.
     matched: usize,
     /// Jobs that it was done to; others moved on meanwhile. Absent in a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
     changed: Option<usize>,
     /// The time was over: send the same request again with `next_cursor` as `cursor` for the rest.
     more: bool,
     /// Where the rest begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
     /// In a dry run: what calls to Claude for these jobs take; what a retry costs, or a cancellation saves.
+    #[serde(skip_serializing_if = "Option::is_none")]
     estimate: Option<Estimate>,
 }
 
 /// What calls for jobs take, estimated from the first 500 of them.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 struct Estimate {
     /// Input tokens, by the length of the questions.
@@ -75,8 +76,10 @@ struct Estimate {
     /// Output tokens at most.
     output_tokens: u64,
     /// Both at list prices, in US dollars; absent if a model has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
     /// At what the workers and limits allow now; absent if they allow nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
 }
 

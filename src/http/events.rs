@@ -94,12 +94,12 @@ struct Telling {
     ends_at: Instant,
 }
 
-#[serde_with::skip_serializing_none]
 #[derive(Serialize)]
 struct StatusEvent<'a> {
     id: JobId,
     status: JobStatus,
     attempts_made: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<&'a Outlook>,
 }
 

@@ -17,7 +17,6 @@ use crate::{
 const MAX_TEXT: usize = 500;
 
 /// Which jobs are meant: those that meet every condition; all if there is none.
-#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[schema(as = JobFilter)]
 #[serde(default)]
@@ -33,15 +32,19 @@ pub(super) struct Conditions {
     code: Vec<FailureCode>,
     /// Accepted then or later (RFC 3339).
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_from: Option<Timestamp>,
     /// Accepted before then (RFC 3339).
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_before: Option<Timestamp>,
     /// The query holds this, in upper or lower case.
     #[schema(min_length = 1, max_length = 500)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     /// The model asked for, or one that answered.
     #[schema(min_length = 1, max_length = 500)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
     /// Has all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -51,6 +54,7 @@ pub(super) struct Conditions {
     labels: Vec<(String, String)>,
     /// Who submitted it.
     #[schema(min_length = 1, max_length = 500)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<String>,
 }
 

@@ -38,7 +38,6 @@ pub(super) struct Readiness {
 }
 
 /// What keeps accepted questions from being analysed.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 struct Reason {
     /// The part of the service: `queue`, `claude`, `budget`.
@@ -50,6 +49,7 @@ struct Reason {
     message: String,
     /// When it ends by itself; absent where a person has to act first.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
 }
 

@@ -33,7 +33,6 @@ pub(super) struct KeyRequest {
 }
 
 /// A key that was made.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 pub(super) struct NewKey {
     /// The key itself, shown only once: the service stores its hash.
@@ -41,6 +40,7 @@ pub(super) struct NewKey {
     #[serde(flatten)]
     known: Shown,
     /// What else to do; only while the service needs no keys, and so this one only names its caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<&'static str>,
 }
 
@@ -56,7 +56,6 @@ pub(super) struct KeyList {
 }
 
 /// A key without what it takes to use it.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = ApiKey)]
 pub(super) struct Shown {
@@ -66,11 +65,14 @@ pub(super) struct Shown {
     scope: Scope,
     /// When it was made; absent for one of the setting API_KEYS.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<crate::clock::Timestamp>,
     /// Which operator made it; absent for one of the setting API_KEYS.
+    #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<String>,
     /// When it was revoked; absent while it is in force.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<crate::clock::Timestamp>,
 }
 

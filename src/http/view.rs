@@ -33,7 +33,6 @@ const MAX_ETA_INTERVAL: Duration = Duration::from_mins(1);
 const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
 
 /// A question on its way to a memo. What does not apply is absent.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = Job)]
 pub(super) struct JobView<'a> {
@@ -49,65 +48,82 @@ pub(super) struct JobView<'a> {
     created_at: Timestamp,
     /// When its running or last attempt began.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Timestamp>,
     /// When it ended.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     /// Not before then; while it is scheduled.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
     /// It fails if it is still queued then.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     deadline_at: Option<Timestamp>,
     /// Attempts so far, the running one included.
     attempts_made: u32,
     /// The question.
     query: &'a str,
     /// What the asker knows besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
     context: Option<&'a str>,
     /// Options that the asker wants considered.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     options: &'a [String],
     /// The model asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
     /// The version of the prompts asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
     /// The caller's own labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
     /// Who asked: the name of the key or token; absent where none was needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
     /// Who is told when the job ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
     callback_url: Option<&'a str>,
     /// What came of telling it so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
     delivery: Option<DeliveryView<'a>>,
     /// The id of the HTTP request that brought the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
     /// What became of each attempt that has ended, oldest first.
     attempts: Vec<AttemptView<'a>>,
     /// The memo, once the job has succeeded.
     #[schema(value_type = Option<Memo>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
     /// The job whose call brought the memo: it asked the same while this one waited, so nothing was called for this one and
     /// nothing billed.
     #[schema(value_type = Option<String>, format = Uuid)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     shared_with: Option<JobId>,
     /// The memo was there before: whose it was. Nothing was called and nothing billed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cached: Option<Cached>,
     /// While it waits: why, how many go before it, and when its answer may come.
+    #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<Outlook>,
     /// Tokens over all attempts.
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<TokenUsage>,
     /// What these cost at list prices, in US dollars; absent if one of the models has no price.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
     /// Why the job failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<AttemptError>,
     /// Where to go from here.
     links: Links,
 }
 
 /// An attempt that has ended.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = Attempt)]
 pub(super) struct AttemptView<'a> {
@@ -122,44 +138,57 @@ pub(super) struct AttemptView<'a> {
     /// How it ended.
     outcome: AttemptOutcome,
     /// Why it did not succeed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a AttemptError>,
     /// HTTP status of Claude's answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
     http_status: Option<u16>,
     /// Claude's own id of the call, for its support.
+    #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
     /// The model that answered, or was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
     /// The version of the prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
     /// SHA-256 of those prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_sha256: Option<&'a str>,
     /// The attempt whose answer was of no use and which Claude was told about.
+    #[serde(skip_serializing_if = "Option::is_none")]
     asked_again_after: Option<u32>,
     /// The attempt whose kept answer was read again; nothing was called and nothing billed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     reparsed_from: Option<u32>,
     /// Tokens of the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<TokenUsage>,
     /// What these cost at list prices, in US dollars; absent if the model has no price.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
     /// The call was sent and its end is not known.
     may_have_been_billed: bool,
     /// What it costs at most, if it was billed: an estimate made before the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
     /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`).
+    #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
 }
 
 /// How the `callback_url` is told of the job's end.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
 struct DeliveryView<'a> {
     /// The `webhook-id` of the message; the same at every try.
+    #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     /// `waiting` for the job's end, `pending`, `delivered`, `given_up` after a day, or `disabled` by a `410`.
     state: &'static str,
     /// When it is tried next.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     next_at: Option<Timestamp>,
     /// How it was tried, oldest first.
     tries: &'a [DeliveryTry],
@@ -180,7 +209,6 @@ impl<'a> DeliveryView<'a> {
 }
 
 /// What a call of unknown end may have cost.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[schema(as = AtRisk)]
 struct AtRiskView {
@@ -189,6 +217,7 @@ struct AtRiskView {
     /// Output tokens: the most that were asked for.
     output_tokens: u64,
     /// Both at list prices, in US dollars; absent if the model has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
 }
 
@@ -203,7 +232,6 @@ impl AtRiskView {
 }
 
 /// Paths of what can be done with a job as it is.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 pub(super) struct Links {
     /// The job (GET).
@@ -214,8 +242,10 @@ pub(super) struct Links {
     /// The job's page, for people (GET).
     page: String,
     /// Gives the job up (POST); while it is pending.
+    #[serde(skip_serializing_if = "Option::is_none")]
     cancel: Option<String>,
     /// Puts the job back into the queue (POST); when it has failed or was cancelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
     retry: Option<String>,
 }
 

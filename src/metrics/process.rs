@@ -1,14 +1,17 @@
-//! What the operating system knows of this process, under the names that Prometheus has for it:
+//! What Linux knows of this process, under the names that Prometheus has for it:
 //! <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>.
 
-use std::fmt;
+use std::{fmt, fs};
 
-use metrics_process::collector::{Metrics, collect};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Unit::{self, Bytes, Seconds},
+};
+use rustix::{
+    param::{clock_ticks_per_second, page_size},
+    process::{Resource, getrlimit},
 };
 
 /// Looks at the process each time the metrics are read. What can't be known is left out.
@@ -17,29 +20,30 @@ pub(super) struct Process;
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Metrics {
-            cpu_seconds_total,
-            open_fds,
-            max_fds,
-            virtual_memory_bytes,
-            resident_memory_bytes,
-            start_time_seconds,
-            threads,
-            ..
-        } = collect();
-        if let Some(seconds) = cpu_seconds_total {
-            let metric = ConstCounter::new(seconds);
+        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The name of the program, in brackets, may hold anything.
+        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        // Numbered as in proc_pid_stat(5); the first two stand before the bracket.
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        if let (Some(user), Some(system)) = (field(14), field(15)) {
+            let metric = ConstCounter::new((user + system) as f64 / clock_ticks_per_second() as f64);
             let help = "User and system CPU time spent";
             metric.encode(encoder.encode_descriptor("process_cpu", help, Some(&Seconds), metric.metric_type())?)?;
         }
+        let open_fds = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as u64);
+        let started = field(22).and_then(|ticks| Some(boot_seconds()? + ticks / clock_ticks_per_second()));
         let gauges: [(&str, &str, Option<Unit>, Option<u64>); 6] = [
             ("process_open_fds", "Open file descriptors", None, open_fds),
-            // 0 is how an unlimited number is told.
-            ("process_max_fds", "Most open file descriptors", None, max_fds.filter(|most| *most > 0)),
-            ("process_virtual_memory", "Virtual memory", Some(Bytes), virtual_memory_bytes),
-            ("process_resident_memory", "Resident memory", Some(Bytes), resident_memory_bytes),
-            ("process_start_time", "When the process began, since 1970", Some(Seconds), start_time_seconds),
-            ("process_threads", "Threads of the operating system", None, threads),
+            ("process_max_fds", "Most open file descriptors", None, getrlimit(Resource::Nofile).current),
+            ("process_virtual_memory", "Virtual memory", Some(Bytes), field(23)),
+            (
+                "process_resident_memory",
+                "Resident memory",
+                Some(Bytes),
+                field(24).map(|pages| pages * page_size() as u64),
+            ),
+            ("process_start_time", "When the process began, since 1970", Some(Seconds), started),
+            ("process_threads", "Threads of the operating system", None, field(20)),
         ];
         for (name, help, unit, value) in gauges {
             let Some(value) = value else { continue };
@@ -48,4 +52,10 @@ impl Collector for Process {
         }
         Ok(())
     }
+}
+
+/// When the machine was started, since 1970.
+fn boot_seconds() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }

@@ -16,7 +16,6 @@ use crate::clock::Timestamp;
 const MAX_DETAIL: usize = 4 << 10;
 
 /// One action of an operator.
-#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = AuditEntry)]
 pub struct Entry {
@@ -32,8 +31,10 @@ pub struct Entry {
     /// `import`, `prompts_reload`, `key_create`, `key_revoke`.
     pub action: String,
     /// To what, or with which values.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// How many jobs it changed; absent where it is not about jobs, or did not end.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<usize>,
 }
 

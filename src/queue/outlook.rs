@@ -11,12 +11,13 @@ use crate::{
 };
 
 /// What is ahead of a job that waits.
-#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Outlook {
     /// Its place among the jobs that are ready, 1 for the next; absent while it is scheduled.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,
     /// Seconds until its answer may be there: an estimate. Absent where nobody can tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<u64>,
     /// What keeps it from running.
     pub waiting_for: WaitingFor,

@@ -41,7 +41,7 @@ struct Inbox {
 }
 
 async fn take(State(inbox): State<Arc<Inbox>>, uri: Uri, headers: HeaderMap, body: String) -> Response {
-    let id = headers[HEADER_WEBHOOK_ID].to_str().unwrap().to_owned();
+    let id = headers["webhook-id"].to_str().unwrap().to_owned();
     let body = serde_json::from_str(&body).unwrap();
     let _ = inbox.news.send(Arrived { path: uri.path().to_owned(), id, body });
     let mut answers = inbox.answers.lock().unwrap();

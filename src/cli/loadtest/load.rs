@@ -6,8 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
-use rand::{RngExt, distr::Distribution};
-use rand_distr::Exp;
+use rand::RngExt;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -67,12 +66,12 @@ struct OutlookAnswer {
 
 /// Sends all questions of `plan` and waits until each has met its end.
 pub(super) async fn run(plan: Plan, target: &Target, tally: &Arc<Tally>) {
-    let Ok(gaps) = Exp::new(plan.rate) else { return };
     let started = tally.start();
     let mut clients = JoinSet::new();
     let mut at = Duration::ZERO;
     for number in 1.. {
-        at += Duration::from_secs_f64(gaps.sample(&mut rand::rng()));
+        // Exponential gaps: clients come independently of each other.
+        at += Duration::from_secs_f64(-(1.0 - rand::random::<f64>()).ln() / plan.rate);
         if at >= plan.duration {
             break;
         }

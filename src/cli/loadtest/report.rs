@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::tally::{Bin, Counts, IN_TIME, Tally};
 
 /// What was run.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize)]
 pub(super) struct Setup {
     /// Claude was simulated.
@@ -22,13 +21,14 @@ pub(super) struct Setup {
     pub(super) hang_up_share: f64,
     pub(super) query_bytes: usize,
     /// Answers a second that the account allows, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) capacity_per_second: Option<f64>,
     /// The service, if it was started for this load.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) service: Option<String>,
 }
 
 /// The whole report.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize)]
 pub(super) struct Report {
     pub(super) setup: Setup,
@@ -45,8 +45,10 @@ pub(super) struct Report {
     /// Those of them that came while questions were sent.
     pub(super) answered_in_time_under_load: u64,
     /// What could have been answered in that time: the waiting clients' questions, or the capacity where that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) answerable: Option<u64>,
     /// The one as a share of the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) share_of_answerable: Option<f64>,
     /// From the moment of the question to the `200`.
     pub(super) latency: Latency,
@@ -72,11 +74,11 @@ pub(super) struct Latency {
 }
 
 /// `eta_seconds` against what became of the job, where that was seen.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize)]
 pub(super) struct Estimates {
     pub(super) compared: u64,
     /// As a part of the time that it took.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) median_error: Option<f64>,
 }
 
@@ -92,17 +94,21 @@ pub(super) struct Ordinary {
 }
 
 /// A part of the time.
-#[serde_with::skip_serializing_none]
 #[derive(Serialize)]
 pub(super) struct Part {
     /// Its begin.
     pub(super) second: f64,
     pub(super) met: Counts,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p50_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p90_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p99_ms: Option<f64>,
     /// Of the clients that began to wait in it and did not hang up.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) in_time_share: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) queued: Option<u64>,
 }
 
