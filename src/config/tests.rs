@@ -85,7 +85,7 @@ fn a_bad_value_is_refused_with_the_setting_the_value_and_what_is_allowed() {
         ("DEBUG", "maybe", "true or false"),
         ("REQUIRE_API_KEY", "perhaps", "true or false"),
         ("LOG_LEVEL", "loud", "error, warn, info or debug"),
-        ("LOG_LEVEL", "warn,=", "error, warn, info or debug"),
+        ("LOG_LEVEL", "warn,ceoagent=loud", "error, warn, info or debug"),
         ("EFFORT", "much", "auto, none, low"),
         ("RATE_LIMITS", "1000", "`N requests`"),
         ("RATE_LIMITS", "0 requests", "1 to 1000000"),
