@@ -495,13 +495,13 @@ async fn a_listing_takes_every_condition_of_the_service_and_goes_on_from_a_curso
 #[tokio::test]
 async fn keys_are_made_listed_and_revoked_and_shown_once() {
     let claude = simulator().await;
-    let setup = Setup::new(&claude.base_url());
+    let setup = Setup::new(&claude.base_url()).with("REQUIRE_API_KEY", "true");
     let service = setup.start();
     let keys = async |args: &[&str]| run(client(&setup, &service, &[&["keys"], args].concat())).await;
     let made = keys(&["create", "alice"]).await;
     let key = made.out.trim();
     assert_eq!((made.code, key.split_whitespace().count()), (Some(0), 1), "{}", made.err);
-    assert!(made.err.contains("\"alice\" of scope analyze; it is shown this once"), "{}", made.err);
+    assert!(made.err.contains("\"alice\" of scope analyze; it is shown only once"), "{}", made.err);
     service.submit("Without a key?").await.assert_problem(401, "unauthorized");
     let mut command = client(&setup, &service, &["analyze", "With it?", "--token", key]);
     assert_eq!(run(command).await.code, Some(0));

@@ -82,11 +82,7 @@ fn a_demo_on_all_interfaces_tells_links_that_can_be_opened_and_where_its_admin_t
 
     setup.set("CEOAGENT_URL", &base);
     let (status, said) = setup.run(&["stats"]);
-    assert_eq!(status.code(), Some(4));
-    assert!(said.contains("CEOAGENT_TOKEN") && said.contains("DATA_DIR=data/demo"), "{said}");
-    setup.set("DATA_DIR", "data/demo");
-    let (status, said) = setup.run(&["stats"]);
-    assert!(status.success() && said.contains("1 succeeded"), "{said}");
+    assert!(status.success() && said.contains("1 succeeded"), "the token of data/demo is found: {said}");
 }
 
 #[tokio::test]
