@@ -5,6 +5,7 @@
 //!
 //! - `again`: what the model is told when its answer was of no use
 //! - `models`: which model is asked
+//! - `plan`: one call, resolved once
 //! - `question`: when two jobs ask the same
 //!
 //! A job that names its model is answered by that one or fails; only jobs that leave the choice to the service are asked of
@@ -12,27 +13,26 @@
 
 mod again;
 mod models;
+mod plan;
 mod question;
 
 use std::{sync::Arc, time::Duration};
 
 use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
+pub use self::plan::Plan;
 
 use crate::{
     analysis,
     claude::{
-        Claude, MessageRequest, RateLimits, Reply, StopReason, Usage,
+        Claude, Progress, RateLimits, Reply, StopReason, Usage,
         error::{CallError, ErrorClass, ErrorKind},
         price::Prices,
     },
     clock::Timestamp,
     config::Effort,
-    job::{AccountLimits, AtRisk, Attempt, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
-    prompts::{PromptError, Prompts, Question, Rendered},
+    job::{AccountLimits, Attempt, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
+    prompts::Prompts,
 };
-
-/// What a token takes at least: English has about four bytes a token, Chinese about three.
-const LEAST_BYTES_PER_TOKEN: usize = 3;
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,15 +66,19 @@ pub struct AgentConfig {
     pub max_tokens: u32,
     /// How hard Claude thinks.
     pub effort: Effort,
+    /// How long a call may take where a client waits, unless a time is set for all calls.
+    pub interactive_timeout: Duration,
+    /// How long any call may take, if that is set.
+    pub request_timeout: Option<Duration>,
 }
 
-/// How large the input of a call is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InputSize {
-    /// The model that is asked.
-    pub model: String,
-    /// Bytes of what differs from call to call, and of the schema.
-    pub bytes: usize,
+/// What is heard of a call while it is made.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// The account's limits, by the head of the answer.
+    Account(AccountLimits),
+    /// The next piece of the answer's text.
+    Text(&'a str),
 }
 
 /// What an attempt is made of: what is asked, and in which circumstances.
@@ -135,117 +139,45 @@ impl Agent {
         self.models.pass_over(model, GONE_FOR)
     }
 
-    /// What a call for the assignment may cost at most, as far as that can be told before it is made.
-    pub fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
-        let text = self.compose(assignment).map_or(0, |(call, _)| text_bytes(&call));
-        self.risk(assignment.request.model.as_deref(), text)
-    }
-
-    /// How large the input of the assignment's call is.
-    pub fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
-        let request = assignment.request;
-        let again = assignment.useless.and_then(|attempt| attempt.report.raw_answer.as_ref()).map_or(0, String::len);
-        let options: usize = request.options.iter().map(String::len).sum();
-        let question = request.query.len() + request.context.as_ref().map_or(0, String::len) + options;
-        let model = self.model_for(request).to_owned();
-        InputSize { model, bytes: question + again + analysis::schema_text().get().len() }
-    }
-
-    /// What a call with so many bytes of text costs at most; without a `model`, whichever of the service's it will be.
-    fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
-        let bytes = text_bytes + analysis::schema_text().get().len();
-        let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
-        // All of the prompt may be written to the cache, at the dearest price of input there is.
-        let usage = Usage {
-            cache_creation_input_tokens: input_tokens,
-            output_tokens: u64::from(self.config.max_tokens),
-            ..Usage::default()
-        };
-        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
-        let nanodollars = match model {
-            Some(model) => cost(model),
-            None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
-        };
-        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
-    }
-
-    fn render(&self, request: &JobRequest, now: Timestamp) -> Result<Rendered, PromptError> {
-        let question = Question {
-            query: &request.query,
-            context: request.context.as_deref(),
-            options: &request.options,
-            today: &now.date(),
-        };
-        self.prompts.render(request.prompt_version.as_deref(), &question)
-    }
-
-    /// The call for an assignment, and the prompts that it is made of.
-    fn compose(&self, assignment: Assignment<'_>) -> Result<(MessageRequest, PromptUsed), PromptError> {
-        let Assignment { request, useless, is_waited_for, now } = assignment;
-        let prompt = self.render(request, now)?;
-        let (question, again) = match useless {
-            Some(attempt) => again::again(prompt.user, attempt, self.config.max_tokens),
-            None => (prompt.user, None),
-        };
-        let call = MessageRequest {
-            model: self.model_for(request).to_owned(),
-            max_tokens: self.config.max_tokens,
-            system: prompt.system,
-            prompt: question,
-            again,
-            effort: self.config.effort.word(is_waited_for),
-            schema: Some(analysis::schema_text()),
-        };
-        Ok((call, PromptUsed { version: prompt.version, sha256: prompt.sha256 }))
-    }
-
-    /// Makes one attempt: at most one HTTP request, whose text is given to `on_text` as it comes. Dropping the future
+    /// Makes one attempt: at most one HTTP request, whose news are given to `on_news` as they come. Dropping the future
     /// aborts it.
-    pub async fn attempt(
-        &self,
-        assignment: Assignment<'_>,
-        on_text: &(dyn Fn(&str) + Send + Sync),
-    ) -> (Verdict, AttemptReport) {
-        let Assignment { request, useless, .. } = assignment;
-        let mut report =
-            AttemptReport { asked_again_after: useless.map(|attempt| attempt.number), ..AttemptReport::default() };
-        let (call, prompt) = match self.compose(assignment) {
-            Ok(composed) => composed,
-            Err(error) => {
-                report.model = Some(self.model_for(request).to_owned());
-                report.prompt_version.clone_from(&request.prompt_version);
-                let code = match error {
-                    PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
-                    PromptError::NoVersion { .. } | PromptError::Unreadable { .. } | PromptError::Invalid { .. } => {
-                        FailureCode::Internal
-                    }
-                };
-                return failed(report, Verdict::Terminal, code, error.to_string());
-            }
+    pub async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Verdict, AttemptReport) {
+        let model = plan.model();
+        let mut report = AttemptReport {
+            asked_again_after: plan.asked_again_after,
+            model: Some(model.to_owned()),
+            prompt_version: Some(plan.prompt_version.clone()),
+            prompt_sha256: Some(plan.prompt_sha256.clone()),
+            ..AttemptReport::default()
         };
-        let model = call.model.as_str();
-        report.model = Some(model.to_owned());
-        report.prompt_version = Some(prompt.version);
-        report.prompt_sha256 = Some(prompt.sha256);
-        match self.claude.send(&call, on_text).await {
+        let on_progress = |progress: Progress<'_>| match progress {
+            Progress::Head(limits) => on_news(News::Account(account(limits))),
+            Progress::Text(text) => on_news(News::Text(text)),
+            Progress::Thinking(_) => {}
+        };
+        match self.claude.send(&plan.call, &on_progress).await {
             Ok(reply) => {
                 report.nanodollars = self.cost(&reply.model, model, &reply.usage);
                 read(report, reply)
             }
             Err(error) => {
                 report.http_status = error.status;
-                report.account = account(&error.rate_limits);
                 report.request_id.clone_from(&error.request_id);
                 report.usage = error.usage.as_deref().map(tokens);
                 report.nanodollars = error.usage.as_deref().and_then(|usage| self.cost(model, model, usage));
                 report.may_have_been_billed = error.may_have_been_billed();
-                report.at_risk = report.may_have_been_billed.then(|| self.risk_of(&call));
+                report.at_risk = report.may_have_been_billed.then_some(plan.at_risk);
                 report.raw_answer.clone_from(&error.text);
-                let verdict = match &request.model {
-                    Some(_) => verdict_on_its_own_model(&error, model),
-                    None => self.verdict_on_ours(&error, model),
+                let verdict = match plan.names_model {
+                    _ if error.kind == ErrorKind::TotalTimeout && plan.is_reduced => Verdict::Terminal,
+                    true => verdict_on_its_own_model(&error, model),
+                    false => self.verdict_on_ours(&error, model),
                 };
-                failed(report, verdict, code_of(error.kind), error.message)
+                let message = match error.kind {
+                    ErrorKind::TotalTimeout => cut_by_time(plan),
+                    _ => error.message,
+                };
+                (verdict, failed(report, code_of(error.kind), message))
             }
         }
     }
@@ -253,11 +185,6 @@ impl Agent {
     /// The model that is asked: the job's own, or the service's of the moment.
     fn model_for<'a>(&'a self, request: &'a JobRequest) -> &'a str {
         request.model.as_deref().unwrap_or_else(|| self.models.pick())
-    }
-
-    /// What this call costs at most.
-    fn risk_of(&self, call: &MessageRequest) -> AtRisk {
-        self.risk(Some(&call.model), text_bytes(call))
     }
 
     /// What `usage` costs by the model that answered. A gateway may have names of its own for models: then by the name
@@ -278,16 +205,16 @@ impl Agent {
     }
 }
 
-/// Which prompts a call is made of.
-struct PromptUsed {
-    version: String,
-    sha256: String,
-}
-
-/// Bytes of all that is said in a call, but for the schema.
-fn text_bytes(call: &MessageRequest) -> usize {
-    let again = call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
-    call.system.len() + call.prompt.len() + again
+/// Why a call that its time limit cut has failed, and what to do about it.
+fn cut_by_time(plan: &Plan) -> String {
+    let (model, limit) = (plan.model(), plan.call.time_limit.as_secs());
+    let advice = if plan.is_reduced {
+        "the attempt before asked for more and was cut too; raise REQUEST_TIMEOUT, lower EFFORT and INTERACTIVE_EFFORT, or \
+         choose a faster model"
+    } else {
+        "the next attempt asks for a brief memo with less thinking; REQUEST_TIMEOUT sets the limit"
+    };
+    format!("the answer of {model} was not complete after {limit} s, the time limit of this call: {advice}")
 }
 
 /// What a failure of a model means that the job itself named: where the fault is that name, it is the job's alone, and no
@@ -302,7 +229,6 @@ fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
 /// What comes of a complete answer.
 fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
     report.http_status = Some(200);
-    report.account = account(&reply.rate_limits);
     report.request_id = reply.request_id;
     report.model = Some(reply.model);
     report.usage = Some(tokens(&reply.usage));
@@ -340,13 +266,13 @@ fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
             report.result = Some(memo);
             (Verdict::Succeeded, report)
         }
-        Err((verdict, code, message)) => failed(report, verdict, code, message),
+        Err((verdict, code, message)) => (verdict, failed(report, code, message)),
     }
 }
 
-fn failed(mut report: AttemptReport, verdict: Verdict, code: FailureCode, message: String) -> (Verdict, AttemptReport) {
+fn failed(mut report: AttemptReport, code: FailureCode, message: String) -> AttemptReport {
     report.error = Some(AttemptError { code, message });
-    (verdict, report)
+    report
 }
 
 fn verdict_on(error: &CallError) -> Verdict {
@@ -374,9 +300,8 @@ fn code_of(kind: ErrorKind) -> FailureCode {
         ErrorKind::ConnectionLost => FailureCode::ConnectionLost,
         ErrorKind::StreamCut => FailureCode::StreamCut,
         ErrorKind::StreamError => FailureCode::StreamError,
-        ErrorKind::RequestTimeout | ErrorKind::Timeout | ErrorKind::Silent | ErrorKind::TotalTimeout => {
-            FailureCode::Timeout
-        }
+        ErrorKind::RequestTimeout | ErrorKind::Timeout | ErrorKind::Silent => FailureCode::Timeout,
+        ErrorKind::TotalTimeout => FailureCode::TimeLimit,
         ErrorKind::Malformed => FailureCode::MalformedResponse,
     }
 }

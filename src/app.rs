@@ -59,10 +59,6 @@ use crate::{
     worker::Worker,
 };
 
-/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
-/// what it cost.
-const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
-
 /// How long open connections get to take their last answer, once everything else has stopped.
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
@@ -219,7 +215,6 @@ impl App {
             queue: queue.clone(),
             limits: limits.clone(),
             agent: agent.clone(),
-            attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };

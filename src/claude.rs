@@ -38,6 +38,9 @@ pub const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
 /// leaves the pool.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// Longest time for a call that no model works on: a count of tokens, a look at a model.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How to reach Claude.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -49,8 +52,6 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Longest silence: no answer yet, or no event and no ping.
     pub idle_timeout: Duration,
-    /// Longest time for the whole call.
-    pub request_timeout: Duration,
 }
 
 /// The client. Clones share one pool of connections.
@@ -66,11 +67,10 @@ struct Inner {
     headers: HeaderMap,
     api_key: SecretString,
     idle_timeout: Duration,
-    request_timeout: Duration,
 }
 
 /// A question for Claude: one system prompt, one user message.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct MessageRequest {
     /// The model's id.
     pub model: String,
@@ -84,9 +84,27 @@ pub struct MessageRequest {
     pub again: Option<Again>,
     /// How hard the model shall think, in the API's own word; none leaves it to the API.
     pub effort: Option<&'static str>,
+    /// The API's own word for how it shall think; none leaves it to the API.
+    pub thinking: Option<&'static str>,
     /// A JSON schema the answer shall fit (structured output), sent as it is; the API knows no `$schema`.
     pub schema: Option<Arc<RawValue>>,
+    /// Longest time for the whole call.
+    pub time_limit: Duration,
 }
+
+/// What is heard of a call while it is made.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress<'a> {
+    /// The head of the answer came, of a failure too, with the account's limits.
+    Head(&'a RateLimits),
+    /// The next piece of the model's thinking.
+    Thinking(&'a str),
+    /// The next piece of the answer's text.
+    Text(&'a str),
+}
+
+/// Takes what is heard of a call.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress<'_>) + Send + Sync);
 
 /// An answer that was of no use, so that the model can do better.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,21 +254,17 @@ impl Claude {
                 headers,
                 api_key: config.api_key,
                 idle_timeout: config.idle_timeout,
-                request_timeout: config.request_timeout,
             }),
         })
     }
 
-    /// Sends one request and reads the whole answer, giving each piece of text to `on_text` as it comes. Dropping
-    /// the future aborts the HTTP call. A failure tells how far the answer came.
-    pub async fn send(
-        &self,
-        request: &MessageRequest,
-        on_text: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Reply, CallError> {
+    /// Sends one request and reads the whole answer, giving what comes of it to `on_progress`. Dropping the future aborts
+    /// the HTTP call. A failure tells how far the answer came.
+    pub async fn send(&self, request: &MessageRequest, on_progress: OnProgress<'_>) -> Result<Reply, CallError> {
         let mut head = Head::default();
         let mut answer = Answer::default();
-        let outcome = self.within(self.exchange(request, on_text, &mut head, &mut answer)).await;
+        let exchange = self.exchange(request, on_progress, &mut head, &mut answer);
+        let outcome = within(request.time_limit, exchange).await;
         let stop = answer.stop.take();
         match outcome.and_then(|()| stop.ok_or_else(|| stream::malformed("it has no stop_reason"))) {
             Ok(stop) => Ok(Reply {
@@ -262,7 +276,7 @@ impl Claude {
                 rate_limits: head.rate_limits,
             }),
             Err(error) => Err(CallError {
-                usage: answer.usage.map(Box::new),
+                usage: answer.usage_of_a_part().map(Box::new),
                 text: Some(answer.text).filter(|text| !text.is_empty()),
                 ..self.finish(error, head)
             }),
@@ -281,23 +295,27 @@ impl Claude {
             let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
             serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("model {id}: {error}")))
         };
-        let outcome = self.within(ask).await;
+        let outcome = within(LOOKUP_TIMEOUT, ask).await;
         outcome.map_err(|error| CallError { surely_unbilled: true, ..self.finish(error, head) })
     }
 
     async fn exchange(
         &self,
         request: &MessageRequest,
-        on_text: &(dyn Fn(&str) + Send + Sync),
+        on_progress: OnProgress<'_>,
         head: &mut Head,
         answer: &mut Answer,
     ) -> Result<(), CallError> {
         let call = self.inner.http.post(self.inner.messages_url.clone()).json(&wire::Body::new(request));
-        let response = self.answered(call, head).await?;
+        let answered = self.answered(call, head).await;
+        if head.status.is_some() {
+            on_progress(Progress::Head(&head.rate_limits));
+        }
+        let response = answered?;
         let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if kind.starts_with(b"application/json") {
             let body = self.bounded_body(response, stream::MAX_ANSWER_BYTES).await;
-            return answer.take_whole(&body, on_text);
+            return answer.take_whole(&body, on_progress);
         }
         if !kind.starts_with(b"text/event-stream") {
             let kind = String::from_utf8_lossy(kind).into_owned();
@@ -305,7 +323,7 @@ impl Claude {
             let body = String::from_utf8_lossy(&body);
             return Err(stream::malformed(&format!("a stream was asked for and `{kind}` came: {body}")));
         }
-        stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_text).await
+        stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_progress).await
     }
 
     /// Sends `call` and returns its answer if that is a success, without its body.
@@ -339,14 +357,6 @@ impl Claude {
         body
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
-        let limit = self.inner.request_timeout;
-        timeout(limit, call).await.unwrap_or_else(|_| {
-            let message = format!("the call to Claude was not done within {limit:?} (the request timeout)");
-            Err(CallError::new(ErrorKind::TotalTimeout, message))
-        })
-    }
-
     /// Adds what the answer's head told, and makes sure that no server can have the key repeated in a message.
     fn finish(&self, error: CallError, head: Head) -> CallError {
         CallError {
@@ -357,6 +367,13 @@ impl Claude {
             ..error
         }
     }
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+    timeout(limit, call).await.unwrap_or_else(|_| {
+        let message = format!("the call to Claude was not complete after {limit:?}, its time limit");
+        Err(CallError::new(ErrorKind::TotalTimeout, message))
+    })
 }
 
 /// What an answer's head told.

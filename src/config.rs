@@ -64,9 +64,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize), hide_short_help = true)]
     pub max_query_length: usize,
 
-    /// Seconds that one call to Claude may take (1 to 3600)
-    #[arg(long, env, default_value = "60", value_parser = seconds(1..=3600), hide_short_help = true)]
-    pub request_timeout: Duration,
+    /// Seconds that one call to Claude may take; if unset, 60 where a client waits, else 30 and the time of MAX_TOKENS at 40
+    /// tokens a second (1 to 3600)
+    #[arg(long, env, value_parser = seconds(1..=3600), hide_short_help = true)]
+    pub request_timeout: Option<Duration>,
 
     /// Retries of a failed analysis; lost connections and an overloaded API get more, in proportion (0 to 20)
     #[arg(long, env, default_value = "3", value_parser = within(0..=20_u32), hide_short_help = true)]
@@ -194,12 +195,20 @@ pub enum Effort {
 }
 
 impl Effort {
-    /// The value to send, if any.
-    pub fn word(self, is_waited_for: bool) -> Option<&'static str> {
+    /// The level for a job: `Auto` depends on whether a client waits.
+    pub fn resolved(self, is_waited_for: bool) -> Effort {
         match self {
-            Effort::Auto if is_waited_for => Some("low"),
-            Effort::Auto | Effort::High => Some("high"),
-            Effort::None => None,
+            Effort::Auto if is_waited_for => Effort::Low,
+            Effort::Auto => Effort::High,
+            level => level,
+        }
+    }
+
+    /// The value to send, if any.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Effort::Auto | Effort::None => None,
+            Effort::High => Some("high"),
             Effort::Low => Some("low"),
             Effort::Medium => Some("medium"),
             Effort::Xhigh => Some("xhigh"),
@@ -262,6 +271,9 @@ pub enum ConfigError {
     #[error("{name}: the value (not shown) is not allowed. It must be {allowed}")]
     SecretValue { name: &'static str, allowed: &'static str },
 }
+
+/// How long a call may take where a client waits, unless REQUEST_TIMEOUT is set.
+pub const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Settings {
     /// Checks what must not be checked while the command line is parsed, because a parse error shows the value.

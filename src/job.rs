@@ -119,8 +119,7 @@ impl JobState {
     }
 }
 
-/// How a job's place in the queue is moved: the order is by [`Job::effective_at`], so a priority is worth a fixed head
-/// start and none starves another.
+/// Priority of a job: a fixed head start in the queue, so that no priority starves another.
 #[derive(
     Clone,
     Copy,
@@ -259,11 +258,11 @@ pub enum TransitionError {
         status: JobStatus,
     },
     /// The event has no meaning in the job's state.
-    #[error("a job that is {status} can't be {wanted}")]
+    #[error("the job is {status}, so it can't be {wanted}")]
     Illegal {
         /// Where the job is.
         status: JobStatus,
-        /// What was asked for, as a participle.
+        /// The requested change, as a participle.
         wanted: &'static str,
     },
 }
@@ -322,7 +321,7 @@ impl Job {
             JobEvent::Claim { lease_until } => {
                 let JobState::Queued { run_at } = self.state else { return Err(self.illegal("claimed")) };
                 if run_at > now {
-                    return Err(self.illegal("claimed before its time"));
+                    return Err(self.illegal("claimed before its run_at"));
                 }
                 job.state = JobState::Running { lease_until: *lease_until };
                 job.attempt += 1;
@@ -359,7 +358,7 @@ impl Job {
             JobEvent::Expire { attempt, lease_until, retry_at, .. } => {
                 self.check_fence(*attempt)?;
                 if self.state != (JobState::Running { lease_until: *lease_until }) {
-                    return Err(self.illegal("given up for a lease that was extended since"));
+                    return Err(self.illegal("expired, because its lease was extended"));
                 }
                 match retry_at {
                     Some(run_at) => {
@@ -370,31 +369,31 @@ impl Job {
                 }
             }
             JobEvent::MissDeadline => {
-                let JobState::Queued { .. } = self.state else { return Err(self.illegal("ended by its deadline")) };
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed by its deadline")) };
                 if self.deadline_at.is_none_or(|deadline| deadline > now) {
-                    return Err(self.illegal("ended before its deadline"));
+                    return Err(self.illegal("failed before its deadline"));
                 }
                 job.finish(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
             }
             JobEvent::FindUnreadable { .. } => {
-                let JobState::Queued { .. } = self.state else { return Err(self.illegal("found unreadable")) };
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed as unreadable")) };
                 job.attempt += 1;
                 job.finish(JobState::Failed { code: FailureCode::Internal }, now);
             }
             JobEvent::Reparse { attempt, .. } => {
-                let JobState::Failed { .. } = self.state else { return Err(self.illegal("read again")) };
+                let JobState::Failed { .. } = self.state else { return Err(self.illegal("reparsed")) };
                 if self.attempt != *attempt {
-                    return Err(self.illegal("read again as it was before its last attempt"));
+                    return Err(self.illegal("reparsed, because it was retried in the meantime"));
                 }
                 job.attempt += 1;
                 job.finish(JobState::Succeeded, now);
             }
             JobEvent::Share { .. } => {
-                let JobState::Queued { .. } = self.state else { return Err(self.illegal("given an answer")) };
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("given a shared answer")) };
                 // Between attempts it may be, but never before the time that its client set; a clock that was set back since
                 // the submission is no such time.
                 if self.due_at > now.max(self.created_at) {
-                    return Err(self.illegal("given an answer before its time"));
+                    return Err(self.illegal("given a shared answer before its run_at"));
                 }
                 job.attempt += 1;
                 job.question = None;
@@ -402,7 +401,7 @@ impl Job {
             }
             JobEvent::Requeue { run_at } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
-                    return Err(self.illegal("queued again"));
+                    return Err(self.illegal("retried"));
                 };
                 job.state = JobState::Queued { run_at: *run_at };
                 job.due_at = *run_at;
@@ -440,7 +439,7 @@ impl Job {
                 (AttemptOutcome::Cancelled, Arc::new(AttemptReport::unknown("the job was cancelled", *at_risk)))
             }
             JobEvent::Expire { at_risk, .. } => {
-                let message = "the worker ended without settling; the call may have been billed";
+                let message = "the worker stopped during the call, which may have been billed";
                 (AttemptOutcome::OutcomeUnknown, Arc::new(AttemptReport::unknown(message, *at_risk)))
             }
             JobEvent::Claim { .. }

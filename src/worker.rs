@@ -18,9 +18,9 @@ use tracing::{debug, error, info, warn};
 
 use self::pace::Pace;
 use crate::{
-    agent::{Agent, Assignment, InputSize, Verdict},
+    agent::{Agent, Assignment, News, Plan, Verdict},
     clock::Timestamp,
-    job::{AccountLimits, AtRisk, AttemptReport, FailureCode},
+    job::{AccountLimits, AttemptReport, FailureCode},
     limits::{self, DEFAULT_RETRY_AFTER, Limits, Room, Tokens, budget::Need},
     metrics::{Metrics, kind},
     queue::{
@@ -36,37 +36,33 @@ const HEARTBEATS_PER_LEASE: u32 = 3;
 /// Pause after a claim that failed because the store is unavailable.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
+/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
+/// what it cost.
+const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
+
 /// Who makes an attempt. There is one, the [`Agent`]; tests have others.
 pub trait Analyst: Clone + Send + Sync + 'static {
-    /// Makes one attempt, giving the answer's text to `on_text` as it comes. Dropping the future aborts it.
+    /// Resolves the call of an attempt.
+    ///
+    /// # Errors
+    /// The report of an attempt that can't be made, now or later.
+    fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>>;
+
+    /// Makes the attempt, giving its news to `on_news` as they come. Dropping the future aborts it.
     fn attempt(
         &self,
-        assignment: Assignment<'_>,
-        on_text: &(dyn Fn(&str) + Send + Sync),
+        plan: &Plan,
+        on_news: &(dyn Fn(News<'_>) + Send + Sync),
     ) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
-
-    /// What an attempt may cost at most.
-    fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk;
-
-    /// How large the input of an attempt is.
-    fn input_size(&self, assignment: Assignment<'_>) -> InputSize;
 }
 
 impl Analyst for Agent {
-    async fn attempt(
-        &self,
-        assignment: Assignment<'_>,
-        on_text: &(dyn Fn(&str) + Send + Sync),
-    ) -> (Verdict, AttemptReport) {
-        Agent::attempt(self, assignment, on_text).await
+    fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
+        Agent::plan(self, assignment)
     }
 
-    fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
-        Agent::at_risk(self, assignment)
-    }
-
-    fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
-        Agent::input_size(self, assignment)
+    async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Verdict, AttemptReport) {
+        Agent::attempt(self, plan, on_news).await
     }
 }
 
@@ -79,8 +75,6 @@ pub struct Worker<A = Agent> {
     pub limits: Limits,
     /// Who makes the attempt.
     pub agent: A,
-    /// Longest time of an attempt, whatever the upstream does.
-    pub attempt_timeout: Duration,
     /// Where attempts are counted.
     pub metrics: Metrics,
     /// Cancelled: claim no more.
@@ -150,17 +144,7 @@ impl<A: Analyst> Worker<A> {
     /// Makes the attempt once it is its turn, or gives it back.
     async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>, pace: &Pace) {
         match self.turn(claim, permit.as_mut()).await {
-            Turn::Call => {
-                if let Some((settlement, report)) = permit.as_mut().and_then(|permit| self.unaffordable(claim, permit))
-                {
-                    // Given back first: whoever gets it next is to find the job in the queue.
-                    self.queue.settle(&claim.job, &settlement, report).await;
-                } else {
-                    // Until the ledger has what the call cost.
-                    let _kept = permit.as_mut().and_then(limits::Permit::keep);
-                    self.work(claim, permit, pace).await;
-                }
-            }
+            Turn::Call => self.call(claim, permit, pace).await,
             Turn::GiveBack(code, why) => {
                 self.queue
                     .settle(&claim.job, &Settlement::given_back(code), failure_report(code, why.to_owned()))
@@ -197,50 +181,47 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Why the call can't be made within the daily budget, if so.
-    fn unaffordable(&self, claim: &Claim, permit: &mut limits::Permit) -> Option<(Settlement, AttemptReport)> {
-        let need = || {
-            let most = self.agent.at_risk(assignment(claim, self.queue.now()));
-            Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars }
+    /// Resolves the call and makes it, or says why it can't be made.
+    async fn call(&self, claim: &Claim, mut permit: Option<limits::Permit>, pace: &Pace) {
+        let plan = match self.agent.plan(assignment(claim, self.queue.now())) {
+            Ok(plan) => plan,
+            Err(report) => {
+                let code = report.error.as_ref().map_or(FailureCode::Internal, |error| error.code);
+                self.queue.settle(&claim.job, &Settlement::Terminal { code }, *report).await;
+                return;
+            }
         };
-        match permit.make_room(need) {
-            Room::Yes => None,
-            Room::NotNow => {
-                let message = "what is left of the daily budget may not be enough for this call".to_owned();
-                let report = failure_report(FailureCode::BudgetReached, message);
-                Some((Settlement::given_back(FailureCode::BudgetReached), report))
-            }
-            Room::NoPrice => {
-                let message = "no call was made: its model has no price, so it can't be held to DAILY_BUDGET; \
-                    ask for another model, or have the operator set MODEL_PRICES";
-                let code = FailureCode::ModelUnpriced;
-                Some((Settlement::Terminal { code }, failure_report(code, message.to_owned())))
-            }
+        if let Some((settlement, report)) = permit.as_mut().and_then(|permit| unaffordable(&plan, permit)) {
+            // Released before the permit is dropped: the next worker is to find the job in the queue.
+            self.queue.settle(&claim.job, &settlement, report).await;
+            return;
         }
-    }
-
-    /// One attempt from claim to settle, as a step of its question's trace.
-    async fn work(&self, claim: &Claim, permit: Option<limits::Permit>, pace: &Pace) {
+        // Until the ledger has what the call cost.
+        let _kept = permit.as_mut().and_then(limits::Permit::keep);
+        // As a step of the trace of its question.
         let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
         span.note("job.id", claim.job.id.to_string());
         span.note("job.attempt", i64::from(claim.job.attempt));
-        span.scope(self.ask(claim, permit, &span, pace)).await;
+        span.scope(self.ask(claim, &plan, permit, &span, pace)).await;
     }
 
-    async fn ask(&self, claim: &Claim, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
+    async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
         let Claim { job, lost, draft, .. } = claim;
         let started = Instant::now();
-        let started_at = self.queue.now();
         let call = span.client(|| "chat".to_owned());
         let is_probe = self.limits.gate().is_some_and(|closed| closed.is_held);
-        let assignment = assignment(claim, started_at);
-        let on_text = |piece: &str| draft.push(piece);
+        let on_news = |news: News<'_>| match news {
+            // From the head: the calls of other workers need not wait for the end of this one.
+            News::Account(AccountLimits { requests, input_tokens, output_tokens }) => {
+                self.limits.learn(requests, input_tokens, output_tokens, started);
+            }
+            News::Text(piece) => draft.push(piece),
+        };
         let attempt = async {
             if let Some(permit) = &mut permit {
-                let InputSize { model, bytes } = self.agent.input_size(assignment);
-                permit.expect(&model, bytes);
+                permit.expect(plan.model(), plan.input_bytes);
             }
-            timeout(self.attempt_timeout, self.agent.attempt(assignment, &on_text)).await
+            timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_news)).await
         };
         let ended = tokio::select! {
             ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
@@ -255,7 +236,7 @@ impl<A: Analyst> Worker<A> {
             }
             Some(Ok(Ok((verdict, report)))) => {
                 // First, as a refusal in mid-stream comes with a 200 of its own.
-                self.heed(&report, started);
+                self.heed(&report);
                 (self.settlement(verdict, &report), report)
             }
             Some(Err(_)) => {
@@ -263,17 +244,17 @@ impl<A: Analyst> Worker<A> {
                 error!(job.id = %job.id, attempt = job.attempt, "the attempt panicked");
                 let report = AttemptReport {
                     may_have_been_billed: true,
-                    at_risk: Some(self.agent.at_risk(assignment)),
+                    at_risk: Some(plan.at_risk),
                     ..failure_report(FailureCode::Internal, "the attempt panicked; the log has the details".to_owned())
                 };
                 (Settlement::Retryable { code: FailureCode::Internal, retry_after: None }, report)
             }
             Some(Ok(Err(_))) => {
-                let limit = self.attempt_timeout.as_secs();
-                let message = format!("the attempt was not done within {limit} s (REQUEST_TIMEOUT and a little grace)");
+                let limit = plan.call.time_limit.as_secs();
+                let message = format!("the attempt did not end by itself after its time limit of {limit} s");
                 let report = AttemptReport {
                     may_have_been_billed: true,
-                    at_risk: Some(self.agent.at_risk(assignment)),
+                    at_risk: Some(plan.at_risk),
                     ..failure_report(FailureCode::Timeout, message)
                 };
                 (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
@@ -286,14 +267,12 @@ impl<A: Analyst> Worker<A> {
         self.queue.settle(job, &settlement, report).await;
     }
 
-    /// What an attempt saw of the account and of Claude's load.
-    fn heed(&self, report: &AttemptReport, started: Instant) {
+    /// What an attempt saw of Claude's load.
+    fn heed(&self, report: &AttemptReport) {
         let was_answered = report.error.is_none() || report.http_status == Some(200);
         if was_answered && self.limits.mended() {
             info!("Claude answers again: the queue goes on");
         }
-        let AccountLimits { requests, input_tokens, output_tokens } = report.account;
-        self.limits.learn(requests, input_tokens, output_tokens, started);
         match &report.error {
             Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(),
             None => self.limits.answered(),
@@ -375,6 +354,26 @@ impl<A: Analyst> Worker<A> {
                 claude.request_id = request_id, error.code = %error.code, error.message = error.message,
                 "attempt failed"
             ),
+        }
+    }
+}
+
+/// Why the call can't be made within the daily budget, if so.
+fn unaffordable(plan: &Plan, permit: &mut limits::Permit) -> Option<(Settlement, AttemptReport)> {
+    let most = plan.at_risk;
+    let need = || Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars };
+    match permit.make_room(need) {
+        Room::Yes => None,
+        Room::NotNow => {
+            let message = "what is left of the daily budget may not be enough for this call".to_owned();
+            let report = failure_report(FailureCode::BudgetReached, message);
+            Some((Settlement::given_back(FailureCode::BudgetReached), report))
+        }
+        Room::NoPrice => {
+            let message = "no call was made: its model has no price, so it can't be held to DAILY_COST_BUDGET_USD; \
+                ask for another model, or have the operator set MODEL_PRICES";
+            let code = FailureCode::ModelUnpriced;
+            Some((Settlement::Terminal { code }, failure_report(code, message.to_owned())))
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         price::{Price, Prices},
     },
     clock::Clock,
-    config::{OnUnknownOutcome, Settings},
+    config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
     job::{JobRequest, callback::Callbacks},
     ledger::dollars,
     limits::budget::{Budget, Daily, Need},
@@ -36,8 +36,8 @@ const DEFAULT_WORKERS: usize = 8;
 /// Time to connect to the Claude API: a handshake takes less than a second, also across the world.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an answer may pause while it streams: Claude sends a ping every few seconds.
-const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer may be silent, before and while it streams: a model may think in silence.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// How long a running attempt goes on without a heartbeat. There is a heartbeat every third of it: so seldom that it costs
 /// nothing, and a slow disk may miss one.
@@ -109,14 +109,19 @@ pub(super) fn client(settings: &Settings, api_key: SecretString) -> ClientConfig
         base_url: settings.anthropic_base_url.clone(),
         api_key,
         connect_timeout: CONNECT_TIMEOUT,
-        // A call that may take no longer than a few seconds may not pause for as long.
-        idle_timeout: STREAM_IDLE_TIMEOUT.min(settings.request_timeout / 2),
-        request_timeout: settings.request_timeout,
+        // A call that may take only a few seconds may not be silent for as long.
+        idle_timeout: settings.request_timeout.map_or(STREAM_IDLE_TIMEOUT, |most| STREAM_IDLE_TIMEOUT.min(most / 2)),
     }
 }
 
 pub(super) fn agent(settings: &Settings) -> AgentConfig {
-    AgentConfig { model: settings.model().to_owned(), max_tokens: settings.max_tokens, effort: settings.effort }
+    AgentConfig {
+        model: settings.model().to_owned(),
+        max_tokens: settings.max_tokens,
+        effort: settings.effort,
+        interactive_timeout: INTERACTIVE_TIMEOUT,
+        request_timeout: settings.request_timeout,
+    }
 }
 
 /// Most calls to Claude at once.

@@ -8,7 +8,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::json;
 
 use super::{
-    StopReason,
+    Progress, StopReason,
     error::{CallError, MAX_RETRY_AFTER},
     stream::{self, Answer, MAX_ANSWER_BYTES, MAX_EVENT_BYTES},
 };
@@ -67,9 +67,13 @@ fn read(body: &[u8], piece: usize) -> (Answer, Result<(), CallError>, String) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let pieces: Vec<Result<Vec<u8>, reqwest::Error>> = body.chunks(piece).map(|piece| Ok(piece.to_vec())).collect();
     let (mut answer, told) = (Answer::default(), Mutex::new(String::new()));
-    let on_text = |text: &str| told.lock().unwrap().push_str(text);
+    let on_progress = |progress: Progress<'_>| {
+        if let Progress::Text(text) = progress {
+            told.lock().unwrap().push_str(text);
+        }
+    };
     let idle = Duration::from_secs(5);
-    let result = runtime.block_on(stream::read(futures_util::stream::iter(pieces), idle, &mut answer, &on_text));
+    let result = runtime.block_on(stream::read(futures_util::stream::iter(pieces), idle, &mut answer, &on_progress));
     (answer, result, told.into_inner().unwrap())
 }
 

@@ -43,7 +43,7 @@ use account::{Account, Exceeded};
 use check::Asked;
 use sse::{Message, Step};
 
-use super::wire::Usage;
+use super::{stream::tokens, wire::Usage};
 
 /// Calls kept in the record, the newest; a demo may run for long. The counters go on beyond it.
 pub const MAX_RECORDED_CALLS: usize = 1_000;
@@ -684,13 +684,6 @@ fn put(headers: &mut HeaderMap, name: &str, value: &str) {
     if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
         headers.insert(name, value);
     }
-}
-
-/// About how many tokens `text` is: four ASCII characters make one, any other character is one.
-fn tokens(text: &str) -> u64 {
-    let ascii = text.bytes().filter(u8::is_ascii).count();
-    let others = text.bytes().filter(|byte| *byte >= 0xc0).count();
-    (ascii.div_ceil(4) + others) as u64
 }
 
 #[cfg(test)]

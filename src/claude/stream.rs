@@ -12,8 +12,8 @@ use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 
 use super::error::{CallError, ErrorKind};
-use super::wire::{BlockDelta, BlockStart, ErrorObject, MessageDelta, MessageStart, Usage, WholeMessage};
-use super::{StopReason, cause};
+use super::wire::{BlockDelta, BlockStart, ErrorObject, MessageDelta, MessageStart, Piece, Usage, WholeMessage};
+use super::{OnProgress, Progress, StopReason, cause};
 
 /// Longest answer taken, in bytes of text. The 64,000 tokens a model can give come to some 256 KiB; only a runaway
 /// stream is four times that.
@@ -36,6 +36,8 @@ pub(super) struct Answer {
     pub(super) model: String,
     pub(super) usage: Option<Usage>,
     pub(super) stop: Option<StopReason>,
+    /// Tokens that the thinking seen so far comes to.
+    thinking_tokens: u64,
 }
 
 enum ReadError {
@@ -43,12 +45,12 @@ enum ReadError {
     Lost(reqwest::Error),
 }
 
-/// Reads `body` into `answer` until `message_stop`, giving each piece of text to `on_text` as it comes.
+/// Reads `body` into `answer` until `message_stop`, giving each piece of it to `on_progress` as it comes.
 pub(super) async fn read<B: AsRef<[u8]>>(
     body: impl Stream<Item = Result<B, reqwest::Error>>,
     idle: Duration,
     answer: &mut Answer,
-    on_text: &(dyn Fn(&str) + Send + Sync),
+    on_progress: OnProgress<'_>,
 ) -> Result<(), CallError> {
     // Bytes fed to the decoder since it last gave an event: what it may be holding.
     let held = AtomicUsize::new(0);
@@ -82,7 +84,7 @@ pub(super) async fn read<B: AsRef<[u8]>>(
             Some(Err(error)) => return Err(broken(&error)),
             Some(Ok(event)) => event,
         };
-        if answer.take(&event, on_text)? {
+        if answer.take(&event, on_progress)? {
             // The body's end, which is due now: a connection is used again only if it was read to there.
             let _ = tokio::time::timeout(DRAIN_TIMEOUT, events.next()).await;
             return Ok(());
@@ -92,15 +94,15 @@ pub(super) async fn read<B: AsRef<[u8]>>(
 
 impl Answer {
     /// Takes one event in; true when it was the last.
-    fn take(&mut self, event: &Event, on_text: &(dyn Fn(&str) + Send + Sync)) -> Result<bool, CallError> {
+    fn take(&mut self, event: &Event, on_progress: OnProgress<'_>) -> Result<bool, CallError> {
         match event.event.as_str() {
             "message_start" => {
                 let started = parse::<MessageStart>(event)?.message;
                 self.model = started.model;
                 self.usage.get_or_insert_default().update(&started.usage);
             }
-            "content_block_start" => self.append(parse::<BlockStart>(event)?.content_block.text(), on_text)?,
-            "content_block_delta" => self.append(parse::<BlockDelta>(event)?.delta.text(), on_text)?,
+            "content_block_start" => self.take_piece(&parse::<BlockStart>(event)?.content_block, on_progress)?,
+            "content_block_delta" => self.take_piece(&parse::<BlockDelta>(event)?.delta, on_progress)?,
             "message_delta" => {
                 let message = parse::<MessageDelta>(event)?;
                 self.usage.get_or_insert_default().update(&message.usage);
@@ -114,7 +116,7 @@ impl Answer {
     }
 
     /// Takes in a body that is no stream but a whole message.
-    pub(super) fn take_whole(&mut self, body: &[u8], on_text: &(dyn Fn(&str) + Send + Sync)) -> Result<(), CallError> {
+    pub(super) fn take_whole(&mut self, body: &[u8], on_progress: OnProgress<'_>) -> Result<(), CallError> {
         let message: WholeMessage = serde_json::from_slice(body).map_err(|error| match ErrorObject::parse(body) {
             Some(object) => CallError::of_event(&object),
             None => malformed(&format!("a message came that can't be read: {error}")),
@@ -122,21 +124,40 @@ impl Answer {
         self.model = message.model;
         self.usage.get_or_insert_default().update(&message.usage);
         for block in &message.content {
-            self.append(block.text(), on_text)?;
+            self.take_piece(block, on_progress)?;
         }
         self.stop = message.ending.into_stop_reason();
         Ok(())
     }
 
-    fn append(&mut self, text: Option<&str>, on_text: &(dyn Fn(&str) + Send + Sync)) -> Result<(), CallError> {
-        let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(()) };
+    fn take_piece(&mut self, piece: &Piece, on_progress: OnProgress<'_>) -> Result<(), CallError> {
+        if let Some(thinking) = piece.thinking().filter(|thinking| !thinking.is_empty()) {
+            self.thinking_tokens += tokens(thinking);
+            on_progress(Progress::Thinking(thinking));
+        }
+        let Some(text) = piece.text().filter(|text| !text.is_empty()) else { return Ok(()) };
         if self.text.len() + text.len() > MAX_ANSWER_BYTES {
             return Err(malformed(&format!("an answer of more than {MAX_ANSWER_BYTES} bytes")));
         }
         self.text.push_str(text);
-        on_text(text);
+        on_progress(Progress::Text(text));
         Ok(())
     }
+
+    /// The tokens of an answer that broke off. The API counts its output only at the end, so it is estimated from what
+    /// came, thinking included.
+    pub(super) fn usage_of_a_part(&self) -> Option<Usage> {
+        let seen = tokens(&self.text) + self.thinking_tokens;
+        let known = self.usage.or_else(|| (seen > 0).then(Usage::default))?;
+        Some(Usage { output_tokens: known.output_tokens.max(seen), ..known })
+    }
+}
+
+/// About how many tokens `text` is: four ASCII characters are one, any other character is one.
+pub(super) fn tokens(text: &str) -> u64 {
+    let ascii = text.bytes().filter(u8::is_ascii).count();
+    let others = text.bytes().filter(|byte| *byte >= 0xc0).count();
+    (ascii.div_ceil(4) + others) as u64
 }
 
 /// The error for no sign of life within `idle`.

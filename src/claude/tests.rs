@@ -16,7 +16,6 @@ fn config(base_url: String) -> ClientConfig {
         api_key: KEY.into(),
         connect_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(5),
-        request_timeout: Duration::from_secs(20),
     }
 }
 
@@ -28,7 +27,9 @@ fn question(text: &str) -> MessageRequest {
         prompt: format!("<question>{text}</question>"),
         again: None,
         effort: Some("low"),
+        thinking: Some("between_tools"),
         schema: Some(schema()),
+        time_limit: Duration::from_secs(20),
     }
 }
 
@@ -58,8 +59,14 @@ async fn failure(fault: impl Into<Fault>) -> CallError {
 async fn an_answer_arrives_whole_with_its_usage_and_request_id() {
     let (simulator, claude) = pair([]).await;
     let heard = Mutex::new(String::new());
-    let reply =
-        claude.send(&question("Open an office in Oslo?"), &|text| heard.lock().unwrap().push_str(text)).await.unwrap();
+    let reply = claude
+        .send(&question("Open an office in Oslo?"), &|progress| {
+            if let Progress::Text(text) = progress {
+                heard.lock().unwrap().push_str(text);
+            }
+        })
+        .await
+        .unwrap();
     let call = simulator.calls().remove(0);
     assert_eq!(reply.stop, StopReason::EndTurn);
     assert_eq!(reply.text, *call.answer.unwrap());
@@ -88,7 +95,8 @@ async fn the_request_is_what_the_api_asks_for() {
     assert!(format["schema"]["properties"].is_object());
     assert!(format["schema"].get("$schema").is_none());
     let fields: Vec<_> = body.as_object().unwrap().keys().cloned().collect();
-    assert_eq!(fields, ["max_tokens", "messages", "model", "output_config", "stream", "system"]);
+    assert_eq!(fields, ["max_tokens", "messages", "model", "output_config", "stream", "system", "thinking"]);
+    assert_eq!(body["thinking"], json!({"type": "between_tools"}));
 }
 
 #[tokio::test]
@@ -277,12 +285,13 @@ async fn no_answer_at_all_is_silence_too() {
 
 #[tokio::test]
 async fn a_call_that_takes_too_long_in_all_fails_though_it_is_not_silent() {
-    let (simulator, _) = pair([Fault::Takes(Duration::from_secs(60))]).await;
-    let request_timeout = Duration::from_secs(1);
-    let claude = Claude::new(ClientConfig { request_timeout, ..config(simulator.base_url()) }).unwrap();
-    let error = ask(&claude).await.unwrap_err();
+    let (_simulator, claude) = pair([Fault::Takes(Duration::from_secs(10))]).await;
+    let call = MessageRequest { time_limit: Duration::from_secs(1), ..question("Open an office in Oslo?") };
+    let error = claude.send(&call, &|_| {}).await.unwrap_err();
     assert_eq!((error.kind, error.class(), error.status), (ErrorKind::TotalTimeout, ErrorClass::Retry, Some(200)));
-    assert!(error.may_have_been_billed() && error.usage.is_some());
+    assert!(error.may_have_been_billed());
+    let output = error.usage.unwrap().output_tokens;
+    assert_eq!(output, stream::tokens(&error.text.unwrap()).max(1), "estimated from what came");
 }
 
 #[tokio::test]

@@ -57,7 +57,14 @@ pub(super) struct Body<'a> {
     system: Option<[SystemBlock<'a>; 1]>,
     messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<Thinking>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     output_config: Option<OutputConfig<'a>>,
+}
+
+#[derive(Serialize)]
+struct Thinking {
+    r#type: &'static str,
 }
 
 #[derive(Serialize)]
@@ -107,6 +114,7 @@ impl<'a> Body<'a> {
                 }]
             }),
             messages: messages(request),
+            thinking: request.thinking.map(|r#type| Thinking { r#type }),
             output_config: (request.effort.is_some() || request.schema.is_some()).then(|| OutputConfig {
                 effort: request.effort,
                 format: request.schema.as_deref().map(|schema| Format { r#type: "json_schema", schema }),
@@ -166,15 +174,21 @@ pub(super) struct BlockDelta {
     pub(super) delta: Piece,
 }
 
-/// A piece of a content block; of thinking, tools and whatever else comes, only the type is read.
+/// A piece of a content block; of tools and whatever else comes, only the type is read.
 #[derive(Deserialize)]
 pub(super) struct Piece {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
+    thinking: Option<String>,
 }
 
 impl Piece {
+    /// The model's thinking in it, if it is of a thinking block. The API may leave it blank.
+    pub(super) fn thinking(&self) -> Option<&str> {
+        matches!(self.kind.as_str(), "thinking" | "thinking_delta").then(|| self.thinking.as_deref()).flatten()
+    }
+
     /// The answer's text in it, if it is of a text block.
     pub(super) fn text(&self) -> Option<&str> {
         matches!(self.kind.as_str(), "text" | "text_delta").then(|| self.text.as_deref()).flatten()

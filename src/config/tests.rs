@@ -61,7 +61,7 @@ fn without_any_setting_the_defaults_hold_and_there_is_no_secret() {
     let settings = parse(&[]).unwrap();
     assert_eq!(settings.host.to_string(), "0.0.0.0");
     assert_eq!((settings.port, settings.max_query_length, settings.max_retries), (8000, 10_000, 3));
-    assert_eq!(settings.request_timeout, Duration::from_secs(60));
+    assert_eq!((settings.request_timeout, INTERACTIVE_TIMEOUT), (None, Duration::from_secs(60)));
     assert_eq!(settings.model_name, ["claude-sonnet-5-5"]);
     assert!(!settings.requires_api_key(), "the service is open");
     assert_eq!(settings.retention, Retention { age: Duration::from_hours(720), jobs: 100_000 });
@@ -219,9 +219,10 @@ fn a_log_level_is_a_word_or_a_filter() {
 
 #[test]
 fn effort_is_low_where_a_client_waits_unless_a_level_is_set() {
-    assert_eq!([true, false].map(|is_waited_for| Effort::Auto.word(is_waited_for)), [Some("low"), Some("high")]);
-    assert_eq!([true, false].map(|is_waited_for| Effort::Max.word(is_waited_for)), [Some("max"), Some("max")]);
-    assert_eq!(Effort::None.word(true), None);
+    let words = |effort: Effort| [true, false].map(|is_waited_for| effort.resolved(is_waited_for).word());
+    assert_eq!(words(Effort::Auto), [Some("low"), Some("high")]);
+    assert_eq!(words(Effort::Max), [Some("max"), Some("max")]);
+    assert_eq!(words(Effort::None), [None, None]);
 }
 
 #[test]

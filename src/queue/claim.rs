@@ -121,7 +121,7 @@ impl Queue {
         let attempts = self.0.store.get(job.id).await.ok()??.attempts;
         attempts.into_iter().rev().find(|attempt| {
             let code = attempt.report.error.as_ref().map(|error| error.code);
-            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated))
+            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit))
         })
     }
 

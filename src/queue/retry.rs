@@ -79,7 +79,9 @@ fn class_of(code: FailureCode, may_have_been_billed: bool) -> FailureClass {
     match code {
         FailureCode::ConnectFailed => FailureClass::Connect,
         FailureCode::Overloaded if !may_have_been_billed => FailureClass::Overload,
-        FailureCode::InvalidOutput | FailureCode::AnswerTruncated => FailureClass::InvalidOutput,
+        FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit => {
+            FailureClass::InvalidOutput
+        }
         FailureCode::DeadlineExceeded
         | FailureCode::OutcomeUnknown
         | FailureCode::Refused
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_no_use_is_asked_for_again_at_once_if_the_deadline_allows() {
-        for code in [FailureCode::InvalidOutput, FailureCode::AnswerTruncated] {
+        for code in [FailureCode::InvalidOutput, FailureCode::AnswerTruncated, FailureCode::TimeLimit] {
             let with_deadline = |deadline| {
                 let mut job = job(Failures::default());
                 job.deadline_at = Some(deadline);

@@ -7,9 +7,10 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::*;
 use crate::{
+    claude::MessageRequest,
     clock::Clock,
     config::values::RateCaps,
-    job::{AttemptOutcome, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing},
+    job::{AtRisk, AttemptOutcome, Depth, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing},
     queue::{Policy, Submission},
     store::{
         JobStore,
@@ -34,16 +35,29 @@ struct Scripted {
 }
 
 impl Analyst for Scripted {
-    async fn attempt(&self, assignment: Assignment<'_>, _: &(dyn Fn(&str) + Send + Sync)) -> (Verdict, AttemptReport) {
-        (self.script)(&assignment.request.query).await
+    fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
+        let call = MessageRequest {
+            model: "scripted".to_owned(),
+            prompt: assignment.request.query.clone(),
+            time_limit: PATIENCE,
+            ..MessageRequest::default()
+        };
+        Ok(Plan {
+            call,
+            depth: Depth::Full,
+            is_waited_for: false,
+            is_reduced: false,
+            names_model: false,
+            prompt_version: String::new(),
+            prompt_sha256: String::new(),
+            asked_again_after: None,
+            input_bytes: 1,
+            at_risk: AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None },
+        })
     }
 
-    fn at_risk(&self, _: Assignment<'_>) -> AtRisk {
-        AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None }
-    }
-
-    fn input_size(&self, _: Assignment<'_>) -> InputSize {
-        InputSize { model: "scripted".to_owned(), bytes: 1 }
+    async fn attempt(&self, plan: &Plan, _: &(dyn Fn(News<'_>) + Send + Sync)) -> (Verdict, AttemptReport) {
+        (self.script)(&plan.call.prompt).await
     }
 }
 
@@ -84,7 +98,6 @@ impl Shop {
             queue: queue.clone(),
             limits: limits.clone(),
             agent: Scripted { script: Arc::new(script) },
-            attempt_timeout: PATIENCE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };

@@ -63,6 +63,8 @@ fn request() -> MessageRequest {
         again: None,
         effort: Some("low"),
         schema: Some(analysis::schema_text()),
+        time_limit: Duration::from_secs(60),
+        thinking: None,
     }
 }
 
@@ -74,7 +76,6 @@ async fn latency() -> bool {
         api_key: "bench".into(),
         connect_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(30),
-        request_timeout: Duration::from_secs(60),
     })
     .unwrap();
     ours.send(&request(), &|_| {}).await.unwrap();

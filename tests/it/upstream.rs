@@ -257,7 +257,7 @@ mod streams {
         closed_before_the_answer: Fault::CloseBeforeAnswer => failed "connection_lost" 2 AtRisk;
         silent: Fault::StallAfter(5), IDLE => failed "timeout" 2 Input;
         silent_from_the_start: Fault::Hold, IDLE => failed "timeout" 2 AtRisk;
-        too_slow_in_all: Fault::Takes(Duration::from_secs(60)), TOTAL => failed "timeout" 2 Input;
+        too_slow_in_all: Fault::Takes(Duration::from_secs(60)), TOTAL => failed "time_limit" 2 Input;
         not_json: Fault::Malformed => failed "malformed_response" 2 Input;
         no_stream_and_no_json: ErrorAnswer::status(200).html("<html>Log in</html>") => failed "malformed_response" 2 AtRisk;
         a_whole_message_instead: Fault::Unstreamed => succeeded "" 1 All;
@@ -319,6 +319,25 @@ async fn an_answer_that_was_cut_is_asked_for_once_more_and_shorter() {
     assert_eq!(messages.len(), 1);
     let question = messages[0]["content"].as_str().unwrap();
     assert!(question.contains("Should we open a second plant?") && question.contains("much shorter"), "{question}");
+}
+
+#[tokio::test]
+async fn a_call_that_its_time_limit_cut_is_made_once_more_with_less_effort_and_then_fails_with_advice() {
+    let slow = Fault::Takes(Duration::from_secs(10));
+    let settings = [("REQUEST_TIMEOUT", "1"), ("MAX_RETRIES", "5")];
+    let (service, claude, _setup) = service([slow.clone(), slow], &settings).await;
+    let job = outcome(&service).await;
+    assert_eq!(history(&job), [("failed", "time_limit"); 2], "{job:#}");
+    let [first, second] = [0, 1].map(|call: usize| claude.calls()[call].json());
+    assert_eq!((&first["output_config"]["effort"], &first["thinking"]), (&json!("high"), &Value::Null));
+    let reduced = (&second["output_config"]["effort"], &second["thinking"]["type"]);
+    assert_eq!(reduced, (&json!("low"), &json!("between_tools")));
+    for attempt in job["attempts"].as_array().unwrap() {
+        let text = attempt["raw_answer"].as_str().unwrap_or_else(|| panic!("the text that came is shown: {attempt:#}"));
+        assert!(attempt["usage"]["output_tokens"].as_u64().unwrap() >= text.len() as u64 / 8, "{attempt:#}");
+    }
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.contains("after 1 s") && message.contains("raise REQUEST_TIMEOUT"), "{message}");
 }
 
 #[tokio::test]
@@ -406,12 +425,12 @@ async fn a_kept_answer_that_can_be_read_after_all_makes_a_failed_job_a_success_f
 }
 
 #[tokio::test]
-async fn what_still_cannot_be_read_stays_as_it_is_and_says_why() {
+async fn a_reparse_that_fails_changes_nothing_and_says_why() {
     let unreadable = Fault::Answer("no json".to_owned());
     let (service, claude, _setup) =
         service([unreadable, status(400), Fault::Refusal, Fault::Hold], &[("MAX_RETRIES", "0")]).await;
     for (http_status, code, said) in
-        [(422, "answer_unreadable", "no JSON object"), (409, "conflict", "no answer was kept"), (409, "conflict", "")]
+        [(422, "answer_unreadable", "no JSON object"), (409, "conflict", "no stored answer"), (409, "conflict", "")]
     {
         let job = outcome(&service).await;
         let id = job["id"].as_str().unwrap();
@@ -452,7 +471,7 @@ async fn rubbish_fails_the_job_and_is_shown_as_it_came() {
         service([Fault::Answer("no json".to_owned()), Fault::Answer("{}".to_owned())], &[]).await;
     let job = outcome(&service).await;
     assert_eq!((job["status"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("invalid_output")));
-    let said = "Claude's answer could not be read as a memo: the answer holds no JSON object; retry the job";
+    let said = "Claude's answer could not be parsed as a memo: the answer holds no JSON object; retry the job";
     assert_eq!(job["error"]["message"], said);
     assert_eq!(job["attempts"][0]["error"]["message"], "the answer holds no JSON object", "no word to the model in it");
     assert_eq!(

@@ -92,8 +92,8 @@ pub enum OpenError {
     },
     /// A newer program wrote it.
     #[error(
-        "the job store {} has the format {found}, which is newer than this program's {FORMAT_VERSION}: start the newer \
-         ceoagent again, or restore the folder from a backup of before",
+        "the job store {} has format {found}, which is newer than the format {FORMAT_VERSION} of this program: start the \
+         newer ceoagent again, or restore an older backup of the folder",
         path.display()
     )]
     Newer {

@@ -655,7 +655,12 @@ fn a_store_of_a_newer_format_is_refused_and_says_what_to_do() {
     let error = Disk::open(folder.path(), 16 << 20).unwrap_err();
     assert!(matches!(error, OpenError::Newer { found: 2, .. }), "{error}");
     let said = error.to_string();
-    for words in [&*folder.path().display().to_string(), "format 2", "newer than this program's 1", "start the newer"] {
+    for words in [
+        &*folder.path().display().to_string(),
+        "format 2",
+        "newer than the format 1 of this program",
+        "start the newer",
+    ] {
         assert!(said.contains(words), "{words:?} is not in {said:?}");
     }
 }
