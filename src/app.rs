@@ -204,6 +204,7 @@ impl App {
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
         }
+        while queue.end_overdue().await.map_err(StartError::Recovery)? > 0 {}
 
         // Nothing can fail any more: what runs from here on would outlive a start that does.
         announce_access(auth.is_open(), address, tuning.is_simulated);
@@ -226,6 +227,7 @@ impl App {
         let api = Api {
             queue: queue.clone(),
             limits,
+            models: agent.known_models().clone(),
             prompts: prompts.clone(),
             metrics,
             auth,

@@ -52,6 +52,7 @@ use self::{
     view::JobView,
 };
 use crate::{
+    agent::models::Models,
     auth::Auth,
     clock::Timestamp,
     job::{Job, JobRecord, callback::Callbacks},
@@ -72,6 +73,8 @@ pub struct Api {
     /// The prompt versions that a request may name.
     pub prompts: Prompts,
     pub metrics: Metrics,
+    /// What is known of each model.
+    pub models: Models,
     pub auth: Arc<Auth>,
     /// The rate limit of submissions per caller.
     pub fair: Fair,
@@ -111,10 +114,10 @@ impl Api {
 
     /// Everything that stops the whole queue.
     fn holds(&self) -> impl Iterator<Item = Hold> {
-        let gate = self.limits.gate().map(|closed| Hold {
-            waiting_for: WaitingFor::Gate,
-            opens_in: (!closed.is_held).then(|| closed.until.saturating_duration_since(Instant::now())),
-        });
+        let gate = self
+            .limits
+            .gate()
+            .map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
         let budget = self
             .limits
             .budget()

@@ -21,6 +21,7 @@ pub mod archive;
 mod attempt;
 pub mod callback;
 pub mod delivery;
+pub mod disposition;
 mod filter;
 mod record;
 
@@ -189,6 +190,8 @@ pub enum JobEvent {
         attempt: u32,
         /// Not before.
         run_at: Timestamp,
+        /// All jobs that are queued by then go first.
+        is_demoted: bool,
         /// What it saw.
         report: Arc<AttemptReport>,
     },
@@ -324,7 +327,7 @@ impl Job {
                     return Err(self.illegal("claimed before its run_at"));
                 }
                 job.state = JobState::Running { lease_until: *lease_until };
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.started_at = Some(now);
             }
             JobEvent::Extend { attempt, lease_until } => {
@@ -340,10 +343,13 @@ impl Job {
                 job.state = JobState::Queued { run_at: *run_at };
                 job.failures.add(*class);
             }
-            JobEvent::Release { attempt, run_at, .. } => {
+            JobEvent::Release { attempt, run_at, is_demoted, .. } => {
                 self.check_fence(*attempt)?;
                 job.state = JobState::Queued { run_at: *run_at };
-                job.releases += 1;
+                job.releases = self.releases.saturating_add(1);
+                if *is_demoted {
+                    job.failures.demote();
+                }
             }
             JobEvent::Fail { attempt, code, .. } => {
                 self.check_fence(*attempt)?;
@@ -377,7 +383,7 @@ impl Job {
             }
             JobEvent::FindUnreadable { .. } => {
                 let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed as unreadable")) };
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.finish(JobState::Failed { code: FailureCode::Internal }, now);
             }
             JobEvent::Reparse { attempt, .. } => {
@@ -385,7 +391,7 @@ impl Job {
                 if self.attempt != *attempt {
                     return Err(self.illegal("reparsed, because it was retried in the meantime"));
                 }
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.finish(JobState::Succeeded, now);
             }
             JobEvent::Share { .. } => {
@@ -395,7 +401,7 @@ impl Job {
                 if self.due_at > now.max(self.created_at) {
                     return Err(self.illegal("given a shared answer before its run_at"));
                 }
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.question = None;
                 job.finish(JobState::Succeeded, now);
             }
@@ -425,7 +431,7 @@ impl Job {
             _ => None,
         };
         if let Some((outcome, report)) = without_a_call {
-            let (number, report) = (self.attempt + 1, Arc::clone(report));
+            let (number, report) = (self.attempt.saturating_add(1), Arc::clone(report));
             return Some(Attempt { number, started_at: now, finished_at: now, outcome, report });
         }
         let JobState::Running { .. } = self.state else { return None };
@@ -460,13 +466,23 @@ impl Job {
     }
 
     /// The job's place among those that are ready: its age, moved by its priority. Earlier goes first; first in, first
-    /// out among equals.
+    /// out among equals. A job that may be the only one to fail goes behind all that were queued before its next attempt is
+    /// due: it must not be the first to be tried each time.
     pub fn effective_at(&self) -> Timestamp {
+        let since = match self.state {
+            JobState::Queued { run_at } if self.is_set_aside() => run_at.max(self.created_at),
+            _ => self.created_at,
+        };
         match self.priority {
-            Priority::High => self.created_at.minus(PRIORITY_OFFSET),
-            Priority::Normal => self.created_at,
-            Priority::Low => self.created_at.plus(PRIORITY_OFFSET),
+            Priority::High => since.minus(PRIORITY_OFFSET),
+            Priority::Normal => since,
+            Priority::Low => since.plus(PRIORITY_OFFSET),
         }
+    }
+
+    /// Whether it failed in a way that may be its own alone.
+    fn is_set_aside(&self) -> bool {
+        self.failures.demotions() > 0 || self.failures.count(FailureClass::Suspect) > 0
     }
 
     /// The name of the state as clients see it at `now`.
@@ -494,6 +510,11 @@ impl Job {
     fn finish(&mut self, state: JobState, now: Timestamp) {
         self.state = state;
         self.finished_at = Some(now);
+    }
+
+    /// The number of the next attempt. It is a fence, so none is given twice.
+    fn next_attempt(&self) -> Result<u32, TransitionError> {
+        self.attempt.checked_add(1).ok_or(self.illegal("attempted once more"))
     }
 
     fn check_fence(&self, attempt: u32) -> Result<(), TransitionError> {

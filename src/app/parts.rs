@@ -107,7 +107,9 @@ pub(super) fn store(settings: &Settings) -> SledConfig {
 pub(super) fn client(settings: &Settings, api_key: SecretString) -> ClientConfig {
     ClientConfig {
         base_url: settings.anthropic_base_url.clone(),
-        api_key,
+        api_key: Some(api_key),
+        auth_token: None,
+        custom_headers: None,
         connect_timeout: CONNECT_TIMEOUT,
         // A call that may take only a few seconds may not be silent for as long.
         idle_timeout: settings.request_timeout.map_or(STREAM_IDLE_TIMEOUT, |most| STREAM_IDLE_TIMEOUT.min(most / 2)),

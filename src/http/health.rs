@@ -43,7 +43,8 @@ struct Reason {
     /// The part of the service: `queue`, `claude` or `budget`.
     field: &'static str,
     /// Stable code, for programs. `queue`: `paused`. `claude`: `authentication_failed`, `billing_failed`,
-    /// `permission_denied`, `model_not_found`, `rate_limited`. `budget`: `budget_reached`.
+    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `rate_limited`. `budget`:
+    /// `budget_reached`.
     code: &'static str,
     /// The reason, for people.
     message: String,
@@ -88,8 +89,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         return Problem::listing(NOT_READY, down).into_response();
     }
     let gate = api.limits.gate().map(|closed| {
-        let opens_in = closed.until.saturating_duration_since(Instant::now());
-        let until = (!closed.is_held).then(|| api.queue.now().plus(opens_in));
+        let until = closed.opens_in(Instant::now()).map(|opens_in| api.queue.now().plus(opens_in));
         Reason { field: "claude", code: closed.reason, message: closed.detail, until }
     });
     let budget = api.limits.budget().filter(|budget| budget.is_reached).map(|budget| Reason {
@@ -180,13 +180,15 @@ fn spending(api: &Api) {
     let used = budget.iter().flat_map(Status::lines).map(|line| line.used()).fold(0.0, f64::max);
     metrics.budget_used.set(used);
     metrics.budget_warning.set(i64::from(budget.is_some_and(|budget| budget.is_nearly_used())));
-    let held = api.limits.gate().filter(|closed| closed.is_held).map(|closed| closed.reason);
+    let held = api.limits.gate().filter(|closed| closed.opens_at.is_none()).map(|closed| closed.reason);
     let reached: &str = FailureCode::BudgetReached.into();
     for code in [
         FailureCode::AuthenticationFailed,
         FailureCode::BillingFailed,
         FailureCode::PermissionDenied,
         FailureCode::ModelNotFound,
+        FailureCode::ProxyRefused,
+        FailureCode::InvalidRequest,
         FailureCode::BudgetReached,
     ] {
         let name: &'static str = code.into();

@@ -19,6 +19,7 @@ use super::{
     problem::{FieldError, Problem},
 };
 use crate::{
+    agent::models::Known,
     clock::Timestamp,
     job::{JobFilter, JobStatus, Listing, Order, StatusCounts},
     metrics::kind,
@@ -54,6 +55,8 @@ pub(super) struct Stats {
     /// Jobs since the process started.
     since_start: SinceStart,
     limits: LimitsView,
+    /// Each model, with the parameters that it refused.
+    models: Vec<Known>,
     /// Why no jobs are accepted; empty while they are accepted.
     troubles: Vec<FieldError>,
 }
@@ -112,6 +115,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
             cancelled: ended("cancelled"),
         },
         limits: limits::view(&api),
+        models: api.models.known(),
         troubles: super::health::troubles(&api),
     })
     .into_response()

@@ -197,6 +197,8 @@ fn kind_of(code: FailureCode) -> Kind {
         | FailureCode::StreamCut
         | FailureCode::StreamError
         | FailureCode::ContextWindowExceeded
+        | FailureCode::ProxyRefused
+        | FailureCode::Poisoned
         | FailureCode::PromptVersionUnknown => StatusCode::BAD_GATEWAY,
     };
     Kind(status, code.into(), "The analysis failed")

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
+    agent::models::Models,
     clock::{Clock, Timestamp},
     config::values::RateCaps,
     job::{
@@ -166,6 +167,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
         fair: Fair::new(None),
         cors_origins: Vec::new(),
+        models: Models::new("m".to_owned(), Vec::new()),
         queue,
         limits: Limits::new(RateCaps { requests: least, input_tokens: least, output_tokens: least }, 1, None),
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap(),

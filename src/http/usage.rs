@@ -42,7 +42,7 @@ pub(super) struct UsageView {
 struct BudgetView {
     /// Budget of tokens of all kinds; null without tokens in DAILY_BUDGET.
     tokens: Option<TokenBudget>,
-    /// Budget in US dollars; null without DAILY_COST_BUDGET_USD.
+    /// Budget in US dollars; null without US dollars in DAILY_BUDGET.
     cost_usd: Option<CostBudget>,
     /// The rest is too small for a call. No job runs until `resets_at`.
     is_reached: bool,

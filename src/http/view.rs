@@ -97,6 +97,12 @@ pub(super) struct JobView<'a> {
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
+    /// The model that answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered_by: Option<&'a str>,
+    /// The models that declined to answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused_by: Vec<&'a str>,
     /// The memo comes from this job, which had the same question and was running. This job made no call and cost nothing.
     #[schema(value_type = Option<String>, format = Uuid)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -165,6 +171,9 @@ pub(super) struct AttemptView<'a> {
     /// The most that the call can have cost, estimated before the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
+    /// Errors in the answer's JSON that were repaired to parse it, such as `trailing_comma` or `whole_number`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<&'a [String]>,
     /// Claude's answer, if it could not be parsed as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
@@ -272,6 +281,12 @@ impl<'a> JobView<'a> {
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
             result: record.result(),
+            answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
+            refused_by: attempts
+                .iter()
+                .filter(|attempt| attempt.report.error.as_ref().is_some_and(|error| error.code == FailureCode::Refused))
+                .filter_map(|attempt| attempt.report.model.as_deref())
+                .collect(),
             shared_with: record.answer().and_then(|attempt| attempt.report.shared_with),
             cached: record.answer().and_then(|attempt| attempt.report.cached),
             queue: None,
@@ -368,6 +383,7 @@ impl<'a> AttemptView<'a> {
             cost_usd: report.nanodollars.map(dollars),
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
+            repaired: Some(report.repaired.as_slice()).filter(|repaired| !repaired.is_empty()),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }

@@ -13,6 +13,12 @@ use crate::clock::Timestamp;
 /// The version of the format. What is only added to it needs no new one: readers ignore what they don't know.
 pub const FORMAT: u32 = 1;
 
+/// Most attempts of an imported job. One a minute for two years; a higher number is damage, not history.
+pub const MAX_ATTEMPTS: u32 = 1_000_000;
+
+/// No time of an imported job is later, the end of the year 2199: what computes with times must not overflow.
+const LAST_TIME: Timestamp = Timestamp::from_millis(7_258_118_399_999);
+
 /// Why a line is no job.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -106,6 +112,7 @@ pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
     let life: Life = serde_json::from_str(line)?;
     let Bodies { request, attempts } = serde_json::from_str(line)?;
     let job = Job::try_from(life)?;
+    check_bounds(&job, &attempts)?;
     if attempts.iter().any(|attempt| attempt.number == 0 || attempt.number > job.closed_attempts()) {
         return Err(ArchiveError::Inconsistent("the number of an attempt is higher than its state allows"));
     }
@@ -113,6 +120,26 @@ pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
         return Err(ArchiveError::Inconsistent("the query is empty"));
     }
     Ok(JobRecord { job, request: Arc::new(request), attempts, delivery: None })
+}
+
+/// What no job of this program can have.
+fn check_bounds(job: &Job, attempts: &[Arc<Attempt>]) -> Result<(), ArchiveError> {
+    if job.attempt > MAX_ATTEMPTS || job.releases > MAX_ATTEMPTS {
+        return Err(ArchiveError::Inconsistent("it counts more than 1000000 attempts"));
+    }
+    let own = [Some(job.created_at), Some(job.due_at), job.deadline_at, job.started_at, job.finished_at];
+    let state = match job.state {
+        JobState::Queued { run_at } => Some(run_at),
+        JobState::Running { lease_until } => Some(lease_until),
+        JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
+    };
+    let key = job.idempotency.as_ref().map(|key| key.expires_at);
+    let attempts = attempts.iter().flat_map(|attempt| [attempt.started_at, attempt.finished_at]);
+    let mut times = own.into_iter().chain([state, key]).flatten().chain(attempts);
+    if times.any(|time| time.as_millis() < 0 || time > LAST_TIME) {
+        return Err(ArchiveError::Inconsistent("one of its times is before 1970 or after 2199"));
+    }
+    Ok(())
 }
 
 /// A number as a text.
@@ -320,6 +347,9 @@ mod tests {
             (line.replace("{\"number\":1", "{\"number\":9"), "higher than its state allows"),
             (line.replace("Buy or build?", ""), "query is empty"),
             (line[..90].to_owned(), "not an exported job"),
+            (line.replace("\"attempt\":1,", "\"attempt\":4294967295,"), "more than 1000000 attempts"),
+            (line.replace("\"created_at\":\"2027", "\"created_at\":\"9999"), "after 2199"),
+            (line.replace("\"due_at\":\"2027", "\"due_at\":\"1969"), "before 1970"),
             ("{}".to_owned(), "missing field"),
         ];
         for (line, words) in cases {

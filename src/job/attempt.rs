@@ -95,6 +95,9 @@ pub struct AttemptReport {
     /// The memo, as JSON; only where the attempt brought it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
+    /// Slips of the answer that were mended to read it, such as `trailing_comma`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repaired: Vec<String>,
     /// The text of the answer as it came, so that a better parser can read it again for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_answer: Option<String>,
@@ -118,6 +121,7 @@ impl AttemptReport {
             prompt_version: self.prompt_version.clone(),
             prompt_sha256: self.prompt_sha256.clone(),
             result: self.result.clone(),
+            repaired: self.repaired.clone(),
             ..AttemptReport::default()
         }
     }
@@ -225,6 +229,10 @@ pub enum FailureCode {
     BudgetReached,
     /// The model has no known price, which a daily cost budget needs.
     ModelUnpriced,
+    /// The proxy requires a user name and password.
+    ProxyRefused,
+    /// Claude rejected this question again and again while it answered others.
+    Poisoned,
     /// The call reached its time limit. The received text is stored.
     TimeLimit,
 }
@@ -260,17 +268,25 @@ pub enum FailureClass {
     Overload,
     /// The answer was cut or could not be read, and was billed.
     InvalidOutput,
+    /// The call was turned away in a way that may be this question's alone.
+    Suspect,
+    /// The model declined, and another is asked.
+    Refused,
     /// Any other that another attempt may not meet.
     Other,
 }
 
 /// How often a job failed, by class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Failures {
     connect: u16,
     overload: u16,
     invalid_output: u16,
+    suspect: u16,
+    refused: u16,
     other: u16,
+    demoted: u16,
 }
 
 impl Failures {
@@ -287,6 +303,16 @@ impl Failures {
         *count = count.saturating_add(1);
     }
 
+    /// The job was released and let others go first.
+    pub fn demote(&mut self) {
+        self.demoted = self.demoted.saturating_add(1);
+    }
+
+    /// How often the job let others go first.
+    pub fn demotions(self) -> u32 {
+        u32::from(self.demoted)
+    }
+
     /// How many there were of a class.
     pub fn count(mut self, class: FailureClass) -> u32 {
         u32::from(*self.place(class))
@@ -297,6 +323,8 @@ impl Failures {
             FailureClass::Connect => &mut self.connect,
             FailureClass::Overload => &mut self.overload,
             FailureClass::InvalidOutput => &mut self.invalid_output,
+            FailureClass::Suspect => &mut self.suspect,
+            FailureClass::Refused => &mut self.refused,
             FailureClass::Other => &mut self.other,
         }
     }

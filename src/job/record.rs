@@ -151,6 +151,10 @@ impl JobRecord {
                 format!("Claude's answer could not be parsed as a memo: {wrong}; retry the job")
             }
             (_, Some(message)) => message.to_owned(),
+            (FailureCode::Poisoned, None) => {
+                let last = last.map_or("", |error| error.message.as_str());
+                format!("this question was turned away again and again while others were answered: {last}")
+            }
             (FailureCode::DeadlineExceeded, None) => "the job's deadline passed before it could run".to_owned(),
             (other, None) => format!("the job failed: {other}"),
         };

@@ -8,7 +8,8 @@ use super::{Queue, QueueError};
 use crate::job::{AttemptReport, FailureCode, JobEvent, JobId, JobRecord, JobState};
 
 impl Queue {
-    /// Parses the stored answers of a failed job with `read`, newest first. With the first that can be parsed the job
+    /// Parses the stored answers of a failed job with `read`, which also returns what it
+    /// repaired, newest first. With the first that can be parsed the job
     /// succeeds. Makes no call and costs nothing. A succeeded job does not change.
     ///
     /// # Errors
@@ -17,7 +18,7 @@ impl Queue {
     pub async fn reparse(
         &self,
         id: JobId,
-        read: impl Fn(&str) -> Result<Box<RawValue>, String>,
+        read: impl Fn(&str) -> Result<(Box<RawValue>, Vec<&'static str>), String>,
     ) -> Result<JobRecord, QueueError> {
         let record = self.get(id).await?;
         match record.job.state {
@@ -38,13 +39,14 @@ impl Queue {
                 continue;
             };
             match read(answer) {
-                Ok(result) => {
+                Ok((result, repaired)) => {
                     let report = AttemptReport {
                         model: report.model.clone(),
                         prompt_version: report.prompt_version.clone(),
                         prompt_sha256: report.prompt_sha256.clone(),
                         reparsed_from: Some(attempt.number),
                         result: Some(result),
+                        repaired: repaired.into_iter().map(str::to_owned).collect(),
                         ..AttemptReport::default()
                     };
                     let event = JobEvent::Reparse { attempt: record.job.attempt, report: Arc::new(report) };

@@ -373,6 +373,16 @@ impl Disk {
         Ok(next)
     }
 
+    /// The numbers of a job's attempts that have a record. By what is there: a job of another store may count billions.
+    pub(super) fn attempts(&self, seq: Seq) -> Result<Vec<u32>, sled::Error> {
+        let mut numbers = Vec::new();
+        for key in self.tree.range(keys::attempts(seq)).keys() {
+            numbers.extend(keys::attempt_of(&key?));
+        }
+        numbers.dedup();
+        Ok(numbers)
+    }
+
     /// Removes what belongs to a job besides its metadata.
     pub(super) fn remove_bodies(&self, seq: Seq) -> Result<(), sled::Error> {
         for prefix in keys::BODY_PREFIXES {
