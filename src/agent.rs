@@ -137,6 +137,7 @@ impl Agent {
         let model = plan.model();
         let mut report = AttemptReport {
             asked_again_after: plan.asked_again_after,
+            depth: Some(plan.depth),
             model: Some(model.to_owned()),
             prompt_version: Some(plan.prompt_version.clone()),
             prompt_sha256: Some(plan.prompt_sha256.clone()),
@@ -195,11 +196,12 @@ impl Agent {
         }
     }
 
-    /// What comes of an answer.
+    /// What comes of an answer. One that repairs another is read, and stored, with the other parts of that one.
     fn read(&self, plan: &Plan, mut report: AttemptReport, reply: Reply) -> (Disposition, AttemptReport) {
         report.http_status = Some(200);
         report.request_id = reply.request_id;
         report.model = Some(reply.model);
+        let text = plan.repair.as_ref().map_or_else(|| reply.text.clone(), |repair| repair.apply(&reply.text));
         let outcome = match reply.stop {
             StopReason::Refusal { category, explanation } => {
                 // By the name that it was asked by, which a gateway may not repeat: it is not asked again.
@@ -209,9 +211,9 @@ impl Agent {
                 Err((self.after_refusal(plan), FailureCode::Refused, format!("the model declined to answer: {why}")))
             }
             // A memo that happens to be whole is one all the same.
-            stop => analysis::read_memo(&reply.text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
+            stop => analysis::read_memo(&text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
         };
-        report.raw_answer = Some(reply.text);
+        report.raw_answer = Some(text);
         match outcome {
             Ok(memo) => {
                 report.result = Some(memo.json);

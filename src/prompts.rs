@@ -29,7 +29,12 @@ use crate::digest::sha256;
 const SYSTEM: &str = "system.txt";
 const USER: &str = "decision_analysis.txt";
 /// What `decision_analysis.txt` may use and must use: the fields of [`Question`].
-const VARIABLES: [&str; 4] = ["context", "options", "query", "today"];
+const VARIABLES: [&str; 5] = ["context", "depth", "options", "query", "today"];
+
+/// The `depth` of a memo that a client waits for.
+pub const BRIEF: &str = "brief";
+/// The `depth` of a memo with everything.
+pub const FULL: &str = "full";
 
 /// Longest name of a version, in characters: a label, not a sentence.
 const MAX_VERSION_NAME: usize = 32;
@@ -76,6 +81,8 @@ pub struct Question<'a> {
     pub context: Option<&'a str>,
     /// Options the caller has in mind; may be empty.
     pub options: &'a [String],
+    /// Which memo is wanted: [`BRIEF`] or [`FULL`].
+    pub depth: &'a str,
     /// The date of asking, ISO 8601 (`2026-11-23`): the model doesn't know it.
     pub today: &'a str,
 }
@@ -242,7 +249,9 @@ impl Version {
         let some_options = ["sample option".to_owned()];
         for context in [None, Some("sample context")] {
             for options in [&[], &some_options[..]] {
-                user.render(Question { query: "sample query", context, options, today: "2026-01-31" })?;
+                for depth in [BRIEF, FULL] {
+                    user.render(Question { query: "sample query", context, options, depth, today: "2026-01-31" })?;
+                }
             }
         }
         let digest = sha256(&[system.source.as_bytes(), user.source.as_bytes()]);
@@ -340,8 +349,8 @@ mod tests {
 
     const VERSION: &str = "v1";
     const QUESTION: Question<'_> =
-        Question { query: "Buy or build?", context: None, options: &[], today: "2026-11-23" };
-    const GOOD_USER: &str = "{{ today }} {{ query|e }}\n{% if context %}{{ context|e }}{% endif %}\n{% for o in options %}{{ o|e }}{% endfor %}";
+        Question { query: "Buy or build?", context: None, options: &[], depth: FULL, today: "2026-11-23" };
+    const GOOD_USER: &str = "{{ today }} {{ depth }} {{ query|e }}\n{% if context %}{{ context|e }}{% endif %}\n{% for o in options %}{{ o|e }}{% endfor %}";
 
     fn shipped() -> Prompts {
         Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap()
@@ -388,7 +397,7 @@ mod tests {
     #[test]
     fn the_system_prompt_is_the_same_for_every_question_and_long_enough_to_be_cached() {
         let prompts = shipped();
-        let other = Question { query: "另一个问题", context: Some("x"), ..QUESTION };
+        let other = Question { query: "另一个问题", context: Some("x"), depth: BRIEF, ..QUESTION };
         let system = prompts.render(None, &QUESTION).unwrap().system;
         assert_eq!(system, prompts.render(None, &other).unwrap().system);
         // English runs to at most 6 characters a token; the cache needs 1,024 tokens.
@@ -541,7 +550,7 @@ mod tests {
             complaint.contains("v1/decision_analysis.txt, line 5, is wrong: unknown variable `mind`"),
             "{complaint}"
         );
-        assert!(complaint.contains("context, options, query, today"), "{complaint}");
+        assert!(complaint.contains("context, depth, options, query, today"), "{complaint}");
     }
 
     #[test]
@@ -561,7 +570,7 @@ mod tests {
 
     #[test]
     fn a_template_that_would_lose_the_callers_context_is_refused() {
-        let complaint = complaint("Be brief.", "{{ today }} {{ query }} {{ options }}");
+        let complaint = complaint("Be brief.", "{{ today }} {{ depth }} {{ query }} {{ options }}");
         assert!(complaint.contains("never uses `context`"), "{complaint}");
     }
 

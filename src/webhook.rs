@@ -17,12 +17,12 @@ use reqwest::{
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    analysis::{Asked, memo::Shown},
     clock::Timestamp,
     job::{
         AttemptError, JobId, JobRecord, JobStatus,
@@ -92,7 +92,7 @@ struct Data<'a> {
     query: &'a str,
     metadata: &'a std::collections::BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
+    result: Option<Shown<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<AttemptError>,
 }
@@ -252,6 +252,7 @@ fn message(record: &JobRecord) -> Message<'_> {
     let JobRecord { job, request, .. } = record;
     // A job that is told of has ended, so the hour makes no difference.
     let status = job.status(job.created_at);
+    let asked = Asked { query: &request.query, options: &request.options, is_brief: record.is_brief() };
     let data = Data {
         id: job.id,
         status,
@@ -259,7 +260,7 @@ fn message(record: &JobRecord) -> Message<'_> {
         finished_at: job.finished_at,
         query: &request.query,
         metadata: &request.metadata,
-        result: record.result(),
+        result: record.result().map(|stored| Shown::new(stored, &asked)),
         error: record.error(),
     };
     Message { r#type: format!("job.{status}"), timestamp: job.finished_at, data }

@@ -58,6 +58,10 @@ pub struct Analyze {
     #[arg(long)]
     priority: Option<String>,
 
+    /// How much the memo says: brief, full, or auto
+    #[arg(long)]
+    depth: Option<String>,
+
     /// A Claude model; the service's own setting if absent
     #[arg(long)]
     model: Option<String>,
@@ -191,6 +195,7 @@ impl Analyze {
         let texts = [
             ("context", &self.context),
             ("priority", &self.priority),
+            ("depth", &self.depth),
             ("model", &self.model),
             ("run_at", &self.run_at),
             ("callback_url", &self.callback_url),
