@@ -106,7 +106,7 @@ fn amounts<'a, const N: usize>(text: &'a str, units: [&str; N]) -> Option<[Optio
         let (amount, unit) = part.trim().split_at(part.trim().find(|c| !is_digit(c))?);
         let unit = unit.trim().to_ascii_lowercase();
         let is_named = |known: &&str| unit == **known || Some(unit.as_str()) == known.strip_suffix('s');
-        let place = units.iter().position(|known| is_named(&known))?;
+        let place = units.iter().position(&is_named)?;
         if found[place].replace(amount).is_some() {
             return None;
         }
