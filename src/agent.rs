@@ -122,6 +122,11 @@ impl Agent {
         self.models().find(|model| self.prices.of(model).is_none())
     }
 
+    /// Those of [`Agent::models`] whose list price is old, with the date of the price.
+    pub fn outdated_prices(&self, today: &str) -> impl Iterator<Item = (&str, jiff::civil::Date)> {
+        self.models().filter_map(move |model| Some((model, self.prices.of(model)?.outdated(today)?)))
+    }
+
     /// Takes note that a model is gone. Tells whether another one can be asked instead.
     pub fn model_is_gone(&self, model: &str) -> bool {
         self.models.pass_over(model, GONE_FOR)
@@ -229,7 +234,7 @@ impl Agent {
 fn cut_by_time(plan: &Plan) -> String {
     let (model, limit) = (plan.model(), plan.call.time_limit.as_secs());
     let advice = if plan.is_reduced {
-        "the attempt before asked for more and was cut too; raise REQUEST_TIMEOUT, lower EFFORT and INTERACTIVE_EFFORT, or \
+        "the attempt before asked for more and was cut too; raise REQUEST_TIMEOUT, lower EFFORT, or \
          choose a faster model"
     } else {
         "the next attempt asks for a brief memo with less thinking; REQUEST_TIMEOUT sets the limit"

@@ -38,7 +38,7 @@ pub use self::{
 use crate::{
     agent::Agent,
     auth::{Auth, AuthError, jwt::JwtError},
-    claude::{Claude, ClientError},
+    claude::{Claude, ClientError, price::MAX_AGE_DAYS},
     clock::Clock,
     config::Settings,
     dashboard,
@@ -187,6 +187,7 @@ impl App {
         let fallbacks = settings.model_name.iter().skip(1).cloned().collect();
         let prices = parts::prices(settings);
         let agent = Agent::new(claude.clone(), prompts.clone(), parts::agent(settings), fallbacks, prices);
+        warn_of_prices(&agent, &clock);
         let budget = parts::budget(settings, &agent, &clock, &store)?;
         let workers = parts::workers(settings);
         let limits = Limits::new(settings.rate_limits.unwrap_or_default(), workers, budget);
@@ -374,6 +375,17 @@ async fn open(
     });
     let store: Arc<dyn JobStore> = Arc::new(opening.await??);
     Ok((store, client.await??))
+}
+
+/// Warns of list prices that may have changed: costs and the budget would be wrong.
+fn warn_of_prices(agent: &Agent, clock: &Clock) {
+    let today = clock.now().date();
+    for (model, as_of) in agent.outdated_prices(&today) {
+        warn!(
+            model, %as_of,
+            "the list price of this model is more than {MAX_AGE_DAYS} days old: check it, and set it in MODEL_PRICES"
+        );
+    }
 }
 
 /// Says who may use the service, loudly where that is everybody.

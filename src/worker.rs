@@ -399,7 +399,7 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
             Some((Disposition::released(FailureCode::BudgetReached), report))
         }
         Room::NoPrice => {
-            let message = "no call was made: its model has no price, so it can't be held to DAILY_COST_BUDGET_USD; \
+            let message = "no call was made: its model has no price, so it can't be held to DAILY_BUDGET; \
                 ask for another model, or have the operator set MODEL_PRICES";
             let code = FailureCode::ModelUnpriced;
             Some((Disposition::Fail { code }, failure_report(code, message.to_owned())))

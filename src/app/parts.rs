@@ -14,10 +14,7 @@ use super::{StartError, machine};
 use crate::{
     agent::{Agent, AgentConfig, Assignment},
     auth::jwt::{JwtError, Tokens},
-    claude::{
-        ClientConfig,
-        price::{Price, Prices},
-    },
+    claude::{ClientConfig, price::Prices},
     clock::Clock,
     config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
     job::{JobRequest, callback::Callbacks},
@@ -177,7 +174,7 @@ pub(super) fn callbacks(settings: &Settings) -> Callbacks {
 /// The built-in prices and those of the settings.
 pub(super) fn prices(settings: &Settings) -> Prices {
     let set = settings.model_prices.iter();
-    Prices::new(set.map(|set| (set.model.clone(), Price { input: set.input.0, output: set.output.0 })))
+    Prices::new(set.map(|set| (set.model.clone(), set.input.0, set.output.0)))
 }
 
 /// The daily budget, if one is set.
