@@ -32,7 +32,11 @@ use clap::{
 use clap_complete::Shell;
 
 use self::client::ClientError;
-use crate::config::{Dotenv, Settings, ignore_empty_environment, load_dotenv};
+use crate::config::{
+    Settings,
+    dotenv::{self, Dotenv},
+    ignore_empty_environment,
+};
 
 /// A queue service that has Claude analyse decision questions and returns decision memos
 #[derive(Parser, Debug)]
@@ -107,7 +111,7 @@ const BRIEF: [(&str, &[&str]); 12] = [
     ("export", &[]),
     ("own-data", &["data_dir"]),
     ("import", &[]),
-    ("loadtest", &["data_dir", "workers", "claim_order", "max_queued_jobs"]),
+    ("loadtest", &["data_dir", "workers", "max_queued_jobs"]),
 ];
 
 /// The heading of the service's settings in the help.
@@ -185,7 +189,7 @@ fn command() -> clap::Command {
         let shorten = |arg: clap::Arg| match arg.get_help_heading() {
             Some(SETTINGS) if shown.contains(&arg.get_id().as_str()) => {
                 // Listed with what each means, they would have the whole help take four lines an option.
-                arg.help_heading(SOME_SETTINGS).hide_possible_values(true)
+                arg.help_heading(SOME_SETTINGS).hide_possible_values(true).hide_short_help(false)
             }
             Some(SETTINGS) => arg.hide(true),
             _ => arg,
@@ -198,18 +202,11 @@ fn command() -> clap::Command {
         let help = "IP address to listen on. Default: 127.0.0.1, only reachable from this machine";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
-    let command = command.mut_subcommand("analyze", |analyze| {
-        let help = "Prompt version. Default: the service's setting";
-        analyze.mut_arg("prompt_version", |version| {
-            let version = version.help(help).help_heading(None::<&str>).value_name("VERSION");
-            version.hide(false).hide_env(true).hide_default_value(true)
-        })
-    });
     ignore_empty_environment(command)
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {
-    let dotenv = load_dotenv()?;
+    let dotenv = dotenv::load()?;
     for (name, meant) in &dotenv.misspelt {
         writeln!(io::stderr(), "warning: unknown setting {name} in .env. Did you mean {meant}?")?;
     }
@@ -231,10 +228,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
             demo.settings.validate()?;
             demo.run(host_is_set)
         }
-        Command::Analyze(analyze) => {
-            let given = matches.subcommand().and_then(|(_, given)| given.value_source("prompt_version"));
-            analyze.run(given == Some(ValueSource::CommandLine))
-        }
+        Command::Analyze(analyze) => analyze.run(),
         Command::Jobs(jobs) => jobs.run(),
         Command::Keys(keys) => keys.run(),
         Command::Stats(operate) => operate.run(operate::Deed::Look),

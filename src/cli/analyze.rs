@@ -66,6 +66,10 @@ pub struct Analyze {
     #[arg(long)]
     model: Option<String>,
 
+    /// Prompt version. Default: the newest version
+    #[arg(long, value_name = "VERSION")]
+    prompt_version: Option<String>,
+
     /// Run the job at this time or later, for example 2026-11-23T09:30:00Z
     #[arg(long, value_name = "TIME")]
     run_at: Option<String>,
@@ -102,16 +106,12 @@ pub struct Analyze {
 }
 
 impl Analyze {
-    /// Submits the question, waits and shows the memo. `names_prompts` says that `--prompt-version` was given: it is a
-    /// setting of the service, but here also a field of the request.
+    /// Submits the question, waits and shows the memo.
     ///
     /// # Errors
     /// If the service can't be asked, or refuses.
-    pub fn run(self, names_prompts: bool) -> anyhow::Result<ExitCode> {
-        let mut body = self.body()?;
-        if names_prompts {
-            body["prompt_version"] = json!(self.connection.settings.prompt_version);
-        }
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let body = self.body()?;
         let _log = logging::start(&self.connection.settings, true);
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
@@ -222,14 +222,12 @@ fn read_stdin() -> anyhow::Result<String> {
     let mut text = String::new();
     let read = std::io::stdin().lock().take(MAX_STDIN).read_to_string(&mut text);
     let bytes = read.context("can't read the question from standard input as UTF-8 text")?;
-    if text.trim().is_empty() {
+    if text.trim_start_matches('\u{feff}').trim().is_empty() {
         bail!("standard input has no question");
     }
-    ensure!(
-        (bytes as u64) < MAX_STDIN,
-        "the question on standard input is longer than 4 MiB, which no service accepts"
-    );
-    Ok(text.trim().to_owned())
+    ensure!((bytes as u64) < MAX_STDIN, "the question on standard input is longer than any service accepts");
+    // PowerShell pipes a byte order mark.
+    Ok(text.trim_start_matches('\u{feff}').trim().to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -41,10 +41,10 @@ use super::{
     serve::{self, Signals},
 };
 use crate::{
-    app::App,
+    app::{App, Tuning},
     claude::simulator::{ErrorAnswer, Latency, Simulator, SimulatorConfig},
     clock::Clock,
-    config::Settings,
+    config::{Settings, values::RateCaps},
 };
 
 /// Most questions a second: above that, sending them takes the CPU time that the service needs.
@@ -65,11 +65,17 @@ const LOOK: Duration = Duration::from_secs(1);
 /// `retry-after` of the 429s, in seconds.
 const STORM_RETRY_AFTER: &str = "2";
 
-/// The rate limits of a service started here: practically none, because its simulated Claude has none.
-const NO_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000).expect("not zero");
+/// Workers of the service started here, if WORKERS is not set.
+const WORKERS: usize = 8;
 
-/// Like [`NO_LIMIT`], in tokens.
-const NO_TOKEN_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not zero");
+/// Which job goes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ClaimOrder {
+    /// Interactive jobs that can end in time, by deadline; then all other jobs by age.
+    Deadline,
+    /// All jobs by age, for comparison: under overload no client is answered in time.
+    Fifo,
+}
 
 /// The arguments of `loadtest`.
 #[derive(clap::Args, Debug)]
@@ -126,6 +132,10 @@ pub struct Loadtest {
     /// Duration of these 429s in seconds
     #[arg(long, default_value = "20", value_parser = positive::<MAX_DURATION>, requires = "storm_at")]
     storm_for: f64,
+
+    /// Order of the queue: deadline, as in the service, or fifo, for comparison
+    #[arg(long, default_value = "deadline", hide_possible_values = true, conflicts_with = "url")]
+    order: ClaimOrder,
 
     /// Answers a second that the account of the service allows, for the report
     #[arg(long, value_parser = positive::<MAX_RATE>, requires = "url")]
@@ -220,7 +230,8 @@ impl Loadtest {
             hang_up_share: self.hang_up,
             query_bytes: self.query_bytes,
             capacity_per_second: own.map(|own| own.capacity).or(self.capacity),
-            service: own.map(|_| format!("{} workers, {} s an answer", self.settings.workers, self.latency)),
+            service: own
+                .map(|_| format!("{} workers, {} s an answer", self.settings.workers.unwrap_or(WORKERS), self.latency)),
         };
         Ok(Report::new(setup, &tally))
     }
@@ -280,20 +291,19 @@ impl Own {
         settings.data_dir = folder.path().to_owned();
         settings.host = Ipv4Addr::LOCALHOST.into();
         // The load test needs neither API keys nor quotas.
-        (settings.api_keys, settings.jwt_keys_file, settings.submits_per_minute) = (None, None, 0);
+        (settings.api_keys, settings.jwt_auth, settings.submits_per_minute) = (None, None, 0);
+        settings.require_api_key = Some(false);
+        let workers = *settings.workers.get_or_insert(WORKERS);
         if !is_set("port") {
             settings.port = 0;
         }
-        // The defaults are those of a real account.
-        if !is_set("requests_per_minute") {
-            settings.requests_per_minute = NO_LIMIT;
-        }
-        if !is_set("input_tokens_per_minute") {
-            settings.input_tokens_per_minute = NO_TOKEN_LIMIT;
-        }
-        if !is_set("output_tokens_per_minute") {
-            settings.output_tokens_per_minute = NO_TOKEN_LIMIT;
-        }
+        // The simulated Claude has no rate limits. The default is that of a real account.
+        let no_limit = Some(NonZeroU32::MAX);
+        settings.rate_limits.get_or_insert(RateCaps {
+            requests: no_limit,
+            input_tokens: no_limit,
+            output_tokens: no_limit,
+        });
         let median = Duration::from_secs_f64(test.latency);
         let latency = match test.sigma {
             0.0 => Latency::Fixed(median),
@@ -307,8 +317,10 @@ impl Own {
             .context("the simulated Claude can't be started")?;
         settings.anthropic_base_url = simulator.base_url();
         settings.anthropic_api_key = Some("simulated".into());
-        let app = App::start_simulated(settings, Clock::system()).await?;
-        Ok(Own { app, simulator, capacity: settings.workers as f64 / mean, _folder: folder })
+        let deadlines_first = test.order == ClaimOrder::Deadline;
+        let tuning = Tuning { is_simulated: true, deadlines_first, ..Tuning::default() };
+        let app = App::start_tuned(settings, tuning, Clock::system()).await?;
+        Ok(Own { app, simulator, capacity: workers as f64 / mean, _folder: folder })
     }
 }
 

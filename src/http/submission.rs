@@ -126,7 +126,7 @@ pub(super) struct Body {
     /// service needs a WEBHOOK_SECRET.
     #[schema(max_length = 2_048, example = "https://example.com/hook")]
     callback_url: Option<String>,
-    /// A prompt version from `GET /api/v1/admin/prompts`. Default: the setting PROMPT_VERSION.
+    /// A prompt version from `GET /api/v1/admin/prompts`. Default: the newest version.
     prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
     metadata: Option<BTreeMap<String, String>>,
@@ -297,7 +297,7 @@ mod tests {
     }
 
     fn prompts() -> Prompts {
-        Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap()
+        Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap()
     }
 
     #[test]
