@@ -15,7 +15,7 @@ use tracing::error;
 use super::{
     Pages,
     api::Answer,
-    assets,
+    assets, docs,
     memo::{self, Figures},
     reader::Reader,
     session::sign_in_first,
@@ -28,7 +28,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; scr
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The templates, by name. Those ending in `.html` escape for HTML, `.md` for Markdown.
-pub(super) const TEMPLATES: [(&str, &str); 14] = [
+pub(super) const TEMPLATES: [(&str, &str); 15] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("ask.html", include_str!("templates/ask.html")),
@@ -42,6 +42,7 @@ pub(super) const TEMPLATES: [(&str, &str); 14] = [
     ("audit.html", include_str!("templates/audit.html")),
     ("history.html", include_str!("templates/history.html")),
     ("keys.html", include_str!("templates/keys.html")),
+    ("docs.html", include_str!("templates/docs.html")),
     ("message.html", include_str!("templates/message.html")),
 ];
 
@@ -75,6 +76,9 @@ impl Templates {
         environment.add_filter("time", time);
         environment.add_filter("between", between);
         environment.add_filter("md", |text: String| markdown(&text));
+        environment.add_filter("kind", |schema: Value| docs::kind(&schema));
+        environment.add_filter("example", |schema: Value, schemas: Value| docs::example(&schema, &schemas));
+        environment.add_filter("prose", |text: String| docs::prose(&text));
         for (name, source) in TEMPLATES {
             environment
                 .add_template(name, source)
