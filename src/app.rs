@@ -166,6 +166,9 @@ pub enum StartError {
         /// The model.
         model: String,
     },
+    /// The store failed for good.
+    #[error("the job store failed again and again and can't be recovered by this process; start it again")]
+    StoreLost,
     /// There is no key.
     #[error(
         "ANTHROPIC_API_KEY is not set. Set it in the environment or in .env to serve; or try the service without a key, \
@@ -310,9 +313,18 @@ impl App {
         })
     }
 
-    /// Returns if it turns out, soon after the start, that the service can't do its work: then it is to be stopped. Until
-    /// then it accepts questions, which keep.
+    /// Returns if it turns out that the service can't do its work: then it is to be stopped. Until then it accepts
+    /// questions, which keep.
     pub async fn unfit(&mut self) -> StartError {
+        let lost = self.store.lost();
+        tokio::select! {
+            error = self.no_model() => error,
+            () = lost.cancelled() => StartError::StoreLost,
+        }
+    }
+
+    /// Returns if no model answers that the settings name.
+    async fn no_model(&mut self) -> StartError {
         if let Some(models) = &mut self.models
             && let Ok(Some(error)) = models.await
         {

@@ -588,6 +588,11 @@ impl Queue {
         self.0.store.trouble()
     }
 
+    /// Cancelled when the store can't recover by itself: the process has to be started again.
+    pub fn store_lost(&self) -> CancellationToken {
+        self.0.store.lost()
+    }
+
     /// What the disk is short of, if it is: then no job is accepted, and all else goes on.
     pub fn shortage(&self) -> Option<Shortage> {
         self.0.disk_space.shortage()

@@ -14,6 +14,7 @@ pub(crate) mod fault;
 use std::{num::NonZeroU64, sync::Arc};
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -239,6 +240,9 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Why the store can't be used at the moment, if so.
     fn trouble(&self) -> Option<String>;
+
+    /// Cancelled when the store has given up recovering by itself: the process has to be started again.
+    fn lost(&self) -> CancellationToken;
 
     /// Ends all work that was accepted and closes the store. Later calls are [`StoreError::Unavailable`].
     async fn close(&self);

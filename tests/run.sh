@@ -67,6 +67,7 @@ cargo clippy --all-targets --locked -- -D warnings
 say "Tests"
 cargo test --locked
 bash tests/api/run.sh
+bash tests/docs/run.sh
 bash tests/deploy/run.sh
 bash tests/browser/run.sh
 bash tests/docker/run.sh

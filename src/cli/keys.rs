@@ -153,13 +153,14 @@ impl Revoke {
     }
 }
 
-/// A name as one segment of a path: what can be in no name becomes something that is in none either.
+/// A name as one segment of a path. Characters that no name contains become `~`, which no name contains either.
 fn in_path(name: &str) -> String {
-    // A path of dots means another one.
+    // A segment of dots would address another path.
     if name.is_empty() || name.chars().all(|c| c == '.') {
         return "~".to_owned();
     }
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-@".contains(c) { c } else { '~' }).collect()
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-@/".contains(c) { c } else { '~' };
+    name.chars().map(plain).collect::<String>().replace('/', "%2F")
 }
 
 #[cfg(test)]
@@ -169,7 +170,8 @@ mod tests {
     #[test]
     fn no_name_leads_out_of_the_list_of_keys() {
         assert_eq!(in_path("ci@a.b_c-1"), "ci@a.b_c-1");
-        for name in ["..", ".", "", "a/../b", "a?b", "a#b", "%2e", "ä"] {
+        assert_eq!(in_path("alice/../reports"), "alice%2F..%2Freports");
+        for name in ["..", ".", "", "a?b", "a#b", "%2e", "ä"] {
             let path = in_path(name);
             assert!(path.contains('~') && !path.contains('/'), "{name}: {path}");
         }

@@ -56,10 +56,17 @@ struct Reason {
 /// Whether the process serves
 #[utoipa::path(
     get, path = "/health", operation_id = "get_health", tag = "service",
-    responses((status = 200, description = "It does", body = Health))
+    responses(
+        (status = 200, description = "The process serves", body = Health),
+        (status = 503, description = "`not_ready`: the process is ending, because its job store can't be recovered")
+    )
 )]
-pub(super) async fn live() -> Json<Health> {
-    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
+pub(super) async fn live(State(api): State<Arc<Api>>) -> Response {
+    if api.queue.store_lost().is_cancelled() {
+        let lost = FieldError::new("store", "can't be recovered by this process; it is ending");
+        return Problem::listing(NOT_READY, vec![lost]).into_response();
+    }
+    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
 }
 
 /// Whether questions are accepted

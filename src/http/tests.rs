@@ -146,6 +146,9 @@ impl JobStore for Broken {
         Vec::new()
     }
     fn observe(&self, _: Observer) {}
+    fn lost(&self) -> CancellationToken {
+        CancellationToken::new()
+    }
     fn trouble(&self) -> Option<String> {
         Some("no disk".to_owned())
     }

@@ -11,6 +11,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError};
@@ -303,6 +304,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn trouble(&self) -> Option<String> {
         self.inner.trouble()
+    }
+
+    fn lost(&self) -> CancellationToken {
+        self.inner.lost()
     }
 
     async fn close(&self) {

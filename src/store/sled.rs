@@ -50,6 +50,7 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::disk::OpenError;
@@ -78,6 +79,9 @@ use crate::{
 
 /// Most commands in line for the writer; who comes later waits. A few groups' worth.
 const MAX_LINE: usize = 8_192;
+
+/// Why a store that was closed on purpose does nothing.
+const CLOSED: &str = "the store is closed";
 
 /// Where and how the store is kept.
 #[derive(Clone, Debug)]
@@ -114,6 +118,8 @@ struct Shared {
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
     trouble: Mutex<Option<String>>,
+    /// Cancelled once the writer has given up.
+    lost: CancellationToken,
     observer: OnceLock<Observer>,
     metrics: Metrics,
 }
@@ -135,6 +141,7 @@ impl SledStore {
             recent: Recent::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
+            lost: CancellationToken::new(),
             observer: OnceLock::new(),
             metrics,
         });
@@ -154,7 +161,7 @@ impl SledStore {
 
     /// Sends a command to the writer and waits for its answer.
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
-        let closed = || StoreError::Unavailable { reason: "the store is closed".to_owned() };
+        let closed = || StoreError::Unavailable { reason: self.shared.trouble().unwrap_or_else(|| CLOSED.to_owned()) };
         let place = Arc::clone(&self.line).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
         let envelope = Envelope { command: command(reply), _place: place };
@@ -388,6 +395,10 @@ impl JobStore for SledStore {
         self.shared.trouble()
     }
 
+    fn lost(&self) -> CancellationToken {
+        self.shared.lost.clone()
+    }
+
     async fn close(&self) {
         let writer = self.dismiss_writer();
         // It has to finish what was accepted, which takes a moment.
@@ -407,6 +418,10 @@ impl Drop for SledStore {
 impl Shared {
     /// Opens the database and reads the index anew; tells the first free number.
     fn open(&self) -> Result<Seq, OpenError> {
+        self.load().map_err(OpenError::or_disk_fault)
+    }
+
+    fn load(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
         let (mut index, keys, beside, next_seq) =
@@ -425,9 +440,19 @@ impl Shared {
         Ok(next_seq)
     }
 
+    /// As [`Shared::open`], after a fault. What the kernel has in its cache is not trusted: after a failed sync it may show
+    /// what never reached the disk. The disk itself is read, with all checks of a start.
+    fn reopen(&self) -> Result<Seq, OpenError> {
+        Disk::drop_cache(&self.config.path)
+            .map_err(|source| OpenError::Folder { path: self.config.path.clone(), source })?;
+        self.open()
+    }
+
     fn close(&self, reason: &str) {
         *self.trouble.lock() = Some(reason.to_owned());
-        *self.disk.write() = None;
+        // Dropped outside of the lock: sled's drop syncs, and panics if that fails.
+        let disk = self.disk.write().take();
+        drop(disk);
     }
 
     fn disk(&self) -> Option<Arc<Disk>> {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Holds what surrounds the service to what it is: manifests and workflows to their schemas, alarms and dashboard to a
-# Prometheus that scrapes the real binary, the monitor to a service that dies, documents to their links and commands.
+# Prometheus that scrapes the real binary, the monitor to a service that dies.
 # Part of tests/run.sh, which has built the binary.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -33,6 +33,3 @@ promtool check rules deploy/prometheus/alerts.yml
 
 say "Alarms, dashboard and monitor against the running service"
 "$python" tests/deploy/monitoring.py target/debug/ceoagent
-
-say "Documents"
-"$python" tests/deploy/documents.py target/debug/ceoagent

@@ -506,9 +506,10 @@ async fn keys_are_made_listed_and_revoked_and_shown_once() {
     let mut command = client(&setup, &service, &["analyze", "With it?", "--token", key]);
     assert_eq!(run(command).await.code, Some(0));
 
-    let json = keys(&["create", "reports", "--scope", "read", "--json"]).await;
+    let json = keys(&["create", "alice/reports", "--scope", "read", "--json"]).await;
     let json: Value = serde_json::from_str(&json.out).unwrap();
-    assert_eq!((&json["name"], &json["scope"], json["key"].is_string()), (&"reports".into(), &"read".into(), true));
+    assert_eq!((&json["name"], &json["scope"]), (&"alice/reports".into(), &"read".into()));
+    assert!(json["key"].is_string());
     for (args, words) in [
         (&["create", "alice"][..], "conflict"),
         (&["create", "a b"], "name"),
@@ -529,6 +530,8 @@ async fn keys_are_made_listed_and_revoked_and_shown_once() {
     let lines: Vec<Vec<&str>> = list.out.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["NAME", "SCOPE", "CREATED", "BY", "REVOKED"]);
     assert_eq!((&lines[1][..2], lines[1].len()), (&["alice", "analyze"][..], 5), "{}", list.out);
-    assert_eq!((&lines[2][..2], lines[2].len()), (&["reports", "read"][..], 4), "{}", list.out);
+    assert_eq!((&lines[2][..2], lines[2].len()), (&["alice/reports", "read"][..], 4), "{}", list.out);
     assert!(!list.out.contains(key) && keys(&["list", "--json"]).await.out.contains("revoked_at"));
+    let revoked = keys(&["revoke", "alice/reports"]).await;
+    assert_eq!((revoked.code, revoked.out.as_str()), (Some(0), "alice/reports revoked\n"), "{}", revoked.err);
 }

@@ -193,3 +193,30 @@ async fn a_disk_that_other_files_fill_under_load_costs_no_job_and_work_goes_on_o
     assert_eq!((cancelled.status, &cancelled.body["status"]), (200, &json!("cancelled")), "{cancelled:#?}");
     println!("{} jobs accepted", accepted.len());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_on_a_full_disk_names_the_disk_and_not_a_backup_and_room_brings_every_job_back() {
+    let claude = simulator().await;
+    let disk = LoopDisk::new(64);
+    let setup = Setup::new(&claude.base_url())
+        .with("MAX_QUERY_LENGTH", "100000")
+        .with("DATA_DIR", &disk.path().join("data").display().to_string());
+    let service = setup.start();
+    let mut accepted = Vec::new();
+    for n in 0..40 {
+        accepted.push(service.submit(&long_question(n)).await.id());
+    }
+    service.kill();
+    let filler = disk.path().join("filler");
+    grow(&mut File::create(&filler).unwrap(), usize::MAX);
+
+    let (status, said) = setup.run(&["serve"]);
+    assert!(!status.success());
+    assert!(said.contains("No space left on device") && !said.contains("backup"), "{said}");
+
+    std::fs::remove_file(&filler).unwrap();
+    let service = setup.start();
+    for id in &accepted {
+        assert_eq!(service.ended(id).await.body["status"], "succeeded");
+    }
+}

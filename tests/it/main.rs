@@ -10,6 +10,7 @@ mod bad_input;
 mod batch;
 mod command_line;
 mod crash;
+mod disk_fault;
 mod disk_floor;
 mod disk_full;
 mod drain;

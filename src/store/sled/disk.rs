@@ -33,6 +33,9 @@ const BACKGROUND_FLUSH_MS: u64 = 500;
 /// sled's one file within the store's folder.
 const DB: &str = "db";
 
+/// A file that is there for a moment, to find out whether the disk works.
+const PROBE: &str = "probe";
+
 /// The version of the key layout, in the record [`keys::FORMAT`].
 const FORMAT_VERSION: u8 = 1;
 
@@ -75,6 +78,18 @@ pub enum OpenError {
         /// What is wrong.
         reason: String,
     },
+    /// The disk does not work: what is in the store is not in doubt.
+    #[error(
+        "the disk that holds the job store {} fails: {source}. Nothing in the store is lost by that: give the disk room \
+         or have it repaired, then start again",
+        path.display()
+    )]
+    Disk {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A newer program wrote it.
     #[error(
         "the job store {} has the format {found}, which is newer than this program's {FORMAT_VERSION}: start the newer \
@@ -87,6 +102,27 @@ pub enum OpenError {
         /// The format's version.
         found: u8,
     },
+}
+
+impl OpenError {
+    /// The same error, or that of the disk if it takes no write: then the store's files may be sound.
+    pub(super) fn or_disk_fault(self) -> OpenError {
+        match self {
+            OpenError::Unreadable { path, reason } => match probe(&path) {
+                Ok(()) => OpenError::Unreadable { path, reason },
+                Err(source) => OpenError::Disk { path, source },
+            },
+            error => error,
+        }
+    }
+}
+
+/// Writes and syncs a file as large as what sled takes at a time, and removes it.
+fn probe(folder: &Path) -> io::Result<()> {
+    let path = folder.join(PROBE);
+    let written = fs::write(&path, vec![1; SEGMENT_BYTES]).and_then(|()| File::open(&path)?.sync_all());
+    let removed = fs::remove_file(&path);
+    written.and(removed)
 }
 
 /// An open database.
@@ -201,6 +237,23 @@ impl Disk {
             making::end(path).map_err(folder)?;
         }
         Ok(disk)
+    }
+
+    /// Has the kernel forget what it caches of the closed store in `path`, so that the next read is from the disk.
+    ///
+    /// # Errors
+    /// If what is still to be written can't be.
+    pub(super) fn drop_cache(path: &Path) -> io::Result<()> {
+        let file = match File::options().read(true).write(true).open(path.join(DB)) {
+            Ok(file) => file,
+            // `Disk::open` judges that.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        file.sync_all()?;
+        #[cfg(target_os = "linux")]
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        Ok(())
     }
 
     pub(super) fn tree(&self) -> &sled::Tree {

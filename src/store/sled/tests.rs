@@ -1,4 +1,4 @@
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use proptest::prelude::*;
 
@@ -827,4 +827,39 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_writer_costs_no_durable_change_and_not_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let panics = std::sync::atomic::AtomicUsize::new(2);
+    let left = move || panics.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+    store.observe(Box::new(move |_, _| assert!(!left(), "an observer that panics")));
+    for n in 0..2 {
+        let failed = store.insert(job(n), request(n)).await;
+        assert!(matches!(failed, Err(StoreError::Unavailable { .. })), "{failed:?}");
+        while store.trouble().is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(store.insert(job(2), request(2)).await, Ok(Insertion::Accepted));
+    assert_eq!(store.counts(at(9)).queued, 3, "the changes were durable before the panic");
+    assert!(!store.lost().is_cancelled());
+    store.assert_consistent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_does_nothing_but_panic_gives_up_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.observe(Box::new(|_, _| panic!("an observer that panics")));
+    for n in 0..u32::MAX {
+        if store.lost().is_cancelled() {
+            break;
+        }
+        let failed = store.insert(job(n), request(n)).await;
+        assert!(matches!(failed, Err(StoreError::Unavailable { .. })), "{failed:?}");
+    }
+    assert!(store.trouble().is_some());
 }

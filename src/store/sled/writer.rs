@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{error, info, warn};
 
 use super::{
-    Shared,
+    CLOSED, Shared,
     beside::{Beside, BesideChange},
     book::{Entry, Page},
     codec::{encode, read_chunks, write_chunks},
@@ -60,7 +60,10 @@ const READ_AHEAD: usize = 4;
 const MAX_SHARED: usize = 512;
 
 /// First and longest pause between two tries to open the database again.
-const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Panics without a commit between them after which the writer gives up: then a fresh process is worth more.
+const MAX_PANICS: u32 = 8;
 
 /// A change, and where its answer goes.
 pub(super) enum Command {
@@ -239,28 +242,53 @@ impl Writer {
     }
 
     /// Works until the sender is gone and all that was sent is done.
+    ///
+    /// A panic anywhere in it, sled's drop included (it unwraps a failed sync), closes the store and opens it again. After
+    /// [`MAX_PANICS`] without a commit between them the writer gives up, and `Shared::lost` is cancelled.
     pub(super) fn run(mut self) {
+        let mut panics = 0;
+        while catch_unwind(AssertUnwindSafe(|| self.work(&mut panics))).is_err() {
+            panics += 1;
+            let reason = "the job store panicked; the log has the details";
+            error!(panics, "the job store's writer panicked");
+            self.line.fail(reason);
+            // Its drop may be what panicked, or panic too.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.shared.close(reason)));
+            if panics == MAX_PANICS {
+                error!("the job store can't be recovered: the service has to be restarted");
+                self.shared.lost.cancel();
+                return;
+            }
+        }
+        self.shared.close(CLOSED);
+    }
+
+    fn work(&mut self, panics: &mut u32) {
         let mut group = Vec::new();
+        if *panics > 0 {
+            self.reopen();
+        }
         loop {
             if self.line.is_empty() {
-                let Ok(first) = self.commands.recv() else { break };
+                let Ok(first) = self.commands.recv() else { return };
                 self.line.push(first);
             }
             self.commands.try_iter().for_each(|envelope| self.line.push(envelope));
             self.line.fill(&mut group);
-            self.commit(&mut group);
+            if self.commit(&mut group) {
+                *panics = 0;
+            }
         }
-        self.shared.close("the store is closed");
     }
 
-    /// Commits a group.
-    fn commit(&mut self, line: &mut Vec<Envelope>) {
+    /// Commits a group; true if it is durable.
+    fn commit(&mut self, line: &mut Vec<Envelope>) -> bool {
         let started = Instant::now();
         let mut group = Group::default();
         let Some(disk) = self.shared.disk() else {
             let reason = self.shared.trouble().unwrap_or_default();
             line.drain(..).for_each(|envelope| envelope.command.fail(&reason));
-            return;
+            return false;
         };
         // A panic inside sled must cost a group, not the service.
         let mut commands = line.drain(..);
@@ -272,7 +300,10 @@ impl Writer {
         }))
         .unwrap_or_else(|_| Err(Fault("sled panicked".to_owned())));
         match written {
-            Ok(()) => self.publish(group, started),
+            Ok(()) => {
+                self.publish(group, started);
+                true
+            }
             Err(Fault(reason)) => {
                 error!(%reason, "the job store failed; it is closed and will be opened again");
                 // Before anybody hears of it, so that whoever asks next is told the same.
@@ -282,8 +313,12 @@ impl Writer {
                 }
                 group.answers.into_iter().for_each(|answer| answer.fail(&reason));
                 self.line.fail(&reason);
-                drop(disk);
+                // sled syncs once more in its drop, and panics if that fails too.
+                if catch_unwind(AssertUnwindSafe(|| drop(disk))).is_err() {
+                    warn!("sled could not sync the closed job store");
+                }
                 self.reopen();
+                false
             }
         }
     }
@@ -808,7 +843,7 @@ impl Writer {
                     Err(RecvTimeoutError::Timeout) => {}
                 }
             }
-            match self.shared.open() {
+            match self.shared.reopen() {
                 Ok(next_seq) => {
                     self.next_seq = next_seq.max(self.next_seq);
                     info!("the job store works again");

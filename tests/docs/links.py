@@ -1,0 +1,137 @@
+"""Checks what the documents name: links, files, commands and flags, settings, routes, error codes, alarms.
+
+    python3 tests/docs/links.py PATH_OF_CEOAGENT
+"""
+
+import functools
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+from blocks import DOCUMENTS, blocks
+
+# Names in capitals that are not settings of the service, and what they are.
+NOT_SETTINGS = {
+    "CEOAGENT_URL": "the commands",
+    "CEOAGENT_TOKEN": "the commands",
+    "NO_COLOR": "the commands",
+    "HTTPS_PROXY": "the HTTP client",
+    "HTTP_PROXY": "the HTTP client",
+    "NO_PROXY": "the HTTP client",
+    "TMPDIR": "the system",
+    "ALERT_WEBHOOK": "deploy/monitor.sh",
+}
+
+
+def read(path):
+    return pathlib.Path(path).read_text(encoding="utf-8")
+
+
+def anchors(path):
+    """Those of the headings, as GitHub makes them: lower case, spaces to hyphens, no punctuation."""
+    headings = re.findall(r"^#+ (.*)$", read(path), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(path)):
+        if re.match(r"\w+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file) if file else path
+        if not found.exists():
+            yield f"{path}: {target} does not exist"
+        elif anchor and anchor not in anchors(found):
+            yield f"{path}: {target} has no such heading"
+
+
+def files(path):
+    for file in re.findall(r"(?<![\w/.])((?:src|tests|deploy|k8s|prompts|docs|\.github)/[\w./-]*\w/?)", read(path)):
+        if not pathlib.Path(file).exists():
+            yield f"{path}: {file} does not exist"
+
+
+def alarms():
+    runbook = anchors("docs/runbook.md")
+    rules = re.findall(r"- alert: (\w+)\n.*?runbook_url: (\S+)", read("deploy/prometheus/alerts.yml"), re.S)
+    assert rules
+    for alarm, url in rules:
+        if url != f"docs/runbook.md#{alarm.lower()}" or alarm.lower() not in runbook:
+            yield f"alarm {alarm}: {url} has no entry"
+
+
+class Program:
+    """What the binary says about itself."""
+
+    def __init__(self, binary):
+        self.binary = binary
+        self.document = json.loads(subprocess.check_output([binary, "openapi"]))
+
+    @functools.lru_cache
+    def help(self, *words):
+        shown = subprocess.run([self.binary, *words, "--help"], capture_output=True, text=True)
+        return shown.stdout if shown.returncode == 0 else None
+
+    def settings(self):
+        return set(re.findall(r"\[env: (\w+)", self.help("serve")))
+
+    def routes(self):
+        return {f"{method.upper()} {path}" for path, methods in self.document["paths"].items() for method in methods}
+
+    def failure_codes(self):
+        return self.document["components"]["schemas"]["FailureCode"]["enum"]
+
+
+def commands(path, program):
+    """Every `ceoagent <command>` of the code, and the flags that it is given."""
+    code = [block.code for block in blocks(path) if block.language in ("bash", "ini")]
+    code = "\n".join(code + re.findall(r"`([^`\n]+)`", read(path)))
+    found = re.findall(
+        r"(?:^|[;|&(]\s*)(?:[A-Z_]+=\S+ )*(?:docker run --rm )?(?:\S*/)?ceoagent ([a-z][\w-]*)([^|>#\n]*)", code, re.M)
+    for command, rest in found:
+        known = program.help(command)
+        if known is None:
+            yield f"{path}: there is no command ceoagent {command}"
+            continue
+        if below := re.match(r" ([a-z][\w-]*)", rest):
+            known += program.help(command, below[1]) or ""
+        for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", rest):
+            if flag not in known:
+                yield f"{path}: ceoagent {command} has no {flag}"
+
+
+def settings(path, program):
+    known = program.settings() | NOT_SETTINGS.keys()
+    for name in re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)[`=]", read(path)):
+        if name not in known:
+            yield f"{path}: there is no setting {name}"
+
+
+def routes(program):
+    named = set(re.findall(r"^\| `([A-Z]+ /\S*)` \|", read("docs/api.md"), re.M))
+    yield from (f"docs/api.md: there is no route {route}" for route in sorted(named - program.routes()))
+    yield from (f"docs/api.md: the route {route} is missing" for route in sorted(program.routes() - named))
+
+
+def codes(program):
+    text = read("docs/errors.md")
+    problems = re.findall(r'Kind\(\s*StatusCode::\w+,\s*"(\w+)"', read("src/http/problem.rs"))
+    assert problems
+    for code in {*problems, *program.failure_codes()}:
+        if f"`{code}`" not in text:
+            yield f"docs/errors.md: the code {code} is missing"
+
+
+def main(binary):
+    program = Program(binary)
+    wrong = [*alarms(), *routes(program), *codes(program)]
+    for path in DOCUMENTS:
+        wrong += [*links(path), *files(path), *commands(path, program), *settings(path, program)]
+    if wrong:
+        sys.exit("\n".join(wrong))
+    print(f"{len(DOCUMENTS)} documents: links, files, commands, settings, routes and codes are right")
+
+
+main(sys.argv[1])
