@@ -43,7 +43,7 @@ fn kind_of(schema: &Value) -> String {
     for several in ["oneOf", "anyOf", "allOf"] {
         if let Some(parts) = list(&get(several)) {
             let kinds: Vec<String> = parts.map(|part| kind_of(&part)).filter(|kind| kind != "null").collect();
-            return kinds.join(" or ");
+            return kinds.join(if several == "allOf" { " and " } else { " or " });
         }
     }
     if let Some(words) = list(&get("enum")) {
