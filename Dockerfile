@@ -2,10 +2,9 @@
 FROM rust:1.95-slim-bookworm AS build
 ARG PROFILE=dist
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates make \
+    && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests/bench \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \

@@ -1,67 +1,48 @@
 //! One attempt at a job, told as a story: render the prompt, ask Claude, read the answer.
 //!
-//! It decides nothing about retries, limits or storage: it tells what happened as an [`AttemptReport`] and a
-//! [`Verdict`]. Called by `worker`.
+//! It counts no retries, keeps no limits and stores nothing: what happened is an [`AttemptReport`], and what becomes of the
+//! job a [`Disposition`]. Called by `worker`.
 //!
 //! - `again`: what the model is told when its answer was of no use
-//! - `models`: which model is asked
+//! - `models`: which model is asked, and what each takes
+//! - `plan`: one call, resolved once
 //! - `question`: when two jobs ask the same
+//! - `verdict`: what becomes of a job whose call failed
 //!
 //! A job that names its model is answered by that one or fails; only jobs that leave the choice to the service are asked of
 //! the fallback models, and the report says which one answered.
 
 mod again;
-mod models;
+pub mod models;
+mod plan;
 mod question;
+mod verdict;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 use tracing::debug;
 
-use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
+pub use self::plan::Plan;
+use self::{
+    models::{GONE_FOR, Models},
+    verdict::code_of,
+};
 
 use crate::{
     analysis,
-    claude::{
-        Claude, MessageRequest, RateLimits, Reply, StopReason, Usage,
-        error::{CallError, ErrorClass, ErrorKind},
-        price::Prices,
-    },
+    claude::{Claude, Progress, RateLimits, Reply, StopReason, Usage, error::ErrorKind, price::Prices},
     clock::Timestamp,
     config::Effort,
-    job::{AccountLimits, AtRisk, Attempt, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
-    prompts::{PromptError, Prompts, Question, Rendered},
+    job::{
+        AccountLimits, Attempt, AttemptError, AttemptReport, FailureClass, FailureCode, JobRequest, TokenUsage,
+        disposition::Disposition,
+    },
+    prompts::Prompts,
 };
-
-/// What a token takes at least: English has about four bytes a token, Chinese about three.
-const LEAST_BYTES_PER_TOKEN: usize = 3;
 
 /// How long Claude may take to count a call's input before it is estimated.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// There is a memo in the report.
-    Succeeded,
-    /// Another attempt may succeed.
-    Retryable {
-        /// How long the upstream asked to wait, if it did.
-        retry_after: Option<Duration>,
-    },
-    /// Every attempt at this job would fail alike.
-    Terminal,
-    /// It cost nothing and is not counted as spent: the next attempt follows at once and asks another model.
-    AnotherModel,
-    /// The account's rate limit: nobody should call before this time has passed.
-    RateLimited {
-        /// How long the upstream asked to wait; without it, the default of `limits` holds.
-        retry_after: Option<Duration>,
-    },
-    /// Every job would fail alike until a person mends the cause.
-    Hold,
-}
 
 /// How Claude is asked.
 #[derive(Clone, Debug)]
@@ -76,17 +57,19 @@ pub struct AgentConfig {
     pub interactive_effort: Effort,
     /// Have Claude count the input of every call before it is made.
     pub count_tokens: bool,
+    /// How long a call may take where a client waits, unless a time is set for all calls.
+    pub interactive_timeout: Duration,
+    /// How long any call may take, if that is set.
+    pub request_timeout: Option<Duration>,
 }
 
-/// How large the input of a call is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InputSize {
-    /// The model that is asked.
-    pub model: String,
-    /// Bytes of what differs from call to call, and of the schema.
-    pub bytes: usize,
-    /// As Claude counted it, if it was asked to.
-    pub tokens: Option<u64>,
+/// What is heard of a call while it is made.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// The account's limits, by the head of the answer.
+    Account(AccountLimits),
+    /// The next piece of the answer's text.
+    Text(&'a str),
 }
 
 /// What an attempt is made of: what is asked, and in which circumstances.
@@ -96,6 +79,8 @@ pub struct Assignment<'a> {
     pub request: &'a JobRequest,
     /// An attempt before, whose answer was of no use: the model is told what was wrong with it.
     pub useless: Option<&'a Attempt>,
+    /// Models that declined to answer: they are not asked again while there is another.
+    pub refused_by: &'a [String],
     /// A client waits, so the answer shall be a quick one.
     pub is_waited_for: bool,
     /// When.
@@ -105,7 +90,7 @@ pub struct Assignment<'a> {
 impl Assignment<'_> {
     /// A first attempt at a request for which nobody waits.
     pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
-        Assignment { request, useless: None, is_waited_for: false, now }
+        Assignment { request, useless: None, refused_by: &[], is_waited_for: false, now }
     }
 }
 
@@ -134,7 +119,12 @@ impl Agent {
 
     /// The model that is asked at the moment for jobs that name none.
     pub fn model_in_use(&self) -> &str {
-        self.models.pick()
+        self.models.pick(&[])
+    }
+
+    /// What is known of each model.
+    pub fn known_models(&self) -> &Models {
+        &self.models
     }
 
     /// The first of [`Agent::models`] that has no price.
@@ -147,28 +137,13 @@ impl Agent {
         self.models.pass_over(model, GONE_FOR)
     }
 
-    /// What a call for the assignment may cost at most, as far as that can be told before it is made.
-    pub fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
-        let text = self.compose(assignment).map_or(0, |(call, _)| text_bytes(&call));
-        self.risk(assignment.request.model.as_deref(), text)
-    }
-
-    /// How large the input of the assignment's call is. Asks Claude only if it is set up so; if that fails, the call itself
-    /// will tell why.
-    pub async fn input_size(&self, assignment: Assignment<'_>) -> InputSize {
-        let request = assignment.request;
-        let again = assignment.useless.and_then(|attempt| attempt.report.raw_answer.as_ref()).map_or(0, String::len);
-        let options: usize = request.options.iter().map(String::len).sum();
-        let question = request.query.len() + request.context.as_ref().map_or(0, String::len) + options;
-        let tokens = if self.config.count_tokens { self.count(assignment).await } else { None };
-        let model = self.model_for(request).to_owned();
-        InputSize { model, bytes: question + again + analysis::schema_text().get().len(), tokens }
-    }
-
-    /// The input tokens of the assignment's call, as Claude counts them.
-    async fn count(&self, assignment: Assignment<'_>) -> Option<u64> {
-        let (call, _) = self.compose(assignment).ok()?;
-        match timeout(COUNT_TIMEOUT, self.claude.count_tokens(&call)).await {
+    /// The input tokens of a call, as Claude counts them; only if the service is set up so. If that fails, the call itself
+    /// will show why.
+    pub async fn count(&self, plan: &Plan) -> Option<u64> {
+        if !self.config.count_tokens {
+            return None;
+        }
+        match timeout(COUNT_TIMEOUT, self.claude.count_tokens(&plan.call)).await {
             Ok(Ok(tokens)) => return Some(tokens),
             Ok(Err(error)) => debug!(error = %error.message, "the input could not be counted and is estimated"),
             Err(_) => debug!("the input was not counted within {COUNT_TIMEOUT:?} and is estimated"),
@@ -176,116 +151,52 @@ impl Agent {
         None
     }
 
-    /// What a call with so many bytes of text costs at most; without a `model`, whichever of the service's it will be.
-    fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
-        let bytes = text_bytes + analysis::schema_text().get().len();
-        let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
-        // All of the prompt may be written to the cache, at the dearest price of input there is.
-        let usage = Usage {
-            cache_creation_input_tokens: input_tokens,
-            output_tokens: u64::from(self.config.max_tokens),
-            ..Usage::default()
-        };
-        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
-        let nanodollars = match model {
-            Some(model) => cost(model),
-            None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
-        };
-        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
-    }
-
-    fn render(&self, request: &JobRequest, now: Timestamp) -> Result<Rendered, PromptError> {
-        let question = Question {
-            query: &request.query,
-            context: request.context.as_deref(),
-            options: &request.options,
-            today: &now.date(),
-        };
-        self.prompts.render(request.prompt_version.as_deref(), &question)
-    }
-
-    /// The call for an assignment, and the prompts that it is made of.
-    fn compose(&self, assignment: Assignment<'_>) -> Result<(MessageRequest, PromptUsed), PromptError> {
-        let Assignment { request, useless, is_waited_for, now } = assignment;
-        let prompt = self.render(request, now)?;
-        let (question, again) = match useless {
-            Some(attempt) => again::again(prompt.user, attempt, self.config.max_tokens),
-            None => (prompt.user, None),
-        };
-        let call = MessageRequest {
-            model: self.model_for(request).to_owned(),
-            max_tokens: self.config.max_tokens,
-            system: prompt.system,
-            prompt: question,
-            again,
-            effort: self.effort(is_waited_for).word(),
-            schema: Some(analysis::schema_text()),
-        };
-        Ok((call, PromptUsed { version: prompt.version, sha256: prompt.sha256 }))
-    }
-
-    /// Makes one attempt: at most one HTTP request, whose text is given to `on_text` as it comes. Dropping the future
+    /// Makes one attempt: at most one HTTP request, whose news are given to `on_news` as they come. Dropping the future
     /// aborts it.
     pub async fn attempt(
         &self,
-        assignment: Assignment<'_>,
-        on_text: &(dyn Fn(&str) + Send + Sync),
-    ) -> (Verdict, AttemptReport) {
-        let Assignment { request, useless, .. } = assignment;
-        let mut report =
-            AttemptReport { asked_again_after: useless.map(|attempt| attempt.number), ..AttemptReport::default() };
-        let (call, prompt) = match self.compose(assignment) {
-            Ok(composed) => composed,
-            Err(error) => {
-                report.model = Some(self.model_for(request).to_owned());
-                report.prompt_version.clone_from(&request.prompt_version);
-                let code = match error {
-                    PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
-                    PromptError::Unreadable { .. } | PromptError::Invalid { .. } => FailureCode::Internal,
-                };
-                return failed(report, Verdict::Terminal, code, error.to_string());
-            }
+        plan: &Plan,
+        on_news: &(dyn Fn(News<'_>) + Send + Sync),
+    ) -> (Disposition, AttemptReport) {
+        let model = plan.model();
+        let mut report = AttemptReport {
+            asked_again_after: plan.asked_again_after,
+            model: Some(model.to_owned()),
+            prompt_version: Some(plan.prompt_version.clone()),
+            prompt_sha256: Some(plan.prompt_sha256.clone()),
+            ..AttemptReport::default()
         };
-        let model = call.model.as_str();
-        report.model = Some(model.to_owned());
-        report.prompt_version = Some(prompt.version);
-        report.prompt_sha256 = Some(prompt.sha256);
-        match self.claude.send(&call, on_text).await {
+        let on_progress = |progress: Progress<'_>| match progress {
+            Progress::Head(limits) => on_news(News::Account(account(limits))),
+            Progress::Text(text) => on_news(News::Text(text)),
+            Progress::Thinking(_) => {}
+        };
+        match self.claude.send(&plan.call, &on_progress).await {
             Ok(reply) => {
-                report.nanodollars = self.cost(&reply.model, model, &reply.usage);
-                read(report, reply)
+                self.bill(&mut report, &reply, plan);
+                self.read(plan, report, reply)
             }
             Err(error) => {
                 report.http_status = error.status;
-                report.account = account(&error.rate_limits);
                 report.request_id.clone_from(&error.request_id);
                 report.usage = error.usage.as_deref().map(tokens);
                 report.nanodollars = error.usage.as_deref().and_then(|usage| self.cost(model, model, usage));
                 report.may_have_been_billed = error.may_have_been_billed();
-                report.at_risk = report.may_have_been_billed.then(|| self.risk_of(&call));
+                report.at_risk = report.may_have_been_billed.then_some(plan.at_risk);
                 report.raw_answer.clone_from(&error.text);
-                let verdict = match &request.model {
-                    Some(_) => verdict_on_its_own_model(&error, model),
-                    None => self.verdict_on_ours(&error, model),
+                let disposition = self.after_failure(plan, &error);
+                let message = match error.kind {
+                    ErrorKind::TotalTimeout => cut_by_time(plan),
+                    _ => error.message,
                 };
-                failed(report, verdict, code_of(error.kind), error.message)
+                (disposition, failed(report, code_of(error.kind), message))
             }
         }
     }
 
     /// The model that is asked: the job's own, or the service's of the moment.
-    fn model_for<'a>(&'a self, request: &'a JobRequest) -> &'a str {
-        request.model.as_deref().unwrap_or_else(|| self.models.pick())
-    }
-
-    /// How hard Claude thinks.
-    fn effort(&self, is_waited_for: bool) -> Effort {
-        if is_waited_for { self.config.interactive_effort } else { self.config.effort }
-    }
-
-    /// What this call costs at most.
-    fn risk_of(&self, call: &MessageRequest) -> AtRisk {
-        self.risk(Some(&call.model), text_bytes(call))
+    fn model_for<'a>(&'a self, request: &'a JobRequest, refused_by: &[String]) -> &'a str {
+        request.model.as_deref().unwrap_or_else(|| self.models.pick(refused_by))
     }
 
     /// What `usage` costs by the model that answered. A gateway may have names of its own for models: then by the name
@@ -294,119 +205,90 @@ impl Agent {
         self.prices.of(answered).or_else(|| self.prices.of(asked)).map(|price| price.cost(usage))
     }
 
-    /// What a failure of one of the service's own models means.
-    fn verdict_on_ours(&self, error: &CallError, model: &str) -> Verdict {
-        match error.kind {
-            ErrorKind::NotFound if error.is_about(model) && self.model_is_gone(model) => Verdict::AnotherModel,
-            ErrorKind::Overloaded if !error.may_have_been_billed() && self.models.pass_over(model, OVERLOADED_FOR) => {
-                Verdict::Retryable { retry_after: Some(Duration::ZERO) }
+    /// Puts on record what an answer costs. What it does not report of its tokens is at risk.
+    fn bill(&self, report: &mut AttemptReport, reply: &Reply, plan: &Plan) {
+        // A refusal before any output is not billed, though its usage is shown.
+        if matches!(reply.stop, StopReason::Refusal { .. }) && !reply.has_content {
+            return;
+        }
+        report.usage = Some(reply.usage).filter(|usage| *usage != Usage::default()).as_ref().map(tokens);
+        report.nanodollars = report.usage.and_then(|_| self.cost(&reply.model, plan.model(), &reply.usage));
+        if !reply.has_whole_usage {
+            report.may_have_been_billed = true;
+            report.at_risk = Some(plan.at_risk);
+        }
+    }
+
+    /// What comes of an answer.
+    fn read(&self, plan: &Plan, mut report: AttemptReport, reply: Reply) -> (Disposition, AttemptReport) {
+        report.http_status = Some(200);
+        report.request_id = reply.request_id;
+        report.model = Some(reply.model);
+        let outcome = match reply.stop {
+            StopReason::Refusal { category, explanation } => {
+                // By the name that it was asked by, which a gateway may not repeat: it is not asked again.
+                report.model = Some(plan.model().to_owned());
+                let why = [category, explanation].into_iter().flatten().collect::<Vec<_>>().join(": ");
+                let why = if why.is_empty() { "without a reason".to_owned() } else { why };
+                Err((self.after_refusal(plan), FailureCode::Refused, format!("the model declined to answer: {why}")))
             }
-            _ => verdict_on(error),
+            // A memo that happens to be whole is one all the same.
+            stop => analysis::read_memo(&reply.text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
+        };
+        report.raw_answer = Some(reply.text);
+        match outcome {
+            Ok(memo) => {
+                report.result = Some(memo.json);
+                report.repaired = memo.repaired.into_iter().map(str::to_owned).collect();
+                (Disposition::Succeed, report)
+            }
+            Err((disposition, code, message)) => (disposition, failed(report, code, message)),
         }
     }
 }
 
-/// Which prompts a call is made of.
-struct PromptUsed {
-    version: String,
-    sha256: String,
-}
-
-/// Bytes of all that is said in a call, but for the schema.
-fn text_bytes(call: &MessageRequest) -> usize {
-    let again = call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
-    call.system.len() + call.prompt.len() + again
-}
-
-/// What a failure of a model means that the job itself named: where the fault is that name, it is the job's alone, and no
-/// reason to hold all others.
-fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
-    match error.kind {
-        ErrorKind::NotFound | ErrorKind::Permission if error.is_about(model) => Verdict::Terminal,
-        _ => verdict_on(error),
-    }
-}
-
-/// What comes of a complete answer.
-fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
-    report.http_status = Some(200);
-    report.account = account(&reply.rate_limits);
-    report.request_id = reply.request_id;
-    report.model = Some(reply.model);
-    report.usage = Some(tokens(&reply.usage));
-    let text = reply.text;
-    let unreadable = |message| (Verdict::Retryable { retry_after: None }, FailureCode::InvalidOutput, message);
-    let outcome = match reply.stop {
-        StopReason::Refusal { category, explanation } => {
-            let why = [category, explanation].into_iter().flatten().collect::<Vec<_>>().join(": ");
-            let why = if why.is_empty() { "without a reason".to_owned() } else { why };
-            Err((Verdict::Terminal, FailureCode::Refused, format!("the model declined to answer: {why}")))
-        }
-        // A memo that happens to be whole is one all the same.
-        StopReason::MaxTokens => analysis::read_memo(&text).map_err(|_| {
-            let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
-            (Verdict::Retryable { retry_after: None }, FailureCode::AnswerTruncated, message)
-        }),
-        StopReason::ModelContextWindowExceeded => analysis::read_memo(&text).map_err(|_| {
-            let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
-            (Verdict::Terminal, FailureCode::ContextWindowExceeded, message)
-        }),
-        StopReason::EndTurn | StopReason::StopSequence => analysis::read_memo(&text).map_err(unreadable),
-        // No tools were offered that it could use or pause for: what counts is whether the memo is there.
-        StopReason::ToolUse => {
-            analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it wanted to use a tool")))
-        }
-        StopReason::PauseTurn => {
-            analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it paused its turn")))
-        }
-        StopReason::Other(reason) => analysis::read_memo(&text)
-            .map_err(|error| unreadable(format!("{error}, and it stopped for the unknown reason {reason:?}"))),
+/// Why a call that its time limit cut has failed, and what to do about it.
+fn cut_by_time(plan: &Plan) -> String {
+    let (model, limit) = (plan.model(), plan.call.time_limit.as_secs());
+    let advice = if plan.is_reduced {
+        "the attempt before asked for more and was cut too; raise REQUEST_TIMEOUT, lower EFFORT and INTERACTIVE_EFFORT, or \
+         choose a faster model"
+    } else {
+        "the next attempt asks for a brief memo with less thinking; REQUEST_TIMEOUT sets the limit"
     };
-    report.raw_answer = Some(text);
-    match outcome {
-        Ok(memo) => {
-            report.result = Some(memo);
-            (Verdict::Succeeded, report)
+    format!("the answer of {model} was not complete after {limit} s, the time limit of this call: {advice}")
+}
+
+/// What follows from an answer that `error` says is no memo.
+fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Disposition, FailureCode, String) {
+    let retry = |code, class, message| (Disposition::Retry { code, class, after: None }, code, message);
+    let invalid = |message| retry(FailureCode::InvalidOutput, FailureClass::InvalidOutput, message);
+    match stop {
+        StopReason::MaxTokens => {
+            let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
+            retry(FailureCode::AnswerTruncated, FailureClass::InvalidOutput, message)
         }
-        Err((verdict, code, message)) => failed(report, verdict, code, message),
+        StopReason::ModelContextWindowExceeded => {
+            let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
+            let code = FailureCode::ContextWindowExceeded;
+            (Disposition::Fail { code }, code, message)
+        }
+        _ if !is_complete => {
+            let message = format!("Claude's stream ended without message_stop, and {error}");
+            retry(FailureCode::StreamCut, FailureClass::Other, message)
+        }
+        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => invalid(error),
+        // No tools were offered that it could use or pause for.
+        StopReason::ToolUse => invalid(format!("{error}, and it wanted to use a tool")),
+        StopReason::PauseTurn => invalid(format!("{error}, and it paused its turn")),
+        StopReason::Other(reason) => invalid(format!("{error}, and it stopped for the unknown reason {reason:?}")),
+        StopReason::Unstated => invalid(format!("{error}, and it has no stop_reason")),
     }
 }
 
-fn failed(mut report: AttemptReport, verdict: Verdict, code: FailureCode, message: String) -> (Verdict, AttemptReport) {
+fn failed(mut report: AttemptReport, code: FailureCode, message: String) -> AttemptReport {
     report.error = Some(AttemptError { code, message });
-    (verdict, report)
-}
-
-fn verdict_on(error: &CallError) -> Verdict {
-    let retry_after = error.retry_after;
-    match error.class() {
-        ErrorClass::Retry => Verdict::Retryable { retry_after },
-        ErrorClass::RateLimited => Verdict::RateLimited { retry_after },
-        ErrorClass::Hold => Verdict::Hold,
-        ErrorClass::Terminal => Verdict::Terminal,
-    }
-}
-
-fn code_of(kind: ErrorKind) -> FailureCode {
-    match kind {
-        ErrorKind::InvalidRequest => FailureCode::InvalidRequest,
-        ErrorKind::TooLarge => FailureCode::RequestTooLarge,
-        ErrorKind::Authentication => FailureCode::AuthenticationFailed,
-        ErrorKind::Billing | ErrorKind::SpendLimit => FailureCode::BillingFailed,
-        ErrorKind::Permission => FailureCode::PermissionDenied,
-        ErrorKind::NotFound | ErrorKind::Redirect => FailureCode::ModelNotFound,
-        ErrorKind::RateLimit => FailureCode::RateLimited,
-        ErrorKind::Overloaded => FailureCode::Overloaded,
-        ErrorKind::ApiError | ErrorKind::Conflict => FailureCode::UpstreamError,
-        ErrorKind::ConnectFailed => FailureCode::ConnectFailed,
-        ErrorKind::ConnectionLost => FailureCode::ConnectionLost,
-        ErrorKind::StreamCut => FailureCode::StreamCut,
-        ErrorKind::StreamError => FailureCode::StreamError,
-        ErrorKind::RequestTimeout | ErrorKind::Timeout | ErrorKind::Silent | ErrorKind::TotalTimeout => {
-            FailureCode::Timeout
-        }
-        ErrorKind::Malformed => FailureCode::MalformedResponse,
-    }
+    report
 }
 
 fn account(told: &RateLimits) -> AccountLimits {

@@ -38,7 +38,7 @@ use crate::{
         price::{Price, Prices},
     },
     clock::Clock,
-    config::{ClaimOrder, OnUnknownOutcome, Settings},
+    config::{ClaimOrder, INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
     dashboard,
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
@@ -76,10 +76,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest head of a request: room for many cookies and a long token. What is larger gets `431`.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-
-/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
-/// what it cost.
-const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
 
 /// A client that takes nothing of its answer for so long is cut off: with its connection goes all that is held for it.
 #[cfg(target_os = "linux")]
@@ -243,6 +239,7 @@ impl App {
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
         }
+        while queue.end_overdue().await.map_err(StartError::Recovery)? > 0 {}
 
         // Nothing can fail any more: what runs from here on would outlive a start that does.
         if auth.is_open() && !is_simulated {
@@ -262,7 +259,6 @@ impl App {
             queue: queue.clone(),
             limits: limits.clone(),
             agent: agent.clone(),
-            attempt_timeout: settings.request_timeout + ATTEMPT_GRACE,
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
@@ -276,6 +272,7 @@ impl App {
         let api = Api {
             queue: queue.clone(),
             limits,
+            models: agent.known_models().clone(),
             prompts: prompts.clone(),
             metrics,
             auth: Arc::clone(&auth),
@@ -435,10 +432,11 @@ async fn open(
     let client = task::spawn_blocking({
         let config = ClientConfig {
             base_url: settings.anthropic_base_url.clone(),
-            api_key,
+            api_key: Some(api_key),
+            auth_token: None,
+            custom_headers: None,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
-            request_timeout: settings.request_timeout,
         };
         move || Claude::new(config)
     });
@@ -453,6 +451,8 @@ fn agent_config(settings: &Settings) -> AgentConfig {
         effort: settings.effort,
         interactive_effort: settings.interactive_effort,
         count_tokens: settings.count_tokens,
+        interactive_timeout: INTERACTIVE_TIMEOUT,
+        request_timeout: settings.request_timeout,
     }
 }
 

@@ -140,18 +140,19 @@ pub struct Settings {
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize))]
     pub max_query_length: usize,
 
-    /// Seconds one attempt may take, whatever the Claude API does (1 to 3600)
-    #[arg(long, env, default_value = "60", value_parser = seconds(1..=3600))]
-    pub request_timeout: Duration,
+    /// Seconds one call may take; if unset, 60 where a client waits, and otherwise what MAX_TOKENS need at 40 tokens a
+    /// second and 30 more (1 to 3600)
+    #[arg(long, env, value_parser = seconds(1..=3600))]
+    pub request_timeout: Option<Duration>,
 
     /// Seconds to connect to the Claude API (1 to 60)
     #[arg(long, env, default_value = "10", value_parser = seconds(1..=60))]
     pub connect_timeout: Duration,
 
-    /// Seconds an answer may pause while it streams; REQUEST_TIMEOUT still ends it if that is shorter (1 to 600)
+    /// Seconds an answer may be silent, before and while it streams; a model may think in silence (1 to 600)
     #[arg(
         long = "stream-idle-timeout", env = "STREAM_IDLE_TIMEOUT", value_name = "STREAM_IDLE_TIMEOUT",
-        default_value = "30", value_parser = seconds(1..=600)
+        default_value = "90", value_parser = seconds(1..=600)
     )]
     pub idle_timeout: Duration,
 
@@ -326,6 +327,9 @@ impl Effort {
         }
     }
 }
+
+/// How long a call may take where a client waits, unless REQUEST_TIMEOUT is set.
+pub const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Calls a minute that can be allowed.
 pub const REQUESTS_PER_MINUTE: RangeInclusive<NonZeroU32> = NonZeroU32::MIN..=not_zero(1_000_000);
@@ -702,6 +706,20 @@ fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, Stri
     move |text| number(text).map(Duration::from_secs)
 }
 
+/// The proxy for addresses of this scheme, as the HTTP client takes it from the environment: the variable's name, and the
+/// address without user name and password.
+pub fn proxy_of(scheme: &str) -> Option<(&'static str, String)> {
+    let names = match scheme {
+        "http" => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
+        _ => ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
+    };
+    let (name, value) =
+        names.into_iter().find_map(|name| Some((name, env::var(name).ok().filter(|at| !at.is_empty())?)))?;
+    let address = value.rsplit('@').next().unwrap_or_default();
+    let address = address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/');
+    Some((name, address.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;
@@ -764,7 +782,7 @@ mod tests {
         let settings = parse(&[]).unwrap();
         assert_eq!(settings.host.to_string(), "0.0.0.0");
         assert_eq!((settings.port, settings.max_query_length, settings.max_retries), (8000, 10_000, 3));
-        assert_eq!(settings.request_timeout, Duration::from_secs(60));
+        assert_eq!((settings.request_timeout, INTERACTIVE_TIMEOUT), (None, Duration::from_secs(60)));
         assert_eq!(settings.model_name, "claude-sonnet-5-5");
         assert_eq!(settings.on_unknown_outcome, OnUnknownOutcome::Retry);
         assert!(settings.anthropic_api_key.is_none() && settings.admin_token.is_none() && !settings.debug);

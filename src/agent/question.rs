@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use super::Agent;
+use super::{Agent, plan::least_thinking};
 use crate::{clock::Timestamp, digest::sha256, job::JobRequest};
 
 /// A day as prompts have it, in UTC.
@@ -51,7 +51,9 @@ impl Agent {
             }
         }
         parts.add(Some(depth.resolved(is_waited_for).into()));
-        parts.add(self.effort(is_waited_for).word());
+        let effort = self.effort(is_waited_for, false);
+        parts.add(effort.word());
+        parts.add(least_thinking(self.model_for(request, &[]), effort).filter(|_| is_waited_for));
         parts.0.extend_from_slice(&self.config.max_tokens.to_be_bytes());
         let [a, b, c, d, e, f, g, h, ..] = sha256(&[&parts.0]);
         Some(NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN))
@@ -83,7 +85,7 @@ impl Parts {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, time::Duration};
 
     use secrecy::SecretString;
 
@@ -104,10 +106,11 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let claude = Claude::new(ClientConfig {
             base_url: "http://127.0.0.1:9".to_owned(),
-            api_key: SecretString::from("sk-test"),
-            connect_timeout: std::time::Duration::from_secs(1),
-            idle_timeout: std::time::Duration::from_secs(1),
-            request_timeout: std::time::Duration::from_secs(1),
+            api_key: Some(SecretString::from("sk-test")),
+            auth_token: None,
+            custom_headers: None,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(1),
         });
         let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap();
         let mut config = AgentConfig {
@@ -116,6 +119,8 @@ mod tests {
             effort: Effort::High,
             interactive_effort: Effort::Low,
             count_tokens: false,
+            interactive_timeout: Duration::from_secs(60),
+            request_timeout: None,
         };
         change(&mut config);
         let fallbacks = fallbacks.iter().map(|id| (*id).to_owned()).collect();

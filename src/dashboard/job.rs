@@ -149,6 +149,7 @@ fn advice(code: &str) -> &'static str {
         FailureCode::BillingFailed,
         FailureCode::PermissionDenied,
         FailureCode::ModelNotFound,
+        FailureCode::TimeLimit,
     ]) {
         "advice_operator"
     } else {

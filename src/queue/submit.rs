@@ -9,12 +9,15 @@ use super::{
     Claim, Queue, QueueError, digest, new_id,
     order::{self, Waiting},
     outlook::{self, Allowance},
-    retry::{Settlement, failure_report},
+    retry::failure_report,
     short_digest,
 };
 use crate::{
     clock::Timestamp,
-    job::{Cached, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority},
+    job::{
+        Cached, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
+        disposition::Disposition,
+    },
     store::{Insertion, StoreError},
 };
 
@@ -313,7 +316,7 @@ impl Queue {
             let claim = queue.begin(job.clone(), request, None);
             if let Err(_unclaimed) = hand.send(claim) {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-                queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
+                queue.settle(&job, &Disposition::released(FailureCode::Shutdown), report).await;
             }
             Ok(inserted)
         });

@@ -70,7 +70,7 @@ fi
 
 if ! docker image inspect "$base" >/dev/null 2>&1 && ! timeout 60 docker pull -q "$base"; then
     say "Making a stand-in for $base"
-    debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates,make bookworm "$work/base" >/dev/null
+    debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates bookworm "$work/base" >/dev/null
     toolchain="$(rustc --print sysroot)"
     mkdir -p "$work/base/usr/local/rust"
     tar -C "$toolchain" -c --exclude=share/doc --exclude=share/man . | tar -C "$work/base/usr/local/rust" -x

@@ -1,0 +1,194 @@
+//! One call, resolved once: its model, depth, effort, thinking and bounds. The same plan tells what the call may cost and
+//! how large it is, and is what is sent.
+
+use std::time::Duration;
+
+use super::{Agent, Assignment, again, failed};
+use crate::{
+    analysis,
+    claude::{MessageRequest, Usage},
+    config::Effort,
+    job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
+    prompts::{PromptError, Question, Rendered},
+};
+
+/// Bytes of a token, at least: English has about four bytes a token, Chinese about three.
+const LEAST_BYTES_PER_TOKEN: usize = 3;
+
+/// Output tokens a second of a slow model under load.
+const SLOW_TOKENS_PER_SECOND: f64 = 40.0;
+
+/// Time until a slow model writes its first token.
+const SLOW_START: Duration = Duration::from_secs(30);
+
+/// Models that take `thinking: between_tools`, their least thinking. Others may answer 400 to it and think less by a low
+/// effort alone.
+const THINKING_BETWEEN_TOOLS: [&str; 2] = ["sonnet-5-5", "haiku-5-5"];
+
+/// A call to Claude.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What is sent.
+    pub call: MessageRequest,
+    /// How much the memo says.
+    pub depth: Depth,
+    /// A client waits for it.
+    pub is_waited_for: bool,
+    /// An attempt before was cut by its time limit, so this one asks for less.
+    pub is_reduced: bool,
+    /// The request names the model, so no other model may answer.
+    pub names_model: bool,
+    /// The prompts that the call is made of.
+    pub prompt_version: String,
+    /// Their digest.
+    pub prompt_sha256: String,
+    /// The service would not ask this model by itself.
+    pub is_of_caller: bool,
+    /// Models that declined to answer.
+    pub refused_by: Vec<String>,
+    /// The attempt whose answer the model is told about.
+    pub asked_again_after: Option<u32>,
+    /// Bytes of what differs from call to call, and of the schema.
+    pub input_bytes: usize,
+    /// What the call may cost at most.
+    pub at_risk: AtRisk,
+}
+
+impl Plan {
+    /// The model that is asked.
+    pub fn model(&self) -> &str {
+        &self.call.model
+    }
+}
+
+impl Agent {
+    /// The call for an assignment.
+    ///
+    /// # Errors
+    /// The report of an attempt that can't be made, now or later.
+    pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
+        let Assignment { request, useless, refused_by, is_waited_for, .. } = assignment;
+        let prompt = self.render(assignment).map_err(|error| Box::new(self.unrendered(request, &error)))?;
+        let is_reduced = useless.is_some_and(was_cut_by_time);
+        let model = self.model_for(request, refused_by).to_owned();
+        let max_tokens = self.models.max_tokens(&model, self.config.max_tokens);
+        let (question, again) = match useless {
+            Some(attempt) if !is_reduced => again::again(prompt.user, attempt, max_tokens),
+            _ => (prompt.user, None),
+        };
+        let again_bytes = again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
+        let options: usize = request.options.iter().map(String::len).sum();
+        let own_bytes = request.query.len() + request.context.as_ref().map_or(0, String::len) + options + again_bytes;
+        let text_bytes = prompt.system.len() + question.len() + again_bytes;
+        let effort = self.effort(is_waited_for, is_reduced);
+        let mut call = MessageRequest {
+            thinking: least_thinking(&model, effort).filter(|_| is_waited_for || is_reduced),
+            model: model.clone(),
+            max_tokens,
+            system: prompt.system,
+            prompt: question,
+            again,
+            effort: effort.word(),
+            schema: Some(analysis::schema_text()),
+            time_limit: self.time_limit(is_waited_for),
+            is_uncached: false,
+        };
+        self.models.fit(&mut call);
+        Ok(Plan {
+            at_risk: self.risk(Some(&model), text_bytes),
+            depth: if is_reduced { Depth::Brief } else { request.depth.resolved(is_waited_for) },
+            is_waited_for,
+            is_reduced,
+            is_of_caller: request.model.is_some() && !self.models.has(&model),
+            names_model: request.model.is_some(),
+            prompt_version: prompt.version,
+            prompt_sha256: prompt.sha256,
+            asked_again_after: useless.map(|attempt| attempt.number),
+            input_bytes: own_bytes + analysis::schema_text().get().len(),
+            refused_by: refused_by.to_vec(),
+            call,
+        })
+    }
+
+    /// What a call for a request may cost at most, whichever of the service's models answers.
+    pub fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
+        let text = self.plan(assignment).map_or(0, |plan| {
+            let again = plan.call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
+            plan.call.system.len() + plan.call.prompt.len() + again
+        });
+        self.risk(assignment.request.model.as_deref(), text)
+    }
+
+    /// What a call with so many bytes of text costs at most; without a `model`, by the dearest of the service's.
+    fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
+        let bytes = text_bytes + analysis::schema_text().get().len();
+        let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
+        // All of the prompt may be written to the cache, at the dearest price of input there is.
+        let usage = Usage {
+            cache_creation_input_tokens: input_tokens,
+            output_tokens: u64::from(self.config.max_tokens),
+            ..Usage::default()
+        };
+        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
+        let nanodollars = match model {
+            Some(model) => cost(model),
+            None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
+        };
+        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
+    }
+
+    /// How hard Claude thinks.
+    pub(super) fn effort(&self, is_waited_for: bool, is_reduced: bool) -> Effort {
+        match if is_waited_for { self.config.interactive_effort } else { self.config.effort } {
+            Effort::None => Effort::None,
+            _ if is_reduced => Effort::Low,
+            effort => effort,
+        }
+    }
+
+    /// How long a call may take: what is set for all calls; else a fixed time where a client waits, and for other calls
+    /// what their most tokens need of a slow model.
+    fn time_limit(&self, is_waited_for: bool) -> Duration {
+        let by_tokens = Duration::from_secs_f64(f64::from(self.config.max_tokens) / SLOW_TOKENS_PER_SECOND);
+        match self.config.request_timeout {
+            Some(limit) => limit,
+            None if is_waited_for => self.config.interactive_timeout,
+            None => SLOW_START + by_tokens,
+        }
+    }
+
+    fn render(&self, Assignment { request, now, .. }: Assignment<'_>) -> Result<Rendered, PromptError> {
+        let question = Question {
+            query: &request.query,
+            context: request.context.as_deref(),
+            options: &request.options,
+            today: &now.date(),
+        };
+        self.prompts.render(request.prompt_version.as_deref(), &question)
+    }
+
+    /// The report of an attempt whose prompt can't be rendered.
+    fn unrendered(&self, request: &JobRequest, error: &PromptError) -> AttemptReport {
+        let report = AttemptReport {
+            model: Some(self.model_for(request, &[]).to_owned()),
+            prompt_version: request.prompt_version.clone(),
+            ..AttemptReport::default()
+        };
+        let code = match error {
+            PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
+            PromptError::Unreadable { .. } | PromptError::Invalid { .. } => FailureCode::Internal,
+        };
+        failed(report, code, error.to_string())
+    }
+}
+
+/// The API's word for the least thinking of a model; none where it takes none at this effort.
+pub(super) fn least_thinking(model: &str, effort: Effort) -> Option<&'static str> {
+    let is_known = THINKING_BETWEEN_TOOLS.iter().any(|known| model.contains(known));
+    (is_known && matches!(effort, Effort::Low | Effort::Medium | Effort::High)).then_some("between_tools")
+}
+
+/// Whether a call took longer than it may: the same call would again.
+fn was_cut_by_time(attempt: &Attempt) -> bool {
+    attempt.report.error.as_ref().is_some_and(|error| error.code == FailureCode::TimeLimit)
+}
