@@ -38,7 +38,10 @@ use crate::{
         price::{MAX_AGE_DAYS, Prices},
     },
     clock::Clock,
-    config::{ClaimOrder, INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
+    config::{
+        ClaimOrder, INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings,
+        environment::{self, GatewayAccess},
+    },
     dashboard,
     http::{self, Api, fair::Fair},
     job::{JobRequest, callback::Callbacks},
@@ -167,7 +170,7 @@ pub enum StartError {
     StoreLost,
     /// There is no key.
     #[error(
-        "ANTHROPIC_API_KEY is not set. Set it in the environment or in .env to serve; or try the service without a key, \
+        "ANTHROPIC_API_KEY is not set, nor ANTHROPIC_AUTH_TOKEN. Set one of them in the environment or in .env to serve; or try the service without a key, \
          against a simulated Claude: ceoagent demo"
     )]
     NoKey,
@@ -212,11 +215,14 @@ impl App {
         let prompts = Prompts::load(&settings.prompts_dir, &settings.prompt_version)?;
         let tokens = tokens(settings)?;
         let cors_origins = settings.cors_origins.iter().map(|origin| read_origin(origin)).collect::<Result<_, _>>()?;
-        let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
+        let access = environment::gateway_access();
+        if settings.anthropic_api_key.is_none() && access.auth_token.is_none() {
+            return Err(StartError::NoKey);
+        }
         let (listener, address) = listen(SocketAddr::new(settings.host, settings.port))?;
         guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
-        let (store, claude) = open(settings, api_key, &clock, &metrics).await?;
+        let (store, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = match &settings.admin_token {
             Some(token) => (token.clone(), false),
             None => keep_token(&admin_token_file(&settings.data_dir))?,
@@ -416,7 +422,7 @@ fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> 
 /// hundreds of certificates there.
 async fn open(
     settings: &Settings,
-    api_key: SecretString,
+    access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
 ) -> Result<(Arc<dyn JobStore>, Claude), StartError> {
@@ -433,9 +439,9 @@ async fn open(
     let client = task::spawn_blocking({
         let config = ClientConfig {
             base_url: settings.anthropic_base_url.clone(),
-            api_key: Some(api_key),
-            auth_token: None,
-            custom_headers: None,
+            api_key: settings.anthropic_api_key.clone(),
+            auth_token: access.auth_token,
+            custom_headers: access.custom_headers,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
         };

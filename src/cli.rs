@@ -32,7 +32,7 @@ use clap::{
 use clap_complete::Shell;
 
 use self::client::ClientError;
-use crate::config::{Dotenv, Settings, ignore_empty_environment, load_dotenv};
+use crate::config::{Dotenv, Settings, environment, ignore_empty_environment, load_dotenv};
 
 /// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
 #[derive(Parser, Debug)]
@@ -216,6 +216,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
     for (name, meant) in &dotenv.misspelt {
         writeln!(io::stderr(), "warning: {name} in the settings file .env is no setting; is {meant} meant?")?;
     }
+    environment::tidy()?;
     let matches = command().try_get_matches().unwrap_or_else(|mut error| {
         tell_source(&mut error, &dotenv);
         error.exit()

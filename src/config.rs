@@ -8,6 +8,8 @@
 //! Lacks what only another part can judge: whether the folders can be used, the prompts hold and the model exists. That
 //! a key must be there is up to the command: most do without.
 
+pub mod environment;
+
 use std::env;
 use std::fmt::Display;
 use std::fs;
