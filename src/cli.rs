@@ -35,7 +35,7 @@ use self::client::ClientError;
 use crate::config::{
     Settings,
     dotenv::{self, Dotenv},
-    ignore_empty_environment,
+    environment, ignore_empty_environment,
 };
 
 /// A queue service that has Claude analyse decision questions and returns decision memos
@@ -210,6 +210,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
     for (name, meant) in &dotenv.misspelt {
         writeln!(io::stderr(), "warning: unknown setting {name} in .env. Did you mean {meant}?")?;
     }
+    environment::tidy()?;
     let matches = command().try_get_matches().unwrap_or_else(|mut error| {
         tell_source(&mut error, &dotenv);
         error.exit()
