@@ -132,6 +132,11 @@ impl Agent {
         self.models().find(|model| self.prices.of(model).is_none())
     }
 
+    /// Those of [`Agent::models`] whose list price is old, with the date of the price.
+    pub fn outdated_prices(&self, today: &str) -> impl Iterator<Item = (&str, jiff::civil::Date)> {
+        self.models().filter_map(move |model| Some((model, self.prices.of(model)?.outdated(today)?)))
+    }
+
     /// Takes note that a model is gone. Tells whether another one can be asked instead.
     pub fn model_is_gone(&self, model: &str) -> bool {
         self.models.pass_over(model, GONE_FOR)

@@ -16,7 +16,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use parking_lot::RwLock;
 use serde::Serialize;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use utoipa::ToSchema;
 
 use crate::digest::sha256;
@@ -202,7 +202,7 @@ fn unknown(version: &str, versions: &Versions) -> PromptError {
     PromptError::UnknownVersion { version: version.to_owned(), known: versions.keys().cloned().collect() }
 }
 
-/// Every folder in `folder` as a version. Files beside them and hidden folders are none.
+/// Every folder in `folder` as a version, without hidden folders and folders that hold no prompt.
 fn load_all(folder: &Path, default: &str) -> Result<Versions, PromptError> {
     let mut versions = Versions::from([(default.to_owned(), Version::load(&folder.join(default))?)]);
     let unreadable = |source| PromptError::Unreadable { path: folder.to_owned(), source };
@@ -210,6 +210,11 @@ fn load_all(folder: &Path, default: &str) -> Result<Versions, PromptError> {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with('.') || versions.contains_key(&name) || !path.is_dir() {
+            continue;
+        }
+        // Volumes hold `lost+found`, and people leave copies: only a folder with a prompt is meant as a version.
+        if ![SYSTEM, USER].iter().any(|file| path.join(file).exists()) {
+            warn!(folder = %path.display(), "skipped: it holds neither {SYSTEM} nor {USER}, so it is not a prompt version");
             continue;
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -257,7 +262,8 @@ impl Template {
             return Err(PromptError::Invalid { path, line: None, message });
         }
         let source = match std::fs::read_to_string(&path) {
-            Ok(source) => source,
+            // Editors on Windows write a byte order mark and CRLF, which would go to Claude with every call.
+            Ok(source) => source.trim_start_matches('\u{feff}').replace("\r\n", "\n"),
             Err(source) => return Err(PromptError::Unreadable { path, source }),
         };
         if source.trim().is_empty() {
@@ -486,7 +492,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
         write(folder.path(), "v2", "Be thorough.", GOOD_USER);
-        std::fs::create_dir(folder.path().join(".git")).unwrap();
+        for other in [".git", "lost+found", "v1.bak", "__MACOSX"] {
+            std::fs::create_dir(folder.path().join(other)).unwrap();
+        }
         std::fs::write(folder.path().join("README"), "no version").unwrap();
         let prompts = Prompts::load(folder.path(), "v2").unwrap();
         assert_eq!(versions(&prompts), "v1 v2");
@@ -505,6 +513,14 @@ mod tests {
         let prompts = load("abc", GOOD_USER).unwrap();
         let sum: Vec<_> = sha256(&[b"abc", GOOD_USER.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(prompts.list()[0].sha256, sum.concat());
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_crlf_are_left_out() {
+        let plain = load("Be brief.\nPlease.", GOOD_USER).unwrap();
+        let user = format!("\u{feff}{}", GOOD_USER.replace('\n', "\r\n"));
+        let windows = load("\u{feff}Be brief.\r\nPlease.", &user).unwrap();
+        assert_eq!(plain.sha256(None), windows.sha256(None));
     }
 
     #[test]

@@ -5,7 +5,14 @@
 //! under way is sent again under the same `webhook-id`. Redirects are not followed, no proxy is asked, and a connection
 //! is made to no address but one that was checked ([`crate::job::callback`]).
 
-use std::{collections::HashSet, error::Error, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    error::Error,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::FutureExt;
@@ -175,7 +182,7 @@ impl Webhooks {
     async fn attempt(&self, record: &JobRecord, delivery: Delivery, span: &Span) {
         let (id, at) = (record.job.id, self.queue.now());
         let (http_status, error, asked) = match self.send(record, &delivery, at, span).await {
-            Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(&answer)),
+            Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(answer.headers(), at)),
             Err(error) => (None, Some(error), None),
         };
         tell(span, http_status, error.as_deref());
@@ -266,10 +273,15 @@ fn message(record: &JobRecord) -> Message<'_> {
     Message { r#type: format!("job.{status}"), timestamp: job.finished_at, data }
 }
 
-/// The pause that a receiver asks for, in seconds.
-fn retry_after(answer: &reqwest::Response) -> Option<Duration> {
-    let value = answer.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
+/// The pause that a receiver requests, in seconds or until a date.
+fn retry_after(headers: &header::HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let date = || {
+        let date = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+        let date = Timestamp::from_millis(i64::try_from(date.as_millis()).ok()?);
+        Some(date.since(now))
+    };
+    value.parse().ok().map(Duration::from_secs).or_else(date)
 }
 
 /// An error with its causes, in one line.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     analysis::{self, RepairRequest},
-    claude::{MessageRequest, Usage},
+    claude::MessageRequest,
     config::Effort,
     job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
     prompts::{self, PromptError, Question, Rendered},
@@ -136,18 +136,13 @@ impl Agent {
     fn risk(&self, model: Option<&str>, text_bytes: usize, max_tokens: u32) -> AtRisk {
         let bytes = text_bytes + analysis::schema_text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
-        // All of the prompt may be written to the cache, at the dearest price of input there is.
-        let usage = Usage {
-            cache_creation_input_tokens: input_tokens,
-            output_tokens: u64::from(max_tokens),
-            ..Usage::default()
-        };
-        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
+        let output_tokens = u64::from(max_tokens);
+        let cost = |model: &str| self.prices.of(model).map(|price| price.most(input_tokens, output_tokens));
         let nanodollars = match model {
             Some(model) => cost(model),
             None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
         };
-        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
+        AtRisk { input_tokens, output_tokens, nanodollars }
     }
 
     /// Most tokens of an answer of this depth, thinking included.

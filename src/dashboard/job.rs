@@ -142,6 +142,7 @@ fn advice(code: &str) -> &'static str {
         FailureCode::InvalidRequest,
         FailureCode::RequestTooLarge,
         FailureCode::ContextWindowExceeded,
+        FailureCode::Poisoned,
         FailureCode::PromptVersionUnknown,
     ]) {
         "advice_question"
@@ -151,6 +152,7 @@ fn advice(code: &str) -> &'static str {
         FailureCode::PermissionDenied,
         FailureCode::ModelNotFound,
         FailureCode::TimeLimit,
+        FailureCode::ProxyRefused,
     ]) {
         "advice_operator"
     } else {
