@@ -416,10 +416,7 @@ mod tests {
     fn the_prompt_of_every_sample_is_its_golden_file() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let golden = root.join("tests/golden/prompts");
-        let mut wanted = BTreeMap::from([(
-            "system.txt".to_owned(),
-            shipped().render(None, &QUESTION).unwrap().system,
-        )]);
+        let mut wanted = BTreeMap::from([("system.txt".to_owned(), shipped().render(None, &QUESTION).unwrap().system)]);
         for entry in std::fs::read_dir(root.join("src/analysis/samples")).unwrap() {
             let path = entry.unwrap().path();
             let sample: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();

@@ -335,9 +335,12 @@ async fn of_an_answer_with_one_broken_part_only_that_part_is_asked_for() {
 #[tokio::test]
 async fn the_depth_asked_for_decides_the_prompt_and_is_shown() {
     let (service, claude, _setup) = service([], &[]).await;
-    for (depth, wait, used) in
-        [(Some("brief"), false, "brief"), (Some("full"), true, "full"), (None, false, "full"), (Some("auto"), true, "brief")]
-    {
+    for (depth, wait, used) in [
+        (Some("brief"), false, "brief"),
+        (Some("full"), true, "full"),
+        (None, false, "full"),
+        (Some("auto"), true, "brief"),
+    ] {
         let mut body = json!({"query": format!("Should we move to {depth:?} {wait}?"), "wait": wait});
         body["depth"] = json!(depth);
         let id = service.post("/api/v1/analyze", &body).await.id();
