@@ -7,6 +7,7 @@
 //! is escaped by the templates, without exception.
 //!
 //! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `session`: signing in and out
+//! - `docs`: `/docs`, the API to read and try
 //! - `reader`: who reads: language, colours, session · `page`: templates and answers · `strings`: every text, twice
 //! - `memo`, `history`: what of a memo, and of the past, is drawn and not just told · `assets`: the style sheet, the script, the
 //!   icon
@@ -14,6 +15,7 @@
 mod api;
 mod ask;
 mod assets;
+mod docs;
 mod history;
 mod job;
 mod keys;
@@ -45,32 +47,29 @@ struct Pages {
     api: Api,
     templates: Templates,
     sessions: Sessions,
-    max_query_length: usize,
-    /// Claude is simulated: nothing is spent, and no answer is real.
-    is_simulated: bool,
-    /// Whether questions need no key, which may change at any time.
-    is_open: Box<dyn Fn() -> bool + Send + Sync>,
+    shown: Shown,
 }
 
-/// The pages, over `api`; `queue` keeps their sessions, `is_simulated` tells that Claude is, and `is_open` whether
-/// questions need no key.
-pub fn router(
-    api: Router,
-    queue: Queue,
-    max_query_length: usize,
-    is_simulated: bool,
-    is_open: impl Fn() -> bool + Send + Sync + 'static,
-) -> Router {
-    let pages = Arc::new(Pages {
-        api: Api::new(api),
-        templates: Templates::new(),
-        sessions: Sessions::of(queue),
-        max_query_length,
-        is_simulated,
-        is_open: Box::new(is_open),
-    });
+/// What the pages show of the service.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// Longest question, in characters.
+    pub max_query_length: usize,
+    /// Claude is simulated: nothing is spent, and no answer is real.
+    pub is_simulated: bool,
+    /// Questions need no key.
+    pub is_open: bool,
+    /// It is open, and listens on more than this machine.
+    pub is_exposed: bool,
+}
+
+/// The pages, over `api`; `queue` stores their sessions.
+pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
+    let pages =
+        Arc::new(Pages { api: Api::new(api), templates: Templates::new(), sessions: Sessions::of(queue), shown });
     Router::new()
         .route("/", get(ask::form).post(ask::submit))
+        .route("/docs", get(docs::show))
         .route("/jobs/{id}", get(job::show))
         .route("/jobs/{id}/events", get(job::events))
         .route("/jobs/{id}/memo.md", get(job::memo_markdown))

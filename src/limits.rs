@@ -38,6 +38,7 @@ use self::{
     budget::{Budget, Need, Reservation, Status},
     gate::{Admission, Block, Closed, Gates, Ruling},
 };
+use crate::config::values::RateCaps;
 
 /// How long a job waits for the probe of another to end.
 const PROBE_POLL: Duration = Duration::from_secs(1);
@@ -72,6 +73,14 @@ const BACKOFF: f64 = 0.5;
 
 /// Overloads that follow one within this time tell of the same rush of calls, so they count as one with it.
 const BACKOFF_PAUSE: Duration = Duration::from_secs(1);
+
+/// The limits of Anthropic's lowest tier, which hold until the first answer has told the account's.
+const START_TIER: PerMinute =
+    PerMinute { requests: not_zero(1_000), input_tokens: not_zero(2_000_000), output_tokens: not_zero(400_000) };
+
+const fn not_zero(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).expect("not zero")
+}
 
 /// Limits per minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -124,6 +133,8 @@ struct State {
     allowed: f64,
     workers: usize,
     backed_off_at: Option<Instant>,
+    /// The question that met the last overload.
+    overloaded_by: Option<u64>,
     /// An answer came, so the account's limits are known as far as they are told.
     told: bool,
     /// Running means of the tokens of a call.
@@ -187,12 +198,12 @@ struct Waiting<'a>(&'a Inner);
 
 impl Limits {
     /// At most so much a minute, by so many workers, and no more a day than the budget has.
-    pub fn new(per_minute: PerMinute, workers: usize, budget: Option<Budget>) -> Limits {
+    pub fn new(caps: RateCaps, workers: usize, budget: Option<Budget>) -> Limits {
         Limits(Arc::new(Inner {
             budget: budget.map(Arc::new),
-            requests: Bucket::new(per_minute.requests, REQUEST_BURST),
-            input_tokens: Bucket::new(per_minute.input_tokens, TOKEN_BURST),
-            output_tokens: Bucket::new(per_minute.output_tokens, TOKEN_BURST),
+            requests: Bucket::new(caps.requests, START_TIER.requests, REQUEST_BURST),
+            input_tokens: Bucket::new(caps.input_tokens, START_TIER.input_tokens, TOKEN_BURST),
+            output_tokens: Bucket::new(caps.output_tokens, START_TIER.output_tokens, TOKEN_BURST),
             state: Mutex::new(State {
                 gates: Gates::default(),
                 under_way: 0,
@@ -201,6 +212,7 @@ impl Limits {
                 allowed: workers as f64,
                 workers,
                 backed_off_at: None,
+                overloaded_by: None,
                 told: false,
                 usual_input: f64::from(USUAL_TOKENS.input),
                 usual_output: f64::from(USUAL_TOKENS.output),
@@ -310,21 +322,29 @@ impl Limits {
         }
     }
 
-    /// The limits that count: the settings, or what the upstream told where that is less.
+    /// The limits that count: what the upstream told, or the operator's cap where that is less.
     pub fn per_minute(&self) -> PerMinute {
-        self.each(Bucket::per_minute)
+        PerMinute {
+            requests: self.0.requests.per_minute(),
+            input_tokens: self.0.input_tokens.per_minute(),
+            output_tokens: self.0.output_tokens.per_minute(),
+        }
     }
 
-    /// The limits as they are set.
-    pub fn settings(&self) -> PerMinute {
-        self.each(Bucket::setting)
+    /// The operator's caps.
+    pub fn caps(&self) -> RateCaps {
+        RateCaps {
+            requests: self.0.requests.cap(),
+            input_tokens: self.0.input_tokens.cap(),
+            output_tokens: self.0.output_tokens.cap(),
+        }
     }
 
-    /// Sets the limits anew.
-    pub fn set(&self, per_minute: PerMinute) {
-        self.0.requests.set(per_minute.requests);
-        self.0.input_tokens.set(per_minute.input_tokens);
-        self.0.output_tokens.set(per_minute.output_tokens);
+    /// Changes the operator's caps.
+    pub fn set_caps(&self, caps: RateCaps) {
+        self.0.requests.set(caps.requests);
+        self.0.input_tokens.set(caps.input_tokens);
+        self.0.output_tokens.set(caps.output_tokens);
         self.0.changed.notify_waiters();
     }
 
@@ -351,9 +371,13 @@ impl Limits {
         }
     }
 
-    /// Claude is overloaded: fewer calls at once, until it answers again.
-    pub fn overloaded(&self) {
+    /// Claude is overloaded: fewer calls at once, until it answers again. The same question twice in a row counts once: it
+    /// may be the only one.
+    pub fn overloaded(&self, question: u64) {
         let mut state = self.0.state.lock();
+        if state.overloaded_by.replace(question) == Some(question) {
+            return;
+        }
         let now = Instant::now();
         if state.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
             state.backed_off_at = Some(now);
@@ -436,14 +460,6 @@ impl Limits {
     pub fn gate(&self) -> Option<Closed> {
         self.0.state.lock().gates.service.closed(Instant::now()).cloned()
     }
-
-    fn each(&self, of: impl Fn(&Bucket) -> NonZeroU32) -> PerMinute {
-        PerMinute {
-            requests: of(&self.0.requests),
-            input_tokens: of(&self.0.input_tokens),
-            output_tokens: of(&self.0.output_tokens),
-        }
-    }
 }
 
 impl State {
@@ -505,14 +521,12 @@ impl Permit {
         self.kept.take()
     }
 
-    /// Now that it is known which call it is, takes what its input is likely to need instead of what is usual: `tokens`
-    /// if they were counted, else as many as the model has needed for so many bytes. If that is too little, later calls
-    /// make up for it, so the limit holds over time.
-    pub fn expect(&mut self, model: &str, bytes: usize, tokens: Option<u64>) {
+    /// Now that the call is known, takes what its input is likely to need instead of what is usual: as many tokens as the
+    /// model has needed for so many bytes. If that is too little, later calls make up for it, so the limit holds over
+    /// time.
+    pub fn expect(&mut self, model: &str, bytes: usize) {
         let per_byte = self.limits.0.state.lock().input_per_byte.get(model).copied();
-        let by_length = per_byte.map(|per_byte| whole(per_byte * bytes as f64));
-        let counted = tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
-        if let Some(expected) = counted.or(by_length) {
+        if let Some(expected) = per_byte.map(|per_byte| whole(per_byte * bytes as f64)) {
             self.limits.0.input_tokens.settle(self.taken.input, expected);
             self.taken.input = expected;
         }
@@ -612,9 +626,8 @@ mod tests {
 
     /// Before the first answer.
     fn limits_unasked(requests: u32, input_tokens: u32, workers: usize) -> Limits {
-        let [requests, input_tokens, output_tokens] =
-            [requests, input_tokens, 1_000_000_000].map(|limit| NonZeroU32::new(limit).unwrap());
-        Limits::new(PerMinute { requests, input_tokens, output_tokens }, workers, None)
+        let [requests, input_tokens, output_tokens] = [requests, input_tokens, 1_000_000_000].map(NonZeroU32::new);
+        Limits::new(RateCaps { requests, input_tokens, output_tokens }, workers, None)
     }
 
     /// As many permits as there are right now, held.
@@ -653,7 +666,7 @@ mod tests {
         let mut probe = limits.permit().await;
         assert!(start.elapsed() >= gate::HOLD);
         assert!(limits.try_permit().is_none(), "one at a time, whatever else is under way");
-        probe.expect("a", 1, None);
+        probe.expect("a", 1);
         probe.settle(None);
         assert!(limits.try_permit().is_none(), "closed again after a vain probe");
         let unused = limits.permit().await;
@@ -681,23 +694,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_call_needs_is_told_from_its_length_by_what_its_model_needed_before_or_counted() {
+    async fn what_a_call_needs_is_told_from_its_length_by_what_its_model_needed_before() {
         let limits = limits_with(60_000, 1_000_000, 8);
-        let call = |model: &str, bytes, counted: Option<u64>, needed| {
+        let call = |model: &str, bytes, needed| {
             let mut permit = limits.try_permit().unwrap();
-            permit.expect(model, bytes, counted);
+            permit.expect(model, bytes);
             let taken = permit.taken.input;
             permit.settle(Some(Tokens { input: needed, output: 1 }));
             taken
         };
-        assert_eq!(call("a", 1_000, None, 500), USUAL_TOKENS.input, "nothing is known yet");
-        assert_eq!(call("a", 4_000, None, 2_000), 2_000, "half a token by the byte");
-        assert_eq!(call("b", 4_000, None, 800), 5_105, "each model has its own; the mean of all moved");
-        assert_eq!(call("b", 4_000, None, 0), 800);
-        assert_eq!(call("b", 4_000, None, 800), 800, "a call turned away taught nothing");
-        assert_eq!(call("b", 4_000, Some(777), 777), 777);
+        assert_eq!(call("a", 1_000, 500), USUAL_TOKENS.input, "nothing is known yet");
+        assert_eq!(call("a", 4_000, 2_000), 2_000, "half a token by the byte");
+        assert_eq!(call("b", 4_000, 800), 5_105, "each model has its own; the mean of all moved");
+        assert_eq!(call("b", 4_000, 0), 800);
+        assert_eq!(call("b", 4_000, 800), 800, "a call turned away taught nothing");
         for n in 0..2 * MAX_MODELS {
-            call(&n.to_string(), 1, None, 1);
+            call(&n.to_string(), 1, 1);
         }
         assert_eq!(limits.0.state.lock().input_per_byte.len(), MAX_MODELS);
     }
@@ -744,8 +756,8 @@ mod tests {
     #[tokio::test]
     async fn an_overload_halves_the_calls_at_once_and_answers_bring_them_back() {
         let limits = limits(1_000_000, 8);
-        limits.overloaded();
-        limits.overloaded();
+        limits.overloaded(1);
+        limits.overloaded(2);
         assert_eq!(limits.calls_at_once(), 4, "two at the same moment are one");
         let held = take_all(&limits);
         assert_eq!(held.len(), 4);
@@ -755,6 +767,18 @@ mod tests {
         assert_eq!(limits.calls_at_once(), 5, "one more for a whole round");
         (0..100).for_each(|_| limits.answered());
         assert_eq!(limits.calls_at_once(), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_overload_that_one_question_meets_again_and_again_counts_once() {
+        let limits = limits(1_000_000, 8);
+        for _ in 0..5 {
+            limits.overloaded(1);
+            tokio::time::advance(BACKOFF_PAUSE).await;
+        }
+        assert_eq!(limits.calls_at_once(), 4);
+        limits.overloaded(2);
+        assert_eq!(limits.calls_at_once(), 2);
     }
 
     #[tokio::test]
@@ -815,7 +839,7 @@ mod tests {
         limits.claim_ahead(1);
         let mut calls = take_all(&limits);
         let mut ahead = calls.pop().unwrap();
-        limits.overloaded();
+        limits.overloaded(1);
         assert!(!ahead.turn().await);
         drop((ahead, calls));
         assert_eq!(take_all(&limits).len(), 1);
@@ -840,6 +864,6 @@ mod tests {
         limits.learn(Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60), Instant::now());
         assert_eq!(limits.calls_per_second(), 1.0);
         assert_eq!(limits.per_minute().requests.get(), 300);
-        assert_eq!(limits.settings().requests.get(), 600);
+        assert_eq!(limits.caps().requests.map_or(0, u32::from), 600);
     }
 }

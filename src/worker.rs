@@ -63,9 +63,6 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     /// The report of an attempt that can't be made, now or later.
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>>;
 
-    /// The input tokens of the call, if they are to be counted before it.
-    fn count(&self, plan: &Plan) -> impl Future<Output = Option<u64>> + Send;
-
     /// Makes the attempt, giving its news to `on_news` as they come. Dropping the future aborts it.
     fn attempt(
         &self,
@@ -77,10 +74,6 @@ pub trait Analyst: Clone + Send + Sync + 'static {
 impl Analyst for Agent {
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         Agent::plan(self, assignment)
-    }
-
-    async fn count(&self, plan: &Plan) -> Option<u64> {
-        Agent::count(self, plan).await
     }
 
     async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
@@ -249,10 +242,8 @@ impl<A: Analyst> Worker<A> {
         };
         let attempt = async {
             if let Some(permit) = &mut permit {
-                let tokens = self.agent.count(plan).await;
-                permit.expect(plan.model(), plan.input_bytes, tokens);
+                permit.expect(plan.model(), plan.input_bytes);
             }
-            // Of the call alone: counting its input takes none of its time.
             timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_news)).await
         };
         let ended = tokio::select! {
@@ -306,7 +297,7 @@ impl<A: Analyst> Worker<A> {
         }
         match &report.error {
             _ if plan.is_of_caller => {}
-            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(),
+            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(question),
             None => self.limits.answered(),
             Some(_) => {}
         }
@@ -408,7 +399,7 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
             Some((Disposition::released(FailureCode::BudgetReached), report))
         }
         Room::NoPrice => {
-            let message = "no call was made: its model has no price, so it can't be held to DAILY_COST_BUDGET_USD; \
+            let message = "no call was made: its model has no price, so it can't be held to DAILY_BUDGET; \
                 ask for another model, or have the operator set MODEL_PRICES";
             let code = FailureCode::ModelUnpriced;
             Some((Disposition::Fail { code }, failure_report(code, message.to_owned())))

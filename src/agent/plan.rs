@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     analysis::{self, RepairRequest},
-    claude::MessageRequest,
+    claude::{CacheTtl, MessageRequest},
     config::Effort,
     job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
     prompts::{self, PromptError, Question, Rendered},
@@ -102,7 +102,7 @@ impl Agent {
             // A part of a memo does not have the schema of a whole one.
             schema: repair.is_none().then(analysis::schema_text),
             time_limit: self.time_limit(is_waited_for),
-            is_uncached: false,
+            cache: CacheTtl::default(),
         };
         self.models.fit(&mut call);
         Ok(Plan {
@@ -155,7 +155,7 @@ impl Agent {
 
     /// How hard Claude thinks.
     pub(super) fn effort(&self, is_waited_for: bool, is_reduced: bool) -> Effort {
-        match if is_waited_for { self.config.interactive_effort } else { self.config.effort } {
+        match self.config.effort.resolved(is_waited_for) {
             Effort::None => Effort::None,
             _ if is_reduced => Effort::Low,
             effort => effort,
@@ -193,7 +193,9 @@ impl Agent {
         };
         let code = match error {
             PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
-            PromptError::Unreadable { .. } | PromptError::Invalid { .. } => FailureCode::Internal,
+            PromptError::NoVersion { .. } | PromptError::Unreadable { .. } | PromptError::Invalid { .. } => {
+                FailureCode::Internal
+            }
         };
         failed(report, code, error.to_string())
     }

@@ -11,7 +11,7 @@ use serde::{
 };
 use serde_json::{Value, value::RawValue};
 
-use super::{MessageRequest, StopReason};
+use super::{CacheTtl, MessageRequest, StopReason};
 
 /// The version of the API this client is written against, sent with every request.
 pub(super) const API_VERSION: &str = "2026-10-21";
@@ -156,6 +156,19 @@ struct SystemBlock<'a> {
 #[derive(Serialize)]
 struct CacheControl {
     r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl: Option<&'static str>,
+}
+
+impl CacheControl {
+    fn of(ttl: CacheTtl) -> Option<CacheControl> {
+        let ttl = match ttl {
+            CacheTtl::Off => return None,
+            CacheTtl::FiveMinutes => None,
+            CacheTtl::OneHour => Some(ttl.into()),
+        };
+        Some(CacheControl { r#type: "ephemeral", ttl })
+    }
 }
 
 #[derive(Serialize)]
@@ -186,11 +199,7 @@ impl<'a> Body<'a> {
             stream: true,
             // The API rejects an empty text block.
             system: (!request.system.is_empty()).then(|| {
-                [SystemBlock {
-                    r#type: "text",
-                    text: &request.system,
-                    cache_control: (!request.is_uncached).then_some(CacheControl { r#type: "ephemeral" }),
-                }]
+                [SystemBlock { r#type: "text", text: &request.system, cache_control: CacheControl::of(request.cache) }]
             }),
             messages: messages(request),
             thinking: request.thinking.map(|r#type| Thinking { r#type }),
@@ -199,26 +208,6 @@ impl<'a> Body<'a> {
                 format: request.schema.as_deref().map(|schema| Format { r#type: "json_schema", schema }),
             }),
         }
-    }
-}
-
-/// The body of `POST /v1/messages/count_tokens`: what of a call is input.
-#[derive(Serialize)]
-pub(super) struct CountBody<'a> {
-    model: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    system: Option<[SystemBlock<'a>; 1]>,
-    messages: Vec<Message<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    thinking: Option<Thinking>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    output_config: Option<OutputConfig<'a>>,
-}
-
-impl<'a> CountBody<'a> {
-    pub(super) fn new(request: &'a MessageRequest) -> CountBody<'a> {
-        let Body { model, system, messages, thinking, output_config, max_tokens: _, stream: _ } = Body::new(request);
-        CountBody { model, system, messages, thinking, output_config }
     }
 }
 

@@ -13,12 +13,12 @@ use super::*;
 use crate::{
     agent::models::Models,
     clock::{Clock, Timestamp},
+    config::values::RateCaps,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Priority, StatusCounts, callback::Callbacks, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
-    limits::PerMinute,
     queue::Policy,
     store::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError},
 };
@@ -161,22 +161,18 @@ fn api(closing: &CancellationToken) -> Api {
 }
 
 fn api_over(store: Broken, closing: &CancellationToken) -> Api {
-    let metrics = Metrics::new();
+    let (metrics, least) = (Metrics::new(), Some(NonZeroU32::MIN));
     let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
     Api {
-        auth: Arc::new(Auth::new("s3cret".into(), None, None, queue.clone()).unwrap()),
+        auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
         fair: Fair::new(None),
         cors_origins: Vec::new(),
         models: Models::new("m".to_owned(), Vec::new()),
         queue,
-        limits: Limits::new(
-            PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
-            1,
-            None,
-        ),
-        prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap(),
+        limits: Limits::new(RateCaps { requests: least, input_tokens: least, output_tokens: least }, 1, None),
+        prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap(),
         metrics,
-        callbacks: Callbacks::Off,
+        callbacks: Callbacks::Public,
         max_query_length: 10,
     }
 }
@@ -332,15 +328,9 @@ async fn metrics_count_by_route_pattern_and_show_the_gauges() {
 }
 
 #[tokio::test]
-async fn the_api_page_loads_nothing_from_outside() {
+async fn the_document_is_served() {
     let base = start().await;
-    let get = async |path: &str| client().get(format!("{base}{path}")).send().await.unwrap();
-    assert_eq!(get("/docs").await.headers()["location"], "/docs/");
-    let page = get("/docs/").await.text().await.unwrap();
-    let script = get("/docs/swagger-initializer.js").await.text().await.unwrap();
-    assert!(script.contains("/openapi.json") && script.contains("\"validatorUrl\": \"none\""), "{script}");
-    assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
-    let document: Value = get("/openapi.json").await.json().await.unwrap();
+    let document: Value = client().get(format!("{base}/openapi.json")).send().await.unwrap().json().await.unwrap();
     assert_eq!(document, serde_json::to_value(openapi()).unwrap());
 }
 

@@ -9,8 +9,8 @@ use super::*;
 use crate::{
     claude::MessageRequest,
     clock::Clock,
+    config::values::RateCaps,
     job::{AtRisk, AttemptOutcome, Depth, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing},
-    limits::PerMinute,
     queue::{Policy, Submission},
     store::{
         JobStore,
@@ -59,13 +59,6 @@ impl Analyst for Scripted {
         })
     }
 
-    async fn count(&self, plan: &Plan) -> Option<u64> {
-        if plan.call.prompt == "takes long to count" {
-            tokio::time::sleep(PATIENCE / 2).await;
-        }
-        None
-    }
-
     async fn attempt(&self, plan: &Plan, _: &(dyn Fn(News<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
         (self.script)(&plan.call.prompt).await
     }
@@ -101,8 +94,8 @@ impl Shop {
         let closing = CancellationToken::new();
         let shared = Arc::clone(&store) as Arc<dyn JobStore>;
         let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
-        let most = NonZeroU32::MAX;
-        let per_minute = PerMinute { requests: most, input_tokens: most, output_tokens: most };
+        let most = Some(NonZeroU32::MAX);
+        let per_minute = RateCaps { requests: most, input_tokens: most, output_tokens: most };
         let limits = Limits::new(per_minute, 1, None);
         let worker = Worker {
             queue: queue.clone(),
@@ -320,23 +313,6 @@ async fn an_attempt_goes_on_where_the_clock_jumps_beyond_its_lease() {
 }
 
 #[tokio::test]
-async fn the_time_that_the_input_is_counted_in_is_none_of_the_calls() {
-    tokio::time::pause();
-    let shop = Shop::open(|_| {
-        async {
-            tokio::time::sleep(PATIENCE / 10 * 9).await;
-            success()
-        }
-        .boxed()
-    });
-    let id = shop.ask("takes long to count").await;
-    // Far off, as the time that is made up passes while the store writes.
-    let record = shop.queue.wait(id, Instant::now() + Duration::from_hours(24)).await.unwrap();
-    assert_eq!(record.job.state, JobState::Succeeded, "{record:?}");
-    shop.close().await;
-}
-
-#[tokio::test]
 async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
     let calls = Arc::new(Mutex::new(0));
     let count = Arc::clone(&calls);
@@ -406,7 +382,7 @@ async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_it_must_not_be_
             }
             "gate" => drop(shop.limits.block(None, &block("rate_limited", Some(PATIENCE)))),
             "hold" => drop(shop.limits.block(None, &block("billing_failed", None))),
-            _ => shop.limits.overloaded(),
+            _ => shop.limits.overloaded(1),
         }
         let job = shop.until(ahead, |job| !job.is_running()).await;
         assert_eq!((job.status(shop.queue.now()), job.releases), (JobStatus::Queued, 1), "{why}");

@@ -7,7 +7,10 @@ use std::{
 
 use ceoagent::{
     app::App,
-    claude::simulator::{Call, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig},
+    claude::{
+        Usage,
+        simulator::{Call, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig},
+    },
     clock::{Clock, Timestamp},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -148,6 +151,52 @@ async fn the_ledger_is_what_was_billed_whatever_the_answers_were_worth() {
     assert_eq!(usage(&setup.start()).await["days"], today["days"], "a restart keeps it");
 }
 
+/// What a call costs by the price list, in US dollars.
+fn list_price(call: &Call) -> f64 {
+    let (input, output, read) = match call.model.as_str() {
+        "claude-opus-5-5" => (4.0, 20.0, 0.05),
+        "claude-haiku-5-5" if call.usage.total_input() > 100_000 => (0.5, 2.5, 0.1),
+        "claude-haiku-5-5" => (0.1, 0.5, 0.1),
+        _ => (2.0, 10.0, 0.05),
+    };
+    let usage = call.usage;
+    let written_1h = usage.cache_creation_1h_input_tokens;
+    let written_5m = usage.cache_creation_input_tokens - written_1h;
+    let prompt = usage.input_tokens as f64 + written_5m as f64 * 1.25 + written_1h as f64 * 2.0;
+    let sum = (prompt + usage.cache_read_input_tokens as f64 * read) * input + usage.output_tokens as f64 * output;
+    sum * if usage.is_us { 1.1 } else { 1.0 } / 1e6
+}
+
+#[tokio::test]
+async fn over_all_kinds_of_prices_the_ledger_is_what_was_billed() {
+    let claude = simulator().await;
+    let usage_of = |n: u64| Usage {
+        input_tokens: 1_000 + n,
+        output_tokens: 500 * n + 1,
+        cache_creation_input_tokens: if n.is_multiple_of(2) { 1_000 } else { 0 },
+        cache_creation_1h_input_tokens: if n.is_multiple_of(4) { 600 } else { 0 },
+        cache_read_input_tokens: if n.is_multiple_of(3) { 2_000 } else { 0 },
+        is_us: n.is_multiple_of(5),
+    };
+    let long = Usage { input_tokens: 100_500, output_tokens: 900, ..Usage::default() };
+    claude.script((0..12).map(|n| Fault::Usage(usage_of(n))).chain([Fault::Usage(long), Fault::Refusal]));
+    let service = Setup::new(&claude.base_url()).with("MAX_QUERY_LENGTH", "100000").with("WORKERS", "1").start();
+    let ask = async |query: &str, model: &str| {
+        let answer = service.post("/api/v1/analyze", &json!({ "query": query, "model": model })).await;
+        service.ended(&answer.id()).await
+    };
+    for n in 0..12 {
+        let model = ["claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"][n % 3];
+        ask(&format!("Should we start project {n}?"), model).await;
+    }
+    ask(&"x".repeat(99_000), "claude-haiku-5-5").await;
+    ask("And this, which is refused?", "claude-opus-5-5").await;
+    let bill: f64 = claude.calls().iter().map(list_price).sum();
+    let ledger = usage(&service).await["days"][0]["total"]["cost_usd"].as_f64().unwrap();
+    assert!((ledger - bill).abs() < bill * 0.000_1, "{ledger} {bill}");
+    assert_eq!(claude.calls().len(), 14);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn over_kills_and_faults_the_ledger_is_what_was_billed_but_for_calls_of_unknown_end() {
     let seed: u64 = rand::random();
@@ -233,7 +282,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
     let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
     let mut setup = Setup::new(&claude.base_url())
         .with("WORKERS", "32")
-        .with("DAILY_TOKEN_BUDGET", &BUDGET.to_string())
+        .with("DAILY_BUDGET", &format!("{BUDGET} tokens"))
         .with("SHUTDOWN_GRACE", "5");
     let service = setup.start();
     let ids = ask(&service, 120).await;
@@ -263,7 +312,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
     held(&service).await;
     assert_eq!(sum(claude.calls().iter().map(billed)).iter().sum::<u64>(), bill, "a restart does not forget it");
     drop(service);
-    setup.set("DAILY_TOKEN_BUDGET", "10000000");
+    setup.set("DAILY_BUDGET", "10000000 tokens");
     let service = setup.start();
     for id in ids {
         assert_eq!(service.ended(&id).await.body["status"], "succeeded");
@@ -274,7 +323,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
 async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
     let claude = simulator().await;
     let mut setup = Setup::new(&claude.base_url())
-        .with("DAILY_TOKEN_BUDGET", "40000")
+        .with("DAILY_BUDGET", "40000 tokens")
         .with("MAX_QUERY_LENGTH", "100000")
         .with("MAX_RETRIES", "0");
     let service = setup.start();
@@ -291,7 +340,7 @@ async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
     assert_eq!((&attempt["outcome"], &attempt["error"]["code"]), (&json!("released"), &json!("budget_reached")));
     assert_eq!(claude.counters().calls, 1, "no call was made for it");
     drop(service);
-    setup.set("DAILY_TOKEN_BUDGET", "1000000");
+    setup.set("DAILY_BUDGET", "1000000 tokens");
     assert_eq!(setup.start().ended(&large).await.body["status"], "succeeded", "and no attempt was spent");
 }
 
@@ -299,8 +348,7 @@ async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
 async fn a_reached_budget_opens_when_the_day_turns() {
     let claude = simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    let more = ["--daily-cost-budget-usd=0.30", "--give-back-hours=8760"];
-    let settings = settings(&claude.base_url(), folder.path(), &more);
+    let settings = settings(&claude.base_url(), folder.path(), &["--daily-budget=0.60 USD"]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let clock = Clock::manual(Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()));
     let app = App::start(&settings, clock.clone()).await.unwrap();
@@ -323,7 +371,7 @@ async fn a_reached_budget_opens_when_the_day_turns() {
         let usage = get("/api/v1/admin/usage").await;
         let calm = page["total"]["running"] == 0 && usage["budget"]["is_reached"] == true;
         if calm && days.last() != Some(&usage["today"]) {
-            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.30, "{usage:#}");
+            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.60, "{usage:#}");
             days.push(usage["today"].clone());
             clock.advance(Duration::from_hours(24));
         }
@@ -352,7 +400,7 @@ async fn prices_are_set_and_a_model_without_one_is_not_free() {
 #[tokio::test]
 async fn a_budget_of_money_makes_no_call_whose_price_nobody_knows() {
     let claude = simulator().await;
-    let service = Setup::new(&claude.base_url()).with("DAILY_COST_BUDGET_USD", "100").start();
+    let service = Setup::new(&claude.base_url()).with("DAILY_BUDGET", "100 USD").start();
     let body = json!({ "query": "What will it cost?", "model": "claude-sonnet-4-5", "wait": true });
     let answer = service.post("/api/v1/analyze", &body).await;
     answer.assert_problem(422, "model_unpriced");
@@ -365,18 +413,18 @@ async fn a_budget_of_money_makes_no_call_whose_price_nobody_knows() {
 fn a_budget_that_can_not_be_kept_to_stops_the_start() {
     for (settings, words) in [
         (
-            [("DAILY_COST_BUDGET_USD", "5"), ("MODEL_NAME", "my-model")],
-            ["the price of my-model is not known", "MODEL_PRICES"],
+            [("DAILY_BUDGET", "5 USD"), ("MODEL_NAME", "my-model")],
+            ["the price of my-model, which is not known", "MODEL_PRICES"],
         ),
         (
-            [("DAILY_COST_BUDGET_USD", "5"), ("FALLBACK_MODELS", "my-model")],
-            ["the price of my-model is not known", "MODEL_PRICES"],
+            [("DAILY_BUDGET", "5 USD"), ("MODEL_NAME", "claude-sonnet-5-5,my-model")],
+            ["the price of my-model, which is not known", "MODEL_PRICES"],
         ),
         (
-            [("DAILY_TOKEN_BUDGET", "10000"), ("MAX_TOKENS", "16000")],
-            ["DAILY_TOKEN_BUDGET is 10000", "MAX_TOKENS lower"],
+            [("DAILY_BUDGET", "10000 tokens"), ("MAX_TOKENS", "16000")],
+            ["DAILY_BUDGET: 10000 tokens", "lower MAX_TOKENS"],
         ),
-        ([("DAILY_COST_BUDGET_USD", "0.02"), ("MAX_TOKENS", "16000")], ["DAILY_COST_BUDGET_USD is 0.02", "MAX_TOKENS"]),
+        ([("DAILY_BUDGET", "0.02 USD"), ("MAX_TOKENS", "16000")], ["DAILY_BUDGET: 0.02 USD", "MAX_TOKENS"]),
     ] {
         let mut setup = Setup::new("http://127.0.0.1:9");
         settings.iter().for_each(|(name, value)| setup.set(name, value));
