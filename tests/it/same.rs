@@ -185,9 +185,9 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
         std::fs::copy(shipped.join(file), prompts.join(file)).unwrap();
     }
     let service = setup.start();
-    let first = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
+    let first = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
     let wanted = json!({ "job_id": first.body["id"], "finished_at": first.body["finished_at"] });
-    let again = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
+    let again = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
     let unwaited = service.submit(QUERY).await;
     for answer in [&again, &unwaited] {
         assert_eq!((answer.status, &answer.body["cached"]), (200, &wanted), "{answer:#?}");
@@ -209,7 +209,7 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
     let service = setup.start();
     assert_eq!(service.submit(QUERY).await.body["cached"], wanted);
     let own = service.request(Method::POST, "/api/v1/analyze").header("cache-control", "no-cache");
-    let own = send(own.json(&json!({ "query": QUERY, "wait": true }))).await;
+    let own = send(own.json(&json!({ "query": QUERY, "depth": "full", "wait": true }))).await;
     assert_eq!((own.body.get("cached"), claude.counters().calls), (None, 2));
 
     let template = prompts.join("decision_analysis.txt");
@@ -217,12 +217,12 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
     std::fs::write(&template, format!("{text}Weigh the exit costs.\n")).unwrap();
     let reload = service.request(Method::POST, "/api/v1/admin/prompts/reload").bearer_auth(ADMIN_TOKEN);
     assert_eq!(send(reload).await.status, 200);
-    let anew = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
+    let anew = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
     assert_eq!((anew.body.get("cached"), claude.counters().calls), (None, 3));
     assert_eq!(service.submit(QUERY).await.body["cached"]["job_id"], anew.body["id"]);
 
     let delete = json!({ "action": "delete", "filter": {} });
     assert_eq!(service.admin_post("/api/v1/admin/jobs/actions", &delete).await.status, 200);
-    let gone = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
+    let gone = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
     assert_eq!((gone.body.get("cached"), claude.counters().calls), (None, 4));
 }
