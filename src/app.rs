@@ -44,7 +44,7 @@ use crate::{
     job::{JobRequest, callback::Callbacks},
     ledger::dollars,
     limits::{
-        Limits, PerMinute,
+        Limits, MAX_CALLS_AT_ONCE, PerMinute,
         budget::{Budget, Daily, Need},
     },
     metrics::Metrics,
@@ -224,9 +224,9 @@ impl App {
         let fallbacks = settings.fallback_models.clone();
         let agent = Agent::new(claude.clone(), prompts.clone(), agent_config(settings), fallbacks, prices(settings));
         let budget = budget(settings, &agent, &clock, &store)?;
-        let limits = Limits::new(per_minute(settings), settings.workers, budget);
+        let limits = Limits::new(per_minute(settings), workers(settings), budget, &settings.model_name);
         let closing = CancellationToken::new();
-        let policy = policy(settings, &agent, &clock);
+        let policy = policy(settings, &agent, &limits, &clock);
         let queue = Queue::new(Arc::clone(&store), clock, policy, metrics.clone(), closing.clone());
         let auth = Auth::new(admin_token.clone(), settings.api_keys.as_ref(), tokens, queue.clone()).map(Arc::new)?;
         let callbacks = callbacks(settings);
@@ -261,7 +261,7 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        worker.start_pool(settings.workers, &tracker);
+        worker.start_pool(workers(settings), &tracker);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
         tracker.spawn(sweeper::history::run(queue.clone(), closing.clone()));
@@ -291,7 +291,7 @@ impl App {
                 check.await.and_then(Result::err)
             }
         });
-        info!(%address, model = settings.model_name, workers = settings.workers, "ceoagent is ready");
+        info!(%address, model = settings.model_name, "ceoagent is ready");
         Ok(App {
             address,
             new_admin_token: is_new.then(|| admin_token.clone()),
@@ -452,6 +452,11 @@ fn agent_config(settings: &Settings) -> AgentConfig {
     }
 }
 
+/// Most calls at once.
+fn workers(settings: &Settings) -> usize {
+    settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
+}
+
 fn per_minute(settings: &Settings) -> PerMinute {
     PerMinute {
         requests: settings.requests_per_minute,
@@ -461,7 +466,7 @@ fn per_minute(settings: &Settings) -> PerMinute {
 }
 
 /// What the queue goes by; what a question is and may cost, it asks the agent.
-fn policy(settings: &Settings, agent: &Agent, clock: &Clock) -> Policy {
+fn policy(settings: &Settings, agent: &Agent, limits: &Limits, clock: &Clock) -> Policy {
     let estimate_risk = {
         let (agent, clock) = (agent.clone(), clock.clone());
         Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
@@ -471,7 +476,7 @@ fn policy(settings: &Settings, agent: &Agent, clock: &Clock) -> Policy {
         Arc::new(move |request: &JobRequest, is_waited_for, now| agent.question(request, is_waited_for, now))
     };
     Policy {
-        workers: settings.workers,
+        workers: workers(settings),
         deadlines_first: settings.claim_order == ClaimOrder::Deadline,
         max_pending_per_caller: settings.max_pending_per_caller,
         ordinary_share: settings.ordinary_share,
@@ -483,6 +488,10 @@ fn policy(settings: &Settings, agent: &Agent, clock: &Clock) -> Policy {
             give_back_for: Duration::from_hours(1) * settings.give_back_hours,
         },
         estimate_risk,
+        allowance: {
+            let limits = limits.clone();
+            Arc::new(move || http::allowance(&limits))
+        },
         identify,
         cache_for: settings.cache_ttl,
         idempotency_window: Duration::from_hours(1) * settings.idempotency_hours,

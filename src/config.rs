@@ -103,9 +103,9 @@ pub struct Settings {
     #[arg(long, env, default_value = "v1", value_parser = version_name)]
     pub prompt_version: String,
 
-    /// Most calls to Claude at one time (1 to 1024)
-    #[arg(long, env, default_value = "8", value_parser = within(1..=1024_usize))]
-    pub workers: usize,
+    /// Most calls to Claude at one time; if unset, as many as the account's limits and the time of a call need (1 to 1024)
+    #[arg(long, env, value_parser = within(1..=1024_usize))]
+    pub workers: Option<usize>,
 
     /// Most calls to Claude a minute; Anthropic's Start tier allows 1000 (1 to 1000000)
     #[arg(
@@ -912,7 +912,7 @@ mod tests {
     fn a_flag_goes_before_the_environment_before_the_file_before_the_default() {
         let file = "WORKERS=2\nPORT=2000\nMAX_RETRIES=2\n";
         let output = start(file, &[("WORKERS", "3"), ("PORT", "3000")], &["--workers=4"]);
-        for part in ["workers: 4,", "port: 3000,", "max_retries: 2,", "max_query_length: 10000,"] {
+        for part in ["workers: Some(", "port: 3000,", "max_retries: 2,", "max_query_length: 10000,"] {
             assert!(output.contains(part), "{part} {output}");
         }
     }

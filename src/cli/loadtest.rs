@@ -5,11 +5,13 @@
 //! billed and the report can tell how much of the capacity was reached.
 //!
 //! - `load`: questions at random moments, and what each met
+//! - `oracle`: what could have been answered
 //! - `tally`: what is counted while it runs, in bounded memory
 //! - `report`: what is made of it, in words and as JSON
 //! - `page`: the same with charts
 
 mod load;
+mod oracle;
 mod page;
 mod report;
 mod tally;
@@ -59,6 +61,9 @@ const MAX_LATENCY: u32 = 600;
 /// Longest query, in bytes: what the service takes with any setting.
 const MAX_QUERY_BYTES: usize = 100_000;
 
+/// Calls at once of the service started here, if WORKERS is unset: its simulated account has no limits to go by.
+const WORKERS: usize = 20;
+
 /// How often the bar moves and the queue's depth is asked for.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -75,9 +80,10 @@ const NO_TOKEN_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not ze
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "What the report tells as `in time under load N of M possible`: N memos came within 30 s of their
-questions, and before the last question was sent. M could have: the capacity (WORKERS / --latency
-answers a second, or --capacity) times the seconds of the load, or the number of clients that wait
-where that is less. What comes after the last question doesn't count, so some are always missing."
+questions, and before the last question was sent. M could have: where the service is started here, what
+one could answer who knows how long each answer takes and begins no call in vain, with WORKERS calls at
+once (20 if unset); else --capacity times the seconds of the load, or the number of clients that wait
+where that is less. What comes after the last question doesn't count."
 )]
 pub struct Loadtest {
     /// Load this service instead of one started here; if it asks the real Claude, every question is billed
@@ -112,13 +118,10 @@ pub struct Loadtest {
     #[arg(long, default_value = "256", value_parser = query_bytes)]
     query_bytes: usize,
 
-    /// Seconds that the simulated Claude takes for an answer; with WORKERS this is the capacity
-    #[arg(long, default_value = "2", value_parser = positive::<MAX_LATENCY>, conflicts_with = "url")]
-    latency: f64,
-
-    /// How much that varies: the standard deviation of its logarithm, 0 for not at all
-    #[arg(long, default_value = "0", value_parser = sigma, conflicts_with = "url")]
-    sigma: f64,
+    /// Seconds that the simulated Claude takes for an answer; if unset, what the real one takes for a brief memo where a
+    /// client waits, and else for a full one
+    #[arg(long, value_parser = positive::<MAX_LATENCY>, conflicts_with = "url")]
+    latency: Option<f64>,
 
     /// Second at which the simulated Claude begins to turn every call away with a 429
     #[arg(long, value_name = "SECOND", value_parser = positive::<MAX_DURATION>, conflicts_with = "url")]
@@ -183,6 +186,11 @@ impl Loadtest {
         let target = Target::new(base, token)?;
         target.check().await?;
         let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.duration)));
+        let pace = match (own, self.latency) {
+            (None, _) => load::Pace::Unknown,
+            (Some(_), Some(latency)) => load::Pace::Fixed(Duration::from_secs_f64(latency)),
+            (Some(_), None) => load::Pace::Claude,
+        };
         let plan = load::Plan {
             rate: self.rate,
             duration: Duration::from_secs_f64(self.duration),
@@ -190,6 +198,7 @@ impl Loadtest {
             wait_seconds: self.wait,
             hang_up: self.hang_up,
             query_bytes: self.query_bytes,
+            pace,
         };
         let bar = self.bar()?;
         let (loading, storm) = (load::run(plan, &target, &tally), self.storm(own));
@@ -221,7 +230,11 @@ impl Loadtest {
             hang_up_share: self.hang_up,
             query_bytes: self.query_bytes,
             capacity_per_second: own.map(|own| own.capacity).or(self.capacity),
-            service: own.map(|_| format!("{} workers, {} s an answer", self.settings.workers, self.latency)),
+            workers: own.map(|own| own.workers),
+            service: own.map(|own| match self.latency {
+                Some(latency) => format!("{} workers, {latency} s an answer", own.workers),
+                None => format!("{} workers, Claude's real pace", own.workers),
+            }),
         };
         Ok(Report::new(setup, &tally))
     }
@@ -266,6 +279,8 @@ struct Own {
     simulator: Simulator,
     /// Answers a second.
     capacity: f64,
+    /// Calls at once.
+    workers: usize,
     /// Removed with the end.
     _folder: tempfile::TempDir,
 }
@@ -295,13 +310,9 @@ impl Own {
         if !is_set("output_tokens_per_minute") {
             settings.output_tokens_per_minute = NO_TOKEN_LIMIT;
         }
-        let median = Duration::from_secs_f64(test.latency);
-        let latency = match test.sigma {
-            0.0 => Latency::Fixed(median),
-            sigma => Latency::LogNormal { median, sigma },
-        };
-        // A log-normal distribution's mean is that much above its median.
-        let mean = test.latency * (test.sigma * test.sigma / 2.0).exp();
+        let workers = *settings.workers.get_or_insert(WORKERS);
+        let latency = test.latency.map_or(Latency::Claude, |latency| Latency::Fixed(Duration::from_secs_f64(latency)));
+        let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.waiters));
         // Never the real one, even where a key is set.
         let simulator = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() })
             .await
@@ -309,7 +320,7 @@ impl Own {
         settings.anthropic_base_url = simulator.base_url();
         settings.anthropic_api_key = Some("simulated".into());
         let app = App::start_simulated(settings, Clock::system()).await?;
-        Ok(Own { app, simulator, capacity: settings.workers as f64 / mean, _folder: folder })
+        Ok(Own { app, simulator, capacity: workers as f64 / mean, workers, _folder: folder })
     }
 }
 
@@ -325,11 +336,6 @@ fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
 fn share(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 1".to_owned()) }
-}
-
-fn sigma(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 2".to_owned()) }
 }
 
 fn query_bytes(text: &str) -> Result<usize, String> {

@@ -171,6 +171,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
             1,
             None,
+            "claude-sonnet-5-5",
         ),
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap(),
         metrics,
