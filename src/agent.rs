@@ -1,67 +1,48 @@
 //! One attempt at a job, told as a story: render the prompt, ask Claude, read the answer.
 //!
-//! It decides nothing about retries, limits or storage: it tells what happened as an [`AttemptReport`] and a
-//! [`Verdict`]. Called by `worker`.
+//! It counts no retries, keeps no limits and stores nothing: what happened is an [`AttemptReport`], and what becomes of the
+//! job a [`Disposition`]. Called by `worker`.
 //!
 //! - `again`: what the model is told when its answer was of no use
-//! - `models`: which model is asked
+//! - `models`: which model is asked, and what each takes
 //! - `plan`: one call, resolved once
 //! - `question`: when two jobs ask the same
+//! - `verdict`: what becomes of a job whose call failed
 //!
 //! A job that names its model is answered by that one or fails; only jobs that leave the choice to the service are asked of
 //! the fallback models, and the report says which one answered.
 
 mod again;
-mod models;
+pub mod models;
 mod plan;
 mod question;
+mod verdict;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 use tracing::debug;
 
-use self::models::{GONE_FOR, Models, OVERLOADED_FOR};
 pub use self::plan::Plan;
+use self::{
+    models::{GONE_FOR, Models},
+    verdict::code_of,
+};
 
 use crate::{
     analysis,
-    claude::{
-        Claude, Progress, RateLimits, Reply, StopReason, Usage,
-        error::{CallError, ErrorClass, ErrorKind},
-        price::Prices,
-    },
+    claude::{Claude, Progress, RateLimits, Reply, StopReason, Usage, error::ErrorKind, price::Prices},
     clock::Timestamp,
     config::Effort,
-    job::{AccountLimits, Attempt, AttemptError, AttemptReport, FailureCode, JobRequest, TokenUsage},
+    job::{
+        AccountLimits, Attempt, AttemptError, AttemptReport, FailureClass, FailureCode, JobRequest, TokenUsage,
+        disposition::Disposition,
+    },
     prompts::Prompts,
 };
 
 /// How long Claude may take to count a call's input before it is estimated.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// There is a memo in the report.
-    Succeeded,
-    /// Another attempt may succeed.
-    Retryable {
-        /// How long the upstream asked to wait, if it did.
-        retry_after: Option<Duration>,
-    },
-    /// Every attempt at this job would fail alike.
-    Terminal,
-    /// It cost nothing and is not counted as spent: the next attempt follows at once and asks another model.
-    AnotherModel,
-    /// The account's rate limit: nobody should call before this time has passed.
-    RateLimited {
-        /// How long the upstream asked to wait; without it, the default of `limits` holds.
-        retry_after: Option<Duration>,
-    },
-    /// Every job would fail alike until a person mends the cause.
-    Hold,
-}
 
 /// How Claude is asked.
 #[derive(Clone, Debug)]
@@ -98,6 +79,8 @@ pub struct Assignment<'a> {
     pub request: &'a JobRequest,
     /// An attempt before, whose answer was of no use: the model is told what was wrong with it.
     pub useless: Option<&'a Attempt>,
+    /// Models that declined to answer: they are not asked again while there is another.
+    pub refused_by: &'a [String],
     /// A client waits, so the answer shall be a quick one.
     pub is_waited_for: bool,
     /// When.
@@ -107,7 +90,7 @@ pub struct Assignment<'a> {
 impl Assignment<'_> {
     /// A first attempt at a request for which nobody waits.
     pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
-        Assignment { request, useless: None, is_waited_for: false, now }
+        Assignment { request, useless: None, refused_by: &[], is_waited_for: false, now }
     }
 }
 
@@ -136,7 +119,12 @@ impl Agent {
 
     /// The model that is asked at the moment for jobs that name none.
     pub fn model_in_use(&self) -> &str {
-        self.models.pick()
+        self.models.pick(&[])
+    }
+
+    /// What is known of each model.
+    pub fn known_models(&self) -> &Models {
+        &self.models
     }
 
     /// The first of [`Agent::models`] that has no price.
@@ -165,7 +153,11 @@ impl Agent {
 
     /// Makes one attempt: at most one HTTP request, whose news are given to `on_news` as they come. Dropping the future
     /// aborts it.
-    pub async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Verdict, AttemptReport) {
+    pub async fn attempt(
+        &self,
+        plan: &Plan,
+        on_news: &(dyn Fn(News<'_>) + Send + Sync),
+    ) -> (Disposition, AttemptReport) {
         let model = plan.model();
         let mut report = AttemptReport {
             asked_again_after: plan.asked_again_after,
@@ -181,8 +173,8 @@ impl Agent {
         };
         match self.claude.send(&plan.call, &on_progress).await {
             Ok(reply) => {
-                report.nanodollars = self.cost(&reply.model, model, &reply.usage);
-                read(report, reply)
+                self.bill(&mut report, &reply, plan);
+                self.read(plan, report, reply)
             }
             Err(error) => {
                 report.http_status = error.status;
@@ -192,23 +184,19 @@ impl Agent {
                 report.may_have_been_billed = error.may_have_been_billed();
                 report.at_risk = report.may_have_been_billed.then_some(plan.at_risk);
                 report.raw_answer.clone_from(&error.text);
-                let verdict = match plan.names_model {
-                    _ if error.kind == ErrorKind::TotalTimeout && plan.is_reduced => Verdict::Terminal,
-                    true => verdict_on_its_own_model(&error, model),
-                    false => self.verdict_on_ours(&error, model),
-                };
+                let disposition = self.after_failure(plan, &error);
                 let message = match error.kind {
                     ErrorKind::TotalTimeout => cut_by_time(plan),
                     _ => error.message,
                 };
-                (verdict, failed(report, code_of(error.kind), message))
+                (disposition, failed(report, code_of(error.kind), message))
             }
         }
     }
 
     /// The model that is asked: the job's own, or the service's of the moment.
-    fn model_for<'a>(&'a self, request: &'a JobRequest) -> &'a str {
-        request.model.as_deref().unwrap_or_else(|| self.models.pick())
+    fn model_for<'a>(&'a self, request: &'a JobRequest, refused_by: &[String]) -> &'a str {
+        request.model.as_deref().unwrap_or_else(|| self.models.pick(refused_by))
     }
 
     /// What `usage` costs by the model that answered. A gateway may have names of its own for models: then by the name
@@ -217,14 +205,44 @@ impl Agent {
         self.prices.of(answered).or_else(|| self.prices.of(asked)).map(|price| price.cost(usage))
     }
 
-    /// What a failure of one of the service's own models means.
-    fn verdict_on_ours(&self, error: &CallError, model: &str) -> Verdict {
-        match error.kind {
-            ErrorKind::NotFound if error.is_about(model) && self.model_is_gone(model) => Verdict::AnotherModel,
-            ErrorKind::Overloaded if !error.may_have_been_billed() && self.models.pass_over(model, OVERLOADED_FOR) => {
-                Verdict::Retryable { retry_after: Some(Duration::ZERO) }
+    /// Puts on record what an answer costs. What it does not report of its tokens is at risk.
+    fn bill(&self, report: &mut AttemptReport, reply: &Reply, plan: &Plan) {
+        // A refusal before any output is not billed, though its usage is shown.
+        if matches!(reply.stop, StopReason::Refusal { .. }) && !reply.has_content {
+            return;
+        }
+        report.usage = Some(reply.usage).filter(|usage| *usage != Usage::default()).as_ref().map(tokens);
+        report.nanodollars = report.usage.and_then(|_| self.cost(&reply.model, plan.model(), &reply.usage));
+        if !reply.has_whole_usage {
+            report.may_have_been_billed = true;
+            report.at_risk = Some(plan.at_risk);
+        }
+    }
+
+    /// What comes of an answer.
+    fn read(&self, plan: &Plan, mut report: AttemptReport, reply: Reply) -> (Disposition, AttemptReport) {
+        report.http_status = Some(200);
+        report.request_id = reply.request_id;
+        report.model = Some(reply.model);
+        let outcome = match reply.stop {
+            StopReason::Refusal { category, explanation } => {
+                // By the name that it was asked by, which a gateway may not repeat: it is not asked again.
+                report.model = Some(plan.model().to_owned());
+                let why = [category, explanation].into_iter().flatten().collect::<Vec<_>>().join(": ");
+                let why = if why.is_empty() { "without a reason".to_owned() } else { why };
+                Err((self.after_refusal(plan), FailureCode::Refused, format!("the model declined to answer: {why}")))
             }
-            _ => verdict_on(error),
+            // A memo that happens to be whole is one all the same.
+            stop => analysis::read_memo(&reply.text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
+        };
+        report.raw_answer = Some(reply.text);
+        match outcome {
+            Ok(memo) => {
+                report.result = Some(memo.json);
+                report.repaired = memo.repaired.into_iter().map(str::to_owned).collect();
+                (Disposition::Succeed, report)
+            }
+            Err((disposition, code, message)) => (disposition, failed(report, code, message)),
         }
     }
 }
@@ -241,93 +259,36 @@ fn cut_by_time(plan: &Plan) -> String {
     format!("the answer of {model} was not complete after {limit} s, the time limit of this call: {advice}")
 }
 
-/// What a failure of a model means that the job itself named: where the fault is that name, it is the job's alone, and no
-/// reason to hold all others.
-fn verdict_on_its_own_model(error: &CallError, model: &str) -> Verdict {
-    match error.kind {
-        ErrorKind::NotFound | ErrorKind::Permission if error.is_about(model) => Verdict::Terminal,
-        _ => verdict_on(error),
-    }
-}
-
-/// What comes of a complete answer.
-fn read(mut report: AttemptReport, reply: Reply) -> (Verdict, AttemptReport) {
-    report.http_status = Some(200);
-    report.request_id = reply.request_id;
-    report.model = Some(reply.model);
-    report.usage = Some(tokens(&reply.usage));
-    let text = reply.text;
-    let unreadable = |message| (Verdict::Retryable { retry_after: None }, FailureCode::InvalidOutput, message);
-    let outcome = match reply.stop {
-        StopReason::Refusal { category, explanation } => {
-            let why = [category, explanation].into_iter().flatten().collect::<Vec<_>>().join(": ");
-            let why = if why.is_empty() { "without a reason".to_owned() } else { why };
-            Err((Verdict::Terminal, FailureCode::Refused, format!("the model declined to answer: {why}")))
-        }
-        // A memo that happens to be whole is one all the same.
-        StopReason::MaxTokens => analysis::read_memo(&text).map_err(|_| {
+/// What follows from an answer that `error` says is no memo.
+fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Disposition, FailureCode, String) {
+    let retry = |code, class, message| (Disposition::Retry { code, class, after: None }, code, message);
+    let invalid = |message| retry(FailureCode::InvalidOutput, FailureClass::InvalidOutput, message);
+    match stop {
+        StopReason::MaxTokens => {
             let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
-            (Verdict::Retryable { retry_after: None }, FailureCode::AnswerTruncated, message)
-        }),
-        StopReason::ModelContextWindowExceeded => analysis::read_memo(&text).map_err(|_| {
+            retry(FailureCode::AnswerTruncated, FailureClass::InvalidOutput, message)
+        }
+        StopReason::ModelContextWindowExceeded => {
             let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
-            (Verdict::Terminal, FailureCode::ContextWindowExceeded, message)
-        }),
-        StopReason::EndTurn | StopReason::StopSequence => analysis::read_memo(&text).map_err(unreadable),
-        // No tools were offered that it could use or pause for: what counts is whether the memo is there.
-        StopReason::ToolUse => {
-            analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it wanted to use a tool")))
+            let code = FailureCode::ContextWindowExceeded;
+            (Disposition::Fail { code }, code, message)
         }
-        StopReason::PauseTurn => {
-            analysis::read_memo(&text).map_err(|error| unreadable(format!("{error}, and it paused its turn")))
+        _ if !is_complete => {
+            let message = format!("Claude's stream ended without message_stop, and {error}");
+            retry(FailureCode::StreamCut, FailureClass::Other, message)
         }
-        StopReason::Other(reason) => analysis::read_memo(&text)
-            .map_err(|error| unreadable(format!("{error}, and it stopped for the unknown reason {reason:?}"))),
-    };
-    report.raw_answer = Some(text);
-    match outcome {
-        Ok(memo) => {
-            report.result = Some(memo);
-            (Verdict::Succeeded, report)
-        }
-        Err((verdict, code, message)) => (verdict, failed(report, code, message)),
+        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => invalid(error),
+        // No tools were offered that it could use or pause for.
+        StopReason::ToolUse => invalid(format!("{error}, and it wanted to use a tool")),
+        StopReason::PauseTurn => invalid(format!("{error}, and it paused its turn")),
+        StopReason::Other(reason) => invalid(format!("{error}, and it stopped for the unknown reason {reason:?}")),
+        StopReason::Unstated => invalid(format!("{error}, and it has no stop_reason")),
     }
 }
 
 fn failed(mut report: AttemptReport, code: FailureCode, message: String) -> AttemptReport {
     report.error = Some(AttemptError { code, message });
     report
-}
-
-fn verdict_on(error: &CallError) -> Verdict {
-    let retry_after = error.retry_after;
-    match error.class() {
-        ErrorClass::Retry => Verdict::Retryable { retry_after },
-        ErrorClass::RateLimited => Verdict::RateLimited { retry_after },
-        ErrorClass::Hold => Verdict::Hold,
-        ErrorClass::Terminal => Verdict::Terminal,
-    }
-}
-
-fn code_of(kind: ErrorKind) -> FailureCode {
-    match kind {
-        ErrorKind::InvalidRequest => FailureCode::InvalidRequest,
-        ErrorKind::TooLarge => FailureCode::RequestTooLarge,
-        ErrorKind::Authentication => FailureCode::AuthenticationFailed,
-        ErrorKind::Billing | ErrorKind::SpendLimit => FailureCode::BillingFailed,
-        ErrorKind::Permission => FailureCode::PermissionDenied,
-        ErrorKind::NotFound | ErrorKind::Redirect => FailureCode::ModelNotFound,
-        ErrorKind::RateLimit => FailureCode::RateLimited,
-        ErrorKind::Overloaded => FailureCode::Overloaded,
-        ErrorKind::ApiError | ErrorKind::Conflict => FailureCode::UpstreamError,
-        ErrorKind::ConnectFailed => FailureCode::ConnectFailed,
-        ErrorKind::ConnectionLost => FailureCode::ConnectionLost,
-        ErrorKind::StreamCut => FailureCode::StreamCut,
-        ErrorKind::StreamError => FailureCode::StreamError,
-        ErrorKind::RequestTimeout | ErrorKind::Timeout | ErrorKind::Silent => FailureCode::Timeout,
-        ErrorKind::TotalTimeout => FailureCode::TimeLimit,
-        ErrorKind::Malformed => FailureCode::MalformedResponse,
-    }
 }
 
 fn account(told: &RateLimits) -> AccountLimits {

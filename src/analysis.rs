@@ -15,6 +15,8 @@ use utoipa::ToSchema;
 
 mod answer;
 mod consistency;
+mod fit;
+mod lenient;
 
 /// A finished memo: what is stored and returned as a job's result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -339,17 +341,31 @@ impl From<DecisionAnalysis> for Memo {
 /// a status quo, and every option scored on every criterion. The other two statuses need not: what can't be known yet
 /// can't be scored. `needs_information` must instead name what is missing.
 pub fn parse(text: &str) -> Result<DecisionAnalysis, ParseError> {
-    let analysis = answer::read(text)?;
-    match consistency::violations(&analysis) {
-        violations if violations.is_empty() => Ok(analysis),
+    find(text).map(|found| found.analysis)
+}
+
+fn find(text: &str) -> Result<answer::Found, ParseError> {
+    let found = answer::read(text)?;
+    match consistency::violations(&found.analysis) {
+        violations if violations.is_empty() => Ok(found),
         violations => Err(ParseError::Inconsistent(violations)),
     }
 }
 
-/// The memo in an answer as JSON, with the service's own part, or what the model did wrong.
-pub fn read_memo(text: &str) -> Result<Box<RawValue>, String> {
-    let analysis = parse(text).map_err(|error| error.to_string())?;
-    serde_json::value::to_raw_value(&Memo::from(analysis)).map_err(|error| error.to_string())
+/// A memo as it was read.
+#[derive(Debug)]
+pub struct ReadMemo {
+    /// The memo as JSON, with the service's own part.
+    pub json: Box<RawValue>,
+    /// Slips of the answer that were mended, such as `trailing_comma`.
+    pub repaired: Vec<&'static str>,
+}
+
+/// The memo in an answer, or what the model did wrong.
+pub fn read_memo(text: &str) -> Result<ReadMemo, String> {
+    let found = find(text).map_err(|error| error.to_string())?;
+    let json = serde_json::value::to_raw_value(&Memo::from(found.analysis)).map_err(|error| error.to_string())?;
+    Ok(ReadMemo { json, repaired: found.repairs.into_iter().map(Into::into).collect() })
 }
 
 /// The options' weighted totals, best first. Computed here, because models are poor at sums. An option that isn't

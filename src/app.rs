@@ -239,6 +239,7 @@ impl App {
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
         }
+        while queue.end_overdue().await.map_err(StartError::Recovery)? > 0 {}
 
         // Nothing can fail any more: what runs from here on would outlive a start that does.
         if auth.is_open() && !is_simulated {
@@ -271,6 +272,7 @@ impl App {
         let api = Api {
             queue: queue.clone(),
             limits,
+            models: agent.known_models().clone(),
             prompts: prompts.clone(),
             metrics,
             auth: Arc::clone(&auth),
@@ -430,7 +432,9 @@ async fn open(
     let client = task::spawn_blocking({
         let config = ClientConfig {
             base_url: settings.anthropic_base_url.clone(),
-            api_key,
+            api_key: Some(api_key),
+            auth_token: None,
+            custom_headers: None,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
         };

@@ -1,10 +1,10 @@
-//! Who calls, and what they may do: the admin token, API keys of the settings and of the store, and JWTs.
+//! Callers and their scopes: the admin token, API keys from the settings and the store, and JWTs.
 //!
-//! Keys are random, so what is kept of them is their SHA-256 alone, without salt or slow hash: there is nothing to guess.
-//! As long as there has never been a key and no JWTs are taken, the public routes are open; a key that is revoked is
-//! remembered as such, so that revoking the last one does not open them again. The admin routes are never open.
+//! Keys are random, so only their SHA-256 is stored, without salt or slow hash. The public routes are open while no key was
+//! ever created and no JWTs are accepted. Revoked keys are remembered, so that revoking the last key does not open the
+//! routes again. Admin routes are never open.
 //!
-//! It knows nothing of HTTP (`http` reads headers and answers) and keeps keys through the queue's settings.
+//! This module knows nothing of HTTP (`http` reads the headers). It stores keys through the queue's settings.
 
 pub mod jwt;
 
@@ -24,28 +24,28 @@ use crate::{
     queue::{Queue, QueueError},
 };
 
-/// What keys begin with, so that scanners for leaked secrets can know them.
+/// Prefix of keys, so that secret scanners can recognise them.
 const KEY_PREFIX: &str = "ceoagent_";
 
-/// Characters of a key after that: 40 letters and digits hold 238 bits.
+/// Characters of a key after the prefix: 40 letters and digits hold 238 bits.
 const KEY_LENGTH: usize = 40;
 
-/// Shortest key of API_KEYS; a shorter one could be guessed.
+/// Shortest key in API_KEYS: a shorter one could be guessed.
 const MIN_KEY: usize = 16;
 
-/// Most keys: each is compared with at every request.
+/// Most keys: every request is compared with all of them.
 const MAX_KEYS: usize = 1_000;
 
 /// Longest name of a key.
 const MAX_NAME: usize = 64;
 
-/// What the settings begin with that keep a key.
+/// Prefix of the stored settings that hold a key.
 const SETTING: &str = "key/";
 
-/// The name, in the audit log and as a job's `caller`, of whoever has the admin token.
+/// The caller name of the admin token, in the audit log and in jobs.
 pub const ADMIN_TOKEN: &str = "admin_token";
 
-/// What a caller may do; each includes those before it.
+/// What a caller may do. Each scope includes those before it.
 #[derive(
     Clone,
     Copy,
@@ -63,11 +63,11 @@ pub const ADMIN_TOKEN: &str = "admin_token";
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum Scope {
-    /// Look at one's own jobs.
+    /// Read the caller's own jobs.
     Read,
-    /// Ask questions, give one's own jobs up and try them again.
+    /// Submit jobs; cancel and retry the caller's own jobs.
     Analyze,
-    /// Everything, with everybody's jobs.
+    /// Everything, on all jobs.
     Admin,
 }
 
@@ -91,10 +91,10 @@ impl Caller {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// There is no credential.
-    #[error("send a key or token as Authorization: Bearer <key>")]
+    #[error("no key or token; send Authorization: Bearer <key>")]
     Missing,
     /// The credential is unknown, or no longer in force.
-    #[error("the Authorization header does not hold Bearer and a key or token that is in force here")]
+    #[error("the key or token in the Authorization header is not valid; send Authorization: Bearer <key>")]
     Wrong,
 }
 
@@ -103,13 +103,13 @@ pub enum Refused {
 pub enum AuthError {
     /// An entry of API_KEYS can't be read.
     #[error(
-        "entry {0} of API_KEYS can't be read: each must be name:key, name:scope:key or name:sha256:hash, with commas \
-         between them; names have up to 64 letters, digits or any of . _ - @, and may be caller/key, keys have 16 or more \
-         visible characters, scopes are read, analyze and admin"
+        "API_KEYS: entry {0} is not valid. Entries are separated by commas and have the form name:key, name:scope:key or \
+         name:sha256:hash. A name has up to 64 letters, digits or . _ - @ and may be caller/key. A key has at least 16 \
+         visible characters. The scopes are read, analyze and admin. Example: ci:analyze:<key>"
     )]
     Entry(usize),
     /// A name comes twice.
-    #[error("API_KEYS has the name {0} twice")]
+    #[error("API_KEYS: the name {0} is used twice; each key needs its own name")]
     Twice(String),
 }
 
@@ -117,22 +117,22 @@ pub enum AuthError {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The name is taken.
-    #[error("there is a key named {0} already; revoke it first, or choose another name")]
+    #[error("a key named {0} exists already; revoke it first, or choose another name")]
     Exists(String),
     /// There is no such key in force.
-    #[error("there is no key named {0} in force")]
+    #[error("no valid key is named {0}")]
     NotFound(String),
     /// It is one of the settings, so it can't be revoked here.
-    #[error("the key {0} is one of the setting API_KEYS: take it out there")]
+    #[error("the key {0} comes from the setting API_KEYS; remove it there and restart")]
     OfSettings(String),
     /// The name is not valid.
     #[error(
-        "must have 1 to 64 letters, digits or any of . _ - @, with one / where a caller has several keys, and not be \
-         admin_token"
+        "must have 1 to 64 letters, digits or . _ - @, and not be admin_token; several keys of a caller are named \
+         caller/key"
     )]
     BadName,
     /// There are too many.
-    #[error("there are {MAX_KEYS} keys, revoked ones included, the most there can be")]
+    #[error("the limit of {MAX_KEYS} keys, including revoked ones, is reached")]
     TooMany,
     /// The store can't be used.
     #[error(transparent)]
@@ -188,7 +188,7 @@ impl Auth {
                 // The settings outrank the store, as they do everywhere.
                 Ok(key) if keys.iter().any(|known| known.name == key.name) => {}
                 Ok(key) => keys.push(key),
-                Err(error) => error!(name, %error, "a kept key can't be read, and opens nothing"),
+                Err(error) => error!(name, %error, "failed to read a stored API key; it is not valid"),
             }
         }
         Ok(Auth { admin_token, keys: RwLock::new(keys), changing: Mutex::default(), tokens, queue })
@@ -418,9 +418,9 @@ mod tests {
         let digest = "9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
         let keys =
             parse(&format!("alice:{KEY}, bob:read:{KEY}x,ci:admin:sha256:{digest},dave:sha256:{digest}")).unwrap();
-        let told: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.scope)).collect();
+        let parsed: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.scope)).collect();
         assert_eq!(
-            told,
+            parsed,
             [("alice", Scope::Analyze), ("bob", Scope::Read), ("ci", Scope::Admin), ("dave", Scope::Analyze)]
         );
         assert_eq!(keys[0].hash, hash(KEY.as_bytes()));
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_entry_is_told_by_its_number_and_never_shown() {
+    fn the_error_for_a_bad_entry_has_its_number_but_not_its_key() {
         for bad in [
             "alice",
             "alice:short",
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_revoked_also_where_whoever_asks_for_it_hangs_up() {
+    async fn a_key_is_revoked_even_if_the_client_disconnects() {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let path = folder.path().to_owned();

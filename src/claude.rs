@@ -3,30 +3,36 @@
 //! One [`Claude::send`] is one HTTP request: it never retries, waits for no limit and keeps no state but its
 //! connections. Retries, rate limits and the meaning of an answer are others' business; it knows nothing of jobs.
 //!
+//! - `access`: the address, and the headers that let a call in
 //! - `wire`: the shapes sent and read
+//! - `events`: from bytes to server-sent events
 //! - `stream`: from the event stream to an answer
+//! - `reuse`: whether a call went out on a connection used before
 //! - `error`: the error table: what a failure means
 //! - `price`: what tokens cost
 //! - `simulator`: a stand-in for the API on a real socket, for the demo, tests and load tests
 
+mod access;
 pub mod error;
+mod events;
 pub mod price;
+mod reuse;
 pub mod simulator;
 mod stream;
 mod wire;
 
 use std::error::Error;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{RequestBuilder, Response, Url};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::config::proxy_of;
 use error::{CallError, ErrorKind};
 use stream::Answer;
 pub use wire::Usage;
@@ -38,16 +44,34 @@ pub const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
 /// leaves the pool.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// An idle connection is dropped after this time: nginx and most load balancers close theirs after 60 s or more.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// A reused connection that closes within this time after a call went out was closed for being idle. Later, the server
+/// may have begun to work on the call.
+const IDLE_CLOSE: Duration = Duration::from_secs(2);
+
+/// Most tokens that the API adds to a request: for structured output, for instance. Beyond them no token is less than a
+/// byte.
+const MAX_ADDED_TOKENS: u64 = 10_000;
+
 /// Longest time for a call that no model works on: a count of tokens, a look at a model.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the HTTP client says where a proxy answers 407 to the opening of a tunnel.
+const PROXY_REFUSED: &str = "proxy authorization required";
 
 /// How to reach Claude.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// `https://api.anthropic.com` or a gateway's address; may carry a path prefix and end in `/` or not.
+    /// `https://api.anthropic.com` or a gateway's address; may carry a path prefix and end in `/` or `/v1` or neither.
     pub base_url: String,
     /// Sent as `x-api-key`. Never logged, never part of an error.
-    pub api_key: SecretString,
+    pub api_key: Option<SecretString>,
+    /// Sent as `Authorization: Bearer`, likewise.
+    pub auth_token: Option<SecretString>,
+    /// Further headers, as lines of `name: value`; their values are secrets too.
+    pub custom_headers: Option<SecretString>,
     /// Longest time to connect, TLS included.
     pub connect_timeout: Duration,
     /// Longest silence: no answer yet, or no event and no ping.
@@ -65,7 +89,8 @@ struct Inner {
     http: reqwest::Client,
     messages_url: Url,
     headers: HeaderMap,
-    api_key: SecretString,
+    /// Blanked out in errors.
+    secrets: Vec<SecretString>,
     idle_timeout: Duration,
 }
 
@@ -90,6 +115,8 @@ pub struct MessageRequest {
     pub schema: Option<Arc<RawValue>>,
     /// Longest time for the whole call.
     pub time_limit: Duration,
+    /// The system prompt is not marked for the cache, as a gateway refuses the mark.
+    pub is_uncached: bool,
 }
 
 /// What is heard of a call while it is made.
@@ -118,14 +145,20 @@ pub struct Again {
 /// A complete answer. Look at `stop` before you trust `text`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
-    /// The text blocks, joined. Thinking is left out.
+    /// The text blocks and after them the inputs of tools, joined. Thinking is left out.
     pub text: String,
-    /// The model that answered.
+    /// The model that answered; the one asked where the answer does not say.
     pub model: String,
     /// Why it stopped.
     pub stop: StopReason,
-    /// What is billed.
+    /// False if the stream ended after its stop reason, without its last event.
+    pub is_complete: bool,
+    /// Whether any content came, thinking included.
+    pub has_content: bool,
+    /// What is billed; where it was not reported, the output is estimated.
     pub usage: Usage,
+    /// Whether input and output tokens were both reported.
+    pub has_whole_usage: bool,
     /// Anthropic's id of this call, for their support.
     pub request_id: Option<String>,
     /// The account's limits as the answer's headers tell them.
@@ -156,6 +189,8 @@ pub enum StopReason {
     ModelContextWindowExceeded,
     /// A reason newer than this program.
     Other(String),
+    /// It gives none, as some gateways do.
+    Unstated,
 }
 
 /// The `anthropic-ratelimit-*` headers; `None` where an answer had none.
@@ -206,6 +241,9 @@ pub enum ClientError {
     /// The key cannot be a header value. It is not shown.
     #[error("the Claude API key is empty or has a character no key has (a space, a line break?)")]
     ApiKey,
+    /// The further headers can't be read. They are not shown.
+    #[error("ANTHROPIC_CUSTOM_HEADERS must be lines of `name: value`, such as `x-team: ops`")]
+    CustomHeaders,
     /// TLS or the HTTP client could not be set up.
     #[error("the HTTPS client for Claude could not be set up (are CA certificates installed?): {0}")]
     Http(String),
@@ -215,24 +253,12 @@ impl Claude {
     /// Builds a client; connects to nothing yet. Proxies come from the environment
     /// (`HTTPS_PROXY` and the like), but for a base URL on this machine.
     pub fn new(config: ClientConfig) -> Result<Claude, ClientError> {
-        let messages_url = messages_url(&config.base_url)?;
-        let key = config.api_key.expose_secret();
-        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(ClientError::ApiKey);
-        }
-        let mut key = HeaderValue::from_str(key).map_err(|_| ClientError::ApiKey)?;
-        key.set_sensitive(true);
-        let headers = HeaderMap::from_iter([
-            (reqwest::header::HeaderName::from_static("x-api-key"), key),
-            (
-                reqwest::header::HeaderName::from_static("anthropic-version"),
-                HeaderValue::from_static(wire::API_VERSION),
-            ),
-        ]);
+        let messages_url = access::messages_url(&config.base_url)?;
+        let (headers, secrets) = access::headers(config.api_key, config.auth_token, config.custom_headers)?;
         // Process-wide; a second call finds it set, by us or by the embedding program, and either is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder();
-        if is_loopback(&messages_url) {
+        if access::is_loopback(&messages_url) {
             // A gateway or simulator on this machine is not behind the network's proxy.
             builder = builder.no_proxy();
         }
@@ -241,20 +267,16 @@ impl Claude {
             .connect_timeout(config.connect_timeout)
             .tcp_nodelay(true)
             .tcp_keepalive(TCP_KEEPALIVE)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .connector_layer(reuse::Connections)
             // A redirect to elsewhere would take the key along.
             .redirect(reqwest::redirect::Policy::none())
-            // One call is one request; only the queue repeats one.
+            // One call is one request, but for what `answered` repeats.
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| ClientError::Http(cause(&error)))?;
         Ok(Claude {
-            inner: Arc::new(Inner {
-                http,
-                messages_url,
-                headers,
-                api_key: config.api_key,
-                idle_timeout: config.idle_timeout,
-            }),
+            inner: Arc::new(Inner { http, messages_url, headers, secrets, idle_timeout: config.idle_timeout }),
         })
     }
 
@@ -263,22 +285,28 @@ impl Claude {
     pub async fn send(&self, request: &MessageRequest, on_progress: OnProgress<'_>) -> Result<Reply, CallError> {
         let mut head = Head::default();
         let mut answer = Answer::default();
-        let exchange = self.exchange(request, on_progress, &mut head, &mut answer);
+        let body = serde_json::to_vec(&wire::Body::new(request))
+            .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("no request can be made: {error}")))?;
+        let most_input = (body.len() as u64).saturating_add(MAX_ADDED_TOKENS);
+        let exchange = self.exchange(body, on_progress, &mut head, &mut answer);
         let outcome = within(request.time_limit, exchange).await;
-        let stop = answer.stop.take();
-        match outcome.and_then(|()| stop.ok_or_else(|| stream::malformed("it has no stop_reason"))) {
-            Ok(stop) => Ok(Reply {
-                text: answer.text,
-                model: answer.model,
-                stop,
-                usage: answer.usage.unwrap_or_default(),
-                request_id: head.request_id,
-                rate_limits: head.rate_limits,
-            }),
-            Err(error) => Err(CallError {
-                usage: answer.usage_of_a_part().map(Box::new),
+        answer.finish(on_progress, most_input, request.max_tokens.into());
+        match outcome {
+            Err(error) if !answer.has_ended(&error) => Err(CallError {
+                usage: answer.usage().map(Box::new),
                 text: Some(answer.text).filter(|text| !text.is_empty()),
                 ..self.finish(error, head)
+            }),
+            _ => Ok(Reply {
+                usage: answer.usage().unwrap_or_default(),
+                has_whole_usage: answer.has_whole_usage(),
+                text: answer.text,
+                model: if answer.model.is_empty() { request.model.clone() } else { answer.model },
+                stop: answer.stop.unwrap_or(StopReason::Unstated),
+                is_complete: answer.is_complete,
+                has_content: answer.has_content,
+                request_id: head.request_id,
+                rate_limits: head.rate_limits,
             }),
         }
     }
@@ -324,37 +352,54 @@ impl Claude {
 
     async fn exchange(
         &self,
-        request: &MessageRequest,
+        body: Vec<u8>,
         on_progress: OnProgress<'_>,
         head: &mut Head,
         answer: &mut Answer,
     ) -> Result<(), CallError> {
-        let call = self.inner.http.post(self.inner.messages_url.clone()).json(&wire::Body::new(request));
+        let call = self.inner.http.post(self.inner.messages_url.clone());
+        let call = call.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body);
         let answered = self.answered(call, head).await;
         if head.status.is_some() {
             on_progress(Progress::Head(&head.rate_limits));
         }
         let response = answered?;
         let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        if kind.starts_with(b"application/json") {
-            let body = self.bounded_body(response, stream::MAX_ANSWER_BYTES).await;
-            return answer.take_whole(&body, on_progress);
-        }
-        if !kind.starts_with(b"text/event-stream") {
-            let kind = String::from_utf8_lossy(kind).into_owned();
-            let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
-            let body = String::from_utf8_lossy(&body);
-            return Err(stream::malformed(&format!("a stream was asked for and `{kind}` came: {body}")));
+        let kind = String::from_utf8_lossy(kind).to_ascii_lowercase();
+        match kind.split(';').next().unwrap_or_default().trim() {
+            // A stream was asked for.
+            "text/event-stream" | "" => {}
+            "application/json" => {
+                let body = self.bounded_body(response, stream::MAX_ANSWER_BYTES).await;
+                return answer.take_whole(&body, on_progress);
+            }
+            _ => {
+                let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
+                let body = String::from_utf8_lossy(&body);
+                return Err(stream::malformed(&format!("a stream was asked for and `{kind}` came: {body}")));
+            }
         }
         stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_progress).await
     }
 
     /// Sends `call` and returns its answer if that is a success, without its body.
     async fn answered(&self, call: RequestBuilder, head: &mut Head) -> Result<Response, CallError> {
-        let sent = call.headers(self.inner.headers.clone()).send();
+        let mut call = call.headers(self.inner.headers.clone());
         let idle = self.inner.idle_timeout;
-        let response =
-            timeout(idle, sent).await.map_err(|_| stream::silent(idle))?.map_err(|error| unsent_or_lost(&error))?;
+        let response = loop {
+            let (again, begin) = (call.try_clone(), Instant::now());
+            let (sent, was_reused) = reuse::watch(timeout(idle, call.send())).await;
+            match (sent.map_err(|_| stream::silent(idle))?, again) {
+                (Ok(response), _) => break response,
+                // Such a connection leaves the pool, so this ends with a new one.
+                (Err(error), Some(again))
+                    if was_reused && begin.elapsed() < IDLE_CLOSE && reuse::was_closed(&error) =>
+                {
+                    call = again;
+                }
+                (Err(error), _) => return Err(self.unsent_or_lost(&error)),
+            }
+        };
         let status = response.status();
         let headers = response.headers();
         head.status = Some(status.as_u16());
@@ -363,9 +408,37 @@ impl Claude {
         if status.is_success() {
             return Ok(response);
         }
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            return Err(self.proxy_refused());
+        }
         let headers = headers.clone();
         let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
         Err(CallError::of_answer(status.as_u16(), &headers, &body, SystemTime::now()))
+    }
+
+    fn unsent_or_lost(&self, error: &reqwest::Error) -> CallError {
+        let cause = cause(error);
+        match () {
+            () if cause == PROXY_REFUSED => self.proxy_refused(),
+            () if error.is_connect() => CallError::new(
+                ErrorKind::ConnectFailed,
+                format!("no connection to Claude (check the base URL, the network and the proxy): {cause}"),
+            ),
+            () => CallError::new(
+                ErrorKind::ConnectionLost,
+                format!("the connection to Claude broke before it answered: {cause}"),
+            ),
+        }
+    }
+
+    /// The proxy answered 407, to the request or to the opening of a tunnel.
+    fn proxy_refused(&self) -> CallError {
+        let proxy = proxy_of(self.inner.messages_url.scheme());
+        let (name, address) = proxy.unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
+        let message = format!(
+            "the proxy {address} wants a user name and password (407): set {name} to http://USER:PASSWORD@HOST:PORT"
+        );
+        CallError::new(ErrorKind::ProxyAuth, message)
     }
 
     /// As much of a body as comes within bounds of size and silence: what has come is better than nothing.
@@ -380,13 +453,17 @@ impl Claude {
         body
     }
 
-    /// Adds what the answer's head told, and makes sure that no server can have the key repeated in a message.
+    /// Adds what the answer's head told, and makes sure that no server can have a secret repeated in a message.
     fn finish(&self, error: CallError, head: Head) -> CallError {
         CallError {
             status: head.status,
             request_id: head.request_id.or(error.request_id),
             rate_limits: Box::new(head.rate_limits),
-            message: error.message.replace(self.inner.api_key.expose_secret(), "[the API key]"),
+            message: self
+                .inner
+                .secrets
+                .iter()
+                .fold(error.message, |message, secret| message.replace(secret.expose_secret(), "[secret]")),
             ..error
         }
     }
@@ -421,44 +498,6 @@ impl RateLimits {
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
-}
-
-/// The address of the messages endpoint under `base`.
-fn messages_url(base: &str) -> Result<Url, ClientError> {
-    let mut url =
-        Url::parse(base.trim()).map_err(|_| ClientError::BaseUrl("is not a URL, such as https://api.anthropic.com"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(ClientError::BaseUrl("must begin with https:// (or http:// for a local gateway)"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(ClientError::BaseUrl("must not hold a user name or password"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(ClientError::BaseUrl("must not hold a `?` or `#` part"));
-    }
-    url.path_segments_mut()
-        .map_err(|()| ClientError::BaseUrl("has no place for a path"))?
-        .pop_if_empty()
-        .extend(["v1", "messages"]);
-    Ok(url)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-fn unsent_or_lost(error: &reqwest::Error) -> CallError {
-    let cause = cause(error);
-    if error.is_connect() {
-        CallError::new(
-            ErrorKind::ConnectFailed,
-            format!("no connection to Claude (check the base URL, the network and the proxy): {cause}"),
-        )
-    } else {
-        CallError::new(ErrorKind::ConnectionLost, format!("the connection to Claude broke before it answered: {cause}"))
-    }
 }
 
 /// The root of a failure in words, without the URLs the outer errors carry.

@@ -29,8 +29,11 @@ const FIRST: NonZeroI64 = NonZeroI64::new(1).expect("one is not zero");
 
 impl Timestamp {
     /// The moment `millis` milliseconds after the Unix epoch.
-    pub fn from_millis(millis: i64) -> Timestamp {
-        Timestamp(NonZeroI64::new(millis).unwrap_or(FIRST))
+    pub const fn from_millis(millis: i64) -> Timestamp {
+        match NonZeroI64::new(millis) {
+            Some(millis) => Timestamp(millis),
+            None => Timestamp(FIRST),
+        }
     }
 
     /// Milliseconds since the Unix epoch.

@@ -706,6 +706,20 @@ fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, Stri
     move |text| number(text).map(Duration::from_secs)
 }
 
+/// The proxy for addresses of this scheme, as the HTTP client takes it from the environment: the variable's name, and the
+/// address without user name and password.
+pub fn proxy_of(scheme: &str) -> Option<(&'static str, String)> {
+    let names = match scheme {
+        "http" => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
+        _ => ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
+    };
+    let (name, value) =
+        names.into_iter().find_map(|name| Some((name, env::var(name).ok().filter(|at| !at.is_empty())?)))?;
+    let address = value.rsplit('@').next().unwrap_or_default();
+    let address = address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/');
+    Some((name, address.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;

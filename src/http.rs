@@ -1,8 +1,8 @@
-//! The HTTP contract: every route, on one screen, which is also the list that the OpenAPI document is made from.
+//! The HTTP API. All routes are listed in `routes`; the OpenAPI document is made from the same list.
 //!
-//! A request passes `observe` (id, time limit, panics, access log, metrics), is read (`body`, `extract`, `submission`,
-//! `wait`), makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`). It opens no
-//! socket (`app` does), and sees neither the store nor Claude.
+//! A request goes through `observe` (id, time limit, panics, access log, metrics), is parsed (`body`, `extract`,
+//! `submission`, `wait`), makes one call into the queue, and is answered with a job (`view`) or a problem (`problem`).
+//! This module opens no socket (`app` does) and uses neither the store nor Claude directly.
 
 mod actions;
 mod admin;
@@ -52,6 +52,7 @@ use self::{
     view::JobView,
 };
 use crate::{
+    agent::models::Models,
     auth::Auth,
     clock::Timestamp,
     job::{Job, JobRecord, callback::Callbacks},
@@ -64,35 +65,34 @@ use crate::{
 /// How long a browser may keep the answer to a CORS preflight.
 const CORS_MAX_AGE: Duration = Duration::from_mins(10);
 
-/// What the routes need.
+/// Everything the routes need.
 pub struct Api {
-    /// Where jobs go in and come from.
     pub queue: Queue,
-    /// The limits on calls; their gate shows in readiness and metrics.
+    /// The limits on calls. Readiness and metrics show their gate.
     pub limits: Limits,
-    /// The versions that a question may name.
+    /// The prompt versions that a request may name.
     pub prompts: Prompts,
-    /// What requests are counted in and `/metrics` shows.
     pub metrics: Metrics,
-    /// Who may do what.
+    /// What is known of each model.
+    pub models: Models,
     pub auth: Arc<Auth>,
-    /// How many questions a caller may ask a minute.
+    /// The rate limit of submissions per caller.
     pub fair: Fair,
-    /// Web pages of these origins may call the API from a browser; none if empty.
+    /// Origins whose web pages may call the API from a browser.
     pub cors_origins: Vec<HeaderValue>,
-    /// Which callback URLs are taken.
+    /// Which callback URLs are accepted.
     pub callbacks: Callbacks,
     /// Most characters in a query.
     pub max_query_length: usize,
 }
 
 impl Api {
-    /// A job as clients see it, at `now`.
+    /// The job as clients see it at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
         JobView::new(record, now).with_outlook(self.outlook(&record.job))
     }
 
-    /// The operator's bounds on submissions.
+    /// The bounds on submissions.
     fn bounds(&self) -> Bounds<'_> {
         Bounds { max_query_length: self.max_query_length, callbacks: self.callbacks, prompts: &self.prompts }
     }
@@ -110,10 +110,8 @@ impl Api {
 
 /// What the limits on calls allow at the moment.
 pub fn allowance(limits: &Limits) -> Allowance {
-    let gate = limits.gate().map(|closed| Hold {
-        waiting_for: WaitingFor::Gate,
-        opens_in: (!closed.is_held).then(|| closed.until.saturating_duration_since(Instant::now())),
-    });
+    let gate =
+        limits.gate().map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
     let budget = limits
         .budget()
         .filter(|budget| budget.is_reached)
@@ -126,14 +124,13 @@ pub fn allowance(limits: &Limits) -> Allowance {
     }
 }
 
-/// The whole service as a router, ready to be served: the API, and the pages that `pages` puts on top of it. It is
-/// given the API's routes for the pages to call, without the middleware, which is around the request for the page
-/// already.
+/// The router of the whole service: the API and the pages. `pages` gets the API's routes to call, without the
+/// middleware, because the request for the page went through it already.
 pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
     let api = Arc::new(api);
     let (routes, document) = routes().split_for_parts();
     let routes = routes.with_state(Arc::clone(&api));
-    // Swagger UI would otherwise have an outside host check the document.
+    // By default Swagger UI sends the document to an external validator.
     let docs = SwaggerUi::new("/docs")
         .config(Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true))
         .url("/openapi.json", document);
@@ -147,7 +144,7 @@ pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
         .layer(middleware::from_fn_with_state(api, observe::observe))
 }
 
-/// Lets web pages of these origins call; without any, no browser lets another origin's page read an answer.
+/// Lets web pages of these origins call the API. Without any, browsers refuse all other origins.
 fn cors(origins: Vec<HeaderValue>) -> CorsLayer {
     if origins.is_empty() {
         return CorsLayer::new();
@@ -198,11 +195,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
 }
 
 async fn no_such_route(uri: Uri) -> Problem {
-    Problem::new(ROUTE_NOT_FOUND, format!("there is nothing at {}; /docs lists the routes", uri.path()))
+    Problem::new(ROUTE_NOT_FOUND, format!("no route {}; /docs lists all routes", uri.path()))
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Problem {
-    let detail = format!("{} does not take {method}; the Allow header lists what it takes", uri.path());
+    let detail = format!("{} does not accept {method}; the Allow header lists the allowed methods", uri.path());
     Problem::new(METHOD_NOT_ALLOWED, detail)
 }
 

@@ -21,6 +21,7 @@ pub mod archive;
 mod attempt;
 pub mod callback;
 pub mod delivery;
+pub mod disposition;
 mod filter;
 mod record;
 
@@ -119,8 +120,7 @@ impl JobState {
     }
 }
 
-/// How a job's place in the queue is moved: the order is by [`Job::effective_at`], so a priority is worth a fixed head
-/// start and none starves another.
+/// Priority of a job: a fixed head start in the queue, so that no priority starves another.
 #[derive(
     Clone,
     Copy,
@@ -190,6 +190,8 @@ pub enum JobEvent {
         attempt: u32,
         /// Not before.
         run_at: Timestamp,
+        /// All jobs that are queued by then go first.
+        is_demoted: bool,
         /// What it saw.
         report: Arc<AttemptReport>,
     },
@@ -259,11 +261,11 @@ pub enum TransitionError {
         status: JobStatus,
     },
     /// The event has no meaning in the job's state.
-    #[error("a job that is {status} can't be {wanted}")]
+    #[error("the job is {status}, so it can't be {wanted}")]
     Illegal {
         /// Where the job is.
         status: JobStatus,
-        /// What was asked for, as a participle.
+        /// The requested change, as a participle.
         wanted: &'static str,
     },
 }
@@ -322,10 +324,10 @@ impl Job {
             JobEvent::Claim { lease_until } => {
                 let JobState::Queued { run_at } = self.state else { return Err(self.illegal("claimed")) };
                 if run_at > now {
-                    return Err(self.illegal("claimed before its time"));
+                    return Err(self.illegal("claimed before its run_at"));
                 }
                 job.state = JobState::Running { lease_until: *lease_until };
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.started_at = Some(now);
             }
             JobEvent::Extend { attempt, lease_until } => {
@@ -341,10 +343,13 @@ impl Job {
                 job.state = JobState::Queued { run_at: *run_at };
                 job.failures.add(*class);
             }
-            JobEvent::Release { attempt, run_at, .. } => {
+            JobEvent::Release { attempt, run_at, is_demoted, .. } => {
                 self.check_fence(*attempt)?;
                 job.state = JobState::Queued { run_at: *run_at };
-                job.releases += 1;
+                job.releases = self.releases.saturating_add(1);
+                if *is_demoted {
+                    job.failures.demote();
+                }
             }
             JobEvent::Fail { attempt, code, .. } => {
                 self.check_fence(*attempt)?;
@@ -359,7 +364,7 @@ impl Job {
             JobEvent::Expire { attempt, lease_until, retry_at, .. } => {
                 self.check_fence(*attempt)?;
                 if self.state != (JobState::Running { lease_until: *lease_until }) {
-                    return Err(self.illegal("given up for a lease that was extended since"));
+                    return Err(self.illegal("expired, because its lease was extended"));
                 }
                 match retry_at {
                     Some(run_at) => {
@@ -370,39 +375,39 @@ impl Job {
                 }
             }
             JobEvent::MissDeadline => {
-                let JobState::Queued { .. } = self.state else { return Err(self.illegal("ended by its deadline")) };
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed by its deadline")) };
                 if self.deadline_at.is_none_or(|deadline| deadline > now) {
-                    return Err(self.illegal("ended before its deadline"));
+                    return Err(self.illegal("failed before its deadline"));
                 }
                 job.finish(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
             }
             JobEvent::FindUnreadable { .. } => {
-                let JobState::Queued { .. } = self.state else { return Err(self.illegal("found unreadable")) };
-                job.attempt += 1;
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed as unreadable")) };
+                job.attempt = self.next_attempt()?;
                 job.finish(JobState::Failed { code: FailureCode::Internal }, now);
             }
             JobEvent::Reparse { attempt, .. } => {
-                let JobState::Failed { .. } = self.state else { return Err(self.illegal("read again")) };
+                let JobState::Failed { .. } = self.state else { return Err(self.illegal("reparsed")) };
                 if self.attempt != *attempt {
-                    return Err(self.illegal("read again as it was before its last attempt"));
+                    return Err(self.illegal("reparsed, because it was retried in the meantime"));
                 }
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.finish(JobState::Succeeded, now);
             }
             JobEvent::Share { .. } => {
-                let JobState::Queued { .. } = self.state else { return Err(self.illegal("given an answer")) };
+                let JobState::Queued { .. } = self.state else { return Err(self.illegal("given a shared answer")) };
                 // Between attempts it may be, but never before the time that its client set; a clock that was set back since
                 // the submission is no such time.
                 if self.due_at > now.max(self.created_at) {
-                    return Err(self.illegal("given an answer before its time"));
+                    return Err(self.illegal("given a shared answer before its run_at"));
                 }
-                job.attempt += 1;
+                job.attempt = self.next_attempt()?;
                 job.question = None;
                 job.finish(JobState::Succeeded, now);
             }
             JobEvent::Requeue { run_at } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
-                    return Err(self.illegal("queued again"));
+                    return Err(self.illegal("retried"));
                 };
                 job.state = JobState::Queued { run_at: *run_at };
                 job.due_at = *run_at;
@@ -426,7 +431,7 @@ impl Job {
             _ => None,
         };
         if let Some((outcome, report)) = without_a_call {
-            let (number, report) = (self.attempt + 1, Arc::clone(report));
+            let (number, report) = (self.attempt.saturating_add(1), Arc::clone(report));
             return Some(Attempt { number, started_at: now, finished_at: now, outcome, report });
         }
         let JobState::Running { .. } = self.state else { return None };
@@ -440,7 +445,7 @@ impl Job {
                 (AttemptOutcome::Cancelled, Arc::new(AttemptReport::unknown("the job was cancelled", *at_risk)))
             }
             JobEvent::Expire { at_risk, .. } => {
-                let message = "the worker ended without settling; the call may have been billed";
+                let message = "the worker stopped during the call, which may have been billed";
                 (AttemptOutcome::OutcomeUnknown, Arc::new(AttemptReport::unknown(message, *at_risk)))
             }
             JobEvent::Claim { .. }
@@ -461,13 +466,23 @@ impl Job {
     }
 
     /// The job's place among those that are ready: its age, moved by its priority. Earlier goes first; first in, first
-    /// out among equals.
+    /// out among equals. A job that may be the only one to fail goes behind all that were queued before its next attempt is
+    /// due: it must not be the first to be tried each time.
     pub fn effective_at(&self) -> Timestamp {
+        let since = match self.state {
+            JobState::Queued { run_at } if self.is_set_aside() => run_at.max(self.created_at),
+            _ => self.created_at,
+        };
         match self.priority {
-            Priority::High => self.created_at.minus(PRIORITY_OFFSET),
-            Priority::Normal => self.created_at,
-            Priority::Low => self.created_at.plus(PRIORITY_OFFSET),
+            Priority::High => since.minus(PRIORITY_OFFSET),
+            Priority::Normal => since,
+            Priority::Low => since.plus(PRIORITY_OFFSET),
         }
+    }
+
+    /// Whether it failed in a way that may be its own alone.
+    fn is_set_aside(&self) -> bool {
+        self.failures.demotions() > 0 || self.failures.count(FailureClass::Suspect) > 0
     }
 
     /// The name of the state as clients see it at `now`.
@@ -495,6 +510,11 @@ impl Job {
     fn finish(&mut self, state: JobState, now: Timestamp) {
         self.state = state;
         self.finished_at = Some(now);
+    }
+
+    /// The number of the next attempt. It is a fence, so none is given twice.
+    fn next_attempt(&self) -> Result<u32, TransitionError> {
+        self.attempt.checked_add(1).ok_or(self.illegal("attempted once more"))
     }
 
     fn check_fence(&self, attempt: u32) -> Result<(), TransitionError> {

@@ -3,6 +3,7 @@
 //!
 //! - `bucket`: one limit per minute
 //! - `budget`: what may be spent a day
+//! - `gate`: stops all calls while every one of them would fail alike
 //!
 //! A [`Permit`] is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
 //! first and claims afterwards. A permit first takes as many tokens as a call usually needs, then, once it is known
@@ -12,13 +13,10 @@
 //! Where a claim takes long compared with a call, a few permits more are given while as many calls are under way as may
 //! be ([`Limits::claim_ahead`]). Their jobs are claimed meanwhile, and their calls wait until one of the others ends
 //! ([`Permit::turn`]).
-//!
-//! The gate closes when the upstream says that every call would fail alike: at a rate limit until its Retry-After. Where
-//! only a person can mend the cause, as with a refused key, it is *held*: every [`HOLD`] one call at a time finds out
-//! whether it is mended, until one is answered.
 
 mod bucket;
 pub mod budget;
+pub mod gate;
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -38,21 +36,15 @@ use utoipa::ToSchema;
 use self::{
     bucket::Bucket,
     budget::{Budget, Need, Reservation, Status},
+    gate::{Admission, Block, Closed, Gates, Ruling},
 };
 
-/// How long the gate stays closed where only a person can mend the cause (a refused key, a retired model, billing):
-/// then one job probes, and the gate closes again if nothing has changed.
-const HOLD: Duration = Duration::from_secs(30);
-
-/// How long the gate stays closed at a rate limit that names no time.
-pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long a job waits for the probe of another to end.
+const PROBE_POLL: Duration = Duration::from_secs(1);
 
 /// How often a budget that is used up is looked at: the wall clock can be set, and a suspended machine wakes on another
 /// day.
 const BUDGET_POLL: Duration = Duration::from_secs(1);
-
-/// The part of a closing that is added at random, so that callers of one account do not all come back at once.
-const JITTER: f64 = 0.1;
 
 /// As many requests may come at once as half a second allows: a limit per minute may be enforced per second, and calls
 /// that left one after the other may arrive together.
@@ -144,7 +136,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct State {
-    gate: Option<Closed>,
+    gates: Gates,
     /// Permits given and not yet dropped.
     under_way: usize,
     /// Those of them whose calls wait for another to end, in the order in which they may begin.
@@ -169,19 +161,6 @@ struct State {
     waiting: usize,
 }
 
-/// A closed gate.
-#[derive(Clone, Debug)]
-pub struct Closed {
-    /// When it opens by itself, or lets one call through to find out.
-    pub until: Instant,
-    /// Only a person can mend the cause: it stays closed until a call is answered.
-    pub is_held: bool,
-    /// A stable snake_case word: what for.
-    pub reason: &'static str,
-    /// What the upstream said.
-    pub detail: String,
-}
-
 /// Permission to make one call. Settle it with what the call needed; one that is dropped unsettled counts as not used.
 #[derive(Debug)]
 pub struct Permit {
@@ -195,6 +174,10 @@ pub struct Permit {
     used: Option<Tokens>,
     /// The call's model and its input in bytes, once they are known.
     input: Option<(String, usize)>,
+    /// The call finds out whether the closed gate can be opened.
+    is_probe: bool,
+    /// It does so for the gate of this model.
+    probes_model: Option<String>,
     kept: Option<Kept>,
 }
 
@@ -240,7 +223,7 @@ impl Limits {
             usual_model: usual_model.to_owned(),
             others: Mutex::default(),
             state: Mutex::new(State {
-                gate: None,
+                gates: Gates::default(),
                 under_way: 0,
                 ahead: VecDeque::new(),
                 most_ahead: 0,
@@ -297,24 +280,24 @@ impl Limits {
     fn take(&self) -> Result<Permit, Refusal> {
         let inner = &self.0;
         let mut state = inner.state.lock();
-        if let Some(closed) = state.gate() {
-            let wait = closed.until.saturating_duration_since(Instant::now());
-            if !wait.is_zero() {
-                return Err(Refusal::For(wait));
-            }
-        }
-        // Those that wait for their turn come first.
+        let is_probe = match state.gates.service.admit(Instant::now()) {
+            Admission::Open => false,
+            Admission::Probe => true,
+            Admission::Wait(wait) => return Err(Refusal::For(wait)),
+            Admission::Probing => return Err(Refusal::UntilChanged),
+        };
+        // Those that wait for their turn come first. A probe waits for no call to end: nobody can say when one will.
         let allowed = self.allowed(&state);
-        let is_ahead = !state.has_turn(allowed) || !state.ahead.is_empty();
+        let is_ahead = !is_probe && (!state.has_turn(allowed) || !state.ahead.is_empty());
         if is_ahead {
-            if state.gate.is_some() || state.backed_off.is_some() {
+            if state.backed_off.is_some() {
                 return Err(Refusal::UntilChanged);
             }
             if state.ahead.len() >= state.most_ahead {
                 return Err(Refusal::AllBusy);
             }
         }
-        if !state.told && state.under_way >= FIRST_CALLS {
+        if !is_probe && !state.told && state.under_way >= FIRST_CALLS {
             return Err(Refusal::UntilChanged);
         }
         let kept = match &inner.budget {
@@ -325,6 +308,9 @@ impl Limits {
         let buckets = Arc::clone(&inner.usual);
         buckets.take(taken).map_err(Refusal::For)?;
         state.under_way += 1;
+        if is_probe {
+            state.gates.service.begin_probe();
+        }
         let turn = is_ahead.then(|| {
             let (give, turn) = oneshot::channel();
             state.ahead.push_back(give);
@@ -332,7 +318,17 @@ impl Limits {
         });
         drop(state);
         let kept = kept.map(|reservation| Kept { limits: self.clone(), reservation: Some(reservation) });
-        Ok(Permit { limits: self.clone(), buckets, taken, turn, used: None, input: None, kept })
+        Ok(Permit {
+            limits: self.clone(),
+            buckets,
+            taken,
+            turn,
+            used: None,
+            input: None,
+            is_probe,
+            probes_model: None,
+            kept,
+        })
     }
 
     /// Has up to `most` permits more given while as many calls are under way as may be; none while Claude is overloaded
@@ -466,41 +462,27 @@ impl Limits {
         self.0.state.lock().waiting > 0
     }
 
-    /// Closes the gate for `duration` and some jitter. One that is closed for longer already stays so.
-    pub fn close_gate(&self, duration: Duration, reason: &'static str, detail: &str) {
-        let until = Instant::now() + duration.mul_f64(1.0 + JITTER * rand::random::<f64>());
+    /// A call met a failure that may concern others: closes the gate if enough different questions met it. `named` is the
+    /// model if the caller named it and the failure concerns that alone.
+    pub fn block(&self, named: Option<&str>, block: &Block<'_>) -> Ruling {
         let mut state = self.0.state.lock();
-        match &mut state.gate {
-            Some(closed) if closed.until >= until => return,
-            Some(closed) if closed.is_held => closed.until = until,
-            _ => state.gate = Some(Closed { until, is_held: false, reason, detail: detail.to_owned() }),
-        }
-        state.ahead.clear();
-        drop(state);
-        self.0.changed.notify_waiters();
-    }
-
-    /// Closes the gate until a call is answered, and lets one at a time through to find out. Tells whether this is news.
-    pub fn hold(&self, reason: &'static str, detail: &str) -> bool {
-        let until = Instant::now() + HOLD.mul_f64(1.0 + JITTER * rand::random::<f64>());
-        let mut state = self.0.state.lock();
-        let is_news = !state.gate.as_ref().is_some_and(|closed| closed.is_held && closed.reason == reason);
-        state.gate = Some(Closed { until, is_held: true, reason, detail: detail.to_owned() });
-        state.ahead.clear();
-        drop(state);
-        self.0.changed.notify_waiters();
-        is_news
-    }
-
-    /// A call was answered: whatever the gate was held for is mended. Tells whether it was held.
-    pub fn mended(&self) -> bool {
-        let mut state = self.0.state.lock();
-        let was_held = state.gate.take_if(|closed| closed.is_held).is_some();
-        drop(state);
-        if was_held {
+        let ruling = state.gates.block(named, block, Instant::now(), rand::random());
+        if ruling != Ruling::Alone && named.is_none() {
+            state.ahead.clear();
+            drop(state);
             self.0.changed.notify_waiters();
         }
-        was_held
+        ruling
+    }
+
+    /// A call that began at `begun` is being answered; `named` is its model if the caller named it. Returns whether that
+    /// opened the gate.
+    pub fn reached(&self, named: Option<&str>, question: u64, begun: Instant) -> bool {
+        let has_opened = self.0.state.lock().gates.answered(named, question, begun);
+        if has_opened {
+            self.0.changed.notify_waiters();
+        }
+        has_opened
     }
 
     /// The daily budget, if there is one.
@@ -510,7 +492,7 @@ impl Limits {
 
     /// The gate, if it is closed.
     pub fn gate(&self) -> Option<Closed> {
-        self.0.state.lock().gate()
+        self.0.state.lock().gates.service.closed(Instant::now()).cloned()
     }
 
     fn each(&self, of: impl Fn(&Bucket) -> NonZeroU32) -> PerMinute {
@@ -572,17 +554,9 @@ impl State {
         self.usual_seconds += NEWEST_WEIGHT * (took.as_secs_f64().max(1.0) - self.usual_seconds);
     }
 
-    fn gate(&mut self) -> Option<Closed> {
-        if self.gate.as_ref().is_some_and(|closed| !closed.is_held && closed.until <= Instant::now()) {
-            self.gate = None;
-        }
-        self.gate.clone()
-    }
-
-    /// Whether one more call may be under way. At a gate only one may, to find out whether all is well again.
+    /// Whether one more call may be under way.
     fn has_turn(&self, allowed: f64) -> bool {
-        let most = if self.gate.is_some() { 1.0 } else { allowed };
-        ((self.under_way - self.ahead.len()) as f64) < most
+        ((self.under_way - self.ahead.len()) as f64) < allowed
     }
 
     /// Lets the permits given ahead make their calls, as far as more calls may be under way.
@@ -601,6 +575,24 @@ impl Permit {
         match self.turn.take() {
             Some(turn) => turn.await.is_ok(),
             None => true,
+        }
+    }
+
+    /// Whether the call finds out if the closed gate can be opened.
+    pub fn is_probe(&self) -> bool {
+        self.is_probe || self.probes_model.is_some()
+    }
+
+    /// Asks for the call of a model that its caller named. Gives how long to wait if its gate is closed.
+    pub fn admit_named(&mut self, model: &str) -> Option<Duration> {
+        match self.limits.0.state.lock().gates.admit_named(model, Instant::now()) {
+            Admission::Open => None,
+            Admission::Probe => {
+                self.probes_model = Some(model.to_owned());
+                None
+            }
+            Admission::Wait(wait) => Some(wait),
+            Admission::Probing => Some(PROBE_POLL),
         }
     }
 
@@ -658,7 +650,7 @@ impl Permit {
         let mut state = self.limits.0.state.lock();
         state.usual_input += NEWEST_WEIGHT * (f64::from(tokens.input) - state.usual_input);
         state.usual_output += NEWEST_WEIGHT * (f64::from(tokens.output) - state.usual_output);
-        if let Some((model, bytes)) = self.input.take().filter(|_| tokens.input > 0) {
+        if let Some((model, bytes)) = self.input.clone().filter(|_| tokens.input > 0) {
             let ratio = f64::from(tokens.input) / bytes.max(1) as f64;
             let has_room = state.input_per_byte.len() < MAX_MODELS;
             match state.input_per_byte.entry(model) {
@@ -680,10 +672,17 @@ impl Drop for Permit {
         }
         let mut state = inner.state.lock();
         state.under_way -= 1;
+        if let Some(model) = &self.probes_model {
+            state.gates.end_probe_named(model, Instant::now());
+        }
+        if self.is_probe {
+            state.gates.service.end_probe(self.input.is_some() || self.used.is_some(), Instant::now());
+        }
         let allowed = self.limits.allowed(&state);
         state.give_turns(allowed);
         drop(state);
-        inner.changed.notify_one();
+        // Whoever waits for a probe to end has to look at the clock again.
+        if self.is_probe { inner.changed.notify_waiters() } else { inner.changed.notify_one() }
     }
 }
 
@@ -745,10 +744,18 @@ mod tests {
         std::iter::from_fn(|| limits.try_permit()).take(1_000).collect()
     }
 
+    fn block(question: u64, opens_after: Option<Duration>) -> Block<'static> {
+        let (reason, detail) =
+            if opens_after.is_some() { ("rate_limited", "slow down") } else { ("billing_failed", "no") };
+        Block { reason, detail, signature: 1, question, witnesses: 1, is_account: true, opens_after }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_closed_gate_lets_nobody_through_before_its_time() {
+    async fn a_gate_that_two_questions_closed_for_a_time_lets_nobody_through_before() {
         let limits = limits(60_000, 8);
-        limits.close_gate(Duration::from_secs(20), "rate_limited", "slow down");
+        for question in [1, 2] {
+            limits.block(None, &block(question, Some(Duration::from_secs(20))));
+        }
         assert!(limits.try_permit().is_none());
         let start = Instant::now();
         limits.permit().await;
@@ -758,33 +765,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shorter_closing_does_not_open_the_gate_earlier() {
-        let limits = limits(60_000, 8);
-        limits.close_gate(Duration::from_secs(60), "authentication_failed", "bad key");
-        limits.close_gate(Duration::from_secs(1), "rate_limited", "slow down");
-        assert_eq!(limits.gate().unwrap().reason, "authentication_failed");
+    async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
+        let limits = limits(1_000_000, 8);
+        let calls = [limits.try_permit().unwrap(), limits.try_permit().unwrap()];
+        for question in [1, 2] {
+            limits.block(None, &block(question, None));
+        }
+        let start = Instant::now();
+        let mut probe = limits.permit().await;
+        assert!(start.elapsed() >= gate::HOLD);
+        assert!(limits.try_permit().is_none(), "one at a time, whatever else is under way");
+        probe.expect("a", 1, None).unwrap();
+        probe.settle_failed(None);
+        assert!(limits.try_permit().is_none(), "closed again after a vain probe");
+        let unused = limits.permit().await;
+        drop(unused);
+        let _probe = limits.try_permit().expect("the last one made no call");
+        assert!(limits.reached(None, 3, Instant::now()) && !limits.reached(None, 3, Instant::now()));
+        assert!(limits.gate().is_none());
+        drop(calls);
+        assert_eq!(take_all(&limits).len(), 7);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
-        let limits = limits(1_000_000, 8);
-        assert!(limits.hold("authentication_failed", "bad key"), "news");
-        assert!(!limits.hold("authentication_failed", "bad key"), "the same again is none");
-        assert!(limits.hold("billing_failed", "no money"), "another reason is");
+    async fn whoever_waits_for_a_permit_gets_one_when_the_gate_opens_early() {
+        let limits = limits(60_000, 8);
+        limits.block(None, &block(1, Some(Duration::from_hours(1))));
         let start = Instant::now();
         let probe = limits.permit().await;
-        assert!(start.elapsed() >= HOLD);
-        assert!(limits.try_permit().is_none(), "one at a time");
-        assert_eq!(limits.gate().unwrap().reason, "billing_failed", "nothing is mended yet");
-        limits.close_gate(Duration::from_secs(5), "rate_limited", "slow down");
-        assert_eq!(limits.gate().unwrap().reason, "billing_failed");
-        limits.hold("billing_failed", "no money");
-        probe.settle(Duration::from_secs(20), None);
-        assert!(limits.try_permit().is_none(), "closed again after a vain probe");
-        let _probe = limits.permit().await;
-        assert!(limits.mended() && !limits.mended());
-        assert!(limits.gate().is_none());
-        assert_eq!(take_all(&limits).len(), 7);
+        assert!(start.elapsed() < Duration::from_secs(2), "one question alone met it");
+        let mut waiting = pin!(limits.permit());
+        assert!(poll!(&mut waiting).is_pending());
+        limits.reached(None, 2, Instant::now());
+        waiting.await;
+        assert!(start.elapsed() < Duration::from_secs(2));
+        drop(probe);
     }
 
     #[tokio::test]
@@ -917,7 +932,7 @@ mod tests {
         limits.claim_ahead(1);
         let mut calls = take_all(&limits);
         let mut ahead = calls.pop().unwrap();
-        limits.close_gate(Duration::from_secs(20), "rate_limited", "slow down");
+        limits.block(None, &block(1, Some(Duration::from_secs(20))));
         assert!(!ahead.turn().await);
         let limits = limits_with(1_000_000, 1_000_000_000, 2);
         limits.claim_ahead(1);

@@ -113,7 +113,7 @@ pub enum PromptError {
         message: String,
     },
     /// There is no such version.
-    #[error("there is no version {version:?} of the prompts; there are: {}", known.join(", "))]
+    #[error("unknown prompt version {version:?}; known versions: {}", known.join(", "))]
     UnknownVersion {
         /// As it was asked for.
         version: String,
@@ -449,7 +449,7 @@ mod tests {
         assert_ne!(first.sha256, default.sha256);
         assert_eq!(first.sha256, prompts.list()[0].sha256);
         let unknown = prompts.render(Some("v3"), &QUESTION).unwrap_err().to_string();
-        assert!(unknown.contains("\"v3\"") && unknown.contains("there are: v1, v2"), "{unknown}");
+        assert!(unknown.contains("\"v3\"") && unknown.contains("known versions: v1, v2"), "{unknown}");
     }
 
     #[test]

@@ -171,21 +171,21 @@ impl Policy {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
     /// There is no such job (any more).
-    #[error("there is no job {0}")]
+    #[error("job {0} not found")]
     NotFound(JobId),
     /// The job's state does not allow it.
     #[error("{0}")]
     Conflict(String),
     /// The bound on pending jobs is reached.
-    #[error("the queue is full: {limit} jobs are pending, the most that MAX_QUEUED_JOBS allows")]
+    #[error("the queue is full: {limit} jobs are pending, the limit set by MAX_QUEUED_JOBS")]
     Full {
         /// The bound.
         limit: usize,
     },
     /// The caller's bound on pending jobs is reached.
     #[error(
-        "you have {pending} jobs pending and asked for {more} more; MAX_PENDING_PER_CALLER allows {limit}: wait until some \
-         have ended, or cancel some"
+        "you have {pending} pending jobs and submitted {more} more, but the limit is {limit} (MAX_PENDING_PER_CALLER): \
+         wait for some to end, or cancel some"
     )]
     CallerFull {
         /// What the caller has.
@@ -196,19 +196,19 @@ pub enum QueueError {
         limit: usize,
     },
     /// The idempotency key is in force for another request.
-    #[error("this Idempotency-Key was used for another request; give each question a key of its own")]
+    #[error("this Idempotency-Key was used for another request; use a new key for each request")]
     KeyReused,
     /// The job that the idempotency key stands for is there no more.
-    #[error("this Idempotency-Key stands for job {0}, which was removed since; a new question needs a key of its own")]
+    #[error("this Idempotency-Key belongs to job {0}, which was removed; use a new key for a new request")]
     Removed(JobId),
     /// No answer that was kept of the job can be read.
-    #[error("the answer that was kept can't be read as a memo: {0}")]
+    #[error("the stored answer can't be parsed as a memo: {0}")]
     Unreadable(String),
     /// The disk is short of space.
     #[error("{0}")]
     StorageLow(Shortage),
     /// The service is shutting down and accepts no more.
-    #[error("the service is shutting down and accepts no more questions")]
+    #[error("the service is shutting down and accepts no more jobs")]
     Closing,
     /// The store can't be used at the moment.
     #[error("{0}")]

@@ -299,13 +299,13 @@ pub struct ClaimedJob {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// There is no such job (any more).
-    #[error("there is no job {0}")]
+    #[error("job {0} not found")]
     NotFound(JobId),
     /// The life cycle does not allow it.
     #[error(transparent)]
     Transition(#[from] TransitionError),
     /// The bound on pending jobs is reached.
-    #[error("the queue is full: {limit} jobs are pending, the most that MAX_QUEUED_JOBS allows")]
+    #[error("the queue is full: {limit} jobs are pending, the limit set by MAX_QUEUED_JOBS")]
     Full {
         /// The bound.
         limit: usize,

@@ -8,7 +8,15 @@
 
 mod pace;
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
@@ -18,15 +26,19 @@ use tracing::{debug, error, info, warn};
 
 use self::pace::Pace;
 use crate::{
-    agent::{Agent, Assignment, News, Plan, Verdict},
+    agent::{Agent, Assignment, News, Plan},
     clock::Timestamp,
-    job::{AccountLimits, AttemptReport, FailureCode},
-    limits::{self, DEFAULT_RETRY_AFTER, Limits, Room, Tokens, budget::Need},
-    metrics::{Metrics, kind},
-    queue::{
-        Claim, Next, Permit, Queue,
-        retry::{Settlement, failure_report},
+    job::{
+        AccountLimits, AttemptReport, FailureClass, FailureCode, JobRequest,
+        disposition::{Blocked, Disposition, Scope},
     },
+    limits::{
+        self, Limits, Room, Tokens,
+        budget::Need,
+        gate::{Block, Ruling},
+    },
+    metrics::{Metrics, kind},
+    queue::{Claim, Next, Permit, Queue, retry::failure_report},
     telemetry::Span,
 };
 
@@ -39,6 +51,9 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 /// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
 /// what it cost.
 const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
+
+/// How much later than the next probe the job that closed the gate is tried again: the probe takes another.
+const AFTER_PROBE: Duration = Duration::from_millis(250);
 
 /// Who makes an attempt. There is one, the [`Agent`]; tests have others.
 pub trait Analyst: Clone + Send + Sync + 'static {
@@ -56,7 +71,7 @@ pub trait Analyst: Clone + Send + Sync + 'static {
         &self,
         plan: &Plan,
         on_news: &(dyn Fn(News<'_>) + Send + Sync),
-    ) -> impl Future<Output = (Verdict, AttemptReport)> + Send;
+    ) -> impl Future<Output = (Disposition, AttemptReport)> + Send;
 }
 
 impl Analyst for Agent {
@@ -68,7 +83,7 @@ impl Analyst for Agent {
         Agent::count(self, plan).await
     }
 
-    async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Verdict, AttemptReport) {
+    async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
         Agent::attempt(self, plan, on_news).await
     }
 }
@@ -154,9 +169,7 @@ impl<A: Analyst> Worker<A> {
         match self.turn(claim, permit.as_mut()).await {
             Turn::Call => self.call(claim, permit, pace).await,
             Turn::GiveBack(code, why) => {
-                self.queue
-                    .settle(&claim.job, &Settlement::given_back(code), failure_report(code, why.to_owned()))
-                    .await;
+                self.queue.settle(&claim.job, &Disposition::released(code), failure_report(code, why.to_owned())).await;
             }
             Turn::Lost => info!(job.id = %claim.job.id, "not called for: the job is no longer ours"),
         }
@@ -195,13 +208,13 @@ impl<A: Analyst> Worker<A> {
             Ok(plan) => plan,
             Err(report) => {
                 let code = report.error.as_ref().map_or(FailureCode::Internal, |error| error.code);
-                self.queue.settle(&claim.job, &Settlement::Terminal { code }, *report).await;
+                self.queue.settle(&claim.job, &Disposition::Fail { code }, *report).await;
                 return;
             }
         };
-        if let Some((settlement, report)) = permit.as_mut().and_then(|permit| unaffordable(&plan, permit)) {
+        if let Some((disposition, report)) = permit.as_mut().and_then(|permit| forbidden(&plan, permit)) {
             // Released before the permit is dropped: the next worker is to find the job in the queue.
-            self.queue.settle(&claim.job, &settlement, report).await;
+            self.queue.settle(&claim.job, &disposition, report).await;
             return;
         }
         // Until the ledger has what the call cost.
@@ -215,26 +228,37 @@ impl<A: Analyst> Worker<A> {
 
     async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
         let Claim { job, lost, draft, .. } = claim;
-        let started = Instant::now();
         if let Some(permit) = &mut permit {
-            let tokens = self.agent.count(plan).await;
-            if let Err(retry_after) = permit.expect(plan.model(), plan.input_bytes, tokens) {
+            let tokens = tokio::select! {
+                tokens = self.agent.count(plan) => tokens,
+                () = lost.cancelled() => return,
+                () = self.heartbeat(claim) => return,
+            };
+            if let Err(after) = permit.expect(plan.model(), plan.input_bytes, tokens) {
                 let code = FailureCode::RateLimited;
                 let message = format!("the limits of {} allow no call at the moment", plan.model());
-                self.queue
-                    .settle(job, &Settlement::Released { code, retry_after }, failure_report(code, message))
-                    .await;
+                let disposition = Disposition::Release { code, after, is_demoted: false };
+                self.queue.settle(job, &disposition, failure_report(code, message)).await;
                 return;
             }
         }
+        let started = Instant::now();
         let call = span.client(|| "chat".to_owned());
-        let is_probe = self.limits.gate().is_some_and(|closed| closed.is_held);
+        let is_probe = permit.as_ref().is_some_and(limits::Permit::is_probe);
+        let question = question(&claim.request);
+        let is_heard = AtomicBool::new(false);
         let on_news = |news: News<'_>| match news {
             // From the head: the calls of other workers need not wait for the end of this one.
             News::Account(AccountLimits { requests, input_tokens, output_tokens }) => {
                 self.limits.learn(plan.model(), requests, input_tokens, output_tokens, started);
             }
-            News::Text(piece) => draft.push(piece),
+            News::Text(piece) => {
+                // From the first piece: an answer may take a minute, and a closed gate need not wait for its end.
+                if !is_heard.swap(true, Ordering::Relaxed) {
+                    self.reached(plan, question, started);
+                }
+                draft.push(piece);
+            }
         };
         let attempt = async {
             // Of the call alone: counting its input takes none of its time.
@@ -245,16 +269,16 @@ impl<A: Analyst> Worker<A> {
             () = lost.cancelled() => None,
             () = self.heartbeat(claim) => None,
         };
-        let (settlement, report) = match ended {
+        let (disposition, report) = match ended {
             None => {
                 settle_permit(permit, started.elapsed(), None);
                 info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: the job is no longer ours");
                 return;
             }
-            Some(Ok(Ok((verdict, report)))) => {
-                // First, as a refusal in mid-stream comes with a 200 of its own.
-                self.heed(&report);
-                (self.settlement(verdict, &report), report)
+            Some(Ok(Ok((disposition, report)))) => {
+                // First, as a failure in mid-stream comes with a 200 of its own.
+                self.heed(plan, question, started, &report);
+                (self.decide(plan, question, disposition, &report), report)
             }
             Some(Err(_)) => {
                 self.metrics.panics.inc();
@@ -264,7 +288,7 @@ impl<A: Analyst> Worker<A> {
                     at_risk: Some(plan.at_risk),
                     ..failure_report(FailureCode::Internal, "the attempt panicked; the log has the details".to_owned())
                 };
-                (Settlement::Retryable { code: FailureCode::Internal, retry_after: None }, report)
+                (retry(FailureCode::Internal), report)
             }
             Some(Ok(Err(_))) => {
                 let limit = plan.call.time_limit.as_secs();
@@ -274,26 +298,33 @@ impl<A: Analyst> Worker<A> {
                     at_risk: Some(plan.at_risk),
                     ..failure_report(FailureCode::Timeout, message)
                 };
-                (Settlement::Retryable { code: FailureCode::Timeout, retry_after: None }, report)
+                (retry(FailureCode::Timeout), report)
             }
         };
         pace.called(started.elapsed());
         tell(call, &report);
         settle_permit(permit, started.elapsed(), Some(&report));
         self.log(claim, &report, started.elapsed(), is_probe);
-        self.queue.settle(job, &settlement, report).await;
+        self.queue.settle(job, &disposition, report).await;
     }
 
     /// What an attempt saw of Claude's load.
-    fn heed(&self, report: &AttemptReport) {
-        let was_answered = report.error.is_none() || report.http_status == Some(200);
-        if was_answered && self.limits.mended() {
-            info!("Claude answers again: the queue goes on");
+    fn heed(&self, plan: &Plan, question: u64, started: Instant, report: &AttemptReport) {
+        if report.error.is_none() || report.http_status == Some(200) {
+            self.reached(plan, question, started);
         }
         match &report.error {
+            _ if plan.is_of_caller => {}
             Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(),
             None => self.limits.answered(),
             Some(_) => {}
+        }
+    }
+
+    /// A call is being answered, so the gate can be opened.
+    fn reached(&self, plan: &Plan, question: u64, started: Instant) {
+        if self.limits.reached(named(plan), question, started) {
+            info!("Claude answers again: the queue goes on");
         }
     }
 
@@ -311,29 +342,23 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// What the queue is told, and the limits with it.
-    fn settlement(&self, verdict: Verdict, report: &AttemptReport) -> Settlement {
-        let (code, detail) = match &report.error {
-            Some(error) => (error.code, error.message.as_str()),
-            None => (FailureCode::Internal, ""),
+    /// What becomes of the job, now that the gate has decided whether a failure is everyone's.
+    fn decide(&self, plan: &Plan, question: u64, disposition: Disposition, report: &AttemptReport) -> Disposition {
+        let Disposition::Block(Blocked { code, scope, signature, witnesses, opens_after, alone }) = disposition else {
+            return disposition;
         };
-        match verdict {
-            Verdict::Succeeded => Settlement::Succeeded,
-            Verdict::Retryable { retry_after } => Settlement::Retryable { code, retry_after },
-            Verdict::Terminal => Settlement::Terminal { code },
-            Verdict::RateLimited { retry_after } => {
-                self.limits.close_gate(retry_after.unwrap_or(DEFAULT_RETRY_AFTER), code.into(), detail);
-                Settlement::given_back(code)
-            }
-            Verdict::AnotherModel => {
-                warn!(reason = %code, detail, "the model is gone: a fallback model is asked instead");
-                Settlement::given_back(code)
-            }
-            Verdict::Hold => {
-                if self.limits.hold(code.into(), detail) {
-                    error!(reason = %code, detail, "Claude refuses every call: the queue is held until this is mended");
+        let detail = report.error.as_ref().map_or("", |error| error.message.as_str());
+        let is_account = scope == Scope::Account;
+        let reason = code.into();
+        let block = Block { reason, detail, signature, question, witnesses, is_account, opens_after };
+        let scope = if scope == Scope::Named { named(plan) } else { None };
+        match self.limits.block(scope, &block) {
+            Ruling::Alone => *alone,
+            Ruling::Closed { is_news, probe_in } => {
+                if is_news && opens_after.is_none() {
+                    error!(reason = %code, detail, "Claude refuses every call: the queue is held until one is answered");
                 }
-                Settlement::given_back(code)
+                Disposition::Release { code, after: probe_in + AFTER_PROBE, is_demoted: opens_after.is_none() }
             }
         }
     }
@@ -375,8 +400,13 @@ impl<A: Analyst> Worker<A> {
     }
 }
 
-/// Why the call can't be made within the daily budget, if so.
-fn unaffordable(plan: &Plan, permit: &mut limits::Permit) -> Option<(Settlement, AttemptReport)> {
+/// Why the call can't be made, if so: its model is rate limited, or the daily budget has no room.
+fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, AttemptReport)> {
+    if let Some(after) = named(plan).and_then(|model| permit.admit_named(model)) {
+        let code = FailureCode::RateLimited;
+        let message = format!("no call was made: {} is rate limited", plan.model());
+        return Some((Disposition::Release { code, after, is_demoted: false }, failure_report(code, message)));
+    }
     let most = plan.at_risk;
     let need = || Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars };
     match permit.make_room(need) {
@@ -384,20 +414,42 @@ fn unaffordable(plan: &Plan, permit: &mut limits::Permit) -> Option<(Settlement,
         Room::NotNow => {
             let message = "what is left of the daily budget may not be enough for this call".to_owned();
             let report = failure_report(FailureCode::BudgetReached, message);
-            Some((Settlement::given_back(FailureCode::BudgetReached), report))
+            Some((Disposition::released(FailureCode::BudgetReached), report))
         }
         Room::NoPrice => {
             let message = "no call was made: its model has no price, so it can't be held to DAILY_COST_BUDGET_USD; \
                 ask for another model, or have the operator set MODEL_PRICES";
             let code = FailureCode::ModelUnpriced;
-            Some((Settlement::Terminal { code }, failure_report(code, message.to_owned())))
+            Some((Disposition::Fail { code }, failure_report(code, message.to_owned())))
         }
     }
 }
 
+/// The model, if the caller named it and the service would not ask it by itself.
+fn named(plan: &Plan) -> Option<&str> {
+    plan.is_of_caller.then(|| plan.model())
+}
+
+/// A digest of what is asked, by which one question is told from another.
+fn question(request: &JobRequest) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&request.query, &request.context, &request.options).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn retry(code: FailureCode) -> Disposition {
+    Disposition::Retry { code, class: FailureClass::Other, after: None }
+}
+
 /// What is to be done about a claimed job.
 fn assignment(claim: &Claim, now: Timestamp) -> Assignment<'_> {
-    Assignment { request: &claim.request, useless: claim.useless.as_deref(), is_waited_for: claim.job.waited_for, now }
+    Assignment {
+        request: &claim.request,
+        useless: claim.useless.as_deref(),
+        refused_by: &claim.refused_by,
+        is_waited_for: claim.job.waited_for,
+        now,
+    }
 }
 
 /// Ends the step of the call in the job's trace, by the conventions for generative AI:

@@ -1,19 +1,42 @@
-//! Which model is asked: the first of a list that is not out at the moment.
+//! Which model is asked, and what is known of each: whether it is out at the moment, and which parameters it takes.
+//!
+//! A model or gateway that answers 400 to a parameter that the service adds by itself is asked without it from then on: what
+//! one call met is learnt for all. It lasts as long as the process, as a gateway may be updated.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use crate::claude::{MessageRequest, error::Parameter};
 
 /// How long a model that was overloaded is passed over: an overload is over in seconds to minutes.
 pub(super) const OVERLOADED_FOR: Duration = Duration::from_secs(30);
 
-/// How long a model that is not there is passed over. Retired ones don't come back, but a gateway may be mended.
+/// How long a model that is not there is passed over. Retired ones don't come back, but a gateway may be repaired.
 pub(super) const GONE_FOR: Duration = Duration::from_hours(1);
+
+/// Most models of which anything is learnt; clients can name any.
+const MAX_LEARNT: usize = 64;
+
+/// No memo fits into fewer output tokens: a limit below is no limit of a model.
+const LEAST_MAX_TOKENS: u32 = 1_024;
 
 /// The models, the preferred one first. Clones share what is known of them.
 #[derive(Clone, Debug)]
-pub(super) struct Models(Arc<Vec<Model>>);
+pub struct Models(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    own: Vec<Model>,
+    learnt: Mutex<HashMap<String, Shape>>,
+}
 
 #[derive(Debug)]
 struct Model {
@@ -22,30 +45,147 @@ struct Model {
     out_until: Mutex<Option<Instant>>,
 }
 
+/// What a model takes in a call.
+#[derive(Clone, Debug, Default)]
+struct Shape {
+    left_out: BTreeSet<&'static str>,
+    max_tokens: Option<u32>,
+}
+
+/// What is known of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Known {
+    /// Its id.
+    pub model: String,
+    /// Parameters that it refused, and that its calls no longer have.
+    pub left_out: Vec<&'static str>,
+    /// The most output tokens it takes; null while that is not known.
+    pub max_tokens: Option<u32>,
+    /// It is overloaded or gone, and passed over where another can be asked.
+    pub is_passed_over: bool,
+}
+
 impl Models {
     /// `first`, and what stands in for it.
-    pub(super) fn new(first: String, others: Vec<String>) -> Models {
+    pub fn new(first: String, others: Vec<String>) -> Models {
         let models = std::iter::once(first).chain(others).map(|id| Model { id, out_until: Mutex::default() });
-        Models(Arc::new(models.collect()))
+        Models(Arc::new(Inner { own: models.collect(), learnt: Mutex::default() }))
     }
 
-    /// The model to ask now. If all are out it is the preferred one, so that whatever ails it is heard of.
-    pub(super) fn pick(&self) -> &str {
-        let first = &self.0[0];
-        &self.0.iter().find(|model| !model.is_out()).unwrap_or(first).id
+    /// The model to ask now, of those that are not in `refused_by`. If all are out it is the preferred one, so that its
+    /// failure is seen.
+    pub(super) fn pick(&self, refused_by: &[String]) -> &str {
+        let asked = |model: &&Model| !refused_by.contains(&model.id);
+        let usable = self.0.own.iter().filter(asked).find(|model| !model.is_out());
+        let first = || self.0.own.iter().find(asked);
+        &usable.or_else(first).unwrap_or(&self.0.own[0]).id
+    }
+
+    /// Whether every model has refused.
+    pub(super) fn have_all_refused(&self, refused_by: &[String]) -> bool {
+        self.0.own.iter().all(|model| refused_by.contains(&model.id))
     }
 
     /// Passes `id` over for a while. Tells whether another model can be asked meanwhile.
     pub(super) fn pass_over(&self, id: &str, time: Duration) -> bool {
-        if let Some(model) = self.0.iter().find(|model| model.id == id) {
+        if let Some(model) = self.0.own.iter().find(|model| model.id == id) {
             *model.out_until.lock() = Some(Instant::now() + time);
         }
-        self.0.iter().any(|model| !model.is_out())
+        self.0.own.iter().any(|model| !model.is_out())
     }
 
     /// All, the preferred one first.
     pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|model| model.id.as_str())
+        self.0.own.iter().map(|model| model.id.as_str())
+    }
+
+    /// Whether it is one of the service's own.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.ids().any(|own| own == id)
+    }
+
+    /// Whether it stands in for the preferred one.
+    pub(super) fn is_fallback(&self, id: &str) -> bool {
+        self.0.own[0].id != id && self.has(id)
+    }
+
+    /// The most output tokens a call may ask for, of `wanted`.
+    pub(super) fn max_tokens(&self, id: &str, wanted: u32) -> u32 {
+        self.0.learnt.lock().get(id).and_then(|shape| shape.max_tokens).map_or(wanted, |most| most.min(wanted))
+    }
+
+    /// Brings a call into the shape that its model takes.
+    pub(super) fn fit(&self, call: &mut MessageRequest) {
+        call.max_tokens = self.max_tokens(&call.model, call.max_tokens);
+        let learnt = self.0.learnt.lock();
+        let Some(shape) = learnt.get(&call.model) else { return };
+        let has = |parameter: Parameter| shape.left_out.contains(<&str>::from(parameter));
+        let config = has(Parameter::OutputConfig);
+        if config || has(Parameter::Effort) {
+            call.effort = None;
+        }
+        if config || has(Parameter::Format) {
+            call.schema = None;
+        }
+        if has(Parameter::Thinking) {
+            call.thinking = None;
+        }
+        if has(Parameter::CacheControl) {
+            call.is_uncached = true;
+        }
+    }
+
+    /// A model refused `parameter` of `call`, of which it may have named the most. Tells what is done about it, or that the
+    /// call had no such parameter.
+    pub(super) fn refused(&self, call: &MessageRequest, parameter: Parameter, named: Option<u32>) -> Option<String> {
+        let was_sent = match parameter {
+            Parameter::Effort => call.effort.is_some(),
+            Parameter::Format => call.schema.is_some(),
+            Parameter::OutputConfig => call.effort.is_some() || call.schema.is_some(),
+            Parameter::Thinking => call.thinking.is_some(),
+            Parameter::CacheControl => !call.is_uncached,
+            Parameter::MaxTokens => call.max_tokens > LEAST_MAX_TOKENS,
+        };
+        if !was_sent {
+            return None;
+        }
+        if parameter == Parameter::MaxTokens {
+            let most = named.unwrap_or(call.max_tokens / 2);
+            self.limit_output(&call.model, most);
+            return Some(format!("max_tokens is {most} from now on"));
+        }
+        let name = <&str>::from(parameter);
+        self.learn(&call.model, |shape| {
+            shape.left_out.insert(name);
+        });
+        Some(format!("{name} is left out from now on"))
+    }
+
+    /// A model gives no more than `most` output tokens.
+    pub fn limit_output(&self, id: &str, most: u32) {
+        let most = most.max(LEAST_MAX_TOKENS);
+        self.learn(id, |shape| shape.max_tokens = Some(shape.max_tokens.map_or(most, |known| known.min(most))));
+    }
+
+    fn learn(&self, id: &str, change: impl FnOnce(&mut Shape)) {
+        let mut learnt = self.0.learnt.lock();
+        if learnt.len() < MAX_LEARNT || learnt.contains_key(id) || self.has(id) {
+            change(learnt.entry(id.to_owned()).or_default());
+        }
+    }
+
+    /// What is known of the service's models, and of others that refused something.
+    pub fn known(&self) -> Vec<Known> {
+        let learnt = self.0.learnt.lock();
+        let mut others: Vec<&str> = learnt.keys().map(String::as_str).filter(|id| !self.has(id)).collect();
+        others.sort_unstable();
+        let known = |id: &str| {
+            let shape = learnt.get(id).cloned().unwrap_or_default();
+            let is_passed_over = self.0.own.iter().any(|model| model.id == id && model.is_out());
+            let left_out = shape.left_out.into_iter().collect();
+            Known { model: id.to_owned(), left_out, max_tokens: shape.max_tokens, is_passed_over }
+        };
+        self.ids().chain(others).map(known).collect()
     }
 }
 
@@ -59,18 +199,78 @@ impl Model {
 mod tests {
     use super::*;
 
+    fn models() -> Models {
+        Models::new("a".to_owned(), vec!["b".to_owned()])
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_model_that_is_out_is_passed_over_for_a_while() {
-        let models = Models::new("a".to_owned(), vec!["b".to_owned()]);
-        assert_eq!(models.pick(), "a");
+        let models = models();
+        assert_eq!(models.pick(&[]), "a");
         assert!(models.pass_over("a", OVERLOADED_FOR));
-        assert_eq!(models.pick(), "b");
+        assert_eq!(models.pick(&[]), "b");
         assert!(!models.pass_over("b", GONE_FOR));
-        assert_eq!(models.pick(), "a", "if all are out, the first is asked");
+        assert_eq!(models.pick(&[]), "a", "if all are out, the first is asked");
         tokio::time::advance(OVERLOADED_FOR).await;
-        assert_eq!(models.pick(), "a");
+        assert_eq!(models.pick(&[]), "a");
         assert!(!models.pass_over("a", GONE_FOR + OVERLOADED_FOR), "the other is still out");
         tokio::time::advance(GONE_FOR).await;
-        assert_eq!(models.pick(), "b");
+        assert_eq!(models.pick(&[]), "b");
+    }
+
+    #[test]
+    fn a_model_that_refused_is_not_asked_again_while_there_is_another() {
+        let models = models();
+        let [a, b] = ["a", "b"].map(str::to_owned);
+        assert_eq!(models.pick(std::slice::from_ref(&a)), "b");
+        assert!(!models.have_all_refused(std::slice::from_ref(&a)));
+        assert!(models.have_all_refused(&[a, b]));
+    }
+
+    #[test]
+    fn a_parameter_that_a_model_refused_is_left_out_of_its_calls_alone() {
+        let models = models();
+        let call = |model: &str| {
+            let schema = serde_json::value::to_raw_value("schema").map(Arc::from).ok();
+            let model = model.to_owned();
+            let mut call = MessageRequest { model, effort: Some("high"), schema, ..MessageRequest::default() };
+            models.fit(&mut call);
+            call
+        };
+        let parts = |call: MessageRequest| (call.effort.is_some(), call.schema.is_some(), !call.is_uncached);
+        for (parameter, model, left) in [
+            (Parameter::Effort, "a", (false, true, true)),
+            (Parameter::Format, "b", (true, false, true)),
+            (Parameter::OutputConfig, "c", (false, false, true)),
+            (Parameter::CacheControl, "d", (true, true, false)),
+        ] {
+            assert!(models.refused(&call(model), parameter, None).is_some(), "{parameter}");
+            assert_eq!(models.refused(&call(model), parameter, None), None, "{parameter}: it was not sent");
+            assert_eq!(parts(call(model)), left, "{parameter}");
+        }
+        let known: Vec<String> = models.known().into_iter().map(|known| known.model).collect();
+        assert_eq!(known, ["a", "b", "c", "d"]);
+        assert_eq!(models.known()[0].left_out, ["effort"]);
+    }
+
+    #[test]
+    fn max_tokens_is_what_the_model_named_or_half_and_never_more_again() {
+        let models = models();
+        let sent = |max_tokens| MessageRequest { model: "a".to_owned(), max_tokens, ..MessageRequest::default() };
+        models.refused(&sent(16_000), Parameter::MaxTokens, Some(8_192));
+        assert_eq!(models.max_tokens("a", 16_000), 8_192);
+        models.refused(&sent(8_192), Parameter::MaxTokens, None);
+        assert_eq!((models.max_tokens("a", 16_000), models.max_tokens("b", 16_000)), (4_096, 16_000));
+        models.limit_output("a", 64_000);
+        assert_eq!(models.max_tokens("a", 16_000), 4_096);
+        assert_eq!(models.refused(&sent(1_024), Parameter::MaxTokens, None), None, "nothing is left to lower");
+    }
+
+    #[test]
+    fn only_so_much_is_learnt_of_models_that_clients_name() {
+        let models = models();
+        (0..2 * MAX_LEARNT).for_each(|n| models.limit_output(&n.to_string(), 2_000));
+        models.limit_output("b", 2_000);
+        assert!(models.known().len() <= MAX_LEARNT + 2 && models.max_tokens("b", 9_000) == 2_000);
     }
 }

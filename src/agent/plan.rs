@@ -42,6 +42,10 @@ pub struct Plan {
     pub prompt_version: String,
     /// Their digest.
     pub prompt_sha256: String,
+    /// The service would not ask this model by itself.
+    pub is_of_caller: bool,
+    /// Models that declined to answer.
+    pub refused_by: Vec<String>,
     /// The attempt whose answer the model is told about.
     pub asked_again_after: Option<u32>,
     /// Bytes of what differs from call to call, and of the schema.
@@ -63,40 +67,46 @@ impl Agent {
     /// # Errors
     /// The report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
-        let Assignment { request, useless, is_waited_for, .. } = assignment;
+        let Assignment { request, useless, refused_by, is_waited_for, .. } = assignment;
         let prompt = self.render(assignment).map_err(|error| Box::new(self.unrendered(request, &error)))?;
         let is_reduced = useless.is_some_and(was_cut_by_time);
+        let model = self.model_for(request, refused_by).to_owned();
+        let max_tokens = self.models.max_tokens(&model, self.config.max_tokens);
         let (question, again) = match useless {
-            Some(attempt) if !is_reduced => again::again(prompt.user, attempt, self.config.max_tokens),
+            Some(attempt) if !is_reduced => again::again(prompt.user, attempt, max_tokens),
             _ => (prompt.user, None),
         };
-        let model = self.model_for(request).to_owned();
         let again_bytes = again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
         let options: usize = request.options.iter().map(String::len).sum();
         let own_bytes = request.query.len() + request.context.as_ref().map_or(0, String::len) + options + again_bytes;
         let text_bytes = prompt.system.len() + question.len() + again_bytes;
         let effort = self.effort(is_waited_for, is_reduced);
+        let mut call = MessageRequest {
+            thinking: least_thinking(&model, effort).filter(|_| is_waited_for || is_reduced),
+            model: model.clone(),
+            max_tokens,
+            system: prompt.system,
+            prompt: question,
+            again,
+            effort: effort.word(),
+            schema: Some(analysis::schema_text()),
+            time_limit: self.time_limit(is_waited_for),
+            is_uncached: false,
+        };
+        self.models.fit(&mut call);
         Ok(Plan {
             at_risk: self.risk(Some(&model), text_bytes),
             depth: if is_reduced { Depth::Brief } else { request.depth.resolved(is_waited_for) },
             is_waited_for,
             is_reduced,
+            is_of_caller: request.model.is_some() && !self.models.has(&model),
             names_model: request.model.is_some(),
             prompt_version: prompt.version,
             prompt_sha256: prompt.sha256,
             asked_again_after: useless.map(|attempt| attempt.number),
             input_bytes: own_bytes + analysis::schema_text().get().len(),
-            call: MessageRequest {
-                thinking: least_thinking(&model, effort).filter(|_| is_waited_for || is_reduced),
-                model,
-                max_tokens: self.config.max_tokens,
-                system: prompt.system,
-                prompt: question,
-                again,
-                effort: effort.word(),
-                schema: Some(analysis::schema_text()),
-                time_limit: self.time_limit(is_waited_for),
-            },
+            refused_by: refused_by.to_vec(),
+            call,
         })
     }
 
@@ -160,7 +170,7 @@ impl Agent {
     /// The report of an attempt whose prompt can't be rendered.
     fn unrendered(&self, request: &JobRequest, error: &PromptError) -> AttemptReport {
         let report = AttemptReport {
-            model: Some(self.model_for(request).to_owned()),
+            model: Some(self.model_for(request, &[]).to_owned()),
             prompt_version: request.prompt_version.clone(),
             ..AttemptReport::default()
         };

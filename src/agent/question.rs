@@ -53,7 +53,7 @@ impl Agent {
         parts.add(Some(depth.resolved(is_waited_for).into()));
         let effort = self.effort(is_waited_for, false);
         parts.add(effort.word());
-        parts.add(least_thinking(self.model_for(request), effort).filter(|_| is_waited_for));
+        parts.add(least_thinking(self.model_for(request, &[]), effort).filter(|_| is_waited_for));
         parts.0.extend_from_slice(&self.config.max_tokens.to_be_bytes());
         let [a, b, c, d, e, f, g, h, ..] = sha256(&[&parts.0]);
         Some(NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN))
@@ -106,7 +106,9 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let claude = Claude::new(ClientConfig {
             base_url: "http://127.0.0.1:9".to_owned(),
-            api_key: SecretString::from("sk-test"),
+            api_key: Some(SecretString::from("sk-test")),
+            auth_token: None,
+            custom_headers: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
         });

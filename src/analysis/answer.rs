@@ -1,16 +1,31 @@
 //! Finding the memo in an answer's text.
 //!
 //! One strategy for all forms, be it bare JSON, a code fence or prose around it: try to read a memo at every brace
-//! that can open an object. Does not judge whether the memo makes sense: `consistency` does.
+//! that can open an object. The last one counts, as a model that writes two means the second, and nothing before the end
+//! of its thinking. Does not judge whether the memo makes sense: `consistency` does.
 
-use serde_json::error::Category;
-use serde_json::{Deserializer, Value};
+use std::collections::BTreeSet;
 
-use super::{DecisionAnalysis, ParseError};
+use serde_json::{Deserializer, Value, error::Category};
+
+use super::{
+    DecisionAnalysis, ParseError, fit,
+    lenient::{self, Repair},
+};
 
 /// How many times over a text is read: once for each level of objects in it. A memo has 2, one in a wrapper 3; without
 /// a bound a hostile text of 500 KB would keep a worker busy for seconds.
 const MAX_READINGS: usize = 8;
+
+/// An object with so many of a memo's fields is meant as one, whatever is wrong with it.
+const MIN_FIELDS: usize = 3;
+
+/// What was read of an answer.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) analysis: DecisionAnalysis,
+    pub(super) repairs: BTreeSet<Repair>,
+}
 
 /// Why no memo could be read at a brace.
 struct Miss {
@@ -18,57 +33,114 @@ struct Miss {
     read: usize,
     /// Whether it may have been meant as the memo: it has a field of one, or broke before that could be seen.
     akin: bool,
+    /// Whether it was certainly meant as one.
+    is_meant: bool,
     error: ParseError,
 }
 
-/// The first memo in `text`. If there is none, the error is that of the longest stretch of JSON that looks like one:
-/// what was meant as the memo, rather than a part of it or an example beside it.
-pub(super) fn read(text: &str) -> Result<DecisionAnalysis, ParseError> {
-    // What structured output promises, in one pass; the careful reading below tells what is wrong with anything else.
+/// The last memo in `text`. If there is none, or a later one is broken, the error is that of the longest stretch of JSON
+/// that looks like one: what was meant as the memo, rather than a part of it or an example beside it.
+pub(super) fn read(text: &str) -> Result<Found, ParseError> {
+    let text = text.trim_start_matches('\u{feff}');
+    // What structured output promises, in one pass; the careful reading below finds what is wrong with anything else.
     if let Ok(analysis) = serde_json::from_str(text) {
-        return Ok(analysis);
+        return Ok(Found { analysis, repairs: BTreeSet::new() });
     }
+    let nothing = || Miss { read: 0, akin: false, is_meant: false, error: ParseError::NoJson };
     let mut allowance = text.len().saturating_mul(MAX_READINGS);
-    let mut likeliest = Miss { read: 0, akin: false, error: ParseError::NoJson };
-    for (start, brace) in text.match_indices('{') {
-        if !text[start + brace.len()..].trim_start().starts_with('"') {
+    let (mut found, mut likeliest) = (None, nothing());
+    let mut is_thinking = text.trim_start().starts_with("<think");
+    let mut at = 0;
+    while let Some(next) = text[at..].find(['{', '｛', '<']).filter(|_| allowance > 0) {
+        at += next;
+        let rest = &text[at..];
+        if let Some(rest) = rest.strip_prefix('<') {
+            if rest.starts_with("/think") {
+                (found, likeliest, is_thinking) = (None, nothing(), false);
+            }
+            at += 1;
             continue;
         }
-        let miss = match read_at(&text[start..]) {
-            Ok(analysis) => return Ok(analysis),
-            Err(miss) => miss,
-        };
-        allowance = allowance.saturating_sub(miss.read);
-        if (miss.akin, miss.read) > (likeliest.akin, likeliest.read) {
-            likeliest = miss;
-        }
-        if allowance == 0 {
-            break;
+        match read_at(rest) {
+            Ok((memo, length)) => {
+                (found, likeliest) = (Some(memo), nothing());
+                at += length;
+            }
+            Err(miss) => {
+                allowance = allowance.saturating_sub(miss.read);
+                if (miss.is_meant, miss.akin, miss.read) > (likeliest.is_meant, likeliest.akin, likeliest.read) {
+                    likeliest = miss;
+                }
+                at += rest.chars().next().map_or(1, char::len_utf8);
+            }
         }
     }
-    Err(likeliest.error)
+    if is_thinking {
+        return Err(ParseError::Truncated("it ends within <think>".to_owned()));
+    }
+    match found {
+        Some(memo) if !likeliest.is_meant => Ok(memo),
+        _ => Err(likeliest.error),
+    }
 }
 
-/// The memo whose opening brace `text` starts with.
-fn read_at(text: &str) -> Result<DecisionAnalysis, Miss> {
+/// The memo whose opening brace `text` starts with, and its length.
+fn read_at(text: &str) -> Result<(Found, usize), Miss> {
     let mut stream = Deserializer::from_str(text).into_iter::<Value>();
     let error = match stream.next() {
         Some(Ok(value)) => {
-            let fields = &super::schema()["properties"];
-            let akin = value.as_object().is_some_and(|object| object.keys().any(|key| fields.get(key).is_some()));
-            return serde_path_to_error::deserialize(value).map_err(|error| {
-                let path = error.path().to_string();
-                let error = ParseError::WrongShape { path, message: error.into_inner().to_string() };
-                Miss { read: stream.byte_offset(), akin, error }
-            });
+            let length = stream.byte_offset();
+            return typed(value, BTreeSet::new(), length).map(|found| (found, length));
         }
         Some(Err(error)) => error,
-        None => return Err(Miss { read: 0, akin: false, error: ParseError::NoJson }),
+        None => return Err(Miss { read: 0, akin: false, is_meant: false, error: ParseError::NoJson }),
     };
     if error.classify() == Category::Eof {
-        return Err(Miss { read: text.len(), akin: true, error: ParseError::Truncated(error.to_string()) });
+        return Err(broken(text, &error));
     }
     let lines_before = text.split_inclusive('\n').take(error.line().saturating_sub(1));
     let read = lines_before.map(str::len).sum::<usize>() + error.column();
-    Err(Miss { read, akin: true, error: ParseError::InvalidJson(error.to_string()) })
+    let Some(rewritten) = lenient::rewrite(text) else {
+        let is_object = text.strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with('"'));
+        let miss = broken(&text[..text.floor_char_boundary(read)], &error);
+        // A brace in prose.
+        return Err(if is_object {
+            miss
+        } else {
+            Miss { akin: false, is_meant: false, error: ParseError::NoJson, ..miss }
+        });
+    };
+    match serde_json::from_str(&rewritten.json) {
+        Ok(value) => typed(value, rewritten.repairs, rewritten.length).map(|found| (found, rewritten.length)),
+        // What is wrong besides the slips that could be mended.
+        Err(error) => Err(broken(&text[..rewritten.length], &error)),
+    }
+}
+
+fn typed(mut value: Value, mut repairs: BTreeSet<Repair>, read: usize) -> Result<Found, Miss> {
+    let schema = super::schema();
+    let fields = &schema["properties"];
+    let known = value.as_object().map_or(0, |object| object.keys().filter(|key| fields.get(key).is_some()).count());
+    fit::fit(&mut value, schema, &mut repairs);
+    match serde_path_to_error::deserialize(value) {
+        Ok(analysis) => Ok(Found { analysis, repairs }),
+        Err(error) => {
+            let path = error.path().to_string();
+            let error = ParseError::WrongShape { path, message: error.into_inner().to_string() };
+            Err(Miss { read, akin: known > 0, is_meant: known >= MIN_FIELDS, error })
+        }
+    }
+}
+
+/// The miss at JSON that breaks off, or breaks, after `text`.
+fn broken(text: &str, error: &serde_json::Error) -> Miss {
+    let fields = super::schema()["properties"].as_object().into_iter().flatten();
+    let known = fields.filter(|(field, _)| text.contains(&format!("\"{field}\"")));
+    let is_meant = known.take(MIN_FIELDS).count() == MIN_FIELDS;
+    let message = error.to_string();
+    let error = match error.classify() {
+        Category::Eof => ParseError::Truncated(message),
+        _ => ParseError::InvalidJson(message),
+    };
+    Miss { read: text.len(), akin: true, is_meant, error }
 }

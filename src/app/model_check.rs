@@ -25,7 +25,11 @@ pub(super) async fn check(claude: &Claude, agent: &Agent) -> Result<(), StartErr
     let models: Vec<String> = agent.models().map(str::to_owned).collect();
     let mut another = true;
     for model in &models {
-        match claude.model(model).await {
+        let looked_up = claude.model(model).await;
+        if let Some(most) = looked_up.as_ref().ok().and_then(|info| u32::try_from(info.max_tokens?).ok()) {
+            agent.known_models().limit_output(model, most);
+        }
+        match looked_up {
             Ok(info) if info.lifecycle.as_deref() == Some(RETIRED) => {
                 let since = info.retires_at.unwrap_or_else(|| "a date not told".to_owned());
                 another = agent.model_is_gone(model);

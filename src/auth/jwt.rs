@@ -40,7 +40,7 @@ const MAX_SUBJECT: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum JwtError {
     /// The file can't be read.
-    #[error("can't read JWT_KEYS_FILE {path}: {source}")]
+    #[error("JWT_KEYS_FILE: can't read {path}: {source}")]
     Unreadable {
         /// The file.
         path: String,
@@ -49,8 +49,8 @@ pub enum JwtError {
     },
     /// It holds no key.
     #[error(
-        "JWT_KEYS_FILE {path} holds no key that can be used: {reason}. It must be a JWKS, one public key as PEM (RSA of \
-         2048 bits or more, P-256 or Ed25519), or a shared secret of 32 bytes or more"
+        "JWT_KEYS_FILE: {path} has no usable key: {reason}. The file must be a JWKS, one public key as PEM (RSA with at \
+         least 2048 bits, P-256 or Ed25519), or a shared secret of at least 32 bytes"
     )]
     NoKey {
         /// The file.
@@ -59,9 +59,7 @@ pub enum JwtError {
         reason: String,
     },
     /// Tokens for others would be taken.
-    #[error(
-        "with JWT_KEYS_FILE, JWT_ISSUER and JWT_AUDIENCE must be set too: else tokens meant for others would be taken"
-    )]
+    #[error("JWT_KEYS_FILE needs JWT_ISSUER and JWT_AUDIENCE too, or tokens for other services would be accepted")]
     NoAudience,
 }
 
@@ -153,17 +151,21 @@ fn read_keys(bytes: &[u8]) -> Result<Vec<KnownKey>, String> {
             Some(KnownKey { id: jwk.common.key_id.clone(), algorithm: algorithm_of(&key)?, key })
         };
         let keys: Vec<KnownKey> = set.keys.iter().filter_map(usable).collect();
-        return if keys.is_empty() { Err("none of the JWKS is of a kind that is taken".to_owned()) } else { Ok(keys) };
+        return if keys.is_empty() {
+            Err("no key of the JWKS is RSA, P-256, Ed25519 or a long enough secret".to_owned())
+        } else {
+            Ok(keys)
+        };
     }
     let key = if text.starts_with("-----BEGIN") {
         let public = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes());
-        public.ok().and_then(|public| public_key(&public)).ok_or("the PEM holds no public key that can be used")?
+        public.ok().and_then(|public| public_key(&public)).ok_or("the PEM has no usable public key")?
     } else if text.len() >= MIN_SECRET {
         DecodingKey::from_secret(text.as_bytes())
     } else {
-        return Err(format!("a shared secret must have {MIN_SECRET} bytes or more"));
+        return Err(format!("a shared secret must have at least {MIN_SECRET} bytes"));
     };
-    let algorithm = algorithm_of(&key).ok_or("its kind of key is not taken")?;
+    let algorithm = algorithm_of(&key).ok_or("keys of this type are not supported")?;
     Ok(vec![KnownKey { id: None, algorithm, key }])
 }
 

@@ -1,10 +1,13 @@
-//! What can go wrong with one call to Claude, and what it means for the job, the queue and the bill.
+//! What can go wrong with one call to Claude, and whose fault it is.
 //!
-//! The whole error table of the Messages API stands in [`CallError::class`], and nowhere else. This file
-//! decides no delay and retries nothing: the queue does. Its table and the reading of `retry-after` follow
-//! the behaviour of Anthropic's official SDKs.
+//! [`TABLE`] says what an error answer is, by its status, error type, error code and message. [`ErrorKind::fault`] says whom
+//! each kind concerns. Nothing else in the service looks at a status or a message. This file decides no delay and retries
+//! nothing: the agent and the queue do. The table and the reading of `retry-after` follow Anthropic's official SDKs.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, SystemTime},
+};
 
 use reqwest::header::{HeaderMap, HeaderValue};
 
@@ -17,9 +20,151 @@ use super::{
 /// asking again once an hour costs nothing.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// How long to wait at a rate limit that names no time.
+pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
+
 /// Longest message kept of an error answer, in characters: enough for any message of the API, too little for a
 /// proxy's HTML page to flood a log line.
 const MAX_MESSAGE_CHARS: usize = 500;
+
+/// No model allows fewer output tokens: smaller numbers in a message are parts of names and versions.
+const LEAST_MAX_TOKENS: u32 = 1_024;
+
+/// Any HTTP status, and 200 for an `error` event in the middle of a stream.
+const ANY: RangeInclusive<u16> = 0..=999;
+
+/// Statuses that say less than the error type beside them; 200 is an `error` event.
+const VAGUE: [u16; 3] = [200, 400, 500];
+
+/// One row of the table. An empty text matches everything.
+struct Row {
+    statuses: RangeInclusive<u16>,
+    error_type: &'static str,
+    /// `error.details.error_code`.
+    code: &'static str,
+    /// Found anywhere in the message, in small letters.
+    message: &'static str,
+    kind: ErrorKind,
+}
+
+const fn by_code(code: &'static str, kind: ErrorKind) -> Row {
+    Row { statuses: ANY, error_type: "", code, message: "", kind }
+}
+
+const fn by_message(statuses: RangeInclusive<u16>, message: &'static str, kind: ErrorKind) -> Row {
+    Row { statuses, error_type: "", code: "", message, kind }
+}
+
+const fn by_status(statuses: RangeInclusive<u16>, kind: ErrorKind) -> Row {
+    Row { statuses, error_type: "", code: "", message: "", kind }
+}
+
+const fn by_type(error_type: &'static str, kind: ErrorKind) -> Row {
+    Row { statuses: ANY, error_type, code: "", message: "", kind }
+}
+
+/// What an error answer is: the first row that matches. Codes and messages come first, as the API and gateways tell some
+/// faults of the account with a 400.
+const TABLE: [Row; 54] = [
+    by_code("organization_on_hold", ErrorKind::OnHold),
+    by_code("cmek_key_disabled", ErrorKind::OnHold),
+    by_code("cmek_key_network_blocked", ErrorKind::OnHold),
+    by_code("sandbox_egress_restricted", ErrorKind::OnHold),
+    by_code("organization_type_not_supported", ErrorKind::OnHold),
+    by_code("cmek_key_unreachable", ErrorKind::ApiError),
+    by_code("cmek_context_unavailable", ErrorKind::ApiError),
+    by_code("enforced_spend_limit_reached", ErrorKind::SpendLimit),
+    by_code("contract_spend_limit_reached", ErrorKind::SpendLimit),
+    by_code("linked_organization_spend_limit_reached", ErrorKind::SpendLimit),
+    by_code("linked_organization_billing_unavailable", ErrorKind::Billing),
+    by_code("user_profile_billing_not_authorized", ErrorKind::Billing),
+    by_code("user_profile_not_billable", ErrorKind::Billing),
+    by_code("ramp_limit_exceeded", ErrorKind::RateLimit),
+    by_message(400..=499, "credit balance is too low", ErrorKind::Billing),
+    by_message(400..=499, "reached your specified api usage limits", ErrorKind::SpendLimit),
+    by_message(400..=499, "workspace api usage limits", ErrorKind::SpendLimit),
+    by_message(400..=499, "organization has been disabled", ErrorKind::OnHold),
+    by_message(400..=422, "blocked by content filtering policy", ErrorKind::Filtered),
+    by_message(400..=422, "prompt is too long", ErrorKind::TooLarge),
+    by_message(400..=422, "exceed context limit", ErrorKind::TooLarge),
+    by_message(400..=422, "maximum context length", ErrorKind::TooLarge),
+    by_status(300..=399, ErrorKind::Redirect),
+    by_status(401..=401, ErrorKind::Authentication),
+    by_status(402..=402, ErrorKind::Billing),
+    by_status(403..=403, ErrorKind::Permission),
+    by_status(404..=404, ErrorKind::NotFound),
+    by_status(407..=407, ErrorKind::ProxyAuth),
+    by_status(408..=408, ErrorKind::RequestTimeout),
+    by_status(409..=409, ErrorKind::Conflict),
+    by_status(413..=413, ErrorKind::TooLarge),
+    by_status(429..=429, ErrorKind::RateLimit),
+    by_status(504..=504, ErrorKind::Timeout),
+    by_status(529..=529, ErrorKind::Overloaded),
+    by_type("authentication_error", ErrorKind::Authentication),
+    by_type("billing_error", ErrorKind::Billing),
+    by_type("permission_error", ErrorKind::Permission),
+    by_type("not_found_error", ErrorKind::NotFound),
+    by_type("conflict_error", ErrorKind::Conflict),
+    by_type("request_too_large", ErrorKind::TooLarge),
+    by_type("rate_limit_error", ErrorKind::RateLimit),
+    by_type("timeout_error", ErrorKind::Timeout),
+    by_type("overloaded_error", ErrorKind::Overloaded),
+    by_message(400..=422, "effort", ErrorKind::Parameter(Parameter::Effort)),
+    by_message(400..=422, "output_config.format", ErrorKind::Parameter(Parameter::Format)),
+    by_message(400..=422, "schema", ErrorKind::Parameter(Parameter::Format)),
+    by_message(400..=422, "structured output", ErrorKind::Parameter(Parameter::Format)),
+    by_message(400..=422, "output_config", ErrorKind::Parameter(Parameter::OutputConfig)),
+    by_message(400..=422, "cache_control", ErrorKind::Parameter(Parameter::CacheControl)),
+    by_message(400..=422, "thinking", ErrorKind::Parameter(Parameter::Thinking)),
+    by_message(400..=422, "max_tokens", ErrorKind::Parameter(Parameter::MaxTokens)),
+    by_status(400..=499, ErrorKind::InvalidRequest),
+    by_status(500..=599, ErrorKind::ApiError),
+    Row {
+        statuses: 200..=200,
+        error_type: "invalid_request_error",
+        code: "",
+        message: "",
+        kind: ErrorKind::InvalidRequest,
+    },
+];
+
+/// The error types of the API: an answer with one of them is the API's own, and not the page of a firewall or gateway.
+const OWN_TYPES: [&str; 13] = [
+    "invalid_request_error",
+    "authentication_error",
+    "billing_error",
+    "permission_error",
+    "not_found_error",
+    "request_too_large",
+    "rate_limit_error",
+    "timeout_error",
+    "api_error",
+    "overloaded_error",
+    "conflict_error",
+    "memory_precondition_failed_error",
+    "memory_path_conflict_error",
+];
+
+/// A message that names a parameter and has one of these refuses it; others may only mention the word.
+const REFUSING: [&str; 17] = [
+    "support",
+    "permitted",
+    "allowed",
+    "invalid",
+    "unknown",
+    "unexpected",
+    "unrecognized",
+    "not recognised",
+    "input should be",
+    "maximum",
+    "too complex",
+    "too large",
+    "must be",
+    "cannot",
+    "can't",
+    "disabled",
+    "greater than",
+];
 
 /// One call that gave no answer. Never holds the API key.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -43,6 +188,9 @@ pub struct CallError {
     pub text: Option<String>,
     /// The account's limits as the answer's headers tell them. Boxed to keep `Result`s small.
     pub rate_limits: Box<RateLimits>,
+    /// The error is the API's own, or says by its code or message what it is; else it may be a firewall's or gateway's page,
+    /// which concerns one question as likely as all.
+    pub is_certain: bool,
     /// Whether the call certainly produced nothing that is billed.
     pub(super) surely_unbilled: bool,
 }
@@ -52,23 +200,31 @@ pub struct CallError {
 pub enum ErrorKind {
     /// 400 and any other 4xx without a row of its own.
     InvalidRequest,
+    /// 400 for a parameter that the service added by itself.
+    Parameter(Parameter),
+    /// 400: a filter blocked the answer.
+    Filtered,
     /// 401: the key is missing, wrong or revoked.
     Authentication,
-    /// 402: the account cannot pay.
+    /// 402, or 400 without credit: the account cannot pay.
     Billing,
+    /// The organization is on hold, or its encryption key is disabled.
+    OnHold,
     /// 403: the key may not do this.
     Permission,
     /// 404: the model is retired or unknown, or the base URL is wrong.
     NotFound,
+    /// 407: the proxy wants a user name and password.
+    ProxyAuth,
     /// 408: the server gave up waiting for the request.
     RequestTimeout,
     /// 409.
     Conflict,
-    /// 413: the request is too large.
+    /// 413, or 400 for a question that is too long.
     TooLarge,
     /// 429: the organization's rate limit.
     RateLimit,
-    /// 429 with a spend limit's error code: nothing will be answered before it is raised or the month ends.
+    /// A spend limit: nothing will be answered before it is raised or the month ends.
     SpendLimit,
     /// 500, 502, 503 and other 5xx.
     ApiError,
@@ -94,17 +250,41 @@ pub enum ErrorKind {
     StreamError,
 }
 
-/// What the queue does about a failed call.
+/// A parameter of a call that no question asks for: the service adds it, so it can leave it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::Display, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Parameter {
+    /// `output_config.effort`.
+    Effort,
+    /// `output_config.format`: structured output.
+    Format,
+    /// `output_config` as a whole.
+    OutputConfig,
+    /// `thinking`.
+    Thinking,
+    /// `max_tokens` over the model's limit.
+    MaxTokens,
+    /// `cache_control`.
+    CacheControl,
+}
+
+/// Whom a failed call concerns, and so which other calls would fail alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// Try this job again, after `retry_after` or a backoff.
-    Retry,
-    /// The organization's limit is reached: every worker waits for `retry_after`; no attempt is spent.
-    RateLimited,
-    /// Every job would fail alike until a person acts: hold the queue, loudly.
-    Hold,
-    /// This job will never succeed as it is.
-    Terminal,
+pub enum Fault {
+    /// Nobody: it passes, and another try may be answered.
+    Passing,
+    /// The account's limit for the model, for a while.
+    Limit,
+    /// Every call, until a person acts: the key, the account, the base URL, the proxy.
+    Account,
+    /// Every call of the model, until a person acts.
+    Model,
+    /// Every call with this parameter, of the model.
+    Parameter(Parameter),
+    /// The question, of this model: another may answer.
+    Declined,
+    /// The question.
+    Question,
 }
 
 impl CallError {
@@ -120,29 +300,24 @@ impl CallError {
             usage: None,
             text: None,
             rate_limits: Box::default(),
-            surely_unbilled: kind == ErrorKind::ConnectFailed,
+            is_certain: kind == ErrorKind::ProxyAuth,
+            surely_unbilled: matches!(kind, ErrorKind::ConnectFailed | ErrorKind::ProxyAuth),
         }
     }
 
-    /// What the queue does about it: the error table, with `x-should-retry` overruling it.
-    pub fn class(&self) -> ErrorClass {
-        use ErrorClass::{Hold, RateLimited, Retry, Terminal};
-        use ErrorKind as K;
-        let table = match self.kind {
-            K::InvalidRequest | K::TooLarge => Terminal,
-            K::Authentication | K::Billing | K::Permission | K::NotFound => Hold,
-            K::SpendLimit | K::Redirect => Hold,
-            K::RateLimit => RateLimited,
-            K::RequestTimeout | K::Conflict => Retry,
-            K::ApiError | K::Timeout | K::Overloaded => Retry,
-            K::ConnectFailed | K::ConnectionLost | K::Silent | K::TotalTimeout => Retry,
-            K::StreamCut | K::StreamError | K::Malformed => Retry,
-        };
-        match (self.should_retry, table) {
-            (Some(true), Terminal | Hold) => Retry,
-            (Some(false), Retry | RateLimited) => Terminal,
-            _ => table,
+    /// Whom it concerns; `x-should-retry` overrules the table where it speaks of the call alone.
+    pub fn fault(&self) -> Fault {
+        match (self.should_retry, self.kind.fault()) {
+            (Some(true), Fault::Question | Fault::Declined) => Fault::Passing,
+            (Some(false), Fault::Passing | Fault::Limit) => Fault::Question,
+            (_, fault) => fault,
         }
+    }
+
+    /// The largest `max_tokens` below `sent` that the message names: the model's limit.
+    pub fn max_tokens_named(&self, sent: u32) -> Option<u32> {
+        let numbers = self.message.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok());
+        numbers.filter(|number| (LEAST_MAX_TOKENS..sent).contains(number)).max()
     }
 
     /// Whether the answer says that `model` is what is wrong. Then it is the API's own: a gateway without the route, or
@@ -161,8 +336,8 @@ impl CallError {
     /// The error for an HTTP answer that is not a success. `body` need not be what the API would send.
     pub(super) fn of_answer(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> CallError {
         let envelope = ErrorObject::parse(body);
-        let code = envelope.as_ref().and_then(ErrorObject::code);
-        let kind = ErrorKind::of_status(status, code);
+        let seen = Seen::of(status, envelope.as_ref(), body);
+        let (kind, is_certain) = seen.classify();
         let said = match &envelope {
             Some(object) => format!("{}: {}", object.error.kind, object.error.message),
             None if body.is_empty() => "with an empty body".to_owned(),
@@ -172,7 +347,7 @@ impl CallError {
         CallError {
             status: Some(status),
             request_id: envelope.as_ref().and_then(|object| object.request_id.clone()),
-            retry_after: retry_after(headers, now),
+            retry_after: retry_after(headers, now).or_else(|| reset_after(headers, now).filter(|_| status == 429)),
             should_retry: match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
                 Some(b"true") => Some(true),
                 Some(b"false") => Some(false),
@@ -180,60 +355,91 @@ impl CallError {
             },
             surely_unbilled: envelope.is_some() || !matches!(status, 500..=502 | 504..=528 | 530..),
             message: format!("{}{advice}", one_line(&format!("Claude answered {status} {said}"))),
+            is_certain,
             ..CallError::new(kind, "")
         }
     }
 
     /// The error for an `error` event in a stream that began with 200.
     pub(super) fn of_event(object: &ErrorObject) -> CallError {
-        let kind = ErrorKind::of_type(&object.error.kind, object.code());
+        let (kind, is_certain) = Seen::of(200, Some(object), &[]).classify();
         let said = format!("Claude broke off its answer with {}: {}", object.error.kind, object.error.message);
-        CallError { request_id: object.request_id.clone(), ..CallError::new(kind, said) }
+        CallError { request_id: object.request_id.clone(), is_certain, ..CallError::new(kind, said) }
+    }
+}
+
+/// What the table looks at.
+struct Seen<'a> {
+    status: u16,
+    error_type: &'a str,
+    code: &'a str,
+    message: String,
+}
+
+impl<'a> Seen<'a> {
+    /// Gateways have envelopes of their own: JSON that is not the API's is searched as a whole. A page never is, as it may
+    /// repeat the question.
+    fn of(status: u16, envelope: Option<&'a ErrorObject>, body: &[u8]) -> Seen<'a> {
+        let message = match envelope {
+            Some(object) => object.error.message.to_lowercase(),
+            None if body.first() == Some(&b'{') => String::from_utf8_lossy(body).to_lowercase(),
+            None => String::new(),
+        };
+        let error_type = envelope.map_or("", |object| object.error.kind.as_str());
+        Seen { status, error_type, code: envelope.and_then(ErrorObject::code).unwrap_or(""), message }
+    }
+
+    /// The kind by the table, and whether it is certain.
+    fn classify(&self) -> (ErrorKind, bool) {
+        let is_own = OWN_TYPES.contains(&self.error_type);
+        match TABLE.iter().find(|row| self.matches(row)) {
+            Some(row) => {
+                let is_told = !row.code.is_empty() || !row.message.is_empty() || row.kind == ErrorKind::ProxyAuth;
+                (row.kind, is_own || is_told)
+            }
+            // A type of tomorrow in a stream is the server's trouble until known better.
+            None if self.status == 200 => (ErrorKind::StreamError, is_own),
+            None => (ErrorKind::Malformed, is_own),
+        }
+    }
+
+    fn matches(&self, row: &Row) -> bool {
+        let is_parameter = matches!(row.kind, ErrorKind::Parameter(_));
+        row.statuses.contains(&self.status)
+            && (row.error_type.is_empty() || (row.error_type == self.error_type && VAGUE.contains(&self.status)))
+            && (row.code.is_empty() || row.code == self.code)
+            && self.message.contains(row.message)
+            && (!is_parameter || REFUSING.iter().any(|word| self.message.contains(word)))
     }
 }
 
 impl ErrorKind {
-    fn of_status(status: u16, error_code: Option<&str>) -> ErrorKind {
-        match status {
-            300..=399 => ErrorKind::Redirect,
-            401 => ErrorKind::Authentication,
-            402 => ErrorKind::Billing,
-            403 => ErrorKind::Permission,
-            404 => ErrorKind::NotFound,
-            408 => ErrorKind::RequestTimeout,
-            409 => ErrorKind::Conflict,
-            413 => ErrorKind::TooLarge,
-            429 => ErrorKind::of_limit(error_code),
-            400..=499 => ErrorKind::InvalidRequest,
-            504 => ErrorKind::Timeout,
-            529 => ErrorKind::Overloaded,
-            500..=599 => ErrorKind::ApiError,
-            _ => ErrorKind::Malformed,
-        }
-    }
-
-    /// The kind of an `error` event. A type that means the same as an HTTP status is of that status's kind.
-    fn of_type(error_type: &str, error_code: Option<&str>) -> ErrorKind {
-        match error_type {
-            "invalid_request_error" => ErrorKind::InvalidRequest,
-            "authentication_error" => ErrorKind::Authentication,
-            "billing_error" => ErrorKind::Billing,
-            "permission_error" => ErrorKind::Permission,
-            "not_found_error" => ErrorKind::NotFound,
-            "conflict_error" => ErrorKind::Conflict,
-            "request_too_large" => ErrorKind::TooLarge,
-            "rate_limit_error" => ErrorKind::of_limit(error_code),
-            "timeout_error" => ErrorKind::Timeout,
-            "overloaded_error" => ErrorKind::Overloaded,
-            // `api_error`; and an error type of tomorrow is the server's trouble until known better: worth another try.
-            _ => ErrorKind::StreamError,
-        }
-    }
-
-    fn of_limit(error_code: Option<&str>) -> ErrorKind {
-        match error_code {
-            Some("enforced_spend_limit_reached" | "contract_spend_limit_reached") => ErrorKind::SpendLimit,
-            _ => ErrorKind::RateLimit,
+    /// Whom it concerns.
+    pub fn fault(self) -> Fault {
+        match self {
+            ErrorKind::InvalidRequest | ErrorKind::TooLarge => Fault::Question,
+            ErrorKind::Filtered => Fault::Declined,
+            ErrorKind::Parameter(parameter) => Fault::Parameter(parameter),
+            ErrorKind::Permission | ErrorKind::NotFound => Fault::Model,
+            ErrorKind::Authentication
+            | ErrorKind::Billing
+            | ErrorKind::SpendLimit
+            | ErrorKind::OnHold
+            | ErrorKind::ProxyAuth
+            | ErrorKind::Redirect => Fault::Account,
+            ErrorKind::RateLimit => Fault::Limit,
+            ErrorKind::RequestTimeout
+            | ErrorKind::Conflict
+            | ErrorKind::ApiError
+            | ErrorKind::Timeout
+            | ErrorKind::Overloaded
+            | ErrorKind::ConnectFailed
+            | ErrorKind::ConnectionLost
+            | ErrorKind::Silent
+            | ErrorKind::TotalTimeout
+            | ErrorKind::StreamCut
+            | ErrorKind::StreamError
+            | ErrorKind::Malformed => Fault::Passing,
         }
     }
 
@@ -242,8 +448,10 @@ impl ErrorKind {
         match self {
             ErrorKind::Authentication => " (check the API key)",
             ErrorKind::Billing | ErrorKind::SpendLimit => " (check billing and limits in the Claude Console)",
+            ErrorKind::OnHold => " (check the organization's status in the Claude Console)",
             ErrorKind::Permission => " (check what the API key's workspace may use)",
             ErrorKind::NotFound => " (check the model's name, whether it is retired, and the base URL)",
+            ErrorKind::ProxyAuth => " (put the proxy's user name and password into HTTPS_PROXY or HTTP_PROXY)",
             ErrorKind::Redirect => " (redirects are not followed: set the base URL to where the API is)",
             _ => "",
         }
@@ -264,6 +472,17 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Duration::try_from_secs_f64(bounded).ok().filter(|wait| !seconds.is_nan() && !wait.is_zero())
 }
 
+/// How long until the limits that are used up have room again, by the `anthropic-ratelimit-*` headers.
+fn reset_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str, what| headers.get(format!("anthropic-ratelimit-{name}-{what}"))?.to_str().ok();
+    let resets = ["requests", "tokens", "input-tokens", "output-tokens"].into_iter().filter_map(|name| {
+        let is_used_up = text(name, "remaining").and_then(|count| count.parse::<u64>().ok()) == Some(0);
+        let at: SystemTime = text(name, "reset").filter(|_| is_used_up)?.parse::<jiff::Timestamp>().ok()?.into();
+        at.duration_since(now).ok()
+    });
+    resets.max().map(|wait| wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
+}
+
 /// `text` on one line, cut to [`MAX_MESSAGE_CHARS`]. Control characters cannot forge log lines.
 fn one_line(text: &str) -> String {
     let words: Vec<_> =
@@ -275,3 +494,6 @@ fn one_line(text: &str) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests;

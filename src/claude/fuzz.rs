@@ -10,7 +10,8 @@ use serde_json::json;
 use super::{
     Progress, StopReason,
     error::{CallError, MAX_RETRY_AFTER},
-    stream::{self, Answer, MAX_ANSWER_BYTES, MAX_EVENT_BYTES},
+    events::MAX_EVENT_BYTES,
+    stream::{self, Answer, MAX_ANSWER_BYTES},
 };
 
 /// An event as the API sends it, or one of the same name with something else in it.
@@ -35,6 +36,8 @@ fn event() -> impl Strategy<Value = String> {
         )),
         any::<String>()
             .prop_map(move |text| frame("error", json!({"error": {"type": "overloaded_error", "message": text}}))),
+        Just("data: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"\\ud83d\"}}\n\n".to_owned()),
+        Just("data: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"input_json_delta\",\"partial_json\":\"\\ude00\"}}\n\n".to_owned()),
         Just("event: ping\ndata: {}\n\n".to_owned()),
         Just("event: message_stop\ndata: {}\n\n".to_owned()),
         (known, "\\PC{0,60}").prop_map(|(name, data)| format!("event: {name}\ndata: {data}\n\n")),
@@ -45,8 +48,11 @@ fn event() -> impl Strategy<Value = String> {
 
 /// What is sent, with bytes of it changed, left out or put in between.
 fn broken() -> impl Strategy<Value = Vec<u8>> {
-    (vec(event(), 0..12), vec((any::<Index>(), any::<u8>(), 0..3_u8), 0..6)).prop_map(|(events, changes)| {
-        let mut bytes = events.concat().into_bytes();
+    let start = prop_oneof![3 => Just(""), 1 => Just("\u{feff}"), 1 => Just(": heartbeat\n\n")];
+    let ending = prop_oneof![3 => Just("\n"), 1 => Just("\r\n"), 1 => Just("\r")];
+    let changes = vec((any::<Index>(), any::<u8>(), 0..3_u8), 0..6);
+    (start, ending, vec(event(), 0..12), changes).prop_map(|(start, ending, events, changes)| {
+        let mut bytes = (start.to_owned() + &events.concat().replace('\n', ending)).into_bytes();
         for (place, byte, how) in changes {
             if bytes.is_empty() {
                 break;
@@ -74,6 +80,7 @@ fn read(body: &[u8], piece: usize) -> (Answer, Result<(), CallError>, String) {
     };
     let idle = Duration::from_secs(5);
     let result = runtime.block_on(stream::read(futures_util::stream::iter(pieces), idle, &mut answer, &on_progress));
+    answer.finish(&on_progress, u64::MAX, u64::MAX);
     (answer, result, told.into_inner().unwrap())
 }
 
@@ -94,14 +101,22 @@ proptest! {
         let body = format!("event: ping\ndata: {}\n\n", "x".repeat(length));
         let (_, result, _) = read(body.as_bytes(), piece);
         let is_too_long = result.is_err_and(|error| error.message.contains("an event of more than"));
-        prop_assert_eq!(is_too_long, body.len() > MAX_EVENT_BYTES);
+        prop_assert_eq!(is_too_long, "pingdata: ".len() + length > MAX_EVENT_BYTES);
     }
 
     #[test]
     fn a_whole_stream_is_its_text_however_it_is_cut(texts in vec(any::<String>(), 0..20), piece in 1..200_usize) {
-        let delta = |text: &String| {
-            let data = json!({"delta": {"type": "text_delta", "text": text}});
-            format!("event: content_block_delta\ndata: {data}\n\n")
+        // Every text is cut into deltas by UTF-16 units, so that some cuts halve a surrogate pair.
+        let escaped = |unit: u16| format!("\\u{unit:04x}");
+        let delta = |text: &String| -> String {
+            let units: Vec<u16> = text.encode_utf16().collect();
+            let deltas = units.chunks(3).map(|units| {
+                let text: String = units.iter().copied().map(escaped).collect();
+                format!(
+                    "event: content_block_delta\ndata: {{\"delta\":{{\"type\":\"text_delta\",\"text\":\"{text}\"}}}}\n\n"
+                )
+            });
+            deltas.collect()
         };
         let start = json!({"message": {"model": "m", "usage": {"input_tokens": 3, "output_tokens": 1}}});
         let end = json!({"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9}});

@@ -119,6 +119,8 @@ pub enum Fault {
     CutAfter(usize),
     /// The stream ends properly when only its last event is missing.
     CutBeforeLast,
+    /// The stream ends properly after its text, before its stop reason.
+    CutBeforeStop,
     /// A stream was asked for and one JSON message comes, as from a gateway that can't stream.
     Unstreamed,
     /// The connection breaks after so many events.
@@ -136,7 +138,7 @@ pub enum Fault {
     Malformed,
     /// An `error` event of this type comes in the middle.
     ErrorEvent(String),
-    /// The model declines.
+    /// The model declines before any output, which is not billed though its usage is shown.
     Refusal,
     /// The answer is cut off at half, as by `max_tokens`.
     MaxTokens,
@@ -150,7 +152,7 @@ pub enum Fault {
     Answer(String),
     /// The answer takes so long.
     Takes(Duration),
-    /// The connection is closed with no answer at all.
+    /// The connection is closed with no answer at all; nothing is billed.
     CloseBeforeAnswer,
     /// The call is parked until [`Simulator::release`], then answered as usual.
     Hold,
@@ -221,9 +223,13 @@ pub struct Simulator {
     shared: Arc<Shared>,
 }
 
+/// Which requests meet a fault, and which one.
+type Rule = (Box<dyn Fn(&Value) -> bool + Send + Sync>, Fault);
+
 struct Shared {
     config: SimulatorConfig,
     script: Mutex<VecDeque<Fault>>,
+    rules: Mutex<Vec<Rule>>,
     record: Mutex<VecDeque<Call>>,
     counters: watch::Sender<Counters>,
     releases: watch::Sender<u64>,
@@ -245,6 +251,7 @@ impl Simulator {
             account: Mutex::new(Account::new(config.limits, Instant::now())),
             config,
             script: Mutex::default(),
+            rules: Mutex::default(),
             record: Mutex::default(),
             counters: watch::Sender::default(),
             releases: watch::Sender::default(),
@@ -282,6 +289,16 @@ impl Simulator {
     /// The next calls get these, in order; then all is normal again.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.shared.script.lock().extend(faults);
+    }
+
+    /// Every request that `matches` gets this, while the script has nothing for it.
+    pub fn always(&self, matches: impl Fn(&Value) -> bool + Send + Sync + 'static, fault: impl Into<Fault>) {
+        self.shared.rules.lock().push((Box::new(matches), fault.into()));
+    }
+
+    /// Forgets what [`Simulator::always`] said.
+    pub fn relent(&self) {
+        self.shared.rules.lock().clear();
     }
 
     /// Changes the account's limits from this moment, as the API may do at any time; none takes them away. What has been
@@ -495,7 +512,7 @@ async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap, bod
 async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let body = axum::body::to_bytes(body, MAX_REQUEST_BYTES).await;
-    let fault = shared.next_fault();
+    let fault = shared.next_fault(body.as_deref().unwrap_or_default());
     let request_id = format!("req_sim_{:016x}", rand::random::<u64>());
     let checked = match &body {
         Err(_) => Err(ErrorAnswer::status(413).message("Request exceeds the maximum size")),
@@ -520,7 +537,10 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
             Ok(_) => (fault != Fault::CloseBeforeAnswer).then_some(200),
         },
         answer: planned.as_ref().ok().map(|plan| plan.text.clone()),
-        usage: planned.as_ref().map(|plan| plan.usage).unwrap_or_default(),
+        usage: match (&planned, &fault) {
+            (Err(_), _) | (_, Fault::Refusal | Fault::CloseBeforeAnswer) => Usage::default(),
+            (Ok(plan), _) => plan.usage,
+        },
     });
     let (plan, asked) = match (planned, checked) {
         (Ok(plan), Ok(asked)) => (plan, asked),
@@ -572,11 +592,20 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
 
 impl Shared {
     /// What the next call gets.
-    fn next_fault(&self) -> Fault {
+    fn next_fault(&self, request: &[u8]) -> Fault {
         match &*self.storm.lock() {
             Some((until, answer)) if Instant::now() < *until => answer.clone().into(),
-            _ => self.script.lock().pop_front().unwrap_or(Fault::Normal),
+            _ => self.script.lock().pop_front().unwrap_or_else(|| self.by_rule(request)),
         }
+    }
+
+    fn by_rule(&self, request: &[u8]) -> Fault {
+        let rules = self.rules.lock();
+        if rules.is_empty() {
+            return Fault::Normal;
+        }
+        let request = serde_json::from_slice(request).unwrap_or_default();
+        rules.iter().find(|(matches, _)| matches(&request)).map_or(Fault::Normal, |(_, fault)| fault.clone())
     }
 
     /// Makes up the answer to a good request, if the account's limits let it pass.

@@ -1,155 +1,226 @@
 //! Reading the event stream of one answer: bytes to events to text, usage and a stop reason.
 //!
-//! Expects no order of the events, but for the end: a stream is complete when `message_stop` came. Sizes and silences
-//! are bounded here; the whole call's time is bounded by the client.
+//! Expects no order of the events. A stream is complete when `message_stop` came, and has ended all the same if only
+//! that is missing. Sizes and silences are bounded here; the whole call's time is bounded by the client.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use eventsource_stream::{Event, EventStreamError, Eventsource};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{CallError, ErrorKind};
-use super::wire::{BlockDelta, BlockStart, ErrorObject, MessageDelta, MessageStart, Piece, Usage, WholeMessage};
+use super::events::{Event, Events, Item, MAX_EVENT_BYTES};
+use super::wire::{
+    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, Usage, WholeMessage,
+    Wtf8, event_type,
+};
 use super::{OnProgress, Progress, StopReason, cause};
 
-/// Longest answer taken, in bytes of text. The 64,000 tokens a model can give come to some 256 KiB; only a runaway
-/// stream is four times that.
+/// Longest answer taken, in bytes of text. The 128,000 tokens a model can give come to some 512 KiB; only a runaway
+/// stream is twice that.
 pub(super) const MAX_ANSWER_BYTES: usize = 1 << 20;
-
-/// Longest single event taken, in bytes. The API's are a few hundred.
-pub(super) const MAX_EVENT_BYTES: usize = 128 << 10;
-
-/// The decoder moves its whole buffer for every line it takes off, so it is fed in small pieces.
-const PIECE_BYTES: usize = 2 << 10;
 
 /// How long to wait for the end of the body after `message_stop`. It usually comes in the same packet; where it does
 /// not, a new connection is cheaper than a late answer.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// What has been read of an answer so far. It outlives a failed read, so the error can tell how far it came.
+/// How long to wait for `message_stop` once the stop reason is known. All that counts is there by then.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What has been read of an answer so far. It outlives a failed read, so the error can say how far it came.
 #[derive(Default)]
 pub(super) struct Answer {
     pub(super) text: String,
     pub(super) model: String,
-    pub(super) usage: Option<Usage>,
+    /// Unknown until the API reported any.
+    counts: Option<Counts>,
+    /// The output count is that of the whole answer, not the one that `message_start` begins with.
+    has_final_output: bool,
     pub(super) stop: Option<StopReason>,
+    /// The last event came, or the whole message.
+    pub(super) is_complete: bool,
+    /// Any content came, thinking included: what makes a refusal one that is billed.
+    pub(super) has_content: bool,
     /// Tokens that the thinking seen so far comes to.
     thinking_tokens: u64,
+    texts: Joiner,
+    thoughts: Joiner,
+    /// The input of tools, as JSON texts, one a line.
+    tools: String,
+    inputs: Joiner,
 }
 
-enum ReadError {
-    EventTooLong,
-    Lost(reqwest::Error),
-}
-
-/// Reads `body` into `answer` until `message_stop`, giving each piece of it to `on_progress` as it comes.
+/// Reads `body` into `answer` until it is complete, giving each piece of it to `on_progress` as it comes.
 pub(super) async fn read<B: AsRef<[u8]>>(
     body: impl Stream<Item = Result<B, reqwest::Error>>,
     idle: Duration,
     answer: &mut Answer,
     on_progress: OnProgress<'_>,
 ) -> Result<(), CallError> {
-    // Bytes fed to the decoder since it last gave an event: what it may be holding.
-    let held = AtomicUsize::new(0);
-    let pieces = body.flat_map(|chunk| {
-        stream::iter(match chunk {
-            // Cut at the ends of lines, so that an event ends with a piece and the next one is counted from its beginning.
-            Ok(bytes) => {
-                let lines = bytes.as_ref().split_inclusive(|byte| matches!(byte, b'\n' | b'\r'));
-                lines.flat_map(|line| line.chunks(PIECE_BYTES)).map(|piece| Ok(piece.to_vec())).collect()
-            }
-            Err(error) => vec![Err(ReadError::Lost(error))],
-        })
-    });
-    let bounded = pieces.map(|piece| match piece {
-        Ok(bytes) if held.fetch_add(bytes.len(), Relaxed) + bytes.len() > MAX_EVENT_BYTES => {
-            Err(ReadError::EventTooLong)
-        }
-        piece => piece,
-    });
-    let mut events = pin!(bounded.eventsource());
+    let (mut body, mut events) = (pin!(body), Events::default());
+    // Only a whole event or comment is a sign of life, so bytes that make neither are silence.
+    let mut alive = Instant::now();
     loop {
-        let next = tokio::time::timeout(idle, events.next()).await.map_err(|_| silent(idle))?;
-        held.store(0, Relaxed);
-        let event = match next {
-            None => {
-                return Err(CallError::new(
-                    ErrorKind::StreamCut,
-                    "Claude's stream ended without message_stop, so the answer is incomplete",
-                ));
+        let idle = if answer.stop.is_some() { idle.min(STOP_TIMEOUT) } else { idle };
+        let Some(chunk) = timeout_at(alive + idle, body.next()).await.map_err(|_| silent(idle))? else { break };
+        let chunk = chunk.map_err(|error| lost(&error))?;
+        let mut bytes = chunk.as_ref();
+        while let Some(item) = events.next(&mut bytes).map_err(|_| too_long())? {
+            alive = Instant::now();
+            let Item::Event(event) = item else { continue };
+            answer.take(&event, on_progress)?;
+            if answer.is_complete {
+                // The body's end, which is due now: a connection is used again only if it was read to there.
+                let _ = timeout(DRAIN_TIMEOUT, body.next()).await;
+                return Ok(());
             }
-            Some(Err(error)) => return Err(broken(&error)),
-            Some(Ok(event)) => event,
-        };
-        if answer.take(&event, on_progress)? {
-            // The body's end, which is due now: a connection is used again only if it was read to there.
-            let _ = tokio::time::timeout(DRAIN_TIMEOUT, events.next()).await;
-            return Ok(());
         }
     }
+    if let Some(event) = events.finish() {
+        answer.take(&event, on_progress)?;
+    }
+    if answer.is_complete {
+        return Ok(());
+    }
+    let message = "Claude's stream ended without message_stop and without a stop reason, so the answer is incomplete";
+    Err(CallError::new(ErrorKind::StreamCut, message))
 }
 
 impl Answer {
-    /// Takes one event in; true when it was the last.
-    fn take(&mut self, event: &Event, on_progress: OnProgress<'_>) -> Result<bool, CallError> {
-        match event.event.as_str() {
+    /// Whether the answer is there although its stream failed so: only the end was missing.
+    pub(super) fn has_ended(&self, error: &CallError) -> bool {
+        use ErrorKind::{ConnectionLost, Silent, StreamCut, TotalTimeout};
+        self.stop.is_some() && matches!(error.kind, StreamCut | ConnectionLost | Silent | TotalTimeout)
+    }
+
+    fn take(&mut self, event: &Event, on_progress: OnProgress<'_>) -> Result<(), CallError> {
+        match event.name.as_str() {
             "message_start" => {
                 let started = parse::<MessageStart>(event)?.message;
                 self.model = started.model;
-                self.usage.get_or_insert_default().update(&started.usage);
+                self.counts.get_or_insert_default().update(&started.usage);
             }
-            "content_block_start" => self.take_piece(&parse::<BlockStart>(event)?.content_block, on_progress)?,
-            "content_block_delta" => self.take_piece(&parse::<BlockDelta>(event)?.delta, on_progress)?,
+            "content_block_start" => self.take_piece(parse::<BlockStart>(event)?.content_block, on_progress)?,
+            "content_block_delta" => self.take_piece(parse::<BlockDelta>(event)?.delta, on_progress)?,
             "message_delta" => {
                 let message = parse::<MessageDelta>(event)?;
-                self.usage.get_or_insert_default().update(&message.usage);
+                self.counts.get_or_insert_default().update(&message.usage);
+                self.has_final_output |= message.usage.has_output();
                 self.stop = message.delta.into_stop_reason().or(self.stop.take());
             }
-            "message_stop" => return Ok(true),
+            "message_stop" => self.is_complete = true,
             "error" => return Err(CallError::of_event(&parse::<ErrorObject>(event)?)),
-            _ => {}
+            "ping" | "content_block_stop" => {}
+            // Gateways drop the names of events; the data has them too.
+            name => match event_type(&event.data) {
+                Some(kind) if kind != name => {
+                    return self.take(&Event { name: kind, data: event.data.clone() }, on_progress);
+                }
+                None if event.data.starts_with('{') => return Err(malformed("an event without a type")),
+                _ => {}
+            },
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Takes in a body that is no stream but a whole message.
     pub(super) fn take_whole(&mut self, body: &[u8], on_progress: OnProgress<'_>) -> Result<(), CallError> {
-        let message: WholeMessage = serde_json::from_slice(body).map_err(|error| match ErrorObject::parse(body) {
-            Some(object) => CallError::of_event(&object),
-            None => malformed(&format!("a message came that can't be read: {error}")),
-        })?;
+        let text = String::from_utf8_lossy(body);
+        let text = text.trim_start_matches('\u{feff}');
+        let message: WholeMessage =
+            serde_json::from_str(text).map_err(|error| match ErrorObject::parse(text.as_bytes()) {
+                Some(object) => CallError::of_event(&object),
+                None => malformed(&format!("a message came that can't be read: {error}")),
+            })?;
         self.model = message.model;
-        self.usage.get_or_insert_default().update(&message.usage);
-        for block in &message.content {
-            self.take_piece(block, on_progress)?;
+        self.counts.get_or_insert_default().update(&message.usage);
+        self.has_final_output = message.usage.has_output();
+        for block in message.content.into_iter().flatten() {
+            self.take_piece(Some(block), on_progress)?;
         }
         self.stop = message.ending.into_stop_reason();
+        self.is_complete = true;
         Ok(())
     }
 
-    fn take_piece(&mut self, piece: &Piece, on_progress: OnProgress<'_>) -> Result<(), CallError> {
-        if let Some(thinking) = piece.thinking().filter(|thinking| !thinking.is_empty()) {
-            self.thinking_tokens += tokens(thinking);
-            on_progress(Progress::Thinking(thinking));
+    fn take_piece(&mut self, piece: Option<Piece>, on_progress: OnProgress<'_>) -> Result<(), CallError> {
+        match piece.map(Piece::into_part) {
+            None => {}
+            Some(Some(Part::Text(text))) => {
+                let text = self.texts.join(text);
+                self.append(&text, on_progress)?;
+            }
+            Some(part) => {
+                self.has_content = true;
+                match part {
+                    Some(Part::Thinking(thinking)) => {
+                        let thinking = self.thoughts.join(thinking);
+                        self.thinking_tokens += tokens(&thinking);
+                        if !thinking.is_empty() {
+                            on_progress(Progress::Thinking(&thinking));
+                        }
+                    }
+                    Some(Part::Input(input)) => self.append_input(input)?,
+                    Some(Part::Tool(input)) => {
+                        self.tools.push('\n');
+                        self.append_input(input.unwrap_or_default())?;
+                    }
+                    _ => {}
+                }
+            }
         }
-        let Some(text) = piece.text().filter(|text| !text.is_empty()) else { return Ok(()) };
+        Ok(())
+    }
+
+    /// Takes note of the end, however it came. Gateways emulate structured output by a tool: then its input is the
+    /// answer, or the end of it. Counts beyond what was sent and allowed are not believed.
+    pub(super) fn finish(&mut self, on_progress: OnProgress<'_>, most_input: u64, most_output: u64) {
+        let tools = std::mem::take(&mut self.tools);
+        let tools = if self.text.is_empty() { tools.trim_start() } else { &tools };
+        if !tools.trim().is_empty() {
+            // What is too long to be added is too long to be a memo.
+            let _ = self.append(tools, on_progress);
+        }
+        if let Some(counts) = &mut self.counts {
+            counts.drop_impossible(most_input, most_output);
+        }
+    }
+
+    /// Whether input and output tokens were both reported.
+    pub(super) fn has_whole_usage(&self) -> bool {
+        self.has_final_output && self.counts.is_some_and(|counts| counts.is_complete())
+    }
+
+    /// The tokens of the answer. The API counts its output only at the end, so that of an answer that broke off is
+    /// estimated from what came, thinking included.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        let seen = tokens(&self.text) + self.thinking_tokens;
+        let known = self.counts.map(|counts| counts.usage());
+        if self.has_whole_usage() {
+            return known;
+        }
+        let known = known.or_else(|| (seen > 0).then(Usage::default))?;
+        Some(Usage { output_tokens: known.output_tokens.max(seen), ..known })
+    }
+
+    fn append_input(&mut self, input: Wtf8) -> Result<(), CallError> {
+        self.tools.push_str(&self.inputs.join(input));
+        if self.tools.len() > MAX_ANSWER_BYTES { Err(endless()) } else { Ok(()) }
+    }
+
+    fn append(&mut self, text: &str, on_progress: OnProgress<'_>) -> Result<(), CallError> {
+        if text.is_empty() {
+            return Ok(());
+        }
         if self.text.len() + text.len() > MAX_ANSWER_BYTES {
-            return Err(malformed(&format!("an answer of more than {MAX_ANSWER_BYTES} bytes")));
+            return Err(endless());
         }
+        self.has_content = true;
         self.text.push_str(text);
         on_progress(Progress::Text(text));
         Ok(())
-    }
-
-    /// The tokens of an answer that broke off. The API counts its output only at the end, so it is estimated from what
-    /// came, thinking included.
-    pub(super) fn usage_of_a_part(&self) -> Option<Usage> {
-        let seen = tokens(&self.text) + self.thinking_tokens;
-        let known = self.usage.or_else(|| (seen > 0).then(Usage::default))?;
-        Some(Usage { output_tokens: known.output_tokens.max(seen), ..known })
     }
 }
 
@@ -174,19 +245,18 @@ pub(super) fn malformed(what: &str) -> CallError {
 }
 
 fn parse<'a, T: Deserialize<'a>>(event: &'a Event) -> Result<T, CallError> {
-    serde_json::from_str(&event.data).map_err(|error| malformed(&format!("event {}: {error}", event.event)))
+    serde_json::from_str(&event.data).map_err(|error| malformed(&format!("event {}: {error}", event.name)))
 }
 
-fn broken(error: &EventStreamError<ReadError>) -> CallError {
-    match error {
-        EventStreamError::Utf8(_) => malformed("the stream is not UTF-8"),
-        EventStreamError::Parser(_) => malformed("the stream is not server-sent events"),
-        EventStreamError::Transport(ReadError::EventTooLong) => {
-            malformed(&format!("an event of more than {MAX_EVENT_BYTES} bytes"))
-        }
-        EventStreamError::Transport(ReadError::Lost(error)) => CallError::new(
-            ErrorKind::ConnectionLost,
-            format!("the connection to Claude broke in the middle of the answer: {}", cause(error)),
-        ),
-    }
+fn too_long() -> CallError {
+    malformed(&format!("an event of more than {MAX_EVENT_BYTES} bytes"))
+}
+
+fn endless() -> CallError {
+    malformed(&format!("an answer of more than {MAX_ANSWER_BYTES} bytes"))
+}
+
+fn lost(error: &reqwest::Error) -> CallError {
+    let message = format!("the connection to Claude broke in the middle of the answer: {}", cause(error));
+    CallError::new(ErrorKind::ConnectionLost, message)
 }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
-use super::error::{ErrorClass, MAX_RETRY_AFTER};
+use super::error::{Fault as Concern, MAX_RETRY_AFTER};
 use super::simulator::{AccountLimits, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig};
 use super::*;
 
@@ -13,7 +13,9 @@ const KEY: &str = "sk-ant-very-secret";
 fn config(base_url: String) -> ClientConfig {
     ClientConfig {
         base_url,
-        api_key: KEY.into(),
+        api_key: Some(KEY.into()),
+        auth_token: None,
+        custom_headers: None,
         connect_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(5),
     }
@@ -29,6 +31,7 @@ fn question(text: &str) -> MessageRequest {
         effort: Some("low"),
         thinking: Some("between_tools"),
         schema: Some(schema()),
+        is_uncached: false,
         time_limit: Duration::from_secs(20),
     }
 }
@@ -109,30 +112,30 @@ async fn connections_are_used_again() {
 }
 
 #[tokio::test]
-async fn every_error_status_has_its_kind_and_class() {
-    use ErrorClass::{Hold, RateLimited, Retry, Terminal};
+async fn every_error_status_has_its_kind_and_whom_it_concerns() {
+    use Concern::{Account, Limit, Model, Passing, Question};
     use ErrorKind as K;
     let answers = [
-        (400, K::InvalidRequest, Terminal),
-        (401, K::Authentication, Hold),
-        (402, K::Billing, Hold),
-        (403, K::Permission, Hold),
-        (404, K::NotFound, Hold),
-        (408, K::RequestTimeout, Retry),
-        (409, K::Conflict, Retry),
-        (413, K::TooLarge, Terminal),
-        (422, K::InvalidRequest, Terminal),
-        (429, K::RateLimit, RateLimited),
-        (500, K::ApiError, Retry),
-        (502, K::ApiError, Retry),
-        (503, K::ApiError, Retry),
-        (504, K::Timeout, Retry),
-        (529, K::Overloaded, Retry),
-        (302, K::Redirect, Hold),
+        (400, K::InvalidRequest, Question),
+        (401, K::Authentication, Account),
+        (402, K::Billing, Account),
+        (403, K::Permission, Model),
+        (404, K::NotFound, Model),
+        (408, K::RequestTimeout, Passing),
+        (409, K::Conflict, Passing),
+        (413, K::TooLarge, Question),
+        (422, K::InvalidRequest, Question),
+        (429, K::RateLimit, Limit),
+        (500, K::ApiError, Passing),
+        (502, K::ApiError, Passing),
+        (503, K::ApiError, Passing),
+        (504, K::Timeout, Passing),
+        (529, K::Overloaded, Passing),
+        (302, K::Redirect, Account),
     ];
     for (status, kind, class) in answers {
         let error = failure(ErrorAnswer::status(status).header("location", "http://127.0.0.1:1/")).await;
-        assert_eq!((error.kind, error.class(), error.status), (kind, class, Some(status)), "{status}");
+        assert_eq!((error.kind, error.fault(), error.status), (kind, class, Some(status)), "{status}");
         assert!(!error.may_have_been_billed(), "{status}");
         assert!(error.message.contains(&format!("simulated {status}")), "{error}");
         assert!(error.request_id.unwrap().starts_with("req_sim_"));
@@ -143,25 +146,12 @@ async fn every_error_status_has_its_kind_and_class() {
 async fn a_spend_limit_holds_the_queue_and_a_ramp_limit_only_waits() {
     for code in ["enforced_spend_limit_reached", "contract_spend_limit_reached"] {
         let error = failure(ErrorAnswer::status(429).error_code(code)).await;
-        assert_eq!((error.kind, error.class()), (ErrorKind::SpendLimit, ErrorClass::Hold));
+        assert_eq!((error.kind, error.fault()), (ErrorKind::SpendLimit, Concern::Account));
     }
     let ramp = ErrorAnswer::status(429).error_code("ramp_limit_exceeded").header("retry-after", "7");
     let error = failure(ramp).await;
-    assert_eq!(error.class(), ErrorClass::RateLimited);
+    assert_eq!(error.fault(), Concern::Limit);
     assert_eq!(error.retry_after, Some(Duration::from_secs(7)));
-}
-
-#[tokio::test]
-async fn x_should_retry_overrules_the_table() {
-    let class =
-        async |status, should| failure(ErrorAnswer::status(status).header("x-should-retry", should)).await.class();
-    assert_eq!(class(400, "true").await, ErrorClass::Retry);
-    assert_eq!(class(401, "true").await, ErrorClass::Retry);
-    assert_eq!(class(429, "true").await, ErrorClass::RateLimited);
-    assert_eq!(class(529, "false").await, ErrorClass::Terminal);
-    assert_eq!(class(429, "false").await, ErrorClass::Terminal);
-    assert_eq!(class(401, "false").await, ErrorClass::Hold);
-    assert_eq!(class(529, "maybe").await, ErrorClass::Retry);
 }
 
 #[tokio::test]
@@ -204,7 +194,7 @@ async fn a_gateways_own_page_leaves_open_whether_the_call_was_billed() {
 #[tokio::test]
 async fn a_success_that_is_no_stream_is_malformed() {
     let error = failure(ErrorAnswer::status(200).html("<html>Please log in to the Wi-Fi</html>")).await;
-    assert_eq!((error.kind, error.class()), (ErrorKind::Malformed, ErrorClass::Retry));
+    assert_eq!((error.kind, error.fault()), (ErrorKind::Malformed, Concern::Passing));
     assert!(error.message.contains("Wi-Fi") && error.may_have_been_billed(), "{error}");
 }
 
@@ -213,30 +203,44 @@ async fn no_connection_means_nothing_was_billed() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = ask(&Claude::new(config(format!("http://{nobody}"))).unwrap()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::ConnectFailed);
-    assert_eq!(error.class(), ErrorClass::Retry);
+    assert_eq!(error.fault(), Concern::Passing);
     assert!(!error.may_have_been_billed());
     assert_eq!(error.status, None);
 }
 
 #[tokio::test]
-async fn a_connection_closed_without_an_answer_may_have_been_billed_and_is_not_tried_again() {
-    let (simulator, claude) = pair([Fault::Normal, Fault::CloseBeforeAnswer]).await;
-    ask(&claude).await.unwrap();
+async fn a_new_connection_closed_without_an_answer_may_have_been_billed_and_is_not_tried_again() {
+    let (simulator, claude) = pair([Fault::CloseBeforeAnswer]).await;
     let error = ask(&claude).await.unwrap_err();
-    assert_eq!((error.kind, error.class()), (ErrorKind::ConnectionLost, ErrorClass::Retry));
+    assert_eq!((error.kind, error.fault()), (ErrorKind::ConnectionLost, Concern::Passing));
     assert!(error.may_have_been_billed());
     assert_eq!(error.status, None);
-    assert_eq!(simulator.counters().calls, 2);
+    assert_eq!(simulator.counters().calls, 1);
+}
+
+#[tokio::test]
+async fn a_reused_connection_closed_without_an_answer_is_replaced_by_a_new_one_within_the_call() {
+    let (simulator, claude) = pair([Fault::Normal, Fault::CloseBeforeAnswer]).await;
+    ask(&claude).await.unwrap();
+    ask(&claude).await.unwrap();
+    assert_eq!((simulator.counters().calls, simulator.counters().connections), (3, 2));
 }
 
 #[tokio::test]
 async fn a_stream_that_ends_early_tells_how_far_it_came() {
     let error = failure(Fault::CutAfter(6)).await;
-    assert_eq!((error.kind, error.class(), error.status), (ErrorKind::StreamCut, ErrorClass::Retry, Some(200)));
+    assert_eq!((error.kind, error.fault(), error.status), (ErrorKind::StreamCut, Concern::Passing, Some(200)));
     assert!(error.may_have_been_billed());
     assert!(error.text.unwrap().starts_with("{\"status\":"));
     assert!(error.usage.unwrap().input_tokens > 0);
     assert!(error.request_id.is_some());
+}
+
+#[tokio::test]
+async fn an_answer_without_its_last_event_is_one_if_its_stop_reason_came() {
+    let reply = pair_reply(Fault::CutBeforeLast).await;
+    assert_eq!((reply.stop, reply.is_complete, reply.has_whole_usage), (StopReason::EndTurn, false, true));
+    assert_eq!(failure(Fault::CutBeforeStop).await.kind, ErrorKind::StreamCut);
 }
 
 #[tokio::test]
@@ -248,7 +252,7 @@ async fn an_empty_stream_is_a_cut_one() {
 #[tokio::test]
 async fn a_connection_that_breaks_in_the_middle_is_lost() {
     let error = failure(Fault::DropAfter(6)).await;
-    assert_eq!((error.kind, error.class(), error.status), (ErrorKind::ConnectionLost, ErrorClass::Retry, Some(200)));
+    assert_eq!((error.kind, error.fault(), error.status), (ErrorKind::ConnectionLost, Concern::Passing, Some(200)));
     assert!(error.may_have_been_billed());
     assert!(error.text.is_some());
 }
@@ -259,7 +263,7 @@ async fn a_stream_that_falls_silent_fails_after_the_idle_timeout_and_is_hung_up(
     let idle_timeout = Duration::from_millis(600);
     let claude = Claude::new(ClientConfig { idle_timeout, ..config(simulator.base_url()) }).unwrap();
     let error = ask(&claude).await.unwrap_err();
-    assert_eq!((error.kind, error.class()), (ErrorKind::Silent, ErrorClass::Retry));
+    assert_eq!((error.kind, error.fault()), (ErrorKind::Silent, Concern::Passing));
     assert!(error.text.is_some() && error.may_have_been_billed());
     simulator.wait_for_aborted(1).await;
 }
@@ -288,7 +292,7 @@ async fn a_call_that_takes_too_long_in_all_fails_though_it_is_not_silent() {
     let (_simulator, claude) = pair([Fault::Takes(Duration::from_secs(10))]).await;
     let call = MessageRequest { time_limit: Duration::from_secs(1), ..question("Open an office in Oslo?") };
     let error = claude.send(&call, &|_| {}).await.unwrap_err();
-    assert_eq!((error.kind, error.class(), error.status), (ErrorKind::TotalTimeout, ErrorClass::Retry, Some(200)));
+    assert_eq!((error.kind, error.fault(), error.status), (ErrorKind::TotalTimeout, Concern::Passing, Some(200)));
     assert!(error.may_have_been_billed());
     let output = error.usage.unwrap().output_tokens;
     assert_eq!(output, stream::tokens(&error.text.unwrap()).max(1), "estimated from what came");
@@ -297,29 +301,29 @@ async fn a_call_that_takes_too_long_in_all_fails_though_it_is_not_silent() {
 #[tokio::test]
 async fn an_event_that_is_not_json_is_malformed() {
     let error = failure(Fault::Malformed).await;
-    assert_eq!((error.kind, error.class()), (ErrorKind::Malformed, ErrorClass::Retry));
+    assert_eq!((error.kind, error.fault()), (ErrorKind::Malformed, Concern::Passing));
     assert!(error.message.contains("content_block_delta") && error.text.is_some(), "{error}");
 }
 
 #[tokio::test]
 async fn an_error_event_after_200_means_what_its_type_says() {
     let types = [
-        ("overloaded_error", ErrorKind::Overloaded, ErrorClass::Retry),
-        ("api_error", ErrorKind::StreamError, ErrorClass::Retry),
-        ("timeout_error", ErrorKind::Timeout, ErrorClass::Retry),
-        ("rate_limit_error", ErrorKind::RateLimit, ErrorClass::RateLimited),
-        ("invalid_request_error", ErrorKind::InvalidRequest, ErrorClass::Terminal),
-        ("authentication_error", ErrorKind::Authentication, ErrorClass::Hold),
-        ("billing_error", ErrorKind::Billing, ErrorClass::Hold),
-        ("permission_error", ErrorKind::Permission, ErrorClass::Hold),
-        ("not_found_error", ErrorKind::NotFound, ErrorClass::Hold),
-        ("conflict_error", ErrorKind::Conflict, ErrorClass::Retry),
-        ("request_too_large", ErrorKind::TooLarge, ErrorClass::Terminal),
-        ("error_of_tomorrow", ErrorKind::StreamError, ErrorClass::Retry),
+        ("overloaded_error", ErrorKind::Overloaded, Concern::Passing),
+        ("api_error", ErrorKind::StreamError, Concern::Passing),
+        ("timeout_error", ErrorKind::Timeout, Concern::Passing),
+        ("rate_limit_error", ErrorKind::RateLimit, Concern::Limit),
+        ("invalid_request_error", ErrorKind::InvalidRequest, Concern::Question),
+        ("authentication_error", ErrorKind::Authentication, Concern::Account),
+        ("billing_error", ErrorKind::Billing, Concern::Account),
+        ("permission_error", ErrorKind::Permission, Concern::Model),
+        ("not_found_error", ErrorKind::NotFound, Concern::Model),
+        ("conflict_error", ErrorKind::Conflict, Concern::Passing),
+        ("request_too_large", ErrorKind::TooLarge, Concern::Question),
+        ("error_of_tomorrow", ErrorKind::StreamError, Concern::Passing),
     ];
     for (error_type, kind, class) in types {
         let error = failure(Fault::ErrorEvent(error_type.to_owned())).await;
-        assert_eq!((error.kind, error.class(), error.status), (kind, class, Some(200)), "{error_type}");
+        assert_eq!((error.kind, error.fault(), error.status), (kind, class, Some(200)), "{error_type}");
         assert!(error.may_have_been_billed() && error.text.is_some());
     }
 }
@@ -368,12 +372,12 @@ async fn pair_reply(fault: Fault) -> Reply {
 }
 
 #[tokio::test]
-async fn a_refusal_is_a_billed_reply_with_its_category() {
+async fn a_refusal_before_any_output_is_a_reply_without_content() {
     let reply = pair_reply(Fault::Refusal).await;
     let StopReason::Refusal { category, explanation } = reply.stop else { panic!("{:?}", reply.stop) };
     assert_eq!((category.as_deref(), explanation.as_deref()), (Some("general_harms"), Some("A simulated refusal.")));
-    assert_eq!(reply.text, "");
-    assert!(reply.usage.total_input() > 0);
+    assert_eq!((reply.text.as_str(), reply.has_content), ("", false));
+    assert!(reply.usage.total_input() > 0, "its usage is shown");
 }
 
 #[tokio::test]
@@ -394,7 +398,7 @@ async fn an_endless_answer_is_not_taken() {
 
 #[tokio::test]
 async fn an_endless_event_is_not_taken() {
-    let error = failure(Fault::ErrorEvent("x".repeat(stream::MAX_EVENT_BYTES * 2))).await;
+    let error = failure(Fault::ErrorEvent("x".repeat(events::MAX_EVENT_BYTES * 2))).await;
     assert_eq!(error.kind, ErrorKind::Malformed);
     assert!(error.message.contains("an event of more than"), "{error}");
 }
@@ -436,11 +440,12 @@ async fn the_key_shows_nowhere() {
         shown += &format!("{error} {error:?}");
     }
     for key in ["sk-ant very-secret", "sk-ant-very-secret\n", ""] {
-        let error = Claude::new(ClientConfig { api_key: key.into(), ..config(simulator.base_url()) }).unwrap_err();
+        let error =
+            Claude::new(ClientConfig { api_key: Some(key.into()), ..config(simulator.base_url()) }).unwrap_err();
         shown += &format!("{error} {error:?}");
     }
     assert!(!shown.contains("very-secret"), "{shown}");
-    assert!(shown.contains("[the API key]"));
+    assert!(shown.contains("[secret]"));
 }
 
 #[tokio::test]
@@ -451,22 +456,6 @@ async fn only_the_right_key_is_let_in() {
     let simulator = Simulator::start(config_of("sk-ant-another")).await.unwrap();
     let error = ask(&Claude::new(config(simulator.base_url())).unwrap()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Authentication);
-}
-
-#[test]
-fn a_base_url_may_carry_a_path_and_end_in_a_slash() {
-    let url = |base| messages_url(base).unwrap().to_string();
-    assert_eq!(url("https://api.anthropic.com"), "https://api.anthropic.com/v1/messages");
-    assert_eq!(url("https://api.anthropic.com/"), "https://api.anthropic.com/v1/messages");
-    assert_eq!(url("http://gateway:8080/anthropic"), "http://gateway:8080/anthropic/v1/messages");
-    assert_eq!(url("http://gateway:8080/a/b/"), "http://gateway:8080/a/b/v1/messages");
-}
-
-#[test]
-fn only_a_base_url_on_this_machine_goes_past_the_proxy() {
-    let local = |base| is_loopback(&messages_url(base).unwrap());
-    assert!(["http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1"].into_iter().all(local));
-    assert!(!["https://api.anthropic.com", "http://10.0.0.1"].into_iter().any(local));
 }
 
 #[test]
@@ -505,7 +494,7 @@ async fn a_retired_model_holds_the_queue() {
     let (_simulator, claude) = pair([]).await;
     let retired = MessageRequest { model: "claude-3-5-sonnet-20241022".to_owned(), ..question("Buy or build?") };
     let error = claude.send(&retired, &|_| {}).await.unwrap_err();
-    assert_eq!((error.kind, error.class()), (ErrorKind::NotFound, ErrorClass::Hold));
+    assert_eq!((error.kind, error.fault()), (ErrorKind::NotFound, Concern::Model));
     assert!(error.message.contains("claude-3-5-sonnet-20241022"), "{error}");
 }
 
@@ -518,7 +507,7 @@ async fn a_reached_limit_is_a_429_that_says_when_to_come_back() {
     assert_eq!(ask(&claude).await.unwrap().rate_limits.requests.unwrap().remaining, 1);
     ask(&claude).await.unwrap();
     let error = ask(&claude).await.unwrap_err();
-    assert_eq!(error.class(), ErrorClass::RateLimited);
+    assert_eq!(error.fault(), Concern::Limit);
     assert!((25..=30).contains(&error.retry_after.unwrap().as_secs()), "{:?}", error.retry_after);
 }
 

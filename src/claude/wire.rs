@@ -3,7 +3,12 @@
 //! Only the fields in use are named; unknown fields, events and block types are ignored, as the API asks its
 //! clients to. No I/O here.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Visitor},
+};
 use serde_json::{Value, value::RawValue};
 
 use super::{MessageRequest, StopReason};
@@ -12,18 +17,20 @@ use super::{MessageRequest, StopReason};
 pub(super) const API_VERSION: &str = "2026-10-21";
 
 /// Tokens of one call, as Claude counted them: what is billed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Input tokens neither written to nor read from the prompt cache.
     pub input_tokens: u64,
     /// Output tokens, thinking included.
     pub output_tokens: u64,
     /// Input tokens written to the prompt cache.
-    #[serde(default)]
     pub cache_creation_input_tokens: u64,
+    /// Those of them that were written for an hour.
+    pub cache_creation_1h_input_tokens: u64,
     /// Input tokens read from the prompt cache. They do not count to the input rate limit.
-    #[serde(default)]
     pub cache_read_input_tokens: u64,
+    /// The call was answered in the United States only, which costs more.
+    pub is_us: bool,
 }
 
 impl Usage {
@@ -32,19 +39,90 @@ impl Usage {
         // Saturating, as the counts come from the network.
         self.input_tokens.saturating_add(self.cache_creation_input_tokens).saturating_add(self.cache_read_input_tokens)
     }
+}
 
-    /// Takes over what `update` knows. Its counts are cumulative, so they replace and never add.
-    pub(super) fn update(&mut self, update: &UsageUpdate) {
-        let pairs = [
-            (&mut self.input_tokens, update.input_tokens),
-            (&mut self.output_tokens, update.output_tokens),
-            (&mut self.cache_creation_input_tokens, update.cache_creation_input_tokens),
-            (&mut self.cache_read_input_tokens, update.cache_read_input_tokens),
-        ];
-        for (count, known) in pairs {
-            *count = known.unwrap_or(*count);
+/// Counts as the API reports them, cumulative. Whatever can't be read as a count is unknown.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Counts {
+    input: Option<u64>,
+    output: Option<u64>,
+    cache_creation: Option<u64>,
+    cache_creation_1h: Option<u64>,
+    cache_read: Option<u64>,
+    is_us: Option<bool>,
+}
+
+impl Counts {
+    fn of(usage: &Value) -> Counts {
+        let count = |pointer: &str| usage.pointer(pointer).and_then(count);
+        let [short, long] = ["5m", "1h"].map(|ttl| count(&format!("/cache_creation/ephemeral_{ttl}_input_tokens")));
+        let split = short.zip(long).map(|(short, long)| short.saturating_add(long));
+        Counts {
+            input: count("/input_tokens"),
+            output: count("/output_tokens"),
+            cache_creation: count("/cache_creation_input_tokens").or(split),
+            cache_creation_1h: long,
+            cache_read: count("/cache_read_input_tokens"),
+            is_us: usage["inference_geo"].as_str().map(|geo| geo == "us"),
         }
     }
+
+    /// Takes over what `update` knows.
+    pub(super) fn update(&mut self, update: &Counts) {
+        *self = Counts {
+            input: update.input.or(self.input),
+            output: update.output.or(self.output),
+            cache_creation: update.cache_creation.or(self.cache_creation),
+            cache_creation_1h: update.cache_creation_1h.or(self.cache_creation_1h),
+            cache_read: update.cache_read.or(self.cache_read),
+            is_us: update.is_us.or(self.is_us),
+        };
+    }
+
+    /// Whether the output is known.
+    pub(super) fn has_output(&self) -> bool {
+        self.output.is_some()
+    }
+
+    /// Drops counts that can't be: one absurd number would use up a day's budget.
+    pub(super) fn drop_impossible(&mut self, most_input: u64, most_output: u64) {
+        if self.usage().total_input() > most_input {
+            *self = Counts { output: self.output, is_us: self.is_us, ..Counts::default() };
+        }
+        self.output = self.output.filter(|output| *output <= most_output);
+    }
+
+    /// Whether input and output are known.
+    pub(super) fn is_complete(&self) -> bool {
+        self.input.is_some() && self.output.is_some()
+    }
+
+    /// The counts, of which unknown ones are 0.
+    pub(super) fn usage(&self) -> Usage {
+        let cache_creation = self.cache_creation.unwrap_or(0);
+        Usage {
+            input_tokens: self.input.unwrap_or(0),
+            output_tokens: self.output.unwrap_or(0),
+            cache_creation_input_tokens: cache_creation,
+            cache_creation_1h_input_tokens: self.cache_creation_1h.unwrap_or(0).min(cache_creation),
+            cache_read_input_tokens: self.cache_read.unwrap_or(0),
+            is_us: self.is_us.unwrap_or(false),
+        }
+    }
+}
+
+/// A count, however a gateway writes it: `700`, `700.0` or `"700"`.
+fn count(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64().or_else(|| number.as_f64().and_then(whole)),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+fn whole(number: f64) -> Option<u64> {
+    // As text, a float has no exponent, and a fraction only if it is not whole.
+    number.to_string().parse().ok()
 }
 
 /// The body of `POST /v1/messages`.
@@ -71,7 +149,8 @@ struct Thinking {
 struct SystemBlock<'a> {
     r#type: &'static str,
     text: &'a str,
-    cache_control: CacheControl,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_control: Option<CacheControl>,
 }
 
 #[derive(Serialize)]
@@ -110,7 +189,7 @@ impl<'a> Body<'a> {
                 [SystemBlock {
                     r#type: "text",
                     text: &request.system,
-                    cache_control: CacheControl { r#type: "ephemeral" },
+                    cache_control: (!request.is_uncached).then_some(CacheControl { r#type: "ephemeral" }),
                 }]
             }),
             messages: messages(request),
@@ -159,11 +238,12 @@ fn messages(request: &MessageRequest) -> Vec<Message<'_>> {
 /// A message that came whole although a stream was asked for: some gateways can't stream.
 #[derive(Deserialize)]
 pub(super) struct WholeMessage {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) model: String,
-    pub(super) content: Vec<Piece>,
     #[serde(default)]
-    pub(super) usage: UsageUpdate,
+    pub(super) content: Option<Vec<Piece>>,
+    #[serde(default, deserialize_with = "counts")]
+    pub(super) usage: Counts,
     #[serde(flatten)]
     pub(super) ending: Ending,
 }
@@ -171,67 +251,153 @@ pub(super) struct WholeMessage {
 /// `message_start`: the first event of a stream.
 #[derive(Deserialize)]
 pub(super) struct MessageStart {
+    #[serde(default)]
     pub(super) message: StartedMessage,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 pub(super) struct StartedMessage {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) model: String,
-    #[serde(default)]
-    pub(super) usage: UsageUpdate,
+    #[serde(default, deserialize_with = "counts")]
+    pub(super) usage: Counts,
 }
 
 /// `content_block_start`.
 #[derive(Deserialize)]
 pub(super) struct BlockStart {
-    pub(super) content_block: Piece,
+    pub(super) content_block: Option<Piece>,
 }
 
 /// `content_block_delta`.
 #[derive(Deserialize)]
 pub(super) struct BlockDelta {
-    pub(super) delta: Piece,
+    pub(super) delta: Option<Piece>,
 }
 
-/// A piece of a content block; of tools and whatever else comes, only the type is read.
+/// A piece of a content block; of what is not listed here, only the type is read.
 #[derive(Deserialize)]
 pub(super) struct Piece {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     kind: String,
-    text: Option<String>,
-    thinking: Option<String>,
+    text: Option<Wtf8>,
+    thinking: Option<Wtf8>,
+    partial_json: Option<Wtf8>,
+    input: Option<Box<RawValue>>,
+}
+
+/// What a piece adds to the answer.
+pub(super) enum Part {
+    Text(Wtf8),
+    /// The model's thinking. The API may leave it blank.
+    Thinking(Wtf8),
+    /// Part of the input of a tool.
+    Input(Wtf8),
+    /// A tool begins, perhaps with its whole input.
+    Tool(Option<Wtf8>),
 }
 
 impl Piece {
-    /// The model's thinking in it, if it is of a thinking block. The API may leave it blank.
-    pub(super) fn thinking(&self) -> Option<&str> {
-        matches!(self.kind.as_str(), "thinking" | "thinking_delta").then(|| self.thinking.as_deref()).flatten()
+    pub(super) fn into_part(self) -> Option<Part> {
+        match self.kind.as_str() {
+            "text" | "text_delta" => self.text.map(Part::Text),
+            "thinking" | "thinking_delta" => self.thinking.map(Part::Thinking),
+            "input_json_delta" => self.partial_json.map(Part::Input),
+            "tool_use" => {
+                let input =
+                    self.input.map(|input| input.get().to_owned()).filter(|input| !matches!(&**input, "{}" | "null"));
+                Some(Part::Tool(input.map(|input| Wtf8(input.into_bytes()))))
+            }
+            _ => None,
+        }
     }
+}
 
-    /// The answer's text in it, if it is of a text block.
-    pub(super) fn text(&self) -> Option<&str> {
-        matches!(self.kind.as_str(), "text" | "text_delta").then(|| self.text.as_deref()).flatten()
+/// A text as JSON has it, in which a half of a surrogate pair may stand alone: where a stream was cut into deltas by
+/// UTF-16 units, the other half is in the next one. Such a half is three bytes here, as serde_json has it.
+#[derive(Default)]
+pub(super) struct Wtf8(pub(super) Vec<u8>);
+
+impl<'de> Deserialize<'de> for Wtf8 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wtf8, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Wtf8;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Wtf8, E> {
+                Ok(Wtf8(bytes.to_owned()))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Wtf8, E> {
+                Ok(Wtf8(text.as_bytes().to_owned()))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
     }
+}
+
+/// Joins texts whose surrogate pairs may be split between them.
+#[derive(Default)]
+pub(super) struct Joiner {
+    /// The first half of a pair, whose second half is to come.
+    half: Option<u16>,
+}
+
+impl Joiner {
+    /// `text` as far as it is complete. A half without its other half becomes U+FFFD.
+    pub(super) fn join(&mut self, text: Wtf8) -> String {
+        let text = match String::from_utf8(text.0) {
+            Ok(text) if self.half.is_none() || text.is_empty() => return text,
+            Ok(text) => text.into_bytes(),
+            Err(error) => error.into_bytes(),
+        };
+        let mut units: Vec<u16> = self.half.take().into_iter().chain(utf16(&text)).collect();
+        self.half = units.pop_if(|last| (0xd800..0xdc00).contains(last));
+        String::from_utf16_lossy(&units)
+    }
+}
+
+fn utf16(mut bytes: &[u8]) -> Vec<u16> {
+    let mut units = Vec::new();
+    while !bytes.is_empty() {
+        let is_half = |bytes: &[u8]| bytes[0] == 0xed && bytes[1] >= 0xa0;
+        let end = bytes.windows(3).position(is_half).unwrap_or(bytes.len());
+        units.extend(String::from_utf8_lossy(&bytes[..end]).encode_utf16());
+        bytes = &bytes[end..];
+        if let Some(([_, high, low], rest)) = bytes.split_first_chunk() {
+            units.push(0xd000 | u16::from(high & 0x3f) << 6 | u16::from(low & 0x3f));
+            bytes = rest;
+        }
+    }
+    units
 }
 
 /// `message_delta`: why the message ended, and the tokens so far.
 #[derive(Deserialize)]
 pub(super) struct MessageDelta {
-    pub(super) delta: Ending,
     #[serde(default)]
-    pub(super) usage: UsageUpdate,
+    pub(super) delta: Ending,
+    #[serde(default, deserialize_with = "counts")]
+    pub(super) usage: Counts,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 pub(super) struct Ending {
+    #[serde(default, deserialize_with = "or_default")]
     stop_reason: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
     stop_details: Option<StopDetails>,
 }
 
 #[derive(Deserialize)]
 struct StopDetails {
+    #[serde(default, deserialize_with = "or_default")]
     category: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
     explanation: Option<String>,
 }
 
@@ -254,13 +420,22 @@ impl Ending {
     }
 }
 
-/// Counts as the stream reports them: cumulative, any may be missing or null.
-#[derive(Deserialize, Default)]
-pub(super) struct UsageUpdate {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
-    cache_read_input_tokens: Option<u64>,
+/// The type that an event's data has, for gateways that drop the names of events.
+pub(super) fn event_type(data: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Typed {
+        r#type: Option<String>,
+    }
+    serde_json::from_str::<Typed>(data).ok()?.r#type
+}
+
+/// A value of another type than `T`, such as null, is the default: gateways send many.
+fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
+}
+
+fn counts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Counts, D::Error> {
+    Ok(Counts::of(&Value::deserialize(deserializer)?))
 }
 
 /// The API's error envelope, in an error answer and in an `error` event alike.

@@ -105,8 +105,7 @@ impl Pages {
             Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
             Err(error) => {
                 error!(page = template, error = format!("{error:#}"), "a page can't be written");
-                (StatusCode::INTERNAL_SERVER_ERROR, "a fault of ours; the service's log has the details")
-                    .into_response()
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal error; the service's log has the details").into_response()
             }
         }
     }

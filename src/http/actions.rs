@@ -1,4 +1,4 @@
-//! `POST /api/v1/admin/jobs/actions`: cancel, retry or delete many jobs at once, or be told what that would mean.
+//! `POST /api/v1/admin/jobs/actions`: cancels, retries or deletes many jobs, or estimates the effect in a dry run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,73 +26,71 @@ use crate::{
     },
 };
 
-/// How long a request is worked on. One step more may follow, and the answer has to be out before 30 s are over.
+/// How long one request works. One more step may follow, and the answer must be sent within 30 s.
 const WORK_TIME: Duration = Duration::from_secs(25);
 
-/// What to do to which jobs.
+/// An action on all jobs that match a filter.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct ActionRequest {
-    /// What to do.
     #[schema(required, value_type = Action)]
     action: Option<Action>,
-    /// To which jobs; `{}` means all that the action can be done to.
+    /// Which jobs. `{}` matches all jobs that the action applies to.
     #[schema(required, value_type = Conditions)]
     filter: Option<Conditions>,
-    /// Change nothing, and tell what would be changed.
+    /// Change nothing and report what would change.
     #[serde(default)]
     dry_run: bool,
-    /// The `next_cursor` of the answer before, if that had `more`.
+    /// The `next_cursor` of the previous answer, if that had `more`.
     #[schema(pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")]
     cursor: Option<String>,
 }
 
-/// What was done, or would be.
+/// The effect of an action or a dry run.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ActionReport {
-    /// What.
     action: Action,
-    /// Nothing was changed.
+    /// `true` if nothing was changed.
     dry_run: bool,
-    /// Jobs that meet the conditions and that the action can be done to.
+    /// Jobs that match the filter and that the action applies to.
     matched: usize,
-    /// Jobs that it was done to; others moved on meanwhile. Absent in a dry run.
+    /// Jobs that were changed. Others changed their state in the meantime. Absent in a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     changed: Option<usize>,
-    /// The time was over: send the same request again with `next_cursor` as `cursor` for the rest.
+    /// The time limit was reached. Send the same request with `next_cursor` as `cursor` for the rest.
     more: bool,
     /// Where the rest begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
-    /// In a dry run: what calls to Claude for these jobs take; what a retry costs, or a cancellation saves.
+    /// In a dry run of `retry` or `cancel`: what the calls to Claude for these jobs would cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     estimate: Option<Estimate>,
 }
 
-/// What calls for jobs take, estimated from the first 500 of them.
+/// What the calls for these jobs would take, estimated from the first 500 jobs.
 #[derive(Serialize, ToSchema)]
 struct Estimate {
-    /// Input tokens, by the length of the questions.
+    /// Estimated from the length of the questions.
     input_tokens: u64,
-    /// Output tokens at most.
+    /// The most that the calls can need.
     output_tokens: u64,
-    /// Both at list prices, in US dollars; absent if a model has none.
+    /// Cost of both at list prices, in US dollars. Absent if a model has no known price.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
-    /// At what the workers and limits allow now; absent if they allow nothing.
+    /// Duration with the current workers and limits. Absent if they allow no calls now.
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
 }
 
 /// Cancel, retry or delete many jobs
 ///
-/// The oldest come first. It is worked on for 25 s at most; `more` tells whether there is something left. Only jobs that
-/// were there when it began are changed. On record in the audit log.
+/// Works on the oldest jobs first, for at most 25 s. `more` says whether jobs are left. Jobs submitted after the start of
+/// the request are not changed. The audit log records the action.
 #[utoipa::path(
     post, path = "/api/v1/admin/jobs/actions", operation_id = "act_on_jobs", tag = "admin",
     request_body = ActionRequest,
     responses(
-        (status = 200, description = "What was done, or would be", body = ActionReport),
-        (status = 503, description = "`storage_unavailable`: a part may be done, as the audit log tells")
+        (status = 200, description = "The number of matched and changed jobs", body = ActionReport),
+        (status = 503, description = "`storage_unavailable`: a part may be done, see the audit log")
     )
 )]
 pub(super) async fn act(
@@ -106,16 +104,16 @@ pub(super) async fn act(
     let report = if is_trial {
         try_out(&api, &bulk).await?
     } else {
-        // In a task of its own: what was begun must be put on record even if the client hangs up.
+        // In its own task, so that the action is finished and logged even if the client disconnects.
         let acting =
             tokio::spawn(async move { act_on_record(&api, &admin.actor, &described.unwrap_or_default(), &bulk).await });
-        let failed = |_| Problem::new(INTERNAL, "a fault of ours; the audit log tells how far it came");
+        let failed = |_| Problem::new(INTERNAL, "internal error; the audit log shows how many jobs were changed");
         acting.await.map_err(failed)??
     };
     Ok(Json(report).into_response())
 }
 
-/// What is wanted, or everything that is wrong with it.
+/// The action, or all errors of the request.
 fn bulk(request: ActionRequest) -> Result<Bulk, Vec<FieldError>> {
     let mut errors = Vec::new();
     let cursor = match request.cursor.as_deref().map(decode_cursor) {
@@ -131,7 +129,7 @@ fn bulk(request: ActionRequest) -> Result<Bulk, Vec<FieldError>> {
     }
     let filter = match request.filter.map(Conditions::filter) {
         None => {
-            errors.push(FieldError::new("filter", "is required; {} means all jobs that the action can be done to"));
+            errors.push(FieldError::new("filter", "is required; {} matches all jobs that the action applies to"));
             None
         }
         Some(Ok(filter)) => Some(filter),
@@ -164,7 +162,7 @@ async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
         changed: None,
         more: next.is_some(),
         next_cursor: next.map(encode_cursor),
-        // A deletion calls nobody.
+        // A deletion makes no calls.
         estimate: (bulk.action != Action::Delete).then_some(estimate),
     })
 }

@@ -1,4 +1,4 @@
-//! `/api/v1/admin/jobs`: every job, page by page, for operators.
+//! `/api/v1/admin/jobs`: lists all jobs, page by page, for operators.
 
 use std::sync::Arc;
 
@@ -19,46 +19,46 @@ use super::{
 };
 use crate::job::{FailureCode, JobFilter, JobStatus, Listing, Order, Priority, StatusCounts};
 
-/// Jobs on a page if the client does not say.
+/// Default number of jobs on a page.
 const DEFAULT_LIMIT: usize = 50;
 
 /// Most jobs on a page: each is read from disk.
 const MAX_LIMIT: usize = 200;
 
-/// What the routes that list jobs take besides `caller`.
+/// The parameters of the routes that list jobs, without `caller`.
 const TAKEN: &str =
     "status, priority, code, created_from, created_before, text, model, metadata, order, limit and cursor";
 
-/// What they take, for the document.
+/// The same parameters for the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "for the document alone")]
+#[expect(dead_code, reason = "only for the OpenAPI document")]
 pub(super) struct Listed {
-    /// Any of these; repeat the parameter for more than one
+    /// Jobs with this status; repeat the parameter for several
     status: Option<Vec<JobStatus>>,
-    /// Any of these; repeatable
+    /// Jobs with this priority; repeatable
     priority: Option<Vec<Priority>>,
-    /// Failed with any of these; repeatable
+    /// Jobs that failed with this code; repeatable
     code: Option<Vec<FailureCode>>,
-    /// Accepted then or later
+    /// Jobs accepted at this time or later
     #[param(format = DateTime)]
     created_from: Option<String>,
-    /// Accepted before then
+    /// Jobs accepted before this time
     #[param(format = DateTime)]
     created_before: Option<String>,
-    /// The query holds this, in upper or lower case
+    /// Jobs whose query contains this text, ignoring case
     #[param(min_length = 1, max_length = 500)]
     text: Option<String>,
-    /// The model asked for, or one that answered
+    /// Jobs that requested this model or were answered by it
     #[param(min_length = 1, max_length = 500)]
     model: Option<String>,
-    /// Has this label, as `key=value`; repeatable, up to 16
+    /// Jobs with this label, as `key=value`; repeatable, up to 16
     #[param(max_items = 16)]
     metadata: Option<Vec<Label>>,
-    /// `newest` first (if absent) or `oldest` first, by submission
+    /// `newest` (default) or `oldest` first
     #[param(pattern = "^(newest|oldest)$")]
     order: Option<String>,
-    /// Jobs on a page: 1 to 200, 50 if absent
+    /// Jobs on a page: 1 to 200, default 50
     #[param(minimum = 1, maximum = 200)]
     limit: Option<usize>,
     /// The `next_cursor` or `prev_cursor` of another page
@@ -69,32 +69,31 @@ pub(super) struct Listed {
 /// A label as a query parameter.
 #[derive(ToSchema)]
 #[schema(value_type = String, pattern = "^[^=]*=")]
-#[expect(dead_code, reason = "for the document alone")]
+#[expect(dead_code, reason = "only for the OpenAPI document")]
 pub(super) struct Label(String);
 
 /// A page of jobs.
 #[derive(Serialize, ToSchema)]
 pub(super) struct JobList<'a> {
-    /// The jobs.
     jobs: Vec<JobView<'a>>,
-    /// Give it as `cursor`, with the same conditions, for the next page; null on the last one. A page may be short, even
-    /// empty, and have a next one: a search leaves off after 200 ms, or 2,000 questions read, and goes on from there.
+    /// The `cursor` of the next page, to send with the same filter; null on the last page. A page may be short or empty and
+    /// still have a next one, because a search ends after 200 ms or 2,000 jobs read.
     next_cursor: Option<String>,
-    /// Give it as `cursor`, with the same conditions, for the page before; null on the first one.
+    /// The `cursor` of the previous page, to send with the same filter; null on the first page.
     prev_cursor: Option<String>,
-    /// How many jobs there are in all, by status, whatever the filter.
+    /// Number of all jobs by status, without the filter.
     total: StatusCounts,
 }
 
 /// List jobs
 ///
-/// Conditions add up; those that can be repeated mean any of their values, but `metadata` means all.
+/// A job must match all parameters. Of a repeated parameter it must match one value, but of `metadata` all.
 #[utoipa::path(
     get, path = "/api/v1/admin/jobs", operation_id = "list_jobs", tag = "admin",
     params(
         Listed,
         ("caller" = Option<String>, Query, min_length = 1, max_length = 500,
-            description = "Submitted by this key or token subject")
+            description = "Jobs submitted with this API key's name or token's subject")
     ),
     responses(
         (status = 200, description = "A page of jobs", body = JobList<'static>),
@@ -114,7 +113,7 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) 
     Ok(Json(list).into_response())
 }
 
-/// The page that the parameters ask for, of a caller's own jobs or of all that there are.
+/// Parses the parameters of a listing. `own` limits it to the jobs of one caller.
 pub(super) fn listing(params: &Params, own: Option<String>) -> Result<Listing, Problem> {
     let mut conditions = Conditions::default();
     let mut listing = Listing { limit: DEFAULT_LIMIT, ..Listing::default() };
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_fifty_of_the_newest_unless_asked_otherwise() {
+    fn a_page_has_the_fifty_newest_jobs_by_default() {
         let plain = of(&[]).unwrap();
         assert_eq!((plain.limit, plain.order, plain.cursor), (DEFAULT_LIMIT, Order::NewestFirst, None));
         let cursor = crate::job::Cursor { side: Side::Newer, from: 7 };
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_the_parameters_is_told() {
+    fn all_wrong_parameters_are_reported() {
         let wrong =
             [("status", "done"), ("limit", "0"), ("cursor", "x"), ("state", "failed"), ("order", "up"), ("text", "")];
         let problem = of(&wrong).unwrap_err();

@@ -1,4 +1,4 @@
-//! `POST /api/v1/analyze`: a question in, a job out, and the memo too for those who wait.
+//! `POST /api/v1/analyze`: submits a question as a job, and returns the memo to clients that wait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::{
     queue::{Accepted, Queue, Waiting},
 };
 
-/// How long reading an ended job may take once the wait is over; then the answer goes out without it.
+/// How long reading an ended job may take once the wait is over. After that the answer is the job as it was.
 const READ_GRACE: Duration = Duration::from_millis(250);
 
 /// Longest idempotency key: UUIDs and the like with room to spare.
@@ -32,57 +32,57 @@ const MAX_IDEMPOTENCY_KEY: usize = 255;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Tells that the job was there before, under the same key.
+/// Marks an answer with an existing job of the same Idempotency-Key.
 pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// Ask a question
+/// Submit a question
 ///
-/// The job is on disk when the answer comes. With `wait` the answer is held until the job has ended, for 30 s at most.
-/// If it can't have ended by then, the answer is `202` with the job as soon as that is known, often at once: the job
-/// goes on, and `queue.eta_seconds` and `Retry-After` tell when to ask again.
+/// The job is durable on disk before the answer is sent. With `wait`, the answer comes when the job has ended, at most
+/// after 30 s. If the job cannot end in that time, the answer is `202`, often at once. The job then continues;
+/// `queue.eta_seconds` and `Retry-After` say when to ask again.
 #[utoipa::path(
     post, path = "/api/v1/analyze", tag = "analysis",
     params(
-        ("wait" = inline(Option<Wait>), Query, description = "As `wait` in the body, and before it"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is \
-            said nowhere else, which `Preference-Applied` tells unless that was in vain"),
+        ("wait" = inline(Option<Wait>), Query, description = "Like `wait` in the body. Overrides it"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` (RFC 7240). Used when `wait` is not given. \
+            `Preference-Applied` is sent when it was honoured"),
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
-            pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your own name for this question, up to 255 \
-            characters: sent again with the same question within IDEMPOTENCY_HOURS (24 unless set otherwise), it is the \
-            same job, told by `Idempotency-Replayed: true`"),
-        ("Cache-Control" = Option<String>, Header, description = "`no-cache` has Claude asked for this question alone; \
-            otherwise the answer may be one that is there or on its way, see `cached` and `shared_with`")
+            pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your id for this request, up to 255 characters. \
+            The same key with the same request returns the same job, with `Idempotency-Replayed: true`, for \
+            IDEMPOTENCY_HOURS (default 24)"),
+        ("Cache-Control" = Option<String>, Header, description = "`no-cache` makes a new call to Claude. Without it, a job \
+            may get the answer of another job with the same question, see `cached` and `shared_with`")
     ),
     request_body = Body,
     responses(
-        (status = 200, description = "Waited for, and succeeded, or `cached`: the job with its memo", body = JobView<'static>, headers(
+        (status = 200, description = "The job has succeeded: the job with its memo (with `wait`, or from the cache)", body = JobView<'static>, headers(
                 ("Location" = String, description = "The job"),
-                ("Idempotency-Replayed" = bool, description = "`true` if the job was there before, under the same key"),
-                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed"),
-                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "That quota")
+                ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key"),
+                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured"),
+                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "The caller's quota")
             )),
-        (status = 202, description = "Accepted; see `Location` and `Retry-After`", body = JobView<'static>,
+        (status = 202, description = "The job is accepted. Poll `Location` after `Retry-After`", body = JobView<'static>,
             headers(
                 ("Location" = String, description = "The job"),
-                ("Retry-After" = u64, description = "So many seconds later there may be news of it"),
-                ("Idempotency-Replayed" = bool, description = "`true` if the job was there before, under the same key"),
-                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed"),
-                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "That quota")
+                ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
+                ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key"),
+                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured"),
+                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "The caller's quota")
             )),
-        (status = 409, description = "Waited for, and `cancelled`; the job is under `job`", headers(("Location" = String, description = "The job"))),
-        (status = 410, description = "`job_removed`: the job of this Idempotency-Key is there no more"),
-        (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for another \
-            question; or waited for, and `refused`"),
-        (status = 502, description = "Waited for, and failed at Claude; the job is under `job`", headers(("Location" = String, description = "The job"))),
-        (status = 429, description = "`rate_limited`: you asked more than SUBMITS_PER_MINUTE; `too_many_pending`: your \
-            jobs reach MAX_PENDING_PER_CALLER", headers(
-                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "That quota")
+        (status = 409, description = "`cancelled` while waiting; `job` has the job", headers(("Location" = String, description = "The job"))),
+        (status = 410, description = "`job_removed`: the job of this Idempotency-Key was removed"),
+        (status = 422, description = "`validation_failed`: `errors` lists all invalid fields. `idempotency_key_reused`: the \
+            key belongs to another request. `refused` while waiting: Claude refused to answer"),
+        (status = 502, description = "The call to Claude failed while waiting; `job` has the job", headers(("Location" = String, description = "The job"))),
+        (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
+            than MAX_PENDING_PER_CALLER", headers(
+                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "The caller's quota")
             )),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`"),
-        (status = 504, description = "Waited for, and `deadline_exceeded` or `timeout`; the job is under `job`", headers(("Location" = String, description = "The job")))
+        (status = 504, description = "`deadline_exceeded` or `timeout` while waiting; `job` has the job", headers(("Location" = String, description = "The job")))
     )
 )]
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
@@ -110,7 +110,7 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
         replayed,
         "request received"
     );
-    debug!(job.id = %job.id, query = request.query, "the question");
+    debug!(job.id = %job.id, query = request.query, "question of the job");
     let held = until.map(|_| Held::new(&api.metrics));
     if let Some(waiting) = &waiting
         && let Some(waited) = hold(&api.queue, waiting).await
@@ -133,20 +133,19 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     Ok(response)
 }
 
-/// The job as it is at its end, or once that can't come in time. None if that can't be read: the job is accepted all the
-/// same.
+/// The job at its end, or as soon as it cannot end in time. `None` if the job can't be read; it stays accepted.
 async fn hold(queue: &Queue, waiting: &Waiting) -> Option<JobRecord> {
     match timeout_at(waiting.until() + READ_GRACE, queue.answer(waiting)).await {
         Ok(Ok(record)) => Some(record),
         Ok(Err(error)) => {
-            warn!(job.id = %waiting.job(), %error, "a job can't be read for the client that waits for it");
+            warn!(job.id = %waiting.job(), %error, "failed to read a job for a waiting client");
             None
         }
         Err(_) => None,
     }
 }
 
-/// A request with a JSON body, and how long to wait as far as that is said outside of it.
+/// A submission: its body, and the options from query and headers.
 pub(super) struct Question {
     submitter: Submitter,
     body: Vec<u8>,
@@ -171,7 +170,7 @@ impl FromRequest<Arc<Api>> for Question {
     }
 }
 
-/// The client's name for its question: a string as RFC 8941 has it, with or without its quotes.
+/// The Idempotency-Key: an RFC 8941 string, with or without quotes.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = given.next() else { return Ok(None) };
@@ -179,7 +178,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
     let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     let key = quoted.map_or_else(|| text.to_owned(), |inner| inner.replace("\\\"", "\"").replace("\\\\", "\\"));
     if given.next().is_some() || !(1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) {
-        let message = format!("must be given once, with 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
+        let message = format!("must be given once and have 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
         return Err(Problem::listing(INVALID_PARAMETER, vec![FieldError::new("Idempotency-Key", message)]));
     }
     Ok(Some(key))

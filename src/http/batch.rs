@@ -1,4 +1,4 @@
-//! `POST /api/v1/analyze/batch`: many questions in, all of them accepted or none.
+//! `POST /api/v1/analyze/batch`: submits many jobs, all or none.
 
 use std::sync::Arc;
 
@@ -27,52 +27,49 @@ use crate::job::{JobId, JobStatus};
 /// The jobs of a batch.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Batch {
-    /// One for each question, in the same order.
+    /// One job for each request, in the same order.
     jobs: Vec<BatchJob>,
 }
 
-/// A job of a batch, in short: the whole of it is behind its link.
+/// A job of a batch in short form. `links.self` has the whole job.
 #[derive(Serialize, ToSchema)]
 struct BatchJob {
-    /// Names the job.
     #[schema(value_type = String, format = Uuid)]
     id: JobId,
-    /// Where in its life it is.
     status: JobStatus,
-    /// Where to go from here.
     links: Links,
 }
 
-/// Ask many questions
+/// Submit many questions
 ///
-/// All are accepted or none, in one write to the disk: after a crash too, all of them are there or none is. A mistake in
-/// one refuses all, and is told by its index (`requests[7].query`). The body may have 8 MiB.
+/// All are accepted or none, in one commit, also if the service crashes. One invalid request refuses all; the error names
+/// its index (`requests[7].query`). The body may have up to 8 MiB.
 #[utoipa::path(
     post, path = "/api/v1/analyze/batch", operation_id = "analyze_batch", tag = "analysis",
     params(
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
-            pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your own name for the whole batch, up to 255 \
-            characters: sent again with the same questions in the same order, it brings the same jobs, told by \
-            `Idempotency-Replayed: true`. It is no name of a single question"),
-        ("Cache-Control" = Option<String>, Header, description = "As for a single question")
+            pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your id for the whole batch, up to 255 characters. \
+            The same key with the same requests in the same order returns the same jobs, with \
+            `Idempotency-Replayed: true`"),
+        ("Cache-Control" = Option<String>, Header, description = "Like for a single question")
     ),
     request_body = BatchBody,
     responses(
-        (status = 202, description = "All accepted", body = Batch, headers(
-                ("Idempotency-Replayed" = bool, description = "`true` if the job was there before, under the same key"),
-                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "That quota")
+        (status = 202, description = "All jobs are accepted", body = Batch, headers(
+                ("Idempotency-Replayed" = bool, description = "`true` for existing jobs of the same Idempotency-Key"),
+                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "The caller's quota")
             )),
-        (status = 400, description = "`invalid_parameter`: the Idempotency-Key"),
-        (status = 410, description = "`job_removed`: a job of this Idempotency-Key is there no more"),
-        (status = 422, description = "`validation_failed` with all that is wrong; `idempotency_key_reused` for other \
-            questions"),
-        (status = 429, description = "`rate_limited`: you asked more than SUBMITS_PER_MINUTE; `too_many_pending`: your \
-            jobs reach MAX_PENDING_PER_CALLER", headers(
-                ("RateLimit" = String, description = "What is left of the caller's quota, where SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "That quota")
+        (status = 400, description = "`invalid_parameter`: the Idempotency-Key is not valid"),
+        (status = 410, description = "`job_removed`: a job of this Idempotency-Key was removed"),
+        (status = 422, description = "`validation_failed`: `errors` lists all invalid fields. `idempotency_key_reused`: the \
+            key belongs to another request"),
+        (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
+            than MAX_PENDING_PER_CALLER", headers(
+                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
+                ("RateLimit-Policy" = String, description = "The caller's quota")
             )),
-        (status = 503, description = "`queue_full` (it has no room for all of them), `storage_low`, `shutting_down`, \
+        (status = 503, description = "`queue_full` (no room for the whole batch), `storage_low`, `shutting_down`, \
             `storage_unavailable`, `timeout`")
     )
 )]
@@ -96,7 +93,7 @@ pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> 
     Ok(response)
 }
 
-/// The body of a batch, and what its headers say.
+/// A batch: its body, and the options from the headers.
 pub(super) struct Questions {
     submitter: Submitter,
     body: Vec<u8>,

@@ -1,6 +1,7 @@
-//! Request bodies: read whole within a bound, taken for JSON only if they say so, and every unknown field told.
+//! Request bodies: read completely up to a limit, accepted as JSON only with a JSON content type. Every unknown field is
+//! reported.
 //!
-//! - `wrong`: what is wrong with a value, in plain words
+//! - `wrong`: messages for invalid values, in plain words
 
 mod wrong;
 
@@ -23,17 +24,17 @@ use super::problem::{
     VALIDATION_FAILED,
 };
 
-/// How many times the limit is read of a body that is too large: its sender hears of the refusal only once it has sent
-/// all, but must not go on for ever.
+/// A body that is too large is read up to this many times the limit: many clients read the refusal only after they have
+/// sent everything, but must not send for ever.
 const MAX_EXCESS: usize = 64;
 
-/// A body must be there within this time: the largest needs 14 KB/s, and a client that dribbles holds memory.
+/// A body must arrive within this time (14 KB/s for the largest), because a slow client holds memory.
 const BODY_TIME: Duration = Duration::from_secs(20);
 
-/// Most unknown fields that are told by name: an error must not be many times the size of what was sent.
-pub(super) const MAX_UNKNOWN_TOLD: usize = 32;
+/// Most unknown fields reported by name: an error must not be much larger than the request.
+pub(super) const MAX_UNKNOWN_NAMED: usize = 32;
 
-/// Largest body of a request that is no question.
+/// Largest body of a request other than a submission.
 const MAX_SMALL_BYTES: usize = 64 << 10;
 
 /// A small JSON object.
@@ -51,19 +52,19 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     }
 }
 
-/// The whole of a JSON body, if it is one and of at most `limit` bytes.
+/// The whole JSON body, at most `limit` bytes.
 pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
     let body = read_whole(body, limit).await?;
-    // Only now: a refusal that leaves the body unread is lost when the connection is reset.
+    // Checked after reading: a refusal that leaves the body unread is lost when the connection is reset.
     if !is_json(headers) {
         return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
     }
     Ok(body)
 }
 
-/// The whole of a body of at most `limit` bytes.
+/// The whole body, at most `limit` bytes.
 pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
-    // Announced as larger than even that, so it would not be read to its end anyway.
+    // The announced size is too large to be read to the end, so refuse it at once.
     let said = axum::body::HttpBody::size_hint(&body).lower();
     if said > (MAX_EXCESS * limit) as u64 {
         return Err(too_large(limit));
@@ -93,12 +94,12 @@ fn too_large(limit: usize) -> Problem {
 }
 
 fn late() -> Problem {
-    Problem::new(BODY_TIMEOUT, format!("the body was not there within {} s; send it again", BODY_TIME.as_secs()))
+    Problem::new(BODY_TIMEOUT, format!("the body did not arrive within {} s; send it again", BODY_TIME.as_secs()))
 }
 
-/// The body, with its unknown fields as errors; none if a field is of the wrong type.
+/// The body and its unknown fields as errors. The body is `None` if a field has the wrong type.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec<FieldError>), Problem> {
-    // Serde takes a list for a struct, field by field: not here.
+    // Serde would accept a list as a struct, field by field.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Ok((None, vec![FieldError::new("$", "must be a JSON object, not a list")]));
     }
@@ -109,16 +110,16 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let read = serde_ignored::deserialize(tracked, |path| {
         unknown += 1;
-        if unknown <= MAX_UNKNOWN_TOLD {
+        if unknown <= MAX_UNKNOWN_NAMED {
             errors.push(no_field::<T>(&path));
         }
     });
-    if unknown > MAX_UNKNOWN_TOLD {
-        errors.push(FieldError::new("$", format!("has {} more unknown fields", unknown - MAX_UNKNOWN_TOLD)));
+    if unknown > MAX_UNKNOWN_NAMED {
+        errors.push(FieldError::new("$", format!("has {} more unknown fields", unknown - MAX_UNKNOWN_NAMED)));
     }
     match read.and_then(|body: T| json.end().map(|()| body)) {
         Ok(body) => Ok((Some(body), errors)),
-        // Of a value that can be none of the words that are taken, serde says the same as of broken JSON.
+        // For a wrong enum value serde reports the same error category as for broken JSON.
         Err(error) if error.is_data() || serde_json::from_slice::<serde_json::Value>(bytes).is_ok() => {
             errors.push(wrong_value::<T>(&track.path(), &error));
             Ok((None, errors))
@@ -134,19 +135,19 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     }
 }
 
-/// What is wrong with a field that a `T` does not have.
+/// The error for a field that `T` does not have.
 fn no_field<T: DeserializeOwned>(path: &serde_ignored::Path<'_>) -> FieldError {
     let mut place = steps(path);
     place.pop();
-    let of = match told(&place) {
+    let of = match text(&place) {
         place if place.is_empty() => "this request".to_owned(),
         place => place,
     };
-    let known = wrong::fields::<T>(&place).map(|known| format!(", which takes {}", known.join(", ")));
-    FieldError::new(told(&steps(path)), format!("is not a field of {of}{}", known.unwrap_or_default()))
+    let known = wrong::fields::<T>(&place).map(|known| format!("; allowed fields: {}", known.join(", ")));
+    FieldError::new(text(&steps(path)), format!("is not a field of {of}{}", known.unwrap_or_default()))
 }
 
-/// What is wrong with a value that a `T` can't have there.
+/// The error for a value that `T` can't have at this path.
 fn wrong_value<T: DeserializeOwned>(path: &serde_path_to_error::Path, error: &serde_json::Error) -> FieldError {
     use serde_path_to_error::Segment;
     let place: Vec<Step> = path
@@ -157,30 +158,30 @@ fn wrong_value<T: DeserializeOwned>(path: &serde_path_to_error::Path, error: &se
             Segment::Enum { .. } | Segment::Unknown => None,
         })
         .collect();
-    // The place in the text is no help where the field is named.
+    // The field is named, so its line and column are of no help.
     let message = error.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
     for (start, wrong) in [("missing field `", "is required"), ("duplicate field `", "must be given once")] {
         if let Some(name) = message.strip_prefix(start).and_then(|rest| rest.strip_suffix('`')) {
-            let is_told = place.last() == Some(&Step::Field(name.to_owned()));
+            let is_named = place.last() == Some(&Step::Field(name.to_owned()));
             let field = [place, vec![Step::Field(name.to_owned())]].concat();
-            return FieldError::new(told(&field[..field.len() - usize::from(is_told)]), wrong);
+            return FieldError::new(text(&field[..field.len() - usize::from(is_named)]), wrong);
         }
     }
-    let field = if place.is_empty() { "$".to_owned() } else { told(&place) };
+    let field = if place.is_empty() { "$".to_owned() } else { text(&place) };
     FieldError::new(field, wrong::plain(message, wrong::words::<T>(&place)))
 }
 
-/// A whole number, however it is written: JSON has one kind of number, and `60.0` is as whole as `60`.
+/// A whole number in any notation: JSON has one number type, so `60.0` is as whole as `60`.
 pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
     let float = number.as_f64().filter(|_| number.is_f64());
-    // As text, a float shows its fraction if it has one, and never an exponent.
+    // Rust writes a float with its fraction, if it has one, and never with an exponent.
     let text = float.map_or_else(|| number.to_string(), |float| float.to_string());
     text.parse().map(Some).map_err(|_| D::Error::custom(format_args!("must be a whole number, not {number}")))
 }
 
-/// The way to a field that is not known.
+/// The path to an unknown field.
 fn steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
     use serde_ignored::Path;
     let (parent, step) = match path {
@@ -194,8 +195,8 @@ fn steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
     steps
 }
 
-/// A place in a body, as clients are told of it: `requests[3].name`.
-fn told(place: &[Step]) -> String {
+/// A path in a body as text: `requests[3].name`.
+fn text(place: &[Step]) -> String {
     place.iter().fold(String::new(), |before, step| match step {
         Step::Item(index) => format!("{before}[{index}]"),
         Step::Field(name) if before.is_empty() => name.clone(),
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[derive(Deserialize)]
-    #[expect(dead_code, reason = "only their reading counts")]
+    #[expect(dead_code, reason = "the test only parses them")]
     struct Outer {
         #[serde(default)]
         inner: Vec<Inner>,
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[derive(Deserialize)]
-    #[expect(dead_code, reason = "only their reading counts")]
+    #[expect(dead_code, reason = "the test only parses them")]
     struct Inner {
         kind: Option<Kind>,
         #[serde(default)]
@@ -256,22 +257,25 @@ mod tests {
         Bad,
     }
 
-    /// What is wrong with a body.
     fn wrong(json: &str) -> Vec<(String, String)> {
         let (_, errors) = parse::<Outer>(json.as_bytes()).unwrap();
         errors.into_iter().map(|error| (error.field, error.message)).collect()
     }
 
     #[test]
-    fn a_value_of_the_wrong_kind_is_told_in_plain_words() {
+    fn a_value_of_the_wrong_type_is_described_in_plain_words() {
         for (json, field, message) in [
-            (r#"{"must": "x"}"#, "must", "must be u8, not the text \"x\""),
+            (r#"{"must": "x"}"#, "must", "must be u8, not the string \"x\""),
             (r#"{"is_dry": 1}"#, "is_dry", "must be true or false, not the number 1"),
             (r#"{"inner": {}}"#, "inner", "must be a list, not an object"),
             (r#"{"inner": [[]]}"#, "inner[0]", "must be a JSON object, not a list"),
             (r#"{"inner": [{}, 1.5]}"#, "inner[1]", "must be a JSON object, not the number 1.5"),
-            (r#"{"inner": [{"labels": "x"}]}"#, "inner[0].labels", "must be an object of texts, not the text \"x\""),
-            (r#"{"inner": [{"labels": {"a": null}}]}"#, "inner[0].labels.a", "must be a text, not null"),
+            (
+                r#"{"inner": [{"labels": "x"}]}"#,
+                "inner[0].labels",
+                "must be an object of strings, not the string \"x\"",
+            ),
+            (r#"{"inner": [{"labels": {"a": null}}]}"#, "inner[0].labels.a", "must be a string, not null"),
             (r#"{"inner": [{"kind": "good"}]}"#, "inner[0].kind", "must be one of very_good, bad, not \"good\""),
             (r#"{"inner": [{"kind": 5}]}"#, "inner[0].kind", "must be one of very_good, bad"),
             (
@@ -290,17 +294,17 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_is_told_with_those_there_are_in_its_place() {
+    fn the_error_for_an_unknown_field_lists_the_allowed_ones() {
         let json = r#"{"must": 1, "mist": {"a": 1}, "inner": [{"kinds": 1, "labels": {"a": "b"}}]}"#;
-        let told = wrong(json);
-        let message = "is not a field of this request, which takes inner, is_dry, must";
-        assert_eq!(told[0], ("mist".to_owned(), message.to_owned()));
-        let message = "is not a field of inner[0], which takes kind, labels";
-        assert_eq!(told[1..], [("inner[0].kinds".to_owned(), message.to_owned())]);
+        let errors = wrong(json);
+        let message = "is not a field of this request; allowed fields: inner, is_dry, must";
+        assert_eq!(errors[0], ("mist".to_owned(), message.to_owned()));
+        let message = "is not a field of inner[0]; allowed fields: kind, labels";
+        assert_eq!(errors[1..], [("inner[0].kinds".to_owned(), message.to_owned())]);
     }
 
     #[test]
-    fn only_json_is_taken_for_json() {
+    fn only_a_json_content_type_is_accepted() {
         let is = |kind: &'static str| is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().unwrap())]));
         assert!(is("application/json") && is("Application/JSON ; charset=utf-8"));
         assert!(!is("text/json") && !is("application/jsonp") && !is("") && !is_json(&HeaderMap::new()));

@@ -1,5 +1,5 @@
-//! The part of the OpenAPI document that is not about one route: what the API is, who may call what, and the problems
-//! and headers that are the same on many routes. Each route says what is its own; [`complete`] adds the rest.
+//! The parts of the OpenAPI document that many routes share: title, security, common problems and headers. Each route
+//! documents only its own; [`complete`] adds the rest.
 
 use utoipa::{
     Modify, OpenApi,
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::auth::Scope;
 
-/// What stands in `Authorization: Bearer`.
+/// The name of the security scheme `Authorization: Bearer`.
 const BEARER: &str = "bearer";
 
-/// What clients send: other fields than the known ones are refused.
+/// Schemas of request bodies, which refuse unknown fields.
 const CLOSED: [&str; 6] =
     ["ActionRequest", "AnalyzeRequest", "BatchRequest", "JobFilter", "KeyRequest", "LimitsChange"];
 
@@ -33,41 +33,41 @@ const CLOSED: [&str; 6] =
 #[openapi(
     info(
         title = "ceoagent",
-        description = "Takes a decision question, has Claude analyse it behind a durable queue, and gives back a \
-                       structured decision memo.\n\nEvery error is `application/problem+json` (RFC 9457) with a stable \
-                       `code`. Every response has an `x-request-id`; a given one is kept."
+        description = "Accepts a decision question, queues it durably, has Claude analyse it, and returns a structured \
+                       decision memo.\n\nEvery error is `application/problem+json` (RFC 9457) with a stable `code`. Every \
+                       response has an `x-request-id`: the one of the request, or a new one."
     ),
     tags(
-        (name = "analysis", description = "Ask, and collect the memo"),
-        (name = "admin", description = "For operators; needs the admin token, or a key or token of scope `admin`"),
-        (name = "service", description = "For monitoring")
+        (name = "analysis", description = "Submit questions and get memos"),
+        (name = "admin", description = "For operators. Needs the admin token, or a key or token with scope `admin`"),
+        (name = "service", description = "Health and metrics, for monitoring")
     ),
     components(schemas(ProblemBody<'static>, Label)),
     modifiers(&Finish)
 )]
 pub(super) struct Document;
 
-/// What the derive can't say.
+/// Changes that the derive macro can't express.
 struct Finish;
 
 impl Modify for Finish {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        // The derive makes an empty one where Cargo.toml has none, which is not valid.
+        // Without a license in Cargo.toml the derive macro adds an empty one, which is not valid.
         document.info.license = None;
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.description = Some(
-            "The admin token, an API key, or a JWT of the issuer that the service trusts. Each has a scope: `read` is \
-             enough to look at one's own jobs, `analyze` also to ask, cancel and retry, `admin` for everything. A service \
-             that has no keys and takes no JWTs leaves the routes of `analysis` open."
+            "The admin token, an API key, or a JWT of the trusted issuer. Each has a scope: `read` allows reading your \
+             own jobs; `analyze` also submitting, cancelling and retrying them; `admin` everything. If the service has no \
+             API keys and accepts no JWTs, the `analysis` routes need no credential."
                 .to_owned(),
         );
         document.components.get_or_insert_default().add_security_scheme(BEARER, SecurityScheme::Http(scheme));
     }
 }
 
-/// A route, as far as it tells what can go wrong on it.
+/// What decides which common problems a route can have.
 struct Route {
-    /// The scope that it takes; none if everybody may.
+    /// The needed scope; `None` for public routes.
     scope: Option<Scope>,
     has_job: bool,
     has_query: bool,
@@ -75,17 +75,17 @@ struct Route {
     has_json: bool,
 }
 
-/// A problem, and the routes that can have it.
+/// A problem and which routes can have it.
 type Shared = (Kind, fn(&Route) -> bool);
 
-/// The problems that come from what routes have in common.
+/// The common problems.
 const SHARED: [Shared; 14] = [
     (INVALID_PARAMETER, |route| route.has_query),
     (INVALID_JOB_ID, |route| route.has_job),
     (INVALID_JSON, |route| route.has_json),
     (INVALID_BODY, |route| route.has_body),
     (UNAUTHORIZED, |route| route.scope.is_some()),
-    // No scope is less than the least one.
+    // No scope is smaller than `read`.
     (FORBIDDEN, |route| route.scope.is_some_and(|scope| scope > Scope::Read)),
     (JOB_NOT_FOUND, |route| route.has_job),
     (BODY_TIMEOUT, |route| route.has_body),
@@ -97,7 +97,7 @@ const SHARED: [Shared; 14] = [
     (TIMEOUT, |_| true),
 ];
 
-/// Adds to every route what it shares with others.
+/// Adds the shared parts to every route.
 pub(super) fn complete(document: &mut utoipa::openapi::OpenApi) {
     let schemas = &mut document.components.get_or_insert_default().schemas;
     for name in CLOSED {
@@ -131,7 +131,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Ope
     all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-/// A header or query parameter that is not given is left out: it is never null.
+/// Removes `null` from a parameter's type: an absent header or query parameter is never null.
 fn unnull(parameter: &mut RefOr<Parameter>) {
     let RefOr::T(Parameter { schema: Some(RefOr::T(schema)), .. }) = parameter else { return };
     let kinds = match schema {
@@ -147,7 +147,8 @@ fn unnull(parameter: &mut RefOr<Parameter>) {
     }
 }
 
-/// What a route takes: a credential of this scope, or none where the service is open to everybody.
+/// The credentials of a route: this scope or, except for admin routes, also none, because a service without API keys needs
+/// none.
 fn security(scope: Scope) -> Vec<SecurityRequirement> {
     let none = (scope < Scope::Admin).then(SecurityRequirement::default);
     [SecurityRequirement::new(BEARER, [scope.to_string()])].into_iter().chain(none).collect()
@@ -178,33 +179,33 @@ impl Route {
     }
 }
 
-/// Adds a problem to what a route answers, or to what it says of that status.
+/// Adds a problem to a route's responses, or to the description of an existing response.
 fn add(operation: &mut Operation, kind: Kind) {
-    let told = format!("`{}`", kind.code());
+    let code = format!("`{}`", kind.code());
     let entry = operation.responses.responses.entry(kind.status().as_u16().to_string());
-    let RefOr::T(response) = entry.or_insert_with(|| RefOr::T(Response::new(told.clone()))) else { return };
-    if !response.description.contains(&told) {
-        response.description = format!("{}; {told}", response.description);
+    let RefOr::T(response) = entry.or_insert_with(|| RefOr::T(Response::new(code.clone()))) else { return };
+    if !response.description.contains(&code) {
+        response.description = format!("{}; {code}", response.description);
     }
 }
 
-/// Adds what every answer of this status has.
+/// Adds the body and headers that every response of this status has.
 fn furnish(status: &str, response: &mut Response) {
     let is_problem = status.starts_with(['4', '5']);
     if is_problem {
         let content = Content::new(Some(Ref::from_schema_name("Problem")));
         response.content.insert("application/problem+json".to_owned(), content.into());
     }
-    let mut header = |name: &str, told: &str, kind| {
+    let mut header = |name: &str, description: &str, kind| {
         let schema = Some(ObjectBuilder::new().schema_type(kind));
-        let header = Header::builder().schema(schema).description(Some(told));
+        let header = Header::builder().schema(schema).description(Some(description));
         response.headers.entry(name.to_owned()).or_insert_with(|| header.build().into());
     };
-    header("x-request-id", "Names the request in the log", Type::String);
+    header("x-request-id", "The request's id, also in the log", Type::String);
     if status == "401" {
         header("WWW-Authenticate", "`Bearer`", Type::String);
     }
     if matches!(status, "429" | "503") {
-        header("Retry-After", "So many seconds later it may go better, if that can be said", Type::Integer);
+        header("Retry-After", "Seconds to wait before the next try, if known", Type::Integer);
     }
 }

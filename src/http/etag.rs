@@ -1,12 +1,10 @@
-//! A client need not be sent again what it has already: `ETag` and `If-None-Match` (RFC 9110).
+//! `ETag` and `If-None-Match` (RFC 9110): a client that has the current answer gets `304`.
 
 use std::hash::Hasher;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-/// A tag of exactly these bytes, so of everything that a client could see, live figures included.
-///
-/// 64 bits of SipHash are enough: a client compares the tag with its own, and by forging one misleads only itself.
+/// The tag of exactly these bytes. 64 bits of SipHash are enough: a client that forges a tag deceives only itself.
 pub(super) fn of(body: &[u8]) -> HeaderValue {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(body);
@@ -14,7 +12,7 @@ pub(super) fn of(body: &[u8]) -> HeaderValue {
     HeaderValue::try_from(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
 
-/// True if the client says that it has what is tagged so. Weak tags count, as a proxy that compresses makes them weak.
+/// Whether the client has the answer with this tag. Weak tags count too, because compressing proxies make tags weak.
 pub(super) fn is_known(asked: &HeaderMap, tag: &HeaderValue) -> bool {
     let Ok(tag) = tag.to_str() else { return false };
     asked
@@ -31,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_known_by_itself_in_a_list_or_weak() {
+    fn a_tag_matches_alone_in_a_list_or_weak() {
         let tag = of(b"a job");
         let known = |value: String| {
             is_known(&HeaderMap::from_iter([(header::IF_NONE_MATCH, HeaderValue::try_from(value).unwrap())]), &tag)

@@ -1,8 +1,8 @@
 //! `GET /api/v1/jobs/{id}/events`: a job's progress as server-sent events.
 //!
-//! No answer takes over 30 seconds, and this is an answer: the stream ends by itself after [`MAX_HOLD`], and whoever
-//! follows comes again with the id of the last event, as every `EventSource` does by itself. Nothing is lost in between,
-//! since an event's id says up to where the client has been told, and the job is kept. A `204` ends it for good.
+//! No response takes longer than 30 s, so the stream ends after [`MAX_HOLD`]. The client reconnects with the id of the
+//! last event, which every `EventSource` does by itself. Nothing is lost in between, because the event id says what the
+//! client has received. A `204` tells the client to stop.
 
 use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -32,32 +32,35 @@ use crate::{
     queue::{Follower, News, Outlook, Seen},
 };
 
-/// How long a client should leave it before it comes again.
+/// How long a client should wait before it reconnects.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Something is sent at least so often: proxies cut a silent stream, usually after 15 s or more. For a job that waits
-/// it is its new outlook.
+/// Longest silence: proxies cut a silent stream, usually after 15 s or more. A waiting job's new outlook is sent, or a
+/// comment.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Follow a job
 ///
-/// Server-sent events. `status`, when the job's status or attempt changed, and while it waits also when its outlook did:
-/// `{"id", "status", "attempts_made", "queue"?}`. `progress`, the answer's text as it comes from Claude, at most ten
-/// times a second and 256 KiB in all: `{"attempt", "reset", "text"}`; `reset: true` begins the text of an attempt, so what
-/// came before is void. `done`, the last: the job with its memo or error, as `GET /api/v1/jobs/{id}` shows it.
+/// Server-sent events:
 ///
-/// The stream ends after 29 s at most. Come again with `Last-Event-ID`, as every `EventSource` does by itself, and it goes
-/// on where it was, also after a restart of the service; `204` says that there is nothing more to come.
+/// - `status`: the job's status, attempt or, while it waits, position and estimate changed.
+///   `{"id", "status", "attempts_made", "queue"?}`
+/// - `progress`: new text of Claude's answer, at most ten times a second and 256 KiB in all.
+///   `{"attempt", "reset", "text"}`. `reset: true` starts the text of an attempt and replaces all earlier text.
+/// - `done`, the last event: the job with its memo or error, as from `GET /api/v1/jobs/{id}`.
+///
+/// The stream ends after at most 29 s. Reconnect with `Last-Event-ID`, which every `EventSource` does by itself. The stream
+/// then continues where it ended, also after a restart of the service. `204` means that no more events will come.
 #[utoipa::path(
     get, path = "/api/v1/jobs/{id}/events", operation_id = "follow_job", tag = "analysis",
     params(
         ("id" = uuid::Uuid, Path, description = "The job"),
-        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event received")
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last received event")
     ),
     responses(
-        (status = 200, description = "The events", content_type = "text/event-stream"),
-        (status = 204, description = "The job has ended, and `Last-Event-ID` is that of its `done`"),
-        (status = 400, description = "`invalid_parameter`")
+        (status = 200, description = "The stream of events", content_type = "text/event-stream"),
+        (status = 204, description = "The job has ended and `Last-Event-ID` is the id of its `done` event"),
+        (status = 400, description = "`invalid_parameter`: the route has no query parameters")
     )
 )]
 pub(super) async fn events(
@@ -83,12 +86,12 @@ pub(super) async fn events(
     Ok(Sse::new(stream::StreamExt::chain(head, events)).into_response())
 }
 
-/// A stream under way.
+/// An open stream.
 struct Telling {
     api: Arc<Api>,
     id: JobId,
     follower: Follower,
-    /// The outlook told last.
+    /// The outlook sent last.
     outlook: Option<Outlook>,
     next_beat: Instant,
     ends_at: Instant,
@@ -111,7 +114,7 @@ struct ProgressEvent<'a> {
 }
 
 impl Telling {
-    /// The next event; none at the end.
+    /// The next event; `None` at the end.
     async fn next(&mut self) -> Option<Event> {
         let pause_ends = self.next_beat.min(self.ends_at);
         let news = timeout_at(pause_ends, self.follower.next()).await;
@@ -119,7 +122,7 @@ impl Telling {
         match news {
             Ok(Ok(news)) => self.tell(news?),
             Ok(Err(error)) => {
-                warn!(job.id = %self.id, %error, "a job can't be followed on");
+                warn!(job.id = %self.id, %error, "failed to follow a job; its event stream ends");
                 None
             }
             Err(_) if Instant::now() >= self.ends_at => None,
@@ -140,12 +143,12 @@ impl Telling {
         }
     }
 
-    /// A sign of life: the job's new outlook, or nothing.
+    /// The heartbeat: the job's new outlook, or a comment.
     fn beat(&mut self) -> Event {
         let nothing = Event::default().comment("");
         let Some(job) = self.api.queue.peek(self.id) else { return nothing };
         let outlook = self.api.outlook(&job);
-        // A status other than the one told last is told by the follower.
+        // The follower sends a changed status.
         if outlook == self.outlook || Some(job.status(self.api.queue.now())) != self.follower.seen().status {
             return nothing;
         }
@@ -165,7 +168,7 @@ impl Telling {
     }
 }
 
-/// How much a client knows, as the id of an event: `<attempt>.<status>.<bytes of the attempt's text>`.
+/// What a client has received, as an event id: `<attempt>.<status>.<bytes of the attempt's text>`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct EventId(Seen);
 
@@ -179,7 +182,7 @@ impl fmt::Display for EventId {
 impl FromStr for EventId {
     type Err = ();
 
-    /// For the client an id that is not one of ours is no error: its stream begins anew.
+    /// With an unknown id the stream starts from the beginning.
     fn from_str(id: &str) -> Result<EventId, ()> {
         let [attempt, status, bytes] = *id.split('.').collect::<Vec<_>>() else { return Err(()) };
         Ok(EventId(Seen {
@@ -195,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_id_comes_back_as_it_went_out_and_a_strange_one_is_none() {
+    fn an_event_id_survives_a_round_trip_and_an_unknown_one_is_ignored() {
         let id = EventId(Seen { attempt: 2, status: Some(JobStatus::Running), bytes: 1840 });
         assert_eq!(id.to_string(), "2.running.1840");
         assert_eq!("2.running.1840".parse(), Ok(id));

@@ -1,4 +1,4 @@
-//! The parts of a request that more than one route reads, with their errors as problems.
+//! Parts of a request that several routes read. Errors become problems.
 
 use std::{
     convert::Infallible,
@@ -23,12 +23,11 @@ use crate::{
     queue::QueueError,
 };
 
-/// The `{id}` of the path, of a job that is the caller's to look at or, with any other method than `GET`, to change.
-/// Another caller's job is answered as if there were none of that id.
+/// The `{id}` of the path, of a job that the caller may read or, with another method than `GET`, change. Another caller's
+/// job is answered with the same 404 as an unknown id.
 pub(super) struct Id {
-    /// Which job.
     pub(super) job: JobId,
-    /// The operator who asks, as the audit log names them; none if the caller is no operator.
+    /// The operator's name for the audit log, if the caller is an operator.
     pub(super) operator: Option<String>,
 }
 
@@ -39,10 +38,10 @@ impl FromRequestParts<Arc<Api>> for Id {
         let looks = matches!(parts.method, Method::GET | Method::HEAD);
         let caller = authenticate(parts, api, if looks { Scope::Read } else { Scope::Analyze })?;
         let Path(id) = Path::<JobId>::from_request_parts(parts, api).await.map_err(|_| {
-            let detail = "the id in the path is not a UUID such as 019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
+            let detail = "the id in the path is not a UUID, for example 019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
             Problem::new(INVALID_JOB_ID, detail)
         })?;
-        // That there is no such job at all is the handler's to tell, in the same words.
+        // The handler answers an unknown id, in the same words.
         if caller.scope < Scope::Admin && api.queue.is_of(id, caller.name.as_deref()) == Some(false) {
             return Err(QueueError::NotFound(id).into());
         }
@@ -51,7 +50,7 @@ impl FromRequestParts<Arc<Api>> for Id {
     }
 }
 
-/// Whether a client wants an answer of its own (RFC 9111): neither one that was there before nor another's.
+/// Whether `Cache-Control` (RFC 9111) asks for a call of its own instead of a cached or shared answer.
 pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
     let directives = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
     directives
@@ -59,7 +58,7 @@ pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
         .any(|directive| ["no-cache", "no-store"].iter().any(|own| directive.trim().eq_ignore_ascii_case(own)))
 }
 
-/// The name of a caller who may look at their jobs. An open service knows nobody's.
+/// The name of a caller who lists their own jobs. Without API keys callers have no names.
 pub(super) struct Named(pub(super) String);
 
 impl FromRequestParts<Arc<Api>> for Named {
@@ -67,16 +66,16 @@ impl FromRequestParts<Arc<Api>> for Named {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Named, Problem> {
         let caller = authenticate(parts, api, Scope::Read)?;
-        let nobodys = || {
-            let detail = "no key is needed here, so nobody's jobs are told from another's; GET /api/v1/admin/jobs, with \
-                          the admin token, lists all of them";
+        let anonymous = || {
+            let detail = "this service has no API keys, so it cannot list \"your\" jobs; use GET /api/v1/admin/jobs with \
+                          the admin token";
             Problem::new(UNAUTHORIZED, detail)
         };
-        caller.name.map(Named).ok_or_else(nobodys)
+        caller.name.map(Named).ok_or_else(anonymous)
     }
 }
 
-/// Who may ask questions, and from where they do.
+/// A caller who may submit jobs, with their address.
 pub(super) struct Submitter {
     caller: Caller,
     address: IpAddr,
@@ -91,25 +90,24 @@ impl FromRequestParts<Arc<Api>> for Submitter {
 }
 
 impl Submitter {
-    /// Takes so many questions from the caller's quota. Returns the caller's name, to be kept with their jobs.
+    /// Takes `count` jobs from the caller's quota. Returns the caller's name, to be stored with the jobs.
     pub(super) fn submit(self, api: &Api, count: usize) -> Result<Option<String>, Problem> {
         api.fair.submit(&self.caller, self.address, count)?;
-        // An open service knows no callers, so a job of its operator is everybody's too.
+        // Without API keys every job is everybody's, also a job that an operator submits.
         Ok(self.caller.name.filter(|_| !api.auth.is_open()))
     }
 }
 
-/// Who sends the request, if they may do as much as is needed. Refusals are counted.
+/// The caller, if their scope is at least `needed`. Refusals are counted.
 fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Caller, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION);
     let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
         Ok(caller) if caller.scope >= needed => return Ok(caller),
-        // An open service knows nobody, and its operators' routes are not open.
+        // Without API keys callers are anonymous, but admin routes still need a token.
         Ok(Caller { name: None, .. }) if header.is_none() => missing(),
         Ok(Caller { name: None, .. }) => wrong(parts, api),
         Ok(caller) => {
-            let detail =
-                format!("this needs the scope {needed}, and {} has the scope {}", caller.actor(), caller.scope);
+            let detail = format!("needs scope {needed}, but {} has scope {}", caller.actor(), caller.scope);
             ("forbidden", Problem::new(FORBIDDEN, detail))
         }
         Err(Refused::Missing) => missing(),
@@ -130,27 +128,27 @@ fn wrong(parts: &Parts, api: &Api) -> (&'static str, Problem) {
     }
 }
 
-/// Where the request comes from.
+/// The address the request comes from.
 fn address(parts: &Parts) -> IpAddr {
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
     peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
 }
 
-/// The query parameters as they came, repeated ones included.
+/// The query parameters in their order, repeated ones included.
 pub(super) struct Params(pub(super) Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Params, Infallible> {
-        // Any text is a list of pairs, if need be an empty one.
+        // A text that can't be parsed counts as no parameters.
         Ok(Params(Query::try_from_uri(&parts.uri).map_or_else(|_| Vec::new(), |query| query.0)))
     }
 }
 
 impl Params {
-    /// Gives each parameter's name and value to `take`, which says what is wrong with the value, or nothing of a name that
-    /// the route does not take. `taken` lists, for people, those it does.
+    /// Calls `take` with each parameter's name and value. It returns `None` for an unknown name, or what is wrong with the
+    /// value. `taken` lists the known names, for the error.
     pub(super) fn read(
         &self,
         taken: &str,
@@ -160,7 +158,7 @@ impl Params {
         if errors.is_empty() { Ok(()) } else { Err(Problem::listing(INVALID_PARAMETER, errors)) }
     }
 
-    /// As [`Params::read`], for a route that finds more errors once it has all parameters.
+    /// Like [`Params::read`], for a route that checks more once it has all parameters.
     pub(super) fn errors(
         &self,
         taken: &str,
@@ -168,7 +166,7 @@ impl Params {
     ) -> Vec<FieldError> {
         let mut errors = Vec::new();
         for (name, value) in &self.0 {
-            let unknown = || Err(format!("is not a parameter of this route, which takes {taken}"));
+            let unknown = || Err(format!("is not a parameter of this route; allowed parameters: {taken}"));
             if let Err(message) = take(name, value).unwrap_or_else(unknown) {
                 errors.push(FieldError::new(name, message));
             }
@@ -176,7 +174,7 @@ impl Params {
         errors
     }
 
-    /// `wait`, where that is the only parameter there is.
+    /// `wait`, for a route without other parameters.
     pub(super) fn wait(&self) -> Result<Option<Wait>, Problem> {
         let mut wait = None;
         self.read("wait", |name, value| {
@@ -186,7 +184,7 @@ impl Params {
     }
 }
 
-/// A parameter's value that counts something, of which there may be at most so many.
+/// Parses a count from 1 to `most`.
 pub(super) fn count_up_to(most: usize, value: &str) -> Result<usize, String> {
     let count = value.parse().ok().filter(|count| (1..=most).contains(count));
     count.ok_or_else(|| format!("must be from 1 to {most}, not {value:?}"))
@@ -194,7 +192,7 @@ pub(super) fn count_up_to(most: usize, value: &str) -> Result<usize, String> {
 
 /// Proof that an operator sent the request.
 pub(super) struct Admin {
-    /// Who, as the audit log has it.
+    /// The operator's name for the audit log.
     pub(super) actor: String,
 }
 
@@ -216,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_parameter_is_told_and_not_ignored() {
+    fn a_misspelt_parameter_is_refused_and_not_ignored() {
         assert_eq!(params(&[]).wait().unwrap(), None);
         assert_eq!(params(&[("wait", "3")]).wait().unwrap(), Wait::parse("3").ok());
         assert!(params(&[("wiat", "3")]).wait().is_err());
@@ -224,13 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_parameters_is_told_in_their_order() {
+    fn all_wrong_parameters_are_reported_in_their_order() {
         let given = params(&[("a", "1"), ("x", "2"), ("a", "7"), ("y", "3")]);
         let mut taken = Vec::new();
         let errors = given.errors("a and b", |name, value| {
             (name == "a").then(|| count_up_to(6, value).map(|count| taken.push(count)))
         });
-        let unknown = "is not a parameter of this route, which takes a and b";
+        let unknown = "is not a parameter of this route; allowed parameters: a and b";
         let expected = [("x", unknown), ("a", "must be from 1 to 6, not \"7\""), ("y", unknown)]
             .map(|(a, b)| FieldError::new(a, b));
         assert_eq!((errors, taken), (expected.to_vec(), vec![1]));

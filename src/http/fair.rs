@@ -1,5 +1,5 @@
-//! Fair use: how many questions a caller may ask a minute, and how often wrong credentials are answered. Callers are told
-//! apart by name, those without one by address.
+//! Rate limits: submissions a minute for each caller, and wrong credentials for each address. A caller is identified by
+//! name or, without one, by address.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -19,12 +19,11 @@ use super::{
 };
 use crate::auth::Caller;
 
-/// Wrong credentials that an address may send a minute. The right one is always taken: nobody who has it is locked out
-/// by others behind the same gateway, and keys are too long to be guessed at any rate.
+/// Wrong credentials that an address may send a minute. A right credential is always accepted, so that nobody is locked
+/// out by others behind the same gateway. Keys are too long to be guessed at any rate.
 const FAILURES_PER_MINUTE: NonZeroU32 = NonZeroU32::new(30).expect("not zero");
 
-/// Once more callers than this are remembered, those are forgotten whose quota is full again. Each takes some 100
-/// bytes.
+/// Above this number of remembered callers, those with a full quota are forgotten. Each takes about 100 bytes.
 const MAX_REMEMBERED: usize = 10_000;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -33,14 +32,13 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// A minute, the window of all limits here.
 const WINDOW: Duration = Duration::from_mins(1);
 
-/// Who asks.
+/// Whose quota it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Who {
     Named(String),
     From(IpAddr),
 }
 
-/// The limits.
 pub struct Fair {
     submits: Option<(NonZeroU32, Submits)>,
     failures: DefaultKeyedRateLimiter<IpAddr>,
@@ -50,7 +48,7 @@ type Submits =
     RateLimiter<Who, governor::state::keyed::DefaultKeyedStateStore<Who>, DefaultClock, StateInformationMiddleware>;
 
 impl Fair {
-    /// With so many questions a minute and caller; none means any number.
+    /// `submits_per_minute` is the quota of each caller; `None` means no limit.
     pub fn new(submits_per_minute: Option<NonZeroU32>) -> Fair {
         let limiter = |quota| RateLimiter::keyed(Quota::per_minute(quota)).with_middleware();
         Fair {
@@ -59,7 +57,7 @@ impl Fair {
         }
     }
 
-    /// Takes `count` questions from the caller's quota, and has the answer tell what is left of it.
+    /// Takes `count` jobs from the caller's quota, and adds the `RateLimit` headers to the response.
     pub(super) fn submit(&self, caller: &Caller, address: IpAddr, count: usize) -> Result<(), Problem> {
         let Some((quota, submits)) = &self.submits else { return Ok(()) };
         let Some(count) = u32::try_from(count).ok().and_then(NonZeroU32::new) else { return Ok(()) };
@@ -68,7 +66,7 @@ impl Fair {
         }
         let who = caller.name.clone().map_or_else(|| Who::From(network(address)), Who::Named);
         let refill = |missing: u32| (WINDOW.as_secs_f64() * f64::from(missing) / f64::from(quota.get())).ceil();
-        let tell = |left: u32| {
+        let add_headers = |left: u32| {
             let policy = format!("\"submits\";q={quota};w={}", WINDOW.as_secs());
             let state = format!("\"submits\";r={left};t={}", refill(quota.get() - left.min(quota.get())));
             for (name, text) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
@@ -79,39 +77,39 @@ impl Fair {
         };
         match submits.check_key_n(&who, count) {
             Ok(Ok(state)) => {
-                tell(state.remaining_burst_capacity());
+                add_headers(state.remaining_burst_capacity());
                 Ok(())
             }
             Ok(Err(refused)) => {
-                tell(0);
+                add_headers(0);
                 let wait = refused.wait_time_from(DefaultClock::default().now());
-                let detail = format!("{quota} questions a minute are taken of each caller (SUBMITS_PER_MINUTE)");
+                let detail = format!("you may submit {quota} jobs a minute (SUBMITS_PER_MINUTE)");
                 Err(Problem::new(RATE_LIMITED, detail).retry_after(wait.as_secs() + 1))
             }
             Err(_) => {
                 let detail = format!(
-                    "{count} questions at once are more than the {quota} a minute that are taken of each caller \
-                     (SUBMITS_PER_MINUTE): send fewer at once"
+                    "the batch has {count} jobs, but you may submit {quota} a minute (SUBMITS_PER_MINUTE): send smaller \
+                     batches"
                 );
                 Err(Problem::new(RATE_LIMITED, detail).retry_after(WINDOW.as_secs()))
             }
         }
     }
 
-    /// Counts a wrong credential from an address; a problem if there were too many.
+    /// Counts a wrong credential from an address. Fails if there were too many.
     pub(super) fn failed(&self, address: IpAddr) -> Result<(), Problem> {
         if self.failures.len() > MAX_REMEMBERED {
             self.failures.retain_recent();
         }
         self.failures.check_key(&network(address)).map_err(|refused| {
             let wait = refused.wait_time_from(DefaultClock::default().now());
-            let detail = "too many requests with a wrong key or token came from this address";
+            let detail = "this address sent too many wrong keys or tokens";
             Problem::new(TOO_MANY_FAILURES, detail).retry_after(wait.as_secs() + 1)
         })
     }
 }
 
-/// The address; of an IPv6 client its network, as it has as many addresses there as it likes.
+/// The address or, for IPv6, its /64 network, in which a client can use any address.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -141,8 +139,8 @@ mod tests {
         let refused = fair.submit(&caller("a"), HERE, 1).unwrap_err().into_response();
         assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(refused.headers()["retry-after"], "20");
-        assert!(fair.submit(&caller("b"), HERE, 3).is_ok(), "another one's is whole");
-        assert!(fair.submit(&caller("c"), HERE, 4).is_err(), "a batch counts by its questions");
+        assert!(fair.submit(&caller("b"), HERE, 3).is_ok(), "another caller has its own quota");
+        assert!(fair.submit(&caller("c"), HERE, 4).is_err(), "a batch counts by its jobs");
         let nobody = Caller { name: None, scope: Scope::Analyze };
         assert!(fair.submit(&nobody, HERE, 3).is_ok() && fair.submit(&nobody, HERE, 1).is_err());
         assert!(fair.submit(&nobody, "192.0.2.1".parse().unwrap(), 1).is_ok(), "of another address");
@@ -150,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_that_come_once_are_forgotten() {
+    fn callers_with_a_full_quota_are_forgotten() {
         let fair = Fair::new(NonZeroU32::new(1_000_000));
         for n in 0..2 * MAX_REMEMBERED {
             fair.submit(&caller(&n.to_string()), HERE, 1).unwrap();
@@ -159,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_one_network_are_one() {
+    fn ipv6_addresses_of_one_network_share_a_quota() {
         let [a, b, c] = ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"].map(|text| network(text.parse().unwrap()));
         assert!(a == b && a != c);
         assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), network("192.0.2.1".parse().unwrap()));
     }
 
     #[test]
-    fn wrong_credentials_are_answered_so_often_and_no_more() {
+    fn wrong_credentials_of_an_address_are_limited() {
         let fair = Fair::new(None);
         assert!((0..FAILURES_PER_MINUTE.get()).all(|_| fair.failed(HERE).is_ok()));
         assert!(fair.failed(HERE).is_err());

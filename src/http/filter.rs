@@ -1,4 +1,4 @@
-//! Which jobs an operator means, as query parameters and as JSON, and the cursors of listings.
+//! The job filter, as query parameters and as JSON, and the cursors of listings.
 
 use std::collections::BTreeMap;
 
@@ -13,53 +13,53 @@ use crate::{
     job::{Cursor, FailureCode, JobFilter, JobStatus, Priority, Side},
 };
 
-/// Longest text of a condition, in characters: more than anybody types.
+/// Longest text of a condition, in characters.
 const MAX_TEXT: usize = 500;
 
-/// Which jobs are meant: those that meet every condition; all if there is none.
+/// A job must match all conditions. An empty filter matches all jobs.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[schema(as = JobFilter)]
 #[serde(default)]
 pub(super) struct Conditions {
-    /// Any of these.
+    /// Jobs with one of these statuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     status: Vec<JobStatus>,
-    /// Any of these.
+    /// Jobs with one of these priorities.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     priority: Vec<Priority>,
-    /// Failed with any of these.
+    /// Jobs that failed with one of these codes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     code: Vec<FailureCode>,
-    /// Accepted then or later (RFC 3339).
+    /// Jobs accepted at this time or later (RFC 3339).
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     created_from: Option<Timestamp>,
-    /// Accepted before then (RFC 3339).
+    /// Jobs accepted before this time (RFC 3339).
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     created_before: Option<Timestamp>,
-    /// The query holds this, in upper or lower case.
+    /// Jobs whose query contains this text, ignoring case.
     #[schema(min_length = 1, max_length = 500)]
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
-    /// The model asked for, or one that answered.
+    /// Jobs that requested this model or were answered by it.
     #[schema(min_length = 1, max_length = 500)]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
-    /// Has all of these labels.
+    /// Jobs with all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<String, String>,
-    /// Labels that came as query parameters, which can name two of one key: what no job has.
+    /// Labels from query parameters. They can give one key two values, which no job has.
     #[serde(skip)]
     labels: Vec<(String, String)>,
-    /// Who submitted it.
+    /// Jobs submitted with this API key's name or token's subject.
     #[schema(min_length = 1, max_length = 500)]
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<String>,
 }
 
 impl Conditions {
-    /// Takes a query parameter, if it is a condition. The error tells what is allowed.
+    /// Parses a query parameter, if it is a condition. The error says what is allowed.
     pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), String>> {
         let taken = match name {
             "status" => one_of(value, JobStatus::VARIANTS).map(|status| self.status.push(status)),
@@ -82,7 +82,7 @@ impl Conditions {
         Some(taken)
     }
 
-    /// The filter, or everything that is wrong with its values.
+    /// The filter, or all its errors.
     pub(super) fn filter(self) -> Result<JobFilter, Vec<FieldError>> {
         let mut errors = Vec::new();
         let texts = [("text", &self.text), ("model", &self.model), ("caller", &self.caller)];
@@ -93,7 +93,7 @@ impl Conditions {
             }
         }
         let labels = self.metadata.len() + self.labels.len();
-        // A question can't have more.
+        // A job can't have more.
         if labels > MAX_METADATA {
             let message = format!("must be at most {MAX_METADATA} labels, not {labels}");
             errors.push(FieldError::new("metadata", message));
@@ -133,8 +133,7 @@ fn once(place: &mut Option<String>, value: &str) -> Result<(), String> {
     }
 }
 
-/// What is said of a wrong cursor.
-pub(super) const WRONG_CURSOR: &str = "is not a cursor of this service; start again without one";
+pub(super) const WRONG_CURSOR: &str = "is not a cursor of this service; start without a cursor";
 
 pub(super) fn encode_cursor(cursor: Cursor) -> String {
     let side = match cursor.side {
@@ -164,30 +163,30 @@ mod tests {
     use super::*;
     use crate::job::JobRequest;
 
-    /// As the document has it, in each place.
+    /// The pattern of a cursor in the OpenAPI document.
     const PATTERN: &str = "^A[A-Za-f][A-Za-z0-9_-]{10}$";
 
     #[test]
-    fn the_document_tells_what_a_cursor_looks_like_wherever_one_is_taken() {
+    fn the_document_has_the_pattern_wherever_a_cursor_is_accepted() {
         assert_eq!(crate::http::openapi().to_json().unwrap().matches(PATTERN).count(), 4);
     }
 
     proptest! {
         #[test]
-        fn a_cursor_comes_back_as_it_was_given(newer: bool, from: u64) {
+        fn a_cursor_survives_a_round_trip(newer: bool, from: u64) {
             let cursor = Cursor { side: if newer { Side::Newer } else { Side::Older }, from };
             prop_assert_eq!(decode_cursor(&encode_cursor(cursor)), Some(cursor));
         }
 
         #[test]
-        fn whatever_the_document_calls_a_cursor_is_one(
+        fn every_text_that_matches_the_pattern_is_a_cursor(
             text in PATTERN.trim_start_matches('^').trim_end_matches('$'),
         ) {
             prop_assert!(decode_cursor(&text).is_some(), "{text}");
         }
 
         #[test]
-        fn whatever_is_no_cursor_is_refused_and_never_a_panic(text in "\\PC{0,20}|[A-Za-z0-9_-]{12}") {
+        fn any_other_text_is_refused_without_a_panic(text in "\\PC{0,20}|[A-Za-z0-9_-]{12}") {
             if let Some(cursor) = decode_cursor(&text) {
                 prop_assert_eq!(encode_cursor(cursor), text);
             }
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_what_is_allowed() {
+    fn an_error_says_what_is_allowed() {
         let wrong = |name: &str, value: &str| Conditions::default().take(name, value).unwrap().unwrap_err();
         assert!(wrong("status", "done").contains("queued, scheduled, running"));
         assert!(wrong("priority", "urgent").contains("high, normal, low"));

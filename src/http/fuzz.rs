@@ -1,5 +1,5 @@
-//! Whatever clients send as a question: it is a submission within every limit or a problem, never a panic.
-//! `PROPTEST_CASES` sets how much of it is tried.
+//! Whatever a client sends is either a submission within every limit or a problem, never a panic. `PROPTEST_CASES` sets
+//! the number of cases.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use crate::{clock::Timestamp, job::callback::Callbacks, prompts::Prompts};
 
 const MAX_QUERY_LENGTH: usize = 40;
 
-/// Fields of a question, with values that are right, nearly right, or of another kind.
+/// A request with values that are right, nearly right, or of another type.
 fn question() -> impl Strategy<Value = Value> {
     let strange = prop_oneof![
         Just(Value::Null),
@@ -50,12 +50,12 @@ fn question() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A body with some of its bytes changed, left out or put in between.
+/// A body with some bytes changed, removed or inserted.
 fn broken() -> impl Strategy<Value = Vec<u8>> {
     let body = prop_oneof![
         question().prop_map(|question| question.to_string()),
         vec(question(), 0..5).prop_map(|questions| json!({ "requests": questions }).to_string()),
-        // Nested deeper than any stack would like.
+        // Nested deep enough to overflow a stack.
         (1..50_000_usize, "\\[|\\{\"a\":").prop_map(|(depth, open)| open.repeat(depth)),
     ];
     (body, vec((any::<Index>(), any::<u8>(), 0..3_u8), 0..4)).prop_map(|(body, changes)| {
@@ -95,7 +95,7 @@ fn is_within(request: &crate::job::JobRequest) -> bool {
 
 proptest! {
     #[test]
-    fn a_question_is_taken_within_every_limit_or_refused(question in question()) {
+    fn a_request_is_accepted_within_every_limit_or_refused(question in question()) {
         let now = Timestamp::from_millis(1_800_000_000_000);
         if let Ok((submission, _)) = submission::parse(question.to_string().as_bytes(), bounds(prompts()), now) {
             prop_assert!(is_within(&submission.request), "{question}");

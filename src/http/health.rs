@@ -1,4 +1,4 @@
-//! `/health`, `/health/ready`, `/metrics`: what monitoring asks.
+//! `/health`, `/health/ready`, `/metrics`: for monitoring.
 
 use std::sync::Arc;
 
@@ -18,47 +18,50 @@ use super::{
 };
 use crate::{clock::Timestamp, job::FailureCode, ledger::dollars, limits::budget::Status, metrics::kind};
 
-/// The process serves.
+/// The process answers requests.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `ok`.
+    /// Always `ok`.
     status: &'static str,
     /// The service's version.
     version: &'static str,
 }
 
-/// Questions are accepted.
+/// The service accepts jobs.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Readiness {
-    /// `ready`, or `degraded` if questions are accepted but not analysed at the moment.
+    /// `ready`, or `degraded` if jobs are accepted but not run at the moment.
     status: &'static str,
-    /// Why it is degraded.
+    /// Why the service is degraded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<Reason>,
 }
 
-/// What keeps accepted questions from being analysed.
+/// Why accepted jobs do not run.
 #[derive(Serialize, ToSchema)]
 struct Reason {
-    /// The part of the service: `queue`, `claude`, `budget`.
+    /// The part of the service: `queue`, `claude` or `budget`.
     field: &'static str,
-    /// Stable, for programs. Of `queue`: `paused`. Of `claude`: `authentication_failed`, `billing_failed`,
-    /// `permission_denied`, `model_not_found`, `rate_limited`. Of `budget`: `budget_reached`.
+    /// Stable code, for programs. `queue`: `paused`. `claude`: `authentication_failed`, `billing_failed`,
+    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `rate_limited`. `budget`:
+    /// `budget_reached`.
     code: &'static str,
-    /// For people.
+    /// The reason, for people.
     message: String,
-    /// When it ends by itself; absent where a person has to act first.
+    /// When it ends by itself. Absent if a person has to act first.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
 }
 
-/// Whether the process serves
+/// Liveness
+///
+/// `200` while the process works. A container engine should restart it otherwise.
 #[utoipa::path(
     get, path = "/health", operation_id = "get_health", tag = "service",
     responses(
-        (status = 200, description = "The process serves", body = Health),
-        (status = 503, description = "`not_ready`: the process is ending, because its job store can't be recovered")
+        (status = 200, description = "The process is alive", body = Health),
+        (status = 503, description = "`not_ready`: the process stops because the job store can't be recovered")
     )
 )]
 pub(super) async fn live(State(api): State<Arc<Api>>) -> Response {
@@ -69,13 +72,15 @@ pub(super) async fn live(State(api): State<Arc<Api>>) -> Response {
     Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
 }
 
-/// Whether questions are accepted
+/// Readiness
+///
+/// `200` while the service accepts jobs.
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "get_readiness", tag = "service",
     responses(
-        (status = 200, description = "They are; `degraded` while Claude can't be called, the day's budget is used up or the \
+        (status = 200, description = "Jobs are accepted. `degraded` while Claude can't be called, the daily budget is used up or the \
             queue is paused", body = Readiness),
-        (status = 503, description = "`not_ready`, with the reasons as `errors`")
+        (status = 503, description = "`not_ready`; `errors` has the reasons")
     )
 )]
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
@@ -84,15 +89,14 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         return Problem::listing(NOT_READY, down).into_response();
     }
     let gate = api.limits.gate().map(|closed| {
-        let opens_in = closed.until.saturating_duration_since(Instant::now());
-        let until = (!closed.is_held).then(|| api.queue.now().plus(opens_in));
+        let until = closed.opens_in(Instant::now()).map(|opens_in| api.queue.now().plus(opens_in));
         Reason { field: "claude", code: closed.reason, message: closed.detail, until }
     });
     let budget = api.limits.budget().filter(|budget| budget.is_reached).map(|budget| Reason {
         field: "budget",
         code: FailureCode::BudgetReached.into(),
         message: format!(
-            "the daily budget is reached ({budget}, a call's own need kept free); the queue goes on at {}",
+            "the daily budget is used up ({budget}; the rest is too small for a call); the queue continues at {}",
             budget.day_ends_at
         ),
         until: Some(budget.day_ends_at),
@@ -107,7 +111,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     Json(Readiness { status: if reasons.is_empty() { "ready" } else { "degraded" }, reasons }).into_response()
 }
 
-/// Why no question is accepted; empty while they are.
+/// Why the service accepts no jobs; empty while it does.
 pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
     let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
     let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
@@ -115,7 +119,7 @@ pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
     closing.into_iter().chain(store).chain(disk).collect()
 }
 
-/// Metrics, in the OpenMetrics format
+/// Metrics in the OpenMetrics format
 #[utoipa::path(
     get, path = "/metrics", operation_id = "get_metrics", tag = "service",
     responses((status = 200, description = "All metrics", body = String,
@@ -155,7 +159,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()
 }
 
-/// Brings the metrics of what was spent up to date, and those of why the queue is held.
+/// Updates the metrics of tokens, cost, budget and blocks.
 fn spending(api: &Api) {
     let spent = api.queue.spent_today();
     let metrics = &api.metrics;
@@ -176,13 +180,15 @@ fn spending(api: &Api) {
     let used = budget.iter().flat_map(Status::lines).map(|line| line.used()).fold(0.0, f64::max);
     metrics.budget_used.set(used);
     metrics.budget_warning.set(i64::from(budget.is_some_and(|budget| budget.is_nearly_used())));
-    let held = api.limits.gate().filter(|closed| closed.is_held).map(|closed| closed.reason);
+    let held = api.limits.gate().filter(|closed| closed.opens_at.is_none()).map(|closed| closed.reason);
     let reached: &str = FailureCode::BudgetReached.into();
     for code in [
         FailureCode::AuthenticationFailed,
         FailureCode::BillingFailed,
         FailureCode::PermissionDenied,
         FailureCode::ModelNotFound,
+        FailureCode::ProxyRefused,
+        FailureCode::InvalidRequest,
         FailureCode::BudgetReached,
     ] {
         let name: &'static str = code.into();

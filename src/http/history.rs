@@ -1,4 +1,4 @@
-//! `/api/v1/admin/history`: how the service fared over time.
+//! `/api/v1/admin/history`: throughput, latency, queue depth and tokens over time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,48 +17,48 @@ use crate::{
     queue::history::{Period, Resolution},
 };
 
-/// What happened, period by period.
+/// Activity by period.
 #[derive(Serialize, ToSchema)]
 #[schema(as = History)]
 pub(super) struct HistoryView {
-    /// How long a period is, in seconds.
+    /// Length of a period.
     period_seconds: u64,
-    /// All of it together.
+    /// Sum of all periods.
     total: PeriodView,
-    /// Oldest first, the last one under way. Those in which the service did not run are not there.
+    /// Oldest first. The last period is not complete. Periods in which the service did not run are absent.
     periods: Vec<PeriodView>,
 }
 
-/// What happened in a period.
+/// Activity in a period.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Period)]
 struct PeriodView {
-    /// When it began; days are of UTC.
+    /// Start of the period. Days start at midnight UTC.
     #[schema(value_type = String, format = DateTime)]
     at: Timestamp,
-    /// Jobs accepted.
+    /// Accepted jobs.
     accepted: u64,
-    /// Jobs that ended with a memo.
+    /// Succeeded jobs.
     succeeded: u64,
-    /// Jobs that ended with an error.
+    /// Failed jobs.
     failed: u64,
-    /// Jobs given up.
+    /// Cancelled jobs.
     cancelled: u64,
-    /// Clients that asked to wait and got their answer in that time.
+    /// Waiting clients that got the job's end in time.
     in_time: u64,
-    /// Clients that asked to wait and were told to come back.
+    /// Waiting clients that got `202` because the job did not end in time.
     late: u64,
-    /// Seconds from acceptance within which half of the memos came, to about 4 %; null if none came.
+    /// Median time from acceptance to memo, within 4 %; null without memos.
     p50_seconds: Option<f64>,
-    /// Seconds from acceptance within which 95 of 100 memos came, to about 4 %; null if none came.
+    /// 95th percentile of the time from acceptance to memo, within 4 %; null without memos.
     p95_seconds: Option<f64>,
-    /// Jobs waiting that could run: the most at the end of any minute.
+    /// Most queued jobs at the end of any minute.
     queued: usize,
-    /// Jobs being analysed: the most at the end of any minute.
+    /// Most running jobs at the end of any minute.
     running: usize,
-    /// Input tokens that were reported, of all kinds.
+    /// Input tokens of all kinds, as reported by Claude.
     input_tokens: u64,
-    /// Output tokens that were reported.
+    /// Output tokens, as reported by Claude.
     output_tokens: u64,
 }
 
@@ -83,27 +83,27 @@ impl From<&Period> for PeriodView {
     }
 }
 
-/// Look at the past
+/// Get the history
 ///
-/// Throughput, latency, depth and tokens over time. Minutes are kept for two days and hours for 90, also across restarts; a
-/// crash costs at most the minute that it falls into.
+/// Throughput, latency, queue depth and tokens over time. Minutes are stored for 2 days, hours for 90 days, also across
+/// restarts. A crash loses at most one minute.
 #[utoipa::path(
     get, path = "/api/v1/admin/history", operation_id = "get_history", tag = "admin",
     params(
         ("resolution" = Option<String>, Query, pattern = "^(minute|quarter_hour|hour|day)$",
-            description = "How long a period is: `minute`, `quarter_hour`, `hour` or `day`; `minute` if absent"),
+            description = "Length of a period: `minute` (default), `quarter_hour`, `hour` or `day`"),
         ("from" = Option<String>, Query, format = DateTime,
-            description = "Periods that end after then; if absent, the last hour of minutes, day of quarter hours, week \
-                           of hours, or 90 days")
+            description = "Periods that end after this time. Default: one hour ago for minutes, a day for quarter hours, \
+                           a week for hours, 90 days for days")
     ),
     responses(
-        (status = 200, description = "What happened", body = HistoryView)
+        (status = 200, description = "The activity by period", body = HistoryView)
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Json<HistoryView>, Problem> {
     let (resolution, from) = read(&params)?;
     let period = resolution.period();
-    // With the one under way it is as many periods as its name says.
+    // Minus one period, because the current one counts.
     let from = from.unwrap_or_else(|| api.queue.now().minus(span(resolution) - period));
     let periods = api.queue.history(resolution, from);
     let mut total = periods.first().cloned();
@@ -117,7 +117,7 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -
     }))
 }
 
-/// How far back is told if the client does not say.
+/// The default time span.
 fn span(resolution: Resolution) -> Duration {
     const HOUR: Duration = Duration::from_hours(1);
     match resolution {

@@ -1,4 +1,4 @@
-//! `/api/v1/jobs`: a caller's jobs; `/api/v1/jobs/{id}`: look at a job, wait for it, give it up, try it again.
+//! `/api/v1/jobs`: lists a caller's jobs. `/api/v1/jobs/{id}`: gets, awaits, cancels and retries a job.
 
 use std::sync::Arc;
 
@@ -25,18 +25,17 @@ use crate::{job::JobId, queue::audit::Deed};
 /// A page of a caller's jobs.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OwnJobs<'a> {
-    /// The jobs.
     jobs: Vec<JobView<'a>>,
-    /// Give it as `cursor`, with the same conditions, for the next page; null on the last one. A page may be short, even
-    /// empty, and have a next one: a search leaves off after a while, and goes on from there.
+    /// The `cursor` of the next page, to send with the same filter; null on the last page. A page may be short or empty and
+    /// still have a next one, because a slow search ends early.
     next_cursor: Option<String>,
-    /// Give it as `cursor`, with the same conditions, for the page before; null on the first one.
+    /// The `cursor` of the previous page, to send with the same filter; null on the first page.
     prev_cursor: Option<String>,
 }
 
 /// List your jobs
 ///
-/// Those of the caller whose key or token it is. A service that is open to everybody knows no callers, and lists nobody's.
+/// The jobs that were submitted with your key or token. Not available if the service has no API keys and takes no tokens.
 #[utoipa::path(
     get, path = "/api/v1/jobs", operation_id = "list_own_jobs", tag = "analysis",
     params(Listed),
@@ -60,29 +59,29 @@ pub(super) async fn list(
     Ok(Json(jobs).into_response())
 }
 
-/// Look at a job
+/// Get a job
 ///
-/// With `wait` the answer is held until the job has ended, for 30 s at most; it is `200` with the job either way. With
-/// `If-None-Match` it is `304` if the job is as the client has it.
+/// With `wait`, the answer comes when the job has ended, at most after 30 s. It is `200` with the job in both cases. With
+/// `If-None-Match` it is `304` if the job has not changed.
 #[utoipa::path(
     get, path = "/api/v1/jobs/{id}", operation_id = "get_job", tag = "analysis",
     params(
         ("id" = uuid::Uuid, Path, description = "The job"),
-        ("wait" = inline(Option<Wait>), Query, description = "`true`, or so many seconds, at most 30"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N` as in RFC 7240; used if `wait` is not given, and \
-            then told by `Preference-Applied`"),
-        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of the answer that the client has")
+        ("wait" = inline(Option<Wait>), Query, description = "Wait for the end of the job: `true`, or seconds up to 30"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` (RFC 7240). Used when `wait` is not given. \
+            `Preference-Applied` is sent when it was honoured"),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of an earlier answer")
     ),
     responses(
-        (status = 200, description = "The job; `Retry-After` while it is pending", body = JobView<'static>, headers(
-                ("ETag" = String, description = "Tells whether the job has changed: for `If-None-Match`"),
-                ("Retry-After" = u64, description = "So many seconds later there may be news of it"),
-                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed")
+        (status = 200, description = "The job, with `Retry-After` while it is pending", body = JobView<'static>, headers(
+                ("ETag" = String, description = "The job's version, for `If-None-Match`"),
+                ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
+                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
             )),
-        (status = 304, description = "The job is as `If-None-Match` has it", headers(
-                ("ETag" = String, description = "Tells whether the job has changed: for `If-None-Match`"),
-                ("Retry-After" = u64, description = "So many seconds later there may be news of it"),
-                ("Preference-Applied" = String, description = "`wait=N`, where `Prefer` was followed")
+        (status = 304, description = "The job has not changed since `If-None-Match`", headers(
+                ("ETag" = String, description = "The job's version, for `If-None-Match`"),
+                ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
+                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
             )),
         (status = 503, description = "`storage_unavailable`")
     )
@@ -107,15 +106,15 @@ pub(super) async fn get(
     Ok(response)
 }
 
-/// Give a job up
+/// Cancel a job
 ///
-/// A queued job will not run; a running one is aborted, but may have been billed. A cancelled job stays so.
+/// A queued job will not run. A running call is aborted, but may be billed. Cancelling a cancelled job changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/jobs/{id}/cancel", operation_id = "cancel_job", tag = "analysis",
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
         (status = 200, description = "The job, cancelled", body = JobView<'static>),
-        (status = 409, description = "`conflict`: it has ended otherwise"),
+        (status = 409, description = "`conflict`: the job has succeeded or failed"),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -127,15 +126,15 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator }
     Ok(api.view(&record, now).respond(StatusCode::OK, now))
 }
 
-/// Try a failed or cancelled job again
+/// Retry a failed or cancelled job
 ///
-/// It goes back into the queue with a fresh count of attempts; its history stays.
+/// The job returns to the queue and gets a new allowance of attempts. Its history stays.
 #[utoipa::path(
     post, path = "/api/v1/jobs/{id}/retry", operation_id = "retry_job", tag = "analysis",
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
-        (status = 202, description = "The job, queued again", body = JobView<'static>, headers(("Retry-After" = u64, description = "So many seconds later there may be news of it"))),
-        (status = 409, description = "`conflict`: it is pending, or has succeeded"),
+        (status = 202, description = "The job, queued again", body = JobView<'static>, headers(("Retry-After" = u64, description = "Seconds to wait before the next poll"))),
+        (status = 409, description = "`conflict`: the job is pending or has succeeded"),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -146,7 +145,8 @@ pub(super) async fn retry(State(api): State<Arc<Api>>, Id { job: id, operator }:
     Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))
 }
 
-/// Notes what an operator did to a job, and whether that changed it. What callers do to their own is no operator's deed.
+/// Writes an operator's action on a job to the audit log, with whether it changed the job. Actions of callers on their own
+/// jobs are not logged.
 pub(super) async fn put_on_record(
     api: &Api,
     operator: Option<&str>,

@@ -1,4 +1,4 @@
-//! `/api/v1/admin/keys`: the API keys of callers, to make, list and revoke.
+//! `/api/v1/admin/keys`: creates, lists and revokes API keys.
 
 use std::sync::Arc;
 
@@ -22,49 +22,47 @@ use crate::{
     queue::audit::Deed,
 };
 
-/// A key that is wanted.
+/// An API key to create.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct KeyRequest {
-    /// Names the key and its callers: up to 64 letters, digits or any of `. _ - @`.
+    /// Name of the key, shown as `caller` of its jobs: up to 64 letters, digits or `. _ - @`.
     #[schema(required, value_type = String, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._@-]+$")]
     name: Option<String>,
-    /// What it may be used for; `analyze` if absent.
+    /// Default `analyze`.
     scope: Option<Scope>,
 }
 
-/// A key that was made.
+/// A new API key.
 #[derive(Serialize, ToSchema)]
 pub(super) struct NewKey {
-    /// The key itself, shown this once: what is kept of it is a hash.
+    /// The secret key. It is shown only once; the service stores its hash.
     key: String,
-    /// What is known of it.
     #[serde(flatten)]
     known: Shown,
 }
 
-/// All keys.
+/// All API keys.
 #[derive(Serialize, ToSchema)]
 pub(super) struct KeyList {
-    /// By name, revoked ones included.
+    /// Sorted by name, including revoked keys.
     keys: Vec<Shown>,
 }
 
-/// A key without what it takes to use it.
+/// An API key without its secret.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ApiKey)]
 pub(super) struct Shown {
-    /// Names the key and its callers.
+    /// Name of the key, shown as `caller` of its jobs.
     name: String,
-    /// What it may be used for.
     scope: Scope,
-    /// When it was made; absent for one of the setting API_KEYS.
+    /// When the key was created. Absent for keys of the setting API_KEYS.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<crate::clock::Timestamp>,
-    /// Which operator made it; absent for one of the setting API_KEYS.
+    /// The operator who created the key. Absent for keys of the setting API_KEYS.
     #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<String>,
-    /// When it was revoked; absent while it is in force.
+    /// When the key was revoked. Absent while the key is valid.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<crate::clock::Timestamp>,
@@ -81,22 +79,22 @@ impl From<Key> for Shown {
 #[utoipa::path(
     get, path = "/api/v1/admin/keys", operation_id = "list_keys", tag = "admin",
     responses(
-        (status = 200, description = "All keys, without what it takes to use them", body = KeyList)
+        (status = 200, description = "All keys, without their secrets", body = KeyList)
     )
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList> {
     Json(KeyList { keys: api.auth.keys().into_iter().map(Shown::from).collect() })
 }
 
-/// Make an API key
+/// Create an API key
 ///
-/// The answer shows it this once. With the first key the public routes need one, and do so from then on.
+/// The answer is the only place that shows the key. Once a first key exists, all `analysis` routes need a key, for good.
 #[utoipa::path(
     post, path = "/api/v1/admin/keys", operation_id = "create_key", tag = "admin",
     request_body = KeyRequest,
     responses(
-        (status = 201, description = "The key", body = NewKey),
-        (status = 409, description = "`conflict`: there is one of that name, or there are too many"),
+        (status = 201, description = "The new key", body = NewKey),
+        (status = 409, description = "`conflict`: the name is in use, or there are too many keys"),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -115,14 +113,14 @@ pub(super) async fn create(
 
 /// Revoke an API key
 ///
-/// It opens nothing from this moment on. Its jobs stay, for operators to see.
+/// The key stops working at once. Its jobs stay, visible to operators.
 #[utoipa::path(
     delete, path = "/api/v1/admin/keys/{name}", operation_id = "revoke_key", tag = "admin",
     params(("name" = String, Path, description = "The key's name")),
     responses(
-        (status = 200, description = "The key, revoked", body = Shown),
+        (status = 200, description = "The revoked key", body = Shown),
         (status = 404, description = "`key_not_found`"),
-        (status = 409, description = "`conflict`: it is one of the setting API_KEYS"),
+        (status = 409, description = "`conflict`: the key comes from the setting API_KEYS"),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -131,7 +129,7 @@ pub(super) async fn revoke(
     State(api): State<Arc<Api>>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Shown>, Problem> {
-    // What is no text is no key's name.
+    // A name that is not UTF-8 is not the name of a key.
     let Path(name) = name.map_err(|_| KeyError::NotFound(String::new()))?;
     let key = api.auth.revoke(&name).await?;
     api.queue.note(Deed { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;

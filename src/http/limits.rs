@@ -1,4 +1,4 @@
-//! `/api/v1/admin/limits`: how fast Claude may be called, to look at and to change while the service runs.
+//! `/api/v1/admin/limits`: shows and changes the limits on calls to Claude while the service runs.
 
 use std::{num::NonZeroU32, ops::RangeInclusive, sync::Arc};
 
@@ -25,31 +25,31 @@ use crate::{
 /// The limits on calls to Claude.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LimitsView {
-    /// As they are set, until the next start.
+    /// The limits as set, until the next start.
     settings: PerMinute,
-    /// As they count: what Claude told of the account, where that is less.
+    /// The limits in force: the smaller of `settings` and the account's limits that Claude reports.
     in_force: PerMinute,
-    /// Most calls at once; fewer than there are workers while Claude is overloaded.
+    /// Most concurrent calls. Lower than the number of workers while Claude is overloaded.
     calls_at_once: usize,
-    /// Calls a second that the narrowest limit allows, by what a call usually needs.
+    /// Calls a second that the tightest limit allows for calls of usual size.
     calls_per_second: f64,
-    /// Why no call is made at the moment; null while calls can be made.
+    /// Why no calls are made at the moment; null while calls are possible.
     gate: Option<GateView>,
 }
 
-/// The gate, closed.
+/// The closed gate.
 #[derive(Serialize, ToSchema)]
 struct GateView {
-    /// A stable word: what for.
+    /// Stable code of the reason.
     reason: &'static str,
-    /// What Claude said.
+    /// Claude's message.
     detail: String,
 }
 
-/// Limits to change; what is absent stays as it is.
+/// New limits. Absent limits do not change.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct LimitsChange {
-    /// Calls a minute.
+    /// Requests a minute.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
     #[serde(default, deserialize_with = "body::whole")]
     requests: Option<i64>,
@@ -63,7 +63,7 @@ pub(super) struct LimitsChange {
     output_tokens: Option<i64>,
 }
 
-/// Look at the limits
+/// Get the limits
 #[utoipa::path(
     get, path = "/api/v1/admin/limits", operation_id = "get_limits", tag = "admin",
     responses(
@@ -76,13 +76,13 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
 
 /// Change the limits
 ///
-/// They hold from this moment to the end of the process; the settings of the next start are what they were.
+/// The new limits apply at once, until the process ends. The next start uses the settings again.
 #[utoipa::path(
     patch, path = "/api/v1/admin/limits", operation_id = "change_limits", tag = "admin",
     request_body = LimitsChange,
     responses(
-        (status = 200, description = "The limits, changed", body = LimitsView),
-        (status = 503, description = "`storage_unavailable`: they are changed, but that is not on record")
+        (status = 200, description = "The new limits", body = LimitsView),
+        (status = 503, description = "`storage_unavailable`: the limits are changed, but the audit log has no entry")
     )
 )]
 pub(super) async fn patch(
@@ -108,7 +108,7 @@ pub(super) async fn patch(
     Ok(Json(view(&api)).into_response())
 }
 
-/// A limit that is wanted, if it is within the bounds of its setting, and what is wrong with it if not.
+/// The new limit if it is within the bounds of its setting; otherwise adds an error.
 fn within(
     field: &str,
     wanted: Option<i64>,
@@ -124,7 +124,6 @@ fn within(
     limit
 }
 
-/// The limits as they are.
 pub(super) fn view(api: &Api) -> LimitsView {
     LimitsView {
         settings: api.limits.settings(),

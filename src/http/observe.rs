@@ -1,4 +1,4 @@
-//! The one middleware, around everything: the request's id, the bound on its time, panics, the access log, the metrics.
+//! The middleware around all routes: request id, time limit, panics, access log, metrics.
 
 use std::{any::Any, cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -22,10 +22,10 @@ use crate::{
     telemetry::{Span, TRACEPARENT},
 };
 
-/// No answer takes longer: clients and proxies commonly give up at 30 s.
+/// Time limit of a request: clients and proxies commonly give up after 30 s.
 const ANSWER_LIMIT: Duration = Duration::from_millis(29_500);
 
-/// Longest request id that is taken over from a client: more would swell every log line.
+/// Longest request id accepted from a client: a longer one would bloat every log line.
 const MAX_REQUEST_ID: usize = 128;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,31 +38,31 @@ struct Current {
     id: HeaderValue,
     started: Instant,
     traceparent: Option<String>,
-    /// Headers to add to the answer.
+    /// Headers to add to the response.
     headers: RefCell<Vec<(HeaderName, HeaderValue)>>,
 }
 
-/// The id of the request being answered; empty outside of one.
+/// The id of the current request; empty outside of a request.
 pub(super) fn request_id() -> String {
     CURRENT.try_with(|current| text(&current.id).to_owned()).unwrap_or_default()
 }
 
-/// The trace that the request being answered belongs to, if traces are sent.
+/// The trace of the current request, if traces are sent.
 pub(super) fn traceparent() -> Option<String> {
     CURRENT.try_with(|current| current.traceparent.clone()).ok().flatten()
 }
 
-/// When the request being answered came in.
+/// When the current request arrived.
 pub(super) fn started() -> Instant {
     CURRENT.try_with(|current| current.started).unwrap_or_else(|_| Instant::now())
 }
 
-/// Adds a header to the answer of the request being answered, whatever answer that will be.
+/// Adds a header to the response of the current request, also if it is an error.
 pub(super) fn add_header(name: HeaderName, value: HeaderValue) {
     let _ = CURRENT.try_with(|current| current.headers.borrow_mut().push((name, value)));
 }
 
-/// Answers a request within [`ANSWER_LIMIT`] and leaves a line in the log, whatever happens.
+/// Answers every request within [`ANSWER_LIMIT`] and writes a log line for it, also after a panic.
 pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = given_id(request.headers()).unwrap_or_else(new_id);
@@ -113,9 +113,9 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
     response
 }
 
-/// Adds headers that keep a browser from taking an answer for more than it is. What a handler has set stays.
+/// Adds security headers for browsers. Headers that a handler has set stay.
 fn harden(headers: &mut HeaderMap, path: &str) {
-    // The page of the API has its own scripts and styles, some of them in the page itself; answers have nothing to load.
+    // Swagger UI loads its own scripts and uses inline styles; other responses load nothing.
     let policy = if path.starts_with("/docs") {
         "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
     } else {
@@ -125,14 +125,14 @@ fn harden(headers: &mut HeaderMap, path: &str) {
         (header::CONTENT_SECURITY_POLICY, policy),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        // Answers are a caller's own.
+        // Responses are private to a caller.
         (header::CACHE_CONTROL, "no-store"),
     ] {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
 }
 
-/// The client's own id, if it is fit for a log line: 1 to [`MAX_REQUEST_ID`] visible ASCII characters.
+/// The client's request id, if it has 1 to [`MAX_REQUEST_ID`] visible ASCII characters.
 fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let id = headers.get(X_REQUEST_ID)?;
     let sane = (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
@@ -154,17 +154,17 @@ fn panicked(panic: &(dyn Any + Send)) -> Response {
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("of no text");
+        .unwrap_or("no message");
     error!(request.id = request_id(), panic = message, "a handler panicked");
-    Problem::new(INTERNAL, "a fault of ours; the service's log has the details under this request_id").into_response()
+    Problem::new(INTERNAL, "internal error; search the log for this request_id").into_response()
 }
 
 fn timed_out() -> Response {
-    let detail = "there was no answer in 29.5 s; what was asked may have been done: look before you repeat it";
+    let detail = "no answer within 29.5 s; the request may still have taken effect, so check before you repeat it";
     Problem::new(TIMEOUT, detail).into_response()
 }
 
-/// The method as a label: clients may invent methods, but not time series.
+/// The method as a metric label. Unknown methods share one label, so that clients can't create time series.
 fn bounded(method: &Method) -> &str {
     match *method {
         Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::OPTIONS => {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sane_request_id_is_kept_and_any_other_replaced() {
+    fn a_valid_request_id_is_used_and_any_other_replaced() {
         assert_eq!(given("order-4711/a").unwrap(), "order-4711/a");
         assert!(given(&"x".repeat(MAX_REQUEST_ID)).is_some());
         for bad in ["", "two words", "数", &"x".repeat(MAX_REQUEST_ID + 1)] {
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn invented_methods_share_one_time_series() {
+    fn unknown_methods_share_one_time_series() {
         assert_eq!(bounded(&Method::from_bytes(b"BREW").unwrap()), "other");
         assert_eq!(bounded(&Method::POST), "POST");
     }

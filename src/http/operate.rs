@@ -1,4 +1,5 @@
-//! `/api/v1/admin/stats`, `/queue/pause`, `/queue/resume`, `/audit`: how the service is, holding it, and who did what.
+//! `/api/v1/admin/stats`, `/queue/pause`, `/queue/resume`, `/audit`: the state of the service, pausing it, and the audit
+//! log.
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use super::{
     problem::{FieldError, Problem},
 };
 use crate::{
+    agent::models::Known,
     clock::Timestamp,
     job::{JobFilter, JobStatus, Listing, Order, StatusCounts},
     metrics::kind,
@@ -27,54 +29,51 @@ use crate::{
     },
 };
 
-/// Audit entries on a page if the client does not say, and at most.
+/// Default and largest number of audit entries on a page.
 const AUDIT_LIMIT: (usize, usize) = (50, 200);
 
-/// How the service is.
+/// State of the service.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Stats {
     /// The service's version.
     version: &'static str,
-    /// Jobs by status.
+    /// Number of jobs by status.
     jobs: StatusCounts,
-    /// When the oldest job was submitted that waits and could run; null if there is none.
+    /// Submission time of the oldest queued job; null if no job is queued.
     #[schema(value_type = Option<String>, format = DateTime)]
     oldest_queued_at: Option<Timestamp>,
-    /// Who paused the queue, and when; null while it is not paused.
+    /// Who paused the queue and when; null while it is not paused.
     paused: Option<Pause>,
-    /// Attempts under way.
+    /// Number of running attempts.
     running_attempts: usize,
-    /// Attempts that can be under way at once.
+    /// Most attempts that can run at once.
     workers: usize,
-    /// How long an attempt takes at the moment, in seconds: a running mean.
+    /// Moving average of the duration of an attempt.
     attempt_seconds: f64,
-    /// Clients that wait for a job's end.
+    /// Number of clients that wait for a job.
     waiters: usize,
-    /// Since the process started.
+    /// Jobs since the process started.
     since_start: SinceStart,
-    /// The limits on calls to Claude.
     limits: LimitsView,
-    /// Why no question is accepted; empty while they are.
+    /// Each model, with the parameters that it refused.
+    models: Vec<Known>,
+    /// Why no jobs are accepted; empty while they are accepted.
     troubles: Vec<FieldError>,
 }
 
 /// Jobs since the process started.
 #[derive(Serialize, ToSchema)]
 struct SinceStart {
-    /// Accepted.
     submitted: u64,
-    /// Ended with a memo.
     succeeded: u64,
-    /// Ended with an error.
     failed: u64,
-    /// Given up.
     cancelled: u64,
 }
 
 /// Whether the queue is paused.
 #[derive(Serialize, ToSchema)]
 pub(super) struct QueueState {
-    /// Who paused the queue, and when; null while it is not paused.
+    /// Who paused the queue and when; null while it is not paused.
     paused: Option<Pause>,
 }
 
@@ -83,12 +82,12 @@ pub(super) struct QueueState {
 pub(super) struct AuditPage {
     /// Newest first.
     entries: Vec<Entry>,
-    /// Give it as `cursor` for the next page; null on the last one.
+    /// The `cursor` of the next page; null on the last page.
     #[schema(value_type = Option<String>, format = Uuid)]
     next_cursor: Option<Uuid>,
 }
 
-/// How the service is
+/// Get the state of the service
 #[utoipa::path(
     get, path = "/api/v1/admin/stats", operation_id = "get_stats", tag = "admin",
     responses(
@@ -116,6 +115,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
             cancelled: ended("cancelled"),
         },
         limits: limits::view(&api),
+        models: api.models.known(),
         troubles: super::health::troubles(&api),
     })
     .into_response()
@@ -123,12 +123,12 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
 
 /// Pause the queue
 ///
-/// No further job is claimed, also after a restart, until it is resumed. Questions are accepted, and attempts under way
-/// end as they would. A paused queue stays as it is.
+/// No job starts until the queue is resumed, also after a restart. Jobs are still accepted, and running attempts finish.
+/// Pausing a paused queue changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/pause", operation_id = "pause_queue", tag = "admin",
     responses(
-        (status = 200, description = "It is paused", body = QueueState),
+        (status = 200, description = "The queue is paused", body = QueueState),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -142,7 +142,7 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/resume", operation_id = "resume_queue", tag = "admin",
     responses(
-        (status = 200, description = "It is not paused (any more)", body = QueueState),
+        (status = 200, description = "The queue is not paused", body = QueueState),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -152,18 +152,18 @@ pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<
     Ok(Json(QueueState { paused: None }))
 }
 
-/// The audit log
+/// Read the audit log
 ///
-/// What operators did, newest first: the newest 10,000 entries are kept.
+/// Actions of operators, newest first. The newest 10,000 entries are stored.
 #[utoipa::path(
     get, path = "/api/v1/admin/audit", operation_id = "list_audit", tag = "admin",
     params(
-        ("limit" = Option<usize>, Query, description = "Entries on a page: 1 to 200, 50 if absent", minimum = 1,
+        ("limit" = Option<usize>, Query, description = "Entries on a page: 1 to 200, default 50", minimum = 1,
             maximum = 200),
-        ("cursor" = Option<Uuid>, Query, description = "The `next_cursor` of the page before")
+        ("cursor" = Option<Uuid>, Query, description = "The `next_cursor` of the previous page")
     ),
     responses(
-        (status = 200, description = "A page of the log", body = AuditPage),
+        (status = 200, description = "A page of the audit log", body = AuditPage),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -182,7 +182,7 @@ fn audit_page(params: &Params) -> Result<(Option<Uuid>, usize), Problem> {
     params.read("limit and cursor", |name, value| match name {
         "limit" => Some(count_up_to(most, value).map(|given| limit = given)),
         "cursor" => {
-            let wrong = |_| "is not a next_cursor of this route; start again without one".to_owned();
+            let wrong = |_| "is not a next_cursor of this route; start without a cursor".to_owned();
             Some(value.parse().map(|id| before = Some(id)).map_err(wrong))
         }
         _ => None,

@@ -1,5 +1,5 @@
-//! Every error that a client can get, as `application/problem+json` (RFC 9457), and the one mapping of the queue's errors
-//! and of failed jobs to them. Internals stay in the log.
+//! Every error of the API, as `application/problem+json` (RFC 9457). The only place where queue errors and failed jobs
+//! are mapped to HTTP. Internal details go to the log, never to a client.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -32,52 +32,56 @@ pub(super) const INVALID_BODY: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_bod
 pub(super) const INVALID_PARAMETER: Kind =
     Kind(StatusCode::BAD_REQUEST, "invalid_parameter", "A query parameter is not valid");
 pub(super) const INVALID_JOB_ID: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_job_id", "The job id is not a UUID");
-pub(super) const UNAUTHORIZED: Kind = Kind(StatusCode::UNAUTHORIZED, "unauthorized", "This needs a key or token");
-pub(super) const FORBIDDEN: Kind = Kind(StatusCode::FORBIDDEN, "forbidden", "The key or token does not allow this");
+pub(super) const UNAUTHORIZED: Kind = Kind(StatusCode::UNAUTHORIZED, "unauthorized", "Authentication required");
+pub(super) const FORBIDDEN: Kind = Kind(StatusCode::FORBIDDEN, "forbidden", "The key or token has too small a scope");
 pub(super) const RATE_LIMITED: Kind =
-    Kind(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "There were too many questions in too short a time");
+    Kind(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many jobs submitted in a minute");
 pub(super) const TOO_MANY_FAILURES: Kind =
-    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "There were too many wrong credentials");
-pub(super) const ROUTE_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "not_found", "There is no such route");
-pub(super) const KEY_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "key_not_found", "There is no such key");
-pub(super) const JOB_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "job_not_found", "There is no such job");
+    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many wrong credentials");
+pub(super) const ROUTE_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "not_found", "Route not found");
+pub(super) const KEY_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "key_not_found", "API key not found");
+pub(super) const JOB_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "job_not_found", "Job not found");
 pub(super) const METHOD_NOT_ALLOWED: Kind =
-    Kind(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The route does not take this method");
-pub(super) const CONFLICT: Kind = Kind(StatusCode::CONFLICT, "conflict", "The job's state does not allow this");
+    Kind(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed");
+pub(super) const CONFLICT: Kind = Kind(StatusCode::CONFLICT, "conflict", "Conflict with the current state");
 pub(super) const CANCELLED: Kind = Kind(StatusCode::CONFLICT, "cancelled", "The job was cancelled");
-pub(super) const BODY_TIMEOUT: Kind = Kind(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body took too long");
+pub(super) const BODY_TIMEOUT: Kind =
+    Kind(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body took too long to arrive");
 pub(super) const BODY_TOO_LARGE: Kind = Kind(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large");
 pub(super) const UNSUPPORTED_MEDIA_TYPE: Kind =
     Kind(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON");
 pub(super) const VALIDATION_FAILED: Kind =
     Kind(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "The request is not valid");
-pub(super) const INTERNAL: Kind =
-    Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong in the service");
+pub(super) const INTERNAL: Kind = Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error");
 pub(super) const QUEUE_FULL: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
 pub(super) const TOO_MANY_PENDING: Kind =
-    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_pending", "You have too many jobs pending");
+    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_pending", "You have too many pending jobs");
 pub(super) const IDEMPOTENCY_KEY_REUSED: Kind =
-    Kind(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The idempotency key belongs to another question");
+    Kind(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The Idempotency-Key belongs to another request");
 pub(super) const JOB_REMOVED: Kind = Kind(StatusCode::GONE, "job_removed", "The job was removed");
 pub(super) const ANSWER_UNREADABLE: Kind =
-    Kind(StatusCode::UNPROCESSABLE_ENTITY, "answer_unreadable", "The answer that was kept can't be read");
-pub(super) const PROMPTS_INVALID: Kind =
-    Kind(StatusCode::UNPROCESSABLE_ENTITY, "prompts_invalid", "The prompts can't be used, the old ones stay");
-pub(super) const STORAGE_LOW: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_low", "The disk is short of space");
+    Kind(StatusCode::UNPROCESSABLE_ENTITY, "answer_unreadable", "The stored answer can't be parsed");
+pub(super) const PROMPTS_INVALID: Kind = Kind(
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "prompts_invalid",
+    "The new prompts are not valid; the old ones stay in use",
+);
+pub(super) const STORAGE_LOW: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_low", "The disk is almost full");
 pub(super) const SHUTTING_DOWN: Kind =
     Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
 pub(super) const STORAGE_UNAVAILABLE: Kind =
-    Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store can't be used");
+    Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store is unavailable");
 pub(super) const NOT_READY: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready");
-pub(super) const TIMEOUT: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long");
+pub(super) const TIMEOUT: Kind =
+    Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long to answer");
 
-/// After so many seconds a client may try again where the queue is full: about one answer's time.
+/// `Retry-After` of a full queue, in seconds: about the time of one answer.
 const FULL_RETRY_AFTER: u64 = 10;
 
-/// After so many seconds a client may try again where the disk is short of space: somebody has to make room.
+/// `Retry-After` of a full disk, in seconds: a person has to make room.
 const STORAGE_LOW_RETRY_AFTER: u64 = 30;
 
-/// After so many seconds a client may try again where the store is being reopened or the process replaced.
+/// `Retry-After` while the store is reopened or the process is replaced, in seconds.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
 
 /// An error on its way to a client.
@@ -90,12 +94,12 @@ pub(super) struct Problem {
     job: Option<Box<RawValue>>,
 }
 
-/// One thing that is wrong.
+/// One invalid field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct FieldError {
-    /// Path of the field, as `options[2]`, name of the parameter, or part of the service.
+    /// The field (`options[2]`), the parameter, or the part of the service.
     pub(super) field: String,
-    /// What is wrong with it and what is allowed.
+    /// What is wrong, and what is allowed.
     pub(super) message: String,
 }
 
@@ -105,7 +109,7 @@ impl FieldError {
     }
 }
 
-/// An error, after RFC 9457.
+/// An error (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem, example = json!({
     "type": "urn:ceoagent:problem:validation_failed",
@@ -117,29 +121,28 @@ impl FieldError {
     "errors": [{"field": "query", "message": "must not be blank"}]
 }))]
 pub(super) struct ProblemBody<'a> {
-    /// A stable URN of the kind: `urn:ceoagent:problem:<code>`, or `urn:ceoagent:failure:<code>` for a failed job.
+    /// Stable URN: `urn:ceoagent:problem:<code>`, or `urn:ceoagent:failure:<code>` for a failed job.
     r#type: String,
-    /// What kind of problem it is, for people.
+    /// The kind of problem, for people.
     title: &'a str,
     /// The HTTP status.
     status: u16,
-    /// What failed, with what, and what to do.
+    /// What failed and what to do about it.
     detail: &'a str,
-    /// Stable, for programs.
+    /// Stable code, for programs.
     code: &'a str,
-    /// The id of this request, as in the log.
+    /// The id of this request. The log has it too.
     request_id: &'a str,
-    /// Everything that is wrong, where there can be more than one thing.
+    /// All invalid fields.
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
     errors: &'a [FieldError],
-    /// The job that failed while it was waited for.
+    /// The job that failed or was cancelled while the client waited.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<JobView<'static>>)]
     job: Option<&'a RawValue>,
 }
 
 impl Problem {
-    /// Everything that is wrong, where there can be more than one thing.
     #[cfg(test)]
     pub(super) fn errors(&self) -> &[FieldError] {
         &self.errors
@@ -149,17 +152,17 @@ impl Problem {
         Problem { kind, detail: detail.into(), errors: Vec::new(), retry_after: None, job: None }
     }
 
-    /// A problem with all that is wrong; the detail tells it in one sentence.
+    /// A problem with several field errors; `detail` joins them.
     pub(super) fn listing(kind: Kind, errors: Vec<FieldError>) -> Problem {
-        let told: Vec<String> = errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
-        Problem { errors, ..Problem::new(kind, told.join("; ")) }
+        let messages: Vec<String> = errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
+        Problem { errors, ..Problem::new(kind, messages.join("; ")) }
     }
 
-    /// What a client gets that waited for a job that failed, or (without an error) was cancelled.
+    /// The answer to a client whose job failed or, if it has no error, was cancelled while the client waited.
     pub(super) fn of_job(job: &JobView<'_>) -> Problem {
         let (kind, detail) = match &job.error {
             Some(error) => (kind_of(error.code), error.message.clone()),
-            None => (CANCELLED, "the job was cancelled while it was waited for".to_owned()),
+            None => (CANCELLED, "the job was cancelled while you waited for it".to_owned()),
         };
         Problem { job: serde_json::value::to_raw_value(job).ok(), ..Problem::new(kind, detail) }
     }
@@ -169,7 +172,7 @@ impl Problem {
     }
 }
 
-/// The kind of problem that a failed job is to its waiter.
+/// The problem that a waiting client gets for a failed job.
 fn kind_of(code: FailureCode) -> Kind {
     let status = match code {
         FailureCode::DeadlineExceeded | FailureCode::Timeout | FailureCode::TimeLimit => StatusCode::GATEWAY_TIMEOUT,
@@ -194,6 +197,8 @@ fn kind_of(code: FailureCode) -> Kind {
         | FailureCode::StreamCut
         | FailureCode::StreamError
         | FailureCode::ContextWindowExceeded
+        | FailureCode::ProxyRefused
+        | FailureCode::Poisoned
         | FailureCode::PromptVersionUnknown => StatusCode::BAD_GATEWAY,
     };
     Kind(status, code.into(), "The analysis failed")
@@ -204,7 +209,7 @@ impl From<QueueError> for Problem {
         let detail = error.to_string();
         match error {
             QueueError::NotFound(_) => {
-                Problem::new(JOB_NOT_FOUND, format!("{detail}: it never was, or is removed since it ended long ago"))
+                Problem::new(JOB_NOT_FOUND, format!("{detail}; it may have been deleted after the retention time"))
             }
             QueueError::Conflict(_) => Problem::new(CONFLICT, detail),
             QueueError::Full { .. } => {
@@ -220,7 +225,7 @@ impl From<QueueError> for Problem {
             }
             QueueError::Unavailable(_) => {
                 warn!(request.id = observe::request_id(), error = detail, "the store failed a request");
-                let detail = "the job store can't be used at the moment and tries to recover; try again soon";
+                let detail = "the job store is unavailable and is trying to recover; try again soon";
                 Problem::new(STORAGE_UNAVAILABLE, detail).retry_after(UNAVAILABLE_RETRY_AFTER)
             }
         }
@@ -271,14 +276,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_store_tells_clients_nothing_of_its_insides() {
+    fn a_store_failure_shows_no_internal_details_to_clients() {
         let problem = Problem::from(QueueError::Unavailable("disk /data/db: No space left".to_owned()));
         assert_eq!((problem.kind, problem.retry_after), (STORAGE_UNAVAILABLE, Some(UNAVAILABLE_RETRY_AFTER)));
         assert!(!problem.detail.contains("/data"), "{}", problem.detail);
     }
 
     #[test]
-    fn a_full_queue_says_when_to_come_again() {
+    fn a_full_queue_says_when_to_try_again() {
         let response = Problem::from(QueueError::Full { limit: 7 }).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::RETRY_AFTER], "10");

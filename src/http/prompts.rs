@@ -1,4 +1,4 @@
-//! `/api/v1/admin/prompts`: the versions of the prompts, to look at and to read anew while the service runs.
+//! `/api/v1/admin/prompts`: lists the prompt versions and reloads them from disk.
 
 use std::sync::Arc;
 
@@ -13,38 +13,39 @@ use super::{
 };
 use crate::{prompts::VersionInfo, queue::audit::Deed};
 
-/// The versions of the prompts.
+/// The prompt versions.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PromptList {
-    /// By name.
+    /// Sorted by name.
     versions: Vec<VersionInfo>,
 }
 
-/// List the versions of the prompts
+/// List the prompt versions
 #[utoipa::path(
     get, path = "/api/v1/admin/prompts", operation_id = "list_prompts", tag = "admin",
     responses(
-        (status = 200, description = "The versions", body = PromptList)
+        (status = 200, description = "The prompt versions", body = PromptList)
     )
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<PromptList> {
     Json(PromptList { versions: api.prompts.list() })
 }
 
-/// Read the prompts anew
+/// Reload the prompts
 ///
-/// All versions or none: if one is broken, the old ones stay and the answer says why. SIGHUP does the same.
+/// Reads all versions from disk. If one is not valid, all old versions stay in use and the error says why. The signal
+/// SIGHUP does the same.
 #[utoipa::path(
     post, path = "/api/v1/admin/prompts/reload", operation_id = "reload_prompts", tag = "admin",
     responses(
-        (status = 200, description = "The versions, as they are now", body = PromptList),
-        (status = 422, description = "`prompts_invalid`, with file and line"),
-        (status = 503, description = "`storage_unavailable`: they are read, but that is not on record")
+        (status = 200, description = "The new prompt versions", body = PromptList),
+        (status = 422, description = "`prompts_invalid`; `detail` names file and line"),
+        (status = 503, description = "`storage_unavailable`: the prompts are reloaded, but the audit log has no entry")
     )
 )]
 pub(super) async fn reload(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<PromptList>, Problem> {
     let prompts = api.prompts.clone();
-    // Files may be on a slow disk.
+    // Reading files blocks.
     let read = tokio::task::spawn_blocking(move || prompts.reload()).await;
     match read {
         Ok(Ok(())) => {
@@ -52,6 +53,6 @@ pub(super) async fn reload(admin: Admin, State(api): State<Arc<Api>>) -> Result<
             Ok(Json(PromptList { versions: api.prompts.list() }))
         }
         Ok(Err(error)) => Err(Problem::new(PROMPTS_INVALID, error.to_string())),
-        Err(_) => Err(Problem::new(INTERNAL, "the prompts could not be read; the log has the details")),
+        Err(_) => Err(Problem::new(INTERNAL, "reloading the prompts failed; search the log for this request_id")),
     }
 }

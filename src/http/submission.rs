@@ -1,4 +1,5 @@
-//! The body of a question: read once, checked against every limit at once, turned into a submission to the queue.
+//! The body of a submission: parsed, checked against every limit, and converted for the queue. All errors are reported
+//! together.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,17 +21,16 @@ use crate::{
     queue::Submission,
 };
 
-/// Largest body, unless queries may be longer than usual: room for one with its context and options, and little more.
+/// Largest body with the default MAX_QUERY_LENGTH: room for query, context and options.
 const MAX_BODY_BYTES: usize = 256 * 1024;
 
-/// The length of queries that [`MAX_BODY_BYTES`] is meant for: the default of MAX_QUERY_LENGTH.
+/// The default of MAX_QUERY_LENGTH, which [`MAX_BODY_BYTES`] is made for.
 const USUAL_QUERY_LENGTH: usize = 10_000;
 
-/// Most bytes of a character in JSON: two `\uXXXX`, as some clients write whatever isn't ASCII.
+/// Most bytes of a character in JSON: two `\uXXXX`, which some clients write for everything outside ASCII.
 const MAX_BYTES_PER_CHAR: usize = 12;
 
-/// Largest body where queries may have so many characters. An operator who allows longer queries gets the room for
-/// them, however they are written, else the two limits would contradict each other.
+/// Largest body for this MAX_QUERY_LENGTH. It grows with longer queries, or the two limits would contradict each other.
 pub(super) fn max_body_bytes(max_query_length: usize) -> usize {
     MAX_BODY_BYTES + MAX_BYTES_PER_CHAR * max_query_length.saturating_sub(USUAL_QUERY_LENGTH)
 }
@@ -41,7 +41,7 @@ const MAX_CONTEXT: usize = 50_000;
 /// Most options: every option is scored by every criterion, and the answer has a bound too.
 const MAX_OPTIONS: usize = 10;
 
-/// Most characters of an option: a sentence or two, the rest is context.
+/// Most characters of an option: a sentence or two. The rest belongs into the context.
 const MAX_OPTION: usize = 500;
 
 /// Most metadata entries: labels, not a document.
@@ -56,26 +56,26 @@ const MAX_METADATA_VALUE: usize = 512;
 /// Most characters of a model's name.
 const MAX_MODEL: usize = 100;
 
-/// Longest deadline, in seconds: a week. What can wait longer needs none.
+/// Longest deadline, in seconds: a week. A job that can wait longer needs no deadline.
 const MAX_DEADLINE_SECONDS: i64 = 604_800;
 
-/// How far ahead a job can be scheduled: "this day next year" is possible in a leap year too.
+/// How far ahead a job can be scheduled: a year, leap years included.
 const MAX_RUN_AHEAD_DAYS: u64 = 366;
 
-/// Most questions in a batch: each is a job of its own, and all are written in one go.
+/// Most jobs in a batch: all are written in one commit.
 pub(super) const MAX_BATCH: usize = 1_000;
 
-/// Largest body of a batch: all its questions are in memory at once, and go to disk in one group.
+/// Largest body of a batch: it is held in memory, and goes to disk in one commit.
 pub(super) const MAX_BATCH_BYTES: usize = 8 << 20;
 
-/// Most mistakes of a batch that are told: an error must not be many times the size of what was sent.
+/// Most errors reported for a batch: the answer must not be much larger than the request.
 const MAX_BATCH_ERRORS: usize = 100;
 
-/// Questions to be accepted together, or not at all.
+/// Requests to accept together or not at all.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = BatchRequest)]
 pub(super) struct BatchBody {
-    /// 1 to 1,000 questions, each as for `POST /api/v1/analyze`, but without `wait`.
+    /// 1 to 1,000 requests as for `POST /api/v1/analyze`, but without `wait`.
     #[schema(min_items = 1, max_items = 1_000)]
     requests: Vec<Body>,
 }
@@ -85,55 +85,54 @@ pub(super) struct BatchBody {
 pub(super) struct Bounds<'a> {
     /// Most characters in a query.
     pub(super) max_query_length: usize,
-    /// Which callback URLs are taken.
+    /// Which callback URLs are accepted.
     pub(super) callbacks: Callbacks,
-    /// The versions that a question may name.
+    /// The prompt versions that a request may name.
     pub(super) prompts: &'a Prompts,
 }
 
-/// A question. Other fields than these are refused.
+/// A decision question to analyse. Unknown fields are refused.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = AnalyzeRequest)]
 pub(super) struct Body {
-    /// The decision question, in any language; the memo is in the same. At most `MAX_QUERY_LENGTH` characters, 10,000
-    /// unless the service is set otherwise.
+    /// The decision question, in any language. The memo is in the same language. At most `MAX_QUERY_LENGTH` characters
+    /// (default 10,000).
     #[schema(required, value_type = String, pattern = r"\S", example = "Should we move our warehouse to Rotterdam?")]
     query: Option<String>,
-    /// What you know besides: figures, constraints, history.
+    /// Background: figures, constraints, history.
     #[schema(max_length = 50_000)]
     context: Option<String>,
-    /// Options that you want considered, each once, whatever its case.
+    /// Options that the memo must consider. No two may be equal, ignoring case.
     #[schema(max_items = 10)]
     options: Option<Vec<String>>,
-    /// Its place in the order; `normal` if absent. A step is worth ten minutes of waiting.
+    /// Default `normal`. One step of priority is worth ten minutes of waiting.
     priority: Option<Priority>,
-    /// Hold the answer until the job has ended.
+    /// Wait for the end of the job.
     wait: Option<Wait>,
-    /// Not before then (RFC 3339), at most 366 days ahead.
+    /// Run the job at this time or later (RFC 3339), at most 366 days ahead.
     #[schema(value_type = Option<String>, format = DateTime)]
     run_at: Option<Timestamp>,
-    /// Fail the job if it hasn't started after so many seconds.
+    /// Fail the job if it has not started after this many seconds.
     #[schema(minimum = 1, maximum = 604_800)]
     #[serde(default, deserialize_with = "body::whole")]
     deadline_seconds: Option<i64>,
-    /// A Claude model; the service's own setting if absent.
+    /// A Claude model. Default: the setting MODEL_NAME.
     #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9_.:/@-]+$")]
     model: Option<String>,
-    /// `brief`, `full`, or `auto` (if absent): a brief memo where a client waits and a full one would not be ready in
-    /// time, else a full one.
+    /// `brief`, `full` or `auto` (default). `auto` means `full`, or `brief` if the client waits and a full memo would not be
+    /// ready in time.
     depth: Option<Depth>,
-    /// Who is told when the job ends, by a signed message after Standard Webhooks; an https URL that leads to a public
-    /// address. Only where the service has a WEBHOOK_SECRET.
+    /// Send a signed webhook (Standard Webhooks) to this URL when the job ends. An https URL with a public address. The
+    /// service needs a WEBHOOK_SECRET.
     #[schema(max_length = 2_048, example = "https://example.com/hook")]
     callback_url: Option<String>,
-
-    /// A version of the prompts, as `/api/v1/admin/prompts` lists them; the service's own setting if absent.
+    /// A prompt version from `GET /api/v1/admin/prompts`. Default: the setting PROMPT_VERSION.
     prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
     metadata: Option<BTreeMap<String, String>>,
 }
 
-/// What a valid body asks for, and for how long to hold the answer.
+/// The submission in a valid body, and how long the client wants to wait.
 pub(super) fn parse(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
@@ -148,7 +147,7 @@ pub(super) fn parse(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Result<(
     }
 }
 
-/// What a valid body of a batch asks for, in its order. What is wrong with an item is told by its index.
+/// The submissions of a valid batch, in their order. An error names the index of its item.
 pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Result<Vec<Submission>, Problem> {
     let (body, mut errors) = body::parse::<BatchBody>(body)?;
     let requests = body.map(|body| body.requests);
@@ -164,7 +163,7 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Re
         let mut wrong = Vec::new();
         check(body, bounds, now, &mut wrong);
         if body.wait.is_some() {
-            wrong.push(FieldError::new("wait", "is not taken in a batch, whose answer comes at once"));
+            wrong.push(FieldError::new("wait", "is not allowed in a batch; get the jobs by their ids instead"));
         }
         let named = |error: FieldError| FieldError::new(format!("requests[{index}].{}", error.field), error.message);
         errors.extend(wrong.into_iter().map(named));
@@ -172,7 +171,7 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Re
     if errors.len() > MAX_BATCH_ERRORS {
         let more = errors.len() - MAX_BATCH_ERRORS;
         errors.truncate(MAX_BATCH_ERRORS);
-        errors.push(FieldError::new("requests", format!("has {more} more mistakes")));
+        errors.push(FieldError::new("requests", format!("has {more} more errors")));
     }
     match requests {
         Some(requests) if errors.is_empty() => Ok(requests.into_iter().map(submission).collect()),
@@ -180,11 +179,11 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Re
     }
 }
 
-/// Adds everything that is wrong with the values of `body` to `errors`.
+/// Adds an error for each wrong value of `body`.
 fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<FieldError>) {
     let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
     match body.query.as_deref() {
-        None => wrong("query", "is required: the question to analyse".to_owned()),
+        None => wrong("query", "is required: the decision question to analyse".to_owned()),
         Some(query) if query.trim().is_empty() => wrong("query", "must not be blank".to_owned()),
         Some(query) => too_long(query, bounds.max_query_length).into_iter().for_each(|message| wrong("query", message)),
     }
@@ -214,13 +213,13 @@ fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<Field
         if !(1..=MAX_DEADLINE_SECONDS).contains(&seconds) {
             wrong("deadline_seconds", format!("must be from 1 to {MAX_DEADLINE_SECONDS}, not {seconds}"));
         } else if body.run_at.is_some_and(|run_at| run_at >= now.plus(Duration::from_secs(seconds.unsigned_abs()))) {
-            wrong("deadline_seconds", "must end after run_at, or the job could never run".to_owned());
+            wrong("deadline_seconds", "must end after run_at, because the deadline counts from now".to_owned());
         }
     }
     if let Some(model) = &body.model
         && !is_model(model)
     {
-        let message = format!("must be 1 to {MAX_MODEL} letters, digits or any of - _ . : / @");
+        let message = format!("must be 1 to {MAX_MODEL} letters, digits or - _ . : / @, for example claude-sonnet-5-5");
         wrong("model", message);
     }
     if let Some(why) = body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()) {
@@ -235,7 +234,7 @@ fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<Field
     }
     for (key, value) in metadata.take(MAX_METADATA) {
         if key.is_empty() {
-            wrong("metadata", "must have no empty key".to_owned());
+            wrong("metadata", "must not have an empty key".to_owned());
         } else if let Some(message) = too_long(key, MAX_METADATA_KEY) {
             let start: String = key.chars().take(MAX_METADATA_KEY).collect();
             wrong("metadata", format!("key {start:?}… {message}"));
@@ -302,14 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_of_the_prompts_is_told_with_those_there_are() {
+    fn an_unknown_prompt_version_is_refused_with_a_list_of_the_known_ones() {
         let body = json!({"query": "q", "prompt_version": "v99", "deadline_seconds": 0}).to_string();
         let problem = format!("{:?}", parse(body.as_bytes(), bounds(&prompts()), at(0)).unwrap_err());
         assert!(problem.contains("deadline_seconds") && problem.contains("prompt_version"), "{problem}");
-        assert!(problem.contains("there are: v1"), "{problem}");
+        assert!(problem.contains("known versions: v1"), "{problem}");
     }
 
-    /// What is wrong with a body: the fields.
+    /// The wrong fields of a body.
     fn wrong(body: &Value) -> Vec<String> {
         wrong_text(&body.to_string()).into_iter().map(|error| error.field).collect()
     }
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_question_becomes_a_submission() {
+    fn a_request_with_every_field_becomes_a_submission() {
         let body = json!({
             "query": "Buy or build?", "context": " ", "options": ["buy", "build"], "priority": "high", "wait": 2,
             "run_at": "2027-01-15T08:00:30Z", "deadline_seconds": 60, "model": "claude-sonnet-5-5",
@@ -335,14 +334,14 @@ mod tests {
         assert_eq!(wait, Wait::parse("2").ok());
         assert_eq!((submission.priority, submission.deadline), (Priority::High, Some(Duration::from_mins(1))));
         assert_eq!(submission.run_at, Some(at(30)));
-        assert_eq!(submission.request.context, None, "a blank context is none");
+        assert_eq!(submission.request.context, None, "a blank context counts as absent");
         assert_eq!(submission.request.options, ["buy", "build"]);
         assert_eq!(submission.request.metadata["team"], "ops");
         assert_eq!(submission.request.prompt_version.as_deref(), Some("v1"));
     }
 
     #[test]
-    fn null_is_as_good_as_absent_except_for_the_query() {
+    fn null_counts_as_absent_and_the_query_is_required() {
         assert!(wrong(&json!({"query": "q", "wait": null, "options": null, "priority": null})).is_empty());
         assert_eq!(wrong(&json!({"query": null})), ["query"]);
         assert_eq!(wrong(&json!({})), ["query"]);
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_wrong_is_told_at_once() {
+    fn all_errors_are_reported_together() {
         let options: Vec<String> = (0..11).map(|option| option.to_string()).collect();
         let metadata: BTreeMap<String, &str> = (0..17).map(|key| (format!("k{key}"), "v")).collect();
         let body = json!({
@@ -364,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_counted_in_characters_and_told() {
+    fn lengths_are_counted_in_characters() {
         assert!(wrong(&json!({"query": "迁".repeat(20)})).is_empty());
         let errors = wrong_text(&json!({"query": "迁".repeat(21)}).to_string());
         assert_eq!(errors, [FieldError::new("query", "must be at most 20 characters, not 21")]);
@@ -391,10 +390,10 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_told_with_its_path_and_the_unknown_fields_before_it() {
+    fn a_wrong_type_is_reported_with_its_path_after_the_unknown_fields() {
         let errors = wrong_text(r#"{"z": 1, "query": "q", "options": ["a", 2]}"#);
         assert_eq!(errors[0].field, "z");
-        let invalid = FieldError::new("options[1]", "must be a text, not the number 2");
+        let invalid = FieldError::new("options[1]", "must be a string, not the number 2");
         assert_eq!(errors[1..], [invalid]);
         for (body, field) in [
             (r#"{"query": 5}"#, "query"),
@@ -416,12 +415,12 @@ mod tests {
     #[test]
     fn thousands_of_unknown_fields_do_not_make_a_huge_answer() {
         let errors = wrong_text(&format!("{{{}\"query\": \"q\"}}", "\"a\":1,".repeat(40_000)));
-        assert_eq!(errors.len(), body::MAX_UNKNOWN_TOLD + 1);
+        assert_eq!(errors.len(), body::MAX_UNKNOWN_NAMED + 1);
         assert_eq!(errors.last(), Some(&FieldError::new("$", "has 39968 more unknown fields")));
     }
 
     #[test]
-    fn broken_json_is_told_with_its_place() {
+    fn broken_json_is_reported_with_its_place() {
         for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
             let problem = parse(broken.as_bytes(), bounds(&prompts()), at(0)).unwrap_err();
             let text = format!("{problem:?}");

@@ -1,4 +1,4 @@
-//! The router over a store that is always unavailable: what clients get before, and instead of, a job.
+//! The router over a store that is always unavailable: the errors that clients get.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
+    agent::models::Models,
     clock::{Clock, Timestamp},
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
@@ -31,7 +32,7 @@ enum Broken {
     Fails,
     /// No call that needs the disk ever returns.
     Hangs,
-    /// Jobs are taken, and then no call returns.
+    /// Jobs are accepted, then no call returns.
     HangsLater,
 }
 
@@ -166,6 +167,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         auth: Arc::new(Auth::new("s3cret".into(), None, None, queue.clone()).unwrap()),
         fair: Fair::new(None),
         cors_origins: Vec::new(),
+        models: Models::new("m".to_owned(), Vec::new()),
         queue,
         limits: Limits::new(
             PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
@@ -180,7 +182,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     }
 }
 
-/// A server with its base URL.
+/// Starts a server and returns its base URL.
 async fn serve(router: Router) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
@@ -193,7 +195,7 @@ async fn start() -> String {
 }
 
 fn client() -> Client {
-    // Fails where another test was first.
+    // Fails if another test has installed it already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap()
 }
@@ -202,7 +204,7 @@ fn post(base: &str) -> RequestBuilder {
     client().post(format!("{base}/api/v1/analyze"))
 }
 
-/// The status and body of an answer that must be a problem, complete and with the id of its request.
+/// The status and body of an answer, which must be a complete problem with the request's id.
 async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
@@ -228,7 +230,7 @@ async fn every_bad_request_is_a_problem_that_says_what_to_do() {
         (to(&format!("/api/v1/jobs/{ID}?wait=x")), 400, "invalid_parameter", "number of seconds"),
         (to(&format!("/api/v1/jobs/{ID}?wait=1")), 404, "job_not_found", ID),
         (to("/api/v1/admin/jobs"), 401, "unauthorized", "Bearer"),
-        (to("/api/v1/admin/jobs").bearer_auth("wrong"), 401, "unauthorized", "in force here"),
+        (to("/api/v1/admin/jobs").bearer_auth("wrong"), 401, "unauthorized", "not valid"),
         (to("/api/v1/admin/jobs?cursor=x").bearer_auth("s3cret"), 400, "invalid_parameter", "cursor"),
         (to("/api/v1/admin/jobs").bearer_auth("s3cret"), 503, "storage_unavailable", "try again"),
         (to("/health/ready"), 503, "not_ready", "no disk"),
@@ -253,7 +255,7 @@ async fn every_bad_request_is_a_problem_that_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_told_which_are_right_and_a_missing_token_how_to_send_it() {
+async fn the_answer_to_a_wrong_method_lists_the_allowed_ones_and_to_a_missing_token_how_to_send_it() {
     let base = start().await;
     let response = client().delete(format!("{base}/api/v1/jobs/{ID}")).send().await.unwrap();
     assert_eq!(response.headers()["allow"], "GET,HEAD");
@@ -262,7 +264,7 @@ async fn a_wrong_method_is_told_which_are_right_and_a_missing_token_how_to_send_
 }
 
 #[tokio::test]
-async fn a_given_request_id_is_kept_on_every_answer() {
+async fn every_answer_has_the_request_id_of_its_request() {
     let base = start().await;
     for path in ["/health", "/nowhere", "/metrics", "/openapi.json"] {
         let response = client().get(format!("{base}{path}")).header("x-request-id", "mine-1").send().await.unwrap();
@@ -271,7 +273,7 @@ async fn a_given_request_id_is_kept_on_every_answer() {
 }
 
 #[tokio::test]
-async fn a_service_that_shuts_down_says_so_and_stays_alive_for_health() {
+async fn a_service_that_shuts_down_is_not_ready_but_alive() {
     let closing = CancellationToken::new();
     let base = serve(router(api(&closing), |_| Router::new())).await;
     closing.cancel();
@@ -284,7 +286,7 @@ async fn a_service_that_shuts_down_says_so_and_stays_alive_for_health() {
 }
 
 #[tokio::test]
-async fn a_panic_is_an_error_without_insides_and_the_next_request_is_served() {
+async fn a_panic_is_answered_without_internal_details_and_the_next_request_is_served() {
     let api = Arc::new(api(&CancellationToken::new()));
     let panics: Router = Router::new()
         .route("/", routing::get(|| async { panic!("the secret recipe") as StatusCode }))
@@ -298,7 +300,7 @@ async fn a_panic_is_an_error_without_insides_and_the_next_request_is_served() {
 }
 
 #[tokio::test]
-async fn a_handler_that_hangs_is_answered_for_before_thirty_seconds_are_over() {
+async fn a_request_whose_handler_hangs_is_answered_within_thirty_seconds() {
     use tower::ServiceExt as _;
     tokio::time::pause();
     let api = Arc::new(api(&CancellationToken::new()));
@@ -331,7 +333,7 @@ async fn metrics_count_by_route_pattern_and_show_the_gauges() {
 }
 
 #[tokio::test]
-async fn the_api_page_comes_from_the_binary_alone() {
+async fn the_api_page_loads_nothing_from_outside() {
     let base = start().await;
     let get = async |path: &str| client().get(format!("{base}{path}")).send().await.unwrap();
     assert_eq!(get("/docs").await.headers()["location"], "/docs/");
@@ -344,7 +346,7 @@ async fn the_api_page_comes_from_the_binary_alone() {
 }
 
 #[test]
-fn the_document_holds_every_route_and_no_reference_to_nothing() {
+fn the_document_has_every_route_and_no_dangling_reference() {
     let document = serde_json::to_value(openapi()).unwrap();
     let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
     assert_eq!(
@@ -388,7 +390,7 @@ fn the_document_holds_every_route_and_no_reference_to_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_waits_is_answered_within_thirty_seconds_though_the_disk_hangs() {
+async fn a_waiting_client_is_answered_within_thirty_seconds_even_if_the_disk_hangs() {
     use tower::ServiceExt;
     for (store, wait, status) in [
         (Broken::Hangs, "true", StatusCode::SERVICE_UNAVAILABLE),

@@ -1,4 +1,4 @@
-//! `/api/v1/admin/export` and `/import`: all jobs as JSON lines, page by page, out of one service and into another.
+//! `/api/v1/admin/export` and `/import`: moves all jobs from one service to another, page by page, as JSON lines.
 
 use std::sync::Arc;
 
@@ -24,49 +24,49 @@ use crate::{
     queue::audit::Deed,
 };
 
-/// Jobs on a page: whole ones, with every answer of Claude, so fewer than in a listing.
+/// Jobs on a page of an export. Fewer than in a listing, because each has all of Claude's answers.
 const EXPORT_PAGE: usize = 50;
 
-/// Largest body of an import: room for one job of any size, or for many usual ones.
+/// Largest body of an import: room for the largest job, or many usual ones.
 const MAX_IMPORT_BYTES: usize = 32 << 20;
 
-/// Most lines of an import: they are written in one go, in which others have to wait.
+/// Most lines of an import: they are written in one commit, for which others have to wait.
 const MAX_IMPORT: usize = 200;
 
 /// The media type of JSON lines.
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
-/// What became of an import.
+/// The result of an import.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Imported {
-    /// Jobs that were not here before.
+    /// Number of new jobs.
     imported: usize,
-    /// Jobs whose id was here already: they stay as they are.
+    /// Number of jobs that exist already. They do not change.
     skipped: usize,
-    /// Lines that are no job that this version can read.
+    /// Lines that can't be read as a job.
     refused: Vec<Refused>,
 }
 
-/// A line that is no job.
+/// A line that can't be read as a job.
 #[derive(Serialize, ToSchema)]
 struct Refused {
-    /// Counted from 1.
+    /// Number of the line, from 1.
     line: usize,
-    /// What is wrong with it.
+    /// What is wrong with the line.
     message: String,
 }
 
-/// Read all jobs
+/// Export jobs
 ///
-/// A page of up to 50 jobs as JSON lines, in the order in which they came. `Link` with `rel="next"` names the next page;
-/// the last one has none. Jobs that come or change meanwhile are shown as they are when their page is read.
+/// A page of up to 50 jobs as JSON lines, oldest first. `Link` with `rel="next"` is the next page; the last page has none.
+/// Each page shows its jobs at the time of the request.
 #[utoipa::path(
     get, path = "/api/v1/admin/export", operation_id = "export_jobs", tag = "admin",
-    params(("after" = Option<String>, Query, description = "Where the page before ended, from its `Link`",
+    params(("after" = Option<String>, Query, description = "Where the previous page ended, from its `Link`",
         pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")),
     responses(
-        (status = 200, description = "Jobs, one a line", body = String, content_type = "application/x-ndjson",
-            headers(("Link" = String, description = "The next page; absent on the last one"))),
+        (status = 200, description = "Jobs, one on each line", body = String, content_type = "application/x-ndjson",
+            headers(("Link" = String, description = "The next page; absent on the last page"))),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
@@ -89,16 +89,15 @@ pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params
     Ok(response)
 }
 
-/// Take over jobs of another service
+/// Import jobs
 ///
-/// Up to 200 lines and 32 MiB of what the export gives. A job whose id is here already is skipped, so the same lines again
-/// change nothing. Ended jobs come with their attempts; pending ones go on here; of an attempt that was under way nobody
-/// knows the outcome, so it ends as after a crash.
+/// Accepts up to 200 lines and 32 MiB from an export. A job with an existing id is skipped, so importing the same lines
+/// twice changes nothing. Pending jobs continue here. A running attempt gets an unknown outcome, as after a crash.
 #[utoipa::path(
     post, path = "/api/v1/admin/import", operation_id = "import_jobs", tag = "admin",
-    request_body(content_type = "application/x-ndjson", description = "Exported jobs, one a line"),
+    request_body(content_type = "application/x-ndjson", description = "Exported jobs, one on each line"),
     responses(
-        (status = 200, description = "What became of the lines", body = Imported),
+        (status = 200, description = "The number of imported, skipped and refused lines", body = Imported),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`")
     )
 )]
@@ -107,7 +106,7 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
     let text = std::str::from_utf8(&body).map_err(|_| Problem::new(INVALID_BODY, "the body is not UTF-8 text"))?;
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     if lines.clone().count() > MAX_IMPORT {
-        let detail = format!("the body must be at most {MAX_IMPORT} lines; send the rest after it");
+        let detail = format!("the body must have at most {MAX_IMPORT} lines; send the rest in another request");
         return Err(Problem::new(INVALID_BODY, detail));
     }
     let (mut records, mut refused) = (Vec::new(), Vec::new());
@@ -120,15 +119,15 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
     let count = records.len();
     let imported = api.queue.import(records).await?;
     api.queue.note(Deed { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
-    info!(jobs = imported, skipped = count - imported, refused = refused.len(), "jobs imported by an operator");
+    info!(jobs = imported, skipped = count - imported, refused = refused.len(), "jobs imported");
     Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
 }
 
-/// `after`, the only parameter there is.
+/// Parses `after`, the only parameter.
 fn after(params: &Params) -> Result<Option<Cursor>, Problem> {
     let mut after = None;
     params.read("after", |name, value| {
-        let wrong = || "is of no Link of this service; start without one".to_owned();
+        let wrong = || "is not from a Link of this service; start without it".to_owned();
         (name == "after").then(|| decode_cursor(value).map(|cursor| after = Some(cursor)).ok_or_else(wrong))
     })?;
     Ok(after)

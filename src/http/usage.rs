@@ -1,4 +1,4 @@
-//! `/api/v1/admin/usage`: what was spent, by day and model, and what is left of today's budget.
+//! `/api/v1/admin/usage`: tokens and cost by day and model, and today's budget.
 
 use std::sync::Arc;
 
@@ -21,35 +21,34 @@ use crate::{
     limits::budget::{Line, Status},
 };
 
-/// Days told if the client does not say.
+/// Default number of days.
 const DEFAULT_DAYS: usize = 31;
 
-/// What was spent. Days are of UTC; a call belongs to the day on which it ended.
+/// Tokens and cost. Days are UTC days; a call counts for the day on which it ended.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UsageView {
-    /// Today.
     #[schema(value_type = String, format = Date)]
     today: String,
-    /// What was spent today, over all models.
+    /// Sum of all models for today.
     spent_today: SumsView,
-    /// Today's budget; null if there is none.
+    /// Today's budget; null without a budget.
     budget: Option<BudgetView>,
-    /// The newest days on which anything was spent, newest first.
+    /// Days with calls, newest first.
     days: Vec<DayView>,
 }
 
 /// Today's budget.
 #[derive(Serialize, ToSchema)]
 struct BudgetView {
-    /// Tokens of all kinds; null if they are not bounded.
+    /// Budget of tokens of all kinds; null without DAILY_TOKEN_BUDGET.
     tokens: Option<TokenBudget>,
-    /// US dollars; null if they are not bounded.
+    /// Budget in US dollars; null without DAILY_COST_BUDGET_USD.
     cost_usd: Option<CostBudget>,
-    /// The next call may not fit into what is left: the queue is held until `resets_at`.
+    /// The rest is too small for a call. No job runs until `resets_at`.
     is_reached: bool,
-    /// 80 % are used.
+    /// At least 80 % are used.
     is_nearly_used: bool,
-    /// When the day turns.
+    /// Start of the next day in UTC.
     #[schema(value_type = String, format = DateTime)]
     resets_at: Timestamp,
 }
@@ -57,47 +56,44 @@ struct BudgetView {
 /// A budget of tokens.
 #[derive(Serialize, ToSchema)]
 struct TokenBudget {
-    /// DAILY_TOKEN_BUDGET.
+    /// The setting DAILY_TOKEN_BUDGET.
     limit: u64,
-    /// What counts as spent: all tokens reported, and those at risk.
+    /// Reported tokens, plus the tokens at risk.
     spent: u64,
-    /// Kept for calls under way: the most that they may need.
+    /// The most that running calls can need.
     reserved: u64,
-    /// What is left for further calls.
+    /// The rest for further calls.
     left: u64,
 }
 
 /// A budget of money, in US dollars.
 #[derive(Serialize, ToSchema)]
 struct CostBudget {
-    /// DAILY_COST_BUDGET_USD.
+    /// The setting DAILY_COST_BUDGET_USD.
     limit: f64,
-    /// What counts as spent: all that was billed, and what is at risk.
+    /// Billed cost, plus the cost at risk.
     spent: f64,
-    /// Kept for calls under way: the most that they may cost.
+    /// The most that running calls can cost.
     reserved: f64,
-    /// What is left for further calls.
+    /// The rest for further calls.
     left: f64,
 }
 
-/// What was spent on a day.
+/// Tokens and cost of a day.
 #[derive(Serialize, ToSchema)]
 struct DayView {
-    /// Which.
     #[schema(value_type = String, format = Date)]
     date: String,
-    /// Over all models.
+    /// Sum of all models.
     total: SumsView,
-    /// By model.
     models: Vec<ModelView>,
 }
 
-/// What was spent on a model.
+/// Tokens and cost of a model.
 #[derive(Serialize, ToSchema)]
 struct ModelView {
-    /// The model that answered; `unknown` for calls whose end nobody saw, `other` where there were too many.
+    /// The model that answered; `unknown` for calls with unknown outcome, `other` for the rest of too many models.
     model: String,
-    /// What its calls cost.
     #[serde(flatten)]
     sums: SumsView,
 }
@@ -105,46 +101,43 @@ struct ModelView {
 /// Sums over calls.
 #[derive(Serialize, ToSchema)]
 struct SumsView {
-    /// Calls for which tokens were reported, whether or not their answer was of use.
+    /// Calls for which Claude reported tokens.
     calls: u64,
     /// Input tokens at the full price.
     input_tokens: u64,
-    /// Output tokens.
     output_tokens: u64,
     /// Input tokens written to the prompt cache.
     cache_creation_input_tokens: u64,
     /// Input tokens read from the prompt cache.
     cache_read_input_tokens: u64,
-    /// What these cost at list prices, in US dollars; without the unpriced calls.
+    /// Cost at list prices, in US dollars, without the unpriced calls.
     cost_usd: f64,
-    /// Calls of models without a price.
+    /// Calls of models without a known price.
     unpriced_calls: u64,
-    /// What calls of unknown end may have cost beyond that, at most.
+    /// The most that calls with unknown outcome can have cost in addition.
     at_risk: AtRiskSums,
 }
 
-/// The most that calls of unknown end may have cost beyond what was reported of them.
+/// The most that calls with unknown outcome can have cost beyond their reported tokens.
 #[derive(Serialize, ToSchema)]
 struct AtRiskSums {
-    /// How many such calls there were.
+    /// Calls with unknown outcome.
     calls: u64,
-    /// Input tokens.
     input_tokens: u64,
-    /// Output tokens.
     output_tokens: u64,
-    /// At list prices, in US dollars; without the unpriced calls.
+    /// Cost at list prices, in US dollars, without the unpriced calls.
     cost_usd: f64,
-    /// Calls of models without a price.
+    /// Calls of models without a known price.
     unpriced_calls: u64,
 }
 
-/// Look at what was spent
+/// Get tokens and cost
 #[utoipa::path(
     get, path = "/api/v1/admin/usage", operation_id = "get_usage", tag = "admin",
-    params(("days" = Option<usize>, Query, description = "Days told at most: 1 to 400, 31 if absent", minimum = 1,
+    params(("days" = Option<usize>, Query, description = "Most days to return: 1 to 400, default 31", minimum = 1,
         maximum = 400)),
     responses(
-        (status = 200, description = "What was spent, and what is left", body = UsageView)
+        (status = 200, description = "Tokens, cost and budget", body = UsageView)
     )
 )]
 pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {

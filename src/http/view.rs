@@ -1,4 +1,4 @@
-//! A job as clients see it, and the one mapping of its state to an answer.
+//! A job as clients see it. The only place where a job's state is mapped to an HTTP answer.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -23,103 +23,105 @@ use crate::{
     queue::Outlook,
 };
 
-/// Shortest `Retry-After` of a pending job; a client in a hurry asks with `wait` instead.
+/// Shortest `Retry-After` of a pending job. A client in a hurry uses `wait` instead.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest `Retry-After` that is made of an estimate: estimates are not worth more.
+/// Longest `Retry-After` from an estimate: estimates are not reliable for longer.
 const MAX_ETA_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Longest `Retry-After` of all, however far off a scheduled job is.
+/// Longest `Retry-After` of a scheduled job.
 const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
 
-/// A question on its way to a memo. What does not apply is absent.
+/// A job. Fields that do not apply are absent.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Job)]
 pub(super) struct JobView<'a> {
-    /// Names the job; ids sort by time of creation.
+    /// The job's id. Ids sort by creation time.
     #[schema(value_type = String, format = Uuid)]
     pub(super) id: JobId,
-    /// Where in its life the job is.
     status: JobStatus,
-    /// Its place in the order.
     priority: Priority,
-    /// When it was accepted.
+    /// When the job was accepted.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// When its running or last attempt began.
+    /// When the running or last attempt started.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Timestamp>,
-    /// When it ended.
+    /// When the job ended.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
-    /// Not before then; while it is scheduled.
+    /// Earliest start. Present while the job is scheduled.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
-    /// It fails if it is still queued then.
+    /// The job fails if it is still queued at this time.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline_at: Option<Timestamp>,
-    /// Attempts so far, the running one included.
+    /// Number of attempts, including the running one.
     attempts_made: u32,
-    /// The question.
+    /// The question, as submitted.
     query: &'a str,
-    /// What the asker knows besides.
+    /// The background, as submitted.
     #[serde(skip_serializing_if = "Option::is_none")]
     context: Option<&'a str>,
-    /// Options that the asker wants considered.
+    /// The options, as submitted.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     options: &'a [String],
-    /// The model asked for.
+    /// The requested model.
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
-    /// The version of the prompts asked for.
+    /// The requested prompt version.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
-    /// The caller's own labels.
+    /// The labels, as submitted.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
-    /// Who asked: the name of the key or token; absent where none was needed.
+    /// The name of the API key or the subject of the token that submitted the job. Absent if none was needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
-    /// Who is told when the job ends.
+    /// Where the webhook is sent when the job ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     callback_url: Option<&'a str>,
-    /// What came of telling it so far.
+    /// State of that webhook.
     #[serde(skip_serializing_if = "Option::is_none")]
     delivery: Option<DeliveryView<'a>>,
-    /// The id of the HTTP request that brought the job.
+    /// The id of the HTTP request that submitted the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
-    /// What became of each attempt that has ended, oldest first.
+    /// The attempts that have ended, oldest first.
     attempts: Vec<AttemptView<'a>>,
-    /// The memo, once the job has succeeded.
+    /// The memo of a succeeded job.
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
-    /// The job whose call brought the memo: it asked the same while this one waited, so nothing was called for this one and
-    /// nothing billed.
+    /// The model that answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered_by: Option<&'a str>,
+    /// The models that declined to answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused_by: Vec<&'a str>,
+    /// The memo comes from this job, which had the same question and was running. This job made no call and cost nothing.
     #[schema(value_type = Option<String>, format = Uuid)]
     #[serde(skip_serializing_if = "Option::is_none")]
     shared_with: Option<JobId>,
-    /// The memo was there before: whose it was. Nothing was called and nothing billed.
+    /// The memo comes from an earlier job with the same question. This job made no call and cost nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     cached: Option<Cached>,
-    /// While it waits: why, how many go before it, and when its answer may come.
+    /// Position and estimate of a waiting job.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<Outlook>,
-    /// Tokens over all attempts.
+    /// Tokens of all attempts.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<TokenUsage>,
-    /// What these cost at list prices, in US dollars; absent if one of the models has no price.
+    /// Cost of all attempts at list prices, in US dollars. Absent if a model has no known price.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
     /// Why the job failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<AttemptError>,
-    /// Where to go from here.
     links: Links,
 }
 
@@ -127,70 +129,70 @@ pub(super) struct JobView<'a> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Attempt)]
 pub(super) struct AttemptView<'a> {
-    /// 1 for the first.
+    /// The first attempt has number 1.
     number: u32,
-    /// When it began.
     #[schema(value_type = String, format = DateTime)]
     started_at: Timestamp,
-    /// When it ended.
     #[schema(value_type = String, format = DateTime)]
     finished_at: Timestamp,
-    /// How it ended.
+    /// How the attempt ended.
     outcome: AttemptOutcome,
-    /// Why it did not succeed.
+    /// Why the attempt did not succeed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a AttemptError>,
     /// HTTP status of Claude's answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     http_status: Option<u16>,
-    /// Claude's own id of the call, for its support.
+    /// Anthropic's id of the call, for their support.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
-    /// The model that answered, or was asked.
+    /// The model that answered or, without an answer, the requested one.
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
-    /// The version of the prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
-    /// SHA-256 of those prompts.
+    /// SHA-256 of the prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_sha256: Option<&'a str>,
-    /// The attempt whose answer was of no use and which Claude was told about.
+    /// This attempt repeats the call and shows Claude the rejected answer of that attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     asked_again_after: Option<u32>,
-    /// The attempt whose kept answer was read again; nothing was called and nothing billed.
+    /// The memo was parsed from the stored answer of that attempt. No call was made and nothing was billed.
     #[serde(skip_serializing_if = "Option::is_none")]
     reparsed_from: Option<u32>,
     /// Tokens of the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<TokenUsage>,
-    /// What these cost at list prices, in US dollars; absent if the model has no price.
+    /// Cost of the call at list prices, in US dollars. Absent if the model has no known price.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
-    /// The call was sent and its end is not known.
+    /// The call was sent and its outcome is unknown.
     may_have_been_billed: bool,
-    /// What it costs at most, if it was billed: an estimate made before the call.
+    /// The most that the call can have cost, estimated before the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     at_risk: Option<AtRiskView>,
-    /// The answer as it came, where it could not be read as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
+    /// Errors in the answer's JSON that were repaired to parse it, such as `trailing_comma` or `whole_number`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<&'a [String]>,
+    /// Claude's answer, if it could not be parsed as a memo (`invalid_output`, `answer_truncated`, `time_limit`).
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_answer: Option<&'a str>,
 }
 
-/// How the `callback_url` is told of the job's end.
+/// The webhook to `callback_url`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
 struct DeliveryView<'a> {
-    /// The `webhook-id` of the message; the same at every try.
+    /// The `webhook-id` of the message, the same for every try.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
-    /// `waiting` for the job's end, `pending`, `delivered`, `given_up` after a day, or `disabled` by a `410`.
+    /// `waiting` for the job to end, `pending`, `delivered`, `given_up` after a day, or `disabled` by a `410`.
     state: &'static str,
-    /// When it is tried next.
+    /// When the next try is due.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     next_at: Option<Timestamp>,
-    /// How it was tried, oldest first.
+    /// Oldest first.
     tries: &'a [DeliveryTry],
 }
 
@@ -208,15 +210,15 @@ impl<'a> DeliveryView<'a> {
     }
 }
 
-/// What a call of unknown end may have cost.
+/// The most that a call with unknown outcome can have cost.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AtRisk)]
 struct AtRiskView {
-    /// Input tokens, estimated from the length of the prompt.
+    /// Estimated from the length of the prompt.
     input_tokens: u64,
-    /// Output tokens: the most that were asked for.
+    /// The `max_tokens` of the call.
     output_tokens: u64,
-    /// Both at list prices, in US dollars; absent if the model has none.
+    /// Cost of both at list prices, in US dollars. Absent if the model has no known price.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
 }
@@ -231,20 +233,20 @@ impl AtRiskView {
     }
 }
 
-/// Paths of what can be done with a job as it is.
+/// Paths of the actions that the job's state allows.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Links {
-    /// The job (GET).
+    /// GET the job.
     #[serde(rename = "self")]
     this: String,
-    /// News of the job as it comes, as a stream of events (GET).
+    /// GET the job's progress as server-sent events.
     events: String,
-    /// The job's page, for people (GET).
+    /// GET the job's page, for people.
     page: String,
-    /// Gives the job up (POST); while it is pending.
+    /// POST to cancel the job. Present while it is pending.
     #[serde(skip_serializing_if = "Option::is_none")]
     cancel: Option<String>,
-    /// Puts the job back into the queue (POST); when it has failed or was cancelled.
+    /// POST to retry the job. Present if it has failed or was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry: Option<String>,
 }
@@ -279,6 +281,12 @@ impl<'a> JobView<'a> {
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
             result: record.result(),
+            answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
+            refused_by: attempts
+                .iter()
+                .filter(|attempt| attempt.report.error.as_ref().is_some_and(|error| error.code == FailureCode::Refused))
+                .filter_map(|attempt| attempt.report.model.as_deref())
+                .collect(),
             shared_with: record.answer().and_then(|attempt| attempt.report.shared_with),
             cached: record.answer().and_then(|attempt| attempt.report.cached),
             queue: None,
@@ -289,17 +297,16 @@ impl<'a> JobView<'a> {
         }
     }
 
-    /// With what is ahead of the job, if it waits.
     pub(super) fn with_outlook(self, queue: Option<Outlook>) -> JobView<'a> {
         JobView { queue, ..self }
     }
 
-    /// The job as an answer; `Retry-After` while it is pending.
+    /// The job as an answer, with `Retry-After` while it is pending.
     pub(super) fn respond(&self, status: StatusCode, now: Timestamp) -> Response {
         self.paced((status, json(self.body())).into_response(), now)
     }
 
-    /// The job as an answer to a client that may have it already, which is told so by a `304`.
+    /// The job as an answer, or `304` if the client has it already.
     pub(super) fn respond_if_new(&self, asked: &HeaderMap, now: Timestamp) -> Response {
         let body = self.body();
         let tag = etag::of(&body);
@@ -309,7 +316,7 @@ impl<'a> JobView<'a> {
         };
         let mut response = self.paced(response, now);
         response.headers_mut().insert(header::ETAG, tag);
-        // A cache may keep it, but has to ask whether it still holds.
+        // A cache may store it, but must revalidate it.
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         response
     }
@@ -318,7 +325,7 @@ impl<'a> JobView<'a> {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// With `Retry-After` while the job is pending.
+    /// Adds `Retry-After` while the job is pending.
     fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
@@ -335,8 +342,7 @@ impl<'a> JobView<'a> {
         response
     }
 
-    /// What a client is told that asked a question and may have waited: the memo, why there will be none, or that the
-    /// job is accepted.
+    /// The answer to a client that submitted the job and may have waited: the memo, the error, or `202`.
     pub(super) fn respond_to_asker(&self, now: Timestamp) -> Response {
         let status = match self.status {
             JobStatus::Succeeded => StatusCode::OK,
@@ -377,12 +383,12 @@ impl<'a> AttemptView<'a> {
             cost_usd: report.nanodollars.map(dollars),
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
+            repaired: Some(report.repaired.as_slice()).filter(|repaired| !repaired.is_empty()),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
 }
 
-/// What can be done with a job as it is.
 pub(super) fn links(job: &Job) -> Links {
     let this = path(job.id);
     let link = |action| Some(format!("{this}/{action}"));
@@ -411,7 +417,7 @@ fn usage(attempts: &[Arc<Attempt>]) -> Option<TokenUsage> {
     })
 }
 
-/// What all attempts cost that were billed; none if there are none, or one has no price.
+/// The cost of all billed attempts; `None` if there are none, or if the price of one is unknown.
 fn cost(attempts: &[Arc<Attempt>]) -> Option<u64> {
     let mut billed = attempts.iter().filter(|attempt| attempt.report.usage.is_some()).peekable();
     billed.peek()?;
@@ -432,7 +438,7 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
 
-    /// A job to which `events` happened, one a second.
+    /// A job after `events`, one a second.
     fn record(events: &[JobEvent]) -> JobRecord {
         let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
         job.deadline_at = Some(at(3));
@@ -466,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_job_tells_no_more_than_there_is() {
+    fn a_fresh_job_has_no_empty_fields() {
         assert_eq!(
             json_of(&record(&[]), at(0)),
             json!({
@@ -489,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_passed_through_as_it_was_stored() {
+    fn a_result_is_passed_through_byte_for_byte() {
         let stored = r#"{"b":1,  "a":1.10}"#;
         let result = Some(RawValue::from_string(stored.to_owned()).unwrap());
         let retry = JobEvent::Retry {
@@ -516,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_failed_while_waited_for_is_a_problem() {
+    fn a_waiting_client_gets_a_failed_job_as_a_problem() {
         let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: failing(FailureCode::Refused) };
         let record = record(&[claim(), fail]);
         let view = JobView::new(&record, at(9));
@@ -528,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_deadline_is_not_told_in_the_words_of_an_older_failure() {
+    fn the_error_of_a_missed_deadline_is_not_that_of_an_earlier_attempt() {
         let retry = JobEvent::Retry {
             attempt: 1,
             run_at: at(2),
@@ -542,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_job_is_a_conflict_to_its_waiter_and_can_be_retried() {
+    fn a_waiting_client_gets_a_cancelled_job_as_a_conflict_and_can_retry_it() {
         let record = record(&[JobEvent::Cancel { at_risk: None }]);
         let view = JobView::new(&record, at(9));
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::CONFLICT);
@@ -552,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_waits_for_a_person_sends_pollers_away_for_a_minute() {
+    fn a_job_that_waits_for_an_operator_asks_pollers_to_wait_a_minute() {
         let record = record(&[]);
         let outlook = Outlook { position: Some(1), eta_seconds: None, waiting_for: WaitingFor::Gate };
         let response = JobView::new(&record, at(0)).with_outlook(Some(outlook)).respond(StatusCode::OK, at(0));
@@ -560,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scheduled_job_sends_pollers_away_until_its_time() {
+    fn a_scheduled_job_asks_pollers_to_wait_until_its_time() {
         let mut record = record(&[]);
         record.job.state = JobState::Queued { run_at: at(90) };
         let view = JobView::new(&record, at(30));

@@ -1,4 +1,4 @@
-//! How long a client wants to be held for the answer, in each of the places where it can say so.
+//! How long a client wants to wait for the end of a job: body, query parameter or `Prefer` header.
 
 use std::{fmt, time::Duration};
 
@@ -16,23 +16,23 @@ use crate::{
     metrics::{Metrics, kind},
 };
 
-/// Longest wait that can be asked for; more counts as this.
+/// Longest wait; more counts as this.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Longest time that a request is held, counted from its arrival: the answer is to be out before 30 s are over.
+/// Longest time that a request waits, counted from its arrival: the answer must be sent within 30 s.
 pub(super) const MAX_HOLD: Duration = Duration::from_secs(29);
 
-/// Answers a `Prefer` that was followed.
+/// Says that `Prefer` was honoured.
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// A wish to be held for an answer.
+/// How long a client wants to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wait(Duration);
 
-/// A client that is held, counted by how that ends.
+/// A waiting client, counted in the metrics by how its wait ends.
 pub(super) struct Held<'a> {
     metrics: &'a Metrics,
-    /// How it ended. A client whose wait is dropped before it was answered has hung up.
+    /// How the wait ended: `left` if it is dropped before the answer, because the client disconnected.
     end: &'static str,
 }
 
@@ -41,7 +41,7 @@ impl Held<'_> {
         Held { metrics, end: "left" }
     }
 
-    /// It is answered, with the job as it is.
+    /// The client is answered with a job in this state.
     pub(super) fn answered(mut self, state: &JobState) {
         self.end = match state {
             JobState::Succeeded => "answered",
@@ -57,7 +57,7 @@ impl Drop for Held<'_> {
     }
 }
 
-const WANTED: &str = "true, false or a number of seconds from 0 (more than 30 counts as 30)";
+const WANTED: &str = "true, false or a number of seconds, 0 or more (more than 30 counts as 30)";
 
 impl Wait {
     fn of(wanted: bool) -> Wait {
@@ -68,7 +68,7 @@ impl Wait {
         (seconds >= 0.0).then(|| Wait(Duration::from_secs_f64(seconds.min(MAX_WAIT.as_secs_f64()))))
     }
 
-    /// From the text of a query parameter; the error tells what is allowed.
+    /// Parses a query parameter. The error says what is allowed.
     pub(super) fn parse(text: &str) -> Result<Wait, String> {
         let wait = match text {
             "true" => Some(Wait::of(true)),
@@ -78,7 +78,7 @@ impl Wait {
         wait.ok_or_else(|| format!("must be {WANTED}, not {text:?}"))
     }
 
-    /// From `Prefer: wait=N` (RFC 7240). A preference that can't be read is none.
+    /// Parses `Prefer: wait=N` (RFC 7240). An invalid preference is ignored.
     pub(super) fn preferred(headers: &HeaderMap) -> Option<Wait> {
         headers
             .get_all("prefer")
@@ -93,12 +93,12 @@ impl Wait {
             })
     }
 
-    /// Tells that a preference for this wait was followed: the value of `Preference-Applied`.
+    /// The value of `Preference-Applied`.
     pub(super) fn applied(self) -> HeaderValue {
         HeaderValue::try_from(format!("wait={}", self.0.as_secs())).unwrap_or_else(|_| HeaderValue::from_static("wait"))
     }
 
-    /// Until when to hold the request being answered; none if not at all.
+    /// When the wait of the current request ends; `None` without a wait.
     pub(super) fn until(self) -> Option<Instant> {
         let latest = observe::started() + MAX_HOLD;
         (!self.0.is_zero()).then(|| (Instant::now() + self.0).min(latest))
@@ -111,7 +111,7 @@ impl PartialSchema for Wait {
         OneOfBuilder::new()
             .item(ObjectBuilder::new().schema_type(Type::Boolean))
             .item(ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)))
-            .description(Some("Hold the answer until the job has ended: `true`, or so many seconds, at most 30."))
+            .description(Some("Wait for the end of the job: `true`, or seconds up to 30."))
             .into()
     }
 }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preference_is_found_among_others_and_ignored_when_it_makes_no_sense() {
+    fn a_wait_preference_is_found_among_others_and_ignored_if_invalid() {
         let preferred = |value: &'static str| {
             Wait::preferred(&HeaderMap::from_iter([("prefer".parse().unwrap(), value.parse().unwrap())]))
         };
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_is_never_held_longer_than_the_longest_hold() {
+    async fn a_request_never_waits_longer_than_the_limit() {
         assert_eq!(seconds(0).until(), None);
         assert_eq!(seconds(5).until(), Some(Instant::now() + Duration::from_secs(5)));
         assert_eq!(seconds(30).until(), Some(Instant::now() + MAX_HOLD));

@@ -13,17 +13,23 @@ use crate::clock::Timestamp;
 /// The version of the format. What is only added to it needs no new one: readers ignore what they don't know.
 pub const FORMAT: u32 = 1;
 
+/// Most attempts of an imported job. One a minute for two years; a higher number is damage, not history.
+pub const MAX_ATTEMPTS: u32 = 1_000_000;
+
+/// No time of an imported job is later, the end of the year 2199: what computes with times must not overflow.
+const LAST_TIME: Timestamp = Timestamp::from_millis(7_258_118_399_999);
+
 /// Why a line is no job.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// It is of a program from the future.
-    #[error("its format {0} is newer than this program's {FORMAT}: import it with a newer ceoagent")]
+    #[error("format {0} is newer than the format {FORMAT} of this program: use a newer ceoagent")]
     Newer(u32),
     /// It can't be read as one.
-    #[error("it is no exported job: {0}")]
+    #[error("not an exported job: {0}")]
     Unreadable(#[from] serde_json::Error),
     /// It contradicts itself.
-    #[error("it contradicts itself: {0}")]
+    #[error("inconsistent job: {0}")]
     Inconsistent(&'static str),
 }
 
@@ -106,13 +112,34 @@ pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
     let life: Life = serde_json::from_str(line)?;
     let Bodies { request, attempts } = serde_json::from_str(line)?;
     let job = Job::try_from(life)?;
+    check_bounds(&job, &attempts)?;
     if attempts.iter().any(|attempt| attempt.number == 0 || attempt.number > job.closed_attempts()) {
-        return Err(ArchiveError::Inconsistent("it has attempts that its state knows nothing of"));
+        return Err(ArchiveError::Inconsistent("the number of an attempt is higher than its state allows"));
     }
     if request.query.is_empty() {
-        return Err(ArchiveError::Inconsistent("it asks nothing"));
+        return Err(ArchiveError::Inconsistent("the query is empty"));
     }
     Ok(JobRecord { job, request: Arc::new(request), attempts, delivery: None })
+}
+
+/// What no job of this program can have.
+fn check_bounds(job: &Job, attempts: &[Arc<Attempt>]) -> Result<(), ArchiveError> {
+    if job.attempt > MAX_ATTEMPTS || job.releases > MAX_ATTEMPTS {
+        return Err(ArchiveError::Inconsistent("it counts more than 1000000 attempts"));
+    }
+    let own = [Some(job.created_at), Some(job.due_at), job.deadline_at, job.started_at, job.finished_at];
+    let state = match job.state {
+        JobState::Queued { run_at } => Some(run_at),
+        JobState::Running { lease_until } => Some(lease_until),
+        JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
+    };
+    let key = job.idempotency.as_ref().map(|key| key.expires_at);
+    let attempts = attempts.iter().flat_map(|attempt| [attempt.started_at, attempt.finished_at]);
+    let mut times = own.into_iter().chain([state, key]).flatten().chain(attempts);
+    if times.any(|time| time.as_millis() < 0 || time > LAST_TIME) {
+        return Err(ArchiveError::Inconsistent("one of its times is before 1970 or after 2199"));
+    }
+    Ok(())
 }
 
 /// A number as a text.
@@ -192,21 +219,21 @@ impl TryFrom<Life> for Job {
         use ArchiveError::Inconsistent;
         let state = match life.status {
             JobStatus::Queued | JobStatus::Scheduled => {
-                JobState::Queued { run_at: life.run_at.ok_or(Inconsistent("it is queued without a run_at"))? }
+                JobState::Queued { run_at: life.run_at.ok_or(Inconsistent("queued without a run_at"))? }
             }
-            JobStatus::Running if life.attempt == 0 => return Err(Inconsistent("it is running without an attempt")),
+            JobStatus::Running if life.attempt == 0 => return Err(Inconsistent("running without an attempt")),
             JobStatus::Running => {
-                let lease_until = life.lease_until.ok_or(Inconsistent("it is running without a lease_until"))?;
+                let lease_until = life.lease_until.ok_or(Inconsistent("running without a lease_until"))?;
                 JobState::Running { lease_until }
             }
             JobStatus::Succeeded => JobState::Succeeded,
             JobStatus::Failed => {
-                JobState::Failed { code: life.error_code.ok_or(Inconsistent("it failed without an error_code"))? }
+                JobState::Failed { code: life.error_code.ok_or(Inconsistent("failed without an error_code"))? }
             }
             JobStatus::Cancelled => JobState::Cancelled,
         };
         if state.is_final() != life.finished_at.is_some() {
-            return Err(Inconsistent("its status and its finished_at don't agree"));
+            return Err(Inconsistent("status and finished_at do not agree"));
         }
         Ok(Job {
             id: life.id,
@@ -304,22 +331,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_job_is_told() {
+    fn a_line_that_is_not_a_job_is_refused_with_the_reason() {
         let line = write(&succeeded()).unwrap();
         let cases = [
-            (line.replace("\"format\":1", "\"format\":2"), "newer than this program's 1"),
+            (line.replace("\"format\":1", "\"format\":2"), "newer than the format 1 of this program"),
             (
                 line.replace(
                     "\"finished_at\":\"2027-01-15T08:00:02.000Z\",\"request",
                     "\"finished_at\":null,\"request",
                 ),
-                "finished_at don't agree",
+                "finished_at do not agree",
             ),
             (line.replace("\"succeeded\",\"priority", "\"failed\",\"priority"), "without an error_code"),
             (line.replace("\"succeeded\",\"priority", "\"queued\",\"priority"), "without a run_at"),
-            (line.replace("{\"number\":1", "{\"number\":9"), "its state knows nothing of"),
-            (line.replace("Buy or build?", ""), "it asks nothing"),
-            (line[..90].to_owned(), "no exported job"),
+            (line.replace("{\"number\":1", "{\"number\":9"), "higher than its state allows"),
+            (line.replace("Buy or build?", ""), "query is empty"),
+            (line[..90].to_owned(), "not an exported job"),
+            (line.replace("\"attempt\":1,", "\"attempt\":4294967295,"), "more than 1000000 attempts"),
+            (line.replace("\"created_at\":\"2027", "\"created_at\":\"9999"), "after 2199"),
+            (line.replace("\"due_at\":\"2027", "\"due_at\":\"1969"), "before 1970"),
             ("{}".to_owned(), "missing field"),
         ];
         for (line, words) in cases {

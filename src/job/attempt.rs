@@ -1,4 +1,4 @@
-//! What is kept of an attempt, and the reasons why one can fail.
+//! An ended attempt, and the codes of failure.
 
 use std::sync::Arc;
 
@@ -9,8 +9,7 @@ use utoipa::ToSchema;
 use super::JobId;
 use crate::clock::Timestamp;
 
-/// One attempt at a job, ended: an entry of the job's history, which only grows. As a rule it was a call to Claude; its
-/// outcome tells where it was none.
+/// An ended attempt: an entry of the job's append-only history. Usually it made a call to Claude; the outcome says if not.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attempt {
     /// 1 for the first.
@@ -30,23 +29,23 @@ pub struct Attempt {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum AttemptOutcome {
-    /// It brought the result.
+    /// The attempt produced the memo.
     Succeeded,
-    /// It failed; the error says why.
+    /// The attempt failed; `error` says why.
     Failed,
-    /// It was given back unspent: a rate limit, a shutdown.
+    /// The job returned to the queue without using up an attempt: rate limit, pause or shutdown.
     Released,
-    /// The job was cancelled meanwhile; the call may have been billed.
+    /// The job was cancelled during the call, which may have been billed.
     Cancelled,
-    /// Its worker died or lost its lease: the call may have been answered and billed, nobody knows.
+    /// The worker stopped during the call, which may have been answered and billed.
     OutcomeUnknown,
-    /// There was no call: the answer kept of an earlier attempt was read again, and brought the result.
+    /// No call: the memo was parsed from the stored answer of an earlier attempt.
     Reparsed,
-    /// There was no call: the result is that of another job, which asked the same.
+    /// No call: the memo is that of another job with the same question.
     Shared,
 }
 
-/// What an attempt saw of the call: facts for the history, whatever its end.
+/// What an attempt recorded about its call.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AttemptReport {
@@ -68,7 +67,7 @@ pub struct AttemptReport {
     /// SHA-256 of those prompts, in hexadecimal: the same version may have been edited since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_sha256: Option<String>,
-    /// The attempt whose answer was of no use and which the model was told about.
+    /// The attempt whose rejected answer was shown to the model in this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asked_again_after: Option<u32>,
     /// The attempt whose kept answer was read again.
@@ -96,6 +95,9 @@ pub struct AttemptReport {
     /// The memo, as JSON; only where the attempt brought it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
+    /// Slips of the answer that were mended to read it, such as `trailing_comma`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repaired: Vec<String>,
     /// The text of the answer as it came, so that a better parser can read it again for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_answer: Option<String>,
@@ -119,6 +121,7 @@ impl AttemptReport {
             prompt_version: self.prompt_version.clone(),
             prompt_sha256: self.prompt_sha256.clone(),
             result: self.result.clone(),
+            repaired: self.repaired.clone(),
             ..AttemptReport::default()
         }
     }
@@ -134,27 +137,27 @@ impl AttemptReport {
     }
 }
 
-/// Where an answer is from that was there before the job.
+/// The job that a cached answer comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cached {
-    /// The job that was asked.
     #[schema(value_type = String, format = Uuid)]
     pub job_id: JobId,
-    /// When it had its answer.
+    /// When that job got its answer.
     #[schema(value_type = String, format = DateTime)]
     pub finished_at: Timestamp,
 }
 
-/// Why an attempt, or with it the job, failed.
+/// Why an attempt or a job failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptError {
-    /// Stable, for programs.
+    /// Stable code, for programs.
     pub code: FailureCode,
-    /// For people: what failed, with what.
+    /// What failed, for people.
     pub message: String,
 }
 
-/// The stable codes of failure. On disk a code is its place in this list: append only, never reorder.
+// On disk a code is its place in this list: append only, never reorder.
+/// Stable code of a failure.
 #[derive(
     Clone,
     Copy,
@@ -176,57 +179,61 @@ pub struct AttemptError {
 pub enum FailureCode {
     /// The job's deadline passed before it could run.
     DeadlineExceeded,
-    /// The attempt's end is not known, see [`AttemptOutcome::OutcomeUnknown`].
+    /// The worker stopped during the call, so the outcome is unknown.
     OutcomeUnknown,
-    /// The answer could not be read as a memo; it is kept as it came.
+    /// The answer could not be parsed as a memo. It is stored unchanged.
     InvalidOutput,
-    /// The model refused to answer.
+    /// Claude refused to answer.
     Refused,
-    /// The answer was cut at the limit of output tokens.
+    /// The answer reached the limit of output tokens.
     AnswerTruncated,
-    /// The upstream did not accept the request as such.
+    /// Claude rejected the request.
     InvalidRequest,
-    /// The upstream did not accept the request for its size.
+    /// Claude rejected the request because of its size.
     RequestTooLarge,
-    /// The upstream did not accept the key.
+    /// Claude rejected the API key.
     AuthenticationFailed,
-    /// The upstream account can't pay, or its spending limit is reached.
+    /// The account has no credit, or its spending limit is reached.
     BillingFailed,
-    /// The key may not do this.
+    /// The API key does not have this permission.
     PermissionDenied,
     /// The model is unknown or retired.
     ModelNotFound,
-    /// The account's rate limit.
+    /// The account's rate limit is reached.
     RateLimited,
-    /// The upstream is overloaded.
+    /// Claude is overloaded.
     Overloaded,
-    /// The upstream reported an error of its own.
+    /// Claude reported an internal error.
     UpstreamError,
-    /// No connection: nothing was sent.
+    /// The connection failed. Nothing was sent.
     ConnectFailed,
     /// The connection broke after the request was sent.
     ConnectionLost,
-    /// The upstream gave up by its own time limit, or fell silent.
+    /// Claude's own time limit was reached, or Claude stopped sending.
     Timeout,
-    /// The upstream's answer was not of the Messages API.
+    /// The answer did not follow the Messages API.
     MalformedResponse,
-    /// A fault of ours; the log has the details.
+    /// Internal error. The log has the details.
     Internal,
-    /// The service was stopped while the attempt was under way, or stopped or paused before its call.
+    /// The service stopped during the call, or stopped or was paused before it.
     Shutdown,
     /// The answer's stream ended without its last event.
     StreamCut,
-    /// The upstream broke its answer off with an error.
+    /// Claude ended its answer with an error.
     StreamError,
-    /// Question and answer together outgrew the model's context window.
+    /// Question and answer are too long for the model's context window.
     ContextWindowExceeded,
-    /// The version of the prompts that was asked for is there no more.
+    /// The requested prompt version no longer exists.
     PromptVersionUnknown,
-    /// The daily budget had no room for the call.
+    /// The rest of the daily budget is too small for the call.
     BudgetReached,
-    /// The model has no price, and the daily budget is one of money.
+    /// The model has no known price, which a daily cost budget needs.
     ModelUnpriced,
-    /// The call took longer than it may; the text that came is kept.
+    /// The proxy requires a user name and password.
+    ProxyRefused,
+    /// Claude rejected this question again and again while it answered others.
+    Poisoned,
+    /// The call reached its time limit. The received text is stored.
     TimeLimit,
 }
 
@@ -261,17 +268,25 @@ pub enum FailureClass {
     Overload,
     /// The answer was cut or could not be read, and was billed.
     InvalidOutput,
+    /// The call was turned away in a way that may be this question's alone.
+    Suspect,
+    /// The model declined, and another is asked.
+    Refused,
     /// Any other that another attempt may not meet.
     Other,
 }
 
 /// How often a job failed, by class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Failures {
     connect: u16,
     overload: u16,
     invalid_output: u16,
+    suspect: u16,
+    refused: u16,
     other: u16,
+    demoted: u16,
 }
 
 impl Failures {
@@ -288,6 +303,16 @@ impl Failures {
         *count = count.saturating_add(1);
     }
 
+    /// The job was released and let others go first.
+    pub fn demote(&mut self) {
+        self.demoted = self.demoted.saturating_add(1);
+    }
+
+    /// How often the job let others go first.
+    pub fn demotions(self) -> u32 {
+        u32::from(self.demoted)
+    }
+
     /// How many there were of a class.
     pub fn count(mut self, class: FailureClass) -> u32 {
         u32::from(*self.place(class))
@@ -298,17 +323,18 @@ impl Failures {
             FailureClass::Connect => &mut self.connect,
             FailureClass::Overload => &mut self.overload,
             FailureClass::InvalidOutput => &mut self.invalid_output,
+            FailureClass::Suspect => &mut self.suspect,
+            FailureClass::Refused => &mut self.refused,
             FailureClass::Other => &mut self.other,
         }
     }
 }
 
-/// Tokens of one call, as the upstream reported them.
+/// Tokens as reported by Claude.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenUsage {
     /// Input tokens billed at the full price.
     pub input_tokens: u64,
-    /// Output tokens.
     pub output_tokens: u64,
     /// Input tokens written to the prompt cache.
     #[serde(default)]

@@ -67,16 +67,15 @@ pub enum DeliveryState {
     Disabled,
 }
 
-/// One try to deliver.
+/// One try to deliver a webhook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeliveryTry {
-    /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// The HTTP status of the answer, if there was one.
+    /// The HTTP status of the receiver's answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<u16>,
-    /// Why there was none.
+    /// Why there was no answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -144,13 +144,17 @@ impl JobRecord {
     pub fn error(&self) -> Option<AttemptError> {
         let JobState::Failed { code } = self.job.state else { return None };
         let last = self.attempts.last().and_then(|attempt| attempt.report.error.as_ref());
-        let told = last.filter(|error| error.code == code).map(|error| error.message.as_str());
-        let message = match (code, told) {
-            // The attempt's own words are for the model, which is told them when it is asked again.
+        let known = last.filter(|error| error.code == code).map(|error| error.message.as_str());
+        let message = match (code, known) {
+            // The attempt's message is written for the model, which gets it in the repair prompt.
             (FailureCode::InvalidOutput, Some(wrong)) => {
-                format!("Claude's answer could not be read as a memo: {wrong}; retry the job")
+                format!("Claude's answer could not be parsed as a memo: {wrong}; retry the job")
             }
             (_, Some(message)) => message.to_owned(),
+            (FailureCode::Poisoned, None) => {
+                let last = last.map_or("", |error| error.message.as_str());
+                format!("this question was turned away again and again while others were answered: {last}")
+            }
             (FailureCode::DeadlineExceeded, None) => "the job's deadline passed before it could run".to_owned(),
             (other, None) => format!("the job failed: {other}"),
         };
@@ -158,7 +162,7 @@ impl JobRecord {
     }
 }
 
-/// The name of a state as clients see and filter it.
+/// State of a job.
 #[derive(
     Clone,
     Copy,
@@ -178,33 +182,27 @@ impl JobRecord {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum JobStatus {
-    /// Waits for its turn.
+    /// Ready to run.
     Queued,
-    /// Queued, with a time before which it does not run: by request, or between attempts.
+    /// Queued, but not before a certain time: on request, or between two attempts.
     Scheduled,
-    /// An attempt is under way.
+    /// An attempt is running.
     Running,
-    /// There is a result.
+    /// The job has a memo.
     Succeeded,
-    /// There is an error.
+    /// The job has an error.
     Failed,
-    /// Given up by a client or an operator.
+    /// Cancelled by a client or an operator.
     Cancelled,
 }
 
-/// How many jobs there are in each state.
+/// Number of jobs in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct StatusCounts {
-    /// Ready to run.
     pub queued: usize,
-    /// Queued for later.
     pub scheduled: usize,
-    /// Being analysed.
     pub running: usize,
-    /// With a result.
     pub succeeded: usize,
-    /// With an error.
     pub failed: usize,
-    /// Given up.
     pub cancelled: usize,
 }

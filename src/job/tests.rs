@@ -62,8 +62,8 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
         1 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Succeed { attempt, report }),
         2 => (attempt.clone(), time.clone(), report.clone())
             .prop_map(|(attempt, run_at, report)| JobEvent::Retry { attempt, run_at, class: FailureClass::Overload, report }),
-        2 => (attempt.clone(), time.clone(), report.clone())
-            .prop_map(|(attempt, run_at, report)| JobEvent::Release { attempt, run_at, report }),
+        2 => (attempt.clone(), time.clone(), any::<bool>(), report.clone())
+            .prop_map(|(attempt, run_at, is_demoted, report)| JobEvent::Release { attempt, run_at, is_demoted, report }),
         2 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Reparse { attempt, report }),
         1 => report.clone().prop_map(|report| JobEvent::Share { report }),
         1 => report.clone().prop_map(|report| JobEvent::FindUnreadable { report }),
@@ -155,8 +155,9 @@ fn a_late_settle_of_an_expired_attempt_changes_nothing() {
 
 #[test]
 fn a_release_spends_no_attempt_but_keeps_its_number() {
-    let released =
-        running().apply(&JobEvent::Release { attempt: 1, run_at: at(5), report: Arc::default() }, at(2)).unwrap();
+    let released = running()
+        .apply(&JobEvent::Release { attempt: 1, run_at: at(5), is_demoted: false, report: Arc::default() }, at(2))
+        .unwrap();
     assert_eq!((released.attempt, released.failures, released.releases), (1, Failures::default(), 1));
 }
 
@@ -213,6 +214,19 @@ fn priority_is_a_head_start_and_not_a_class() {
     let job = |priority, second| Job::new(Uuid::nil(), priority, at(second)).effective_at();
     assert!(job(Priority::High, 60) < job(Priority::Normal, 0));
     assert!(job(Priority::Low, 0) < job(Priority::Normal, 601), "an old job of low priority goes before a new one");
+}
+
+#[test]
+fn a_job_that_may_be_the_only_one_to_fail_goes_behind_all_that_were_queued_meanwhile() {
+    let report = Arc::<AttemptReport>::default();
+    let released =
+        |is_demoted| JobEvent::Release { attempt: 1, run_at: at(30), is_demoted, report: Arc::clone(&report) };
+    let suspect =
+        JobEvent::Retry { attempt: 1, run_at: at(30), class: FailureClass::Suspect, report: Arc::clone(&report) };
+    let place = |event| running().apply(&event, at(3)).unwrap().effective_at();
+    assert_eq!([place(released(false)), place(released(true)), place(suspect)], [at(0), at(30), at(30)]);
+    let again = running().apply(&released(true), at(3)).unwrap();
+    assert!(again.effective_at() > Job::new(Uuid::nil(), Priority::Normal, at(29)).effective_at());
 }
 
 #[test]

@@ -19,21 +19,20 @@ const MAX_DETAIL: usize = 4 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = AuditEntry)]
 pub struct Entry {
-    /// Names the entry; ids sort by time.
+    /// Ids sort by time.
     #[schema(value_type = String, format = Uuid)]
     pub id: Uuid,
-    /// When it was done.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// Who did it: `admin_token`, or the name of the key or the subject of the token.
+    /// The operator: `admin_token`, the name of the API key, or the subject of the token.
     pub actor: String,
-    /// What was done, a stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `reparse`,
-    /// `import`, `prompts_reload`, `key_create`, `key_revoke`.
+    /// Stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `reparse`, `import`, `prompts_reload`,
+    /// `key_create`, `key_revoke`.
     pub action: String,
-    /// To what, or with which values.
+    /// The target or the new values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// How many jobs it changed; absent where it is not about jobs, or did not end.
+    /// Number of changed jobs. Absent if the action is not about jobs or did not finish.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<usize>,
 }
@@ -59,7 +58,7 @@ impl Queue {
         let at = self.now();
         let detail = detail.map(|detail| detail[..detail.floor_char_boundary(MAX_DETAIL)].to_owned());
         let entry = Entry { id: new_id(at), at, actor: actor.to_owned(), action: action.to_owned(), detail, jobs };
-        info!(audit.actor = actor, audit.action = action, audit.detail = entry.detail, "an operator acted");
+        info!(audit.actor = actor, audit.action = action, audit.detail = entry.detail, "operator action");
         self.note_again(&entry).await?;
         Ok(entry)
     }

@@ -24,16 +24,16 @@ const TRIAL_STEP: usize = 10_000;
 /// So many jobs are read for the estimate of a trial, which takes the others to be like them.
 const SAMPLE: usize = 500;
 
-/// What is done to the jobs.
+/// An action on jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum Action {
-    /// Give up those that are queued, scheduled or running.
+    /// Cancel queued, scheduled and running jobs.
     Cancel,
-    /// Queue those again that failed or were cancelled.
+    /// Return failed and cancelled jobs to the queue.
     Retry,
-    /// Remove those that have ended.
+    /// Delete ended jobs.
     Delete,
 }
 

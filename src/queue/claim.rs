@@ -8,13 +8,15 @@ use tracing::{error, warn};
 use super::{
     Inner, Queue, QueueError,
     follow::Draft,
-    retry::{Settlement, event_after, failure_report},
+    retry::{event_after, failure_report},
     service_time::{Kind, Observed},
     wait::{Intent, Permit, Stay},
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest},
+    job::{
+        Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest, disposition::Disposition,
+    },
     store::{Pick, StoreError},
 };
 
@@ -30,6 +32,8 @@ pub struct Claim {
     pub request: Arc<JobRequest>,
     /// The newest attempt whose answer was of no use, if one was since the submission or the last requeue.
     pub useless: Option<Arc<Attempt>>,
+    /// The models that declined to answer since then.
+    pub refused_by: Vec<String>,
     /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
     pub lost: CancellationToken,
     /// Takes the answer's text as it comes, for those who follow the job.
@@ -102,8 +106,8 @@ impl Queue {
             Err(error) => return Err(error.into()),
         };
         let (job, request) = (claimed.job, claimed.request);
-        let useless = self.useless(&job).await;
-        Ok(Some(self.begin(job, request, useless)))
+        let (useless, refused_by) = self.heard_before(&job).await;
+        Ok(Some(Claim { refused_by, ..self.begin(job, request, useless) }))
     }
 
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
@@ -114,16 +118,28 @@ impl Queue {
         self.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
 
-    /// The newest attempt whose answer was of no use. Without it the job is asked as if for the first time.
-    async fn useless(&self, job: &Job) -> Option<Arc<Attempt>> {
-        if job.failures.count(FailureClass::InvalidOutput) == 0 {
-            return None;
+    /// What the next attempt must know of those before: the newest whose answer was of no use, and the models that
+    /// declined. Where it can't be read, the job is asked as if for the first time.
+    async fn heard_before(&self, job: &Job) -> (Option<Arc<Attempt>>, Vec<String>) {
+        let [useless, refused] =
+            [FailureClass::InvalidOutput, FailureClass::Refused].map(|class| job.failures.count(class) as usize);
+        if useless + refused == 0 {
+            return (None, Vec::new());
         }
-        let attempts = self.0.store.get(job.id).await.ok()??.attempts;
-        attempts.into_iter().rev().find(|attempt| {
-            let code = attempt.report.error.as_ref().map(|error| error.code);
-            matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit))
-        })
+        let Ok(Some(record)) = self.0.store.get(job.id).await else { return (None, Vec::new()) };
+        let code = |attempt: &Attempt| attempt.report.error.as_ref().map(|error| error.code);
+        let newest_first = || record.attempts.iter().rev();
+        let is_useless = |attempt: &&Arc<Attempt>| {
+            matches!(
+                code(attempt),
+                Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit)
+            )
+        };
+        let refused_by = newest_first()
+            .filter(|attempt| code(attempt) == Some(FailureCode::Refused))
+            .take(refused)
+            .filter_map(|attempt| attempt.report.model.clone());
+        (newest_first().find(is_useless).filter(|_| useless > 0).cloned(), refused_by.collect())
     }
 
     /// Which job the next claim is to take.
@@ -156,7 +172,7 @@ impl Queue {
         if let Some(current) = self.0.store.peek(job.id) {
             self.0.running.check(&current);
         }
-        Claim { job, request, useless, lost, draft, _stay: stay }
+        Claim { job, request, useless, refused_by: Vec::new(), lost, draft, _stay: stay }
     }
 
     /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
@@ -177,14 +193,14 @@ impl Queue {
 
     /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
     /// that is not the attempt's any more stays as it is.
-    pub async fn settle(&self, job: &Job, settlement: &Settlement, report: AttemptReport) {
+    pub async fn settle(&self, job: &Job, disposition: &Disposition, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
-        let event = event_after(job, settlement, report, &self.0.policy.retries, rand::random(), self.now());
+        let event = event_after(job, disposition, report, &self.0.policy.retries, rand::random(), self.now());
         loop {
             match self.transition(job.id, event.clone()).await {
                 Ok(_) => {
                     // From before the claim was written to after the answer was: what a client that waits has to wait.
-                    if let (Settlement::Succeeded, Some(started_at)) = (settlement, job.started_at) {
+                    if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
                         let (request, draft) = (self.0.running.request(job.id), self.0.running.draft(job.id));
                         let kind = Kind::of(request.as_deref().unwrap_or(&JobRequest::default()), job.waited_for);
                         let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());

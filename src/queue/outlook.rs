@@ -96,7 +96,12 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
     }
     let starts_in = start_in(figures, allowance);
     if run_at > now {
-        let waiting_for = if job.attempt == 0 { WaitingFor::RunAt } else { WaitingFor::Retry };
+        let waiting_for = match allowance.hold {
+            _ if job.attempt == 0 => WaitingFor::RunAt,
+            // It was released until the next probe.
+            Some(hold) => hold.waiting_for,
+            None => WaitingFor::Retry,
+        };
         let eta_seconds = starts_in.map(|_| (run_at.since(now) + own_time).as_secs());
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
@@ -215,9 +220,11 @@ mod tests {
     fn of_a_queue_that_a_person_must_set_free_nobody_can_tell_the_end() {
         let hold = Some(Hold { waiting_for: WaitingFor::Gate, opens_in: None });
         let held = Allowance { hold, ..FREE };
-        for (run_at, attempt, position, waiting_for) in
-            [(at(0), 1, Some(6), WaitingFor::Gate), (at(60), 1, None, WaitingFor::Retry)]
-        {
+        for (run_at, attempt, position, waiting_for) in [
+            (at(0), 1, Some(6), WaitingFor::Gate),
+            (at(60), 1, None, WaitingFor::Gate),
+            (at(60), 0, None, WaitingFor::RunAt),
+        ] {
             let outlook = outlook(&queued(run_at, attempt), figures(5, 4), held, at(0)).unwrap();
             assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for });
         }

@@ -12,12 +12,11 @@ use crate::{clock::Timestamp, store::JobStore};
 /// The setting that holds it.
 const SETTING: &str = "paused";
 
-/// Who paused the queue, and when.
+/// Who paused the queue and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pause {
-    /// The operator, as the audit log names them.
+    /// The operator, as in the audit log.
     pub by: String,
-    /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }

@@ -1,4 +1,4 @@
-//! Reading the answers that were kept of a failed job again.
+//! Parses the stored answers of a failed job again.
 
 use std::sync::Arc;
 
@@ -8,16 +8,17 @@ use super::{Queue, QueueError};
 use crate::job::{AttemptReport, FailureCode, JobEvent, JobId, JobRecord, JobState};
 
 impl Queue {
-    /// Reads the answers that were kept of a failed job again, newest first, by `read`. The first that reads now makes the
-    /// job a success; nothing is called and nothing billed. A job that has its memo keeps it as it is.
+    /// Parses the stored answers of a failed job with `read`, which also returns what it
+    /// repaired, newest first. With the first that can be parsed the job
+    /// succeeds. Makes no call and costs nothing. A succeeded job does not change.
     ///
     /// # Errors
-    /// [`QueueError::Unreadable`] and [`QueueError::Conflict`], with which nothing has changed; [`QueueError::NotFound`],
+    /// [`QueueError::Unreadable`] and [`QueueError::Conflict`], after which nothing has changed; [`QueueError::NotFound`],
     /// [`QueueError::Unavailable`].
     pub async fn reparse(
         &self,
         id: JobId,
-        read: impl Fn(&str) -> Result<Box<RawValue>, String>,
+        read: impl Fn(&str) -> Result<(Box<RawValue>, Vec<&'static str>), String>,
     ) -> Result<JobRecord, QueueError> {
         let record = self.get(id).await?;
         match record.job.state {
@@ -25,28 +26,27 @@ impl Queue {
             JobState::Failed { .. } => {}
             JobState::Queued { .. } | JobState::Running { .. } | JobState::Cancelled => {
                 let status = record.job.status(self.now());
-                return Err(QueueError::Conflict(format!(
-                    "a job that is {status} can't be read again, a failed one can"
-                )));
+                return Err(QueueError::Conflict(format!("the job is {status}; only a failed job can be reparsed")));
             }
         }
         let mut complaint = None;
         for attempt in record.attempts.iter().rev() {
             let report = &attempt.report;
-            // What a model says while it declines is no memo, whatever it looks like.
+            // A refusal is not a memo, even if it looks like one.
             let refused = report.error.as_ref().is_some_and(|error| error.code == FailureCode::Refused);
             let Some(answer) = report.raw_answer.as_deref().filter(|answer| !refused && !answer.trim().is_empty())
             else {
                 continue;
             };
             match read(answer) {
-                Ok(result) => {
+                Ok((result, repaired)) => {
                     let report = AttemptReport {
                         model: report.model.clone(),
                         prompt_version: report.prompt_version.clone(),
                         prompt_sha256: report.prompt_sha256.clone(),
                         reparsed_from: Some(attempt.number),
                         result: Some(result),
+                        repaired: repaired.into_iter().map(str::to_owned).collect(),
                         ..AttemptReport::default()
                     };
                     let event = JobEvent::Reparse { attempt: record.job.attempt, report: Arc::new(report) };
@@ -58,9 +58,7 @@ impl Queue {
         }
         Err(match complaint {
             Some(wrong) => QueueError::Unreadable(wrong),
-            None => {
-                QueueError::Conflict("no answer was kept of this job, so there is nothing to read again".to_owned())
-            }
+            None => QueueError::Conflict("the job has no stored answer to parse again".to_owned()),
         })
     }
 }

@@ -1,10 +1,14 @@
-//! The retry policy: what becomes of a job after an attempt. Pure; the only place that decides on a retry.
+//! The retry policy: which event a disposition becomes, by the job's history. Pure; the only place that counts retries and
+//! makes delays.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::Timestamp,
-    job::{AttemptError, AttemptReport, FailureClass, FailureCode, Job, JobEvent},
+    job::{
+        AttemptError, AttemptReport, FailureClass, FailureCode, Job, JobEvent,
+        disposition::{Blocked, Disposition},
+    },
 };
 
 /// First step of the backoff, doubled with each attempt: the official SDKs' own.
@@ -13,38 +17,19 @@ const BACKOFF_BASE: Duration = Duration::from_millis(500);
 /// No backoff is longer. A queue can wait longer than an SDK's caller, but a person may be waiting for the job.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// How an attempt ended, as the worker tells the queue.
-#[derive(Debug)]
-pub enum Settlement {
-    /// With a result, in the report.
-    Succeeded,
-    /// With a failure that another attempt may not meet.
-    Retryable {
-        /// Why.
-        code: FailureCode,
-        /// The upstream's own wish, which outranks the backoff.
-        retry_after: Option<Duration>,
-    },
-    /// With a failure that every attempt would meet.
-    Terminal {
-        /// Why.
-        code: FailureCode,
-    },
-    /// It gives the job back unspent: the account's limit, a held queue, a shutdown.
-    Released {
-        /// Why.
-        code: FailureCode,
-        /// Not before so much time has passed; the gate does the waiting, so usually zero.
-        retry_after: Duration,
-    },
-}
+/// First pause of a job that may be the only one to fail, doubled with each attempt. Long enough for others to be tried
+/// meanwhile.
+const ASIDE_BASE: Duration = Duration::from_secs(2);
 
-impl Settlement {
-    /// The job is given back at once; what keeps it from running does the waiting.
-    pub fn given_back(code: FailureCode) -> Settlement {
-        Settlement::Released { code, retry_after: Duration::ZERO }
-    }
-}
+/// A job that may be the only one to fail is set aside for no longer.
+const ASIDE_MAX: Duration = Duration::from_mins(5);
+
+/// A job that lets others go first waits for no longer: when a person has ended the cause, it is to go on soon.
+const DEMOTED_MAX: Duration = Duration::from_mins(1);
+
+/// How often a job may fail in a way that may be its own alone: two minutes in all, and many times as many as a rate limit
+/// that is everyone's leaves to chance.
+const MAX_SUSPECT_RETRIES: u32 = 6;
 
 /// How often an attempt is tried again, by the class of its failure, and for how long a job may be given back.
 #[derive(Clone, Copy, Debug)]
@@ -68,71 +53,34 @@ impl RetryBounds {
             FailureClass::Connect => self.connect,
             FailureClass::Overload => self.overload,
             FailureClass::InvalidOutput => self.invalid_output,
+            FailureClass::Suspect => MAX_SUSPECT_RETRIES,
+            // The agent knows how many models there are to ask.
+            FailureClass::Refused => u32::MAX,
             FailureClass::Other => self.other,
         };
         job.failures.count(class) < bound
     }
 }
 
-/// What a failure counts as. An overload in the middle of an answer may be billed, so it is bounded as what costs.
-fn class_of(code: FailureCode, may_have_been_billed: bool) -> FailureClass {
-    match code {
-        FailureCode::ConnectFailed => FailureClass::Connect,
-        FailureCode::Overloaded if !may_have_been_billed => FailureClass::Overload,
-        FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit => {
-            FailureClass::InvalidOutput
-        }
-        FailureCode::DeadlineExceeded
-        | FailureCode::OutcomeUnknown
-        | FailureCode::Refused
-        | FailureCode::InvalidRequest
-        | FailureCode::RequestTooLarge
-        | FailureCode::AuthenticationFailed
-        | FailureCode::BillingFailed
-        | FailureCode::PermissionDenied
-        | FailureCode::ModelNotFound
-        | FailureCode::RateLimited
-        | FailureCode::Overloaded
-        | FailureCode::UpstreamError
-        | FailureCode::ConnectionLost
-        | FailureCode::Timeout
-        | FailureCode::MalformedResponse
-        | FailureCode::Internal
-        | FailureCode::Shutdown
-        | FailureCode::StreamCut
-        | FailureCode::StreamError
-        | FailureCode::ContextWindowExceeded
-        | FailureCode::PromptVersionUnknown
-        | FailureCode::BudgetReached
-        | FailureCode::ModelUnpriced => FailureClass::Other,
-    }
-}
-
 /// The event that settles attempt `job.attempt`. `random` in 0..1 is the jitter.
 pub fn event_after(
     job: &Job,
-    settlement: &Settlement,
+    disposition: &Disposition,
     report: AttemptReport,
     bounds: &RetryBounds,
     random: f64,
     now: Timestamp,
 ) -> JobEvent {
     let attempt = job.attempt;
-    let billed = report.may_have_been_billed;
-    let report = Arc::new(report);
-    match *settlement {
-        Settlement::Succeeded => JobEvent::Succeed { attempt, report },
-        Settlement::Retryable { code, retry_after } => {
-            let class = class_of(code, billed);
+    match *disposition {
+        Disposition::Succeed => JobEvent::Succeed { attempt, report: Arc::new(report) },
+        Disposition::Retry { code, class, after } => {
+            let report = Arc::new(report);
             if !bounds.allow(job, class) {
+                let code = if class == FailureClass::Suspect { FailureCode::Poisoned } else { code };
                 return JobEvent::Fail { attempt, code, report };
             }
-            let delay = match (retry_after, class) {
-                (Some(wish), _) => wish,
-                // Nothing has to recover first: the model is told what was wrong and does better.
-                (None, FailureClass::InvalidOutput) => Duration::ZERO,
-                (None, _) => backoff(job.failures.count(class), random),
-            };
+            let delay = after.unwrap_or_else(|| pause(job, class, random));
             let run_at = now.plus(delay);
             // A job that could not start again in time ends with what went wrong, not with its deadline.
             if job.deadline_at.is_some_and(|deadline| deadline <= run_at) {
@@ -140,17 +88,38 @@ pub fn event_after(
             }
             JobEvent::Retry { attempt, run_at, class, report }
         }
-        Settlement::Terminal { code } => JobEvent::Fail { attempt, code, report },
+        Disposition::Fail { code } => JobEvent::Fail { attempt, code, report: Arc::new(report) },
         // A stop of ours is no reason to give a job up.
-        Settlement::Released { code, .. }
+        Disposition::Release { code, .. }
             if code != FailureCode::Shutdown && now.since(job.due_at) > bounds.give_back_for =>
         {
-            JobEvent::Fail { attempt, code, report }
+            JobEvent::Fail { attempt, code, report: Arc::new(report) }
         }
-        Settlement::Released { retry_after, .. } => {
-            JobEvent::Release { attempt, run_at: now.plus(retry_after), report }
+        Disposition::Release { after, is_demoted, .. } => {
+            let aside = if is_demoted { aside(job.failures.demotions(), DEMOTED_MAX) } else { Duration::ZERO };
+            let run_at = now.plus(after.max(aside));
+            JobEvent::Release { attempt, run_at, is_demoted, report: Arc::new(report) }
+        }
+        // Nobody was asked whether others met it.
+        Disposition::Block(Blocked { ref alone, .. }) => event_after(job, alone, report, bounds, random, now),
+    }
+}
+
+/// How long a job waits before it is tried again after a failure of this class.
+fn pause(job: &Job, class: FailureClass, random: f64) -> Duration {
+    match class {
+        // Nothing has to recover first: another model is asked, or this one is told what was wrong and does better.
+        FailureClass::InvalidOutput | FailureClass::Refused => Duration::ZERO,
+        FailureClass::Suspect => aside(job.failures.count(class), ASIDE_MAX),
+        FailureClass::Connect | FailureClass::Overload | FailureClass::Other => {
+            backoff(job.failures.count(class), random)
         }
     }
+}
+
+/// Exponential backoff of a job that lets others go first.
+fn aside(times: u32, most: Duration) -> Duration {
+    ASIDE_BASE.saturating_mul(1 << times.min(16)).min(most)
 }
 
 /// Exponential backoff with full jitter: anywhere between nothing and base · 2^failures, so that jobs that failed
@@ -183,12 +152,12 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000)
     }
 
-    fn after(failures: Failures, settlement: &Settlement, random: f64) -> JobEvent {
-        event_after(&job(failures), settlement, AttemptReport::default(), &BOUNDS, random, now())
+    fn after(failures: Failures, disposition: &Disposition, random: f64) -> JobEvent {
+        event_after(&job(failures), disposition, AttemptReport::default(), &BOUNDS, random, now())
     }
 
-    fn again(code: FailureCode) -> Settlement {
-        Settlement::Retryable { code, retry_after: None }
+    fn again(code: FailureCode, class: FailureClass) -> Disposition {
+        Disposition::Retry { code, class, after: None }
     }
 
     #[test]
@@ -199,14 +168,41 @@ mod tests {
             (FailureCode::Overloaded, FailureClass::Overload, 4),
             (FailureCode::InvalidOutput, FailureClass::InvalidOutput, 1),
         ] {
-            let last = after(Failures::of(class, bound - 1), &again(code), 0.5);
+            let last = after(Failures::of(class, bound - 1), &again(code, class), 0.5);
             assert!(matches!(last, JobEvent::Retry { class: counted, .. } if counted == class), "{code}: {last:?}");
-            let over = after(Failures::of(class, bound), &again(code), 0.5);
+            let over = after(Failures::of(class, bound), &again(code, class), 0.5);
             assert!(matches!(over, JobEvent::Fail { code: told, .. } if told == code), "{code}: {over:?}");
         }
-        assert_eq!(class_of(FailureCode::Overloaded, true), FailureClass::Other, "overloaded in mid-answer");
         let outage = Failures::of(FailureClass::Connect, 4);
-        assert!(matches!(after(outage, &again(FailureCode::Timeout), 0.5), JobEvent::Retry { .. }), "counted apart");
+        let event = after(outage, &again(FailureCode::Timeout, FailureClass::Other), 0.5);
+        assert!(matches!(event, JobEvent::Retry { .. }), "counted apart");
+    }
+
+    #[test]
+    fn a_job_that_may_be_the_only_one_to_fail_is_set_aside_for_longer_each_time_and_ends_as_poisoned() {
+        let again = again(FailureCode::PermissionDenied, FailureClass::Suspect);
+        let pauses = (0..6).map(|count| match after(Failures::of(FailureClass::Suspect, count), &again, 0.5) {
+            JobEvent::Retry { run_at, .. } => run_at.since(now()).as_secs(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(pauses.collect::<Vec<_>>(), [2, 4, 8, 16, 32, 64]);
+        let over = after(Failures::of(FailureClass::Suspect, 6), &again, 0.5);
+        assert!(matches!(over, JobEvent::Fail { code: FailureCode::Poisoned, .. }), "{over:?}");
+    }
+
+    #[test]
+    fn a_job_that_lets_others_go_first_waits_for_a_minute_at_most() {
+        let release = |after| Disposition::Release { code: FailureCode::BillingFailed, after, is_demoted: true };
+        let mut job = job(Failures::default());
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            let event =
+                event_after(&job, &release(Duration::from_secs(1)), AttemptReport::default(), &BOUNDS, 0.5, now());
+            let JobEvent::Release { run_at, is_demoted: true, .. } = event else { panic!("{event:?}") };
+            waits.push(run_at.since(now()).as_secs());
+            job.failures.demote();
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60]);
     }
 
     #[test]
@@ -218,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_job_is_given_back_for_so_long_after_it_was_due_and_then_fails() {
-        let released = Settlement::Released { code: FailureCode::RateLimited, retry_after: Duration::ZERO };
+        let released = Disposition::released(FailureCode::RateLimited);
         let give_back = |since_due: Duration| {
             let mut job = job(Failures::default());
             job.due_at = now().minus(since_due);
@@ -233,8 +229,9 @@ mod tests {
     #[test]
     fn the_upstreams_retry_after_outranks_the_backoff() {
         let retry_after = Some(Duration::from_secs(90));
-        let event =
-            after(Failures::default(), &Settlement::Retryable { code: FailureCode::UpstreamError, retry_after }, 0.0);
+        let retry =
+            Disposition::Retry { code: FailureCode::UpstreamError, class: FailureClass::Other, after: retry_after };
+        let event = after(Failures::default(), &retry, 0.0);
         let JobEvent::Retry { run_at, .. } = event else { panic!("{event:?}") };
         assert_eq!(run_at, now().plus(Duration::from_secs(90)));
     }
@@ -245,7 +242,14 @@ mod tests {
             let with_deadline = |deadline| {
                 let mut job = job(Failures::default());
                 job.deadline_at = Some(deadline);
-                event_after(&job, &again(code), AttemptReport::default(), &BOUNDS, 0.9, now())
+                event_after(
+                    &job,
+                    &again(code, FailureClass::InvalidOutput),
+                    AttemptReport::default(),
+                    &BOUNDS,
+                    0.9,
+                    now(),
+                )
             };
             let event = with_deadline(now().plus(Duration::from_millis(1)));
             assert!(matches!(event, JobEvent::Retry { run_at, .. } if run_at == now()), "{event:?}");
@@ -256,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_terminal_failure_is_not_tried_again() {
-        let event = after(Failures::default(), &Settlement::Terminal { code: FailureCode::Refused }, 0.5);
+        let event = after(Failures::default(), &Disposition::Fail { code: FailureCode::Refused }, 0.5);
         assert!(matches!(event, JobEvent::Fail { code: FailureCode::Refused, .. }));
     }
 }

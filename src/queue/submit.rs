@@ -9,13 +9,16 @@ use super::{
     Claim, Queue, QueueError, digest, new_id,
     order::{self, Waiting},
     outlook::{self, Allowance},
-    retry::{Settlement, failure_report},
+    retry::failure_report,
     service_time::Kind,
     short_digest,
 };
 use crate::{
     clock::Timestamp,
-    job::{Cached, Depth, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority},
+    job::{
+        Cached, Depth, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
+        disposition::Disposition,
+    },
     store::{Insertion, StoreError},
 };
 
@@ -329,7 +332,7 @@ impl Queue {
             let claim = queue.begin(job.clone(), request, None);
             if let Err(_unclaimed) = hand.send(claim) {
                 let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-                queue.settle(&job, &Settlement::given_back(FailureCode::Shutdown), report).await;
+                queue.settle(&job, &Disposition::released(FailureCode::Shutdown), report).await;
             }
             Ok(inserted)
         });

@@ -19,7 +19,7 @@ const SWEEP_STEP_BEHIND: usize = 512;
 
 impl Queue {
     /// Ends every attempt that the store believes to be running. For the start of a process that owns its store alone:
-    /// whoever ran them is dead. Tells how many there were.
+    /// whoever ran them is dead. Returns how many there were.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
@@ -42,6 +42,25 @@ impl Queue {
         let now = self.now();
         // Jobs that have become ready by the passing of time wake workers here.
         self.0.work.wake(self.0.store.claimable(now).min(SWEEP_STEP));
+        let ended = self.end_overdue().await?;
+        let before = now.minus(self.0.policy.keep_finished_for);
+        let counts = self.0.store.counts(now);
+        let finished = counts.succeeded + counts.failed + counts.cancelled;
+        // The further behind, the larger the step, so that any load finds its level.
+        let surplus = finished.saturating_sub(self.0.policy.max_finished);
+        let step = (surplus / 16).clamp(SWEEP_STEP, SWEEP_STEP_BEHIND);
+        let pruned = self.0.store.prune(before, self.0.policy.max_finished, step).await?;
+        Ok(ended == SWEEP_STEP || pruned == step)
+    }
+
+    /// Ends the attempts and jobs whose lease or deadline is over, at most as many as a step may, and returns their number.
+    /// A start does this until there are none, before its workers: a job whose deadline passed while no process ran would be
+    /// claimed and paid for otherwise.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn end_overdue(&self) -> Result<usize, QueueError> {
+        let now = self.now();
         let overdue = self.0.store.overdue(now, SWEEP_STEP);
         for job in &overdue {
             match job.state {
@@ -55,14 +74,7 @@ impl Queue {
                 _ => drop(self.try_transition(job.id, JobEvent::MissDeadline).await?),
             }
         }
-        let before = now.minus(self.0.policy.keep_finished_for);
-        let counts = self.0.store.counts(now);
-        let finished = counts.succeeded + counts.failed + counts.cancelled;
-        // The further behind, the larger the step, so that any load finds its level.
-        let surplus = finished.saturating_sub(self.0.policy.max_finished);
-        let step = (surplus / 16).clamp(SWEEP_STEP, SWEEP_STEP_BEHIND);
-        let pruned = self.0.store.prune(before, self.0.policy.max_finished, step).await?;
-        Ok(overdue.len() == SWEEP_STEP || pruned == step)
+        Ok(overdue.len())
     }
 
     /// Waits until there is something to sweep, at most `at_most`.

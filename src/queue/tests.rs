@@ -26,9 +26,12 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::{retry::Settlement, *};
+use super::*;
 use crate::{
-    job::{AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, PRIORITY_OFFSET, Priority, TokenUsage},
+    job::{
+        AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, PRIORITY_OFFSET, Priority, TokenUsage,
+        disposition::Disposition,
+    },
     ledger::{Risk, Tokens, total},
     store::{
         Pick,
@@ -1070,23 +1073,24 @@ async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
     match (op, claimed) {
         (Op::Settle(_, how), Some(job)) => {
             let answered = AttemptReport { usage: Some(COST), ..AttemptReport::default() };
-            let (settlement, report) = match *how {
+            let (disposition, report) = match *how {
                 How::Succeed => {
                     let result = serde_json::value::to_raw_value("the memo").ok();
-                    (Settlement::Succeeded, AttemptReport { result, ..answered })
+                    (Disposition::Succeed, AttemptReport { result, ..answered })
                 }
                 How::Retry(after) => {
                     let code = FailureCode::Overloaded;
-                    let retry_after = Some(Duration::from_secs(after));
-                    (Settlement::Retryable { code, retry_after }, answered)
+                    let after = Some(Duration::from_secs(after));
+                    (Disposition::Retry { code, class: FailureClass::Overload, after }, answered)
                 }
-                How::Fail => (Settlement::Terminal { code: FailureCode::Refused }, answered),
+                How::Fail => (Disposition::Fail { code: FailureCode::Refused }, answered),
                 How::Release(after) => {
                     let code = FailureCode::RateLimited;
-                    (Settlement::Released { code, retry_after: Duration::from_secs(after) }, AttemptReport::default())
+                    let after = Duration::from_secs(after);
+                    (Disposition::Release { code, after, is_demoted: false }, AttemptReport::default())
                 }
             };
-            queue.settle(job, &settlement, report).await;
+            queue.settle(job, &disposition, report).await;
             queue.0.running.end(job.id, job.attempt);
             Done::Settled
         }
@@ -1168,7 +1172,7 @@ async fn an_attempt_under_way_outlives_its_lease_and_its_answer_counts() {
     queue.sweep().await.unwrap();
     assert_eq!(queue.peek(claim.job.id).unwrap().state, JobState::Running { lease_until: clock.now().plus(LEASE) });
     assert!(!claim.lost.is_cancelled());
-    queue.settle(&claim.job, &Settlement::Succeeded, AttemptReport::default()).await;
+    queue.settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
     let record = queue.get(claim.job.id).await.unwrap();
     assert_eq!((record.job.state, record.attempts.len()), (JobState::Succeeded, 1));
 
@@ -1226,7 +1230,7 @@ async fn queue_of_ten_seconds(folder: &TempDir) -> (Queue, Clock) {
         let (_, _waiting) = queue.ask(Submission::default(), until, free).await.unwrap();
         let claim = claimed(&queue).await;
         clock.advance(Duration::from_secs(10));
-        queue.settle(&claim.job, &Settlement::Succeeded, AttemptReport::default()).await;
+        queue.settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
     }
     (queue, clock)
 }
@@ -1461,7 +1465,7 @@ async fn answer(queue: &Queue, claim: &Claim) {
         result: serde_json::value::to_raw_value("the memo").ok(),
         ..AttemptReport::default()
     };
-    queue.settle(&claim.job, &Settlement::Succeeded, report).await;
+    queue.settle(&claim.job, &Disposition::Succeed, report).await;
 }
 
 #[tokio::test]
@@ -1543,7 +1547,7 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
     let mut answered = Box::pin(queue.answer(&waiting));
     assert!(poll!(&mut answered).is_pending(), "the answer may come in time");
 
-    queue.settle(&first.job, &Settlement::given_back(FailureCode::RateLimited), AttemptReport::default()).await;
+    queue.settle(&first.job, &Disposition::released(FailureCode::RateLimited), AttemptReport::default()).await;
     assert!(queue.outlook(&second, free).unwrap().waiting_for != WaitingFor::SameQuestion);
     let again = claimed(&queue).await;
     assert_eq!(again.job.id, first.job.id, "its client could not be answered in time any more");

@@ -517,7 +517,7 @@ async fn asks_once_for_all_that_ask_the_same(store: &impl JobStore) {
     assert_eq!(store.peek(job(6).id), Some(asking(6, 7)));
 
     store.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(20)).await.unwrap();
-    let release = JobEvent::Release { attempt: 1, run_at: at(21), report: Arc::default() };
+    let release = JobEvent::Release { attempt: 1, run_at: at(21), is_demoted: false, report: Arc::default() };
     store.transition(job(0).id, release, at(21)).await.unwrap();
     assert_eq!((store.claimable(at(21)), ids(&store.overdue(at(21), 9))), (3, vec![job(1).id]));
     assert_eq!(claim(store, 21).await.unwrap().id, job(0).id);

@@ -493,7 +493,8 @@ impl Shared {
         let Some(bytes) = read_chunks(disk.tree(), &keys::request(seq)).map_err(failed)? else { return Ok(None) };
         let request = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
         let mut bodies = Bodies { request, attempts: Vec::new(), bytes: bytes.len() };
-        for number in 1..=job.closed_attempts() {
+        for number in disk.attempts(seq).map_err(failed)?.into_iter().filter(|number| *number <= job.closed_attempts())
+        {
             if let Some(bytes) = read_chunks(disk.tree(), &keys::attempt(seq, number)).map_err(failed)? {
                 let attempt: Attempt = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
                 bodies.attempts.push(Arc::new(attempt));

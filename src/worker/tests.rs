@@ -26,7 +26,7 @@ const LEASE: Duration = Duration::from_millis(30);
 /// A test that waits longer for anything has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-type Act = BoxFuture<'static, (Verdict, AttemptReport)>;
+type Act = BoxFuture<'static, (Disposition, AttemptReport)>;
 
 /// Does as the question says.
 #[derive(Clone)]
@@ -48,6 +48,8 @@ impl Analyst for Scripted {
             is_waited_for: false,
             is_reduced: false,
             names_model: false,
+            is_of_caller: false,
+            refused_by: Vec::new(),
             prompt_version: String::new(),
             prompt_sha256: String::new(),
             asked_again_after: None,
@@ -63,14 +65,14 @@ impl Analyst for Scripted {
         None
     }
 
-    async fn attempt(&self, plan: &Plan, _: &(dyn Fn(News<'_>) + Send + Sync)) -> (Verdict, AttemptReport) {
+    async fn attempt(&self, plan: &Plan, _: &(dyn Fn(News<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
         (self.script)(&plan.call.prompt).await
     }
 }
 
-fn success() -> (Verdict, AttemptReport) {
+fn success() -> (Disposition, AttemptReport) {
     let result = serde_json::value::to_raw_value("the memo").ok();
-    (Verdict::Succeeded, AttemptReport { result, ..AttemptReport::default() })
+    (Disposition::Succeed, AttemptReport { result, ..AttemptReport::default() })
 }
 
 /// A pool for one call at once, and all that it works with.
@@ -277,7 +279,7 @@ async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_sett
     assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
 
     let (_, report) = success();
-    shop.queue.settle(&mine, &Settlement::Succeeded, report).await;
+    shop.queue.settle(&mine, &Disposition::Succeed, report).await;
     let after = shop.queue.get(id).await.unwrap();
     assert_eq!((after.job, after.attempts.len()), (lost.job, 1), "a late settle changes nothing");
     assert_eq!(shop.metrics.leases_lost.get(), 2);
@@ -354,6 +356,10 @@ async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
     assert_eq!(*calls.lock().unwrap(), 0);
 }
 
+fn block(reason: &'static str, opens_after: Option<Duration>) -> Block<'static> {
+    Block { reason, detail: "no", signature: 1, question: 1, witnesses: 1, is_account: true, opens_after }
+}
+
 /// A shop where a call is under way and the job behind it is claimed already, in this order.
 async fn claimed_ahead() -> (Shop, mpsc::UnboundedReceiver<&'static str>, JobId, JobId) {
     let (shop, mut told) = endless();
@@ -397,8 +403,8 @@ async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_it_must_not_be_
                 shop.queue.pause("ann").await.unwrap();
                 shop.queue.cancel(called).await.unwrap();
             }
-            "gate" => shop.limits.close_gate(PATIENCE, "rate_limited", "slow down"),
-            "hold" => drop(shop.limits.hold("billing_failed", "no money")),
+            "gate" => drop(shop.limits.block(None, &block("rate_limited", Some(PATIENCE)))),
+            "hold" => drop(shop.limits.block(None, &block("billing_failed", None))),
             _ => shop.limits.overloaded(),
         }
         let job = shop.until(ahead, |job| !job.is_running()).await;

@@ -65,6 +65,7 @@ fn request() -> MessageRequest {
         schema: Some(analysis::schema_text()),
         time_limit: Duration::from_secs(60),
         thinking: None,
+        is_uncached: false,
     }
 }
 
@@ -73,7 +74,9 @@ async fn latency() -> bool {
     let simulator = Simulator::start(SimulatorConfig::default()).await.unwrap();
     let ours = Claude::new(ClientConfig {
         base_url: simulator.base_url(),
-        api_key: "bench".into(),
+        api_key: Some("bench".into()),
+        auth_token: None,
+        custom_headers: None,
         connect_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(30),
     })

@@ -27,12 +27,12 @@ use std::{
 use ceoagent::{
     claude::simulator::{Latency, Simulator, SimulatorConfig},
     clock::Clock,
-    job::{AtRisk, AttemptReport, Cursor, FailureCode, JobFilter, JobRequest, JobStatus, Listing, Side, TokenUsage},
-    metrics::Metrics,
-    queue::{
-        Allowance, Claim, Next, Permit, Policy, Queue, Submission,
-        retry::{RetryBounds, Settlement},
+    job::{
+        AtRisk, AttemptReport, Cursor, FailureCode, JobFilter, JobRequest, JobStatus, Listing, Side, TokenUsage,
+        disposition::Disposition,
     },
+    metrics::Metrics,
+    queue::{Allowance, Claim, Next, Permit, Policy, Queue, Submission, retry::RetryBounds},
     store::{
         JobStore,
         sled::{SledConfig, SledStore},
@@ -148,7 +148,7 @@ fn work(tasks: &mut JoinSet<()>, queue: &Queue, workers: usize, settled: &Arc<At
             let permit = permit();
             loop {
                 let claim = claim(&queue, &permit).await;
-                queue.settle(&claim.job, &Settlement::Succeeded, answer()).await;
+                queue.settle(&claim.job, &Disposition::Succeed, answer()).await;
                 settled.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -238,7 +238,7 @@ async fn settle() {
                     let claim = claim(&queue, &permit).await;
                     let report = answer();
                     let started = Instant::now();
-                    queue.settle(&claim.job, &Settlement::Succeeded, report).await;
+                    queue.settle(&claim.job, &Disposition::Succeed, report).await;
                     latencies.push(started.elapsed());
                 }
                 latencies
@@ -291,10 +291,10 @@ async fn sparse(queue: &Queue) {
         queue.enqueue(question()).await.unwrap();
         let claim = claim(queue, &permit).await;
         match n % 4 {
-            0 => queue.settle(&claim.job, &Settlement::Succeeded, answer()).await,
+            0 => queue.settle(&claim.job, &Disposition::Succeed, answer()).await,
             1 => {
-                let settlement = Settlement::Terminal { code: FailureCode::Refused };
-                queue.settle(&claim.job, &settlement, AttemptReport::default()).await;
+                let disposition = Disposition::Fail { code: FailureCode::Refused };
+                queue.settle(&claim.job, &disposition, AttemptReport::default()).await;
             }
             2 => drop(queue.cancel(claim.job.id).await.unwrap()),
             _ => {}

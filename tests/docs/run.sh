@@ -15,3 +15,12 @@ npm install --silent --no-fund --no-audit --prefix "$tools" esbuild@0.28.2
 
 say "Examples of the documents"
 python3 tests/docs/examples.py target/debug/ceoagent "$tools/node_modules/.bin/esbuild" "$@"
+
+say "A broken example is noticed"
+broken=$(mktemp --suffix .md)
+trap 'rm -f "$broken"' EXIT
+printf '```bash\ncurl -s http://localhost:8000/no-such-route\n```\n' > "$broken"
+if python3 tests/docs/examples.py target/debug/ceoagent "$tools/node_modules/.bin/esbuild" "$broken" >/dev/null 2>&1; then
+    echo "a command that fails went unnoticed" >&2
+    exit 1
+fi

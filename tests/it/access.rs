@@ -291,8 +291,8 @@ async fn answers_say_what_a_browser_may_make_of_them_and_which_pages_may_ask() {
 #[test]
 fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
     for (name, value, said) in [
-        ("API_KEYS", "alice:short", "entry 1 of API_KEYS"),
-        ("JWT_KEYS_FILE", "/nowhere", "JWT_ISSUER and JWT_AUDIENCE must be set"),
+        ("API_KEYS", "alice:short", "API_KEYS: entry 1"),
+        ("JWT_KEYS_FILE", "/nowhere", "needs JWT_ISSUER and JWT_AUDIENCE"),
         ("CORS_ORIGINS", "*", "no origin such as"),
     ] {
         let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);

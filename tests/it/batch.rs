@@ -83,7 +83,7 @@ async fn a_batch_with_a_mistake_is_refused_with_its_index_and_leaves_nothing() {
     let cases = [
         (json!({"requests": []}), "requests", "must not be empty"),
         (questions("many", 1_001), "requests", "at most 1000, not 1001"),
-        (json!({"requests": [{"query": 1}]}), "requests[0].query", "must be a text"),
+        (json!({"requests": [{"query": 1}]}), "requests[0].query", "must be a string"),
         (json!({"requests": "all"}), "requests", "must be a list"),
         (json!({}), "requests", "is required"),
     ];

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use ceoagent::claude::simulator::Fault;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::json;
 
 use crate::{
     harness::{Setup, simulator},
@@ -60,4 +62,29 @@ async fn a_kill_at_any_moment_loses_no_accepted_job_and_ends_each_once() {
     // An end is an end: another start changes nothing.
     service.kill();
     ledger.assert_kept(&setup.start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_deadline_passed_while_no_process_ran_is_not_paid_for() {
+    let claude = simulator().await;
+    claude.script([Fault::Hold]);
+    let setup = Setup::new(&claude.base_url()).with("WORKERS", "1").with("ON_UNKNOWN_OUTCOME", "fail");
+    let service = setup.start();
+    service.submit("Which one first?").await;
+    claude.wait_for_calls(1).await;
+    let mut late = Vec::new();
+    for n in 0..100 {
+        let question = json!({ "query": format!("Should we make plan {n}?"), "deadline_seconds": 1 });
+        late.push(service.post("/api/v1/analyze", &question).await.id());
+    }
+    let accepted = Instant::now();
+    service.kill();
+    // The deadline is the wall clock's: nothing else can be waited for.
+    tokio::time::sleep(Duration::from_millis(1_100).saturating_sub(accepted.elapsed())).await;
+    let service = setup.start();
+    for id in late {
+        let job = service.ended(&id).await.body;
+        assert_eq!(job["error"]["code"], "deadline_exceeded", "{job:#}");
+    }
+    assert_eq!(claude.calls().len(), 1, "no late job was sent to Claude");
 }

@@ -18,6 +18,7 @@ mod first_start;
 mod follow;
 mod harness;
 mod hold;
+mod holds;
 mod idempotency;
 mod life;
 mod limits;

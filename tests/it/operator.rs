@@ -155,7 +155,7 @@ async fn the_api_page_is_served_whole_and_loads_nothing_from_elsewhere() {
 #[tokio::test]
 async fn what_an_operator_does_to_one_job_is_on_record_and_what_callers_do_to_theirs_is_not() {
     let claude = simulator().await;
-    claude.script([Fault::CutBeforeLast]);
+    claude.script([Fault::CutBeforeStop]);
     let service = Setup::new(&claude.base_url()).with("MAX_RETRIES", "0").start();
     let id = service.submit("Cut?").await.id();
     service.ended(&id).await;

@@ -65,13 +65,13 @@ async fn a_question_gets_the_version_it_names_and_each_attempt_tells_which() {
 }
 
 #[tokio::test]
-async fn an_unknown_version_is_told_with_those_there_are_and_asks_nothing() {
+async fn an_unknown_prompt_version_is_refused_with_the_known_ones_and_makes_no_call() {
     let (service, claude, _setup) = service().await;
     let answer = ask(&service, "v9").await;
     answer.assert_problem(422, "validation_failed");
     assert_eq!(answer.body["errors"][0]["field"], "prompt_version");
     let message = answer.body["errors"][0]["message"].as_str().unwrap();
-    assert!(message.contains("\"v9\"") && message.contains("there are: v1"), "{message}");
+    assert!(message.contains("\"v9\"") && message.contains("known versions: v1"), "{message}");
     assert_eq!(claude.counters().calls, 0);
 }
 

@@ -157,7 +157,7 @@ async fn every_kind_of_end_is_told() {
 #[tokio::test]
 async fn a_failed_job_whose_kept_answer_is_read_after_all_is_told_again_as_a_success() {
     let claude = simulator().await;
-    claude.script([Fault::CutBeforeLast]);
+    claude.script([Fault::CutBeforeStop]);
     let service = setup(&claude.base_url()).with("MAX_RETRIES", "0").start();
     let (url, mut arrived) = receiver().await;
     let id = ask(&service, "Should we read it again?", &url).await;

@@ -142,12 +142,12 @@ fn a_token_is_for_us_from_whom_we_believe_in_force_and_says_what_may_be_done() {
 }
 
 #[test]
-fn a_file_that_holds_no_key_stops_the_start_with_what_is_wrong() {
+fn a_file_without_a_usable_key_is_refused_with_the_reason() {
     let reason = |bytes: &[u8]| tokens(bytes).err().unwrap().to_string();
     assert!(reason(b"too short").contains("32 bytes"));
-    assert!(reason(b"{\"keys\": []}").contains("none of the JWKS"));
+    assert!(reason(b"{\"keys\": []}").contains("no key of the JWKS"));
     assert!(reason(b"{").contains("not a JWKS"));
-    assert!(reason(b"-----BEGIN NONSENSE-----").contains("no public key"));
+    assert!(reason(b"-----BEGIN NONSENSE-----").contains("no usable public key"));
     let missing = Tokens::load(Path::new("/nowhere/keys"), Some("i"), Some("a")).err().unwrap();
     assert!(missing.to_string().contains("/nowhere/keys"));
     assert!(matches!(Tokens::load(Path::new("x"), None, Some("a")), Err(JwtError::NoAudience)));

@@ -60,7 +60,7 @@ impl Message<'_> {
         json!({
             "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
             "stop_reason": self.stop_reason, "stop_sequence": null, "stop_details": self.stop_details(),
-            "usage": self.usage,
+            "usage": wire(&self.usage),
         })
     }
 
@@ -75,6 +75,7 @@ impl Message<'_> {
         match fault {
             Fault::CutAfter(events) => vec![Step::Send(upto(*events))],
             Fault::CutBeforeLast => vec![Step::Send(upto(ends.len() - 1))],
+            Fault::CutBeforeStop => vec![Step::Send(upto(ends.len() - 2))],
             Fault::DropAfter(events) => vec![Step::Send(upto(*events)), Step::Wait(Duration::ZERO), Step::Break],
             Fault::StallAfter(events) => vec![Step::Send(upto(*events)), Step::Hang],
             Fault::SlowBytes { bytes: size, pause } => (0..bytes.len())
@@ -100,7 +101,7 @@ impl Message<'_> {
             "message_start",
             &json!({"type": "message_start", "message": {
                 "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": [],
-                "stop_reason": null, "stop_sequence": null, "usage": usage,
+                "stop_reason": null, "stop_sequence": null, "usage": wire(&usage),
             }}),
         );
         events.push("ping", &json!({"type": "ping"}));
@@ -121,7 +122,7 @@ impl Message<'_> {
         events.push(
             "message_delta",
             &json!({
-                "type": "message_delta", "usage": self.usage,
+                "type": "message_delta", "usage": wire(&self.usage),
                 "delta": {"stop_reason": self.stop_reason, "stop_sequence": null, "stop_details": self.stop_details()},
             }),
         );
@@ -133,6 +134,22 @@ impl Message<'_> {
         (self.stop_reason == "refusal")
             .then(|| json!({"type": "refusal", "category": "general_harms", "explanation": "A simulated refusal."}))
     }
+}
+
+/// Usage as the API reports it.
+fn wire(usage: &Usage) -> Value {
+    let written_1h = usage.cache_creation_1h_input_tokens;
+    json!({
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+        "cache_read_input_tokens": usage.cache_read_input_tokens,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.cache_creation_input_tokens - written_1h,
+            "ephemeral_1h_input_tokens": written_1h,
+        },
+        "inference_geo": if usage.is_us { "us" } else { "global" },
+    })
 }
 
 const THOUGHT: &str = "A simulated thought, which is no part of the answer.";

@@ -1,4 +1,4 @@
-//! What is wrong with a body, in plain words: serde's are for programmers, and name types that no client knows.
+//! Messages for invalid values. Serde's own messages name Rust types, which no client knows.
 
 use std::fmt;
 
@@ -8,8 +8,8 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-/// Most characters of a value that are told again: an error must not be many times the size of what was sent.
-const MAX_TOLD: usize = 60;
+/// Most characters of a value repeated in a message: an error must not be much larger than the request.
+const MAX_QUOTED: usize = 60;
 
 /// One step into a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) enum Step {
     Item(usize),
 }
 
-/// The names of the fields that a `T` has at the end of this path; none if no fields are known there.
+/// The names of the fields that `T` has at the end of this path, if they are fixed.
 pub(super) fn fields<'de, T: Deserialize<'de>>(path: &[Step]) -> Option<&'static [&'static str]> {
     match T::deserialize(Probe(path)) {
         Err(Found::Fields(fields)) => Some(fields),
@@ -28,7 +28,7 @@ pub(super) fn fields<'de, T: Deserialize<'de>>(path: &[Step]) -> Option<&'static
     }
 }
 
-/// The words that a `T` takes at the end of this path; none if it takes anything else there.
+/// The words that `T` accepts at the end of this path, if it is an enum.
 pub(super) fn words<'de, T: Deserialize<'de>>(path: &[Step]) -> Option<&'static [&'static str]> {
     match T::deserialize(Probe(path)) {
         Err(Found::Words(words)) => Some(words),
@@ -36,7 +36,7 @@ pub(super) fn words<'de, T: Deserialize<'de>>(path: &[Step]) -> Option<&'static 
     }
 }
 
-/// What a value must be, from serde's message, where no more than certain `words` are taken if there are any.
+/// Turns serde's message into plain words. `words` are the values of an enum.
 pub(super) fn plain(message: &str, words: Option<&[&str]>) -> String {
     let said = ["invalid type: ", "invalid value: ", "invalid length "].iter().find_map(|start| {
         let (given, expected) = message.strip_prefix(start)?.rsplit_once(", expected ")?;
@@ -50,8 +50,8 @@ pub(super) fn plain(message: &str, words: Option<&[&str]>) -> String {
     }
     let Some((given, expected)) = said else { return message.to_owned() };
     let expected = match expected {
-        "a string" | "a borrowed string" => "a text",
-        "a map" => "an object of texts",
+        "a string" | "a borrowed string" => "a string",
+        "a map" => "an object of strings",
         "a sequence" => "a list",
         "a boolean" => "true or false",
         "a JSON number" => "a number",
@@ -61,11 +61,11 @@ pub(super) fn plain(message: &str, words: Option<&[&str]>) -> String {
     format!("must be {expected}, not {}", self::given(given))
 }
 
-/// A value as serde tells of it.
+/// The given value, from serde's message.
 fn given(value: &str) -> String {
     let quoted = |value: &'_ str| value.split('`').nth(1).map(str::to_owned);
     match value.split_once(' ') {
-        Some(("string", text)) => format!("the text {}", cut(text)),
+        Some(("string", text)) => format!("the string {}", cut(text)),
         Some(("integer", number)) => format!("the number {}", quoted(number).unwrap_or_default()),
         Some(("floating", number)) => format!("the number {}", quoted(number).unwrap_or_default()),
         Some(("boolean", value)) => quoted(value).unwrap_or_default(),
@@ -76,13 +76,13 @@ fn given(value: &str) -> String {
 }
 
 fn cut(text: &str) -> String {
-    match text.char_indices().nth(MAX_TOLD) {
+    match text.char_indices().nth(MAX_QUOTED) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-/// What a type asks for at the end of a path, which ends the probe.
+/// What a type expects at the end of a path. Ends the probe as an error.
 #[derive(Debug)]
 enum Found {
     Fields(&'static [&'static str]),
@@ -104,7 +104,7 @@ impl de::Error for Found {
     }
 }
 
-/// A body with nothing in it but the rest of a path.
+/// A body that contains nothing but the rest of a path.
 struct Probe<'a>(&'a [Step]);
 
 impl<'de> Deserializer<'de> for Probe<'_> {

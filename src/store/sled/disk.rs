@@ -92,8 +92,8 @@ pub enum OpenError {
     },
     /// A newer program wrote it.
     #[error(
-        "the job store {} has the format {found}, which is newer than this program's {FORMAT_VERSION}: start the newer \
-         ceoagent again, or restore the folder from a backup of before",
+        "the job store {} has format {found}, which is newer than the format {FORMAT_VERSION} of this program: start the \
+         newer ceoagent again, or restore an older backup of the folder",
         path.display()
     )]
     Newer {
@@ -371,6 +371,16 @@ impl Disk {
             }
         }
         Ok(next)
+    }
+
+    /// The numbers of a job's attempts that have a record. By what is there: a job of another store may count billions.
+    pub(super) fn attempts(&self, seq: Seq) -> Result<Vec<u32>, sled::Error> {
+        let mut numbers = Vec::new();
+        for key in self.tree.range(keys::attempts(seq)).keys() {
+            numbers.extend(keys::attempt_of(&key?));
+        }
+        numbers.dedup();
+        Ok(numbers)
     }
 
     /// Removes what belongs to a job besides its metadata.

@@ -1,0 +1,139 @@
+//! How the API is reached: the address, and the headers that let a call in.
+
+use std::net::IpAddr;
+
+use reqwest::{
+    Url,
+    header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{ClientError, wire};
+
+/// Shorter values of custom headers are flags or names rather than secrets, and would blank half a message out.
+const MIN_SECRET_CHARS: usize = 8;
+
+/// The address of the messages endpoint under `base`, which may end in a slash, `/v1` or `/v1/messages` or in neither.
+pub(super) fn messages_url(base: &str) -> Result<Url, ClientError> {
+    let mut url =
+        Url::parse(base.trim()).map_err(|_| ClientError::BaseUrl("is not a URL, such as https://api.anthropic.com"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(ClientError::BaseUrl("must begin with https:// (or http:// for a local gateway)"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(ClientError::BaseUrl("must not hold a user name or password"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(ClientError::BaseUrl("must not hold a `?` or `#` part"));
+    }
+    let path = url.path().trim_end_matches('/');
+    let path = path.strip_suffix("/messages").filter(|path| path.ends_with("/v1")).unwrap_or(path);
+    let path = format!("{}/v1/messages", path.strip_suffix("/v1").unwrap_or(path));
+    url.set_path(&path);
+    Ok(url)
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// The headers of every call, and what of them is secret.
+pub(super) fn headers(
+    api_key: Option<SecretString>,
+    auth_token: Option<SecretString>,
+    custom: Option<SecretString>,
+) -> Result<(HeaderMap, Vec<SecretString>), ClientError> {
+    let mut headers = HeaderMap::new();
+    let mut secrets = Vec::new();
+    headers.insert("anthropic-version", HeaderValue::from_static(wire::API_VERSION));
+    if let Some(key) = api_key {
+        headers.insert("x-api-key", credential("", &key)?);
+        secrets.push(key);
+    }
+    if let Some(token) = auth_token {
+        headers.insert(AUTHORIZATION, credential("Bearer ", &token)?);
+        secrets.push(token);
+    }
+    let custom = custom.map_or(Ok(Vec::new()), |custom| custom_headers(custom.expose_secret()))?;
+    for (name, value) in custom {
+        secrets.extend(value.to_str().ok().filter(|value| value.len() >= MIN_SECRET_CHARS).map(SecretString::from));
+        headers.insert(name, value);
+    }
+    Ok((headers, secrets))
+}
+
+fn credential(scheme: &str, secret: &SecretString) -> Result<HeaderValue, ClientError> {
+    let secret = secret.expose_secret();
+    let is_clean = !secret.is_empty() && secret.bytes().all(|byte| byte.is_ascii_graphic());
+    let value = HeaderValue::from_str(&format!("{scheme}{secret}")).ok().filter(|_| is_clean);
+    let mut value = value.ok_or(ClientError::ApiKey)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Headers as lines of `name: value`, or on one line with commas between. A comma that no name follows belongs to a
+/// value.
+fn custom_headers(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>, ClientError> {
+    let mut entries: Vec<String> = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let mut is_first = true;
+        for part in line.split(',') {
+            match entries.last_mut().filter(|_| !is_first && !begins_header(part)) {
+                Some(entry) => entry.extend([",", part]),
+                None => entries.push(part.to_owned()),
+            }
+            is_first = false;
+        }
+    }
+    entries.iter().map(|entry| header(entry).ok_or(ClientError::CustomHeaders)).collect()
+}
+
+fn begins_header(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(name, _)| HeaderName::from_bytes(name.trim().as_bytes()).is_ok())
+}
+
+fn header(entry: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = entry.split_once(':')?;
+    let mut value = HeaderValue::from_str(value.trim()).ok()?;
+    value.set_sensitive(true);
+    Some((HeaderName::from_bytes(name.trim().as_bytes()).ok()?, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_url_may_carry_a_path_and_end_in_a_slash_or_in_what_is_added_to_it() {
+        for end in ["", "/", "/v1", "/v1/", "/v1/messages", "/v1/messages/"] {
+            let url = |base: &str| messages_url(&format!("{base}{end}")).unwrap().to_string();
+            assert_eq!(url("https://api.anthropic.com"), "https://api.anthropic.com/v1/messages");
+            assert_eq!(url("http://gateway:8080/a/b"), "http://gateway:8080/a/b/v1/messages");
+        }
+        assert_eq!(messages_url("http://h/messages").unwrap().path(), "/messages/v1/messages");
+        assert_eq!(messages_url("http://h/apiv1").unwrap().path(), "/apiv1/v1/messages");
+    }
+
+    #[test]
+    fn only_a_base_url_on_this_machine_goes_past_the_proxy() {
+        let local = |base| is_loopback(&messages_url(base).unwrap());
+        assert!(["http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1"].into_iter().all(local));
+        assert!(!["https://api.anthropic.com", "http://10.0.0.1"].into_iter().any(local));
+    }
+
+    #[test]
+    fn custom_headers_come_on_lines_or_between_commas() {
+        let read = |text: &str| -> Vec<String> {
+            let headers = custom_headers(text).unwrap();
+            headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect()
+        };
+        assert_eq!(read("X-Team: ops\r\n\nanthropic-beta: a,b\n"), ["x-team=ops", "anthropic-beta=a,b"]);
+        assert_eq!(read("x-team: ops, x-url: http://a:1, x-empty:"), ["x-team=ops", "x-url=http://a:1", "x-empty="]);
+        assert_eq!(read(""), [""; 0]);
+        for bad in ["x-team", "x team: ops", ": ops", "x-team: a\u{7f}b"] {
+            assert!(matches!(custom_headers(bad), Err(ClientError::CustomHeaders)), "{bad}");
+        }
+    }
+}

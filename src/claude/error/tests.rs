@@ -1,0 +1,292 @@
+//! The error table, row by row: every error class of the official SDKs that a Messages call can meet, the codes and
+//! messages that say more than their status, and what gateways make of them.
+
+use serde_json::json;
+
+use super::{ErrorKind as K, Parameter as P, *};
+
+/// The error for an answer with this body.
+fn answer(status: u16, body: &str, headers: &[(&'static str, &str)]) -> CallError {
+    let headers = headers
+        .iter()
+        .map(|(name, value)| (reqwest::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
+    CallError::of_answer(status, &headers.collect(), body.as_bytes(), SystemTime::UNIX_EPOCH)
+}
+
+/// The API's own envelope.
+fn envelope(error_type: &str, code: &str, message: &str) -> String {
+    let mut body = json!({"type": "error", "error": {"type": error_type, "message": message}, "request_id": "req_1"});
+    if !code.is_empty() {
+        body["error"]["details"] = json!({ "error_code": code });
+    }
+    body.to_string()
+}
+
+/// Status, error type, error code, message → kind, whom it concerns.
+const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
+    // The classes of the SDK, by status.
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "messages: at least one message is required",
+        K::InvalidRequest,
+        Fault::Question,
+    ),
+    (401, "authentication_error", "", "invalid x-api-key", K::Authentication, Fault::Account),
+    (402, "billing_error", "", "payment required", K::Billing, Fault::Account),
+    (403, "permission_error", "", "not allowed", K::Permission, Fault::Model),
+    (404, "not_found_error", "", "model: claude-no-such", K::NotFound, Fault::Model),
+    (408, "timeout_error", "", "timed out", K::RequestTimeout, Fault::Passing),
+    (409, "conflict_error", "", "conflict", K::Conflict, Fault::Passing),
+    (412, "invalid_request_error", "", "precondition failed", K::InvalidRequest, Fault::Question),
+    (413, "request_too_large", "", "too large", K::TooLarge, Fault::Question),
+    (413, "invalid_request_error", "request_body_too_large_after_decoding", "too large", K::TooLarge, Fault::Question),
+    (422, "invalid_request_error", "", "unprocessable", K::InvalidRequest, Fault::Question),
+    (429, "rate_limit_error", "", "slow down", K::RateLimit, Fault::Limit),
+    (431, "invalid_request_error", "", "header fields too large", K::InvalidRequest, Fault::Question),
+    (499, "invalid_request_error", "", "client closed request", K::InvalidRequest, Fault::Question),
+    (500, "api_error", "", "internal", K::ApiError, Fault::Passing),
+    (501, "api_error", "", "not implemented", K::ApiError, Fault::Passing),
+    (502, "api_error", "", "bad gateway", K::ApiError, Fault::Passing),
+    (503, "api_error", "", "unavailable", K::ApiError, Fault::Passing),
+    (504, "timeout_error", "", "timed out", K::Timeout, Fault::Passing),
+    (529, "overloaded_error", "", "Overloaded", K::Overloaded, Fault::Passing),
+    (302, "api_error", "", "elsewhere", K::Redirect, Fault::Account),
+    (407, "api_error", "", "who are you", K::ProxyAuth, Fault::Account),
+    (999, "api_error", "", "what", K::Malformed, Fault::Passing),
+    // Types that say more than a vague status.
+    (400, "billing_error", "", "pay", K::Billing, Fault::Account),
+    (400, "authentication_error", "", "key", K::Authentication, Fault::Account),
+    (400, "permission_error", "", "no", K::Permission, Fault::Model),
+    (400, "not_found_error", "", "none", K::NotFound, Fault::Model),
+    (400, "rate_limit_error", "", "slow", K::RateLimit, Fault::Limit),
+    (400, "request_too_large", "", "big", K::TooLarge, Fault::Question),
+    (500, "overloaded_error", "", "busy", K::Overloaded, Fault::Passing),
+    (500, "timeout_error", "", "late", K::Timeout, Fault::Passing),
+    (500, "error_of_tomorrow", "", "odd", K::ApiError, Fault::Passing),
+    // 400s that are not the question's.
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "Your credit balance is too low to access the Claude API.",
+        K::Billing,
+        Fault::Account,
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "You have reached your specified API usage limits. You will regain access on 2026-12-01.",
+        K::SpendLimit,
+        Fault::Account,
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "You have reached your specified workspace API usage limits.",
+        K::SpendLimit,
+        Fault::Account,
+    ),
+    (400, "invalid_request_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
+    (400, "invalid_request_error", "cmek_key_disabled", "disabled", K::OnHold, Fault::Account),
+    (400, "invalid_request_error", "cmek_key_network_blocked", "blocked", K::OnHold, Fault::Account),
+    (400, "invalid_request_error", "", "This organization has been disabled.", K::OnHold, Fault::Account),
+    (403, "permission_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
+    (403, "permission_error", "sandbox_egress_restricted", "sandbox", K::OnHold, Fault::Account),
+    (403, "permission_error", "organization_type_not_supported", "type", K::OnHold, Fault::Account),
+    (400, "invalid_request_error", "linked_organization_billing_unavailable", "pay", K::Billing, Fault::Account),
+    (400, "invalid_request_error", "linked_organization_spend_limit_reached", "pay", K::SpendLimit, Fault::Account),
+    (403, "permission_error", "user_profile_billing_not_authorized", "pay", K::Billing, Fault::Account),
+    (403, "permission_error", "user_profile_not_billable", "pay", K::Billing, Fault::Account),
+    (400, "invalid_request_error", "cmek_key_unreachable", "retry", K::ApiError, Fault::Passing),
+    (500, "api_error", "cmek_context_unavailable", "retry", K::ApiError, Fault::Passing),
+    (429, "rate_limit_error", "enforced_spend_limit_reached", "spent", K::SpendLimit, Fault::Account),
+    (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::SpendLimit, Fault::Account),
+    (429, "rate_limit_error", "ramp_limit_exceeded", "slow", K::RateLimit, Fault::Limit),
+    // The request's own shape.
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "This model does not support the effort parameter.",
+        K::Parameter(P::Effort),
+        Fault::Parameter(P::Effort),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "output_config.effort: Input should be one of low, high",
+        K::Parameter(P::Effort),
+        Fault::Parameter(P::Effort),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "output_config: Extra inputs are not permitted",
+        K::Parameter(P::OutputConfig),
+        Fault::Parameter(P::OutputConfig),
+    ),
+    (
+        422,
+        "invalid_request_error",
+        "",
+        "output_config.format: Extra inputs are not permitted",
+        K::Parameter(P::Format),
+        Fault::Parameter(P::Format),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "Schema is too complex for compilation",
+        K::Parameter(P::Format),
+        Fault::Parameter(P::Format),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "claude-x does not support structured output",
+        K::Parameter(P::Format),
+        Fault::Parameter(P::Format),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "thinking.type: \"between_tools\" is not supported",
+        K::Parameter(P::Thinking),
+        Fault::Parameter(P::Thinking),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "max_tokens: 16000 > 8192, which is the maximum allowed",
+        K::Parameter(P::MaxTokens),
+        Fault::Parameter(P::MaxTokens),
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "system.0.cache_control: Extra inputs are not permitted",
+        K::Parameter(P::CacheControl),
+        Fault::Parameter(P::CacheControl),
+    ),
+    // The question's own, though they name a parameter.
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "prompt is too long: 1000001 tokens > 1000000 maximum",
+        K::TooLarge,
+        Fault::Question,
+    ),
+    (
+        400,
+        "invalid_request_error",
+        "",
+        "input length and `max_tokens` exceed context limit: 999000 + 16000 > 1000000",
+        K::TooLarge,
+        Fault::Question,
+    ),
+    (400, "invalid_request_error", "", "Output blocked by content filtering policy", K::Filtered, Fault::Declined),
+    (400, "invalid_request_error", "", "messages.0: the effort of reading this", K::InvalidRequest, Fault::Question),
+    // `error` events of a stream that began with 200.
+    (200, "overloaded_error", "", "Overloaded", K::Overloaded, Fault::Passing),
+    (200, "api_error", "", "internal", K::StreamError, Fault::Passing),
+    (200, "invalid_request_error", "", "bad", K::InvalidRequest, Fault::Question),
+    (200, "rate_limit_error", "", "slow", K::RateLimit, Fault::Limit),
+    (200, "error_of_tomorrow", "", "odd", K::StreamError, Fault::Passing),
+];
+
+#[test]
+fn every_error_has_its_kind_and_whom_it_concerns() {
+    for (status, error_type, code, message, kind, fault) in ROWS {
+        let body = envelope(error_type, code, message);
+        let error = match status {
+            200 => CallError::of_event(&ErrorObject::parse(body.as_bytes()).unwrap()),
+            _ => answer(status, &body, &[]),
+        };
+        assert_eq!((error.kind, error.fault()), (kind, fault), "{status} {error_type} {code} {message}");
+        let told = !code.is_empty() || matches!(kind, K::ProxyAuth);
+        assert!(error.is_certain || (error_type == "error_of_tomorrow" && !told), "{status} {error_type} {message}");
+    }
+}
+
+#[test]
+fn a_page_that_is_not_the_apis_is_certain_of_nothing() {
+    for status in [302, 400, 401, 403, 404, 406, 418, 422, 429, 451] {
+        for body in ["<html>Blocked: your credit balance is too low</html>", "", "{\"message\": \"no\"}", "[1]"] {
+            let error = answer(status, body, &[]);
+            assert!(!error.is_certain, "{status} {body}");
+            assert!(
+                !matches!(error.kind, K::Billing | K::Parameter(_)),
+                "{status} {body}: a page may repeat the question"
+            );
+        }
+    }
+    assert!(answer(407, "<html>Proxy</html>", &[]).is_certain, "no question has a proxy ask for a password");
+}
+
+#[test]
+fn what_gateways_make_of_the_apis_errors_is_read_all_the_same() {
+    let wrapped = r#"{"error": {"message": "BadRequestError: AnthropicException - {\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"message\":\"Your credit balance is too low\"}}", "type": "None", "param": "None", "code": "400"}}"#;
+    let error = answer(400, wrapped, &[]);
+    assert_eq!((error.kind, error.is_certain), (K::Billing, true));
+    for body in [
+        r#"{"error": {"message": "output_config: Extra inputs are not permitted", "type": null}}"#,
+        r#"{"message": "output_config: Extra inputs are not permitted"}"#,
+        r#"{"detail": [{"loc": ["body", "output_config"], "msg": "Extra inputs are not permitted"}]}"#,
+    ] {
+        assert_eq!(answer(400, body, &[]).kind, K::Parameter(P::OutputConfig), "{body}");
+    }
+}
+
+#[test]
+fn x_should_retry_overrules_the_table_for_the_call_alone() {
+    let fault = |status, error_type, should| {
+        answer(status, &envelope(error_type, "", "x"), &[("x-should-retry", should)]).fault()
+    };
+    assert_eq!(fault(400, "invalid_request_error", "true"), Fault::Passing);
+    assert_eq!(fault(529, "overloaded_error", "false"), Fault::Question);
+    assert_eq!(fault(429, "rate_limit_error", "false"), Fault::Question);
+    assert_eq!(fault(529, "overloaded_error", "maybe"), Fault::Passing);
+    for should in ["true", "false"] {
+        assert_eq!(fault(401, "authentication_error", should), Fault::Account, "every call fails alike");
+    }
+}
+
+#[test]
+fn the_models_limit_of_output_is_read_from_the_message() {
+    let named =
+        |message: &str| answer(400, &envelope("invalid_request_error", "", message), &[]).max_tokens_named(16_000);
+    assert_eq!(
+        named("max_tokens: 16000 > 8192, which is the maximum allowed number of output tokens for claude-3-5"),
+        Some(8_192)
+    );
+    assert_eq!(
+        named("max_tokens is too large: 16000. This model supports at most 4096 completion tokens"),
+        Some(4_096)
+    );
+    assert_eq!(named("max_tokens is too large"), None);
+}
+
+#[test]
+fn a_limit_without_a_readable_retry_after_waits_for_its_reset() {
+    let wait = |headers: &[(&'static str, &str)]| answer(429, "", headers).retry_after;
+    let reset = ("anthropic-ratelimit-requests-reset", "1970-01-01T00:00:40Z");
+    let empty = ("anthropic-ratelimit-requests-remaining", "0");
+    assert_eq!(wait(&[empty, reset]), Some(Duration::from_secs(40)));
+    assert_eq!(wait(&[empty, reset, ("retry-after", "7")]), Some(Duration::from_secs(7)));
+    assert_eq!(wait(&[("anthropic-ratelimit-requests-remaining", "3"), reset]), None, "that limit has room");
+    assert_eq!(wait(&[empty, ("anthropic-ratelimit-requests-reset", "soon")]), None);
+    assert_eq!(wait(&[empty, ("anthropic-ratelimit-requests-reset", "2026-01-01T00:00:00Z")]), Some(MAX_RETRY_AFTER));
+    assert_eq!(answer(500, "", &[empty, reset]).retry_after, None);
+}

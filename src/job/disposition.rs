@@ -1,0 +1,72 @@
+//! What becomes of a job after an attempt: decided once, by whoever made the attempt, and used to the end.
+
+use std::time::Duration;
+
+use super::{FailureClass, FailureCode};
+
+/// What becomes of a job after an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// There is a memo in the report.
+    Succeed,
+    /// Another attempt may succeed, as often as the class allows.
+    Retry {
+        /// Why.
+        code: FailureCode,
+        /// What the failure counts as.
+        class: FailureClass,
+        /// The upstream's own wish, which outranks the backoff.
+        after: Option<Duration>,
+    },
+    /// The attempt spent nothing and does not count: the job is queued again.
+    Release {
+        /// Why.
+        code: FailureCode,
+        /// Not before so much time has passed.
+        after: Duration,
+        /// It lets all jobs that are queued by then go first: it may be the only one that fails.
+        is_demoted: bool,
+    },
+    /// Every attempt would fail alike.
+    Fail {
+        /// Why.
+        code: FailureCode,
+    },
+    /// Other calls may fail alike: the gate decides whether they do.
+    Block(Blocked),
+}
+
+/// A failure that other calls may meet too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Why.
+    pub code: FailureCode,
+    /// Which other calls.
+    pub scope: Scope,
+    /// The same for failures that count as one.
+    pub signature: u64,
+    /// How many different questions must meet it before it counts as everyone's.
+    pub witnesses: usize,
+    /// It ends by itself after so long; `None`: a person must act.
+    pub opens_after: Option<Duration>,
+    /// What becomes of the job while too few others have met it.
+    pub alone: Box<Disposition>,
+}
+
+/// Which calls a failure concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the account.
+    Account,
+    /// Those of the service's own models.
+    Service,
+    /// Those of jobs that name the same model.
+    Named,
+}
+
+impl Disposition {
+    /// The job is queued again at once; what keeps it from running does the waiting.
+    pub fn released(code: FailureCode) -> Disposition {
+        Disposition::Release { code, after: Duration::ZERO, is_demoted: false }
+    }
+}
