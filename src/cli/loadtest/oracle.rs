@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(with(1, end, First::Shortest), 3);
         assert_eq!(with(5, end, First::Deadline), 5);
         assert_eq!(with(1, Duration::from_secs(19), First::Deadline), 1, "the others come after the load");
-        let uneven = [asked(0, 20, 29), asked(0, 5, 30), asked(0, 5, 30), asked(0, 5, 30)];
+        let uneven = [asked(0, 20, 28), asked(0, 5, 29), asked(0, 5, 29), asked(0, 5, 29)];
         assert_eq!(answerable(&uneven, 1, end, First::Deadline), 2);
         assert_eq!(answerable(&uneven, 1, end, First::Shortest), 3);
     }
