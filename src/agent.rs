@@ -132,6 +132,11 @@ impl Agent {
         self.models().find(|model| self.prices.of(model).is_none())
     }
 
+    /// Those of [`Agent::models`] whose list price is old, with the date of the price.
+    pub fn outdated_prices(&self, today: &str) -> impl Iterator<Item = (&str, jiff::civil::Date)> {
+        self.models().filter_map(move |model| Some((model, self.prices.of(model)?.outdated(today)?)))
+    }
+
     /// Takes note that a model is gone. Tells whether another one can be asked instead.
     pub fn model_is_gone(&self, model: &str) -> bool {
         self.models.pass_over(model, GONE_FOR)
@@ -161,6 +166,7 @@ impl Agent {
         let model = plan.model();
         let mut report = AttemptReport {
             asked_again_after: plan.asked_again_after,
+            depth: Some(plan.depth),
             model: Some(model.to_owned()),
             prompt_version: Some(plan.prompt_version.clone()),
             prompt_sha256: Some(plan.prompt_sha256.clone()),
@@ -219,11 +225,12 @@ impl Agent {
         }
     }
 
-    /// What comes of an answer.
+    /// What comes of an answer. One that repairs another is read, and stored, with the other parts of that one.
     fn read(&self, plan: &Plan, mut report: AttemptReport, reply: Reply) -> (Disposition, AttemptReport) {
         report.http_status = Some(200);
         report.request_id = reply.request_id;
         report.model = Some(reply.model);
+        let text = plan.repair.as_ref().map_or_else(|| reply.text.clone(), |repair| repair.apply(&reply.text));
         let outcome = match reply.stop {
             StopReason::Refusal { category, explanation } => {
                 // By the name that it was asked by, which a gateway may not repeat: it is not asked again.
@@ -233,9 +240,9 @@ impl Agent {
                 Err((self.after_refusal(plan), FailureCode::Refused, format!("the model declined to answer: {why}")))
             }
             // A memo that happens to be whole is one all the same.
-            stop => analysis::read_memo(&reply.text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
+            stop => analysis::read_memo(&text).map_err(|error| unreadable(&stop, reply.is_complete, error)),
         };
-        report.raw_answer = Some(reply.text);
+        report.raw_answer = Some(text);
         match outcome {
             Ok(memo) => {
                 report.result = Some(memo.json);

@@ -1,300 +1,45 @@
-//! The decision memo: its types, how an answer is read into it, and the totals the service computes itself.
+//! The decision memo: the model's analysis, how an answer is read into it, and what the service makes of it.
 //!
-//! [`parse`] turns an answer's text into a [`DecisionAnalysis`] in two steps: `analysis/answer.rs` finds the JSON in
-//! whatever surrounds it, `analysis/consistency.rs` checks what a JSON schema can't say. The shape is that of
-//! `analysis/decision.schema.json`, which the API is told to enforce; what arrives is checked all the same, because a
-//! proxy or an older model may ignore it. Knows nothing of jobs, prompts or the API.
+//! - `decision`: the analysis, in the shape of `decision.schema.json`, which the API is asked to enforce
+//! - `answer`: finds its JSON in whatever surrounds it · `consistency`: what makes it impossible to show
+//! - `memo`: what readers get, computed at reading time · `ranking`: totals and robustness · `flags`: what a reader should
+//!   know besides · `names`: names for ids in prose · `language`: which language a text is in
+//! - `document`: a memo in the order of reading · `markdown`: the document as Markdown · `labels`: the fixed words
+//!
+//! Only the analysis is stored. This module knows nothing of jobs, prompts or the API.
 
-use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use serde::de::{Error, IntoDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use serde_json::{Map, Value, value::RawValue};
 
 mod answer;
 mod consistency;
+pub mod decision;
+pub mod document;
 mod fit;
+pub mod flags;
+pub mod labels;
+mod language;
 mod lenient;
+pub mod markdown;
+pub mod memo;
+mod names;
+pub mod ranking;
 
-/// A finished memo: what is stored and returned as a job's result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Memo {
-    /// The model's part.
-    #[serde(flatten)]
-    pub analysis: DecisionAnalysis,
-    /// The service's part, best option first.
-    pub weighted_totals: Vec<WeightedTotal>,
+use self::{consistency::Violation, decision::DecisionAnalysis};
+
+/// What an analysis answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The question.
+    pub query: &'a str,
+    /// Options that the asker wants compared.
+    pub options: &'a [String],
+    /// A brief memo was asked for, which gives no reasons for single scores.
+    pub is_brief: bool,
 }
 
-/// How one option fares over all criteria.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct WeightedTotal {
-    /// The option.
-    pub option_id: String,
-    /// Σ weight × score / Σ weight, rounded to 2 places.
-    #[schema(minimum = 1, maximum = 5)]
-    pub total: f64,
-    /// 1 is best; equal totals share a rank.
-    pub rank: usize,
-}
-
-/// The model's analysis of one decision question. Unknown fields are ignored when it is read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DecisionAnalysis {
-    /// Whether there is a recommendation to act on.
-    #[serde(deserialize_with = "folded")]
-    pub status: Status,
-    /// The decision restated as one answerable question, with scope and horizon.
-    pub decision_question: String,
-    /// The bottom line, at most 3 sentences.
-    pub summary: String,
-    /// How hard the choice is to undo.
-    #[serde(deserialize_with = "folded")]
-    pub reversibility: Reversibility,
-    /// What is not known, and how to find out.
-    pub missing_information: Vec<Gap>,
-    /// Premises the conclusion rests on.
-    pub assumptions: Vec<Assumption>,
-    /// What the options are judged by.
-    pub criteria: Vec<Criterion>,
-    /// The options, one of them the status quo.
-    pub options: Vec<DecisionOption>,
-    /// One score for each pair of option and criterion.
-    pub evaluations: Vec<Evaluation>,
-    /// What could go wrong.
-    pub risks: Vec<Risk>,
-    /// What to do.
-    pub recommendation: Recommendation,
-    /// The first steps, in order.
-    pub next_steps: Vec<NextStep>,
-}
-
-/// Whether there is a recommendation to act on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// There is.
-    Complete,
-    /// Something decisive is missing: see `missing_information`.
-    NeedsInformation,
-    /// The question holds no choice to make.
-    NotADecision,
-}
-
-/// How hard a choice is to undo.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Reversibility {
-    /// It can't be undone, or only at ruinous cost.
-    OneWayDoor,
-    /// It can be undone within weeks at small cost.
-    TwoWayDoor,
-    /// It lies between.
-    PartlyReversible,
-}
-
-/// A three-step scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// The least.
-    Low,
-    /// The middle.
-    Medium,
-    /// The most.
-    High,
-}
-
-/// Where an assumption comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AssumptionSource {
-    /// The asker wrote it.
-    StatedByUser,
-    /// Concluded from what the asker wrote.
-    Inferred,
-    /// The model's general knowledge.
-    GeneralKnowledge,
-}
-
-/// What is recommended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Do it.
-    Proceed,
-    /// Do it once the conditions hold.
-    ProceedWithConditions,
-    /// Try it in the small before committing.
-    PilotFirst,
-    /// Decide later.
-    Defer,
-    /// Don't do it.
-    DoNotProceed,
-    /// No recommendation can be made yet.
-    InsufficientInformation,
-}
-
-/// Something that is not known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Gap {
-    /// What to find out.
-    pub question: String,
-    /// What depends on the answer.
-    pub why_it_matters: String,
-    /// Whom to ask or what to measure.
-    pub how_to_get_it: String,
-    /// Whether the decision should wait for the answer.
-    pub blocks_decision: bool,
-}
-
-/// A premise the conclusion rests on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Assumption {
-    /// Unique among the assumptions.
-    pub id: String,
-    /// What is taken to be so.
-    pub statement: String,
-    /// Where it comes from.
-    #[serde(deserialize_with = "folded")]
-    pub source: AssumptionSource,
-    /// What changes if it isn't so.
-    pub if_wrong: String,
-}
-
-/// One measure the options are judged by.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Criterion {
-    /// Unique among the criteria.
-    pub id: String,
-    /// A short name.
-    pub name: String,
-    /// 1 (minor) to 5 (decisive).
-    #[schema(minimum = 1, maximum = 5)]
-    pub weight: u8,
-    /// Why it bears on the decision.
-    pub why_it_matters: String,
-}
-
-/// One way to decide.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DecisionOption {
-    /// Unique among the options.
-    pub id: String,
-    /// A short name.
-    pub name: String,
-    /// What it means in practice.
-    pub description: String,
-    /// Whether this is what happens if nothing is decided.
-    pub is_status_quo: bool,
-    /// What speaks for it.
-    pub pros: Vec<String>,
-    /// What speaks against it.
-    pub cons: Vec<String>,
-    /// What it takes.
-    pub cost_and_effort: String,
-    /// What it forecloses.
-    pub opportunity_cost: String,
-}
-
-/// How one option does on one criterion.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Evaluation {
-    /// The option.
-    pub option_id: String,
-    /// The criterion.
-    pub criterion_id: String,
-    /// 1 (poor) to 5 (excellent).
-    #[schema(minimum = 1, maximum = 5)]
-    pub score: u8,
-    /// The evidence for the score.
-    pub rationale: String,
-}
-
-/// Something that could go wrong with an option.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Risk {
-    /// The option.
-    pub option_id: String,
-    /// What could happen.
-    pub description: String,
-    /// How likely it is.
-    #[serde(deserialize_with = "folded")]
-    pub likelihood: Level,
-    /// How much it would hurt.
-    #[serde(deserialize_with = "folded")]
-    pub impact: Level,
-    /// What can be done against it.
-    pub mitigation: String,
-    /// What can be seen before the damage is done.
-    pub early_warning_sign: String,
-}
-
-impl Risk {
-    /// How grave it is, 1 to 9.
-    pub fn severity(&self) -> u8 {
-        severity(self.likelihood, self.impact)
-    }
-
-    /// What risks are sorted by, the greatest first: of equally grave ones that comes first which hurts more.
-    pub fn gravity(&self) -> (u8, Level) {
-        (self.severity(), self.impact)
-    }
-}
-
-/// How grave a risk of such a likelihood and impact is, 1 to 9.
-pub fn severity(likelihood: Level, impact: Level) -> u8 {
-    let points = |level| match level {
-        Level::Low => 1,
-        Level::Medium => 2,
-        Level::High => 3,
-    };
-    points(likelihood) * points(impact)
-}
-
-/// What to do, how surely, and on what terms.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Recommendation {
-    /// What is recommended.
-    #[serde(deserialize_with = "folded")]
-    pub verdict: Verdict,
-    /// The chosen option; empty if none.
-    pub option_id: String,
-    /// Why.
-    pub rationale: String,
-    /// What is knowingly given up.
-    pub trade_offs_accepted: Vec<String>,
-    /// Confidence in words.
-    #[serde(deserialize_with = "folded")]
-    pub confidence: Level,
-    /// The model's probability that this looks right in hindsight, in percent.
-    #[schema(minimum = 0, maximum = 100)]
-    pub confidence_percent: u8,
-    /// What the confidence rests on, and what limits it.
-    pub confidence_basis: String,
-    /// What must hold for the recommendation to stand.
-    pub conditions: Vec<String>,
-    /// Facts that would reverse it.
-    pub what_would_change_this: Vec<String>,
-}
-
-/// One step to take.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct NextStep {
-    /// What to do.
-    pub action: String,
-    /// The role that owns it.
-    pub owner_role: String,
-    /// By when.
-    pub timeframe: String,
-    /// How one can tell that it is done.
-    pub success_measure: String,
-}
-
-/// Why an answer isn't a memo. The messages speak to the one who wrote the answer, so they can be sent back to the
-/// model; they quote ids and values of the answer, never its prose.
+/// Why an answer can't be used. The messages are sent to the model, so they quote its ids and values, never its prose.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum ParseError {
@@ -315,9 +60,9 @@ pub enum ParseError {
         /// What is wrong with it.
         message: String,
     },
-    /// The right shape, but it contradicts itself.
-    #[error("the memo is inconsistent: {}", .0.join("; "))]
-    Inconsistent(Vec<String>),
+    /// The right shape, but it can't be shown.
+    #[error("the memo can't be shown: {}", .0.iter().map(|violation| violation.message.as_str()).collect::<Vec<_>>().join("; "))]
+    Inconsistent(Vec<Violation>),
 }
 
 impl ParseError {
@@ -327,19 +72,11 @@ impl ParseError {
     }
 }
 
-impl From<DecisionAnalysis> for Memo {
-    fn from(analysis: DecisionAnalysis) -> Memo {
-        Memo { weighted_totals: weighted_totals(&analysis), analysis }
-    }
-}
-
 /// Reads an answer: the memo's JSON, alone or inside prose or a code fence.
 ///
-/// Beyond its shape these hold for every memo: the summary isn't blank; ids are unique, not blank, and every reference
-/// names one; scores and weights are 1 to 5, the confidence 0 to 100 percent; there are at most 4 options, one status
-/// quo and one score for a pair of option and criterion. A `complete` one also has at least 2 options and a criterion,
-/// a status quo, and every option scored on every criterion. The other two statuses need not: what can't be known yet
-/// can't be scored. `needs_information` must instead name what is missing.
+/// Beyond its shape these hold for every analysis of a decision: ids of options, criteria and musts are unique and not
+/// blank, every reference names one, and every action but `wait` has an option. A `complete` one has a scored option,
+/// `needs_information` has gaps. Anything else that is odd becomes a flag of the memo.
 pub fn parse(text: &str) -> Result<DecisionAnalysis, ParseError> {
     find(text).map(|found| found.analysis)
 }
@@ -352,72 +89,95 @@ fn find(text: &str) -> Result<answer::Found, ParseError> {
     }
 }
 
-/// A memo as it was read.
+/// An analysis as it was read.
 #[derive(Debug)]
 pub struct ReadMemo {
-    /// The memo as JSON, with the service's own part.
+    /// The analysis as JSON, to be stored.
     pub json: Box<RawValue>,
-    /// Slips of the answer that were mended, such as `trailing_comma`.
+    /// Slips of the answer that were recovered, such as `trailing_comma`.
     pub repaired: Vec<&'static str>,
 }
 
-/// The memo in an answer, or what the model did wrong.
+/// The analysis in an answer, or what the model did wrong.
 pub fn read_memo(text: &str) -> Result<ReadMemo, String> {
     let found = find(text).map_err(|error| error.to_string())?;
-    let json = serde_json::value::to_raw_value(&Memo::from(found.analysis)).map_err(|error| error.to_string())?;
+    let json = serde_json::value::to_raw_value(&found.analysis).map_err(|error| error.to_string())?;
     Ok(ReadMemo { json, repaired: found.repairs.into_iter().map(Into::into).collect() })
 }
 
-/// The options' weighted totals, best first. Computed here, because models are poor at sums. An option that isn't
-/// scored on every criterion has none: its total couldn't be compared.
-pub fn weighted_totals(analysis: &DecisionAnalysis) -> Vec<WeightedTotal> {
-    let scores: HashMap<_, _> =
-        analysis.evaluations.iter().map(|e| ((e.option_id.as_str(), e.criterion_id.as_str()), e.score)).collect();
-    let weights: u32 = analysis.criteria.iter().map(|criterion| u32::from(criterion.weight)).sum();
-    let hundredths = |option: &DecisionOption| -> Option<u32> {
-        let weighted = analysis.criteria.iter().map(|criterion| {
-            let score = scores.get(&(option.id.as_str(), criterion.id.as_str()))?;
-            Some(u32::from(criterion.weight) * u32::from(*score))
-        });
-        (weighted.sum::<Option<u32>>()? * 100 + weights / 2).checked_div(weights)
-    };
-    let mut totals: Vec<_> =
-        analysis.options.iter().filter_map(|option| Some((hundredths(option)?, option.id.clone()))).collect();
-    totals.sort_by_key(|(total, _)| std::cmp::Reverse(*total));
-    let rank = |total| 1 + totals.iter().filter(|(other, _)| *other > total).count();
-    let ranked = totals.iter().map(|(total, option_id)| WeightedTotal {
-        option_id: option_id.clone(),
-        total: f64::from(*total) / 100.0,
-        rank: rank(*total),
-    });
-    ranked.collect()
+/// An answer that can be used once a few of its fields are written again.
+#[derive(Clone, Debug)]
+pub struct RepairRequest {
+    analysis: DecisionAnalysis,
+    parts: Vec<&'static str>,
 }
 
-/// The JSON schema of [`DecisionAnalysis`] as the API wants it for structured output: without `$schema`.
-pub fn schema() -> &'static serde_json::Value {
-    static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(|| {
-        let mut schema: serde_json::Value = serde_json::from_str(include_str!("analysis/decision.schema.json"))
-            .expect("the schema is part of the program, and a test reads it");
-        if let Some(fields) = schema.as_object_mut() {
-            fields.remove("$schema");
-        }
-        schema
+impl RepairRequest {
+    /// What has to be repaired in `answer`; none if it has to be written again as a whole.
+    pub fn of(answer: &str) -> Option<RepairRequest> {
+        let analysis = answer::read(answer).ok()?.analysis;
+        let violations = consistency::violations(&analysis);
+        let mut parts = violations.iter().map(|violation| violation.part).collect::<Option<Vec<_>>>()?;
+        parts.sort_unstable();
+        parts.dedup();
+        (!parts.is_empty()).then_some(RepairRequest { analysis, parts })
+    }
+
+    /// The top-level fields to write again.
+    pub fn parts(&self) -> &[&'static str] {
+        &self.parts
+    }
+
+    /// The whole answer with the fields in `repair` in the place of the broken ones. `repair` may also be a whole memo.
+    pub fn apply(&self, repair: &str) -> String {
+        let fields = parse(repair).is_err().then(|| self.fields_in(repair)).flatten();
+        let whole = fields.and_then(|fields| {
+            let Value::Object(mut whole) = serde_json::to_value(&self.analysis).ok()? else { return None };
+            whole.extend(fields);
+            Some(Value::Object(whole).to_string())
+        });
+        whole.unwrap_or_else(|| repair.to_owned())
+    }
+
+    /// The first JSON object in `text` that has one of the fields, without other fields.
+    fn fields_in(&self, text: &str) -> Option<Map<String, Value>> {
+        text.match_indices('{').find_map(|(start, _)| {
+            let mut stream = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Map<String, Value>>();
+            let lenient = || serde_json::from_str(&lenient::rewrite(&text[start..])?.json).ok();
+            let mut fields: Map<String, Value> = stream.next()?.ok().or_else(lenient)?;
+            fields.retain(|name, _| self.parts.contains(&name.as_str()));
+            (!fields.is_empty()).then_some(fields)
+        })
+    }
+}
+
+/// The JSON schema of [`DecisionAnalysis`], parsed.
+fn schema() -> &'static Value {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+        serde_json::from_str(schema_text().get()).expect("the schema is part of the program, and a test reads it")
     });
     &SCHEMA
 }
 
-/// [`schema`] as JSON, written out once for all calls.
+/// The JSON schema of [`DecisionAnalysis`] for structured output, as text: the order of its fields is the order in which
+/// the model writes them, and a parsed copy would lose it.
 pub fn schema_text() -> Arc<RawValue> {
     static TEXT: LazyLock<Arc<RawValue>> = LazyLock::new(|| {
-        Arc::from(serde_json::value::to_raw_value(schema()).expect("a JSON value can be written as JSON"))
+        let text = without_white_space(include_str!("analysis/decision.schema.json"));
+        Arc::from(RawValue::from_string(text).expect("the schema is part of the program, and a test reads it"))
     });
     Arc::clone(&TEXT)
 }
 
-/// Reads an enum value whatever its case: structured output doesn't guarantee that of the schema.
-fn folded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    let word = String::deserialize(deserializer)?.trim().to_lowercase();
-    T::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(word)).map_err(D::Error::custom)
+/// JSON without the white space between its tokens. No text of the schema has a quotation mark in it.
+fn without_white_space(json: &str) -> String {
+    let mut is_text = false;
+    json.chars()
+        .filter(|c| {
+            is_text ^= *c == '"';
+            is_text || !c.is_whitespace()
+        })
+        .collect()
 }
 
 #[cfg(test)]

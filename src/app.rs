@@ -35,7 +35,7 @@ use crate::{
     },
     claude::{
         Claude, ClientConfig, ClientError,
-        price::{Price, Prices},
+        price::{MAX_AGE_DAYS, Prices},
     },
     clock::Clock,
     config::{ClaimOrder, INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
@@ -223,6 +223,7 @@ impl App {
         };
         let fallbacks = settings.fallback_models.clone();
         let agent = Agent::new(claude.clone(), prompts.clone(), agent_config(settings), fallbacks, prices(settings));
+        warn_of_prices(&agent, &clock);
         let budget = budget(settings, &agent, &clock, &store)?;
         let limits = Limits::new(per_minute(settings), workers(settings), budget, &settings.model_name);
         let closing = CancellationToken::new();
@@ -534,7 +535,18 @@ fn server(
 /// The prices in force.
 fn prices(settings: &Settings) -> Prices {
     let set = settings.model_prices.iter();
-    Prices::new(set.map(|set| (set.model.clone(), Price { input: set.input.0, output: set.output.0 })))
+    Prices::new(set.map(|set| (set.model.clone(), set.input.0, set.output.0)))
+}
+
+/// Warns of list prices that may have changed: costs and the budget would be wrong.
+fn warn_of_prices(agent: &Agent, clock: &Clock) {
+    let today = clock.now().date();
+    for (model, as_of) in agent.outdated_prices(&today) {
+        warn!(
+            model, %as_of,
+            "the list price of this model is more than {MAX_AGE_DAYS} days old: check it, and set it in MODEL_PRICES"
+        );
+    }
 }
 
 /// The daily budget, if one is set and can be kept to.

@@ -33,18 +33,12 @@ use axum::{
     routing::{get, post},
 };
 
-use self::{api::Api, page::Templates, session::Sessions, strings::Lang};
-use crate::{analysis::Memo, queue::Queue};
+use self::{api::Api, page::Templates, session::Sessions};
+use crate::queue::Queue;
 
 /// Largest form: the largest question that the API takes, in a form's encoding of up to three bytes a byte. What is too
 /// large for the API, the API says itself.
 const MAX_FORM_BYTES: usize = 1 << 20;
-
-/// A memo as Markdown (CommonMark with tables) in English, to be kept, sent or published: as its page offers it for
-/// copying. What the model wrote is escaped, so that it is text and nothing else.
-pub fn memo_as_markdown(memo: Memo) -> String {
-    Templates::new().markdown(memo, Lang::En).expect("the template is part of the program, and tests fill it")
-}
 
 /// What the pages need.
 struct Pages {
@@ -79,7 +73,7 @@ pub fn router(
         .route("/", get(ask::form).post(ask::submit))
         .route("/jobs/{id}", get(job::show))
         .route("/jobs/{id}/events", get(job::events))
-        .route("/jobs/{id}/memo.md", get(job::markdown))
+        .route("/jobs/{id}/memo.md", get(job::memo_markdown))
         .route("/jobs/{id}/job.json", get(job::json))
         .route("/jobs/{id}/cancel", post(job::cancel))
         .route("/jobs/{id}/retry", post(job::retry))

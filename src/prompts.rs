@@ -16,7 +16,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use parking_lot::RwLock;
 use serde::Serialize;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use utoipa::ToSchema;
 
 use crate::digest::sha256;
@@ -25,7 +25,12 @@ use crate::digest::sha256;
 const SYSTEM: &str = "system.txt";
 const USER: &str = "decision_analysis.txt";
 /// What `decision_analysis.txt` may use and must use: the fields of [`Question`].
-const VARIABLES: [&str; 4] = ["context", "options", "query", "today"];
+const VARIABLES: [&str; 5] = ["context", "depth", "options", "query", "today"];
+
+/// The `depth` of a memo that a client waits for.
+pub const BRIEF: &str = "brief";
+/// The `depth` of a memo with everything.
+pub const FULL: &str = "full";
 
 /// Longest name of a version, in characters: a label, not a sentence.
 const MAX_VERSION_NAME: usize = 32;
@@ -74,6 +79,8 @@ pub struct Question<'a> {
     pub context: Option<&'a str>,
     /// Options the caller has in mind; may be empty.
     pub options: &'a [String],
+    /// Which memo is wanted: [`BRIEF`] or [`FULL`].
+    pub depth: &'a str,
     /// The date of asking, ISO 8601 (`2026-11-23`): the model doesn't know it.
     pub today: &'a str,
 }
@@ -195,7 +202,7 @@ fn unknown(version: &str, versions: &Versions) -> PromptError {
     PromptError::UnknownVersion { version: version.to_owned(), known: versions.keys().cloned().collect() }
 }
 
-/// Every folder in `folder` as a version. Files beside them and hidden folders are none.
+/// Every folder in `folder` as a version, without hidden folders and folders that hold no prompt.
 fn load_all(folder: &Path, default: &str) -> Result<Versions, PromptError> {
     let mut versions = Versions::from([(default.to_owned(), Version::load(&folder.join(default))?)]);
     let unreadable = |source| PromptError::Unreadable { path: folder.to_owned(), source };
@@ -203,6 +210,11 @@ fn load_all(folder: &Path, default: &str) -> Result<Versions, PromptError> {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with('.') || versions.contains_key(&name) || !path.is_dir() {
+            continue;
+        }
+        // Volumes hold `lost+found`, and people leave copies: only a folder with a prompt is meant as a version.
+        if ![SYSTEM, USER].iter().any(|file| path.join(file).exists()) {
+            warn!(folder = %path.display(), "skipped: it holds neither {SYSTEM} nor {USER}, so it is not a prompt version");
             continue;
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -222,7 +234,9 @@ impl Version {
         let some_options = ["sample option".to_owned()];
         for context in [None, Some("sample context")] {
             for options in [&[], &some_options[..]] {
-                user.render(Question { query: "sample query", context, options, today: "2026-01-31" })?;
+                for depth in [BRIEF, FULL] {
+                    user.render(Question { query: "sample query", context, options, depth, today: "2026-01-31" })?;
+                }
             }
         }
         let digest = sha256(&[system.source.as_bytes(), user.source.as_bytes()]);
@@ -248,7 +262,8 @@ impl Template {
             return Err(PromptError::Invalid { path, line: None, message });
         }
         let source = match std::fs::read_to_string(&path) {
-            Ok(source) => source,
+            // Editors on Windows write a byte order mark and CRLF, which would go to Claude with every call.
+            Ok(source) => source.trim_start_matches('\u{feff}').replace("\r\n", "\n"),
             Err(source) => return Err(PromptError::Unreadable { path, source }),
         };
         if source.trim().is_empty() {
@@ -320,8 +335,8 @@ mod tests {
 
     const VERSION: &str = "v1";
     const QUESTION: Question<'_> =
-        Question { query: "Buy or build?", context: None, options: &[], today: "2026-11-23" };
-    const GOOD_USER: &str = "{{ today }} {{ query|e }}\n{% if context %}{{ context|e }}{% endif %}\n{% for o in options %}{{ o|e }}{% endfor %}";
+        Question { query: "Buy or build?", context: None, options: &[], depth: FULL, today: "2026-11-23" };
+    const GOOD_USER: &str = "{{ today }} {{ depth }} {{ query|e }}\n{% if context %}{{ context|e }}{% endif %}\n{% for o in options %}{{ o|e }}{% endfor %}";
 
     fn shipped() -> Prompts {
         Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), VERSION).unwrap()
@@ -368,7 +383,7 @@ mod tests {
     #[test]
     fn the_system_prompt_is_the_same_for_every_question_and_long_enough_to_be_cached() {
         let prompts = shipped();
-        let other = Question { query: "另一个问题", context: Some("x"), ..QUESTION };
+        let other = Question { query: "另一个问题", context: Some("x"), depth: BRIEF, ..QUESTION };
         let system = prompts.render(None, &QUESTION).unwrap().system;
         assert_eq!(system, prompts.render(None, &other).unwrap().system);
         // English runs to at most 6 characters a token; the cache needs 1,024 tokens.
@@ -438,7 +453,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
         write(folder.path(), "v2", "Be thorough.", GOOD_USER);
-        std::fs::create_dir(folder.path().join(".git")).unwrap();
+        for other in [".git", "lost+found", "v1.bak", "__MACOSX"] {
+            std::fs::create_dir(folder.path().join(other)).unwrap();
+        }
         std::fs::write(folder.path().join("README"), "no version").unwrap();
         let prompts = Prompts::load(folder.path(), "v2").unwrap();
         assert_eq!(versions(&prompts), "v1 v2");
@@ -457,6 +474,14 @@ mod tests {
         let prompts = load("abc", GOOD_USER).unwrap();
         let sum: Vec<_> = sha256(&[b"abc", GOOD_USER.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(prompts.list()[0].sha256, sum.concat());
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_crlf_are_left_out() {
+        let plain = load("Be brief.\nPlease.", GOOD_USER).unwrap();
+        let user = format!("\u{feff}{}", GOOD_USER.replace('\n', "\r\n"));
+        let windows = load("\u{feff}Be brief.\r\nPlease.", &user).unwrap();
+        assert_eq!(plain.sha256(None), windows.sha256(None));
     }
 
     #[test]
@@ -509,7 +534,7 @@ mod tests {
             complaint.contains("v1/decision_analysis.txt, line 5, is wrong: unknown variable `mind`"),
             "{complaint}"
         );
-        assert!(complaint.contains("context, options, query, today"), "{complaint}");
+        assert!(complaint.contains("context, depth, options, query, today"), "{complaint}");
     }
 
     #[test]
@@ -529,7 +554,7 @@ mod tests {
 
     #[test]
     fn a_template_that_would_lose_the_callers_context_is_refused() {
-        let complaint = complaint("Be brief.", "{{ today }} {{ query }} {{ options }}");
+        let complaint = complaint("Be brief.", "{{ today }} {{ depth }} {{ query }} {{ options }}");
         assert!(complaint.contains("never uses `context`"), "{complaint}");
     }
 

@@ -5,7 +5,14 @@
 //! under way is sent again under the same `webhook-id`. Redirects are not followed, no proxy is asked, and a connection
 //! is made to no address but one that was checked ([`crate::job::callback`]).
 
-use std::{collections::HashSet, error::Error, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    error::Error,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::FutureExt;
@@ -17,12 +24,12 @@ use reqwest::{
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    analysis::{Asked, memo::Shown},
     clock::Timestamp,
     job::{
         AttemptError, JobId, JobRecord, JobStatus,
@@ -92,7 +99,7 @@ struct Data<'a> {
     query: &'a str,
     metadata: &'a std::collections::BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
+    result: Option<Shown<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<AttemptError>,
 }
@@ -175,7 +182,7 @@ impl Webhooks {
     async fn attempt(&self, record: &JobRecord, delivery: Delivery, span: &Span) {
         let (id, at) = (record.job.id, self.queue.now());
         let (http_status, error, asked) = match self.send(record, &delivery, at, span).await {
-            Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(&answer)),
+            Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(answer.headers(), at)),
             Err(error) => (None, Some(error), None),
         };
         tell(span, http_status, error.as_deref());
@@ -252,6 +259,7 @@ fn message(record: &JobRecord) -> Message<'_> {
     let JobRecord { job, request, .. } = record;
     // A job that is told of has ended, so the hour makes no difference.
     let status = job.status(job.created_at);
+    let asked = Asked { query: &request.query, options: &request.options, is_brief: record.is_brief() };
     let data = Data {
         id: job.id,
         status,
@@ -259,16 +267,21 @@ fn message(record: &JobRecord) -> Message<'_> {
         finished_at: job.finished_at,
         query: &request.query,
         metadata: &request.metadata,
-        result: record.result(),
+        result: record.result().map(|stored| Shown::new(stored, &asked)),
         error: record.error(),
     };
     Message { r#type: format!("job.{status}"), timestamp: job.finished_at, data }
 }
 
-/// The pause that a receiver asks for, in seconds.
-fn retry_after(answer: &reqwest::Response) -> Option<Duration> {
-    let value = answer.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
+/// The pause that a receiver requests, in seconds or until a date.
+fn retry_after(headers: &header::HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let date = || {
+        let date = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+        let date = Timestamp::from_millis(i64::try_from(date.as_millis()).ok()?);
+        Some(date.since(now))
+    };
+    value.parse().ok().map(Duration::from_secs).or_else(date)
 }
 
 /// An error with its causes, in one line.

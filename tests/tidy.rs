@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
 const LAYERS: [(&str, &str); 18] = [
     ("main", "cli"),
-    ("cli", "app http::openapi dashboard::memo_as_markdown analysis claude::simulator job"),
+    ("cli", "app http::openapi analysis claude::simulator job"),
     (
         "app",
         "http auth dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis ledger job",
@@ -21,14 +21,15 @@ const LAYERS: [(&str, &str); 18] = [
     ("dashboard", "queue limits analysis ledger job"),
     ("worker", "agent queue limits job"),
     ("sweeper", "queue job"),
-    ("webhook", "queue job"),
+    ("webhook", "queue analysis job"),
     ("auth", "queue"),
     ("agent", "prompts claude analysis job"),
     ("queue", "store ledger job"),
     ("store", "ledger job"),
     ("limits", "ledger"),
     ("prompts", ""),
-    ("claude", ""),
+    // Its simulator writes memos.
+    ("claude", "analysis"),
     ("analysis", ""),
     ("ledger", "job"),
     ("job", ""),

@@ -1,6 +1,7 @@
 //! What the model is told when its answer was of no use: what was wrong, so that it does not do the same again.
 
 use crate::{
+    analysis::RepairRequest,
     claude::Again,
     job::{Attempt, FailureCode},
 };
@@ -11,32 +12,48 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Longest complaint about an answer, in characters: enough for a dozen inconsistencies.
 const MAX_COMPLAINT_CHARS: usize = 2_000;
 
-/// The question as it is asked once more after the attempt `useless`: with the answer and what was wrong with it where
-/// that helps to mend it, else with advice alone.
-pub(super) fn again(mut question: String, useless: &Attempt, max_tokens: u32) -> (String, Option<Again>) {
-    let report = &useless.report;
-    let Some(error) = &report.error else { return (question, None) };
+/// How a question is asked once more.
+#[derive(Debug)]
+pub(super) struct AskedAgain {
+    pub(super) question: String,
+    /// The answer and what was wrong with it, as turns of the conversation.
+    pub(super) again: Option<Again>,
+    /// Only these parts of the answer are to be written again.
+    pub(super) repair: Option<RepairRequest>,
+}
+
+/// The question as it is asked once more after the rejected attempt: with the answer and what was wrong with it where that
+/// helps to repair it, else with advice alone.
+pub(super) fn again(mut question: String, rejected: &Attempt, max_tokens: u32) -> AskedAgain {
+    let report = &rejected.report;
+    let Some(error) = &report.error else { return AskedAgain { question, again: None, repair: None } };
     if error.code == FailureCode::AnswerTruncated {
         // What was cut for its length would cost its length again, and teach nothing.
         question.push_str(&format!(
             "\n\nYour last answer to this was cut off at the limit of {max_tokens} tokens before its JSON was complete, \
-             so none of it could be used. Write the memo anew and much shorter: fewer and shorter texts in every field, \
-             at most 3 options, 3 criteria and 3 risks. The one JSON object must be complete."
+             so it could not be used. Write the memo again and much shorter: fewer and shorter texts in every field, \
+             no option but the asker's and the status quo, at most 3 criteria and 3 risks. The one JSON object must be complete."
         ));
-        return (question, None);
+        return AskedAgain { question, again: None, repair: None };
     }
     let wrong: String = error.message.chars().take(MAX_COMPLAINT_CHARS).collect();
-    let complaint = format!(
-        "That answer can't be used: {wrong}. Write the whole memo again with this put right. Answer with one JSON object \
-         only, in the language of the question."
-    );
-    match report.raw_answer.as_deref().map(str::trim) {
-        Some(answer) if (1..=MAX_ANSWER_BYTES).contains(&answer.len()) => {
-            (question, Some(Again { answer: answer.to_owned(), complaint }))
-        }
-        _ => {
+    let sent_back = report.raw_answer.as_deref().map(str::trim);
+    let sent_back = sent_back.filter(|answer| (1..=MAX_ANSWER_BYTES).contains(&answer.len()));
+    let repair = sent_back.and_then(RepairRequest::of);
+    let request = match &repair {
+        Some(repair) => format!(
+            "Write only `{}` again, with this put right; the rest of the memo stays as you wrote it. Answer with one JSON \
+             object that has this and no other field of the memo",
+            repair.parts().join("`, `")
+        ),
+        None => "Write the whole memo again with this put right. Answer with one JSON object only".to_owned(),
+    };
+    let complaint = format!("That answer can't be used: {wrong}. {request}, in the language of the question.");
+    match sent_back {
+        Some(answer) => AskedAgain { question, again: Some(Again { answer: answer.to_owned(), complaint }), repair },
+        None => {
             question.push_str(&format!("\n\nYou were asked this before. {complaint}"));
-            (question, None)
+            AskedAgain { question, again: None, repair: None }
         }
     }
 }
@@ -51,7 +68,7 @@ mod tests {
         job::{AttemptError, AttemptOutcome, AttemptReport},
     };
 
-    fn asked_again(code: FailureCode, message: &str, answer: Option<&str>) -> (String, Option<Again>) {
+    fn asked_again(code: FailureCode, message: &str, answer: Option<&str>) -> AskedAgain {
         let report = AttemptReport {
             error: Some(AttemptError { code, message: message.to_owned() }),
             raw_answer: answer.map(str::to_owned),
@@ -69,15 +86,17 @@ mod tests {
 
     #[test]
     fn an_unreadable_answer_is_sent_back_with_what_was_wrong() {
-        let (question, again) = asked_again(FailureCode::InvalidOutput, "there is no `status`", Some(" {\"a\": 1}\n"));
-        let again = again.unwrap();
+        let asked = asked_again(FailureCode::InvalidOutput, "there is no `status`", Some(" {\"a\": 1}\n"));
+        assert!(asked.repair.is_none());
+        let (question, again) = (asked.question, asked.again.unwrap());
         assert_eq!((question.as_str(), again.answer.as_str()), ("Buy?", "{\"a\": 1}"));
         assert!(again.complaint.contains("there is no `status`"), "{}", again.complaint);
     }
 
     #[test]
     fn an_answer_that_was_cut_is_not_sent_back_but_a_shorter_one_asked_for() {
-        let (question, again) = asked_again(FailureCode::AnswerTruncated, "cut", Some("{\"status\": \"com"));
+        let AskedAgain { question, again, .. } =
+            asked_again(FailureCode::AnswerTruncated, "cut", Some("{\"status\": \"com"));
         assert!(question.starts_with("Buy?\n\n") && question.contains("limit of 800 tokens"), "{question}");
         assert_eq!(again, None);
     }
@@ -85,7 +104,8 @@ mod tests {
     #[test]
     fn a_blank_answer_and_an_endless_one_are_told_of_without_being_sent() {
         for answer in [None, Some(""), Some(" \n"), Some(&*"x".repeat(MAX_ANSWER_BYTES + 1))] {
-            let (question, again) = asked_again(FailureCode::InvalidOutput, "the answer holds no JSON object", answer);
+            let AskedAgain { question, again, .. } =
+                asked_again(FailureCode::InvalidOutput, "the answer holds no JSON object", answer);
             assert!(question.contains("can't be used: the answer holds no JSON object"), "{question}");
             assert!(question.contains("Answer with one JSON object only"), "{question}");
             assert_eq!(again, None, "the API takes no blank message");
@@ -94,7 +114,17 @@ mod tests {
 
     #[test]
     fn an_endless_complaint_is_cut() {
-        let (_, again) = asked_again(FailureCode::InvalidOutput, &"é".repeat(10_000), Some("{}"));
+        let AskedAgain { again, .. } = asked_again(FailureCode::InvalidOutput, &"é".repeat(10_000), Some("{}"));
         assert_eq!(again.unwrap().complaint.matches('é').count(), MAX_COMPLAINT_CHARS);
+    }
+
+    #[test]
+    fn of_an_answer_with_one_broken_part_only_that_is_asked_for() {
+        let sample: serde_json::Value = serde_json::from_str(include_str!("../analysis/samples/v3noopt.json")).unwrap();
+        let answer = sample["answer"].to_string();
+        let asked = asked_again(FailureCode::InvalidOutput, "recommendation.option_id: is empty", Some(&answer));
+        let (repair, complaint) = (asked.repair.unwrap(), asked.again.unwrap().complaint);
+        assert_eq!(repair.parts(), ["recommendation"]);
+        assert!(complaint.contains("Write only `recommendation` again"), "{complaint}");
     }
 }

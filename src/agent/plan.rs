@@ -3,17 +3,24 @@
 
 use std::time::Duration;
 
-use super::{Agent, Assignment, again, failed};
+use super::{
+    Agent, Assignment,
+    again::{self, AskedAgain},
+    failed,
+};
 use crate::{
-    analysis,
-    claude::{MessageRequest, Usage},
+    analysis::{self, RepairRequest},
+    claude::MessageRequest,
     config::Effort,
     job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
-    prompts::{PromptError, Question, Rendered},
+    prompts::{self, PromptError, Question, Rendered},
 };
 
 /// Bytes of a token, at least: English has about four bytes a token, Chinese about three.
 const LEAST_BYTES_PER_TOKEN: usize = 3;
+
+/// Most tokens of a brief answer, unless MAX_TOKENS is lower: its text has 900, the rest is for thinking.
+const BRIEF_MAX_TOKENS: u32 = 8_000;
 
 /// Output tokens a second of a slow model under load.
 const SLOW_TOKENS_PER_SECOND: f64 = 40.0;
@@ -38,6 +45,8 @@ pub struct Plan {
     pub is_reduced: bool,
     /// The request names the model, so no other model may answer.
     pub names_model: bool,
+    /// The call asks for the broken part of an answer only: what it repairs.
+    pub repair: Option<RepairRequest>,
     /// The prompts that the call is made of.
     pub prompt_version: String,
     /// Their digest.
@@ -68,13 +77,14 @@ impl Agent {
     /// The report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         let Assignment { request, useless, refused_by, is_waited_for, .. } = assignment;
-        let prompt = self.render(assignment).map_err(|error| Box::new(self.unrendered(request, &error)))?;
         let is_reduced = useless.is_some_and(was_cut_by_time);
+        let depth = if is_reduced { Depth::Brief } else { request.depth.resolved(is_waited_for) };
+        let prompt = self.render(assignment, depth).map_err(|error| Box::new(self.unrendered(request, &error)))?;
         let model = self.model_for(request, refused_by).to_owned();
-        let max_tokens = self.models.max_tokens(&model, self.config.max_tokens);
-        let (question, again) = match useless {
+        let max_tokens = self.models.max_tokens(&model, self.max_tokens(depth));
+        let AskedAgain { question, again, repair } = match useless {
             Some(attempt) if !is_reduced => again::again(prompt.user, attempt, max_tokens),
-            _ => (prompt.user, None),
+            _ => AskedAgain { question: prompt.user, again: None, repair: None },
         };
         let again_bytes = again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
         let options: usize = request.options.iter().map(String::len).sum();
@@ -89,14 +99,15 @@ impl Agent {
             prompt: question,
             again,
             effort: effort.word(),
-            schema: Some(analysis::schema_text()),
+            // A part of a memo does not have the schema of a whole one.
+            schema: repair.is_none().then(analysis::schema_text),
             time_limit: self.time_limit(is_waited_for),
             is_uncached: false,
         };
         self.models.fit(&mut call);
         Ok(Plan {
-            at_risk: self.risk(Some(&model), text_bytes),
-            depth: if is_reduced { Depth::Brief } else { request.depth.resolved(is_waited_for) },
+            at_risk: self.risk(Some(&model), text_bytes, max_tokens),
+            depth,
             is_waited_for,
             is_reduced,
             is_of_caller: request.model.is_some() && !self.models.has(&model),
@@ -107,6 +118,7 @@ impl Agent {
             input_bytes: own_bytes + analysis::schema_text().get().len(),
             refused_by: refused_by.to_vec(),
             call,
+            repair,
         })
     }
 
@@ -116,25 +128,29 @@ impl Agent {
             let again = plan.call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
             plan.call.system.len() + plan.call.prompt.len() + again
         });
-        self.risk(assignment.request.model.as_deref(), text)
+        let depth = assignment.request.depth.resolved(assignment.is_waited_for);
+        self.risk(assignment.request.model.as_deref(), text, self.max_tokens(depth))
     }
 
     /// What a call with so many bytes of text costs at most; without a `model`, by the dearest of the service's.
-    fn risk(&self, model: Option<&str>, text_bytes: usize) -> AtRisk {
+    fn risk(&self, model: Option<&str>, text_bytes: usize, max_tokens: u32) -> AtRisk {
         let bytes = text_bytes + analysis::schema_text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
-        // All of the prompt may be written to the cache, at the dearest price of input there is.
-        let usage = Usage {
-            cache_creation_input_tokens: input_tokens,
-            output_tokens: u64::from(self.config.max_tokens),
-            ..Usage::default()
-        };
-        let cost = |model: &str| self.prices.of(model).map(|price| price.cost(&usage));
+        let output_tokens = u64::from(max_tokens);
+        let cost = |model: &str| self.prices.of(model).map(|price| price.most(input_tokens, output_tokens));
         let nanodollars = match model {
             Some(model) => cost(model),
             None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
         };
-        AtRisk { input_tokens, output_tokens: usage.output_tokens, nanodollars }
+        AtRisk { input_tokens, output_tokens, nanodollars }
+    }
+
+    /// Most tokens of an answer of this depth, thinking included.
+    fn max_tokens(&self, depth: Depth) -> u32 {
+        match depth {
+            Depth::Brief => self.config.max_tokens.min(BRIEF_MAX_TOKENS),
+            Depth::Auto | Depth::Full => self.config.max_tokens,
+        }
     }
 
     /// How hard Claude thinks.
@@ -157,11 +173,12 @@ impl Agent {
         }
     }
 
-    fn render(&self, Assignment { request, now, .. }: Assignment<'_>) -> Result<Rendered, PromptError> {
+    fn render(&self, Assignment { request, now, .. }: Assignment<'_>, depth: Depth) -> Result<Rendered, PromptError> {
         let question = Question {
             query: &request.query,
             context: request.context.as_deref(),
             options: &request.options,
+            depth: if depth == Depth::Brief { prompts::BRIEF } else { prompts::FULL },
             today: &now.date(),
         };
         self.prompts.render(request.prompt_version.as_deref(), &question)

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use serde_json::{Deserializer, Value, error::Category};
 
 use super::{
-    DecisionAnalysis, ParseError, fit,
+    ParseError,
+    decision::DecisionAnalysis,
+    fit,
     lenient::{self, Repair},
 };
 

@@ -1,102 +1,128 @@
-//! What a JSON schema can't say of a memo: references, ranges, completeness. The rules are told at [`super::parse`].
+//! What makes an analysis impossible to show: references that lead nowhere, no option to act on, no scores.
+//!
+//! Everything else that may be wrong with one is a flag (`flags`), shown with the memo.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use super::{DecisionAnalysis, Status};
+use super::decision::{Action, DecisionAnalysis, Kind, Status};
 
-/// More options than this don't help to decide.
-const MAX_OPTIONS: usize = 4;
-/// Fewer are no choice.
-const MIN_OPTIONS: usize = 2;
-/// As many as help to mend an answer; it keeps the error of a nonsensical one short.
+/// More options than this can't be shown: they are lettered A to Z.
+const MAX_OPTIONS: usize = 26;
+/// As many as help to repair an answer. It bounds the error of a nonsensical one.
 const MAX_VIOLATIONS: usize = 50;
 
-/// All that is wrong with `analysis`, at most [`MAX_VIOLATIONS`], each with the field's path.
-pub(super) fn violations(analysis: &DecisionAnalysis) -> Vec<String> {
-    let mut found = Vec::new();
-    if analysis.summary.trim().is_empty() {
-        found.push("summary: is blank".to_owned());
-    }
-    check_references(analysis, &mut found);
-    check_ranges(analysis, &mut found);
-    check_completeness(analysis, &mut found);
-    found.truncate(MAX_VIOLATIONS);
-    found
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The top-level field whose repair would be enough; none if others depend on it.
+    pub part: Option<&'static str>,
+    /// The path of the field and what is wrong with it.
+    pub message: String,
 }
 
-fn check_references(analysis: &DecisionAnalysis, found: &mut Vec<String>) {
+/// All that is wrong with `analysis`, at most [`MAX_VIOLATIONS`].
+pub(super) fn violations(analysis: &DecisionAnalysis) -> Vec<Violation> {
+    let mut found = Findings(Vec::new());
+    match analysis.kind {
+        Kind::Decision => {
+            check_references(analysis, &mut found);
+            check_conclusion(analysis, &mut found);
+        }
+        Kind::NotADecision if is_blank(&analysis.summary) && is_blank(&analysis.suggested_question) => {
+            found.whole("suggested_question: is blank, and so is summary".to_owned());
+        }
+        Kind::NotADecision => {}
+    }
+    found.0.truncate(MAX_VIOLATIONS);
+    found.0
+}
+
+struct Findings(Vec<Violation>);
+
+impl Findings {
+    fn in_part(&mut self, part: &'static str, message: String) {
+        self.0.push(Violation { part: Some(part), message });
+    }
+
+    fn whole(&mut self, message: String) {
+        self.0.push(Violation { part: None, message });
+    }
+}
+
+fn check_references(analysis: &DecisionAnalysis, found: &mut Findings) {
     let options = unique_ids("options", analysis.options.iter().map(|option| &option.id), found);
     let criteria = unique_ids("criteria", analysis.criteria.iter().map(|criterion| &criterion.id), found);
-    unique_ids("assumptions", analysis.assumptions.iter().map(|assumption| &assumption.id), found);
-    let mut resolve = |path: String, id: &str, known: &HashSet<&str>, what| {
+    let musts = unique_ids("musts", analysis.musts.iter().map(|must| &must.id), found);
+    let mut resolve = |part, path: String, id: &str, known: &HashSet<&str>, what| {
         if !known.contains(id) {
-            found.push(format!("{path}: {id:?} is the id of no {what}"));
+            found.in_part(part, format!("{path}: {id:?} is not the id of {what}"));
         }
     };
-    for (i, evaluation) in analysis.evaluations.iter().enumerate() {
-        resolve(format!("evaluations[{i}].option_id"), &evaluation.option_id, &options, "option");
-        resolve(format!("evaluations[{i}].criterion_id"), &evaluation.criterion_id, &criteria, "criterion");
+    for (i, scores) in analysis.scores.iter().enumerate() {
+        resolve("scores", format!("scores[{i}].option_id"), &scores.option_id, &options, "an option");
+        for (j, id) in scores.failed_musts.iter().enumerate() {
+            resolve("scores", format!("scores[{i}].failed_musts[{j}]"), id, &musts, "a must");
+        }
+        for (j, cell) in scores.cells.iter().enumerate() {
+            let path = format!("scores[{i}].cells[{j}].criterion_id");
+            resolve("scores", path, &cell.criterion_id, &criteria, "a criterion");
+        }
     }
-    for (i, risk) in analysis.risks.iter().enumerate() {
-        resolve(format!("risks[{i}].option_id"), &risk.option_id, &options, "option");
-    }
+    let assumptions = analysis.assumptions.iter().map(|assumption| &assumption.flips_to);
+    let gaps = analysis.gaps.iter().map(|gap| &gap.flips_to);
+    let risks = analysis.risks.iter().map(|risk| &risk.option_id);
+    let optional = |part, field, ids: Vec<&String>, resolve: &mut dyn FnMut(_, _, &str, &HashSet<&str>, _)| {
+        for (i, id) in ids.into_iter().enumerate().filter(|(_, id)| !id.is_empty()) {
+            resolve(part, format!("{part}[{i}].{field}"), id, &options, "an option");
+        }
+    };
+    optional("assumptions", "flips_to", assumptions.collect(), &mut resolve);
+    optional("gaps", "flips_to", gaps.collect(), &mut resolve);
+    optional("risks", "option_id", risks.collect(), &mut resolve);
     let chosen = &analysis.recommendation.option_id;
     if !chosen.is_empty() {
-        resolve("recommendation.option_id".to_owned(), chosen, &options, "option");
+        resolve("recommendation", "recommendation.option_id".to_owned(), chosen, &options, "an option");
     }
 }
 
-fn check_ranges(analysis: &DecisionAnalysis, found: &mut Vec<String>) {
-    let weights = analysis.criteria.iter().enumerate().map(|(i, c)| (format!("criteria[{i}].weight"), c.weight));
-    let scores = analysis.evaluations.iter().enumerate().map(|(i, e)| (format!("evaluations[{i}].score"), e.score));
-    let outside = weights.chain(scores).filter(|(_, value)| !(1..=5).contains(value));
-    found.extend(outside.map(|(path, value)| format!("{path}: {value} is not within 1 to 5")));
-    let percent = analysis.recommendation.confidence_percent;
-    if percent > 100 {
-        found.push(format!("recommendation.confidence_percent: {percent} is not within 0 to 100"));
+fn check_conclusion(analysis: &DecisionAnalysis, found: &mut Findings) {
+    let recommendation = &analysis.recommendation;
+    if recommendation.option_id.is_empty() && recommendation.action != Action::Wait {
+        found.in_part("recommendation", "recommendation.option_id: is empty, though the action is not wait".to_owned());
     }
-}
-
-fn check_completeness(analysis: &DecisionAnalysis, found: &mut Vec<String>) {
-    let complete = analysis.status == Status::Complete;
-    if analysis.status == Status::NeedsInformation && analysis.missing_information.is_empty() {
-        found.push("missing_information: is empty, though status is needs_information".to_owned());
+    if analysis.options.len() > MAX_OPTIONS {
+        found.whole(format!("options: there are {}, more than 8", analysis.options.len()));
+        return;
     }
-    if complete && analysis.criteria.is_empty() {
-        found.push("criteria: is empty".to_owned());
-    }
-    let options = analysis.options.len();
-    if options > MAX_OPTIONS || complete && options < MIN_OPTIONS {
-        found.push(format!("options: there are {options}, not {MIN_OPTIONS} to {MAX_OPTIONS}"));
-    }
-    let status_quo = analysis.options.iter().filter(|option| option.is_status_quo).count();
-    if status_quo > 1 || complete && status_quo == 0 {
-        found.push(format!("options: {status_quo} have is_status_quo true, not exactly one"));
-    }
-    let mut scored = HashMap::new();
-    for evaluation in &analysis.evaluations {
-        *scored.entry((evaluation.option_id.as_str(), evaluation.criterion_id.as_str())).or_insert(0) += 1;
-    }
-    let pairs = analysis.options.iter().flat_map(|o| analysis.criteria.iter().map(|c| (o.id.as_str(), c.id.as_str())));
-    let wrong = pairs.filter_map(|pair @ (option, criterion)| match scored.get(&pair) {
-        None if complete => Some(format!("evaluations: option {option:?} has no score on criterion {criterion:?}")),
-        Some(times @ 2..) => {
-            Some(format!("evaluations: option {option:?} has {times} scores on criterion {criterion:?}, not one"))
+    match analysis.status {
+        Status::NeedsInformation if analysis.gaps.is_empty() => {
+            found.in_part("gaps", "gaps: is empty, though status is needs_information".to_owned());
         }
-        _ => None,
-    });
-    // Lazily, as a nonsensical answer can have millions of pairs of option and criterion.
-    found.extend(wrong.take(MAX_VIOLATIONS));
+        Status::Complete if analysis.options.is_empty() => found.whole("options: is empty".to_owned()),
+        Status::Complete if analysis.criteria.is_empty() => found.whole("criteria: is empty".to_owned()),
+        Status::Complete if !analysis.options.iter().any(|option| is_scored(analysis, &option.id)) => {
+            found.in_part("scores", "scores: no option has a score on every criterion".to_owned());
+        }
+        Status::Complete | Status::NeedsInformation => {}
+    }
 }
 
-/// The ids of one list, complaining of blank and repeated ones.
-fn unique_ids<'a>(list: &str, ids: impl Iterator<Item = &'a String>, found: &mut Vec<String>) -> HashSet<&'a str> {
+fn is_scored(analysis: &DecisionAnalysis, option_id: &str) -> bool {
+    analysis.criteria.iter().all(|criterion| analysis.cell(option_id, &criterion.id).is_some())
+}
+
+fn is_blank(text: &str) -> bool {
+    text.trim().is_empty()
+}
+
+/// The ids of one list; blank and repeated ones are found.
+fn unique_ids<'a>(list: &str, ids: impl Iterator<Item = &'a String>, found: &mut Findings) -> HashSet<&'a str> {
     let mut seen = HashSet::new();
     for (i, id) in ids.enumerate() {
-        if id.trim().is_empty() {
-            found.push(format!("{list}[{i}].id: is blank"));
+        if is_blank(id) {
+            found.whole(format!("{list}[{i}].id: is blank"));
         } else if !seen.insert(id.as_str()) {
-            found.push(format!("{list}[{i}].id: {id:?} is taken already"));
+            found.whole(format!("{list}[{i}].id: {id:?} is used twice"));
         }
     }
     seen

@@ -5,33 +5,84 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use jiff::civil::Date;
+
 use super::wire::Usage;
+
+/// Prices that were looked up longer ago are to be checked.
+pub const MAX_AGE_DAYS: i32 = 60;
+
+/// List prices per model id, in nano-dollars a token (a price of $1 per million tokens is 1,000), each with the date it
+/// was looked up.
+const LIST: [Row; 5] = [
+    Row { read: 100, ..Row::new("claude-fable-5-2", 8_000, 40_000, "2026-11-27") },
+    Row { read: 25, ..Row::new("claude-fable-5-1", 10_000, 50_000, "2026-11-27") },
+    Row { read: 50, ..Row::new("claude-opus-5-5", 4_000, 20_000, "2026-11-27") },
+    Row { read: 50, ..Row::new("claude-sonnet-5-5", 2_000, 10_000, "2026-11-27") },
+    Row { long: Some(Rates { input: 500, output: 2_500 }), ..Row::new("claude-haiku-5-5", 100, 500, "2026-11-27") },
+];
+
+/// Up to so many input tokens, cached ones included, a call costs the normal rates.
+const LONG_PROMPT: u64 = 100_000;
+
+/// Writing to the prompt cache for five minutes, in thousandths of the input rate.
+const WRITE_5M: u64 = 1_250;
+
+/// Writing to it for an hour.
+const WRITE_1H: u64 = 2_000;
+
+/// Answering in the United States only, in thousandths of the whole price.
+const US: u64 = 1_100;
+
+struct Row {
+    model: &'static str,
+    rates: Rates,
+    /// Of every token of a call whose prompt is longer than [`LONG_PROMPT`], where that makes a difference.
+    long: Option<Rates>,
+    /// Reading from the prompt cache, in thousandths of the input rate.
+    read: u64,
+    as_of: &'static str,
+}
+
+impl Row {
+    const fn new(model: &'static str, input: u64, output: u64, as_of: &'static str) -> Row {
+        Row { model, rates: Rates { input, output }, long: None, read: 100, as_of }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rates {
+    input: u64,
+    output: u64,
+}
 
 /// A model's price. All arithmetic is in whole nano-dollars (1e-9 $), so sums are exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Price {
-    /// Nano-dollars an input token: a price of $1 per million tokens is 1,000.
-    pub input: u64,
-    /// Nano-dollars an output token.
-    pub output: u64,
+    rates: Rates,
+    long: Option<Rates>,
+    read: u64,
+    /// When it was looked up; `None` for one that a setting gives.
+    as_of: Option<Date>,
 }
-
-/// List prices per model id, 2026-11.
-const LIST: [(&str, Price); 3] = [
-    ("claude-haiku-5-5", Price { input: 100, output: 500 }),
-    ("claude-sonnet-5-5", Price { input: 2_000, output: 10_000 }),
-    ("claude-opus-5-5", Price { input: 4_000, output: 20_000 }),
-];
 
 /// The prices in force. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Prices(Arc<BTreeMap<String, Price>>);
 
 impl Prices {
-    /// The list with `others` added, which replace its own price where both have the model.
-    pub fn new(others: impl IntoIterator<Item = (String, Price)>) -> Prices {
-        let list = LIST.iter().map(|(model, price)| ((*model).to_owned(), *price));
-        Prices(Arc::new(list.chain(others).collect()))
+    /// The list, with the models of `others` at their input and output rates instead, in nano-dollars a token.
+    pub fn new(others: impl IntoIterator<Item = (String, u64, u64)>) -> Prices {
+        let list = LIST.iter().map(|row| {
+            let as_of = row.as_of.parse().ok();
+            (row.model.to_owned(), Price { rates: row.rates, long: row.long, read: row.read, as_of })
+        });
+        let mut prices: BTreeMap<String, Price> = list.collect();
+        for (model, input, output) in others {
+            let read = prices.get(&model).map_or(100, |price| price.read);
+            prices.insert(model, Price { rates: Rates { input, output }, long: None, read, as_of: None });
+        }
+        Prices(Arc::new(prices))
     }
 
     /// The price of `model`; `None` if it is not known.
@@ -42,20 +93,51 @@ impl Prices {
 
 /// The models on the list, which are the current ones.
 pub fn current_models() -> impl Iterator<Item = &'static str> {
-    LIST.iter().map(|(model, _)| *model)
+    LIST.iter().map(|row| row.model)
 }
 
 impl Price {
-    /// What `usage` costs, in nano-dollars. Writing to the five-minute prompt cache costs 5/4 of the input price,
-    /// reading from it 1/10 (Anthropic's published multipliers).
+    /// What `usage` costs, in nano-dollars.
     pub fn cost(self, usage: &Usage) -> u64 {
+        let written_1h = usage.cache_creation_1h_input_tokens.min(usage.cache_creation_input_tokens);
+        let written_5m = usage.cache_creation_input_tokens - written_1h;
+        let input = [
+            (usage.input_tokens, 1_000),
+            (written_5m, WRITE_5M),
+            (written_1h, WRITE_1H),
+            (usage.cache_read_input_tokens, self.read),
+        ];
+        let Rates { input: rate, output } = self.rates(usage.total_input());
         // Wide, as the counts come from the network and the sum must not overflow, whatever they say.
-        let [input, output] = [self.input, self.output].map(u128::from);
-        let sum = u128::from(usage.input_tokens) * input
-            + u128::from(usage.cache_creation_input_tokens) * input * 5 / 4
-            + u128::from(usage.cache_read_input_tokens) * input / 10
-            + u128::from(usage.output_tokens) * output;
+        let part = |tokens: u64, rate: u64, thousandths: u64| {
+            u128::from(tokens) * u128::from(rate) * u128::from(thousandths) / 1_000
+        };
+        let input: u128 = input.into_iter().map(|(tokens, thousandths)| part(tokens, rate, thousandths)).sum();
+        let sum = input + part(usage.output_tokens, output, 1_000);
+        let sum = if usage.is_us { sum * u128::from(US) / 1_000 } else { sum };
         u64::try_from(sum).unwrap_or(u64::MAX)
+    }
+
+    /// The most that a call of so many tokens can cost: its whole prompt may be written to the cache for an hour, and the
+    /// account may be bound to the United States.
+    pub fn most(self, input_tokens: u64, output_tokens: u64) -> u64 {
+        self.cost(&Usage {
+            cache_creation_input_tokens: input_tokens,
+            cache_creation_1h_input_tokens: input_tokens,
+            output_tokens,
+            is_us: true,
+            ..Usage::default()
+        })
+    }
+
+    /// When the price was looked up, if that is longer ago than [`MAX_AGE_DAYS`]. `today` is a date such as 2026-11-27.
+    pub fn outdated(self, today: &str) -> Option<Date> {
+        let age = today.parse::<Date>().ok()?.since(self.as_of?).ok()?;
+        self.as_of.filter(|_| age.get_days() > MAX_AGE_DAYS)
+    }
+
+    fn rates(self, input_tokens: u64) -> Rates {
+        self.long.filter(|_| input_tokens > LONG_PROMPT).unwrap_or(self.rates)
     }
 }
 
@@ -63,27 +145,127 @@ impl Price {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_million_tokens_cost_the_list_price() {
-        let million = Usage { input_tokens: 1_000_000, ..Usage::default() };
-        assert_eq!(Prices::new([]).of("claude-sonnet-5-5").unwrap().cost(&million), 2_000_000_000);
-        let million = Usage { output_tokens: 1_000_000, ..Usage::default() };
-        assert_eq!(Prices::new([]).of("claude-opus-5-5").unwrap().cost(&million), 20_000_000_000);
+    /// Tokens of a call: fresh input, output, written for five minutes, written for an hour, read.
+    type Tokens = [u64; 5];
+
+    /// Model, tokens, whether in the United States only, nano-dollars. From the price list by hand: dollars a million
+    /// tokens are thousands of nano-dollars a token. Fable 5.2 8/40, Fable 5.1 10/50, Opus 4/20, Sonnet 2/10, Haiku
+    /// 0.10/0.50 and over 100,000 tokens 0.50/2.50; written ×1.25 and ×2; read ×0.1, Fable 5.1 ×0.025, Opus and Sonnet
+    /// ×0.05; United States ×1.1.
+    const ROWS: [(&str, Tokens, bool, u64); 60] = [
+        ("claude-fable-5-2", [1000, 0, 0, 0, 0], false, 8_000_000),
+        ("claude-fable-5-2", [0, 1000, 0, 0, 0], false, 40_000_000),
+        ("claude-fable-5-2", [0, 0, 1000, 0, 0], false, 10_000_000),
+        ("claude-fable-5-2", [0, 0, 0, 1000, 0], false, 16_000_000),
+        ("claude-fable-5-2", [0, 0, 0, 0, 1000], false, 800_000),
+        ("claude-fable-5-2", [900, 700, 0, 0, 0], true, 38_720_000),
+        ("claude-fable-5-2", [1200, 3500, 1800, 0, 0], false, 167_600_000),
+        ("claude-fable-5-2", [1200, 3500, 0, 0, 1800], true, 166_144_000),
+        ("claude-fable-5-2", [300, 16000, 0, 2500, 0], false, 682_400_000),
+        ("claude-fable-5-2", [40, 5000, 100, 200, 60000], false, 252_520_000),
+        ("claude-fable-5-2", [100000, 1000, 0, 0, 0], false, 840_000_000),
+        ("claude-fable-5-2", [100001, 1000, 0, 0, 0], true, 924_008_800),
+        ("claude-fable-5-1", [1000, 0, 0, 0, 0], false, 10_000_000),
+        ("claude-fable-5-1", [0, 1000, 0, 0, 0], false, 50_000_000),
+        ("claude-fable-5-1", [0, 0, 1000, 0, 0], false, 12_500_000),
+        ("claude-fable-5-1", [0, 0, 0, 1000, 0], false, 20_000_000),
+        ("claude-fable-5-1", [0, 0, 0, 0, 1000], false, 250_000),
+        ("claude-fable-5-1", [900, 700, 0, 0, 0], true, 48_400_000),
+        ("claude-fable-5-1", [1200, 3500, 1800, 0, 0], false, 209_500_000),
+        ("claude-fable-5-1", [1200, 3500, 0, 0, 1800], true, 206_195_000),
+        ("claude-fable-5-1", [300, 16000, 0, 2500, 0], false, 853_000_000),
+        ("claude-fable-5-1", [40, 5000, 100, 200, 60000], false, 270_650_000),
+        ("claude-fable-5-1", [100000, 1000, 0, 0, 0], false, 1_050_000_000),
+        ("claude-fable-5-1", [100001, 1000, 0, 0, 0], true, 1_155_011_000),
+        ("claude-opus-5-5", [1000, 0, 0, 0, 0], false, 4_000_000),
+        ("claude-opus-5-5", [0, 1000, 0, 0, 0], false, 20_000_000),
+        ("claude-opus-5-5", [0, 0, 1000, 0, 0], false, 5_000_000),
+        ("claude-opus-5-5", [0, 0, 0, 1000, 0], false, 8_000_000),
+        ("claude-opus-5-5", [0, 0, 0, 0, 1000], false, 200_000),
+        ("claude-opus-5-5", [900, 700, 0, 0, 0], true, 19_360_000),
+        ("claude-opus-5-5", [1200, 3500, 1800, 0, 0], false, 83_800_000),
+        ("claude-opus-5-5", [1200, 3500, 0, 0, 1800], true, 82_676_000),
+        ("claude-opus-5-5", [300, 16000, 0, 2500, 0], false, 341_200_000),
+        ("claude-opus-5-5", [40, 5000, 100, 200, 60000], false, 114_260_000),
+        ("claude-opus-5-5", [100000, 1000, 0, 0, 0], false, 420_000_000),
+        ("claude-opus-5-5", [100001, 1000, 0, 0, 0], true, 462_004_400),
+        ("claude-sonnet-5-5", [1000, 0, 0, 0, 0], false, 2_000_000),
+        ("claude-sonnet-5-5", [0, 1000, 0, 0, 0], false, 10_000_000),
+        ("claude-sonnet-5-5", [0, 0, 1000, 0, 0], false, 2_500_000),
+        ("claude-sonnet-5-5", [0, 0, 0, 1000, 0], false, 4_000_000),
+        ("claude-sonnet-5-5", [0, 0, 0, 0, 1000], false, 100_000),
+        ("claude-sonnet-5-5", [900, 700, 0, 0, 0], true, 9_680_000),
+        ("claude-sonnet-5-5", [1200, 3500, 1800, 0, 0], false, 41_900_000),
+        ("claude-sonnet-5-5", [1200, 3500, 0, 0, 1800], true, 41_338_000),
+        ("claude-sonnet-5-5", [300, 16000, 0, 2500, 0], false, 170_600_000),
+        ("claude-sonnet-5-5", [40, 5000, 100, 200, 60000], false, 57_130_000),
+        ("claude-sonnet-5-5", [100000, 1000, 0, 0, 0], false, 210_000_000),
+        ("claude-sonnet-5-5", [100001, 1000, 0, 0, 0], true, 231_002_200),
+        ("claude-haiku-5-5", [1000, 0, 0, 0, 0], false, 100_000),
+        ("claude-haiku-5-5", [0, 1000, 0, 0, 0], false, 500_000),
+        ("claude-haiku-5-5", [0, 0, 1000, 0, 0], false, 125_000),
+        ("claude-haiku-5-5", [0, 0, 0, 1000, 0], false, 200_000),
+        ("claude-haiku-5-5", [0, 0, 0, 0, 1000], false, 10_000),
+        ("claude-haiku-5-5", [900, 700, 0, 0, 0], true, 484_000),
+        ("claude-haiku-5-5", [1200, 3500, 1800, 0, 0], false, 2_095_000),
+        ("claude-haiku-5-5", [1200, 3500, 0, 0, 1800], true, 2_076_800),
+        ("claude-haiku-5-5", [300, 16000, 0, 2500, 0], false, 8_530_000),
+        ("claude-haiku-5-5", [40, 5000, 100, 200, 60000], false, 3_156_500),
+        ("claude-haiku-5-5", [100000, 1000, 0, 0, 0], false, 10_500_000),
+        ("claude-haiku-5-5", [100001, 1000, 0, 0, 0], true, 57_750_550),
+    ];
+
+    fn usage([input_tokens, output_tokens, written_5m, written_1h, read]: Tokens, is_us: bool) -> Usage {
+        Usage {
+            input_tokens,
+            output_tokens,
+            cache_creation_input_tokens: written_5m + written_1h,
+            cache_creation_1h_input_tokens: written_1h,
+            cache_read_input_tokens: read,
+            is_us,
+        }
     }
 
     #[test]
-    fn cache_writes_cost_a_quarter_more_and_cache_reads_a_tenth() {
-        let price = Prices::new([]).of("claude-haiku-5-5").unwrap();
-        assert_eq!(price.cost(&Usage { cache_creation_input_tokens: 1_000, ..Usage::default() }), 125_000);
-        assert_eq!(price.cost(&Usage { cache_read_input_tokens: 1_000, ..Usage::default() }), 10_000);
+    fn every_kind_of_token_costs_what_the_list_says() {
+        let prices = Prices::new([]);
+        for (model, tokens, is_us, nanodollars) in ROWS {
+            let cost = prices.of(model).unwrap().cost(&usage(tokens, is_us));
+            assert_eq!(cost, nanodollars, "{model} {tokens:?} {is_us}");
+        }
+    }
+
+    #[test]
+    fn no_call_costs_more_than_the_most_of_its_tokens() {
+        let prices = Prices::new([]);
+        for (model, tokens, is_us, nanodollars) in ROWS {
+            let usage = usage(tokens, is_us);
+            assert!(prices.of(model).unwrap().most(usage.total_input(), usage.output_tokens) >= nanodollars, "{model}");
+        }
+    }
+
+    #[test]
+    fn counts_that_no_call_has_do_not_overflow() {
+        let most = usage([u64::MAX, u64::MAX, u64::MAX / 2, u64::MAX / 2, u64::MAX], true);
+        assert_eq!(Prices::new([]).of("claude-fable-5-2").unwrap().cost(&most), u64::MAX);
     }
 
     #[test]
     fn an_unknown_model_has_no_price_until_it_is_given_one() {
         assert_eq!(Prices::new([]).of("claude-sonnet-6"), None);
-        let own = Price { input: 1, output: 2 };
-        let prices = Prices::new([("claude-sonnet-6".to_owned(), own), ("claude-haiku-5-5".to_owned(), own)]);
-        assert_eq!([prices.of("claude-sonnet-6"), prices.of("claude-haiku-5-5")], [Some(own); 2]);
+        let own = |model: &str| (model.to_owned(), 1_000, 2_000);
+        let prices = Prices::new([own("claude-sonnet-6"), own("claude-haiku-5-5")]);
+        let cost = |model: &str| prices.of(model).unwrap().cost(&usage([200_000, 10, 0, 0, 0], false));
+        assert_eq!([cost("claude-sonnet-6"), cost("claude-haiku-5-5")], [200_020_000; 2]);
         assert!(prices.of("claude-opus-5-5").is_some(), "the others stay");
+    }
+
+    #[test]
+    fn a_price_is_outdated_after_sixty_days_unless_a_setting_gives_it() {
+        let prices = Prices::new([("own".to_owned(), 1, 2)]);
+        let outdated = |model: &str, today: &str| prices.of(model).unwrap().outdated(today).is_some();
+        assert!(!outdated("claude-sonnet-5-5", "2026-11-27") && !outdated("claude-sonnet-5-5", "2027-01-26"));
+        assert!(outdated("claude-sonnet-5-5", "2027-01-27") && !outdated("own", "2030-01-01"));
+        assert!(LIST.iter().all(|row| row.as_of.parse::<Date>().is_ok()));
     }
 }

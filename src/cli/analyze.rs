@@ -58,6 +58,10 @@ pub struct Analyze {
     #[arg(long)]
     priority: Option<String>,
 
+    /// How much the memo says: brief, full, or auto
+    #[arg(long)]
+    depth: Option<String>,
+
     /// A Claude model; the service's own setting if absent
     #[arg(long)]
     model: Option<String>,
@@ -191,6 +195,7 @@ impl Analyze {
         let texts = [
             ("context", &self.context),
             ("priority", &self.priority),
+            ("depth", &self.depth),
             ("model", &self.model),
             ("run_at", &self.run_at),
             ("callback_url", &self.callback_url),
@@ -220,11 +225,12 @@ fn read_stdin() -> anyhow::Result<String> {
     let mut text = String::new();
     let read = std::io::stdin().lock().take(MAX_STDIN).read_to_string(&mut text);
     let bytes = read.context("the question can't be read from standard input as UTF-8 text")?;
-    if text.trim().is_empty() {
+    if text.trim_start_matches('\u{feff}').trim().is_empty() {
         bail!("there is no question on standard input");
     }
     ensure!((bytes as u64) < MAX_STDIN, "the question on standard input is longer than any service takes");
-    Ok(text.trim().to_owned())
+    // PowerShell pipes a byte order mark.
+    Ok(text.trim_start_matches('\u{feff}').trim().to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

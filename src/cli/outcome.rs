@@ -9,7 +9,7 @@ use super::{
     memo::{self, clean},
     progress,
 };
-use crate::{analysis::Memo, dashboard::memo_as_markdown};
+use crate::analysis::{markdown::markdown, memo::Memo};
 
 /// Exit code where a job ended without a memo: it failed or was cancelled.
 pub(super) const NO_MEMO: u8 = 3;
@@ -52,7 +52,7 @@ pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
     }
     if !form.json {
         let memo: Memo = serde_json::from_value(job["result"].clone()).context("the memo can't be read")?;
-        let text = if form.markdown { memo_as_markdown(memo) } else { memo::render(&memo, width(), colours()) };
+        let text = if form.markdown { markdown(&memo) } else { memo::render(&memo, width(), colours()) };
         write!(out, "{text}")?;
         if let Some(origin) = origin(job) {
             writeln!(out, "\n{origin}")?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Form,
-    extract::State,
+    extract::{Query, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
@@ -34,14 +34,15 @@ pub(super) struct Question {
     /// One a line.
     options: String,
     priority: String,
+    depth: String,
     /// Of whoever is not signed in where that is needed. Never shown again.
     #[serde(skip_serializing)]
     key: String,
 }
 
-/// `GET /`
-pub(super) async fn form(State(pages): State<Arc<Pages>>, reader: Reader) -> Response {
-    pages.form(&reader, StatusCode::OK, &Question::default(), Wrong::Nothing)
+/// `GET /`, with whatever of the form is given in the query already filled in.
+pub(super) async fn form(State(pages): State<Arc<Pages>>, reader: Reader, question: Query<Question>) -> Response {
+    pages.form(&reader, StatusCode::OK, &question, Wrong::Nothing)
 }
 
 /// `POST /`
@@ -102,6 +103,7 @@ impl Question {
             ("context", given(&self.context).map(Value::from)),
             ("options", (!options.is_empty()).then(|| Value::from(options))),
             ("priority", given(&self.priority).map(Value::from)),
+            ("depth", given(&self.depth).map(Value::from)),
         ] {
             if let Some(value) = value {
                 body[name] = value;

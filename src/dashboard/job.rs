@@ -15,10 +15,14 @@ use uuid::Uuid;
 use super::{
     Pages,
     memo::{self, Figures},
+    page::memo_labels,
     reader::Reader,
     session::Mark,
 };
-use crate::{analysis::Memo, job::FailureCode};
+use crate::{
+    analysis::{markdown, memo::Memo},
+    job::FailureCode,
+};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -34,8 +38,9 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(i
             let memo = read_memo(&job);
             let figures = memo.as_ref().map(Figures::of);
             let raw = memo.is_none().then(|| format!("{:#}", job["result"]));
+            let m = memo.as_ref().map(|memo| memo_labels(memo.labels())).unwrap_or_default();
             let (memo, figures) = (memo.map(Serde), figures.map(Serde));
-            let shown = context! { job => Serde(job), memo, figures, raw };
+            let shown = context! { job => Serde(job), memo, figures, raw, m };
             pages.render(&reader, StatusCode::OK, "memo.html", shown)
         }
         _ => pages.render(&reader, StatusCode::OK, "job.html", context! { job => Serde(job), advice }),
@@ -63,7 +68,7 @@ pub(super) async fn json(State(pages): State<Arc<Pages>>, reader: Reader, Path(i
 }
 
 /// `GET /jobs/{id}/memo.md`
-pub(super) async fn markdown(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
+pub(super) async fn memo_markdown(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
     let job = match pages.job(&reader, &id).await {
         Ok(job) => job,
         Err(response) => return *response,
@@ -71,12 +76,8 @@ pub(super) async fn markdown(State(pages): State<Arc<Pages>>, reader: Reader, Pa
     let Some(memo) = read_memo(&job) else {
         return pages.message(&reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do");
     };
-    match pages.templates.markdown(memo, reader.lang) {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, HeaderValue::from_static("text/markdown; charset=utf-8"))], text).into_response()
-        }
-        Err(_) => pages.message(&reader, StatusCode::INTERNAL_SERVER_ERROR, "error_title", "error_do"),
-    }
+    let kind = HeaderValue::from_static("text/markdown; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], markdown::markdown(&memo)).into_response()
 }
 
 /// `POST /jobs/{id}/cancel`
@@ -141,6 +142,7 @@ fn advice(code: &str) -> &'static str {
         FailureCode::InvalidRequest,
         FailureCode::RequestTooLarge,
         FailureCode::ContextWindowExceeded,
+        FailureCode::Poisoned,
         FailureCode::PromptVersionUnknown,
     ]) {
         "advice_question"
@@ -150,6 +152,7 @@ fn advice(code: &str) -> &'static str {
         FailureCode::PermissionDenied,
         FailureCode::ModelNotFound,
         FailureCode::TimeLimit,
+        FailureCode::ProxyRefused,
     ]) {
         "advice_operator"
     } else {

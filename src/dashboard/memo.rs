@@ -1,11 +1,14 @@
-//! What of a memo is drawn and not just told: letters for its options, the chart's bars, the table of scores, the matrix
-//! of risks. Places and widths only; the templates draw.
-
-use std::cmp::Reverse;
+//! What of a memo is drawn on its page: letters for its options, the chart's bars, the table of scores, the matrix of
+//! risks. Places and widths only; the template draws.
 
 use serde::Serialize;
 
-use crate::analysis::{Level, Memo, Risk, severity};
+use crate::analysis::{
+    decision::{DecisionOption, Level, Origin, Reversibility, Status, severity},
+    document::{Tone, gravest_first, lettered, tone_of},
+    memo::Memo,
+    ranking::RobustnessLabel,
+};
 
 /// Best score, and with it best total, there can be.
 const MAX_SCORE: f64 = 5.0;
@@ -25,10 +28,13 @@ pub(super) struct Figures {
     scores: Vec<ScoreRow>,
     /// From high impact to low, each from low likelihood to high.
     matrix: Vec<MatrixRow>,
-    /// The recommended option; none if there is none.
-    recommended: Option<usize>,
-    /// Another option has a higher total than the recommended one.
-    is_not_highest: bool,
+    /// How hard the chosen option is to undo.
+    reversibility: Option<Reversibility>,
+    /// The class of the headline: `good` or `warn`.
+    tone: &'static str,
+    robustness: Option<RobustnessLabel>,
+    /// There are gaps besides those that a memo without a decision asks about first.
+    has_other_gaps: bool,
 }
 
 #[derive(Serialize)]
@@ -38,8 +44,10 @@ struct OptionFigure {
     name: String,
     is_recommended: bool,
     is_status_quo: bool,
+    /// The musts that it fails, by name; empty if it passes.
+    failed_musts: String,
     total: Option<f64>,
-    /// What each criterion adds to the total.
+    /// What each criterion adds to the total; empty for an option without one.
     bars: Vec<Bar>,
 }
 
@@ -63,7 +71,7 @@ struct ScoreRow {
 #[derive(Serialize)]
 struct Score {
     score: u8,
-    rationale: String,
+    why: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -81,51 +89,54 @@ struct MatrixCell {
     risks: Vec<usize>,
 }
 
-/// The memo with its gravest risks and its blocking gaps first.
+/// The memo with its gravest risks and its decisive gaps first.
 pub(super) fn in_reading_order(mut memo: Memo) -> Memo {
-    memo.analysis.risks.sort_by_key(|risk| Reverse(risk.gravity()));
-    memo.analysis.missing_information.sort_by_key(|gap| !gap.blocks_decision);
+    memo.analysis.risks = gravest_first(&memo.analysis).into_iter().cloned().collect();
+    memo.analysis.gaps.sort_by_key(|gap| !gap.wait);
     memo
 }
 
 impl Figures {
     /// The figures of a memo in reading order.
     pub(super) fn of(memo: &Memo) -> Figures {
-        let recommended_id = &memo.analysis.recommendation.option_id;
-        let recommended = memo.analysis.options.iter().position(|option| option.id == *recommended_id);
-        let rank = memo.weighted_totals.iter().find(|total| total.option_id == *recommended_id).map(|total| total.rank);
+        let asks_first = memo.analysis.status == Status::NeedsInformation;
         Figures {
             options: options(memo),
             scores: scores(memo),
-            matrix: matrix(&memo.analysis.risks),
-            recommended,
-            is_not_highest: rank.is_some_and(|rank| rank > 1),
+            matrix: matrix(memo),
+            reversibility: memo.analysis.chosen().map(|option| option.reversibility),
+            tone: if tone_of(memo.analysis.recommendation.action) == Tone::Good { "good" } else { "warn" },
+            robustness: memo.robustness.as_ref().map(|robustness| robustness.label),
+            has_other_gaps: memo.analysis.gaps.iter().any(|gap| !(gap.wait && asks_first)),
         }
     }
 }
 
 fn options(memo: &Memo) -> Vec<OptionFigure> {
     let analysis = &memo.analysis;
-    let lettered = ('A'..='Z').zip(&analysis.options);
-    lettered
-        .map(|(letter, option)| OptionFigure {
+    let figure = |(letter, option): (char, &DecisionOption)| {
+        let total = memo.total(&option.id).map(|total| total.total);
+        let failed: Vec<&str> = analysis.failed_musts(&option.id).map(|must| must.name.as_str()).collect();
+        OptionFigure {
             id: option.id.clone(),
             letter,
             name: option.name.clone(),
             is_recommended: option.id == analysis.recommendation.option_id,
-            is_status_quo: option.is_status_quo,
-            total: memo.weighted_totals.iter().find(|total| total.option_id == option.id).map(|total| total.total),
-            bars: bars(memo, &option.id),
-        })
-        .collect()
+            is_status_quo: option.origin == Origin::StatusQuo,
+            failed_musts: failed.join(", "),
+            total,
+            bars: total.map(|_| bars(memo, &option.id)).unwrap_or_default(),
+        }
+    };
+    lettered(analysis).map(figure).collect()
 }
 
 fn bars(memo: &Memo, option_id: &str) -> Vec<Bar> {
-    let weights: f64 = memo.analysis.criteria.iter().map(|criterion| f64::from(criterion.weight)).sum();
+    let weights: f64 = memo.analysis.criteria.iter().map(|criterion| scale(criterion.weight)).sum();
     let mut x = 0.0;
     let bars = memo.analysis.criteria.iter().enumerate().filter_map(|(place, criterion)| {
-        let score = score_of(memo, option_id, &criterion.id)?.score;
-        let share = f64::from(criterion.weight) * f64::from(score) / weights.max(1.0) / MAX_SCORE * 100.0;
+        let score = memo.analysis.cell(option_id, &criterion.id)?.score;
+        let share = scale(criterion.weight) * scale(score) / weights.max(1.0) / MAX_SCORE * 100.0;
         let bar = Bar { x: round(x), width: round(share), colour: place % COLOURS };
         x += share;
         Some(bar)
@@ -133,31 +144,33 @@ fn bars(memo: &Memo, option_id: &str) -> Vec<Bar> {
     bars.collect()
 }
 
+/// A weight or score as the totals take it.
+fn scale(value: u8) -> f64 {
+    f64::from(value.clamp(1, 5))
+}
+
 fn scores(memo: &Memo) -> Vec<ScoreRow> {
-    let rows = memo.analysis.criteria.iter().enumerate().map(|(place, criterion)| ScoreRow {
-        name: criterion.name.clone(),
-        weight: criterion.weight,
-        why: criterion.why_it_matters.clone(),
-        colour: place % COLOURS,
-        cells: memo.analysis.options.iter().map(|option| score_of(memo, &option.id, &criterion.id)).collect(),
+    let rows = memo.analysis.criteria.iter().enumerate().map(|(place, criterion)| {
+        let cells = memo.analysis.options.iter().map(|option| memo.analysis.cell(&option.id, &criterion.id));
+        ScoreRow {
+            name: criterion.name.clone(),
+            weight: criterion.weight,
+            why: criterion.why.clone(),
+            colour: place % COLOURS,
+            cells: cells.map(|cell| cell.map(|cell| Score { score: cell.score, why: cell.why.clone() })).collect(),
+        }
     });
     rows.collect()
 }
 
-fn score_of(memo: &Memo, option_id: &str, criterion_id: &str) -> Option<Score> {
-    let mut evaluations = memo.analysis.evaluations.iter();
-    let found = evaluations.find(|found| found.option_id == option_id && found.criterion_id == criterion_id)?;
-    Some(Score { score: found.score, rationale: found.rationale.clone() })
-}
-
-fn matrix(risks: &[Risk]) -> Vec<MatrixRow> {
+fn matrix(memo: &Memo) -> Vec<MatrixRow> {
     let cell = |impact, likelihood| MatrixCell {
         likelihood,
         severity: severity(likelihood, impact),
         risks: (1..)
-            .zip(risks)
-            .filter(|(_, r)| (r.impact, r.likelihood) == (impact, likelihood))
-            .map(|(n, _)| n)
+            .zip(&memo.analysis.risks)
+            .filter(|(_, risk)| (risk.impact, risk.likelihood) == (impact, likelihood))
+            .map(|(number, _)| number)
             .collect(),
     };
     let row = |impact| MatrixRow { impact, cells: LEVELS.into_iter().rev().map(|level| cell(impact, level)).collect() };
@@ -172,10 +185,15 @@ fn round(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis;
+    use crate::analysis::{self, Asked};
+
+    fn memo(sample: &str) -> Memo {
+        let analysis = analysis::parse(sample).unwrap();
+        in_reading_order(Memo::new(analysis, &Asked { query: "", options: &[], is_brief: false }))
+    }
 
     fn english() -> Memo {
-        in_reading_order(analysis::parse(include_str!("../analysis/samples/english.json")).unwrap().into())
+        memo(include_str!("../analysis/samples/english.json"))
     }
 
     #[test]
@@ -186,7 +204,15 @@ mod tests {
             let end = (last.x + last.width) / 100.0 * MAX_SCORE;
             assert!((end - option.total.unwrap()).abs() < 0.01, "{}: {end}", option.letter);
         }
-        assert_eq!((figures.recommended, figures.is_not_highest), (Some(1), false));
+        assert!(figures.options[1].is_recommended && figures.reversibility == Some(Reversibility::PartlyReversible));
+    }
+
+    #[test]
+    fn an_option_that_fails_a_must_has_no_bar_and_names_the_must() {
+        let figures = Figures::of(&memo(include_str!("../analysis/samples/legal.json")));
+        let ruled_out = &figures.options[0];
+        assert!(ruled_out.bars.is_empty() && ruled_out.total.is_none());
+        assert_eq!(ruled_out.failed_musts, "Lawful");
     }
 
     #[test]
@@ -199,14 +225,8 @@ mod tests {
     }
 
     #[test]
-    fn a_memo_without_scores_has_no_bars_and_no_panic() {
-        let mut memo = english();
-        memo.analysis.evaluations.clear();
-        memo.analysis.criteria.clear();
-        memo.weighted_totals.clear();
-        memo.analysis.recommendation.option_id = String::new();
-        let figures = Figures::of(&memo);
-        assert!(figures.options.iter().all(|option| option.bars.is_empty() && option.total.is_none()));
-        assert_eq!(figures.recommended, None);
+    fn a_memo_without_a_decision_has_nothing_to_draw_and_does_not_panic() {
+        let figures = Figures::of(&memo(include_str!("../analysis/samples/weather.json")));
+        assert!(figures.options.is_empty() && figures.scores.is_empty() && figures.robustness.is_none());
     }
 }

@@ -12,29 +12,20 @@ use minijinja::{
 };
 use tracing::error;
 
-use super::{
-    Pages,
-    api::Answer,
-    assets,
-    memo::{self, Figures},
-    reader::Reader,
-    session::sign_in_first,
-    strings::Lang,
-};
-use crate::{analysis::Memo, clock::Timestamp};
+use super::{Pages, api::Answer, assets, reader::Reader, session::sign_in_first};
+use crate::{analysis::labels::Labels, clock::Timestamp};
 
 /// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// The templates, by name. Those ending in `.html` escape for HTML, `.md` for Markdown.
-pub(super) const TEMPLATES: [(&str, &str); 14] = [
+/// The templates, by name. All end in `.html`, for which they are escaped.
+pub(super) const TEMPLATES: [(&str, &str); 13] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("ask.html", include_str!("templates/ask.html")),
     ("job.html", include_str!("templates/job.html")),
     ("memo.html", include_str!("templates/memo.html")),
-    ("memo.md", include_str!("templates/memo.md")),
     ("login.html", include_str!("templates/login.html")),
     ("queue.html", include_str!("templates/queue.html")),
     ("bulk.html", include_str!("templates/bulk.html")),
@@ -47,15 +38,6 @@ pub(super) const TEMPLATES: [(&str, &str); 14] = [
 
 /// What stands where the API tells nothing.
 const ABSENT: &str = "–";
-
-/// Characters that mean something in Markdown or the HTML it may hold.
-const MARKDOWN: &[char] = &['\\', '`', '*', '_', '[', ']', '<', '>', '|', '#', '~', '&', '!'];
-
-/// Invisible characters that change the order in which others are shown.
-const REORDERING: &[char] = &[
-    '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}',
-    '\u{2068}', '\u{2069}',
-];
 
 /// The templates, ready to be filled.
 pub(super) struct Templates(Environment<'static>);
@@ -74,7 +56,6 @@ impl Templates {
         environment.add_filter("seconds", seconds);
         environment.add_filter("time", time);
         environment.add_filter("between", between);
-        environment.add_filter("md", |text: String| markdown(&text));
         for (name, source) in TEMPLATES {
             environment
                 .add_template(name, source)
@@ -86,15 +67,6 @@ impl Templates {
     /// The filled template.
     pub(super) fn fill(&self, name: &str, shown: Value) -> Result<String, Error> {
         self.0.get_template(name)?.render(shown)
-    }
-
-    /// The memo as Markdown, ending in a line break.
-    pub(super) fn markdown(&self, memo: Memo, lang: Lang) -> Result<String, Error> {
-        let memo = memo::in_reading_order(memo);
-        let figures = Figures::of(&memo);
-        let text =
-            self.fill("memo.md", context! { t => lang.texts(), memo => Serde(memo), figures => Serde(figures) })?;
-        Ok(text + "\n")
     }
 }
 
@@ -135,9 +107,12 @@ impl Pages {
 
 /// What every template gets besides what its page shows.
 fn frame(reader: &Reader, is_simulated: bool, shown: Value) -> Value {
+    let labels = shown.get_attr("m").ok().filter(|labels| !labels.is_undefined());
     let separator = if reader.here.contains('?') { '&' } else { '?' };
     context! {
         t => reader.lang.texts(),
+        // Of the memo that is shown, else in the reader's language.
+        m => labels.unwrap_or_else(|| memo_labels(Labels::of(reader.lang.code()))),
         lang => reader.lang.code(),
         lang_tag => reader.lang.tag(),
         other_lang => reader.lang.other().code(),
@@ -149,6 +124,11 @@ fn frame(reader: &Reader, is_simulated: bool, shown: Value) -> Value {
         is_admin => reader.session.as_ref().is_some_and(|session| session.is_admin),
         ..shown
     }
+}
+
+/// The fixed words of a memo, as templates see them.
+pub(super) fn memo_labels(labels: Labels) -> Value {
+    Value::from(Serde(labels.all()))
 }
 
 /// Adds to every answer of the pages the headers that keep a browser from doing more than these pages need.
@@ -249,23 +229,10 @@ fn day_time(text: &str) -> String {
     }
 }
 
-/// `text` on one line, with nothing in it that Markdown would read.
-fn markdown(text: &str) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let is_seen = |c: &char| !c.is_control() && !REORDERING.contains(c);
-    text.chars().filter(is_seen).fold(String::new(), |mut escaped, c| {
-        if MARKDOWN.contains(&c) {
-            escaped.push('\\');
-        }
-        escaped.push(c);
-        escaped
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis;
+    use crate::dashboard::strings::Lang;
 
     fn filled(source: &'static str, shown: Value) -> String {
         let mut templates = Templates::new();
@@ -338,36 +305,5 @@ mod tests {
         assert!(open.contains("accepted and analysed.") && !open.contains("budget has no room"), "{open}");
         assert!(held.contains("budget has no room") && held.contains("2026-11-24 00:00 UTC"), "{held}");
         assert!(!held.contains("accepted and analysed."), "{held}");
-    }
-
-    #[test]
-    fn a_memo_as_markdown_has_all_its_parts_in_order_and_whole_tables() {
-        let parsed = analysis::parse(include_str!("../analysis/samples/english.json")).unwrap();
-        let page = Templates::new().markdown(parsed.into(), Lang::En).unwrap();
-        let order = ["# Should we", "## Bottom line", "## Recommendation", "Pilot first: B", "| Criterion | Weight |"]
-            .into_iter()
-            .chain([
-                "## The options",
-                "### A: ",
-                "## Risks",
-                "## Assumptions",
-                "## Missing information",
-                "## Next steps",
-                "1. ",
-            ]);
-        let places: Vec<usize> =
-            order.map(|part| page.find(part).unwrap_or_else(|| panic!("{part:?} is missing from\n{page}"))).collect();
-        assert!(places.is_sorted() && page.ends_with(".\n"), "{page}");
-        let rows: Vec<usize> =
-            page.lines().filter(|line| line.starts_with('|')).map(|line| line.matches('|').count()).collect();
-        assert!(rows.iter().all(|cells| *cells == rows[0]), "{page}");
-    }
-
-    #[test]
-    fn markdown_takes_what_the_model_wrote_as_text() {
-        assert_eq!(
-            markdown("a | *b*\n# <script> [x](http://y)\u{7}\u{202e}"),
-            r"a \| \*b\* \# \<script\> \[x\](http://y)"
-        );
     }
 }

@@ -80,20 +80,18 @@ mod tests {
 
     use super::{super::page::TEMPLATES, *};
     use crate::{
+        analysis::labels::Labels,
         job::{AttemptOutcome, FailureCode, JobStatus},
         queue::WaitingFor,
     };
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.
-    const FAMILIES: [&str; 21] = [
+    const FAMILIES: [&str; 17] = [
         "status_",
         "code_",
         "wait_",
         "outcome_",
-        "level_",
-        "verdict_",
-        "reversibility_",
-        "source_",
+        "depth_",
         "priority_",
         "advice_",
         "unit_",
@@ -102,7 +100,6 @@ mod tests {
         "theme_",
         "error_",
         "unknown_",
-        "analysis_",
         "range_",
         "chart_",
         "scope_",
@@ -123,6 +120,11 @@ mod tests {
                 let key: String = key.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
                 assert!(all.contains_key(&key), "{name} names {key}, which has no text");
                 used.push(key);
+            }
+            for rest in source.split(|c: char| c.is_whitespace() || "({[~|,".contains(c)) {
+                let Some(key) = rest.strip_prefix("m.") else { continue };
+                let key: String = key.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                assert!(!Labels::of("en").text(&key).is_empty(), "{name} names {key}, which is no label of a memo");
             }
         }
         let is_of_family = |key: &str| FAMILIES.iter().any(|family| key.starts_with(family));

@@ -59,7 +59,26 @@ pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, limit: usi
     if !is_json(headers) {
         return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json"));
     }
+    if let Some(encoding) = encoding(headers) {
+        let detail = format!("the body is {encoding}; send it as UTF-8 and without Content-Encoding");
+        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, detail));
+    }
     Ok(body)
+}
+
+/// How a body is encoded, if it is neither plain nor UTF-8.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    let coding = text(header::CONTENT_ENCODING).unwrap_or("identity").trim();
+    let charset = text(header::CONTENT_TYPE).unwrap_or_default().split(';').skip(1).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches('"'))
+    });
+    let is = |value: &str, known: &[&str]| known.iter().any(|known| value.eq_ignore_ascii_case(known));
+    if !is(coding, &["identity", ""]) {
+        return Some(format!("encoded by {coding:?}"));
+    }
+    charset.filter(|charset| !is(charset, &["utf-8", "utf8", "us-ascii"])).map(|charset| format!("in {charset:?}"))
 }
 
 /// The whole body, at most `limit` bytes.
@@ -99,6 +118,8 @@ fn late() -> Problem {
 
 /// The body and its unknown fields as errors. The body is `None` if a field has the wrong type.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec<FieldError>), Problem> {
+    // A byte order mark before JSON may be ignored (RFC 8259, section 8.1), and editors on Windows write it.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     // Serde would accept a list as a struct, field by field.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Ok((None, vec![FieldError::new("$", "must be a JSON object, not a list")]));

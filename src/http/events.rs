@@ -8,7 +8,7 @@ use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{
         IntoResponse, Response,
         sse::{Event, Sse},
@@ -83,7 +83,11 @@ pub(super) async fn events(
         let event = telling.next().await?;
         Some((Ok(event), telling))
     });
-    Ok(Sse::new(stream::StreamExt::chain(head, events)).into_response())
+    let mut response = Sse::new(stream::StreamExt::chain(head, events)).into_response();
+    // Proxies buffer or compress answers, and would hold the events back to the end.
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
 }
 
 /// An open stream.

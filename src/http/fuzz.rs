@@ -87,7 +87,7 @@ fn prompts() -> &'static Prompts {
 
 fn is_within(request: &crate::job::JobRequest) -> bool {
     (1..=MAX_QUERY_LENGTH).contains(&request.query.chars().count())
-        && request.options.len() <= 10
+        && request.options.len() <= 8
         && request.metadata.len() <= 16
         && request.model.as_ref().is_none_or(|model| (1..=100).contains(&model.len()))
         && request.callback_url.as_ref().is_none_or(|url| url.starts_with("https://"))

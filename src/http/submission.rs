@@ -38,8 +38,8 @@ pub(super) fn max_body_bytes(max_query_length: usize) -> usize {
 /// Most characters of context: some 12,000 tokens, a tenth of a small context window.
 const MAX_CONTEXT: usize = 50_000;
 
-/// Most options: every option is scored by every criterion, and the answer has a bound too.
-const MAX_OPTIONS: usize = 10;
+/// Most options: as many as a memo can hold, and every one is compared.
+const MAX_OPTIONS: usize = 8;
 
 /// Most characters of an option: a sentence or two. The rest belongs into the context.
 const MAX_OPTION: usize = 500;
@@ -103,7 +103,7 @@ pub(super) struct Body {
     #[schema(max_length = 50_000)]
     context: Option<String>,
     /// Options that the memo must consider. No two may be equal, ignoring case.
-    #[schema(max_items = 10)]
+    #[schema(max_items = 8)]
     options: Option<Vec<String>>,
     /// Default `normal`. One step of priority is worth ten minutes of waiting.
     priority: Option<Priority>,

@@ -7,16 +7,18 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{etag, problem::Problem};
 use crate::{
-    analysis::Memo,
+    analysis::{
+        Asked,
+        memo::{Memo, Shown},
+    },
     clock::Timestamp,
     job::{
-        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, FailureCode, Job, JobId, JobRecord, JobState, JobStatus,
-        Priority, TokenUsage,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState,
+        JobStatus, Priority, TokenUsage,
         delivery::{Delivery, DeliveryState, DeliveryTry},
     },
     ledger::dollars,
@@ -76,6 +78,9 @@ pub(super) struct JobView<'a> {
     /// The requested prompt version.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
+    /// The requested depth of the memo. Absent for `auto`. Each attempt shows the depth that was used.
+    #[serde(skip_serializing_if = "Depth::is_auto")]
+    depth: Depth,
     /// The labels, as submitted.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
@@ -96,7 +101,7 @@ pub(super) struct JobView<'a> {
     /// The memo of a succeeded job.
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
+    result: Option<Shown<'a>>,
     /// The model that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     answered_by: Option<&'a str>,
@@ -154,6 +159,9 @@ pub(super) struct AttemptView<'a> {
     /// SHA-256 of the prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_sha256: Option<&'a str>,
+    /// The depth of the memo that this attempt requested: `brief` or `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    depth: Option<Depth>,
     /// This attempt repeats the call and shows Claude the rejected answer of that attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     asked_again_after: Option<u32>,
@@ -274,13 +282,14 @@ impl<'a> JobView<'a> {
             options: &request.options,
             model: request.model.as_deref(),
             prompt_version: request.prompt_version.as_deref(),
+            depth: request.depth,
             metadata: &request.metadata,
             caller: request.caller.as_deref(),
             callback_url: request.callback_url.as_deref(),
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
-            result: record.result(),
+            result: shown(record),
             answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
             refused_by: attempts
                 .iter()
@@ -377,6 +386,7 @@ impl<'a> AttemptView<'a> {
             model: report.model.as_deref(),
             prompt_version: report.prompt_version.as_deref(),
             prompt_sha256: report.prompt_sha256.as_deref(),
+            depth: report.depth,
             asked_again_after: report.asked_again_after,
             reparsed_from: report.reparsed_from,
             usage: report.usage,
@@ -387,6 +397,12 @@ impl<'a> AttemptView<'a> {
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
         }
     }
+}
+
+/// The memo of a job, with what is computed when it is read.
+fn shown(record: &JobRecord) -> Option<Shown<'_>> {
+    let asked = Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
+    Some(Shown::new(record.result()?, &asked))
 }
 
 pub(super) fn links(job: &Job) -> Links {
@@ -426,7 +442,7 @@ fn cost(attempts: &[Arc<Attempt>]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::{Value, json, value::RawValue};
 
     use super::*;
     use crate::{

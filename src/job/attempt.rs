@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::JobId;
+use super::{Depth, JobId};
 use crate::clock::Timestamp;
 
 /// An ended attempt: an entry of the job's append-only history. Usually it made a call to Claude; the outcome says if not.
@@ -67,6 +67,9 @@ pub struct AttemptReport {
     /// SHA-256 of those prompts, in hexadecimal: the same version may have been edited since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_sha256: Option<String>,
+    /// The depth of the memo that the call asked for: brief or full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<Depth>,
     /// The attempt whose rejected answer was shown to the model in this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asked_again_after: Option<u32>,
@@ -120,6 +123,7 @@ impl AttemptReport {
             model: self.model.clone(),
             prompt_version: self.prompt_version.clone(),
             prompt_sha256: self.prompt_sha256.clone(),
+            depth: self.depth,
             result: self.result.clone(),
             repaired: self.repaired.clone(),
             ..AttemptReport::default()

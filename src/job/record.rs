@@ -128,6 +128,11 @@ impl JobRecord {
         self.answer()?.report.result.as_deref()
     }
 
+    /// Whether the memo is a brief one.
+    pub fn is_brief(&self) -> bool {
+        self.answer().is_some_and(|attempt| attempt.report.depth == Some(Depth::Brief))
+    }
+
     /// The attempt that brought the memo.
     pub fn answer(&self) -> Option<&Attempt> {
         let brought = |attempt: &&Arc<Attempt>| match attempt.outcome {

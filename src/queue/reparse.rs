@@ -44,6 +44,7 @@ impl Queue {
                         model: report.model.clone(),
                         prompt_version: report.prompt_version.clone(),
                         prompt_sha256: report.prompt_sha256.clone(),
+                        depth: report.depth,
                         reparsed_from: Some(attempt.number),
                         result: Some(result),
                         repaired: repaired.into_iter().map(str::to_owned).collect(),

@@ -253,3 +253,20 @@ async fn a_name_that_leads_to_a_private_address_is_not_called() {
     }
     assert!(world.arrived.try_recv().is_err(), "nobody was called");
 }
+
+#[test]
+fn a_retry_after_is_in_seconds_or_a_date() {
+    let now = Timestamp::from_millis(1_795_428_600_000);
+    let wait = |value: &str| {
+        let headers = header::HeaderMap::from_iter([(header::RETRY_AFTER, value.parse().unwrap())]);
+        retry_after(&headers, now)
+    };
+    let date = |seconds| {
+        let now = std::time::UNIX_EPOCH + Duration::from_millis(1_795_428_600_000);
+        httpdate::fmt_http_date(now + Duration::from_secs(seconds))
+    };
+    assert_eq!(wait(" 120 "), Some(Duration::from_secs(120)));
+    assert_eq!(wait(&date(90)), Some(Duration::from_secs(90)));
+    assert_eq!(wait("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
+    assert_eq!((wait("soon"), retry_after(&header::HeaderMap::new(), now)), (None, None));
+}

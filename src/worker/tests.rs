@@ -48,6 +48,7 @@ impl Analyst for Scripted {
             is_waited_for: false,
             is_reduced: false,
             names_model: false,
+            repair: None,
             is_of_caller: false,
             refused_by: Vec::new(),
             prompt_version: String::new(),

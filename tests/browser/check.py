@@ -254,21 +254,21 @@ def check_question_to_memo(browser, service, claude):
     address = browser.path
     claude.wait_for_half(PATIENCE_SECONDS)
     browser.sees("Claude is writing the analysis")
-    browser.sees("Pilot the SaaS suite in the Lyon plant first")
+    browser.sees("Vendor support for the current release ends")
     assert "Next steps" not in browser.find("#draft").text, "that is of the second half"
 
     browser.driver.refresh()
-    browser.sees("Pilot the SaaS suite in the Lyon plant first")
+    browser.sees("Vendor support for the current release ends")
 
     service.restart()
     claude.wait_for_half(PATIENCE_SECONDS)
     browser.sees("Claude is writing the analysis")
-    browser.sees("Pilot the SaaS suite in the Lyon plant first")
+    browser.sees("Vendor support for the current release ends")
     assert browser.path == address
     claude.release()
     for part in ("Bottom line", "Pilot first", "Options against weighted criteria", "Weighted total", "Risks",
-                 "Assumptions", "Missing information", "Next steps", "What would change the decision",
-                 "How it came about"):
+                 "Assumptions", "Missing information", "Next steps", "Stop if",
+                 "The strongest case against", "How it came about"):
         browser.sees(part)
     assert browser.path == address, "the address is the question's for good"
     assert browser.find_all(".matrix a") and browser.find_all(".bar rect"), "matrix and chart"

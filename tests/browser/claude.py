@@ -5,6 +5,7 @@ import json
 import threading
 
 PIECE = 60
+ACTIONS = ("do", "do_if", "pilot", "wait")
 
 
 def sample(name):
@@ -18,8 +19,11 @@ def with_texts(value, text, key=""):
         return {name: with_texts(item, text, name) for name, item in value.items()}
     if isinstance(value, list):
         return [with_texts(item, text, key) for item in value]
-    words = ("id", "status", "source", "likelihood", "impact", "verdict", "confidence", "reversibility")
-    is_word = key in words or key.endswith("_id")
+    words = (
+        "id", "language", "kind", "status", "source", "origin", "likelihood", "impact", "action", "reversibility",
+        "flips_to", "failed_musts",
+    )
+    is_word = key in words and key != "action" or key.endswith("_id") or value in ACTIONS
     return value if is_word or not isinstance(value, str) else text
 
 

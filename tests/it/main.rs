@@ -8,6 +8,7 @@ mod access;
 mod admin;
 mod bad_input;
 mod batch;
+mod cases;
 mod command_line;
 mod crash;
 mod disk_fault;

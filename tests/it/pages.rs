@@ -99,7 +99,8 @@ async fn a_question_asked_on_the_page_becomes_a_memo_at_its_own_address() {
     assert!(markdown.text.starts_with("# ") && markdown.text.contains("## Recommendation"), "{}", markdown.text);
     let chinese = browser.get(&format!("{}?lang=zh", sent.location)).await;
     assert_eq!((chinese.status, &chinese.location), (StatusCode::SEE_OTHER, &sent.location));
-    assert!(browser.get(&sent.location).await.text.contains("结论"));
+    let both = browser.get(&sent.location).await.text;
+    assert!(both.contains("分析过程") && both.contains("Bottom line"), "the words of a memo are in its own language");
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ fn sum(bills: impl IntoIterator<Item = Bill>) -> Bill {
 
 /// What so many tokens cost of the default model, in US dollars.
 fn cost([input, output, write, read]: Bill) -> f64 {
-    (input as f64 * 2.0 + output as f64 * 10.0 + write as f64 * 2.5 + read as f64 * 0.2) / 1e6
+    (input as f64 * 2.0 + output as f64 * 10.0 + write as f64 * 2.5 + read as f64 * 0.1) / 1e6
 }
 
 #[track_caller]

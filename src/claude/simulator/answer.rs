@@ -1,15 +1,17 @@
-//! The text of a simulated answer: a fixed memo per language, into which the words of the question are put.
+//! The text of a simulated answer: a fixed memo for each language and depth, into which the words of the question are put.
 //!
-//! It fits the memo's schema, is consistent in itself, and says that it is simulated. No thought goes into it: the
-//! first option is always the one recommended.
+//! It has the schema and the length of a real memo, and says that it is simulated. No thought goes into it: the first
+//! option is always the one recommended.
 
 use std::sync::LazyLock;
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use crate::analysis::decision::{Criterion, DecisionAnalysis, DecisionOption, Origin};
 
 /// Most options in a memo, the status quo included.
-const MAX_OPTIONS: usize = 4;
+const MAX_OPTIONS: usize = 8;
+
+/// Most options in a brief memo, unless the caller names more.
+const MAX_BRIEF_OPTIONS: usize = 3;
 
 /// Longest part of the question, in characters, restated in full; options are cut likewise.
 const MAX_QUESTION_CHARS: usize = 400;
@@ -17,119 +19,191 @@ const MAX_QUESTION_CHARS: usize = 400;
 /// Longest part of the question, in characters, that is woven into sentences.
 const MAX_TOPIC_CHARS: usize = 60;
 
+/// The id of the option that changes nothing, the last of each template.
+const STATUS_QUO: &str = "status_quo";
+
+/// What a brief memo is asked for by, in the shipped prompts.
+const BRIEF: &str = "Write a brief decision memo";
+
 /// A language an answer can be in.
 struct Language {
-    /// The memo for 2, 3 and 4 options, cut at its placeholders.
-    memos: [Memo; 3],
+    /// The largest memo, with blanks.
+    template: DecisionAnalysis,
     status_quo: &'static str,
     /// Used when the caller names no options.
-    usual_options: [&'static str; 2],
+    usual_options: [&'static str; 4],
     /// What makes an option the status quo.
     status_quo_words: &'static [&'static str],
 }
 
-/// Text and placeholders in turn.
-type Memo = Vec<Part>;
-
-enum Part {
-    Text(String),
-    Placeholder(usize),
-}
-
-/// In the order in which [`compose`] gives their values.
-const PLACEHOLDERS: [&str; 6] = ["{question}", "{topic}", "{status_quo}", "{o1}", "{o2}", "{o3}"];
-
 static ENGLISH: LazyLock<Language> = LazyLock::new(|| Language {
-    memos: memos(include_str!("answer.en.json")),
+    template: template(include_str!("answer.en.json")),
     status_quo: "Keep things as they are",
-    usual_options: ["Start with a limited pilot", "Go ahead in full now"],
+    usual_options: [
+        "Start with a limited pilot",
+        "Go ahead in full now",
+        "Spread it over two years",
+        "Do it with a partner",
+    ],
     status_quo_words: &["status quo", "do nothing", "keep things", "as they are", "as it is", "no change"],
 });
 
 static CHINESE: LazyLock<Language> = LazyLock::new(|| Language {
-    memos: memos(include_str!("answer.zh.json")),
+    template: template(include_str!("answer.zh.json")),
     status_quo: "维持现状",
-    usual_options: ["先做小范围试点", "立即全面推进"],
+    usual_options: ["先做小范围试点", "立即全面推进", "分两年推进", "与伙伴合作"],
     status_quo_words: &["维持现状", "保持现状", "不做", "不变"],
 });
 
+fn template(json: &str) -> DecisionAnalysis {
+    serde_json::from_str(json).expect("the memo is part of this program")
+}
+
+/// How long a memo is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    /// A brief memo: some 800 tokens.
+    Brief,
+    /// A full one: some 1,400 tokens for 0 to some 3,500 for 2.
+    Full(u8),
+}
+
+impl Size {
+    /// The size of the answer to a user message: as it asks for, and of full memos one of three, always the same for
+    /// the same message.
+    pub(super) fn of(prompt: &str) -> Size {
+        if prompt.contains(BRIEF) {
+            return Size::Brief;
+        }
+        let sum: u32 = prompt.bytes().map(u32::from).sum();
+        Size::Full([0, 1, 2][sum as usize % 3])
+    }
+
+    /// Whichever of these fits: for a brief memo, and for full ones from the smallest.
+    fn pick(self, brief: usize, full: [usize; 3]) -> usize {
+        match self {
+            Size::Brief => brief,
+            Size::Full(step) => full[usize::from(step).min(2)],
+        }
+    }
+}
+
 /// Answers the user message `prompt`, with a memo in JSON.
 pub(super) fn compose(prompt: &str) -> String {
+    write(prompt, Size::of(prompt))
+}
+
+/// Answers the user message `prompt` with a memo of this size, in the language of its question.
+pub(super) fn write(prompt: &str, size: Size) -> String {
     let question = elements(prompt, "question").pop().unwrap_or_else(|| prompt.to_owned());
     let language = if question.chars().any(is_cjk) { &CHINESE } else { &ENGLISH };
-    let (status_quo, mut options): (Vec<_>, Vec<_>) = elements(prompt, "option").into_iter().partition(|option| {
+    let mut memo = language.template.clone();
+    let names = options(prompt, language, size);
+    shorten(&mut memo, size);
+    let asked_by_name = !elements(prompt, "option").is_empty();
+    put_options(&mut memo, &names, asked_by_name);
+    let (restated, topic) = (shortened(&question, MAX_QUESTION_CHARS), shortened(&question, MAX_TOPIC_CHARS));
+    let blanks = [("{question}", restated.as_str()), ("{topic}", &topic), ("{o1}", &names[0])];
+    memo.for_each_text(&mut |_, text| *text = filled(text, &blanks));
+    memo.material.iter_mut().for_each(|item| item.quote = filled(&item.quote, &blanks));
+    serde_json::to_string(&memo).expect("a memo can be written as JSON")
+}
+
+/// The names of the options, the status quo last.
+fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
+    let (status_quo, mut names): (Vec<_>, Vec<_>) = elements(prompt, "option").into_iter().partition(|option| {
         let option = option.to_lowercase();
         language.status_quo_words.iter().any(|words| option.contains(words))
     });
-    if options.is_empty() {
-        options = language.usual_options.map(str::to_owned).to_vec();
+    if names.is_empty() {
+        let usual = size.pick(MAX_BRIEF_OPTIONS - 1, [2, 3, 4]);
+        names = language.usual_options.iter().take(usual).map(|name| (*name).to_owned()).collect();
     }
-    options.truncate(MAX_OPTIONS - 1);
-    let status_quo = status_quo.into_iter().next().unwrap_or_else(|| language.status_quo.to_owned());
-    let values: Vec<String> = [(question.as_str(), MAX_QUESTION_CHARS), (&question, MAX_TOPIC_CHARS)]
-        .into_iter()
-        .chain([&status_quo].into_iter().chain(&options).map(|option| (option.as_str(), MAX_QUESTION_CHARS)))
-        .map(|(text, limit)| in_json(&shortened(text, limit)))
-        .collect();
-    language.memos[options.len() - 1]
-        .iter()
-        .map(|part| match part {
-            Part::Text(text) => text.as_str(),
-            Part::Placeholder(number) => values[*number].as_str(),
-        })
-        .collect()
+    names.truncate(MAX_OPTIONS - 1);
+    names.push(status_quo.into_iter().next().unwrap_or_else(|| language.status_quo.to_owned()));
+    names.iter().map(|name| shortened(name, MAX_QUESTION_CHARS)).collect()
 }
 
-/// A memo as its file has it, read just far enough to take options out.
-#[derive(Deserialize, Serialize)]
-struct Source<'a> {
-    #[serde(borrow)]
-    status: &'a RawValue,
-    decision_question: &'a RawValue,
-    summary: &'a RawValue,
-    reversibility: &'a RawValue,
-    missing_information: &'a RawValue,
-    assumptions: &'a RawValue,
-    criteria: &'a RawValue,
-    options: Vec<&'a RawValue>,
-    evaluations: Vec<&'a RawValue>,
-    risks: Vec<&'a RawValue>,
-    recommendation: &'a RawValue,
-    next_steps: &'a RawValue,
-}
-
-#[derive(Deserialize)]
-struct OfOption {
-    #[serde(alias = "id")]
-    option_id: String,
-}
-
-/// The memo for one, two and three options besides the status quo.
-fn memos(source: &'static str) -> [Memo; 3] {
-    ["o1", "o2", "o3"].map(|last| {
-        let mut memo: Source<'_> = serde_json::from_str(source).expect("the memo is part of this program");
-        for list in [&mut memo.options, &mut memo.evaluations, &mut memo.risks] {
-            list.retain(|item| {
-                let of = serde_json::from_str::<OfOption>(item.get()).expect("the memo is part of this program");
-                of.option_id == "status_quo" || of.option_id.as_str() <= last
-            });
+/// Takes out of the largest memo what one of this size does not have.
+fn shorten(memo: &mut DecisionAnalysis, size: Size) {
+    memo.material.truncate(size.pick(0, [1, 1, 2]));
+    memo.assumptions.truncate(size.pick(0, [1, 3, 5]));
+    memo.gaps.truncate(size.pick(1, [1, 3, 4]));
+    memo.criteria.truncate(size.pick(3, [3, 4, 6]));
+    let is_known = |criteria: &[Criterion], id: &str| criteria.iter().any(|criterion| criterion.id == id);
+    for scores in &mut memo.scores {
+        scores.cells.retain(|cell| is_known(&memo.criteria, &cell.criterion_id));
+    }
+    memo.premortem.truncate(size.pick(0, [1, 2, 3]));
+    memo.risks.truncate(size.pick(1, [2, 4, 6]));
+    memo.next_steps.truncate(size.pick(2, [3, 4, 5]));
+    memo.recommendation.conditions.truncate(size.pick(1, [1, 2, 3]));
+    memo.recommendation.trade_offs.truncate(size.pick(1, [2, 2, 2]));
+    memo.recommendation.kill_criteria.truncate(size.pick(1, [1, 2, 2]));
+    if size == Size::Brief {
+        memo.scores.iter_mut().flat_map(|scores| &mut scores.cells).for_each(|cell| cell.why = None);
+        memo.criteria.iter_mut().for_each(|criterion| criterion.why.clear());
+        for option in &mut memo.options {
+            (option.pros, option.cons) = (Vec::new(), Vec::new());
+            option.forecloses.clear();
         }
-        cut(&serde_json::to_string(&memo).expect("what was read as JSON can be written"))
-    })
+        memo.base_rate.adjustment.clear();
+        memo.case_against = first_sentence(&memo.case_against);
+    }
 }
 
-fn cut(mut rest: &str) -> Memo {
-    let mut parts = Vec::new();
-    let next = |text: &str| {
-        let found = PLACEHOLDERS.iter().enumerate().filter_map(|(n, name)| Some((text.find(name)?, n)));
-        found.min()
+/// The options of these names, with their scores, in the place of the template's.
+fn put_options(memo: &mut DecisionAnalysis, names: &[String], asked_by_name: bool) {
+    let (templates, status_quo) = memo.options.split_at(memo.options.len() - 1);
+    let place = |number: usize| number.min(templates.len() - 1);
+    let last = names.len() - 1;
+    let named = |option: &DecisionOption, id: String, name: &String| DecisionOption {
+        id,
+        name: name.clone(),
+        origin: if asked_by_name && option.origin == Origin::Added { Origin::Asked } else { option.origin },
+        ..option.clone()
     };
-    while let Some((at, number)) = next(rest) {
-        parts.extend([Part::Text(rest[..at].to_owned()), Part::Placeholder(number)]);
-        rest = &rest[at + PLACEHOLDERS[number].len()..];
+    let added = names[..last].iter().enumerate();
+    let options = added.map(|(number, name)| named(&templates[place(number)], format!("o{}", number + 1), name));
+    let options: Vec<_> = options.chain([named(&status_quo[0], STATUS_QUO.to_owned(), &names[last])]).collect();
+    let scores = options.iter().enumerate().map(|(number, option)| {
+        let from = if number == last { memo.scores.len() - 1 } else { place(number) };
+        let mut scores = memo.scores[from].clone();
+        scores.option_id.clone_from(&option.id);
+        scores
+    });
+    memo.scores = scores.collect();
+    memo.options = options;
+    let is_known = |id: &str| id.is_empty() || memo.options.iter().any(|option| option.id == id);
+    memo.risks.retain(|risk| is_known(&risk.option_id));
+    memo.assumptions.iter_mut().filter(|it| !is_known(&it.flips_to)).for_each(|it| it.flips_to.clear());
+    memo.gaps.iter_mut().filter(|it| !is_known(&it.flips_to)).for_each(|it| it.flips_to.clear());
+}
+
+/// `text` with its blanks filled. What fills them is not searched for blanks.
+fn filled(text: &str, blanks: &[(&str, &str)]) -> String {
+    let mut done = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('{') {
+        let (before, from) = rest.split_at(start);
+        done.push_str(before);
+        match blanks.iter().find_map(|(blank, value)| Some((from.strip_prefix(blank)?, value))) {
+            Some((after, value)) => {
+                done.push_str(value);
+                rest = after;
+            }
+            None => {
+                done.push('{');
+                rest = &from[1..];
+            }
+        }
     }
-    parts.push(Part::Text(rest.to_owned()));
-    parts
+    done + rest
+}
+
+fn first_sentence(text: &str) -> String {
+    let end = text.find([':', '：', '。']).map_or(text.len(), |end| end);
+    format!("{}.", &text[..end])
 }
 
 /// The contents of all `<name>…</name>` in `text`, unescaped; empty ones left out.
@@ -164,114 +238,76 @@ fn shortened(text: &str, limit: usize) -> String {
     line
 }
 
-/// `text` as it stands between the quotes of a JSON string.
-fn in_json(text: &str) -> String {
-    let quoted = serde_json::to_string(text).expect("a string can always be written as JSON");
-    quoted[1..quoted.len() - 1].to_owned()
-}
-
 fn is_cjk(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{323af}')
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
-    use serde_json::Value;
-
     use super::*;
+    use crate::analysis::{self, Asked, memo::Memo};
 
-    fn memo(prompt: &str) -> Value {
-        serde_json::from_str(&compose(prompt)).unwrap()
+    fn memo(prompt: &str) -> Memo {
+        let analysis = analysis::parse(&compose(prompt)).unwrap();
+        let memo = Memo::new(analysis, &Asked { query: "", options: &[], is_brief: Size::of(prompt) == Size::Brief });
+        assert_eq!(memo.flags, []);
+        memo
     }
 
-    fn strings<'a>(items: &'a Value, field: &str) -> Vec<&'a str> {
-        items.as_array().unwrap().iter().map(|item| item[field].as_str().unwrap()).collect()
+    fn names(memo: &Memo) -> Vec<&str> {
+        memo.analysis.options.iter().map(|option| option.name.as_str()).collect()
     }
 
-    /// Fits the schema, as far as this schema goes: types, required and no other properties, enums.
-    fn assert_fits(value: &Value, schema: &Value, root: &Value) {
-        let schema = match schema["$ref"].as_str() {
-            Some(path) => root.pointer(path.trim_start_matches('#')).unwrap(),
-            None => schema,
-        };
-        match schema["type"].as_str().unwrap() {
-            "object" => {
-                let members = value.as_object().unwrap();
-                let names: HashSet<_> = members.keys().map(String::as_str).collect();
-                let required = schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
-                assert_eq!(names, required.collect(), "{value}");
-                members.iter().for_each(|(name, member)| assert_fits(member, &schema["properties"][name], root));
-            }
-            "array" => value.as_array().unwrap().iter().for_each(|item| assert_fits(item, &schema["items"], root)),
-            "string" => assert!(value.is_string() && schema["enum"].as_array().is_none_or(|e| e.contains(value))),
-            "integer" => assert!(value.is_i64()),
-            "boolean" => assert!(value.is_boolean()),
-            other => panic!("type {other}"),
+    #[test]
+    fn an_english_memo_takes_up_the_question_and_says_that_it_is_simulated() {
+        let memo =
+            memo("Weigh this.\n<question>Buy &lt;b&gt; &quot;Acme &amp;amp; Co&quot;?</question>\nNow.").analysis;
+        assert!(memo.decision_question.ends_with("Buy <b> \"Acme &amp; Co\"?"));
+        assert!(memo.summary.starts_with("SIMULATED ANSWER"));
+        assert!(memo.recommendation.basis.contains("simulated"));
+    }
+
+    #[test]
+    fn a_chinese_question_gets_a_chinese_memo_in_either_depth() {
+        for depth in ["", BRIEF] {
+            let memo = memo(&format!("<question>我们应该收购Acme吗？</question> {depth}"));
+            assert!(memo.analysis.summary.starts_with("模拟回答"));
+            assert!(memo.analysis.recommendation.basis.contains("模拟"));
+            assert!(memo.analysis.decision_question.contains("我们应该收购Acme吗？"));
+            assert_eq!(names(&memo)[0], "先做小范围试点");
+            assert_eq!(names(&memo).last(), Some(&"维持现状"));
         }
     }
 
-    fn assert_sound(memo: &Value, options: usize) {
-        let schema = serde_json::from_str(include_str!("../../analysis/decision.schema.json")).unwrap();
-        assert_fits(memo, &schema, &schema);
-        let ids = strings(&memo["options"], "id");
-        assert_eq!(ids.len(), options);
-        let status_quo = memo["options"].as_array().unwrap().iter().filter(|option| option["is_status_quo"] == true);
-        assert_eq!(status_quo.count(), 1);
-        let pairs: Vec<_> = strings(&memo["evaluations"], "option_id")
-            .into_iter()
-            .zip(strings(&memo["evaluations"], "criterion_id"))
-            .collect();
-        let criteria = strings(&memo["criteria"], "id");
-        let all: HashSet<_> = ids.iter().flat_map(|id| criteria.iter().map(|c| (*id, *c))).collect();
-        assert_eq!((pairs.len(), pairs.into_iter().collect::<HashSet<_>>()), (all.len(), all));
-        let scores = memo["evaluations"].as_array().unwrap().iter().map(|item| item["score"].as_i64().unwrap());
-        assert!(scores.into_iter().all(|score| (1..=5).contains(&score)));
-        assert!(strings(&memo["risks"], "option_id").iter().all(|id| ids.contains(id)));
-        assert!(ids.contains(&memo["recommendation"]["option_id"].as_str().unwrap()));
-        assert!(PLACEHOLDERS.iter().all(|placeholder| !memo.to_string().contains(placeholder)));
-    }
-
     #[test]
-    fn an_english_memo_is_sound_takes_up_the_question_and_says_that_it_is_simulated() {
-        let memo = memo("Weigh this.\n<question>Buy &lt;b&gt; &quot;Acme &amp;amp; Co&quot;?</question>\nNow.");
-        assert_sound(&memo, 3);
-        assert!(memo["decision_question"].as_str().unwrap().ends_with("Buy <b> \"Acme &amp; Co\"?"));
-        assert!(memo["summary"].as_str().unwrap().starts_with("SIMULATED ANSWER"));
-        assert!(memo["recommendation"]["confidence_basis"].as_str().unwrap().contains("simulated"));
-    }
-
-    #[test]
-    fn a_chinese_question_gets_a_chinese_memo() {
-        let memo = memo("Answer in the language of the question. <question>我们应该收购Acme吗？</question>");
-        assert_sound(&memo, 3);
-        assert!(memo["summary"].as_str().unwrap().starts_with("模拟回答"));
-        assert!(memo["recommendation"]["confidence_basis"].as_str().unwrap().contains("模拟"));
-        assert!(memo["decision_question"].as_str().unwrap().contains("我们应该收购Acme吗？"));
-        assert_eq!(strings(&memo["options"], "name"), ["先做小范围试点", "立即全面推进", "维持现状"]);
-    }
-
-    #[test]
-    fn the_callers_options_are_used_up_to_three_besides_the_status_quo() {
-        let prompt = |options: &[&str]| {
+    fn the_callers_options_are_used_up_to_seven_besides_the_status_quo() {
+        let memo_of = |options: &[&str]| {
             let options: String = options.iter().map(|option| format!("<option>{option}</option>\n")).collect();
-            format!("<question>Which office?</question>\n{options}")
+            memo(&format!("<question>Which office?</question>\n{options}{BRIEF}"))
         };
-        let names = |options: &[&str]| {
-            let memo = memo(&prompt(options));
-            assert_sound(&memo, memo["options"].as_array().unwrap().len());
-            strings(&memo["options"], "name").join(", ")
-        };
-        assert_eq!(names(&["Oslo"]), "Oslo, Keep things as they are");
-        assert_eq!(names(&["Oslo", "Rome", "Do nothing"]), "Oslo, Rome, Do nothing");
-        assert_eq!(names(&["Oslo", "Rome", "Bern", "Kyiv", "Lima"]), "Oslo, Rome, Bern, Keep things as they are");
-        assert_eq!(names(&["The status quo"]), "Start with a limited pilot, Go ahead in full now, The status quo");
+        let named = |options: &[&str]| names(&memo_of(options)).join(", ");
+        assert_eq!(named(&["Oslo"]), "Oslo, Keep things as they are");
+        assert_eq!(named(&["Oslo", "Rome", "Do nothing"]), "Oslo, Rome, Do nothing");
+        assert_eq!(named(&["The status quo"]), "Start with a limited pilot, Go ahead in full now, The status quo");
+        let many = ["Oslo", "Rome", "Bern", "Kyiv", "Lima", "Cairo", "Quito", "Tokyo"];
+        assert_eq!(named(&many), "Oslo, Rome, Bern, Kyiv, Lima, Cairo, Quito, Keep things as they are");
     }
 
     #[test]
     fn a_message_without_a_marked_question_is_the_question() {
-        let memo = memo("Hire or wait? \"{o1}\" \u{7} <question>unclosed");
-        assert!(memo["decision_question"].as_str().unwrap().contains("Hire or wait? \"{o1}\""));
+        let memo = analysis::parse(&compose("Hire or wait? \"{o1}\" \u{7} <question>unclosed")).unwrap();
+        assert!(memo.decision_question.contains("Hire or wait? \"{o1}\""));
+    }
+
+    #[test]
+    fn memos_are_as_long_as_real_ones() {
+        let bounds_of = |question: &str, bounds: [std::ops::Range<u64>; 4]| {
+            for (size, bound) in [Size::Brief, Size::Full(0), Size::Full(1), Size::Full(2)].into_iter().zip(bounds) {
+                let tokens = super::super::tokens(&write(&format!("<question>{question}</question>"), size));
+                assert!(bound.contains(&tokens), "{question} {size:?}: {tokens}");
+            }
+        };
+        bounds_of("Should we move?", [700..950, 1_300..1_900, 1_900..2_800, 2_800..3_700]);
+        bounds_of("我们应该搬迁吗？", [800..1_400, 1_500..2_800, 2_000..4_000, 3_000..5_500]);
     }
 }

@@ -99,7 +99,7 @@ function partial(text) {
 }
 
 // Of an object what a reader wants first: its longest text of those that come first.
-const MAIN = ["name", "statement", "question", "description", "action", "rationale"];
+const MAIN = ["name", "statement", "question", "description", "reference_class", "story", "consequence", "rationale", "action"];
 
 function showDraft(draft, value, labels) {
   if (!value || typeof value !== "object") return;
