@@ -57,6 +57,7 @@ pub(super) fn answerable(asked: &[Asked], workers: usize, end: Duration, first: 
 /// How many of the clients that were declined could indeed not have been answered besides the calls that were made:
 /// at no time was a worker free for long enough.
 pub(super) fn rightly_declined(declined: &[Asked], calls: &[(Duration, Duration)], workers: usize) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
     let place = |time: Duration| time.div_duration_f64(STEP) as usize;
     let last = calls.iter().map(|(_, end)| place(*end)).max().unwrap_or(0);
     let mut busy = vec![0_usize; last + 2];
