@@ -115,6 +115,18 @@ def routes(program):
     yield from (f"docs/api.md: the route {route} is missing" for route in sorted(program.routes() - named))
 
 
+def memo(program):
+    """Every field of a memo and every flag is explained."""
+    text = read("docs/memo.md")
+    schemas = program.document["components"]["schemas"]
+    parts = schemas["Memo"].get("allOf", [schemas["Memo"]])
+    parts = [schemas[part["$ref"].rpartition("/")[2]] if "$ref" in part else part for part in parts]
+    names = {name for part in parts for name in part["properties"]} | set(schemas["FlagCode"]["enum"])
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
+    yield from (f"docs/memo.md: {name} is missing" for name in sorted(names - rows))
+    yield from (f"docs/memo.md: there is no {name}" for name in sorted(rows - names))
+
+
 def codes(program):
     text = read("docs/errors.md")
     problems = re.findall(r'Kind\(\s*StatusCode::\w+,\s*"(\w+)"', read("src/http/problem.rs"))
@@ -126,7 +138,7 @@ def codes(program):
 
 def main(binary):
     program = Program(binary)
-    wrong = [*alarms(), *routes(program), *codes(program)]
+    wrong = [*alarms(), *routes(program), *codes(program), *memo(program)]
     for path in DOCUMENTS:
         wrong += [*links(path), *files(path), *commands(path, program), *settings(path, program)]
     if wrong:
