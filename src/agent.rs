@@ -20,9 +20,6 @@ mod verdict;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
-use tracing::debug;
-
 pub use self::plan::Plan;
 use self::{
     models::{GONE_FOR, Models},
@@ -41,9 +38,6 @@ use crate::{
     prompts::Prompts,
 };
 
-/// How long Claude may take to count a call's input before it is estimated.
-const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How Claude is asked.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -51,12 +45,8 @@ pub struct AgentConfig {
     pub model: String,
     /// Most tokens of an answer.
     pub max_tokens: u32,
-    /// How hard Claude thinks about ordinary jobs.
+    /// How hard Claude thinks.
     pub effort: Effort,
-    /// How hard it thinks where a client waits.
-    pub interactive_effort: Effort,
-    /// Have Claude count the input of every call before it is made.
-    pub count_tokens: bool,
     /// How long a call may take where a client waits, unless a time is set for all calls.
     pub interactive_timeout: Duration,
     /// How long any call may take, if that is set.
@@ -140,20 +130,6 @@ impl Agent {
     /// Takes note that a model is gone. Tells whether another one can be asked instead.
     pub fn model_is_gone(&self, model: &str) -> bool {
         self.models.pass_over(model, GONE_FOR)
-    }
-
-    /// The input tokens of a call, as Claude counts them; only if the service is set up so. If that fails, the call itself
-    /// will show why.
-    pub async fn count(&self, plan: &Plan) -> Option<u64> {
-        if !self.config.count_tokens {
-            return None;
-        }
-        match timeout(COUNT_TIMEOUT, self.claude.count_tokens(&plan.call)).await {
-            Ok(Ok(tokens)) => return Some(tokens),
-            Ok(Err(error)) => debug!(error = %error.message, "the input could not be counted and is estimated"),
-            Err(_) => debug!("the input was not counted within {COUNT_TIMEOUT:?} and is estimated"),
-        }
-        None
     }
 
     /// Makes one attempt: at most one HTTP request, whose news are given to `on_news` as they come. Dropping the future
@@ -258,7 +234,7 @@ impl Agent {
 fn cut_by_time(plan: &Plan) -> String {
     let (model, limit) = (plan.model(), plan.call.time_limit.as_secs());
     let advice = if plan.is_reduced {
-        "the attempt before asked for more and was cut too; raise REQUEST_TIMEOUT, lower EFFORT and INTERACTIVE_EFFORT, or \
+        "the attempt before asked for more and was cut too; raise REQUEST_TIMEOUT, lower EFFORT, or \
          choose a faster model"
     } else {
         "the next attempt asks for a brief memo with less thinking; REQUEST_TIMEOUT sets the limit"

@@ -1,8 +1,9 @@
 //! Callers and their scopes: the admin token, API keys from the settings and the store, and JWTs.
 //!
-//! Keys are random, so only their SHA-256 is stored, without salt or slow hash. The public routes are open while no key was
-//! ever created and no JWTs are accepted. Revoked keys are remembered, so that revoking the last key does not open the
-//! routes again. Admin routes are never open.
+//! Keys are random, so only their SHA-256 is stored, without salt or slow hash. Whether the public routes need a key is a
+//! setting (REQUIRE_API_KEY), and keys that are created or revoked do not change it. While they need none, the service is
+//! open: a key names its caller, and any other credential counts as no key. The admin routes always need the admin token
+//! or a key of scope admin.
 //!
 //! This module knows nothing of HTTP (`http` reads the headers). It stores keys through the queue's settings.
 
@@ -168,11 +169,13 @@ pub struct Auth {
     /// would take the place of the first, whose client has it already.
     changing: Mutex<()>,
     tokens: Option<Tokens>,
+    is_key_required: bool,
     queue: Queue,
 }
 
 impl Auth {
-    /// With the keys of the setting, those that `queue` keeps, and JWTs if they are set up.
+    /// With the keys of the setting, those that `queue` keeps, and JWTs if they are set up. `is_key_required`: the public
+    /// routes need a key or a JWT.
     ///
     /// # Errors
     /// [`AuthError`].
@@ -180,6 +183,7 @@ impl Auth {
         admin_token: SecretString,
         api_keys: Option<&SecretString>,
         tokens: Option<Tokens>,
+        is_key_required: bool,
         queue: Queue,
     ) -> Result<Auth, AuthError> {
         let mut keys = api_keys.map_or(Ok(Vec::new()), |keys| parse(keys.expose_secret()))?;
@@ -191,12 +195,12 @@ impl Auth {
                 Err(error) => error!(name, %error, "failed to read a stored API key; it is not valid"),
             }
         }
-        Ok(Auth { admin_token, keys: RwLock::new(keys), changing: Mutex::default(), tokens, queue })
+        Ok(Auth { admin_token, keys: RwLock::new(keys), changing: Mutex::default(), tokens, is_key_required, queue })
     }
 
     /// Whether the public routes need no credential.
     pub fn is_open(&self) -> bool {
-        self.tokens.is_none() && self.keys.read().is_empty()
+        !self.is_key_required
     }
 
     /// Who sends a request with this `Authorization` header.
@@ -224,7 +228,7 @@ impl Auth {
         }
         drop(keys);
         match &self.tokens {
-            Some(tokens) => tokens.identify(given).ok_or(Refused::Wrong),
+            Some(tokens) => tokens.identify(given).map_or_else(|| otherwise(Refused::Wrong), Ok),
             None => otherwise(Refused::Wrong),
         }
     }
@@ -460,7 +464,7 @@ mod tests {
         let config = SledConfig { path, cache_bytes: 16 << 20, max_pending: 9, keep_answers: false };
         let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
         let queue = Queue::new(store, clock, Policy::plain(), Metrics::new(), CancellationToken::new());
-        let auth = Auth::new("s3cret".into(), None, None, queue.clone()).unwrap();
+        let auth = Auth::new("s3cret".into(), None, None, true, queue.clone()).unwrap();
         let (_, key) = auth.create("ci", Scope::Analyze, ADMIN_TOKEN).await.unwrap();
         let header = format!("Bearer {}", key.expose_secret());
         assert!(auth.identify(Some(header.as_bytes())).is_ok());
@@ -468,7 +472,7 @@ mod tests {
         assert_eq!(auth.identify(Some(header.as_bytes())), Err(Refused::Wrong));
         // What the store was told before the next change is done before it.
         auth.create("other", Scope::Read, ADMIN_TOKEN).await.unwrap();
-        let again = Auth::new("s3cret".into(), None, None, queue).unwrap();
+        let again = Auth::new("s3cret".into(), None, None, true, queue).unwrap();
         assert_eq!(again.identify(Some(header.as_bytes())), Err(Refused::Wrong));
     }
 

@@ -311,29 +311,6 @@ impl Claude {
         }
     }
 
-    /// Has Claude count the input tokens of a call. Not billed, and under a limit of its own.
-    pub async fn count_tokens(&self, request: &MessageRequest) -> Result<u64, CallError> {
-        #[derive(Deserialize)]
-        struct Counted {
-            input_tokens: u64,
-        }
-        let mut head = Head::default();
-        let mut url = self.inner.messages_url.clone();
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.push("count_tokens");
-        }
-        let ask = async {
-            let call = self.inner.http.post(url).json(&wire::CountBody::new(request));
-            let response = self.answered(call, &mut head).await?;
-            let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
-            let counted: Counted =
-                serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("a count: {error}")))?;
-            Ok(counted.input_tokens)
-        };
-        let outcome = within(LOOKUP_TIMEOUT, ask).await;
-        outcome.map_err(|error| CallError { surely_unbilled: true, ..self.finish(error, head) })
-    }
-
     /// Asks for a model's life cycle and limits: the check at start. Not billed.
     pub async fn model(&self, id: &str) -> Result<ModelInfo, CallError> {
         let mut head = Head::default();

@@ -32,7 +32,11 @@ use clap::{
 use clap_complete::Shell;
 
 use self::client::ClientError;
-use crate::config::{Dotenv, Settings, ignore_empty_environment, load_dotenv};
+use crate::config::{
+    Settings,
+    dotenv::{self, Dotenv},
+    ignore_empty_environment,
+};
 
 /// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
 #[derive(Parser, Debug)]
@@ -110,7 +114,7 @@ const BRIEF: [(&str, &[&str]); 12] = [
     ("export", &[]),
     ("own-data", &["data_dir"]),
     ("import", &[]),
-    ("loadtest", &["data_dir", "workers", "claim_order", "max_queued_jobs"]),
+    ("loadtest", &["data_dir", "workers", "max_queued_jobs"]),
 ];
 
 /// The heading under which the service's settings stand in the help.
@@ -188,7 +192,7 @@ fn command() -> clap::Command {
         let shorten = |arg: clap::Arg| match arg.get_help_heading() {
             Some(SETTINGS) if shown.contains(&arg.get_id().as_str()) => {
                 // Listed with what each means, they would have the whole help take four lines an option.
-                arg.help_heading(SOME_SETTINGS).hide_possible_values(true)
+                arg.help_heading(SOME_SETTINGS).hide_possible_values(true).hide_short_help(false)
             }
             Some(SETTINGS) => arg.hide(true),
             _ => arg,
@@ -201,20 +205,13 @@ fn command() -> clap::Command {
         let help = "IP address to listen on; 127.0.0.1, for this machine alone, if not set";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
-    let command = command.mut_subcommand("analyze", |analyze| {
-        let help = "Version of the prompts; the service's own setting if absent";
-        analyze.mut_arg("prompt_version", |version| {
-            let version = version.help(help).help_heading(None::<&str>).value_name("VERSION");
-            version.hide(false).hide_env(true).hide_default_value(true)
-        })
-    });
     ignore_empty_environment(command)
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {
-    let dotenv = load_dotenv()?;
+    let dotenv = dotenv::load()?;
     for (name, meant) in &dotenv.misspelt {
-        writeln!(io::stderr(), "warning: {name} in the settings file .env is no setting; is {meant} meant?")?;
+        writeln!(io::stderr(), "warning: Unknown setting {name} in .env. Did you mean {meant}?")?;
     }
     let matches = command().try_get_matches().unwrap_or_else(|mut error| {
         tell_source(&mut error, &dotenv);
@@ -234,10 +231,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
             demo.settings.validate()?;
             demo.run(host_is_set)
         }
-        Command::Analyze(analyze) => {
-            let given = matches.subcommand().and_then(|(_, given)| given.value_source("prompt_version"));
-            analyze.run(given == Some(ValueSource::CommandLine))
-        }
+        Command::Analyze(analyze) => analyze.run(),
         Command::Jobs(jobs) => jobs.run(),
         Command::Keys(keys) => keys.run(),
         Command::Stats(operate) => operate.run(operate::Deed::Look),

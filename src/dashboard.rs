@@ -45,30 +45,26 @@ struct Pages {
     api: Api,
     templates: Templates,
     sessions: Sessions,
-    max_query_length: usize,
-    /// Claude is simulated: nothing is spent, and no answer is real.
-    is_simulated: bool,
-    /// Whether questions need no key, which may change at any time.
-    is_open: Box<dyn Fn() -> bool + Send + Sync>,
+    shown: Shown,
 }
 
-/// The pages, over `api`; `queue` keeps their sessions, `is_simulated` tells that Claude is, and `is_open` whether
-/// questions need no key.
-pub fn router(
-    api: Router,
-    queue: Queue,
-    max_query_length: usize,
-    is_simulated: bool,
-    is_open: impl Fn() -> bool + Send + Sync + 'static,
-) -> Router {
-    let pages = Arc::new(Pages {
-        api: Api::new(api),
-        templates: Templates::new(),
-        sessions: Sessions::of(queue),
-        max_query_length,
-        is_simulated,
-        is_open: Box::new(is_open),
-    });
+/// What the pages show of the service.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// Longest question, in characters.
+    pub max_query_length: usize,
+    /// Claude is simulated: nothing is spent, and no answer is real.
+    pub is_simulated: bool,
+    /// Questions need no key.
+    pub is_open: bool,
+    /// It is open, and listens on more than this machine.
+    pub is_exposed: bool,
+}
+
+/// The pages, over `api`; `queue` stores their sessions.
+pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
+    let pages =
+        Arc::new(Pages { api: Api::new(api), templates: Templates::new(), sessions: Sessions::of(queue), shown });
     Router::new()
         .route("/", get(ask::form).post(ask::submit))
         .route("/jobs/{id}", get(job::show))

@@ -38,6 +38,7 @@ use self::{
     budget::{Budget, Need, Reservation, Status},
     gate::{Admission, Block, Closed, Gates, Ruling},
 };
+use crate::config::values::RateCaps;
 
 /// How long a job waits for the probe of another to end.
 const PROBE_POLL: Duration = Duration::from_secs(1);
@@ -84,6 +85,14 @@ const BACKOFF: f64 = 0.5;
 
 /// Overloads that follow one within this time tell of the same rush of calls, so they count as one with it.
 const BACKOFF_PAUSE: Duration = Duration::from_secs(1);
+
+/// The limits of Anthropic's lowest tier, which hold until the first answer has told the account's.
+const START_TIER: PerMinute =
+    PerMinute { requests: not_zero(1_000), input_tokens: not_zero(2_000_000), output_tokens: not_zero(400_000) };
+
+const fn not_zero(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).expect("not zero")
+}
 
 /// Limits per minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -216,10 +225,10 @@ struct Waiting<'a>(&'a Inner);
 impl Limits {
     /// At most so much a minute, most of it by `usual_model`; never more than `workers` calls at once, and no more a day
     /// than the budget has.
-    pub fn new(per_minute: PerMinute, workers: usize, budget: Option<Budget>, usual_model: &str) -> Limits {
+    pub fn new(caps: RateCaps, workers: usize, budget: Option<Budget>, usual_model: &str) -> Limits {
         Limits(Arc::new(Inner {
             budget: budget.map(Arc::new),
-            usual: Arc::new(Buckets::new(per_minute)),
+            usual: Arc::new(Buckets::new(caps)),
             usual_model: usual_model.to_owned(),
             others: Mutex::default(),
             state: Mutex::new(State {
@@ -343,20 +352,28 @@ impl Limits {
         }
     }
 
-    /// The limits that count: the settings, or what the upstream told where that is less.
+    /// The limits that count: what the upstream told, or the operator's cap where that is less.
     pub fn per_minute(&self) -> PerMinute {
-        self.each(Bucket::per_minute)
+        PerMinute {
+            requests: self.0.usual.requests.per_minute(),
+            input_tokens: self.0.usual.input_tokens.per_minute(),
+            output_tokens: self.0.usual.output_tokens.per_minute(),
+        }
     }
 
-    /// The limits as they are set.
-    pub fn settings(&self) -> PerMinute {
-        self.each(Bucket::setting)
+    /// The operator's caps.
+    pub fn caps(&self) -> RateCaps {
+        RateCaps {
+            requests: self.0.usual.requests.cap(),
+            input_tokens: self.0.usual.input_tokens.cap(),
+            output_tokens: self.0.usual.output_tokens.cap(),
+        }
     }
 
-    /// Sets the limits anew.
-    pub fn set(&self, per_minute: PerMinute) {
-        self.0.usual.set(per_minute);
-        self.0.others.lock().values().for_each(|buckets| buckets.set(per_minute));
+    /// Changes the operator's caps.
+    pub fn set_caps(&self, caps: RateCaps) {
+        self.0.usual.set(caps);
+        self.0.others.lock().values().for_each(|buckets| buckets.set(caps));
         self.0.changed.notify_waiters();
     }
 
@@ -386,7 +403,7 @@ impl Limits {
         let has_room = others.len() < MAX_MODELS;
         match others.entry(model.to_owned()) {
             Entry::Occupied(known) => Some(Arc::clone(known.get())),
-            Entry::Vacant(place) if has_room => Some(Arc::clone(place.insert(Arc::new(Buckets::new(self.settings()))))),
+            Entry::Vacant(place) if has_room => Some(Arc::clone(place.insert(Arc::new(Buckets::new(self.caps()))))),
             Entry::Vacant(_) => None,
         }
     }
@@ -494,22 +511,14 @@ impl Limits {
     pub fn gate(&self) -> Option<Closed> {
         self.0.state.lock().gates.service.closed(Instant::now()).cloned()
     }
-
-    fn each(&self, of: impl Fn(&Bucket) -> NonZeroU32) -> PerMinute {
-        PerMinute {
-            requests: of(&self.0.usual.requests),
-            input_tokens: of(&self.0.usual.input_tokens),
-            output_tokens: of(&self.0.usual.output_tokens),
-        }
-    }
 }
 
 impl Buckets {
-    fn new(per_minute: PerMinute) -> Buckets {
+    fn new(caps: RateCaps) -> Buckets {
         Buckets {
-            requests: Bucket::new(per_minute.requests, REQUEST_BURST),
-            input_tokens: Bucket::new(per_minute.input_tokens, TOKEN_BURST),
-            output_tokens: Bucket::new(per_minute.output_tokens, TOKEN_BURST),
+            requests: Bucket::new(caps.requests, START_TIER.requests, REQUEST_BURST),
+            input_tokens: Bucket::new(caps.input_tokens, START_TIER.input_tokens, TOKEN_BURST),
+            output_tokens: Bucket::new(caps.output_tokens, START_TIER.output_tokens, TOKEN_BURST),
         }
     }
 
@@ -534,10 +543,10 @@ impl Buckets {
         self.output_tokens.settle(taken.output, used.output);
     }
 
-    fn set(&self, per_minute: PerMinute) {
-        self.requests.set(per_minute.requests);
-        self.input_tokens.set(per_minute.input_tokens);
-        self.output_tokens.set(per_minute.output_tokens);
+    fn set(&self, caps: RateCaps) {
+        self.requests.set(caps.requests);
+        self.input_tokens.set(caps.input_tokens);
+        self.output_tokens.set(caps.output_tokens);
     }
 
     /// Records the limits of requests, input and output tokens, each if it is known.
@@ -612,13 +621,13 @@ impl Permit {
         self.kept.take()
     }
 
-    /// Now that it is known which call it is, takes what its input is likely to need instead of what is usual: `tokens`
-    /// if they were counted, else as many as the model has needed for so many bytes. If that is too little, later calls
-    /// make up for it, so the limit holds over time.
+    /// Now that the call is known, takes what its input is likely to need instead of what is usual: as many tokens as the
+    /// model has needed for so many bytes. If that is too little, later calls make up for it, so the limit holds over
+    /// time.
     ///
     /// # Errors
     /// How long to wait, where the model has limits of its own and they allow no call now.
-    pub fn expect(&mut self, model: &str, bytes: usize, tokens: Option<u64>) -> Result<(), Duration> {
+    pub fn expect(&mut self, model: &str, bytes: usize) -> Result<(), Duration> {
         let own = self.limits.0.others.lock().get(model).map(Arc::clone);
         if let Some(own) = own.filter(|own| !Arc::ptr_eq(own, &self.buckets)) {
             own.take(self.taken)?;
@@ -626,9 +635,7 @@ impl Permit {
             self.buckets = own;
         }
         let per_byte = self.limits.0.state.lock().input_per_byte.get(model).copied();
-        let by_length = per_byte.map(|per_byte| whole(per_byte * bytes as f64));
-        let counted = tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
-        if let Some(expected) = counted.or(by_length) {
+        if let Some(expected) = per_byte.map(|per_byte| whole(per_byte * bytes as f64)) {
             self.buckets.input_tokens.settle(self.taken.input, expected);
             self.taken.input = expected;
         }
@@ -734,9 +741,8 @@ mod tests {
 
     /// Before the first answer.
     fn limits_unasked(requests: u32, input_tokens: u32, workers: usize) -> Limits {
-        let [requests, input_tokens, output_tokens] =
-            [requests, input_tokens, 1_000_000_000].map(|limit| NonZeroU32::new(limit).unwrap());
-        Limits::new(PerMinute { requests, input_tokens, output_tokens }, workers, None, "a")
+        let [requests, input_tokens, output_tokens] = [requests, input_tokens, 1_000_000_000].map(NonZeroU32::new);
+        Limits::new(RateCaps { requests, input_tokens, output_tokens }, workers, None, "a")
     }
 
     /// As many permits as there are right now, held.
@@ -775,7 +781,7 @@ mod tests {
         let mut probe = limits.permit().await;
         assert!(start.elapsed() >= gate::HOLD);
         assert!(limits.try_permit().is_none(), "one at a time, whatever else is under way");
-        probe.expect("a", 1, None).unwrap();
+        probe.expect("a", 1).unwrap();
         probe.settle_failed(None);
         assert!(limits.try_permit().is_none(), "closed again after a vain probe");
         let unused = limits.permit().await;
@@ -803,23 +809,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_call_needs_is_told_from_its_length_by_what_its_model_needed_before_or_counted() {
+    async fn what_a_call_needs_is_told_from_its_length_by_what_its_model_needed_before() {
         let limits = limits_with(60_000, 1_000_000, 8);
-        let call = |model: &str, bytes, counted: Option<u64>, needed| {
+        let call = |model: &str, bytes, needed| {
             let mut permit = limits.try_permit().unwrap();
-            permit.expect(model, bytes, counted).unwrap();
+            permit.expect(model, bytes).unwrap();
             let taken = permit.taken.input;
             permit.settle(Duration::from_secs(20), Some(Tokens { input: needed, output: 1 }));
             taken
         };
-        assert_eq!(call("a", 1_000, None, 500), USUAL_TOKENS.input, "nothing is known yet");
-        assert_eq!(call("a", 4_000, None, 2_000), 2_000, "half a token by the byte");
-        assert_eq!(call("b", 4_000, None, 800), 5_105, "each model has its own; the mean of all moved");
-        assert_eq!(call("b", 4_000, None, 0), 800);
-        assert_eq!(call("b", 4_000, None, 800), 800, "a call turned away taught nothing");
-        assert_eq!(call("b", 4_000, Some(777), 777), 777);
+        assert_eq!(call("a", 1_000, 500), USUAL_TOKENS.input, "nothing is known yet");
+        assert_eq!(call("a", 4_000, 2_000), 2_000, "half a token by the byte");
+        assert_eq!(call("b", 4_000, 800), 5_105, "each model has its own; the mean of all moved");
+        assert_eq!(call("b", 4_000, 0), 800);
+        assert_eq!(call("b", 4_000, 800), 800, "a call turned away taught nothing");
         for n in 0..2 * MAX_MODELS {
-            call(&n.to_string(), 1, None, 1);
+            call(&n.to_string(), 1, 1);
         }
         assert_eq!(limits.0.state.lock().input_per_byte.len(), MAX_MODELS);
     }
@@ -972,14 +977,14 @@ mod tests {
     #[tokio::test]
     async fn each_model_has_the_limits_that_the_upstream_named_for_it() {
         let limits = limits_with(60_000, 1_000_000_000, 1_000);
-        let ask = |model: &str| limits.try_permit().unwrap().expect(model, 1_000, None).map(drop);
+        let ask = |model: &str| limits.try_permit().unwrap().expect(model, 1_000).map(drop);
         assert!(ask("b").is_ok(), "nothing is known of it yet");
         limits.learn("b", Some(60), None, None, Instant::now());
         assert_eq!(limits.per_minute().requests.get(), 60_000, "the others keep theirs");
         let waits: Vec<_> = (0..3)
             .filter_map(|_| {
                 let mut permit = limits.try_permit().unwrap();
-                let wait = permit.expect("b", 1_000, None).err();
+                let wait = permit.expect("b", 1_000).err();
                 if wait.is_none() {
                     permit.settle_failed(None);
                 }
@@ -1008,6 +1013,6 @@ mod tests {
         limits.learn("a", Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60), Instant::now());
         assert_eq!(limits.calls_per_second(), 1.0);
         assert_eq!(limits.per_minute().requests.get(), 300);
-        assert_eq!(limits.settings().requests.get(), 600);
+        assert_eq!(limits.caps().requests.map_or(0, u32::from), 600);
     }
 }

@@ -1,6 +1,10 @@
 //! The prompts: one folder a version (`<folder>/v1`, `v2`, …), read and checked when the service starts and whenever it
 //! is told to, rendered for each question.
 //!
+//! The version with the highest number (`v10` is above `v9`) is the default, for questions that name no version. So a new
+//! version goes into service by its folder and a reload; a folder of another name, such as `draft`, is used only by
+//! questions that name it.
+//!
 //! A reload is all or nothing: with one broken version the whole set stays what it was, and the error says why.
 //!
 //! A template is checked so thoroughly at load that rendering can't fail later for a reason an operator could have
@@ -44,12 +48,10 @@ pub struct Prompts(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     folder: PathBuf,
-    /// For questions that name no version; always among the versions.
-    default: String,
     versions: RwLock<Arc<Versions>>,
 }
 
-/// By name.
+/// By name; at least one.
 type Versions = BTreeMap<String, Version>;
 
 #[derive(Debug)]
@@ -119,6 +121,12 @@ pub enum PromptError {
         /// What is wrong and what is allowed.
         message: String,
     },
+    /// The folder holds no version.
+    #[error(
+        "the prompts folder {} holds no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
+        path.display()
+    )]
+    NoVersion { path: PathBuf },
     /// There is no such version.
     #[error("unknown prompt version {version:?}; known versions: {}", known.join(", "))]
     UnknownVersion {
@@ -130,13 +138,13 @@ pub enum PromptError {
 }
 
 impl Prompts {
-    /// Loads and checks all versions in `folder`, one of which must be `default`.
+    /// Loads and checks all versions in `folder`.
     ///
     /// # Errors
-    /// Whatever is wrong with any of them; what is wrong with `default` comes first.
-    pub fn load(folder: &Path, default: &str) -> Result<Prompts, PromptError> {
-        let versions = RwLock::new(Arc::new(load_all(folder, default)?));
-        Ok(Prompts(Arc::new(Inner { folder: folder.to_owned(), default: default.to_owned(), versions })))
+    /// If there is none, or one is wrong.
+    pub fn load(folder: &Path) -> Result<Prompts, PromptError> {
+        let versions = RwLock::new(Arc::new(load_all(folder)?));
+        Ok(Prompts(Arc::new(Inner { folder: folder.to_owned(), versions })))
     }
 
     /// Reads all versions again. Questions asked from now on get them; those under way keep what they were asked with.
@@ -144,7 +152,7 @@ impl Prompts {
     /// # Errors
     /// As [`Prompts::load`]; then nothing has changed.
     pub fn reload(&self) -> Result<(), PromptError> {
-        let versions = load_all(&self.0.folder, &self.0.default)
+        let versions = load_all(&self.0.folder)
             .inspect_err(|error| error!(%error, "the prompts can't be used; the old ones stay"))?;
         let names: Vec<&str> = versions.keys().map(String::as_str).collect();
         info!(versions = names.join(" "), "prompts read anew");
@@ -158,8 +166,8 @@ impl Prompts {
     /// # Errors
     /// [`PromptError::UnknownVersion`]; others only for a template that is broken in a way no sample showed.
     pub fn render(&self, version: Option<&str>, question: &Question<'_>) -> Result<Rendered, PromptError> {
-        let name = version.unwrap_or(&self.0.default);
         let versions = self.versions();
+        let name = version.unwrap_or_else(|| default(&versions));
         let version = versions.get(name).ok_or_else(|| unknown(name, &versions))?;
         Ok(Rendered {
             system: version.system.clone(),
@@ -180,17 +188,20 @@ impl Prompts {
 
     /// The digest of a version or, without a name, the default, as it is loaded now; none if there is no such version.
     pub fn sha256(&self, version: Option<&str>) -> Option<String> {
-        self.versions().get(version.unwrap_or(&self.0.default)).map(|version| version.sha256.clone())
+        let versions = self.versions();
+        versions.get(version.unwrap_or_else(|| default(&versions))).map(|version| version.sha256.clone())
     }
 
     /// Every version, by name.
     pub fn list(&self) -> Vec<VersionInfo> {
+        let versions = self.versions();
+        let default = default(&versions);
         let info = |(name, version): (&String, &Version)| VersionInfo {
             version: name.clone(),
             sha256: version.sha256.clone(),
-            is_default: *name == self.0.default,
+            is_default: name == default,
         };
-        self.versions().iter().map(info).collect()
+        versions.iter().map(info).collect()
     }
 
     fn versions(&self) -> Arc<Versions> {
@@ -202,14 +213,20 @@ fn unknown(version: &str, versions: &Versions) -> PromptError {
     PromptError::UnknownVersion { version: version.to_owned(), known: versions.keys().cloned().collect() }
 }
 
+/// The version with the highest number; without any number, the last by name.
+fn default(versions: &Versions) -> &str {
+    let number = |name: &str| name.strip_prefix('v')?.parse::<u64>().ok();
+    versions.keys().max_by_key(|name| (number(name), *name)).map_or("", String::as_str)
+}
+
 /// Every folder in `folder` as a version, without hidden folders and folders that hold no prompt.
-fn load_all(folder: &Path, default: &str) -> Result<Versions, PromptError> {
-    let mut versions = Versions::from([(default.to_owned(), Version::load(&folder.join(default))?)]);
+fn load_all(folder: &Path) -> Result<Versions, PromptError> {
+    let mut versions = Versions::new();
     let unreadable = |source| PromptError::Unreadable { path: folder.to_owned(), source };
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') || versions.contains_key(&name) || !path.is_dir() {
+        if name.starts_with('.') || !path.is_dir() {
             continue;
         }
         // Volumes hold `lost+found`, and people leave copies: only a folder with a prompt is meant as a version.
@@ -223,6 +240,9 @@ fn load_all(folder: &Path, default: &str) -> Result<Versions, PromptError> {
             return Err(PromptError::Invalid { path, line: None, message });
         }
         versions.insert(name, Version::load(&path)?);
+    }
+    if versions.is_empty() {
+        return Err(PromptError::NoVersion { path: folder.to_owned() });
     }
     Ok(versions)
 }
@@ -339,13 +359,13 @@ mod tests {
     const GOOD_USER: &str = "{{ today }} {{ depth }} {{ query|e }}\n{% if context %}{{ context|e }}{% endif %}\n{% for o in options %}{{ o|e }}{% endfor %}";
 
     fn shipped() -> Prompts {
-        Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), VERSION).unwrap()
+        Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap()
     }
 
     fn load(system: &str, user: &str) -> Result<Prompts, PromptError> {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), VERSION, system, user);
-        Prompts::load(folder.path(), VERSION)
+        Prompts::load(folder.path())
     }
 
     fn write(folder: &Path, version: &str, system: &str, user: &str) {
@@ -457,7 +477,7 @@ mod tests {
             std::fs::create_dir(folder.path().join(other)).unwrap();
         }
         std::fs::write(folder.path().join("README"), "no version").unwrap();
-        let prompts = Prompts::load(folder.path(), "v2").unwrap();
+        let prompts = Prompts::load(folder.path()).unwrap();
         assert_eq!(versions(&prompts), "v1 v2");
         let render = |version| prompts.render(version, &QUESTION).unwrap();
         let (default, first) = (render(None), render(Some("v1")));
@@ -467,6 +487,17 @@ mod tests {
         assert_eq!(first.sha256, prompts.list()[0].sha256);
         let unknown = prompts.render(Some("v3"), &QUESTION).unwrap_err().to_string();
         assert!(unknown.contains("\"v3\"") && unknown.contains("known versions: v1, v2"), "{unknown}");
+    }
+
+    #[test]
+    fn the_default_is_the_highest_number_and_other_names_are_drafts() {
+        let folder = tempfile::tempdir().unwrap();
+        let default = |version: &str| {
+            write(folder.path(), version, "Be brief.", GOOD_USER);
+            let versions = Prompts::load(folder.path()).unwrap().list();
+            versions.into_iter().find(|info| info.is_default).unwrap().version
+        };
+        assert_eq!(["draft", "v9", "v10", "x", "v2"].map(default), ["draft", "v9", "v10", "v10", "v10"]);
     }
 
     #[test]
@@ -488,7 +519,7 @@ mod tests {
     fn a_reload_takes_all_versions_or_none() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
-        let prompts = Prompts::load(folder.path(), "v1").unwrap();
+        let prompts = Prompts::load(folder.path()).unwrap();
         let before = prompts.list();
         write(folder.path(), "v1", "Be very brief.", GOOD_USER);
         write(folder.path(), "v2", "Be thorough.", &format!("{GOOD_USER}\n{{% if query %}}"));
@@ -500,10 +531,11 @@ mod tests {
         let seen_elsewhere = prompts.clone();
         prompts.reload().unwrap();
         assert_eq!(versions(&seen_elsewhere), "v1 v2");
+        assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be thorough.", "the highest is the default");
+        assert_eq!(prompts.render(Some("v1"), &QUESTION).unwrap().system, "Be very brief.");
+        std::fs::remove_dir_all(folder.path().join("v2")).unwrap();
+        prompts.reload().unwrap();
         assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be very brief.");
-        std::fs::remove_dir_all(folder.path().join("v1")).unwrap();
-        assert!(prompts.reload().unwrap_err().to_string().contains("v1/system.txt"), "the default must stay");
-        assert_eq!(versions(&prompts), "v1 v2");
     }
 
     #[test]
@@ -511,7 +543,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
         write(folder.path(), "v 2", "Be brief.", GOOD_USER);
-        let complaint = Prompts::load(folder.path(), "v1").unwrap_err().to_string();
+        let complaint = Prompts::load(folder.path()).unwrap_err().to_string();
         assert!(complaint.contains("v 2") && complaint.contains("letters, digits"), "{complaint}");
         let large = usize::try_from(MAX_PROMPT_BYTES).unwrap() + 1;
         assert!(super::tests::complaint(&"x".repeat(large), GOOD_USER).contains("262145 bytes"));
@@ -571,10 +603,10 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named_together_with_what_is_needed() {
-        let complaint = Prompts::load(Path::new("/nowhere"), VERSION).unwrap_err().to_string();
-        assert!(
-            complaint.contains("/nowhere/v1/system.txt") && complaint.contains("decision_analysis.txt"),
-            "{complaint}"
-        );
+        let complaint = Prompts::load(Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(complaint.contains("/nowhere") && complaint.contains("decision_analysis.txt"), "{complaint}");
+        let empty = tempfile::tempdir().unwrap();
+        let complaint = Prompts::load(empty.path()).unwrap_err().to_string();
+        assert!(complaint.contains(empty.path().to_str().unwrap()) && complaint.contains("such as v1"), "{complaint}");
     }
 }

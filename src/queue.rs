@@ -184,8 +184,8 @@ pub enum QueueError {
     },
     /// The caller's bound on pending jobs is reached.
     #[error(
-        "you have {pending} pending jobs and submitted {more} more, but the limit is {limit} (MAX_PENDING_PER_CALLER): \
-         wait for some to end, or cancel some"
+        "you have {pending} pending jobs and submitted {more} more, but the limit of one caller is {limit}: wait for some to \
+         end, or cancel some"
     )]
     CallerFull {
         /// What the caller has.

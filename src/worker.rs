@@ -63,9 +63,6 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     /// The report of an attempt that can't be made, now or later.
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>>;
 
-    /// The input tokens of the call, if they are to be counted before it.
-    fn count(&self, plan: &Plan) -> impl Future<Output = Option<u64>> + Send;
-
     /// Makes the attempt, giving its news to `on_news` as they come. Dropping the future aborts it.
     fn attempt(
         &self,
@@ -77,10 +74,6 @@ pub trait Analyst: Clone + Send + Sync + 'static {
 impl Analyst for Agent {
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         Agent::plan(self, assignment)
-    }
-
-    async fn count(&self, plan: &Plan) -> Option<u64> {
-        Agent::count(self, plan).await
     }
 
     async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
@@ -229,12 +222,7 @@ impl<A: Analyst> Worker<A> {
     async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
         let Claim { job, lost, draft, .. } = claim;
         if let Some(permit) = &mut permit {
-            let tokens = tokio::select! {
-                tokens = self.agent.count(plan) => tokens,
-                () = lost.cancelled() => return,
-                () = self.heartbeat(claim) => return,
-            };
-            if let Err(after) = permit.expect(plan.model(), plan.input_bytes, tokens) {
+            if let Err(after) = permit.expect(plan.model(), plan.input_bytes) {
                 let code = FailureCode::RateLimited;
                 let message = format!("the limits of {} allow no call at the moment", plan.model());
                 let disposition = Disposition::Release { code, after, is_demoted: false };
@@ -260,10 +248,7 @@ impl<A: Analyst> Worker<A> {
                 draft.push(piece);
             }
         };
-        let attempt = async {
-            // Of the call alone: counting its input takes none of its time.
-            timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_news)).await
-        };
+        let attempt = async { timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_news)).await };
         let ended = tokio::select! {
             ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
             () = lost.cancelled() => None,
@@ -417,7 +402,7 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
             Some((Disposition::released(FailureCode::BudgetReached), report))
         }
         Room::NoPrice => {
-            let message = "no call was made: its model has no price, so it can't be held to DAILY_COST_BUDGET_USD; \
+            let message = "no call was made: its model has no price, so it can't be held to DAILY_BUDGET; \
                 ask for another model, or have the operator set MODEL_PRICES";
             let code = FailureCode::ModelUnpriced;
             Some((Disposition::Fail { code }, failure_report(code, message.to_owned())))

@@ -155,7 +155,7 @@ impl Agent {
 
     /// How hard Claude thinks.
     pub(super) fn effort(&self, is_waited_for: bool, is_reduced: bool) -> Effort {
-        match if is_waited_for { self.config.interactive_effort } else { self.config.effort } {
+        match self.config.effort.resolved(is_waited_for) {
             Effort::None => Effort::None,
             _ if is_reduced => Effort::Low,
             effort => effort,
@@ -193,7 +193,9 @@ impl Agent {
         };
         let code = match error {
             PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
-            PromptError::Unreadable { .. } | PromptError::Invalid { .. } => FailureCode::Internal,
+            PromptError::NoVersion { .. } | PromptError::Unreadable { .. } | PromptError::Invalid { .. } => {
+                FailureCode::Internal
+            }
         };
         failed(report, code, error.to_string())
     }

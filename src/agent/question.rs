@@ -112,13 +112,11 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
         });
-        let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap();
+        let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap();
         let mut config = AgentConfig {
             model: "a".to_owned(),
             max_tokens: 1_000,
-            effort: Effort::High,
-            interactive_effort: Effort::Low,
-            count_tokens: false,
+            effort: Effort::Auto,
             interactive_timeout: Duration::from_secs(60),
             request_timeout: None,
         };
@@ -178,7 +176,7 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<NonZeroU64> = all.into_iter().collect();
         assert_eq!(distinct.len(), all.len());
-        let same_effort = agent(|config| config.interactive_effort = config.effort, &[]);
+        let same_effort = agent(|config| config.effort = Effort::High, &[]);
         let waited_for = JobRequest { depth: Depth::Full, ..request() };
         assert_eq!(same_effort.question(&waited_for, true, at(0)), same_effort.question(&request(), false, at(0)));
         let unknown = JobRequest { prompt_version: Some("v99".to_owned()), ..request() };

@@ -40,7 +40,7 @@ const MAX_SUBJECT: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum JwtError {
     /// The file can't be read.
-    #[error("JWT_KEYS_FILE: can't read {path}: {source}")]
+    #[error("JWT_AUTH: can't read the keys file {path}: {source}")]
     Unreadable {
         /// The file.
         path: String,
@@ -49,7 +49,7 @@ pub enum JwtError {
     },
     /// It holds no key.
     #[error(
-        "JWT_KEYS_FILE: {path} has no usable key: {reason}. The file must be a JWKS, one public key as PEM (RSA with at \
+        "JWT_AUTH: the keys file {path} has no usable key: {reason}. It must be a JWKS, one public key as PEM (RSA with at \
          least 2048 bits, P-256 or Ed25519), or a shared secret of at least 32 bytes"
     )]
     NoKey {
@@ -58,9 +58,6 @@ pub enum JwtError {
         /// What is wrong.
         reason: String,
     },
-    /// Tokens for others would be taken.
-    #[error("JWT_KEYS_FILE needs JWT_ISSUER and JWT_AUDIENCE too, or tokens for other services would be accepted")]
-    NoAudience,
 }
 
 /// Which tokens are believed: those of `issuer` for `audience`, signed by one of `keys`.
@@ -103,8 +100,7 @@ impl Tokens {
     ///
     /// # Errors
     /// [`JwtError`].
-    pub fn load(path: &Path, issuer: Option<&str>, audience: Option<&str>) -> Result<Tokens, JwtError> {
-        let (Some(issuer), Some(audience)) = (issuer, audience) else { return Err(JwtError::NoAudience) };
+    pub fn load(path: &Path, issuer: &str, audience: &str) -> Result<Tokens, JwtError> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|source| JwtError::Unreadable { path: name.clone(), source })?;
         let keys = read_keys(&bytes).map_err(|reason| JwtError::NoKey { path: name, reason })?;

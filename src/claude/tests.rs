@@ -466,17 +466,6 @@ fn a_base_url_of_no_use_is_refused_without_showing_its_password() {
 }
 
 #[tokio::test]
-async fn a_call_is_counted_before_it_is_made_as_it_is_billed_after() {
-    let (simulator, claude) = pair([]).await;
-    let counted = claude.count_tokens(&question("Open an office in Oslo?")).await.unwrap();
-    assert_eq!(simulator.calls().len(), 0, "a count is no call");
-    assert_eq!(ask(&claude).await.unwrap().usage.total_input(), counted);
-    let none = Claude::new(config("http://127.0.0.1:9".to_owned())).unwrap();
-    let error = none.count_tokens(&question("Open an office in Oslo?")).await.unwrap_err();
-    assert!(!error.may_have_been_billed(), "{error:?}");
-}
-
-#[tokio::test]
 async fn a_models_life_cycle_can_be_asked_for() {
     let (_simulator, claude) = pair([]).await;
     let lifecycle = async |id| claude.model(id).await.unwrap().lifecycle.unwrap();

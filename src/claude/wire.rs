@@ -202,26 +202,6 @@ impl<'a> Body<'a> {
     }
 }
 
-/// The body of `POST /v1/messages/count_tokens`: what of a call is input.
-#[derive(Serialize)]
-pub(super) struct CountBody<'a> {
-    model: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    system: Option<[SystemBlock<'a>; 1]>,
-    messages: Vec<Message<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    thinking: Option<Thinking>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    output_config: Option<OutputConfig<'a>>,
-}
-
-impl<'a> CountBody<'a> {
-    pub(super) fn new(request: &'a MessageRequest) -> CountBody<'a> {
-        let Body { model, system, messages, thinking, output_config, max_tokens: _, stream: _ } = Body::new(request);
-        CountBody { model, system, messages, thinking, output_config }
-    }
-}
-
 /// The question; and where it is asked again, the answer that was of no use and what was wrong with it. The last is
 /// always the user's, as the API takes no prefill.
 fn messages(request: &MessageRequest) -> Vec<Message<'_>> {

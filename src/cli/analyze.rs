@@ -66,6 +66,10 @@ pub struct Analyze {
     #[arg(long)]
     model: Option<String>,
 
+    /// Version of the prompts; the service's default if absent
+    #[arg(long, value_name = "VERSION")]
+    prompt_version: Option<String>,
+
     /// Not before this time, such as 2026-11-23T09:30:00Z
     #[arg(long, value_name = "TIME")]
     run_at: Option<String>,
@@ -102,16 +106,12 @@ pub struct Analyze {
 }
 
 impl Analyze {
-    /// Asks, waits and shows the memo. `names_prompts` tells that `--prompt-version` was given: elsewhere it is a setting
-    /// of the service, here it is also what a question may name.
+    /// Asks, waits and shows the memo.
     ///
     /// # Errors
     /// If the service can't be asked, or refuses.
-    pub fn run(self, names_prompts: bool) -> anyhow::Result<ExitCode> {
-        let mut body = self.body()?;
-        if names_prompts {
-            body["prompt_version"] = json!(self.connection.settings.prompt_version);
-        }
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let body = self.body()?;
         let _log = logging::start(&self.connection.settings, true);
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;

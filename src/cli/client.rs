@@ -18,6 +18,9 @@ use crate::{
     config::{ServiceAddress, Settings},
 };
 
+/// The demo's folder within the data folder, so that its jobs never mix with real ones.
+pub(super) const DEMO_FOLDER: &str = "demo";
+
 /// The service answers within 30 s; a connection that is silent for longer is dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
@@ -96,9 +99,6 @@ pub(super) struct Refusal {
     request_id: String,
     #[serde(default)]
     errors: Vec<Wrong>,
-    /// It comes from a service on this machine.
-    #[serde(skip)]
-    is_here: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -121,9 +121,6 @@ impl fmt::Display for Refusal {
         }
         if self.code == "unauthorized" {
             f.write_str("\n  set CEOAGENT_TOKEN, or give --token")?;
-            if self.is_here {
-                f.write_str("; for the service of `ceoagent demo`, set DATA_DIR=data/demo")?;
-            }
         }
         match self.request_id.as_str() {
             "" => Ok(()),
@@ -221,7 +218,7 @@ impl Client {
             return Ok((headers, text));
         }
         Err(match serde_json::from_str(&text) {
-            Ok(refusal) => ClientError::Refused(Box::new(Refusal { is_here: is_at_home(&self.base), ..refusal })),
+            Ok(refusal) => ClientError::Refused(refusal),
             Err(_) => self.foreign(status, &text),
         })
     }
@@ -275,9 +272,14 @@ pub(super) fn link(address: SocketAddr) -> String {
     format!("http://{}", SocketAddr::new(host, address.port()))
 }
 
-/// The admin token of the service on this machine, if this user may read it.
+/// The admin token of the service on this machine, if this user may read it: of the demo, if there was one and no service
+/// uses DATA_DIR itself.
 fn local_token(settings: &Settings) -> Option<SecretString> {
-    settings.admin_token.clone().or_else(|| app::kept_admin_token(&settings.data_dir))
+    let stored = || {
+        let demo = app::stored_admin_token(&settings.data_dir.join(DEMO_FOLDER));
+        demo.filter(|_| !app::is_in_use(&settings.data_dir)).or_else(|| app::stored_admin_token(&settings.data_dir))
+    };
+    settings.admin_token.clone().or_else(stored)
 }
 
 fn is_at_home(base: &str) -> bool {

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::{
-    client::Client,
+    client::{Client, DEMO_FOLDER},
     outcome::{self, Form},
     own::Own,
     progress, serve,
@@ -22,9 +22,6 @@ use crate::{
 
 /// The question that is asked if none is given.
 const QUESTION: &str = "Should we expand to new markets next year, or deepen our position at home first?";
-
-/// The demo's folder within the data folder, so that it never mixes with real jobs.
-const DATA_FOLDER: &str = "demo";
 
 /// Settings of the demo.
 #[derive(clap::Args, Debug)]
@@ -52,7 +49,7 @@ impl Demo {
         serve::runtime()?.block_on(async {
             let mut signals = serve::Signals::listen()?;
             let simulator = SimulatorConfig { latency: Latency::Claude, ..SimulatorConfig::default() };
-            let mut own = Own::start(self.settings.clone(), DATA_FOLDER, host_is_set, simulator).await?;
+            let mut own = Own::start(self.settings.clone(), DEMO_FOLDER, host_is_set, simulator).await?;
             let base = own.base();
             let mut out = std::io::stdout();
             if own.is_simulated() {
@@ -61,7 +58,7 @@ impl Demo {
                     "No ANTHROPIC_API_KEY is set: Claude is SIMULATED. The memo below shows the form, not a real analysis."
                 )?;
             } else {
-                writeln!(out, "Asking {} with your key.", self.settings.model_name)?;
+                writeln!(out, "Asking {} with your key.", self.settings.model())?;
             }
             writeln!(out, "Question: {}\n", self.question)?;
             let token = own.app.admin_token().clone();
@@ -74,7 +71,7 @@ impl Demo {
                 serve::stop(own.app, signals).await;
                 return Ok(shown);
             }
-            let folder = self.settings.data_dir.join(DATA_FOLDER);
+            let folder = self.settings.data_dir.join(DEMO_FOLDER);
             let token = match self.settings.admin_token {
                 Some(_) => "your ADMIN_TOKEN".to_owned(),
                 None => format!("the admin token in {}", app::admin_token_file(&folder).display()),
@@ -86,7 +83,7 @@ impl Demo {
                 writeln!(out, "\nThe service goes on until Ctrl-C.")?;
                 writeln!(out, "  Ask and read in a browser: {base}/")?;
                 writeln!(out, "  Run the queue:             {base}/admin, with {token}")?;
-                writeln!(out, "    the same by command:     DATA_DIR={} ceoagent stats --url {base}", folder.display())?;
+                writeln!(out, "    the same by command:     ceoagent stats --url {base}")?;
                 writeln!(out, "  Try the API in a browser:  {base}/docs")?;
                 writeln!(out, "  Ask by curl:               curl {base}/api/v1/analyze?wait=30 \\")?;
                 writeln!(out, "                               --json '{{\"query\": \"Should we buy or build our CRM?\"}}'")?;

@@ -48,8 +48,8 @@ struct List {
   ceoagent keys create alice
   ceoagent keys create alice/reports --scope read --json | jq -r .key > reports.key
 
-With the first key the service is no longer open: whoever asks needs one. Exit codes: 0 made; 1 something went wrong;
-  4 the service refused.")]
+Callers need a key only if the service runs with REQUIRE_API_KEY=true; otherwise a key names its caller.
+Exit codes: 0 made; 1 something went wrong; 4 the service refused.")]
 struct Create {
     /// Names the key and its callers: up to 64 letters, digits or any of . _ - @
     name: String,
@@ -131,8 +131,10 @@ impl Create {
             // The key alone goes to standard output, for a script to take.
             writeln!(out, "{}", text(&key, "key"))?;
             let name = text(&key, "name");
-            let told = format!("the key {name:?} of scope {}; it is shown this once", text(&key, "scope"));
-            writeln!(std::io::stderr(), "{told}")?;
+            writeln!(std::io::stderr(), "the key {name:?} of scope {}; it is shown only once", text(&key, "scope"))?;
+            if let Some(notice) = key["notice"].as_str() {
+                writeln!(std::io::stderr(), "{}", clean(notice))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

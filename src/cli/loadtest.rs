@@ -43,10 +43,10 @@ use super::{
     serve::{self, Signals},
 };
 use crate::{
-    app::App,
+    app::{App, Tuning},
     claude::simulator::{ErrorAnswer, Latency, Simulator, SimulatorConfig},
     clock::Clock,
-    config::Settings,
+    config::{Settings, values::RateCaps},
 };
 
 /// Most questions a second: beyond it, starting them takes the machine that answers them.
@@ -70,11 +70,14 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What a call that is turned away in a storm is told to wait.
 const STORM_RETRY_AFTER: &str = "2";
 
-/// Limits that limit nothing, for the service started here: its simulated Claude has none.
-const NO_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000).expect("not zero");
-
-/// As [`NO_LIMIT`], in tokens.
-const NO_TOKEN_LIMIT: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not zero");
+/// Which job goes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ClaimOrder {
+    /// Those that clients wait for and can still have in time, by deadline; then the others by age.
+    Deadline,
+    /// All by age, for comparison: under overload no client is answered in time.
+    Fifo,
+}
 
 /// The load, and where its report goes.
 #[derive(clap::Args, Debug)]
@@ -130,6 +133,10 @@ pub struct Loadtest {
     /// Seconds that it does so
     #[arg(long, default_value = "20", value_parser = positive::<MAX_DURATION>, requires = "storm_at")]
     storm_for: f64,
+
+    /// Which job goes next: deadline, as the service has it, or fifo, for comparison
+    #[arg(long, default_value = "deadline", hide_possible_values = true, conflicts_with = "url")]
+    order: ClaimOrder,
 
     /// Answers a second that the service's account allows, for the report; known where the service is started here
     #[arg(long, value_parser = positive::<MAX_RATE>, requires = "url")]
@@ -296,20 +303,18 @@ impl Own {
         settings.data_dir = folder.path().to_owned();
         settings.host = Ipv4Addr::LOCALHOST.into();
         // What is measured is the service, not who may use it.
-        (settings.api_keys, settings.jwt_keys_file, settings.submits_per_minute) = (None, None, 0);
+        (settings.api_keys, settings.jwt_auth, settings.submits_per_minute) = (None, None, 0);
+        settings.require_api_key = Some(false);
         if !is_set("port") {
             settings.port = 0;
         }
-        // The defaults are a real account's.
-        if !is_set("requests_per_minute") {
-            settings.requests_per_minute = NO_LIMIT;
-        }
-        if !is_set("input_tokens_per_minute") {
-            settings.input_tokens_per_minute = NO_TOKEN_LIMIT;
-        }
-        if !is_set("output_tokens_per_minute") {
-            settings.output_tokens_per_minute = NO_TOKEN_LIMIT;
-        }
+        // The simulated Claude limits nothing, and the default is a real account's.
+        let no_limit = Some(NonZeroU32::MAX);
+        settings.rate_limits.get_or_insert(RateCaps {
+            requests: no_limit,
+            input_tokens: no_limit,
+            output_tokens: no_limit,
+        });
         let workers = *settings.workers.get_or_insert(WORKERS);
         let latency = test.latency.map_or(Latency::Claude, |latency| Latency::Fixed(Duration::from_secs_f64(latency)));
         let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.waiters));
@@ -319,7 +324,9 @@ impl Own {
             .context("the simulated Claude can't be started")?;
         settings.anthropic_base_url = simulator.base_url();
         settings.anthropic_api_key = Some("simulated".into());
-        let app = App::start_simulated(settings, Clock::system()).await?;
+        let deadlines_first = test.order == ClaimOrder::Deadline;
+        let tuning = Tuning { is_simulated: true, deadlines_first, ..Tuning::default() };
+        let app = App::start_tuned(settings, tuning, Clock::system()).await?;
         Ok(Own { app, simulator, capacity: workers as f64 / mean, workers, _folder: folder })
     }
 }

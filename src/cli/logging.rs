@@ -1,5 +1,5 @@
-//! Where log lines go: one line an event, to standard error, written by a thread of its own so that a slow reader holds
-//! nobody up; under pressure lines are dropped, not requests. While traces are sent, a line bears the `trace_id` and the
+//! Where log lines go: one line an event, to standard error, written by a separate thread so that a slow reader delays
+//! nothing; under pressure lines are dropped, not requests. While traces are sent, a line bears the `trace_id` and the
 //! `span_id` of the step that it was written in.
 
 use std::{
@@ -23,7 +23,7 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    config::{LogFormat, Settings},
+    config::{LogFormat, Settings, values::LogLevel},
     telemetry,
 };
 
@@ -37,14 +37,13 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 pub(super) fn start(settings: &Settings, quiet: bool) -> Guard {
     let (lines, guard) = write_behind();
     let writer = move || lines.clone();
-    let level = match (settings.debug, quiet) {
-        (true, _) => "info,ceoagent=debug",
-        (false, true) => "warn",
-        (false, false) => "info",
+    let filter = match &settings.log_level {
+        Some(LogLevel(filter)) => filter.clone(),
+        None if settings.debug => LogLevel::debug().0,
+        None if quiet => "warn".to_owned(),
+        None => "info".to_owned(),
     };
-    // RUST_LOG, the field's habit, outranks the setting.
-    let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = chosen.or_else(|| level.parse().ok()).unwrap_or_default();
+    let filter = filter.parse::<Targets>().unwrap_or_default();
     let lines = fmt::layer().with_writer(writer).with_target(false).with_ansi(false);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match settings.log_format {

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::client::link;
 use crate::{
-    app::App,
+    app::{App, Tuning},
     claude::simulator::{Simulator, SimulatorConfig},
     clock::Clock,
     config::Settings,
@@ -49,10 +49,8 @@ impl Own {
                 Some(simulator)
             }
         };
-        let app = match simulator {
-            Some(_) => App::start_simulated(&settings, Clock::system()).await?,
-            None => App::start(&settings, Clock::system()).await?,
-        };
+        let tuning = Tuning { is_simulated: simulator.is_some(), ..Tuning::default() };
+        let app = App::start_tuned(&settings, tuning, Clock::system()).await?;
         Ok(Own { app, simulator })
     }
 

@@ -8,7 +8,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
 use super::logging;
-use crate::{app::App, clock::Clock, config::Settings, telemetry};
+use crate::{
+    app::App,
+    clock::Clock,
+    config::{self, Settings},
+    telemetry,
+};
 
 /// What a shell adds to a signal's number for the exit code of whoever it ended.
 const ENDED_BY_SIGNAL: i32 = 128;
@@ -18,9 +23,10 @@ const ENDED_BY_SIGNAL: i32 = 128;
 /// # Errors
 /// Whatever keeps the service from starting.
 pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let endpoint = config::otlp_endpoint()?;
     let _log = logging::start(settings, false);
     // Ends before the log does, which it may have something to say in.
-    let _telemetry = telemetry::start(settings.otel_exporter_otlp_endpoint.as_deref())?;
+    let _telemetry = telemetry::start(endpoint.as_deref())?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
@@ -47,7 +53,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
 pub(super) fn show_new_token(app: &App) -> anyhow::Result<()> {
     if let Some(token) = app.new_admin_token() {
         let mut stderr = std::io::stderr().lock();
-        writeln!(stderr, "Admin token (shown once, kept in the data folder): {}", token.expose_secret())?;
+        writeln!(stderr, "Admin token (shown once, stored in the data folder): {}", token.expose_secret())?;
     }
     Ok(())
 }

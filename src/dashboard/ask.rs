@@ -126,15 +126,13 @@ impl Pages {
             Wrong::Problem(problem) => (Some(Serde(problem)), None),
             Wrong::Key(how) => (None, Some(how)),
         };
-        let is_open = (self.is_open)();
         let shown = context! {
             page => Uuid::now_v7().to_string(),
             question => Serde(question),
             problem,
             wrong_key,
-            is_open,
-            needs_key => !is_open && reader.session.is_none(),
-            max_query_length => self.max_query_length,
+            needs_key => !self.shown.is_open && reader.session.is_none(),
+            max_query_length => self.shown.max_query_length,
         };
         self.render(reader, status, "ask.html", shown)
     }

@@ -12,7 +12,7 @@ use minijinja::{
 };
 use tracing::error;
 
-use super::{Pages, api::Answer, assets, reader::Reader, session::sign_in_first};
+use super::{Pages, Shown, api::Answer, assets, reader::Reader, session::sign_in_first};
 use crate::{analysis::labels::Labels, clock::Timestamp};
 
 /// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
@@ -73,7 +73,7 @@ impl Templates {
 impl Pages {
     /// A page: the template, with what it shows, for this reader.
     pub(super) fn render(&self, reader: &Reader, status: StatusCode, template: &str, shown: Value) -> Response {
-        match self.templates.fill(template, frame(reader, self.is_simulated, shown)) {
+        match self.templates.fill(template, frame(reader, self.shown, shown)) {
             Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
             Err(error) => {
                 error!(page = template, error = format!("{error:#}"), "a page can't be written");
@@ -106,7 +106,7 @@ impl Pages {
 }
 
 /// What every template gets besides what its page shows.
-fn frame(reader: &Reader, is_simulated: bool, shown: Value) -> Value {
+fn frame(reader: &Reader, service: Shown, shown: Value) -> Value {
     let labels = shown.get_attr("m").ok().filter(|labels| !labels.is_undefined());
     let separator = if reader.here.contains('?') { '&' } else { '?' };
     context! {
@@ -119,7 +119,9 @@ fn frame(reader: &Reader, is_simulated: bool, shown: Value) -> Value {
         theme => reader.theme,
         here => format!("{}{separator}", reader.here),
         version => assets::VERSION.as_str(),
-        is_simulated,
+        is_simulated => service.is_simulated,
+        is_open => service.is_open,
+        is_exposed => service.is_exposed,
         mark => reader.session.as_ref().map(|session| session.mark.as_str()),
         is_admin => reader.session.as_ref().is_some_and(|session| session.is_admin),
         ..shown

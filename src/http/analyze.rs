@@ -49,7 +49,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
             pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your id for this request, up to 255 characters. \
             The same key with the same request returns the same job, with `Idempotency-Replayed: true`, for \
-            IDEMPOTENCY_HOURS (default 24)"),
+            24 hours"),
         ("Cache-Control" = Option<String>, Header, description = "`no-cache` makes a new call to Claude. Without it, a job \
             may get the answer of another job with the same question, see `cached` and `shared_with`")
     ),
@@ -77,7 +77,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
             key belongs to another request. `refused` while waiting: Claude refused to answer"),
         (status = 502, description = "The call to Claude failed while waiting; `job` has the job", headers(("Location" = String, description = "The job"))),
         (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
-            than MAX_PENDING_PER_CALLER", headers(
+            than a tenth of MAX_QUEUED_JOBS, the most of one caller", headers(
                 ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
                 ("RateLimit-Policy" = String, description = "The caller's quota")
             )),

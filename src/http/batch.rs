@@ -65,7 +65,7 @@ struct BatchJob {
         (status = 422, description = "`validation_failed`: `errors` lists all invalid fields. `idempotency_key_reused`: the \
             key belongs to another request"),
         (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
-            than MAX_PENDING_PER_CALLER", headers(
+            than a tenth of MAX_QUEUED_JOBS, the most of one caller", headers(
                 ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
                 ("RateLimit-Policy" = String, description = "The caller's quota")
             )),

@@ -17,7 +17,7 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    auth::{Caller, Refused, Scope},
+    auth::{ADMIN_TOKEN, Caller, Refused, Scope},
     job::JobId,
     metrics::ReasonLabel,
     queue::QueueError,
@@ -58,7 +58,7 @@ pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
         .any(|directive| ["no-cache", "no-store"].iter().any(|own| directive.trim().eq_ignore_ascii_case(own)))
 }
 
-/// The name of a caller who lists their own jobs. Without API keys callers have no names.
+/// The name of a caller who lists their own jobs. In an open service only callers with a key have one.
 pub(super) struct Named(pub(super) String);
 
 impl FromRequestParts<Arc<Api>> for Named {
@@ -67,8 +67,8 @@ impl FromRequestParts<Arc<Api>> for Named {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Named, Problem> {
         let caller = authenticate(parts, api, Scope::Read)?;
         let anonymous = || {
-            let detail = "this service has no API keys, so it cannot list \"your\" jobs; use GET /api/v1/admin/jobs with \
-                          the admin token";
+            let detail = "without an API key the service does not know which jobs are yours; send your key, or use GET \
+                          /api/v1/admin/jobs with the admin token";
             Problem::new(UNAUTHORIZED, detail)
         };
         caller.name.map(Named).ok_or_else(anonymous)
@@ -93,8 +93,8 @@ impl Submitter {
     /// Takes `count` jobs from the caller's quota. Returns the caller's name, to be stored with the jobs.
     pub(super) fn submit(self, api: &Api, count: usize) -> Result<Option<String>, Problem> {
         api.fair.submit(&self.caller, self.address, count)?;
-        // Without API keys every job is everybody's, also a job that an operator submits.
-        Ok(self.caller.name.filter(|_| !api.auth.is_open()))
+        // In an open service most callers have no name, so a job that an operator submits is everybody's too.
+        Ok(self.caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open()))
     }
 }
 

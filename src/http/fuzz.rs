@@ -82,7 +82,7 @@ fn bounds(prompts: &Prompts) -> Bounds<'_> {
 fn prompts() -> &'static Prompts {
     static PROMPTS: std::sync::OnceLock<Prompts> = std::sync::OnceLock::new();
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts");
-    PROMPTS.get_or_init(|| Prompts::load(&folder, "v1").unwrap())
+    PROMPTS.get_or_init(|| Prompts::load(&folder).unwrap())
 }
 
 fn is_within(request: &crate::job::JobRequest) -> bool {

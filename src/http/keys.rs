@@ -39,7 +39,14 @@ pub(super) struct NewKey {
     key: String,
     #[serde(flatten)]
     known: Shown,
+    /// What else to do; only while the service needs no keys, and so this one only names its caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notice: Option<&'static str>,
 }
+
+/// For the answer to a new key while the service needs none.
+const NO_KEY_REQUIRED: &str = "This service does not require API keys: the key only names its caller. To require keys, \
+                               start the service with REQUIRE_API_KEY=true.";
 
 /// All API keys.
 #[derive(Serialize, ToSchema)]
@@ -88,7 +95,8 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList>
 
 /// Create an API key
 ///
-/// The answer is the only place that shows the key. Once a first key exists, all `analysis` routes need a key, for good.
+/// The answer is the only place that shows the key. Whether callers need a key is the setting REQUIRE_API_KEY: while it is
+/// false, a key only names its caller, and `notice` says so.
 #[utoipa::path(
     post, path = "/api/v1/admin/keys", operation_id = "create_key", tag = "admin",
     request_body = KeyRequest,
@@ -108,7 +116,8 @@ pub(super) async fn create(
     let (key, secret) = api.auth.create(&name, scope, &admin.actor).await?;
     let detail = format!("{name} ({scope})");
     api.queue.note(Deed { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
-    Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into() })))
+    let notice = api.auth.is_open().then_some(NO_KEY_REQUIRED);
+    Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into(), notice })))
 }
 
 /// Revoke an API key

@@ -17,7 +17,7 @@ use super::{
     problem::{FieldError, Problem, VALIDATION_FAILED},
 };
 use crate::{
-    config::{REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE},
+    config::values::{REQUESTS_PER_MINUTE, RateCaps, TOKENS_PER_MINUTE},
     limits::PerMinute,
     queue::audit::Deed,
 };
@@ -25,9 +25,9 @@ use crate::{
 /// The limits on calls to Claude.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LimitsView {
-    /// The limits as set, until the next start.
-    settings: PerMinute,
-    /// The limits in force: the smaller of `settings` and the account's limits that Claude reports.
+    /// Your caps, until the next start; null where there is none.
+    settings: RateCaps,
+    /// The limits in force: the account's as Claude reports them, or your cap where that is less.
     in_force: PerMinute,
     /// Most concurrent calls. Lower than the number of workers while Claude is overloaded.
     calls_at_once: usize,
@@ -91,9 +91,9 @@ pub(super) async fn patch(
     JsonBody(change): JsonBody<LimitsChange>,
 ) -> Result<Response, Problem> {
     let mut errors = Vec::new();
-    let mut wanted = |field, wanted, bounds, before| within(field, wanted, bounds, &mut errors).unwrap_or(before);
-    let before = api.limits.settings();
-    let after = PerMinute {
+    let mut wanted = |field, wanted, bounds, before| within(field, wanted, bounds, &mut errors).or(before);
+    let before = api.limits.caps();
+    let after = RateCaps {
         requests: wanted("requests", change.requests, REQUESTS_PER_MINUTE, before.requests),
         input_tokens: wanted("input_tokens", change.input_tokens, TOKENS_PER_MINUTE, before.input_tokens),
         output_tokens: wanted("output_tokens", change.output_tokens, TOKENS_PER_MINUTE, before.output_tokens),
@@ -101,7 +101,7 @@ pub(super) async fn patch(
     if !errors.is_empty() {
         return Err(Problem::listing(VALIDATION_FAILED, errors));
     }
-    api.limits.set(after);
+    api.limits.set_caps(after);
     let detail = serde_json::to_string(&after).unwrap_or_default();
     let deed = Deed { actor: &admin.actor, action: "limits", detail: Some(&detail) };
     api.queue.note(deed, None).await?;
@@ -126,7 +126,7 @@ fn within(
 
 pub(super) fn view(api: &Api) -> LimitsView {
     LimitsView {
-        settings: api.limits.settings(),
+        settings: api.limits.caps(),
         in_force: api.limits.per_minute(),
         calls_at_once: api.limits.calls_at_once(),
         calls_per_second: api.limits.calls_per_second(),

@@ -297,7 +297,7 @@ mod tests {
     }
 
     fn prompts() -> Prompts {
-        Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap()
+        Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap()
     }
 
     #[test]

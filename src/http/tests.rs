@@ -13,12 +13,12 @@ use super::*;
 use crate::{
     agent::models::Models,
     clock::{Clock, Timestamp},
+    config::values::RateCaps,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Priority, StatusCounts, callback::Callbacks, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
-    limits::PerMinute,
     queue::Policy,
     store::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError},
 };
@@ -161,23 +161,23 @@ fn api(closing: &CancellationToken) -> Api {
 }
 
 fn api_over(store: Broken, closing: &CancellationToken) -> Api {
-    let metrics = Metrics::new();
+    let (metrics, least) = (Metrics::new(), Some(NonZeroU32::MIN));
     let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
     Api {
-        auth: Arc::new(Auth::new("s3cret".into(), None, None, queue.clone()).unwrap()),
+        auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
         fair: Fair::new(None),
         cors_origins: Vec::new(),
         models: Models::new("m".to_owned(), Vec::new()),
         queue,
         limits: Limits::new(
-            PerMinute { requests: NonZeroU32::MIN, input_tokens: NonZeroU32::MIN, output_tokens: NonZeroU32::MIN },
+            RateCaps { requests: least, input_tokens: least, output_tokens: least },
             1,
             None,
             "claude-sonnet-5-5",
         ),
-        prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts"), "v1").unwrap(),
+        prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap(),
         metrics,
-        callbacks: Callbacks::Off,
+        callbacks: Callbacks::Public,
         max_query_length: 10,
     }
 }

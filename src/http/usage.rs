@@ -40,9 +40,9 @@ pub(super) struct UsageView {
 /// Today's budget.
 #[derive(Serialize, ToSchema)]
 struct BudgetView {
-    /// Budget of tokens of all kinds; null without DAILY_TOKEN_BUDGET.
+    /// Budget of tokens of all kinds; null without tokens in DAILY_BUDGET.
     tokens: Option<TokenBudget>,
-    /// Budget in US dollars; null without DAILY_COST_BUDGET_USD.
+    /// Budget in US dollars; null without US dollars in DAILY_BUDGET.
     cost_usd: Option<CostBudget>,
     /// The rest is too small for a call. No job runs until `resets_at`.
     is_reached: bool,
@@ -56,7 +56,7 @@ struct BudgetView {
 /// A budget of tokens.
 #[derive(Serialize, ToSchema)]
 struct TokenBudget {
-    /// The setting DAILY_TOKEN_BUDGET.
+    /// The tokens of the setting DAILY_BUDGET.
     limit: u64,
     /// Reported tokens, plus the tokens at risk.
     spent: u64,
@@ -69,7 +69,7 @@ struct TokenBudget {
 /// A budget of money, in US dollars.
 #[derive(Serialize, ToSchema)]
 struct CostBudget {
-    /// The setting DAILY_COST_BUDGET_USD.
+    /// The US dollars of the setting DAILY_BUDGET.
     limit: f64,
     /// Billed cost, plus the cost at risk.
     spent: f64,

@@ -11,10 +11,8 @@ pub const MAX_CALLBACK_URL: usize = 2_048;
 /// Which callback URLs are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Callbacks {
-    /// None: there is no secret to sign with.
-    #[default]
-    Off,
     /// Those that lead to the public internet, encrypted.
+    #[default]
     Public,
     /// Also those that lead to private addresses, and unencrypted ones.
     Private,
@@ -26,9 +24,6 @@ impl Callbacks {
     /// # Errors
     /// What is wrong with it.
     pub fn check(self, url: &str) -> Result<Url, String> {
-        if self == Callbacks::Off {
-            return Err("is not taken: this service has no WEBHOOK_SECRET to sign messages with".to_owned());
-        }
         if url.len() > MAX_CALLBACK_URL {
             return Err(format!("must be at most {MAX_CALLBACK_URL} bytes, not {}", url.len()));
         }
@@ -52,7 +47,6 @@ impl Callbacks {
     /// Whether an address may be called.
     pub fn allows(self, address: IpAddr) -> bool {
         match self {
-            Callbacks::Off => false,
             Callbacks::Public => is_public(address),
             Callbacks::Private => true,
         }
@@ -177,7 +171,6 @@ mod tests {
     fn what_is_no_callback_is_told() {
         let long = format!("https://example.com/{}", "x".repeat(MAX_CALLBACK_URL));
         let cases = [
-            (Callbacks::Off, "https://example.com", "WEBHOOK_SECRET"),
             (Callbacks::Public, "http://example.com", "starts with https://"),
             (Callbacks::Private, "ftp://example.com", "starts with http:// or https://"),
             (Callbacks::Private, "file:///etc/passwd", "starts with"),

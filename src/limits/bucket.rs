@@ -16,8 +16,10 @@ pub(super) struct Bucket(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// As set by the operator.
-    set: NonZeroU32,
+    /// The operator's cap, if there is one.
+    cap: Option<NonZeroU32>,
+    /// What counts until the upstream has told its limit.
+    start: NonZeroU32,
     /// As the upstream told it, if it did.
     told: Option<NonZeroU32>,
     /// When the call began whose answer told it.
@@ -31,10 +33,13 @@ struct State {
 }
 
 impl Bucket {
-    /// `per_minute` units, of which as many can be used at once as refill in `burst`.
-    pub(super) fn new(per_minute: NonZeroU32, burst: Duration) -> Bucket {
+    /// As many units a minute as the upstream tells and `cap` allows, `start` of them until it does; as many can be used
+    /// at once as refill in `burst`.
+    pub(super) fn new(cap: Option<NonZeroU32>, start: NonZeroU32, burst: Duration) -> Bucket {
+        let per_minute = cap.unwrap_or(start);
         Bucket(Mutex::new(State {
-            set: per_minute,
+            cap,
+            start,
             told: None,
             told_at: None,
             burst,
@@ -71,15 +76,15 @@ impl Bucket {
         state.balance = (state.balance + i64::from(taken) - i64::from(used)).min(most);
     }
 
-    /// Changes the limit.
-    pub(super) fn set(&self, per_minute: NonZeroU32) {
+    /// Changes the cap.
+    pub(super) fn set(&self, cap: Option<NonZeroU32>) {
         let mut state = self.0.lock();
-        state.set = per_minute;
+        state.cap = cap;
         state.apply();
     }
 
-    /// Takes note of the limit that the upstream tells, which counts where it is lower than the setting. It told it to
-    /// a call that began at `called_at`; what it told a later call is newer, whichever was answered first.
+    /// Takes note of the limit that the upstream tells, which counts where it is lower than the cap. It told it to a
+    /// call that began at `called_at`; what it told a later call is newer, whichever was answered first.
     pub(super) fn learn(&self, per_minute: NonZeroU32, called_at: Instant) {
         let mut state = self.0.lock();
         if state.told_at.is_some_and(|told_at| told_at > called_at) {
@@ -95,20 +100,23 @@ impl Bucket {
         }
     }
 
-    /// Units a minute that count: the operator's, or the upstream's if that is less.
+    /// Units a minute that count: the operator's cap, or the upstream's limit if that is less.
     pub(super) fn per_minute(&self) -> NonZeroU32 {
         self.0.lock().per_minute()
     }
 
-    /// As set by the operator.
-    pub(super) fn setting(&self) -> NonZeroU32 {
-        self.0.lock().set
+    /// The operator's cap.
+    pub(super) fn cap(&self) -> Option<NonZeroU32> {
+        self.0.lock().cap
     }
 }
 
 impl State {
     fn per_minute(&self) -> NonZeroU32 {
-        self.told.map_or(self.set, |told| told.min(self.set))
+        match (self.cap, self.told) {
+            (Some(cap), Some(told)) => cap.min(told),
+            (limit, None) | (None, limit) => limit.unwrap_or(self.start),
+        }
     }
 
     fn capacity(&self) -> u32 {
@@ -153,7 +161,7 @@ mod tests {
     use super::*;
 
     fn bucket(per_minute: u32) -> Bucket {
-        Bucket::new(NonZeroU32::new(per_minute).unwrap(), Duration::from_secs(1))
+        Bucket::new(NonZeroU32::new(per_minute), NonZeroU32::MIN, Duration::from_secs(1))
     }
 
     /// How many single units can be taken right now.
@@ -196,16 +204,26 @@ mod tests {
     }
 
     #[test]
-    fn the_lower_of_the_setting_and_what_the_upstream_tells_counts() {
+    fn the_lower_of_the_cap_and_what_the_upstream_tells_counts() {
         let bucket = bucket(60 * 100);
         let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
         let now = Instant::now();
         bucket.learn(limit(600), now);
         bucket.learn(limit(1_200), now - Duration::from_secs(1));
-        assert_eq!((bucket.per_minute().get(), bucket.setting().get(), left(&bucket)), (600, 6_000, 0));
-        bucket.set(limit(120));
+        assert_eq!((bucket.per_minute().get(), bucket.cap(), left(&bucket)), (600, Some(limit(6_000)), 0));
+        bucket.set(Some(limit(120)));
         assert_eq!((bucket.per_minute().get(), left(&bucket)), (120, 0), "it fills from nothing");
         bucket.learn(limit(60_000), now);
         assert_eq!(bucket.per_minute().get(), 120);
+    }
+    #[test]
+    fn without_a_cap_the_upstreams_limit_counts_and_until_it_is_known_the_start() {
+        let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
+        let bucket = Bucket::new(None, limit(1_000), Duration::from_secs(1));
+        assert_eq!(bucket.per_minute(), limit(1_000));
+        bucket.learn(limit(5_000), Instant::now());
+        assert_eq!(bucket.per_minute(), limit(5_000), "also where it is more");
+        bucket.set(Some(limit(4_000)));
+        assert_eq!(bucket.per_minute(), limit(4_000));
     }
 }

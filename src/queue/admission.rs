@@ -19,7 +19,7 @@ const MAX_MARGIN_BYTES: u64 = 64 << 20;
 pub struct Shortage {
     /// What is free.
     pub free_bytes: u64,
-    /// What should be free: MIN_FREE_DISK_MB.
+    /// What should be free.
     pub floor_bytes: u64,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Shortage {
         let mib = |bytes: u64| bytes >> 20;
         write!(
             f,
-            "the disk has {} MiB free and MIN_FREE_DISK_MB is {}; questions are accepted again from {} MiB on",
+            "the disk has {} MiB free and must have {}; questions are accepted again from {} MiB on",
             mib(self.free_bytes),
             mib(self.floor_bytes),
             mib(self.enough_bytes().next_multiple_of(1 << 20)),
@@ -52,7 +52,7 @@ pub(super) struct DiskSpace {
 }
 
 impl DiskSpace {
-    /// Takes note of the free space; a floor of zero is none. Gives the shortage before and the one from now on.
+    /// Records the free space; a floor of zero is none. Gives the shortage before and the one from now on.
     pub(super) fn note(&self, free_bytes: u64, floor_bytes: u64) -> (Option<Shortage>, Option<Shortage>) {
         let before = self.shortage();
         let seen = Shortage { free_bytes, floor_bytes };
@@ -99,6 +99,6 @@ mod tests {
     #[test]
     fn a_shortage_says_what_is_free_and_what_is_needed() {
         let told = Shortage { free_bytes: 12 * MIB + 1, floor_bytes: 81 * MIB }.to_string();
-        assert!(told.contains("has 12 MiB free and MIN_FREE_DISK_MB is 81;") && told.contains("from 92 MiB"), "{told}");
+        assert!(told.contains("has 12 MiB free and must have 81;") && told.contains("from 92 MiB"), "{told}");
     }
 }

@@ -12,7 +12,7 @@
 //! where the client hangs up. First in, first out would answer nobody in time under overload, as everybody's wait
 //! would be the whole queue's; this order keeps the number answered in time at what the account allows.
 //!
-//! So that nothing starves while clients always wait, a share of the claims goes to the rest: one in ORDINARY_SHARE to
+//! So that nothing starves while clients always wait, a share of the claims goes to the rest: one in five to
 //! jobs that nobody asked to wait for, and one in [`TURNED_SHARE`] times that to the first of all, which lets those
 //! pass that have turned ordinary. Their clients have been told so and what to expect; a larger share for them would be
 //! taken from those who can still be answered in time.

@@ -1439,7 +1439,7 @@ async fn a_caller_has_its_own_bound_and_those_without_a_name_have_none() {
     queue.enqueue(new(Some("ann"))).await.unwrap();
     let refused = queue.enqueue(new(Some("ann"))).await.unwrap_err();
     assert_eq!(refused, QueueError::CallerFull { pending: 2, more: 1, limit: 2 });
-    assert!(refused.to_string().contains("MAX_PENDING_PER_CALLER"));
+    assert!(refused.to_string().contains("the limit of one caller is"));
     assert!(queue.enqueue(by(Some("ann"))).await.unwrap().replayed, "a repeated request is no further job");
     for caller in [Some("ben"), None, None, None] {
         queue.enqueue(new(caller)).await.unwrap();

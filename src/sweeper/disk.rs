@@ -1,5 +1,5 @@
-//! The disk watch: looks at the free space of the store's file system and tells the queue, which refuses submissions
-//! while there is too little of it.
+//! The disk watch: reports the free space of the store's file system to the queue, which refuses submissions while there
+//! is too little of it.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -11,13 +11,19 @@ use crate::{metrics::Metrics, queue::Queue};
 /// Looks so often: short enough that full load can't eat a floor of usual height in between.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Free space below which submissions are refused, so that running jobs can still be written: some seconds of full load.
+const FLOOR_BYTES: u64 = 256 << 20;
+
+/// On a small disk, this part of it.
+const FLOOR_PART: u64 = 8;
+
 /// What is watched.
 #[derive(Clone, Debug)]
 pub struct DiskWatch {
     /// A folder of the file system.
     pub folder: PathBuf,
-    /// What should be free; zero for no floor.
-    pub floor_bytes: u64,
+    /// Refuse submissions while there is too little free space.
+    pub has_floor: bool,
     /// Where the free space is shown.
     pub metrics: Metrics,
 }
@@ -27,10 +33,10 @@ impl DiskWatch {
     pub async fn look(&self, queue: &Queue) {
         let folder = self.folder.clone();
         // A look at a file system of another host may take its time.
-        match tokio::task::spawn_blocking(move || free_bytes(folder)).await {
-            Ok(Ok(free)) => {
+        match tokio::task::spawn_blocking(move || space(folder)).await {
+            Ok(Ok(Space { free, total })) => {
                 self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
-                queue.note_disk_space(free, self.floor_bytes);
+                queue.note_disk_space(free, if self.has_floor { FLOOR_BYTES.min(total / FLOOR_PART) } else { 0 });
             }
             // Not knowing is no reason to refuse: the store itself finds out.
             Ok(Err(error)) => warn!(%error, folder = %self.folder.display(), "the free disk space can't be told"),
@@ -50,8 +56,16 @@ impl DiskWatch {
     }
 }
 
-/// What an ordinary user may still write where `folder` lies.
-fn free_bytes(folder: PathBuf) -> io::Result<u64> {
+/// Of a file system, in bytes.
+struct Space {
+    /// What an ordinary user may still write.
+    free: u64,
+    total: u64,
+}
+
+/// The space where `folder` lies.
+fn space(folder: PathBuf) -> io::Result<Space> {
     let disk = rustix::fs::statvfs(folder)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    Ok(Space { free: bytes(disk.f_bavail), total: bytes(disk.f_blocks) })
 }

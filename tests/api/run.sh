@@ -28,7 +28,7 @@ base=http://127.0.0.1:$port
 # its own question is cancelled or deleted, as anything may be here: so its memo is waited for.
 start() {
     env -i PATH="$PATH" HOST=127.0.0.1 PORT="$port" DATA_DIR="$folder/$1" PROMPTS_DIR="$PWD/prompts" \
-        ADMIN_TOKEN="$ADMIN_TOKEN" MIN_FREE_DISK_MB=0 "$binary" demo > "$folder/$1.log" 2>&1 &
+        ADMIN_TOKEN="$ADMIN_TOKEN" "$binary" demo > "$folder/$1.log" 2>&1 &
     service=$!
     for _ in $(seq 600); do
         grep -q "The service goes on" "$folder/$1.log" && return

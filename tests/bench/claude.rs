@@ -175,10 +175,14 @@ async fn under_limits(narrow: Narrow, known: Known) -> bool {
     .await
     .unwrap();
     let limits = narrow.limits(1.0);
-    let (requests, tokens) = (limits.requests.min(1_000_000).to_string(), limits.output_tokens.to_string());
+    let caps = format!(
+        "{} requests, {} output tokens",
+        limits.requests.min(1_000_000),
+        limits.output_tokens.min(1_000_000_000)
+    );
     let mut settings = vec![("WORKERS", "64")];
     if known != Known::FromHeaders {
-        settings.extend([("REQUESTS_PER_MINUTE", &*requests), ("OUTPUT_TOKENS_PER_MINUTE", &*tokens)]);
+        settings.push(("RATE_LIMITS", &caps));
     }
     let service = Service::start(&claude.base_url(), &settings).await;
     // An endless queue: more comes in than can be called.

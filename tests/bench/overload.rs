@@ -103,8 +103,8 @@ fn report(run: &Run, seconds: f64, service: &Path, reports: &Path) -> Value {
         .args(["loadtest", "--rate", &(run.load * CAPACITY).to_string(), "--duration", &seconds.to_string()])
         .args(["--workers", &WORKERS.to_string()])
         .args(["--json", &file("json").display().to_string(), "--html", &file("html").display().to_string()])
+        .args(["--order", run.order])
         .args(&run.args)
-        .env("CLAIM_ORDER", run.order)
         .env("DATA_DIR", data.path())
         .env("PROMPTS_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/prompts"))
         .stdout(Stdio::null());

@@ -445,11 +445,8 @@ async fn soak(minutes: f64, binary: PathBuf) -> ExitCode {
     let settings = [
         ("WORKERS", "16"),
         ("MAX_QUEUED_JOBS", &MAX_QUEUED_JOBS.to_string()),
-        ("MAX_FINISHED_JOBS", &MAX_FINISHED_JOBS.to_string()),
+        ("RETENTION", &format!("{MAX_FINISHED_JOBS} jobs")),
         ("REQUEST_TIMEOUT", "5"),
-        ("STREAM_IDLE_TIMEOUT", "2"),
-        ("LEASE_SECONDS", "3"),
-        ("STORE_CACHE_MB", "16"),
     ];
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let service = Service::start_in(folder, &binary, &claude.base_url(), &settings).await;

@@ -68,8 +68,8 @@ class Service:
         self.environment = {
             "PATH": os.environ["PATH"], "HOST": "127.0.0.1", "PORT": str(free_port()), "DATA_DIR": f"{folder}/data",
             "ADMIN_TOKEN": TOKEN, "ANTHROPIC_API_KEY": "sk-test", "ANTHROPIC_BASE_URL": claude.url,
-            "SHUTDOWN_GRACE": "1", "MIN_FREE_DISK_MB": "0", "STORE_CACHE_MB": "16",
-            "ON_UNKNOWN_OUTCOME": "retry", "DAILY_COST_BUDGET_USD": "25", "WORKERS": "4",
+            "SHUTDOWN_GRACE": "1",
+            "ON_UNKNOWN_OUTCOME": "retry", "DAILY_BUDGET": "25 USD", "WORKERS": "4",
         }
         self.base = f"http://127.0.0.1:{self.environment['PORT']}"
         self.start()

@@ -173,8 +173,12 @@ async fn pipelined_half_closed_and_hung_up_requests_are_answered_or_let_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_connection_too_many_is_closed_and_its_place_is_free_again() {
     let claude = simulator().await;
-    let service = Setup::new(&claude.base_url()).with("MAX_CONNECTIONS", "10").start();
-    let held: Vec<TcpStream> = futures_util::future::join_all((0..10).map(|_| connect(&service))).await;
+    let setup = Setup::new(&claude.base_url()).with("PATH", env!("PATH"));
+    let mut few_files = setup.command_of("sh");
+    // Half of them are for connections.
+    let service =
+        setup.start_as(few_files.args(["-c", "ulimit -n 64; exec \"$0\" serve", env!("CARGO_BIN_EXE_ceoagent")]));
+    let held: Vec<TcpStream> = futures_util::future::join_all((0..32).map(|_| connect(&service))).await;
     let mut nothing = Vec::new();
     let mut one_more = connect(&service).await;
     drop(timeout(PATIENCE, one_more.read_to_end(&mut nothing)).await.expect("it is closed"));

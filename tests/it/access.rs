@@ -169,13 +169,13 @@ async fn a_callers_jobs_are_its_own_with_their_keys_and_their_readers() {
 #[tokio::test]
 async fn keys_are_made_shown_once_kept_as_hashes_and_revoked_for_good() {
     let claude = simulator().await;
-    let setup = Setup::new(&claude.base_url());
+    let setup = Setup::new(&claude.base_url()).with("REQUIRE_API_KEY", "true");
     let service = setup.start();
-    assert_eq!(service.submit("Open?").await.status, 202, "without any key the service is open");
     let made = service.admin_post("/api/v1/admin/keys", &json!({"name": "ci", "scope": "analyze"})).await;
     assert_eq!((made.status, made.body["name"].as_str()), (201, Some("ci")), "{made:#?}");
+    assert_eq!(made.body.get("notice"), None);
     let key = made.body["key"].as_str().unwrap().to_owned();
-    service.submit("Still open?").await.assert_problem(401, "unauthorized");
+    service.submit("Without a key?").await.assert_problem(401, "unauthorized");
     let with_key = async |service: &Service| {
         ask(service, Some(&key), Method::POST, "/api/v1/analyze", Some(json!({"query": "Let in?"}))).await.status
     };
@@ -183,7 +183,7 @@ async fn keys_are_made_shown_once_kept_as_hashes_and_revoked_for_good() {
     service.admin_post("/api/v1/admin/keys", &json!({"name": "ci"})).await.assert_problem(409, "conflict");
     service.admin_post("/api/v1/admin/keys", &json!({"name": "a b"})).await.assert_problem(422, "validation_failed");
     let log = service.kill();
-    assert!(log.contains("the public routes are open"), "{log}");
+    assert!(log.contains("callers need an API key or a JWT"), "{log}");
 
     let service = setup.start();
     assert_eq!(with_key(&service).await, 202, "it survives a kill");
@@ -193,7 +193,7 @@ async fn keys_are_made_shown_once_kept_as_hashes_and_revoked_for_good() {
     assert_eq!(revoke("ci").await.status, 200);
     revoke("ci").await.assert_problem(404, "key_not_found");
     assert_eq!(with_key(&service).await, 401);
-    service.submit("Open again?").await.assert_problem(401, "unauthorized");
+    service.submit("Without a key again?").await.assert_problem(401, "unauthorized");
     let keys = service.admin_get("/api/v1/admin/keys").await.body;
     assert!(!keys.to_string().contains(&key) && keys["keys"][0]["revoked_at"].is_string(), "{keys:#}");
     let audit = service.admin_get("/api/v1/admin/audit").await.body;
@@ -207,6 +207,31 @@ async fn keys_are_made_shown_once_kept_as_hashes_and_revoked_for_good() {
         let bytes = std::fs::read(&file).unwrap();
         assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "{}", file.display());
     }
+}
+
+#[tokio::test]
+async fn a_key_does_not_close_an_open_service_but_names_its_caller_and_the_answer_says_how_to_require_keys() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let made = service.admin_post("/api/v1/admin/keys", &json!({"name": "alice"})).await;
+    assert!(made.body["notice"].as_str().unwrap().contains("REQUIRE_API_KEY=true"), "{made:#?}");
+    let key = made.body["key"].as_str().unwrap();
+    let question = || Some(json!({"query": "Open?", "run_at": "2030-01-01T00:00:00Z"}));
+    let everybodys = ask(&service, None, Method::POST, "/api/v1/analyze", question()).await;
+    let alices = ask(&service, Some(key), Method::POST, "/api/v1/analyze", question()).await;
+    let operators = ask(&service, Some(ADMIN_TOKEN), Method::POST, "/api/v1/analyze", question()).await;
+    assert_eq!([&everybodys, &alices, &operators].map(|answer| answer.status), [202; 3]);
+    let see = async |key, job: &Answer| {
+        ask(&service, key, Method::GET, &format!("/api/v1/jobs/{}", job.id()), None).await.status
+    };
+    assert_eq!((see(None, &everybodys).await, see(None, &operators).await, see(None, &alices).await), (200, 200, 404));
+    assert_eq!(see(Some(key), &alices).await, 200);
+    let own = ask(&service, Some(key), Method::GET, "/api/v1/jobs", None).await;
+    assert_eq!((&own.body["jobs"][0]["id"], own.body["jobs"].as_array().unwrap().len()), (&json!(alices.id()), 1));
+    let unknown = ask(&service, Some("a-key-of-a-gateway"), Method::POST, "/api/v1/analyze", question()).await;
+    assert_eq!(unknown.status, 202, "a gateway before it may have credentials of its own");
+    ask(&service, None, Method::GET, "/api/v1/jobs", None).await.assert_problem(401, "unauthorized");
+    ask(&service, Some(key), Method::GET, "/api/v1/admin/jobs", None).await.assert_problem(403, "forbidden");
 }
 
 #[tokio::test]
@@ -292,8 +317,8 @@ async fn answers_say_what_a_browser_may_make_of_them_and_which_pages_may_ask() {
 fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
     for (name, value, said) in [
         ("API_KEYS", "alice:short", "API_KEYS: entry 1"),
-        ("JWT_KEYS_FILE", "/nowhere", "needs JWT_ISSUER and JWT_AUDIENCE"),
-        ("CORS_ORIGINS", "*", "no origin such as"),
+        ("JWT_AUTH", "keys=/nowhere", "must name all of keys, issuer and audience"),
+        ("CORS_ORIGINS", "*", "\"*\" is not an origin"),
     ] {
         let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);
         assert!(!status.success() && output.contains(said), "{name}: {output}");

@@ -165,7 +165,7 @@ async fn a_kill_at_any_moment_leaves_each_batch_whole_or_not_at_all() {
     let mut random = StdRng::seed_from_u64(seed);
     let claude = simulator().await;
     // Nobody is to work on them: this is about what comes in.
-    let setup = Setup::new(&claude.base_url()).with("REQUESTS_PER_MINUTE", "1").with("MAX_QUEUED_JOBS", "1000000");
+    let setup = Setup::new(&claude.base_url()).with("RATE_LIMITS", "1 request").with("MAX_QUEUED_JOBS", "1000000");
     let mut accepted = BTreeMap::new();
     let mut begun = 0_u64;
     for life in 0..KILLS {

@@ -394,7 +394,7 @@ async fn an_operator_looks_at_a_service_holds_it_and_lets_it_go_on() {
 async fn the_figures_tell_that_the_budget_holds_the_queue() {
     let claude = simulator().await;
     // Room for one call at its most, and once that has spent anything for no other.
-    let setup = Setup::new(&claude.base_url()).with("DAILY_TOKEN_BUDGET", "21000");
+    let setup = Setup::new(&claude.base_url()).with("DAILY_BUDGET", "21000 tokens");
     let service = setup.start();
     service.ended(&service.submit("The only one today?").await.id()).await;
     let stats = run(client(&setup, &service, &["stats"])).await;
@@ -414,20 +414,20 @@ fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
     for words in ["Examples:", "Exit codes:", "--markdown", "CEOAGENT_URL", "--idempotency-key"] {
         assert!(analyze.contains(words), "{words:?} is not in {analyze}");
     }
-    assert!(!analyze.contains("--max-overload-retries"), "{analyze}");
-    assert!(help(&["serve", "--help"]).contains("--max-overload-retries"));
+    assert!(!analyze.contains("--max-retries"), "{analyze}");
+    assert!(help(&["serve", "--help"]).contains("--max-retries"));
     for command in [&["demo"][..], &["loadtest"], &["healthcheck"], &["own-data"], &["jobs", "list"], &["stats"]] {
         let text = help(&[command, &["--help"]].concat());
-        assert!(!text.contains("--max-overload-retries") && text.lines().count() <= 60, "{command:?}: {text}");
+        assert!(!text.contains("--max-retries") && text.lines().count() <= 60, "{command:?}: {text}");
     }
     for (command, setting) in [("demo", "--host"), ("loadtest", "--workers"), ("own-data", "--data-dir")] {
         let text = help(&[command, "--help"]);
         assert!(text.contains(setting) && text.contains("all others of `ceoagent serve --help`"), "{text}");
     }
     assert!(!help(&["demo", "--help"]).contains("0.0.0.0"), "it listens on this machine alone");
-    let hidden = setup.command().args(["loadtest", "--max-overload-retries=1001"]).output().unwrap();
+    let hidden = setup.command().args(["loadtest", "--max-retries=21"]).output().unwrap();
     let hidden = Said::from(hidden);
-    assert!(hidden.code == Some(2) && hidden.err.contains("from 0 to 1000"), "it is taken: {}", hidden.err);
+    assert!(hidden.code == Some(2) && hidden.err.contains("from 0 to 20"), "it is taken: {}", hidden.err);
     for shell in ["bash", "zsh", "fish"] {
         let script = help(&["completions", shell]);
         for word in ["analyze", "watch", "completions", "idempotency-key"] {
@@ -495,13 +495,13 @@ async fn a_listing_takes_every_condition_of_the_service_and_goes_on_from_a_curso
 #[tokio::test]
 async fn keys_are_made_listed_and_revoked_and_shown_once() {
     let claude = simulator().await;
-    let setup = Setup::new(&claude.base_url());
+    let setup = Setup::new(&claude.base_url()).with("REQUIRE_API_KEY", "true");
     let service = setup.start();
     let keys = async |args: &[&str]| run(client(&setup, &service, &[&["keys"], args].concat())).await;
     let made = keys(&["create", "alice"]).await;
     let key = made.out.trim();
     assert_eq!((made.code, key.split_whitespace().count()), (Some(0), 1), "{}", made.err);
-    assert!(made.err.contains("\"alice\" of scope analyze; it is shown this once"), "{}", made.err);
+    assert!(made.err.contains("\"alice\" of scope analyze; it is shown only once"), "{}", made.err);
     service.submit("Without a key?").await.assert_problem(401, "unauthorized");
     let mut command = client(&setup, &service, &["analyze", "With it?", "--token", key]);
     assert_eq!(run(command).await.code, Some(0));

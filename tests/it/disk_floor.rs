@@ -12,18 +12,26 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::harness::{ADMIN_TOKEN, Answer, PATIENCE, Service, Setup, send, simulator};
 
-/// Mounts a file system of 64 MiB as the data folder, where only this process and its children see it.
-const ON_A_DISK_OF_ITS_OWN: &str = "mkdir data && mount -t tmpfs -o size=64m tmpfs data && exec \"$0\" serve";
+/// Mounts a file system of 128 MiB as the data folder, where only this process and its children see it, and does what $1
+/// says before it serves. An eighth of it, 16 MiB, must stay free.
+const ON_A_DISK_OF_ITS_OWN: &str =
+    "mkdir data && mount -t tmpfs -o size=128m tmpfs data && eval \"$1\" && exec \"$0\" serve";
 
-const FLOOR_MIB: &str = "24";
+/// Leaves 12 MiB free, of which the store takes a few.
+const BALLAST_BYTES: usize = 116 << 20;
 
-/// Leaves some 16 MiB free, of which the store takes a few: less than the floor.
-const BALLAST_BYTES: usize = 48 << 20;
-
-/// The service on a disk of its own, and the data folder as others see it.
-fn start(setup: &Setup) -> (Service, PathBuf) {
+/// The service on a disk of its own, after `before`, and the data folder as others see it.
+fn start(setup: &Setup, before: &str) -> (Service, PathBuf) {
     let mut small = setup.command_of("unshare");
-    small.args(["--map-root-user", "--mount", "sh", "-c", ON_A_DISK_OF_ITS_OWN, env!("CARGO_BIN_EXE_ceoagent")]);
+    small.args([
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        ON_A_DISK_OF_ITS_OWN,
+        env!("CARGO_BIN_EXE_ceoagent"),
+        before,
+    ]);
     let service = setup.start_as(&mut small);
     let inside = setup.folder().join("data");
     let folder =
@@ -55,28 +63,25 @@ async fn free_bytes(service: &Service) -> u64 {
 async fn below_the_floor_questions_are_refused_and_all_else_goes_on_until_there_is_room() {
     let claude = simulator().await;
     claude.script([Fault::Hold]);
-    let setup = Setup::new(&claude.base_url())
-        .with("PATH", env!("PATH"))
-        .with("MIN_FREE_DISK_MB", FLOOR_MIB)
-        .with("WORKERS", "1");
-    let (service, folder) = start(&setup);
+    let setup = Setup::new(&claude.base_url()).with("PATH", env!("PATH")).with("WORKERS", "1");
+    let (service, folder) = start(&setup, "true");
     let running = service.submit("Running?").await.id();
     claude.wait_for_calls(1).await;
     let queued = service.submit("Queued?").await.id();
     assert_eq!(service.get("/health/ready").await.status, 200);
-    assert!(free_bytes(&service).await > 48 << 20);
+    assert!(free_bytes(&service).await > 112 << 20);
 
     let ballast = folder.join("ballast");
     fs::write(&ballast, vec![1; BALLAST_BYTES]).unwrap();
     let refused = submit_until(&service, 503).await;
     refused.assert_problem(503, "storage_low");
     let detail = refused.body["detail"].as_str().unwrap();
-    assert!(detail.contains("MiB free") && detail.contains("MIN_FREE_DISK_MB is 24"), "{detail}");
+    assert!(detail.contains("MiB free") && detail.contains("must have 16"), "{detail}");
     assert!(!refused.header("retry-after").is_empty());
     let ready = service.get("/health/ready").await;
     ready.assert_problem(503, "not_ready");
     assert_eq!(ready.body["errors"][0]["field"], "disk");
-    assert!(free_bytes(&service).await < 24 << 20);
+    assert!(free_bytes(&service).await < 16 << 20);
 
     let cancel = service.request(Method::POST, &format!("/api/v1/jobs/{queued}/cancel"));
     assert_eq!(send(cancel).await.body["status"], "cancelled");
@@ -100,12 +105,13 @@ async fn below_the_floor_questions_are_refused_and_all_else_goes_on_until_there_
 }
 
 #[tokio::test]
-async fn a_service_that_starts_below_the_floor_refuses_its_first_question_unless_there_is_no_floor() {
+async fn a_service_that_starts_below_the_floor_refuses_its_first_question() {
     let claude = simulator().await;
-    // Of 64 MiB, 65 are never free.
-    for (floor, status) in [("65", 503), ("0", 202)] {
-        let setup = Setup::new(&claude.base_url()).with("PATH", env!("PATH")).with("MIN_FREE_DISK_MB", floor);
-        let (service, _) = start(&setup);
-        assert_eq!(service.submit("Is there room?").await.status, status, "{floor}");
+    let setup = Setup::new(&claude.base_url()).with("PATH", env!("PATH"));
+    for (before, status) in [("fallocate -l 116M data/ballast", 503), ("true", 202)] {
+        let (service, _) = start(&setup, before);
+        assert_eq!(service.submit("Is there room?").await.status, status, "{before}");
+        drop(service);
+        fs::remove_dir(setup.folder().join("data")).unwrap();
     }
 }

@@ -9,16 +9,19 @@ use std::{
     process::Command,
 };
 
-use ceoagent::clock::{Clock, Timestamp};
+use ceoagent::{
+    app::{App, Tuning},
+    clock::{Clock, Timestamp},
+};
 use serde_json::json;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, timeout_at},
+    time::{Duration, Instant, timeout_at},
 };
 
 use crate::{
-    harness::{Answer, PATIENCE, Setup, client, send, simulator},
+    harness::{Answer, PATIENCE, Service, Setup, client, send, settings, simulator},
     loop_disk::LoopDisk,
 };
 
@@ -103,13 +106,12 @@ fn assert_sane(answer: &Answer) {
 async fn a_disk_that_other_files_fill_under_load_costs_no_job_and_work_goes_on_once_there_is_room() {
     let claude = simulator().await;
     let disk = LoopDisk::new(64);
-    let setup = Setup::new(&claude.base_url())
-        .with("MAX_QUERY_LENGTH", "100000")
-        .with("DATA_DIR", &disk.path().join("data").display().to_string())
-        // A claim that failed half-way has nobody at work on it until its lease is over.
-        .with("LEASE_SECONDS", "5")
-        .with("MAX_RETRIES", "20");
-    let service = setup.start();
+    let flags = ["--max-query-length=100000", "--max-retries=20"];
+    let settings = settings(&claude.base_url(), &disk.path().join("data"), &flags);
+    // No worker runs a claim that failed half-way until its lease is over.
+    let tuning = Tuning { has_disk_floor: false, lease: Duration::from_secs(5), ..Tuning::default() };
+    let app = App::start_tuned(&settings, tuning, Clock::system()).await.unwrap();
+    let service = Service::in_process(&app);
     let deadline = Instant::now() + PATIENCE;
     let tomorrow = Timestamp::from_millis(Clock::system().now().as_millis() + 86_400_000);
     let later = service.post("/api/v1/analyze", &json!({ "query": "Tomorrow?", "run_at": tomorrow })).await;
@@ -192,6 +194,8 @@ async fn a_disk_that_other_files_fill_under_load_costs_no_job_and_work_goes_on_o
     let cancelled = service.post(&format!("{later}/cancel"), &json!({})).await;
     assert_eq!((cancelled.status, &cancelled.body["status"]), (200, &json!("cancelled")), "{cancelled:#?}");
     println!("{} jobs accepted", accepted.len());
+    // Before its disk is unmounted.
+    app.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

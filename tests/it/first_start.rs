@@ -82,11 +82,7 @@ fn a_demo_on_all_interfaces_tells_links_that_can_be_opened_and_where_its_admin_t
 
     setup.set("CEOAGENT_URL", &base);
     let (status, said) = setup.run(&["stats"]);
-    assert_eq!(status.code(), Some(4));
-    assert!(said.contains("CEOAGENT_TOKEN") && said.contains("DATA_DIR=data/demo"), "{said}");
-    setup.set("DATA_DIR", "data/demo");
-    let (status, said) = setup.run(&["stats"]);
-    assert!(status.success() && said.contains("1 succeeded"), "{said}");
+    assert!(status.success() && said.contains("1 succeeded"), "the token of data/demo is found: {said}");
 }
 
 #[tokio::test]
@@ -123,19 +119,11 @@ fn a_wrong_value_that_nobody_typed_is_told_with_where_it_is_from() {
 #[test]
 fn a_misspelt_name_in_the_settings_file_is_told_with_the_one_that_is_meant() {
     let setup = setup().with("PORTS", "1");
-    write_dotenv(&setup, "WORKRES=3\nRUST_LOG=info\nADMIN_TOKEN=a-token-for-tests-only\n");
+    write_dotenv(&setup, "WORKRES=3\nNO_COLOR=1\nADMIN_TOKEN=a-token-for-tests-only\n");
     let output = setup.command().arg("openapi").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
-    assert_eq!(said, "warning: WORKRES in the settings file .env is no setting; is WORKERS meant?\n");
-}
-
-#[test]
-fn an_issuer_of_tokens_without_keys_to_check_them_by_stops_the_start() {
-    let setup = setup().with("ANTHROPIC_API_KEY", "sk-test-secret").with("JWT_ISSUER", "https://issuer.example");
-    let (status, said) = setup.run(&["serve"]);
-    assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("JWT_ISSUER") && said.contains("JWT_KEYS_FILE"), "{said}");
+    assert_eq!(said, "warning: Unknown setting WORKRES in .env. Did you mean WORKERS?\n");
 }
 
 #[test]

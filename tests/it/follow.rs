@@ -134,8 +134,8 @@ async fn the_text_of_a_failed_attempt_is_void_and_the_next_says_so() {
     let claude = simulator().await;
     let slowly = Fault::SlowBytes { bytes: 2_000, pause: Duration::from_millis(150) };
     claude.script([Fault::StallAfter(5), slowly]);
-    // The first attempt's text is there and stays what it is, until the silence ends it.
-    let service = Setup::new(&claude.base_url()).with("STREAM_IDLE_TIMEOUT", "1").start();
+    // The first attempt's text stays as it is until the silence, half of the time-out, ends it.
+    let service = Setup::new(&claude.base_url()).with("REQUEST_TIMEOUT", "8").start();
     let id = service.submit("Twice?").await.id();
     let mut events = Events::follow(&service, &id, None).await;
     let mut attempts = Vec::new();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ceoagent::{
+    app::App,
     claude::simulator::{Simulator, SimulatorConfig},
     config::Settings,
 };
@@ -46,12 +47,7 @@ impl Setup {
             .with("PORT", "0")
             .with("PROMPTS_DIR", &prompts.display().to_string())
             .with("DATA_DIR", "data")
-            .with("STORE_CACHE_MB", "16")
-            .with("REQUESTS_PER_MINUTE", "1000000")
-            .with("INPUT_TOKENS_PER_MINUTE", "1000000000")
-            .with("OUTPUT_TOKENS_PER_MINUTE", "1000000000")
-            // Some tests have a disk of their own, too small for any floor.
-            .with("MIN_FREE_DISK_MB", "0")
+            .with("RATE_LIMITS", "1000000 requests, 1000000000 input tokens, 1000000000 output tokens")
     }
 
     /// With an environment variable; the last one of a name counts.
@@ -136,7 +132,7 @@ impl Setup {
                 std::mem::take(&mut *said.0.lock().unwrap())
             }
         });
-        Service { child, base: format!("http://{address}"), client: client(), said, log: Some(log) }
+        Service { child: Some(child), base: format!("http://{address}"), client: client(), said, log: Some(log) }
     }
 }
 
@@ -155,7 +151,7 @@ pub(crate) fn settings(base_url: &str, data_dir: &Path, more: &[&str]) -> Settin
         format!("--prompts-dir={}/prompts", env!("CARGO_MANIFEST_DIR")),
         format!("--admin-token={ADMIN_TOKEN}"),
     ];
-    let fixed = ["test", "--anthropic-api-key=sk-test-secret", "--host=127.0.0.1", "--port=0", "--min-free-disk-mb=0"];
+    let fixed = ["test", "--anthropic-api-key=sk-test-secret", "--host=127.0.0.1", "--port=0"];
     Line::parse_from(fixed.into_iter().chain(flags.iter().map(String::as_str)).chain(more.iter().copied())).settings
 }
 
@@ -167,7 +163,8 @@ pub(crate) fn client() -> Client {
 
 /// A running service; killed when dropped.
 pub(crate) struct Service {
-    child: Child,
+    /// None: it runs in this process.
+    child: Option<Child>,
     base: String,
     client: Client,
     /// What it said so far, and word of every line more.
@@ -207,6 +204,21 @@ impl Answer {
 }
 
 impl Service {
+    /// A service in this process.
+    pub(crate) fn in_process(app: &App) -> Service {
+        Service {
+            child: None,
+            base: format!("http://{}", app.address()),
+            client: client(),
+            said: Arc::default(),
+            log: None,
+        }
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("a process")
+    }
+
     /// A request to `path`.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.base))
@@ -219,7 +231,7 @@ impl Service {
 
     /// The process's id.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().expect("a process").id()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -265,8 +277,8 @@ impl Service {
 
     /// SIGKILL, and what it said.
     pub(crate) fn kill(mut self) -> String {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child().kill().unwrap();
+        self.child().wait().unwrap();
         self.log.take().unwrap().join().unwrap()
     }
 
@@ -284,15 +296,17 @@ impl Service {
 
     /// Waits for the end of its own. Gives the exit status and the log.
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {
-        let status = self.child.wait().unwrap();
+        let status = self.child().wait().unwrap();
         (status, self.log.take().unwrap().join().unwrap())
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -77,7 +77,7 @@ async fn whatever_a_person_must_mend_holds_the_queue_with_one_loud_line_and_spen
 async fn a_fallback_model_answers_while_ours_is_overloaded_and_the_job_says_so() {
     let claude = simulator().await;
     claude.script([ErrorAnswer::status(529).into()]);
-    let service = Setup::new(&claude.base_url()).with("FALLBACK_MODELS", FALLBACK).start();
+    let service = Setup::new(&claude.base_url()).with("MODEL_NAME", &format!("{OURS},{FALLBACK}")).start();
     let job = outcome(&service).await;
     assert_eq!(history(&job), [(OURS, "failed", "overloaded"), (FALLBACK, "succeeded", "")]);
     let next = outcome(&service).await;
@@ -91,7 +91,10 @@ async fn a_fallback_model_answers_while_ours_is_overloaded_and_the_job_says_so()
 async fn a_fallback_model_answers_where_ours_is_gone_and_no_attempt_is_spent() {
     let claude = simulator().await;
     claude.script([gone(OURS)]);
-    let service = Setup::new(&claude.base_url()).with("FALLBACK_MODELS", FALLBACK).with("MAX_RETRIES", "0").start();
+    let service = Setup::new(&claude.base_url())
+        .with("MODEL_NAME", &format!("{OURS},{FALLBACK}"))
+        .with("MAX_RETRIES", "0")
+        .start();
     let job = outcome(&service).await;
     assert_eq!(history(&job), [(OURS, "released", "model_not_found"), (FALLBACK, "succeeded", "")]);
     assert_eq!(service.get("/health/ready").await.body["status"], "ready");
@@ -125,8 +128,7 @@ async fn a_retired_model_ends_the_start_and_current_ones_are_named() {
 async fn a_retired_model_with_a_fallback_starts_and_asks_that() {
     let claude = simulator().await;
     let service = Setup::new(&claude.base_url())
-        .with("MODEL_NAME", "claude-3-5-sonnet-20241022")
-        .with("FALLBACK_MODELS", &format!("claude-no-such,{FALLBACK}"))
+        .with("MODEL_NAME", &format!("claude-3-5-sonnet-20241022,claude-no-such,{FALLBACK}"))
         .start();
     let job = outcome(&service).await;
     assert_eq!((&job["status"], history(&job).last().unwrap().0), (&json!("succeeded"), FALLBACK), "{job:#}");

@@ -231,7 +231,7 @@ async fn a_fallback_model_that_takes_no_effort_is_asked_without_it() {
     let claude = simulator().await;
     refusing(&claude, FALLBACK, "/output_config/effort", "This model does not support the effort parameter.");
     claude.script([ErrorAnswer::status(529).into()]);
-    let service = Setup::new(&claude.base_url()).with("FALLBACK_MODELS", FALLBACK).start();
+    let service = Setup::new(&claude.base_url()).with("MODEL_NAME", &format!("{OURS},{FALLBACK}")).start();
     let job = outcome(&service).await;
     assert_eq!(history(&job), [("failed", "overloaded"), ("released", "invalid_request"), ("succeeded", "")]);
     assert_eq!(job["answered_by"], FALLBACK);
@@ -287,7 +287,7 @@ async fn a_fallback_model_never_fails_a_job_that_its_own_model_answers() {
         let claude = simulator().await;
         claude.always(|request| request["model"] == FALLBACK, answer.clone());
         claude.script([ErrorAnswer::status(529).into()]);
-        let service = Setup::new(&claude.base_url()).with("FALLBACK_MODELS", FALLBACK).start();
+        let service = Setup::new(&claude.base_url()).with("MODEL_NAME", &format!("{OURS},{FALLBACK}")).start();
         let job = outcome(&service).await;
         assert_eq!((&job["status"], &job["answered_by"]), (&json!("succeeded"), &json!(OURS)), "{answer:?}: {job:#}");
         assert_eq!(reasons(&service).await, Value::Null, "{answer:?}");
@@ -311,7 +311,10 @@ async fn a_question_that_one_model_declines_is_asked_of_another_and_the_job_name
     let claude = simulator().await;
     claude.always(|request| request["model"] == OURS, Fault::Refusal);
     let fallbacks = format!("{FALLBACK},{OTHER}");
-    let service = Setup::new(&claude.base_url()).with("FALLBACK_MODELS", &fallbacks).with("MAX_RETRIES", "0").start();
+    let service = Setup::new(&claude.base_url())
+        .with("MODEL_NAME", &format!("{OURS},{fallbacks}"))
+        .with("MAX_RETRIES", "0")
+        .start();
     let job = outcome(&service).await;
     assert_eq!(history(&job), [("failed", "refused"), ("succeeded", "")]);
     assert_eq!((&job["answered_by"], &job["refused_by"]), (&json!(FALLBACK), &json!([OURS])), "{job:#}");
@@ -326,7 +329,7 @@ async fn a_question_that_all_models_decline_is_asked_of_each_once_and_fails() {
     let filtered = ErrorAnswer::status(400).message("Output blocked by content filtering policy");
     claude.always(|request| request["model"] == OTHER, filtered);
     let fallbacks = format!("{FALLBACK},{OTHER}");
-    let service = Setup::new(&claude.base_url()).with("FALLBACK_MODELS", &fallbacks).start();
+    let service = Setup::new(&claude.base_url()).with("MODEL_NAME", &format!("{OURS},{fallbacks}")).start();
     let job = outcome(&service).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("refused")), "{job:#}");
     assert_eq!(job["refused_by"], json!([OURS, FALLBACK, OTHER]));

@@ -103,7 +103,7 @@ async fn a_full_queue_still_answers_for_what_it_has() {
 #[tokio::test]
 async fn a_key_outlives_a_job_that_was_removed() {
     let claude = simulator().await;
-    let setup = Setup::new(&claude.base_url()).with("MAX_FINISHED_JOBS", "1");
+    let setup = Setup::new(&claude.base_url()).with("RETENTION", "1 job");
     let service = setup.start();
     let first = ask(&service, "k", &json!({ "query": "Buy?" })).await;
     service.ended(&first.id()).await;

@@ -81,7 +81,7 @@ async fn a_pending_job_tells_why_it_waits_its_place_and_when_its_answer_may_come
 #[tokio::test]
 async fn a_job_that_the_rate_or_the_gate_holds_back_says_so() {
     let claude = simulator().await;
-    let service = Setup::new(&claude.base_url()).with("REQUESTS_PER_MINUTE", "1").start();
+    let service = Setup::new(&claude.base_url()).with("RATE_LIMITS", "1 request").start();
     service.ended(&service.submit("First?").await.id()).await;
     let second = service.submit("Second?").await;
     // The worker that saw the job asks for its permit in a moment.

@@ -39,7 +39,7 @@ async fn change(service: &Service, body: &Value) -> Answer {
 #[tokio::test]
 async fn a_limit_that_is_set_is_never_met() {
     let claude = strict(1_200).await;
-    let service = Setup::new(&claude.base_url()).with("REQUESTS_PER_MINUTE", "1200").start();
+    let service = Setup::new(&claude.base_url()).with("RATE_LIMITS", "1200 requests").start();
     assert_eq!(calls_for(60, &service, &claude).await, 60, "none was turned away");
 }
 

@@ -125,7 +125,7 @@ async fn a_question_that_waits_is_told_its_place_and_not_that_its_text_comes_in_
 async fn every_page_says_that_claude_is_simulated_where_it_is() {
     const EN: &str = "Simulated: no money is spent";
     let setup = Setup::new("http://127.0.0.1:9").without("ANTHROPIC_API_KEY");
-    let demo = setup.start_as(setup.command().arg("demo").env("RUST_LOG", "info"));
+    let demo = setup.start_as(setup.command().arg("demo").env("LOG_LEVEL", "info"));
     let id = demo.submit("Should we lease a warehouse?").await.id();
     let mut browser = Browser::of(&demo);
     browser.sign_in().await;
@@ -225,8 +225,7 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
     let made = browser.post("/admin/keys", &[("mark", &mark), ("name", "press"), ("scope", "read")]).await;
     let (_, secret) = made.text.split_once("id=\"new-key\">").unwrap();
     let secret = secret.split('<').next().unwrap();
-    let answer = browser.client.get(format!("{}{}/job.json", browser.base, sent.location)).send().await.unwrap();
-    assert_ne!(answer.status(), StatusCode::OK, "with a key the public routes need one");
+    assert!(made.text.contains("REQUIRE_API_KEY=true"), "it says how to require keys: {}", made.text);
     let list = browser.get("/admin/keys").await;
     assert!(list.text.contains("press") && !list.text.contains(secret) && secret.len() > 20, "{}", list.text);
     assert_eq!(browser.post("/admin/keys/revoke", &[("name", "press")]).await.status, StatusCode::FORBIDDEN);
@@ -236,6 +235,27 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
 
     assert_eq!(browser.post("/admin/logout", &[("mark", &mark)]).await.location, "/");
     assert_eq!(browser.get("/admin").await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn a_service_that_is_open_beyond_this_machine_says_so_at_start_and_on_its_admin_page() {
+    let claude = simulator().await;
+    for (set, is_exposed) in [
+        (&[("HOST", "0.0.0.0")][..], true),
+        (&[("HOST", "127.0.0.1")], false),
+        (&[("HOST", "0.0.0.0"), ("REQUIRE_API_KEY", "true")], false),
+    ] {
+        let mut setup = Setup::new(&claude.base_url());
+        set.iter().for_each(|(name, value)| setup.set(name, value));
+        let service = setup.start();
+        let mut browser = Browser::of(&service);
+        browser.sign_in().await;
+        let page = browser.get("/admin").await;
+        assert_eq!(page.status, StatusCode::OK);
+        assert_eq!(page.text.contains("REQUIRE_API_KEY=true"), is_exposed, "{set:?}: {}", page.text);
+        let log = service.kill();
+        assert_eq!(log.matches("OPEN TO EVERYONE").count(), usize::from(is_exposed), "{set:?}: {log}");
+    }
 }
 
 #[tokio::test]

@@ -51,17 +51,18 @@ async fn a_question_gets_the_version_it_names_and_each_attempt_tells_which() {
     assert_eq!((reloaded.status, names(&reloaded.body)), (200, vec!["v1", "v2"]));
     assert_eq!(reloaded.body, list(&service).await);
     let second = &reloaded.body["versions"][1];
-    assert_eq!(second["is_default"], false);
+    assert_eq!(second["is_default"], true);
     let job = ask(&service, "v2").await.body;
     assert_eq!((&job["status"], &job["prompt_version"]), (&json!("succeeded"), &json!("v2")), "{job:#}");
     let attempt = &job["attempts"][0];
     assert_eq!((&attempt["prompt_version"], &attempt["prompt_sha256"]), (&second["version"], &second["sha256"]));
     assert!(claude.calls()[0].prompt.contains("Weigh the exit costs."));
+    let job = ask(&service, "v1").await.body;
+    assert_eq!(job["attempts"][0]["prompt_sha256"], reloaded.body["versions"][0]["sha256"]);
+    assert!(!claude.calls()[1].prompt.contains("Weigh the exit costs."));
     let plain = service.submit("Buy?").await.id();
     let plain = service.ended(&plain).await.body;
-    assert_eq!(plain["attempts"][0]["prompt_version"], "v1");
-    assert_eq!(plain["attempts"][0]["prompt_sha256"], reloaded.body["versions"][0]["sha256"]);
-    assert!(!claude.calls()[1].prompt.contains("Weigh the exit costs."));
+    assert_eq!(plain["attempts"][0]["prompt_version"], "v2", "the highest is the default");
 }
 
 #[tokio::test]

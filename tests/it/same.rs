@@ -12,7 +12,7 @@ const QUERY: &str = "Should we open a second plant?";
 
 /// A service against `claude` that thinks as hard about whoever waits as about whoever doesn't.
 fn setup(claude: &Simulator) -> Setup {
-    Setup::new(&claude.base_url()).with("INTERACTIVE_EFFORT", "high")
+    Setup::new(&claude.base_url()).with("EFFORT", "high")
 }
 
 async fn batch(service: &Service, count: usize) -> Vec<String> {

@@ -233,7 +233,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
     let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
     let mut setup = Setup::new(&claude.base_url())
         .with("WORKERS", "32")
-        .with("DAILY_TOKEN_BUDGET", &BUDGET.to_string())
+        .with("DAILY_BUDGET", &format!("{BUDGET} tokens"))
         .with("SHUTDOWN_GRACE", "5");
     let service = setup.start();
     let ids = ask(&service, 120).await;
@@ -263,7 +263,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
     held(&service).await;
     assert_eq!(sum(claude.calls().iter().map(billed)).iter().sum::<u64>(), bill, "a restart does not forget it");
     drop(service);
-    setup.set("DAILY_TOKEN_BUDGET", "10000000");
+    setup.set("DAILY_BUDGET", "10000000 tokens");
     let service = setup.start();
     for id in ids {
         assert_eq!(service.ended(&id).await.body["status"], "succeeded");
@@ -274,7 +274,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
 async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
     let claude = simulator().await;
     let mut setup = Setup::new(&claude.base_url())
-        .with("DAILY_TOKEN_BUDGET", "40000")
+        .with("DAILY_BUDGET", "40000 tokens")
         .with("MAX_QUERY_LENGTH", "100000")
         .with("MAX_RETRIES", "0");
     let service = setup.start();
@@ -291,7 +291,7 @@ async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
     assert_eq!((&attempt["outcome"], &attempt["error"]["code"]), (&json!("released"), &json!("budget_reached")));
     assert_eq!(claude.counters().calls, 1, "no call was made for it");
     drop(service);
-    setup.set("DAILY_TOKEN_BUDGET", "1000000");
+    setup.set("DAILY_BUDGET", "1000000 tokens");
     assert_eq!(setup.start().ended(&large).await.body["status"], "succeeded", "and no attempt was spent");
 }
 
@@ -299,8 +299,7 @@ async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
 async fn a_reached_budget_opens_when_the_day_turns() {
     let claude = simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    let more = ["--daily-cost-budget-usd=0.30", "--give-back-hours=8760"];
-    let settings = settings(&claude.base_url(), folder.path(), &more);
+    let settings = settings(&claude.base_url(), folder.path(), &["--daily-budget=0.60 USD"]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let clock = Clock::manual(Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()));
     let app = App::start(&settings, clock.clone()).await.unwrap();
@@ -323,7 +322,7 @@ async fn a_reached_budget_opens_when_the_day_turns() {
         let usage = get("/api/v1/admin/usage").await;
         let calm = page["total"]["running"] == 0 && usage["budget"]["is_reached"] == true;
         if calm && days.last() != Some(&usage["today"]) {
-            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.30, "{usage:#}");
+            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.60, "{usage:#}");
             days.push(usage["today"].clone());
             clock.advance(Duration::from_hours(24));
         }
@@ -352,7 +351,7 @@ async fn prices_are_set_and_a_model_without_one_is_not_free() {
 #[tokio::test]
 async fn a_budget_of_money_makes_no_call_whose_price_nobody_knows() {
     let claude = simulator().await;
-    let service = Setup::new(&claude.base_url()).with("DAILY_COST_BUDGET_USD", "100").start();
+    let service = Setup::new(&claude.base_url()).with("DAILY_BUDGET", "100 USD").start();
     let body = json!({ "query": "What will it cost?", "model": "claude-sonnet-4-5", "wait": true });
     let answer = service.post("/api/v1/analyze", &body).await;
     answer.assert_problem(422, "model_unpriced");
@@ -365,18 +364,18 @@ async fn a_budget_of_money_makes_no_call_whose_price_nobody_knows() {
 fn a_budget_that_can_not_be_kept_to_stops_the_start() {
     for (settings, words) in [
         (
-            [("DAILY_COST_BUDGET_USD", "5"), ("MODEL_NAME", "my-model")],
-            ["the price of my-model is not known", "MODEL_PRICES"],
+            [("DAILY_BUDGET", "5 USD"), ("MODEL_NAME", "my-model")],
+            ["the price of my-model, which is not known", "MODEL_PRICES"],
         ),
         (
-            [("DAILY_COST_BUDGET_USD", "5"), ("FALLBACK_MODELS", "my-model")],
-            ["the price of my-model is not known", "MODEL_PRICES"],
+            [("DAILY_BUDGET", "5 USD"), ("MODEL_NAME", "claude-sonnet-5-5,my-model")],
+            ["the price of my-model, which is not known", "MODEL_PRICES"],
         ),
         (
-            [("DAILY_TOKEN_BUDGET", "10000"), ("MAX_TOKENS", "16000")],
-            ["DAILY_TOKEN_BUDGET is 10000", "MAX_TOKENS lower"],
+            [("DAILY_BUDGET", "10000 tokens"), ("MAX_TOKENS", "16000")],
+            ["DAILY_BUDGET: 10000 tokens", "lower MAX_TOKENS"],
         ),
-        ([("DAILY_COST_BUDGET_USD", "0.02"), ("MAX_TOKENS", "16000")], ["DAILY_COST_BUDGET_USD is 0.02", "MAX_TOKENS"]),
+        ([("DAILY_BUDGET", "0.02 USD"), ("MAX_TOKENS", "16000")], ["DAILY_BUDGET: 0.02 USD", "MAX_TOKENS"]),
     ] {
         let mut setup = Setup::new("http://127.0.0.1:9");
         settings.iter().for_each(|(name, value)| setup.set(name, value));

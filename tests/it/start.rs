@@ -112,7 +112,7 @@ async fn a_start_that_fails_late_claims_no_job_and_leaves_nothing_running() {
 #[test]
 fn missing_prompts_are_named() {
     let setup = setup().with("PROMPTS_DIR", "no-prompts");
-    assert_refused(&setup, &["no-prompts/v1/system.txt", "the prompts folder must hold"]);
+    assert_refused(&setup, &["no-prompts", "the prompts folder must hold"]);
 }
 
 #[test]
@@ -184,7 +184,7 @@ async fn an_empty_variable_counts_as_unset_and_the_settings_file_as_second_choic
 async fn the_key_is_in_no_log_even_in_detail() {
     let claude = simulator().await;
     claude.script([Fault::Malformed]);
-    let service = Setup::new(&claude.base_url()).with("DEBUG", "true").with("RUST_LOG", "trace").start();
+    let service = Setup::new(&claude.base_url()).with("LOG_LEVEL", "trace").start();
     let id = service.submit("Is the key safe?").await.id();
     let job = service.ended(&id).await;
     assert!(!job.body.to_string().contains("sk-test-secret"));

@@ -51,7 +51,7 @@ async fn every_job_moves_to_another_service_with_its_history_and_pending_ones_go
     assert_eq!((code, said.as_str(), lines.lines().count()), (0, "5 jobs exported\n", 5));
 
     // One that calls nobody, so that pending jobs stay so.
-    let there = Setup::new("http://127.0.0.1:9").with("MAX_CONNECT_RETRIES", "1000").with("ON_UNKNOWN_OUTCOME", "fail");
+    let there = Setup::new("http://127.0.0.1:9").with("MAX_RETRIES", "20").with("ON_UNKNOWN_OUTCOME", "fail");
     let new = there.start();
     let (code, out, said) = run(&there, &new, &["import"], &lines).await;
     assert_eq!((code, out.as_str(), said.as_str()), (0, "5 jobs imported, 0 were there already, 0 refused\n", ""));

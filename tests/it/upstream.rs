@@ -14,7 +14,7 @@ use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
 async fn service(faults: impl IntoIterator<Item = Fault>, settings: &[(&str, &str)]) -> (Service, Simulator, Setup) {
     let claude = simulator().await;
     claude.script(faults);
-    let mut setup = Setup::new(&claude.base_url()).with("MAX_RETRIES", "1").with("MAX_OVERLOAD_RETRIES", "1");
+    let mut setup = Setup::new(&claude.base_url()).with("MAX_RETRIES", "1");
     settings.iter().for_each(|(name, value)| setup.set(name, value));
     (setup.start(), claude, setup)
 }
@@ -44,12 +44,12 @@ fn status(status: u16) -> Fault {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_down_fails_the_job_after_its_retries_and_nothing_is_billed() {
+async fn an_upstream_that_is_down_fails_the_job_at_once_if_no_retries_are_allowed_and_nothing_is_billed() {
     // Nobody listens on the port of `discard`; one that was free a moment ago may be another test's by now.
-    let service = Setup::new("http://127.0.0.1:9").with("MAX_CONNECT_RETRIES", "1").start();
+    let service = Setup::new("http://127.0.0.1:9").with("MAX_RETRIES", "0").start();
     let job = outcome(&service).await;
     assert_eq!((job["status"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("connect_failed")));
-    assert_eq!(history(&job), [("failed", "connect_failed"); 2]);
+    assert_eq!(history(&job), [("failed", "connect_failed")]);
     for attempt in job["attempts"].as_array().unwrap() {
         assert_eq!(attempt["may_have_been_billed"], false);
     }
@@ -156,7 +156,7 @@ mod errors {
         bad_gateway_502: status(502) => failed "upstream_error" 2 None;
         unavailable_503: status(503) => failed "upstream_error" 2 None;
         gateway_timeout_504: status(504) => failed "timeout" 2 None;
-        overloaded_529: status(529) => failed "overloaded" 2 None;
+        overloaded_529: status(529) => failed "overloaded" 4 None;
         a_gateways_own_502: ErrorAnswer::status(502).html("<html>Bad Gateway</html>") => failed "upstream_error" 2 AtRisk;
         told_not_to_retry: ErrorAnswer::status(500).header("x-should-retry", "false") => failed "upstream_error" 1 None;
         told_to_retry: ErrorAnswer::status(400).header("x-should-retry", "true") => failed "invalid_request" 2 None;
@@ -236,7 +236,7 @@ mod stops {
 mod streams {
     use super::*;
 
-    const IDLE: (&str, &str) = ("STREAM_IDLE_TIMEOUT", "1");
+    const IDLE: (&str, &str) = ("REQUEST_TIMEOUT", "2");
     const TOTAL: (&str, &str) = ("REQUEST_TIMEOUT", "1");
 
     fn event(error_type: &str) -> Fault {
@@ -328,7 +328,7 @@ async fn an_answer_that_was_cut_is_asked_for_once_more_and_shorter() {
 #[tokio::test]
 async fn a_call_that_its_time_limit_cut_is_made_once_more_with_less_effort_and_then_fails_with_advice() {
     let slow = Fault::Takes(Duration::from_secs(10));
-    let settings = [("REQUEST_TIMEOUT", "1"), ("MAX_INVALID_RETRIES", "5")];
+    let settings = [("REQUEST_TIMEOUT", "1"), ("MAX_RETRIES", "5")];
     let (service, claude, _setup) = service([slow.clone(), slow], &settings).await;
     let job = outcome(&service).await;
     assert_eq!(history(&job), [("failed", "time_limit"); 2], "{job:#}");
@@ -370,15 +370,14 @@ async fn a_question_that_is_waited_for_gets_less_effort_and_none_can_be_sent_at_
         [0, 1].map(|call| calls[call].json()["output_config"]["effort"].clone())
     };
     assert_eq!(efforts(&[]).await, [json!("low"), json!("high")]);
-    let set = [("EFFORT", "max"), ("INTERACTIVE_EFFORT", "medium"), ("MAX_TOKENS", "9000")];
-    assert_eq!(efforts(&set).await, [json!("medium"), json!("max")]);
-    assert_eq!(efforts(&[("EFFORT", "none"), ("INTERACTIVE_EFFORT", "none")]).await, [Value::Null, Value::Null]);
+    assert_eq!(efforts(&[("EFFORT", "medium")]).await, [json!("medium"), json!("medium")]);
+    assert_eq!(efforts(&[("EFFORT", "none")]).await, [Value::Null, Value::Null]);
 }
 
 #[tokio::test]
 async fn the_key_is_in_no_log_no_answer_and_no_argument_list() {
     let echo = ErrorAnswer::status(400).message("no such key: sk-test-secret, sorry").into();
-    let (service, _claude, _setup) = service([echo], &[("DEBUG", "true"), ("RUST_LOG", "trace")]).await;
+    let (service, _claude, _setup) = service([echo], &[("LOG_LEVEL", "trace")]).await;
     let job = outcome(&service).await;
     assert!(job["error"]["message"].as_str().unwrap().contains("[secret]"), "{job:#}");
     let arguments = std::fs::read(format!("/proc/{}/cmdline", service.pid())).unwrap();
@@ -433,7 +432,7 @@ async fn a_kept_answer_that_can_be_read_after_all_makes_a_failed_job_a_success_f
 async fn a_reparse_that_fails_changes_nothing_and_says_why() {
     let unreadable = Fault::Answer("no json".to_owned());
     let (service, claude, _setup) =
-        service([unreadable, status(400), Fault::Refusal, Fault::Hold], &[("MAX_INVALID_RETRIES", "0")]).await;
+        service([unreadable, status(400), Fault::Refusal, Fault::Hold], &[("MAX_RETRIES", "0")]).await;
     for (http_status, code, said) in
         [(422, "answer_unreadable", "no JSON object"), (409, "conflict", "no stored answer"), (409, "conflict", "")]
     {

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Stdio},
 };
@@ -128,6 +129,24 @@ async fn a_message_is_genuine_to_the_specifications_own_library_and_a_changed_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_secret_one_is_made_at_the_first_start_and_stored_for_its_owner_alone() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url()).with("WEBHOOK_ALLOW_PRIVATE", "true");
+    let service = setup.start();
+    let file = setup.folder().join("data/webhook-secret");
+    let secret = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let (url, mut arrived) = receiver().await;
+    ask(&service, "Signed with it?", &url).await;
+    let (headers, body) = arrived.recv().await.unwrap().take(200);
+    assert!(is_genuine(&secret, &headers, &body));
+    let log = service.kill();
+    assert!(!log.contains(&secret));
+    drop(setup.start());
+    assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), secret, "the next start uses it again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_end_is_told() {
     let claude = simulator().await;
     claude.script([Fault::Refusal, Fault::Hold]);
@@ -241,9 +260,7 @@ async fn a_callback_that_must_not_be_is_refused_before_the_job_is_taken() {
         assert_eq!(error["field"], "callback_url");
         assert!(error["message"].as_str().unwrap().contains(words), "{url}: {error}");
     };
-    let off = Setup::new(&claude.base_url()).start();
-    refused(&off, "https://example.com/hook", "WEBHOOK_SECRET").await;
-    let public = Setup::new(&claude.base_url()).with("WEBHOOK_SECRET", SECRET).start();
+    let public = Setup::new(&claude.base_url()).start();
     for url in ["https://127.0.0.1/", "https://169.254.169.254/latest/meta-data", "https://[::ffff:10.0.0.1]/"] {
         refused(&public, url, "not a public address").await;
     }

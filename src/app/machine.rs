@@ -1,0 +1,117 @@
+//! What the machine or container allows, found out at start instead of set: memory for the store's cache, open files for
+//! connections.
+
+use std::{fs, path::Path};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::debug;
+
+/// The store's cache gets this part of the memory: a container of 1 GiB has room for 64 MiB of it.
+const CACHE_SHARE: u64 = 16;
+
+/// Below this, sled evicts pages while it writes them.
+const MIN_CACHE_BYTES: u64 = 16 << 20;
+
+/// A larger cache gains nothing: jobs are indexed in memory, and the system caches the file.
+const MAX_CACHE_BYTES: u64 = 64 << 20;
+
+/// Most connections at once. They cost memory (some 20 KB each while they wait), so it is bounded also where files are not.
+const MAX_CONNECTIONS: u64 = 20_000;
+
+/// Open files that connections leave to the store, the log, calls to Claude and webhooks.
+const RESERVED_FILES: u64 = 256;
+
+/// Most open files to ask for: more than are used, and a table that the kernel allocates easily.
+const WANTED_FILES: u64 = 65_536;
+
+/// Bytes of cache for the store.
+pub(super) fn store_cache_bytes() -> u64 {
+    cache_bytes(memory_limit(Path::new("/")))
+}
+
+fn cache_bytes(memory: Option<u64>) -> u64 {
+    memory.map_or(MAX_CACHE_BYTES, |memory| (memory / CACHE_SHARE).clamp(MIN_CACHE_BYTES, MAX_CACHE_BYTES))
+}
+
+/// The memory of the machine, or of the control group if that is less. `root` is where /proc and /sys are.
+fn memory_limit(root: &Path) -> Option<u64> {
+    let number = |path: &str| fs::read_to_string(root.join(path)).ok()?.trim().parse::<u64>().ok();
+    let machine = || {
+        let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+    };
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    // Version 2. A group is bounded by its parents too; within a container its own path may not be visible.
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let parents = Path::new(own).ancestors().map(|group| format!("sys/fs/cgroup/{}/memory.max", group.display()));
+    let unified = parents.filter_map(|path| number(&path)).min();
+    let version_1 = number("sys/fs/cgroup/memory/memory.limit_in_bytes");
+    [machine(), unified, version_1].into_iter().flatten().min()
+}
+
+/// Raises the limit of open files as far as this process may, and returns how many connections it leaves room for.
+pub(super) fn max_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(WANTED_FILES).min(WANTED_FILES);
+    let mut files = limit.current.unwrap_or(WANTED_FILES);
+    if files < wanted {
+        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+        match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => files = wanted,
+            Err(error) => debug!(%error, files, "the limit of open files can't be raised"),
+        }
+    }
+    connections(files)
+}
+
+fn connections(files: u64) -> usize {
+    // Where files are few, half of them.
+    let most = files.saturating_sub(RESERVED_FILES).max(files / 2).min(MAX_CONNECTIONS);
+    usize::try_from(most).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A root folder with these files.
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_memory_is_the_least_of_the_machine_and_the_control_groups() {
+        let memory = ("proc/meminfo", "MemTotal:        4194304 kB\nMemFree: 1 kB\n");
+        let limit = |files: &[(&str, &str)]| memory_limit(root(files).path());
+        assert_eq!(limit(&[]), None);
+        assert_eq!(limit(&[memory]), Some(4 << 30));
+        let own = ("proc/self/cgroup", "0::/a/b\n");
+        let (parent, child) =
+            (("sys/fs/cgroup/a/memory.max", "1073741824\n"), ("sys/fs/cgroup/a/b/memory.max", "max\n"));
+        assert_eq!(limit(&[memory, own, parent, child]), Some(1 << 30), "the parent's");
+        let in_container = [memory, ("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "268435456\n")];
+        assert_eq!(limit(&in_container), Some(256 << 20));
+        let version_1 = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912\n");
+        assert_eq!(limit(&[memory, version_1]), Some(512 << 20));
+        let unlimited = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(limit(&[memory, unlimited]), Some(4 << 30));
+    }
+
+    #[test]
+    fn the_cache_is_a_part_of_the_memory_within_bounds() {
+        let mib = |memory: Option<u64>| cache_bytes(memory.map(|mib| mib << 20)) >> 20;
+        assert_eq!([None, Some(128), Some(512), Some(1_024), Some(65_536)].map(mib), [64, 16, 32, 64, 64]);
+    }
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        assert_eq!([64, 512, 1_024, 4_096, 65_536].map(connections), [32, 256, 768, 3_840, 20_000]);
+    }
+}

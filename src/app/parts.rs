@@ -1,0 +1,235 @@
+//! The configuration of each part, from the settings; and the constants that no operator needs to set.
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::http::HeaderValue;
+use secrecy::SecretString;
+
+use super::{StartError, machine};
+use crate::{
+    agent::{Agent, AgentConfig, Assignment},
+    auth::jwt::{JwtError, Tokens},
+    claude::{ClientConfig, price::Prices},
+    clock::Clock,
+    config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
+    http,
+    job::{JobRequest, callback::Callbacks},
+    ledger::dollars,
+    limits::{
+        Limits, MAX_CALLS_AT_ONCE,
+        budget::{Budget, Daily, Need},
+    },
+    queue::{Policy, retry::RetryBounds},
+    store::{JobStore, sled::SledConfig},
+};
+
+/// The store's folder within the data folder.
+const STORE_FOLDER: &str = "queue";
+
+/// Time to connect to the Claude API: a handshake takes less than a second, also across the world.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an answer may be silent, before and while it streams: a model may think in silence.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How long a running attempt goes on without a heartbeat. There is a heartbeat every third of it: so seldom that it costs
+/// nothing, and a slow disk may miss one.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// One in so many calls is for jobs that no client waits for, however many wait: so that none starves.
+const BACKGROUND_SHARE: u32 = 5;
+
+/// One caller with a name may have this part of MAX_QUEUED_JOBS, so that no caller alone fills the queue.
+const CALLER_SHARE: usize = 10;
+
+/// How long an idempotency key counts: longer than any client retries, shorter than its jobs stay.
+const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(24);
+
+/// How long after it was due a job may still wait for rate limits or a paused queue: a long weekend.
+const MAX_RELEASE: Duration = Duration::from_hours(72);
+
+/// Retries after a lost connection, for each of MAX_RETRIES: nothing was sent and nothing billed, and an outage of
+/// minutes should fail no job.
+const CONNECT_RETRIES: u32 = 10;
+
+/// Retries of an overloaded API, for each of MAX_RETRIES: not billed, and over within minutes.
+const OVERLOAD_RETRIES: u32 = 3;
+
+/// Retries after an answer that can't be read, each billed: the second is told what was wrong, a third would not help.
+const INVALID_RETRIES: u32 = 1;
+
+/// What no operator sets, but tests and load tests do.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Claude is simulated, which the pages say.
+    pub is_simulated: bool,
+    /// Jobs whose clients wait go first, by deadline; else all go in the order of submission, for comparison.
+    pub deadlines_first: bool,
+    /// How long a running attempt goes on without a heartbeat.
+    pub lease: Duration,
+    /// Refuse questions while the disk is almost full.
+    pub has_disk_floor: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning { is_simulated: false, deadlines_first: true, lease: LEASE, has_disk_floor: true }
+    }
+}
+
+/// Whether a service uses this data folder at the moment: the store's file is locked.
+pub fn is_in_use(data_dir: &Path) -> bool {
+    let file = File::open(data_dir.join(STORE_FOLDER).join("db"));
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Where the store is.
+pub(super) fn store_folder(settings: &Settings) -> PathBuf {
+    settings.data_dir.join(STORE_FOLDER)
+}
+
+pub(super) fn store(settings: &Settings) -> SledConfig {
+    SledConfig {
+        path: store_folder(settings),
+        cache_bytes: machine::store_cache_bytes(),
+        max_pending: settings.max_queued_jobs,
+        keep_answers: !settings.cache_ttl.is_zero(),
+    }
+}
+
+pub(super) fn client(settings: &Settings, api_key: SecretString) -> ClientConfig {
+    ClientConfig {
+        base_url: settings.anthropic_base_url.clone(),
+        api_key: Some(api_key),
+        auth_token: None,
+        custom_headers: None,
+        connect_timeout: CONNECT_TIMEOUT,
+        // A call that may take only a few seconds may not be silent for as long.
+        idle_timeout: settings.request_timeout.map_or(STREAM_IDLE_TIMEOUT, |most| STREAM_IDLE_TIMEOUT.min(most / 2)),
+    }
+}
+
+pub(super) fn agent(settings: &Settings) -> AgentConfig {
+    AgentConfig {
+        model: settings.model().to_owned(),
+        max_tokens: settings.max_tokens,
+        effort: settings.effort,
+        interactive_timeout: INTERACTIVE_TIMEOUT,
+        request_timeout: settings.request_timeout,
+    }
+}
+
+/// Most calls to Claude at once.
+pub(super) fn workers(settings: &Settings) -> usize {
+    settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
+}
+
+/// The queue's policy; what a question is and may cost, it asks the agent.
+pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits: &Limits, clock: &Clock) -> Policy {
+    let estimate_risk = {
+        let (agent, clock) = (agent.clone(), clock.clone());
+        Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
+    };
+    let identify = {
+        let agent = agent.clone();
+        Arc::new(move |request: &JobRequest, is_waited_for, now| agent.question(request, is_waited_for, now))
+    };
+    Policy {
+        workers: workers(settings),
+        deadlines_first: tuning.deadlines_first,
+        max_pending_per_caller: settings.max_queued_jobs.div_ceil(CALLER_SHARE),
+        ordinary_share: BACKGROUND_SHARE,
+        retries: RetryBounds {
+            other: settings.max_retries,
+            connect: settings.max_retries * CONNECT_RETRIES,
+            overload: settings.max_retries * OVERLOAD_RETRIES,
+            invalid_output: settings.max_retries.min(INVALID_RETRIES),
+            give_back_for: MAX_RELEASE,
+        },
+        estimate_risk,
+        allowance: {
+            let limits = limits.clone();
+            Arc::new(move || http::allowance(&limits))
+        },
+        identify,
+        cache_for: settings.cache_ttl,
+        idempotency_window: IDEMPOTENCY_WINDOW,
+        lease: tuning.lease,
+        retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
+        keep_finished_for: settings.retention.age,
+        max_finished: settings.retention.jobs,
+    }
+}
+
+/// What checks the callers' JWTs, if they are set up.
+pub(super) fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {
+    settings.jwt_auth.as_ref().map(|jwt| Tokens::load(&jwt.keys, &jwt.issuer, &jwt.audience)).transpose()
+}
+
+/// Which callback URLs are accepted.
+pub(super) fn callbacks(settings: &Settings) -> Callbacks {
+    if settings.webhook_allow_private { Callbacks::Private } else { Callbacks::Public }
+}
+
+/// The built-in prices and those of the settings.
+pub(super) fn prices(settings: &Settings) -> Prices {
+    let set = settings.model_prices.iter();
+    Prices::new(set.map(|set| (set.model.clone(), set.input.0, set.output.0)))
+}
+
+/// The daily budget, if one is set.
+///
+/// # Errors
+/// If a model has no price, or the budget is too small for a single call.
+pub(super) fn budget(
+    settings: &Settings,
+    agent: &Agent,
+    clock: &Clock,
+    store: &Arc<dyn JobStore>,
+) -> Result<Option<Budget>, StartError> {
+    let Some(set) = settings.daily_budget else { return Ok(None) };
+    let daily = Daily { tokens: set.tokens, nanodollars: set.cost.map(|cost| cost.0) };
+    if let Some(model) = agent.unpriced_model().filter(|_| daily.nanodollars.is_some()) {
+        return Err(StartError::NoPrice { model: model.to_owned() });
+    }
+    let shortest = agent.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
+    let usual = Need {
+        tokens: shortest.input_tokens.saturating_add(shortest.output_tokens),
+        nanodollars: shortest.nanodollars,
+    };
+    if let Some(tokens) = daily.tokens.filter(|tokens| *tokens < usual.tokens) {
+        return Err(StartError::BudgetTooSmall {
+            given: format!("{tokens} tokens"),
+            need: format!("{} tokens", usual.tokens),
+        });
+    }
+    let need = usual.nanodollars.unwrap_or(0);
+    if let Some(nanodollars) = daily.nanodollars.filter(|nanodollars| *nanodollars < need) {
+        return Err(StartError::BudgetTooSmall {
+            given: format!("{:.2} USD", dollars(nanodollars)),
+            need: format!("{:.2} USD", dollars(need)),
+        });
+    }
+    let spent = {
+        let store = Arc::clone(store);
+        Arc::new(move |day| store.spent(day))
+    };
+    Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
+}
+
+/// The origins whose pages may call the API, as browsers send them.
+pub(super) fn cors_origins(settings: &Settings) -> Result<Vec<HeaderValue>, StartError> {
+    settings.cors_origins.iter().map(|origin| read_origin(origin.trim())).collect()
+}
+
+fn read_origin(text: &str) -> Result<HeaderValue, StartError> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
+    let is_origin = !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']);
+    let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
+    value.ok_or_else(|| StartError::Origin(text.to_owned()))
+}

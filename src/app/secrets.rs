@@ -1,0 +1,98 @@
+//! What the service generates at its first start and stores in the data folder, for its owner alone: the admin token and
+//! the secret that signs webhooks. And the data folder itself.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rand::distr::{Alphanumeric, SampleString};
+use secrecy::{ExposeSecret, SecretString};
+use tracing::{info, warn};
+
+use super::StartError;
+
+/// The admin token's file within the data folder.
+const TOKEN_FILE: &str = "admin-token";
+
+/// The webhook secret's file within the data folder.
+const WEBHOOK_FILE: &str = "webhook-secret";
+
+/// Characters of a generated token: 32 of 62 kinds are 190 bits.
+const TOKEN_LENGTH: usize = 32;
+
+/// Permissions of all users but the owner and its group.
+const OTHERS: u32 = 0o007;
+
+/// Where a service with this data folder stores its admin token, unless ADMIN_TOKEN is set.
+pub fn admin_token_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(TOKEN_FILE)
+}
+
+/// The admin token that a service stored in `data_dir`, if there is one that this user may read.
+pub fn stored_admin_token(data_dir: &Path) -> Option<SecretString> {
+    let text = fs::read_to_string(admin_token_file(data_dir)).ok()?;
+    Some(text.trim()).filter(|token| !token.is_empty()).map(Into::into)
+}
+
+/// The stored admin token, which is generated if there is none; and whether it was generated.
+pub(super) fn admin_token(data_dir: &Path) -> Result<(SecretString, bool), StartError> {
+    let failed = |path, source| StartError::Secret { what: "admin token", setting: "ADMIN_TOKEN", path, source };
+    stored_or(data_dir.join(TOKEN_FILE), || Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH), failed)
+}
+
+/// The stored secret that signs webhooks, which is generated if there is none.
+pub(super) fn webhook_secret(data_dir: &Path) -> Result<SecretString, StartError> {
+    let failed = |path, source| StartError::Secret { what: "webhook secret", setting: "WEBHOOK_SECRET", path, source };
+    let generate = || format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
+    stored_or(data_dir.join(WEBHOOK_FILE), generate, failed).map(|(secret, _)| secret)
+}
+
+fn stored_or(
+    path: PathBuf,
+    generate: impl FnOnce() -> String,
+    failed: impl FnOnce(PathBuf, io::Error) -> StartError,
+) -> Result<(SecretString, bool), StartError> {
+    let stored = match fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => Ok((text.trim().into(), false)),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secret = SecretString::from(generate());
+            let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            let written = file.and_then(|mut file| {
+                writeln!(file, "{}", secret.expose_secret())?;
+                file.sync_all()
+            });
+            written.map(|()| (secret, true))
+        }
+        Err(error) => Err(error),
+    };
+    stored.map_err(|source| failed(path, source))
+}
+
+/// Creates the data folder for its owner alone. Takes other users' access away from one that exists, for example because
+/// it came with a clone, and warns where it can't. Whether the folder can be used at all, the store finds out.
+pub(super) fn guard_folder(path: &Path) {
+    if !path.exists() {
+        let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    } else if let Some(mode) = mode_if_open(path) {
+        match fs::set_permissions(path, fs::Permissions::from_mode(mode & !OTHERS)) {
+            Ok(()) => info!(folder = %path.display(), "other users' access to the data folder was taken away"),
+            Err(error) => {
+                warn!(%error, mode = format!("{mode:o}"), "other users can read {}: chmod 700 it", path.display());
+            }
+        }
+    }
+    if let Some(mode) = mode_if_open(Path::new(".env")) {
+        warn!(mode = format!("{mode:o}"), "other users can read the settings file .env: chmod 600 it");
+    }
+}
+
+/// The permissions of a path that every user may read.
+fn mode_if_open(path: &Path) -> Option<u32> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    (mode & 0o004 != 0).then_some(mode)
+}

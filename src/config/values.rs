@@ -1,0 +1,212 @@
+//! Settings that are more than a number or a word, and how their text is read: amounts with their units, separated by
+//! commas (`25 USD, 2000000 tokens`), prices, where JWTs come from, log levels.
+
+use std::{num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::Targets;
+use utoipa::ToSchema;
+
+use super::is_visible_ascii;
+
+/// Calls per minute that can be allowed.
+pub const REQUESTS_PER_MINUTE: RangeInclusive<NonZeroU32> = NonZeroU32::MIN..=not_zero(1_000_000);
+
+/// Tokens per minute that can be allowed: below a thousand no call would fit.
+pub const TOKENS_PER_MINUTE: RangeInclusive<NonZeroU32> = not_zero(1_000)..=not_zero(1_000_000_000);
+
+/// Nano-dollars in a US dollar have this many decimal places.
+const NANO_PLACES: usize = 9;
+
+const DAY: Duration = Duration::from_hours(24);
+
+const fn not_zero(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).expect("not zero")
+}
+
+/// Caps on the calls to Claude per minute. What has no cap is limited by the account alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RateCaps {
+    /// Calls.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub requests: Option<NonZeroU32>,
+    /// Input tokens; those read from the prompt cache do not count.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub input_tokens: Option<NonZeroU32>,
+    /// Output tokens.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub output_tokens: Option<NonZeroU32>,
+}
+
+/// What may be spent a day; at least one of the two is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DailyBudget {
+    /// Tokens of all kinds.
+    pub tokens: Option<u64>,
+    pub cost: Option<Nanodollars>,
+}
+
+/// An amount of money in whole nano-dollars (1e-9 $).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nanodollars(pub u64);
+
+/// How long finished jobs stay, and how many: whatever ends first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    pub age: Duration,
+    pub jobs: usize,
+}
+
+/// A model's price.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelPrice {
+    pub model: String,
+    /// Of an input token at the full price; that of a million is a million times as much.
+    pub input: Nanodollars,
+    /// Of an output token.
+    pub output: Nanodollars,
+}
+
+/// Which JWTs are accepted. Issuer and audience are required: without them, tokens for others would be accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwtAuth {
+    /// The file with the keys that check signatures.
+    pub keys: PathBuf,
+    pub issuer: String,
+    pub audience: String,
+}
+
+/// A filter of log events in the syntax of `tracing_subscriber::filter::Targets`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel(pub String);
+
+impl LogLevel {
+    /// This crate's details; those of the libraries would bury them.
+    pub fn debug() -> LogLevel {
+        LogLevel("info,ceoagent=debug".to_owned())
+    }
+}
+
+pub(super) fn log_level(text: &str) -> Result<LogLevel, &'static str> {
+    let text = text.trim().to_ascii_lowercase();
+    match text.as_str() {
+        "off" | "error" | "warn" | "info" | "trace" => Ok(LogLevel(text)),
+        "debug" => Ok(LogLevel::debug()),
+        // A misspelt level alone would be taken for the name of a module.
+        filter if filter.contains(['=', ',']) && filter.parse::<Targets>().is_ok() => Ok(LogLevel(text)),
+        _ => Err("must be error, warn, info or debug, or a filter such as warn,ceoagent=debug"),
+    }
+}
+
+/// Amounts with their units, at most one of each unit. Units may be in the singular, and follow without a blank.
+fn amounts<'a, const N: usize>(text: &'a str, units: [&str; N]) -> Option<[Option<&'a str>; N]> {
+    let mut found = [None; N];
+    for part in text.split(',') {
+        let is_digit = |c: char| c.is_ascii_digit() || c == '.';
+        let (amount, unit) = part.trim().split_at(part.trim().find(|c| !is_digit(c))?);
+        let unit = unit.trim().to_ascii_lowercase();
+        let is_named = |known: &&str| unit == **known || Some(unit.as_str()) == known.strip_suffix('s');
+        let place = units.iter().position(&is_named)?;
+        if found[place].replace(amount).is_some() {
+            return None;
+        }
+    }
+    Some(found)
+}
+
+/// The amount as a whole number within `range`; `Some(None)` if there is no amount.
+#[expect(clippy::option_option, reason = "absent is allowed, wrong is not")]
+fn whole<N: std::str::FromStr + PartialOrd>(amount: Option<&str>, range: RangeInclusive<N>) -> Option<Option<N>> {
+    match amount {
+        None => Some(None),
+        Some(text) => text.parse().ok().filter(|number| range.contains(number)).map(Some),
+    }
+}
+
+pub(super) fn rate_caps(text: &str) -> Result<RateCaps, &'static str> {
+    let read = || {
+        let [requests, input, output] = amounts(text, ["requests", "input tokens", "output tokens"])?;
+        Some(RateCaps {
+            requests: whole(requests, REQUESTS_PER_MINUTE)?,
+            input_tokens: whole(input, TOKENS_PER_MINUTE)?,
+            output_tokens: whole(output, TOKENS_PER_MINUTE)?,
+        })
+    };
+    read().ok_or(
+        "must be `N requests` (1 to 1000000), `N input tokens` and `N output tokens` (1000 to 1000000000), or some of \
+         them, separated by commas, for example `1000 requests, 400000 output tokens`",
+    )
+}
+
+pub(super) fn daily_budget(text: &str) -> Result<DailyBudget, &'static str> {
+    let read = || {
+        let [cost, tokens] = amounts(text, ["usd", "tokens"])?;
+        // A cent is less than any useful call costs.
+        let in_bounds = |cost: &u64| (10_000_000..=1_000_000_000_000_000).contains(cost);
+        let cost = match cost {
+            None => None,
+            Some(text) => Some(Nanodollars(decimal(text, NANO_PLACES).filter(in_bounds)?)),
+        };
+        Some(DailyBudget { cost, tokens: whole(tokens, 1_000..=1_000_000_000_000)? })
+    };
+    read().ok_or(
+        "must be `N USD` (0.01 to 1000000), `N tokens` (1000 to 1000000000000) or both, separated by a comma, for \
+         example `7.50 USD` or `25 USD, 2000000 tokens`",
+    )
+}
+
+pub(super) fn retention(text: &str) -> Result<Retention, &'static str> {
+    let read = || {
+        let [days, jobs] = amounts(text, ["days", "jobs"])?;
+        let days = whole(days, 1..=3_650_u32)?.unwrap_or(30);
+        Some(Retention { age: DAY * days, jobs: whole(jobs, 1..=10_000_000_usize)?.unwrap_or(100_000) })
+    };
+    read().ok_or(
+        "must be `N days` (1 to 3650), `N jobs` (1 to 10000000) or both, separated by a comma, for example \
+         `7 days, 50000 jobs`",
+    )
+}
+
+pub(super) fn model_price(text: &str) -> Result<ModelPrice, &'static str> {
+    let read = || {
+        let (model, prices) = text.trim().rsplit_once('=')?;
+        let (input, output) = prices.split_once('/')?;
+        // A dollar per million tokens is a thousand nano-dollars per token.
+        let price = |text| decimal(text, 3).map(Nanodollars);
+        is_visible_ascii(model).then_some(ModelPrice {
+            model: model.to_owned(),
+            input: price(input)?,
+            output: price(output)?,
+        })
+    };
+    read().ok_or(
+        "must be MODEL=INPUT/OUTPUT, such as my-model=2/10 or my-model=0.1/0.5: US dollars per million tokens, with at \
+         most three decimals",
+    )
+}
+
+pub(super) fn jwt_auth(text: &str) -> Result<JwtAuth, &'static str> {
+    let part = |name: &str| {
+        let mut values = text.split(',').filter_map(|part| part.trim().split_once('='));
+        values.find(|(key, value)| *key == name && !value.is_empty()).map(|(_, value)| value.to_owned())
+    };
+    let read = || {
+        let is_whole = text.split(',').count() == 3;
+        let auth = JwtAuth { keys: part("keys")?.into(), issuer: part("issuer")?, audience: part("audience")? };
+        is_whole.then_some(auth)
+    };
+    read().ok_or(
+        "must name all of keys, issuer and audience, for example `keys=jwks.json, issuer=https://login.example, \
+         audience=ceoagent`: without issuer and audience, tokens for others would be accepted",
+    )
+}
+
+/// A decimal number of at most `places` places, times ten to their power. Without floats, so that money is exact.
+fn decimal(text: &str, places: usize) -> Option<u64> {
+    let (whole, part) = text.trim().split_once('.').unwrap_or((text.trim(), "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(part) || part.len() > places {
+        return None;
+    }
+    format!("{whole}{part:0<places$}").parse().ok()
+}
