@@ -404,10 +404,8 @@ impl Queue {
             None => Duration::ZERO,
         };
         let left = left.saturating_sub(held.max(run_at.since(self.now())));
-        if !self.0.policy.deadlines_first {
-            return !left.is_zero();
-        }
-        !waiting.has_turned() && self.is_met(&expectation, left, false)
+        let is_in_order = !self.0.policy.deadlines_first;
+        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.is_met(&expectation, left, false))
     }
 
     /// Whether an answer that begins now is likely enough to be there within `left`.

@@ -221,14 +221,12 @@ impl<A: Analyst> Worker<A> {
 
     async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
         let Claim { job, lost, draft, .. } = claim;
-        if let Some(permit) = &mut permit {
-            if let Err(after) = permit.expect(plan.model(), plan.input_bytes) {
-                let code = FailureCode::RateLimited;
-                let message = format!("the limits of {} allow no call at the moment", plan.model());
-                let disposition = Disposition::Release { code, after, is_demoted: false };
-                self.queue.settle(job, &disposition, failure_report(code, message)).await;
-                return;
-            }
+        if let Some(Err(after)) = permit.as_mut().map(|permit| permit.expect(plan.model(), plan.input_bytes)) {
+            let code = FailureCode::RateLimited;
+            let message = format!("the limits of {} allow no call at the moment", plan.model());
+            let disposition = Disposition::Release { code, after, is_demoted: false };
+            self.queue.settle(job, &disposition, failure_report(code, message)).await;
+            return;
         }
         let started = Instant::now();
         let call = span.client(|| "chat".to_owned());
