@@ -159,6 +159,8 @@ struct State {
     /// How long a call takes: a running mean, in seconds.
     usual_seconds: f64,
     backed_off_at: Option<Instant>,
+    /// The question that met the last overload.
+    overloaded_by: Option<u64>,
     /// An answer came, so the account's limits are known as far as they are told.
     told: bool,
     /// Running means of the tokens of a call.
@@ -240,6 +242,7 @@ impl Limits {
                 workers,
                 usual_seconds: USUAL_SECONDS,
                 backed_off_at: None,
+                overloaded_by: None,
                 told: false,
                 usual_input: f64::from(USUAL_TOKENS.input),
                 usual_output: f64::from(USUAL_TOKENS.output),
@@ -408,9 +411,13 @@ impl Limits {
         }
     }
 
-    /// Claude is overloaded: fewer calls at once, until it answers again.
-    pub fn overloaded(&self) {
+    /// Claude is overloaded: fewer calls at once, until it answers again. The same question twice in a row counts once: it
+    /// may be the only one.
+    pub fn overloaded(&self, question: u64) {
         let mut state = self.0.state.lock();
+        if state.overloaded_by.replace(question) == Some(question) {
+            return;
+        }
         let now = Instant::now();
         if state.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
             state.backed_off_at = Some(now);
@@ -872,8 +879,8 @@ mod tests {
     #[tokio::test]
     async fn an_overload_halves_the_calls_at_once_and_answers_bring_them_back() {
         let limits = limits(1_000_000, 8);
-        limits.overloaded();
-        limits.overloaded();
+        limits.overloaded(1);
+        limits.overloaded(2);
         assert_eq!(limits.calls_at_once(), 4, "two at the same moment are one");
         let held = take_all(&limits);
         assert_eq!(held.len(), 4);
@@ -883,6 +890,18 @@ mod tests {
         assert_eq!(limits.calls_at_once(), 5, "one more for a whole round");
         (0..100).for_each(|_| limits.answered());
         assert_eq!(limits.calls_at_once(), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_overload_that_one_question_meets_again_and_again_counts_once() {
+        let limits = limits(1_000_000, 8);
+        for _ in 0..5 {
+            limits.overloaded(1);
+            tokio::time::advance(BACKOFF_PAUSE).await;
+        }
+        assert_eq!(limits.calls_at_once(), 4);
+        limits.overloaded(2);
+        assert_eq!(limits.calls_at_once(), 2);
     }
 
     #[tokio::test]
@@ -943,7 +962,7 @@ mod tests {
         limits.claim_ahead(1);
         let mut calls = take_all(&limits);
         let mut ahead = calls.pop().unwrap();
-        limits.overloaded();
+        limits.overloaded(1);
         assert!(!ahead.turn().await);
         drop((ahead, calls));
         assert_eq!(take_all(&limits).len(), 1);

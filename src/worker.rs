@@ -298,7 +298,7 @@ impl<A: Analyst> Worker<A> {
         }
         match &report.error {
             _ if plan.is_of_caller => {}
-            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(),
+            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(question),
             None => self.limits.answered(),
             Some(_) => {}
         }

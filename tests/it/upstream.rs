@@ -312,7 +312,7 @@ async fn an_unreadable_answer_is_asked_for_once_more_with_what_was_wrong() {
     assert_eq!(roles, ["user", "assistant", "user"]);
     assert_eq!(messages[1]["content"], "{\"status\": \"complete\"}");
     let complaint = messages[2]["content"].as_str().unwrap();
-    assert!(complaint.contains("decision_question") && complaint.contains("Write the whole memo again"), "{complaint}");
+    assert!(complaint.contains("missing field") && complaint.contains("Write the whole memo again"), "{complaint}");
 }
 
 #[tokio::test]
@@ -476,7 +476,7 @@ async fn rubbish_fails_the_job_and_is_shown_as_it_came() {
     let job = outcome(&service).await;
     assert_eq!((job["status"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("invalid_output")));
     let said = "Claude's answer could not be parsed as a memo: the answer's JSON is not a decision memo: missing field \
-                `status` (at `.`); retry the job";
+                `language` (at `.`); retry the job";
     assert_eq!(job["error"]["message"], said);
     assert_eq!(job["attempts"][0]["error"]["message"], "the answer holds no JSON object", "no word to the model in it");
     assert_eq!(
