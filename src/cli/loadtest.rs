@@ -5,11 +5,13 @@
 //! shows which share of the capacity was used.
 //!
 //! - `load`: submits questions at random times
+//! - `oracle`: computes what could have been answered in time
 //! - `tally`: counts the results, in bounded memory
 //! - `report`: the report as text and JSON
 //! - `page`: the report with charts
 
 mod load;
+mod oracle;
 mod page;
 mod report;
 mod tally;
@@ -59,14 +61,14 @@ const MAX_LATENCY: u32 = 600;
 /// Longest query, in bytes: the service accepts it with every setting.
 const MAX_QUERY_BYTES: usize = 100_000;
 
+/// Calls at once of the service started here, if WORKERS is not set: its simulated account has no limits to derive it from.
+const WORKERS: usize = 20;
+
 /// How often the bar moves and the queue depth is read.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// `retry-after` of the 429s, in seconds.
 const STORM_RETRY_AFTER: &str = "2";
-
-/// Workers of the service started here, if WORKERS is not set.
-const WORKERS: usize = 8;
 
 /// Which job goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -81,8 +83,9 @@ enum ClaimOrder {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "`in time under load N of M possible` in the report:
   N  memos that came within 30 s of their question and before the last question was sent
-  M  the capacity (WORKERS / --latency answers a second, or --capacity) times the seconds of the load,
-     or the number of waiting clients if that is less
+  M  with the service started here: what a scheduler that knows the length of each answer could
+     answer in time, with WORKERS calls at once (20 if unset). With --url: --capacity times the
+     seconds of the load, or the number of waiting clients if that is less
 Memos after the last question do not count, so N is always a little less than M.")]
 pub struct Loadtest {
     /// Test this service instead of one started here. If it uses the real Claude, every question is billed
@@ -117,13 +120,10 @@ pub struct Loadtest {
     #[arg(long, default_value = "256", value_parser = query_bytes)]
     query_bytes: usize,
 
-    /// Seconds per answer of the simulated Claude; WORKERS divided by it is the capacity
-    #[arg(long, default_value = "2", value_parser = positive::<MAX_LATENCY>, conflicts_with = "url")]
-    latency: f64,
-
-    /// Variation of that time: standard deviation of its logarithm (0 to 2)
-    #[arg(long, default_value = "0", value_parser = sigma, conflicts_with = "url")]
-    sigma: f64,
+    /// Seconds per answer of the simulated Claude. If unset, it answers at the pace of the real one: a brief memo to a
+    /// client that waits, a full one to the others
+    #[arg(long, value_parser = positive::<MAX_LATENCY>, conflicts_with = "url")]
+    latency: Option<f64>,
 
     /// Second at which the simulated Claude starts to answer every call with a 429
     #[arg(long, value_name = "SECOND", value_parser = positive::<MAX_DURATION>, conflicts_with = "url")]
@@ -192,6 +192,11 @@ impl Loadtest {
         let target = Target::new(base, token)?;
         target.check().await?;
         let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.duration)));
+        let pace = match (own, self.latency) {
+            (None, _) => load::Pace::Unknown,
+            (Some(_), Some(latency)) => load::Pace::Fixed(Duration::from_secs_f64(latency)),
+            (Some(_), None) => load::Pace::Claude,
+        };
         let plan = load::Plan {
             rate: self.rate,
             duration: Duration::from_secs_f64(self.duration),
@@ -199,6 +204,7 @@ impl Loadtest {
             wait_seconds: self.wait,
             hang_up: self.hang_up,
             query_bytes: self.query_bytes,
+            pace,
         };
         let bar = self.bar()?;
         let (loading, storm) = (load::run(plan, &target, &tally), self.storm(own));
@@ -230,8 +236,11 @@ impl Loadtest {
             hang_up_share: self.hang_up,
             query_bytes: self.query_bytes,
             capacity_per_second: own.map(|own| own.capacity).or(self.capacity),
-            service: own
-                .map(|_| format!("{} workers, {} s an answer", self.settings.workers.unwrap_or(WORKERS), self.latency)),
+            workers: own.map(|own| own.workers),
+            service: own.map(|own| match self.latency {
+                Some(latency) => format!("{} workers, {latency} s an answer", own.workers),
+                None => format!("{} workers, Claude's real pace", own.workers),
+            }),
         };
         Ok(Report::new(setup, &tally))
     }
@@ -276,6 +285,8 @@ struct Own {
     simulator: Simulator,
     /// Answers a second.
     capacity: f64,
+    /// Calls at once.
+    workers: usize,
     /// Deleted when dropped.
     _folder: tempfile::TempDir,
 }
@@ -293,7 +304,6 @@ impl Own {
         // The load test needs neither API keys nor quotas.
         (settings.api_keys, settings.jwt_auth, settings.submits_per_minute) = (None, None, 0);
         settings.require_api_key = Some(false);
-        let workers = *settings.workers.get_or_insert(WORKERS);
         if !is_set("port") {
             settings.port = 0;
         }
@@ -304,13 +314,9 @@ impl Own {
             input_tokens: no_limit,
             output_tokens: no_limit,
         });
-        let median = Duration::from_secs_f64(test.latency);
-        let latency = match test.sigma {
-            0.0 => Latency::Fixed(median),
-            sigma => Latency::LogNormal { median, sigma },
-        };
-        // The mean of a log-normal distribution.
-        let mean = test.latency * (test.sigma * test.sigma / 2.0).exp();
+        let workers = *settings.workers.get_or_insert(WORKERS);
+        let latency = test.latency.map_or(Latency::Claude, |latency| Latency::Fixed(Duration::from_secs_f64(latency)));
+        let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.waiters));
         // Never the real Claude, even if a key is set.
         let simulator = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() })
             .await
@@ -320,7 +326,7 @@ impl Own {
         let deadlines_first = test.order == ClaimOrder::Deadline;
         let tuning = Tuning { is_simulated: true, deadlines_first, ..Tuning::default() };
         let app = App::start_tuned(settings, tuning, Clock::system()).await?;
-        Ok(Own { app, simulator, capacity: workers as f64 / mean, _folder: folder })
+        Ok(Own { app, simulator, capacity: workers as f64 / mean, workers, _folder: folder })
     }
 }
 
@@ -336,11 +342,6 @@ fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
 fn share(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 1".to_owned()) }
-}
-
-fn sigma(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 2".to_owned()) }
 }
 
 fn query_bytes(text: &str) -> Result<usize, String> {

@@ -9,6 +9,7 @@ use super::{
     Inner, Queue, QueueError,
     follow::Draft,
     retry::{event_after, failure_report},
+    service_time::{Kind, Observed},
     wait::{Intent, Permit, Stay},
 };
 use crate::{
@@ -143,11 +144,13 @@ impl Queue {
 
     /// Which job the next claim is to take.
     pub(super) fn pick(&self, now: Timestamp) -> Pick {
-        let Inner { policy, order, store, .. } = &*self.0;
+        let Inner { policy, order, store, service_time, .. } = &*self.0;
         if !policy.deadlines_first {
             return Pick::First;
         }
-        order.pick(now, policy.ordinary_share, |model| self.needs(model), || store.claimable_unwaited() > 0)
+        let free = self.workers().saturating_sub(self.running_attempts());
+        let is_met = |kind: &Kind, left, is_contested| self.is_met(&service_time.expectation(kind), left, is_contested);
+        order.pick(now, policy.ordinary_share, free, is_met, || store.claimable_unwaited() > 0)
     }
 
     /// How many jobs a worker could claim now.
@@ -198,9 +201,11 @@ impl Queue {
                 Ok(_) => {
                     // From before the claim was written to after the answer was: what a client that waits has to wait.
                     if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
-                        let request = self.0.running.request(job.id);
-                        let model = request.as_ref().and_then(|request| request.model.as_deref());
-                        self.0.service_time.observe(model, job.waited_for, self.now().since(started_at));
+                        let (request, draft) = (self.0.running.request(job.id), self.0.running.draft(job.id));
+                        let kind = Kind::of(request.as_deref().unwrap_or(&JobRequest::default()), job.waited_for);
+                        let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
+                        let took = self.now().since(started_at);
+                        self.0.service_time.observe(&kind, Observed { took, writing, bytes });
                     }
                     break;
                 }

@@ -17,10 +17,13 @@ use tokio::{
 };
 
 use super::tally::{Met, Pending, Tally};
-use crate::{clock::Timestamp, job::JobId};
+use crate::{claude::simulator::pace::Timing, clock::Timestamp, job::JobId};
 
 /// The shortest question: it must have room for its number, so that no two are equal.
 pub(super) const MIN_QUERY_BYTES: usize = 64;
+
+/// Questions from which a mean is computed.
+const SAMPLE: u64 = 1_000;
 
 /// A client gives up after this time: longer than the 30 s that the service promises, so that longer answers are seen.
 const GIVE_UP: Duration = Duration::from_secs(60);
@@ -40,6 +43,38 @@ pub(super) struct Plan {
     pub(super) wait_seconds: f64,
     pub(super) hang_up: f64,
     pub(super) query_bytes: usize,
+    pub(super) pace: Pace,
+}
+
+/// How long answers take, as far as it is known.
+#[derive(Clone, Copy)]
+pub(super) enum Pace {
+    Unknown,
+    Fixed(Duration),
+    Claude,
+}
+
+impl Pace {
+    /// How long the answer to a question takes.
+    fn of(self, query: &str, waits: bool) -> Option<Duration> {
+        match self {
+            Pace::Unknown => None,
+            Pace::Fixed(time) => Some(time),
+            Pace::Claude => Some(claude(query, waits)),
+        }
+    }
+}
+
+/// How long Claude takes for a brief memo that a client waits for, and for a full one that nobody does.
+fn claude(query: &str, waits: bool) -> Duration {
+    let (effort, thinking) = if waits { ("low", Some("between_tools")) } else { ("high", None) };
+    Timing::of(query, waits, Some(effort), thinking).total()
+}
+
+/// The mean of that in seconds, where this share of the clients waits.
+pub(super) fn mean_of_claude(waiters: f64) -> f64 {
+    let mean = |waits| (0..SAMPLE).map(|n| claude(&question(n, MIN_QUERY_BYTES), waits).as_secs_f64()).sum::<f64>();
+    (waiters * mean(true) + (1.0 - waiters) * mean(false)) / SAMPLE as f64
 }
 
 /// The service under load.
@@ -83,13 +118,14 @@ pub(super) async fn run(plan: Plan, target: &Target, tally: &Arc<Tally>) {
         let (target, tally) = (target.clone(), Arc::clone(tally));
         let query = question(number, plan.query_bytes);
         let wait = waits.then_some(plan.wait_seconds);
+        let takes = plan.pace.of(&query, waits);
         clients.spawn(async move {
             let met = match timeout(patience, target.ask(&query, wait)).await {
                 Ok(met) => met,
                 Err(_) if hangs_up => Met::HungUp,
                 Err(_) => Met::Nothing,
             };
-            tally.note_met(at, waits, met);
+            tally.note_met(at, wait.filter(|_| !hangs_up), takes, met);
         });
         // Frees the tasks that have ended.
         while clients.try_join_next().is_some() {}
@@ -133,8 +169,12 @@ impl Target {
     /// Submits a question and, with `wait`, waits for its answer.
     async fn ask(&self, query: &str, wait: Option<f64>) -> Met {
         let request = self.http.post(format!("{}/api/v1/analyze", self.base));
-        let answer =
-            self.with_token(request).json(&json!({ "query": query, "wait": wait.unwrap_or(0.0) })).send().await;
+        let depth = if wait.is_some() { "brief" } else { "full" };
+        let answer = self
+            .with_token(request)
+            .json(&json!({ "query": query, "wait": wait.unwrap_or(0.0), "depth": depth }))
+            .send()
+            .await;
         let Ok(answer) = answer else { return Met::Nothing };
         match answer.status() {
             StatusCode::OK => match answer.bytes().await {
