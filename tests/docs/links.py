@@ -20,8 +20,12 @@ NOT_SETTINGS = {
     "HTTPS_PROXY": "the HTTP client",
     "HTTP_PROXY": "the HTTP client",
     "NO_PROXY": "the HTTP client",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "OpenTelemetry",
+    "OTEL_": "OpenTelemetry",
+    "SSL_CERT_FILE": "the TLS library",
     "TMPDIR": "the system",
     "ALERT_WEBHOOK": "deploy/monitor.sh",
+    "UPDATE_DOCS": "the tests",
 }
 
 
