@@ -13,6 +13,7 @@
 //! the fallback models, and the report says which one answered.
 
 mod again;
+mod gaps;
 pub mod models;
 mod plan;
 mod question;
@@ -153,6 +154,7 @@ impl Agent {
             Progress::Text(text) => on_news(News::Text(text)),
             Progress::Thinking(_) => {}
         };
+        self.models.call_begins(model);
         match self.claude.send(&plan.call, &on_progress).await {
             Ok(reply) => {
                 self.bill(&mut report, &reply, plan);

@@ -40,7 +40,10 @@ use crate::{
     auth::{Auth, AuthError, jwt::JwtError},
     claude::{Claude, ClientError, price::MAX_AGE_DAYS},
     clock::Clock,
-    config::Settings,
+    config::{
+        Settings,
+        environment::{self, GatewayAccess},
+    },
     dashboard,
     http::{self, Api, fair::Fair},
     limits::Limits,
@@ -130,8 +133,8 @@ pub enum StartError {
     StoreLost,
     /// There is no key.
     #[error(
-        "ANTHROPIC_API_KEY is not set. Set it in the environment or in .env to serve; or try the service without a key, \
-         against a simulated Claude: ceoagent demo"
+        "ANTHROPIC_API_KEY is not set, nor ANTHROPIC_AUTH_TOKEN. Set one of them in the environment or in .env to serve; or \
+         try the service without a key, against a simulated Claude: ceoagent demo"
     )]
     NoKey,
 }
@@ -171,11 +174,14 @@ impl App {
         let prompts = Prompts::load(&settings.prompts_dir)?;
         let tokens = parts::tokens(settings)?;
         let cors_origins = parts::cors_origins(settings)?;
-        let api_key = settings.anthropic_api_key.clone().ok_or(StartError::NoKey)?;
+        let access = environment::gateway_access();
+        if settings.anthropic_api_key.is_none() && access.auth_token.is_none() {
+            return Err(StartError::NoKey);
+        }
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
-        let (store, claude) = open(settings, api_key, &clock, &metrics).await?;
+        let (store, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = match &settings.admin_token {
             Some(token) => (token.clone(), false),
             None => secrets::admin_token(&settings.data_dir)?,
@@ -360,7 +366,7 @@ pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, Salv
 /// hundreds of certificates there.
 async fn open(
     settings: &Settings,
-    api_key: SecretString,
+    access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
 ) -> Result<(Arc<dyn JobStore>, Claude), StartError> {
@@ -370,7 +376,7 @@ async fn open(
         move || SledStore::open(config, clock, metrics)
     });
     let client = task::spawn_blocking({
-        let config = parts::client(settings, api_key);
+        let config = parts::client(settings, access);
         move || Claude::new(config)
     });
     let store: Arc<dyn JobStore> = Arc::new(opening.await??);

@@ -115,8 +115,23 @@ pub struct MessageRequest {
     pub schema: Option<Arc<RawValue>>,
     /// Longest time for the whole call.
     pub time_limit: Duration,
-    /// The system prompt is not marked for the cache, as a gateway refuses the mark.
-    pub is_uncached: bool,
+    /// How long the system prompt stays in the prompt cache.
+    pub cache: CacheTtl,
+}
+
+/// How long a prompt stays in the prompt cache after its last use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, strum::IntoStaticStr)]
+pub enum CacheTtl {
+    /// The API's default.
+    #[default]
+    #[strum(serialize = "5m")]
+    FiveMinutes,
+    /// Writing costs more than for five minutes.
+    #[strum(serialize = "1h")]
+    OneHour,
+    /// It is not cached.
+    #[strum(serialize = "none")]
+    Off,
 }
 
 /// What is heard of a call while it is made.

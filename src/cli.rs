@@ -35,7 +35,7 @@ use self::client::ClientError;
 use crate::config::{
     Settings,
     dotenv::{self, Dotenv},
-    ignore_empty_environment,
+    environment, ignore_empty_environment,
 };
 
 /// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
@@ -213,6 +213,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
     for (name, meant) in &dotenv.misspelt {
         writeln!(io::stderr(), "warning: Unknown setting {name} in .env. Did you mean {meant}?")?;
     }
+    environment::tidy()?;
     let matches = command().try_get_matches().unwrap_or_else(|mut error| {
         tell_source(&mut error, &dotenv);
         error.exit()

@@ -3,16 +3,18 @@
 //! A setting is taken from its flag, else its environment variable, else `.env` in the working folder, else its default.
 //! The flag is the variable's name in lower case: `MAX_RETRIES` is `--max-retries`. An empty variable counts as unset,
 //! because that is what `X=${X:-}` in a compose file leaves behind. The commands call, in this order,
-//! [`dotenv::load`], [`ignore_empty_environment`] on the command before it parses, and [`Settings::validate`].
+//! [`dotenv::load`], [`environment::tidy`], [`ignore_empty_environment`] on the command before it parses, and [`Settings::validate`].
 //!
 //! Only what an operator decides is a setting. What the service can find out (memory, open files, the account's limits)
 //! it finds out; what nobody sets is a constant beside the code that uses it. Checks that need another part stay there:
 //! whether the folders can be used, the prompts are valid and the model exists.
 //!
 //! - `dotenv`: the file `.env`
+//! - `environment`: variables as people and platforms write them
 //! - `values`: settings that are more than a number or a word
 
 pub mod dotenv;
+pub mod environment;
 #[cfg(test)]
 mod tests;
 pub mod values;

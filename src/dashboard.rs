@@ -7,6 +7,7 @@
 //! is escaped by the templates, without exception.
 //!
 //! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `session`: signing in and out
+//! - `docs`: `/docs`, the API to read and try
 //! - `reader`: who reads: language, colours, session · `page`: templates and answers · `strings`: every text, twice
 //! - `memo`, `history`: what of a memo, and of the past, is drawn and not just told · `assets`: the style sheet, the script, the
 //!   icon
@@ -14,6 +15,7 @@
 mod api;
 mod ask;
 mod assets;
+mod docs;
 mod history;
 mod job;
 mod keys;
@@ -67,6 +69,7 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         Arc::new(Pages { api: Api::new(api), templates: Templates::new(), sessions: Sessions::of(queue), shown });
     Router::new()
         .route("/", get(ask::form).post(ask::submit))
+        .route("/docs", get(docs::show))
         .route("/jobs/{id}", get(job::show))
         .route("/jobs/{id}/events", get(job::events))
         .route("/jobs/{id}/memo.md", get(job::memo_markdown))

@@ -34,15 +34,15 @@ mod wait;
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Router,
+    Json, Router,
     http::{HeaderValue, Method, Uri},
     middleware,
+    routing::get,
 };
 use tokio::time::Instant;
 use tower_http::cors::{self, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
-use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::{
     document::Document,
@@ -133,13 +133,10 @@ pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
     let api = Arc::new(api);
     let (routes, document) = routes().split_for_parts();
     let routes = routes.with_state(Arc::clone(&api));
-    // By default Swagger UI sends the document to an external validator.
-    let docs = SwaggerUi::new("/docs")
-        .config(Config::new(["/openapi.json"]).validator_url("none").try_it_out_enabled(true))
-        .url("/openapi.json", document);
+    let document = Arc::new(document);
+    let routes = routes.route("/openapi.json", get(move || std::future::ready(Json(Arc::clone(&document)))));
     let pages = pages(routes.clone());
     routes
-        .merge(docs)
         .merge(pages)
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)

@@ -55,6 +55,5 @@ pub mod telemetry;
 pub mod webhook;
 pub mod worker;
 
-/// Set up in `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -20,8 +20,7 @@ install() {
 }
 
 packages=()
-has cc || packages+=(gcc libc6-dev) # links Rust programs, builds ring and jemalloc
-has make || packages+=(make)
+has cc || packages+=(gcc libc6-dev) # links Rust programs, builds ring and mimalloc
 # Tests of a power cut and of full disks make disks of their own, which takes root and, in a container, --privileged.
 has prlimit && has unshare || packages+=(util-linux)
 has mkfs.ext4 || packages+=(e2fsprogs)

@@ -14,7 +14,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use crate::claude::{MessageRequest, error::Parameter};
+use super::gaps::Gaps;
+use crate::claude::{CacheTtl, MessageRequest, error::Parameter};
 
 /// How long a model that was overloaded is passed over: an overload is over in seconds to minutes.
 pub(super) const OVERLOADED_FOR: Duration = Duration::from_secs(30);
@@ -50,6 +51,7 @@ struct Model {
 struct Shape {
     left_out: BTreeSet<&'static str>,
     max_tokens: Option<u32>,
+    gaps: Gaps,
 }
 
 /// What is known of a model.
@@ -61,6 +63,8 @@ pub struct Known {
     pub left_out: Vec<&'static str>,
     /// The most output tokens it takes; null while that is not known.
     pub max_tokens: Option<u32>,
+    /// How long its system prompt is cached, by the gaps between its calls: `5m`, `1h` or `none`.
+    pub cache_ttl: &'static str,
     /// It is overloaded or gone, and passed over where another can be asked.
     pub is_passed_over: bool,
 }
@@ -130,9 +134,7 @@ impl Models {
         if has(Parameter::Thinking) {
             call.thinking = None;
         }
-        if has(Parameter::CacheControl) {
-            call.is_uncached = true;
-        }
+        call.cache = if has(Parameter::CacheControl) { CacheTtl::Off } else { shape.gaps.ttl() };
     }
 
     /// A model refused `parameter` of `call`, of which it may have named the most. Tells what is done about it, or that the
@@ -143,7 +145,7 @@ impl Models {
             Parameter::Format => call.schema.is_some(),
             Parameter::OutputConfig => call.effort.is_some() || call.schema.is_some(),
             Parameter::Thinking => call.thinking.is_some(),
-            Parameter::CacheControl => !call.is_uncached,
+            Parameter::CacheControl => call.cache != CacheTtl::Off,
             Parameter::MaxTokens => call.max_tokens > LEAST_MAX_TOKENS,
         };
         if !was_sent {
@@ -159,6 +161,11 @@ impl Models {
             shape.left_out.insert(name);
         });
         Some(format!("{name} is left out from now on"))
+    }
+
+    /// A call to a model begins.
+    pub(super) fn call_begins(&self, id: &str) {
+        self.learn(id, |shape| shape.gaps.add(Instant::now()));
     }
 
     /// A model gives no more than `most` output tokens.
@@ -182,8 +189,10 @@ impl Models {
         let known = |id: &str| {
             let shape = learnt.get(id).cloned().unwrap_or_default();
             let is_passed_over = self.0.own.iter().any(|model| model.id == id && model.is_out());
+            let is_cached = !shape.left_out.contains(<&str>::from(Parameter::CacheControl));
+            let cache_ttl = if is_cached { shape.gaps.ttl() } else { CacheTtl::Off }.into();
             let left_out = shape.left_out.into_iter().collect();
-            Known { model: id.to_owned(), left_out, max_tokens: shape.max_tokens, is_passed_over }
+            Known { model: id.to_owned(), cache_ttl, left_out, max_tokens: shape.max_tokens, is_passed_over }
         };
         self.ids().chain(others).map(known).collect()
     }
@@ -237,7 +246,7 @@ mod tests {
             models.fit(&mut call);
             call
         };
-        let parts = |call: MessageRequest| (call.effort.is_some(), call.schema.is_some(), !call.is_uncached);
+        let parts = |call: MessageRequest| (call.effort.is_some(), call.schema.is_some(), call.cache != CacheTtl::Off);
         for (parameter, model, left) in [
             (Parameter::Effort, "a", (false, true, true)),
             (Parameter::Format, "b", (true, false, true)),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     analysis::{self, RepairRequest},
-    claude::MessageRequest,
+    claude::{CacheTtl, MessageRequest},
     config::Effort,
     job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
     prompts::{self, PromptError, Question, Rendered},
@@ -102,7 +102,7 @@ impl Agent {
             // A part of a memo does not have the schema of a whole one.
             schema: repair.is_none().then(analysis::schema_text),
             time_limit: self.time_limit(is_waited_for),
-            is_uncached: false,
+            cache: CacheTtl::default(),
         };
         self.models.fit(&mut call);
         Ok(Plan {

@@ -8,7 +8,6 @@ use std::{
 };
 
 use axum::http::HeaderValue;
-use secrecy::SecretString;
 
 use super::{StartError, machine};
 use crate::{
@@ -16,7 +15,7 @@ use crate::{
     auth::jwt::{JwtError, Tokens},
     claude::{ClientConfig, price::Prices},
     clock::Clock,
-    config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings},
+    config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings, environment::GatewayAccess},
     job::{JobRequest, callback::Callbacks},
     ledger::dollars,
     limits::budget::{Budget, Daily, Need},
@@ -101,12 +100,12 @@ pub(super) fn store(settings: &Settings) -> SledConfig {
     }
 }
 
-pub(super) fn client(settings: &Settings, api_key: SecretString) -> ClientConfig {
+pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig {
     ClientConfig {
         base_url: settings.anthropic_base_url.clone(),
-        api_key: Some(api_key),
-        auth_token: None,
-        custom_headers: None,
+        api_key: settings.anthropic_api_key.clone(),
+        auth_token: access.auth_token,
+        custom_headers: access.custom_headers,
         connect_timeout: CONNECT_TIMEOUT,
         // A call that may take only a few seconds may not be silent for as long.
         idle_timeout: settings.request_timeout.map_or(STREAM_IDLE_TIMEOUT, |most| STREAM_IDLE_TIMEOUT.min(most / 2)),

@@ -43,7 +43,7 @@ use account::{Account, Exceeded};
 use check::Asked;
 use sse::{Message, Step};
 
-use super::{stream::tokens, wire::Usage};
+use super::{CacheTtl, stream::tokens, wire::Usage};
 
 /// Calls kept in the record, the newest; a demo may run for long. The counters go on beyond it.
 pub const MAX_RECORDED_CALLS: usize = 1_000;
@@ -145,6 +145,8 @@ pub enum Fault {
     ThinkingFirst,
     /// This text is the answer.
     Answer(String),
+    /// The answer is billed as these tokens.
+    Usage(Usage),
     /// The answer takes so long.
     Takes(Duration),
     /// The connection is closed with no answer at all; nothing is billed.
@@ -621,7 +623,10 @@ impl Shared {
                 stop_reason = "max_tokens";
             }
         }
-        let usage = Usage { output_tokens: full.min(most), ..self.input_usage(asked) };
+        let usage = match fault {
+            Fault::Usage(usage) => *usage,
+            _ => Usage { output_tokens: full.min(most), ..self.input_usage(asked) },
+        };
         let counted = usage.input_tokens + usage.cache_creation_input_tokens;
         let taken = self.account.lock().take(counted, usage.output_tokens, Instant::now());
         taken.map_err(|Exceeded { limit, wait }| {
@@ -645,7 +650,7 @@ impl Shared {
             return Usage { input_tokens: fresh, ..Usage::default() };
         };
         let system_tokens = tokens(system);
-        if !cached || system_tokens < MIN_CACHED_TOKENS {
+        if *cached == CacheTtl::Off || system_tokens < MIN_CACHED_TOKENS {
             return Usage { input_tokens: fresh + system_tokens, ..Usage::default() };
         }
         let mut hasher = DefaultHasher::new();
@@ -655,7 +660,13 @@ impl Shared {
             cached_prompts.clear();
         }
         if cached_prompts.insert(hasher.finish()) {
-            Usage { input_tokens: fresh, cache_creation_input_tokens: system_tokens, ..Usage::default() }
+            let written_1h = if *cached == CacheTtl::OneHour { system_tokens } else { 0 };
+            Usage {
+                input_tokens: fresh,
+                cache_creation_input_tokens: system_tokens,
+                cache_creation_1h_input_tokens: written_1h,
+                ..Usage::default()
+            }
         } else {
             Usage { input_tokens: fresh, cache_read_input_tokens: system_tokens, ..Usage::default() }
         }

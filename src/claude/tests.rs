@@ -31,7 +31,7 @@ fn question(text: &str) -> MessageRequest {
         effort: Some("low"),
         thinking: Some("between_tools"),
         schema: Some(schema()),
-        is_uncached: false,
+        cache: CacheTtl::FiveMinutes,
         time_limit: Duration::from_secs(20),
     }
 }
@@ -496,6 +496,23 @@ async fn a_reached_limit_is_a_429_that_says_when_to_come_back() {
     let error = ask(&claude).await.unwrap_err();
     assert_eq!(error.fault(), Concern::Limit);
     assert!((25..=30).contains(&error.retry_after.unwrap().as_secs()), "{:?}", error.retry_after);
+}
+
+#[tokio::test]
+async fn the_system_prompt_is_cached_for_five_minutes_an_hour_or_not_at_all() {
+    let (simulator, claude) = pair([]).await;
+    for (cache, mark) in [
+        (CacheTtl::FiveMinutes, json!({"type": "ephemeral"})),
+        (CacheTtl::OneHour, json!({"type": "ephemeral", "ttl": "1h"})),
+        (CacheTtl::Off, json!(null)),
+    ] {
+        let system = format!("{mark} {}", "word ".repeat(2_000));
+        let usage = claude.send(&MessageRequest { system, cache, ..question("Why?") }, &|_| {}).await.unwrap().usage;
+        assert_eq!(simulator.calls().last().unwrap().json()["system"][0]["cache_control"], mark);
+        assert_eq!(usage.cache_creation_input_tokens > 0, cache != CacheTtl::Off);
+        let written_1h = usage.cache_creation_1h_input_tokens;
+        assert_eq!(written_1h == usage.cache_creation_input_tokens, cache != CacheTtl::FiveMinutes);
+    }
 }
 
 #[tokio::test]

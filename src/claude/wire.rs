@@ -11,7 +11,7 @@ use serde::{
 };
 use serde_json::{Value, value::RawValue};
 
-use super::{MessageRequest, StopReason};
+use super::{CacheTtl, MessageRequest, StopReason};
 
 /// The version of the API this client is written against, sent with every request.
 pub(super) const API_VERSION: &str = "2026-10-21";
@@ -156,6 +156,19 @@ struct SystemBlock<'a> {
 #[derive(Serialize)]
 struct CacheControl {
     r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl: Option<&'static str>,
+}
+
+impl CacheControl {
+    fn of(ttl: CacheTtl) -> Option<CacheControl> {
+        let ttl = match ttl {
+            CacheTtl::Off => return None,
+            CacheTtl::FiveMinutes => None,
+            CacheTtl::OneHour => Some(ttl.into()),
+        };
+        Some(CacheControl { r#type: "ephemeral", ttl })
+    }
 }
 
 #[derive(Serialize)]
@@ -186,11 +199,7 @@ impl<'a> Body<'a> {
             stream: true,
             // The API rejects an empty text block.
             system: (!request.system.is_empty()).then(|| {
-                [SystemBlock {
-                    r#type: "text",
-                    text: &request.system,
-                    cache_control: (!request.is_uncached).then_some(CacheControl { r#type: "ephemeral" }),
-                }]
+                [SystemBlock { r#type: "text", text: &request.system, cache_control: CacheControl::of(request.cache) }]
             }),
             messages: messages(request),
             thinking: request.thinking.map(|r#type| Thinking { r#type }),

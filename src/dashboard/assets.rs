@@ -12,9 +12,10 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use crate::digest::sha256;
 
 /// Name, content type and content.
-const ASSETS: [(&str, &str, &str); 3] = [
+const ASSETS: [(&str, &str, &str); 4] = [
     ("app.css", "text/css; charset=utf-8", include_str!("assets/app.css")),
     ("app.js", "text/javascript; charset=utf-8", include_str!("assets/app.js")),
+    ("docs.js", "text/javascript; charset=utf-8", include_str!("assets/docs.js")),
     ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
 ];
 

@@ -12,7 +12,7 @@ use minijinja::{
 };
 use tracing::error;
 
-use super::{Pages, Shown, api::Answer, assets, reader::Reader, session::sign_in_first};
+use super::{Pages, Shown, api::Answer, assets, docs, reader::Reader, session::sign_in_first};
 use crate::{analysis::labels::Labels, clock::Timestamp};
 
 /// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
@@ -20,7 +20,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; scr
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The templates, by name. All end in `.html`, for which they are escaped.
-pub(super) const TEMPLATES: [(&str, &str); 13] = [
+pub(super) const TEMPLATES: [(&str, &str); 14] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("ask.html", include_str!("templates/ask.html")),
@@ -33,6 +33,7 @@ pub(super) const TEMPLATES: [(&str, &str); 13] = [
     ("audit.html", include_str!("templates/audit.html")),
     ("history.html", include_str!("templates/history.html")),
     ("keys.html", include_str!("templates/keys.html")),
+    ("docs.html", include_str!("templates/docs.html")),
     ("message.html", include_str!("templates/message.html")),
 ];
 
@@ -56,6 +57,9 @@ impl Templates {
         environment.add_filter("seconds", seconds);
         environment.add_filter("time", time);
         environment.add_filter("between", between);
+        environment.add_filter("kind", |schema: Value| docs::kind(&schema));
+        environment.add_filter("example", |schema: Value, schemas: Value| docs::example(&schema, &schemas));
+        environment.add_filter("prose", |text: String| docs::prose(&text));
         for (name, source) in TEMPLATES {
             environment
                 .add_template(name, source)

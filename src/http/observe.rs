@@ -108,21 +108,15 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         HttpLabels { method: bounded(&method).to_owned(), route: route.to_owned(), status: response.status().as_u16() };
     api.metrics.http_requests.get_or_create(&labels).inc();
     api.metrics.http_seconds.observe(elapsed.as_secs_f64());
-    harden(response.headers_mut(), uri.path());
+    harden(response.headers_mut());
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
 }
 
 /// Adds security headers for browsers. Headers that a handler has set stay.
-fn harden(headers: &mut HeaderMap, path: &str) {
-    // Swagger UI loads its own scripts and uses inline styles; other responses load nothing.
-    let policy = if path.starts_with("/docs") {
-        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
-    } else {
-        "default-src 'none'; frame-ancestors 'none'"
-    };
+fn harden(headers: &mut HeaderMap) {
     for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         // Responses are private to a caller.

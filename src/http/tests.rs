@@ -328,15 +328,9 @@ async fn metrics_count_by_route_pattern_and_show_the_gauges() {
 }
 
 #[tokio::test]
-async fn the_api_page_loads_nothing_from_outside() {
+async fn the_document_is_served() {
     let base = start().await;
-    let get = async |path: &str| client().get(format!("{base}{path}")).send().await.unwrap();
-    assert_eq!(get("/docs").await.headers()["location"], "/docs/");
-    let page = get("/docs/").await.text().await.unwrap();
-    let script = get("/docs/swagger-initializer.js").await.text().await.unwrap();
-    assert!(script.contains("/openapi.json") && script.contains("\"validatorUrl\": \"none\""), "{script}");
-    assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
-    let document: Value = get("/openapi.json").await.json().await.unwrap();
+    let document: Value = client().get(format!("{base}/openapi.json")).send().await.unwrap().json().await.unwrap();
     assert_eq!(document, serde_json::to_value(openapi()).unwrap());
 }
 

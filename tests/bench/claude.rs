@@ -65,7 +65,7 @@ fn request() -> MessageRequest {
         schema: Some(analysis::schema_text()),
         time_limit: Duration::from_secs(60),
         thinking: None,
-        is_uncached: false,
+        cache: ceoagent::claude::CacheTtl::default(),
     }
 }
 

@@ -530,6 +530,7 @@ def main(binary, axe_path):
             "week": "/admin?range=week",
             "keys": "/admin/keys",
             "audit": "/admin/audit",
+            "docs": "/docs",
         }, axe)
         claude.release()
     print("every page, light and dark, wide and on a phone: all is well")

@@ -70,7 +70,7 @@ fi
 
 if ! docker image inspect "$base" >/dev/null 2>&1 && ! timeout 60 docker pull -q "$base"; then
     say "Making a stand-in for $base"
-    debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates,make bookworm "$work/base" >/dev/null
+    debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates bookworm "$work/base" >/dev/null
     toolchain="$(rustc --print sysroot)"
     mkdir -p "$work/base/usr/local/rust"
     tar -C "$toolchain" -c --exclude=share/doc --exclude=share/man . | tar -C "$work/base/usr/local/rust" -x
@@ -83,6 +83,8 @@ fi
 say "A fresh clone, compose up"
 git -c safe.directory="*" clone -q --no-hardlinks "$source" "$work/ceoagent"
 cd "$work/ceoagent"
+# What is linked most thoroughly takes minutes more, and is no different to these tests.
+sed -i 's/^ARG PROFILE=dist$/ARG PROFILE=release/' Dockerfile
 up() { compose -f docker-compose.yml -f tests/docker/simulated.yml up -d "$@"; }
 up --build
 url="http://127.0.0.1:$PORT"

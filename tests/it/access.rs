@@ -302,7 +302,7 @@ async fn wrong_credentials_are_answered_so_often_only_and_the_right_one_always()
 async fn answers_say_what_a_browser_may_make_of_them_and_which_pages_may_ask() {
     let claude = simulator().await;
     let service = Setup::new(&claude.base_url()).with("CORS_ORIGINS", "https://app.example").start();
-    for path in ["/health", "/nothing", "/api/v1/admin/jobs", "/docs/"] {
+    for path in ["/health", "/nothing", "/api/v1/admin/jobs", "/docs"] {
         let answer = service.get(path).await;
         assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
         assert!(answer.header("content-security-policy").contains("frame-ancestors 'none'"), "{path}");

@@ -334,3 +334,32 @@ async fn a_body_in_another_encoding_is_refused_by_its_name() {
     assert_eq!(events.headers()["x-accel-buffering"], "no");
     assert_eq!(events.headers()["cache-control"], "no-cache, no-transform");
 }
+
+#[tokio::test]
+async fn a_bearer_token_further_headers_and_a_key_from_a_file_are_sent() {
+    let upstream = Upstream::start(vec![answer(MEMO)]);
+    let setup = Setup::new(&upstream.base).without("ANTHROPIC_API_KEY").with("HOST", "localhost");
+    let key = setup.folder().join("key");
+    std::fs::write(&key, "sk-from-a-file\n").unwrap();
+    let service = setup
+        .with("ANTHROPIC_API_KEY_FILE", key.to_str().unwrap())
+        .with("ANTHROPIC_AUTH_TOKEN", "'sk-quoted'")
+        .with("ANTHROPIC_CUSTOM_HEADERS", "x-team: ops\nx-tier: a,b")
+        .start();
+    service.ended(&service.submit("Who asks?").await.id()).await;
+    let head = upstream.posts.lock().unwrap()[0].to_lowercase();
+    for line in ["x-api-key: sk-from-a-file", "authorization: bearer sk-quoted", "x-team: ops", "x-tier: a,b"] {
+        assert!(head.lines().any(|sent| sent == line), "{line} is not in {head}");
+    }
+}
+
+#[tokio::test]
+async fn a_socks_proxy_of_the_environment_is_used() {
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("socks5h://{}", proxy.local_addr().unwrap());
+    let service = Setup::new("https://api.gateway.invalid").with("ALL_PROXY", &address).start();
+    service.submit("Through the tunnel?").await;
+    let mut greeting = [0; 3];
+    proxy.accept().unwrap().0.read_exact(&mut greeting).unwrap();
+    assert_eq!(greeting, [5, 1, 0], "version 5, one method, no authentication");
+}

@@ -7,7 +7,10 @@ use std::{
 
 use ceoagent::{
     app::App,
-    claude::simulator::{Call, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig},
+    claude::{
+        Usage,
+        simulator::{Call, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig},
+    },
     clock::{Clock, Timestamp},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -146,6 +149,52 @@ async fn the_ledger_is_what_was_billed_whatever_the_answers_were_worth() {
     assert_eq!(sum(of_jobs), bill, "and by job");
     service.kill();
     assert_eq!(usage(&setup.start()).await["days"], today["days"], "a restart keeps it");
+}
+
+/// What a call costs by the price list, in US dollars.
+fn list_price(call: &Call) -> f64 {
+    let (input, output, read) = match call.model.as_str() {
+        "claude-opus-5-5" => (4.0, 20.0, 0.05),
+        "claude-haiku-5-5" if call.usage.total_input() > 100_000 => (0.5, 2.5, 0.1),
+        "claude-haiku-5-5" => (0.1, 0.5, 0.1),
+        _ => (2.0, 10.0, 0.05),
+    };
+    let usage = call.usage;
+    let written_1h = usage.cache_creation_1h_input_tokens;
+    let written_5m = usage.cache_creation_input_tokens - written_1h;
+    let prompt = usage.input_tokens as f64 + written_5m as f64 * 1.25 + written_1h as f64 * 2.0;
+    let sum = (prompt + usage.cache_read_input_tokens as f64 * read) * input + usage.output_tokens as f64 * output;
+    sum * if usage.is_us { 1.1 } else { 1.0 } / 1e6
+}
+
+#[tokio::test]
+async fn over_all_kinds_of_prices_the_ledger_is_what_was_billed() {
+    let claude = simulator().await;
+    let usage_of = |n: u64| Usage {
+        input_tokens: 1_000 + n,
+        output_tokens: 500 * n + 1,
+        cache_creation_input_tokens: if n.is_multiple_of(2) { 1_000 } else { 0 },
+        cache_creation_1h_input_tokens: if n.is_multiple_of(4) { 600 } else { 0 },
+        cache_read_input_tokens: if n.is_multiple_of(3) { 2_000 } else { 0 },
+        is_us: n.is_multiple_of(5),
+    };
+    let long = Usage { input_tokens: 100_500, output_tokens: 900, ..Usage::default() };
+    claude.script((0..12).map(|n| Fault::Usage(usage_of(n))).chain([Fault::Usage(long), Fault::Refusal]));
+    let service = Setup::new(&claude.base_url()).with("MAX_QUERY_LENGTH", "100000").with("WORKERS", "1").start();
+    let ask = async |query: &str, model: &str| {
+        let answer = service.post("/api/v1/analyze", &json!({ "query": query, "model": model })).await;
+        service.ended(&answer.id()).await
+    };
+    for n in 0..12 {
+        let model = ["claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"][n % 3];
+        ask(&format!("Should we start project {n}?"), model).await;
+    }
+    ask(&"x".repeat(99_000), "claude-haiku-5-5").await;
+    ask("And this, which is refused?", "claude-opus-5-5").await;
+    let bill: f64 = claude.calls().iter().map(list_price).sum();
+    let ledger = usage(&service).await["days"][0]["total"]["cost_usd"].as_f64().unwrap();
+    assert!((ledger - bill).abs() < bill * 0.000_1, "{ledger} {bill}");
+    assert_eq!(claude.calls().len(), 14);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ErrorAnswer;
+use crate::claude::CacheTtl;
 
 /// Over this many `max_tokens` the API wants a request to stream.
 const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
@@ -73,8 +74,8 @@ pub(super) struct Asked {
     pub(super) model: String,
     pub(super) max_tokens: u64,
     pub(super) stream: bool,
-    /// The system prompt, and whether it is marked for the cache.
-    pub(super) system: Option<(String, bool)>,
+    /// The system prompt, and how long it is to be cached.
+    pub(super) system: Option<(String, CacheTtl)>,
     /// All messages' text; the last is the user's.
     pub(super) prompt: String,
     /// Bytes of the schema.
@@ -127,7 +128,12 @@ enum Content {
 struct Block {
     #[serde(default)]
     text: String,
-    cache_control: Option<IgnoredAny>,
+    cache_control: Option<CacheControl>,
+}
+
+#[derive(Deserialize)]
+struct CacheControl {
+    ttl: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -157,11 +163,15 @@ impl Content {
         }
     }
 
-    fn text(self) -> (String, bool) {
+    fn text(self) -> (String, CacheTtl) {
         match self {
-            Content::Text(text) => (text, false),
+            Content::Text(text) => (text, CacheTtl::Off),
             Content::Blocks(blocks) => {
-                let cached = blocks.iter().any(|block| block.cache_control.is_some());
+                let cached = match blocks.iter().find_map(|block| block.cache_control.as_ref()) {
+                    None => CacheTtl::Off,
+                    Some(control) if control.ttl.as_deref() == Some("1h") => CacheTtl::OneHour,
+                    Some(_) => CacheTtl::FiveMinutes,
+                };
                 (blocks.into_iter().map(|block| block.text).collect::<Vec<_>>().join("\n"), cached)
             }
         }

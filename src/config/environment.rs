@@ -1,0 +1,137 @@
+//! Variables as people and platforms write them: with blanks or a line break at the end (Kubernetes secrets), in quotes
+//! (`docker run --env-file`), or as a file that holds the value (`NAME_FILE`, for secrets of compose and Kubernetes).
+
+use std::{env, fs, io, net::Ipv4Addr};
+
+use clap::{Args, Command};
+use secrecy::SecretString;
+
+use super::{ServiceAddress, Settings};
+
+/// Variables of Anthropic's SDKs, which hold secrets and are no flags.
+const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
+const CUSTOM_HEADERS: &str = "ANTHROPIC_CUSTOM_HEADERS";
+
+/// Why the environment can't be used. No message holds a value.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvironmentError {
+    /// The file of a secret can't be read.
+    #[error("{name}_FILE: can't read the file {path}: {source}")]
+    Unreadable { name: String, path: String, source: io::Error },
+    /// A secret is given twice.
+    #[error("{name} and {name}_FILE are both set. Set one of them")]
+    Twice { name: String },
+    /// A variable can't be set.
+    #[error("the environment can't be set: {0}")]
+    Unusable(dotenvy::Error),
+}
+
+/// What lets a call into a gateway, besides or instead of ANTHROPIC_API_KEY.
+#[derive(Clone, Debug, Default)]
+pub struct GatewayAccess {
+    /// Sent as `Authorization: Bearer`.
+    pub auth_token: Option<SecretString>,
+    /// Further headers.
+    pub custom_headers: Option<SecretString>,
+}
+
+/// Reads the variables that Anthropic's SDKs have for gateways.
+pub fn gateway_access() -> GatewayAccess {
+    let secret = |name| env::var(name).ok().filter(|value| !value.is_empty()).map(SecretString::from);
+    GatewayAccess { auth_token: secret(AUTH_TOKEN), custom_headers: secret(CUSTOM_HEADERS) }
+}
+
+/// Trims and unquotes the variables of all settings, and reads secrets from their files. Call it before any thread is
+/// started.
+///
+/// # Errors
+/// [`EnvironmentError`].
+pub fn tidy() -> Result<(), EnvironmentError> {
+    let known = ServiceAddress::augment_args(Settings::augment_args(Command::new("known")));
+    let names = known.get_arguments().filter_map(|arg| Some((arg.get_env()?.to_str()?, arg.is_hide_env_values_set())));
+    let names: Vec<(&str, bool)> = names.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]).collect();
+    let changed = changes(&names, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
+    let lines: String = changed.iter().map(|(name, value)| format!("{name}=\"{}\"\n", escaped(value))).collect();
+    // Setting a variable is unsafe while there are threads; dotenvy does it for a process that has none.
+    dotenvy::from_read_override(lines.as_bytes()).map_err(EnvironmentError::Unusable)
+}
+
+/// The variables that get another value: of `names`, each with whether it is a secret.
+fn changes(
+    names: &[(&str, bool)],
+    get: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, String)>, EnvironmentError> {
+    let mut changes = Vec::new();
+    for (name, is_secret) in names {
+        let given = get(name);
+        let file = get(&format!("{name}_FILE")).filter(|_| *is_secret);
+        let value = match (&given, file) {
+            (None, None) => continue,
+            // An address is listened on, and a name could stand for several.
+            (Some(value), _) if *name == "HOST" && meant(value).eq_ignore_ascii_case("localhost") => {
+                Ipv4Addr::LOCALHOST.to_string()
+            }
+            (Some(_), Some(_)) => return Err(EnvironmentError::Twice { name: (*name).to_owned() }),
+            (Some(value), None) => meant(value).to_owned(),
+            (None, Some(path)) => {
+                let text = fs::read_to_string(path.trim()).map_err(|source| EnvironmentError::Unreadable {
+                    name: (*name).to_owned(),
+                    path,
+                    source,
+                })?;
+                meant(text.trim_start_matches('\u{feff}')).to_owned()
+            }
+        };
+        if given.as_ref() != Some(&value) {
+            changes.push(((*name).to_owned(), value));
+        }
+    }
+    Ok(changes)
+}
+
+/// A value without the blanks around it and the quotes around the whole.
+fn meant(value: &str) -> &str {
+    let value = value.trim();
+    let quoted = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
+    quoted('"').or_else(|| quoted('\'')).map_or(value, str::trim)
+}
+
+/// `value` for between double quotes in a settings file.
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(given: &[(&str, &str)]) -> Result<Vec<(String, String)>, String> {
+        let get = |name: &str| given.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        changes(&[("KEY", true), ("HOST", false)], get).map_err(|error| error.to_string())
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn blanks_line_breaks_and_quotes_around_a_value_go() {
+        let given = [("KEY", "\"sk-ant-test\"\n"), ("HOST", " 127.0.0.1 ")];
+        assert_eq!(changed(&given), Ok(pairs(&[("KEY", "sk-ant-test"), ("HOST", "127.0.0.1")])));
+        assert_eq!(changed(&[("KEY", "'a b'"), ("HOST", "::1")]), Ok(pairs(&[("KEY", "a b")])));
+        assert_eq!(changed(&[("KEY", "\""), ("HOST", "a\"b")]), Ok(vec![]));
+        assert_eq!(changed(&[("HOST", "localhost")]), Ok(pairs(&[("HOST", "127.0.0.1")])));
+    }
+
+    #[test]
+    fn a_secret_is_read_from_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "\u{feff}sk-ant-test\r\n").unwrap();
+        let path = path.to_str().unwrap();
+        assert_eq!(changed(&[("KEY_FILE", path)]), Ok(pairs(&[("KEY", "sk-ant-test")])));
+        assert_eq!(changed(&[("HOST_FILE", path)]), Ok(vec![]), "what is no secret has no file");
+        assert!(changed(&[("KEY", "x"), ("KEY_FILE", path)]).unwrap_err().contains("both set"));
+        assert!(changed(&[("KEY_FILE", "/none")]).unwrap_err().starts_with("KEY_FILE: can't read the file /none"));
+    }
+}
