@@ -251,7 +251,7 @@ mod streams {
         connection_lost: Fault::DropAfter(5) => failed "connection_lost" 2 Input;
         silent: Fault::StallAfter(5), IDLE => failed "timeout" 2 Input;
         silent_from_the_start: Fault::Hold, IDLE => failed "timeout" 2 AtRisk;
-        too_slow_in_all: Fault::Takes(Duration::from_secs(60)), TOTAL => failed "time_limit" 2 Input;
+        too_slow_in_all: Fault::Takes(Duration::from_secs(8)), TOTAL => failed "time_limit" 2 Input;
         not_json: Fault::Malformed => failed "malformed_response" 2 Input;
         no_stream_and_no_json: ErrorAnswer::status(200).html("<html>Log in</html>") => failed "malformed_response" 2 AtRisk;
         a_whole_message_instead: Fault::Unstreamed => succeeded "" 1 All;
