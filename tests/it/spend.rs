@@ -348,7 +348,7 @@ async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
 async fn a_reached_budget_opens_when_the_day_turns() {
     let claude = simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    let settings = settings(&claude.base_url(), folder.path(), &["--daily-budget=0.60 USD"]);
+    let settings = settings(&claude.base_url(), folder.path(), &["--daily-budget=0.40 USD"]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let clock = Clock::manual(Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()));
     let app = App::start(&settings, clock.clone()).await.unwrap();
@@ -371,7 +371,7 @@ async fn a_reached_budget_opens_when_the_day_turns() {
         let usage = get("/api/v1/admin/usage").await;
         let calm = page["total"]["running"] == 0 && usage["budget"]["is_reached"] == true;
         if calm && days.last() != Some(&usage["today"]) {
-            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.60, "{usage:#}");
+            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.40, "{usage:#}");
             days.push(usage["today"].clone());
             clock.advance(Duration::from_hours(24));
         }
