@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn broken_json_is_reported_with_its_place() {
-        for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
+        for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{"] {
             let problem = parse(broken.as_bytes(), bounds(&prompts()), at(0)).unwrap_err();
             let text = format!("{problem:?}");
             assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");

@@ -10,9 +10,9 @@ use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
 
 const QUERY: &str = "Should we open a second plant?";
 
-/// A service against `claude` that thinks as hard about whoever waits as about whoever doesn't.
+/// A service against `claude` that has it think as hard where a client waits as where none does.
 fn setup(claude: &Simulator) -> Setup {
-    Setup::new(&claude.base_url()).with("EFFORT", "high")
+    Setup::new(&claude.base_url()).with("EFFORT", "none")
 }
 
 async fn batch(service: &Service, count: usize) -> Vec<String> {
@@ -55,7 +55,7 @@ async fn however_many_ask_the_same_at_once_claude_is_asked_once_and_each_has_its
     let accepted = futures_util::future::join_all((0..8).map(|_| service.submit(QUERY))).await;
     let mut ids: Vec<String> = accepted.iter().map(Answer::id).collect();
     // Those that wait are answered with their own jobs; a difference of white space is none.
-    let body = json!({ "query": format!(" {}\n", QUERY.replace(' ', "  ")), "wait": true });
+    let body = json!({ "query": format!(" {}\n", QUERY.replace(' ', "  ")), "depth": "full", "wait": true });
     let (waiting, ()) = futures_util::future::join(
         futures_util::future::join_all((0..3).map(|_| service.post("/api/v1/analyze", &body))),
         async {
