@@ -367,7 +367,7 @@ async fn an_operator_looks_at_a_service_holds_it_and_lets_it_go_on() {
     let id = service.submit("Does it wait?").await.id();
     let stats = run(client(&setup, &service, &["stats"])).await;
     assert_eq!(stats.code, Some(0), "{}", stats.err);
-    for words in ["1 queued", "8, 0 running attempts", "not measured yet", "1 submitted", "0 tokens", "Paused"] {
+    for words in ["1 queued", "512, 0 running attempts", "not measured yet", "1 submitted", "0 tokens", "Paused"] {
         assert!(stats.out.contains(words), "{words:?} is not in {}", stats.out);
     }
     assert!(!stats.out.contains("Budget"), "there is none: {}", stats.out);
