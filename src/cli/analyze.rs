@@ -197,6 +197,7 @@ impl Analyze {
             ("priority", &self.priority),
             ("depth", &self.depth),
             ("model", &self.model),
+            ("prompt_version", &self.prompt_version),
             ("run_at", &self.run_at),
             ("callback_url", &self.callback_url),
         ];

@@ -216,7 +216,7 @@ async fn a_key_does_not_close_an_open_service_but_names_its_caller_and_the_answe
     let made = service.admin_post("/api/v1/admin/keys", &json!({"name": "alice"})).await;
     assert!(made.body["notice"].as_str().unwrap().contains("REQUIRE_API_KEY=true"), "{made:#?}");
     let key = made.body["key"].as_str().unwrap();
-    let question = || Some(json!({"query": "Open?", "run_at": "2030-01-01T00:00:00Z"}));
+    let question = || Some(json!({"query": "Open?"}));
     let everybodys = ask(&service, None, Method::POST, "/api/v1/analyze", question()).await;
     let alices = ask(&service, Some(key), Method::POST, "/api/v1/analyze", question()).await;
     let operators = ask(&service, Some(ADMIN_TOKEN), Method::POST, "/api/v1/analyze", question()).await;

@@ -394,12 +394,12 @@ async fn an_operator_looks_at_a_service_holds_it_and_lets_it_go_on() {
 async fn the_figures_tell_that_the_budget_holds_the_queue() {
     let claude = simulator().await;
     // Room for one call at its most, and once that has spent anything for no other.
-    let setup = Setup::new(&claude.base_url()).with("DAILY_BUDGET", "21000 tokens");
+    let setup = Setup::new(&claude.base_url()).with("DAILY_BUDGET", "22500 tokens");
     let service = setup.start();
     service.ended(&service.submit("The only one today?").await.id()).await;
     let stats = run(client(&setup, &service, &["stats"])).await;
     assert!(
-        stats.out.contains("of 21000 tokens used") && stats.out.contains("the queue goes on at 2"),
+        stats.out.contains("of 22500 tokens used") && stats.out.contains("the queue goes on at 2"),
         "{}",
         stats.out
     );

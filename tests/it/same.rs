@@ -10,9 +10,9 @@ use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
 
 const QUERY: &str = "Should we open a second plant?";
 
-/// A service against `claude` that thinks as hard about whoever waits as about whoever doesn't.
+/// A service against `claude` that thinks as hard where a client waits as where none does.
 fn setup(claude: &Simulator) -> Setup {
-    Setup::new(&claude.base_url()).with("EFFORT", "high")
+    Setup::new(&claude.base_url()).with("EFFORT", "none")
 }
 
 async fn batch(service: &Service, count: usize) -> Vec<String> {
@@ -188,7 +188,9 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
     let first = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
     let wanted = json!({ "job_id": first.body["id"], "finished_at": first.body["finished_at"] });
     let again = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
-    let unwaited = service.submit(QUERY).await;
+    // As deep as one that is waited for, and with as much effort.
+    let brief = json!({ "query": QUERY, "depth": "brief" });
+    let unwaited = service.post("/api/v1/analyze", &brief).await;
     for answer in [&again, &unwaited] {
         assert_eq!((answer.status, &answer.body["cached"]), (200, &wanted), "{answer:#?}");
         assert_eq!(answer.body["result"], first.body["result"]);
@@ -207,7 +209,7 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
 
     service.kill();
     let service = setup.start();
-    assert_eq!(service.submit(QUERY).await.body["cached"], wanted);
+    assert_eq!(service.post("/api/v1/analyze", &brief).await.body["cached"], wanted);
     let own = service.request(Method::POST, "/api/v1/analyze").header("cache-control", "no-cache");
     let own = send(own.json(&json!({ "query": QUERY, "wait": true }))).await;
     assert_eq!((own.body.get("cached"), claude.counters().calls), (None, 2));
@@ -219,7 +221,8 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
     assert_eq!(send(reload).await.status, 200);
     let anew = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
     assert_eq!((anew.body.get("cached"), claude.counters().calls), (None, 3));
-    assert_eq!(service.submit(QUERY).await.body["cached"]["job_id"], anew.body["id"]);
+    let again = service.post("/api/v1/analyze", &brief).await;
+    assert_eq!(again.body["cached"]["job_id"], anew.body["id"]);
 
     let delete = json!({ "action": "delete", "filter": {} });
     assert_eq!(service.admin_post("/api/v1/admin/jobs/actions", &delete).await.status, 200);
