@@ -196,9 +196,9 @@ impl App {
         warn_of_prices(&agent, &clock);
         let budget = parts::budget(settings, &agent, &clock, &store)?;
         let workers = parts::workers(settings);
-        let limits = Limits::new(settings.rate_limits.unwrap_or_default(), workers, budget);
+        let limits = Limits::new(settings.rate_limits.unwrap_or_default(), workers, budget, settings.model());
         let closing = CancellationToken::new();
-        let policy = parts::policy(settings, tuning, &agent, &clock);
+        let policy = parts::policy(settings, tuning, &agent, &limits, &clock);
         let queue = Queue::new(Arc::clone(&store), clock, policy, metrics.clone(), closing.clone());
         let is_key_required = settings.requires_api_key();
         let keys = settings.api_keys.as_ref();
@@ -259,7 +259,7 @@ impl App {
                 check.await.and_then(Result::err)
             }
         });
-        info!(%address, model = settings.model(), workers, "ceoagent is ready");
+        info!(%address, model = settings.model(), "ceoagent is ready");
         Ok(App {
             address,
             new_admin_token: is_new.then(|| admin_token.clone()),

@@ -1,4 +1,4 @@
-//! The command line: what there is to call, one file a command.
+//! The command line, one file for each command.
 
 pub mod analyze;
 mod client;
@@ -38,7 +38,7 @@ use crate::config::{
     environment, ignore_empty_environment,
 };
 
-/// Takes decision questions over HTTP, has Claude analyse them, gives back decision memos, and never loses a question.
+/// A queue service that has Claude analyse decision questions and returns decision memos
 #[derive(Parser, Debug)]
 #[command(name = "ceoagent", version, about, max_term_width = 120, after_help = EXAMPLES)]
 struct Cli {
@@ -47,57 +47,54 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  ceoagent demo                        try it with a simulated Claude, no key needed
+  ceoagent demo                        try it with a simulated Claude, without an API key
   ANTHROPIC_API_KEY=… ceoagent serve   run the service
-  ceoagent analyze \"Should we hire?\"   ask it, and read the memo
-  ceoagent jobs list --status failed   what it has to do and has done
-  ceoagent keys create alice           a key for a caller, shown this once
-  ceoagent export > jobs.jsonl         all jobs, to keep or to move
+  ceoagent analyze \"Should we hire?\"   submit a question and read the memo
+  ceoagent jobs list --status failed   list failed jobs
+  ceoagent keys create alice           create an API key for a caller
+  ceoagent export > jobs.jsonl         export all jobs
   ceoagent loadtest --rate 30 --html report.html
-                                       how it does when more is asked than can be answered
+                                       measure the service under overload
   ceoagent export --salvage > jobs.jsonl
-                                       what can be read of a damaged data folder
-  ceoagent openapi > openapi.json      the API's description, for client generators";
+                                       recover jobs from a damaged data folder
+  ceoagent openapi > openapi.json      the OpenAPI document, for client generators";
 
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the service
     Serve(Box<Settings>),
-    /// Run the service and ask one question, against a simulated Claude if no key is set
+    /// Run the service and submit one question; without an API key, Claude is simulated
     Demo(Box<demo::Demo>),
-    /// Ask a question and show its memo
+    /// Submit a question and show its memo
     Analyze(Box<analyze::Analyze>),
     /// List, show, watch, cancel and retry jobs
     Jobs(jobs::Jobs),
-    /// List, make and revoke the API keys of callers; needs the admin token
+    /// List, create and revoke the API keys of callers; needs the admin token
     Keys(keys::Keys),
-    /// Show how a running service is; needs the admin token
+    /// Show the state of a running service; needs the admin token
     Stats(Box<operate::Operate>),
-    /// Have a running service begin no further job; needs the admin token
+    /// Pause the queue of a running service; needs the admin token
     Pause(Box<operate::Operate>),
-    /// Have a paused service go on; needs the admin token
+    /// Resume the queue of a paused service; needs the admin token
     Resume(Box<operate::Operate>),
-    /// Ask a running service whether it is well, or with --ready whether it takes questions; exit code 1 if not
+    /// Check that a running service is alive or, with --ready, that it accepts jobs; exit code 1 if not
     Healthcheck(Box<healthcheck::Healthcheck>),
-    /// Write all jobs to standard output as JSON lines
+    /// Export all jobs to standard output as JSON lines
     Export(Box<export::Export>),
-    /// Hand the data folder to the user that the service runs as; for container engines, needs root
+    /// Change the owner of the data folder to the service's user; for containers, needs root
     OwnData(Box<own_data::OwnData>),
-    /// Read exported jobs from standard input into a running service
+    /// Import exported jobs from standard input into a running service
     Import(Box<import::Import>),
-    /// Send questions at a given rate and report what became of them, by default to a service with a simulated Claude
+    /// Submit questions at a given rate and report the results, by default to a service with a simulated Claude
     Loadtest(Box<loadtest::Loadtest>),
-    /// Print the OpenAPI document of the API
+    /// Print the OpenAPI document
     Openapi,
-    /// Print the completions for a shell
+    /// Print shell completions
     #[command(after_help = "Examples:
   ceoagent completions bash > /etc/bash_completion.d/ceoagent
   ceoagent completions zsh > \"${fpath[1]}/_ceoagent\"
   ceoagent completions fish > ~/.config/fish/completions/ceoagent.fish")]
-    Completions {
-        /// For this shell
-        shell: Shell,
-    },
+    Completions { shell: Shell },
 }
 
 /// Commands that take all settings of the service, which would bury their own in the help, and the settings that matter
@@ -117,20 +114,20 @@ const BRIEF: [(&str, &[&str]); 12] = [
     ("loadtest", &["data_dir", "workers", "max_queued_jobs"]),
 ];
 
-/// The heading under which the service's settings stand in the help.
+/// The heading of the service's settings in the help.
 const SETTINGS: &str = "Settings";
 
 /// The heading where only some of them do.
 const SOME_SETTINGS: &str = "Settings, with all others of `ceoagent serve --help`";
 
-/// Exit code where the service refused. Not 2, which is that of a wrong command line.
+/// Exit code if the service refused the request. 2 means a wrong command line.
 const REFUSED: u8 = 4;
 
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
     match try_run() {
         Ok(code) => code,
-        // Whoever read has seen enough: `ceoagent jobs list | head` is no failure.
+        // The reader has closed the pipe: `ceoagent jobs list | head` is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {}", told(&error));
@@ -142,7 +139,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The chain of causes on one line, as people read errors; without those that are told already by what they caused.
+/// The chain of causes on one line, without causes that the text before contains already.
 fn told(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
         "" => cause,
@@ -151,7 +148,7 @@ fn told(error: &anyhow::Error) -> String {
     })
 }
 
-/// Has an error about a value that nobody gave on the command line say where the value is from.
+/// Adds to an error about a value from the environment or .env where the value comes from.
 fn tell_source(error: &mut clap::Error, dotenv: &Dotenv) {
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return };
     // `--max-retries <MAX_RETRIES>`
@@ -163,12 +160,12 @@ fn tell_source(error: &mut clap::Error, dotenv: &Dotenv) {
     }
     let name = flag.trim_start_matches('-').replace('-', "_").to_uppercase();
     if let Some(source) = dotenv.source(&name) {
-        let tip = StyledStr::from(format!("the value is that of {source}"));
+        let tip = StyledStr::from(format!("the value comes from {source}"));
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
     }
 }
 
-/// A key on the command line shows in the process list for as long as the process lives.
+/// Refuses a key on the command line, because the process list would show it.
 fn refuse_key_as_flag(matches: &clap::ArgMatches) -> anyhow::Result<()> {
     let given = matches.subcommand().is_some_and(|(_, given)| {
         given.try_contains_id("anthropic_api_key").is_ok()
@@ -186,7 +183,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The command line as it is parsed, helped with and completed.
+/// The command line for parsing, help and completions.
 fn command() -> clap::Command {
     let command = BRIEF.iter().fold(Cli::command(), |command, (name, shown)| {
         let shorten = |arg: clap::Arg| match arg.get_help_heading() {
@@ -202,7 +199,7 @@ fn command() -> clap::Command {
         })
     });
     let command = command.mut_subcommand("demo", |demo| {
-        let help = "IP address to listen on; 127.0.0.1, for this machine alone, if not set";
+        let help = "IP address to listen on. Default: 127.0.0.1, only reachable from this machine";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
     ignore_empty_environment(command)
@@ -211,7 +208,7 @@ fn command() -> clap::Command {
 fn try_run() -> anyhow::Result<ExitCode> {
     let dotenv = dotenv::load()?;
     for (name, meant) in &dotenv.misspelt {
-        writeln!(io::stderr(), "warning: Unknown setting {name} in .env. Did you mean {meant}?")?;
+        writeln!(io::stderr(), "warning: unknown setting {name} in .env. Did you mean {meant}?")?;
     }
     environment::tidy()?;
     let matches = command().try_get_matches().unwrap_or_else(|mut error| {
@@ -255,7 +252,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
-            // In memory first: the generator takes a closed pipe for a bug.
+            // In memory first, because the generator panics on a closed pipe.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut command(), env!("CARGO_PKG_NAME"), &mut script);
             io::stdout().write_all(&script)?;
@@ -271,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_is_printed_once() {
         let error = anyhow!("in use (os error 98)").context("can't listen on x: in use (os error 98); stop it");
         assert_eq!(told(&error), "can't listen on x: in use (os error 98); stop it");
         let error = anyhow!("no route").context("no answer").context("it broke off");

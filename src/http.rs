@@ -104,26 +104,23 @@ impl Api {
 
     /// What the limits on calls allow at the moment.
     fn allowance(&self) -> Allowance {
-        Allowance {
-            calls_per_second: self.limits.calls_per_second(),
-            calls_at_once: self.limits.calls_at_once(),
-            is_exhausted: self.limits.is_exhausted(),
-            hold: self.holds().max_by_key(|hold| (hold.opens_in.is_none(), hold.opens_in)),
-        }
+        allowance(&self.limits)
     }
+}
 
-    /// Everything that stops the whole queue.
-    fn holds(&self) -> impl Iterator<Item = Hold> {
-        let gate = self
-            .limits
-            .gate()
-            .map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
-        let budget = self
-            .limits
-            .budget()
-            .filter(|budget| budget.is_reached)
-            .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: Some(budget.day_ends_in) });
-        gate.into_iter().chain(budget)
+/// What the limits on calls allow at the moment.
+pub fn allowance(limits: &Limits) -> Allowance {
+    let gate =
+        limits.gate().map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
+    let budget = limits
+        .budget()
+        .filter(|budget| budget.is_reached)
+        .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: Some(budget.day_ends_in) });
+    Allowance {
+        calls_per_second: limits.calls_per_second(),
+        calls_at_once: limits.calls_at_once(),
+        is_exhausted: limits.is_exhausted(),
+        hold: gate.into_iter().chain(budget).max_by_key(|hold| (hold.opens_in.is_none(), hold.opens_in)),
     }
 }
 

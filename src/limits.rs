@@ -55,6 +55,18 @@ const REQUEST_BURST: Duration = Duration::from_millis(500);
 /// Anthropic's buckets hold as many.
 const TOKEN_BURST: Duration = Duration::from_secs(60);
 
+/// How long a call is taken to last before any has been seen.
+const USUAL_SECONDS: f64 = 20.0;
+
+/// Calls at once that any account allows.
+const LEAST_AT_ONCE: f64 = 16.0;
+
+/// More calls at once than begin in the mean time of one: some last twice as long.
+const AT_ONCE_RESERVE: f64 = 1.5;
+
+/// Most calls at once where nothing else is set: the most that the connections and the memory are made for.
+pub const MAX_CALLS_AT_ONCE: usize = 512;
+
 /// What a call is taken to need before any has been seen: a question with the prompts and the schema, a memo.
 const USUAL_TOKENS: Tokens = Tokens { input: 6_000, output: 4_000 };
 
@@ -109,11 +121,22 @@ pub struct Tokens {
 #[derive(Clone, Debug)]
 pub struct Limits(Arc<Inner>);
 
+/// The limits of one model.
 #[derive(Debug)]
-struct Inner {
+struct Buckets {
     requests: Bucket,
     input_tokens: Bucket,
     output_tokens: Bucket,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Of the service's own model, and of any other whose limits are not known yet.
+    usual: Arc<Buckets>,
+    /// The service's own model.
+    usual_model: String,
+    /// Of other models, once the upstream has named their limits.
+    others: Mutex<HashMap<String, Arc<Buckets>>>,
     budget: Option<Arc<Budget>>,
     state: Mutex<State>,
     /// Signalled when somebody who waits should look again.
@@ -129,9 +152,12 @@ struct State {
     ahead: VecDeque<oneshot::Sender<()>>,
     /// How many of these there may be.
     most_ahead: usize,
-    /// Most calls under way; as many as there are workers, unless Claude is overloaded.
-    allowed: f64,
+    /// Most calls under way while Claude is overloaded, else none.
+    backed_off: Option<f64>,
+    /// Most calls under way, whatever the limits allow.
     workers: usize,
+    /// How long a call takes: a running mean, in seconds.
+    usual_seconds: f64,
     backed_off_at: Option<Instant>,
     /// The question that met the last overload.
     overloaded_by: Option<u64>,
@@ -150,6 +176,8 @@ struct State {
 #[derive(Debug)]
 pub struct Permit {
     limits: Limits,
+    /// What it is taken from.
+    buckets: Arc<Buckets>,
     taken: Tokens,
     /// Tells when the call may be made, if not yet.
     turn: Option<oneshot::Receiver<()>>,
@@ -197,20 +225,22 @@ enum Refusal {
 struct Waiting<'a>(&'a Inner);
 
 impl Limits {
-    /// At most so much a minute, by so many workers, and no more a day than the budget has.
-    pub fn new(caps: RateCaps, workers: usize, budget: Option<Budget>) -> Limits {
+    /// At most so much a minute, most of it by `usual_model`; never more than `workers` calls at once, and no more a day
+    /// than the budget has.
+    pub fn new(caps: RateCaps, workers: usize, budget: Option<Budget>, usual_model: &str) -> Limits {
         Limits(Arc::new(Inner {
             budget: budget.map(Arc::new),
-            requests: Bucket::new(caps.requests, START_TIER.requests, REQUEST_BURST),
-            input_tokens: Bucket::new(caps.input_tokens, START_TIER.input_tokens, TOKEN_BURST),
-            output_tokens: Bucket::new(caps.output_tokens, START_TIER.output_tokens, TOKEN_BURST),
+            usual: Arc::new(Buckets::new(caps)),
+            usual_model: usual_model.to_owned(),
+            others: Mutex::default(),
             state: Mutex::new(State {
                 gates: Gates::default(),
                 under_way: 0,
                 ahead: VecDeque::new(),
                 most_ahead: 0,
-                allowed: workers as f64,
+                backed_off: None,
                 workers,
+                usual_seconds: USUAL_SECONDS,
                 backed_off_at: None,
                 overloaded_by: None,
                 told: false,
@@ -269,9 +299,10 @@ impl Limits {
             Admission::Probing => return Err(Refusal::UntilChanged),
         };
         // Those that wait for their turn come first. A probe waits for no call to end: nobody can say when one will.
-        let is_ahead = !is_probe && (!state.has_turn() || !state.ahead.is_empty());
+        let allowed = self.allowed(&state);
+        let is_ahead = !is_probe && (!state.has_turn(allowed) || !state.ahead.is_empty());
         if is_ahead {
-            if state.allowed < state.workers as f64 {
+            if state.backed_off.is_some() {
                 return Err(Refusal::UntilChanged);
             }
             if state.ahead.len() >= state.most_ahead {
@@ -286,16 +317,8 @@ impl Limits {
             Some(budget) => Some(budget.reserve().ok_or(Refusal::For(BUDGET_POLL))?),
         };
         let taken = Tokens { input: whole(state.usual_input), output: whole(state.usual_output) };
-        inner.requests.take(1).map_err(Refusal::For)?;
-        if let Err(wait) = inner.input_tokens.take(taken.input) {
-            inner.requests.settle(1, 0);
-            return Err(Refusal::For(wait));
-        }
-        if let Err(wait) = inner.output_tokens.take(taken.output) {
-            inner.requests.settle(1, 0);
-            inner.input_tokens.settle(taken.input, 0);
-            return Err(Refusal::For(wait));
-        }
+        let buckets = Arc::clone(&inner.usual);
+        buckets.take(taken).map_err(Refusal::For)?;
         state.under_way += 1;
         if is_probe {
             state.gates.service.begin_probe();
@@ -307,7 +330,17 @@ impl Limits {
         });
         drop(state);
         let kept = kept.map(|reservation| Kept { limits: self.clone(), reservation: Some(reservation) });
-        Ok(Permit { limits: self.clone(), taken, turn, used: None, input: None, is_probe, probes_model: None, kept })
+        Ok(Permit {
+            limits: self.clone(),
+            buckets,
+            taken,
+            turn,
+            used: None,
+            input: None,
+            is_probe,
+            probes_model: None,
+            kept,
+        })
     }
 
     /// Has up to `most` permits more given while as many calls are under way as may be; none while Claude is overloaded
@@ -325,49 +358,56 @@ impl Limits {
     /// The limits that count: what the upstream told, or the operator's cap where that is less.
     pub fn per_minute(&self) -> PerMinute {
         PerMinute {
-            requests: self.0.requests.per_minute(),
-            input_tokens: self.0.input_tokens.per_minute(),
-            output_tokens: self.0.output_tokens.per_minute(),
+            requests: self.0.usual.requests.per_minute(),
+            input_tokens: self.0.usual.input_tokens.per_minute(),
+            output_tokens: self.0.usual.output_tokens.per_minute(),
         }
     }
 
     /// The operator's caps.
     pub fn caps(&self) -> RateCaps {
         RateCaps {
-            requests: self.0.requests.cap(),
-            input_tokens: self.0.input_tokens.cap(),
-            output_tokens: self.0.output_tokens.cap(),
+            requests: self.0.usual.requests.cap(),
+            input_tokens: self.0.usual.input_tokens.cap(),
+            output_tokens: self.0.usual.output_tokens.cap(),
         }
     }
 
     /// Changes the operator's caps.
     pub fn set_caps(&self, caps: RateCaps) {
-        self.0.requests.set(caps.requests);
-        self.0.input_tokens.set(caps.input_tokens);
-        self.0.output_tokens.set(caps.output_tokens);
+        self.0.usual.set(caps);
+        self.0.others.lock().values().for_each(|buckets| buckets.set(caps));
         self.0.changed.notify_waiters();
     }
 
-    /// Takes note of the limits that an answer told, each if it did. Its call began at `called_at`: answers overtake
-    /// each other, and what was told to the later call counts.
+    /// Records the limits of a model that the head of an answer named. Its call began at `called_at`: answers overtake
+    /// each other, and what the later call heard counts.
     pub fn learn(
         &self,
+        model: &str,
         requests: Option<u64>,
         input_tokens: Option<u64>,
         output_tokens: Option<u64>,
         called_at: Instant,
     ) {
-        let told = [
-            (&self.0.requests, requests),
-            (&self.0.input_tokens, input_tokens),
-            (&self.0.output_tokens, output_tokens),
-        ];
-        for (bucket, per_minute) in told {
-            let per_minute = per_minute.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)).and_then(NonZeroU32::new);
-            per_minute.into_iter().for_each(|limit| bucket.learn(limit, called_at));
+        if requests.or(input_tokens).or(output_tokens).is_none() {
+            return;
         }
-        if requests.or(input_tokens).or(output_tokens).is_some() {
-            self.first_answer(&mut self.0.state.lock());
+        let buckets = if model == self.0.usual_model { Some(Arc::clone(&self.0.usual)) } else { self.others_of(model) };
+        if let Some(buckets) = buckets {
+            buckets.learn([requests, input_tokens, output_tokens], called_at);
+        }
+        self.first_answer(&mut self.0.state.lock());
+    }
+
+    /// The buckets of a model other than the usual, made if there is room for them.
+    fn others_of(&self, model: &str) -> Option<Arc<Buckets>> {
+        let mut others = self.0.others.lock();
+        let has_room = others.len() < MAX_MODELS;
+        match others.entry(model.to_owned()) {
+            Entry::Occupied(known) => Some(Arc::clone(known.get())),
+            Entry::Vacant(place) if has_room => Some(Arc::clone(place.insert(Arc::new(Buckets::new(self.caps()))))),
+            Entry::Vacant(_) => None,
         }
     }
 
@@ -381,7 +421,8 @@ impl Limits {
         let now = Instant::now();
         if state.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
             state.backed_off_at = Some(now);
-            state.allowed = (state.allowed * BACKOFF).max(1.0);
+            state.backed_off =
+                Some((self.most_at_once(&state).min(state.backed_off.unwrap_or(f64::MAX)) * BACKOFF).max(1.0));
             state.ahead.clear();
         }
     }
@@ -391,10 +432,11 @@ impl Limits {
     pub fn answered(&self) {
         let mut state = self.0.state.lock();
         self.first_answer(&mut state);
-        let most = state.workers as f64;
-        if state.allowed < most {
-            state.allowed = (state.allowed + 1.0 / state.allowed).min(most);
-            state.give_turns();
+        if let Some(allowed) = state.backed_off {
+            let more = allowed + 1.0 / allowed;
+            state.backed_off = Some(more).filter(|more| *more < self.most_at_once(&state));
+            let most = self.allowed(&state);
+            state.give_turns(most);
             drop(state);
             self.0.changed.notify_one();
         }
@@ -410,13 +452,29 @@ impl Limits {
     /// Most calls at once at the moment.
     pub fn calls_at_once(&self) -> usize {
         let state = self.0.state.lock();
-        usize::try_from(whole(state.allowed)).unwrap_or(state.workers)
+        usize::try_from(whole(self.allowed(&state))).unwrap_or(state.workers)
+    }
+
+    /// Most calls at once at the moment.
+    fn allowed(&self, state: &State) -> f64 {
+        let most = self.most_at_once(state);
+        state.backed_off.map_or(most, |allowed| allowed.min(most)).floor()
+    }
+
+    /// Most calls at once while Claude is not overloaded: as many as the limits let begin while one call lasts, and some
+    /// more, as calls differ in length.
+    fn most_at_once(&self, state: &State) -> f64 {
+        let begun = self.rate(state) * state.usual_seconds * AT_ONCE_RESERVE;
+        begun.ceil().max(LEAST_AT_ONCE).min(state.workers as f64)
     }
 
     /// Calls allowed a second, over time, by whichever limit is the narrowest.
     pub fn calls_per_second(&self) -> f64 {
+        self.rate(&self.0.state.lock())
+    }
+
+    fn rate(&self, state: &State) -> f64 {
         let per_minute = self.per_minute();
-        let state = self.0.state.lock();
         let calls = f64::from(per_minute.requests.get());
         let by_input = f64::from(per_minute.input_tokens.get()) / state.usual_input.max(1.0);
         let by_output = f64::from(per_minute.output_tokens.get()) / state.usual_output.max(1.0);
@@ -462,17 +520,66 @@ impl Limits {
     }
 }
 
+impl Buckets {
+    fn new(caps: RateCaps) -> Buckets {
+        Buckets {
+            requests: Bucket::new(caps.requests, START_TIER.requests, REQUEST_BURST),
+            input_tokens: Bucket::new(caps.input_tokens, START_TIER.input_tokens, TOKEN_BURST),
+            output_tokens: Bucket::new(caps.output_tokens, START_TIER.output_tokens, TOKEN_BURST),
+        }
+    }
+
+    /// Takes what a call needs, all of it or nothing.
+    fn take(&self, tokens: Tokens) -> Result<(), Duration> {
+        self.requests.take(1)?;
+        self.input_tokens.take(tokens.input).inspect_err(|_| self.requests.settle(1, 0))?;
+        self.output_tokens.take(tokens.output).inspect_err(|_| {
+            self.requests.settle(1, 0);
+            self.input_tokens.settle(tokens.input, 0);
+        })
+    }
+
+    /// Gives back what was taken for a call that is not made.
+    fn give_back(&self, taken: Tokens) {
+        self.requests.settle(1, 0);
+        self.settle(taken, Tokens::default());
+    }
+
+    fn settle(&self, taken: Tokens, used: Tokens) {
+        self.input_tokens.settle(taken.input, used.input);
+        self.output_tokens.settle(taken.output, used.output);
+    }
+
+    fn set(&self, caps: RateCaps) {
+        self.requests.set(caps.requests);
+        self.input_tokens.set(caps.input_tokens);
+        self.output_tokens.set(caps.output_tokens);
+    }
+
+    /// Records the limits of requests, input and output tokens, each if it is known.
+    fn learn(&self, limits: [Option<u64>; 3], called_at: Instant) {
+        for (bucket, limit) in [&self.requests, &self.input_tokens, &self.output_tokens].into_iter().zip(limits) {
+            let limit = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)).and_then(NonZeroU32::new);
+            limit.into_iter().for_each(|limit| bucket.learn(limit, called_at));
+        }
+    }
+}
+
 impl State {
+    fn learn_seconds(&mut self, took: Duration) {
+        self.usual_seconds += NEWEST_WEIGHT * (took.as_secs_f64().max(1.0) - self.usual_seconds);
+    }
+
     /// Whether one more call may be under way.
-    fn has_turn(&self) -> bool {
-        ((self.under_way - self.ahead.len()) as f64) < self.allowed.floor()
+    fn has_turn(&self, allowed: f64) -> bool {
+        ((self.under_way - self.ahead.len()) as f64) < allowed
     }
 
     /// Lets the permits given ahead make their calls, as far as more calls may be under way.
-    fn give_turns(&mut self) {
+    fn give_turns(&mut self, allowed: f64) {
         // Whoever has given up has dropped, or is about to drop, its permit.
         self.ahead.retain(|turn| !turn.is_closed());
-        while !self.ahead.is_empty() && self.has_turn() {
+        while !self.ahead.is_empty() && self.has_turn(allowed) {
             self.ahead.pop_front().map(|turn| turn.send(()));
         }
     }
@@ -524,23 +631,39 @@ impl Permit {
     /// Now that the call is known, takes what its input is likely to need instead of what is usual: as many tokens as the
     /// model has needed for so many bytes. If that is too little, later calls make up for it, so the limit holds over
     /// time.
-    pub fn expect(&mut self, model: &str, bytes: usize) {
+    ///
+    /// # Errors
+    /// How long to wait, where the model has limits of its own and they allow no call now.
+    pub fn expect(&mut self, model: &str, bytes: usize) -> Result<(), Duration> {
+        let own = self.limits.0.others.lock().get(model).map(Arc::clone);
+        if let Some(own) = own.filter(|own| !Arc::ptr_eq(own, &self.buckets)) {
+            own.take(self.taken)?;
+            self.buckets.give_back(self.taken);
+            self.buckets = own;
+        }
         let per_byte = self.limits.0.state.lock().input_per_byte.get(model).copied();
         if let Some(expected) = per_byte.map(|per_byte| whole(per_byte * bytes as f64)) {
-            self.limits.0.input_tokens.settle(self.taken.input, expected);
+            self.buckets.input_tokens.settle(self.taken.input, expected);
             self.taken.input = expected;
         }
         self.input = Some((model.to_owned(), bytes));
+        Ok(())
     }
 
-    /// The call was made and needed so many tokens; if that was not told, it counts with what was taken for it.
-    pub fn settle(mut self, tokens: Option<Tokens>) {
+    /// The call failed and needed so many tokens; if that is not known, it counts with what was taken for it. A failure
+    /// says nothing of what calls usually need.
+    pub fn settle_failed(mut self, tokens: Option<Tokens>) {
         self.used = Some(tokens.unwrap_or(self.taken));
-        let Some(tokens) = tokens else { return };
+    }
+
+    /// The call took so long and needed so many tokens; if these are not known, it counts with what was taken for it.
+    pub fn settle(mut self, took: Duration, tokens: Option<Tokens>) {
+        self.used = Some(tokens.unwrap_or(self.taken));
+        self.limits.0.state.lock().learn_seconds(took);
+        let Some(tokens) = tokens.filter(|tokens| *tokens != Tokens::default()) else { return };
         let mut state = self.limits.0.state.lock();
         state.usual_input += NEWEST_WEIGHT * (f64::from(tokens.input) - state.usual_input);
         state.usual_output += NEWEST_WEIGHT * (f64::from(tokens.output) - state.usual_output);
-        // A call that was turned away needed none, which tells nothing of its length.
         if let Some((model, bytes)) = self.input.clone().filter(|_| tokens.input > 0) {
             let ratio = f64::from(tokens.input) / bytes.max(1) as f64;
             let has_room = state.input_per_byte.len() < MAX_MODELS;
@@ -557,12 +680,10 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let inner = &self.limits.0;
         drop(self.turn.take());
-        let used = self.used.unwrap_or_default();
-        if self.used.is_none() {
-            inner.requests.settle(1, 0);
+        match self.used {
+            None => self.buckets.give_back(self.taken),
+            Some(used) => self.buckets.settle(self.taken, used),
         }
-        inner.input_tokens.settle(self.taken.input, used.input);
-        inner.output_tokens.settle(self.taken.output, used.output);
         let mut state = inner.state.lock();
         state.under_way -= 1;
         if let Some(model) = &self.probes_model {
@@ -571,7 +692,8 @@ impl Drop for Permit {
         if self.is_probe {
             state.gates.service.end_probe(self.input.is_some() || self.used.is_some(), Instant::now());
         }
-        state.give_turns();
+        let allowed = self.limits.allowed(&state);
+        state.give_turns(allowed);
         drop(state);
         // Whoever waits for a probe to end has to look at the clock again.
         if self.is_probe { inner.changed.notify_waiters() } else { inner.changed.notify_one() }
@@ -627,7 +749,7 @@ mod tests {
     /// Before the first answer.
     fn limits_unasked(requests: u32, input_tokens: u32, workers: usize) -> Limits {
         let [requests, input_tokens, output_tokens] = [requests, input_tokens, 1_000_000_000].map(NonZeroU32::new);
-        Limits::new(RateCaps { requests, input_tokens, output_tokens }, workers, None)
+        Limits::new(RateCaps { requests, input_tokens, output_tokens }, workers, None, "a")
     }
 
     /// As many permits as there are right now, held.
@@ -666,8 +788,8 @@ mod tests {
         let mut probe = limits.permit().await;
         assert!(start.elapsed() >= gate::HOLD);
         assert!(limits.try_permit().is_none(), "one at a time, whatever else is under way");
-        probe.expect("a", 1);
-        probe.settle(None);
+        probe.expect("a", 1).unwrap();
+        probe.settle_failed(None);
         assert!(limits.try_permit().is_none(), "closed again after a vain probe");
         let unused = limits.permit().await;
         drop(unused);
@@ -698,9 +820,9 @@ mod tests {
         let limits = limits_with(60_000, 1_000_000, 8);
         let call = |model: &str, bytes, needed| {
             let mut permit = limits.try_permit().unwrap();
-            permit.expect(model, bytes);
+            permit.expect(model, bytes).unwrap();
             let taken = permit.taken.input;
-            permit.settle(Some(Tokens { input: needed, output: 1 }));
+            permit.settle(Duration::from_secs(20), Some(Tokens { input: needed, output: 1 }));
             taken
         };
         assert_eq!(call("a", 1_000, 500), USUAL_TOKENS.input, "nothing is known yet");
@@ -727,8 +849,8 @@ mod tests {
         while !limits.is_exhausted() {
             tokio::task::yield_now().await;
         }
-        held.into_iter().for_each(|permit| permit.settle(None));
-        waiting.await.unwrap().settle(None);
+        held.into_iter().for_each(|permit| permit.settle(Duration::from_secs(20), None));
+        waiting.await.unwrap().settle(Duration::from_secs(20), None);
         assert!(!limits.is_exhausted());
     }
 
@@ -738,7 +860,7 @@ mod tests {
         let unused = limits.try_permit().unwrap();
         assert!(limits.try_permit().is_none());
         drop(unused);
-        limits.try_permit().unwrap().settle(None);
+        limits.try_permit().unwrap().settle(Duration::from_secs(20), None);
         assert!(limits.try_permit().is_none(), "this one was");
     }
 
@@ -748,7 +870,8 @@ mod tests {
         let held = take_all(&limits);
         assert_eq!(held.len(), 10, "a minute's worth");
         assert!(limits.try_permit().is_none());
-        held.into_iter().for_each(|permit| permit.settle(Some(Tokens { input: 600, output: 1 })));
+        held.into_iter()
+            .for_each(|permit| permit.settle(Duration::from_secs(20), Some(Tokens { input: 600, output: 1 })));
         let more = take_all(&limits).len();
         assert!(more > 10, "a tenth was used, so calls are cheaper now and most was given back: {more}");
     }
@@ -788,7 +911,7 @@ mod tests {
         let mut next = pin!(limits.permit());
         assert!(poll!(&mut next).is_pending());
         assert!(!limits.is_exhausted(), "no limit keeps it, only a worker");
-        held.settle(None);
+        held.settle(Duration::from_secs(20), None);
         next.await;
     }
 
@@ -804,7 +927,7 @@ mod tests {
         assert!(poll!(pin!(calls[0].turn())).is_ready(), "a call that may be made waits for nothing");
         let mut turn = Box::pin(first.turn());
         assert!(poll!(&mut turn).is_pending());
-        calls.pop().unwrap().settle(None);
+        calls.pop().unwrap().settle(Duration::from_secs(20), None);
         assert!(turn.await);
         let late = limits.try_permit().expect("there is a place ahead again");
         drop(first);
@@ -823,7 +946,7 @@ mod tests {
         let (mut gone, mut next) = (limits.try_permit().unwrap(), limits.try_permit().unwrap());
         assert!(poll!(pin!(gone.turn())).is_pending());
         drop(gone);
-        call.settle(None);
+        call.settle(Duration::from_secs(20), None);
         assert!(next.turn().await);
     }
 
@@ -850,18 +973,63 @@ mod tests {
         let limits = limits_unasked(1_000_000, 1_000_000_000, 64);
         let held = take_all(&limits);
         assert_eq!(held.len(), FIRST_CALLS);
-        limits.learn(Some(1_000_000), None, None, Instant::now());
+        limits.learn("a", Some(1_000_000), None, None, Instant::now());
         assert_eq!(take_all(&limits).len(), 64 - FIRST_CALLS);
         let silent = limits_unasked(1_000_000, 1_000_000_000, 64);
         silent.answered();
         assert_eq!(take_all(&silent).len(), 64, "an upstream may tell no limits");
     }
 
+    #[tokio::test]
+    async fn failures_teach_nothing_of_what_a_call_needs() {
+        let limits = limits_with(60_000, 1_000_000, 1_000);
+        for tokens in [Some(Tokens::default()), None, Some(Tokens { input: 9, output: 1 })] {
+            for _ in 0..30 {
+                limits.try_permit().unwrap().settle_failed(tokens);
+            }
+        }
+        limits.try_permit().unwrap().settle(Duration::from_secs(20), Some(Tokens::default()));
+        let permit = limits.try_permit().unwrap();
+        assert_eq!(permit.taken, USUAL_TOKENS);
+    }
+
+    #[tokio::test]
+    async fn each_model_has_the_limits_that_the_upstream_named_for_it() {
+        let limits = limits_with(60_000, 1_000_000_000, 1_000);
+        let ask = |model: &str| limits.try_permit().unwrap().expect(model, 1_000).map(drop);
+        assert!(ask("b").is_ok(), "nothing is known of it yet");
+        limits.learn("b", Some(60), None, None, Instant::now());
+        assert_eq!(limits.per_minute().requests.get(), 60_000, "the others keep theirs");
+        let waits: Vec<_> = (0..3)
+            .filter_map(|_| {
+                let mut permit = limits.try_permit().unwrap();
+                let wait = permit.expect("b", 1_000).err();
+                if wait.is_none() {
+                    permit.settle_failed(None);
+                }
+                wait
+            })
+            .collect();
+        assert!(waits.len() >= 2 && waits.iter().all(|wait| *wait <= Duration::from_secs(2)), "{waits:?}");
+        assert!(ask("a").is_ok());
+    }
+
+    #[tokio::test]
+    async fn as_many_calls_run_at_once_as_the_limits_and_their_length_need() {
+        let limits = limits(600, MAX_CALLS_AT_ONCE);
+        assert_eq!(limits.calls_at_once(), 300, "ten a second, 20 s each, and half as many more");
+        (0..100).for_each(|_| limits.0.state.lock().learn_seconds(Duration::from_secs(10)));
+        assert_eq!(limits.calls_at_once(), 151);
+        limits.learn("a", Some(60), None, None, Instant::now());
+        assert_eq!(limits.calls_at_once(), 16, "as few as any account allows");
+        assert_eq!(limits_unasked(600, 1_000_000_000, 8).calls_at_once(), 8, "never more than are set");
+    }
+
     #[test]
     fn the_narrowest_limit_tells_the_rate() {
         let limits = limits(600, 8);
         assert_eq!(limits.calls_per_second(), 10.0);
-        limits.learn(Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60), Instant::now());
+        limits.learn("a", Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60), Instant::now());
         assert_eq!(limits.calls_per_second(), 1.0);
         assert_eq!(limits.per_minute().requests.get(), 300);
         assert_eq!(limits.caps().requests.map_or(0, u32::from), 600);

@@ -104,7 +104,7 @@ pub struct Rendered {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// The file is missing or can't be read as UTF-8.
-    #[error("can't read the prompt {}: {source}; the prompts folder must hold a folder for each version, and each of them {SYSTEM} and {USER}", path.display())]
+    #[error("can't read the prompt {}: {source}; PROMPTS_DIR must have a folder for each version with {SYSTEM} and {USER}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -112,7 +112,7 @@ pub enum PromptError {
         source: std::io::Error,
     },
     /// The file was read, but is not a usable template.
-    #[error("the prompt {}{} is wrong: {message}", path.display(), line.map(|line| format!(", line {line},")).unwrap_or_default())]
+    #[error("the prompt {}{} is not valid: {message}", path.display(), line.map(|line| format!(", line {line},")).unwrap_or_default())]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -153,9 +153,9 @@ impl Prompts {
     /// As [`Prompts::load`]; then nothing has changed.
     pub fn reload(&self) -> Result<(), PromptError> {
         let versions = load_all(&self.0.folder)
-            .inspect_err(|error| error!(%error, "the prompts can't be used; the old ones stay"))?;
+            .inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
         let names: Vec<&str> = versions.keys().map(String::as_str).collect();
-        info!(versions = names.join(" "), "prompts read anew");
+        info!(versions = names.join(" "), "prompts reloaded");
         let versions = Arc::new(versions);
         *self.0.versions.write() = versions;
         Ok(())
@@ -236,7 +236,7 @@ fn load_all(folder: &Path) -> Result<Versions, PromptError> {
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if name.len() > MAX_VERSION_NAME || !name.bytes().all(is_plain) {
-            let message = format!("a version is named by 1 to {MAX_VERSION_NAME} letters, digits or any of - _ .");
+            let message = format!("the name of a version must have 1 to {MAX_VERSION_NAME} letters, digits or - _ .");
             return Err(PromptError::Invalid { path, line: None, message });
         }
         versions.insert(name, Version::load(&path)?);
@@ -278,7 +278,7 @@ impl Template {
     fn load(path: PathBuf, variables: &[&str]) -> Result<Template, PromptError> {
         let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
         if size > MAX_PROMPT_BYTES {
-            let message = format!("it has {size} bytes, more than the {MAX_PROMPT_BYTES} allowed");
+            let message = format!("the file has {size} bytes, but at most {MAX_PROMPT_BYTES} are allowed");
             return Err(PromptError::Invalid { path, line: None, message });
         }
         let source = match std::fs::read_to_string(&path) {
@@ -307,16 +307,16 @@ impl Template {
         let prompt = self.environment.get_template("prompt").map_err(|error| self.fault(&error))?;
         let used: BTreeSet<String> = prompt.undeclared_variables(false).into_iter().collect();
         let list = if allowed.is_empty() {
-            "none are allowed here, the text must be the same for every job".to_owned()
+            "variables are not allowed here, because the text must be the same for every job".to_owned()
         } else {
-            format!("allowed, and all needed: {}", allowed.join(", "))
+            format!("all of these are needed: {}", allowed.join(", "))
         };
         let invalid = |line, message| Err(PromptError::Invalid { path: self.path.clone(), line, message });
         if let Some(name) = used.iter().find(|name| !allowed.contains(&name.as_str())) {
             return invalid(line_of(&self.source, name), format!("unknown variable `{name}` ({list})"));
         }
         match allowed.iter().find(|name| !used.contains(**name)) {
-            Some(name) => invalid(None, format!("it never uses `{name}`, which would be lost ({list})")),
+            Some(name) => invalid(None, format!("variable `{name}` is missing ({list})")),
             None => Ok(()),
         }
     }
@@ -428,6 +428,42 @@ mod tests {
         assert!(found.len() > 60, "{found:?}");
         let missing: Vec<_> = found.iter().filter(|word| !system.contains(word.as_str())).collect();
         assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    /// The prompts of the samples as they are sent, under tests/golden/prompts: a change of a prompt shows in review as
+    /// the change of these files. To write them again: UPDATE_GOLDEN=1 cargo test --lib golden
+    #[test]
+    fn the_prompt_of_every_sample_is_its_golden_file() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let golden = root.join("tests/golden/prompts");
+        let mut wanted = BTreeMap::from([("system.txt".to_owned(), shipped().render(None, &QUESTION).unwrap().system)]);
+        for entry in std::fs::read_dir(root.join("src/analysis/samples")).unwrap() {
+            let path = entry.unwrap().path();
+            let sample: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            let request = &sample["request"];
+            let Some(query) = request["query"].as_str() else { continue };
+            let options: Vec<String> = serde_json::from_value(request["options"].clone()).unwrap_or_default();
+            let context = request["context"].as_str();
+            for depth in [BRIEF, FULL] {
+                let question = Question { query, context, options: &options, depth, ..QUESTION };
+                let name = format!("{}.{depth}.txt", path.file_stem().unwrap().to_string_lossy());
+                wanted.insert(name, shipped().render(None, &question).unwrap().user);
+            }
+        }
+        assert_eq!(wanted.len(), 31);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::remove_dir_all(&golden).unwrap_or_default();
+            std::fs::create_dir_all(&golden).unwrap();
+            wanted.iter().for_each(|(name, text)| std::fs::write(golden.join(name), text).unwrap());
+        }
+        let files: Vec<String> = std::fs::read_dir(&golden)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(files.into_iter().collect::<BTreeSet<_>>(), wanted.keys().cloned().collect());
+        for (name, text) in wanted {
+            assert_eq!(std::fs::read_to_string(golden.join(&name)).unwrap(), text, "{name}");
+        }
     }
 
     /// What a caller might try: the prompt's own tags, template syntax, another role's turn, escapes of escapes.
@@ -563,7 +599,7 @@ mod tests {
         let complaint =
             complaint("Be brief.", &format!("{GOOD_USER}\nnever mind\n{{% if false %}}{{{{ mind }}}}{{% endif %}}"));
         assert!(
-            complaint.contains("v1/decision_analysis.txt, line 5, is wrong: unknown variable `mind`"),
+            complaint.contains("v1/decision_analysis.txt, line 5, is not valid: unknown variable `mind`"),
             "{complaint}"
         );
         assert!(complaint.contains("context, depth, options, query, today"), "{complaint}");
@@ -587,13 +623,16 @@ mod tests {
     #[test]
     fn a_template_that_would_lose_the_callers_context_is_refused() {
         let complaint = complaint("Be brief.", "{{ today }} {{ depth }} {{ query }} {{ options }}");
-        assert!(complaint.contains("never uses `context`"), "{complaint}");
+        assert!(complaint.contains("variable `context` is missing"), "{complaint}");
     }
 
     #[test]
     fn a_system_prompt_that_varies_by_job_is_refused() {
         let complaint = complaint("Be brief.\nIt is {{ today }}.", GOOD_USER);
-        assert!(complaint.contains("v1/system.txt, line 2") && complaint.contains("none are allowed"), "{complaint}");
+        assert!(
+            complaint.contains("v1/system.txt, line 2") && complaint.contains("variables are not allowed"),
+            "{complaint}"
+        );
     }
 
     #[test]

@@ -49,7 +49,7 @@ use self::{
     outlook::Figures,
     pause::Switch,
     retry::RetryBounds,
-    service_time::ServiceTime,
+    service_time::{Expectation, Kind, Progress, ServiceTime},
     wait::{Running, Standby, Waiters, Work},
 };
 pub use self::{
@@ -66,7 +66,7 @@ use crate::{
     clock::{Clock, Timestamp},
     digest::sha256,
     job::{
-        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
+        AtRisk, Depth, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
         StatusCounts, TransitionError, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
@@ -77,6 +77,19 @@ use crate::{
 /// A waiter looks at its job at least so often, should it have missed a signal.
 const WAIT_POLL: Duration = Duration::from_secs(5);
 
+/// A client that was accepted to wait is asked so often whether its answer can still come in time.
+const CHANCE_POLL: Duration = Duration::from_secs(1);
+
+/// The chance of an answer in time that is enough for a worker that nobody else wants.
+const EVEN_CHANCE: f64 = 0.5;
+
+/// The chance that it takes where more clients wait than workers are free: a call that ends too late is a call that
+/// another client's answer would have been in time by.
+const ALMOST_SURE: f64 = 0.97;
+
+/// With a smaller chance a client whose job is running is not held any longer.
+const FORLORN: f64 = 0.02;
+
 /// What a call for a request may cost, at most.
 pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
 
@@ -84,10 +97,13 @@ pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
 /// share no answers. None if the request wants one of its own.
 pub type Identify = Arc<dyn Fn(&JobRequest, bool, Timestamp) -> Option<NonZeroU64> + Send + Sync>;
 
+/// What the limits on calls allow at the moment of the question.
+pub type Allowances = Arc<dyn Fn() -> Allowance + Send + Sync>;
+
 /// Settings of the queue.
 #[derive(Clone)]
 pub struct Policy {
-    /// How many attempts can be under way at once.
+    /// Most attempts under way at once, whatever the limits allow.
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
     pub deadlines_first: bool,
@@ -99,6 +115,8 @@ pub struct Policy {
     pub retries: RetryBounds,
     /// Estimates what an attempt of unknown outcome may have cost.
     pub estimate_risk: EstimateRisk,
+    /// What the limits on calls allow at the moment.
+    pub allowance: Allowances,
     /// Tells which jobs ask the same: of those only one is asked at a time, and its answer is that of all.
     pub identify: Identify,
     /// For how long an answer is given to whoever asks the same again; none if zero.
@@ -132,6 +150,12 @@ impl Policy {
                 give_back_for: Duration::from_hours(1_000_000),
             },
             estimate_risk: Arc::new(|_| AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) }),
+            allowance: Arc::new(|| Allowance {
+                calls_per_second: 1e6,
+                calls_at_once: 1_000,
+                is_exhausted: false,
+                hold: None,
+            }),
             identify: Arc::new(|_, _, _| None),
             cache_for: Duration::ZERO,
             idempotency_window: Duration::from_hours(1),
@@ -339,23 +363,9 @@ impl Queue {
             let signalled = interest.signal().notified();
             let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
             let now = Instant::now();
-            // Where the same is being asked, the answer is on its way; where the claim is, the attempt is as good as begun.
-            let is_queued = matches!(job.state, JobState::Queued { .. })
-                && !waiting.is_picked()
-                && !self.is_held_back(&job, self.now());
-            // An attempt under way may be one of the quicker ones; one that hasn't begun by then comes too late.
-            let until = if is_queued && self.0.policy.deadlines_first {
-                let needs = self.needs(waiting.model.as_deref());
-                waiting.until().checked_sub(needs).unwrap_or(now)
-            } else {
-                waiting.until()
-            };
-            if job.state.is_final()
-                || self.0.closing.is_cancelled()
-                || now >= until
-                || (is_queued && waiting.has_turned())
-            {
-                if is_queued {
+            let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
+            if is_over || !self.may_be_met(&job, waiting) {
+                if matches!(job.state, JobState::Queued { .. }) {
                     self.0.order.turn(waiting);
                 }
                 self.0.history.waited(job.state.is_final());
@@ -364,15 +374,45 @@ impl Queue {
             tokio::select! {
                 () = signalled => {}
                 () = waiting.signal().notified() => {}
-                () = tokio::time::sleep_until(until.min(now + WAIT_POLL)) => {}
+                () = tokio::time::sleep_until(waiting.until().min(now + CHANCE_POLL)) => {}
                 () = self.0.closing.cancelled() => {}
             }
         }
     }
 
-    /// How long an answer of a model takes, in 9 of 10 cases; nothing where that is not known.
-    fn needs(&self, model: Option<&str>) -> Duration {
-        self.0.service_time.ninth_decile(model).unwrap_or_default()
+    /// Whether a client that waits may still have its answer in time.
+    fn may_be_met(&self, job: &Job, waiting: &Waiting) -> bool {
+        let left = waiting.until().saturating_duration_since(Instant::now());
+        let expectation = self.0.service_time.expectation(&waiting.kind);
+        let JobState::Queued { run_at } = job.state else {
+            let draft = self.0.running.draft(job.id).filter(|_| self.0.policy.deadlines_first);
+            let is_forlorn = |progress: Progress| {
+                (expectation.is_learnt || progress.text.is_some()) && expectation.chance_from(progress, left) < FORLORN
+            };
+            return draft.is_none_or(|draft| !is_forlorn(draft.progress()));
+        };
+        // Where the same is being asked, the answer is on its way; where the claim is, the attempt is as good as begun.
+        if waiting.is_picked() || self.is_held_back(job, self.now()) {
+            return true;
+        }
+        let held = match (self.0.policy.allowance)().hold {
+            _ if self.is_paused() => return false,
+            Some(hold) => match hold.opens_in {
+                Some(opens_in) => opens_in,
+                None => return false,
+            },
+            None => Duration::ZERO,
+        };
+        let left = left.saturating_sub(held.max(run_at.since(self.now())));
+        let is_in_order = !self.0.policy.deadlines_first;
+        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.is_met(&expectation, left, false))
+    }
+
+    /// Whether an answer that begins now is likely enough to be there within `left`.
+    fn is_met(&self, expectation: &Expectation, left: Duration, is_contested: bool) -> bool {
+        let chance = expectation.chance(left);
+        // What is not known yet keeps no client from waiting for a free worker.
+        if is_contested { chance >= ALMOST_SURE } else { chance >= EVEN_CHANCE || !expectation.is_learnt }
     }
 
     /// Cancels a queued or running job; a cancelled one stays so.
@@ -466,7 +506,12 @@ impl Queue {
             return Some(outlook::behind_the_same(self.service_time()));
         }
         let (place, ahead) = self.ahead_of(job, now);
-        outlook::outlook(job, Figures { place, ..self.figures(ahead) }, allowance(), now)
+        let depth = Depth::Auto.resolved(job.waited_for);
+        let usual = Kind { model: None, depth, is_waited_for: job.waited_for };
+        let expectation = self.0.service_time.expectation(&usual);
+        let figures = self.figures(ahead);
+        let own_time = if expectation.is_learnt { expectation.within(0.5) } else { figures.service_time };
+        outlook::outlook(job, Figures { place, own_time, ..figures }, allowance(), now)
     }
 
     /// How many jobs go before this one as things stand, and how many are likely to be claimed before it.
@@ -483,8 +528,8 @@ impl Queue {
         let by_share = (ahead.unwaited + 1) * share - 1;
         let place = if job.waited_for || waited_for == 0 { before } else { before.min(by_share) };
         let since = Instant::now().checked_sub(now.since(job.created_at)).unwrap_or_else(Instant::now);
-        let Policy { deadlines_first, workers, .. } = self.0.policy;
-        let rush = if deadlines_first { self.0.order.rush_before(job.caller, since, workers) } else { None };
+        let deadlines_first = self.0.policy.deadlines_first;
+        let rush = if deadlines_first { self.0.order.rush_before(job.caller, since, self.workers()) } else { None };
         let claims = match rush {
             None => place,
             // As long as more clients wait than can be answered, the others move by their shares alone, ...
@@ -516,6 +561,7 @@ impl Queue {
             running: self.running_attempts(),
             workers: self.0.policy.workers,
             service_time: self.service_time(),
+            own_time: self.service_time(),
             is_paused: self.is_paused(),
         }
     }
@@ -575,7 +621,7 @@ impl Queue {
 
     /// How many attempts can be under way at once.
     pub fn workers(&self) -> usize {
-        self.0.policy.workers
+        (self.0.policy.allowance)().calls_at_once.min(self.0.policy.workers)
     }
 
     /// How long an attempt lasts: a running mean.
@@ -601,8 +647,8 @@ impl Queue {
     /// Tells the queue how much space the disk has, and how much it should have at least.
     pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
         match self.0.disk_space.note(free_bytes, floor_bytes) {
-            (None, Some(shortage)) => error!("no question is accepted: {shortage}"),
-            (Some(_), None) => info!(disk.free_bytes = free_bytes, "the disk has room again: questions are accepted"),
+            (None, Some(shortage)) => error!("no jobs are accepted: {shortage}"),
+            (Some(_), None) => info!(disk.free_bytes = free_bytes, "enough disk space again: jobs are accepted"),
             _ => {}
         }
     }

@@ -28,7 +28,7 @@ pub async fn run(queue: Queue, closing: CancellationToken) {
                     Ok(true) => {}
                     Ok(false) => queue.until_due(SWEEP_INTERVAL).await,
                     Err(error) => {
-                        warn!(%error, "the sweep has to wait");
+                        warn!(%error, "failed to sweep; trying again");
                         tokio::time::sleep(SWEEP_INTERVAL).await;
                     }
                 }

@@ -54,7 +54,7 @@ pub fn start(endpoint: Option<&str>) -> Result<Telemetry, ExporterBuildError> {
 impl Drop for Telemetry {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.0.take().map(|provider| provider.shutdown()) {
-            tracing::warn!(%error, "the last traces could not be sent");
+            tracing::warn!(%error, "failed to send the last traces");
         }
     }
 }

@@ -63,10 +63,10 @@ const MAX_ERROR: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
     /// The secret is none.
-    #[error("WEBHOOK_SECRET can't be used")]
+    #[error("WEBHOOK_SECRET is not valid")]
     Secret,
     /// The client can't be made.
-    #[error("no HTTP client for webhooks can be made: {0}")]
+    #[error("failed to create the HTTP client for webhooks: {0}")]
     Client(#[from] reqwest::Error),
 }
 
@@ -145,7 +145,7 @@ impl Webhooks {
                     // It comes back with its id whatever happens: else the job would stay under way for ever.
                     sending.spawn(async move {
                         if AssertUnwindSafe(webhooks.deliver(id)).catch_unwind().await.is_err() {
-                            error!(job.id = %id, "sending a webhook panicked: it will be sent again");
+                            error!(job.id = %id, "sending a webhook panicked; trying again");
                             tokio::time::sleep(UNWRITTEN_PAUSE).await;
                         }
                         id
@@ -168,7 +168,7 @@ impl Webhooks {
             // Removed meanwhile.
             Err(QueueError::NotFound(_)) => return,
             Err(error) => {
-                warn!(job.id = %id, %error, "a webhook has to wait");
+                warn!(job.id = %id, %error, "failed to load a webhook; trying again");
                 return tokio::time::sleep(UNWRITTEN_PAUSE).await;
             }
         };
@@ -198,10 +198,10 @@ impl Webhooks {
         if after.state == DeliveryState::Delivered {
             info!(job.id = %id, webhook.outcome = outcome, http.status = http_status, "webhook sent");
         } else {
-            warn!(job.id = %id, webhook.outcome = outcome, http.status = http_status, error, "webhook not taken");
+            warn!(job.id = %id, webhook.outcome = outcome, http.status = http_status, error, "webhook failed");
         }
         if let Err(error) = self.queue.note_delivery(id, after).await {
-            warn!(job.id = %id, %error, "what came of a webhook can't be written: it will be sent again");
+            warn!(job.id = %id, %error, "failed to store the result of a webhook; it will be sent again");
             tokio::time::sleep(UNWRITTEN_PAUSE).await;
         }
     }

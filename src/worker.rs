@@ -106,10 +106,10 @@ enum Turn {
 }
 
 impl<A: Analyst> Worker<A> {
-    /// Starts workers for `count` calls at once, which `tracker` follows to their end. They are twice as many, so that
-    /// claims and settlements go on beside the calls; the limits see to it that the calls are not more.
+    /// Starts workers for at most `count` calls at once, which `tracker` follows to their end. They are twice as many, so
+    /// that claims and settlements go on beside the calls; the limits see to it that the calls are not more.
     pub fn start_pool(&self, count: usize, tracker: &TaskTracker) {
-        let pace = Arc::new(Pace::new(count));
+        let pace = Arc::new(Pace::default());
         for _ in 0..2 * count {
             tracker.spawn(self.clone().run(Arc::clone(&pace)));
         }
@@ -131,7 +131,8 @@ impl<A: Analyst> Worker<A> {
             let taken = taken.lock().take();
             let intent = match next {
                 Next::Claimed(claim) => {
-                    self.attempt(&claim, taken, &pace).await;
+                    // On the heap: most workers are idle and should cost little.
+                    Box::pin(self.attempt(&claim, taken, &pace)).await;
                     continue;
                 }
                 // Others need its permit, which is dropped here.
@@ -143,8 +144,8 @@ impl<A: Analyst> Worker<A> {
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
             match self.queue.claim(intent).await {
                 Ok(Some(claim)) => {
-                    self.limits.claim_ahead(pace.claimed(begun.elapsed()));
-                    self.attempt(&claim, Some(permit), &pace).await;
+                    self.limits.claim_ahead(pace.claimed(begun.elapsed(), self.limits.calls_at_once()));
+                    Box::pin(self.attempt(&claim, Some(permit), &pace)).await;
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -220,17 +221,22 @@ impl<A: Analyst> Worker<A> {
 
     async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
         let Claim { job, lost, draft, .. } = claim;
+        if let Some(Err(after)) = permit.as_mut().map(|permit| permit.expect(plan.model(), plan.input_bytes)) {
+            let code = FailureCode::RateLimited;
+            let message = format!("the limits of {} allow no call at the moment", plan.model());
+            let disposition = Disposition::Release { code, after, is_demoted: false };
+            self.queue.settle(job, &disposition, failure_report(code, message)).await;
+            return;
+        }
         let started = Instant::now();
         let call = span.client(|| "chat".to_owned());
         let is_probe = permit.as_ref().is_some_and(limits::Permit::is_probe);
         let question = question(&claim.request);
         let is_heard = AtomicBool::new(false);
         let on_news = |news: News<'_>| match news {
-            // Limits are per class of models: those of another say nothing of the service's own.
-            News::Account(_) if plan.is_of_caller => {}
             // From the head: the calls of other workers need not wait for the end of this one.
             News::Account(AccountLimits { requests, input_tokens, output_tokens }) => {
-                self.limits.learn(requests, input_tokens, output_tokens, started);
+                self.limits.learn(plan.model(), requests, input_tokens, output_tokens, started);
             }
             News::Text(piece) => {
                 // From the first piece: an answer may take a minute, and a closed gate need not wait for its end.
@@ -240,12 +246,7 @@ impl<A: Analyst> Worker<A> {
                 draft.push(piece);
             }
         };
-        let attempt = async {
-            if let Some(permit) = &mut permit {
-                permit.expect(plan.model(), plan.input_bytes);
-            }
-            timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_news)).await
-        };
+        let attempt = async { timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_news)).await };
         let ended = tokio::select! {
             ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
             () = lost.cancelled() => None,
@@ -253,7 +254,7 @@ impl<A: Analyst> Worker<A> {
         };
         let (disposition, report) = match ended {
             None => {
-                settle_permit(permit, None);
+                settle_permit(permit, started.elapsed(), None);
                 info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: the job is no longer ours");
                 return;
             }
@@ -285,7 +286,7 @@ impl<A: Analyst> Worker<A> {
         };
         pace.called(started.elapsed());
         tell(call, &report);
-        settle_permit(permit, Some(&report));
+        settle_permit(permit, started.elapsed(), Some(&report));
         self.log(claim, &report, started.elapsed(), is_probe);
         self.queue.settle(job, &disposition, report).await;
     }
@@ -454,7 +455,7 @@ fn tell(call: Span, report: &AttemptReport) {
 }
 
 /// Tells the limits what a call needed, as far as that is known (no report: the attempt was stopped).
-fn settle_permit(permit: Option<limits::Permit>, report: Option<&AttemptReport>) {
+fn settle_permit(permit: Option<limits::Permit>, took: Duration, report: Option<&AttemptReport>) {
     let Some(permit) = permit else { return };
     let code = report.and_then(|report| report.error.as_ref()).map(|error| error.code);
     if code == Some(FailureCode::ConnectFailed) {
@@ -468,7 +469,11 @@ fn settle_permit(permit: Option<limits::Permit>, report: Option<&AttemptReport>)
         output: fits(usage.output_tokens),
     });
     let turned_away = report.is_some_and(|report| report.http_status.is_some_and(|status| status != 200));
-    permit.settle(used.or_else(|| turned_away.then(Tokens::default)));
+    let used = used.or_else(|| turned_away.then(Tokens::default));
+    match code {
+        None if report.is_some() => permit.settle(took, used),
+        _ => permit.settle_failed(used),
+    }
 }
 
 #[cfg(test)]

@@ -153,6 +153,14 @@ fn all_that_cannot_be_shown_is_found_at_once() {
 }
 
 #[test]
+fn a_nonsensical_answer_makes_a_bounded_error() {
+    let mut memo = altered("/risks", json!([]));
+    let option = memo["options"][0].clone();
+    memo["options"] = json!(vec![option; 300]);
+    assert_eq!(violations(&memo).len(), 50);
+}
+
+#[test]
 fn an_unfinished_memo_may_lack_options_and_scores_but_must_say_what_is_missing() {
     let mut memo = altered("/status", json!("needs_information"));
     for list in ["options", "criteria", "scores", "risks"] {

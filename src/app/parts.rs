@@ -16,18 +16,19 @@ use crate::{
     claude::{ClientConfig, price::Prices},
     clock::Clock,
     config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings, environment::GatewayAccess},
+    http,
     job::{JobRequest, callback::Callbacks},
     ledger::dollars,
-    limits::budget::{Budget, Daily, Need},
+    limits::{
+        Limits, MAX_CALLS_AT_ONCE,
+        budget::{Budget, Daily, Need},
+    },
     queue::{Policy, retry::RetryBounds},
     store::{JobStore, sled::SledConfig},
 };
 
 /// The store's folder within the data folder.
 const STORE_FOLDER: &str = "queue";
-
-/// Calls at once where WORKERS sets no cap.
-const DEFAULT_WORKERS: usize = 8;
 
 /// Time to connect to the Claude API: a handshake takes less than a second, also across the world.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -124,11 +125,11 @@ pub(super) fn agent(settings: &Settings) -> AgentConfig {
 
 /// Most calls to Claude at once.
 pub(super) fn workers(settings: &Settings) -> usize {
-    settings.workers.unwrap_or(DEFAULT_WORKERS)
+    settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
 }
 
 /// The queue's policy; what a question is and may cost, it asks the agent.
-pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, clock: &Clock) -> Policy {
+pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits: &Limits, clock: &Clock) -> Policy {
     let estimate_risk = {
         let (agent, clock) = (agent.clone(), clock.clone());
         Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
@@ -150,6 +151,10 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, clock: 
             give_back_for: MAX_RELEASE,
         },
         estimate_risk,
+        allowance: {
+            let limits = limits.clone();
+            Arc::new(move || http::allowance(&limits))
+        },
         identify,
         cache_for: settings.cache_ttl,
         idempotency_window: IDEMPOTENCY_WINDOW,

@@ -7,12 +7,14 @@
 //!
 //! - `check`: what it checks in a request
 //! - `answer`: the memo it gives
+//! - `pace`: how long an answer takes
 //! - `sse`: how an answer goes out, whole or broken
 //! - `account`: its rate limits
 
 mod account;
 mod answer;
 mod check;
+pub mod pace;
 mod sse;
 
 use std::collections::{HashSet, VecDeque};
@@ -41,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use account::AccountLimits;
 use account::{Account, Exceeded};
 use check::Asked;
+use pace::Timing;
 use sse::{Message, Step};
 
 use super::{CacheTtl, stream::tokens, wire::Usage};
@@ -92,6 +95,8 @@ impl Default for SimulatorConfig {
 pub enum Latency {
     /// No longer than the work itself.
     Zero,
+    /// As long as real memos take: until the first token, thinking in silence, text by its length.
+    Claude,
     /// Always as long.
     Fixed(Duration),
     /// Log-normally distributed, as the times of a real model are.
@@ -355,7 +360,7 @@ impl std::fmt::Debug for Shared {
 impl Latency {
     fn sample(self) -> Result<Duration, String> {
         match self {
-            Latency::Zero => Ok(Duration::ZERO),
+            Latency::Zero | Latency::Claude => Ok(Duration::ZERO),
             Latency::Fixed(time) => Ok(time.min(MAX_LATENCY)),
             Latency::LogNormal { median, sigma } => {
                 // Two even numbers make a normal one (Box and Muller). The first is never 0, which has no logarithm.
@@ -471,6 +476,9 @@ struct Plan {
     text: Arc<str>,
     stop_reason: String,
     usage: Usage,
+    /// Before the text.
+    start: Option<Timing>,
+    /// Of the text.
     latency: Duration,
 }
 
@@ -557,12 +565,12 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
         id: &request_id.replace("req", "msg"),
         model: &asked.model,
         text: &plan.text,
-        thinking: fault == Fault::ThinkingFirst,
+        thinking: fault == Fault::ThinkingFirst || plan.start.is_some(),
         stop_reason: &plan.stop_reason,
         usage: plan.usage,
     };
     let response = if asked.stream && fault != Fault::Unstreamed {
-        let mut steps = message.steps(plan.latency, shared.config.writes, &fault);
+        let mut steps = message.steps(plan.start, plan.latency, shared.config.writes, &fault);
         let body = match steps.as_mut_slice() {
             [Step::Send(bytes)] => {
                 flight.land();
@@ -576,7 +584,8 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
         response
     } else {
         let response = json_response(&message.json(), &request_id);
-        tokio::time::sleep(plan.latency).await;
+        let start = plan.start.map_or(Duration::ZERO, |start| start.first + start.thinking);
+        tokio::time::sleep(start + plan.latency).await;
         flight.land();
         response
     };
@@ -623,9 +632,14 @@ impl Shared {
                 stop_reason = "max_tokens";
             }
         }
+        let timing = (self.config.latency == Latency::Claude).then(|| {
+            let question = pace::question(&asked.prompt);
+            Timing::of(question, pace::is_brief(full), asked.effort.as_deref(), asked.thinking.as_deref())
+        });
+        let output_tokens = timing.map_or(full, |timing| timing.tokens()).min(most);
         let usage = match fault {
             Fault::Usage(usage) => *usage,
-            _ => Usage { output_tokens: full.min(most), ..self.input_usage(asked) },
+            _ => Usage { output_tokens, ..self.input_usage(asked) },
         };
         let counted = usage.input_tokens + usage.cache_creation_input_tokens;
         let taken = self.account.lock().take(counted, usage.output_tokens, Instant::now());
@@ -635,12 +649,13 @@ impl Shared {
             let seconds = wait.as_secs_f64().ceil().max(1.0);
             ErrorAnswer::status(429).message(message).header("retry-after", seconds.to_string())
         })?;
-        let latency = match fault {
-            Fault::Takes(time) => *time,
+        let (start, latency) = match (fault, timing) {
+            (Fault::Takes(time), _) => (None, *time),
+            (_, Some(timing)) => (Some(timing), timing.writing),
             // Checked at the start.
-            _ => self.config.latency.sample().unwrap_or_default(),
+            (_, None) => (None, self.config.latency.sample().unwrap_or_default()),
         };
-        Ok(Plan { text: text.into(), stop_reason: stop_reason.to_owned(), usage, latency })
+        Ok(Plan { text: text.into(), stop_reason: stop_reason.to_owned(), usage, start, latency })
     }
 
     /// Input tokens, the system prompt's counted as the prompt cache would.

@@ -1,5 +1,5 @@
-//! `ceoagent analyze`: one question, one memo. Asks the service that is told or runs on this machine; where none runs, a
-//! service of its own for as long as it takes.
+//! `ceoagent analyze`: submits one question and shows its memo. Uses the service at --url or on this machine; if none runs,
+//! it starts one for this question.
 
 use std::{
     io::{Read, Write},
@@ -19,16 +19,16 @@ use super::{
 };
 use crate::claude::simulator::SimulatorConfig;
 
-/// Where a service of its own keeps its data, within the data folder.
+/// The data folder of a service started for one question, within the data folder.
 const DATA_FOLDER: &str = "analyze";
 
-/// Exit code of whoever is interrupted, as shells have it: 128 and the number of SIGINT.
+/// Exit code after an interrupt, as in shells: 128 plus the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// Most bytes of a question on standard input: more than any service takes, less than any memory.
+/// Most bytes of a question on standard input: more than any service accepts.
 const MAX_STDIN: u64 = 4 << 20;
 
-/// What is asked.
+/// The arguments of `analyze`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent analyze \"Should we build or buy our CRM?\" --option Build --option Buy
@@ -36,65 +36,65 @@ const MAX_STDIN: u64 = 4 << 20;
   ceoagent analyze \"Should we hire?\" --json | jq .result.recommendation
   CEOAGENT_URL=https://memos.example.com CEOAGENT_TOKEN=… ceoagent analyze \"Should we hire?\"
 
-Exit codes: 0 there is a memo; 1 something went wrong on the way; 2 the command line is wrong;
-  3 the job ended without a memo; 4 the service refused; 130 interrupted.
+Exit codes: 0 success; 1 other error; 2 wrong command line; 3 the job failed or was cancelled;
+  4 the service refused the request; 130 interrupted.
 
-Without --url, the service at HOST and PORT of this machine is asked; if none runs, one is started
-for this question, with ANTHROPIC_API_KEY if that is set, else with a simulated Claude.")]
+Without --url, the command uses the service at HOST and PORT on this machine. If none runs, it starts
+one for this question, with ANTHROPIC_API_KEY if set, otherwise with a simulated Claude.")]
 pub struct Analyze {
-    /// The question, in any language; - reads it from standard input
+    /// The decision question, in any language; - reads it from standard input
     #[arg(allow_hyphen_values = false)]
     question: String,
 
-    /// What you know besides: figures, constraints, history
+    /// Background: figures, constraints, history
     #[arg(long)]
     context: Option<String>,
 
-    /// An option that you want considered; repeat it for more
+    /// An option that the memo must consider; repeatable
     #[arg(long = "option", value_name = "OPTION")]
     options: Vec<String>,
 
-    /// Its place in the order: high, normal or low
+    /// high, normal or low. Default: normal
     #[arg(long)]
     priority: Option<String>,
 
-    /// How much the memo says: brief, full, or auto
+    /// Depth of the memo: brief, full or auto. Default: auto
     #[arg(long)]
     depth: Option<String>,
 
-    /// A Claude model; the service's own setting if absent
+    /// Claude model. Default: the service's setting
     #[arg(long)]
     model: Option<String>,
 
-    /// Version of the prompts; the service's default if absent
+    /// Prompt version. Default: the newest version
     #[arg(long, value_name = "VERSION")]
     prompt_version: Option<String>,
 
-    /// Not before this time, such as 2026-11-23T09:30:00Z
+    /// Run the job at this time or later, for example 2026-11-23T09:30:00Z
     #[arg(long, value_name = "TIME")]
     run_at: Option<String>,
 
-    /// Fail it if Claude has not been asked after so many seconds
+    /// Fail the job if it has not started after this many seconds
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
 
-    /// Have the service tell this URL of the end, by a signed message
+    /// Send a signed webhook to this URL when the job ends
     #[arg(long, value_name = "URL")]
     callback_url: Option<String>,
 
-    /// A label of your own; repeat it for more
+    /// A label for the job; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     metadata: Vec<(String, String)>,
 
-    /// Your own name for this question: asked again under it, it is the same job
+    /// Your id for this request: the same key with the same request returns the same job
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 
-    /// Have Claude asked for this question alone, whatever answer may be there or on its way
+    /// Make a new call to Claude: use no answer of another job with the same question
     #[arg(long)]
     fresh: bool,
 
-    /// Print the job's id as soon as it is accepted, and end
+    /// Print the job's id when it is accepted, without waiting for the memo
     #[arg(long, conflicts_with_all = ["json", "markdown"])]
     detach: bool,
 
@@ -106,7 +106,7 @@ pub struct Analyze {
 }
 
 impl Analyze {
-    /// Asks, waits and shows the memo.
+    /// Submits the question, waits and shows the memo.
     ///
     /// # Errors
     /// If the service can't be asked, or refuses.
@@ -135,29 +135,26 @@ impl Analyze {
         tokio::select! {
             job = progress::follow(client, id) => outcome::show(&job?, self.form),
             _ = signals.next() => {
-                writeln!(std::io::stderr(), "\nThe job goes on; come back for its memo: ceoagent jobs watch {id}")?;
+                writeln!(std::io::stderr(), "\nThe job continues. To get its memo: ceoagent jobs watch {id}")?;
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
     }
 
-    /// As [`Analyze::finish`], of a service that is started for this question.
+    /// Like [`Analyze::finish`], with a service started for this question.
     async fn ask_own(&self, body: &Value) -> anyhow::Result<ExitCode> {
-        ensure!(!self.detach, "no service runs that the question could be left with; start one with `ceoagent serve`");
-        // The message is sent after the end, and again if it is not taken; the service would be gone.
-        ensure!(
-            self.callback_url.is_none(),
-            "no service runs that could tell --callback-url; start one with `ceoagent serve`"
-        );
+        ensure!(!self.detach, "--detach needs a running service; start one with `ceoagent serve`");
+        // Webhooks are sent and repeated after the job's end, when this service is gone.
+        ensure!(self.callback_url.is_none(), "--callback-url needs a running service; start one with `ceoagent serve`");
         let mut signals = serve::Signals::listen()?;
         let mut settings = self.connection.settings.clone();
         settings.validate()?;
-        // Any port, since the usual one may be what another program has.
+        // Any free port, because another program may use the default one.
         settings.port = 0;
         let own = Own::start(settings, DATA_FOLDER, false, SimulatorConfig::default()).await?;
         if own.is_simulated() {
             let note =
-                "No service runs and no ANTHROPIC_API_KEY is set: Claude is SIMULATED, the memo shows the form only.";
+                "No service runs and ANTHROPIC_API_KEY is not set: Claude is SIMULATED. The memo is only an example.";
             writeln!(std::io::stderr(), "{note}")?;
         }
         let client = Client::new(own.base(), Some(own.app.admin_token().clone()))?;
@@ -167,7 +164,7 @@ impl Analyze {
             tokio::select! {
                 job = progress::follow(&client, id) => outcome::show(&job?, self.form),
                 _ = signals.next() => {
-                    // Else the next question would find it in the queue, and pay for it.
+                    // Otherwise the next start would run the job and pay for it.
                     client.post(&format!("/api/v1/jobs/{id}/cancel")).await?;
                     Ok(ExitCode::from(INTERRUPTED))
                 }
@@ -219,22 +216,22 @@ impl Analyze {
 }
 
 fn id(job: &Value) -> anyhow::Result<&str> {
-    job["id"].as_str().context("the service gave no job id")
+    job["id"].as_str().context("the service's answer has no job id")
 }
 
 fn read_stdin() -> anyhow::Result<String> {
     let mut text = String::new();
     let read = std::io::stdin().lock().take(MAX_STDIN).read_to_string(&mut text);
-    let bytes = read.context("the question can't be read from standard input as UTF-8 text")?;
+    let bytes = read.context("can't read the question from standard input as UTF-8 text")?;
     if text.trim_start_matches('\u{feff}').trim().is_empty() {
-        bail!("there is no question on standard input");
+        bail!("standard input has no question");
     }
-    ensure!((bytes as u64) < MAX_STDIN, "the question on standard input is longer than any service takes");
+    ensure!((bytes as u64) < MAX_STDIN, "the question on standard input is longer than any service accepts");
     // PowerShell pipes a byte order mark.
     Ok(text.trim_start_matches('\u{feff}').trim().to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, such as team=ops")?;
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, for example team=ops")?;
     Ok((key.to_owned(), value.to_owned()))
 }

@@ -1,5 +1,5 @@
-//! The service as the commands meet it: over its HTTP API, as any other client would. The one place that finds it, holds
-//! a token for it, and turns its problems into what people read.
+//! The HTTP client of the commands. The only place that finds the service and its token, and turns its problems into
+//! messages.
 
 use std::{
     fmt,
@@ -21,28 +21,28 @@ use crate::{
 /// The demo's folder within the data folder, so that its jobs never mix with real ones.
 pub(super) const DEMO_FOLDER: &str = "demo";
 
-/// The service answers within 30 s; a connection that is silent for longer is dead.
+/// Longest silence of a connection. The service answers within 30 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Time to connect: a service that takes longer is not there.
+/// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a service that does not answer is asked again: it may be restarting, and jobs survive that.
+/// How long to retry while the service does not answer: it may be restarting.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Pause between two tries to reach it.
+/// Pause between two tries.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Most bytes of an answer that is not the service's that an error quotes.
+/// Most characters that an error quotes from an answer of another program.
 const MAX_QUOTED: usize = 200;
 
-/// Where a command finds its service, and as whom it comes.
+/// The address of the service and the token for it.
 #[derive(clap::Args, Debug)]
 pub(super) struct Connection {
     #[command(flatten)]
     address: ServiceAddress,
 
-    /// The service's own, of which HOST, PORT, DATA_DIR and ADMIN_TOKEN lead to the one on this machine
+    /// The service's settings; HOST, PORT, DATA_DIR and ADMIN_TOKEN lead to the service on this machine
     #[command(flatten)]
     pub(super) settings: Settings,
 }
@@ -59,11 +59,11 @@ pub(super) struct Client {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// The address makes no sense.
-    #[error("{0:?} is no address of a service: --url and CEOAGENT_URL must be like http://localhost:8000")]
+    #[error("{0:?} is not the URL of a service: --url and CEOAGENT_URL must be like http://localhost:8000")]
     Address(String),
     /// Nobody is there.
     #[error(
-        "no ceoagent answers at {base}: start one with `ceoagent serve`, or say where it is with --url or CEOAGENT_URL"
+        "no service answers at {base}: start one with `ceoagent serve`, or set its address with --url or CEOAGENT_URL"
     )]
     Unreachable {
         /// Where it was looked for.
@@ -72,7 +72,9 @@ pub(super) enum ClientError {
         source: reqwest::Error,
     },
     /// Somebody else is there.
-    #[error("what answers at {base} is no ceoagent, or something stands before it: {status}, {text:?}")]
+    #[error(
+        "the answer from {base} does not come from ceoagent but from another program or a proxy: {status}, {text:?}"
+    )]
     Foreign {
         /// Where.
         base: String,
@@ -85,7 +87,7 @@ pub(super) enum ClientError {
     #[error("{0}")]
     Refused(Box<Refusal>),
     /// The client itself can't be made.
-    #[error("no HTTP client can be made")]
+    #[error("failed to create the HTTP client")]
     Client(#[source] reqwest::Error),
 }
 
@@ -113,14 +115,14 @@ impl fmt::Display for Refusal {
         match &self.errors[..] {
             [] => write!(f, "{} ({code})", clean(&self.detail))?,
             errors => {
-                write!(f, "the service does not take this ({code}):")?;
+                write!(f, "the service refused the request ({code}):")?;
                 for wrong in errors {
                     write!(f, "\n  {}: {}", clean(&wrong.field), clean(&wrong.message))?;
                 }
             }
         }
         if self.code == "unauthorized" {
-            f.write_str("\n  set CEOAGENT_TOKEN, or give --token")?;
+            f.write_str("\n  set CEOAGENT_TOKEN or use --token")?;
         }
         match self.request_id.as_str() {
             "" => Ok(()),
@@ -130,12 +132,12 @@ impl fmt::Display for Refusal {
 }
 
 impl Connection {
-    /// The service that was asked for, or the one on this machine.
+    /// The service at --url, or the one on this machine.
     pub(super) fn client(&self) -> Result<Client, ClientError> {
         let (base, token) = match &self.address.url {
             Some(url) => {
                 let base = base(url)?;
-                // The secret of the service on this machine is no other's business.
+                // The token of the service on this machine must not be sent to another one.
                 let token = if is_at_home(&base) { local_token(&self.settings) } else { None };
                 (base, token)
             }
@@ -144,7 +146,7 @@ impl Connection {
         Client::new(base, self.address.token.clone().or(token))
     }
 
-    /// Whether somebody said where the service is.
+    /// Whether --url or CEOAGENT_URL is set.
     pub(super) fn is_told(&self) -> bool {
         self.address.url.is_some()
     }
@@ -152,7 +154,7 @@ impl Connection {
 
 impl Client {
     pub(super) fn new(base: String, token: Option<SecretString>) -> Result<Client, ClientError> {
-        // reqwest wants one to be named, also where a call is not encrypted.
+        // reqwest needs a TLS provider, also for unencrypted calls.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         let builder = if is_at_home(&base) { builder.no_proxy() } else { builder };
@@ -176,7 +178,7 @@ impl Client {
         }
     }
 
-    /// The answer to a request that may be made again, also of a service that is away for as long as a restart takes.
+    /// Sends a request that may be repeated, and repeats it while the service restarts.
     pub(super) async fn patiently(
         &self,
         request: impl Fn() -> RequestBuilder,
@@ -190,12 +192,12 @@ impl Client {
         }
     }
 
-    /// Where `path` is, for messages.
+    /// The URL of `path`.
     pub(super) fn at(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
 
-    /// Status and text of an answer, whatever it says.
+    /// The status and text of any answer.
     pub(super) async fn answer(&self, request: RequestBuilder) -> Result<(StatusCode, String), ClientError> {
         self.whole(request).await.map(|(status, _, text)| (status, text))
     }
@@ -203,7 +205,7 @@ impl Client {
     async fn whole(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, String), ClientError> {
         let unreachable = |error: reqwest::Error| ClientError::Unreachable {
             base: self.base.clone(),
-            // The address is told already.
+            // The message has the address already.
             source: error.without_url(),
         };
         let answer = request.send().await.map_err(unreachable)?;
@@ -211,7 +213,7 @@ impl Client {
         Ok((status, headers, answer.text().await.map_err(unreachable)?))
     }
 
-    /// The answer's head and text.
+    /// The headers and text of a successful answer.
     pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
         let (status, headers, text) = self.whole(request).await?;
         if status.is_success() {
@@ -226,7 +228,7 @@ impl Client {
     /// The answer as JSON.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Value, ClientError> {
         let (_, text) = self.once(request).await?;
-        // An answer without a body is one too.
+        // A `204` has no body.
         if text.is_empty() {
             return Ok(Value::Null);
         }
@@ -240,7 +242,7 @@ impl Client {
 }
 
 impl ClientError {
-    /// Whether the same request may succeed in a moment: the service is being restarted, or its store reopened.
+    /// Whether the same request may succeed soon, because the service or its store restarts.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             ClientError::Unreachable { .. } => true,
@@ -250,21 +252,21 @@ impl ClientError {
     }
 }
 
-/// The address of a service as somebody told it, for paths to be put after.
+/// The checked address of a service, without a slash at the end.
 pub(super) fn base(url: &str) -> Result<String, ClientError> {
     let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     parsed.map(|_| url.trim_end_matches('/').to_owned()).ok_or_else(|| ClientError::Address(clean(url)))
 }
 
-/// The address of the service that HOST and PORT belong to, seen from this machine.
+/// The address of the service at HOST and PORT, seen from this machine.
 pub(super) fn local_base(settings: &Settings) -> String {
     link(SocketAddr::new(settings.host, settings.port))
 }
 
-/// Where what listens on `address` is reached from this machine.
+/// The URL that reaches `address` from this machine.
 pub(super) fn link(address: SocketAddr) -> String {
     let host = match address.ip() {
-        // What listens everywhere is asked here.
+        // A service that listens on all addresses listens on loopback too.
         IpAddr::V4(host) if host.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(host) if host.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         host => host,
@@ -297,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_reads_like_a_sentence_and_every_wrong_field_has_its_line() {
+    fn a_problem_is_one_sentence_and_each_wrong_field_one_line() {
         let problem = serde_json::json!({
             "type": "urn:x", "title": "t", "status": 503, "code": "queue_full", "detail": "the queue is full\u{1b}[2J",
             "request_id": "r1"
@@ -310,21 +312,21 @@ mod tests {
             "errors": [{"field": "query", "message": "must not be blank"}, {"field": "model", "message": "must be short"}]
         });
         let refusal: Refusal = serde_json::from_value(problem).unwrap();
-        let told = "the service does not take this (validation_failed):\n  query: must not be blank\n  \
-                    model: must be short\n  request r2";
-        assert_eq!(refusal.to_string(), told);
+        let expected = "the service refused the request (validation_failed):\n  query: must not be blank\n  \
+                        model: must be short\n  request r2";
+        assert_eq!(refusal.to_string(), expected);
         assert!(!ClientError::Refused(Box::new(refusal)).may_pass());
     }
 
     #[test]
-    fn a_link_is_one_that_a_browser_of_this_machine_can_open() {
+    fn a_link_can_be_opened_on_this_machine() {
         let link = |address: &str| link(address.parse().unwrap());
         assert_eq!([link("0.0.0.0:80"), link("[::]:80")], ["http://127.0.0.1:80", "http://[::1]:80"]);
         assert_eq!(link("10.0.0.7:8000"), "http://10.0.0.7:8000");
     }
 
     #[test]
-    fn only_this_machine_is_here() {
+    fn only_loopback_addresses_are_this_machine() {
         let here = |url: &str| is_here(&Url::parse(url).unwrap());
         assert!(here("http://localhost:1") && here("http://127.0.0.7") && here("http://[::1]:8000/x"));
         assert!(!here("http://localhost.example") && !here("https://10.0.0.1") && !here("http://[2001:db8::1]"));

@@ -1,7 +1,7 @@
 //! `ceoagent demo`: the whole service on this machine, one question asked over HTTP, its memo shown as a person would
 //! like to read it. Without a key, Claude is simulated, and everything says so.
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{io::Write, process::ExitCode};
 
 use anyhow::Context;
 use reqwest::Method;
@@ -22,9 +22,6 @@ use crate::{
 
 /// The question that is asked if none is given.
 const QUESTION: &str = "Should we expand to new markets next year, or deepen our position at home first?";
-
-/// How long the simulated Claude takes: long enough to see the bar move.
-const LATENCY: Latency = Latency::LogNormal { median: Duration::from_secs(4), sigma: 0.25 };
 
 /// Settings of the demo.
 #[derive(clap::Args, Debug)]
@@ -51,7 +48,7 @@ impl Demo {
         let _log = super::logging::start(&self.settings, true);
         serve::runtime()?.block_on(async {
             let mut signals = serve::Signals::listen()?;
-            let simulator = SimulatorConfig { latency: LATENCY, ..SimulatorConfig::default() };
+            let simulator = SimulatorConfig { latency: Latency::Claude, ..SimulatorConfig::default() };
             let mut own = Own::start(self.settings.clone(), DEMO_FOLDER, host_is_set, simulator).await?;
             let base = own.base();
             let mut out = std::io::stdout();
@@ -102,7 +99,8 @@ impl Demo {
 /// Asks the service as any client would that may, with a bar while it waits.
 async fn ask(base: &str, token: &SecretString, question: &str) -> anyhow::Result<Value> {
     let client = Client::new(base.to_owned(), Some(token.clone()))?;
-    let request = client.request(Method::POST, "/api/v1/analyze").json(&json!({ "query": question }));
+    // A person waits, so the memo is to be a quick one; its text is shown as it comes.
+    let request = client.request(Method::POST, "/api/v1/analyze").json(&json!({ "query": question, "wait": 1 }));
     let accepted = client.send(request).await?;
     let id = accepted["id"].as_str().context("the service gave no job id")?;
     Ok(progress::follow(&client, id).await?)

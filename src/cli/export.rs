@@ -1,4 +1,4 @@
-//! `ceoagent export`: all jobs as JSON lines, of a running service, or of a data folder that no service can use.
+//! `ceoagent export`: writes all jobs as JSON lines, from a running service or from a stopped or damaged data folder.
 
 use std::{
     io::{BufWriter, Write},
@@ -15,20 +15,20 @@ use super::{
 };
 use crate::app;
 
-/// Exit code where something could not be read. Not 2, which is that of a wrong command line.
+/// Exit code if something could not be read. 2 means a wrong command line.
 pub(super) const INCOMPLETE: u8 = 3;
 
-/// Settings of the export.
+/// The arguments of `export`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
-  ceoagent export > jobs.jsonl                of the service on this machine, while it runs
-  ceoagent export --url https://… --token …   of another one
-  ceoagent export --salvage > jobs.jsonl      of the stopped or damaged data folder DATA_DIR
+  ceoagent export > jobs.jsonl                from the running service on this machine
+  ceoagent export --url https://… --token …   from another service
+  ceoagent export --salvage > jobs.jsonl      from the stopped or damaged data folder DATA_DIR
 
-Exit codes: 0 all was read; 1 nothing, or not to its end; 3 (--salvage) something could not be read,
-  which the summary on standard error and the lines themselves tell; 4 the service refused.")]
+Exit codes: 0 all jobs exported; 1 error, the export is not complete; 3 (--salvage) some records could
+  not be read, see the summary on standard error; 4 the service refused the request.")]
 pub struct Export {
-    /// Read what can be read of DATA_DIR, also where `serve` refuses to open it; nothing in it is changed
+    /// Read all readable jobs directly from DATA_DIR, also if `serve` can't open it; changes nothing there
     #[arg(long)]
     salvage: bool,
 
@@ -37,10 +37,10 @@ pub struct Export {
 }
 
 impl Export {
-    /// Writes the jobs to standard output, a summary to standard error.
+    /// Writes the jobs to standard output and a summary to standard error.
     ///
     /// # Errors
-    /// Whatever keeps it from reading, or from writing.
+    /// If the jobs can't be read or written.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         if self.salvage { self.salvage() } else { self.live() }
     }
@@ -53,7 +53,7 @@ impl Export {
         Ok(if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
     }
 
-    /// Page by page, so that neither side holds more than a page.
+    /// Exports page by page, so that both sides hold only one page in memory.
     fn live(&self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
@@ -62,19 +62,21 @@ impl Export {
             let mut jobs = 0;
             while let Some(path) = next {
                 let page = match jobs {
-                    // A service that is not there at the start is not restarting.
+                    // If the first request fails, the service does not run.
                     0 => client.once(client.request(Method::GET, &path)).await,
                     _ => client.patiently(|| client.request(Method::GET, &path)).await,
                 };
                 let (headers, lines) = page.map_err(|error| match error {
-                    ClientError::Unreachable { .. } if jobs == 0 => anyhow::Error::new(error)
-                        .context("to read the data folder of a stopped service, use `ceoagent export --salvage`"),
-                    error => anyhow::Error::new(error).context(format!("only the first {jobs} jobs were exported")),
+                    ClientError::Unreachable { .. } if jobs == 0 => anyhow::Error::new(error).context(
+                        "can't export; for the data folder of a stopped service use `ceoagent export --salvage`",
+                    ),
+                    error => anyhow::Error::new(error).context(format!("the export stopped after {jobs} jobs")),
                 })?;
                 out.write_all(lines.as_bytes())?;
                 jobs += lines.lines().count();
-                let link =
-                    headers.get(header::LINK).map(|link| link.to_str().context("the service's Link can't be read"));
+                let link = headers
+                    .get(header::LINK)
+                    .map(|link| link.to_str().context("can't read the Link header of the service"));
                 next = link.transpose()?.and_then(|link| Some(link.split_once('<')?.1.split_once('>')?.0.to_owned()));
             }
             out.flush()?;
@@ -84,7 +86,7 @@ impl Export {
     }
 }
 
-/// On damaged files sled panics, which is caught and told in the summary; its own words on it would only confuse.
+/// Hides the panic messages of sled on damaged files. The panics are caught and counted in the summary.
 fn hush_sled() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

@@ -1,5 +1,5 @@
-//! `ceoagent healthcheck`: for container engines, so that the image needs no shell and no curl; and for whoever wants to
-//! know why a service takes no questions.
+//! `ceoagent healthcheck`: for container engines, so that the image needs no shell and no curl, and for people who want to
+//! know why a service accepts no jobs.
 
 use std::{io::Write, process::ExitCode, time::Duration};
 
@@ -13,24 +13,24 @@ use super::{
 };
 use crate::config::Settings;
 
-/// A service that takes longer is not well.
+/// A service that takes longer is not healthy.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The command.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
-  ceoagent healthcheck                       for container engines: whether the process serves
-  ceoagent healthcheck --ready               before questions are sent; or why none are taken
+  ceoagent healthcheck                       liveness, for container engines
+  ceoagent healthcheck --ready               readiness, with the reasons if the service is not ready
   ceoagent healthcheck --ready --url https://memos.example.com
 
-Exit codes: 0 it does; 1 it does not, or there is no answer. A service that is degraded takes
-  questions, but analyses none at the moment: --ready says why, with exit code 0.")]
+Exit codes: 0 healthy; 1 not healthy or no answer. A degraded service accepts jobs, but runs none at
+  the moment. --ready prints the reasons, with exit code 0.")]
 pub struct Healthcheck {
-    /// Ask whether questions are taken (/health/ready) instead of whether the process serves (/health)
+    /// Check that the service accepts jobs (/health/ready) instead of that it is alive (/health)
     #[arg(long)]
     ready: bool,
 
-    /// Where the service is, such as https://memos.example.com; the one at HOST and PORT of this machine if absent
+    /// URL of the service, for example https://memos.example.com. Default: HOST and PORT on this machine
     #[arg(long, env = "CEOAGENT_URL", value_name = "URL")]
     url: Option<String>,
 
@@ -39,14 +39,14 @@ pub struct Healthcheck {
 }
 
 impl Healthcheck {
-    /// Asks the service.
+    /// Checks the service.
     ///
     /// # Errors
     /// If there is no answer, or a bad one.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let base = self.url.as_deref().map_or_else(|| Ok(local_base(&self.settings)), base)?;
         super::serve::runtime()?.block_on(async {
-            // Who asks for this is nobody's business, so no token goes along.
+            // The route is public, so no token is sent.
             let client = Client::new(base, None)?;
             let path = if self.ready { "/health/ready" } else { "/health" };
             let (status, text) = client.answer(client.request(Method::GET, path).timeout(TIMEOUT)).await?;
@@ -60,7 +60,7 @@ impl Healthcheck {
             let state = match (status, answer["status"].as_str()) {
                 (StatusCode::SERVICE_UNAVAILABLE, _) if answer["code"] == "not_ready" => "not ready",
                 (StatusCode::OK, Some("ready")) => "ready",
-                (StatusCode::OK, Some("degraded")) => "degraded: questions are taken, but not analysed at the moment",
+                (StatusCode::OK, Some("degraded")) => "degraded: jobs are accepted, but not run at the moment",
                 _ => return Err(anyhow!("{at} answers {status}")),
             };
             let mut out = std::io::stdout().lock();

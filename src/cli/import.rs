@@ -1,4 +1,4 @@
-//! `ceoagent import`: jobs that were exported, into a running service.
+//! `ceoagent import`: imports exported jobs into a running service.
 
 use std::{
     io::{BufRead, Write},
@@ -16,24 +16,23 @@ use super::{
     serve,
 };
 
-/// Lines of one request.
+/// Most lines of one request.
 const PAGE_LINES: usize = 100;
 
-/// Bytes of one request, but for its last line.
+/// Most bytes of one request, without its last line.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// Settings of the import.
+/// The arguments of `import`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent import < jobs.jsonl
   ceoagent export --url https://old.example.com | ceoagent import
 
-A job whose id is there already is skipped, so an import that broke off can be repeated. Ended jobs come
-with their attempts and memos; waiting ones go on; one that was running ends that attempt as of unknown
-outcome, as after a crash (see ON_UNKNOWN_OUTCOME).
+A job with an existing id is skipped, so a failed import can be repeated. Pending jobs continue here.
+A running attempt gets an unknown outcome, as after a crash (see ON_UNKNOWN_OUTCOME).
 
-Exit codes: 0 all is there; 1 it broke off; 3 some lines are no job that can be read, told on standard error;
-  4 the service refused.")]
+Exit codes: 0 all jobs imported; 1 error, the import is not complete; 3 some lines could not be read as
+  jobs, see standard error; 4 the service refused the request.")]
 pub struct Import {
     #[command(flatten)]
     connection: Connection,
@@ -57,7 +56,7 @@ impl Import {
     /// Reads jobs from standard input.
     ///
     /// # Errors
-    /// Whatever keeps it from reading, or the service from taking them.
+    /// If the lines can't be read, or the service fails or refuses them.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
@@ -66,11 +65,11 @@ impl Import {
             let (mut lines, mut sent) = (0, 0);
             let mut input = std::io::stdin().lock();
             loop {
-                let end = input.read_line(&mut page).context("standard input can't be read as UTF-8 text")? == 0;
+                let end = input.read_line(&mut page).context("can't read standard input as UTF-8 text")? == 0;
                 lines += usize::from(!end);
                 if end || lines - sent == PAGE_LINES || page.len() >= PAGE_BYTES {
                     let answer = send(&client, &page, sent > 0).await.with_context(|| {
-                        format!("the import broke off after line {sent}; repeated, it goes on from there")
+                        format!("the import stopped after line {sent}; repeat it to import the rest")
                     })?;
                     sum.imported += answer.imported;
                     sum.skipped += answer.skipped;
@@ -87,13 +86,16 @@ impl Import {
             }
             let Imported { imported, skipped, refused } = sum;
             let refused = refused.len();
-            writeln!(std::io::stdout(), "{imported} jobs imported, {skipped} were there already, {refused} refused")?;
+            writeln!(
+                std::io::stdout(),
+                "{imported} jobs imported, {skipped} skipped (they exist already), {refused} refused"
+            )?;
             Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
         })
     }
 }
 
-/// `begun`: the service was there before, so it may come back.
+/// `begun`: the service has answered before, so wait while it restarts.
 async fn send(client: &Client, lines: &str, begun: bool) -> anyhow::Result<Imported> {
     if lines.is_empty() {
         return Ok(Imported::default());
@@ -103,5 +105,5 @@ async fn send(client: &Client, lines: &str, begun: bool) -> anyhow::Result<Impor
         request.header(header::CONTENT_TYPE, "application/x-ndjson").body(lines.to_owned())
     };
     let (_, answer) = if begun { client.patiently(request).await? } else { client.once(request()).await? };
-    serde_json::from_str(&answer).context("the service's answer can't be read")
+    serde_json::from_str(&answer).context("can't read the service's answer")
 }

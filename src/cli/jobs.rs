@@ -1,4 +1,4 @@
-//! `ceoagent jobs`: look at the jobs of a service, wait for one, give up or retry any.
+//! `ceoagent jobs`: lists, shows, watches, cancels and retries jobs.
 
 mod conditions;
 mod several;
@@ -21,19 +21,19 @@ use super::{
     progress, serve,
 };
 
-/// Jobs on a page of the service, at most.
+/// Most jobs on a page of the service.
 const PAGE: usize = 200;
 
-/// Jobs that are listed unless told otherwise: a screen.
+/// Default number of listed jobs: a screen.
 const SCREEN: usize = 20;
 
-/// Widest part of a question in a listing that is not cut.
+/// Longest question in a listing; longer ones are cut.
 const QUESTION_WIDTH: usize = 60;
 
-/// Columns and nothing else.
+/// A table without borders.
 pub(super) const BARE: TableStyle = TableStyle::new();
 
-/// What to do with jobs.
+/// The arguments of `jobs`.
 #[derive(clap::Args, Debug)]
 pub struct Jobs {
     #[command(subcommand)]
@@ -42,15 +42,15 @@ pub struct Jobs {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// List jobs, newest first unless told otherwise; needs the admin token
+    /// List jobs, newest first; needs the admin token
     List(Box<List>),
-    /// Show a job: its state, its attempts, its memo
+    /// Show a job with its attempts and memo
     Show(Box<Show>),
-    /// Wait for a job with a progress bar, then show its memo
+    /// Wait for a job, then show its memo
     Watch(Box<Show>),
-    /// Give jobs up, also while they run: by their ids, or all that meet conditions
+    /// Cancel jobs, also running ones, by their ids or by a filter
     Cancel(Box<Several>),
-    /// Queue failed or cancelled jobs again: by their ids, or all that meet conditions
+    /// Retry failed or cancelled jobs, by their ids or by a filter
     Retry(Box<Several>),
 }
 
@@ -61,23 +61,23 @@ enum Action {
   ceoagent jobs list --text Rotterdam --oldest
   ceoagent jobs list --all --json | jq -r 'select(.attempts_made > 3) | .id'")]
 struct List {
-    /// The oldest first
+    /// List the oldest jobs first
     #[arg(long)]
     oldest: bool,
 
-    /// Begin where another listing of the same conditions ended: the cursor that it told
+    /// Continue an earlier listing with the same filter, from the cursor that it printed
     #[arg(long)]
     cursor: Option<String>,
 
-    /// So many jobs at most
+    /// Most jobs to list
     #[arg(long, default_value_t = SCREEN)]
     limit: usize,
 
-    /// All of them
+    /// List all jobs
     #[arg(long, conflicts_with = "limit")]
     all: bool,
 
-    /// Print each job as a line of JSON
+    /// Print each job as one line of JSON
     #[arg(long)]
     json: bool,
 
@@ -89,8 +89,8 @@ struct List {
 }
 
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Exit codes: 0 there is a memo, or (show) it may still come; 1 something went wrong;
-  3 the job ended without a memo; 4 the service refused.")]
+#[command(after_help = "Exit codes: 0 the job has succeeded or, with show, is pending; 1 other error;
+  3 the job failed or was cancelled; 4 the service refused the request.")]
 struct Show {
     /// The job's id
     id: String,
@@ -103,10 +103,10 @@ struct Show {
 }
 
 impl Jobs {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// If the service can't be asked, or refuses.
+    /// If the service can't be reached, or refuses the request.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             match self.action {
@@ -118,7 +118,7 @@ impl Jobs {
                         describe(&job)?;
                     }
                     match progress::has_ended(&job) {
-                        // Why there is none is told already.
+                        // The description has the error already.
                         true if is_plain && job["status"] != "succeeded" => Ok(ExitCode::from(outcome::NO_MEMO)),
                         false if !show.form.json => Ok(ExitCode::SUCCESS),
                         _ => outcome::show(&job, show.form),
@@ -160,7 +160,7 @@ impl List {
             }
         }
         if let Some(cursor) = cursor.filter(|_| !self.all) {
-            writeln!(std::io::stderr(), "there are more: --cursor {}", clean(&cursor))?;
+            writeln!(std::io::stderr(), "for more jobs add: --cursor {}", clean(&cursor))?;
         }
         if !self.json {
             if let Some(tries) = table.column_mut(3) {
@@ -187,14 +187,14 @@ impl List {
 
 fn row(job: &Value) -> [String; 6] {
     let created = text(job, "created_at");
-    // To the second is enough to read.
+    // Without milliseconds.
     let created = created.split_once('.').map_or(created.as_str(), |(start, _)| start).replace('T', " ");
     let question = console::truncate_str(&text(job, "query"), QUESTION_WIDTH, "…").into_owned();
     let tries = job["attempts_made"].to_string();
     [text(job, "id"), text(job, "status"), created, tries, text(job, "caller"), question]
 }
 
-/// A field as text that is fit for a terminal; empty if it is missing.
+/// A field as text without control characters; empty if it is missing.
 pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
@@ -203,7 +203,7 @@ fn path(id: &str, action: &str) -> String {
     format!("/api/v1/jobs/{}{action}", escaped(id))
 }
 
-/// An id as part of a path: what can be in no id becomes something that is none either.
+/// An id as part of a path. Characters that no id contains become `_`.
 fn escaped(id: &str) -> String {
     id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }

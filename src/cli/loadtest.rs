@@ -1,15 +1,17 @@
-//! `ceoagent loadtest`: questions at a given rate, whether the service keeps up or not, and a report of what became of
-//! them: in the terminal, as JSON, as a page with charts.
+//! `ceoagent loadtest`: submits questions at a given rate, whether the service keeps up or not, and reports the results: in
+//! the terminal, as JSON, or as a page with charts.
 //!
-//! Without `--url` it starts a service of its own against a simulated Claude of known capacity, so that nothing is
-//! billed and the report can tell how much of the capacity was reached.
+//! Without `--url` it starts its own service with a simulated Claude of known capacity. Nothing is billed, and the report
+//! shows which share of the capacity was used.
 //!
-//! - `load`: questions at random moments, and what each met
-//! - `tally`: what is counted while it runs, in bounded memory
-//! - `report`: what is made of it, in words and as JSON
-//! - `page`: the same with charts
+//! - `load`: submits questions at random times
+//! - `oracle`: computes what could have been answered in time
+//! - `tally`: counts the results, in bounded memory
+//! - `report`: the report as text and JSON
+//! - `page`: the report with charts
 
 mod load;
+mod oracle;
 mod page;
 mod report;
 mod tally;
@@ -47,98 +49,95 @@ use crate::{
     config::{Settings, values::RateCaps},
 };
 
-/// Most questions a second: beyond it, starting them takes the machine that answers them.
+/// Most questions a second: above that, sending them takes the CPU time that the service needs.
 const MAX_RATE: u32 = 10_000;
 
 /// Longest load, in seconds.
 const MAX_DURATION: u32 = 3_600;
 
-/// Longest that the simulated Claude takes for an answer, in seconds.
+/// Longest answer time of the simulated Claude, in seconds.
 const MAX_LATENCY: u32 = 600;
 
-/// Longest query, in bytes: what the service takes with any setting.
+/// Longest query, in bytes: the service accepts it with every setting.
 const MAX_QUERY_BYTES: usize = 100_000;
 
-/// How often the bar moves and the queue's depth is asked for.
+/// Calls at once of the service started here, if WORKERS is not set: its simulated account has no limits to derive it from.
+const WORKERS: usize = 20;
+
+/// How often the bar moves and the queue depth is read.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a call that is turned away in a storm is told to wait.
+/// `retry-after` of the 429s, in seconds.
 const STORM_RETRY_AFTER: &str = "2";
-
-/// Calls at once of the service started here, where WORKERS is not set.
-const WORKERS: usize = 8;
 
 /// Which job goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ClaimOrder {
-    /// Those that clients wait for and can still have in time, by deadline; then the others by age.
+    /// Interactive jobs that can end in time, by deadline; then all other jobs by age.
     Deadline,
-    /// All by age, for comparison: under overload no client is answered in time.
+    /// All jobs by age, for comparison: under overload no client is answered in time.
     Fifo,
 }
 
-/// The load, and where its report goes.
+/// The arguments of `loadtest`.
 #[derive(clap::Args, Debug)]
-#[command(
-    after_help = "What the report tells as `in time under load N of M possible`: N memos came within 30 s of their
-questions, and before the last question was sent. M could have: the capacity (WORKERS / --latency
-answers a second, or --capacity) times the seconds of the load, or the number of clients that wait
-where that is less. What comes after the last question doesn't count, so some are always missing."
-)]
+#[command(after_help = "`in time under load N of M possible` in the report:
+  N  memos that came within 30 s of their question and before the last question was sent
+  M  with the service started here: what a scheduler that knows the length of each answer could
+     answer in time, with WORKERS calls at once (20 if unset). With --url: --capacity times the
+     seconds of the load, or the number of waiting clients if that is less
+Memos after the last question do not count, so N is always a little less than M.")]
 pub struct Loadtest {
-    /// Load this service instead of one started here; if it asks the real Claude, every question is billed
+    /// Test this service instead of one started here. If it uses the real Claude, every question is billed
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// API key of the callers, if the service wants one
+    /// API key for the service, if it needs one
     #[arg(long, value_name = "KEY", requires = "url")]
     api_key: Option<String>,
 
-    /// Questions a second on average; they come at random moments, as from many people
+    /// Average number of questions a second, submitted at random times
     #[arg(long, default_value = "10", value_parser = positive::<MAX_RATE>)]
     rate: f64,
 
-    /// Seconds that questions come for (up to 3600)
+    /// Seconds to submit questions (up to 3600)
     #[arg(long, default_value = "60", value_parser = positive::<MAX_DURATION>)]
     duration: f64,
 
-    /// Share of the questions whose client waits for the answer (0 to 1)
+    /// Share of clients that wait for the answer (0 to 1)
     #[arg(long, default_value = "1", value_parser = share)]
     waiters: f64,
 
-    /// Seconds that they wait at most (up to 30)
+    /// Longest wait of a client, in seconds (up to 30)
     #[arg(long, default_value = "30", value_parser = positive::<30>)]
     wait: f64,
 
-    /// Share of the waiting clients that hang up within ten seconds (0 to 1)
+    /// Share of waiting clients that disconnect within ten seconds (0 to 1)
     #[arg(long, default_value = "0", value_parser = share)]
     hang_up: f64,
 
-    /// Bytes of each question
+    /// Length of each question in bytes
     #[arg(long, default_value = "256", value_parser = query_bytes)]
     query_bytes: usize,
 
-    /// Seconds that the simulated Claude takes for an answer; with WORKERS this is the capacity
-    #[arg(long, default_value = "2", value_parser = positive::<MAX_LATENCY>, conflicts_with = "url")]
-    latency: f64,
+    /// Seconds per answer of the simulated Claude. If unset, it answers at the pace of the real one: a brief memo to a
+    /// client that waits, a full one to the others
+    #[arg(long, value_parser = positive::<MAX_LATENCY>, conflicts_with = "url")]
+    latency: Option<f64>,
 
-    /// How much that varies: the standard deviation of its logarithm, 0 for not at all
-    #[arg(long, default_value = "0", value_parser = sigma, conflicts_with = "url")]
-    sigma: f64,
-
-    /// Second at which the simulated Claude begins to turn every call away with a 429
+    /// Second at which the simulated Claude starts to answer every call with a 429
     #[arg(long, value_name = "SECOND", value_parser = positive::<MAX_DURATION>, conflicts_with = "url")]
     storm_at: Option<f64>,
 
-    /// Seconds that it does so
+    /// Duration of these 429s in seconds
     #[arg(long, default_value = "20", value_parser = positive::<MAX_DURATION>, requires = "storm_at")]
     storm_for: f64,
 
-    /// Which job goes next: deadline, as the service has it, or fifo, for comparison
+    /// Order of the queue: deadline, as in the service, or fifo, for comparison
     #[arg(long, default_value = "deadline", hide_possible_values = true, conflicts_with = "url")]
     order: ClaimOrder,
 
-    /// Answers a second that the service's account allows, for the report; known where the service is started here
+    /// Answers a second that the account of the service allows, for the report
     #[arg(long, value_parser = positive::<MAX_RATE>, requires = "url")]
     capacity: Option<f64>,
 
@@ -150,19 +149,19 @@ pub struct Loadtest {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// Settings of the service started here; its data goes to a folder of its own within DATA_DIR and is removed after
+    /// Settings of the service started here; it uses a temporary folder in DATA_DIR
     #[command(flatten)]
     pub settings: Settings,
 }
 
 impl Loadtest {
-    /// Runs the load. `is_set` tells whether a setting of the service was given by its name.
+    /// Runs the load test. `is_set` says whether a setting of the service was given.
     ///
     /// # Errors
-    /// Whatever keeps the load from starting, or the report from being written.
+    /// If the load can't start, or the report can't be written.
     pub fn run(mut self, is_set: impl Fn(&str) -> bool) -> anyhow::Result<ExitCode> {
         for file in [&self.json, &self.html].into_iter().flatten() {
-            // Better now than after the load.
+            // Fail before the load, not after it.
             fs::File::create(file).with_context(|| format!("can't write {}", file.display()))?;
         }
         let _log = super::logging::start(&self.settings, true);
@@ -182,7 +181,7 @@ impl Loadtest {
         })
     }
 
-    /// Sends the questions, until all are answered or a signal comes.
+    /// Submits the questions until all are answered or a signal arrives.
     async fn load(&self, own: Option<&Own>, signals: &mut Signals) -> anyhow::Result<Report> {
         let (base, token) = match own {
             Some(own) => {
@@ -193,6 +192,11 @@ impl Loadtest {
         let target = Target::new(base, token)?;
         target.check().await?;
         let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.duration)));
+        let pace = match (own, self.latency) {
+            (None, _) => load::Pace::Unknown,
+            (Some(_), Some(latency)) => load::Pace::Fixed(Duration::from_secs_f64(latency)),
+            (Some(_), None) => load::Pace::Claude,
+        };
         let plan = load::Plan {
             rate: self.rate,
             duration: Duration::from_secs_f64(self.duration),
@@ -200,6 +204,7 @@ impl Loadtest {
             wait_seconds: self.wait,
             hang_up: self.hang_up,
             query_bytes: self.query_bytes,
+            pace,
         };
         let bar = self.bar()?;
         let (loading, storm) = (load::run(plan, &target, &tally), self.storm(own));
@@ -231,13 +236,16 @@ impl Loadtest {
             hang_up_share: self.hang_up,
             query_bytes: self.query_bytes,
             capacity_per_second: own.map(|own| own.capacity).or(self.capacity),
-            service: own
-                .map(|_| format!("{} workers, {} s an answer", self.settings.workers.unwrap_or(WORKERS), self.latency)),
+            workers: own.map(|own| own.workers),
+            service: own.map(|own| match self.latency {
+                Some(latency) => format!("{} workers, {latency} s an answer", own.workers),
+                None => format!("{} workers, Claude's real pace", own.workers),
+            }),
         };
         Ok(Report::new(setup, &tally))
     }
 
-    /// Has the simulated Claude turn calls away for a while, if that is wanted.
+    /// Makes the simulated Claude answer with 429 for a while, if `--storm-at` is given.
     async fn storm(&self, own: Option<&Own>) {
         if let (Some(own), Some(at)) = (own, self.storm_at) {
             tokio::time::sleep(Duration::from_secs_f64(at)).await;
@@ -247,7 +255,7 @@ impl Loadtest {
     }
 
     fn bar(&self) -> anyhow::Result<ProgressBar> {
-        // The clients that wait when the last question came get their time too.
+        // Clients that still wait after the last question finish their wait.
         let bar = ProgressBar::new(Duration::from_secs_f64(self.duration.ceil().max(1.0)).as_secs());
         if !std::io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -271,13 +279,15 @@ impl Loadtest {
     }
 }
 
-/// The service started here, with its simulated Claude.
+/// The service started here and its simulated Claude.
 struct Own {
     app: App,
     simulator: Simulator,
     /// Answers a second.
     capacity: f64,
-    /// Removed with the end.
+    /// Calls at once.
+    workers: usize,
+    /// Deleted when dropped.
     _folder: tempfile::TempDir,
 }
 
@@ -291,28 +301,23 @@ impl Own {
             tempfile::Builder::new().prefix("loadtest-").permissions(for_owner).tempdir_in(&settings.data_dir)?;
         settings.data_dir = folder.path().to_owned();
         settings.host = Ipv4Addr::LOCALHOST.into();
-        // What is measured is the service, not who may use it.
+        // The load test needs neither API keys nor quotas.
         (settings.api_keys, settings.jwt_auth, settings.submits_per_minute) = (None, None, 0);
         settings.require_api_key = Some(false);
-        let workers = *settings.workers.get_or_insert(WORKERS);
         if !is_set("port") {
             settings.port = 0;
         }
-        // The simulated Claude limits nothing, and the default is a real account's.
+        // The simulated Claude has no rate limits. The default is that of a real account.
         let no_limit = Some(NonZeroU32::MAX);
         settings.rate_limits.get_or_insert(RateCaps {
             requests: no_limit,
             input_tokens: no_limit,
             output_tokens: no_limit,
         });
-        let median = Duration::from_secs_f64(test.latency);
-        let latency = match test.sigma {
-            0.0 => Latency::Fixed(median),
-            sigma => Latency::LogNormal { median, sigma },
-        };
-        // A log-normal distribution's mean is that much above its median.
-        let mean = test.latency * (test.sigma * test.sigma / 2.0).exp();
-        // Never the real one, even where a key is set.
+        let workers = *settings.workers.get_or_insert(WORKERS);
+        let latency = test.latency.map_or(Latency::Claude, |latency| Latency::Fixed(Duration::from_secs_f64(latency)));
+        let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.waiters));
+        // Never the real Claude, even if a key is set.
         let simulator = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() })
             .await
             .context("the simulated Claude can't be started")?;
@@ -321,13 +326,13 @@ impl Own {
         let deadlines_first = test.order == ClaimOrder::Deadline;
         let tuning = Tuning { is_simulated: true, deadlines_first, ..Tuning::default() };
         let app = App::start_tuned(settings, tuning, Clock::system()).await?;
-        Ok(Own { app, simulator, capacity: workers as f64 / mean, _folder: folder })
+        Ok(Own { app, simulator, capacity: workers as f64 / mean, workers, _folder: folder })
     }
 }
 
 /// A number above 0 and up to `MAX`.
 fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if number > 0.0 && number <= f64::from(MAX) {
         return Ok(number);
     }
@@ -335,17 +340,12 @@ fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 1".to_owned()) }
 }
 
-fn sigma(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 2".to_owned()) }
-}
-
 fn query_bytes(text: &str) -> Result<usize, String> {
-    let bytes: usize = text.parse().map_err(|_| format!("{text:?} is no whole number"))?;
+    let bytes: usize = text.parse().map_err(|_| format!("{text:?} is not a whole number"))?;
     let allowed = load::MIN_QUERY_BYTES..=MAX_QUERY_BYTES;
     if allowed.contains(&bytes) {
         return Ok(bytes);

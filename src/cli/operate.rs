@@ -1,4 +1,4 @@
-//! `ceoagent stats`, `pause` and `resume`: how a service is, and holding it.
+//! `ceoagent stats`, `pause` and `resume`: shows the state of a service, pauses and resumes its queue.
 
 use std::{io::Write, process::ExitCode};
 
@@ -6,17 +6,19 @@ use serde_json::Value;
 
 use super::{client::Connection, memo::clean, outcome, serve};
 
-/// Settings of these commands.
+/// The arguments of these commands.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent stats
   ceoagent stats --json | jq .usage.budget
-  ceoagent pause      no further job is begun, also after a restart; what runs ends as it would
+  ceoagent pause      no job starts until `resume`, also after a restart; running attempts finish
   ceoagent resume
 
-They need the admin token. Exit codes: 0 done; 1 something went wrong; 4 the service refused.")]
+These commands need the admin token.
+
+Exit codes: 0 success; 1 other error; 4 the service refused the request.")]
 pub struct Operate {
-    /// Print the service's answer as JSON; stats with what was spent today as `usage`
+    /// Print the service's answer as JSON; stats adds today's cost as `usage`
     #[arg(long)]
     json: bool,
 
@@ -24,7 +26,6 @@ pub struct Operate {
     connection: Connection,
 }
 
-/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deed {
     Look,
@@ -33,10 +34,10 @@ pub(super) enum Deed {
 }
 
 impl Operate {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
-    /// If the service can't be asked, or refuses.
+    /// If the service can't be reached, or refuses the request.
     pub(super) fn run(&self, deed: Deed) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
@@ -44,23 +45,23 @@ impl Operate {
             let (answer, said) = match deed {
                 Deed::Look => {
                     let mut usage = client.get("/api/v1/admin/usage?days=1").await?;
-                    // The other days are the route's own matter.
+                    // Only today is shown.
                     usage.as_object_mut().and_then(|usage| usage.remove("days"));
                     stats["usage"] = usage;
                     let said = told(&stats, outcome::colours());
                     (stats, said)
                 }
-                // The answer tells how the queue is now, and not whether that is news.
+                // The answer does not say whether the queue was paused before.
                 Deed::Pause => {
                     let said = match pause(&stats) {
-                        Some(before) => format!("the queue was paused already, {before}\n"),
+                        Some(before) => format!("the queue is already paused, {before}\n"),
                         None => "the queue is paused\n".to_owned(),
                     };
                     (client.post("/api/v1/admin/queue/pause").await?, said)
                 }
                 Deed::Resume => {
                     let said = match pause(&stats) {
-                        Some(before) => format!("the queue goes on; it was paused {before}\n"),
+                        Some(before) => format!("the queue is resumed; it was paused {before}\n"),
                         None => "the queue was not paused\n".to_owned(),
                     };
                     (client.post("/api/v1/admin/queue/resume").await?, said)
@@ -76,7 +77,7 @@ impl Operate {
     }
 }
 
-/// Who paused the queue, and when, if it is paused.
+/// Who paused the queue and when, if it is paused.
 fn pause(stats: &Value) -> Option<String> {
     let pause = stats["paused"].as_object()?;
     let of = |name: &str| pause.get(name).and_then(Value::as_str).map(clean);
@@ -84,7 +85,7 @@ fn pause(stats: &Value) -> Option<String> {
     Some(format!("by {}{since}", of("by").as_deref().unwrap_or("an operator")))
 }
 
-/// The figures of a service, a line each.
+/// The state of a service, one line for each fact.
 fn told(stats: &Value, colours: bool) -> String {
     let dim = console::Style::new().force_styling(colours).dim();
     let loud = console::Style::new().force_styling(colours).yellow();
@@ -96,15 +97,15 @@ fn told(stats: &Value, colours: bool) -> String {
     let jobs = ["queued", "scheduled", "running", "succeeded", "failed", "cancelled"];
     line("Jobs", jobs.map(|status| format!("{} {status}", count("jobs", status))).join(", "));
     if let Some(at) = stats["oldest_queued_at"].as_str() {
-        line("Oldest", format!("waits since {}", clean(at)));
+        line("Oldest", format!("queued since {}", clean(at)));
     }
     let seconds = stats["attempt_seconds"].as_f64().unwrap_or_default();
-    // Until an attempt has succeeded, the service goes by what one usually takes.
-    let guess = if count("since_start", "succeeded") == 0 { " (a guess: none was measured yet)" } else { "" };
+    // Until an attempt has succeeded, the service uses a default.
+    let guess = if count("since_start", "succeeded") == 0 { " (default, not measured yet)" } else { "" };
     line(
         "Workers",
         format!(
-            "{}, {} attempts under way, of {seconds:.1} s each{guess}",
+            "{}, {} running attempts, {seconds:.1} s per attempt{guess}",
             stats["workers"], stats["running_attempts"]
         ),
     );
@@ -125,8 +126,8 @@ fn told(stats: &Value, colours: bool) -> String {
     }
     if budget["is_reached"] == true {
         let until = clean(budget["resets_at"].as_str().unwrap_or_default());
-        let why = format!("the next call may not fit into the day's budget; the queue goes on at {until}");
-        line("Held", loud.apply_to(why).to_string());
+        let why = format!("the rest of the daily budget is too small for a call; the queue continues at {until}");
+        line("Blocked", loud.apply_to(why).to_string());
     }
     if let Some(pause) = pause(stats) {
         line("Paused", loud.apply_to(pause).to_string());
@@ -137,25 +138,29 @@ fn told(stats: &Value, colours: bool) -> String {
     text
 }
 
-/// What a day's calls took: tokens of all kinds, and their cost.
+/// Tokens and cost of a day.
 fn spent(sums: &Value) -> String {
     let count = |sums: &Value, field: &str| sums[field].as_u64().unwrap_or_default();
     let kinds = ["input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
     let tokens = |sums: &Value| kinds.iter().map(|kind| count(sums, kind)).sum::<u64>();
     let dollars = |sums: &Value| outcome::dollars(sums["cost_usd"].as_f64().unwrap_or_default());
-    let mut told = format!("{} tokens, {}, by {} calls", tokens(sums), dollars(sums), count(sums, "calls"));
+    let mut text = format!("{} tokens, {}, {} calls", tokens(sums), dollars(sums), count(sums, "calls"));
     let unpriced = count(sums, "unpriced_calls");
     if unpriced > 0 {
-        told.push_str(&format!(" ({unpriced} of them of models without a price)"));
+        text.push_str(&format!(" ({unpriced} of models without a known price)"));
     }
     let risk = &sums["at_risk"];
     if count(risk, "calls") > 0 {
-        told.push_str(&format!("; at most {} tokens, {} more for calls of unknown end", tokens(risk), dollars(risk)));
+        text.push_str(&format!(
+            "; at most {} tokens, {} more for calls with unknown outcome",
+            tokens(risk),
+            dollars(risk)
+        ));
     }
-    told
+    text
 }
 
-/// What of a budget is used up.
+/// The used part of a budget.
 fn used(budget: &Value) -> String {
     let tokens = &budget["tokens"];
     let tokens = (!tokens.is_null()).then(|| format!("{} of {} tokens used", tokens["spent"], tokens["limit"]));
@@ -186,32 +191,32 @@ mod tests {
     }
 
     #[test]
-    fn what_was_spent_is_told_and_a_budget_only_where_there_is_one() {
+    fn the_spending_is_shown_and_the_budget_if_there_is_one() {
         let text = told(&stats(1, &Value::Null), false);
-        let spent = "1234 tokens, 0.0123 US dollars, by 3 calls (1 of them of models without a price); \
-                     at most 16010 tokens, 0.1600 US dollars more for calls of unknown end";
+        let spent = "1234 tokens, 0.0123 US dollars, 3 calls (1 of models without a known price); \
+                     at most 16010 tokens, 0.1600 US dollars more for calls with unknown outcome";
         assert!(text.contains(spent), "{text}");
-        assert!(!text.contains("Budget") && !text.contains("Held"), "{text}");
+        assert!(!text.contains("Budget") && !text.contains("Blocked"), "{text}");
         let budget = json!({
             "tokens": {"limit": 100_000, "spent": 85_000}, "cost_usd": {"limit": 5.0, "spent": 1.234},
             "is_reached": true, "is_nearly_used": true, "resets_at": "2026-11-24T00:00:00.000Z"
         });
         let text = told(&stats(1, &budget), false);
         for words in
-            ["85000 of 100000 tokens used, 1.23 of 5.00 US dollars used", "goes on at 2026-11-24T00:00:00.000Z"]
+            ["85000 of 100000 tokens used, 1.23 of 5.00 US dollars used", "continues at 2026-11-24T00:00:00.000Z"]
         {
             assert!(text.contains(words), "{words:?} is not in {text}");
         }
     }
 
     #[test]
-    fn how_long_an_attempt_takes_is_marked_as_a_guess_until_one_was_measured() {
-        assert!(told(&stats(0, &Value::Null), false).contains("of 20.0 s each (a guess: none was measured yet)"));
-        assert!(!told(&stats(1, &Value::Null), false).contains("guess"));
+    fn the_duration_of_an_attempt_is_marked_as_a_default_until_one_is_measured() {
+        assert!(told(&stats(0, &Value::Null), false).contains("20.0 s per attempt (default, not measured yet)"));
+        assert!(!told(&stats(1, &Value::Null), false).contains("default"));
     }
 
     #[test]
-    fn a_pause_is_told_with_who_made_it() {
+    fn a_pause_is_shown_with_its_operator() {
         let stats = json!({"paused": {"by": "admin_token", "at": "2026-11-24T09:30:00.000Z"}});
         assert_eq!(pause(&stats).as_deref(), Some("by admin_token since 2026-11-24T09:30:00.000Z"));
         assert_eq!(pause(&json!({"paused": null})), None);

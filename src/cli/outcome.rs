@@ -1,4 +1,4 @@
-//! How a job that has ended is shown, and what its end means as an exit code.
+//! Shows an ended job and gives the exit code.
 
 use std::{io::Write, process::ExitCode};
 
@@ -11,10 +11,10 @@ use super::{
 };
 use crate::analysis::{markdown::markdown, memo::Memo};
 
-/// Exit code where a job ended without a memo: it failed or was cancelled.
+/// Exit code for a job that failed or was cancelled.
 pub(super) const NO_MEMO: u8 = 3;
 
-/// In which form to print.
+/// The form of the output.
 #[derive(clap::Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Form {
     /// Print the job with its memo as JSON
@@ -26,8 +26,7 @@ pub(super) struct Form {
     markdown: bool,
 }
 
-/// Prints a job at its end: the memo to standard output, a failure to standard error. As JSON, also one that is not there
-/// yet.
+/// Prints an ended job: the memo to standard output, a failure to standard error. As JSON, also a pending job.
 ///
 /// # Errors
 /// If it can't be written, or the memo can't be read.
@@ -42,16 +41,16 @@ pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
     if job["status"] != "succeeded" {
         let why = match job["error"]["message"].as_str() {
             Some(message) => {
-                format!("it failed: {} ({})", clean(message), clean(job["error"]["code"].as_str().unwrap_or_default()))
+                format!("failed: {} ({})", clean(message), clean(job["error"]["code"].as_str().unwrap_or_default()))
             }
-            None => "it was cancelled".to_owned(),
+            None => "was cancelled".to_owned(),
         };
         let id = clean(job["id"].as_str().unwrap_or_default());
-        writeln!(std::io::stderr(), "job {id} ended without a memo: {why}")?;
+        writeln!(std::io::stderr(), "job {id} {why}")?;
         return Ok(ExitCode::from(NO_MEMO));
     }
     if !form.json {
-        let memo: Memo = serde_json::from_value(job["result"].clone()).context("the memo can't be read")?;
+        let memo: Memo = serde_json::from_value(job["result"].clone()).context("can't read the memo")?;
         let text = if form.markdown { markdown(&memo) } else { memo::render(&memo, width(), colours()) };
         write!(out, "{text}")?;
         if let Some(origin) = origin(job) {
@@ -62,14 +61,16 @@ pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How a memo came about that Claude was not called for.
+/// The source of a memo from another job.
 fn origin(job: &Value) -> Option<String> {
     let text = |value: &Value| value.as_str().map(clean);
     if let Some(other) = text(&job["shared_with"]) {
-        return Some(format!("Claude was asked once for this and for job {other}, which asked the same."));
+        return Some(format!(
+            "This memo was shared with job {other}, which had the same question. This job cost nothing."
+        ));
     }
     let (other, at) = (text(&job["cached"]["job_id"])?, text(&job["cached"]["finished_at"])?);
-    Some(format!("The answer was there already: it is that of job {other}, of {at}."))
+    Some(format!("This memo comes from the cache: job {other} got it at {at}. This job cost nothing."))
 }
 
 /// An amount of money, to the hundredth of a cent: a call costs a few cents.
@@ -82,7 +83,7 @@ pub(super) fn width() -> usize {
     console::Term::stdout().size_checked().map_or(80, |(_, columns)| usize::from(columns))
 }
 
-/// Whether to use colours on standard output: NO_COLOR outranks everything, as <https://no-color.org> has it.
+/// Whether to use colours on standard output. NO_COLOR overrides everything, see <https://no-color.org>.
 pub(super) fn colours() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && console::colors_enabled()
 }

@@ -1,5 +1,5 @@
-//! `ceoagent own-data`: hands the data folder to the user that the service runs as. For container engines, where whoever
-//! made the folder on the host owns it: so the image needs neither a shell nor `chown`, and the service no rights.
+//! `ceoagent own-data`: changes the owner of the data folder to the service's user. For containers, where the folder
+//! belongs to the user who created it on the host. So the image needs neither a shell nor `chown`, and the service no root.
 
 use std::{fs, io, os::unix::fs::lchown, path::Path, process::ExitCode};
 
@@ -7,17 +7,17 @@ use anyhow::Context;
 
 use crate::config::Settings;
 
-/// A user and a group by their numbers.
+/// The numeric ids of a user and a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     user: u32,
     group: u32,
 }
 
-/// The command.
+/// The arguments of `own-data`.
 #[derive(clap::Args, Debug)]
 pub struct OwnData {
-    /// The new owner, as USER:GROUP in numbers
+    /// The new owner as numeric USER:GROUP, for example 10001:10001
     #[arg(long, value_parser = owner)]
     owner: Owner,
 
@@ -27,23 +27,23 @@ pub struct OwnData {
 
 fn owner(text: &str) -> Result<Owner, String> {
     let numbers = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
-    let (user, group) = numbers.ok_or("expected two numbers, such as 10001:10001")?;
+    let (user, group) = numbers.ok_or("must be two numbers, for example 10001:10001")?;
     Ok(Owner { user, group })
 }
 
 impl OwnData {
-    /// Makes the owner that of DATA_DIR and of all in it.
+    /// Changes the owner of DATA_DIR and of everything in it.
     ///
     /// # Errors
-    /// If the folder is not there or can't be given away, which takes root's rights.
+    /// If the folder does not exist, or the process is not root.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let folder = &self.settings.data_dir;
-        give(folder, self.owner).with_context(|| format!("DATA_DIR {} can't be given away", folder.display()))?;
+        give(folder, self.owner).with_context(|| format!("can't change the owner of DATA_DIR {}", folder.display()))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Links are given away themselves, never followed: what they point to is not of the data folder.
+/// Changes links themselves and does not follow them, because they can point outside of the data folder.
 fn give(path: &Path, owner: Owner) -> io::Result<()> {
     lchown(path, Some(owner.user), Some(owner.group))?;
     if fs::symlink_metadata(path)?.is_dir() {
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_in_the_folder_is_given_and_nothing_outside() {
+    fn everything_in_the_folder_changes_its_owner_and_nothing_outside() {
         let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
         let (inner, link) = (folder.path().join("store"), folder.path().join("link"));
         fs::create_dir(&inner).unwrap();

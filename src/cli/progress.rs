@@ -1,4 +1,4 @@
-//! The bar that a person watches while a job is on its way: which stage it is in, and how long it may still take.
+//! The progress bar of a pending job: its stage and the estimated time left.
 
 use std::{
     io::IsTerminal,
@@ -13,16 +13,16 @@ use super::{
     memo::clean,
 };
 
-/// The bar's steps, many enough to move smoothly.
+/// Steps of the bar, enough to move smoothly.
 const STEPS: u64 = 1_000;
 
-/// What an answer usually takes, where the service gives no estimate.
+/// The usual time of an answer, if the service has no estimate.
 const USUAL: Duration = Duration::from_secs(20);
 
-/// Waits for the end of a job, with a bar on standard error if that is a terminal. Gives the job as it ended.
+/// Waits for the end of a job, with a bar on standard error if that is a terminal. Returns the ended job.
 ///
 /// # Errors
-/// If the service refuses, or is away for longer than a restart takes.
+/// If the service refuses, or does not answer for longer than a restart takes.
 pub(super) async fn follow(client: &Client, id: &str) -> Result<Value, ClientError> {
     let bar = Bar::new();
     let mut away_since = None;
@@ -42,7 +42,7 @@ pub(super) async fn follow(client: &Client, id: &str) -> Result<Value, ClientErr
                 if since.elapsed() > PATIENCE {
                     return Err(error);
                 }
-                bar.0.set_message("the service is away; trying again".to_owned());
+                bar.0.set_message("the service does not answer; trying again".to_owned());
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
             Err(error) => return Err(error),
@@ -50,7 +50,7 @@ pub(super) async fn follow(client: &Client, id: &str) -> Result<Value, ClientErr
     }
 }
 
-/// Whether a job is at its end.
+/// Whether a job has ended.
 pub(super) fn has_ended(job: &Value) -> bool {
     matches!(job["status"].as_str(), Some("succeeded" | "failed" | "cancelled"))
 }
@@ -76,25 +76,25 @@ impl Bar {
     }
 }
 
-/// In which stage a pending job is, in words.
+/// The stage of a pending job, in words.
 fn stage(job: &Value) -> String {
     let queue = &job["queue"];
     let stage = match (job["status"].as_str(), queue["waiting_for"].as_str()) {
         (Some("running"), _) => match job["attempts_made"].as_u64() {
-            Some(attempt @ 2..) => format!("being analysed, attempt {attempt}"),
-            _ => "being analysed".to_owned(),
+            Some(attempt @ 2..) => format!("running, attempt {attempt}"),
+            _ => "running".to_owned(),
         },
         (_, Some("worker")) => match queue["position"].as_u64() {
             Some(position @ 2..) => format!("waiting, {} ahead", position - 1),
             _ => "waiting for a worker".to_owned(),
         },
         (_, Some("rate_limit")) => "waiting for the account's rate limit".to_owned(),
-        (_, Some("gate")) => "waiting: Claude turns calls away at the moment".to_owned(),
+        (_, Some("gate")) => "waiting: Claude accepts no calls at the moment".to_owned(),
         (_, Some("run_at")) => "scheduled".to_owned(),
-        (_, Some("retry")) => "waiting to try again".to_owned(),
+        (_, Some("retry")) => "waiting for the next attempt".to_owned(),
         (_, Some("paused")) => "waiting: the queue is paused".to_owned(),
-        (_, Some("same_question")) => "waiting: the same question is being analysed".to_owned(),
-        (_, Some("budget")) => "waiting: the budget is spent".to_owned(),
+        (_, Some("same_question")) => "waiting: a job with the same question is running".to_owned(),
+        (_, Some("budget")) => "waiting: the daily budget is used up".to_owned(),
         (status, other) => clean(other.or(status).unwrap_or("waiting")),
     };
     match queue["eta_seconds"].as_u64() {
@@ -103,7 +103,7 @@ fn stage(job: &Value) -> String {
     }
 }
 
-/// A time span as people say it.
+/// A duration for people.
 pub(super) fn readable(seconds: u64) -> String {
     match seconds {
         0..100 => format!("{seconds} s"),
@@ -113,7 +113,7 @@ pub(super) fn readable(seconds: u64) -> String {
     }
 }
 
-/// How far the bar is: by the estimate if there is one, else slower and slower. Never full before the end.
+/// The position of the bar: by the estimate, or slower and slower without one. Never full before the end.
 fn filled(elapsed: Duration, left: Option<Duration>) -> u64 {
     let left = left.unwrap_or(USUAL / 2).max(Duration::from_secs(1));
     let part = elapsed.as_millis() * u128::from(STEPS) / (elapsed + left).as_millis();
@@ -127,10 +127,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_stage_is_told_with_its_estimate() {
+    fn each_stage_is_shown_with_its_estimate() {
         let cases = [
-            (json!({"status": "running", "attempts_made": 1}), "being analysed"),
-            (json!({"status": "running", "attempts_made": 3}), "being analysed, attempt 3"),
+            (json!({"status": "running", "attempts_made": 1}), "running"),
+            (json!({"status": "running", "attempts_made": 3}), "running, attempt 3"),
             (
                 json!({"status": "queued", "queue": {"position": 4, "eta_seconds": 35, "waiting_for": "worker"}}),
                 "waiting, 3 ahead, about 35 s left",
@@ -141,8 +141,8 @@ mod tests {
             ),
             (json!({"status": "queued", "queue": {"waiting_for": "new_reason\u{1b}[2J"}}), "new_reason"),
         ];
-        for (job, told) in cases {
-            assert_eq!(stage(&job), told);
+        for (job, expected) in cases {
+            assert_eq!(stage(&job), expected);
         }
     }
 

@@ -80,7 +80,7 @@ impl Pages {
         match self.templates.fill(template, frame(reader, self.shown, shown)) {
             Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
             Err(error) => {
-                error!(page = template, error = format!("{error:#}"), "a page can't be written");
+                error!(page = template, error = format!("{error:#}"), "failed to render a page");
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal error; the service's log has the details").into_response()
             }
         }
@@ -308,8 +308,8 @@ mod tests {
             Templates::new().fill("queue.html", context! { t => Lang::En.texts(), stats, usage }).unwrap()
         };
         let [open, held] = [told(false), told(true)];
-        assert!(open.contains("accepted and analysed.") && !open.contains("budget has no room"), "{open}");
-        assert!(held.contains("budget has no room") && held.contains("2026-11-24 00:00 UTC"), "{held}");
-        assert!(!held.contains("accepted and analysed."), "{held}");
+        assert!(open.contains("accepted and run.") && !open.contains("budget is too small for a call"), "{open}");
+        assert!(held.contains("budget is too small for a call") && held.contains("2026-11-24 00:00 UTC"), "{held}");
+        assert!(!held.contains("accepted and run."), "{held}");
     }
 }

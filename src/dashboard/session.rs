@@ -107,7 +107,7 @@ impl Sessions {
         let kept = queue.kept(SETTING).into_iter();
         let open = kept.filter_map(|(name, text)| {
             let key = name.strip_prefix(SETTING)?.to_owned();
-            let read = serde_json::from_str(&text).inspect_err(|error| warn!(%error, "a session can't be read"));
+            let read = serde_json::from_str(&text).inspect_err(|error| warn!(%error, "failed to read a session"));
             Some((key, read.ok()?))
         });
         let open = Mutex::new(open.collect());
@@ -162,7 +162,7 @@ impl Sessions {
     async fn keep(&self, key: &str, session: Option<&Session>) {
         let text = session.and_then(|session| serde_json::to_string(session).ok());
         if let Err(error) = self.queue.keep(format!("{SETTING}{key}"), text).await {
-            warn!(%error, "a change of who is signed in is in memory only");
+            warn!(%error, "failed to store a session");
         }
     }
 }

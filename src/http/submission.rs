@@ -126,7 +126,7 @@ pub(super) struct Body {
     /// service needs a WEBHOOK_SECRET.
     #[schema(max_length = 2_048, example = "https://example.com/hook")]
     callback_url: Option<String>,
-    /// A prompt version from `GET /api/v1/admin/prompts`. Default: the setting PROMPT_VERSION.
+    /// A prompt version from `GET /api/v1/admin/prompts`. Default: the newest version.
     prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
     metadata: Option<BTreeMap<String, String>>,
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn broken_json_is_reported_with_its_place() {
-        for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{}"] {
+        for broken in ["", "{", "{\"query\": \"q\",}", "{\"query\": \"q\"} x", "query", "\u{feff}{"] {
             let problem = parse(broken.as_bytes(), bounds(&prompts()), at(0)).unwrap_err();
             let text = format!("{problem:?}");
             assert!(broken.is_empty() || text.contains("line 1 column"), "{text}");

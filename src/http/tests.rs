@@ -169,7 +169,12 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         cors_origins: Vec::new(),
         models: Models::new("m".to_owned(), Vec::new()),
         queue,
-        limits: Limits::new(RateCaps { requests: least, input_tokens: least, output_tokens: least }, 1, None),
+        limits: Limits::new(
+            RateCaps { requests: least, input_tokens: least, output_tokens: least },
+            1,
+            None,
+            "claude-sonnet-5-5",
+        ),
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap(),
         metrics,
         callbacks: Callbacks::Public,

@@ -1,5 +1,5 @@
-//! Where a callback URL may lead. Whoever submits a job chooses it, so it must not become a way into the network that the
-//! service stands in: it is checked when it is submitted, and every address that its host stands for when it is used.
+//! Which callback URLs are allowed. A caller chooses the URL, so it must not give access to the service's own network. The
+//! URL is checked at submission, and every address of its host again before each call.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -31,10 +31,10 @@ impl Callbacks {
         let parsed = Url::parse(url).ok().filter(Url::has_host);
         let schemes: &[&str] = if self == Callbacks::Private { &["http", "https"] } else { &["https"] };
         let Some(parsed) = parsed.filter(|url| schemes.contains(&url.scheme())) else {
-            return Err(format!("must be a URL that starts with {wanted}"));
+            return Err(format!("must be a URL that starts with {wanted}, for example https://example.com/hook"));
         };
         if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err("must hold no user name or password; messages are signed".to_owned());
+            return Err("must not have a user name or password; webhooks are signed instead".to_owned());
         }
         match literal(&parsed) {
             Some(address) if !self.allows(address) => {
@@ -175,7 +175,7 @@ mod tests {
             (Callbacks::Private, "ftp://example.com", "starts with http:// or https://"),
             (Callbacks::Private, "file:///etc/passwd", "starts with"),
             (Callbacks::Public, "example.com/hook", "starts with https://"),
-            (Callbacks::Public, "https://me:secret@example.com", "no user name"),
+            (Callbacks::Public, "https://me:secret@example.com", "must not have a user name"),
             (Callbacks::Public, &long, "at most 2048"),
         ];
         for (callbacks, url, words) in cases {

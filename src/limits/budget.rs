@@ -198,7 +198,7 @@ impl Budget {
                 state.held_on = today;
                 warn!(
                     budget.spent = %status, budget.opens_at = %status.day_ends_at,
-                    "the daily budget is reached: the queue is held until the day turns"
+                    "the daily budget is used up: the queue is blocked until midnight UTC"
                 );
             }
         }
@@ -220,7 +220,7 @@ impl Budget {
         }
         if state.held_on.is_some() && state.held_on != today {
             state.held_on = None;
-            info!("a new day: the queue goes on");
+            info!("a new day: the queue continues");
         }
     }
 }

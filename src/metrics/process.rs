@@ -1,4 +1,4 @@
-//! What Linux knows of this process, under the names that Prometheus has for it:
+//! Metrics of the process from Linux, under the standard names:
 //! <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>.
 
 use std::{fmt, fs};
@@ -14,14 +14,14 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-/// Looks at the process each time the metrics are read. What can't be known is left out.
+/// Reads the process's metrics each time. Unknown values are left out.
 #[derive(Debug)]
 pub(super) struct Process;
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // The name of the program, in brackets, may hold anything.
+        // The name of the program, in brackets, can contain anything.
         let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
         // Numbered as in proc_pid_stat(5); the first two stand before the bracket.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
@@ -34,7 +34,7 @@ impl Collector for Process {
         let started = field(22).and_then(|ticks| Some(boot_seconds()? + ticks / clock_ticks_per_second()));
         let gauges: [(&str, &str, Option<Unit>, Option<u64>); 6] = [
             ("process_open_fds", "Open file descriptors", None, open_fds),
-            ("process_max_fds", "Most open file descriptors", None, getrlimit(Resource::Nofile).current),
+            ("process_max_fds", "Limit of open file descriptors", None, getrlimit(Resource::Nofile).current),
             ("process_virtual_memory", "Virtual memory", Some(Bytes), field(23)),
             (
                 "process_resident_memory",
@@ -42,7 +42,7 @@ impl Collector for Process {
                 Some(Bytes),
                 field(24).map(|pages| pages * page_size() as u64),
             ),
-            ("process_start_time", "When the process began, since 1970", Some(Seconds), started),
+            ("process_start_time", "Start time of the process, since 1970", Some(Seconds), started),
             ("process_threads", "Threads of the operating system", None, field(20)),
         ];
         for (name, help, unit, value) in gauges {
@@ -54,7 +54,7 @@ impl Collector for Process {
     }
 }
 
-/// When the machine was started, since 1970.
+/// When the machine booted, since 1970.
 fn boot_seconds() -> Option<u64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()

@@ -35,7 +35,7 @@ impl fmt::Display for Shortage {
         let mib = |bytes: u64| bytes >> 20;
         write!(
             f,
-            "the disk has {} MiB free and must have {}; questions are accepted again from {} MiB on",
+            "the disk has {} MiB free, but needs {}; jobs are accepted again with {} MiB free",
             mib(self.free_bytes),
             mib(self.floor_bytes),
             mib(self.enough_bytes().next_multiple_of(1 << 20)),
@@ -99,6 +99,6 @@ mod tests {
     #[test]
     fn a_shortage_says_what_is_free_and_what_is_needed() {
         let told = Shortage { free_bytes: 12 * MIB + 1, floor_bytes: 81 * MIB }.to_string();
-        assert!(told.contains("has 12 MiB free and must have 81;") && told.contains("from 92 MiB"), "{told}");
+        assert!(told.contains("has 12 MiB free, but needs 81;") && told.contains("with 92 MiB free"), "{told}");
     }
 }

@@ -79,7 +79,7 @@ impl Queue {
     pub async fn audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<Entry>, QueueError> {
         let entries = self.0.store.journalled(before, limit).await?;
         let read = |(id, text): (Uuid, String)| {
-            serde_json::from_str(&text).inspect_err(|error| warn!(%id, %error, "an audit entry can't be read")).ok()
+            serde_json::from_str(&text).inspect_err(|error| warn!(%id, %error, "failed to read an audit entry")).ok()
         };
         Ok(entries.into_iter().filter_map(read).collect())
     }

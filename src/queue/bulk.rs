@@ -115,7 +115,7 @@ impl Queue {
             outcome.next = step.next;
             entry.jobs = Some(outcome.changed);
             if let Err(error) = self.note_again(entry).await {
-                warn!(audit.id = %entry.id, audit.jobs = outcome.changed, %error, "the audit log is behind");
+                warn!(audit.id = %entry.id, audit.jobs = outcome.changed, %error, "failed to update an audit entry");
             }
             if outcome.next.is_none() || Instant::now() >= bulk.until || self.is_closing() {
                 return Ok(outcome);

@@ -9,6 +9,7 @@ use super::{
     Inner, Queue, QueueError,
     follow::Draft,
     retry::{event_after, failure_report},
+    service_time::{Kind, Observed},
     wait::{Intent, Permit, Stay},
 };
 use crate::{
@@ -111,8 +112,8 @@ impl Queue {
 
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
     async fn fail_unreadable(&self, id: JobId, reason: &str) -> Result<(), QueueError> {
-        error!(job.id = %id, reason, "a question on disk can't be read any more: its job fails");
-        let message = format!("no call was made: the question can't be read any more ({reason}); ask it again");
+        error!(job.id = %id, reason, "failed to read a stored request: its job fails");
+        let message = format!("no call was made: the stored request can't be read ({reason}); submit it again");
         let report = Arc::new(failure_report(FailureCode::Internal, message));
         self.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
@@ -143,11 +144,13 @@ impl Queue {
 
     /// Which job the next claim is to take.
     pub(super) fn pick(&self, now: Timestamp) -> Pick {
-        let Inner { policy, order, store, .. } = &*self.0;
+        let Inner { policy, order, store, service_time, .. } = &*self.0;
         if !policy.deadlines_first {
             return Pick::First;
         }
-        order.pick(now, policy.ordinary_share, |model| self.needs(model), || store.claimable_unwaited() > 0)
+        let free = self.workers().saturating_sub(self.running_attempts());
+        let is_met = |kind: &Kind, left, is_contested| self.is_met(&service_time.expectation(kind), left, is_contested);
+        order.pick(now, policy.ordinary_share, free, is_met, || store.claimable_unwaited() > 0)
     }
 
     /// How many jobs a worker could claim now.
@@ -198,20 +201,22 @@ impl Queue {
                 Ok(_) => {
                     // From before the claim was written to after the answer was: what a client that waits has to wait.
                     if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
-                        let request = self.0.running.request(job.id);
-                        let model = request.as_ref().and_then(|request| request.model.as_deref());
-                        self.0.service_time.observe(model, job.waited_for, self.now().since(started_at));
+                        let (request, draft) = (self.0.running.request(job.id), self.0.running.draft(job.id));
+                        let kind = Kind::of(request.as_deref().unwrap_or(&JobRequest::default()), job.waited_for);
+                        let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
+                        let took = self.now().since(started_at);
+                        self.0.service_time.observe(&kind, Observed { took, writing, bytes });
                     }
                     break;
                 }
                 Err(error @ StoreError::Unavailable { .. }) => {
-                    warn!(job.id = %job.id, attempt = job.attempt, %error, "an attempt can't be settled yet");
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "failed to store the result of an attempt; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(SETTLE_RETRY_MAX);
                 }
                 Err(error) => {
                     self.0.metrics.leases_lost.inc();
-                    warn!(job.id = %job.id, attempt = job.attempt, %error, "a late settle changed nothing");
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because it lost its lease");
                     break;
                 }
             }

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Queue, QueueError, WAIT_POLL, wait::Interest};
+use super::{Queue, QueueError, WAIT_POLL, service_time::Progress, wait::Interest};
 use crate::job::{Job, JobId, JobRecord, JobStatus};
 
 /// Most bytes of an attempt's text that are kept for followers: four times the longest usual memo. What comes after
@@ -20,20 +20,53 @@ const MAX_DRAFT_BYTES: usize = 256 << 10;
 const PIECE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What has come of an attempt's answer. Lives as long as the attempt, in memory only.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Draft {
     attempt: u32,
+    /// When the attempt was claimed.
+    begun_at: Instant,
     text: Mutex<String>,
+    times: Mutex<Option<Times>>,
     grown: Notify,
+}
+
+/// When the text of an attempt came, and how much.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    first: Instant,
+    last: Instant,
+    bytes: usize,
 }
 
 impl Draft {
     pub(super) fn new(attempt: u32) -> Draft {
-        Draft { attempt, ..Draft::default() }
+        Draft {
+            attempt,
+            begun_at: Instant::now(),
+            text: Mutex::default(),
+            times: Mutex::default(),
+            grown: Notify::new(),
+        }
+    }
+
+    /// How far the attempt has come.
+    pub(super) fn progress(&self) -> Progress {
+        let text = self.times.lock().map(|times| (times.first.elapsed(), times.bytes));
+        Progress { elapsed: self.begun_at.elapsed(), text }
+    }
+
+    /// From the first piece of the text to the last, and its bytes.
+    pub(super) fn written(&self) -> (Duration, usize) {
+        self.times.lock().map_or((Duration::ZERO, 0), |times| (times.last - times.first, times.bytes))
     }
 
     /// Adds the next piece. Costs its copy when nobody follows.
     pub fn push(&self, piece: &str) {
+        let now = Instant::now();
+        let mut times = self.times.lock();
+        let Times { first, bytes, .. } = times.unwrap_or(Times { first: now, last: now, bytes: 0 });
+        *times = Some(Times { first, last: now, bytes: bytes + piece.len() });
+        drop(times);
         let mut text = self.text.lock();
         let room = MAX_DRAFT_BYTES - text.len();
         text.push_str(&piece[..piece.floor_char_boundary(room)]);

@@ -190,7 +190,7 @@ impl History {
             let kept = store.kept(setting).into_iter();
             let periods = kept.filter_map(|(name, text)| {
                 serde_json::from_str::<Period>(&text)
-                    .inspect_err(|error| warn!(name, %error, "a record of the history can't be read, and is left out"))
+                    .inspect_err(|error| warn!(name, %error, "failed to read a record of the history; it is left out"))
                     .ok()
             });
             periods.map(|period| (number(period.at, length), period)).collect()

@@ -3,8 +3,9 @@
 //! A job whose client is held for its answer is *interactive*: it has a deadline, the moment at which the client must be
 //! answered. This lives in memory only: a restart ends every hold anyway. The order of claiming:
 //!
-//! 1. Interactive jobs that can still make it (now + the time that 9 of 10 recent attempts of their model took ≤
-//!    deadline). Callers take turns; among one caller's the earliest deadline goes first.
+//! 1. Interactive jobs that can still make it, by what is learnt of their model and depth: almost surely where more of
+//!    them wait than workers are free, else with an even chance. Callers take turns; among one caller's the earliest
+//!    deadline goes first.
 //! 2. All other jobs, in the store's order: callers take turns, each its own by effective time.
 //!
 //! One that can't make it any more turns ordinary: its client is answered `202` at once, and the job lives on. So it is
@@ -31,6 +32,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
+use super::service_time::Kind;
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, JobState},
@@ -100,7 +102,7 @@ impl Recent {
 struct Client {
     job: JobId,
     caller: Caller,
-    model: Option<String>,
+    kind: Kind,
     until: Instant,
     /// Where `later` has it.
     at: Option<Timestamp>,
@@ -126,7 +128,7 @@ pub struct Waiting {
     standing: Arc<Standing>,
     job: JobId,
     until: Instant,
-    pub(super) model: Option<String>,
+    pub(super) kind: Kind,
 }
 
 impl Waiting {
@@ -163,23 +165,17 @@ impl Drop for Waiting {
 
 impl Order {
     /// Registers a client that is held until `until`. Do so before the job can be claimed, or [`Order::note`] it after.
-    pub(super) fn enter(
-        self: &Arc<Self>,
-        job: JobId,
-        caller: Caller,
-        model: Option<String>,
-        until: Instant,
-    ) -> Waiting {
+    pub(super) fn enter(self: &Arc<Self>, job: JobId, caller: Caller, kind: Kind, until: Instant) -> Waiting {
         let mut state = self.0.lock();
         let number = state.next_number;
         state.next_number += 1;
         state.came.add();
         let standing = Arc::<Standing>::default();
-        let client = Client { job, caller, model: model.clone(), until, at: None, standing: Arc::clone(&standing) };
+        let client = Client { job, caller, kind: kind.clone(), until, at: None, standing: Arc::clone(&standing) };
         state.clients.insert(number, client);
         state.by_job.entry(job).or_default().push(number);
         drop(state);
-        Waiting { order: Arc::clone(self), number, standing, job, until, model }
+        Waiting { order: Arc::clone(self), number, standing, job, until, kind }
     }
 
     /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is held back
@@ -200,13 +196,15 @@ impl Order {
         }
     }
 
-    /// What the next claim is to take. `needs` tells how long an answer of a model takes; `share` is one in how many
-    /// contested claims goes to jobs that nobody asked to wait for, of which `unwaited` tells whether there are any.
+    /// What the next claim is to take. `free` workers look for a job; `is_met` says whether an answer of a kind can still
+    /// come within a time, and has to be surer of it where others want the worker. `share` is one in how many contested
+    /// claims goes to jobs that nobody asked to wait for, of which `unwaited` says whether there are any.
     pub(super) fn pick(
         &self,
         now: Timestamp,
         share: u32,
-        needs: impl Fn(Option<&str>) -> Duration,
+        free: usize,
+        is_met: impl Fn(&Kind, Duration, bool) -> bool,
         unwaited: impl FnOnce() -> bool,
     ) -> Pick {
         let mut state = self.0.lock();
@@ -215,7 +213,8 @@ impl Order {
         loop {
             let Some(&(_, number)) = state.ready.first(None) else { return Pick::First };
             let Some(client) = state.clients.get(&number) else { return Pick::First };
-            if at + needs(client.model.as_deref()) <= client.until {
+            let is_contested = state.ready.len(None) > free.max(1);
+            if is_met(&client.kind, client.until.saturating_duration_since(at), is_contested) {
                 break;
             }
             state.turn(number);
@@ -341,7 +340,7 @@ mod tests {
     use std::num::NonZeroU64;
 
     use super::*;
-    use crate::job::Priority;
+    use crate::job::{Depth, Priority};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -355,11 +354,15 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    fn kind(model: Option<&str>) -> Kind {
+        Kind { model: model.map(str::to_owned), depth: Depth::Brief, is_waited_for: true }
+    }
+
     /// Clients of the jobs 1, 2, …, of one caller, each held for so many seconds.
     fn clients(order: &Arc<Order>, caller: u64, first: u128, holds: &[u64]) -> Vec<Waiting> {
         let enter = |(n, hold): (u128, &u64)| {
             let waiting =
-                order.enter(JobId::from_u128(n), NonZeroU64::new(caller), None, Instant::now() + seconds(*hold));
+                order.enter(JobId::from_u128(n), NonZeroU64::new(caller), kind(None), Instant::now() + seconds(*hold));
             order.note(&[job(n)], at(0), |_| false);
             waiting
         };
@@ -368,7 +371,7 @@ mod tests {
 
     /// So many picks, by the number of the job; 0 for the first of all, a thousand for one that nobody waits for.
     fn picks(order: &Order, count: usize, needs: u64, unwaited: bool) -> Vec<u128> {
-        let pick = |_| match order.pick(at(0), 5, |_| seconds(needs), || unwaited) {
+        let pick = |_| match order.pick(at(0), 5, 1, |_, left, _| seconds(needs) <= left, || unwaited) {
             Pick::Job(id) => id.as_u128(),
             Pick::First => 0,
             Pick::Unwaited => 1_000,
@@ -440,7 +443,7 @@ mod tests {
         let retried = Job { state: JobState::Queued { run_at: at(3) }, ..job(1) };
         order.note(&[retried], at(1), |_| false);
         assert_eq!(picks(&order, 1, 5, false), [0]);
-        let pick = order.pick(at(3), 5, |_| seconds(5), || false);
+        let pick = order.pick(at(3), 5, 1, |_, left, _| seconds(5) <= left, || false);
         assert_eq!(pick, Pick::Job(JobId::from_u128(1)));
     }
 
@@ -476,13 +479,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_needed_is_that_of_the_model() {
+    async fn the_time_needed_is_that_of_the_kind_and_a_chance_is_enough_where_nobody_else_wants_the_worker() {
         let order: Arc<Order> = Arc::default();
         let until = Instant::now() + seconds(10);
-        let _slow = order.enter(JobId::from_u128(1), None, Some("slow".to_owned()), until);
-        let _quick = order.enter(JobId::from_u128(2), None, None, until);
+        let _slow = order.enter(JobId::from_u128(1), None, kind(Some("slow")), until);
+        let _quick = order.enter(JobId::from_u128(2), None, kind(None), until);
         order.note(&[job(1), job(2)], at(0), |_| false);
-        let needs = |model: Option<&str>| if model == Some("slow") { seconds(11) } else { seconds(1) };
-        assert_eq!(order.pick(at(0), 5, needs, || false), Pick::Job(JobId::from_u128(2)));
+        let is_met = |kind: &Kind, _, is_contested: bool| kind.model.is_none() || !is_contested;
+        assert_eq!(order.pick(at(0), 5, 1, is_met, || false), Pick::Job(JobId::from_u128(2)), "it is the surer one");
+        let _slow = order.enter(JobId::from_u128(3), None, kind(Some("slow")), until);
+        order.note(&[job(3)], at(0), |_| false);
+        assert_eq!(order.pick(at(0), 5, 1, is_met, || false), Pick::Job(JobId::from_u128(3)), "it is the only one");
+        let _both = [4, 5].map(|n| order.enter(JobId::from_u128(n), None, kind(Some("slow")), until));
+        order.note(&[job(4), job(5)], at(0), |_| false);
+        assert_eq!(order.pick(at(0), 5, 2, is_met, || false), Pick::Job(JobId::from_u128(4)), "there is one for each");
     }
 }

@@ -80,6 +80,8 @@ pub(super) struct Figures {
     pub(super) workers: usize,
     /// How long one lasts.
     pub(super) service_time: Duration,
+    /// How long this one is likely to last.
+    pub(super) own_time: Duration,
     /// No job is claimed until an operator says so.
     pub(super) is_paused: bool,
 }
@@ -87,7 +89,7 @@ pub(super) struct Figures {
 /// The outlook of a queued job; none for any other.
 pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
     let JobState::Queued { run_at } = job.state else { return None };
-    let Figures { place, service_time, is_paused, .. } = figures;
+    let Figures { place, own_time, is_paused, .. } = figures;
     if is_paused {
         let position = (run_at <= now).then_some(place + 1);
         return Some(Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
@@ -100,7 +102,7 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
             Some(hold) => hold.waiting_for,
             None => WaitingFor::Retry,
         };
-        let eta_seconds = starts_in.map(|_| (run_at.since(now) + service_time).as_secs());
+        let eta_seconds = starts_in.map(|_| (run_at.since(now) + own_time).as_secs());
         return Some(Outlook { position: None, eta_seconds, waiting_for });
     }
     let (worker, rate) = (until_a_worker_is_free(figures, allowance), until_its_call(figures, allowance));
@@ -109,7 +111,7 @@ pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Ti
         None if allowance.is_exhausted || rate > worker => WaitingFor::RateLimit,
         None => WaitingFor::Worker,
     };
-    let eta_seconds = starts_in.map(|start| start.saturating_add(service_time).as_secs());
+    let eta_seconds = starts_in.map(|start| start.saturating_add(own_time).as_secs());
     Some(Outlook { position: Some(place + 1), eta_seconds, waiting_for })
 }
 
@@ -157,7 +159,8 @@ mod tests {
     }
 
     fn figures(ahead: usize, running: usize) -> Figures {
-        Figures { place: ahead, ahead, running, workers: 4, service_time: Duration::from_secs(10), is_paused: false }
+        let service_time = Duration::from_secs(10);
+        Figures { place: ahead, ahead, running, workers: 4, service_time, own_time: service_time, is_paused: false }
     }
 
     /// Position, seconds and reason of a job that is ready.

@@ -31,11 +31,11 @@ impl Switch {
         let kept = store.kept(SETTING).into_iter().find(|(name, _)| name == SETTING);
         let paused = kept.and_then(|(_, text)| {
             serde_json::from_str::<Pause>(&text)
-                .inspect_err(|error| error!(%error, "who paused the queue can't be read; it goes on"))
+                .inspect_err(|error| error!(%error, "failed to read the stored pause; the queue is not paused"))
                 .ok()
         });
         if let Some(Pause { by, at }) = &paused {
-            warn!(by, %at, "the queue is paused: questions are accepted but not analysed");
+            warn!(by, %at, "the queue is paused: jobs are accepted but not run");
         }
         Switch(RwLock::new(paused))
     }
@@ -62,7 +62,7 @@ impl Queue {
         let text = serde_json::to_string(&pause).map_err(|error| QueueError::Unavailable(error.to_string()))?;
         self.0.store.keep(SETTING.to_owned(), Some(text)).await?;
         self.0.paused.set(Some(pause.clone()));
-        info!(by, "the queue was paused");
+        info!(by, "the queue is paused");
         Ok(pause)
     }
 
@@ -77,7 +77,7 @@ impl Queue {
         self.0.store.keep(SETTING.to_owned(), None).await?;
         self.0.paused.set(None);
         self.0.work.wake(self.workers());
-        info!(by, "the queue goes on");
+        info!(by, "the queue is resumed");
         Ok(())
     }
 

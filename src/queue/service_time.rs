@@ -1,27 +1,85 @@
-//! How long attempts last: the mean tells how fast the queue moves, the time that 9 of 10 took tells whether a client
-//! that waits can be answered in time. Both follow recent successes.
+//! How long an answer takes, learnt from recent ones: the time until its text begins, with the thinking, by model and by
+//! whether a client waits; the length of its text by model and depth; and the pace of the text by model.
+//!
+//! What has not been seen yet is taken from [`Prior`], the figures of real memos. Only successes are observed.
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
 
-/// What an attempt is taken to last before any has been seen: a memo of usual length.
+use crate::job::{Depth, JobRequest};
+
+/// What an attempt is taken to last before any has been seen.
 const USUAL: Duration = Duration::from_secs(20);
 
 /// The weight of the newest attempt in the running mean: some twenty attempts make up most of it.
 const NEWEST_WEIGHT: f64 = 0.1;
 
-/// How many attempts of a kind are remembered: enough for a ninth decile, few enough to follow a change in minutes.
+/// How many observations are remembered: enough for a ninth decile, few enough to follow a change in minutes.
 const REMEMBERED: usize = 100;
 
-/// With fewer nothing is said of a kind: what can't be known keeps no client from waiting.
+/// With fewer observations the prior holds.
 const LEAST: usize = 5;
 
-/// Most kinds told apart; clients can name any model. Further ones are taken to be the service's own.
-const MAX_KINDS: usize = 128;
+/// Most models that are told apart, as clients can name any. Further ones count as the service's own.
+const MAX_MODELS: usize = 64;
+
+/// How finely a distribution is kept.
+const QUANTILES: usize = 20;
+
+/// What answers have in common that take about as long.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Kind {
+    /// The model that was asked for; none for the service's own.
+    pub(super) model: Option<String>,
+    /// How much the memo says.
+    pub(super) depth: Depth,
+    /// Where a client waits, Claude thinks less.
+    pub(super) is_waited_for: bool,
+}
+
+impl Kind {
+    pub(super) fn of(request: &JobRequest, is_waited_for: bool) -> Kind {
+        Kind { model: request.model.clone(), depth: request.depth.resolved(is_waited_for), is_waited_for }
+    }
+}
+
+/// A successful attempt.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Observed {
+    /// From its claim to its end.
+    pub(super) took: Duration,
+    /// From the first piece of its text to the last.
+    pub(super) writing: Duration,
+    /// Bytes of its text.
+    pub(super) bytes: usize,
+}
+
+/// How far an attempt has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Progress {
+    /// Since its claim.
+    pub(super) elapsed: Duration,
+    /// Since the first piece of its text, and how many bytes came; none before it.
+    pub(super) text: Option<(Duration, usize)>,
+}
+
+/// What is expected of the answers of one kind.
+#[derive(Debug)]
+pub(super) struct Expectation {
+    /// Seconds until the text begins, and bytes of the text: quantiles, ascending.
+    starts: Vec<f64>,
+    bytes: Vec<f64>,
+    seconds_per_byte: f64,
+    /// Seconds in all, ascending.
+    totals: Vec<f64>,
+    /// The pace and the start were seen, not taken from the prior.
+    pub(super) is_learnt: bool,
+}
 
 /// The figures.
 #[derive(Debug, Default)]
@@ -31,96 +89,238 @@ pub(super) struct ServiceTime(Mutex<Seen>);
 struct Seen {
     /// Of all attempts, in seconds.
     mean: Option<f64>,
-    kinds: HashMap<Kind, VecDeque<Duration>>,
+    models: HashMap<Option<String>, Model>,
 }
 
-/// What attempts have in common that take about as long: the model that was asked for, none for the service's own; and
-/// whether a client asked to wait, as Claude then thinks less hard.
-type Kind = (Option<String>, bool);
+#[derive(Debug, Default)]
+struct Model {
+    starts: HashMap<bool, VecDeque<f64>>,
+    bytes: HashMap<Depth, VecDeque<f64>>,
+    seconds_per_byte: VecDeque<f64>,
+    /// Made of the above when asked for, until the next observation.
+    expectations: HashMap<(Depth, bool), Arc<Expectation>>,
+}
+
+/// What real memos take, at a quantile from 0 to 1.
+struct Prior;
+
+impl Prior {
+    /// Bytes of a token of JSON, and tokens a second.
+    const SECONDS_PER_BYTE: f64 = 1.0 / (4.0 * 90.0);
+
+    fn start(is_waited_for: bool, quantile: f64) -> f64 {
+        if is_waited_for { 1.2 + 1.8 * quantile } else { 3.0 + 42.0 * quantile * quantile }
+    }
+
+    fn bytes(depth: Depth, quantile: f64) -> f64 {
+        let tokens = match depth {
+            Depth::Brief => 700.0 + 200.0 * quantile,
+            Depth::Full | Depth::Auto => 1_300.0 + 2_400.0 * quantile.powf(1.5),
+        };
+        4.0 * tokens
+    }
+}
 
 impl ServiceTime {
-    pub(super) fn observe(&self, model: Option<&str>, is_waited_for: bool, took: Duration) {
+    pub(super) fn observe(&self, kind: &Kind, observed: Observed) {
+        let Observed { took, writing, bytes } = observed;
         let mut seen = self.0.lock();
         let seconds = took.as_secs_f64();
         seen.mean = Some(seen.mean.map_or(seconds, |mean| mean + NEWEST_WEIGHT * (seconds - mean)));
-        let mut kind = (model.map(str::to_owned), is_waited_for);
-        if seen.kinds.len() >= MAX_KINDS && !seen.kinds.contains_key(&kind) {
-            kind.0 = None;
+        let is_known = seen.models.contains_key(&kind.model) || seen.models.len() < MAX_MODELS;
+        let model = seen.models.entry(kind.model.clone().filter(|_| is_known)).or_default();
+        model.expectations.clear();
+        let start = took.saturating_sub(writing).as_secs_f64();
+        remember(model.starts.entry(kind.is_waited_for).or_default(), start);
+        // An answer that comes whole has all its time before its text.
+        remember(&mut model.seconds_per_byte, writing.as_secs_f64() / bytes.max(1) as f64);
+        if bytes > 0 {
+            remember(model.bytes.entry(kind.depth).or_default(), bytes as f64);
         }
-        let times = seen.kinds.entry(kind).or_default();
-        if times.len() == REMEMBERED {
-            times.pop_front();
-        }
-        times.push_back(took);
     }
 
+    /// Of all attempts: how fast the queue moves.
     pub(super) fn mean(&self) -> Duration {
         self.0.lock().mean.map_or(USUAL, Duration::from_secs_f64)
     }
 
-    /// The time within which 9 of 10 recent attempts of a model ended whose clients waited; until there are enough of them, of
-    /// the others. None if there are too few of those too.
-    pub(super) fn ninth_decile(&self, model: Option<&str>) -> Option<Duration> {
-        let seen = self.0.lock();
-        let of = |is_waited_for| {
-            // A borrowed key would need an unsized `Option`; a client that names a model pays for the copy.
-            let times =
-                seen.kinds.get(&(model.map(str::to_owned), is_waited_for)).filter(|times| times.len() >= LEAST)?;
-            let mut times: Vec<Duration> = times.iter().copied().collect();
-            let place = (times.len() * 9).div_ceil(10) - 1;
-            Some(*times.select_nth_unstable(place).1)
-        };
-        of(true).or_else(|| of(false))
+    pub(super) fn expectation(&self, kind: &Kind) -> Arc<Expectation> {
+        let mut seen = self.0.lock();
+        let place = if seen.models.contains_key(&kind.model) { &kind.model } else { &None };
+        match seen.models.get_mut(place) {
+            Some(model) => {
+                let place = (kind.depth, kind.is_waited_for);
+                if let Some(expectation) = model.expectations.get(&place) {
+                    return Arc::clone(expectation);
+                }
+                let expectation = Arc::new(model.expectation(kind));
+                model.expectations.insert(place, Arc::clone(&expectation));
+                expectation
+            }
+            None => Arc::new(Model::default().expectation(kind)),
+        }
     }
+}
+
+impl Model {
+    fn expectation(&self, kind: &Kind) -> Expectation {
+        let starts = self.starts.get(&kind.is_waited_for).and_then(quantiles);
+        let bytes = self.bytes.get(&kind.depth).and_then(quantiles);
+        let paces = quantiles(&self.seconds_per_byte);
+        let is_learnt = starts.is_some() && paces.is_some();
+        let seconds_per_byte = paces.map_or(Prior::SECONDS_PER_BYTE, |paces| paces[QUANTILES / 2]);
+        let prior = |of: &dyn Fn(f64) -> f64| (0..QUANTILES).map(|place| of(middle(place))).collect();
+        let starts: Vec<f64> = starts.unwrap_or_else(|| prior(&|q| Prior::start(kind.is_waited_for, q)));
+        let bytes: Vec<f64> = bytes.unwrap_or_else(|| prior(&|q| Prior::bytes(kind.depth, q)));
+        let mut totals: Vec<f64> =
+            starts.iter().flat_map(|start| bytes.iter().map(move |bytes| start + bytes * seconds_per_byte)).collect();
+        totals.sort_unstable_by(f64::total_cmp);
+        Expectation { starts, bytes, seconds_per_byte, totals, is_learnt }
+    }
+}
+
+impl Expectation {
+    /// The time in which this part of the answers is there.
+    pub(super) fn within(&self, part: f64) -> Duration {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in the list")]
+        let place = ((self.totals.len() as f64 * part).ceil() as usize).clamp(1, self.totals.len()) - 1;
+        Duration::try_from_secs_f64(self.totals[place]).unwrap_or(Duration::MAX)
+    }
+
+    /// The chance that an answer that begins now is there within `left`.
+    pub(super) fn chance(&self, left: Duration) -> f64 {
+        let in_time = self.totals.partition_point(|total| *total <= left.as_secs_f64());
+        in_time as f64 / self.totals.len() as f64
+    }
+
+    /// The chance that an answer that has come so far is there within `left`.
+    pub(super) fn chance_from(&self, progress: Progress, left: Duration) -> f64 {
+        let left = left.as_secs_f64();
+        let (starts, seen, pace) = match progress.text {
+            // The pace of this very answer, once there is enough of it.
+            Some((writing, bytes)) if writing >= Duration::from_secs(1) && bytes > 0 => {
+                (vec![0.0], bytes, writing.as_secs_f64() / bytes as f64)
+            }
+            Some((_, bytes)) => (vec![0.0], bytes, self.seconds_per_byte),
+            None => {
+                let elapsed = progress.elapsed.as_secs_f64();
+                let later: Vec<f64> =
+                    self.starts.iter().filter(|start| **start > elapsed).map(|start| start - elapsed).collect();
+                (if later.is_empty() { vec![0.0] } else { later }, 0, self.seconds_per_byte)
+            }
+        };
+        let rest: Vec<f64> = self
+            .bytes
+            .iter()
+            .map(|bytes| bytes - seen as f64)
+            .filter(|rest| *rest > 0.0)
+            .map(|rest| rest * pace)
+            .collect();
+        if rest.is_empty() {
+            // Longer than any before: it may end at any moment.
+            return 1.0;
+        }
+        let in_time: usize = starts.iter().map(|start| rest.iter().filter(|rest| start + **rest <= left).count()).sum();
+        in_time as f64 / (starts.len() * rest.len()) as f64
+    }
+}
+
+fn remember(seen: &mut VecDeque<f64>, newest: f64) {
+    if seen.len() == REMEMBERED {
+        seen.pop_front();
+    }
+    seen.push_back(newest);
+}
+
+/// The quantile in the middle of a place of a list of [`QUANTILES`].
+fn middle(place: usize) -> f64 {
+    (place as f64 + 0.5) / QUANTILES as f64
+}
+
+/// Those of what was seen, if it is enough.
+fn quantiles(seen: &VecDeque<f64>) -> Option<Vec<f64>> {
+    if seen.len() < LEAST {
+        return None;
+    }
+    let mut sorted: Vec<f64> = seen.iter().copied().collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in the list")]
+    let at = |place| sorted[(middle(place) * sorted.len() as f64) as usize];
+    Some((0..QUANTILES).map(at).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn seconds(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
+    fn seconds(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
     }
+
+    fn kind(model: Option<&str>, depth: Depth, is_waited_for: bool) -> Kind {
+        Kind { model: model.map(str::to_owned), depth, is_waited_for }
+    }
+
+    fn seen(took: f64, writing: f64, bytes: usize) -> Observed {
+        Observed { took: seconds(took), writing: seconds(writing), bytes }
+    }
+
+    const BRIEF: fn(Option<&str>) -> Kind = |model| kind(model, Depth::Brief, true);
+    const FULL: fn(Option<&str>) -> Kind = |model| kind(model, Depth::Full, true);
 
     #[test]
     fn the_mean_follows_what_is_seen() {
         let times = ServiceTime::default();
         assert_eq!(times.mean(), USUAL);
-        times.observe(None, true, seconds(2));
-        assert_eq!(times.mean(), seconds(2), "the first counts for what it is");
-        (0..100).for_each(|_| times.observe(None, true, seconds(4)));
+        times.observe(&BRIEF(None), seen(2.0, 0.0, 0));
+        assert_eq!(times.mean(), seconds(2.0), "the first counts for what it is");
+        (0..100).for_each(|_| times.observe(&BRIEF(None), seen(4.0, 0.0, 0)));
         assert_eq!(times.mean().as_secs_f64().round(), 4.0);
     }
 
     #[test]
-    fn nine_of_ten_recent_attempts_ended_within_the_ninth_decile() {
+    fn before_anything_is_seen_memos_take_what_real_ones_took() {
         let times = ServiceTime::default();
-        (1..5).for_each(|n| times.observe(None, true, seconds(n)));
-        assert_eq!(times.ninth_decile(None), None, "too few to tell");
-        (5..=10).for_each(|n| times.observe(None, true, seconds(n)));
-        assert_eq!(times.ninth_decile(None), Some(seconds(9)));
-        (0..100).for_each(|_| times.observe(None, true, seconds(1)));
-        assert_eq!(times.ninth_decile(None), Some(seconds(1)), "what is long past is forgotten");
+        let median = |kind: &Kind| times.expectation(kind).within(0.5).as_secs_f64();
+        assert!((10.0..12.0).contains(&median(&BRIEF(None))), "{}", median(&BRIEF(None)));
+        assert!((22.0..30.0).contains(&median(&FULL(None))), "{}", median(&FULL(None)));
+        assert!(median(&kind(None, Depth::Full, false)) > median(&FULL(None)), "it thinks longer");
     }
 
     #[test]
-    fn each_model_has_its_own_and_their_number_is_bounded() {
+    fn the_pace_of_brief_memos_tells_how_long_a_full_one_would_take() {
         let times = ServiceTime::default();
-        (0..10).for_each(|_| times.observe(Some("slow"), true, seconds(40)));
-        (0..10).for_each(|_| times.observe(None, true, seconds(2)));
-        assert_eq!(times.ninth_decile(Some("slow")), Some(seconds(40)));
-        assert_eq!(times.ninth_decile(None), Some(seconds(2)));
-        assert_eq!(times.ninth_decile(Some("other")), None);
-        (0..1_000).for_each(|n| times.observe(Some(&format!("model {n}")), true, seconds(1)));
-        assert_eq!(times.0.lock().kinds.len(), MAX_KINDS);
+        (0..LEAST).for_each(|_| times.observe(&BRIEF(Some("quick")), seen(3.0, 2.0, 3_200)));
+        let full = times.expectation(&FULL(Some("quick")));
+        assert!(full.is_learnt && full.chance(seconds(15.0)) > 0.9, "{:?}", full.within(0.9));
+        assert!(!times.expectation(&FULL(None)).is_learnt);
     }
 
     #[test]
-    fn those_whose_clients_wait_are_told_apart_once_there_are_enough() {
+    fn what_is_long_past_is_forgotten_and_the_number_of_models_bounded() {
         let times = ServiceTime::default();
-        (0..10).for_each(|_| times.observe(None, false, seconds(40)));
-        assert_eq!(times.ninth_decile(None), Some(seconds(40)), "better than nothing");
-        (0..LEAST).for_each(|_| times.observe(None, true, seconds(8)));
-        assert_eq!(times.ninth_decile(None), Some(seconds(8)));
+        (0..10).for_each(|_| times.observe(&BRIEF(None), seen(40.0, 0.0, 0)));
+        assert_eq!(times.expectation(&BRIEF(None)).within(0.5), seconds(40.0));
+        (0..REMEMBERED).for_each(|_| times.observe(&BRIEF(None), seen(1.0, 0.0, 0)));
+        assert_eq!(times.expectation(&BRIEF(None)).within(1.0), seconds(1.0));
+        (0..1_000).for_each(|n| times.observe(&BRIEF(Some(&format!("model {n}"))), seen(1.0, 0.0, 0)));
+        assert!(times.0.lock().models.len() <= MAX_MODELS);
+    }
+
+    #[test]
+    fn the_chance_follows_the_bytes_that_came_and_their_pace() {
+        let times = ServiceTime::default();
+        (0..20).for_each(|n| times.observe(&BRIEF(None), seen(11.0, 9.0, 3_000 + 50 * n)));
+        let expected = times.expectation(&BRIEF(None));
+        let at = |elapsed: f64, text: Option<(f64, usize)>, left: f64| {
+            let text = text.map(|(writing, bytes)| (seconds(writing), bytes));
+            expected.chance_from(Progress { elapsed: seconds(elapsed), text }, seconds(left))
+        };
+        assert_eq!((at(0.0, None, 14.0), at(0.0, None, 9.0)), (1.0, 0.0));
+        assert_eq!(at(6.0, None, 14.0), 1.0, "late to begin, and still in time");
+        assert_eq!(at(4.0, Some((2.0, 700)), 10.0), 1.0, "at its usual pace");
+        assert_eq!(at(4.0, Some((2.0, 200)), 10.0), 0.0, "too slow");
+        assert!((0.3..0.7).contains(&at(9.0, Some((7.0, 2_450)), 2.9)), "even");
+        assert_eq!(at(20.0, Some((18.0, 9_000)), 0.1), 1.0, "longer than any before");
     }
 }

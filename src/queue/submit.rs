@@ -10,12 +10,13 @@ use super::{
     order::{self, Waiting},
     outlook::{self, Allowance},
     retry::failure_report,
+    service_time::Kind,
     short_digest,
 };
 use crate::{
     clock::Timestamp,
     job::{
-        Cached, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
+        Cached, Depth, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
         disposition::Disposition,
     },
     store::{Insertion, StoreError},
@@ -94,33 +95,46 @@ impl Queue {
         if pending + more > limit { Err(QueueError::CallerFull { pending, more, limit }) } else { Ok(()) }
     }
 
-    /// Whether a job that is submitted now is likely to have its answer by `until`. Where nothing is known yet, it is,
-    /// unless a person has to act first.
+    /// Whether a job that is submitted now is likely to have its answer by `until`: with an even chance if a worker is free
+    /// for it, else almost surely, as others would want the worker too.
     fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
-        let allowance = allowance();
-        let Some(needs) = self.0.service_time.ninth_decile(request.model.as_deref()) else {
-            return allowance.hold.is_none_or(|hold| hold.opens_in.is_some());
-        };
         let mut figures = self.figures(self.0.order.ahead_of(caller(request), until));
         // Of so many claims one is not for those who wait.
         let share = self.0.policy.ordinary_share as usize;
         let elsewhere =
             if self.0.store.claimable_unwaited() > 0 { share } else { share * order::TURNED_SHARE as usize };
         figures.ahead = figures.ahead * elsewhere / elsewhere.saturating_sub(1).max(1);
-        let Some(start) = outlook::start_in(figures, allowance) else { return false };
-        let by = |time| Instant::now().checked_add(time).is_some_and(|answered| answered <= until);
-        let met = by(start.saturating_add(needs));
-        // One that asks for less than an answer takes is none too many.
-        if !met && by(needs) {
+        let Some(start) = outlook::start_in(figures, allowance()) else { return false };
+        let expectation = self.0.service_time.expectation(&Kind::of(request, true));
+        let wanted = until.saturating_duration_since(Instant::now());
+        let is_contested = !start.is_zero();
+        let is_met = self.is_met(&expectation, wanted.saturating_sub(start), is_contested);
+        // A client that wants less than an answer takes is not one too many.
+        if !is_met && self.is_met(&expectation, wanted, false) {
             self.0.order.note_declined();
         }
-        met
+        is_met
+    }
+
+    /// The depth of a memo that leaves it to the service: brief where a client waits, unless the pace that was learnt lets
+    /// a full one be there in time.
+    fn resolved_depth(&self, request: &JobRequest, until: Option<Instant>) -> Depth {
+        let full = Kind { depth: Depth::Full, ..Kind::of(request, true) };
+        let fits = |until: Instant| {
+            let expectation = self.0.service_time.expectation(&full);
+            let left = until.saturating_duration_since(Instant::now());
+            expectation.is_learnt && self.is_met(&expectation, left, true) && self.0.order.ready() == 0
+        };
+        match request.depth {
+            Depth::Auto if until.is_some_and(fits) => Depth::Full,
+            depth => depth.resolved(until.is_some()),
+        }
     }
 
     /// Accepts a job, with a place for its client if that asks to be held until a moment and, by its question, is to be.
     async fn accept(
         &self,
-        submission: Submission,
+        mut submission: Submission,
         wait: Option<(Instant, impl FnOnce(Option<NonZeroU64>, &JobRequest) -> bool)>,
     ) -> Result<(Accepted, Option<Waiting>), QueueError> {
         if self.0.closing.is_cancelled() {
@@ -128,6 +142,7 @@ impl Queue {
         }
         let now = self.now();
         let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
+        submission.request.depth = self.resolved_depth(&submission.request, wait.as_ref().map(|(until, _)| *until));
         let mut job = self.new_job(&submission, key, wait.is_some(), now);
         let caller = job.caller;
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
@@ -143,7 +158,7 @@ impl Queue {
             self.check_room_of(caller, 1)?;
         }
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
-        let enter = |id| Some(self.0.order.enter(id, caller, request.model.clone(), hold_until?));
+        let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));
         let waiting = enter(job.id);
         let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
         let inserted = if due
@@ -236,7 +251,8 @@ impl Queue {
         }
         let mut keys = keys.into_iter().flatten();
         let mut jobs = Vec::with_capacity(submissions.len());
-        for submission in submissions {
+        for mut submission in submissions {
+            submission.request.depth = submission.request.depth.resolved(false);
             let job = self.new_job(&submission, keys.next(), false, now);
             let request = Arc::new(submission.request);
             let answered = if is_replay { None } else { self.answered_before(&job, &request, now).await };

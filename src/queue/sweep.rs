@@ -27,7 +27,7 @@ impl Queue {
         let orphans = self.0.store.running();
         for job in &orphans {
             if let JobState::Running { lease_until } = job.state {
-                self.expire(job, lease_until, "its process ended").await?;
+                self.expire(job, lease_until, "the process ended").await?;
             }
         }
         Ok(orphans.len())
@@ -66,11 +66,11 @@ impl Queue {
             match job.state {
                 // The store or the clock kept its heartbeat from coming in time: no reason to pay for another call.
                 JobState::Running { .. } if self.0.running.holds(job) => {
-                    warn!(job.id = %job.id, attempt = job.attempt, "a lease was over with its attempt under way: extended");
+                    warn!(job.id = %job.id, attempt = job.attempt, "the lease of a running attempt was over: extended");
                     let lease_until = now.plus(self.0.policy.lease);
                     self.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
                 }
-                JobState::Running { lease_until } => self.expire(job, lease_until, "its lease is over").await?,
+                JobState::Running { lease_until } => self.expire(job, lease_until, "the lease is over").await?,
                 _ => drop(self.try_transition(job.id, JobEvent::MissDeadline).await?),
             }
         }
@@ -96,7 +96,7 @@ impl Queue {
         if let Some(after) = self.try_transition(job.id, event).await? {
             let status = after.status(self.now());
             warn!(job.id = %job.id, attempt = job.attempt, job.status = %status,
-                "the outcome of an attempt is unknown, it may have been billed: {why}");
+                "the outcome of an attempt is unknown, and it may have been billed: {why}");
         }
         Ok(())
     }

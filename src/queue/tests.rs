@@ -1226,7 +1226,8 @@ async fn queue_of_ten_seconds(folder: &TempDir) -> (Queue, Clock) {
     let policy = Policy { lease: Duration::from_hours(1), ..Policy::plain() };
     let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
     for _ in 0..5 {
-        queue.enqueue(Submission::default()).await.unwrap();
+        let until = Instant::now() + Duration::from_secs(29);
+        let (_, _waiting) = queue.ask(Submission::default(), until, free).await.unwrap();
         let claim = claimed(&queue).await;
         clock.advance(Duration::from_secs(10));
         queue.settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
@@ -1293,9 +1294,93 @@ async fn a_client_whose_answer_can_not_come_in_time_any_more_is_told_at_that_mom
     let waiting = waiting.unwrap();
     let asked = Instant::now();
     let answer = queue.answer(&waiting).await.unwrap();
-    assert_eq!(asked.elapsed().as_secs(), 19, "ten seconds before the end");
+    assert_eq!(asked.elapsed().as_secs(), 20, "less than ten seconds are left");
     assert_eq!((answer.job.id, answer.job.status(queue.now())), (record.job.id, JobStatus::Queued));
     assert_eq!(queue.pick(queue.now()), Pick::First, "its job is an ordinary one now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_answer_comes_too_slowly_is_told_long_before_the_end() {
+    let folder = folder();
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let policy = Policy { lease: Duration::from_hours(1), ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let (_, waiting) = ask(&queue, 29).await;
+    let running = claimed(&queue).await;
+    let waiting = waiting.unwrap();
+    let mut answer = Box::pin(queue.answer(&waiting));
+    let asked = Instant::now();
+    for _ in 0..28 {
+        // Some 3,000 bytes are to come, and nobody knows that before there is some text.
+        running.draft.push("twenty bytes of text");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        if let std::task::Poll::Ready(record) = poll!(&mut answer) {
+            assert!(
+                record.unwrap().job.is_running() && asked.elapsed() < Duration::from_secs(5),
+                "{:?}",
+                asked.elapsed()
+            );
+            return;
+        }
+    }
+    panic!("the client was held though its answer could not come in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond_its_time() {
+    let folder = folder();
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let hold: Arc<parking_lot::Mutex<Option<Hold>>> = Arc::default();
+    let allowance = {
+        let hold = Arc::clone(&hold);
+        Arc::new(move || Allowance { hold: *hold.lock(), ..free() })
+    };
+    let policy = Policy { allowance, ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let gate = |opens_in| Some(Hold { waiting_for: WaitingFor::Gate, opens_in });
+    for (closed, is_held) in
+        [(gate(Some(Duration::from_secs(60))), false), (gate(None), false), (gate(Some(Duration::from_secs(5))), true)]
+    {
+        let (_, waiting) = ask(&queue, 29).await;
+        let waiting = waiting.unwrap();
+        let mut answer = Box::pin(queue.answer(&waiting));
+        assert!(poll!(&mut answer).is_pending());
+        *hold.lock() = closed;
+        if is_held {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            assert!(poll!(&mut answer).is_pending(), "{closed:?}");
+        } else {
+            let asked = Instant::now();
+            answer.await.unwrap();
+            assert!(asked.elapsed() <= Duration::from_secs(2), "{closed:?}");
+        }
+        *hold.lock() = None;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_memo_is_brief_where_a_client_waits_until_the_pace_shows_that_a_full_one_fits() {
+    let folder = folder();
+    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let policy = Policy { lease: Duration::from_hours(1), ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let ordinary = queue.enqueue(Submission::default()).await.unwrap().record;
+    assert_eq!(ordinary.request.depth, Depth::Full);
+    answer(&queue, &claimed(&queue).await).await;
+    for _ in 0..5 {
+        let (record, waiting) = ask(&queue, 29).await;
+        assert_eq!(record.request.depth, Depth::Brief);
+        let claim = claimed(&queue).await;
+        claim.draft.push("begins");
+        clock.advance(Duration::from_secs(2));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        // As quick as a small model: 1,500 bytes a second.
+        claim.draft.push(&"x".repeat(3_000));
+        answer(&queue, &claim).await;
+        drop(waiting);
+    }
+    assert_eq!(ask(&queue, 29).await.0.request.depth, Depth::Full);
+    assert_eq!(ask(&queue, 5).await.0.request.depth, Depth::Brief, "not within five seconds");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1446,7 +1531,8 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
     let folder = folder();
     let (queue, clock) = sharing(&folder);
     for n in 0..5 {
-        queue.enqueue(question(&format!("before {n}"))).await.unwrap();
+        let until = Instant::now() + Duration::from_secs(29);
+        let (_, _waiting) = queue.ask(question(&format!("before {n}")), until, free).await.unwrap();
         let claim = claimed(&queue).await;
         clock.advance(Duration::from_secs(10));
         answer(&queue, &claim).await;

@@ -81,7 +81,7 @@ use crate::{
 const MAX_LINE: usize = 8_192;
 
 /// Why a store that was closed on purpose does nothing.
-const CLOSED: &str = "the store is closed";
+const CLOSED: &str = "the job store is closed";
 
 /// Where and how the store is kept.
 #[derive(Clone, Debug)]

@@ -39,8 +39,8 @@ impl DiskWatch {
                 queue.note_disk_space(free, if self.has_floor { FLOOR_BYTES.min(total / FLOOR_PART) } else { 0 });
             }
             // Not knowing is no reason to refuse: the store itself finds out.
-            Ok(Err(error)) => warn!(%error, folder = %self.folder.display(), "the free disk space can't be told"),
-            Err(error) => warn!(%error, "the free disk space can't be told"),
+            Ok(Err(error)) => warn!(%error, folder = %self.folder.display(), "failed to read the free disk space"),
+            Err(error) => warn!(%error, "failed to read the free disk space"),
         }
     }
 

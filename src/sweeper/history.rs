@@ -18,7 +18,7 @@ pub async fn run(queue: Queue, closing: CancellationToken) {
                 let into_it = u64::try_from(minute.as_millis()).unwrap_or(0) % MINUTE_MS;
                 tokio::time::sleep(Duration::from_millis(MINUTE_MS - into_it)).await;
                 if let Err(error) = queue.note_history(minute).await {
-                    warn!(%error, "a minute of the history is in memory only");
+                    warn!(%error, "failed to store a minute of the history");
                 }
             }
         })

@@ -20,12 +20,8 @@ const NEWEST_WEIGHT: f64 = 0.1;
 const RESERVE: f64 = 1.5;
 
 /// Running means, in seconds.
-#[derive(Debug)]
-pub(super) struct Pace {
-    /// Most calls at once.
-    calls: usize,
-    means: Mutex<Means>,
-}
+#[derive(Debug, Default)]
+pub(super) struct Pace(Mutex<Means>);
 
 #[derive(Debug)]
 struct Means {
@@ -33,29 +29,31 @@ struct Means {
     call: f64,
 }
 
-impl Pace {
-    /// Of so many calls at once.
-    pub(super) fn new(calls: usize) -> Pace {
-        Pace { calls, means: Mutex::new(Means { claim: 0.0, call: SHORTEST_CALL.as_secs_f64() }) }
+impl Default for Means {
+    fn default() -> Means {
+        Means { claim: 0.0, call: SHORTEST_CALL.as_secs_f64() }
     }
+}
 
-    /// A claim took so long. Gives how many jobs to claim ahead: as many as calls end in the time of a claim, and some.
-    pub(super) fn claimed(&self, took: Duration) -> usize {
-        let mut means = self.means.lock();
+impl Pace {
+    /// A claim took so long. Gives how many jobs to claim ahead of at most `calls` at once: as many as calls end in the
+    /// time of a claim, and some.
+    pub(super) fn claimed(&self, took: Duration, calls: usize) -> usize {
+        let mut means = self.0.lock();
         means.claim += NEWEST_WEIGHT * (took.as_secs_f64() - means.claim);
         if means.claim < SLOW_CLAIM.as_secs_f64() {
             return 0;
         }
-        let ahead = (RESERVE * self.calls as f64 * means.claim / means.call).round();
+        let ahead = (RESERVE * calls as f64 * means.claim / means.call).round();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most the number of calls")]
         {
-            ahead.min(self.calls as f64) as usize
+            ahead.min(calls as f64) as usize
         }
     }
 
     /// A call took so long.
     pub(super) fn called(&self, took: Duration) {
-        let mut means = self.means.lock();
+        let mut means = self.0.lock();
         means.call += NEWEST_WEIGHT * (took.max(SHORTEST_CALL).as_secs_f64() - means.call);
     }
 }
@@ -66,12 +64,12 @@ mod tests {
 
     /// What is claimed ahead once claims and calls have taken so many milliseconds for a while.
     fn ahead(calls: usize, claim: u64, call: u64) -> usize {
-        let pace = Pace::new(calls);
+        let pace = Pace::default();
         for _ in 0..100 {
             pace.called(Duration::from_millis(call));
-            pace.claimed(Duration::from_millis(claim));
+            pace.claimed(Duration::from_millis(claim), calls);
         }
-        pace.claimed(Duration::from_millis(claim))
+        pace.claimed(Duration::from_millis(claim), calls)
     }
 
     #[test]

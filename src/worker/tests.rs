@@ -96,7 +96,7 @@ impl Shop {
         let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
         let most = Some(NonZeroU32::MAX);
         let per_minute = RateCaps { requests: most, input_tokens: most, output_tokens: most };
-        let limits = Limits::new(per_minute, 1, None);
+        let limits = Limits::new(per_minute, 1, None, "scripted");
         let worker = Worker {
             queue: queue.clone(),
             limits: limits.clone(),

@@ -32,7 +32,7 @@ use ceoagent::{
         disposition::Disposition,
     },
     metrics::Metrics,
-    queue::{Claim, Next, Permit, Policy, Queue, Submission, retry::RetryBounds},
+    queue::{Allowance, Claim, Next, Permit, Policy, Queue, Submission, retry::RetryBounds},
     store::{
         JobStore,
         sled::{SledConfig, SledStore},
@@ -72,6 +72,12 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
         SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, max_pending: 10_000_000, keep_answers: false };
     let store: Arc<dyn JobStore> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
+        allowance: Arc::new(|| Allowance {
+            calls_per_second: 1e6,
+            calls_at_once: 1_000,
+            is_exhausted: false,
+            hold: None,
+        }),
         workers: 64,
         deadlines_first: true,
         max_pending_per_caller: usize::MAX,

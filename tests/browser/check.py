@@ -253,7 +253,7 @@ def check_question_to_memo(browser, service, claude):
     browser.goes(browser.button("Analyse"), "/jobs/")
     address = browser.path
     claude.wait_for_half(PATIENCE_SECONDS)
-    browser.sees("Claude is writing the analysis")
+    browser.sees("Claude is writing the memo")
     browser.sees("Vendor support for the current release ends")
     assert "Next steps" not in browser.find("#draft").text, "that is of the second half"
 
@@ -262,7 +262,7 @@ def check_question_to_memo(browser, service, claude):
 
     service.restart()
     claude.wait_for_half(PATIENCE_SECONDS)
-    browser.sees("Claude is writing the analysis")
+    browser.sees("Claude is writing the memo")
     browser.sees("Vendor support for the current release ends")
     assert browser.path == address
     claude.release()
@@ -293,8 +293,8 @@ def check_waiting(browser, service):
         place = browser.find("#state .tile .big").text
         assert place == "2", place
         browser.open(f"/jobs/{first}")
-        browser.goes(browser.button("Give up"), "/jobs/")
-        browser.sees("This question was given up")
+        browser.goes(browser.button("Cancel"), "/jobs/")
+        browser.sees("The job was cancelled")
     finally:
         service.api("/api/v1/admin/queue/resume", {})
     browser.open(f"/jobs/{second}")
@@ -306,14 +306,14 @@ def check_signing_in(browser, service):
     browser.open("/admin")
     browser.fill("#token", "wrong")
     browser.goes(browser.button("Sign in"), "/admin/login")
-    browser.sees("That key or token is not in force here")
+    browser.sees("This key or token is not valid")
     sign_in(browser)
     cookie = browser.driver.get_cookie("ceoagent_session")
     assert cookie["httpOnly"] and cookie["sameSite"] == "Strict", cookie
     assert TOKEN not in json.dumps(browser.driver.get_cookies())
     service.restart()
     browser.driver.refresh()
-    browser.sees("Questions are accepted and analysed")
+    browser.sees("Jobs are accepted and run")
     browser.check_clean()
 
 
@@ -329,8 +329,8 @@ def check_queue(browser, service, claude):
     browser.sees(f"Retry {failed} jobs?")
     assert service.api("/api/v1/admin/jobs?status=failed&limit=1")["total"]["failed"] == failed, "nothing is changed yet"
     claude.hold()
-    browser.goes(browser.button("Yes, do it"), "/admin/actions")
-    browser.sees(f"Done: {failed} jobs changed")
+    browser.goes(browser.button("Confirm"), "/admin/actions")
+    browser.sees(f"{failed} jobs changed")
 
     browser.open("/admin")
     browser.button("Pause").click()
@@ -338,7 +338,7 @@ def check_queue(browser, service, claude):
     service.api("/api/v1/analyze", {"query": "Appears in the table without a reload?"})
     browser.sees("Appears in the table without a reload?")
     browser.button("Resume").click()
-    browser.sees("Questions are accepted and analysed")
+    browser.sees("Jobs are accepted and run")
     claude.release()
 
     browser.press("?")
@@ -358,7 +358,7 @@ def check_queue(browser, service, claude):
     assert times.get_attribute("title") and "UTC" not in times.text, "told from now, and exactly on hover"
     browser.fill("#text", "no such words")
     browser.goes(browser.button("Filter"), "/admin?")
-    browser.sees("No job meets these conditions")
+    browser.sees("No jobs match the filter")
     browser.open("/admin/audit")
     for action in ("pause", "resume", "retry"):
         browser.sees(action)
@@ -375,17 +375,17 @@ def check_keys(browser):
         return False
 
     browser.open("/admin/keys")
-    browser.sees("There is no key")
+    browser.sees("There are no keys")
     browser.fill("#name", "press-office")
     Select(browser.find("#scope")).select_by_value("admin")
-    browser.goes(browser.button("Make a key"), "/admin/keys")
+    browser.goes(browser.button("Create a key"), "/admin/keys")
     key = browser.find("#new-key").text
     assert may_list(key)
     browser.open("/admin/keys")
     browser.sees("press-office")
     assert key not in browser.driver.page_source
     browser.find("table summary").click()
-    browser.goes(browser.button("Revoke press-office for good"), "/admin/keys")
+    browser.goes(browser.button("Revoke press-office permanently"), "/admin/keys")
     browser.sees("revoked")
     assert not may_list(key)
     browser.check_clean()
@@ -400,7 +400,7 @@ def check_history(browser):
         assert len(charts) == 4 and all(chart.find_elements(By.CSS_SELECTOR, "path") for chart in charts[:2])
     browser.find("#history summary").click()
     row = browser.find("#history tbody").text
-    assert row and "Nothing happened" not in row, row
+    assert row and "No activity" not in row, row
     browser.check_clean()
 
 
@@ -433,11 +433,11 @@ def check_languages_and_colours(browser):
     browser.goes(browser.driver.find_element(By.LINK_TEXT, "Auto"), "/admin")
     browser.goes(browser.driver.find_element(By.LINK_TEXT, "中文"), "/admin")
     assert browser.find("html").get_attribute("lang") == "zh-CN"
-    for text in ("队列", "任务", "已完成"):
+    for text in ("队列", "任务", "成功"):
         browser.sees(text)
-    assert "Questions are accepted" not in browser.text
+    assert "Jobs are accepted" not in browser.text
     browser.open("/")
-    browser.sees("要做哪个决策")
+    browser.sees("你要做什么决策")
     browser.goes(browser.driver.find_element(By.LINK_TEXT, "English"), "/")
     browser.check_clean()
 

@@ -41,7 +41,6 @@ esac
 """
 
 PRELUDE = """set -eo pipefail
-export DATA_DIR=data/demo
 at() { echo "::at $1"; }
 """
 

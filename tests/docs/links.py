@@ -14,14 +14,21 @@ from blocks import DOCUMENTS, blocks
 
 # Names in capitals that are not settings of the service, and what they are.
 NOT_SETTINGS = {
+    "ANTHROPIC_AUTH_TOKEN": "access to a gateway",
+    "ANTHROPIC_CUSTOM_HEADERS": "access to a gateway",
     "CEOAGENT_URL": "the commands",
     "CEOAGENT_TOKEN": "the commands",
     "NO_COLOR": "the commands",
     "HTTPS_PROXY": "the HTTP client",
     "HTTP_PROXY": "the HTTP client",
     "NO_PROXY": "the HTTP client",
+    "ALL_PROXY": "the HTTP client",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "OpenTelemetry",
+    "OTEL_": "OpenTelemetry",
+    "SSL_CERT_FILE": "the TLS library",
     "TMPDIR": "the system",
     "ALERT_WEBHOOK": "deploy/monitor.sh",
+    "UPDATE_DOCS": "the tests",
 }
 
 
@@ -105,7 +112,7 @@ def commands(path, program):
 def settings(path, program):
     known = program.settings() | NOT_SETTINGS.keys()
     for name in re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)[`=]", read(path)):
-        if name not in known:
+        if name not in known and name.removesuffix("_FILE") not in known:
             yield f"{path}: there is no setting {name}"
 
 

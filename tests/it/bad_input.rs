@@ -43,7 +43,7 @@ async fn each_invalid_question_is_refused_with_its_field_and_none_is_enqueued() 
         (
             json!({"query": "q", "options": (0..11).map(|o| o.to_string()).collect::<Vec<_>>()}),
             "options",
-            "at most 10, not 11",
+            "at most 8, not 11",
         ),
         (json!({"query": "q", "options": ["Go", " go"]}), "options[1]", "must not be the same as options[0]"),
         (json!({"query": "q", "context": "c".repeat(50_001)}), "context", "at most 50000 characters, not 50001"),

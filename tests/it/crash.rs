@@ -43,7 +43,7 @@ async fn a_kill_at_any_moment_loses_no_accepted_job_and_ends_each_once() {
             let said = start_and_die(&setup, time_to_ready.mul_f64(random.random_range(0.0..1.2))).await;
             let ready = said.contains("ceoagent is ready");
             before_ready += usize::from(!ready);
-            in_recovery += usize::from(!ready && said.contains("its process ended"));
+            in_recovery += usize::from(!ready && said.contains("the process ended"));
             continue;
         }
         let started = Instant::now();

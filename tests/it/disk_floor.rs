@@ -76,7 +76,7 @@ async fn below_the_floor_questions_are_refused_and_all_else_goes_on_until_there_
     let refused = submit_until(&service, 503).await;
     refused.assert_problem(503, "storage_low");
     let detail = refused.body["detail"].as_str().unwrap();
-    assert!(detail.contains("MiB free") && detail.contains("must have 16"), "{detail}");
+    assert!(detail.contains("MiB free") && detail.contains("needs 16"), "{detail}");
     assert!(!refused.header("retry-after").is_empty());
     let ready = service.get("/health/ready").await;
     ready.assert_problem(503, "not_ready");
@@ -101,7 +101,7 @@ async fn below_the_floor_questions_are_refused_and_all_else_goes_on_until_there_
     assert_eq!(service.get("/health/ready").await.status, 200);
     let (status, log) = service.terminate();
     assert!(status.success(), "{log}");
-    assert!(log.contains("no question is accepted") && log.contains("the disk has room again"), "{log}");
+    assert!(log.contains("no jobs are accepted") && log.contains("enough disk space again"), "{log}");
 }
 
 #[tokio::test]

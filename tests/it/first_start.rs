@@ -105,13 +105,13 @@ fn a_wrong_value_that_nobody_typed_is_told_with_where_it_is_from() {
         said.lines().find_map(|line| Some(line.trim().strip_prefix("tip: ")?.to_owned()))
     };
     write_dotenv(&setup, "WORKERS=abc\nON_UNKNOWN_OUTCOME=ignore\n");
-    assert_eq!(tip(&setup, &["serve"]).unwrap(), "the value is that of WORKERS in the settings file .env");
+    assert_eq!(tip(&setup, &["serve"]).unwrap(), "the value comes from WORKERS in the settings file .env");
     assert_eq!(
         tip(&setup, &["serve", "--workers=1"]).unwrap(),
-        "the value is that of ON_UNKNOWN_OUTCOME in the settings file .env"
+        "the value comes from ON_UNKNOWN_OUTCOME in the settings file .env"
     );
     setup.set("WORKERS", "def");
-    assert_eq!(tip(&setup, &["serve"]).unwrap(), "the value is that of the environment variable WORKERS");
+    assert_eq!(tip(&setup, &["serve"]).unwrap(), "the value comes from the environment variable WORKERS");
     assert_eq!(tip(&setup, &["serve", "--workers=ghi"]), None);
     assert_eq!(tip(&setup, &["serve", "--workers", "ghi"]), None);
 }
@@ -123,7 +123,7 @@ fn a_misspelt_name_in_the_settings_file_is_told_with_the_one_that_is_meant() {
     let output = setup.command().arg("openapi").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
-    assert_eq!(said, "warning: Unknown setting WORKRES in .env. Did you mean WORKERS?\n");
+    assert_eq!(said, "warning: unknown setting WORKRES in .env. Did you mean WORKERS?\n");
 }
 
 #[test]

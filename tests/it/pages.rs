@@ -112,10 +112,10 @@ async fn a_question_that_waits_is_told_its_place_and_not_that_its_text_comes_in_
     let running = browser.post("/", &[("query", "First?")]).await;
     claude.wait_for_calls(1).await;
     let waiting = browser.post("/", &[("query", "Second?")]).await;
-    let soon = "The first words come in a moment.";
+    let soon = "The text appears in a moment.";
     assert!(browser.get(&running.location).await.text.contains(soon));
     let text = browser.get(&waiting.location).await.text;
-    assert!(!text.contains(soon) && text.contains("Place 1 in the queue. The answer may be there in "), "{text}");
+    assert!(!text.contains(soon) && text.contains("Position 1 in the queue. The answer is expected in "), "{text}");
     browser.sign_in().await;
     let queue = browser.get("/admin").await.text;
     assert!(queue.contains("· oldest: <time "), "{queue}");
@@ -123,7 +123,7 @@ async fn a_question_that_waits_is_told_its_place_and_not_that_its_text_comes_in_
 
 #[tokio::test]
 async fn every_page_says_that_claude_is_simulated_where_it_is() {
-    const EN: &str = "Simulated: no money is spent";
+    const EN: &str = "Claude is simulated: nothing is billed";
     let setup = Setup::new("http://127.0.0.1:9").without("ANTHROPIC_API_KEY");
     let demo = setup.start_as(setup.command().arg("demo").env("LOG_LEVEL", "info"));
     let id = demo.submit("Should we lease a warehouse?").await.id();
@@ -134,7 +134,7 @@ async fn every_page_says_that_claude_is_simulated_where_it_is() {
         assert!(text.contains(EN), "{path}: {text}");
     }
     browser.get("/?lang=zh").await;
-    assert!(browser.get("/").await.text.contains("模拟运行：不产生任何费用"));
+    assert!(browser.get("/").await.text.contains("Claude 为模拟运行：不产生费用"));
     let log = demo.kill();
     assert!(!log.contains("at your cost"), "{log}");
 
@@ -171,13 +171,13 @@ async fn what_is_no_job_or_failed_says_what_to_do() {
     for path in ["/jobs/x", "/jobs/019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70", "/jobs/..%2f..%2fadmin"] {
         let page = browser.get(path).await;
         assert_eq!(page.status, StatusCode::NOT_FOUND, "{path}");
-        assert!(page.text.contains("There is no such analysis"), "{path}");
+        assert!(page.text.contains("Job not found"), "{path}");
     }
     claude.script([Fault::Hold]);
     let sent = browser.post("/", &[("query", "To be given up?")]).await;
     claude.wait_for_calls(1).await;
     assert_eq!(browser.post(&format!("{}/cancel", sent.location), &[]).await.location, sent.location);
-    assert!(browser.get(&sent.location).await.text.contains("This question was given up"));
+    assert!(browser.get(&sent.location).await.text.contains("The job was cancelled"));
     assert_eq!(browser.post(&format!("{}/retry", sent.location), &[]).await.location, sent.location);
     claude.release();
     let id = sent.location.strip_prefix("/jobs/").unwrap();
@@ -212,7 +212,7 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
     let trial = browser.post("/admin/actions", &bulk).await;
     assert!(trial.text.contains("Cancel 1 jobs?"), "{}", trial.text);
     let done = browser.post("/admin/actions", &[&bulk[..], &[("confirmed", "true")]].concat()).await;
-    assert!(done.text.contains("Done: 1 jobs changed"), "{}", done.text);
+    assert!(done.text.contains("1 jobs changed."), "{}", done.text);
     assert_eq!(browser.post("/admin/resume", &[("mark", &mark)]).await.location, "/admin");
     let audit = browser.get("/admin/audit").await;
     assert!(["pause", "resume", "cancel"].iter().all(|action| audit.text.contains(action)), "{}", audit.text);
@@ -283,7 +283,7 @@ async fn who_signed_in_stays_so_across_a_restart_and_sees_what_was_before_it() {
     let wrong = service.admin_get("/api/v1/admin/history?resolution=year&from=then&to=now").await;
     let wrong = wrong.assert_problem(400, "invalid_parameter").body["detail"].to_string();
     assert!(
-        ["quarter_hour", "RFC 3339", "takes resolution and from"].iter().all(|part| wrong.contains(part)),
+        ["quarter_hour", "RFC 3339", "allowed parameters: resolution and from"].iter().all(|part| wrong.contains(part)),
         "{wrong}"
     );
     for range in ["hour", "day", "week", "quarter"] {
@@ -311,7 +311,7 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
     let service = Setup::new(&claude.base_url()).with("API_KEYS", &keys).start();
     let mut alice = Browser::of(&service);
     assert!(alice.get("/").await.text.contains("name=\"key\""), "the form asks for the key");
-    for (key, told) in [("", "Questions need a key here"), ("wrong", "not in force here")] {
+    for (key, told) in [("", "This service needs an API key"), ("wrong", "not valid")] {
         let refused = alice.post("/", &[("query", "Open a plant in Lyon?"), ("key", key)]).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
         assert!(refused.text.contains(told) && refused.text.contains("Open a plant in Lyon?"), "{}", refused.text);
@@ -322,7 +322,7 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
     send(service.request(Method::GET, &format!("/api/v1/jobs/{id}?wait=25")).bearer_auth(REPORTS)).await;
     assert!(alice.get(&sent.location).await.text.contains("Bottom line"), "she is signed in");
     let form = alice.get("/").await;
-    assert!(!form.text.contains("name=\"key\"") && form.text.contains("so can those who run this service"));
+    assert!(!form.text.contains("name=\"key\"") && form.text.contains("Only you and the operators of this service"));
     assert!(!form.text.contains("/admin/audit"), "she does not run the queue");
     let queue = alice.get("/admin").await;
     assert_eq!((queue.status, &*queue.location), (StatusCode::SEE_OTHER, "/admin/login?next=%2Fadmin"));
@@ -341,9 +341,9 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
     let mut operator = Browser::of(&service);
     operator.sign_in().await;
     let queue = operator.get("/admin").await.text;
-    assert!(queue.contains("<th scope=\"col\">Asked by</th>") && queue.contains("<td>alice</td>"), "{queue}");
+    assert!(queue.contains("<th scope=\"col\">Submitted by</th>") && queue.contains("<td>alice</td>"), "{queue}");
     let job = operator.get(&sent.location).await.text;
-    assert!(job.contains("Asked by alice"), "{job}");
+    assert!(job.contains("Submitted by alice"), "{job}");
 }
 
 #[tokio::test]

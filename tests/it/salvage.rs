@@ -91,7 +91,7 @@ async fn every_job_of_a_healthy_store_comes_out_as_the_service_told_it() {
     let before = store(&setup);
     let (code, jobs, summary) = export(&setup);
     assert_eq!(code, 0, "{summary}");
-    assert!(summary.contains("5 jobs read from data/queue") && summary.contains("all was read"), "{summary}");
+    assert!(summary.contains("5 jobs read from data/queue") && summary.contains("all records were read"), "{summary}");
     assert_eq!(jobs.len(), 5);
     for (exported, told) in jobs.iter().zip(&told) {
         assert_same(exported, told);
@@ -147,7 +147,7 @@ fn a_folder_without_a_store_is_told_and_none_is_made() {
     let setup = Setup::new("http://127.0.0.1:9");
     let (code, jobs, said) = export(&setup);
     assert_eq!((code, jobs.len()), (1, 0));
-    assert!(said.contains("there is no job store in data/queue"), "{said}");
+    assert!(said.contains("no job store in data/queue"), "{said}");
     assert!(!setup.folder().join("data").exists());
     let (status, said) = setup.run(&["export"]);
     assert!(!status.success() && said.contains("--salvage"), "{said}");

@@ -10,7 +10,7 @@ use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
 
 const QUERY: &str = "Should we open a second plant?";
 
-/// A service against `claude` that thinks as hard where a client waits as where none does.
+/// A service against `claude` that has it think as hard where a client waits as where none does.
 fn setup(claude: &Simulator) -> Setup {
     Setup::new(&claude.base_url()).with("EFFORT", "none")
 }
@@ -55,7 +55,7 @@ async fn however_many_ask_the_same_at_once_claude_is_asked_once_and_each_has_its
     let accepted = futures_util::future::join_all((0..8).map(|_| service.submit(QUERY))).await;
     let mut ids: Vec<String> = accepted.iter().map(Answer::id).collect();
     // Those that wait are answered with their own jobs; a difference of white space is none.
-    let body = json!({ "query": format!(" {}\n", QUERY.replace(' ', "  ")), "wait": true });
+    let body = json!({ "query": format!(" {}\n", QUERY.replace(' ', "  ")), "depth": "full", "wait": true });
     let (waiting, ()) = futures_util::future::join(
         futures_util::future::join_all((0..3).map(|_| service.post("/api/v1/analyze", &body))),
         async {
@@ -185,12 +185,10 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
         std::fs::copy(shipped.join(file), prompts.join(file)).unwrap();
     }
     let service = setup.start();
-    let first = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
+    let first = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
     let wanted = json!({ "job_id": first.body["id"], "finished_at": first.body["finished_at"] });
-    let again = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
-    // As deep as one that is waited for, and with as much effort.
-    let brief = json!({ "query": QUERY, "depth": "brief" });
-    let unwaited = service.post("/api/v1/analyze", &brief).await;
+    let again = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
+    let unwaited = service.submit(QUERY).await;
     for answer in [&again, &unwaited] {
         assert_eq!((answer.status, &answer.body["cached"]), (200, &wanted), "{answer:#?}");
         assert_eq!(answer.body["result"], first.body["result"]);
@@ -209,9 +207,9 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
 
     service.kill();
     let service = setup.start();
-    assert_eq!(service.post("/api/v1/analyze", &brief).await.body["cached"], wanted);
+    assert_eq!(service.submit(QUERY).await.body["cached"], wanted);
     let own = service.request(Method::POST, "/api/v1/analyze").header("cache-control", "no-cache");
-    let own = send(own.json(&json!({ "query": QUERY, "wait": true }))).await;
+    let own = send(own.json(&json!({ "query": QUERY, "depth": "full", "wait": true }))).await;
     assert_eq!((own.body.get("cached"), claude.counters().calls), (None, 2));
 
     let template = prompts.join("decision_analysis.txt");
@@ -219,13 +217,12 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
     std::fs::write(&template, format!("{text}Weigh the exit costs.\n")).unwrap();
     let reload = service.request(Method::POST, "/api/v1/admin/prompts/reload").bearer_auth(ADMIN_TOKEN);
     assert_eq!(send(reload).await.status, 200);
-    let anew = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
+    let anew = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
     assert_eq!((anew.body.get("cached"), claude.counters().calls), (None, 3));
-    let again = service.post("/api/v1/analyze", &brief).await;
-    assert_eq!(again.body["cached"]["job_id"], anew.body["id"]);
+    assert_eq!(service.submit(QUERY).await.body["cached"]["job_id"], anew.body["id"]);
 
     let delete = json!({ "action": "delete", "filter": {} });
     assert_eq!(service.admin_post("/api/v1/admin/jobs/actions", &delete).await.status, 200);
-    let gone = service.post("/api/v1/analyze", &json!({ "query": QUERY, "wait": true })).await;
+    let gone = service.post("/api/v1/analyze", &json!({ "query": QUERY, "depth": "full", "wait": true })).await;
     assert_eq!((gone.body.get("cached"), claude.counters().calls), (None, 4));
 }

@@ -305,7 +305,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
     assert_eq!(metric(&service, "ceoagent_budget_warning").await, 1.0);
     assert!(metric(&service, "ceoagent_budget_used_ratios").await > 0.5);
     let (_, log) = service.terminate();
-    assert_eq!(log.matches("the daily budget is reached").count(), 1, "{log}");
+    assert_eq!(log.matches("the daily budget is used up").count(), 1, "{log}");
     assert_eq!(log.matches("80 % of the daily budget").count(), 1, "{log}");
 
     let service = setup.start();
@@ -350,7 +350,7 @@ async fn a_reached_budget_opens_when_the_day_turns() {
     const JOBS: u64 = 14;
     let claude = simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    let settings = settings(&claude.base_url(), folder.path(), &["--daily-budget=0.60 USD"]);
+    let settings = settings(&claude.base_url(), folder.path(), &["--daily-budget=0.40 USD"]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let clock = Clock::manual(Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()));
     let app = App::start(&settings, clock.clone()).await.unwrap();
@@ -373,7 +373,7 @@ async fn a_reached_budget_opens_when_the_day_turns() {
         let usage = get("/api/v1/admin/usage").await;
         let calm = page["total"]["running"] == 0 && usage["budget"]["is_reached"] == true;
         if calm && days.last() != Some(&usage["today"]) {
-            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.60, "{usage:#}");
+            assert!(usage["spent_today"]["cost_usd"].as_f64().unwrap() <= 0.40, "{usage:#}");
             days.push(usage["today"].clone());
             clock.advance(Duration::from_hours(24));
         }

@@ -70,7 +70,7 @@ fn a_data_folder_that_cannot_be_made_is_named() {
     let mut setup = setup();
     let folder = below_a_file(&setup).display().to_string();
     setup.set("DATA_DIR", &folder);
-    assert_refused(&setup, &[&folder, "DATA_DIR must name a folder that this user may write"]);
+    assert_refused(&setup, &[&folder, "DATA_DIR must be a folder that this user can write to"]);
 }
 
 #[test]
@@ -112,7 +112,7 @@ async fn a_start_that_fails_late_claims_no_job_and_leaves_nothing_running() {
 #[test]
 fn missing_prompts_are_named() {
     let setup = setup().with("PROMPTS_DIR", "no-prompts");
-    assert_refused(&setup, &["no-prompts", "the prompts folder must hold"]);
+    assert_refused(&setup, &["no-prompts", "PROMPTS_DIR must have"]);
 }
 
 #[test]
@@ -406,5 +406,5 @@ async fn the_health_check_tells_whether_questions_are_taken_and_why_not() {
     assert!(head.starts_with("GET /health/ready ") && !head.to_lowercase().contains("authorization"), "{head}");
     setup.set("CEOAGENT_URL", "nonsense");
     let (status, said) = setup.run(&["healthcheck", "--ready"]);
-    assert!(!status.success() && said.contains("no address of a service"), "{said}");
+    assert!(!status.success() && said.contains("not the URL of a service"), "{said}");
 }

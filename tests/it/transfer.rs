@@ -54,7 +54,10 @@ async fn every_job_moves_to_another_service_with_its_history_and_pending_ones_go
     let there = Setup::new("http://127.0.0.1:9").with("MAX_RETRIES", "20").with("ON_UNKNOWN_OUTCOME", "fail");
     let new = there.start();
     let (code, out, said) = run(&there, &new, &["import"], &lines).await;
-    assert_eq!((code, out.as_str(), said.as_str()), (0, "5 jobs imported, 0 were there already, 0 refused\n", ""));
+    assert_eq!(
+        (code, out.as_str(), said.as_str()),
+        (0, "5 jobs imported, 0 skipped (they exist already), 0 refused\n", "")
+    );
     let ended = new.ended(&running).await.body;
     assert_eq!((&ended["status"], &ended["error"]["code"]), (&"failed".into(), &"outcome_unknown".into()));
     let after = listed(&new).await;
@@ -68,7 +71,7 @@ async fn every_job_moves_to_another_service_with_its_history_and_pending_ones_go
     assert!(["queued", "scheduled", "running"].contains(&after[1]["status"].as_str().unwrap()), "{:#}", after[1]);
 
     let (code, out, _) = run(&there, &new, &["import"], &lines).await;
-    assert_eq!((code, out.as_str()), (0, "0 jobs imported, 5 were there already, 0 refused\n"));
+    assert_eq!((code, out.as_str()), (0, "0 jobs imported, 5 skipped (they exist already), 0 refused\n"));
     new.kill();
     let new = there.start();
     assert_eq!(listed(&new).await.len(), 5, "what was imported is on disk");
@@ -96,7 +99,7 @@ async fn more_jobs_than_a_page_are_exported_in_order_and_imported_in_as_many_req
     let other = Setup::new(&claude.base_url());
     let target = other.start();
     let (code, out, said) = run(&other, &target, &["import"], &lines).await;
-    assert_eq!((code, out.as_str()), (0, "230 jobs imported, 0 were there already, 0 refused\n"), "{said}");
+    assert_eq!((code, out.as_str()), (0, "230 jobs imported, 0 skipped (they exist already), 0 refused\n"), "{said}");
     let (_, again, _) = run(&other, &target, &["export"], "").await;
     assert_eq!(again, lines, "word for word");
     assert_eq!(claude.counters().calls, 230, "nothing is asked again");
@@ -114,7 +117,7 @@ async fn lines_that_are_no_job_are_told_by_number_and_keep_no_other_from_coming(
     let other = Setup::new(&claude.base_url());
     let target = other.start();
     let (code, out, said) = run(&other, &target, &["import"], &format!("{{}}\n\n{future}nonsense\n{line}")).await;
-    assert_eq!((code, out.as_str()), (3, "1 jobs imported, 0 were there already, 3 refused\n"));
+    assert_eq!((code, out.as_str()), (3, "1 jobs imported, 0 skipped (they exist already), 3 refused\n"));
     let told: Vec<&str> = said.lines().filter_map(|line| line.split_once(':').map(|(place, _)| place)).collect();
     assert_eq!(told, ["line 1", "line 3", "line 4"], "{said}");
     assert!(said.contains("format 2 is newer"), "{said}");

@@ -251,7 +251,7 @@ mod streams {
         connection_lost: Fault::DropAfter(5) => failed "connection_lost" 2 Input;
         silent: Fault::StallAfter(5), IDLE => failed "timeout" 2 Input;
         silent_from_the_start: Fault::Hold, IDLE => failed "timeout" 2 AtRisk;
-        too_slow_in_all: Fault::Takes(Duration::from_secs(60)), TOTAL => failed "time_limit" 2 Input;
+        too_slow_in_all: Fault::Takes(Duration::from_secs(8)), TOTAL => failed "time_limit" 2 Input;
         not_json: Fault::Malformed => failed "malformed_response" 2 Input;
         no_stream_and_no_json: ErrorAnswer::status(200).html("<html>Log in</html>") => failed "malformed_response" 2 AtRisk;
         a_whole_message_instead: Fault::Unstreamed => succeeded "" 1 All;
@@ -313,6 +313,46 @@ async fn an_unreadable_answer_is_asked_for_once_more_with_what_was_wrong() {
     assert_eq!(messages[1]["content"], "{\"status\": \"complete\"}");
     let complaint = messages[2]["content"].as_str().unwrap();
     assert!(complaint.contains("missing field") && complaint.contains("Write the whole memo again"), "{complaint}");
+}
+
+#[tokio::test]
+async fn of_an_answer_with_one_broken_part_only_that_part_is_asked_for() {
+    let sample: Value = serde_json::from_str(include_str!("../../src/analysis/samples/v3noopt.json")).unwrap();
+    let mut recommendation = sample["answer"]["recommendation"].clone();
+    recommendation["option_id"] = json!("o2");
+    let part = Fault::Answer(json!({ "recommendation": recommendation }).to_string());
+    let (service, claude, _setup) = service([Fault::Answer(sample["answer"].to_string()), part], &[]).await;
+    let job = outcome(&service).await;
+    assert_eq!(history(&job), [("failed", "invalid_output"), ("succeeded", "")], "{job:#}");
+    assert_eq!(job["result"]["headline"], "Do: One-quarter pilot");
+    assert_eq!(job["result"]["summary"], sample["answer"]["summary"]);
+    let call = claude.calls()[1].json();
+    let complaint = call["messages"][2]["content"].as_str().unwrap();
+    assert!(complaint.contains("Write only `recommendation` again"), "{complaint}");
+    assert!(call["output_config"]["format"].is_null(), "a part has not the schema of a memo: {call}");
+}
+
+#[tokio::test]
+async fn the_depth_asked_for_decides_the_prompt_and_is_shown() {
+    let (service, claude, _setup) = service([], &[]).await;
+    for (depth, wait, used) in [
+        (Some("brief"), false, "brief"),
+        (Some("full"), true, "full"),
+        (None, false, "full"),
+        (Some("auto"), true, "brief"),
+    ] {
+        let mut body = json!({"query": format!("Should we move to {depth:?} {wait}?"), "wait": wait});
+        body["depth"] = json!(depth);
+        let id = service.post("/api/v1/analyze", &body).await.id();
+        let job = service.ended(&id).await.body;
+        assert_eq!(job["attempts"][0]["depth"], used, "{job:#}");
+        let asked = if used == "brief" { "Write a brief decision memo" } else { "Write the full decision memo" };
+        assert!(claude.calls().last().unwrap().prompt.contains(asked), "{depth:?}");
+        let has_reasons = job["result"]["scores"][0]["cells"][0]["why"].is_string();
+        assert_eq!((has_reasons, &job["result"]["flags"]), (used == "full", &json!([])));
+    }
+    let refused = service.post("/api/v1/analyze", &json!({"query": "q", "depth": "deep"})).await;
+    refused.assert_problem(422, "validation_failed");
 }
 
 #[tokio::test]

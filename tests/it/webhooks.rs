@@ -203,9 +203,9 @@ async fn a_message_that_is_not_taken_is_a_warning() {
     let (url, mut arrived) = receiver().await;
     ask(&service, "Is anybody there?", &url).await;
     arrived.recv().await.unwrap().take(500);
-    service.until_said("webhook not taken");
+    service.until_said("webhook failed");
     let log = service.kill();
-    let line = log.lines().find(|line| line.contains("webhook not taken")).unwrap();
+    let line = log.lines().find(|line| line.contains("webhook failed")).unwrap();
     assert!(line.contains(" WARN ") && line.contains("http.status=500"), "{line}");
     assert!(!log.contains("webhook sent"), "{log}");
 }

@@ -80,6 +80,9 @@ pub(super) struct Asked {
     pub(super) prompt: String,
     /// Bytes of the schema.
     pub(super) schema_bytes: usize,
+    /// How hard to think, and how.
+    pub(super) effort: Option<String>,
+    pub(super) thinking: Option<String>,
 }
 
 /// Every field of the API, so that an unknown one can be told from one that is merely of no use here.
@@ -99,8 +102,7 @@ struct Body<'a> {
     tool_choice: Option<ToolChoice>,
     #[serde(rename = "tools")]
     _tools: Option<IgnoredAny>,
-    #[serde(rename = "thinking")]
-    _thinking: Option<IgnoredAny>,
+    thinking: Option<Thinking>,
     #[serde(rename = "metadata")]
     _metadata: Option<IgnoredAny>,
     #[serde(rename = "service_tier")]
@@ -148,6 +150,11 @@ struct Format<'a> {
     r#type: String,
     #[serde(borrow)]
     schema: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Thinking {
+    r#type: String,
 }
 
 #[derive(Deserialize)]
@@ -230,8 +237,16 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
     }
     let mut schema_bytes = 0;
     let (effort, format) = body.output_config.map_or((None, None), |config| (config.effort, config.format));
-    if effort.is_some_and(|effort| !EFFORTS.contains(&effort.as_str())) {
+    if effort.as_ref().is_some_and(|effort| !EFFORTS.contains(&effort.as_str())) {
         return Err(invalid(format!("output_config.effort: Input should be one of {}", EFFORTS.join(", "))));
+    }
+    let thinking = body.thinking.map(|thinking| thinking.r#type);
+    match thinking.as_deref() {
+        Some("disabled") => return Err(invalid("thinking.type: 'disabled' is not supported on this model")),
+        Some("between_tools") if effort.as_deref().is_some_and(|effort| matches!(effort, "xhigh" | "max")) => {
+            return Err(invalid("thinking.type: 'between_tools' needs an effort of at most high"));
+        }
+        _ => {}
     }
     if let Some(format) = format {
         if format.r#type != "json_schema" {
@@ -256,6 +271,8 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
         system: body.system.map(Content::text),
         prompt: prompt.join("\n"),
         schema_bytes,
+        effort,
+        thinking,
     })
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fault, Flight, error_body};
+use super::{Fault, Flight, error_body, pace::Timing};
 use crate::claude::wire::Usage;
 
 /// Characters of text in one event when the answer is spread over time: about what a few tokens come to.
@@ -20,6 +20,9 @@ const DELTA_CHARS_AT_ONCE: usize = 1_024;
 
 /// Pause between two writes of an answer that is spread over time, at least.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
+
+/// Events before those of the text: `message_start`, `ping`, and the four of the thinking.
+const EVENTS_BEFORE_TEXT: usize = 6;
 
 /// A complete answer, before it is put into bytes.
 pub(super) struct Message<'a> {
@@ -61,9 +64,10 @@ impl Message<'_> {
         })
     }
 
-    /// The steps in which the answer streams out over `latency`, in at most `writes` writes, broken as `fault` says.
-    pub(super) fn steps(&self, latency: Duration, writes: u32, fault: &Fault) -> Vec<Step> {
-        let at_once = latency.is_zero() && matches!(fault, Fault::Normal);
+    /// The steps in which the answer streams out, after `start` over `latency`, in at most `writes` writes, broken as
+    /// `fault` says.
+    pub(super) fn steps(&self, start: Option<Timing>, latency: Duration, writes: u32, fault: &Fault) -> Vec<Step> {
+        let at_once = latency.is_zero() && start.is_none() && matches!(fault, Fault::Normal);
         let Events { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
         let bytes = Bytes::from(bytes);
         let upto = |events: usize| bytes.slice(..events.checked_sub(1).map_or(0, |n| ends[n.min(ends.len() - 1)]));
@@ -86,7 +90,7 @@ impl Message<'_> {
                 vec![Step::Send(upto(middle)), Step::Send(format!("event: error\ndata: {error}\n\n").into())]
             }
             _ if at_once => vec![Step::Send(bytes)],
-            _ => spread(&bytes, &ends, latency, writes),
+            _ => spread(&bytes, &ends, start, latency, writes),
         }
     }
 
@@ -223,15 +227,25 @@ pub(super) fn whole(bytes: impl Into<Bytes>) -> Body {
     Body::from(bytes.into())
 }
 
-fn spread(bytes: &Bytes, ends: &[usize], latency: Duration, writes: u32) -> Vec<Step> {
-    let rest = ends.len().saturating_sub(1);
+fn spread(bytes: &Bytes, ends: &[usize], start: Option<Timing>, latency: Duration, writes: u32) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut first = 1;
+    if let Some(Timing { first: until, thinking, .. }) = start {
+        // The head comes halfway to the first token; of the thinking nothing is heard but its end.
+        first = EVENTS_BEFORE_TEXT;
+        let begun = ends[1];
+        steps.extend([Step::Wait(until / 2), Step::Send(bytes.slice(..begun)), Step::Wait(until / 2 + thinking)]);
+        steps.push(Step::Send(bytes.slice(begun..ends[first - 1])));
+    } else {
+        steps.push(Step::Send(bytes.slice(..ends[0])));
+    }
+    let rest = ends.len() - first;
     let fitting = latency.as_nanos() / MIN_PAUSE.as_nanos();
     let writes = usize::try_from(fitting).unwrap_or(usize::MAX).min(writes as usize).clamp(1, rest.max(1));
     let pause = latency.div_f64(writes as f64);
-    let mut sent = ends[0];
-    let mut steps = vec![Step::Send(bytes.slice(..sent))];
+    let mut sent = ends[first - 1];
     for write in 1..=writes {
-        let end = ends[rest * write / writes];
+        let end = ends[first - 1 + rest * write / writes];
         steps.extend([Step::Wait(pause), Step::Send(bytes.slice(sent..end))]);
         sent = end;
     }

@@ -1,59 +1,59 @@
-//! Which jobs are meant: the service's conditions as options, the same wherever jobs are chosen.
+//! The job filter as options, the same for all commands.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
-/// The conditions; a job must meet all that are given.
+/// The conditions. A job must match all that are given.
 #[derive(clap::Args, Debug)]
-#[command(next_help_heading = "Which jobs")]
+#[command(next_help_heading = "Filter")]
 #[group(id = "conditions", multiple = true)]
 pub(super) struct Conditions {
-    /// Only jobs of this status (queued, scheduled, running, succeeded, failed, cancelled); repeat it for more
+    /// Jobs with this status (queued, scheduled, running, succeeded, failed, cancelled); repeatable
     #[arg(long)]
     status: Vec<String>,
 
-    /// Only jobs of this priority (high, normal, low); repeat it for more
+    /// Jobs with this priority (high, normal, low); repeatable
     #[arg(long)]
     priority: Vec<String>,
 
-    /// Only jobs that failed with this error code, such as overloaded; repeat it for more
+    /// Jobs that failed with this error code, for example overloaded; repeatable
     #[arg(long)]
     code: Vec<String>,
 
-    /// Only jobs whose question holds this, in upper or lower case
+    /// Jobs whose question contains this text, ignoring case
     #[arg(long)]
     text: Option<String>,
 
-    /// Only jobs that asked for this model, or that it answered
+    /// Jobs that requested this model or were answered by it
     #[arg(long)]
     model: Option<String>,
 
-    /// Only jobs of this caller: the name of its key, or jwt: and the subject of its token
+    /// Jobs of this caller: the name of the API key, or jwt: and the token's subject
     #[arg(long)]
     caller: Option<String>,
 
-    /// Only jobs with this label; repeat it for jobs that have several
+    /// Jobs with this label; repeat it for several labels
     #[arg(long, value_name = "KEY=VALUE")]
     metadata: Vec<String>,
 
-    /// Only jobs accepted then or later, such as 2026-11-23T09:30:00Z
+    /// Jobs accepted at this time or later, for example 2026-11-23T09:30:00Z
     #[arg(long, value_name = "TIME")]
     created_from: Option<String>,
 
-    /// Only jobs accepted before then
+    /// Jobs accepted before this time
     #[arg(long, value_name = "TIME")]
     created_before: Option<String>,
 }
 
 impl Conditions {
-    /// Those that are given once for each value.
+    /// Repeatable conditions.
     fn several(&self) -> [(&'static str, &[String]); 3] {
         [("status", &self.status), ("priority", &self.priority), ("code", &self.code)]
     }
 
-    /// Those that are given once.
+    /// Conditions with one value.
     fn single(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let single = [
             ("text", &self.text),
@@ -65,12 +65,12 @@ impl Conditions {
         single.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)))
     }
 
-    /// Whether there is none: all jobs are meant.
+    /// Whether no condition is given.
     pub(super) fn is_empty(&self) -> bool {
         self.params().is_empty()
     }
 
-    /// As query parameters of the listing.
+    /// The query parameters of the listing.
     pub(super) fn params(&self) -> Vec<(&'static str, &str)> {
         let labels = ("metadata", &self.metadata[..]);
         let several = self.several().into_iter().chain([labels]);
@@ -78,10 +78,10 @@ impl Conditions {
         several.chain(self.single()).collect()
     }
 
-    /// As the filter of an action.
+    /// The filter of an action.
     ///
     /// # Errors
-    /// If a label is none, or contradicts another: an action on other jobs than were meant can't be taken back.
+    /// If a label is not valid or contradicts another.
     pub(super) fn filter(&self) -> anyhow::Result<Value> {
         let mut filter = Map::new();
         for (name, values) in self.several().into_iter().filter(|(_, values)| !values.is_empty()) {
@@ -95,7 +95,10 @@ impl Conditions {
             let (key, value) =
                 label.split_once('=').with_context(|| format!("--metadata {label}: must be KEY=VALUE"))?;
             let other = labels.insert(key, value).filter(|other| *other != value);
-            ensure!(other.is_none(), "--metadata {label}: a job has one label of a key, not two");
+            ensure!(
+                other.is_none(),
+                "--metadata {label}: this key has another value already; a job has one value for each key"
+            );
         }
         if !labels.is_empty() {
             filter.insert("metadata".to_owned(), json!(labels));
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_is_none_or_contradicts_another_is_refused() {
+    fn a_label_that_is_invalid_or_contradicts_another_is_refused() {
         assert!(conditions(&["--metadata=team"]).filter().is_err());
         assert!(conditions(&["--metadata=team=ops", "--metadata=team=law"]).filter().is_err());
         assert!(conditions(&["--metadata=team=ops", "--metadata=team=ops"]).filter().is_ok());

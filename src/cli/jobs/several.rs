@@ -1,4 +1,4 @@
-//! `ceoagent jobs cancel` and `retry`: jobs by their ids, or all that meet conditions.
+//! `ceoagent jobs cancel` and `retry`, by ids or by a filter.
 
 use std::{
     io::{BufRead, IsTerminal, Write, stderr, stdin, stdout},
@@ -18,17 +18,16 @@ use crate::cli::{
     outcome,
 };
 
-/// Stands for the ids on standard input.
+/// Stands for ids on standard input.
 const STDIN: &str = "-";
 
-/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deed {
     Cancel,
     Retry,
 }
 
-/// To which jobs.
+/// The arguments of `jobs cancel` and `jobs retry`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent jobs retry 019ab…
@@ -37,17 +36,17 @@ pub(super) enum Deed {
   ceoagent jobs list --all --json | jq -r 'select(.attempts_made > 3) | .id' |
     ceoagent jobs cancel -
 
-Conditions mean all jobs that meet them and that it can be done to, by one action of the service,
-which needs the admin token. How many these are is told first.
+A filter selects all matching jobs that the action applies to. It needs the admin token. The command
+prints the number of jobs and asks for confirmation.
 
-Exit codes: 0 done for all; 1 something went wrong, or it was not confirmed; 2 the command line is
-  wrong; 4 the service refused at least one.")]
+Exit codes: 0 success; 1 other error, or not confirmed; 2 wrong command line; 4 the service refused
+  the request for at least one job.")]
 pub(super) struct Several {
-    /// The jobs' ids; - reads them from standard input
+    /// Ids of jobs; - reads them from standard input
     #[arg(conflicts_with = "conditions", value_name = "ID")]
     ids: Vec<String>,
 
-    /// Do it without asking; needed with conditions where there is no terminal to ask on
+    /// Do not ask for confirmation; needed with a filter if there is no terminal
     #[arg(long)]
     yes: bool,
 
@@ -61,9 +60,9 @@ pub(super) struct Several {
 impl Several {
     pub(super) async fn run(&self, deed: Deed) -> anyhow::Result<ExitCode> {
         if self.conditions.is_empty() && self.ids.is_empty() {
-            let told = "say which jobs: by their ids, by - for those on standard input, or by conditions such as \
-                        --status failed";
-            Cli::command().error(ErrorKind::MissingRequiredArgument, told).exit();
+            let message = "which jobs? Give their ids, - to read ids from standard input, or a filter such as \
+                           --status failed";
+            Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit();
         }
         let client = self.connection.client()?;
         if !self.conditions.is_empty() {
@@ -76,7 +75,7 @@ impl Several {
                 continue;
             }
             for line in stdin().lock().lines() {
-                let line = line.context("the ids can't be read from standard input")?;
+                let line = line.context("can't read the ids from standard input")?;
                 for id in line.split_whitespace() {
                     each(&client, id, deed, &mut code).await?;
                 }
@@ -85,29 +84,29 @@ impl Several {
         Ok(code)
     }
 
-    /// All jobs that meet the conditions, by the service's own action.
+    /// Applies the action to all jobs that match the filter.
     async fn all(&self, client: &Client, deed: Deed) -> anyhow::Result<ExitCode> {
         let filter = self.conditions.filter()?;
         let trial = act(client, deed, &filter, true).await?;
         if trial.matched == 0 {
-            writeln!(stdout(), "0 jobs: none that meets the conditions can be {}", deed.done())?;
+            writeln!(stdout(), "0 jobs match the filter and can be {}", deed.done())?;
             return Ok(ExitCode::SUCCESS);
         }
-        writeln!(stderr(), "{} jobs would be {}{}", trial.matched, deed.done(), trial.estimate(deed))?;
+        writeln!(stderr(), "{} jobs will be {}{}", trial.matched, deed.done(), trial.estimate(deed))?;
         if !self.yes && !is_confirmed()? {
             bail!("nothing was changed");
         }
         let done = act(client, deed, &filter, false).await?;
         let others = match done.matched.saturating_sub(done.changed) {
             0 => String::new(),
-            others => format!("; {others} others moved on meanwhile"),
+            others => format!("; {others} others changed their state in the meantime"),
         };
         writeln!(stdout(), "{} jobs {}{others}", done.changed, deed.done())?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// A refusal of one is told and does not keep the others from it.
+/// Applies the action to one job. A refusal is printed, and the command continues with the next job.
 async fn each(client: &Client, id: &str, deed: Deed, code: &mut ExitCode) -> anyhow::Result<()> {
     match client.post(&path(id, &format!("/{}", deed.word()))).await {
         Ok(job) => writeln!(stdout(), "{id} {}", text(&job, "status"))?,
@@ -132,36 +131,36 @@ impl Deed {
     fn done(self) -> &'static str {
         match self {
             Deed::Cancel => "cancelled",
-            Deed::Retry => "queued again",
+            Deed::Retry => "retried",
         }
     }
 }
 
-/// What was done, or would be, over all parts of an action.
+/// The sums over all steps of an action.
 #[derive(Default)]
 struct Sum {
     matched: u64,
     changed: u64,
     input_tokens: u64,
     output_tokens: u64,
-    /// None if the price of a part is not known.
+    /// `None` if a price is not known.
     cost_usd: Option<f64>,
 }
 
 impl Sum {
-    /// What calls for the jobs take, in words.
+    /// The estimated tokens and cost, in words.
     fn estimate(&self, deed: Deed) -> String {
         let cost = self.cost_usd.map_or(String::new(), |cost| format!(", {}", outcome::dollars(cost)));
         let what = match deed {
-            Deed::Cancel => "calls for them would take",
-            Deed::Retry => "calls for them take",
+            Deed::Cancel => "this saves",
+            Deed::Retry => "this takes",
         };
-        format!("; {what} some {} input and at most {} output tokens{cost}", self.input_tokens, self.output_tokens)
+        format!("; {what} about {} input and at most {} output tokens{cost}", self.input_tokens, self.output_tokens)
     }
 }
 
-/// Has the service act on all jobs that the filter means, or tell what that would be: part by part, as it works on each
-/// for so long only.
+/// Runs the action or its dry run on all jobs that match the filter. Each request works for a limited time, so it takes
+/// several requests.
 async fn act(client: &Client, deed: Deed, filter: &Value, is_trial: bool) -> anyhow::Result<Sum> {
     let mut sum = Sum { cost_usd: Some(0.0), ..Sum::default() };
     let mut cursor = Value::Null;
@@ -170,9 +169,8 @@ async fn act(client: &Client, deed: Deed, filter: &Value, is_trial: bool) -> any
         let request = client.request(Method::POST, "/api/v1/admin/jobs/actions").json(&body);
         let answer = client.send(request).await.map_err(|error| match sum.changed {
             0 => anyhow::Error::from(error),
-            changed => anyhow::Error::from(error).context(format!(
-                "it broke off after {changed} jobs, and perhaps some more; repeated, it goes on with the others"
-            )),
+            changed => anyhow::Error::from(error)
+                .context(format!("the action stopped after {changed} or more jobs; repeat it for the rest")),
         })?;
         let count = |value: &Value| value.as_u64().unwrap_or_default();
         let estimate = &answer["estimate"];
@@ -191,9 +189,9 @@ async fn act(client: &Client, deed: Deed, filter: &Value, is_trial: bool) -> any
 /// Asks the person at the terminal.
 fn is_confirmed() -> anyhow::Result<bool> {
     if !stdin().is_terminal() || !stderr().is_terminal() {
-        bail!("nothing was changed: without a terminal to ask on, --yes is needed");
+        bail!("nothing was changed: use --yes, because there is no terminal to ask for confirmation");
     }
-    write!(stderr(), "Do it? [y/N] ")?;
+    write!(stderr(), "Continue? [y/N] ")?;
     let mut answer = String::new();
     stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))

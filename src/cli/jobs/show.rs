@@ -1,4 +1,4 @@
-//! The life of a job before its memo, for people.
+//! A job in words, without its memo.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::text;
 use crate::cli::{memo::clean, outcome, progress};
 
-/// Writes it to standard output, a line for each thing that there is to say.
+/// Writes the job to standard output, one line for each fact.
 pub(super) fn describe(job: &Value) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let dim = console::Style::new().force_styling(outcome::colours()).dim();
@@ -42,7 +42,7 @@ fn lines(job: &Value) -> Vec<(&'static str, String)> {
     let attempts = job["attempts"].as_array().map_or(&[][..], Vec::as_slice);
     let error = &job["error"];
     for attempt in attempts {
-        // What the job failed of is told below.
+        // The job's own error has its own line.
         let why = attempt["error"]["message"].as_str().filter(|why| error["message"] != **why);
         let why = why.map_or(String::new(), |why| format!(": {}", clean(why)));
         let (outcome, at) = (text(attempt, "outcome"), text(attempt, "finished_at"));
@@ -64,13 +64,13 @@ fn lines(job: &Value) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// What is ahead of a job that waits.
+/// Position and estimate of a waiting job.
 fn queue(queue: &Value) -> String {
     let position = queue["position"].as_u64().map(|position| format!("position {position}"));
     let cause = queue["waiting_for"].as_str().map(|cause| format!("waits for {}", clean(cause)));
     let eta = queue.is_object().then(|| match queue["eta_seconds"].as_u64() {
         Some(seconds) => format!("answer expected in about {}", progress::readable(seconds)),
-        None => "nobody can tell when the answer comes".to_owned(),
+        None => "no estimate".to_owned(),
     });
     [position, cause, eta].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -83,14 +83,14 @@ fn tokens(usage: &Value) -> String {
     format!("{input} input{cached}, {} output", count("output_tokens"))
 }
 
-/// What came of telling the callback URL.
+/// The state of the webhook.
 fn webhook(job: &Value) -> String {
     let delivery = &job["delivery"];
     let state = match delivery["state"].as_str() {
         None => return String::new(),
         Some("waiting") => "waits for the job's end".to_owned(),
         Some("given_up") => "given up".to_owned(),
-        Some("disabled") => "ended for good by the receiver".to_owned(),
+        Some("disabled") => "disabled by the receiver".to_owned(),
         Some(state) => clean(state),
     };
     let tries = delivery["tries"].as_array().map_or(&[][..], Vec::as_slice);
@@ -99,8 +99,8 @@ fn webhook(job: &Value) -> String {
         format!("try {}: {}", tries.len(), answer.unwrap_or_else(|| text(last, "error")))
     });
     let next = delivery["next_at"].as_str().map(|at| format!("next try {}", clean(at)));
-    let told = [Some(state), tried, next].into_iter().flatten().collect::<Vec<_>>().join(", ");
-    format!("{told}, to {}", text(job, "callback_url"))
+    let state = [Some(state), tried, next].into_iter().flatten().collect::<Vec<_>>().join(", ");
+    format!("{state}, to {}", text(job, "callback_url"))
 }
 
 #[cfg(test)]
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_waits_tells_its_place_its_estimate_and_whom_it_will_tell() {
+    fn a_waiting_job_shows_its_position_estimate_and_webhook() {
         let job = json!({
             "status": "queued", "query": "Why?\u{1b}[2J", "model": "m", "callback_url": "https://a.example/hook",
             "queue": {"position": 3, "eta_seconds": 35, "waiting_for": "worker"}, "delivery": {"state": "waiting"}
@@ -130,11 +130,11 @@ mod tests {
             ]
         );
         let held = json!({"queue": {"position": 1, "waiting_for": "paused"}});
-        assert_eq!(told(&held), ["Queue: position 1, waits for paused, nobody can tell when the answer comes"]);
+        assert_eq!(told(&held), ["Queue: position 1, waits for paused, no estimate"]);
     }
 
     #[test]
-    fn a_failed_job_tells_its_reason_once_and_what_it_took() {
+    fn a_failed_job_shows_its_error_once_and_its_cost() {
         let job = json!({
             "status": "failed", "error": {"code": "refused", "message": "it did not want to"}, "cost_usd": 0.0123,
             "attempts": [

@@ -1,7 +1,7 @@
-//! Questions at random moments, as they come from people who know nothing of each other, and what each of them met.
+//! Submits questions at random times, as from independent people, and records the result of each.
 //!
-//! **Open loop**: a question is sent at its moment, however many are unanswered, and its latency counts from that moment
-//! and not from when this program found the time. So a service that stalls can't hide it by stalling its own load.
+//! **Open loop**: a question is sent at its scheduled time, even if earlier ones are unanswered. Its latency counts from
+//! the scheduled time. So a service that stalls can't hide it by slowing down the load.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,18 +17,21 @@ use tokio::{
 };
 
 use super::tally::{Met, Pending, Tally};
-use crate::{clock::Timestamp, job::JobId};
+use crate::{claude::simulator::pace::Timing, clock::Timestamp, job::JobId};
 
-/// The shortest question: there must be room for its number, so that no two are the same.
+/// The shortest question: it must have room for its number, so that no two are equal.
 pub(super) const MIN_QUERY_BYTES: usize = 64;
 
-/// A client gives up after this time. Longer than the 30 s that the service promises, or a broken promise would not show.
+/// Questions from which a mean is computed.
+const SAMPLE: u64 = 1_000;
+
+/// A client gives up after this time: longer than the 30 s that the service promises, so that longer answers are seen.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
-/// Clients that hang up do so within this time.
+/// Clients that disconnect do so within this time.
 const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 
-/// Jobs looked after at the same time, once the load is over.
+/// Jobs that are read at the same time after the load.
 const LOOKS_AT_ONCE: usize = 32;
 
 /// The load.
@@ -40,6 +43,38 @@ pub(super) struct Plan {
     pub(super) wait_seconds: f64,
     pub(super) hang_up: f64,
     pub(super) query_bytes: usize,
+    pub(super) pace: Pace,
+}
+
+/// How long answers take, as far as it is known.
+#[derive(Clone, Copy)]
+pub(super) enum Pace {
+    Unknown,
+    Fixed(Duration),
+    Claude,
+}
+
+impl Pace {
+    /// How long the answer to a question takes.
+    fn of(self, query: &str, waits: bool) -> Option<Duration> {
+        match self {
+            Pace::Unknown => None,
+            Pace::Fixed(time) => Some(time),
+            Pace::Claude => Some(claude(query, waits)),
+        }
+    }
+}
+
+/// How long Claude takes for a brief memo that a client waits for, and for a full one that nobody does.
+fn claude(query: &str, waits: bool) -> Duration {
+    let (effort, thinking) = if waits { ("low", Some("between_tools")) } else { ("high", None) };
+    Timing::of(query, waits, Some(effort), thinking).total()
+}
+
+/// The mean of that in seconds, where this share of the clients waits.
+pub(super) fn mean_of_claude(waiters: f64) -> f64 {
+    let mean = |waits| (0..SAMPLE).map(|n| claude(&question(n, MIN_QUERY_BYTES), waits).as_secs_f64()).sum::<f64>();
+    (waiters * mean(true) + (1.0 - waiters) * mean(false)) / SAMPLE as f64
 }
 
 /// The service under load.
@@ -50,7 +85,7 @@ pub(super) struct Target {
     token: Option<String>,
 }
 
-/// What is read of a job.
+/// The needed fields of a job.
 #[derive(Deserialize)]
 struct JobAnswer {
     id: JobId,
@@ -64,13 +99,13 @@ struct OutlookAnswer {
     eta_seconds: u64,
 }
 
-/// Sends all questions of `plan` and waits until each has met its end.
+/// Submits all questions of `plan` and waits until each has its result.
 pub(super) async fn run(plan: Plan, target: &Target, tally: &Arc<Tally>) {
     let started = tally.start();
     let mut clients = JoinSet::new();
     let mut at = Duration::ZERO;
     for number in 1.. {
-        // Exponential gaps: clients come independently of each other.
+        // Exponential gaps: clients are independent of each other.
         at += Duration::from_secs_f64(-(1.0 - rand::random::<f64>()).ln() / plan.rate);
         if at >= plan.duration {
             break;
@@ -83,21 +118,22 @@ pub(super) async fn run(plan: Plan, target: &Target, tally: &Arc<Tally>) {
         let (target, tally) = (target.clone(), Arc::clone(tally));
         let query = question(number, plan.query_bytes);
         let wait = waits.then_some(plan.wait_seconds);
+        let takes = plan.pace.of(&query, waits);
         clients.spawn(async move {
             let met = match timeout(patience, target.ask(&query, wait)).await {
                 Ok(met) => met,
                 Err(_) if hangs_up => Met::HungUp,
                 Err(_) => Met::Nothing,
             };
-            tally.note_met(at, waits, met);
+            tally.note_met(at, wait.filter(|_| !hangs_up), takes, met);
         });
-        // Those that have ended are let go of.
+        // Frees the tasks that have ended.
         while clients.try_join_next().is_some() {}
     }
     while clients.join_next().await.is_some() {}
 }
 
-/// A question of its own of so many bytes.
+/// A unique question of `bytes` bytes.
 fn question(number: u64, bytes: usize) -> String {
     let mut query = format!("Load test question {number}: should we go ahead with this plan? ");
     query.extend(std::iter::repeat_n('x', bytes.saturating_sub(query.len())));
@@ -106,9 +142,9 @@ fn question(number: u64, bytes: usize) -> String {
 }
 
 impl Target {
-    /// The service at `base`, asked with `token`, if it wants one.
+    /// The service at `base`, with `token` if it needs one.
     pub(super) fn new(base: String, token: Option<String>) -> anyhow::Result<Target> {
-        // reqwest wants one to be named, even where nothing is encrypted.
+        // reqwest needs a TLS provider, also for unencrypted calls.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = Client::builder().no_proxy().tcp_nodelay(true).pool_max_idle_per_host(usize::MAX).build()?;
         Ok(Target { http, base, token })
@@ -121,7 +157,7 @@ impl Target {
         }
     }
 
-    /// Fails if nobody is there.
+    /// Fails if the service does not answer.
     pub(super) async fn check(&self) -> anyhow::Result<()> {
         let url = format!("{}/health", self.base);
         let answer =
@@ -130,11 +166,15 @@ impl Target {
         Ok(())
     }
 
-    /// Asks, and waits for the answer if the client is one that waits.
+    /// Submits a question and, with `wait`, waits for its answer.
     async fn ask(&self, query: &str, wait: Option<f64>) -> Met {
         let request = self.http.post(format!("{}/api/v1/analyze", self.base));
-        let answer =
-            self.with_token(request).json(&json!({ "query": query, "wait": wait.unwrap_or(0.0) })).send().await;
+        let depth = if wait.is_some() { "brief" } else { "full" };
+        let answer = self
+            .with_token(request)
+            .json(&json!({ "query": query, "wait": wait.unwrap_or(0.0), "depth": depth }))
+            .send()
+            .await;
         let Ok(answer) = answer else { return Met::Nothing };
         match answer.status() {
             StatusCode::OK => match answer.bytes().await {
@@ -155,7 +195,7 @@ impl Target {
         }
     }
 
-    /// How many jobs are queued, as far as the service tells.
+    /// The number of queued jobs, from the service's metrics.
     pub(super) async fn queued(&self) -> Option<u64> {
         let request = self.http.get(format!("{}/metrics", self.base)).timeout(Duration::from_secs(1));
         let text = self.with_token(request).send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
@@ -163,7 +203,7 @@ impl Target {
         line.trim().parse().ok()
     }
 
-    /// Looks what became of the jobs that were accepted and not waited for to the end.
+    /// Reads the accepted jobs whose end no client has seen.
     pub(super) async fn look_after(&self, tally: &Arc<Tally>) {
         let places = Arc::new(Semaphore::new(LOOKS_AT_ONCE));
         let mut looks = JoinSet::new();

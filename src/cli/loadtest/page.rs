@@ -48,11 +48,11 @@ pub(super) fn render(report: &Report) -> anyhow::Result<String> {
             ],
         ),
         (
-            "Waiting clients answered within 30 s, by the moment of their question",
+            "Waiting clients answered within 30 s, by time of the question",
             "%",
             vec![line("in time", BLUE, &|part| part.in_time_share.map(|share| share * 100.0))],
         ),
-        ("Jobs queued", "jobs", vec![line("queued", BLUE, &|part| part.queued.map(|queued| queued as f64))]),
+        ("Queued jobs", "jobs", vec![line("queued", BLUE, &|part| part.queued.map(|queued| queued as f64))]),
         (
             "Answers a second",
             "answers/s",
@@ -62,7 +62,7 @@ pub(super) fn render(report: &Report) -> anyhow::Result<String> {
                 line("refused or failed", PURPLE, &|part| {
                     per_second(part.met.refused + part.met.failed + part.met.unanswered)
                 }),
-                line("hung up", GREY, &|part| per_second(part.met.hung_up)),
+                line("disconnected", GREY, &|part| per_second(part.met.hung_up)),
             ],
         ),
     ];

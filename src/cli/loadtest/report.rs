@@ -1,10 +1,11 @@
-//! What is made of a load, in words and as JSON.
+//! The report of a load test, as text and JSON.
 
 use std::fmt;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::oracle::{self, First};
 use super::tally::{Bin, Counts, IN_TIME, Tally};
 
 /// What was run.
@@ -23,6 +24,9 @@ pub(super) struct Setup {
     /// Answers a second that the account allows, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) capacity_per_second: Option<f64>,
+    /// Calls at once, if the service was started for this load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) workers: Option<usize>,
     /// The service, if it was started for this load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) service: Option<String>,
@@ -47,6 +51,12 @@ pub(super) struct Report {
     /// What could have been answered in that time: the waiting clients' questions, or the capacity where that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) answerable: Option<u64>,
+    /// As many as could have been answered by taking the shortest answers first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) answerable_shortest_first: Option<u64>,
+    /// Clients that wait and got their `202` at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) declined: Option<Declined>,
     /// The one as a share of the other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) share_of_answerable: Option<f64>,
@@ -61,6 +71,15 @@ pub(super) struct Report {
     /// Seconds that each entry of `over_time` stands for.
     pub(super) part_seconds: f64,
     pub(super) over_time: Vec<Part>,
+}
+
+/// Clients that wait and got their `202` at once.
+#[derive(Serialize)]
+pub(super) struct Declined {
+    /// How many there were.
+    pub(super) count: u64,
+    /// Those of them for whom no worker was free for long enough.
+    pub(super) right: u64,
 }
 
 /// Percentiles, in milliseconds.
@@ -118,8 +137,18 @@ impl Report {
         let part_seconds = tally.bin().as_secs_f64();
         let ended = tally.elapsed().div_duration_f64(tally.bin()).ceil();
         let known = tally.known();
-        let answerable =
-            setup.capacity_per_second.map(|capacity| (known.waiters as f64).min(capacity * loaded_seconds));
+        // The rest of a call that outlasts the load is not counted, so nor is what it would have answered.
+        let oracle = |first| {
+            let workers = setup.workers.filter(|_| !known.asked.is_empty())?;
+            Some(oracle::answerable(&known.asked, workers, tally.loaded_for(), first))
+        };
+        let by_capacity =
+            || setup.capacity_per_second.map(|capacity| (known.waiters as f64).min(capacity * loaded_seconds));
+        let answerable = oracle(First::Deadline).map(|count| count as f64).or_else(by_capacity);
+        let declined = setup.workers.map(|workers| Declined {
+            count: known.declined.len() as u64,
+            right: oracle::rightly_declined(&known.declined, &known.calls, workers),
+        });
         let share_of_answerable = answerable
             .filter(|answerable| *answerable > 0.0)
             .map(|answerable| rounded(known.in_time_within as f64 / answerable));
@@ -138,6 +167,7 @@ impl Report {
         )]
         let answerable = answerable.map(|answerable| answerable.round() as u64);
         Report {
+            answerable_shortest_first: oracle(First::Shortest),
             setup,
             loaded_seconds: rounded(loaded_seconds),
             sent: known.sent,
@@ -146,6 +176,7 @@ impl Report {
             answered_in_time: known.in_time,
             answered_in_time_under_load: known.in_time_within,
             answerable,
+            declined,
             share_of_answerable,
             latency: Latency::of(&known.latency),
             answers: Latency::of(&known.answers),
@@ -206,14 +237,14 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { setup, met, .. } = self;
         if setup.interrupted {
-            writeln!(f, "Interrupted: this is what there was until then.")?;
+            writeln!(f, "Interrupted: the report covers the time until then.")?;
         }
         write!(f, "{:.0} s of {} questions/s on average", self.loaded_seconds, setup.rate_per_second)?;
         match &setup.service {
             Some(service) => writeln!(f, ", Claude SIMULATED: {service}")?,
             None => writeln!(f)?,
         }
-        writeln!(f, "  sent               {:8}   {} by clients that wait", self.sent, self.sent_by_waiters)?;
+        writeln!(f, "  sent               {:8}   {} by waiting clients", self.sent, self.sent_by_waiters)?;
         writeln!(
             f,
             "  200 with the memo  {:8}   {} within {} s",
@@ -223,7 +254,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "  202 with the job   {:8}", met.accepted)?;
         let others = [("refused", met.refused), ("other statuses", met.failed), ("no answer", met.unanswered)];
-        for (what, count) in others.into_iter().chain([("hung up", met.hung_up)]).filter(|(_, count)| *count > 0) {
+        for (what, count) in others.into_iter().chain([("disconnected", met.hung_up)]).filter(|(_, count)| *count > 0) {
             writeln!(f, "  {what:17}  {count:8}")?;
         }
         for (what, latency) in [("to the memo", &self.latency), ("to any answer", &self.answers)] {
@@ -237,24 +268,24 @@ impl fmt::Display for Report {
             let margin = " ".repeat(32);
             writeln!(
                 f,
-                "{margin}memos within {} s and before the last question; possible are as many as",
+                "{margin}memos within {} s and before the last question; possible: what Claude",
                 IN_TIME.as_secs()
             )?;
-            writeln!(f, "{margin}Claude can answer in that time, but no more than clients that wait")?;
+            writeln!(f, "{margin}can answer in that time, but at most the number of waiting clients")?;
+        }
+        if let Some(Declined { count, right }) = self.declined.as_ref().filter(|declined| declined.count > 0) {
+            writeln!(f, "  202 at once        {count:8}   {right} of them with no worker free in their time")?;
         }
         if let Some(error) = self.estimates.median_error {
             let compared = self.estimates.compared;
-            writeln!(
-                f,
-                "  estimates          {compared:8}   compared, half of them off by at most {:.0} %",
-                error * 100.0
-            )?;
+            writeln!(f, "  estimates          {compared:8}   compared, median error {:.0} %", error * 100.0)?;
         }
         let Ordinary { accepted, finished, of_waiters_finished } = self.ordinary;
+        writeln!(f, "  background jobs    {accepted:8}   {finished} finished, and {of_waiters_finished} after a 202")?;
         writeln!(
             f,
-            "  ordinary jobs      {accepted:8}   {finished} finished, and {of_waiters_finished} that got a 202"
-        )?;
-        writeln!(f, "  own delay          {:8.1}   ms at most until a question was sent", self.generator_lag_ms)
+            "  generator delay    {:8.1}   ms, the longest delay before a question was sent",
+            self.generator_lag_ms
+        )
     }
 }

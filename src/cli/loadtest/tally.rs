@@ -1,13 +1,14 @@
 //! What is counted while a load runs: in all, and over time in [`BINS`] equal parts, so that memory is bounded however
 //! long it runs and however much it sends.
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::{collections::HashMap, fmt, sync::OnceLock, time::Duration};
 
 use hdrhistogram::Histogram;
 use parking_lot::{Mutex, MutexGuard};
 use rand::RngExt;
 use tokio::time::Instant;
 
+use super::oracle::Asked;
 use crate::{clock::Timestamp, job::JobId};
 
 /// Parts that the time is cut into, unless they would be shorter than a second.
@@ -15,6 +16,15 @@ const BINS: u32 = 120;
 
 /// What the service promises.
 pub(super) const IN_TIME: Duration = Duration::from_secs(30);
+
+/// The longest that the service holds a client.
+const LONGEST_HOLD: Duration = Duration::from_secs(29);
+
+/// A `202` that comes within this time came at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Most questions whose times are kept.
+const MAX_ASKED: usize = 400_000;
 
 /// Most accepted jobs that are looked after; of more, a random choice.
 const MAX_PENDING: usize = 20_000;
@@ -107,6 +117,14 @@ pub(super) struct Known {
     pub(super) late_finished: u64,
     pending: Vec<Pending>,
     pendings_seen: u64,
+    /// Questions of clients that wait and the time that their answers take, where that is known.
+    pub(super) asked: Vec<Asked>,
+    /// Those of them that got their `202` at once.
+    pub(super) declined: Vec<Asked>,
+    /// Calls that were made: begin and end.
+    pub(super) calls: Vec<(Duration, Duration)>,
+    /// Accepted jobs: when that was, and how long their answers take.
+    takes: HashMap<JobId, (Duration, Duration)>,
 }
 
 /// The counts of a load.
@@ -143,6 +161,10 @@ impl Tally {
             late_finished: 0,
             pending: Vec::new(),
             pendings_seen: 0,
+            asked: Vec::new(),
+            declined: Vec::new(),
+            calls: Vec::new(),
+            takes: HashMap::new(),
         };
         Tally { duration, bin, started: OnceLock::new(), known: Mutex::new(known) }
     }
@@ -191,7 +213,9 @@ impl Tally {
     }
 
     /// The question of the moment `at` met its end now.
-    pub(super) fn note_met(&self, at: Duration, waits: bool, met: Met) {
+    /// Its client waited so many seconds at most, if it did; its answer takes so long, if that is known.
+    pub(super) fn note_met(&self, at: Duration, wait: Option<f64>, takes: Option<Duration>, met: Met) {
+        let waits = wait.is_some();
         let ended = self.elapsed();
         let took = ended.saturating_sub(at);
         let micros = u64::try_from(took.as_micros()).unwrap_or(MAX_MICROS).clamp(1, MAX_MICROS);
@@ -199,6 +223,9 @@ impl Tally {
         let known = &mut *known;
         let (asked_in, ended_in) = (self.place(at, known.bins.len()), self.place(ended, known.bins.len()));
         let in_time = matches!(met, Met::Answer) && took <= IN_TIME;
+        if let Some(takes) = takes.filter(|_| known.asked.len() + known.calls.len() < MAX_ASKED) {
+            known.note_takes(at, ended, wait, takes, met);
+        }
         if waits && !matches!(met, Met::HungUp) {
             known.bins[asked_in].waiters += 1;
             known.bins[asked_in].waiters_in_time += u64::from(in_time);
@@ -245,6 +272,10 @@ impl Tally {
         let mut known = self.known();
         known.ordinary_finished += u64::from(!pending.waits);
         known.late_finished += u64::from(pending.waits);
+        if let Some((ended, takes)) = known.takes.remove(&pending.id) {
+            let finished = ended + finished_at.since(pending.told_at);
+            known.calls.push((finished.saturating_sub(takes), finished));
+        }
         if let Some(eta_seconds) = pending.eta_seconds {
             known.eta_errors.saturating_record(eta_error(eta_seconds, finished_at.since(pending.told_at)));
         }
@@ -259,6 +290,20 @@ fn eta_error(eta_seconds: u64, took: Duration) -> u64 {
 }
 
 impl Known {
+    /// Records what the schedule of one who knows all is made from.
+    fn note_takes(&mut self, at: Duration, ended: Duration, wait: Option<f64>, takes: Duration, met: Met) {
+        let asked = wait.map(|wait| Asked { at, takes, until: at + Duration::from_secs_f64(wait).min(LONGEST_HOLD) });
+        self.asked.extend(asked);
+        match met {
+            Met::Answer => self.calls.push((ended.saturating_sub(takes), ended)),
+            Met::Accepted(pending) => {
+                self.takes.insert(pending.id, (ended, takes));
+                self.declined.extend(asked.filter(|_| ended.saturating_sub(at) < AT_ONCE));
+            }
+            Met::Refused | Met::Failed | Met::Nothing | Met::HungUp => {}
+        }
+    }
+
     /// Keeps the job for later, or one of those before in its place, each with the same chance.
     fn keep(&mut self, pending: Pending) {
         self.pendings_seen += 1;
@@ -309,7 +354,7 @@ mod tests {
         tally.start();
         tally.note_sent(true, Duration::from_secs(2));
         tokio::time::advance(Duration::from_secs(9)).await;
-        tally.note_met(Duration::from_secs(1), true, Met::Answer);
+        tally.note_met(Duration::from_secs(1), Some(30.0), None, Met::Answer);
         let known = tally.known();
         assert_eq!(known.latency.max() / 100_000, 80, "8 s, to three digits");
         assert_eq!((known.in_time, known.in_time_within, known.lag), (1, 1, Duration::from_secs(2)));
@@ -322,8 +367,8 @@ mod tests {
         let tally = Tally::new(Duration::from_secs(20));
         tally.start();
         tokio::time::advance(Duration::from_secs(35)).await;
-        tally.note_met(Duration::from_secs(2), true, Met::Answer);
-        tally.note_met(Duration::from_secs(19), true, Met::Answer);
+        tally.note_met(Duration::from_secs(2), Some(30.0), None, Met::Answer);
+        tally.note_met(Duration::from_secs(19), Some(30.0), None, Met::Answer);
         let known = tally.known();
         assert_eq!((known.counts.answered, known.in_time, known.in_time_within), (2, 1, 0));
     }
@@ -333,7 +378,7 @@ mod tests {
         let tally = Tally::new(Duration::from_secs(5));
         tally.start();
         for waits in [true, false, false] {
-            tally.note_met(Duration::ZERO, waits, Met::Accepted(pending(waits)));
+            tally.note_met(Duration::ZERO, waits.then_some(30.0), None, Met::Accepted(pending(waits)));
         }
         for pending in tally.pending() {
             tally.note_finished(pending, pending.told_at.plus(Duration::from_secs(8)));

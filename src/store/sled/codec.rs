@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, Seq};
 use crate::{
     clock::Timestamp,
-    job::{FailureClass, Failures, IdempotencyKey, Job, JobState, Priority},
+    job::{Failures, IdempotencyKey, Job, JobState, Priority},
 };
 
 /// A larger value would make sled put its page into a blob file, which is never synced: it does so for pages over a
@@ -22,49 +22,14 @@ const CHUNK_BYTES: usize = 24 << 10;
 #[derive(Serialize, Deserialize)]
 enum StoredMetadata {
     V1(MetadataV1),
-    V2(MetadataV2),
-    V3(MetadataV3),
 }
 
 /// The newest variant's number.
-pub(super) const NEWEST: u8 = 2;
+pub(super) const NEWEST: u8 = 0;
 
-/// Fields and the variants of their enums are encoded by position: never reorder, never remove.
+/// Fields and the variants of their enums are encoded by position. Once this is released: never reorder, never remove.
 #[derive(Serialize, Deserialize)]
 struct MetadataV1 {
-    id: [u8; 16],
-    priority: Priority,
-    state: JobState,
-    attempt: u32,
-    spent: u32,
-    releases: u32,
-    created_at: Timestamp,
-    deadline_at: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    finished_at: Option<Timestamp>,
-}
-
-/// Failures are counted by class, and not at the claim but when they happen; a job knows when it was due and by what
-/// name its client calls it.
-#[derive(Serialize, Deserialize)]
-struct MetadataV2 {
-    id: [u8; 16],
-    priority: Priority,
-    state: JobState,
-    attempt: u32,
-    failures: Failures,
-    releases: u32,
-    idempotency: Option<IdempotencyKey>,
-    created_at: Timestamp,
-    due_at: Timestamp,
-    deadline_at: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    finished_at: Option<Timestamp>,
-}
-
-/// What the order of claiming and the sharing of answers need to know.
-#[derive(Serialize, Deserialize)]
-struct MetadataV3 {
     id: [u8; 16],
     priority: Priority,
     waited_for: bool,
@@ -82,58 +47,12 @@ struct MetadataV3 {
     finished_at: Option<Timestamp>,
 }
 
-impl From<MetadataV1> for MetadataV2 {
-    fn from(old: MetadataV1) -> MetadataV2 {
-        let running = u32::from(matches!(old.state, JobState::Running { .. }));
-        let failed = u16::try_from(old.spent.saturating_sub(running)).unwrap_or(u16::MAX);
-        MetadataV2 {
-            id: old.id,
-            priority: old.priority,
-            state: old.state,
-            attempt: old.attempt,
-            failures: Failures::of(FailureClass::Other, failed),
-            releases: old.releases,
-            idempotency: None,
-            created_at: old.created_at,
-            due_at: match old.state {
-                JobState::Queued { run_at } if old.attempt == 0 => run_at,
-                _ => old.created_at,
-            },
-            deadline_at: old.deadline_at,
-            started_at: old.started_at,
-            finished_at: old.finished_at,
-        }
-    }
-}
-
-impl From<MetadataV2> for MetadataV3 {
-    fn from(old: MetadataV2) -> MetadataV3 {
-        MetadataV3 {
-            id: old.id,
-            priority: old.priority,
-            waited_for: false,
-            caller: None,
-            question: None,
-            state: old.state,
-            attempt: old.attempt,
-            failures: old.failures,
-            releases: old.releases,
-            idempotency: old.idempotency,
-            created_at: old.created_at,
-            due_at: old.due_at,
-            deadline_at: old.deadline_at,
-            started_at: old.started_at,
-            finished_at: old.finished_at,
-        }
-    }
-}
-
 /// What a metadata record takes at most, or nearly so.
 const METADATA_BYTES: usize = 128;
 
 /// The metadata record of a job, 50 to 70 bytes and more with an idempotency key.
 pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
-    let metadata = MetadataV3 {
+    let metadata = MetadataV1 {
         id: *job.id.as_bytes(),
         priority: job.priority,
         waited_for: job.waited_for,
@@ -152,7 +71,7 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
     };
     // Room for all of it at once: this is done for every change, and for every job at start.
     let record = Vec::with_capacity(METADATA_BYTES);
-    postcard::to_extend(&StoredMetadata::V3(metadata), record).map_err(|error| error.to_string())
+    postcard::to_extend(&StoredMetadata::V1(metadata), record).map_err(|error| error.to_string())
 }
 
 /// A checksum of a job under its number, as its newest record has it. Sums of them tell whether jobs are as they were.
@@ -176,11 +95,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
         }
         Some(_) => {}
     }
-    let metadata = match postcard::from_bytes(bytes).map_err(|error| error.to_string())? {
-        StoredMetadata::V1(old) => MetadataV2::from(old).into(),
-        StoredMetadata::V2(old) => old.into(),
-        StoredMetadata::V3(metadata) => metadata,
-    };
+    let StoredMetadata::V1(metadata) = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
     Ok(Job {
         id: uuid::Uuid::from_bytes(metadata.id),
         priority: metadata.priority,
@@ -233,7 +148,7 @@ pub(super) fn is_last_chunk(chunk: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::FailureCode;
+    use crate::job::{FailureClass, FailureCode};
 
     fn job() -> Job {
         let mut job = Job::new(
@@ -248,45 +163,31 @@ mod tests {
         job
     }
 
-    /// Bytes as version 1 wrote them. They lie on users' disks: this test never changes.
+    /// Bytes as version 1 writes them. Once this is released they lie on users' disks, and the test never changes.
     const GOLDEN_V1: &[u8] = &[
-        0, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 3, 3, 3, 2, 0, 128, 163, 146, 254, 192, 104, 0,
-        0, 1, 208, 178, 146, 254, 192, 104,
-    ];
-
-    /// Bytes as version 2 wrote them, for the same.
-    const GOLDEN_V2: &[u8] = &[
-        1, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 3, 3, 3, 0, 0, 0, 2, 0, 0, 128, 163, 146, 254,
-        192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
-    ];
-
-    /// Bytes as version 3 writes them.
-    const GOLDEN_V3: &[u8] = &[
-        2, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 172, 2, 1, 7, 3, 3, 3, 0, 0, 0, 2, 0, 0,
-        128, 163, 146, 254, 192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
+        0, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 172, 2, 1, 7, 3, 3, 3, 0, 0, 0, 0, 0, 2,
+        0, 0, 0, 128, 163, 146, 254, 192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
     ];
 
     #[test]
-    fn records_of_every_version_are_read_for_ever() {
-        let newest = Job { waited_for: true, caller: NonZeroU64::new(300), question: NonZeroU64::new(7), ..job() };
-        assert_eq!(encode(&newest).unwrap(), GOLDEN_V3);
-        assert_eq!(decode(GOLDEN_V3).unwrap(), newest);
-        assert_eq!(decode(GOLDEN_V2).unwrap(), job());
-        assert_eq!(decode(GOLDEN_V1).unwrap(), job());
+    fn a_record_is_written_and_read_as_its_version_says() {
+        let job = Job { waited_for: true, caller: NonZeroU64::new(300), question: NonZeroU64::new(7), ..job() };
+        assert_eq!(encode(&job).unwrap(), GOLDEN_V1);
+        assert_eq!(decode(GOLDEN_V1).unwrap(), job);
     }
 
     #[test]
     fn a_record_from_the_future_is_an_error_that_says_so() {
-        let mut bytes = GOLDEN_V3.to_vec();
+        let mut bytes = GOLDEN_V1.to_vec();
         bytes[0] = NEWEST + 1;
         let error = decode(&bytes).unwrap_err();
-        assert!(error.contains("format 4 is newer"), "{error}");
+        assert!(error.contains("format 2 is newer"), "{error}");
     }
 
     #[test]
     fn a_cut_record_is_an_error_and_never_a_panic() {
-        for end in 0..GOLDEN_V3.len() {
-            decode(&GOLDEN_V3[..end]).unwrap_err();
+        for end in 0..GOLDEN_V1.len() {
+            decode(&GOLDEN_V1[..end]).unwrap_err();
         }
     }
 

@@ -51,7 +51,7 @@ pub(super) const LOCK_POLL: Duration = Duration::from_millis(5);
 pub enum OpenError {
     /// Another process has it.
     #[error(
-        "the data folder {} is in use by another ceoagent: stop that one, or give this one a DATA_DIR of its own",
+        "the data folder {} is in use by another ceoagent: stop that one, or set another DATA_DIR",
         path.display()
     )]
     InUse {
@@ -59,7 +59,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The folder can't be made or written.
-    #[error("the data folder {} can't be used: {source}; DATA_DIR must name a folder that this user may write", path.display())]
+    #[error("can't use the data folder {}: {source}; DATA_DIR must be a folder that this user can write to", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -68,8 +68,8 @@ pub enum OpenError {
     },
     /// The files are there but can't be read.
     #[error(
-        "the job store {} can't be read: {reason}. It is never replaced by an empty one: restore the folder from a \
-         backup; or save what can be read with `ceoagent export --salvage > jobs.jsonl`, then move it away to start anew",
+        "can't read the job store {}: {reason}. Restore the folder from a backup. Or save the readable jobs with \
+         `ceoagent export --salvage > jobs.jsonl`, move the folder away, start the service, and import the jobs",
         path.display()
     )]
     Unreadable {
@@ -183,7 +183,7 @@ fn open_sled(path: &Path, cache_bytes: u64, is_new: bool) -> Result<sled::Db, Op
         result if locked(&result) => Err(OpenError::InUse { path: path.to_owned() }),
         Ok(Err(sled::Error::Io(source))) if is_new => Err(OpenError::Folder { path: path.to_owned(), source }),
         Ok(Err(error)) => Err(unreadable(error.to_string())),
-        Err(_) => Err(unreadable("its files are damaged".to_owned())),
+        Err(_) => Err(unreadable("the files are damaged".to_owned())),
     }
 }
 
@@ -197,14 +197,14 @@ impl Disk {
         let acknowledged = mark::read(path);
         let has_db = db.exists();
         if !has_db && acknowledged > 0 {
-            return Err(unreadable(format!("its file {} is missing", db.display())));
+            return Err(unreadable(format!("the file {} is missing", db.display())));
         }
         let is_under_way = making::is_under_way(path);
         let is_new = !has_db || (is_under_way && acknowledged == 0 && has_no_records(&db).map_err(folder)?);
         if is_new {
             making::begin(path).map_err(folder)?;
         } else if let Some(place) = File::open(&db).and_then(|file| log::damaged_segment(&file)).map_err(folder)? {
-            return Err(unreadable(format!("its file {} is damaged at byte {place}", db.display())));
+            return Err(unreadable(format!("the file {} is damaged at byte {place}", db.display())));
         }
         let tree = open_sled(path, cache_bytes, is_new)?;
         let file = File::options().read(true).write(true).open(&db).map_err(folder)?;
@@ -217,13 +217,13 @@ impl Disk {
         let witness = get(keys::WITNESS)?.map(|record| Witness::decode(&record)).transpose().map_err(unreadable)?;
         let groups = witness.as_ref().map_or(0, |witness| witness.groups);
         if groups < acknowledged {
-            let detail = format!("the last {} groups of changes are missing", acknowledged - groups);
+            let detail = format!("the last {} commits are missing", acknowledged - groups);
             return Err(unreadable(lost(path, &detail)));
         }
         let is_half_made = is_new && tree.is_empty();
         if format.is_none() && !is_half_made {
             // sled takes a segment whose head is damaged for an unused one.
-            return Err(unreadable("its beginning is damaged".to_owned()));
+            return Err(unreadable("the start of the file is damaged".to_owned()));
         }
         let mark = Mark::open(path).map_err(folder)?;
         // Without a mark there is nobody to say that it was not so before.
@@ -268,7 +268,7 @@ impl Disk {
         if self.witness.as_ref().is_none_or(|witness| witness.confirms(index)) {
             return Ok(());
         }
-        Err(lost(&self.path, "jobs are missing, or older than they were"))
+        Err(lost(&self.path, "jobs are missing or out of date"))
     }
 
     /// Begins a group's metadata: what stands after this may be lost by a crash until [`Disk::commit`].

@@ -150,7 +150,7 @@ impl Shared {
 fn readable<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Err(StoreError::Corrupt { id, reason }) => {
-            error!(job.id = %id, reason, "a job is left out of a listing, as its record can't be read");
+            error!(job.id = %id, reason, "failed to read a job; it is left out of a listing");
             Ok(None)
         }
         read => read,

@@ -44,7 +44,7 @@ const CACHE_BYTES: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum SalvageError {
     /// There is no store.
-    #[error("there is no job store in {}: DATA_DIR must name the data folder of a ceoagent", path.display())]
+    #[error("no job store in {}: DATA_DIR must be the data folder of a ceoagent", path.display())]
     Nothing {
         /// Where it was looked for.
         path: PathBuf,
@@ -54,8 +54,8 @@ pub enum SalvageError {
     InUse(OpenError),
     /// The file can't be read, not even as bytes.
     #[error(
-        "the job store {} can't be read: {source}. If the disk is failing, copy the folder to another one first, with a \
-         tool that goes on after errors, and name the copy's parent as DATA_DIR",
+        "can't read the job store {}: {source}. If the disk is failing, first copy the folder to another disk with a tool \
+         that continues after errors, and set DATA_DIR to the parent of the copy",
         path.display()
     )]
     Unreadable {
@@ -65,7 +65,7 @@ pub enum SalvageError {
         source: io::Error,
     },
     /// The output can't be written.
-    #[error("the jobs can't be written: {0}")]
+    #[error("can't write the jobs: {0}")]
     Output(io::Error),
 }
 
@@ -95,14 +95,14 @@ impl fmt::Display for Summary {
         let Summary { path, jobs, trouble, only_in_log, unreadable, gaps } = self;
         writeln!(f, "{jobs} jobs read from {}", path.display())?;
         if self.is_complete() {
-            return writeln!(f, "all was read");
+            return writeln!(f, "all records were read");
         }
         if let Some(trouble) = trouble {
             writeln!(f, "the store is damaged: {trouble}")?;
-            writeln!(f, "so each record was looked for by itself; a job may be shown as it was some time before")?;
+            writeln!(f, "so each record was searched for separately; some jobs may be in an older state")?;
         }
         if *only_in_log > 0 {
-            writeln!(f, "{only_in_log} of the jobs are missing in the store as it opens and were found in its log")?;
+            writeln!(f, "{only_in_log} of the jobs were found only in the store's log")?;
         }
         writeln!(f, "{} records could not be read", unreadable.len())?;
         for record in unreadable.iter().take(MAX_NAMED) {
@@ -112,10 +112,10 @@ impl fmt::Display for Summary {
             writeln!(f, "  and {} more, marked in the output", unreadable.len() - MAX_NAMED)?;
         }
         for (first, last) in gaps.iter().take(MAX_NAMED) {
-            writeln!(f, "  nothing of jobs number {first} to {last}: removed as old, or lost")?;
+            writeln!(f, "  jobs number {first} to {last} not found: deleted by retention, or lost")?;
         }
         if *jobs == 0 {
-            writeln!(f, "nothing is left to be read here: restore the data folder from a backup")?;
+            writeln!(f, "no records can be read: restore the data folder from a backup")?;
         }
         Ok(())
     }
@@ -168,13 +168,13 @@ struct Copy {
 
 impl Copy {
     fn open(path: &Path) -> Result<Copy, String> {
-        let folder = tempfile::tempdir().map_err(|error| format!("there is no folder for a copy: {error}"))?;
+        let folder = tempfile::tempdir().map_err(|error| format!("can't find a folder for a copy: {error}"))?;
         copy_folder(path, folder.path()).map_err(|error| {
             let parent = folder.path().parent().unwrap_or(folder.path()).display();
-            format!("no copy of it can be made in {parent}: {error}; TMPDIR may name a folder with more room")
+            format!("can't copy the store to {parent}: {error}; set TMPDIR to a folder with more space")
         })?;
         let config = disk::config(folder.path(), CACHE_BYTES);
-        let tree = catch(|| config.open()).map_err(|reason| format!("it does not open: {reason}"))?;
+        let tree = catch(|| config.open()).map_err(|reason| format!("can't open it: {reason}"))?;
         let mut keys = BTreeSet::new();
         let read = catch(|| {
             for key in tree.iter().keys() {
@@ -183,7 +183,7 @@ impl Copy {
             Ok(())
         });
         let trouble = match read {
-            Err(reason) => Some(format!("it can't be read to its end: {reason}")),
+            Err(reason) => Some(format!("can't read it to the end: {reason}")),
             Ok(()) if !keys.contains(keys::FORMAT) => Some("its beginning is missing".to_owned()),
             Ok(()) => None,
         };
@@ -215,7 +215,7 @@ impl Drop for Copy {
 fn catch<T>(work: impl FnOnce() -> sled::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("its files are damaged".to_owned()),
+        Err(_) => Err("the files are damaged".to_owned()),
     }
 }
 

@@ -305,7 +305,7 @@ impl Writer {
                 true
             }
             Err(Fault(reason)) => {
-                error!(%reason, "the job store failed; it is closed and will be opened again");
+                error!(%reason, "the job store failed; it is closed and will be reopened");
                 // Before anybody hears of it, so that whoever asks next is told the same.
                 self.shared.close(&reason);
                 for Envelope { command, .. } in commands {
@@ -850,7 +850,7 @@ impl Writer {
                     return;
                 }
                 Err(error) => {
-                    warn!(%error, "the job store can't be opened yet");
+                    warn!(%error, "failed to reopen the job store; trying again");
                     pause = (pause * 2).min(REOPEN_PAUSE.1);
                     next_try = Instant::now() + pause;
                 }
