@@ -337,6 +337,8 @@ pub struct Recommendation {
 /// What to do with the chosen option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+// `Action` is what the document calls an action on jobs.
+#[schema(as = RecommendedAction)]
 pub enum Action {
     /// Do it.
     Do,

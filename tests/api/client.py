@@ -71,6 +71,6 @@ key = create_key.sync(client=admin, body=KeyRequest(name="reader", scope=Scope.R
 reader = AuthenticatedClient(base_url=BASE, token=key.key)
 assert analyze.sync(client=reader, body=question).code == "forbidden"
 assert list_jobs.sync(client=reader).code == "forbidden"
-assert analyze.sync(client=anyone, body=question).code == "unauthorized"
+assert analyze.sync(client=anyone, body=question).status == JobStatus.QUEUED, "the demo stays open"
 assert [known.name for known in list_keys.sync(client=admin).keys] == ["reader"]
 print("the generated client: all is well")

@@ -85,6 +85,11 @@ git -c safe.directory="*" clone -q --no-hardlinks "$source" "$work/ceoagent"
 cd "$work/ceoagent"
 # What is linked most thoroughly takes minutes more, and is no different to these tests.
 sed -i 's/^ARG PROFILE=dist$/ARG PROFILE=release/' Dockerfile
+if ! docker compose version >/dev/null 2>&1; then
+    # docker-compose 1 knows no settings file that may be missing.
+    touch .env
+    sed -i -e 's/^      - path: \.env$/      - .env/' -e '/^        required: false$/d' docker-compose.yml
+fi
 up() { compose -f docker-compose.yml -f tests/docker/simulated.yml up -d "$@"; }
 up --build
 url="http://127.0.0.1:$PORT"

@@ -200,7 +200,7 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
     let mut command = setup.command();
     let output = command.env("CEOAGENT_URL", service.base()).args(["jobs", "show", &again.id()]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.contains(&format!("it is that of job {}", first.id())), "{said}");
+    assert!(said.contains(&format!("comes from the cache: job {}", first.id())), "{said}");
 
     let page = service.get(&format!("/jobs/{}", again.id())).await.body;
     assert!(page.as_str().unwrap().contains(&format!("href=\"/jobs/{}\"", first.id())), "{page}");
