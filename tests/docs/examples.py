@@ -5,8 +5,9 @@
 `blocks.py` describes the marks. Each document gets a copy of the repository to run in, and its own loopback network, so
 that the port the documents name is free and documents can run at the same time.
 
-Two things differ from a reader's machine. `cargo run` and `cargo install` use the binary that the tests have built instead
-of compiling for minutes. And curl is configured to fail on HTTP errors, so that a broken example breaks the test.
+Three things differ from a reader's machine. `cargo run` and `cargo install` use the binary that the tests have built instead
+of compiling for minutes. curl is configured to fail on HTTP errors, so that a broken example breaks the test. And the
+simulated Claude thinks little (EFFORT=low), because the test waits for every memo.
 """
 
 import concurrent.futures
@@ -99,6 +100,7 @@ def sandbox(folder, binary):
         "PATH": f"{programs_folder}:{os.environ['PATH']}",
         "HOME": str(folder),
         "LANG": "C.UTF-8",
+        "EFFORT": "low",
     }
 
 
