@@ -57,7 +57,7 @@ pub struct Plan {
     pub refused_by: Vec<String>,
     /// The attempt whose answer the model is told about.
     pub asked_again_after: Option<u32>,
-    /// Bytes of what differs from call to call, and of the schema.
+    /// Bytes of the question with its context and options, the rejected answer if there is one, and the schema.
     pub input_bytes: usize,
     /// What the call may cost at most.
     pub at_risk: AtRisk,

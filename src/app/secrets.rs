@@ -38,13 +38,13 @@ pub fn stored_admin_token(data_dir: &Path) -> Option<SecretString> {
     Some(text.trim()).filter(|token| !token.is_empty()).map(Into::into)
 }
 
-/// The stored admin token, which is generated if there is none; and whether it was generated.
+/// The stored admin token, generated at the first start. The flag says whether it was generated now.
 pub(super) fn admin_token(data_dir: &Path) -> Result<(SecretString, bool), StartError> {
     let failed = |path, source| StartError::Secret { what: "admin token", setting: "ADMIN_TOKEN", path, source };
     stored_or(data_dir.join(TOKEN_FILE), || Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH), failed)
 }
 
-/// The stored secret that signs webhooks, which is generated if there is none.
+/// The stored secret that signs webhooks, generated at the first start.
 pub(super) fn webhook_secret(data_dir: &Path) -> Result<SecretString, StartError> {
     let failed = |path, source| StartError::Secret { what: "webhook secret", setting: "WEBHOOK_SECRET", path, source };
     let generate = || format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));

@@ -1,4 +1,4 @@
-//! What becomes of a job after an attempt: decided once, by whoever made the attempt, and used to the end.
+//! What happens to a job after an attempt. `agent` decides it once, and everything up to the settlement uses it.
 
 use std::time::Duration;
 
