@@ -242,6 +242,8 @@ async fn over_kills_and_faults_the_ledger_is_what_was_billed_but_for_calls_of_un
     for call in &calls {
         match known.remove(call.request_id.as_str()) {
             Some(attempt) => assert_eq!(told(&attempt["usage"]), billed(call), "{attempt:#}"),
+            // Closed at once, for being idle as it seemed: not billed, and made again within its attempt.
+            None if billed(call) == Bill::default() => {}
             None => open.push(billed(call)),
         }
     }
