@@ -45,7 +45,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard,
-    http::{self, Api, fair::Fair},
+    http::{self, Api, fair::Fair, memory::MemoryBudget, observe::RefusalLog},
     limits::Limits,
     metrics::Metrics,
     prompts::{PromptError, Prompts},
@@ -206,7 +206,7 @@ impl App {
         let callbacks = parts::callbacks(settings);
         let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks, metrics.clone())?;
         let http = Handle::new();
-        let server = door::server(listener, address, machine::max_connections(), &http)?;
+        let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
         if orphans > 0 {
             warn!(orphans, "attempts of the last run ended with an unknown outcome");
@@ -239,6 +239,8 @@ impl App {
             metrics,
             auth,
             fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
+            memory: MemoryBudget::new(machine::body_budget_bytes()),
+            refusals: RefusalLog::default(),
             cors_origins,
             callbacks,
             max_query_length: settings.max_query_length,

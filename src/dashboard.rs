@@ -38,9 +38,15 @@ use axum::{
 use self::{api::Api, page::Templates, session::Sessions};
 use crate::queue::Queue;
 
-/// Largest form: the largest question that the API takes, in a form's encoding of up to three bytes a byte. What is too
-/// large for the API, the API says itself.
-const MAX_FORM_BYTES: usize = 1 << 20;
+/// Largest form of a question: the largest that the API takes, in a form's encoding of up to three bytes a byte. What is
+/// too large for the API, the API says itself.
+const MAX_QUESTION_BYTES: usize = 1 << 20;
+
+/// Largest form of a bulk action, which has every condition of a search.
+const MAX_ACTION_BYTES: usize = 64 << 10;
+
+/// Largest other form: a name, a token, a few numbers.
+const MAX_FORM_BYTES: usize = 4 << 10;
 
 /// What the pages need.
 struct Pages {
@@ -68,7 +74,7 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
     let pages =
         Arc::new(Pages { api: Api::new(api), templates: Templates::new(), sessions: Sessions::of(queue), shown });
     Router::new()
-        .route("/", get(ask::form).post(ask::submit))
+        .route("/", get(ask::form).post(ask::submit).layer(DefaultBodyLimit::max(MAX_QUESTION_BYTES)))
         .route("/docs", get(docs::show))
         .route("/jobs/{id}", get(job::show))
         .route("/jobs/{id}/events", get(job::events))
@@ -79,7 +85,7 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/admin", get(queue::show))
         .route("/admin/login", get(session::form).post(session::sign_in))
         .route("/admin/logout", post(session::sign_out))
-        .route("/admin/actions", post(queue::act))
+        .route("/admin/actions", post(queue::act).layer(DefaultBodyLimit::max(MAX_ACTION_BYTES)))
         .route("/admin/pause", post(queue::pause))
         .route("/admin/resume", post(queue::resume))
         .route("/admin/limits", get(queue::limits).post(queue::set_limits))

@@ -17,10 +17,12 @@ pub mod fair;
 mod filter;
 mod health;
 mod history;
+mod host;
 mod jobs;
 mod keys;
 mod limits;
-mod observe;
+pub mod memory;
+pub mod observe;
 mod operate;
 mod problem;
 mod prompts;
@@ -47,9 +49,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use self::{
     document::Document,
     fair::Fair,
+    memory::MemoryBudget,
+    observe::RefusalLog,
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
     submission::Bounds,
-    view::JobView,
+    view::{Include, JobView},
 };
 use crate::{
     agent::models::Models,
@@ -78,6 +82,9 @@ pub struct Api {
     pub auth: Arc<Auth>,
     /// The rate limit of submissions per caller.
     pub fair: Fair,
+    /// The bound on memory for request bodies and answers.
+    pub memory: MemoryBudget,
+    pub refusals: RefusalLog,
     /// Origins whose web pages may call the API from a browser.
     pub cors_origins: Vec<HeaderValue>,
     /// Which callback URLs are accepted.
@@ -90,6 +97,11 @@ impl Api {
     /// The job as clients see it at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
         JobView::new(record, now).with_outlook(self.outlook(&record.job))
+    }
+
+    /// The job as lists show it.
+    fn listed<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
+        JobView::with(record, now, include).with_outlook(self.outlook(&record.job))
     }
 
     /// The bounds on submissions.
@@ -138,6 +150,8 @@ pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(cors(api.cors_origins.clone()))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), host::check))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), memory::bound))
         .layer(middleware::from_fn_with_state(api, observe::observe))
 }
 

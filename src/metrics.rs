@@ -53,6 +53,7 @@ pub struct ReasonLabel {
 pub struct Metrics {
     pub http_requests: Family<HttpLabels, Counter>,
     pub http_seconds: Histogram,
+    pub connections_refused: Counter,
     pub auth_refused: Family<ReasonLabel, Counter>,
     pub waits_declined: Counter,
     pub waits: Family<KindLabel, Counter>,
@@ -116,6 +117,12 @@ impl Metrics {
                 "http_request_duration",
                 "Time from the request to the response head, including waits",
                 Histogram::new(TIMES_OF_HTTP),
+            ),
+            connections_refused: add(
+                registry,
+                "connections_refused",
+                "Connections closed at once because there were too many",
+                Counter::default(),
             ),
             auth_refused: add(
                 registry,

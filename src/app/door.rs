@@ -1,32 +1,39 @@
-//! The listener, and how connections come in: without delay for small answers, and no more of them than there are open
-//! files for. One too many is closed at once, which costs nothing and is clear to its client; waiting would cost memory
-//! without bound.
+//! The listener, and which connections it accepts: as many as there are open files and memory for, and of one address
+//! at most three quarters of them. Beyond that a few more are accepted that may only ask for health and metrics. Any
+//! other is closed at once: to let it wait would cost memory without bound.
 
 use std::{
+    collections::HashMap,
     future::{Ready, ready},
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use axum::http::Request;
 use axum_server::{Handle, Server, accept::Accept};
-use tokio::{
-    net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use tower_service::Service;
 #[cfg(target_os = "linux")]
 use tracing::warn;
 
 use super::StartError;
+use crate::{http::memory::MonitoringOnly, metrics::Metrics};
 
 /// A client must have sent its request's head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest head of a request: room for many cookies and a long token. What is larger gets `431`.
-const MAX_HEAD_BYTES: usize = 64 << 10;
+const MAX_HEAD_BYTES: usize = 16 << 10;
+
+/// Connections beyond the limit that may ask for health and metrics.
+const MONITORING_PLACES: usize = 32;
+
+/// Most of them for one address.
+const MONITORING_PLACES_PER_ADDRESS: usize = 8;
 
 /// A client that reads nothing of its answer for so long is cut off: with its connection goes all that is held for it.
 #[cfg(target_os = "linux")]
@@ -46,11 +53,12 @@ pub(super) fn server(
     listener: TcpListener,
     address: SocketAddr,
     max_connections: usize,
+    metrics: Metrics,
     handle: &Handle<SocketAddr>,
 ) -> Result<Server<SocketAddr, Door>, StartError> {
     let mut server = axum_server::from_tcp(listener)
         .map_err(|source| StartError::Listen { address, source })?
-        .acceptor(Door::new(max_connections))
+        .acceptor(Door::new(max_connections, metrics))
         .handle(handle.clone())
         .http1_only();
     server.http_builder().http1().header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
@@ -71,14 +79,83 @@ fn drop_stalled_readers(listener: &TcpListener) {
 #[cfg(not(target_os = "linux"))]
 fn drop_stalled_readers(_: &TcpListener) {}
 
-/// Lets connections in.
+/// Accepts connections. Clones share the places.
 #[derive(Clone, Debug)]
-pub(super) struct Door(Arc<Semaphore>);
+pub(super) struct Door(Arc<Places>);
+
+#[derive(Debug)]
+struct Places {
+    most: usize,
+    taken: Mutex<Taken>,
+    metrics: Metrics,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    usual: Count,
+    monitoring: Count,
+}
+
+/// Connections, in all and by address.
+#[derive(Debug, Default)]
+struct Count {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl Count {
+    fn take(&mut self, address: IpAddr, most: usize, most_per_address: usize) -> bool {
+        let of_address = self.by_address.get(&address).copied().unwrap_or_default();
+        if self.total >= most || of_address >= most_per_address {
+            return false;
+        }
+        self.total += 1;
+        self.by_address.insert(address, of_address + 1);
+        true
+    }
+
+    fn give_back(&mut self, address: IpAddr) {
+        self.total -= 1;
+        if let Some(of_address) = self.by_address.get_mut(&address) {
+            *of_address -= 1;
+            if *of_address == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+}
 
 impl Door {
-    /// For at most so many connections at one time.
-    pub(super) fn new(max_connections: usize) -> Door {
-        Door(Arc::new(Semaphore::new(max_connections)))
+    /// For at most so many connections at one time, and those for monitoring.
+    pub(super) fn new(most: usize, metrics: Metrics) -> Door {
+        Door(Arc::new(Places { most, taken: Mutex::default(), metrics }))
+    }
+
+    fn place(&self, address: IpAddr) -> Option<Place> {
+        let Places { most, taken, metrics } = &*self.0;
+        let mut taken = taken.lock();
+        let is_usual = taken.usual.take(address, *most, most - most / 4);
+        if !is_usual && !taken.monitoring.take(address, MONITORING_PLACES, MONITORING_PLACES_PER_ADDRESS) {
+            metrics.connections_refused.inc();
+            return None;
+        }
+        drop(taken);
+        Some(Place { door: self.clone(), address, is_usual })
+    }
+}
+
+/// The place of one connection.
+#[derive(Debug)]
+struct Place {
+    door: Door,
+    address: IpAddr,
+    is_usual: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.door.0.taken.lock();
+        if self.is_usual { taken.usual.give_back(self.address) } else { taken.monitoring.give_back(self.address) }
     }
 }
 
@@ -88,12 +165,12 @@ impl<S> Accept<TcpStream, S> for Door {
     type Future = Ready<io::Result<(TcpStream, Admitted<S>)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let place = Arc::clone(&self.0).try_acquire_owned();
-        let place =
-            place.map_err(|_| io::Error::other("there are as many connections as the limit of open files allows"));
+        let place = stream.peer_addr().and_then(|peer| {
+            self.place(peer.ip().to_canonical()).ok_or_else(|| io::Error::other("there are too many connections"))
+        });
         ready(place.and_then(|place| {
             stream.set_nodelay(true)?;
-            Ok((stream, Admitted { service, _place: Arc::new(place) }))
+            Ok((stream, Admitted { service, place: Arc::new(place) }))
         }))
     }
 }
@@ -102,10 +179,10 @@ impl<S> Accept<TcpStream, S> for Door {
 #[derive(Clone)]
 pub(super) struct Admitted<S> {
     service: S,
-    _place: Arc<OwnedSemaphorePermit>,
+    place: Arc<Place>,
 }
 
-impl<R, S: Service<R>> Service<R> for Admitted<S> {
+impl<B, S: Service<Request<B>>> Service<Request<B>> for Admitted<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -114,7 +191,31 @@ impl<R, S: Service<R>> Service<R> for Admitted<S> {
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: R) -> S::Future {
+    fn call(&mut self, mut request: Request<B>) -> S::Future {
+        if !self.place.is_usual {
+            request.extensions_mut().insert(MonitoringOnly);
+        }
         self.service.call(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_takes_three_quarters_and_monitoring_has_places_of_its_own() {
+        let door = Door::new(8, Metrics::new());
+        let [a, b] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
+        let of = |address, count| (0..count).filter_map(|_| door.place(address)).collect::<Vec<_>>();
+        let usual = |places: &[Place]| places.iter().filter(|place| place.is_usual).count();
+        let greedy = of(a, 100);
+        assert_eq!((greedy.len(), usual(&greedy)), (6 + MONITORING_PLACES_PER_ADDRESS, 6));
+        let other = of(b, 3);
+        assert_eq!((other.len(), usual(&other)), (3, 2), "the third may ask for health");
+        assert_eq!(door.0.metrics.connections_refused.get(), 100 - 14);
+        drop((greedy, other));
+        assert_eq!(usual(&of(b, 6)), 6, "they are free again");
+        assert!(door.0.taken.lock().usual.by_address.is_empty());
     }
 }

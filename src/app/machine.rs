@@ -1,5 +1,5 @@
-//! What the machine or container allows, found out at start instead of set: memory for the store's cache, open files for
-//! connections.
+//! What the machine or container allows, found out at start instead of set: memory for the store's cache, for request
+//! bodies and for connections, and open files for connections.
 
 use std::{fs, path::Path};
 
@@ -15,7 +15,23 @@ const MIN_CACHE_BYTES: u64 = 16 << 20;
 /// A larger cache gains nothing: jobs are indexed in memory, and the system caches the file.
 const MAX_CACHE_BYTES: u64 = 64 << 20;
 
-/// Most connections at once. They cost memory (some 20 KB each while they wait), so it is bounded also where files are not.
+/// Request bodies and answers together get this part of the memory. JSON takes up to three times its bytes while it is
+/// parsed.
+const BODY_SHARE: u64 = 8;
+
+/// Room for the largest batch twice.
+const MIN_BODY_BYTES: u64 = 16 << 20;
+
+/// More helps nobody: what is slower than its sender is the disk.
+const MAX_BODY_BYTES: u64 = 512 << 20;
+
+/// Connections get this part of the memory.
+const CONNECTION_SHARE: u64 = 4;
+
+/// What a connection takes whose request is half sent: its head, the beginning of its body, its task.
+const CONNECTION_BYTES: u64 = 48 << 10;
+
+/// Most connections at once, where memory and files allow more.
 const MAX_CONNECTIONS: u64 = 20_000;
 
 /// Open files that connections leave to the store, the log, calls to Claude and webhooks.
@@ -33,6 +49,12 @@ fn cache_bytes(memory: Option<u64>) -> u64 {
     memory.map_or(MAX_CACHE_BYTES, |memory| (memory / CACHE_SHARE).clamp(MIN_CACHE_BYTES, MAX_CACHE_BYTES))
 }
 
+/// Most bytes of request bodies and answers held at once.
+pub(super) fn body_budget_bytes() -> usize {
+    let memory = memory_limit(Path::new("/")).unwrap_or(MIN_BODY_BYTES * BODY_SHARE);
+    usize::try_from((memory / BODY_SHARE).clamp(MIN_BODY_BYTES, MAX_BODY_BYTES)).unwrap_or(usize::MAX)
+}
+
 /// The memory of the machine, or of the control group if that is less. `root` is where /proc and /sys are.
 fn memory_limit(root: &Path) -> Option<u64> {
     let number = |path: &str| fs::read_to_string(root.join(path)).ok()?.trim().parse::<u64>().ok();
@@ -46,7 +68,12 @@ fn memory_limit(root: &Path) -> Option<u64> {
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let parents = Path::new(own).ancestors().map(|group| format!("sys/fs/cgroup/{}/memory.max", group.display()));
     let unified = parents.filter_map(|path| number(&path)).min();
-    let version_1 = number("sys/fs/cgroup/memory/memory.limit_in_bytes");
+    // Version 1: a tree of its own for memory. What is above it is in its own files only in part, so all are read.
+    let own = groups.lines().find_map(|line| line.split_once(":memory:/")).map_or("", |(_, path)| path);
+    let parents = Path::new(own)
+        .ancestors()
+        .map(|group| format!("sys/fs/cgroup/memory/{}/memory.limit_in_bytes", group.display()));
+    let version_1 = parents.filter_map(|path| number(&path)).min();
     [machine(), unified, version_1].into_iter().flatten().min()
 }
 
@@ -62,12 +89,13 @@ pub(super) fn max_connections() -> usize {
             Err(error) => debug!(%error, files, "the limit of open files can't be raised"),
         }
     }
-    connections(files)
+    connections(files, memory_limit(Path::new("/")))
 }
 
-fn connections(files: u64) -> usize {
+fn connections(files: u64, memory: Option<u64>) -> usize {
+    let by_memory = memory.map_or(MAX_CONNECTIONS, |memory| memory / CONNECTION_SHARE / CONNECTION_BYTES);
     // Where files are few, half of them.
-    let most = files.saturating_sub(RESERVED_FILES).max(files / 2).min(MAX_CONNECTIONS);
+    let most = files.saturating_sub(RESERVED_FILES).max(files / 2).min(by_memory).min(MAX_CONNECTIONS);
     usize::try_from(most).unwrap_or(usize::MAX)
 }
 
@@ -100,6 +128,9 @@ mod tests {
         assert_eq!(limit(&in_container), Some(256 << 20));
         let version_1 = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912\n");
         assert_eq!(limit(&[memory, version_1]), Some(512 << 20));
+        let own = ("proc/self/cgroup", "4:memory:/a/b\n0::/\n");
+        let group = ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "134217728\n");
+        assert_eq!(limit(&[memory, version_1, own, group]), Some(128 << 20), "a parent's");
         let unlimited = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
         assert_eq!(limit(&[memory, unlimited]), Some(4 << 30));
     }
@@ -112,6 +143,8 @@ mod tests {
 
     #[test]
     fn connections_leave_files_for_everything_else() {
-        assert_eq!([64, 512, 1_024, 4_096, 65_536].map(connections), [32, 256, 768, 3_840, 20_000]);
+        let of = |files| connections(files, None);
+        assert_eq!([64, 512, 1_024, 4_096, 65_536].map(of), [32, 256, 768, 3_840, 20_000]);
+        assert_eq!([256, 1_024, 65_536].map(|mib| connections(65_536, Some(mib << 20))), [1_365, 5_461, 20_000]);
     }
 }

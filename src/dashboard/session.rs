@@ -12,7 +12,6 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use minijinja::context;
 use parking_lot::Mutex;
 use rand::distr::{Alphanumeric, SampleString};
@@ -32,16 +31,17 @@ use crate::{clock::Timestamp, digest::sha256, queue::Queue};
 /// A working day, and no night: who runs the service signs in again.
 const SESSION_HOURS: u64 = 12;
 
-/// Most sessions: the oldest makes room. More browsers than any team of operators has.
+/// Most sessions: the oldest makes room, of an operator only where there are no others. More browsers than any team of
+/// operators has.
 const MAX_SESSIONS: usize = 1_000;
 
 /// Characters of a session's name, and of the mark in its forms: 32 of 62 kinds are 190 bits.
 const NAME_LENGTH: usize = 32;
 
-/// Tries a minute, over all clients: a token of 190 bits needs no tighter bound, one that was chosen badly does.
-const TRIES_PER_MINUTE: u32 = 10;
-
 const COOKIE: &str = "ceoagent_session";
+
+/// Its name by TLS: then no other host, such as a subdomain, can set it.
+const COOKIE_BY_TLS: &str = "__Host-ceoagent_session";
 
 /// What the settings begin with that keep a session; what is derived from the session's name follows.
 const SETTING: &str = "session/";
@@ -56,7 +56,6 @@ pub(super) struct Sessions {
     queue: Queue,
     /// By what is derived from their names, so that the time it takes to find one tells nothing of a name.
     open: Mutex<HashMap<String, Session>>,
-    tries: DefaultDirectRateLimiter,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -64,13 +63,7 @@ struct Session {
     sealed_credential: String,
     ends_at: Timestamp,
     /// The credential is an operator's.
-    #[serde(default = "yes")]
     is_admin: bool,
-}
-
-/// Of sessions that were kept before others than operators signed in.
-fn yes() -> bool {
-    true
 }
 
 /// A session as pages see it.
@@ -103,7 +96,6 @@ pub(super) enum NotSignedIn {
 impl Sessions {
     /// The sessions that `queue` keeps.
     pub(super) fn of(queue: Queue) -> Sessions {
-        let per_minute = const { std::num::NonZeroU32::new(TRIES_PER_MINUTE).unwrap() };
         let kept = queue.kept(SETTING).into_iter();
         let open = kept.filter_map(|(name, text)| {
             let key = name.strip_prefix(SETTING)?.to_owned();
@@ -111,7 +103,7 @@ impl Sessions {
             Some((key, read.ok()?))
         });
         let open = Mutex::new(open.collect());
-        Sessions { queue, open, tries: RateLimiter::direct(Quota::per_minute(per_minute)) }
+        Sessions { queue, open }
     }
 
     /// Opens a session. Returns the name that the browser is to keep.
@@ -127,7 +119,8 @@ impl Sessions {
             let mut gone: Vec<String> = over.map(|(key, _)| key.clone()).collect();
             if open.len() - gone.len() >= MAX_SESSIONS {
                 let in_force = open.iter().filter(|(_, session)| session.ends_at > now);
-                gone.extend(in_force.min_by_key(|(_, session)| session.ends_at).map(|(key, _)| key.clone()));
+                let oldest = in_force.min_by_key(|(_, session)| (session.is_admin, session.ends_at));
+                gone.extend(oldest.map(|(key, _)| key.clone()));
             }
             gone.iter().for_each(|key| drop(open.remove(key)));
             open.insert(key.clone(), session.clone());
@@ -208,14 +201,18 @@ fn unseal(name: &str, sealed: &str) -> Option<SecretString> {
 
 /// The name of the session that the browser has.
 pub(super) fn cookie(headers: &HeaderMap) -> Option<&str> {
-    reader::cookie(headers, COOKIE)
+    reader::cookie(headers, if is_by_tls(headers) { COOKIE_BY_TLS } else { COOKIE })
 }
 
-/// `Secure` only where a proxy says that the browser speaks TLS: without it the browser would not keep the cookie.
+/// Whether a proxy says that the browser speaks TLS.
+fn is_by_tls(headers: &HeaderMap) -> bool {
+    headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https")
+}
+
+/// `Secure` and its prefix only where the browser speaks TLS: else it would not keep the cookie.
 fn set_cookie(headers: &HeaderMap, value: &str, seconds: u64) -> HeaderValue {
-    let by_tls = headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
-    let secure = if by_tls { "; Secure" } else { "" };
-    let cookie = format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    let (name, secure) = if is_by_tls(headers) { (COOKIE_BY_TLS, "; Secure") } else { (COOKIE, "") };
+    let cookie = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
     HeaderValue::try_from(cookie).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
@@ -303,10 +300,6 @@ impl Pages {
         headers: &HeaderMap,
         credential: SecretString,
     ) -> Result<SignedIn, NotSignedIn> {
-        // Right or wrong: nobody signs in ten times a minute.
-        if self.sessions.tries.check().is_err() {
-            return Err(NotSignedIn::Later);
-        }
         let caller = reader.caller.clone().with(credential.clone());
         let answer = self.api.get(&caller, "/api/v1/admin/jobs?limit=1").await;
         let is_admin = match answer.status {
@@ -422,6 +415,8 @@ mod tests {
             header::HeaderName::from_static("x-forwarded-proto"),
             HeaderValue::from_static("https"),
         )]);
-        assert!(set_cookie(&by_tls, "abc", 60).to_str().unwrap().ends_with("; Secure"));
+        let cookie = set_cookie(&by_tls, "abc", 60);
+        assert!(cookie.to_str().unwrap().starts_with("__Host-ceoagent_session=abc; Path=/;"));
+        assert!(cookie.to_str().unwrap().ends_with("; Secure"));
     }
 }

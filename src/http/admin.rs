@@ -15,7 +15,7 @@ use super::{
     extract::{Admin, Params, count_up_to},
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
     problem::{INVALID_PARAMETER, Problem},
-    view::JobView,
+    view::{Include, JobView},
 };
 use crate::job::{FailureCode, JobFilter, JobStatus, Listing, Order, Priority, StatusCounts};
 
@@ -27,7 +27,7 @@ const MAX_LIMIT: usize = 200;
 
 /// The parameters of the routes that list jobs, without `caller`.
 const TAKEN: &str =
-    "status, priority, code, created_from, created_before, text, model, metadata, order, limit and cursor";
+    "status, priority, code, created_from, created_before, text, model, metadata, order, include, limit and cursor";
 
 /// The same parameters for the OpenAPI document.
 #[derive(IntoParams)]
@@ -58,7 +58,11 @@ pub(super) struct Listed {
     /// `newest` (default) or `oldest` first
     #[param(pattern = "^(newest|oldest)$")]
     order: Option<String>,
-    /// Jobs on a page: 1 to 200, default 50
+    /// Large fields that the jobs have only if they are listed here: `context`, `result`, `raw_answer`, such as
+    /// `include=result,context`
+    #[param(pattern = "^(context|result|raw_answer)(,(context|result|raw_answer))*$")]
+    include: Option<String>,
+    /// Jobs on a page: 1 to 200, default 50. A page ends early after 4 MiB of texts
     #[param(minimum = 1, maximum = 200)]
     limit: Option<usize>,
     /// The `next_cursor` or `prev_cursor` of another page
@@ -101,11 +105,11 @@ pub(super) struct JobList<'a> {
     )
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    let listing = listing(&params, None)?;
+    let (listing, include) = listing(&params, None)?;
     let page = api.queue.list(listing).await?;
     let now = api.queue.now();
     let list = JobList {
-        jobs: page.jobs.iter().map(|record| api.view(record, now)).collect(),
+        jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
         next_cursor: page.next.map(encode_cursor),
         prev_cursor: page.prev.map(encode_cursor),
         total: api.queue.counts(),
@@ -113,13 +117,14 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) 
     Ok(Json(list).into_response())
 }
 
-/// Parses the parameters of a listing. `own` limits it to the jobs of one caller.
-pub(super) fn listing(params: &Params, own: Option<String>) -> Result<Listing, Problem> {
-    let mut conditions = Conditions::default();
+/// Parses the parameters of a listing, and which large fields it shows. `own` limits it to the jobs of one caller.
+pub(super) fn listing(params: &Params, own: Option<String>) -> Result<(Listing, Include), Problem> {
+    let (mut conditions, mut include) = (Conditions::default(), Include::default());
     let mut listing = Listing { limit: DEFAULT_LIMIT, ..Listing::default() };
     let taken = if own.is_some() { TAKEN.to_owned() } else { format!("caller, {TAKEN}") };
     let mut errors = params.errors(&taken, |name, value| match name {
         "limit" => Some(count_up_to(MAX_LIMIT, value).map(|limit| listing.limit = limit)),
+        "include" => Some(include.add(value)),
         "order" => Some(order(value).map(|order| listing.order = order)),
         "cursor" => {
             let cursor = decode_cursor(value).ok_or_else(|| WRONG_CURSOR.to_owned());
@@ -131,7 +136,7 @@ pub(super) fn listing(params: &Params, own: Option<String>) -> Result<Listing, P
     match conditions.filter() {
         Ok(filter) if errors.is_empty() => {
             let caller = own.or_else(|| filter.caller.clone());
-            Ok(Listing { filter: JobFilter { caller, ..filter }, ..listing })
+            Ok((Listing { filter: JobFilter { caller, ..filter }, ..listing }, include))
         }
         filter => {
             errors.extend(filter.err().into_iter().flatten());
@@ -154,7 +159,8 @@ mod tests {
     use crate::job::Side;
 
     fn of(pairs: &[(&str, &str)]) -> Result<Listing, Problem> {
-        listing(&Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()), None)
+        let params = pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        listing(&Params(params), None).map(|(listing, _)| listing)
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let paused = api.queue.paused().map(|pause| Reason {
         field: "queue",
         code: "paused",
-        message: format!("was paused by {} at {}", pause.by, pause.at),
+        message: format!("was paused by an operator at {}", pause.at),
         until: None,
     });
     let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(budget).collect();

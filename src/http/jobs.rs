@@ -49,10 +49,11 @@ pub(super) async fn list(
     State(api): State<Arc<Api>>,
     params: Params,
 ) -> Result<Response, Problem> {
-    let page = api.queue.list(listing(&params, Some(caller))?).await?;
+    let (listing, include) = listing(&params, Some(caller))?;
+    let page = api.queue.list(listing).await?;
     let now = api.queue.now();
     let jobs = OwnJobs {
-        jobs: page.jobs.iter().map(|record| api.view(record, now)).collect(),
+        jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
         next_cursor: page.next.map(encode_cursor),
         prev_cursor: page.prev.map(encode_cursor),
     };

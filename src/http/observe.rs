@@ -1,6 +1,16 @@
 //! The middleware around all routes: request id, time limit, panics, access log, metrics.
 
-use std::{any::Any, cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    cell::RefCell,
+    num::NonZeroU32,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -9,6 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::time::{Instant, timeout_at};
 use tracing::{error, info};
 use uuid::Uuid;
@@ -24,6 +35,12 @@ use crate::{
 
 /// Time limit of a request: clients and proxies commonly give up after 30 s.
 const ANSWER_LIMIT: Duration = Duration::from_millis(29_500);
+
+/// Most characters of a path in a log line.
+const MAX_LOGGED_PATH: usize = 200;
+
+/// Log lines a second about requests that were refused (4xx). Anyone can cause them, as many as they like.
+const REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 
 /// Longest request id accepted from a client: a longer one would bloat every log line.
 const MAX_REQUEST_ID: usize = 128;
@@ -62,6 +79,29 @@ pub(super) fn add_header(name: HeaderName, value: HeaderValue) {
     let _ = CURRENT.try_with(|current| current.headers.borrow_mut().push((name, value)));
 }
 
+/// Limits the log lines about refused requests.
+pub struct RefusalLog {
+    quota: DefaultDirectRateLimiter,
+    left_out: AtomicU64,
+}
+
+impl Default for RefusalLog {
+    fn default() -> RefusalLog {
+        RefusalLog { quota: RateLimiter::direct(Quota::per_second(REFUSALS_PER_SECOND)), left_out: AtomicU64::new(0) }
+    }
+}
+
+impl RefusalLog {
+    /// How many lines were left out before this one; `None` if this one is left out too.
+    fn take(&self) -> Option<u64> {
+        if self.quota.check().is_err() {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.left_out.swap(0, Ordering::Relaxed))
+    }
+}
+
 /// Answers every request within [`ANSWER_LIMIT`] and writes a log line for it, also after a panic.
 pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -87,15 +127,19 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         let added = CURRENT.with(|current| current.headers.take());
         response.headers_mut().extend(added);
         let elapsed = started.elapsed();
-        info!(
-            http.method = %method,
-            http.route = route,
-            http.path = uri.path(),
-            http.status = response.status().as_u16(),
-            duration_ms = elapsed.as_secs_f64() * 1e3,
-            request.id = text(&id),
-            "request answered"
-        );
+        let is_refused = response.status().is_client_error();
+        if let Some(left_out) = if is_refused { api.refusals.take() } else { Some(0) } {
+            info!(
+                http.method = %method,
+                http.route = route,
+                http.path = cut(uri.path()),
+                http.status = response.status().as_u16(),
+                duration_ms = elapsed.as_secs_f64() * 1e3,
+                request.id = text(&id),
+                left_out = (left_out > 0).then_some(left_out),
+                "request answered"
+            );
+        }
         (response, elapsed)
     };
     let (mut response, elapsed) = span.scope(CURRENT.scope(current, answer)).await;
@@ -158,6 +202,11 @@ fn timed_out() -> Response {
     Problem::new(TIMEOUT, detail).into_response()
 }
 
+/// The beginning of a path.
+fn cut(path: &str) -> &str {
+    &path[..path.floor_char_boundary(MAX_LOGGED_PATH)]
+}
+
 /// The method as a metric label. Unknown methods share one label, so that clients can't create time series.
 fn bounded(method: &Method) -> &str {
     match *method {
@@ -184,6 +233,15 @@ mod tests {
             assert!(given(bad).is_none(), "{bad:?}");
         }
         assert!(Uuid::try_parse(text(&new_id())).is_ok_and(|id| id.get_version_num() == 7));
+    }
+
+    #[test]
+    fn log_lines_about_refusals_are_limited_and_those_left_out_are_counted() {
+        let log = RefusalLog::default();
+        let lines = (0..1_000).filter_map(|_| log.take()).count();
+        assert!((20..100).contains(&lines), "{lines}");
+        assert_eq!(log.left_out.load(Ordering::Relaxed), 1_000 - lines as u64);
+        assert_eq!(cut(&format!("/{}", "ü".repeat(500))).len(), 199);
     }
 
     #[test]

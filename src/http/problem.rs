@@ -34,6 +34,9 @@ pub(super) const INVALID_PARAMETER: Kind =
 pub(super) const INVALID_JOB_ID: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_job_id", "The job id is not a UUID");
 pub(super) const UNAUTHORIZED: Kind = Kind(StatusCode::UNAUTHORIZED, "unauthorized", "Authentication required");
 pub(super) const FORBIDDEN: Kind = Kind(StatusCode::FORBIDDEN, "forbidden", "The key or token has too small a scope");
+pub(super) const INVALID_HOST: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_host", "The Host header is not valid");
+pub(super) const FOREIGN_HOST: Kind =
+    Kind(StatusCode::FORBIDDEN, "foreign_host", "This name is not one of the service");
 pub(super) const RATE_LIMITED: Kind =
     Kind(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many jobs submitted in a minute");
 pub(super) const TOO_MANY_FAILURES: Kind =
@@ -72,6 +75,7 @@ pub(super) const SHUTTING_DOWN: Kind =
 pub(super) const STORAGE_UNAVAILABLE: Kind =
     Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store is unavailable");
 pub(super) const NOT_READY: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready");
+pub(super) const SERVER_BUSY: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "server_busy", "Too many requests at once");
 pub(super) const TIMEOUT: Kind =
     Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long to answer");
 

@@ -166,6 +166,8 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     Api {
         auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
         fair: Fair::new(None),
+        memory: MemoryBudget::new(64 << 20),
+        refusals: observe::RefusalLog::default(),
         cors_origins: Vec::new(),
         models: Models::new("m".to_owned(), Vec::new()),
         queue,

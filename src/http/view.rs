@@ -34,6 +34,31 @@ const MAX_ETA_INTERVAL: Duration = Duration::from_mins(1);
 /// Longest `Retry-After` of a scheduled job.
 const MAX_POLL_INTERVAL: Duration = Duration::from_hours(1);
 
+/// The large parts of a job that a list shows only if they are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Include {
+    context: bool,
+    result: bool,
+    raw_answer: bool,
+}
+
+impl Include {
+    pub(super) const ALL: Include = Include { context: true, result: true, raw_answer: true };
+
+    /// Adds the parts of a list such as `result,context`.
+    pub(super) fn add(&mut self, parts: &str) -> Result<(), String> {
+        for part in parts.split(',') {
+            match part.trim() {
+                "context" => self.context = true,
+                "result" => self.result = true,
+                "raw_answer" => self.raw_answer = true,
+                _ => return Err(format!("must be a list of context, result and raw_answer, not {parts:?}")),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A job. Fields that do not apply are absent.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Job)]
@@ -260,7 +285,13 @@ pub(super) struct Links {
 }
 
 impl<'a> JobView<'a> {
+    /// The whole job.
     pub(super) fn new(record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
+        JobView::with(record, now, Include::ALL)
+    }
+
+    /// The job with those of its large parts that `include` names.
+    pub(super) fn with(record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
         let JobRecord { job, request, attempts, delivery } = record;
         let status = job.status(now);
         let run_at = match job.state {
@@ -278,7 +309,7 @@ impl<'a> JobView<'a> {
             deadline_at: job.deadline_at,
             attempts_made: job.attempt,
             query: &request.query,
-            context: request.context.as_deref(),
+            context: request.context.as_deref().filter(|_| include.context),
             options: &request.options,
             model: request.model.as_deref(),
             prompt_version: request.prompt_version.as_deref(),
@@ -288,8 +319,8 @@ impl<'a> JobView<'a> {
             callback_url: request.callback_url.as_deref(),
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
-            attempts: attempts.iter().map(|attempt| AttemptView::new(attempt)).collect(),
-            result: shown(record),
+            attempts: attempts.iter().map(|attempt| AttemptView::new(attempt, include.raw_answer)).collect(),
+            result: include.result.then(|| shown(record)).flatten(),
             answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
             refused_by: attempts
                 .iter()
@@ -370,7 +401,7 @@ impl<'a> JobView<'a> {
 }
 
 impl<'a> AttemptView<'a> {
-    fn new(attempt: &'a Attempt) -> AttemptView<'a> {
+    fn new(attempt: &'a Attempt, with_raw_answer: bool) -> AttemptView<'a> {
         let report = &attempt.report;
         let code = report.error.as_ref().map(|error| error.code);
         let unreadable =
@@ -394,7 +425,7 @@ impl<'a> AttemptView<'a> {
             may_have_been_billed: report.may_have_been_billed,
             at_risk: report.at_risk.as_ref().map(AtRiskView::new),
             repaired: Some(report.repaired.as_slice()).filter(|repaired| !repaired.is_empty()),
-            raw_answer: report.raw_answer.as_deref().filter(|_| unreadable),
+            raw_answer: report.raw_answer.as_deref().filter(|_| unreadable && with_raw_answer),
         }
     }
 }

@@ -133,6 +133,19 @@ impl JobRecord {
         self.answer().is_some_and(|attempt| attempt.report.depth == Some(Depth::Brief))
     }
 
+    /// Bytes of its texts: question, answers, memo.
+    pub fn text_bytes(&self) -> usize {
+        let JobRequest { query, context, options, .. } = &*self.request;
+        let asked =
+            query.len() + context.as_ref().map_or(0, String::len) + options.iter().map(String::len).sum::<usize>();
+        let of_attempt = |attempt: &Arc<Attempt>| {
+            let report = &attempt.report;
+            report.raw_answer.as_ref().map_or(0, String::len)
+                + report.result.as_ref().map_or(0, |memo| memo.get().len())
+        };
+        asked + self.attempts.iter().map(of_attempt).sum::<usize>()
+    }
+
     /// The attempt that brought the memo.
     pub fn answer(&self) -> Option<&Attempt> {
         let brought = |attempt: &&Arc<Attempt>| match attempt.outcome {

@@ -1,15 +1,20 @@
 //! Clients that mean harm or know no better: the service's memory stays bounded, and others are served meanwhile.
 
-use std::{process::Command, time::Duration};
+use std::{io, net::SocketAddr, process::Command, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::timeout,
 };
 
-use crate::harness::{PATIENCE, Service, Setup, simulator};
+use serde_json::json;
+
+use crate::{
+    cgroup::MemoryLimit,
+    harness::{PATIENCE, Service, Setup, simulator},
+};
 
 /// Resident memory of the service, in MiB.
 fn resident_mb(service: &Service) -> u64 {
@@ -196,4 +201,157 @@ async fn one_connection_too_many_is_closed_and_its_place_is_free_again() {
 async fn reqwest_health(service: &Service) -> Option<u16> {
     let answer = service.request(reqwest::Method::GET, "/health").timeout(Duration::from_secs(5)).send().await;
     answer.ok().map(|answer| answer.status().as_u16())
+}
+
+/// The attackers' address: other callers have another one.
+const ELSEWHERE: [u8; 4] = [127, 0, 0, 66];
+
+/// Sends a part of a request from [`ELSEWHERE`], as much as is taken at once, and keeps the connection.
+async fn send_part(service: &Service, part: &[u8]) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((ELSEWHERE, 0).into()).unwrap();
+    let to: SocketAddr = address(service).parse().unwrap();
+    let mut stream = socket.connect(to).await.ok()?;
+    // What fits in the kernel's buffers; the service may read no further, or hang up.
+    let (head, rest) = part.split_at(part.len().min(4 << 10));
+    stream.write_all(head).await.ok()?;
+    let mut rest = rest;
+    while !rest.is_empty() {
+        match timeout(Duration::from_millis(20), stream.write(rest)).await {
+            Ok(Ok(sent)) if sent > 0 => rest = &rest[sent..],
+            Ok(Ok(_)) | Err(_) => break,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Ok(Err(_)) => return None,
+        }
+    }
+    Some(stream)
+}
+
+/// Sends `count` parts, sixteen at a time, and looks meanwhile whether others are served.
+async fn attack(service: &Service, count: usize, part: &[u8]) -> Vec<TcpStream> {
+    let mut held = Vec::new();
+    for wave in 0..count.div_ceil(16) {
+        let parts = (0..16).map(|_| send_part(service, part));
+        held.extend(futures_util::future::join_all(parts).await.into_iter().flatten());
+        if wave.is_multiple_of(16) {
+            assert_eq!(reqwest_health(service).await, Some(200));
+        }
+    }
+    serves(service).await;
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_256_mib_no_half_sent_request_and_no_unread_answer_ends_the_service() {
+    let pid = std::process::id().to_string();
+    assert!(Command::new("prlimit").args(["--pid", &pid, "--nofile=16000:"]).status().unwrap().success());
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url()).with("SUBMITS_PER_MINUTE", "0").with("PATH", env!("PATH"));
+    let limit = MemoryLimit::mib(256);
+    let service = limit.start(&setup);
+    for n in 0..300 {
+        let question = json!({ "query": format!("Question {n}?"), "context": "x".repeat(50_000) });
+        assert_eq!(service.post("/api/v1/analyze", &question).await.status, 202);
+    }
+    let part = |target: &str, kind: &str, size: usize| {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n");
+        let head = format!("{head}Content-Length: {}\r\n\r\n", size + 1);
+        [head.into_bytes(), vec![b' '; size]].concat()
+    };
+    let form = part("/admin/login", "application/x-www-form-urlencoded", 1 << 20);
+    drop(attack(&service, 1_400, &form).await);
+    let batch = part("/api/v1/analyze/batch", "application/json", (8 << 20) - 1_024);
+    drop(attack(&service, 100, &batch).await);
+    let head = format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: {}", "x".repeat(63 << 10));
+    drop(attack(&service, 2_000, head.as_bytes()).await);
+    let list = "GET /api/v1/admin/jobs?limit=200&include=context,result HTTP/1.1\r\nHost: localhost\r\nAuthorization: \
+                Bearer a-token-for-tests-only\r\n\r\n";
+    let unread = attack(&service, 400, list.as_bytes()).await;
+    assert_eq!(reqwest_health(&service).await, Some(200));
+    drop(unread);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_finds_no_memory_gets_503_and_one_of_another_address_finds_it() {
+    let claude = simulator().await;
+    let limit = MemoryLimit::mib(256);
+    let service = limit.start(&Setup::new(&claude.base_url()).with("PATH", env!("PATH")));
+    let head = "POST /api/v1/analyze/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let part = [format!("{head}Content-Length: 8000000\r\n\r\n").into_bytes(), vec![b' '; 7_999_999]].concat();
+    let mut refused = 0;
+    // An address gets half of 32 MiB: two of these.
+    for mut stream in attack(&service, 16, &part).await {
+        let mut answer = vec![0; 4_096];
+        if let Ok(Ok(read)) = timeout(Duration::from_secs(1), stream.read(&mut answer)).await {
+            let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+            assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("server_busy"), "{answer}");
+            assert!(answer.to_lowercase().contains("retry-after: 2"), "{answer}");
+            refused += 1;
+        }
+    }
+    assert!(refused >= 10, "{refused}");
+    let requests = vec![json!({ "query": "And mine?", "context": "x".repeat(40_000) }); 50];
+    assert_eq!(service.post("/api/v1/analyze/batch", &json!({ "requests": requests })).await.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_connections_run_out_health_is_still_answered_and_another_address_let_in() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url()).with("PATH", env!("PATH"));
+    let mut few_files = setup.command_of("sh");
+    let service =
+        setup.start_as(few_files.args(["-c", "ulimit -n 128; exec \"$0\" serve", env!("CARGO_BIN_EXE_ceoagent")]));
+    // Half of the files are for connections, three quarters of these for one address.
+    let mut held = Vec::new();
+    for _ in 0..48 {
+        held.push(send_part(&service, b"GET").await.unwrap());
+    }
+    serves(&service).await;
+    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    for (path, status) in [("/health", "200"), ("/metrics", "200"), ("/api/v1/jobs", "503")] {
+        let mut stream = send_part(&service, ask(path).as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("it is closed").unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_browser_that_knows_an_open_service_by_a_foreign_name_is_refused_and_a_program_is_not() {
+    let claude = simulator().await;
+    let named = "http://ceo.example:8000";
+    let open = Setup::new(&claude.base_url()).with("CORS_ORIGINS", named).start();
+    let ask = async |service: &Service, host: &str, from: &[(&'static str, &str)]| {
+        let mut request = service.request(reqwest::Method::POST, "/api/v1/analyze").header("host", host);
+        for (name, value) in from {
+            request = request.header(*name, *value);
+        }
+        crate::harness::send(request.json(&json!({ "query": "Whose question is this?" }))).await
+    };
+    let rebound = [("origin", "http://evil.example"), ("sec-fetch-site", "same-origin")];
+    for one in rebound {
+        ask(&open, "evil.example", &[one]).await.assert_problem(403, "foreign_host");
+    }
+    assert_eq!(ask(&open, "evil.example", &[]).await.status, 202, "a program");
+    for own in ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "server", "ceo.example:8000"] {
+        assert_eq!(ask(&open, own, &rebound).await.status, 202, "{own}");
+    }
+    let page =
+        open.request(reqwest::Method::GET, "/admin").header("host", "evil.example").header("sec-fetch-site", "none");
+    crate::harness::send(page).await.assert_problem(403, "foreign_host");
+    let closed = Setup::new(&claude.base_url()).with("REQUIRE_API_KEY", "true").start();
+    ask(&closed, "ceo.example", &rebound).await.assert_problem(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn a_request_names_exactly_one_host() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    for hosts in ["", "Host: a\r\nHost: b\r\n", "Host: a b\r\n", "Host: http://a/b\r\n"] {
+        let said =
+            exchange(&service, format!("GET /health HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n").as_bytes()).await;
+        assert!(said.starts_with("HTTP/1.1 400") && said.contains("invalid_host"), "{hosts:?}: {said}");
+    }
+    let said = exchange(&service, b"GET /health HTTP/1.0\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.0 200"), "{said}");
 }

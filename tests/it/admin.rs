@@ -154,7 +154,7 @@ async fn a_pause_holds_back_what_waits_across_restarts_and_lets_what_runs_end() 
     assert_eq!(service.ended(&running).await.body["status"], "succeeded", "a pause stops no attempt");
     let ready = service.get("/health/ready").await;
     assert_eq!((ready.status, &ready.body["status"]), (200, &json!("degraded")), "{ready:#?}");
-    assert!(ready.body["reasons"][0]["message"].as_str().unwrap().contains("paused by admin_token"), "{ready:#?}");
+    assert!(ready.body["reasons"][0]["message"].as_str().unwrap().contains("paused by an operator"), "{ready:#?}");
     service.terminate();
 
     let service = setup.start();

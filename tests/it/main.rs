@@ -9,6 +9,7 @@ mod admin;
 mod bad_input;
 mod batch;
 mod cases;
+mod cgroup;
 mod command_line;
 mod crash;
 mod disk_fault;

@@ -347,13 +347,15 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
 }
 
 #[tokio::test]
-async fn tries_to_sign_in_are_bounded() {
+async fn wrong_tries_to_sign_in_are_limited_and_never_shut_out_the_right_token() {
     let claude = simulator().await;
     let service = Setup::new(&claude.base_url()).start();
     let mut browser = Browser::of(&service);
-    for _ in 0..10 {
+    for _ in 0..30 {
         assert_eq!(browser.post("/admin/login", &[("token", "wrong")]).await.status, StatusCode::UNAUTHORIZED);
     }
-    let late = browser.post("/admin/login", &[("token", ADMIN_TOKEN)]).await;
+    let late = browser.post("/admin/login", &[("token", "wrong")]).await;
     assert_eq!(late.status, StatusCode::TOO_MANY_REQUESTS);
+    let right = browser.post("/admin/login", &[("token", ADMIN_TOKEN)]).await;
+    assert_eq!(right.status, StatusCode::SEE_OTHER);
 }

@@ -386,7 +386,7 @@ async fn the_health_check_tells_whether_questions_are_taken_and_why_not() {
     service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
     let (status, said) = setup.run(&["healthcheck", "--ready"]);
     assert!(status.success() && said.starts_with("degraded: "), "{said}");
-    assert!(said.contains("\n  queue: was paused by admin_token at 2"), "{said}");
+    assert!(said.contains("\n  queue: was paused by an operator at 2"), "{said}");
     drop(service);
 
     let problem = r#"{"status":503,"code":"not_ready","errors":[{"field":"disk","message":"is full"}]}"#;

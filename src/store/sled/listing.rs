@@ -8,7 +8,7 @@ use tracing::error;
 use super::{Shared, codec::read_chunks, disk::Disk, keys, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Cursor, Job, JobPage, JobRequest, JobSelection, Listing},
+    job::{Cursor, Job, JobPage, JobRecord, JobRequest, JobSelection, Listing},
     store::StoreError,
 };
 
@@ -18,6 +18,10 @@ const LOOK_TIME: Duration = Duration::from_millis(200);
 /// Most records that are read for a page, besides those on it: at some 20 µs each a quarter of [`LOOK_TIME`], unless the
 /// disk is cold.
 const LOOK_RECORDS: usize = 2_000;
+
+/// A page ends after the job with which its texts exceed this size, because it is held in memory. Usual jobs have some
+/// 10 KB.
+const MAX_PAGE_BYTES: usize = 4 << 20;
 
 /// Jobs that are looked at under one lock of the index: the writer must not wait for a listing.
 const LOOK_STEP: usize = 4_096;
@@ -32,14 +36,23 @@ struct Found {
 impl Shared {
     /// A page of jobs with their records. May block.
     pub(super) fn list(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobPage, StoreError> {
-        let Found { jobs, end } = self.find(disk, listing, now)?;
-        let (next, prev) = neighbours(listing, &jobs, end);
-        let records = jobs.into_iter().map(|(seq, job)| {
+        let Found { jobs: mut found, mut end } = self.find(disk, listing, now)?;
+        let (mut jobs, mut bytes) = (Vec::with_capacity(found.len()), 0);
+        let mut place = 0;
+        while place < found.len() {
+            let (seq, job) = found[place].clone();
             // A statement of its own, so that the lock is not held while the disk is read.
             let open = self.deliveries.read().get(seq).cloned();
-            readable(self.record(disk, seq, job, open))
-        });
-        let mut jobs: Vec<_> = records.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+            let record = readable(self.record(disk, seq, job, open))?;
+            bytes += record.as_ref().map_or(0, JobRecord::text_bytes);
+            jobs.extend(record);
+            if bytes > MAX_PAGE_BYTES && place + 1 < found.len() {
+                found.truncate(place + 1);
+                end = Some(seq);
+            }
+            place += 1;
+        }
+        let (next, prev) = neighbours(listing, &found, end);
         if listing.side() != listing.order.onward() {
             jobs.reverse();
         }

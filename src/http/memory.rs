@@ -1,0 +1,287 @@
+//! One bound on the memory that request bodies and answers hold, for all clients together and for each address.
+//!
+//! The bytes of a body count from when they arrive until its request is answered, those of an answer until they are
+//! written. A request that finds no room is answered `503` and can be sent again.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderValue, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
+
+use super::{
+    Api, extract,
+    problem::{Problem, SERVER_BUSY},
+};
+
+/// The first bytes of a body or an answer are free: connections have buffers of this size anyway, and most requests
+/// need no more.
+const FREE_BYTES: usize = 16 << 10;
+
+/// A body above this size may not use the last quarter of the budget, which is for the small requests of others.
+const SMALL_BODY_BYTES: usize = 256 << 10;
+
+/// Most bytes of an answer that are passed to the connection at once.
+const SLICE_BYTES: usize = 64 << 10;
+
+/// `Retry-After` when there is no room, in seconds.
+const BUSY_RETRY_AFTER: u64 = 2;
+
+/// Marks the requests of a connection that may only ask for health and metrics, because there are too many others.
+#[derive(Clone, Copy, Debug)]
+pub struct MonitoringOnly;
+
+/// The routes that such a connection may ask for.
+const MONITORING_ROUTES: [&str; 3] = ["/health", "/health/ready", "/metrics"];
+
+/// The budget. Clones share it.
+#[derive(Clone, Debug)]
+pub struct MemoryBudget(Arc<Budget>);
+
+#[derive(Debug)]
+struct Budget {
+    bytes: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl MemoryBudget {
+    pub fn new(bytes: usize) -> MemoryBudget {
+        MemoryBudget(Arc::new(Budget { bytes, held: Mutex::default() }))
+    }
+
+    fn hold(&self, address: IpAddr) -> Arc<Hold> {
+        Arc::new(Hold {
+            budget: Arc::clone(&self.0),
+            address,
+            bytes: AtomicUsize::new(0),
+            is_refused: AtomicBool::new(false),
+        })
+    }
+}
+
+/// The part of the budget that one body or answer holds until it is dropped.
+struct Hold {
+    budget: Arc<Budget>,
+    address: IpAddr,
+    bytes: AtomicUsize,
+    is_refused: AtomicBool,
+}
+
+impl Hold {
+    /// Holds `more` bytes if there is room. One address may hold half of the budget.
+    fn grow(&self, more: usize) -> bool {
+        let Budget { bytes, held } = &*self.budget;
+        let before = self.bytes.load(Ordering::Relaxed);
+        let most = if before + more > SMALL_BODY_BYTES { bytes - bytes / 4 } else { *bytes };
+        let mut held = held.lock();
+        let of_address = held.by_address.get(&self.address).copied().unwrap_or_default();
+        if held.total + more > most || of_address + more > bytes / 2 {
+            self.is_refused.store(true, Ordering::Relaxed);
+            return false;
+        }
+        held.total += more;
+        held.by_address.insert(self.address, of_address + more);
+        self.bytes.store(before + more, Ordering::Relaxed);
+        true
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        if bytes == 0 {
+            return;
+        }
+        let mut held = self.budget.held.lock();
+        held.total -= bytes;
+        if let Some(of_address) = held.by_address.get_mut(&self.address) {
+            *of_address -= bytes;
+            if *of_address == 0 {
+                held.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Counts the bodies of requests and answers, and keeps places for monitoring.
+pub(super) async fn bound(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let is_monitoring_only = request.extensions().get::<MonitoringOnly>().is_some();
+    if is_monitoring_only && !MONITORING_ROUTES.contains(&request.uri().path()) {
+        return last(busy("has as many connections as it can hold; only health and metrics are answered"));
+    }
+    let address = extract::address_of(request.extensions());
+    let answer = counted(&api.memory, address, request, next).await;
+    if is_monitoring_only { last(answer) } else { answer }
+}
+
+async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next: Next) -> Response {
+    // A stream has no exact size.
+    let is_small = |hint: SizeHint| hint.exact().is_some_and(|bytes| bytes <= FREE_BYTES as u64);
+    let answer = if is_small(request.body().size_hint()) {
+        next.run(request).await
+    } else {
+        let hold = memory.hold(address);
+        let request = request.map(|body| Body::new(Arriving { body, free: FREE_BYTES, hold: Arc::clone(&hold) }));
+        let answer = next.run(request).await;
+        if hold.is_refused.load(Ordering::Relaxed) {
+            return busy("has no memory for this body; send it again soon");
+        }
+        answer
+    };
+    let Some(bytes) = answer.body().size_hint().exact().filter(|bytes| *bytes > FREE_BYTES as u64) else {
+        return answer;
+    };
+    let hold = memory.hold(address);
+    if !hold.grow(usize::try_from(bytes).unwrap_or(usize::MAX)) {
+        return busy("has no memory for an answer of this size; ask for a shorter page, or again soon");
+    }
+    answer.map(|body| Body::new(Leaving { body, bytes: Bytes::new(), left: bytes, _hold: hold }))
+}
+
+fn busy(why: &str) -> Response {
+    Problem::new(SERVER_BUSY, format!("the service {why}")).retry_after(BUSY_RETRY_AFTER).into_response()
+}
+
+/// Closes the connection after this answer.
+fn last(mut answer: Response) -> Response {
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
+/// The body of a request, counted as it arrives.
+struct Arriving {
+    body: Body,
+    free: usize,
+    hold: Arc<Hold>,
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        let counted = bytes.saturating_sub(self.free);
+        self.free -= bytes - counted;
+        if counted > 0 && !self.hold.grow(counted) {
+            return Poll::Ready(Some(Err(axum::Error::new("no memory"))));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer, which holds its memory until the last piece of it is passed on.
+struct Leaving {
+    body: Body,
+    bytes: Bytes,
+    left: u64,
+    _hold: Arc<Hold>,
+}
+
+impl HttpBody for Leaving {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.bytes.is_empty() {
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => self.bytes = bytes,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let size = self.bytes.len().min(SLICE_BYTES);
+        let slice = self.bytes.split_to(size);
+        self.left -= size as u64;
+        Poll::Ready(Some(Ok(Frame::data(slice))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn one_address_may_hold_half_of_the_budget_and_large_bodies_leave_a_quarter() {
+        let budget = MemoryBudget::new(8 * MIB);
+        let [a, b] = [budget.hold(address(1)), budget.hold(address(2))];
+        assert!(a.grow(4 * MIB) && !a.grow(1));
+        assert!(b.grow(2 * MIB) && !b.grow(MIB), "of eight, two are for small bodies");
+        let small: Vec<_> = (3..=10).map(|n| budget.hold(address(n))).collect();
+        assert!(small.iter().all(|hold| hold.grow(SMALL_BODY_BYTES)));
+        assert!(!budget.hold(address(11)).grow(1), "all is held");
+        drop((a, b, small));
+        assert!(budget.0.held.lock().by_address.is_empty());
+        assert_eq!(budget.0.held.lock().total, 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_holds_its_memory_until_its_last_piece() {
+        let budget = MemoryBudget::new(MIB);
+        let hold = budget.hold(address(1));
+        assert!(hold.grow(3 * SLICE_BYTES));
+        let body = Body::from(vec![7; 3 * SLICE_BYTES]);
+        let mut leaving = Leaving { body, bytes: Bytes::new(), left: 3 * SLICE_BYTES as u64, _hold: hold };
+        for n in (0..3).rev() {
+            assert!(!leaving.is_end_stream() && budget.0.held.lock().total > 0);
+            let frame = std::future::poll_fn(|context| Pin::new(&mut leaving).poll_frame(context)).await;
+            assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), vec![7; SLICE_BYTES]);
+            assert_eq!(leaving.size_hint().exact(), Some((n * SLICE_BYTES) as u64));
+        }
+        assert!(leaving.is_end_stream());
+        drop(leaving);
+        assert_eq!(budget.0.held.lock().total, 0);
+    }
+}
