@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings, environment::GatewayAccess},
     http,
-    job::{JobRequest, callback::Callbacks},
+    job::{IdempotencyKey, JobRequest, callback::Callbacks},
     ledger::dollars,
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
@@ -45,9 +45,6 @@ const BACKGROUND_SHARE: u32 = 5;
 
 /// One caller with a name may have this part of MAX_QUEUED_JOBS, so that no caller alone fills the queue.
 const CALLER_SHARE: usize = 10;
-
-/// How long an idempotency key counts: longer than any client retries, shorter than its jobs stay.
-const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(24);
 
 /// How long after it was due a job may still wait for rate limits or a paused queue: a long weekend.
 const MAX_RELEASE: Duration = Duration::from_hours(72);
@@ -157,7 +154,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits:
         },
         identify,
         cache_for: settings.cache_ttl,
-        idempotency_window: IDEMPOTENCY_WINDOW,
+        idempotency_window: IdempotencyKey::WINDOW,
         lease: tuning.lease,
         retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
         keep_finished_for: settings.retention.age,

@@ -22,6 +22,9 @@ use crate::{
 /// The pending bound that stores under test are to be made with.
 pub(crate) const MAX_PENDING: usize = 8;
 
+/// What a call may cost.
+pub(crate) const RISK: AtRisk = AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) };
+
 /// A moment of the suite.
 pub(crate) fn at(seconds: u32) -> Timestamp {
     Timestamp::from_millis(1_800_000_000_000 + i64::from(seconds) * 1_000)
@@ -56,6 +59,8 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     counts_the_pending_jobs_of_each_caller(&fresh().await).await;
     prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
+    ends_a_job_past_its_deadline_instead_of_claiming_it(&fresh().await).await;
+    refuses_a_cancel_that_does_not_know_of_the_attempt(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
     tells_how_many_go_before_a_job(&fresh().await).await;
     refuses_what_the_life_cycle_refuses_and_changes_nothing(&fresh().await).await;
@@ -101,7 +106,7 @@ async fn claim(store: &impl JobStore, now: u32) -> Option<Job> {
 }
 
 async fn pick(store: &impl JobStore, pick: Pick, now: u32) -> Option<Job> {
-    store.claim(pick, at(now + 30), at(now)).await.unwrap().map(|claimed| claimed.job)
+    store.claim(pick, at(now + 30), at(now)).await.unwrap().job.map(|claimed| claimed.job)
 }
 
 async fn claims_in_order_of_effective_time(store: &impl JobStore) {
@@ -254,6 +259,36 @@ async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobSt
     assert_eq!(store.overdue(at(90), 10), std::slice::from_ref(&with_deadline));
     let failed = store.transition(with_deadline.id, JobEvent::MissDeadline, at(91)).await.unwrap();
     assert_eq!(failed.state, crate::job::JobState::Failed { code: FailureCode::DeadlineExceeded });
+}
+
+async fn ends_a_job_past_its_deadline_instead_of_claiming_it(store: &impl JobStore) {
+    let with_deadline = |n| Job { deadline_at: Some(at(20)), ..job(n) };
+    add(store, [with_deadline(0), with_deadline(1), job(2), with_deadline(3)]).await;
+    let claimed = store.claim(Pick::Job(job(1).id), at(60), at(20)).await.unwrap();
+    assert_eq!(claimed.job.unwrap().job.id, job(2).id);
+    let expired = JobState::Failed { code: FailureCode::DeadlineExceeded };
+    let ended: Vec<_> = claimed.expired.iter().map(|job| (job.id, job.state)).collect();
+    assert_eq!(ended, [(job(1).id, expired), (job(0).id, expired)]);
+    let claimed = store.claim(Pick::First, at(60), at(20)).await.unwrap();
+    assert!(claimed.job.is_none() && claimed.expired.len() == 1);
+    for n in [0, 1, 3] {
+        let record = store.get(job(n).id).await.unwrap().unwrap();
+        assert_eq!((record.job.state, record.job.attempt, record.attempts.len()), (expired, 0, 0));
+    }
+}
+
+async fn refuses_a_cancel_that_does_not_know_of_the_attempt(store: &impl JobStore) {
+    add(store, [job(0)]).await;
+    let claimed = claim(store, 1).await.unwrap();
+    let refused = store.transition(claimed.id, JobEvent::Cancel { at_risk: None }, at(2)).await.unwrap_err();
+    assert!(
+        matches!(refused, StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })),
+        "{refused}"
+    );
+    assert_eq!(store.peek(claimed.id), Some(claimed.clone()));
+    store.transition(claimed.id, JobEvent::Cancel { at_risk: Some(RISK) }, at(3)).await.unwrap();
+    let record = store.get(claimed.id).await.unwrap().unwrap();
+    assert_eq!((record.job.state, record.attempts[0].report.at_risk), (JobState::Cancelled, Some(RISK)));
 }
 
 async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {

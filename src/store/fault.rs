@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError};
+use super::{Ahead, Claimed, Insertion, JobStore, Observer, Pick, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
@@ -165,7 +165,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         pick: Pick,
         lease_until: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<ClaimedJob>, StoreError> {
+    ) -> Result<Claimed, StoreError> {
         self.script.lock().picks.push(pick);
         self.call(Call::Claim, self.inner.claim(pick, lease_until, now)).await
     }

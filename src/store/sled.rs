@@ -66,7 +66,7 @@ use self::{
     recent::{Bodies, Recent},
     writer::{Command, Envelope, NewJob, Reply, Writer},
 };
-use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError, turns::List};
+use super::{Ahead, Claimed, Insertion, JobStore, Observer, Pick, StoreError, turns::List};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -226,7 +226,7 @@ impl JobStore for SledStore {
         pick: Pick,
         lease_until: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<ClaimedJob>, StoreError> {
+    ) -> Result<Claimed, StoreError> {
         self.ask(|reply| Command::Claim { pick, lease_until, now, reply }).await
     }
 
@@ -248,7 +248,7 @@ impl JobStore for SledStore {
         let now = self.shared.clock.now();
         // Asked at every sweep, and mostly in vain.
         if self.shared.index.read().prunable(before, keep, 1, now).is_empty()
-            && self.shared.keys.read().expired(now, 1).is_empty()
+            && self.shared.keys.read().expired(self.shared.keys_at(now), 1).is_empty()
         {
             return Ok(0);
         }
@@ -325,7 +325,7 @@ impl JobStore for SledStore {
     }
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.shared.keys.read().find(key, now).is_some()
+        self.shared.keys.read().find(key, self.shared.keys_at(now)).is_some()
     }
 
     fn counts(&self, now: Timestamp) -> StatusCounts {
@@ -424,8 +424,12 @@ impl Shared {
     fn load(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
+        if let Some(time) = disk.time() {
+            self.clock.resume(time);
+        }
+        let (now, lead) = (self.clock.now(), self.clock.lead());
         let (mut index, keys, beside, next_seq) =
-            writer::load(&disk, self.config.keep_answers, self.clock.now()).map_err(unreadable)?;
+            writer::load(&disk, self.config.keep_answers, (now, lead), self.keys_at(now)).map_err(unreadable)?;
         let deliveries = disk.deliveries(&index).map_err(unreadable)?;
         deliveries.pending().for_each(|seq| index.set_untold(seq, true));
         *self.book.write() = Book::load(disk.tree(), &index).map_err(unreadable)?;
@@ -511,11 +515,17 @@ impl Shared {
 
     /// Makes ready what was queued for a moment that has come.
     fn promote(&self, now: Timestamp) {
+        let lead = self.clock.lead();
         // A statement of its own: the lock for reading must be gone before that for writing is asked for.
-        let due = self.index.read().has_due(now);
+        let due = self.index.read().has_due(now, lead);
         if due {
-            self.index.write().promote(now);
+            self.index.write().promote(now, lead);
         }
+    }
+
+    /// The moment by which keys are in force: a jump of the clock ends the time of none.
+    fn keys_at(&self, now: Timestamp) -> Timestamp {
+        now.minus(self.clock.skipped(IdempotencyKey::WINDOW))
     }
 }
 
