@@ -172,7 +172,7 @@ struct ServiceTime {
     is_ahead: bool,
     /// No plausible wall clock was seen yet.
     is_guess: bool,
-    /// Continues a time on disk.
+    /// It is known whether there was a run before.
     is_resumed: bool,
     /// Oldest first.
     jumps: Vec<Jump>,
@@ -262,9 +262,14 @@ impl Clock {
         SavedTime { now: time.now, jumps: jumps.collect() }
     }
 
-    /// Goes on from the last run. Only the first call counts: a store that is opened again in the same run has no news.
-    pub fn resume(&self, saved: &SavedTime) {
-        self.time().0.resume(saved);
+    /// Goes on from the last run, if there was one. Only the first call counts: a store that is opened again in the same run
+    /// has no news.
+    pub fn resume(&self, saved: Option<&SavedTime>) {
+        let (mut time, _) = self.time();
+        let is_first = !std::mem::replace(&mut time.is_resumed, true);
+        if let Some(saved) = saved.filter(|_| is_first) {
+            time.resume(saved);
+        }
     }
 
     /// Has time pass on a manual clock; the machine's clock can't be moved.
@@ -347,7 +352,10 @@ impl ServiceTime {
             self.now += if ahead < 0 { -(elapsed / SLOWER).min(-ahead) } else { ahead };
         } else {
             let since = *self.ahead_since.get_or_insert_with(|| {
-                warn!(seconds = ahead / 1_000_000, "the machine's clock has jumped ahead; the service follows if it stays so");
+                warn!(
+                    seconds = ahead / 1_000_000,
+                    "the machine's clock has jumped ahead; the service follows if it stays so"
+                );
                 monotonic
             });
             if monotonic - since >= micros(FOLLOW_AFTER) || (self.is_guess && wall >= EARLIEST.as_millis() * 1_000) {
@@ -378,9 +386,6 @@ impl ServiceTime {
     }
 
     fn resume(&mut self, saved: &SavedTime) {
-        if std::mem::replace(&mut self.is_resumed, true) {
-            return;
-        }
         let proven_at = self.monotonic.saturating_add(micros(PROOF));
         for &(to, by, is_unproven) in &saved.jumps {
             self.jumps.push(Jump { to, by, proven_at: is_unproven.then_some(proven_at) });
@@ -520,15 +525,15 @@ mod tests {
         let saved = first.save();
         first.set_back(MONTH);
         let second = first.restarted();
-        second.resume(&saved);
+        second.resume(Some(&saved));
         assert_eq!(second.now(), Timestamp::from_millis(1_800_000_000_000));
         second.set_forward(MONTH);
         second.advance(2 * HOUR);
         let third = second.restarted();
-        third.resume(&saved);
+        third.resume(Some(&saved));
         assert_eq!(third.now(), third.wall());
         assert_eq!(third.skipped(HOUR), 2 * HOUR, "for the moment nobody knows");
-        third.resume(&SavedTime::default());
+        third.resume(Some(&SavedTime::default()));
         pass(&third, PROOF);
         assert_eq!(third.skipped(MONTH), Duration::ZERO, "the wall clock has stood the test");
     }
@@ -539,7 +544,7 @@ mod tests {
         let saved = first.save();
         first.set_forward(MONTH);
         let second = first.restarted();
-        second.resume(&saved);
+        second.resume(Some(&saved));
         assert_eq!(second.now(), second.wall());
         pass(&second, Duration::from_secs(5));
         second.set_back(MONTH);
@@ -547,7 +552,7 @@ mod tests {
         assert_eq!(second.skipped(PROOF), Duration::ZERO);
         assert_eq!(second.skipped(3 * PROOF), MONTH);
         let third = second.restarted();
-        third.resume(&second.save());
+        third.resume(Some(&second.save()));
         assert_eq!((third.now(), third.skipped(3 * PROOF)), (second.now(), MONTH), "also after the next restart");
     }
 

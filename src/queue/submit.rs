@@ -160,7 +160,7 @@ impl Queue {
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
         let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));
         let waiting = enter(job.id);
-        let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now) && !job.is_timed;
+        let due = !job.is_timed && !job.is_overdue(now);
         let inserted = if due
             && !is_replay
             && !self.is_paused()

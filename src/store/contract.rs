@@ -536,7 +536,7 @@ fn claimed_at_once(job: &Job) -> Job {
 
 async fn asks_once_for_all_that_ask_the_same(store: &impl JobStore) {
     let later = Job { state: JobState::Queued { run_at: at(50) }, due_at: at(50), ..asking(4, 7) };
-    let hurried = Job { deadline_at: Some(at(12)), ..asking(1, 7) };
+    let hurried = Job { deadline_at: Some(at(32)), ..asking(1, 7) };
     add(store, [asking(0, 7), hurried, asking(2, 7), asking(3, 8), later, job(5)]).await;
     let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
     let claimed = [claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap()];
@@ -547,14 +547,14 @@ async fn asks_once_for_all_that_ask_the_same(store: &impl JobStore) {
     assert!(store.is_under_way(seven));
     let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
     store.transition(job(0).id, extend, at(20)).await.unwrap();
-    assert_eq!((store.claimable(at(20)), store.overdue(at(20), 9)), (0, Vec::new()), "its deadline waits too");
+    assert_eq!((store.claimable(at(20)), store.overdue(at(35), 9)), (0, Vec::new()), "its deadline waits too");
     assert_eq!(store.insert(claimed_at_once(&asking(6, 7)), request(6)).await, Ok(Insertion::Unclaimed));
     assert_eq!(store.peek(job(6).id), Some(asking(6, 7)));
 
     store.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(20)).await.unwrap();
     let release = JobEvent::Release { attempt: 1, run_at: at(21), is_demoted: false, report: Arc::default() };
     store.transition(job(0).id, release, at(21)).await.unwrap();
-    assert_eq!((store.claimable(at(21)), ids(&store.overdue(at(21), 9))), (3, vec![job(1).id]));
+    assert_eq!((store.claimable(at(21)), ids(&store.overdue(at(35), 9))), (3, vec![job(1).id]));
     assert_eq!(claim(store, 21).await.unwrap().id, job(0).id);
     let fail = JobEvent::Fail { attempt: 2, code: FailureCode::Refused, report: Arc::default() };
     store.transition(job(0).id, fail, at(22)).await.unwrap();
@@ -615,7 +615,7 @@ async fn tells_the_observer_who_is_held_back_and_who_is_let_go(store: &impl JobS
     assert_eq!(next().await, (vec![first, second], vec![second]));
     add(store, [asking(2, 7)]).await;
     assert_eq!(next().await, (vec![third], vec![third]));
-    store.transition(first, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    store.transition(first, JobEvent::Cancel { at_risk: Some(RISK) }, at(11)).await.unwrap();
     assert_eq!(next().await, (vec![first, second, third], vec![]));
 }
 

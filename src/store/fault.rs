@@ -160,12 +160,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Import(records.len()), self.inner.import(records)).await
     }
 
-    async fn claim(
-        &self,
-        pick: Pick,
-        lease_until: Timestamp,
-        now: Timestamp,
-    ) -> Result<Claimed, StoreError> {
+    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError> {
         self.script.lock().picks.push(pick);
         self.call(Call::Claim, self.inner.claim(pick, lease_until, now)).await
     }

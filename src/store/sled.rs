@@ -221,12 +221,7 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Import { all, reply }).await
     }
 
-    async fn claim(
-        &self,
-        pick: Pick,
-        lease_until: Timestamp,
-        now: Timestamp,
-    ) -> Result<Claimed, StoreError> {
+    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError> {
         self.ask(|reply| Command::Claim { pick, lease_until, now, reply }).await
     }
 
@@ -248,7 +243,7 @@ impl JobStore for SledStore {
         let now = self.shared.clock.now();
         // Asked at every sweep, and mostly in vain.
         if self.shared.index.read().prunable(before, keep, 1, now).is_empty()
-            && self.shared.keys.read().expired(self.shared.keys_at(now), 1).is_empty()
+            && self.shared.keys.read().expired(self.shared.key_time(now), 1).is_empty()
         {
             return Ok(0);
         }
@@ -325,7 +320,7 @@ impl JobStore for SledStore {
     }
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.shared.keys.read().find(key, self.shared.keys_at(now)).is_some()
+        self.shared.keys.read().find(key, self.shared.key_time(now)).is_some()
     }
 
     fn counts(&self, now: Timestamp) -> StatusCounts {
@@ -424,12 +419,8 @@ impl Shared {
     fn load(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
-        if let Some(time) = disk.time() {
-            self.clock.resume(time);
-        }
-        let (now, lead) = (self.clock.now(), self.clock.lead());
         let (mut index, keys, beside, next_seq) =
-            writer::load(&disk, self.config.keep_answers, (now, lead), self.keys_at(now)).map_err(unreadable)?;
+            writer::load(&disk, self.config.keep_answers, &self.clock).map_err(unreadable)?;
         let deliveries = disk.deliveries(&index).map_err(unreadable)?;
         deliveries.pending().for_each(|seq| index.set_untold(seq, true));
         *self.book.write() = Book::load(disk.tree(), &index).map_err(unreadable)?;
@@ -523,9 +514,8 @@ impl Shared {
         }
     }
 
-    /// The moment by which keys are in force: a jump of the clock ends the time of none.
-    fn keys_at(&self, now: Timestamp) -> Timestamp {
-        now.minus(self.clock.skipped(IdempotencyKey::WINDOW))
+    fn key_time(&self, now: Timestamp) -> Timestamp {
+        idempotency::time(&self.clock, now)
     }
 }
 

@@ -75,11 +75,8 @@ impl Jobs {
         answer(&queue, &claimed(&queue).await).await;
         let retried = ask(about("retried")).await;
         let claim = claimed(&queue).await;
-        let again = Disposition::Retry {
-            code: FailureCode::Overloaded,
-            class: FailureClass::Overload,
-            after: Some(BACKOFF),
-        };
+        let again =
+            Disposition::Retry { code: FailureCode::Overloaded, class: FailureClass::Overload, after: Some(BACKOFF) };
         queue.settle(&claim.job, &again, AttemptReport::default()).await;
         drop(claim);
         ask(about("running")).await;

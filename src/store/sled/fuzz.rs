@@ -35,7 +35,15 @@ fn job() -> impl Strategy<Value = Job> {
     let counts = (any::<u32>(), any::<u16>(), any::<u32>());
     let times = (time(), time(), prop::option::of(time()), prop::option::of(time()), prop::option::of(time()));
     (any::<u128>(), priority, state(), prop::option::of(key), digests, counts, times).prop_map(
-        |(id, priority, state, idempotency, (caller, question, (waited_for, is_timed)), (attempt, failed, releases), times)| {
+        |(
+            id,
+            priority,
+            state,
+            idempotency,
+            (caller, question, (waited_for, is_timed)),
+            (attempt, failed, releases),
+            times,
+        )| {
             let (created_at, due_at, deadline_at, started_at, finished_at) = times;
             Job {
                 waited_for,

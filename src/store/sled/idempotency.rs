@@ -6,9 +6,14 @@ use std::collections::{BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     job::{IdempotencyKey, Job, JobId},
 };
+
+/// The time by which keys are in force: a jump of the clock ends none.
+pub(super) fn time(clock: &Clock, now: Timestamp) -> Timestamp {
+    now.minus(clock.skipped(IdempotencyKey::WINDOW))
+}
 
 /// What a key stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

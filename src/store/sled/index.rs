@@ -227,7 +227,6 @@ impl Index {
         if is_timed { &mut self.timed } else { &mut self.scheduled }
     }
 
-
     /// Whether a job of this question is running.
     pub(super) fn is_under_way(&self, question: Option<NonZeroU64>) -> bool {
         question.is_some_and(|question| self.questions.under_way.contains_key(&question))
@@ -455,7 +454,8 @@ impl Index {
     /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
     #[cfg(test)]
     pub(super) fn assert_consistent(&self) {
-        let mut rebuilt = Index::of(Vec::new(), self.questions.answers.is_some(), Timestamp::from_millis(0), Duration::ZERO);
+        let mut rebuilt =
+            Index::of(Vec::new(), self.questions.answers.is_some(), Timestamp::from_millis(0), Duration::ZERO);
         for (seq, job) in &self.jobs {
             // A queued job stands in one of two lists, by the moment of the last promotion.
             let waits = matches!(job.state, JobState::Queued { .. }) && !self.is_due(*seq, job);

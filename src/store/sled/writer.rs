@@ -32,7 +32,7 @@ use super::{
     recent::Bodies,
 };
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     job::{Attempt, AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, delivery::Delivery},
     ledger::{Day, Sums, UNKNOWN_MODEL},
     store::{Claimed, ClaimedJob, Insertion, Pick, StoreError},
@@ -487,7 +487,7 @@ impl Writer {
                 let mut seqs = self.shared.index.read().prunable(before, keep, limit, now);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
-                let expired = self.shared.keys.read().expired(self.shared.keys_at(now), MAX_EXPIRED_KEYS);
+                let expired = self.shared.keys.read().expired(self.shared.key_time(now), MAX_EXPIRED_KEYS);
                 // As many as asked for: there may be more.
                 let pruned = if expired.len() == MAX_EXPIRED_KEYS { limit } else { seqs.len() };
                 group.answers.push(Answer::Prune(reply, pruned));
@@ -752,13 +752,13 @@ impl Writer {
 
     /// What the job's key, if it has one, stands for as the group sees it.
     fn known(&self, group: &Group, job: &Job) -> Option<Known> {
-        let (key, now) = (job.idempotency.as_ref()?, self.shared.keys_at(job.created_at));
+        let (key, now) = (job.idempotency.as_ref()?, self.shared.key_time(job.created_at));
         group.keys.find(key, now).or_else(|| self.shared.keys.read().find(key, now))
     }
 
     /// Has the keys of jobs that are about to be pruned outlive them, as far as they are in force.
     fn keep_keys(&self, disk: &Disk, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
-        let (index, now) = (self.shared.index.read(), self.shared.keys_at(now));
+        let (index, now) = (self.shared.index.read(), self.shared.key_time(now));
         for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
             if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
                 disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, job.id).map_err(Fault)?)?;
@@ -984,12 +984,10 @@ fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), S
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
 ///
 /// Of a job that has outlived its key, the key is not taken up again.
-pub(super) fn load(
-    disk: &Disk,
-    keep_answers: bool,
-    (now, lead): (Timestamp, Duration),
-    keys_at: Timestamp,
-) -> Result<(Index, Keys, Beside, Seq), String> {
+pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(Index, Keys, Beside, Seq), String> {
+    clock.resume(disk.time());
+    let now = clock.now();
+    let keys_at = idempotency::time(clock, now);
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     disk.sweep_batches().map_err(|error| error.to_string())?;
@@ -1004,7 +1002,7 @@ pub(super) fn load(
             }
             newest = *seq;
         });
-        let index = Index::of(jobs, keep_answers, now, lead);
+        let index = Index::of(jobs, keep_answers, now, clock.lead());
         reading.join().unwrap_or_else(|_| Err("sled panicked".to_owned())).map(|()| index)
     })?;
     for entry in disk.orphaned_keys() {
@@ -1022,7 +1020,6 @@ pub(super) fn load(
 mod tests {
     use super::*;
     use crate::{
-        clock::Clock,
         job::Priority,
         metrics::Metrics,
         store::{
@@ -1035,12 +1032,8 @@ mod tests {
     #[tokio::test]
     async fn a_job_that_a_reader_makes_ready_while_the_same_question_is_claimed_waits_for_its_answer() {
         let folder = tempfile::tempdir().unwrap();
-        let config = SledConfig {
-            path: folder.path().to_owned(),
-            cache_bytes: 16 << 20,
-            max_pending: 9,
-            keep_answers: false,
-        };
+        let config =
+            SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 9, keep_answers: false };
         let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap();
         let asking = |n| Job { question: NonZeroU64::new(7), ..job(n) };
         let later = Job { state: JobState::Queued { run_at: at(20) }, ..asking(1) };
