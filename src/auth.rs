@@ -390,7 +390,7 @@ fn caller(name: &str) -> &str {
 }
 
 /// No colon: subjects of tokens have one, so no key speaks for a token.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
     // A segment of dots in a path of the API would name another route.
     let is_part = |part: &str| part.bytes().all(fits) && !part.bytes().all(|byte| byte == b'.');

@@ -20,7 +20,7 @@ use crate::{
     },
     ledger::{Day, DaySums, Sums},
     queue::Policy,
-    store::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError},
+    store::{Ahead, ClaimedJob, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";

@@ -125,9 +125,10 @@ impl Rates {
         let per_minute = self.per_minute?;
         let full_at = self.callers.lock().full_at.get(&who).copied();
         let full_in = full_at.map_or(Duration::ZERO, |full_at| full_at.saturating_duration_since(now));
-        let missing = full_in.as_secs_f64() / MINUTE.as_secs_f64() * f64::from(per_minute.get());
-        // A fraction of a microsecond is no submission.
-        let missing = (missing - 1e-3).ceil().max(0.0) as u32;
+        // Less than a microsecond is a rounding error.
+        let nanos = full_in.saturating_sub(Duration::from_micros(1)).as_nanos();
+        let missing = (nanos * u128::from(per_minute.get())).div_ceil(MINUTE.as_nanos());
+        let missing = u32::try_from(missing).unwrap_or(u32::MAX);
         Some(Quota { per_minute, left: per_minute.get().saturating_sub(missing), full_in })
     }
 }

@@ -154,10 +154,8 @@ impl Queue {
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
         let hold_until = wait.and_then(|(until, hold)| hold(job.question, &submission.request).then_some(until));
         let request = Arc::new(submission.request);
-        if !is_replay {
-            if let Some(answered) = self.answered_before(&job, &request, now).await {
-                return Ok((self.accept_answered(answered).await?, None));
-            }
+        if !is_replay && let Some(answered) = self.answered_before(&job, &request, now).await {
+            return Ok((self.accept_answered(answered).await?, None));
         }
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
         let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));

@@ -628,6 +628,7 @@ impl World {
             deadline: new.deadline.map(Duration::from_secs),
             idempotency_key: None,
             wants_its_own: false,
+            by: None,
         };
         let expected = Expected {
             id: Uuid::nil(),

@@ -752,7 +752,7 @@ async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {
     note(1, 200).await;
     note(2, 410).await;
     assert_eq!(store.prune(at(99), 1, 9).await, Ok(2), "what is settled is as any other");
-    assert_eq!((there(), store.deliveries_due(at(99), 9)), (vec![0], vec![job(0).id]));
+    assert_eq!((there(), due(store, 99)), (vec![0], vec![job(0).id]));
     // Queued again and told of another end, it is kept for that one.
     store.transition(job(0).id, JobEvent::Requeue { run_at: at(30), by: None }, at(30)).await.unwrap();
     store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(31)).await.unwrap();

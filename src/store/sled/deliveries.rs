@@ -15,13 +15,16 @@ use crate::{
     },
 };
 
+/// A caller, and the host of its callback URLs.
+type Lane = (Caller, Arc<str>);
+
 /// The open deliveries.
 #[derive(Debug, Default)]
 pub(super) struct Deliveries {
     open: HashMap<Seq, (Caller, Delivery)>,
     due: BTreeSet<(Timestamp, Seq)>,
     /// The same, of each caller to each host: the sender gives each its share of slots.
-    lanes: BTreeMap<(Caller, Arc<str>), BTreeSet<(Timestamp, Seq)>>,
+    lanes: BTreeMap<Lane, BTreeSet<(Timestamp, Seq)>>,
 }
 
 impl Deliveries {

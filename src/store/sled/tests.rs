@@ -396,7 +396,7 @@ async fn no_message_is_shown_before_the_end_that_it_tells_of() {
         (store.shared.deliveries.read().due(at(9), 9), ended)
     };
     ended.await.unwrap().unwrap();
-    assert_eq!((due, contract::due(&store, 9)), (vec![], vec![job(0).id]));
+    assert_eq!((due, contract::due(&*store, 9)), (vec![], vec![job(0).id]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
