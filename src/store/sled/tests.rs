@@ -355,7 +355,7 @@ async fn an_end_whose_job_was_not_quite_queued_again_before_a_crash_is_told() {
         (delivery(0).await.number, delivery(1).await, delivery(2).await),
         (1, gone, Delivery::to("https://example.com/hook"))
     );
-    assert_eq!(store.prune(at(99), 0, 9).await, Ok(1), "it is kept until it is told");
+    assert_eq!(store.prune(at(99), 9, 9).await, Ok(1), "it is kept until it is told");
 }
 
 #[tokio::test]
@@ -370,10 +370,10 @@ async fn a_message_that_is_due_keeps_its_job_across_a_restart_and_for_so_long() 
     store.assert_consistent();
     let long_after = at(5).plus(KEPT_UNTOLD);
     store.shared.clock.advance(long_after.since(at(0)));
-    assert_eq!(store.prune(long_after, 0, 9).await, Ok(0));
+    assert_eq!(store.prune(long_after, 9, 9).await, Ok(0));
     store.shared.clock.advance(Duration::from_millis(1));
-    assert_eq!(store.prune(at(5), 0, 9).await, Ok(0), "it is not that old");
-    assert_eq!(store.prune(long_after, 0, 9).await, Ok(1));
+    assert_eq!(store.prune(at(5), 9, 9).await, Ok(0), "it is not that old");
+    assert_eq!(store.prune(long_after, 9, 9).await, Ok(1));
     assert!(store.deliveries_due(long_after, 9).is_empty());
     store.assert_consistent();
 }
