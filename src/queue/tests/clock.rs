@@ -122,7 +122,8 @@ impl Jobs {
         let record = self.queue.get(self.finished).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(record.job.state, JobState::Succeeded);
         assert!(matches!(record.delivery.unwrap().state, DeliveryState::Pending { .. }), "{what}");
-        assert_eq!(self.queue.deliveries_due(9), [self.finished], "{what}");
+        let due: Vec<_> = self.queue.deliveries_due(9).into_iter().map(|due| due.job).collect();
+        assert_eq!(due, [self.finished], "{what}");
         let again = self.queue.enqueue(finished()).await.unwrap();
         assert_eq!((again.replayed, again.record.job.id), (true, self.finished), "{what}");
     }
@@ -231,7 +232,7 @@ async fn a_clock_that_was_ahead_does_not_have_each_new_memo_removed() {
     jobs.pass(Duration::from_secs(5)).await;
     assert!(jobs.queue.get(newest).await.is_ok());
     let counts = jobs.queue.counts();
-    assert_eq!(counts.succeeded + counts.failed + counts.cancelled, 3 + 1, "and the one whose message is due");
+    assert_eq!(counts.succeeded + counts.failed + counts.cancelled, 3);
 }
 
 #[tokio::test]
