@@ -41,7 +41,7 @@ pub struct Settings {
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub anthropic_api_key: Option<SecretString>,
 
-    /// Claude model; further models, after commas, are used in this order while it is overloaded or retired
+    /// Claude model, or several with commas: the next one is used while one is overloaded or retired
     // Jobs that name a model use only that one.
     #[arg(long, env, default_value = "claude-sonnet-5-5", value_delimiter = ',', value_parser = model_name)]
     pub model_name: Vec<String>,
@@ -71,7 +71,7 @@ pub struct Settings {
     #[arg(long, env, value_parser = seconds(1..=3600), hide_short_help = true)]
     pub request_timeout: Option<Duration>,
 
-    /// Retries of a failed analysis; lost connections and an overloaded API get more, in proportion (0 to 20)
+    /// Retries of a failed analysis (0 to 20); lost connections and an overloaded API are retried more often
     #[arg(long, env, default_value = "3", value_parser = within(0..=20_u32), hide_short_help = true)]
     pub max_retries: u32,
 
@@ -83,7 +83,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "prompts", hide_short_help = true)]
     pub prompts_dir: PathBuf,
 
-    /// Least severe log level: error, warn, info or debug; or a filter such as warn,ceoagent=debug; info if unset
+    /// Log level: error, warn, info or debug, or a filter such as warn,ceoagent=debug; info if unset
     #[arg(long, env, value_parser = values::log_level)]
     pub log_level: Option<LogLevel>,
 
@@ -223,11 +223,11 @@ impl Effort {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Service")]
 pub struct ServiceAddress {
-    /// URL of the service, such as https://memos.example.com; the one on this machine if absent
+    /// URL of the service, for example https://memos.example.com. Default: HOST and PORT on this machine
     #[arg(long, env = "CEOAGENT_URL", value_name = "URL")]
     pub url: Option<String>,
 
-    /// API key or admin token; for a service on this machine, ADMIN_TOKEN or the one in DATA_DIR if absent
+    /// API key or admin token. Default for a service on this machine: ADMIN_TOKEN, or the one in DATA_DIR
     #[arg(long, env = "CEOAGENT_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = secret)]
     pub token: Option<SecretString>,
 }

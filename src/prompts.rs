@@ -61,14 +61,14 @@ struct Version {
     user: Template,
 }
 
-/// A version as an operator sees it.
+/// A prompt version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct VersionInfo {
-    /// Its name: that of its folder.
+    /// Its name, which is the name of its folder.
     pub version: String,
     /// SHA-256 of `system.txt` followed by `decision_analysis.txt`, in hexadecimal.
     pub sha256: String,
-    /// Whether questions that name no version get it.
+    /// Whether it is used for questions that name no version.
     pub is_default: bool,
 }
 
@@ -123,7 +123,7 @@ pub enum PromptError {
     },
     /// The folder holds no version.
     #[error(
-        "the prompts folder {} holds no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
+        "the prompts folder {} has no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
         path.display()
     )]
     NoVersion { path: PathBuf },
@@ -231,7 +231,7 @@ fn load_all(folder: &Path) -> Result<Versions, PromptError> {
         }
         // Volumes hold `lost+found`, and people leave copies: only a folder with a prompt is meant as a version.
         if ![SYSTEM, USER].iter().any(|file| path.join(file).exists()) {
-            warn!(folder = %path.display(), "skipped: it holds neither {SYSTEM} nor {USER}, so it is not a prompt version");
+            warn!(folder = %path.display(), "skipped: not a prompt version, because it has neither {SYSTEM} nor {USER}");
             continue;
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);

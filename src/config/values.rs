@@ -24,7 +24,7 @@ const fn not_zero(number: u32) -> NonZeroU32 {
     NonZeroU32::new(number).expect("not zero")
 }
 
-/// Caps on the calls to Claude per minute. What has no cap is limited by the account alone.
+/// Caps on the calls to Claude per minute. Without a cap, only the account's limit applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RateCaps {
     /// Calls.

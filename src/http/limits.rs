@@ -25,9 +25,9 @@ use crate::{
 /// The limits on calls to Claude.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LimitsView {
-    /// Your caps, until the next start; null where there is none.
+    /// Your caps, until the next start; null if unset.
     settings: RateCaps,
-    /// The limits in force: the account's as Claude reports them, or your cap where that is less.
+    /// The limits in force: the account's, as Claude reports them, or your cap if it is lower.
     in_force: PerMinute,
     /// Most concurrent calls. Lower than the number of workers while Claude is overloaded.
     calls_at_once: usize,

@@ -58,8 +58,8 @@ struct Refused {
 
 /// Export jobs
 ///
-/// A page of up to 50 jobs as JSON lines, oldest first. `Link` with `rel="next"` is the next page; the last page has none.
-/// Each page shows its jobs at the time of the request.
+/// A page of up to 50 jobs as JSON lines, oldest first. The header `Link` with `rel="next"` has the address of the next
+/// page; the last page has no such header. Each page shows its jobs at the time of the request.
 #[utoipa::path(
     get, path = "/api/v1/admin/export", operation_id = "export_jobs", tag = "admin",
     params(("after" = Option<String>, Query, description = "Where the previous page ended, from its `Link`",

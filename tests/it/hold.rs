@@ -69,7 +69,7 @@ async fn whatever_a_person_must_mend_holds_the_queue_with_one_loud_line_and_spen
         }
         assert!(claude.counters().calls <= 8, "none was sent into the same wall");
         let log = service.kill();
-        assert_eq!(log.matches("the queue is held").count(), 1, "{log}");
+        assert_eq!(log.matches("the queue is blocked").count(), 1, "{log}");
     }
 }
 
