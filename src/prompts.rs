@@ -20,7 +20,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use parking_lot::RwLock;
 use serde::Serialize;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 use utoipa::ToSchema;
 
 use crate::digest::sha256;
@@ -154,10 +154,7 @@ impl Prompts {
     pub fn reload(&self) -> Result<(), PromptError> {
         let versions = load_all(&self.0.folder)
             .inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
-        let names: Vec<&str> = versions.keys().map(String::as_str).collect();
-        info!(versions = names.join(" "), "prompts reloaded");
-        let versions = Arc::new(versions);
-        *self.0.versions.write() = versions;
+        *self.0.versions.write() = Arc::new(versions);
         Ok(())
     }
 

@@ -367,7 +367,7 @@ impl<A: Analyst> Worker<A> {
         let request_id = report.request_id.as_deref().unwrap_or("");
         match &report.error {
             None => info!(
-                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_millis(),
+                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,
                 claude.request_id = request_id, tokens.input = usage.input_tokens,
                 tokens.output = usage.output_tokens, "Claude called"
             ),
@@ -375,7 +375,7 @@ impl<A: Analyst> Worker<A> {
                 job.id = %job.id, attempt = job.attempt, error.code = %error.code, "the queue is still blocked"
             ),
             Some(error) => warn!(
-                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_millis(),
+                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,
                 claude.request_id = request_id, error.code = %error.code, error.message = error.message,
                 "attempt failed"
             ),

@@ -88,7 +88,7 @@ impl Demo {
                 writeln!(out, "  Ask by curl:               curl {base}/api/v1/analyze?wait=30 \\")?;
                 writeln!(out, "                               -H 'Content-Type: application/json' \\")?;
                 writeln!(out, "                               -d '{{\"query\": \"Should we buy or build our CRM?\"}}'")?;
-                serve::show_new_token(&own.app)?;
+                serve::show_new_token(&own.app, &folder, self.settings.log_format)?;
                 out.flush()?;
                 signals.next().await;
             }

@@ -10,7 +10,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tracing::info;
 use utoipa::ToSchema;
 
 use super::{
@@ -119,7 +118,6 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
     let count = records.len();
     let imported = api.queue.import(records).await?;
     api.queue.note(Deed { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
-    info!(jobs = imported, skipped = count - imported, refused = refused.len(), "jobs imported");
     Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
 }
 
