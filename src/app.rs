@@ -19,7 +19,6 @@ mod secrets;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    num::NonZeroU32,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -45,7 +44,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard,
-    http::{self, Api, fair::Fair, memory::MemoryBudget, observe::RefusalLog},
+    http::{self, Api, failures::Failures, memory::MemoryBudget, observe::RefusalLog},
     limits::Limits,
     metrics::Metrics,
     prompts::{PromptError, Prompts},
@@ -110,8 +109,7 @@ pub enum StartError {
     Panicked(#[from] JoinError),
     /// Every model that the settings name is retired, or never was.
     #[error(
-        "Claude answers no more for {models} (retired, or no such model). Set MODEL_NAME to a current model, such as \
-         {current}"
+        "MODEL_NAME: {models} can't be used (retired, or unknown to Claude). Set a current model, for example {current}"
     )]
     NoModel {
         /// As they are set.
@@ -129,7 +127,7 @@ pub enum StartError {
     )]
     NoPrice { model: String },
     /// The store failed for good.
-    #[error("the job store failed again and again and can't be recovered by this process; start it again")]
+    #[error("the job store failed repeatedly and can't be recovered by this process; start the service again")]
     StoreLost,
     /// There is no key.
     #[error(
@@ -204,7 +202,7 @@ impl App {
         let keys = settings.api_keys.as_ref();
         let auth = Auth::new(admin_token.clone(), keys, tokens, is_key_required, queue.clone()).map(Arc::new)?;
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks, metrics.clone())?;
+        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
@@ -238,9 +236,10 @@ impl App {
             prompts: prompts.clone(),
             metrics,
             auth,
-            fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
             memory: MemoryBudget::new(machine::body_budget_bytes()),
             refusals: RefusalLog::default(),
+            failures: Failures::default(),
+            trusted_proxies: settings.trusted_proxies.clone().into(),
             cors_origins,
             callbacks,
             max_query_length: settings.max_query_length,
@@ -324,23 +323,23 @@ impl App {
             Ok(Ok(())) => {
                 let deed = Deed { actor, action: "prompts_reload", detail: None };
                 if let Err(error) = self.queue.note(deed, None).await {
-                    warn!(%error, "the prompts are read, but that is not on record");
+                    warn!(%error, "the prompts are reloaded, but the audit log has no entry");
                 }
             }
             // The log has it.
             Ok(Err(_)) => {}
-            Err(error) => error!(%error, "reading the prompts failed"),
+            Err(error) => error!(%error, "failed to reload the prompts"),
         }
     }
 
     /// Drains and stops. Attempts that are under way get the grace; what has not ended then is recovered at the next
     /// start as of unknown outcome. Nothing that was accepted is lost, however this ends.
     pub async fn stop(self) {
-        info!(grace_s = self.grace.as_secs(), "stopping: attempts under way may finish");
+        info!(grace_s = self.grace.as_secs(), "stopping: running attempts may finish");
         self.closing.cancel();
         self.tracker.close();
         if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
-            warn!("the grace is over: attempts still under way end with an unknown outcome");
+            warn!("SHUTDOWN_GRACE is over: running attempts end with an unknown outcome");
         }
         self.http.graceful_shutdown(Some(CONNECTION_GRACE));
         match self.server.await {

@@ -20,6 +20,7 @@
 pub mod archive;
 mod attempt;
 pub mod callback;
+pub mod caller;
 pub mod delivery;
 pub mod disposition;
 mod filter;
@@ -31,10 +32,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use self::caller::Caller;
 pub use self::{
     attempt::{
         AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode,
-        Failures, TokenUsage,
+        Failures, MAX_ATTEMPTS, TokenUsage,
     },
     filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
     record::{Depth, IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
@@ -56,9 +58,9 @@ pub struct Job {
     /// Its client asked to be held for the answer. While it is held, the job goes first. After that it takes its turn
     /// with the others, but while other clients are held it gets a smaller share than jobs that nobody waited for.
     pub waited_for: bool,
-    /// A digest of who submitted it: callers take turns. None for callers without a name, who are one caller together.
+    /// Who submitted it, by name or by network: callers take turns, and bounds count for each.
     // Digests, and no wider than this, since all jobs are in memory.
-    pub caller: Option<NonZeroU64>,
+    pub caller: Caller,
     /// A digest of all that makes its answer, and of who asks: jobs that share it may share an answer. None if this one
     /// wants its own, or has got another's, which is not passed on.
     pub question: Option<NonZeroU64>,
@@ -78,6 +80,8 @@ pub struct Job {
     pub created_at: Timestamp,
     /// When it was first meant to run, at its submission or the last requeue.
     pub due_at: Timestamp,
+    /// It waits for a `run_at` of its client, which the wall clock must reach. Pauses between attempts are service time.
+    pub is_timed: bool,
     /// If still queued then, the job fails with `deadline_exceeded`.
     pub deadline_at: Option<Timestamp>,
     /// When the running or last attempt was claimed.
@@ -206,7 +210,7 @@ pub enum JobEvent {
     },
     /// A client or an operator gives the job up.
     Cancel {
-        /// What an attempt under way may cost all the same.
+        /// What an attempt under way may cost all the same. Without it, a running job is not cancelled.
         at_risk: Option<AtRisk>,
     },
     /// The lease is over, or the process that held it has died: whether the call was answered, nobody knows.
@@ -240,10 +244,12 @@ pub enum JobEvent {
         /// The result, and whose it is.
         report: Arc<AttemptReport>,
     },
-    /// An operator wants a failed or cancelled job tried again, with a fresh count of attempts.
+    /// A client or an operator wants a failed or cancelled job tried again, with a fresh count of attempts.
     Requeue {
         /// Not before.
         run_at: Timestamp,
+        /// Who wants it: their bounds apply.
+        by: Caller,
     },
 }
 
@@ -307,6 +313,7 @@ impl Job {
             idempotency: None,
             created_at,
             due_at: created_at,
+            is_timed: false,
             deadline_at: None,
             started_at: None,
             finished_at: None,
@@ -326,7 +333,11 @@ impl Job {
                 if run_at > now {
                     return Err(self.illegal("claimed before its run_at"));
                 }
+                if self.is_overdue(now) {
+                    return Err(self.illegal("claimed after its deadline"));
+                }
                 job.state = JobState::Running { lease_until: *lease_until };
+                job.is_timed = false;
                 job.attempt = self.next_attempt()?;
                 job.started_at = Some(now);
             }
@@ -355,7 +366,11 @@ impl Job {
                 self.check_fence(*attempt)?;
                 job.finish(JobState::Failed { code: *code }, now);
             }
-            JobEvent::Cancel { .. } => match self.state {
+            JobEvent::Cancel { at_risk } => match self.state {
+                // It was claimed since the caller looked.
+                JobState::Running { .. } if at_risk.is_none() => {
+                    return Err(self.illegal("cancelled before the cost of its attempt is estimated"));
+                }
                 JobState::Queued { .. } | JobState::Running { .. } => job.finish(JobState::Cancelled, now),
                 JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                     return Err(self.illegal("cancelled"));
@@ -376,7 +391,7 @@ impl Job {
             }
             JobEvent::MissDeadline => {
                 let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed by its deadline")) };
-                if self.deadline_at.is_none_or(|deadline| deadline > now) {
+                if !self.is_overdue(now) {
                     return Err(self.illegal("failed before its deadline"));
                 }
                 job.finish(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
@@ -405,12 +420,12 @@ impl Job {
                 job.question = None;
                 job.finish(JobState::Succeeded, now);
             }
-            JobEvent::Requeue { run_at } => {
+            JobEvent::Requeue { run_at, .. } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
                     return Err(self.illegal("retried"));
                 };
                 job.state = JobState::Queued { run_at: *run_at };
-                job.due_at = *run_at;
+                (job.due_at, job.is_timed) = (*run_at, false);
                 job.failures = Failures::default();
                 job.releases = 0;
                 // An operator's decision outranks a deadline that has already passed.
@@ -432,7 +447,7 @@ impl Job {
         };
         if let Some((outcome, report)) = without_a_call {
             let (number, report) = (self.attempt.saturating_add(1), Arc::clone(report));
-            return Some(Attempt { number, started_at: now, finished_at: now, outcome, report });
+            return Some(Attempt { number, started_at: now, finished_at: now, outcome, folded: 0, report });
         }
         let JobState::Running { .. } = self.state else { return None };
         let (outcome, report) = match event {
@@ -461,6 +476,7 @@ impl Job {
             started_at: self.started_at.unwrap_or(self.created_at),
             finished_at: now,
             outcome,
+            folded: 0,
             report,
         })
     }
@@ -494,6 +510,28 @@ impl Job {
             JobState::Succeeded => JobStatus::Succeeded,
             JobState::Failed { .. } => JobStatus::Failed,
             JobState::Cancelled => JobStatus::Cancelled,
+        }
+    }
+
+    /// True once its deadline has passed; it counts while the job is queued.
+    pub fn is_overdue(&self, now: Timestamp) -> bool {
+        self.deadline_at.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// The job of another store, whose clock may have been ahead: none of its times is in the future, but for a deadline and
+    /// the `run_at` of a client.
+    pub fn arrive(&mut self, now: Timestamp) {
+        self.created_at = self.created_at.min(now);
+        self.started_at = self.started_at.map(|at| at.min(now));
+        self.finished_at = self.finished_at.map(|at| at.min(now));
+        if !self.is_timed {
+            self.due_at = self.due_at.min(now);
+        }
+        match &mut self.state {
+            JobState::Queued { run_at } if !self.is_timed => *run_at = now.min(*run_at),
+            // Over at once: the sweeper ends it as it ends the attempts of the dead.
+            JobState::Running { lease_until } => *lease_until = now,
+            JobState::Queued { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
         }
     }
 

@@ -35,7 +35,7 @@ use utoipa::ToSchema;
 
 use self::{
     bucket::Bucket,
-    budget::{Budget, Need, Reservation, Status},
+    budget::{Budget, Need, PutOff, Reservation, Status},
     gate::{Admission, Block, Closed, Gates, Ruling},
 };
 use crate::config::values::RateCaps;
@@ -99,12 +99,15 @@ const fn not_zero(number: u32) -> NonZeroU32 {
 pub struct PerMinute {
     /// Calls.
     #[schema(value_type = u32, minimum = 1)]
+    #[serde(rename = "requests_per_minute")]
     pub requests: NonZeroU32,
     /// Input tokens; those read from the prompt cache do not count.
     #[schema(value_type = u32, minimum = 1)]
+    #[serde(rename = "input_tokens_per_minute")]
     pub input_tokens: NonZeroU32,
     /// Output tokens.
     #[schema(value_type = u32, minimum = 1)]
+    #[serde(rename = "output_tokens_per_minute")]
     pub output_tokens: NonZeroU32,
 }
 
@@ -207,6 +210,8 @@ pub enum Room {
     Yes,
     /// Not now, and the next permit will be for a call of this size.
     NotNow,
+    /// Not for a call of this size: smaller ones may fit.
+    TooLarge,
     /// Nobody can tell: money is bounded, and the model has no price.
     NoPrice,
 }
@@ -616,10 +621,13 @@ impl Permit {
     pub fn make_room(&mut self, need: impl FnOnce() -> Need) -> Room {
         let Some(reservation) = self.kept.as_mut().and_then(|kept| kept.reservation.as_mut()) else { return Room::Yes };
         let need = need();
-        match () {
-            () if need.nanodollars.is_none() && reservation.needs_price() => Room::NoPrice,
-            () if reservation.adjust(need) => Room::Yes,
-            () => Room::NotNow,
+        if need.nanodollars.is_none() && reservation.needs_price() {
+            return Room::NoPrice;
+        }
+        match reservation.adjust(need) {
+            Ok(()) => Room::Yes,
+            Err(PutOff::Queue) => Room::NotNow,
+            Err(PutOff::Call) => Room::TooLarge,
         }
     }
 
@@ -983,12 +991,14 @@ mod tests {
     #[tokio::test]
     async fn failures_teach_nothing_of_what_a_call_needs() {
         let limits = limits_with(60_000, 1_000_000, 1_000);
+        let (rate, at_once) = (limits.calls_per_second(), limits.calls_at_once());
         for tokens in [Some(Tokens::default()), None, Some(Tokens { input: 9, output: 1 })] {
             for _ in 0..30 {
                 limits.try_permit().unwrap().settle_failed(tokens);
             }
         }
         limits.try_permit().unwrap().settle(Duration::from_secs(20), Some(Tokens::default()));
+        assert_eq!((limits.calls_per_second(), limits.calls_at_once()), (rate, at_once), "nor of the time it takes");
         let permit = limits.try_permit().unwrap();
         assert_eq!(permit.taken, USUAL_TOKENS);
     }

@@ -1,7 +1,7 @@
 //! The queue's policy: what is accepted, who gets which job, what becomes of it afterwards. Between the store, which
 //! keeps jobs, and everybody who wants something of them.
 //!
-//! - `admission`: whether the disk has room for more jobs
+//! - `admission`: the bounds on pending jobs
 //! - `audit`: what operators did, on record
 //! - `bulk`: one action for many jobs
 //! - `claim`: what workers take, keep and settle
@@ -35,25 +35,20 @@ mod submit;
 mod sweep;
 mod wait;
 
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    num::{NonZeroU32, NonZeroU64},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use uuid::Uuid;
 
-use self::{
-    admission::DiskSpace,
-    history::History,
-    order::Order,
-    outlook::Figures,
-    pause::Switch,
-    retry::RetryBounds,
-    service_time::{Expectation, Kind, Progress, ServiceTime},
-    wait::{Running, Standby, Waiters, Work},
-};
 pub use self::{
-    admission::Shortage,
+    admission::Quota,
     claim::{Claim, Next},
     follow::{Draft, Follower, News, Seen},
     order::Waiting,
@@ -62,16 +57,29 @@ pub use self::{
     submit::{Accepted, Submission},
     wait::{Intent, Permit},
 };
+use self::{
+    admission::{Bounds, DiskSpace, Rates},
+    history::History,
+    order::Order,
+    outlook::Figures,
+    pause::Switch,
+    retry::RetryBounds,
+    service_time::{Expectation, Kind, Progress, ServiceTime},
+    wait::{Running, Standby, Waiters, Work},
+};
+pub use crate::store::{Due, bounds::Refused};
 use crate::{
     clock::{Clock, Timestamp},
     digest::sha256,
     job::{
         AtRisk, Depth, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
-        StatusCounts, TransitionError, delivery::Delivery,
+        StatusCounts, TransitionError,
+        caller::{self, Caller, Kind as CallerKind},
+        delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     metrics::{Metrics, kind},
-    store::{Insertion, JobStore, StoreError},
+    store::{Insertion, JobStore, StoreError, bounds::Shortage},
 };
 
 /// A waiter looks at its job at least so often, should it have missed a signal.
@@ -107,8 +115,14 @@ pub struct Policy {
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
     pub deadlines_first: bool,
-    /// Most pending jobs of a caller with a name. Those without one have no bound but that on all jobs together.
+    /// Most pending jobs.
+    pub max_pending: usize,
+    /// Most of them that are for later.
+    pub max_scheduled: usize,
+    /// Most pending jobs of one caller, by name or by network.
     pub max_pending_per_caller: usize,
+    /// Most submissions and retries a minute of one caller; `None` is no limit.
+    pub submits_per_minute: Option<NonZeroU32>,
     /// One in so many claims goes to jobs that nobody asked to wait for, whoever waits.
     pub ordinary_share: u32,
     /// How often a job is tried again.
@@ -140,7 +154,10 @@ impl Policy {
         Policy {
             workers: 1,
             deadlines_first: true,
+            max_pending: usize::MAX,
+            max_scheduled: usize::MAX,
             max_pending_per_caller: usize::MAX,
+            submits_per_minute: None,
             ordinary_share: 5,
             retries: RetryBounds {
                 other: 0,
@@ -176,25 +193,9 @@ pub enum QueueError {
     /// The job's state does not allow it.
     #[error("{0}")]
     Conflict(String),
-    /// The bound on pending jobs is reached.
-    #[error("the queue is full: {limit} jobs are pending, the limit set by MAX_QUEUED_JOBS")]
-    Full {
-        /// The bound.
-        limit: usize,
-    },
-    /// The caller's bound on pending jobs is reached.
-    #[error(
-        "you have {pending} pending jobs and submitted {more} more, but the limit of one caller is {limit}: wait for some to \
-         end, or cancel some"
-    )]
-    CallerFull {
-        /// What the caller has.
-        pending: usize,
-        /// What was asked for besides.
-        more: usize,
-        /// The bound.
-        limit: usize,
-    },
+    /// A bound on pending jobs or on submissions is reached.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The idempotency key is in force for another request.
     #[error("this Idempotency-Key was used for another request; use a new key for each request")]
     KeyReused,
@@ -204,9 +205,6 @@ pub enum QueueError {
     /// No answer that was kept of the job can be read.
     #[error("the stored answer can't be parsed as a memo: {0}")]
     Unreadable(String),
-    /// The disk is short of space.
-    #[error("{0}")]
-    StorageLow(Shortage),
     /// The service is shutting down and accepts no more.
     #[error("the service is shutting down and accepts no more jobs")]
     Closing,
@@ -220,7 +218,7 @@ impl From<StoreError> for QueueError {
         match error {
             StoreError::NotFound(id) => QueueError::NotFound(id),
             StoreError::Transition(error) => QueueError::Conflict(error.to_string()),
-            StoreError::Full { limit } => QueueError::Full { limit },
+            StoreError::Refused(refused) => QueueError::Refused(refused),
             StoreError::KeyReused => QueueError::KeyReused,
             error @ (StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 QueueError::Unavailable(error.to_string())
@@ -248,7 +246,7 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     history: History,
-    disk_space: DiskSpace,
+    bounds: Arc<Bounds>,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
     paused: Switch,
@@ -268,6 +266,17 @@ impl Queue {
         closing: CancellationToken,
     ) -> Queue {
         let (paused, history) = (Switch::of(&*store), History::of(&*store));
+        let bounds = Arc::new(Bounds {
+            max_pending: policy.max_pending,
+            max_scheduled: policy.max_scheduled,
+            max_pending_per_caller: policy.max_pending_per_caller,
+            rates: Rates::new(policy.submits_per_minute),
+            disk_space: DiskSpace::default(),
+        });
+        store.admit_by(Box::new({
+            let bounds = Arc::clone(&bounds);
+            move |asked| bounds.admit(asked)
+        }));
         let queue = Queue(Arc::new(Inner {
             store,
             clock,
@@ -281,7 +290,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             history,
-            disk_space: DiskSpace::default(),
+            bounds,
             ended: Arc::default(),
             paused,
             due: Arc::default(),
@@ -295,7 +304,7 @@ impl Queue {
         inner.store.observe(Box::new(move |jobs, held_back| {
             let now = clock.now();
             // Before any worker wakes.
-            order.note(jobs, now, |job| held_back.contains(&job.id));
+            order.note(&in_service_time(jobs, clock.lead()), now, |job| held_back.contains(&job.id));
             let (mut ready, mut later) = (0, false);
             for job in jobs {
                 running.check(job);
@@ -420,8 +429,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Conflict`] if the job ended otherwise, [`QueueError::NotFound`], [`QueueError::Unavailable`].
     pub async fn cancel(&self, id: JobId) -> Result<JobRecord, QueueError> {
-        let at_risk = self.at_risk(id).await;
-        match self.transition(id, JobEvent::Cancel { at_risk }).await {
+        match self.give_up(id).await {
             Ok(_) | Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Cancelled, .. })) => {
                 self.get(id).await
             }
@@ -429,19 +437,35 @@ impl Queue {
         }
     }
 
-    /// What the job's attempt may cost; nothing is known of one that has none under way or can't be read.
-    async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
-        let is_running = self.0.store.peek(id).is_some_and(|job| job.is_running());
-        let record = if is_running { self.0.store.get(id).await.ok().flatten() } else { None };
-        record.map(|record| (self.0.policy.estimate_risk)(&record.request))
+    /// Cancels a job, with what its attempt may cost if one is under way. The store refuses a cancel that does not know of
+    /// the attempt, because a worker claimed the job in this moment: then the next try knows.
+    async fn give_up(&self, id: JobId) -> Result<Job, StoreError> {
+        loop {
+            let at_risk = self.at_risk(id).await;
+            match self.transition(id, JobEvent::Cancel { at_risk }).await {
+                Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })) => {}
+                result => return result,
+            }
+        }
     }
 
-    /// Puts a failed or cancelled job back into the queue, with a fresh count of attempts.
+    /// What the attempt of a running job may cost. If its request can't be read, that of the usual one.
+    async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
+        self.0.store.peek(id).filter(Job::is_running)?;
+        let request = match self.0.running.request(id) {
+            Some(request) => request,
+            None => self.0.store.get(id).await.ok().flatten().map_or_else(Arc::default, |record| record.request),
+        };
+        Some((self.0.policy.estimate_risk)(&request))
+    }
+
+    /// Puts a failed or cancelled job back into the queue, with a fresh count of attempts. It counts as a submission of the
+    /// caller who wants it.
     ///
     /// # Errors
-    /// As [`Queue::cancel`].
-    pub async fn requeue(&self, id: JobId) -> Result<JobRecord, QueueError> {
-        self.transition(id, JobEvent::Requeue { run_at: self.now() }).await?;
+    /// As [`Queue::cancel`], and [`QueueError::Refused`].
+    pub async fn requeue(&self, id: JobId, by: Caller) -> Result<JobRecord, QueueError> {
+        self.transition(id, JobEvent::Requeue { run_at: self.now(), by }).await?;
         self.get(id).await
     }
 
@@ -458,20 +482,16 @@ impl Queue {
     /// way there is of unknown outcome here, as after a crash. Tells how many were new.
     ///
     /// # Errors
-    /// [`QueueError::Full`] with none taken over, [`QueueError::StorageLow`], [`QueueError::Closing`],
-    /// [`QueueError::Unavailable`].
+    /// [`QueueError::Refused`] with none taken over, [`QueueError::Closing`], [`QueueError::Unavailable`].
     pub async fn import(&self, mut records: Vec<JobRecord>) -> Result<usize, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
-        if let Some(shortage) = self.shortage() {
-            return Err(QueueError::StorageLow(shortage));
-        }
         let now = self.now();
         for record in &mut records {
-            if let JobState::Running { lease_until } = &mut record.job.state {
-                // Over at once: the sweeper ends it as it ends the attempts of the dead.
-                *lease_until = now;
+            record.job.arrive(now);
+            if let Some(key) = &mut record.job.idempotency {
+                key.expires_at = key.expires_at.min(now.plus(self.0.policy.idempotency_window));
             }
         }
         let insertions = self.0.store.import(records).await?;
@@ -479,10 +499,19 @@ impl Queue {
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }
 
-    /// Whether `caller` submitted the job; none if there is no such job. By a digest of the name that is in memory.
-    pub fn is_of(&self, id: JobId, caller: Option<&str>) -> Option<bool> {
-        let digest = caller.map(|caller| short_digest(caller.as_bytes()));
-        self.0.store.peek(id).map(|job| job.caller == digest)
+    /// Whether `name` submitted the job; `None` if there is no such job. Jobs of callers without a name are everybody's who
+    /// has none. By a digest of the name that is in memory.
+    pub fn is_of(&self, id: JobId, name: Option<&str>) -> Option<bool> {
+        let is_of = |job: Job| match name {
+            Some(name) => job.caller == caller::named(name),
+            None => caller::kind(job.caller) != CallerKind::Named,
+        };
+        self.0.store.peek(id).map(is_of)
+    }
+
+    /// What is left of a caller's submissions this minute, if they are limited.
+    pub fn quota(&self, caller: Caller) -> Option<Quota> {
+        self.0.bounds.rates.quota(caller, Instant::now())
     }
 
     /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
@@ -551,7 +580,8 @@ impl Queue {
 
     /// Has the clients of a job take the place that its state calls for.
     fn place(&self, job: &Job, now: Timestamp) {
-        self.0.order.note(std::slice::from_ref(job), now, |job| self.is_held_back(job, now));
+        let jobs = in_service_time(std::slice::from_ref(job), self.0.clock.lead());
+        self.0.order.note(&jobs, now, |job| self.is_held_back(job, now));
     }
 
     fn figures(&self, ahead: usize) -> Figures {
@@ -596,9 +626,9 @@ impl Queue {
         self.0.running.len()
     }
 
-    /// Jobs whose message to their callback URL is due, earliest first.
-    pub fn deliveries_due(&self, limit: usize) -> Vec<JobId> {
-        self.0.store.deliveries_due(self.now(), limit)
+    /// Messages to callback URLs that are due: of each caller the earliest `most` to each host.
+    pub fn deliveries_due(&self, most: usize) -> Vec<Due> {
+        self.0.store.deliveries_due(self.now(), most)
     }
 
     /// Notes what came of sending a job's message.
@@ -641,12 +671,12 @@ impl Queue {
 
     /// What the disk is short of, if it is: then no job is accepted, and all else goes on.
     pub fn shortage(&self) -> Option<Shortage> {
-        self.0.disk_space.shortage()
+        self.0.bounds.disk_space.shortage()
     }
 
     /// Tells the queue how much space the disk has, and how much it should have at least.
     pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
-        match self.0.disk_space.note(free_bytes, floor_bytes) {
+        match self.0.bounds.disk_space.note(free_bytes, floor_bytes) {
             (None, Some(shortage)) => error!("no jobs are accepted: {shortage}"),
             (Some(_), None) => info!(disk.free_bytes = free_bytes, "enough disk space again: jobs are accepted"),
             _ => {}
@@ -658,9 +688,14 @@ impl Queue {
         self.0.closing.is_cancelled()
     }
 
-    /// The queue's clock.
+    /// The service time.
     pub fn now(&self) -> Timestamp {
         self.0.clock.now()
+    }
+
+    /// The machine's clock, as clients compare it with theirs.
+    pub fn wall(&self) -> Timestamp {
+        self.0.clock.wall()
     }
 
     /// How long a claim lasts without a heartbeat.
@@ -717,9 +752,23 @@ impl Queue {
         if status == JobStatus::Succeeded {
             self.0.history.succeeded(took);
         }
-        info!(job.id = %job.id, job.status = %status, attempt = job.attempt, duration_ms = took.as_millis(),
+        info!(job.id = %job.id, job.status = %status, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,
             "job finished");
     }
+}
+
+/// Jobs with the time of their next claim as service time, also those that wait for a wall clock which is `lead` behind.
+fn in_service_time(jobs: &[Job], lead: Duration) -> Cow<'_, [Job]> {
+    if lead.is_zero() || jobs.iter().all(|job| !job.is_timed) {
+        return Cow::Borrowed(jobs);
+    }
+    let moved = jobs.iter().map(|job| match job.state {
+        JobState::Queued { run_at } if job.is_timed => {
+            Job { state: JobState::Queued { run_at: run_at.plus(lead) }, ..job.clone() }
+        }
+        _ => job.clone(),
+    });
+    moved.collect()
 }
 
 /// The first half of a SHA-256: no two texts are known to share even that.
@@ -730,13 +779,7 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
 
 /// Adds what tells the caller's jobs from others without reading them.
 fn note_caller(filter: &mut JobFilter) {
-    filter.caller_digest = filter.caller.as_ref().map(|caller| short_digest(caller.as_bytes()));
-}
-
-/// Eight bytes of a SHA-256, for what is kept in memory for every job.
-fn short_digest(bytes: &[u8]) -> NonZeroU64 {
-    let [a, b, c, d, e, f, g, h, ..] = digest(bytes);
-    NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN)
+    filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
 }
 
 /// A new id; ids sort by time of creation.

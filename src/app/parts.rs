@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, TryLockError},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,7 +18,7 @@ use crate::{
     clock::Clock,
     config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings, environment::GatewayAccess},
     http,
-    job::{JobRequest, callback::Callbacks},
+    job::{IdempotencyKey, JobRequest, callback::Callbacks},
     ledger::dollars,
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
@@ -43,11 +44,11 @@ const LEASE: Duration = Duration::from_secs(30);
 /// One in so many calls is for jobs that no client waits for, however many wait: so that none starves.
 const BACKGROUND_SHARE: u32 = 5;
 
-/// One caller with a name may have this part of MAX_QUEUED_JOBS, so that no caller alone fills the queue.
+/// One caller, by name or by network, may have this part of MAX_QUEUED_JOBS, so that no caller alone fills the queue.
 const CALLER_SHARE: usize = 10;
 
-/// How long an idempotency key counts: longer than any client retries, shorter than its jobs stay.
-const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(24);
+/// Jobs for later may have this part of MAX_QUEUED_JOBS: they hold their places for up to a year.
+const SCHEDULED_SHARE: usize = 2;
 
 /// How long after it was due a job may still wait for rate limits or a paused queue: a long weekend.
 const MAX_RELEASE: Duration = Duration::from_hours(72);
@@ -96,7 +97,6 @@ pub(super) fn store(settings: &Settings) -> SledConfig {
     SledConfig {
         path: store_folder(settings),
         cache_bytes: machine::store_cache_bytes(),
-        max_pending: settings.max_queued_jobs,
         keep_answers: !settings.cache_ttl.is_zero(),
     }
 }
@@ -141,7 +141,10 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits:
     Policy {
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,
+        max_pending: settings.max_queued_jobs,
+        max_scheduled: settings.max_queued_jobs.div_ceil(SCHEDULED_SHARE),
         max_pending_per_caller: settings.max_queued_jobs.div_ceil(CALLER_SHARE),
+        submits_per_minute: NonZeroU32::new(settings.submits_per_minute),
         ordinary_share: BACKGROUND_SHARE,
         retries: RetryBounds {
             other: settings.max_retries,
@@ -157,7 +160,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits:
         },
         identify,
         cache_for: settings.cache_ttl,
-        idempotency_window: IDEMPOTENCY_WINDOW,
+        idempotency_window: IdempotencyKey::WINDOW,
         lease: tuning.lease,
         retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
         keep_finished_for: settings.retention.age,
@@ -172,7 +175,7 @@ pub(super) fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {
 
 /// Which callback URLs are accepted.
 pub(super) fn callbacks(settings: &Settings) -> Callbacks {
-    if settings.webhook_allow_private { Callbacks::Private } else { Callbacks::Public }
+    Callbacks::new(settings.webhook_allow_private.clone())
 }
 
 /// The built-in prices and those of the settings.

@@ -346,7 +346,7 @@ mod tests {
     };
 
     fn sessions(folder: &std::path::Path, clock: &Clock) -> Sessions {
-        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, max_pending: 9, keep_answers: false };
+        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
         let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
         let closing = CancellationToken::new();
         Sessions::of(Queue::new(Arc::new(store), clock.clone(), Policy::plain(), Metrics::new(), closing))
@@ -372,6 +372,21 @@ mod tests {
         assert!(sessions.find(&name).is_none());
         sessions.open(&"secret".into(), true).await;
         assert_eq!(sessions.queue.kept(SETTING).len(), 1, "what is over is forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_jump_of_the_clock_neither_ends_a_session_nor_makes_it_longer() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
+        let sessions = sessions(folder.path(), &clock);
+        let name = sessions.open(&"secret".into(), true).await;
+        let month = Duration::from_hours(24 * 31);
+        clock.set_forward(month);
+        assert!(sessions.find(&name).is_some());
+        clock.set_back(2 * month);
+        assert!(sessions.find(&name).is_some());
+        // The service time runs a tenth slower until the clock has caught up.
+        clock.advance(Duration::from_hours(SESSION_HOURS) * 10 / 9 + Duration::from_secs(1));
+        assert!(sessions.find(&name).is_none());
     }
 
     #[tokio::test]

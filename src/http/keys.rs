@@ -25,8 +25,9 @@ use crate::{
 /// An API key to create.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct KeyRequest {
-    /// Name of the key, shown as `caller` of its jobs: up to 64 letters, digits or `. _ - @`.
-    #[schema(required, value_type = String, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._@-]+$")]
+    /// Name of the key, shown as `caller` of its jobs: up to 64 letters, digits or `. _ - @`. Several
+    /// keys of a caller are named `caller/key`.
+    #[schema(required, value_type = String, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._@-]+(/[A-Za-z0-9._@-]+)?$")]
     name: Option<String>,
     /// Default `analyze`.
     scope: Option<Scope>,
@@ -39,7 +40,7 @@ pub(super) struct NewKey {
     key: String,
     #[serde(flatten)]
     known: Shown,
-    /// What else to do; only while the service needs no keys, and so this one only names its caller.
+    /// What to do next. Present only while the service requires no keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<&'static str>,
 }
@@ -95,8 +96,8 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList>
 
 /// Create an API key
 ///
-/// The answer is the only place that shows the key. Whether callers need a key is the setting REQUIRE_API_KEY: while it is
-/// false, a key only names its caller, and `notice` says so.
+/// Only this response shows the key. The setting REQUIRE_API_KEY decides whether callers need a key. While it is false,
+/// a key only names its caller, and `notice` says so.
 #[utoipa::path(
     post, path = "/api/v1/admin/keys", operation_id = "create_key", tag = "admin",
     request_body = KeyRequest,

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 
 use super::{
     Api, extract,
+    observe::PROBES,
     problem::{Problem, SERVER_BUSY},
 };
 
@@ -45,9 +46,6 @@ const BUSY_RETRY_AFTER: u64 = 2;
 /// Marks the requests of a connection that may only ask for health and metrics, because there are too many others.
 #[derive(Clone, Copy, Debug)]
 pub struct MonitoringOnly;
-
-/// The routes that such a connection may ask for.
-const MONITORING_ROUTES: [&str; 3] = ["/health", "/health/ready", "/metrics"];
 
 /// The budget. Clones share it.
 #[derive(Clone, Debug)]
@@ -127,10 +125,10 @@ impl Drop for Hold {
 /// Counts the bodies of requests and answers, and keeps places for monitoring.
 pub(super) async fn bound(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let is_monitoring_only = request.extensions().get::<MonitoringOnly>().is_some();
-    if is_monitoring_only && !MONITORING_ROUTES.contains(&request.uri().path()) {
+    if is_monitoring_only && !PROBES.contains(&request.uri().path()) {
         return last(busy("has as many connections as it can hold; only health and metrics are answered"));
     }
-    let address = extract::address_of(request.extensions());
+    let address = extract::address_of(request.extensions(), request.headers(), &api);
     let answer = counted(&api.memory, address, request, next).await;
     if is_monitoring_only { last(answer) } else { answer }
 }

@@ -21,7 +21,7 @@ use axum::{
 use futures_util::FutureExt;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::time::{Instant, timeout_at};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use super::{
@@ -41,6 +41,9 @@ const MAX_LOGGED_PATH: usize = 200;
 
 /// Log lines a second about requests that were refused (4xx). Anyone can cause them, as many as they like.
 const REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+
+/// Routes that monitoring calls every few seconds: their log lines would bury all others.
+pub(super) const PROBES: [&str; 3] = ["/health", "/health/ready", "/metrics"];
 
 /// Longest request id accepted from a client: a longer one would bloat every log line.
 const MAX_REQUEST_ID: usize = 128;
@@ -129,16 +132,25 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         let elapsed = started.elapsed();
         let is_refused = response.status().is_client_error();
         if let Some(left_out) = if is_refused { api.refusals.take() } else { Some(0) } {
-            info!(
-                http.method = %method,
-                http.route = route,
-                http.path = cut(uri.path()),
-                http.status = response.status().as_u16(),
-                duration_ms = elapsed.as_secs_f64() * 1e3,
-                request.id = text(&id),
-                left_out = (left_out > 0).then_some(left_out),
-                "request answered"
-            );
+            macro_rules! log {
+                ($level:ident) => {
+                    $level!(
+                        http.method = %method,
+                        http.route = route,
+                        http.path = cut(uri.path()),
+                        http.status = response.status().as_u16(),
+                        duration_ms = elapsed.as_secs_f64() * 1e3,
+                        request.id = text(&id),
+                        left_out = (left_out > 0).then_some(left_out),
+                        "request answered"
+                    )
+                };
+            }
+            if PROBES.contains(&route) {
+                log!(debug);
+            } else {
+                log!(info);
+            }
         }
         (response, elapsed)
     };

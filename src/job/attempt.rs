@@ -20,8 +20,42 @@ pub struct Attempt {
     pub finished_at: Timestamp,
     /// How it ended.
     pub outcome: AttemptOutcome,
+    /// So many released attempts before it have no entry of their own: this one stands for them too, and began when the
+    /// first of them did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub folded: u32,
     /// What it saw.
     pub report: Arc<AttemptReport>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Most entries in the history of a job; the oldest go first. A job that is retried again and again must not grow without
+/// end.
+pub const MAX_ATTEMPTS: usize = 100;
+
+impl Attempt {
+    /// Takes the place of the entry before it, if both only gave the job back.
+    #[must_use]
+    pub fn fold(self, before: &Attempt) -> Attempt {
+        let is_unspent = |attempt: &Attempt| {
+            attempt.outcome == AttemptOutcome::Released
+                && attempt.report.usage.is_none()
+                && !attempt.report.may_have_been_billed
+        };
+        if !is_unspent(&self) || !is_unspent(before) || before.number + 1 != self.number {
+            return self;
+        }
+        Attempt { started_at: before.started_at, folded: before.folded + 1, ..self }
+    }
+
+    /// Whether this entry stands for that attempt too.
+    pub fn stands_for(&self, number: u32) -> bool {
+        (self.number - self.folded..=self.number).contains(&number)
+    }
 }
 
 /// How an attempt ended.
@@ -287,8 +321,8 @@ pub struct Failures {
     connect: u16,
     overload: u16,
     invalid_output: u16,
-    suspect: u16,
-    refused: u16,
+    suspect: u8,
+    refused: u8,
     other: u16,
     demoted: u16,
 }
@@ -297,14 +331,20 @@ impl Failures {
     /// So many failures of one class.
     pub fn of(class: FailureClass, count: u16) -> Failures {
         let mut failures = Failures::default();
-        *failures.place(class) = count;
+        (0..count).for_each(|_| failures.add(class));
         failures
     }
 
     /// One more failure of a class.
     pub fn add(&mut self, class: FailureClass) {
-        let count = self.place(class);
-        *count = count.saturating_add(1);
+        match class {
+            FailureClass::Connect => self.connect = self.connect.saturating_add(1),
+            FailureClass::Overload => self.overload = self.overload.saturating_add(1),
+            FailureClass::InvalidOutput => self.invalid_output = self.invalid_output.saturating_add(1),
+            FailureClass::Suspect => self.suspect = self.suspect.saturating_add(1),
+            FailureClass::Refused => self.refused = self.refused.saturating_add(1),
+            FailureClass::Other => self.other = self.other.saturating_add(1),
+        }
     }
 
     /// The job was released and let others go first.
@@ -318,18 +358,14 @@ impl Failures {
     }
 
     /// How many there were of a class.
-    pub fn count(mut self, class: FailureClass) -> u32 {
-        u32::from(*self.place(class))
-    }
-
-    fn place(&mut self, class: FailureClass) -> &mut u16 {
+    pub fn count(self, class: FailureClass) -> u32 {
         match class {
-            FailureClass::Connect => &mut self.connect,
-            FailureClass::Overload => &mut self.overload,
-            FailureClass::InvalidOutput => &mut self.invalid_output,
-            FailureClass::Suspect => &mut self.suspect,
-            FailureClass::Refused => &mut self.refused,
-            FailureClass::Other => &mut self.other,
+            FailureClass::Connect => self.connect.into(),
+            FailureClass::Overload => self.overload.into(),
+            FailureClass::InvalidOutput => self.invalid_output.into(),
+            FailureClass::Suspect => self.suspect.into(),
+            FailureClass::Refused => self.refused.into(),
+            FailureClass::Other => self.other.into(),
         }
     }
 }

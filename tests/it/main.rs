@@ -18,6 +18,7 @@ mod disk_full;
 mod drain;
 mod first_start;
 mod follow;
+mod golden;
 mod harness;
 mod hold;
 mod holds;

@@ -32,17 +32,21 @@ use super::{
     recent::Bodies,
 };
 use crate::{
-    clock::Timestamp,
-    job::{Attempt, AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, delivery::Delivery},
+    clock::{Clock, Timestamp},
+    job::{
+        Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, MAX_ATTEMPTS,
+        caller::{self, Caller},
+        delivery::Delivery,
+    },
     ledger::{Day, Sums, UNKNOWN_MODEL},
-    store::{ClaimedJob, Insertion, Pick, StoreError},
+    store::{Claimed, ClaimedJob, Insertion, Pick, StoreError, bounds::Admission},
 };
 
-/// Most changes of jobs in a group: bounds how long its first one waits for the last.
+/// Most jobs that a group changes: bounds how long its first change waits for the last.
 const MAX_CHANGES: usize = 1_024;
 
-/// Most commands of a group that bring new jobs. All that waits of the others goes before them, so that the settlement
-/// of an answer that is paid for waits for two such groups at most, however many questions come in.
+/// From so many new jobs on, a group takes no further command that brings any: at most one whole batch, so that a change
+/// waits for two such groups at most, however many questions come in. All changes that wait go before new jobs.
 const MAX_NEW: usize = 128;
 
 /// Most bytes of each kind in a group, for the same reason. One command goes however large it is.
@@ -51,9 +55,15 @@ const MAX_BYTES: usize = 4 << 20;
 /// Most jobs that a group removes: their list must fit into one record.
 const MAX_REMOVED: usize = 2_048;
 
+/// Idempotency keys that a group forgets: of most there is no record, and the record of the others is small.
+const PRUNED_KEYS: usize = 1_024;
+
 /// Jobs that a start reads at a time, and how many such batches it is ahead of the index.
 const READ_BATCH: usize = 4_096;
 const READ_AHEAD: usize = 4;
+
+/// Most jobs that a claim ends because their deadline has passed; the sweeper ends the others.
+const MAX_OVERDUE: usize = 64;
 
 /// Most queued jobs that ask the same, and most of a group that take the answer of another: each gets a copy of it, and
 /// all are moved when one of them is claimed. What comes beyond has an answer of its own.
@@ -70,7 +80,7 @@ pub(super) enum Command {
     Insert { new: NewJob, reply: Reply<Insertion> },
     InsertAll { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
     Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
-    Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
+    Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Claimed> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
     Succeed { id: JobId, attempt: u32, report: Arc<AttemptReport>, now: Timestamp, reply: Reply<Vec<Job>> },
     NoteDelivery { id: JobId, delivery: Delivery, reply: Reply<()> },
@@ -109,11 +119,6 @@ impl NewJob {
         Ok(NewJob { is_import: true, ..NewJob::with_history(record)? })
     }
 
-    /// Whether it counts against the bound on pending jobs.
-    fn is_pending(&self) -> bool {
-        !self.job.state.is_final()
-    }
-
     /// About how much it writes.
     fn size(&self) -> usize {
         self.bytes.len() + self.history.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
@@ -138,10 +143,8 @@ struct Line {
 
 impl Line {
     fn push(&mut self, envelope: Envelope) {
-        match envelope.command {
-            Command::Insert { .. } | Command::InsertAll { .. } | Command::Import { .. } => self.new.push_back(envelope),
-            _ => self.changes.push_back(envelope),
-        }
+        let lane = if envelope.command.brings_jobs() { &mut self.new } else { &mut self.changes };
+        lane.push_back(envelope);
     }
 
     fn is_empty(&self) -> bool {
@@ -154,7 +157,7 @@ impl Line {
             let (mut count, mut bytes) = (0, 0);
             while count < most && bytes < MAX_BYTES {
                 let Some(next) = lane.pop_front() else { break };
-                count += 1;
+                count += next.command.jobs();
                 bytes += next.command.bytes();
                 group.push(next);
             }
@@ -178,7 +181,7 @@ pub(super) struct Writer {
 enum Answer {
     Insert(Reply<Insertion>, Insertion),
     InsertAll(Reply<Vec<Insertion>>, Vec<Insertion>),
-    Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
+    Claim(Reply<Claimed>, Box<Claimed>),
     Transition(Reply<Job>, Box<Job>),
     Succeed(Reply<Vec<Job>>, Vec<Job>),
     NoteDelivery(Reply<()>),
@@ -198,7 +201,9 @@ struct Group {
     deliveries: HashMap<Seq, Delivery>,
     /// Records that no metadata spoke of before.
     bodies: Vec<(Seq, Body)>,
-    inserted: usize,
+    change: Change,
+    /// Attempts that leave the history.
+    obsolete: Vec<(Seq, u32)>,
     /// Questions of jobs that the group claims.
     under_way: HashSet<NonZeroU64>,
     /// Jobs that the group makes queued, by their question.
@@ -219,6 +224,15 @@ struct Group {
     beside: Vec<BesideChange>,
     /// Something was written besides jobs.
     wrote: bool,
+}
+
+/// What a group changes in the number of pending jobs, which the index does not know yet.
+#[derive(Default)]
+struct Change {
+    pending: isize,
+    of_caller: HashMap<Caller, isize>,
+    /// New jobs for later.
+    scheduled: usize,
 }
 
 /// A record beside a job's metadata, with its size on disk.
@@ -327,7 +341,7 @@ impl Writer {
     fn write(&self, disk: &Disk, group: &mut Group) -> Result<(), Fault> {
         let mut touched: Vec<Seq> = group.staged.keys().copied().collect();
         touched.sort_unstable();
-        disk.begin(touched.clone(), &self.shared.index.read()).map_err(Fault)?;
+        disk.begin(touched.clone(), &self.shared.index.read(), self.shared.clock.save()).map_err(Fault)?;
         // Before the metadata: what that does not confirm after a crash will not count.
         group.pages = self.shared.book.read().pages(&group.entries);
         if !group.pages.is_empty() {
@@ -348,6 +362,10 @@ impl Writer {
                 }
             }
         }
+        // After the metadata: until then the history may have to be as it was.
+        for (seq, number) in &group.obsolete {
+            disk.remove_attempt(*seq, *number)?;
+        }
         for first in &group.batches {
             disk.end_batch(*first)?;
         }
@@ -367,8 +385,8 @@ impl Writer {
                     Some(Known::Job(id)) => group.answers.push(Answer::Insert(reply, Insertion::Existing(id))),
                     Some(Known::OtherRequest) => drop(reply.send(Err(StoreError::KeyReused))),
                     None => {
-                        if let Err(full) = self.check_room(group, 1) {
-                            drop(reply.send(Err(full)));
+                        if let Err(refused) = self.admit_new(group, &[&new.job]) {
+                            drop(reply.send(Err(refused)));
                             return Ok(());
                         }
                         let insertion = self.insert(disk, group, new)?;
@@ -390,8 +408,8 @@ impl Writer {
                     }
                     return Ok(());
                 }
-                if let Err(full) = self.check_room(group, all.iter().filter(|new| new.is_pending()).count()) {
-                    drop(reply.send(Err(full)));
+                if let Err(refused) = self.admit_new(group, &all.iter().map(|new| &new.job).collect::<Vec<_>>()) {
+                    drop(reply.send(Err(refused)));
                     return Ok(());
                 }
                 // One alone has its commit point in its metadata.
@@ -409,9 +427,11 @@ impl Writer {
                     let index = self.shared.index.read();
                     all.iter().map(|new| index.seq(new.job.id).is_some() || !ids.insert(new.job.id)).collect()
                 };
-                let pending = all.iter().zip(&is_here).filter(|(new, is_here)| !**is_here && new.is_pending());
-                if let Err(full) = self.check_room(group, pending.count()) {
-                    drop(reply.send(Err(full)));
+                let new = all.iter().zip(&is_here).filter(|(_, is_here)| !**is_here).map(|(new, _)| &new.job);
+                // An operator brings them, whosever they are.
+                let asked = Admission { by: caller::operator(), ..asked(new) };
+                if let Err(refused) = self.admit(group, asked) {
+                    drop(reply.send(Err(refused)));
                     return Ok(());
                 }
                 let mut insertions = Vec::with_capacity(all.len());
@@ -426,38 +446,13 @@ impl Writer {
                 group.answers.push(Answer::InsertAll(reply, insertions));
                 Ok(())
             }
-            Command::Claim { pick, lease_until, now, reply } => match self.take(group, pick, now) {
-                None => {
-                    let _ = reply.send(Ok(None));
-                    Ok(())
+            Command::Claim { pick, lease_until, now, reply } => {
+                match self.claim(disk, group, pick, lease_until, now)? {
+                    Ok(claimed) => group.answers.push(Answer::Claim(reply, Box::new(claimed))),
+                    Err(refused) => drop(reply.send(Err(refused))),
                 }
-                Some((seq, job)) => {
-                    let event = JobEvent::Claim { lease_until };
-                    // What is ready is due, also where the clock has been set back since it became so.
-                    let JobState::Queued { run_at } = job.state else { unreachable!("only queued jobs are ready") };
-                    let job = match job.apply(&event, now.max(run_at)) {
-                        Ok(job) => job,
-                        Err(refused) => {
-                            self.shared.index.write().put_back(seq);
-                            let _ = reply.send(Err(refused.into()));
-                            return Ok(());
-                        }
-                    };
-                    let request = match self.request(disk, seq, job.id)? {
-                        Ok(request) => request,
-                        Err(corrupt) => {
-                            self.shared.index.write().put_back(seq);
-                            let _ = reply.send(Err(corrupt));
-                            return Ok(());
-                        }
-                    };
-                    let claimed = ClaimedJob { job: job.clone(), request };
-                    group.answers.push(Answer::Claim(reply, Some(Box::new(claimed))));
-                    self.hold_back(group, &job);
-                    group.note(seq, Some(job), now);
-                    Ok(())
-                }
-            },
+                Ok(())
+            }
             Command::Transition { id, event, now, reply } => {
                 let Some((seq, job)) = self.newest(group, id) else {
                     let _ = reply.send(Err(StoreError::NotFound(id)));
@@ -506,8 +501,10 @@ impl Writer {
                 let mut seqs = self.shared.index.read().prunable(before, keep, limit, now);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
-                let expired = self.shared.keys.read().expired(now, limit);
-                group.answers.push(Answer::Prune(reply, seqs.len().max(expired.len())));
+                let expired = self.shared.keys.read().expired(self.shared.key_time(now), limit.max(PRUNED_KEYS));
+                // As many as asked for: there may be more.
+                let pruned = if expired.len() < PRUNED_KEYS { seqs.len() } else { limit };
+                group.answers.push(Answer::Prune(reply, pruned));
                 for key in &expired {
                     disk.tree().remove(keys::idempotency(key))?;
                 }
@@ -536,6 +533,46 @@ impl Writer {
         }
     }
 
+    /// Stages the claim of a ready job, and the end of those before it whose deadline has passed. The outer error is the
+    /// disk's.
+    fn claim(
+        &self,
+        disk: &Disk,
+        group: &mut Group,
+        pick: Pick,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Result<Claimed, StoreError>, Fault> {
+        let mut claimed = Claimed::default();
+        while claimed.expired.len() < MAX_OVERDUE
+            && let Some((seq, job)) = self.take(group, pick, now)
+        {
+            // What is ready is due, also by a clock that another caller looked at a moment ago.
+            let JobState::Queued { run_at } = job.state else { unreachable!("only queued jobs are ready") };
+            let at = now.max(run_at);
+            if job.is_overdue(at) {
+                let ended = self.transit(disk, group, (seq, &job), &JobEvent::MissDeadline, at)?;
+                claimed.expired.extend(ended.ok());
+                continue;
+            }
+            let request = self.request(disk, seq, job.id)?;
+            let taken = job.apply(&JobEvent::Claim { lease_until }, at).map_err(StoreError::from);
+            match request.and_then(|request| Ok(ClaimedJob { job: taken?, request })) {
+                Ok(taken) => {
+                    self.hold_back(group, &taken.job);
+                    group.note(seq, Some(taken.job.clone()), now);
+                    claimed.job = Some(taken);
+                    break;
+                }
+                Err(refused) => {
+                    self.shared.index.write().put_back(seq);
+                    return Ok(Err(refused));
+                }
+            }
+        }
+        Ok(Ok(claimed))
+    }
+
     /// Stages what an event makes of a job, and writes what belongs to it. The outer error is the disk's, the inner one
     /// the life cycle's.
     fn transit(
@@ -550,18 +587,47 @@ impl Writer {
             Ok(after) => after,
             Err(refused) => return Ok(Err(refused.into())),
         };
+        if let JobEvent::Requeue { by, .. } = event
+            && let Err(refused) =
+                self.admit(group, Admission { by: *by, owner: job.caller, scheduled: 0, ..asked([&after]) })
+        {
+            return Ok(Err(refused));
+        }
         if let Some(delivery) = self.delivery_after(disk, group, seq, job, &after, now)? {
             disk.write_delivery(seq, &delivery).map_err(Fault)?;
             group.deliveries.insert(seq, delivery);
         }
         if let Some(attempt) = job.closed_attempt(event, now) {
             group.entries.extend(entry(seq, &attempt));
+            let attempt = self.shorten_history(disk, group, seq, attempt)?;
             let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
             write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
             group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
         }
+        group.count(Some(job), &after);
         group.note(seq, Some(after.clone()), now);
         Ok(Ok(after))
+    }
+
+    /// The entry of an attempt that ends, in place of those that the history need not have any more: of releases in a row
+    /// all but the last, and the oldest of very many.
+    fn shorten_history(&self, disk: &Disk, group: &mut Group, seq: Seq, attempt: Attempt) -> Result<Attempt, Fault> {
+        let before = attempt.number - 1;
+        let attempt = match attempt.outcome {
+            AttemptOutcome::Released => match read_chunks(disk.tree(), &keys::attempt(seq, before))? {
+                Some(bytes) => serde_json::from_slice(&bytes).map_or(attempt.clone(), |before| attempt.fold(&before)),
+                None => attempt,
+            },
+            _ => attempt,
+        };
+        if attempt.folded > 0 {
+            group.obsolete.push((seq, before));
+        } else if before as usize >= MAX_ATTEMPTS {
+            let numbers = disk.attempts(seq)?;
+            let surplus = (numbers.len() + 1).saturating_sub(MAX_ATTEMPTS);
+            group.obsolete.extend(numbers.into_iter().take(surplus).map(|number| (seq, number)));
+        }
+        Ok(attempt)
     }
 
     /// Gives an answer to those who ask the same, as far as a group has room for it.
@@ -645,11 +711,26 @@ impl Writer {
         Ok(())
     }
 
-    /// Refuses so many more jobs if they would go beyond the bound on pending ones.
-    fn check_room(&self, group: &Group, count: usize) -> Result<(), StoreError> {
-        let limit = self.shared.config.max_pending;
-        let pending = self.shared.index.read().pending_len() + group.inserted;
-        if count > 0 && pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
+    /// Asks whether new jobs, all of one caller, may become pending.
+    fn admit_new(&self, group: &Group, jobs: &[&Job]) -> Result<(), StoreError> {
+        let caller = jobs.first().and_then(|job| job.caller);
+        self.admit(group, Admission { by: caller, owner: caller, ..asked(jobs.iter().copied()) })
+    }
+
+    /// Asks whether jobs may become pending, beside what is by now.
+    fn admit(&self, group: &Group, asked: Admission) -> Result<(), StoreError> {
+        let Change { pending, of_caller, scheduled } = &group.change;
+        let of_owner = of_caller.get(&asked.owner).copied().unwrap_or(0);
+        let admission = {
+            let index = self.shared.index.read();
+            Admission {
+                pending: index.pending_len().saturating_add_signed(*pending),
+                pending_scheduled: index.scheduled_len() + scheduled,
+                pending_of_owner: index.pending_of(asked.owner).saturating_add_signed(of_owner),
+                ..asked
+            }
+        };
+        self.shared.admit.get().map_or(Ok(()), |admit| Ok(admit(&admission)?))
     }
 
     /// Writes a new job's request and stages the job.
@@ -676,8 +757,8 @@ impl Writer {
             write_chunks(disk.tree(), &keys::attempt(seq, *number), attempt)?;
         }
         // Nobody is told again of what ended elsewhere.
-        if request.callback_url.is_some() && !(is_import && job.state.is_final()) {
-            let delivery = Delivery::default();
+        if let Some(url) = request.callback_url.as_deref().filter(|_| !(is_import && job.state.is_final())) {
+            let delivery = Delivery::to(url);
             let delivery = if job.state.is_final() { delivery.due(job.created_at) } else { delivery };
             disk.write_delivery(seq, &delivery).map_err(Fault)?;
             group.deliveries.insert(seq, delivery);
@@ -687,7 +768,7 @@ impl Writer {
             group.bodies.push((seq, Body::Request(request, bytes.len())));
         }
         let created_at = job.created_at;
-        group.inserted += usize::from(!job.state.is_final());
+        group.count(None, &job);
         group.note(seq, Some(job), created_at);
         Ok(insertion)
     }
@@ -697,18 +778,25 @@ impl Writer {
     /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
     /// whole index is read anew.
     fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
+        let lead = self.shared.clock.lead();
         let mut index = self.shared.index.write();
-        if index.has_due(now) {
-            index.promote(now);
-            // The index knows nothing yet of what this group claims.
-            group.under_way.iter().for_each(|question| index.hold_back(*question));
+        if index.has_due(now, lead) {
+            index.promote(now, lead);
         }
         loop {
             let seq = index.take(pick)?;
             // What this group has changed already gets its place when the group is published.
-            if !group.staged.contains_key(&seq) {
-                return index.get(seq).map(|job| (seq, job.clone()));
+            if group.staged.contains_key(&seq) {
+                continue;
             }
+            let job = index.get(seq)?.clone();
+            // The index knows nothing yet of what this group claims, and a reader may have made the job ready since.
+            if let Some(question) = job.question.filter(|question| group.under_way.contains(question)) {
+                index.put_back(seq);
+                index.hold_back(question);
+                continue;
+            }
+            return Some((seq, job));
         }
     }
 
@@ -722,16 +810,19 @@ impl Writer {
 
     /// What the job's key, if it has one, stands for as the group sees it.
     fn known(&self, group: &Group, job: &Job) -> Option<Known> {
-        let (key, now) = (job.idempotency.as_ref()?, job.created_at);
+        let (key, now) = (job.idempotency.as_ref()?, self.shared.key_time(job.created_at));
         group.keys.find(key, now).or_else(|| self.shared.keys.read().find(key, now))
     }
 
     /// Has the keys of jobs that are about to be pruned outlive them, as far as they are in force.
     fn keep_keys(&self, disk: &Disk, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
-        let index = self.shared.index.read();
+        let (index, now) = (self.shared.index.read(), self.shared.key_time(now));
         for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
             if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
-                disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, job.id).map_err(Fault)?)?;
+                disk.tree().insert(
+                    keys::idempotency(&key.key),
+                    idempotency::encode(key, job.id, job.caller).map_err(Fault)?,
+                )?;
             }
         }
         Ok(())
@@ -798,7 +889,8 @@ impl Writer {
                 // What the group removed is owed nothing.
                 if index.get(seq).is_some() {
                     index.set_untold(seq, delivery.next_at().is_some());
-                    deliveries.replace(seq, Some(delivery));
+                    let caller = index.get(seq).and_then(|job| job.caller);
+                    deliveries.replace(seq, Some((caller, delivery)));
                 }
             }
             drop(deliveries);
@@ -860,6 +952,15 @@ impl Writer {
 }
 
 impl Group {
+    /// Counts a job that is new or has another state.
+    fn count(&mut self, before: Option<&Job>, after: &Job) {
+        let is_pending = |job: &Job| !job.state.is_final();
+        let change = isize::from(is_pending(after)) - isize::from(before.is_some_and(is_pending));
+        self.change.pending += change;
+        *self.change.of_caller.entry(after.caller).or_default() += change;
+        self.change.scheduled += usize::from(before.is_none() && after.is_timed);
+    }
+
     fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
         if let Some(Job { question: Some(question), state: JobState::Queued { .. }, .. }) = &job {
             self.asking.entry(*question).or_default().push(seq);
@@ -870,8 +971,28 @@ impl Group {
 }
 
 impl Command {
+    /// Whether it brings new jobs; all others change jobs that are there, or nothing.
+    pub(super) fn brings_jobs(&self) -> bool {
+        matches!(self, Command::Insert { .. } | Command::InsertAll { .. } | Command::Import { .. })
+    }
+
+    /// How many jobs it is about.
+    pub(super) fn jobs(&self) -> usize {
+        match self {
+            Command::InsertAll { all, .. } | Command::Import { all, .. } => all.len().max(1),
+            Command::Remove { ids, .. } => ids.len().max(1),
+            Command::Prune { limit, .. } => *limit,
+            Command::Insert { .. }
+            | Command::Claim { .. }
+            | Command::Transition { .. }
+            | Command::Succeed { .. }
+            | Command::NoteDelivery { .. }
+            | Command::Beside { .. } => 1,
+        }
+    }
+
     /// About how much it writes.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Command::Insert { new, .. } => new.size(),
             Command::InsertAll { all, .. } | Command::Import { all, .. } => all.iter().map(NewJob::size).sum(),
@@ -903,7 +1024,7 @@ impl Answer {
         match self {
             Answer::Insert(reply, insertion) => drop(reply.send(Ok(insertion))),
             Answer::InsertAll(reply, insertions) => drop(reply.send(Ok(insertions))),
-            Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
+            Answer::Claim(reply, claimed) => drop(reply.send(Ok(*claimed))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
             Answer::Succeed(reply, jobs) => drop(reply.send(Ok(jobs))),
             Answer::NoteDelivery(reply) => drop(reply.send(Ok(()))),
@@ -932,6 +1053,16 @@ fn answer_bytes(report: &AttemptReport) -> usize {
     report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }
 
+/// What is asked of the bounds for jobs as they are to be.
+fn asked<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Admission {
+    jobs.into_iter().fold(Admission::default(), |mut asked, job| {
+        asked.submits += 1;
+        asked.jobs += usize::from(!job.state.is_final());
+        asked.scheduled += usize::from(job.is_timed);
+        asked
+    })
+}
+
 /// What the attempt that ended adds to the ledger, if anything.
 fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
     let sums = Sums::of(attempt)?;
@@ -952,7 +1083,12 @@ fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), S
 }
 
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
-pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(Index, Keys, Beside, Seq), String> {
+///
+/// Of a job that has outlived its key, the key is not taken up again.
+pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(Index, Keys, Beside, Seq), String> {
+    clock.resume(disk.time());
+    let now = clock.now();
+    let keys_at = idempotency::time(clock, now);
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     disk.sweep_batches().map_err(|error| error.to_string())?;
@@ -962,15 +1098,17 @@ pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(I
         let (sender, batches) = mpsc::sync_channel(READ_AHEAD);
         let reading = scope.spawn(move || read_jobs(disk, &sender));
         let jobs = batches.into_iter().flatten().inspect(|(seq, job)| {
-            keys.note(job);
+            if job.idempotency.as_ref().is_some_and(|key| key.expires_at > keys_at) {
+                keys.note(job);
+            }
             newest = *seq;
         });
-        let index = Index::of(jobs, keep_answers, now);
+        let index = Index::of(jobs, keep_answers, now, clock.lead());
         reading.join().unwrap_or_else(|_| Err("sled panicked".to_owned())).map(|()| index)
     })?;
     for entry in disk.orphaned_keys() {
-        let (key, job) = entry?;
-        keys.insert(&key, job);
+        let (key, job, caller) = entry?;
+        keys.insert(&key, job, caller);
     }
     // Before anything is removed.
     disk.check(&index)?;
@@ -982,7 +1120,34 @@ pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(I
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Priority;
+    use crate::{
+        job::Priority,
+        metrics::Metrics,
+        store::{
+            JobStore,
+            contract::{at, job, request},
+            sled::{SledConfig, SledStore},
+        },
+    };
+
+    #[tokio::test]
+    async fn a_job_that_a_reader_makes_ready_while_the_same_question_is_claimed_waits_for_its_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
+        let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap();
+        let asking = |n| Job { question: NonZeroU64::new(7), ..job(n) };
+        let later = Job { state: JobState::Queued { run_at: at(20) }, ..asking(1) };
+        store.insert(asking(0), request(0)).await.unwrap();
+        store.insert(later.clone(), request(1)).await.unwrap();
+        // The store's own writer has nothing to do. This one stands between the claims of a group.
+        let writer = Writer::new(Arc::clone(&store.shared), mpsc::channel().1, 9);
+        let (disk, mut group) = (store.shared.disk().unwrap(), Group::default());
+        let mut claim = |pick, now| writer.claim(&disk, &mut group, pick, at(60), at(now)).ok().unwrap().unwrap().job;
+        assert_eq!(claim(Pick::First, 10).unwrap().job.id, job(0).id);
+        assert_eq!(store.claimable(at(20)), 1, "a reader makes it ready");
+        assert!(claim(Pick::First, 20).is_none() && claim(Pick::Job(later.id), 20).is_none());
+        assert_eq!(store.claimable(at(20)), 0);
+    }
 
     /// A command that brings the job `n`, or one that changes jobs.
     fn envelope(n: Option<u128>) -> Envelope {
