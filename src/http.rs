@@ -59,7 +59,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Allowance, Hold, Outlook, Queue, WaitingFor},
+    queue::{Allowance, Hold, Kind, Outlook, Queue, WaitingFor},
 };
 
 /// How long a browser may keep the answer to a CORS preflight.
@@ -89,7 +89,8 @@ pub struct Api {
 impl Api {
     /// The job as clients see it at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        JobView::new(record, now).with_outlook(self.outlook(&record.job))
+        let kind = Kind::of(&record.request, record.job.waited_for);
+        JobView::new(record, now).with_outlook(self.outlook(&record.job, &kind))
     }
 
     /// The bounds on submissions.
@@ -98,8 +99,8 @@ impl Api {
     }
 
     /// Why a job waits, if it does.
-    fn outlook(&self, job: &Job) -> Option<Outlook> {
-        self.queue.outlook(job, || self.allowance())
+    fn outlook(&self, job: &Job, kind: &Kind) -> Option<Outlook> {
+        self.queue.outlook(job, kind, || self.allowance())
     }
 
     /// What the limits on calls allow at the moment.

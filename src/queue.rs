@@ -49,7 +49,7 @@ use self::{
     outlook::Figures,
     pause::Switch,
     retry::RetryBounds,
-    service_time::{Expectation, Kind, Progress, ServiceTime},
+    service_time::{Expectation, Progress, ServiceTime},
     wait::{Running, Standby, Waiters, Work},
 };
 pub use self::{
@@ -59,6 +59,7 @@ pub use self::{
     order::Waiting,
     outlook::{Allowance, Hold, Outlook, WaitingFor},
     pause::Pause,
+    service_time::Kind,
     submit::{Accepted, Submission},
     wait::{Intent, Permit},
 };
@@ -66,7 +67,7 @@ use crate::{
     clock::{Clock, Timestamp},
     digest::sha256,
     job::{
-        AtRisk, Depth, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
+        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
         StatusCounts, TransitionError, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
@@ -86,6 +87,10 @@ const EVEN_CHANCE: f64 = 0.5;
 /// The chance that it takes where more clients wait than workers are free: a call that ends too late is a call that
 /// another client's answer would have been in time by.
 const ALMOST_SURE: f64 = 0.97;
+
+/// A rush is taken to last this part longer of the time that it has lasted. Its end can't be known, and a job that waits
+/// for the end is off by little if it comes later or earlier.
+const RUSH_GOES_ON: f64 = 0.5;
 
 /// With a smaller chance a client whose job is running is not held any longer.
 const FORLORN: f64 = 0.02;
@@ -498,49 +503,52 @@ impl Queue {
         self.0.store.kept(prefix)
     }
 
-    /// Why a queued job waits, and for how long; none for any other, of which `allowance` is not asked.
-    pub fn outlook(&self, job: &Job, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
+    /// Why a queued job waits, and for how long. `None` for any other job; then `allowance` is not called. `kind` is the
+    /// kind of its answer.
+    pub fn outlook(&self, job: &Job, kind: &Kind, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.now();
+        let expectation = self.0.service_time.expectation(kind);
+        let own_time = if expectation.is_learnt { expectation.within(0.5) } else { self.service_time() };
         if self.is_held_back(job, now) {
-            return Some(outlook::behind_the_same(self.service_time()));
+            return Some(outlook::behind_the_same(own_time));
         }
-        let (place, ahead) = self.ahead_of(job, now);
-        let depth = Depth::Auto.resolved(job.waited_for);
-        let usual = Kind { model: None, depth, is_waited_for: job.waited_for };
-        let expectation = self.0.service_time.expectation(&usual);
-        let figures = self.figures(ahead);
-        let own_time = if expectation.is_learnt { expectation.within(0.5) } else { figures.service_time };
-        outlook::outlook(job, Figures { place, own_time, ..figures }, allowance(), now)
+        let allowance = allowance();
+        let (place, claims, background) = self.ahead_of(job, allowance, now);
+        outlook::outlook(job, &Figures { place, own_time, ..self.figures(claims, background) }, allowance, now)
     }
 
-    /// How many jobs go before this one as things stand, and how many are likely to be claimed before it.
-    fn ahead_of(&self, job: &Job, now: Timestamp) -> (usize, usize) {
-        if let Some(ahead) = self.0.order.ahead_of_job(job.id) {
-            return (ahead, ahead);
+    /// How many jobs go before this one as things stand, how many are likely to be claimed before it, and of how many of
+    /// those nobody waits for the answer.
+    fn ahead_of(&self, job: &Job, allowance: Allowance, now: Timestamp) -> (usize, usize, usize) {
+        let Inner { order, store, policy, .. } = &*self.0;
+        if let Some(ahead) = order.ahead_of_job(job.id) {
+            return (ahead, ahead, 0);
         }
-        let ahead = self.0.store.ahead_of(job);
-        let waited_for = self.0.order.ready();
+        let (ahead, interactive) = (store.ahead_of(job), order.ready());
         // Those that clients wait for go first, wherever they stand.
-        let before = (ahead.all + waited_for).min(self.0.store.claimable(now).saturating_sub(1)).max(ahead.all);
-        // Or its turn comes by the share of those that nobody waits for.
-        let share = self.0.policy.ordinary_share as usize;
-        let by_share = (ahead.unwaited + 1) * share - 1;
-        let place = if job.waited_for || waited_for == 0 { before } else { before.min(by_share) };
-        let since = Instant::now().checked_sub(now.since(job.created_at)).unwrap_or_else(Instant::now);
-        let deadlines_first = self.0.policy.deadlines_first;
-        let rush = if deadlines_first { self.0.order.rush_before(job.caller, since, self.workers()) } else { None };
-        let claims = match rush {
-            None => place,
-            // As long as more clients wait than can be answered, the others move by their shares alone, ...
-            Some(_) if !job.waited_for => by_share,
-            // ... and those that have turned ordinary once the clients that came before them are gone.
-            Some(rush) => {
-                let turned = ahead.all.saturating_sub(ahead.unwaited + rush);
-                rush + (turned + 1) * share * order::TURNED_SHARE as usize - 1
-            }
+        let all = (ahead.all + interactive).min(store.claimable(now).saturating_sub(1)).max(ahead.all);
+        let demoted = ahead.all.saturating_sub(ahead.unwaited + interactive);
+        let share = policy.ordinary_share as usize;
+        let demoted_share = share * order::TURNED_SHARE as usize;
+        let (same, own_share) = if job.waited_for { (demoted, demoted_share) } else { (ahead.unwaited, share) };
+        // The jobs that are claimed before it if clients come on and on, so that its turn comes by its share.
+        let by_share = (same + 1) * own_share - 1;
+        let place = if interactive == 0 { all } else { all.min(by_share) };
+        let Some(rush) = order.rush().filter(|_| interactive > 0) else {
+            return (place, place, ahead.unwaited.min(place));
         };
-        (place, claims)
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; saturates")]
+        let in_rush = (rush.as_secs_f64() * RUSH_GOES_ON * self.claims_per_second(allowance)) as usize;
+        let by_shares = ahead.unwaited.min(in_rush / share) + demoted.min(in_rush / demoted_share);
+        let claims = if by_share <= in_rush { by_share } else { in_rush + all.saturating_sub(by_shares) };
+        (place, claims, ahead.unwaited.min(claims))
+    }
+
+    /// How many jobs can be claimed in a second.
+    fn claims_per_second(&self, allowance: Allowance) -> f64 {
+        let workers = self.0.policy.workers.min(allowance.calls_at_once);
+        (workers as f64 / self.service_time().as_secs_f64().max(1e-3)).min(allowance.calls_per_second)
     }
 
     /// Whether a job is due and can't be claimed, as another one that asks the same is running.
@@ -554,16 +562,27 @@ impl Queue {
         self.0.order.note(std::slice::from_ref(job), now, |job| self.is_held_back(job, now));
     }
 
-    fn figures(&self, ahead: usize) -> Figures {
+    /// The figures for a job before which so many are claimed, of which nobody waits for some.
+    fn figures(&self, ahead: usize, background: usize) -> Figures {
         Figures {
             place: ahead,
             ahead,
-            running: self.running_attempts(),
+            running: self.rests(),
             workers: self.0.policy.workers,
-            service_time: self.service_time(),
+            service_time: self.0.service_time.mean_of(ahead, background),
             own_time: self.service_time(),
             is_paused: self.is_paused(),
         }
+    }
+
+    /// How long each attempt under way is likely to take from now.
+    fn rests(&self) -> Vec<Duration> {
+        let mean = self.service_time();
+        let rest = |(kind, progress): (Kind, Progress)| {
+            let expectation = self.0.service_time.expectation(&kind);
+            if expectation.is_learnt { expectation.rest(progress) } else { mean.saturating_sub(progress.elapsed) }
+        };
+        self.0.running.progress().into_iter().map(rest).collect()
     }
 
     /// How many jobs there are in each state.

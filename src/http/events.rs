@@ -77,7 +77,9 @@ pub(super) async fn events(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let now = Instant::now();
-    let telling = Telling { api, id, follower, outlook: None, next_beat: now, ends_at: observe::started() + MAX_HOLD };
+    let record = api.queue.get(id).await?;
+    let kind = Kind::of(&record.request, record.job.waited_for);
+    let telling = Telling { api, id, kind, follower, outlook: None, next_beat: now, ends_at: observe::started() + MAX_HOLD };
     let head = stream::iter([Ok::<_, Infallible>(Event::default().retry(RETRY))]);
     let events = stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;
@@ -94,6 +96,7 @@ pub(super) async fn events(
 struct Telling {
     api: Arc<Api>,
     id: JobId,
+    kind: Kind,
     follower: Follower,
     /// The outlook sent last.
     outlook: Option<Outlook>,
@@ -137,7 +140,7 @@ impl Telling {
     fn tell(&mut self, news: News) -> Option<Event> {
         match news {
             News::Status(job) => {
-                self.outlook = self.api.outlook(&job);
+                self.outlook = self.api.outlook(&job, &self.kind);
                 self.status(&job)
             }
             News::Text { attempt, from_start, text } => {
@@ -151,7 +154,7 @@ impl Telling {
     fn beat(&mut self) -> Event {
         let nothing = Event::default().comment("");
         let Some(job) = self.api.queue.peek(self.id) else { return nothing };
-        let outlook = self.api.outlook(&job);
+        let outlook = self.api.outlook(&job, &self.kind);
         // The follower sends a changed status.
         if outlook == self.outlook || Some(job.status(self.api.queue.now())) != self.follower.seen().status {
             return nothing;

@@ -165,7 +165,8 @@ impl Queue {
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
         }
         let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
-        let stay = self.0.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
+        let kind = Kind::of(&request, job.waited_for);
+        let stay = self.0.running.begin(&job, kind, lost.clone(), Arc::clone(&draft));
         // Its followers heard of the claim before there was a draft to read.
         self.0.followers.notify(job.id);
         // Whoever cancelled the job in between did not find the token yet.
@@ -201,8 +202,8 @@ impl Queue {
                 Ok(_) => {
                     // From before the claim was written to after the answer was: what a client that waits has to wait.
                     if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
-                        let (request, draft) = (self.0.running.request(job.id), self.0.running.draft(job.id));
-                        let kind = Kind::of(request.as_deref().unwrap_or(&JobRequest::default()), job.waited_for);
+                        let (kind, draft) = (self.0.running.kind(job.id), self.0.running.draft(job.id));
+                        let kind = kind.unwrap_or_else(|| Kind::of(&JobRequest::default(), job.waited_for));
                         let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
                         let took = self.now().since(started_at);
                         self.0.service_time.observe(&kind, Observed { took, writing, bytes });

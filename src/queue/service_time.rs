@@ -31,19 +31,19 @@ const MAX_MODELS: usize = 64;
 /// How finely a distribution is kept.
 const QUANTILES: usize = 20;
 
-/// What answers have in common that take about as long.
+/// Answers of one kind take about as long.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Kind {
-    /// The model that was asked for; none for the service's own.
+pub struct Kind {
+    /// The model that the request names. `None` is the service's own model.
     pub(super) model: Option<String>,
-    /// How much the memo says.
     pub(super) depth: Depth,
-    /// Where a client waits, Claude thinks less.
+    /// Claude thinks less where a client waits.
     pub(super) is_waited_for: bool,
 }
 
 impl Kind {
-    pub(super) fn of(request: &JobRequest, is_waited_for: bool) -> Kind {
+    /// The kind of the answers to a request.
+    pub fn of(request: &JobRequest, is_waited_for: bool) -> Kind {
         Kind { model: request.model.clone(), depth: request.depth.resolved(is_waited_for), is_waited_for }
     }
 }
@@ -87,8 +87,9 @@ pub(super) struct ServiceTime(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Of all attempts, in seconds.
+    /// Running means in seconds: of all attempts, and of those that a client waited for or not.
     mean: Option<f64>,
+    means: [Option<f64>; 2],
     models: HashMap<Option<String>, Model>,
 }
 
@@ -126,7 +127,11 @@ impl ServiceTime {
         let Observed { took, writing, bytes } = observed;
         let mut seen = self.0.lock();
         let seconds = took.as_secs_f64();
-        seen.mean = Some(seen.mean.map_or(seconds, |mean| mean + NEWEST_WEIGHT * (seconds - mean)));
+        let follow = |mean: &mut Option<f64>| {
+            *mean = Some(mean.map_or(seconds, |mean| mean + NEWEST_WEIGHT * (seconds - mean)));
+        };
+        follow(&mut seen.mean);
+        follow(&mut seen.means[usize::from(kind.is_waited_for)]);
         let is_known = seen.models.contains_key(&kind.model) || seen.models.len() < MAX_MODELS;
         let model = seen.models.entry(kind.model.clone().filter(|_| is_known)).or_default();
         model.expectations.clear();
@@ -139,9 +144,18 @@ impl ServiceTime {
         }
     }
 
-    /// Of all attempts: how fast the queue moves.
+    /// The mean of all attempts: how fast the queue moves.
     pub(super) fn mean(&self) -> Duration {
         self.0.lock().mean.map_or(USUAL, Duration::from_secs_f64)
+    }
+
+    /// The mean of so many attempts, of which nobody waits for some.
+    pub(super) fn mean_of(&self, attempts: usize, background: usize) -> Duration {
+        let seen = self.0.lock();
+        let [background_mean, interactive_mean] =
+            seen.means.map(|mean| mean.or(seen.mean).unwrap_or(USUAL.as_secs_f64()));
+        let share = background.min(attempts) as f64 / attempts.max(1) as f64;
+        Duration::from_secs_f64(share * background_mean + (1.0 - share) * interactive_mean)
     }
 
     pub(super) fn expectation(&self, kind: &Kind) -> Arc<Expectation> {
@@ -191,6 +205,17 @@ impl Expectation {
     pub(super) fn chance(&self, left: Duration) -> f64 {
         let in_time = self.totals.partition_point(|total| *total <= left.as_secs_f64());
         in_time as f64 / self.totals.len() as f64
+    }
+
+    /// How long an answer that has come so far is likely to take from now.
+    pub(super) fn rest(&self, progress: Progress) -> Duration {
+        let median = |quantiles: &[f64]| quantiles[quantiles.len() / 2];
+        let (start, seen) = match progress.text {
+            Some((_, bytes)) => (0.0, bytes as f64),
+            None => ((median(&self.starts) - progress.elapsed.as_secs_f64()).max(0.0), 0.0),
+        };
+        let seconds = start + (median(&self.bytes) - seen).max(0.0) * self.seconds_per_byte;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
     /// The chance that an answer that has come so far is there within `left`.
@@ -276,6 +301,10 @@ mod tests {
         assert_eq!(times.mean(), seconds(2.0), "the first counts for what it is");
         (0..100).for_each(|_| times.observe(&BRIEF(None), seen(4.0, 0.0, 0)));
         assert_eq!(times.mean().as_secs_f64().round(), 4.0);
+        assert_eq!(times.mean_of(1, 1), times.mean(), "no other is known");
+        (0..100).for_each(|_| times.observe(&kind(None, Depth::Full, false), seen(34.0, 0.0, 0)));
+        let mean_of = |attempts, background| times.mean_of(attempts, background).as_secs_f64().round();
+        assert_eq!([mean_of(0, 0), mean_of(3, 0), mean_of(3, 1), mean_of(3, 9)], [4.0, 4.0, 14.0, 34.0]);
     }
 
     #[test]
@@ -305,6 +334,19 @@ mod tests {
         assert_eq!(times.expectation(&BRIEF(None)).within(1.0), seconds(1.0));
         (0..1_000).for_each(|n| times.observe(&BRIEF(Some(&format!("model {n}"))), seen(1.0, 0.0, 0)));
         assert!(times.0.lock().models.len() <= MAX_MODELS);
+    }
+
+    #[test]
+    fn the_rest_of_an_answer_follows_from_what_has_come() {
+        let times = ServiceTime::default();
+        (0..20).for_each(|_| times.observe(&BRIEF(None), seen(11.0, 9.0, 3_000)));
+        let expected = times.expectation(&BRIEF(None));
+        let rest = |elapsed: f64, bytes: Option<usize>| {
+            let text = bytes.map(|bytes| (seconds(elapsed - 2.0), bytes));
+            expected.rest(Progress { elapsed: seconds(elapsed), text }).as_secs_f64().round()
+        };
+        assert_eq!([rest(0.0, None), rest(1.0, None), rest(5.0, None)], [11.0, 10.0, 9.0]);
+        assert_eq!([rest(5.0, Some(1_000)), rest(12.0, Some(4_000))], [6.0, 0.0]);
     }
 
     #[test]

@@ -13,8 +13,12 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Claim, follow::Draft};
-use crate::job::{Job, JobId, JobRequest, JobState};
+use super::{
+    Claim,
+    follow::Draft,
+    service_time::{Kind, Progress},
+};
+use crate::job::{Job, JobId, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
@@ -85,7 +89,7 @@ struct UnderWay {
     attempt: u32,
     lost: CancellationToken,
     draft: Arc<Draft>,
-    request: Arc<JobRequest>,
+    kind: Kind,
 }
 
 /// An attempt's stay in this process; ends when dropped, and so with a worker that panics.
@@ -101,12 +105,12 @@ impl Running {
     pub(super) fn begin(
         self: &Arc<Self>,
         job: &Job,
-        request: Arc<JobRequest>,
+        kind: Kind,
         lost: CancellationToken,
         draft: Arc<Draft>,
     ) -> Stay {
         let (id, attempt) = (job.id, job.attempt);
-        self.0.lock().insert(id, UnderWay { attempt, lost, draft, request });
+        self.0.lock().insert(id, UnderWay { attempt, lost, draft, kind });
         Stay { running: Arc::clone(self), id, attempt }
     }
 
@@ -115,9 +119,15 @@ impl Running {
         self.0.lock().get(&job.id).is_some_and(|under_way| under_way.attempt == job.attempt)
     }
 
-    /// What the job asks, while an attempt is under way.
-    pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
-        self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.request))
+    /// The kind of the answer to the job's attempt, if one is under way.
+    pub(super) fn kind(&self, id: JobId) -> Option<Kind> {
+        self.0.lock().get(&id).map(|under_way| under_way.kind.clone())
+    }
+
+    /// The kind and the progress of every attempt.
+    pub(super) fn progress(&self) -> Vec<(Kind, Progress)> {
+        let running = self.0.lock();
+        running.values().map(|under_way| (under_way.kind.clone(), under_way.draft.progress())).collect()
     }
 
     /// What has come of the answer to the job's attempt, if one is under way.
