@@ -5,8 +5,10 @@
 //! - `audit`: what operators did, on record
 //! - `bulk`: one action for many jobs
 //! - `claim`: what workers take, keep and settle
+//! - `estimate`: when the answer of a queued job comes
 //! - `follow`: news of a job for those who follow it
 //! - `history`: how the service fared over time
+//! - `hold`: clients that are held for an answer
 //! - `order`: which job is claimed next while clients wait
 //! - `outlook`: why a job waits and when its answer may come
 //! - `pause`: no job is claimed until an operator says so
@@ -23,8 +25,10 @@ mod admission;
 pub mod audit;
 pub mod bulk;
 mod claim;
+mod estimate;
 mod follow;
 pub mod history;
+mod hold;
 mod order;
 mod outlook;
 mod pause;
@@ -46,10 +50,9 @@ use self::{
     admission::DiskSpace,
     history::History,
     order::Order,
-    outlook::Figures,
     pause::Switch,
     retry::RetryBounds,
-    service_time::{Expectation, Progress, ServiceTime},
+    service_time::ServiceTime,
     wait::{Running, Standby, Waiters, Work},
 };
 pub use self::{
@@ -77,23 +80,6 @@ use crate::{
 
 /// A waiter looks at its job at least so often, should it have missed a signal.
 const WAIT_POLL: Duration = Duration::from_secs(5);
-
-/// A client that was accepted to wait is asked so often whether its answer can still come in time.
-const CHANCE_POLL: Duration = Duration::from_secs(1);
-
-/// The chance of an answer in time that is enough for a worker that nobody else wants.
-const EVEN_CHANCE: f64 = 0.5;
-
-/// The chance that it takes where more clients wait than workers are free: a call that ends too late is a call that
-/// another client's answer would have been in time by.
-const ALMOST_SURE: f64 = 0.97;
-
-/// A rush is taken to last this part longer of the time that it has lasted. Its end can't be known, and a job that waits
-/// for the end is off by little if it comes later or earlier.
-const RUSH_GOES_ON: f64 = 0.5;
-
-/// With a smaller chance a client whose job is running is not held any longer.
-const FORLORN: f64 = 0.02;
 
 /// What a call for a request may cost, at most.
 pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
@@ -357,69 +343,6 @@ impl Queue {
         }
     }
 
-    /// The job that a client was accepted to wait for: as soon as it has reached an end, or as it is when that can't be in
-    /// time any more, or when the service shuts down.
-    ///
-    /// # Errors
-    /// As [`Queue::get`].
-    pub async fn answer(&self, waiting: &Waiting) -> Result<JobRecord, QueueError> {
-        let interest = self.0.waiters.register(waiting.job());
-        loop {
-            let signalled = interest.signal().notified();
-            let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
-            let now = Instant::now();
-            let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
-            if is_over || !self.may_be_met(&job, waiting) {
-                if matches!(job.state, JobState::Queued { .. }) {
-                    self.0.order.turn(waiting);
-                }
-                self.0.history.waited(job.state.is_final());
-                return self.get(waiting.job()).await;
-            }
-            tokio::select! {
-                () = signalled => {}
-                () = waiting.signal().notified() => {}
-                () = tokio::time::sleep_until(waiting.until().min(now + CHANCE_POLL)) => {}
-                () = self.0.closing.cancelled() => {}
-            }
-        }
-    }
-
-    /// Whether a client that waits may still have its answer in time.
-    fn may_be_met(&self, job: &Job, waiting: &Waiting) -> bool {
-        let left = waiting.until().saturating_duration_since(Instant::now());
-        let expectation = self.0.service_time.expectation(&waiting.kind);
-        let JobState::Queued { run_at } = job.state else {
-            let draft = self.0.running.draft(job.id).filter(|_| self.0.policy.deadlines_first);
-            let is_forlorn = |progress: Progress| {
-                (expectation.is_learnt || progress.text.is_some()) && expectation.chance_from(progress, left) < FORLORN
-            };
-            return draft.is_none_or(|draft| !is_forlorn(draft.progress()));
-        };
-        // Where the same is being asked, the answer is on its way; where the claim is, the attempt is as good as begun.
-        if waiting.is_picked() || self.is_held_back(job, self.now()) {
-            return true;
-        }
-        let held = match (self.0.policy.allowance)().hold {
-            _ if self.is_paused() => return false,
-            Some(hold) => match hold.opens_in {
-                Some(opens_in) => opens_in,
-                None => return false,
-            },
-            None => Duration::ZERO,
-        };
-        let left = left.saturating_sub(held.max(run_at.since(self.now())));
-        let is_in_order = !self.0.policy.deadlines_first;
-        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.is_met(&expectation, left, false))
-    }
-
-    /// Whether an answer that begins now is likely enough to be there within `left`.
-    fn is_met(&self, expectation: &Expectation, left: Duration, is_contested: bool) -> bool {
-        let chance = expectation.chance(left);
-        // What is not known yet keeps no client from waiting for a free worker.
-        if is_contested { chance >= ALMOST_SURE } else { chance >= EVEN_CHANCE || !expectation.is_learnt }
-    }
-
     /// Cancels a queued or running job; a cancelled one stays so.
     ///
     /// # Errors
@@ -503,54 +426,6 @@ impl Queue {
         self.0.store.kept(prefix)
     }
 
-    /// Why a queued job waits, and for how long. `None` for any other job; then `allowance` is not called. `kind` is the
-    /// kind of its answer.
-    pub fn outlook(&self, job: &Job, kind: &Kind, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
-        let JobState::Queued { .. } = job.state else { return None };
-        let now = self.now();
-        let expectation = self.0.service_time.expectation(kind);
-        let own_time = if expectation.is_learnt { expectation.within(0.5) } else { self.service_time() };
-        if self.is_held_back(job, now) {
-            return Some(outlook::behind_the_same(own_time));
-        }
-        let allowance = allowance();
-        let (place, claims, background) = self.ahead_of(job, allowance, now);
-        outlook::outlook(job, &Figures { place, own_time, ..self.figures(claims, background) }, allowance, now)
-    }
-
-    /// How many jobs go before this one as things stand, how many are likely to be claimed before it, and of how many of
-    /// those nobody waits for the answer.
-    fn ahead_of(&self, job: &Job, allowance: Allowance, now: Timestamp) -> (usize, usize, usize) {
-        let Inner { order, store, policy, .. } = &*self.0;
-        if let Some(ahead) = order.ahead_of_job(job.id) {
-            return (ahead, ahead, 0);
-        }
-        let (ahead, interactive) = (store.ahead_of(job), order.ready());
-        // Those that clients wait for go first, wherever they stand.
-        let all = (ahead.all + interactive).min(store.claimable(now).saturating_sub(1)).max(ahead.all);
-        let demoted = ahead.all.saturating_sub(ahead.unwaited + interactive);
-        let share = policy.ordinary_share as usize;
-        let demoted_share = share * order::TURNED_SHARE as usize;
-        let (same, own_share) = if job.waited_for { (demoted, demoted_share) } else { (ahead.unwaited, share) };
-        // The jobs that are claimed before it if clients come on and on, so that its turn comes by its share.
-        let by_share = (same + 1) * own_share - 1;
-        let place = if interactive == 0 { all } else { all.min(by_share) };
-        let Some(rush) = order.rush().filter(|_| interactive > 0) else {
-            return (place, place, ahead.unwaited.min(place));
-        };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; saturates")]
-        let in_rush = (rush.as_secs_f64() * RUSH_GOES_ON * self.claims_per_second(allowance)) as usize;
-        let by_shares = ahead.unwaited.min(in_rush / share) + demoted.min(in_rush / demoted_share);
-        let claims = if by_share <= in_rush { by_share } else { in_rush + all.saturating_sub(by_shares) };
-        (place, claims, ahead.unwaited.min(claims))
-    }
-
-    /// How many jobs can be claimed in a second.
-    fn claims_per_second(&self, allowance: Allowance) -> f64 {
-        let workers = self.0.policy.workers.min(allowance.calls_at_once);
-        (workers as f64 / self.service_time().as_secs_f64().max(1e-3)).min(allowance.calls_per_second)
-    }
-
     /// Whether a job is due and can't be claimed, as another one that asks the same is running.
     fn is_held_back(&self, job: &Job, now: Timestamp) -> bool {
         matches!(job.state, JobState::Queued { run_at } if run_at <= now)
@@ -560,29 +435,6 @@ impl Queue {
     /// Has the clients of a job take the place that its state calls for.
     fn place(&self, job: &Job, now: Timestamp) {
         self.0.order.note(std::slice::from_ref(job), now, |job| self.is_held_back(job, now));
-    }
-
-    /// The figures for a job before which so many are claimed, of which nobody waits for some.
-    fn figures(&self, ahead: usize, background: usize) -> Figures {
-        Figures {
-            place: ahead,
-            ahead,
-            running: self.rests(),
-            workers: self.0.policy.workers,
-            service_time: self.0.service_time.mean_of(ahead, background),
-            own_time: self.service_time(),
-            is_paused: self.is_paused(),
-        }
-    }
-
-    /// How long each attempt under way is likely to take from now.
-    fn rests(&self) -> Vec<Duration> {
-        let mean = self.service_time();
-        let rest = |(kind, progress): (Kind, Progress)| {
-            let expectation = self.0.service_time.expectation(&kind);
-            if expectation.is_learnt { expectation.rest(progress) } else { mean.saturating_sub(progress.elapsed) }
-        };
-        self.0.running.progress().into_iter().map(rest).collect()
     }
 
     /// How many jobs there are in each state.

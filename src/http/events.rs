@@ -79,7 +79,8 @@ pub(super) async fn events(
     let now = Instant::now();
     let record = api.queue.get(id).await?;
     let kind = Kind::of(&record.request, record.job.waited_for);
-    let telling = Telling { api, id, kind, follower, outlook: None, next_beat: now, ends_at: observe::started() + MAX_HOLD };
+    let telling =
+        Telling { api, id, kind, follower, outlook: None, next_beat: now, ends_at: observe::started() + MAX_HOLD };
     let head = stream::iter([Ok::<_, Infallible>(Event::default().retry(RETRY))]);
     let events = stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;

@@ -28,7 +28,7 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::*;
+use super::{hold::CHANCE_POLL, *};
 use crate::{
     job::{
         AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, PRIORITY_OFFSET, Priority, TokenUsage,
@@ -1293,7 +1293,11 @@ async fn in_a_rush_the_estimate_of_other_jobs_counts_their_share_and_the_time_af
     }
     // The rush is likely to last 100 s more, which are ten claims. The running attempt may end at any moment.
     assert_eq!(seconds(&second), 50, "one claim in five is for such jobs");
-    assert_eq!(seconds(&declined.job), 120, "after ten claims, one of them for the second job, and the client that is held");
+    assert_eq!(
+        seconds(&declined.job),
+        120,
+        "after ten claims, one of them for the second job, and the client that is held"
+    );
     drop(held);
     assert_eq!(seconds(&second), 10, "the rush is over");
 }

@@ -102,13 +102,7 @@ pub(super) struct Stay {
 
 impl Running {
     /// An attempt begins that `lost` stops and that writes what has come of its answer into `draft`.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        job: &Job,
-        kind: Kind,
-        lost: CancellationToken,
-        draft: Arc<Draft>,
-    ) -> Stay {
+    pub(super) fn begin(self: &Arc<Self>, job: &Job, kind: Kind, lost: CancellationToken, draft: Arc<Draft>) -> Stay {
         let (id, attempt) = (job.id, job.attempt);
         self.0.lock().insert(id, UnderWay { attempt, lost, draft, kind });
         Stay { running: Arc::clone(self), id, attempt }

@@ -108,7 +108,11 @@ mod tests {
     #[test]
     fn in_the_order_of_deadlines_no_question_goes_first_because_its_answer_is_short() {
         let questions = [asked(0, 4, 9), asked(0, 4, 9), asked(0, 10, 13), asked(0, 10, 23)];
-        assert_eq!(answerable(&questions, 1, First::Deadline), 2, "an answer of ten seconds would not fit the first two");
+        assert_eq!(
+            answerable(&questions, 1, First::Deadline),
+            2,
+            "an answer of ten seconds would not fit the first two"
+        );
         assert_eq!(answerable(&questions, 1, First::Shortest), 3);
         assert_eq!(answerable(&questions, 3, First::Deadline), 4, "a worker that is free takes them too");
     }
