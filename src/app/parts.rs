@@ -232,3 +232,33 @@ fn read_origin(text: &str) -> Result<HeaderValue, StartError> {
     let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
     value.ok_or_else(|| StartError::Origin(text.to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{claude::Claude, clock::Timestamp, job::Depth, prompts::Prompts};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn by_default_no_limit_cuts_45_seconds_of_thinking_or_a_full_memo_at_a_slow_pace() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let settings = Line::parse_from(["test", "--anthropic-api-key=sk-test"]).settings;
+        let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap();
+        let config = client(&settings, GatewayAccess { auth_token: None, custom_headers: None });
+        let (thinking, slow) = (Duration::from_secs(45), Duration::from_secs(30 + 3_700 / 40));
+        assert!(config.idle_timeout > thinking);
+        let agent = Agent::new(Claude::new(config).unwrap(), prompts, agent(&settings), Vec::new(), Prices::new([]));
+        let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
+        let plan = agent.plan(Assignment::of(&request, Timestamp::from_millis(1_800_000_000_000))).unwrap();
+        assert_eq!(plan.depth, Depth::Full);
+        assert!(plan.call.time_limit >= thinking + slow, "{:?}", plan.call.time_limit);
+        assert!(plan.call.max_tokens >= 3_700 + 45 * 90, "{}", plan.call.max_tokens);
+    }
+}
