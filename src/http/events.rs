@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     job::{Job, JobId, JobStatus},
-    queue::{Follower, News, Outlook, Seen},
+    queue::{Follower, Kind, News, Outlook, Seen},
 };
 
 /// How long a client should wait before it reconnects.

@@ -1,12 +1,10 @@
 //! The estimate of when the answer of a queued job comes: the figures for `outlook`, from the queue as it stands.
 
-use std::time::Duration;
-
 use super::{
     Inner, Queue,
     order::TURNED_SHARE,
     outlook::{self, Allowance, Figures, Outlook},
-    service_time::{Kind, Progress},
+    service_time::Kind,
 };
 use crate::{
     clock::Timestamp,
@@ -23,8 +21,7 @@ impl Queue {
     pub fn outlook(&self, job: &Job, kind: &Kind, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.now();
-        let expectation = self.0.service_time.expectation(kind);
-        let own_time = if expectation.is_learnt { expectation.within(0.5) } else { self.service_time() };
+        let own_time = self.0.service_time.whole(kind);
         if self.is_held_back(job, now) {
             return Some(outlook::behind_the_same(own_time));
         }
@@ -68,24 +65,17 @@ impl Queue {
 
     /// The figures for a job before which so many are claimed, of which nobody waits for some.
     pub(super) fn figures(&self, ahead: usize, background: usize) -> Figures {
+        let Inner { running, service_time, policy, .. } = &*self.0;
+        let rest = |(kind, progress)| service_time.rest(&kind, progress);
+        let mean = service_time.mean_of(ahead, background);
         Figures {
             place: ahead,
             ahead,
-            running: self.rests(),
-            workers: self.0.policy.workers,
-            service_time: self.0.service_time.mean_of(ahead, background),
-            own_time: self.service_time(),
+            running: running.progress().into_iter().map(rest).collect(),
+            workers: policy.workers,
+            service_time: mean,
+            own_time: mean,
             is_paused: self.is_paused(),
         }
-    }
-
-    /// How long each attempt under way is likely to take from now.
-    fn rests(&self) -> Vec<Duration> {
-        let mean = self.service_time();
-        let rest = |(kind, progress): (Kind, Progress)| {
-            let expectation = self.0.service_time.expectation(&kind);
-            if expectation.is_learnt { expectation.rest(progress) } else { mean.saturating_sub(progress.elapsed) }
-        };
-        self.0.running.progress().into_iter().map(rest).collect()
     }
 }

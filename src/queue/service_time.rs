@@ -151,11 +151,37 @@ impl ServiceTime {
 
     /// The mean of so many attempts, of which nobody waits for some.
     pub(super) fn mean_of(&self, attempts: usize, background: usize) -> Duration {
-        let seen = self.0.lock();
-        let [background_mean, interactive_mean] =
-            seen.means.map(|mean| mean.or(seen.mean).unwrap_or(USUAL.as_secs_f64()));
+        let mean = |is_waited_for| {
+            let seen = self.0.lock();
+            seen.means[usize::from(is_waited_for)].or(seen.mean).unwrap_or_else(|| {
+                let depth = Depth::Auto.resolved(is_waited_for);
+                Model::default().expectation(&Kind { model: None, depth, is_waited_for }).within(0.5).as_secs_f64()
+            })
+        };
         let share = background.min(attempts) as f64 / attempts.max(1) as f64;
-        Duration::from_secs_f64(share * background_mean + (1.0 - share) * interactive_mean)
+        Duration::from_secs_f64(share * mean(false) + (1.0 - share) * mean(true))
+    }
+
+    /// How long an answer of this kind is likely to take.
+    pub(super) fn whole(&self, kind: &Kind) -> Duration {
+        self.likely(kind, |expectation| expectation.within(0.5), |mean| mean)
+    }
+
+    /// How long an answer of this kind that has come so far is likely to take from now.
+    pub(super) fn rest(&self, kind: &Kind, progress: Progress) -> Duration {
+        self.likely(kind, |expectation| expectation.rest(progress), |mean| mean.saturating_sub(progress.elapsed))
+    }
+
+    /// By what was learnt of this kind, else by the mean of all attempts, and before the first by the prior.
+    fn likely(
+        &self,
+        kind: &Kind,
+        by_kind: impl FnOnce(&Expectation) -> Duration,
+        by_mean: impl FnOnce(Duration) -> Duration,
+    ) -> Duration {
+        let expectation = self.expectation(kind);
+        let mean = self.0.lock().mean.filter(|_| !expectation.is_learnt);
+        mean.map_or_else(|| by_kind(&expectation), |mean| by_mean(Duration::from_secs_f64(mean)))
     }
 
     pub(super) fn expectation(&self, kind: &Kind) -> Arc<Expectation> {
@@ -208,7 +234,7 @@ impl Expectation {
     }
 
     /// How long an answer that has come so far is likely to take from now.
-    pub(super) fn rest(&self, progress: Progress) -> Duration {
+    fn rest(&self, progress: Progress) -> Duration {
         let median = |quantiles: &[f64]| quantiles[quantiles.len() / 2];
         let (start, seen) = match progress.text {
             Some((_, bytes)) => (0.0, bytes as f64),
@@ -296,9 +322,11 @@ mod tests {
     #[test]
     fn the_mean_follows_what_is_seen() {
         let times = ServiceTime::default();
-        assert_eq!(times.mean(), USUAL);
+        let whole_seconds = |time: Duration| time.as_secs_f64().round();
+        let prior = [times.mean(), times.mean_of(1, 0), times.mean_of(1, 1), times.whole(&BRIEF(None))];
+        assert_eq!(prior.map(whole_seconds), [20.0, 11.0, 41.0, 11.0]);
         times.observe(&BRIEF(None), seen(2.0, 0.0, 0));
-        assert_eq!(times.mean(), seconds(2.0), "the first counts for what it is");
+        assert_eq!((times.mean(), times.whole(&FULL(None))), (seconds(2.0), seconds(2.0)), "the first counts in full");
         (0..100).for_each(|_| times.observe(&BRIEF(None), seen(4.0, 0.0, 0)));
         assert_eq!(times.mean().as_secs_f64().round(), 4.0);
         assert_eq!(times.mean_of(1, 1), times.mean(), "no other is known");

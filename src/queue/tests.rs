@@ -31,7 +31,7 @@ use tokio::task::JoinHandle;
 use super::{hold::CHANCE_POLL, *};
 use crate::{
     job::{
-        AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, PRIORITY_OFFSET, Priority, TokenUsage,
+        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, PRIORITY_OFFSET, Priority, TokenUsage,
         disposition::Disposition,
     },
     ledger::{Risk, Tokens, total},

@@ -6,7 +6,12 @@
 //! - full: the same questions at once by a client that does not wait, and two that take the longest: 45 s of thinking and
 //!   3,700 tokens. Each memo must come by one attempt.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark for people")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark for people"
+)]
 
 mod measure;
 

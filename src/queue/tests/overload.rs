@@ -24,33 +24,16 @@ const HOLD: Duration = Duration::from_secs(29);
 const MEAN_MS: f64 = 10_400.0;
 const LONGEST_MS: u64 = 12_250;
 
-/// A brief memo.
-#[derive(Clone, Copy)]
-struct Memo {
-    /// Until its text begins.
-    start_ms: u64,
-    writing_ms: u64,
-    bytes: usize,
-}
-
-impl Memo {
-    fn any(random: &mut StdRng) -> Memo {
-        let (thought, length): (f64, f64) = (random.random(), random.random());
-        let tokens = 700.0 + 200.0 * length;
-        let whole = |number: f64| number as u64;
-        Memo {
-            start_ms: whole(1_200.0 + 1_000.0 * thought * thought),
-            writing_ms: whole(tokens / 90.0 * 1_000.0),
-            bytes: whole(tokens * 4.0) as usize,
-        }
-    }
+/// How long the answer to a question takes.
+fn takes_ms(random: &mut StdRng) -> u64 {
+    let (thought, length): (f64, f64) = (random.random(), random.random());
+    (1_200.0 + 1_000.0 * thought * thought + (700.0 + 200.0 * length) / 90.0 * 1_000.0) as u64
 }
 
 /// What happens at a moment.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Asked(usize),
-    TextBegins(JobId),
     Ends(JobId),
 }
 
@@ -64,34 +47,34 @@ struct Seen {
 }
 
 /// Questions at random moments, so many times as fast as they can be answered.
-fn questions(load: f64, random: &mut StdRng) -> Vec<(u64, Memo)> {
+fn questions(load: f64, random: &mut StdRng) -> Vec<(u64, u64)> {
     let (mut at, mut questions) = (0.0, Vec::new());
     loop {
         at += -(1.0 - random.random::<f64>()).ln() * MEAN_MS / WORKERS as f64 / load;
         if at >= LOAD_MS as f64 {
             return questions;
         }
-        questions.push((at as u64, Memo::any(random)));
+        questions.push((at as u64, takes_ms(random)));
     }
 }
 
 /// How many could be answered in time without an idle worker and without a call in vain, in the order of submission.
-fn possible(questions: &[(u64, Memo)]) -> usize {
+fn possible(questions: &[(u64, u64)]) -> usize {
     let hold = HOLD.as_millis() as u64;
     let mut free: BinaryHeap<Reverse<u64>> = (0..WORKERS).map(|_| Reverse(0)).collect();
     let (mut next, mut answered) = (0, 0);
-    while let (Some(Reverse(now)), Some(&(at, memo))) = (free.pop(), questions.get(next)) {
+    while let (Some(Reverse(now)), Some(&(at, takes))) = (free.pop(), questions.get(next)) {
         next += 1;
         let begin = now.max(at);
         let is_in_time = begin + LONGEST_MS <= at + hold;
         answered += usize::from(is_in_time);
-        free.push(Reverse(if is_in_time { begin + memo.start_ms + memo.writing_ms } else { now }));
+        free.push(Reverse(if is_in_time { begin + takes } else { now }));
     }
     answered
 }
 
 /// Puts the load on a queue, and waits until all jobs have ended.
-async fn run(questions: &[(u64, Memo)]) -> Seen {
+async fn run(questions: &[(u64, u64)]) -> Seen {
     let folder = folder();
     let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
     let policy = Policy { workers: WORKERS, lease: Duration::from_hours(1), ..Policy::plain() };
@@ -101,7 +84,7 @@ async fn run(questions: &[(u64, Memo)]) -> Seen {
     let queue = queue_over(&Arc::new(store), &clock, &policy, &metrics);
     let mut events: BinaryHeap<Reverse<(u64, Event)>> =
         (0..).zip(questions).map(|(n, (at, _))| Reverse((*at, Event::Asked(n)))).collect();
-    let (mut memos, mut waiting, mut told) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let (mut times, mut waiting, mut told) = (HashMap::new(), HashMap::new(), HashMap::new());
     let (mut running, mut seen, mut now) = (HashMap::<JobId, Claim>::new(), Seen::default(), 0);
     while let Some(Reverse((at, event))) = events.pop() {
         clock.advance(Duration::from_millis(at - now));
@@ -111,16 +94,14 @@ async fn run(questions: &[(u64, Memo)]) -> Seen {
             Event::Asked(n) => {
                 let (accepted, hold) = queue.ask(Submission::default(), Instant::now() + HOLD, free).await.unwrap();
                 let job = accepted.record.job;
-                memos.insert(job.id, questions[n].1);
+                times.insert(job.id, questions[n].1);
                 match hold {
                     Some(hold) => drop(waiting.insert(job.id, hold)),
                     None => drop(told.insert(job.id, (now, outlook(&queue, &job).eta_seconds.unwrap()))),
                 }
             }
-            Event::TextBegins(id) => running[&id].draft.push("{"),
             Event::Ends(id) => {
                 let claim = running.remove(&id).unwrap();
-                claim.draft.push(&"x".repeat(memos[&id].bytes));
                 answer(&queue, &claim).await;
                 let is_in_time = waiting.remove(&id).is_some_and(|hold: Waiting| Instant::now() <= hold.until());
                 seen.answered += usize::from(is_in_time);
@@ -132,10 +113,8 @@ async fn run(questions: &[(u64, Memo)]) -> Seen {
         }
         while running.len() < WORKERS && queue.claimable() > 0 {
             let claim = claimed(&queue).await;
-            let (id, memo) = (claim.job.id, memos[&claim.job.id]);
-            let begins = now + memo.start_ms;
-            events.push(Reverse((begins, Event::TextBegins(id))));
-            events.push(Reverse((begins + memo.writing_ms, Event::Ends(id))));
+            let id = claim.job.id;
+            events.push(Reverse((now + times[&id], Event::Ends(id))));
             running.insert(id, claim);
         }
         for (id, _) in waiting.extract_if(|_, hold| hold.has_turned()) {
