@@ -78,8 +78,7 @@ async fn run(questions: &[(u64, u64)]) -> Seen {
     let folder = folder();
     let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
     let policy = Policy { workers: WORKERS, lease: Duration::from_hours(1), ..Policy::plain() };
-    let config =
-        SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 10_000, keep_answers: false };
+    let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
     let store = FaultStore::over(SledStore::open(config, clock.clone(), metrics.clone()).unwrap());
     let queue = queue_over(&Arc::new(store), &clock, &policy, &metrics);
     let mut events: BinaryHeap<Reverse<(u64, Event)>> =
