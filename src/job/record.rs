@@ -1,6 +1,6 @@
 //! A job with all that belongs to it, and the words in which jobs are listed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -46,7 +46,7 @@ pub struct JobRequest {
     pub traceparent: Option<String>,
 }
 
-/// How much a memo says, and so how long it takes to write.
+/// Length of a memo. A longer memo takes longer.
 #[derive(
     Clone,
     Copy,
@@ -101,6 +101,11 @@ pub struct IdempotencyKey {
     pub body: [u8; 16],
     /// Until when it is in force.
     pub expires_at: Timestamp,
+}
+
+impl IdempotencyKey {
+    /// How long a key is in force: longer than any client retries, shorter than its jobs stay.
+    pub const WINDOW: Duration = Duration::from_hours(24);
 }
 
 /// A job as a store gives it back.
@@ -158,7 +163,7 @@ impl JobRecord {
             (_, Some(message)) => message.to_owned(),
             (FailureCode::Poisoned, None) => {
                 let last = last.map_or("", |error| error.message.as_str());
-                format!("this question was turned away again and again while others were answered: {last}")
+                format!("this question was refused repeatedly while others were answered: {last}")
             }
             (FailureCode::DeadlineExceeded, None) => "the job's deadline passed before it could run".to_owned(),
             (other, None) => format!("the job failed: {other}"),

@@ -43,7 +43,9 @@ impl Queue {
         // Jobs that have become ready by the passing of time wake workers here.
         self.0.work.wake(self.0.store.claimable(now).min(SWEEP_STEP));
         let ended = self.end_overdue().await?;
-        let before = now.minus(self.0.policy.keep_finished_for);
+        let keep_for = self.0.policy.keep_finished_for;
+        // A clock that has jumped ahead makes nothing old.
+        let before = now.minus(keep_for).minus(self.0.clock.skipped(keep_for));
         let counts = self.0.store.counts(now);
         let finished = counts.succeeded + counts.failed + counts.cancelled;
         // The further behind, the larger the step, so that any load finds its level.
@@ -66,11 +68,11 @@ impl Queue {
             match job.state {
                 // The store or the clock kept its heartbeat from coming in time: no reason to pay for another call.
                 JobState::Running { .. } if self.0.running.holds(job) => {
-                    warn!(job.id = %job.id, attempt = job.attempt, "the lease of a running attempt was over: extended");
+                    warn!(job.id = %job.id, attempt = job.attempt, "the lease of a running attempt had expired: extended");
                     let lease_until = now.plus(self.0.policy.lease);
                     self.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
                 }
-                JobState::Running { lease_until } => self.expire(job, lease_until, "the lease is over").await?,
+                JobState::Running { lease_until } => self.expire(job, lease_until, "the lease expired").await?,
                 _ => drop(self.try_transition(job.id, JobEvent::MissDeadline).await?),
             }
         }
