@@ -254,7 +254,7 @@ pub enum ClientError {
     #[error("the base URL of the Claude API {0}")]
     BaseUrl(&'static str),
     /// The key cannot be a header value. It is not shown.
-    #[error("the Claude API key is empty or has a character no key has (a space, a line break?)")]
+    #[error("the Claude API key is empty or has a character that is not allowed, such as a space or a line break")]
     ApiKey,
     /// The further headers can't be read. They are not shown.
     #[error("ANTHROPIC_CUSTOM_HEADERS must be lines of `name: value`, such as `x-team: ops`")]
@@ -301,7 +301,7 @@ impl Claude {
         let mut head = Head::default();
         let mut answer = Answer::default();
         let body = serde_json::to_vec(&wire::Body::new(request))
-            .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("no request can be made: {error}")))?;
+            .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("can't make the request: {error}")))?;
         let most_input = (body.len() as u64).saturating_add(MAX_ADDED_TOKENS);
         let exchange = self.exchange(body, on_progress, &mut head, &mut answer);
         let outcome = within(request.time_limit, exchange).await;
@@ -368,7 +368,9 @@ impl Claude {
             _ => {
                 let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
                 let body = String::from_utf8_lossy(&body);
-                return Err(stream::malformed(&format!("a stream was asked for and `{kind}` came: {body}")));
+                return Err(stream::malformed(&format!(
+                    "Claude answered with `{kind}` instead of an event stream: {body}"
+                )));
             }
         }
         stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_progress).await
@@ -428,7 +430,7 @@ impl Claude {
         let proxy = proxy_of(self.inner.messages_url.scheme());
         let (name, address) = proxy.unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
         let message = format!(
-            "the proxy {address} wants a user name and password (407): set {name} to http://USER:PASSWORD@HOST:PORT"
+            "the proxy {address} needs a user name and password (407): set {name} to http://USER:PASSWORD@HOST:PORT"
         );
         CallError::new(ErrorKind::ProxyAuth, message)
     }

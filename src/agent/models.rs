@@ -54,18 +54,18 @@ struct Shape {
     gaps: Gaps,
 }
 
-/// What is known of a model.
+/// What the service knows about a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Known {
     /// Its id.
     pub model: String,
-    /// Parameters that it refused, and that its calls no longer have.
+    /// Parameters that the model refused. Calls no longer send them.
     pub left_out: Vec<&'static str>,
-    /// The most output tokens it takes; null while that is not known.
+    /// Most output tokens that the model accepts; null if unknown.
     pub max_tokens: Option<u32>,
     /// How long its system prompt is cached, by the gaps between its calls: `5m`, `1h` or `none`.
     pub cache_ttl: &'static str,
-    /// It is overloaded or gone, and passed over where another can be asked.
+    /// The model is overloaded or retired, and another model is used where possible.
     pub is_passed_over: bool,
 }
 
@@ -154,13 +154,13 @@ impl Models {
         if parameter == Parameter::MaxTokens {
             let most = named.unwrap_or(call.max_tokens / 2);
             self.limit_output(&call.model, most);
-            return Some(format!("max_tokens is {most} from now on"));
+            return Some(format!("its max_tokens is {most} now"));
         }
         let name = <&str>::from(parameter);
         self.learn(&call.model, |shape| {
             shape.left_out.insert(name);
         });
-        Some(format!("{name} is left out from now on"))
+        Some(format!("{name} is no longer sent"))
     }
 
     /// A call to a model begins.

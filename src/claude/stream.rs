@@ -132,7 +132,7 @@ impl Answer {
         let message: WholeMessage =
             serde_json::from_str(text).map_err(|error| match ErrorObject::parse(text.as_bytes()) {
                 Some(object) => CallError::of_event(&object),
-                None => malformed(&format!("a message came that can't be read: {error}")),
+                None => malformed(&format!("a message can't be read: {error}")),
             })?;
         self.model = message.model;
         self.counts.get_or_insert_default().update(&message.usage);
@@ -241,7 +241,7 @@ pub(super) fn silent(idle: Duration) -> CallError {
 
 /// The error for something the API would not send.
 pub(super) fn malformed(what: &str) -> CallError {
-    CallError::new(ErrorKind::Malformed, format!("Claude's answer is not what the API promises: {what}"))
+    CallError::new(ErrorKind::Malformed, format!("Claude's answer does not follow the API: {what}"))
 }
 
 fn parse<'a, T: Deserialize<'a>>(event: &'a Event) -> Result<T, CallError> {
