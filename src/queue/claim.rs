@@ -170,8 +170,7 @@ impl Queue {
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
         }
         let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
-        let kind = Kind::of(&request, job.waited_for);
-        let stay = self.0.running.begin(&job, kind, lost.clone(), Arc::clone(&draft));
+        let stay = self.0.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
         // Its followers heard of the claim before there was a draft to read.
         self.0.followers.notify(job.id);
         // Whoever cancelled the job in between did not find the token yet.

@@ -1466,7 +1466,7 @@ async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond
         let job = answer.await.unwrap().job;
         assert!(closed_at.elapsed() <= CHANCE_POLL, "{reason:?} {seconds:?}");
         assert_eq!(waits_for(&job), reason);
-        queue.resume("ann").await.unwrap();
+        queue.resume().await.unwrap();
         *hold.lock() = None;
     }
     let waiting = ask(&queue, 29).await.1.unwrap();

@@ -18,7 +18,7 @@ use super::{
     follow::Draft,
     service_time::{Kind, Progress},
 };
-use crate::job::{Job, JobId, JobState};
+use crate::job::{Job, JobId, JobRequest, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
@@ -89,7 +89,14 @@ struct UnderWay {
     attempt: u32,
     lost: CancellationToken,
     draft: Arc<Draft>,
-    kind: Kind,
+    request: Arc<JobRequest>,
+    is_waited_for: bool,
+}
+
+impl UnderWay {
+    fn kind(&self) -> Kind {
+        Kind::of(&self.request, self.is_waited_for)
+    }
 }
 
 /// An attempt's stay in this process; ends when dropped, and so with a worker that panics.
@@ -102,9 +109,15 @@ pub(super) struct Stay {
 
 impl Running {
     /// An attempt begins that `lost` stops and that writes what has come of its answer into `draft`.
-    pub(super) fn begin(self: &Arc<Self>, job: &Job, kind: Kind, lost: CancellationToken, draft: Arc<Draft>) -> Stay {
-        let (id, attempt) = (job.id, job.attempt);
-        self.0.lock().insert(id, UnderWay { attempt, lost, draft, kind });
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        job: &Job,
+        request: Arc<JobRequest>,
+        lost: CancellationToken,
+        draft: Arc<Draft>,
+    ) -> Stay {
+        let (id, attempt, is_waited_for) = (job.id, job.attempt, job.waited_for);
+        self.0.lock().insert(id, UnderWay { attempt, lost, draft, request, is_waited_for });
         Stay { running: Arc::clone(self), id, attempt }
     }
 
@@ -113,15 +126,20 @@ impl Running {
         self.0.lock().get(&job.id).is_some_and(|under_way| under_way.attempt == job.attempt)
     }
 
+    /// What the job asks, while an attempt is under way.
+    pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
+        self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.request))
+    }
+
     /// The kind of the answer to the job's attempt, if one is under way.
     pub(super) fn kind(&self, id: JobId) -> Option<Kind> {
-        self.0.lock().get(&id).map(|under_way| under_way.kind.clone())
+        self.0.lock().get(&id).map(UnderWay::kind)
     }
 
     /// The kind and the progress of every attempt.
     pub(super) fn progress(&self) -> Vec<(Kind, Progress)> {
         let running = self.0.lock();
-        running.values().map(|under_way| (under_way.kind.clone(), under_way.draft.progress())).collect()
+        running.values().map(|under_way| (under_way.kind(), under_way.draft.progress())).collect()
     }
 
     /// What has come of the answer to the job's attempt, if one is under way.
