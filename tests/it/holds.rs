@@ -1,5 +1,11 @@
 //! A fault of one question is not a fault of all, and a fault of all is not a fault of the question.
 
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    thread,
+};
+
 use ceoagent::claude::simulator::{ErrorAnswer, Fault, Simulator};
 use serde_json::{Value, json};
 
@@ -304,6 +310,47 @@ async fn a_proxy_that_wants_a_password_holds_the_queue_and_is_named() {
     let reason = degraded(&service).await;
     assert_eq!(reason["code"], "proxy_refused", "{reason:#}");
     assert!(reason["message"].as_str().unwrap().contains(address.trim_start_matches("http://")), "{reason:#}");
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_the_tunnel_is_named_and_wants_a_password_or_is_tried_again() {
+    for (answer, code) in [
+        ("407 Proxy Authentication Required\r\nproxy-authenticate: Basic", Some("proxy_refused")),
+        ("403 Forbidden", None),
+        ("502 Bad Gateway", None),
+    ] {
+        let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = proxy.local_addr().unwrap();
+        thread::spawn(move || {
+            for connection in proxy.incoming() {
+                let mut connection = connection.unwrap();
+                let mut head = [0; 4_096];
+                let length = connection.read(&mut head).unwrap();
+                assert!(length == 0 || head.starts_with(b"CONNECT api.gateway.invalid:443 "));
+                let _ = write!(connection, "HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
+            }
+        });
+        let service = Setup::new("https://api.gateway.invalid")
+            .with("HTTPS_PROXY", &format!("http://{address}"))
+            .with("MAX_RETRIES", if code.is_some() { "0" } else { "1" })
+            .start();
+        let id = service.submit("Anyone behind it?").await.id();
+        let message = match code {
+            Some(code) => {
+                let reason = degraded(&service).await;
+                assert_eq!(reason["code"], code, "{answer}: {reason:#}");
+                reason["message"].clone()
+            }
+            None => {
+                let attempt = given_back(&service, &id).await["attempts"][0].clone();
+                assert_eq!(attempt["error"]["code"], "connect_failed", "{answer}: {attempt:#}");
+                assert_eq!(attempt["may_have_been_billed"], false, "{attempt:#}");
+                attempt["error"]["message"].clone()
+            }
+        };
+        let message = message.as_str().unwrap();
+        assert!(message.contains(&address.to_string()) && message.contains("HTTPS_PROXY"), "{answer}: {message}");
+    }
 }
 
 #[tokio::test]

@@ -52,6 +52,19 @@ fn job_path(id: &str) -> String {
 }
 
 #[test]
+fn a_proxy_that_can_not_be_used_stops_the_start_by_name() {
+    for (name, address, problem) in [
+        ("HTTPS_PROXY", "ftp://proxy.example:21", "the scheme \"ftp\""),
+        ("http_proxy", "htp://proxy.example:3128", "the scheme \"htp\""),
+        ("ALL_PROXY", "socks6://user:hunter2@proxy.example", "the scheme \"socks6\""),
+        ("all_proxy", "http:proxy.example", "the address (not shown) can't be read"),
+    ] {
+        let said = assert_refused(&setup().with(name, address), &[name, problem, "socks5h", "proxy.example:3128"]);
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
 fn without_a_key_serve_ends_at_once_and_names_the_setting_and_the_demo() {
     assert_refused(&setup().without("ANTHROPIC_API_KEY"), &["ANTHROPIC_API_KEY", "ceoagent demo"]);
     assert_refused(&setup().with("ANTHROPIC_API_KEY", ""), &["ANTHROPIC_API_KEY", "ceoagent demo"]);
