@@ -12,11 +12,13 @@
 //! - `dotenv`: the file `.env`
 //! - `environment`: variables as people and platforms write them
 //! - `proxy`: the proxies of the environment
+//! - `text`: text files in any Unicode encoding
 //! - `values`: settings that are more than a number or a word
 
 pub mod dotenv;
 pub mod environment;
 pub mod proxy;
+pub mod text;
 #[cfg(test)]
 mod tests;
 pub mod values;

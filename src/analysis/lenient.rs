@@ -33,6 +33,8 @@ pub(super) enum Repair {
     BooleanAsText,
     /// `two-way door` for `two_way_door`.
     EnumWord,
+    /// The JSON is a text within JSON: its quotes are escaped.
+    QuotedJson,
 }
 
 /// JSON made of the object or list that a text begins with.
@@ -221,7 +223,7 @@ impl<'a> Scanner<'a> {
 }
 
 /// The ASCII character that a full-width one stands for.
-fn ascii(c: char) -> char {
+pub(super) fn ascii(c: char) -> char {
     match c {
         '、' => ',',
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),

@@ -57,7 +57,7 @@ struct Reason {
     /// The part of the service: `queue`, `claude` or `budget`.
     field: &'static str,
     /// Stable code, for programs. `queue`: `paused`. `claude`: `authentication_failed`, `billing_failed`,
-    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `rate_limited`. `budget`:
+    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `malformed_response`, `rate_limited`. `budget`:
     /// `budget_reached`.
     code: &'static str,
     /// The reason, for people.
@@ -204,6 +204,7 @@ fn spending(api: &Api) {
         FailureCode::ModelNotFound,
         FailureCode::ProxyRefused,
         FailureCode::InvalidRequest,
+        FailureCode::MalformedResponse,
         FailureCode::BudgetReached,
     ] {
         let name: &'static str = code.into();

@@ -134,6 +134,10 @@ mod one_question_that {
         is_over_the_rate_limit_of_a_gateway: page(429);
         is_overloaded: ErrorAnswer::status(529);
         meets_a_bad_gateway: page(502);
+        gets_a_page_with_200: page(200);
+        is_gone: page(410);
+        is_unavailable_for_legal_reasons: page(451);
+        is_overloaded_by_a_page: page(529);
     }
 }
 
@@ -173,6 +177,11 @@ async fn a_400_that_is_not_the_questions_holds_the_queue_and_spends_nothing() {
         (bad().message("Your credit balance is too low to access the Claude API."), "billing_failed"),
         (bad().html(wrapped), "billing_failed"),
         (bad().message("You have reached your specified API usage limits."), "billing_failed"),
+        (bad().html(r#"{"error": {"message": "Budget has been exceeded! Current cost: 3.1", "type": "budget_exceeded"}}"#), "billing_failed"),
+        (bad().html(r#"{"error": {"message": "API key not valid. Please pass a valid API key.", "status": "INVALID_ARGUMENT"}}"#), "authentication_failed"),
+        (bad().html(r#"{"message": "The provided model identifier is invalid."}"#), "model_not_found"),
+        (ErrorAnswer::status(500).html(wrapped), "billing_failed"),
+        (ErrorAnswer::status(429).html(r#"{"error": {"message": "You exceeded your current quota, please check your plan"}}"#), "billing_failed"),
         (bad().message("You have reached your specified workspace API usage limits."), "billing_failed"),
         (bad().error_code("organization_on_hold"), "permission_denied"),
         (bad().error_code("cmek_key_disabled"), "permission_denied"),
@@ -261,6 +270,23 @@ async fn what_a_model_or_gateway_refuses_is_left_out_from_then_on() {
         assert_eq!(known(&service, OURS).await["left_out"], json!([name]));
         assert_eq!(reasons(&service).await, Value::Null);
     }
+}
+
+#[tokio::test]
+async fn thinking_that_a_model_refuses_is_learnt_from_one_call_and_left_out() {
+    let claude = simulator().await;
+    refusing(&claude, OURS, "/thinking", "thinking: Input tag 'between_tools' does not match any of the expected tags");
+    let service = Setup::new(&claude.base_url()).with("WORKERS", "1").with("MAX_RETRIES", "0").start();
+    let ask = async |query| {
+        service.post("/api/v1/analyze", &json!({ "query": query, "wait": true })).await.body
+    };
+    let job = ask("In a hurry?").await;
+    assert_eq!(history(&job), [("released", "invalid_request"), ("succeeded", "")], "{job:#}");
+    assert_eq!(history(&ask("And this one?").await), [("succeeded", "")]);
+    let sent: Vec<bool> = claude.calls().iter().map(|call| call.json().get("thinking").is_some()).collect();
+    assert_eq!(sent, [true, false, false]);
+    assert_eq!(known(&service, OURS).await["left_out"], json!(["thinking"]));
+    service.until_said("thinking is left out from now on");
 }
 
 #[tokio::test]
