@@ -23,11 +23,11 @@ mod warm_up;
 
 use std::{sync::Arc, time::Duration};
 
-pub use self::{plan::Plan, warm_up::WarmUp};
 use self::{
     models::{GONE_FOR, Models},
     verdict::code_of,
 };
+pub use self::{plan::Plan, warm_up::WarmUp};
 
 use crate::{
     analysis,

@@ -228,12 +228,8 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        let upkeep = Upkeep {
-            queue: queue.clone(),
-            limits: limits.clone(),
-            agent: agent.clone(),
-            closing: closing.clone(),
-        };
+        let upkeep =
+            Upkeep { queue: queue.clone(), limits: limits.clone(), agent: agent.clone(), closing: closing.clone() };
         upkeep.load();
         worker.start_pool(workers, &tracker);
         tracker.spawn(upkeep.run(tuning.warm_up_after.filter(|_| !tuning.is_simulated)));

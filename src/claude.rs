@@ -410,12 +410,14 @@ impl Claude {
     fn unsent_or_lost(&self, error: &reqwest::Error) -> CallError {
         let cause = cause(error);
         match () {
-            () if cause == PROXY_REFUSED => self.proxy_refused(),
+            () if cause.ends_with(PROXY_REFUSED) => self.proxy_refused(),
             () if error.is_connect() => CallError::new(
                 ErrorKind::ConnectFailed,
                 match self.proxy() {
                     Some((name, proxy)) => {
-                        format!("no connection to Claude (check the base URL, the network and the proxy {proxy} of {name}): {cause}")
+                        format!(
+                            "no connection to Claude (check the base URL, the network and the proxy {proxy} of {name}): {cause}"
+                        )
                     }
                     None => format!("no connection to Claude (check the base URL and the network): {cause}"),
                 },

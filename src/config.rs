@@ -18,9 +18,9 @@
 pub mod dotenv;
 pub mod environment;
 pub mod proxy;
-pub mod text;
 #[cfg(test)]
 mod tests;
+pub mod text;
 pub mod values;
 
 use std::{env, fmt::Display, io, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};

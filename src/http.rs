@@ -97,7 +97,12 @@ impl Api {
 
     /// The bounds on submissions.
     fn bounds(&self) -> Bounds<'_> {
-        Bounds { max_query_length: self.max_query_length, callbacks: self.callbacks, prompts: &self.prompts, models: &self.models }
+        Bounds {
+            max_query_length: self.max_query_length,
+            callbacks: self.callbacks,
+            prompts: &self.prompts,
+            models: &self.models,
+        }
     }
 
     /// Why a job waits, if it does.

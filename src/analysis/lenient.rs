@@ -271,7 +271,7 @@ fn ends_string(rest: &str) -> bool {
             match after.chars().next() {
                 None => true,
                 Some(c) if quote(c).is_some() => true,
-                Some(c) if "{[}]-/#".contains(ascii(c)) || c.is_ascii_digit() => true,
+                Some(c) if "{[}]-/#".contains(ascii(c)) || ascii(c).is_ascii_digit() => true,
                 Some(_) => literal(word).is_some() || after[word.len()..].trim_start().starts_with([':', '：']),
             }
         }

@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::error::{CallError, ErrorKind};
 use super::events::{Event, Events, Item, MAX_EVENT_BYTES};
 use super::wire::{
-    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, Usage,
-    WholeMessage, Wtf8, event_type, from_json, pieces,
+    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, Usage, WholeMessage,
+    Wtf8, event_type, from_json, pieces,
 };
 use super::{MAX_ERROR_BODY_BYTES, OnProgress, Progress, StopReason, cause};
 

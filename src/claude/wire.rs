@@ -206,7 +206,9 @@ impl<'a> Body<'a> {
             stream: true,
             // The API rejects an empty text block.
             system: (!request.system.is_empty()).then(|| match CacheControl::of(request.cache) {
-                Some(cache_control) => System::Blocks([SystemBlock { r#type: "text", text: &request.system, cache_control }]),
+                Some(cache_control) => {
+                    System::Blocks([SystemBlock { r#type: "text", text: &request.system, cache_control }])
+                }
                 None => System::Text(&request.system),
             }),
             messages: messages(request),

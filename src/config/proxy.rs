@@ -3,7 +3,7 @@
 
 use std::env;
 
-use axum::http::Uri;
+use axum::http::{Uri, uri::Authority};
 
 use super::ConfigError;
 
@@ -24,9 +24,13 @@ pub fn check() -> Result<(), ConfigError> {
 
 fn check_value(name: &'static str, value: &str) -> Result<(), ConfigError> {
     let wrong = |problem| Err(ConfigError::Proxy { name, problem });
+    let is_address = |at: &Authority| {
+        let has_port = at.port_u16().is_some() || at.as_str().ends_with(at.host());
+        has_port && !at.host().is_empty()
+    };
     match value.split_once("://") {
         Some((scheme, _)) if !SCHEMES.contains(&scheme) => wrong(format!("the scheme {scheme:?} is not allowed")),
-        _ if value.parse::<Uri>().is_ok_and(|uri| uri.authority().is_some_and(|at| !at.host().is_empty())) => Ok(()),
+        _ if value.parse::<Uri>().is_ok_and(|uri| uri.authority().is_some_and(is_address)) => Ok(()),
         _ => wrong("the address (not shown) can't be read".to_owned()),
     }
 }
@@ -73,6 +77,7 @@ mod tests {
             ("SOCKS5://127.0.0.1:1080", "the scheme \"SOCKS5\""),
             ("socks://127.0.0.1:1080", "the scheme \"socks\""),
             ("://proxy.example", "the scheme \"\""),
+            ("http:proxy.example", "can't be read"),
             ("http://", "can't be read"),
             ("http:/proxy.example:3128", "can't be read"),
             ("http://pro xy:3128", "can't be read"),

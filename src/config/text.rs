@@ -15,7 +15,8 @@ pub fn read(path: impl AsRef<Path>) -> io::Result<String> {
 /// # Errors
 /// If they are neither UTF-8 nor UTF-16.
 pub fn decode(mut bytes: Vec<u8>) -> io::Result<String> {
-    let unreadable = || io::Error::new(io::ErrorKind::InvalidData, "it is neither UTF-8 nor UTF-16 with a byte order mark");
+    let unreadable =
+        || io::Error::new(io::ErrorKind::InvalidData, "it is neither UTF-8 nor UTF-16 with a byte order mark");
     let utf16 = |unit: fn([u8; 2]) -> u16| {
         let (pairs, rest) = bytes[2..].as_chunks::<2>();
         let units: Vec<u16> = pairs.iter().copied().map(unit).collect();
@@ -39,9 +40,8 @@ mod tests {
     #[test]
     fn a_byte_order_mark_names_the_encoding_and_is_left_out() {
         const TEXT: &str = "Öffnen 我们 🚀?\r\n";
-        let utf16 = |bytes: fn(u16) -> [u8; 2]| {
-            format!("\u{feff}{TEXT}").encode_utf16().flat_map(bytes).collect::<Vec<u8>>()
-        };
+        let utf16 =
+            |bytes: fn(u16) -> [u8; 2]| format!("\u{feff}{TEXT}").encode_utf16().flat_map(bytes).collect::<Vec<u8>>();
         for bytes in [
             TEXT.as_bytes().to_vec(),
             format!("\u{feff}{TEXT}").into_bytes(),

@@ -78,8 +78,7 @@ fn broken() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn bounds(prompts: &Prompts) -> Bounds<'_> {
-    static MODELS: LazyLock<Models> =
-        LazyLock::new(|| Models::new("a".to_owned(), Vec::new(), vec!["b/c".to_owned()]));
+    static MODELS: LazyLock<Models> = LazyLock::new(|| Models::new("a".to_owned(), Vec::new(), vec!["b/c".to_owned()]));
     Bounds { max_query_length: MAX_QUERY_LENGTH, callbacks: Callbacks::Public, prompts, models: &MODELS }
 }
 

@@ -296,8 +296,9 @@ mod tests {
     use super::*;
 
     fn bounds(prompts: &Prompts) -> Bounds<'_> {
-        static MODELS: LazyLock<Models> =
-            LazyLock::new(|| Models::new("claude-sonnet-5-5".to_owned(), Vec::new(), vec!["claude-opus-5-5".to_owned()]));
+        static MODELS: LazyLock<Models> = LazyLock::new(|| {
+            Models::new("claude-sonnet-5-5".to_owned(), Vec::new(), vec!["claude-opus-5-5".to_owned()])
+        });
         Bounds { max_query_length: 20, callbacks: Callbacks::Public, prompts, models: &MODELS }
     }
 
@@ -353,7 +354,8 @@ mod tests {
     fn a_model_that_is_not_allowed_is_refused_with_a_list_of_those_that_are() {
         assert!(wrong(&json!({"query": "q", "model": "claude-opus-5-5"})).is_empty());
         let errors = wrong_text(&json!({"query": "q", "model": "claude-opus-9"}).to_string());
-        let message = "\"claude-opus-9\" is not one of the models that ALLOWED_MODELS lists: claude-opus-5-5, claude-sonnet-5-5";
+        let message =
+            "\"claude-opus-9\" is not one of the models that ALLOWED_MODELS lists: claude-opus-5-5, claude-sonnet-5-5";
         assert_eq!(errors, [FieldError::new("model", message)]);
     }
 

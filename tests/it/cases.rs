@@ -240,10 +240,18 @@ async fn an_error_that_comes_with_200_is_that_error_and_no_empty_memo() {
         ("application/json", OVERLOADED.to_owned(), "overloaded"),
         ("text/event-stream", OVERLOADED.to_owned(), "overloaded"),
         ("text/event-stream", format!("{}data: {OVERLOADED}\n\n", started()), "overloaded"),
-        ("text/event-stream", format!("{}event: error\ndata: {OVERLOADED}\n\n", events(&MEMO[..99])[..3].concat()), "overloaded"),
+        (
+            "text/event-stream",
+            format!("{}event: error\ndata: {OVERLOADED}\n\n", events(&MEMO[..99])[..3].concat()),
+            "overloaded",
+        ),
         ("application/json", r#"{"error": {"message": "upstream timed out", "code": 504}}"#.to_owned(), "stream_error"),
         ("application/json", r#"{"error": "no healthy upstream"}"#.to_owned(), "stream_error"),
-        ("text/event-stream", format!("{}data: {{\"error\": {{\"message\": \"gone\"}}}}\n\n", started()), "stream_error"),
+        (
+            "text/event-stream",
+            format!("{}data: {{\"error\": {{\"message\": \"gone\"}}}}\n\n", started()),
+            "stream_error",
+        ),
         ("text/event-stream", format!("{}event: error\ndata: gone\n\n", started()), "stream_error"),
     ] {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n");
@@ -378,7 +386,9 @@ async fn a_memo_that_is_the_input_of_a_tool_is_the_answer() {
         "stop_reason": "tool_use", "usage": {"input_tokens": 9, "output_tokens": 9}});
     let (upstream, job) = ask(vec![message(&whole)]).await;
     assert_read("whole", &upstream, &job);
-    for (name, input) in [("a text", json!(MEMO)), ("a field", json!({ "memo": input })), ("a text in a field", json!({ "memo": MEMO }))] {
+    for (name, input) in
+        [("a text", json!(MEMO)), ("a field", json!({ "memo": input })), ("a text in a field", json!({ "memo": MEMO }))]
+    {
         let whole = json!({"type": "message", "model": "m", "stop_reason": "tool_use",
             "content": [{"type": "text", "text": "I use the tool."}, {"type": "tool_use", "input": input}],
             "usage": {"input_tokens": 9, "output_tokens": 9}});

@@ -496,7 +496,9 @@ async fn a_question_on_standard_input_is_text_in_any_unicode_encoding() {
     let query = "Shall we open a second Café counter? 我们";
     let file = format!("\u{feff}{query}\r\n");
     let utf16 = |bytes: fn(u16) -> [u8; 2]| file.encode_utf16().flat_map(bytes).collect::<Vec<u8>>();
-    for bytes in [file.clone().into_bytes(), utf16(u16::to_le_bytes), utf16(u16::to_be_bytes), query.as_bytes().to_vec()] {
+    for bytes in
+        [file.clone().into_bytes(), utf16(u16::to_le_bytes), utf16(u16::to_be_bytes), query.as_bytes().to_vec()]
+    {
         let mut command = client(&setup, &service, &["analyze", "-", "--json"]);
         let question = setup.folder().join("question.txt");
         std::fs::write(&question, bytes).unwrap();

@@ -277,9 +277,7 @@ async fn thinking_that_a_model_refuses_is_learnt_from_one_call_and_left_out() {
     let claude = simulator().await;
     refusing(&claude, OURS, "/thinking", "thinking: Input tag 'between_tools' does not match any of the expected tags");
     let service = Setup::new(&claude.base_url()).with("WORKERS", "1").with("MAX_RETRIES", "0").start();
-    let ask = async |query| {
-        service.post("/api/v1/analyze", &json!({ "query": query, "wait": true })).await.body
-    };
+    let ask = async |query| service.post("/api/v1/analyze", &json!({ "query": query, "wait": true })).await.body;
     let job = ask("In a hurry?").await;
     assert_eq!(history(&job), [("released", "invalid_request"), ("succeeded", "")], "{job:#}");
     assert_eq!(history(&ask("And this one?").await), [("succeeded", "")]);

@@ -66,19 +66,28 @@ fn a_proxy_that_can_not_be_used_stops_the_start_by_name() {
 
 #[tokio::test]
 async fn settings_as_docker_kubernetes_and_people_write_them_start_and_arrive() {
-    let claude = Simulator::start(SimulatorConfig { api_key: Some("sk-ant-test".into()), ..SimulatorConfig::default() });
+    let claude =
+        Simulator::start(SimulatorConfig { api_key: Some("sk-ant-test".into()), ..SimulatorConfig::default() });
     let claude = claude.await.unwrap();
     for settings in [
         &[("ANTHROPIC_API_KEY", "\"sk-ant-test\""), ("MODEL_NAME", "\"claude-haiku-5-5\"")][..],
         &[("ANTHROPIC_API_KEY", "sk-ant-test\n"), ("MODEL_NAME", " claude-haiku-5-5 , claude-opus-5-5 ")],
         &[("ANTHROPIC_API_KEY", "'sk-ant-test'\r\n"), ("MODEL_NAME", "claude-haiku-5-5\n"), ("HOST", "localhost")],
-        &[("ANTHROPIC_API_KEY", " sk-ant-test "), ("MODEL_NAME", "'claude-haiku-5-5, claude-opus-5-5'"), ("HOST", "LocalHost")],
+        &[
+            ("ANTHROPIC_API_KEY", " sk-ant-test "),
+            ("MODEL_NAME", "'claude-haiku-5-5, claude-opus-5-5'"),
+            ("HOST", "LocalHost"),
+        ],
     ] {
         let mut setup = Setup::new(&claude.base_url());
         settings.iter().for_each(|(name, value)| setup.set(name, value));
         let service = setup.start();
         let job = service.ended(&service.submit("Does it arrive?").await.id()).await.body;
-        assert_eq!((&job["status"], &job["answered_by"]), (&json!("succeeded"), &json!("claude-haiku-5-5")), "{settings:?}: {job:#}");
+        assert_eq!(
+            (&job["status"], &job["answered_by"]),
+            (&json!("succeeded"), &json!("claude-haiku-5-5")),
+            "{settings:?}: {job:#}"
+        );
     }
     let setup = Setup::new(&claude.base_url()).without("ANTHROPIC_API_KEY");
     let file = "ANTHROPIC_API_KEY=sk-ant-test\r\n".encode_utf16().flat_map(u16::to_le_bytes);

@@ -335,9 +335,17 @@ fn what_gateways_say_of_an_account_or_a_model_is_no_fault_of_the_question() {
         (425, "too early", K::Conflict),
         (500, "litellm.APIError: Your credit balance is too low", K::Billing),
         (400, "Unknown name \"output_config\": Cannot find field.", K::Parameter(P::OutputConfig)),
-        (400, "litellm.UnsupportedParamsError: bedrock does not support parameters: ['output_config']", K::Parameter(P::OutputConfig)),
+        (
+            400,
+            "litellm.UnsupportedParamsError: bedrock does not support parameters: ['output_config']",
+            K::Parameter(P::OutputConfig),
+        ),
         (400, "extraneous key [output_config] is not permitted", K::Parameter(P::OutputConfig)),
-        (400, "thinking: Input tag 'between_tools' does not match any of the expected tags: 'disabled'", K::Parameter(P::Thinking)),
+        (
+            400,
+            "thinking: Input tag 'between_tools' does not match any of the expected tags: 'disabled'",
+            K::Parameter(P::Thinking),
+        ),
         (400, "system: Input should be a valid string", K::Parameter(P::CacheControl)),
         (400, "max_tokens: Input should be less than or equal to 8192", K::Parameter(P::MaxTokens)),
     ] {
