@@ -21,7 +21,6 @@ mod upkeep;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    num::NonZeroU32,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -48,7 +47,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard,
-    http::{self, Api, fair::Fair},
+    http::{self, Api, failures::Failures},
     limits::Limits,
     metrics::Metrics,
     prompts::{PromptError, Prompts},
@@ -206,7 +205,7 @@ impl App {
         let keys = settings.api_keys.as_ref();
         let auth = Auth::new(admin_token.clone(), keys, tokens, is_key_required, queue.clone()).map(Arc::new)?;
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks, metrics.clone())?;
+        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), &http)?;
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
@@ -248,7 +247,8 @@ impl App {
             prompts: prompts.clone(),
             metrics,
             auth,
-            fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
+            failures: Failures::default(),
+            trusted_proxies: settings.trusted_proxies.clone().into(),
             cors_origins,
             callbacks,
             max_query_length: settings.max_query_length,

@@ -394,10 +394,11 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
     let need = || Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars };
     match permit.make_room(need) {
         Room::Yes => None,
-        Room::NotNow => {
+        room @ (Room::NotNow | Room::TooLarge) => {
+            let (code, is_demoted) = (FailureCode::BudgetReached, room == Room::TooLarge);
             let message = "what is left of the daily budget may not be enough for this call".to_owned();
-            let report = failure_report(FailureCode::BudgetReached, message);
-            Some((Disposition::released(FailureCode::BudgetReached), report))
+            let disposition = Disposition::Release { code, after: Duration::ZERO, is_demoted };
+            Some((disposition, failure_report(code, message)))
         }
         Room::NoPrice => {
             let message = "no call was made: its model has no price, so it can't be held to DAILY_BUDGET; \

@@ -77,9 +77,11 @@ fn broken() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+static PUBLIC: std::sync::LazyLock<Callbacks> = std::sync::LazyLock::new(Callbacks::default);
+
 fn bounds(prompts: &Prompts) -> Bounds<'_> {
     static MODELS: LazyLock<Models> = LazyLock::new(|| Models::new("a".to_owned(), Vec::new(), vec!["b/c".to_owned()]));
-    Bounds { max_query_length: MAX_QUERY_LENGTH, callbacks: Callbacks::Public, prompts, models: &MODELS }
+    Bounds { max_query_length: MAX_QUERY_LENGTH, callbacks: &PUBLIC, prompts, models: &MODELS }
 }
 
 fn prompts() -> &'static Prompts {

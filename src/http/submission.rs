@@ -87,7 +87,7 @@ pub(super) struct Bounds<'a> {
     /// Most characters in a query.
     pub(super) max_query_length: usize,
     /// Which callback URLs are accepted.
-    pub(super) callbacks: Callbacks,
+    pub(super) callbacks: &'a Callbacks,
     /// The prompt versions that a request may name.
     pub(super) prompts: &'a Prompts,
     /// The models that it may name.
@@ -269,6 +269,7 @@ fn submission(body: Body) -> Submission {
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
         idempotency_key: None,
         wants_its_own: false,
+        by: None,
     }
 }
 
@@ -295,11 +296,13 @@ mod tests {
 
     use super::*;
 
+    static PUBLIC: std::sync::LazyLock<Callbacks> = std::sync::LazyLock::new(Callbacks::default);
+
     fn bounds(prompts: &Prompts) -> Bounds<'_> {
         static MODELS: LazyLock<Models> = LazyLock::new(|| {
             Models::new("claude-sonnet-5-5".to_owned(), Vec::new(), vec!["claude-opus-5-5".to_owned()])
         });
-        Bounds { max_query_length: 20, callbacks: Callbacks::Public, prompts, models: &MODELS }
+        Bounds { max_query_length: 20, callbacks: &PUBLIC, prompts, models: &MODELS }
     }
 
     fn at(seconds: i64) -> Timestamp {
