@@ -971,7 +971,8 @@ impl Command {
             | Command::Transition { .. }
             | Command::Succeed { .. }
             | Command::NoteDelivery { .. }
-            | Command::Beside { .. } => 1,
+            | Command::Beside { .. }
+            | Command::Book { .. } => 1,
         }
     }
 
