@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A monitor for those without Prometheus: looks at /health, and raises an alarm after three failures in a row.
+# Monitors the service without Prometheus: checks /health and raises an alarm after three failures in a row.
 #
 #   deploy/monitor.sh [URL]           default http://127.0.0.1:8000
 #
-# INTERVAL       seconds between two looks (30)
+# INTERVAL       seconds between two checks (30)
 # FAILURES       failures in a row that raise the alarm (3)
-# ALERT_WEBHOOK  address that gets each alarm and each all-clear as JSON: {"text": "…"}, which chat services take
-# LOOKS          end after so many looks; 0, the default, goes on until it is stopped
+# ALERT_WEBHOOK  address that gets each alarm and each recovery as JSON: {"text": "…"}, as chat services expect
+# LOOKS          number of checks before it ends; 0, the default, checks until it is stopped
 set -uo pipefail
 
 url="${1:-http://127.0.0.1:8000}"

@@ -256,8 +256,7 @@ impl Agent {
 fn cut_by_time(plan: &Plan) -> String {
     let (model, limit) = (plan.model(), plan.call.time_limit.as_secs());
     let advice = if plan.is_reduced {
-        "the attempt before asked for more and was cut too; raise REQUEST_TIMEOUT, lower EFFORT, or \
-         choose a faster model"
+        "the previous attempt was cut off too; raise REQUEST_TIMEOUT, lower EFFORT, or choose a faster model"
     } else {
         "the next attempt asks for a brief memo with less thinking; REQUEST_TIMEOUT sets the limit"
     };
@@ -274,7 +273,8 @@ fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Dispositi
             retry(FailureCode::AnswerTruncated, FailureClass::InvalidOutput, message)
         }
         StopReason::ModelContextWindowExceeded => {
-            let message = "question and answer outgrew the model's context window; shorten the context".to_owned();
+            let message =
+                "question and answer are longer than the model's context window; shorten the context".to_owned();
             let code = FailureCode::ContextWindowExceeded;
             (Disposition::Fail { code }, code, message)
         }

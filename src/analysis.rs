@@ -44,7 +44,7 @@ pub struct Asked<'a> {
 #[strum(serialize_all = "snake_case")]
 pub enum ParseError {
     /// Prose only.
-    #[error("the answer holds no JSON object")]
+    #[error("the answer has no JSON object")]
     NoJson,
     /// The JSON stops in the middle: the output limit cut it, as a rule.
     #[error("the answer's JSON ends before it is complete ({0})")]

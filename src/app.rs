@@ -112,8 +112,7 @@ pub enum StartError {
     Panicked(#[from] JoinError),
     /// Every model that the settings name is retired, or never was.
     #[error(
-        "Claude answers no more for {models} (retired, or no such model). Set MODEL_NAME to a current model, such as \
-         {current}"
+        "MODEL_NAME: {models} can't be used (retired, or unknown to Claude). Set a current model, for example {current}"
     )]
     NoModel {
         /// As they are set.
@@ -131,7 +130,7 @@ pub enum StartError {
     )]
     NoPrice { model: String },
     /// The store failed for good.
-    #[error("the job store failed again and again and can't be recovered by this process; start it again")]
+    #[error("the job store failed repeatedly and can't be recovered by this process; start the service again")]
     StoreLost,
     /// There is no key.
     #[error(
@@ -332,23 +331,23 @@ impl App {
             Ok(Ok(())) => {
                 let deed = Deed { actor, action: "prompts_reload", detail: None };
                 if let Err(error) = self.queue.note(deed, None).await {
-                    warn!(%error, "the prompts are read, but that is not on record");
+                    warn!(%error, "the prompts are reloaded, but the audit log has no entry");
                 }
             }
             // The log has it.
             Ok(Err(_)) => {}
-            Err(error) => error!(%error, "reading the prompts failed"),
+            Err(error) => error!(%error, "failed to reload the prompts"),
         }
     }
 
     /// Drains and stops. Attempts that are under way get the grace; what has not ended then is recovered at the next
     /// start as of unknown outcome. Nothing that was accepted is lost, however this ends.
     pub async fn stop(self) {
-        info!(grace_s = self.grace.as_secs(), "stopping: attempts under way may finish");
+        info!(grace_s = self.grace.as_secs(), "stopping: running attempts may finish");
         self.closing.cancel();
         self.tracker.close();
         if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
-            warn!("the grace is over: attempts still under way end with an unknown outcome");
+            warn!("SHUTDOWN_GRACE is over: running attempts end with an unknown outcome");
         }
         self.http.graceful_shutdown(Some(CONNECTION_GRACE));
         match self.server.await {

@@ -262,7 +262,7 @@ pub enum ClientError {
     #[error("the base URL of the Claude API {0}")]
     BaseUrl(&'static str),
     /// The key cannot be a header value. It is not shown.
-    #[error("the Claude API key is empty or has a character no key has (a space, a line break?)")]
+    #[error("the Claude API key is empty or has a character that is not allowed, such as a space or a line break")]
     ApiKey,
     /// The further headers can't be read. They are not shown.
     #[error("ANTHROPIC_CUSTOM_HEADERS must be lines of `name: value`, such as `x-team: ops`")]
@@ -309,7 +309,7 @@ impl Claude {
         let mut head = Head::default();
         let mut answer = Answer::default();
         let body = serde_json::to_vec(&wire::Body::new(request))
-            .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("no request can be made: {error}")))?;
+            .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("can't make the request: {error}")))?;
         let most_input = (body.len() as u64).saturating_add(MAX_ADDED_TOKENS);
         let idle = self.inner.idle_timeout + request.extra_silence;
         let exchange = self.exchange(body, idle, on_progress, &mut head, &mut answer);
@@ -439,7 +439,7 @@ impl Claude {
     fn proxy_refused(&self) -> CallError {
         let (name, address) = self.proxy().unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
         let message = format!(
-            "the proxy {address} wants a user name and password (407): set {name} to http://USER:PASSWORD@HOST:PORT"
+            "the proxy {address} needs a user name and password (407): set {name} to http://USER:PASSWORD@HOST:PORT"
         );
         CallError::new(ErrorKind::ProxyAuth, message)
     }

@@ -33,7 +33,7 @@ use clap_complete::Shell;
 
 use self::client::ClientError;
 use crate::config::{
-    Settings,
+    FURTHER, SETTINGS, Settings,
     dotenv::{self, Dotenv},
     environment, ignore_empty_environment,
 };
@@ -114,10 +114,7 @@ const BRIEF: [(&str, &[&str]); 12] = [
     ("loadtest", &["data_dir", "workers", "max_queued_jobs"]),
 ];
 
-/// The heading of the service's settings in the help.
-const SETTINGS: &str = "Settings";
-
-/// The heading where only some of them do.
+/// The heading of the settings in the help of these commands.
 const SOME_SETTINGS: &str = "Settings, with all others of `ceoagent serve --help`";
 
 /// Exit code if the service refused the request. 2 means a wrong command line.
@@ -187,11 +184,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn command() -> clap::Command {
     let command = BRIEF.iter().fold(Cli::command(), |command, (name, shown)| {
         let shorten = |arg: clap::Arg| match arg.get_help_heading() {
-            Some(SETTINGS) if shown.contains(&arg.get_id().as_str()) => {
+            Some(SETTINGS | FURTHER) if shown.contains(&arg.get_id().as_str()) => {
                 // Listed with what each means, they would have the whole help take four lines an option.
                 arg.help_heading(SOME_SETTINGS).hide_possible_values(true).hide_short_help(false)
             }
-            Some(SETTINGS) => arg.hide(true),
+            Some(SETTINGS | FURTHER) => arg.hide(true),
             _ => arg,
         };
         command.mut_subcommand(name, |command| {

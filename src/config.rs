@@ -36,16 +36,19 @@ const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// A shorter admin token could be guessed: 16 random characters of base64 are 96 bits.
 const MIN_ADMIN_TOKEN_CHARS: usize = 16;
 
+/// Headings of the settings in the help. `.env.example` has only the first group, `-h` only those that a first run may need.
+pub const SETTINGS: &str = "Settings";
+pub const FURTHER: &str = "Further settings";
+
 /// The settings. The documentation of a field is also its help text and its comment in `.env.example`.
-/// `-h` shows only those that a first run may need.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Settings")]
+#[command(next_help_heading = SETTINGS)]
 pub struct Settings {
     /// Key of the Claude API; set it in the environment or in .env, because a flag shows in the process list
     #[arg(long, env, hide_env_values = true, value_parser = secret)]
     pub anthropic_api_key: Option<SecretString>,
 
-    /// Claude model; further models, after commas, are used in this order while it is overloaded or retired
+    /// Claude model, or several with commas: the next one is used while one is overloaded or retired
     // Jobs that name a model use only that one.
     #[arg(long, env, default_value = "claude-sonnet-5-5", value_delimiter = ',', value_parser = model_name)]
     pub model_name: Vec<String>,
@@ -70,12 +73,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize), hide_short_help = true)]
     pub max_query_length: usize,
 
-    /// Seconds that one call to Claude may take; if unset, 60 where a client waits, else 30 and the time of MAX_TOKENS at 40
-    /// tokens a second (1 to 3600)
+    /// Seconds that one call to Claude may take; if unset, 60 if a client waits, else MAX_TOKENS / 40 + 30 (1 to 3600)
     #[arg(long, env, value_parser = seconds(1..=3600), hide_short_help = true)]
     pub request_timeout: Option<Duration>,
 
-    /// Retries of a failed analysis; lost connections and an overloaded API get more, in proportion (0 to 20)
+    /// Retries of a failed analysis; lost connections and an overloaded API are retried more often (0 to 20)
     #[arg(long, env, default_value = "3", value_parser = within(0..=20_u32), hide_short_help = true)]
     pub max_retries: u32,
 
@@ -84,10 +86,10 @@ pub struct Settings {
     pub data_dir: PathBuf,
 
     /// Folder of the prompts, with one folder for each version; the highest version is the default
-    #[arg(long, env, default_value = "prompts", hide_short_help = true)]
+    #[arg(long, env, default_value = "prompts", help_heading = FURTHER, hide_short_help = true)]
     pub prompts_dir: PathBuf,
 
-    /// Least severe log level: error, warn, info or debug; or a filter such as warn,ceoagent=debug; info if unset
+    /// Log level: error, warn, info or debug, or a filter such as warn,ceoagent=debug; info if unset
     #[arg(long, env, value_parser = values::log_level)]
     pub log_level: Option<LogLevel>,
 
@@ -97,12 +99,18 @@ pub struct Settings {
 
     /// URL of the Claude API or of a gateway
     // Checked by `validate`, and hidden in the help, because a mistaken one may hold a password.
-    #[arg(long, env, hide_env_values = true, default_value = "https://api.anthropic.com", hide_short_help = true)]
+    #[arg(
+        long, env, hide_env_values = true, default_value = "https://api.anthropic.com", help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub anthropic_base_url: String,
 
     /// Most tokens of one answer, including thinking (1 to 128000)
     // The upper bound is the largest that any model takes.
-    #[arg(long, env, default_value = "16000", value_parser = within(1..=128_000_u32), hide_short_help = true)]
+    #[arg(
+        long, env, default_value = "16000", value_parser = within(1..=128_000_u32), help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub max_tokens: u32,
 
     /// How hard Claude thinks: low, medium, high, xhigh, max, none (not sent), or auto (low if a client waits, else high)
@@ -123,7 +131,10 @@ pub struct Settings {
     pub daily_budget: Option<DailyBudget>,
 
     /// Prices of models that the built-in table lacks: MODEL=INPUT/OUTPUT in US dollars per million tokens, with commas
-    #[arg(long, env, value_delimiter = ',', value_parser = values::model_price, hide_short_help = true)]
+    #[arg(
+        long, env, value_delimiter = ',', value_parser = values::model_price, help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub model_prices: Vec<ModelPrice>,
 
     /// Models that a question may name, besides those of MODEL_NAME, with commas; if unset, every model with a price
@@ -131,7 +142,10 @@ pub struct Settings {
     pub allowed_models: Vec<String>,
 
     /// Most jobs in the queue; one caller may have a tenth of them (1 to 10000000)
-    #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize), hide_short_help = true)]
+    #[arg(
+        long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize), help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub max_queued_jobs: usize,
 
     /// How long finished jobs stay, and how many of them
@@ -139,15 +153,24 @@ pub struct Settings {
     pub retention: Retention,
 
     /// Seconds for which an identical question gets the same answer; 0 calls Claude each time (0 to 2592000)
-    #[arg(long, env, default_value = "0", value_parser = seconds(0..=2_592_000), hide_short_help = true)]
+    #[arg(
+        long, env, default_value = "0", value_parser = seconds(0..=2_592_000), help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub cache_ttl: Duration,
 
     /// What to do with a call that a crash interrupted: retry (it may be billed twice) or fail
-    #[arg(long, env, default_value = "retry", ignore_case = true, hide_possible_values = true, hide_short_help = true)]
+    #[arg(
+        long, env, default_value = "retry", ignore_case = true, hide_possible_values = true, help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub on_unknown_outcome: OnUnknownOutcome,
 
     /// Seconds that running calls get to finish when the service stops (0 to 600)
-    #[arg(long, env, default_value = "25", value_parser = seconds(0..=600), hide_short_help = true)]
+    #[arg(
+        long, env, default_value = "25", value_parser = seconds(0..=600), help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub shutdown_grace: Duration,
 
     /// Whether callers need an API key or a JWT (true or false); if unset, true if API_KEYS or JWT_AUTH is set
@@ -158,12 +181,12 @@ pub struct Settings {
     pub require_api_key: Option<bool>,
 
     /// API keys as name:key, name:scope:key or name:sha256:hash, with commas; `ceoagent keys create` makes more
-    #[arg(long, env, hide_env_values = true, value_parser = secret, hide_short_help = true)]
+    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]
     pub api_keys: Option<SecretString>,
 
     /// Accept JWTs, for example `keys=jwks.json, issuer=https://login.example, audience=ceoagent`; the file holds a JWKS,
     /// a public key in PEM form or a shared secret
-    #[arg(long, env, value_parser = values::jwt_auth, hide_short_help = true)]
+    #[arg(long, env, value_parser = values::jwt_auth, help_heading = FURTHER, hide_short_help = true)]
     pub jwt_auth: Option<JwtAuth>,
 
     /// Token for the admin pages and commands, 16 or more characters; if unset, it is made and stored in DATA_DIR
@@ -175,9 +198,8 @@ pub struct Settings {
     #[arg(long, env, default_value = "0", value_parser = within(0..=1_000_000_u32), hide_short_help = true)]
     pub submits_per_minute: u32,
 
-    /// Proxies whose X-Forwarded-For is believed, as IP addresses or networks with commas, for example 10.0.0.0/8; if unset,
-    /// none
-    #[arg(long, env, value_delimiter = ',', value_parser = values::network, hide_short_help = true)]
+    /// Proxies whose X-Forwarded-For is trusted: IP addresses or networks, with commas, for example 10.0.0.0/8
+    #[arg(long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER, hide_short_help = true)]
     pub trusted_proxies: Vec<Network>,
 
     /// Origins whose web pages may call the API, with commas, for example https://app.example
@@ -185,11 +207,14 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
 
     /// Secret that signs webhooks: whsec_ and 24 to 64 bytes in base64; if unset, it is made and stored in DATA_DIR
-    #[arg(long, env, hide_env_values = true, value_parser = secret, hide_short_help = true)]
+    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]
     pub webhook_secret: Option<SecretString>,
 
-    /// Private networks that webhooks may be sent to, also without TLS, with commas, for example 10.0.0.0/8; if unset, none
-    #[arg(long, env, value_delimiter = ',', value_parser = values::network, hide_short_help = true)]
+    /// Private networks that webhooks may be sent to, also without TLS, with commas, for example 10.0.0.0/8
+    #[arg(
+        long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub webhook_allow_private: Vec<Network>,
 }
 
@@ -234,11 +259,11 @@ impl Effort {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Service")]
 pub struct ServiceAddress {
-    /// URL of the service, such as https://memos.example.com; the one on this machine if absent
+    /// URL of the service, for example https://memos.example.com. Default: HOST and PORT on this machine
     #[arg(long, env = "CEOAGENT_URL", value_name = "URL")]
     pub url: Option<String>,
 
-    /// API key or admin token; for a service on this machine, ADMIN_TOKEN or the one in DATA_DIR if absent
+    /// API key or admin token. Default for a service on this machine: ADMIN_TOKEN, or the one in DATA_DIR
     #[arg(long, env = "CEOAGENT_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = secret)]
     pub token: Option<SecretString>,
 }

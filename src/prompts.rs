@@ -20,7 +20,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use parking_lot::RwLock;
 use serde::Serialize;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 use utoipa::ToSchema;
 
 use crate::{config::text, digest::sha256};
@@ -61,14 +61,14 @@ struct Version {
     user: Template,
 }
 
-/// A version as an operator sees it.
+/// A prompt version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct VersionInfo {
-    /// Its name: that of its folder.
+    /// Its name, which is the name of its folder.
     pub version: String,
     /// SHA-256 of `system.txt` followed by `decision_analysis.txt`, in hexadecimal.
     pub sha256: String,
-    /// Whether questions that name no version get it.
+    /// Whether it is used for questions that name no version.
     pub is_default: bool,
 }
 
@@ -123,7 +123,7 @@ pub enum PromptError {
     },
     /// The folder holds no version.
     #[error(
-        "the prompts folder {} holds no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
+        "the prompts folder {} has no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
         path.display()
     )]
     NoVersion { path: PathBuf },
@@ -154,10 +154,7 @@ impl Prompts {
     pub fn reload(&self) -> Result<(), PromptError> {
         let versions = load_all(&self.0.folder)
             .inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
-        let names: Vec<&str> = versions.keys().map(String::as_str).collect();
-        info!(versions = names.join(" "), "prompts reloaded");
-        let versions = Arc::new(versions);
-        *self.0.versions.write() = versions;
+        *self.0.versions.write() = Arc::new(versions);
         Ok(())
     }
 

@@ -744,7 +744,7 @@ impl Queue {
         if status == JobStatus::Succeeded {
             self.0.history.succeeded(took);
         }
-        info!(job.id = %job.id, job.status = %status, attempt = job.attempt, duration_ms = took.as_millis(),
+        info!(job.id = %job.id, job.status = %status, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,
             "job finished");
     }
 }

@@ -150,7 +150,7 @@ impl<A: Analyst> Worker<A> {
                 Ok(None) => {}
                 Err(error) => {
                     drop(permit);
-                    debug!(%error, "nothing can be claimed");
+                    debug!(%error, "failed to claim a job; trying again");
                     tokio::time::sleep(CLAIM_RETRY).await;
                 }
             }
@@ -164,7 +164,7 @@ impl<A: Analyst> Worker<A> {
             Turn::GiveBack(code, why) => {
                 self.queue.settle(&claim.job, &Disposition::released(code), failure_report(code, why.to_owned())).await;
             }
-            Turn::Lost => info!(job.id = %claim.job.id, "not called for: the job is no longer ours"),
+            Turn::Lost => info!(job.id = %claim.job.id, "no call was made: the attempt lost its lease"),
         }
     }
 
@@ -184,7 +184,7 @@ impl<A: Analyst> Worker<A> {
                 if !granted {
                     let reason = self.limits.gate().and_then(|closed| closed.reason.parse().ok());
                     let code = reason.unwrap_or(FailureCode::Overloaded);
-                    Turn::GiveBack(code, "Claude turned others away before the call")
+                    Turn::GiveBack(code, "the queue was blocked before the call")
                 } else if self.queue.paused().is_some() {
                     Turn::GiveBack(FailureCode::Shutdown, "an operator paused the queue before the call")
                 } else {
@@ -255,7 +255,7 @@ impl<A: Analyst> Worker<A> {
         let (disposition, report) = match ended {
             None => {
                 settle_permit(permit, started.elapsed(), None);
-                info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: the job is no longer ours");
+                info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: it lost its lease");
                 return;
             }
             Some(Ok(Ok((disposition, report)))) => {
@@ -275,7 +275,7 @@ impl<A: Analyst> Worker<A> {
             }
             Some(Ok(Err(_))) => {
                 let limit = plan.call.time_limit.as_secs();
-                let message = format!("the attempt did not end by itself after its time limit of {limit} s");
+                let message = format!("the attempt did not end after its time limit of {limit} s");
                 let report = AttemptReport {
                     may_have_been_billed: true,
                     at_risk: Some(plan.at_risk),
@@ -307,7 +307,7 @@ impl<A: Analyst> Worker<A> {
     /// A call is being answered, so the gate can be opened.
     fn reached(&self, plan: &Plan, question: u64, started: Instant) {
         if self.limits.reached(named(plan), question, started) {
-            info!("Claude answers again: the queue goes on");
+            info!("Claude answers again: the queue continues");
         }
     }
 
@@ -320,7 +320,7 @@ impl<A: Analyst> Worker<A> {
             match self.queue.extend(&claim.job).await {
                 Ok(true) => {}
                 Ok(false) => return,
-                Err(error) => warn!(job.id = %claim.job.id, %error, "the lease can't be extended yet"),
+                Err(error) => warn!(job.id = %claim.job.id, %error, "failed to extend the lease; trying again"),
             }
         }
     }
@@ -339,7 +339,7 @@ impl<A: Analyst> Worker<A> {
             Ruling::Alone => *alone,
             Ruling::Closed { is_news, probe_in } => {
                 if is_news && opens_after.is_none() {
-                    error!(reason = %code, detail, "Claude refuses every call: the queue is held until one is answered");
+                    error!(reason = %code, detail, "Claude refuses every call: the queue is blocked until a call succeeds");
                 }
                 Disposition::Release { code, after: probe_in + AFTER_PROBE, is_demoted: opens_after.is_none() }
             }
@@ -367,15 +367,15 @@ impl<A: Analyst> Worker<A> {
         let request_id = report.request_id.as_deref().unwrap_or("");
         match &report.error {
             None => info!(
-                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_millis(),
+                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,
                 claude.request_id = request_id, tokens.input = usage.input_tokens,
                 tokens.output = usage.output_tokens, "Claude called"
             ),
             Some(error) if is_probe => debug!(
-                job.id = %job.id, attempt = job.attempt, error.code = %error.code, "the queue is still held"
+                job.id = %job.id, attempt = job.attempt, error.code = %error.code, "the queue is still blocked"
             ),
             Some(error) => warn!(
-                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_millis(),
+                job.id = %job.id, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,
                 claude.request_id = request_id, error.code = %error.code, error.message = error.message,
                 "attempt failed"
             ),
@@ -396,13 +396,13 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
         Room::Yes => None,
         room @ (Room::NotNow | Room::TooLarge) => {
             let (code, is_demoted) = (FailureCode::BudgetReached, room == Room::TooLarge);
-            let message = "what is left of the daily budget may not be enough for this call".to_owned();
+            let message = "the rest of the daily budget may be too small for this call".to_owned();
             let disposition = Disposition::Release { code, after: Duration::ZERO, is_demoted };
             Some((disposition, failure_report(code, message)))
         }
         Room::NoPrice => {
-            let message = "no call was made: its model has no price, so it can't be held to DAILY_BUDGET; \
-                ask for another model, or have the operator set MODEL_PRICES";
+            let message = "no call was made: the price of its model is not known, so DAILY_BUDGET can't be applied; \
+                choose another model, or have the operator set MODEL_PRICES";
             let code = FailureCode::ModelUnpriced;
             Some((Disposition::Fail { code }, failure_report(code, message.to_owned())))
         }

@@ -105,8 +105,8 @@ mod tests {
     fn a_blank_answer_and_an_endless_one_are_told_of_without_being_sent() {
         for answer in [None, Some(""), Some(" \n"), Some(&*"x".repeat(MAX_ANSWER_BYTES + 1))] {
             let AskedAgain { question, again, .. } =
-                asked_again(FailureCode::InvalidOutput, "the answer holds no JSON object", answer);
-            assert!(question.contains("can't be used: the answer holds no JSON object"), "{question}");
+                asked_again(FailureCode::InvalidOutput, "the answer has no JSON object", answer);
+            assert!(question.contains("can't be used: the answer has no JSON object"), "{question}");
             assert!(question.contains("Answer with one JSON object only"), "{question}");
             assert_eq!(again, None, "the API takes no blank message");
         }

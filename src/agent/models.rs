@@ -63,21 +63,21 @@ struct Shape {
     schema_used_at: Option<Timestamp>,
 }
 
-/// What is known of a model.
+/// What the service knows about a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Known {
     /// Its id.
     pub model: String,
-    /// Parameters that it refused, and that its calls no longer have.
+    /// Parameters that the model refused. Calls no longer send them.
     pub left_out: Vec<&'static str>,
-    /// The most output tokens it takes; null while that is not known.
+    /// Most output tokens that the model accepts; null if unknown.
     pub max_tokens: Option<u32>,
     /// How long its system prompt is cached, by the gaps between its calls: `5m`, `1h` or `none`.
     pub cache_ttl: &'static str,
     /// When it last used the schema of a memo, which the API then keeps compiled for 24 hours; null if that is not known.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub schema_used_at: Option<Timestamp>,
-    /// It is overloaded or gone, and passed over where another can be asked.
+    /// The model is overloaded or retired, and another model is used where possible.
     pub is_passed_over: bool,
 }
 
@@ -180,13 +180,13 @@ impl Models {
         if parameter == Parameter::MaxTokens {
             let most = named.unwrap_or(call.max_tokens / 2);
             self.limit_output(&call.model, most);
-            return Some(format!("max_tokens is {most} from now on"));
+            return Some(format!("its max_tokens is {most} now"));
         }
         let name = <&str>::from(parameter);
         self.learn(&call.model, |shape| {
             shape.left_out.insert(name);
         });
-        Some(format!("{name} is left out from now on"))
+        Some(format!("{name} is no longer sent"))
     }
 
     /// A call to a model begins.

@@ -100,7 +100,7 @@ impl Agent {
         if !plan.names_model && error.is_certain && (is_gone || self.models.is_fallback(model)) {
             let another = self.models.pass_over(model, GONE_FOR);
             if another || self.models.is_fallback(model) {
-                warn!(model, detail = error.message, "the model can't be asked: another is asked instead");
+                warn!(model, detail = error.message, "the model is unavailable: using another model");
                 return Disposition::released(code);
             }
         }
@@ -114,7 +114,7 @@ impl Agent {
         }
         if !plan.names_model && self.models.is_fallback(plan.model()) {
             self.models.pass_over(plan.model(), OVERLOADED_FOR);
-            warn!(model = plan.model(), detail = error.message, "the fallback model does not take the question");
+            warn!(model = plan.model(), detail = error.message, "the fallback model refused the question");
             return Disposition::released(code);
         }
         let fail = Disposition::Fail { code };

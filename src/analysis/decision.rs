@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 pub struct DecisionAnalysis {
     /// Language of every text, as a BCP 47 tag such as `en` or `zh-CN`.
     pub language: String,
-    /// Whether the question holds a choice to make. If not, only `suggested_question` and `summary` have a content.
+    /// Whether the question asks for a decision. If not, only `suggested_question` and `summary` are filled.
     #[serde(deserialize_with = "folded")]
     pub kind: Kind,
     /// The decision restated as one answerable question, with scope and horizon.
@@ -27,7 +27,7 @@ pub struct DecisionAnalysis {
     pub assumptions: Vec<Assumption>,
     /// What is not known, and how to find out.
     pub gaps: Vec<Gap>,
-    /// What an option has to pass. One that fails is ruled out, whatever its scores.
+    /// Conditions that every option has to meet. An option that fails one is ruled out, whatever its scores.
     pub musts: Vec<Must>,
     /// What the options are scored on.
     pub criteria: Vec<Criterion>,
@@ -37,7 +37,7 @@ pub struct DecisionAnalysis {
     pub scores: Vec<OptionScores>,
     /// The strongest case against the option that scores best.
     pub case_against: String,
-    /// How the recommended option may have failed, told from a year later; empty in a brief memo.
+    /// Ways in which the recommended option may have failed, seen from a year later; empty in a brief memo.
     pub premortem: Vec<Failure>,
     /// What could go wrong.
     pub risks: Vec<Risk>,
@@ -52,7 +52,7 @@ pub struct DecisionAnalysis {
     pub status: Status,
 }
 
-/// Whether a question holds a choice to make.
+/// Whether a question asks for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -72,10 +72,10 @@ pub enum Status {
     NeedsInformation,
 }
 
-/// Something in the input that the analysis could not take at face value.
+/// A passage of the question or its context that the analysis does not take at face value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Material {
-    /// What is wrong with it.
+    /// What is wrong with the passage.
     #[serde(deserialize_with = "folded")]
     pub kind: MaterialKind,
     /// The passage, in the asker's words.
@@ -169,11 +169,11 @@ pub struct Gap {
     pub days: u32,
     /// The option that the answer may lead to; empty if the choice stays.
     pub flips_to: String,
-    /// The answer is worth waiting for.
+    /// Whether to wait for the answer before the decision.
     pub wait: bool,
 }
 
-/// Something that an option has to pass.
+/// A condition that every option has to meet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Must {
     /// Unique among the musts.
@@ -182,7 +182,7 @@ pub struct Must {
     pub name: String,
 }
 
-/// One measure that the options are scored on.
+/// A criterion that the options are scored on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Criterion {
     /// Unique among the criteria.
@@ -245,18 +245,18 @@ pub enum Reversibility {
     PartlyReversible,
 }
 
-/// How one option does.
+/// The scores of one option.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OptionScores {
     /// The option.
     pub option_id: String,
-    /// The musts that it fails, by their ids.
+    /// Ids of the musts that the option fails.
     pub failed_musts: Vec<String>,
     /// One score for each criterion.
     pub cells: Vec<Cell>,
 }
 
-/// How one option does on one criterion.
+/// The score of one option on one criterion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cell {
     /// The criterion.
@@ -312,12 +312,12 @@ pub enum Level {
 /// What to do, with which option, and on which conditions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Recommendation {
-    /// The chosen option; "no" is the status quo as the choice. Empty only with `wait`.
+    /// The chosen option; to refuse is to choose the status quo. Empty only if `action` is `wait`.
     pub option_id: String,
     /// What to do with it.
     #[serde(deserialize_with = "folded")]
     pub action: Action,
-    /// Why another option than the one with the highest total; empty if it is that one.
+    /// Why the recommended option is not the one with the highest total; empty if it is.
     pub overrides_scores_because: String,
     /// Why.
     pub rationale: String,
@@ -359,7 +359,7 @@ pub struct Condition {
     pub by: String,
 }
 
-/// A sign to stop at.
+/// A sign that means: stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KillCriterion {
     /// What can be observed.

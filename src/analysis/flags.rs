@@ -15,9 +15,9 @@ use super::{
 pub struct Flag {
     /// What it is.
     pub code: FlagCode,
-    /// The top-level field that it is about.
+    /// The top-level field of the memo that the flag is about.
     pub field: String,
-    /// It in words, in the language of the memo.
+    /// The flag in words, in the language of the memo.
     pub message: String,
 }
 

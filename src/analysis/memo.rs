@@ -16,7 +16,7 @@ use super::{
     ranking::{Robustness, RobustnessLabel, Table, WeightedTotal},
 };
 
-/// A decision memo. To `DecisionAnalysis`, the model's part, the service adds what it computes from it.
+/// A decision memo: `DecisionAnalysis`, the model's part, and what the service computes from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Memo {
     /// The model's part, with names in the place of ids in its texts.
@@ -26,13 +26,13 @@ pub struct Memo {
     pub headline: String,
     /// The options that can be ranked, best first. Options that fail a must and options without all scores are missing.
     pub weighted_totals: Vec<WeightedTotal>,
-    /// How well that ranking holds; absent with fewer than two ranked options.
+    /// How robust that ranking is; absent with fewer than two ranked options.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub robustness: Option<Robustness>,
     /// The robustness in a sentence, in the language of the memo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub robustness_text: Option<String>,
-    /// What a reader should know besides.
+    /// Warnings and notes for the reader.
     pub flags: Vec<Flag>,
 }
 

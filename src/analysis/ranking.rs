@@ -18,7 +18,7 @@ const FRAGILE_SCORE: f64 = 0.5;
 /// Below this share of the weightings a memo is fragile.
 const FRAGILE_SHARE: f64 = 0.9;
 
-/// How one option does over all criteria.
+/// The weighted total of one option.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WeightedTotal {
     /// The option.
@@ -30,7 +30,7 @@ pub struct WeightedTotal {
     pub rank: usize,
 }
 
-/// How well the ranking of the options holds when weights and scores change a little.
+/// How robust the ranking of the options is against small changes of weights and scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Robustness {
     /// In one word.
@@ -39,14 +39,15 @@ pub struct Robustness {
     pub winner: String,
     /// The next best option.
     pub runner_up: String,
-    /// How far the winner's total is ahead of the next best, rounded to 2 places.
+    /// The winner's total minus the total of the next best option, rounded to 2 places.
     pub margin: f64,
     /// In how many weightings the recommended option (without one, the winner) has the highest total. Each weight is
     /// varied by −1, 0 and +1 within 1 to 5.
     pub weightings: Count,
-    /// How many changes of one score by one would leave another option ahead of the winner.
+    /// How many of the possible changes of one score by one put another option ahead of the winner.
     pub single_scores: Count,
-    /// For each criterion the nearest weight from 0 to 10 at which another option draws level, the smallest change first.
+    /// For each criterion, the nearest weight (0 to 10) at which another option ties with the winner; the smallest
+    /// change first.
     pub critical_weights: Vec<CriticalWeight>,
     /// The smallest change of one score, within 1 to 5, that makes a tie; absent if there is no such change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,7 +58,7 @@ pub struct Robustness {
     pub winner_with_equal_weights: String,
 }
 
-/// How well a ranking holds, in one word.
+/// How robust a ranking is, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RobustnessLabel {
@@ -69,25 +70,25 @@ pub enum RobustnessLabel {
     Fragile,
 }
 
-/// How many of so many.
+/// A number of cases out of all cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Count {
-    /// How many.
+    /// The number of cases.
     pub count: usize,
-    /// Of so many.
+    /// The number of all cases.
     pub of: usize,
 }
 
-/// A weight at which another option draws level with the winner.
+/// A weight at which another option ties with the winner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CriticalWeight {
     /// The criterion.
     pub criterion_id: String,
-    /// The option that draws level.
+    /// The other option.
     pub option_id: String,
     /// The weight in the memo.
     pub weight: u8,
-    /// The weight at which they are level.
+    /// The weight at which they tie.
     pub level_at: f64,
 }
 
@@ -96,7 +97,7 @@ pub struct CriticalWeight {
 pub struct ScoreChange {
     /// The option whose score changes: the winner's falls, another's rises.
     pub option_id: String,
-    /// The option that it draws level with.
+    /// The option that it then ties with.
     pub level_with: String,
     /// The criterion.
     pub criterion_id: String,

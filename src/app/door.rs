@@ -63,7 +63,7 @@ pub(super) fn server(
 fn drop_stalled_readers(listener: &TcpListener) {
     let millis = u32::try_from(STALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(listener, millis) {
-        warn!(%error, "clients that read nothing of their answer can't be cut off");
+        warn!(%error, "can't set the time limit for clients that do not read their response");
     }
 }
 
@@ -89,8 +89,7 @@ impl<S> Accept<TcpStream, S> for Door {
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let place = Arc::clone(&self.0).try_acquire_owned();
-        let place =
-            place.map_err(|_| io::Error::other("there are as many connections as the limit of open files allows"));
+        let place = place.map_err(|_| io::Error::other("the limit of connections is reached"));
         ready(place.and_then(|place| {
             stream.set_nodelay(true)?;
             Ok((stream, Admitted { service, _place: Arc::new(place) }))

@@ -31,21 +31,21 @@ pub(super) async fn check(claude: &Claude, agent: &Agent) -> Result<(), StartErr
         }
         match looked_up {
             Ok(info) if info.lifecycle.as_deref() == Some(RETIRED) => {
-                let since = info.retires_at.unwrap_or_else(|| "a date not told".to_owned());
+                let since = info.retires_at.unwrap_or_else(|| "an unknown date".to_owned());
                 another = agent.model_is_gone(model);
-                warn!(model, retires_at = since, "the model is retired and answers no more");
+                warn!(model, retires_at = since, "the model is retired");
             }
             Ok(info) if info.lifecycle.as_deref() == Some(DEPRECATED) => {
-                let date = info.retires_at.unwrap_or_else(|| "a date not told".to_owned());
+                let date = info.retires_at.unwrap_or_else(|| "an unknown date".to_owned());
                 warn!(model, retires_at = date, "the model is deprecated: choose another MODEL_NAME before it retires");
             }
-            Ok(_) => debug!(model, "the model is there"),
+            Ok(_) => debug!(model, "the model exists"),
             Err(error) if error.kind == ErrorKind::NotFound && error.is_about(model) => {
                 another = agent.model_is_gone(model);
-                warn!(model, %error, "Claude knows no such model");
+                warn!(model, %error, "the model does not exist");
             }
             Err(error) => {
-                warn!(model, %error, "the model can't be looked up; it is taken to be there");
+                warn!(model, %error, "can't look up the model; assuming that it exists");
             }
         }
     }
@@ -54,7 +54,7 @@ pub(super) async fn check(claude: &Claude, agent: &Agent) -> Result<(), StartErr
         return Err(StartError::NoModel { models: models.join(", "), current });
     }
     if agent.models().next() != Some(agent.model_in_use()) {
-        info!(model = agent.model_in_use(), "a fallback model is asked");
+        info!(model = agent.model_in_use(), "using a fallback model");
     }
     Ok(())
 }

@@ -197,7 +197,7 @@ impl Answer {
         if let Some(object) = ErrorObject::within(text) {
             return Err(CallError::of_event(&object));
         }
-        let unreadable = |error: serde_json::Error| malformed(&format!("a message came that can't be read: {error}"));
+        let unreadable = |error: serde_json::Error| malformed(&format!("a message can't be read: {error}"));
         let message: WholeMessage = from_json(text).map_err(unreadable)?;
         self.model = message.model;
         self.counts.get_or_insert_default().update(&message.usage);
@@ -307,7 +307,7 @@ pub(super) fn silent(idle: Duration) -> CallError {
 
 /// The error for something the API would not send.
 pub(super) fn malformed(what: &str) -> CallError {
-    CallError::new(ErrorKind::Malformed, format!("Claude's answer is not what the API promises: {what}"))
+    CallError::new(ErrorKind::Malformed, format!("Claude's answer does not follow the API: {what}"))
 }
 
 fn parse<T: DeserializeOwned>(event: &Event) -> Result<T, CallError> {

@@ -39,8 +39,9 @@ const MAX_STDIN: u64 = 4 << 20;
 Exit codes: 0 success; 1 other error; 2 wrong command line; 3 the job failed or was cancelled;
   4 the service refused the request; 130 interrupted.
 
-Without --url, the command uses the service at HOST and PORT on this machine. If none runs, it starts
-one for this question, with ANTHROPIC_API_KEY if set, otherwise with a simulated Claude.")]
+Without --url, the command uses the service at HOST and PORT on this machine. If no service runs
+there, it starts one for this question, with ANTHROPIC_API_KEY if set, otherwise with a simulated
+Claude.")]
 pub struct Analyze {
     /// The decision question, in any language; - reads it from standard input
     #[arg(allow_hyphen_values = false)]

@@ -30,7 +30,7 @@ pub struct Demo {
     #[arg(default_value = QUESTION)]
     question: String,
 
-    /// End after the memo instead of serving on
+    /// Stop after the memo
     #[arg(long)]
     once: bool,
 
@@ -77,17 +77,18 @@ impl Demo {
                 None => format!("the admin token in {}", app::admin_token_file(&folder).display()),
             };
             if self.once {
-                writeln!(out, "\nWithout --once the service goes on: ask at {base}/, run the queue at {base}/admin")?;
+                writeln!(out, "\nWithout --once the service keeps running: ask at {base}/, manage the queue at {base}/admin")?;
                 writeln!(out, "with {token}.")?;
             } else {
-                writeln!(out, "\nThe service goes on until Ctrl-C.")?;
+                writeln!(out, "\nThe service runs until Ctrl-C.")?;
                 writeln!(out, "  Ask and read in a browser: {base}/")?;
-                writeln!(out, "  Run the queue:             {base}/admin, with {token}")?;
-                writeln!(out, "    the same by command:     ceoagent stats --url {base}")?;
+                writeln!(out, "  Manage the queue:          {base}/admin, with {token}")?;
+                writeln!(out, "    on the command line:     ceoagent stats --url {base}")?;
                 writeln!(out, "  Try the API in a browser:  {base}/docs")?;
                 writeln!(out, "  Ask by curl:               curl {base}/api/v1/analyze?wait=30 \\")?;
-                writeln!(out, "                               --json '{{\"query\": \"Should we buy or build our CRM?\"}}'")?;
-                serve::show_new_token(&own.app)?;
+                writeln!(out, "                               -H 'Content-Type: application/json' \\")?;
+                writeln!(out, "                               -d '{{\"query\": \"Should we buy or build our CRM?\"}}'")?;
+                serve::show_new_token(&own.app, &folder, self.settings.log_format)?;
                 out.flush()?;
                 signals.next().await;
             }

@@ -25,8 +25,8 @@ pub(super) const INCOMPLETE: u8 = 3;
   ceoagent export --url https://… --token …   from another service
   ceoagent export --salvage > jobs.jsonl      from the stopped or damaged data folder DATA_DIR
 
-Exit codes: 0 all jobs exported; 1 error, the export is not complete; 3 (--salvage) some records could
-  not be read, see the summary on standard error; 4 the service refused the request.")]
+Exit codes: 0 all jobs exported; 1 error, the export is not complete; 3 (--salvage) some records
+  could not be read, see the summary on standard error; 4 the service refused the request.")]
 pub struct Export {
     /// Read all readable jobs directly from DATA_DIR, also if `serve` can't open it; changes nothing there
     #[arg(long)]

@@ -28,11 +28,11 @@ const PAGE_BYTES: usize = 4 << 20;
   ceoagent import < jobs.jsonl
   ceoagent export --url https://old.example.com | ceoagent import
 
-A job with an existing id is skipped, so a failed import can be repeated. Pending jobs continue here.
-A running attempt gets an unknown outcome, as after a crash (see ON_UNKNOWN_OUTCOME).
+A job with an existing id is skipped, so a failed import can be repeated. Pending jobs continue in
+this service. A running attempt gets an unknown outcome, as after a crash (see ON_UNKNOWN_OUTCOME).
 
-Exit codes: 0 all jobs imported; 1 error, the import is not complete; 3 some lines could not be read as
-  jobs, see standard error; 4 the service refused the request.")]
+Exit codes: 0 all jobs imported; 1 error, the import is not complete; 3 some lines could not be
+  read as jobs, see standard error; 4 the service refused the request.")]
 pub struct Import {
     #[command(flatten)]
     connection: Connection,

@@ -25,11 +25,11 @@ pub struct Keys {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// List all keys, revoked ones included, without what it takes to use them
+    /// List all keys, also revoked ones; the secret keys are not shown
     List(Box<List>),
-    /// Make a key and show it, this once
+    /// Create a key and print it; it is shown only once
     Create(Box<Create>),
-    /// Revoke a key, from this moment on and for good
+    /// Revoke a key at once and for good
     Revoke(Box<Revoke>),
 }
 
@@ -48,13 +48,14 @@ struct List {
   ceoagent keys create alice
   ceoagent keys create alice/reports --scope read --json | jq -r .key > reports.key
 
-Callers need a key only if the service runs with REQUIRE_API_KEY=true; otherwise a key names its caller.
-Exit codes: 0 made; 1 something went wrong; 4 the service refused.")]
+Callers need a key only if the service runs with REQUIRE_API_KEY=true. Otherwise a key only names
+its caller.
+Exit codes: 0 success; 1 other error; 4 the service refused the request.")]
 struct Create {
-    /// Names the key and its callers: up to 64 letters, digits or any of . _ - @
+    /// Name of the key and its caller, or CALLER/KEY for one of several keys: up to 64 letters, digits or . _ - @
     name: String,
 
-    /// What it may be used for: read, analyze or admin; analyze if absent
+    /// What the key allows: read, analyze or admin. Default: analyze
     #[arg(long)]
     scope: Option<String>,
 

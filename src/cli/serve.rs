@@ -1,17 +1,21 @@
 //! `ceoagent serve`: the service, until SIGTERM or Ctrl-C.
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::logging;
 use crate::{
-    app::App,
+    app::{self, App},
     clock::Clock,
-    config::{self, Settings},
+    config::{self, LogFormat, Settings},
     telemetry,
 };
 
@@ -32,7 +36,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let mut app = App::start(settings, Clock::system()).await?;
-        show_new_token(&app)?;
+        show_new_token(&app, &settings.data_dir, settings.log_format)?;
         // As daemons have it: read again what can be read again. Only here, or the demo would outlive its terminal.
         let mut hangup = signal(SignalKind::hangup()).context("can't listen for signals")?;
         let unfit = loop {
@@ -50,11 +54,17 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     ended
 }
 
-/// Says the admin token that was made at this start, once, beside the log and not as one of its events.
-pub(super) fn show_new_token(app: &App) -> anyhow::Result<()> {
-    if let Some(token) = app.new_admin_token() {
-        let mut stderr = std::io::stderr().lock();
-        writeln!(stderr, "Admin token (shown once, stored in the data folder): {}", token.expose_secret())?;
+/// Shows the admin token that this start created: the token itself, once, to a person at a terminal. A log that is
+/// collected gets the name of its file.
+pub(super) fn show_new_token(app: &App, data_dir: &Path, format: LogFormat) -> anyhow::Result<()> {
+    let Some(token) = app.new_admin_token() else { return Ok(()) };
+    let file = app::admin_token_file(data_dir);
+    let mut stderr = std::io::stderr().lock();
+    if stderr.is_terminal() && format == LogFormat::Text {
+        let token = token.expose_secret();
+        writeln!(stderr, "Admin token (shown once, stored in {}): {token}", file.display())?;
+    } else {
+        info!(file = %file.display(), "an admin token was created");
     }
     Ok(())
 }

@@ -24,17 +24,20 @@ const fn not_zero(number: u32) -> NonZeroU32 {
     NonZeroU32::new(number).expect("not zero")
 }
 
-/// Caps on the calls to Claude per minute. What has no cap is limited by the account alone.
+/// Caps on the calls to Claude per minute. Without a cap, only the account's limit applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RateCaps {
     /// Calls.
     #[schema(value_type = Option<u32>, minimum = 1)]
+    #[serde(rename = "requests_per_minute")]
     pub requests: Option<NonZeroU32>,
     /// Input tokens; those read from the prompt cache do not count.
     #[schema(value_type = Option<u32>, minimum = 1)]
+    #[serde(rename = "input_tokens_per_minute")]
     pub input_tokens: Option<NonZeroU32>,
     /// Output tokens.
     #[schema(value_type = Option<u32>, minimum = 1)]
+    #[serde(rename = "output_tokens_per_minute")]
     pub output_tokens: Option<NonZeroU32>,
 }
 

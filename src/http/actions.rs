@@ -66,7 +66,7 @@ pub(super) struct ActionReport {
     estimate: Option<Estimate>,
 }
 
-/// What the calls for these jobs would take, estimated from the first 500 jobs.
+/// Tokens, cost and duration of the calls for these jobs, estimated from the first 500 jobs.
 #[derive(Serialize, ToSchema)]
 struct Estimate {
     /// Estimated from the length of the questions.

@@ -87,7 +87,8 @@ pub(super) struct JobList<'a> {
 
 /// List jobs
 ///
-/// A job must match all parameters. Of a repeated parameter it must match one value, but of `metadata` all.
+/// Lists the jobs that match all parameters. If a parameter is repeated, a job must match one of its values; for
+/// `metadata`, all of them.
 #[utoipa::path(
     get, path = "/api/v1/admin/jobs", operation_id = "list_jobs", tag = "admin",
     params(

@@ -42,8 +42,8 @@ struct BatchJob {
 
 /// Submit many questions
 ///
-/// All are accepted or none, in one commit, also if the service crashes. One invalid request refuses all; the error names
-/// its index (`requests[7].query`). The body may have up to 8 MiB.
+/// Accepts all requests or no request, in one commit, also if the service crashes. If one request is invalid, all are
+/// refused, and the error names its index (`requests[7].query`). The body may have up to 8 MiB.
 #[utoipa::path(
     post, path = "/api/v1/analyze/batch", operation_id = "analyze_batch", tag = "analysis",
     params(
@@ -51,7 +51,7 @@ struct BatchJob {
             pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your id for the whole batch, up to 255 characters. \
             The same key with the same requests in the same order returns the same jobs, with \
             `Idempotency-Replayed: true`"),
-        ("Cache-Control" = Option<String>, Header, description = "Like for a single question")
+        ("Cache-Control" = Option<String>, Header, description = "As for a single question")
     ),
     request_body = BatchBody,
     responses(

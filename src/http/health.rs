@@ -70,7 +70,7 @@ struct Reason {
 
 /// Liveness
 ///
-/// `200` while the process works. A container engine should restart it otherwise.
+/// `200` while the process works. Otherwise restart the process.
 #[utoipa::path(
     get, path = "/health", operation_id = "get_health", tag = "service",
     responses(

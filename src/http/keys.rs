@@ -40,7 +40,7 @@ pub(super) struct NewKey {
     key: String,
     #[serde(flatten)]
     known: Shown,
-    /// What else to do; only while the service needs no keys, and so this one only names its caller.
+    /// What to do next. Present only while the service requires no keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<&'static str>,
 }
@@ -96,8 +96,8 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList>
 
 /// Create an API key
 ///
-/// The answer is the only place that shows the key. Whether callers need a key is the setting REQUIRE_API_KEY: while it is
-/// false, a key only names its caller, and `notice` says so.
+/// Only this response shows the key. The setting REQUIRE_API_KEY decides whether callers need a key. While it is false,
+/// a key only names its caller, and `notice` says so.
 #[utoipa::path(
     post, path = "/api/v1/admin/keys", operation_id = "create_key", tag = "admin",
     request_body = KeyRequest,

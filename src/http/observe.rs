@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use super::{
@@ -24,6 +24,9 @@ use crate::{
 
 /// Time limit of a request: clients and proxies commonly give up after 30 s.
 const ANSWER_LIMIT: Duration = Duration::from_millis(29_500);
+
+/// Routes that monitoring calls every few seconds: their lines would bury all others.
+const PROBES: [&str; 3] = ["/health", "/health/ready", "/metrics"];
 
 /// Longest request id accepted from a client: a longer one would bloat every log line.
 const MAX_REQUEST_ID: usize = 128;
@@ -87,15 +90,24 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         let added = CURRENT.with(|current| current.headers.take());
         response.headers_mut().extend(added);
         let elapsed = started.elapsed();
-        info!(
-            http.method = %method,
-            http.route = route,
-            http.path = uri.path(),
-            http.status = response.status().as_u16(),
-            duration_ms = elapsed.as_secs_f64() * 1e3,
-            request.id = text(&id),
-            "request answered"
-        );
+        macro_rules! log {
+            ($level:ident) => {
+                $level!(
+                    http.method = %method,
+                    http.route = route,
+                    http.path = uri.path(),
+                    http.status = response.status().as_u16(),
+                    duration_ms = elapsed.as_secs_f64() * 1e3,
+                    request.id = text(&id),
+                    "request answered"
+                )
+            };
+        }
+        if PROBES.contains(&route) {
+            log!(debug);
+        } else {
+            log!(info);
+        }
         (response, elapsed)
     };
     let (mut response, elapsed) = span.scope(CURRENT.scope(current, answer)).await;

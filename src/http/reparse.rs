@@ -15,7 +15,7 @@ use crate::{analysis, job::JobState};
 
 /// Parse the stored answers of a failed job again
 ///
-/// If the current version can parse one as a memo, the job succeeds with the newest such answer. Makes no call to Claude
+/// If an answer can be parsed as a memo now, the job succeeds with the newest such answer. This makes no call to Claude
 /// and costs nothing. A job that has succeeded does not change.
 #[utoipa::path(
     post, path = "/api/v1/admin/jobs/{id}/reparse", operation_id = "reparse_job", tag = "admin",

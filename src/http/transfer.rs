@@ -10,7 +10,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tracing::info;
 use utoipa::ToSchema;
 
 use super::{
@@ -58,8 +57,8 @@ struct Refused {
 
 /// Export jobs
 ///
-/// A page of up to 50 jobs as JSON lines, oldest first. `Link` with `rel="next"` is the next page; the last page has none.
-/// Each page shows its jobs at the time of the request.
+/// A page of up to 50 jobs as JSON lines, oldest first. The header `Link` with `rel="next"` has the address of the next
+/// page; the last page has no such header. Each page shows its jobs at the time of the request.
 #[utoipa::path(
     get, path = "/api/v1/admin/export", operation_id = "export_jobs", tag = "admin",
     params(("after" = Option<String>, Query, description = "Where the previous page ended, from its `Link`",
@@ -119,7 +118,6 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
     let count = records.len();
     let imported = api.queue.import(records).await?;
     api.queue.note(Deed { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
-    info!(jobs = imported, skipped = count - imported, refused = refused.len(), "jobs imported");
     Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
 }
 

@@ -46,7 +46,7 @@ pub struct JobRequest {
     pub traceparent: Option<String>,
 }
 
-/// How much a memo says, and so how long it takes to write.
+/// Length of a memo. A longer memo takes longer.
 #[derive(
     Clone,
     Copy,
@@ -158,7 +158,7 @@ impl JobRecord {
             (_, Some(message)) => message.to_owned(),
             (FailureCode::Poisoned, None) => {
                 let last = last.map_or("", |error| error.message.as_str());
-                format!("this question was turned away again and again while others were answered: {last}")
+                format!("this question was refused repeatedly while others were answered: {last}")
             }
             (FailureCode::DeadlineExceeded, None) => "the job's deadline passed before it could run".to_owned(),
             (other, None) => format!("the job failed: {other}"),

@@ -236,7 +236,7 @@ impl Budget {
         let today = Some(Day::of(self.clock.now()));
         if status.is_nearly_used() && state.warned_on != today {
             state.warned_on = today;
-            warn!(budget.spent = %status, "{WARN_PERCENT} % of the daily budget are used");
+            warn!(budget.spent = %status, "{WARN_PERCENT} % of the daily budget is used");
         }
         if state.held_on.is_some() && state.held_on != today {
             state.held_on = None;

@@ -10,20 +10,20 @@ use crate::{
     job::{Job, JobState},
 };
 
-/// What is ahead of a job that waits.
+/// Position and estimate of a waiting job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Outlook {
-    /// Its place among the jobs that are ready, 1 for the next; absent while it is scheduled.
+    /// Its place among the jobs that are ready; the next one has place 1. Absent while the job is scheduled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,
-    /// Seconds until its answer may be there: an estimate. Absent where nobody can tell.
+    /// Estimated seconds until the answer. Absent if there is no estimate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<u64>,
-    /// What keeps it from running.
+    /// What the job waits for.
     pub waiting_for: WaitingFor,
 }
 
-/// What keeps a job from running.
+/// What a job waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, strum::EnumIter)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitingFor {

@@ -3,7 +3,7 @@
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 use utoipa::ToSchema;
 
 use super::{Queue, QueueError};
@@ -62,7 +62,6 @@ impl Queue {
         let text = serde_json::to_string(&pause).map_err(|error| QueueError::Unavailable(error.to_string()))?;
         self.0.store.keep(SETTING.to_owned(), Some(text)).await?;
         self.0.paused.set(Some(pause.clone()));
-        info!(by, "the queue is paused");
         Ok(pause)
     }
 
@@ -70,14 +69,13 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Unavailable`]; then the queue stays paused.
-    pub async fn resume(&self, by: &str) -> Result<(), QueueError> {
+    pub async fn resume(&self) -> Result<(), QueueError> {
         if self.paused().is_none() {
             return Ok(());
         }
         self.0.store.keep(SETTING.to_owned(), None).await?;
         self.0.paused.set(None);
         self.0.work.wake(self.workers());
-        info!(by, "the queue is resumed");
         Ok(())
     }
 

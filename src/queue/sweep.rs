@@ -66,11 +66,11 @@ impl Queue {
             match job.state {
                 // The store or the clock kept its heartbeat from coming in time: no reason to pay for another call.
                 JobState::Running { .. } if self.0.running.holds(job) => {
-                    warn!(job.id = %job.id, attempt = job.attempt, "the lease of a running attempt was over: extended");
+                    warn!(job.id = %job.id, attempt = job.attempt, "the lease of a running attempt had expired: extended");
                     let lease_until = now.plus(self.0.policy.lease);
                     self.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
                 }
-                JobState::Running { lease_until } => self.expire(job, lease_until, "the lease is over").await?,
+                JobState::Running { lease_until } => self.expire(job, lease_until, "the lease expired").await?,
                 _ => drop(self.try_transition(job.id, JobEvent::MissDeadline).await?),
             }
         }

@@ -188,7 +188,7 @@ impl SledStore {
         let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
         index.assert_consistent();
         let pending = deliveries.pending().collect();
-        assert_eq!(index.untold(), pending, "the ends to be told disagree with the messages");
+        assert_eq!(index.untold(), pending, "the unnotified jobs disagree with the webhooks");
     }
 
     /// Loses what a job asks and damages nothing else, as a page that went bad on disk does.

@@ -31,7 +31,7 @@ start() {
         ADMIN_TOKEN="$ADMIN_TOKEN" "$binary" demo > "$folder/$1.log" 2>&1 &
     service=$!
     for _ in $(seq 600); do
-        grep -q "The service goes on" "$folder/$1.log" && return
+        grep -q "The service runs until" "$folder/$1.log" && return
         sleep 0.1
     done
     cat "$folder/$1.log" >&2

@@ -270,7 +270,7 @@ def check_question_to_memo(browser, service, claude):
     claude.release()
     for part in ("Bottom line", "Pilot first", "Options against weighted criteria", "Weighted total", "Risks",
                  "Assumptions", "Missing information", "Next steps", "Stop if",
-                 "The strongest case against", "How it came about"):
+                 "The strongest case against", "How the memo was made"):
         browser.sees(part)
     assert browser.path == address, "the address is the question's for good"
     assert browser.find_all(".matrix a") and browser.find_all(".bar rect"), "matrix and chart"

@@ -151,7 +151,7 @@ for id in "$first" "$second" "$third"; do succeeded "$id" || fail "job $id is go
 
 say "compose stop, within the grace"
 # A demo that is stopped before its own memo has failed, and says so by its exit code.
-has_memo() { [ "$(compose logs ceoagent 2>&1 | grep -c 'goes on until')" != 0 ]; }
+has_memo() { [ "$(compose logs ceoagent 2>&1 | grep -c 'runs until')" != 0 ]; }
 until_true "the demo's memo" has_memo
 compose stop ceoagent
 [ "$(docker inspect -f '{{.State.ExitCode}}' "$(compose ps -aq ceoagent 2>/dev/null || compose ps -q ceoagent)")" = 0 ] \

@@ -116,7 +116,7 @@ def start(command, env, folder, log):
             is_up = urllib.request.urlopen(f"{BASE}/health", timeout=5).status == 200
         except OSError:
             is_up = False
-        if is_up and ("demo" not in command or "goes on until Ctrl-C" in text):
+        if is_up and ("demo" not in command or "runs until Ctrl-C" in text):
             return service
         time.sleep(0.1)
     stop(service)

@@ -288,7 +288,7 @@ async fn a_question_takes_every_field_of_the_service() {
     assert_eq!((&job["run_at"], &job["prompt_version"]), (&at.as_str().into(), &"v1".into()), "{job:#}");
     assert_eq!((&job["callback_url"], job["deadline_at"].is_string()), (&hook[1].into(), true), "{job:#}");
     let shown = run(client(&setup, &service, &["jobs", "show", asked.out.trim()])).await;
-    for words in [at.as_str(), "Deadline", "waits for run_at", "waits for the job's end, to http://127.0.0.1:9/hook"] {
+    for words in [at.as_str(), "Deadline", "waits for run_at", "sent when the job ends, to http://127.0.0.1:9/hook"] {
         assert!(shown.out.contains(words), "{words:?} is not in {}", shown.out);
     }
 

@@ -65,7 +65,7 @@ async fn a_call_that_is_not_answered_gets_the_grace_and_no_more() {
     let (status, log) = service.terminate();
     let took = signalled.elapsed();
     assert_eq!(status.code(), Some(0), "{log}");
-    assert!(log.contains("the grace is over"), "{log}");
+    assert!(log.contains("SHUTDOWN_GRACE is over"), "{log}");
     // The grace, two seconds for connections, and as long again for a busy machine.
     assert!((Duration::from_secs(1)..Duration::from_secs(6)).contains(&took), "{took:?}");
 
@@ -147,7 +147,7 @@ async fn a_stop_under_load_finishes_or_gives_back_every_attempt_and_keeps_every_
         claude.wait_for_calls(WORKERS + stop * CALLS_BETWEEN_STOPS).await;
         let (status, log) = service.terminate();
         assert_eq!(status.code(), Some(0), "{log}");
-        assert!(!log.contains("the grace is over"), "{log}");
+        assert!(!log.contains("SHUTDOWN_GRACE is over"), "{log}");
     }
     assert!(claude.counters().calls < accepted.len(), "the stops came too late to tell anything");
 

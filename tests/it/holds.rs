@@ -251,7 +251,7 @@ async fn a_fallback_model_that_takes_no_effort_is_asked_without_it() {
     assert_eq!(history(&job), [("failed", "overloaded"), ("released", "invalid_request"), ("succeeded", "")]);
     assert_eq!(job["answered_by"], FALLBACK);
     assert_eq!(known(&service, FALLBACK).await["left_out"], json!(["effort"]));
-    service.until_said("effort is left out from now on");
+    service.until_said("effort is no longer sent");
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod disk_full;
 mod drain;
 mod first_start;
 mod follow;
+mod golden;
 mod harness;
 mod hold;
 mod holds;

@@ -113,7 +113,7 @@ async fn a_hangup_signal_reads_the_prompts_anew_and_ends_nothing() {
     let job = ask(&service, "v2").await.body;
     assert_eq!(job["status"], "succeeded");
     let (status, log) = service.terminate();
-    assert!(status.success() && log.contains("prompts reloaded"), "{log}");
+    assert!(status.success() && log.contains("audit.action=\"prompts_reload\""), "{log}");
 }
 
 #[tokio::test]

@@ -239,7 +239,7 @@ async fn the_key_is_in_no_log_even_in_detail() {
 }
 
 #[tokio::test]
-async fn an_admin_token_is_made_once_told_once_and_kept_to_its_owner() {
+async fn an_admin_token_is_made_once_and_the_log_names_its_file_only() {
     let setup = setup().without("ADMIN_TOKEN");
     let service = setup.start();
     let file = setup.folder().join("data/admin-token");
@@ -250,11 +250,11 @@ async fn an_admin_token_is_made_once_told_once_and_kept_to_its_owner() {
     assert_eq!(token.len(), 32);
     assert_eq!(list(&service, &token).await.status, 200);
     let (_, log) = service.terminate();
-    assert_eq!(log.matches(&token).count(), 1, "{log}");
+    assert!(log.contains("data/admin-token") && !log.contains(&token), "{log}");
 
     let service = setup.start();
     assert_eq!(list(&service, &token).await.status, 200, "it is kept");
-    assert!(!service.kill().contains(&token), "and not told again");
+    assert!(!service.kill().contains("admin-token"), "it was not made again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -133,15 +133,18 @@ async fn a_trace_is_named_in_lines_of_json() {
         .header("traceparent", format!("00-{TRACE}-{CLIENT}-01"))
         .json(&json!({"query": "Should we read it by machine?", "wait": true}));
     assert_eq!(send(request).await.status, 200);
-    for words in ["request answered", "job finished"] {
-        service.until_said(words);
-    }
+    assert_eq!(service.get("/health/ready").await.status, 200);
+    assert_eq!(service.get("/metrics").await.status, 200);
+    let lines = ["request answered", "job finished", "Claude called"];
+    lines.iter().for_each(|words| service.until_said(words));
     let said = service.kill();
-    for words in ["request answered", "job finished"] {
+    assert!(!said.contains("/health") && !said.contains("/metrics"), "calls of monitoring are no events: {said}");
+    for words in lines {
         let line = said.lines().find(|line| line.contains(words)).unwrap();
         let line: Value = serde_json::from_str(line).unwrap();
         assert_eq!(line["trace_id"], TRACE, "{line}");
         assert_eq!(line["span_id"].as_str().unwrap().len(), 16, "{line}");
+        assert!(line["duration_ms"].is_number(), "{line}");
     }
 }
 

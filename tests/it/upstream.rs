@@ -518,7 +518,7 @@ async fn rubbish_fails_the_job_and_is_shown_as_it_came() {
     let said = "Claude's answer could not be parsed as a memo: the answer's JSON is not a decision memo: missing field \
                 `language` (at `.`); retry the job";
     assert_eq!(job["error"]["message"], said);
-    assert_eq!(job["attempts"][0]["error"]["message"], "the answer holds no JSON object", "no word to the model in it");
+    assert_eq!(job["attempts"][0]["error"]["message"], "the answer has no JSON object", "no word to the model in it");
     assert_eq!(
         (&job["attempts"][0]["raw_answer"], &job["attempts"][1]["raw_answer"]),
         (&json!("no json"), &json!("{}"))
@@ -590,7 +590,7 @@ async fn a_refused_key_holds_the_queue_and_readiness_says_why() {
     assert!(asked.elapsed() < Duration::from_secs(15), "there is nothing to wait for");
     assert!(claude.counters().calls <= 2, "one other job finds out whether it concerns all");
     let log = service.kill();
-    assert!(log.contains("the queue is held") && !log.contains("sk-test-secret"), "{log}");
+    assert!(log.contains("the queue is blocked") && !log.contains("sk-test-secret"), "{log}");
 }
 
 #[tokio::test]

@@ -88,8 +88,8 @@ fn webhook(job: &Value) -> String {
     let delivery = &job["delivery"];
     let state = match delivery["state"].as_str() {
         None => return String::new(),
-        Some("waiting") => "waits for the job's end".to_owned(),
-        Some("given_up") => "given up".to_owned(),
+        Some("waiting") => "sent when the job ends".to_owned(),
+        Some("given_up") => "not delivered, no further tries".to_owned(),
         Some("disabled") => "disabled by the receiver".to_owned(),
         Some(state) => clean(state),
     };
@@ -126,7 +126,7 @@ mod tests {
                 "Question: Why?",
                 "Queue: position 3, waits for worker, answer expected in about 35 s",
                 "Model: m",
-                "Webhook: waits for the job's end, to https://a.example/hook",
+                "Webhook: sent when the job ends, to https://a.example/hook",
             ]
         );
         let held = json!({"queue": {"position": 1, "waiting_for": "paused"}});

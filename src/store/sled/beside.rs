@@ -43,7 +43,7 @@ impl Beside {
         }
         for key in tree.scan_prefix(keys::ALL_JOURNAL).keys() {
             let key = key.map_err(|error| error.to_string())?;
-            let id = Uuid::from_slice(&key[1..]).map_err(|error| format!("an entry of the journal: {error}"))?;
+            let id = Uuid::from_slice(&key[1..]).map_err(|error| format!("an entry of the audit log: {error}"))?;
             beside.journal.insert(id);
         }
         Ok(beside)

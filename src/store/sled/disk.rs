@@ -80,8 +80,8 @@ pub enum OpenError {
     },
     /// The disk does not work: what is in the store is not in doubt.
     #[error(
-        "the disk that holds the job store {} fails: {source}. Nothing in the store is lost by that: give the disk room \
-         or have it repaired, then start again",
+        "the disk that holds the job store {} fails: {source}. Nothing in the store is lost. Free disk space or repair \
+         the disk, then start again",
         path.display()
     )]
     Disk {
@@ -142,8 +142,8 @@ pub(super) struct Disk {
 /// Why a store that can be opened must not be used.
 fn lost(path: &Path, what: &str) -> String {
     format!(
-        "its file {} is damaged: {what}. If the folder is a copy that was made while the service ran, remove {} to do \
-         without what is missing",
+        "its file {} is damaged: {what}. If the folder is a copy that was made while the service ran, remove {} to start \
+         without the missing jobs",
         path.join(DB).display(),
         mark::path(path).display()
     )

@@ -38,7 +38,7 @@ impl Witness {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Witness, String> {
-        postcard::from_bytes(bytes).map_err(|error| format!("the witness of the last change: {error}"))
+        postcard::from_bytes(bytes).map_err(|error| format!("the checksum of the last change: {error}"))
     }
 
     /// Whether the jobs in the index are those that were there.
