@@ -138,7 +138,7 @@ pub struct Settings {
     pub model_prices: Vec<ModelPrice>,
 
     /// Models that a question may name, besides those of MODEL_NAME, with commas; if unset, every model with a price
-    #[arg(long, env, value_delimiter = ',', value_parser = model_name, hide_short_help = true)]
+    #[arg(long, env, value_delimiter = ',', value_parser = model_name, help_heading = FURTHER, hide_short_help = true)]
     pub allowed_models: Vec<String>,
 
     /// Most jobs in the queue; one caller may have a tenth of them (1 to 10000000)
