@@ -44,6 +44,7 @@ use tower_http::cors::{self, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use self::health::Note;
 use self::{
     document::Document,
     failures::Failures,
@@ -79,6 +80,8 @@ pub struct Api {
     pub metrics: Metrics,
     /// What is known of each model.
     pub models: Models,
+    /// What an operator should know, though the service works.
+    pub notes: Arc<dyn Fn() -> Vec<Note> + Send + Sync>,
     pub auth: Arc<Auth>,
     /// The rate limit of wrong credentials.
     pub failures: Failures,
@@ -113,7 +116,12 @@ impl Api {
 
     /// The bounds on submissions.
     fn bounds(&self) -> Bounds<'_> {
-        Bounds { max_query_length: self.max_query_length, callbacks: &self.callbacks, prompts: &self.prompts }
+        Bounds {
+            max_query_length: self.max_query_length,
+            callbacks: &self.callbacks,
+            prompts: &self.prompts,
+            models: &self.models,
+        }
     }
 
     /// Why a job waits, if it does.

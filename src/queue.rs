@@ -482,6 +482,19 @@ impl Queue {
         self.0.store.ledger(days)
     }
 
+    /// How many jobs were accepted since the start.
+    pub fn submitted(&self) -> u64 {
+        self.0.metrics.jobs_submitted.get()
+    }
+
+    /// Adds the cost of a call that belongs to no job to the ledger.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), QueueError> {
+        Ok(self.0.store.book(day, model, sums).await?)
+    }
+
     /// How long the oldest job has waited that could run.
     pub fn oldest_queued_age(&self) -> Duration {
         self.0.store.oldest_queued().map_or(Duration::ZERO, |due_at| self.now().since(due_at))

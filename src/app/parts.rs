@@ -41,6 +41,9 @@ const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// nothing, and a slow disk may miss one.
 const LEASE: Duration = Duration::from_secs(30);
 
+/// A question that comes within this time of the start compiles the schema itself, and nothing is spent on a warm-up.
+const WARM_UP_AFTER: Duration = Duration::from_secs(10);
+
 /// One in so many calls is for jobs that no client waits for, however many wait: so that none starves.
 const BACKGROUND_SHARE: u32 = 5;
 
@@ -74,11 +77,19 @@ pub struct Tuning {
     pub lease: Duration,
     /// Refuse questions while the disk is almost full.
     pub has_disk_floor: bool,
+    /// When the schema of memos is compiled, if no question has come until then; never if `None`.
+    pub warm_up_after: Option<Duration>,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning { is_simulated: false, deadlines_first: true, lease: LEASE, has_disk_floor: true }
+        Tuning {
+            is_simulated: false,
+            deadlines_first: true,
+            lease: LEASE,
+            has_disk_floor: true,
+            warm_up_after: Some(WARM_UP_AFTER),
+        }
     }
 }
 
@@ -116,6 +127,7 @@ pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig
 pub(super) fn agent(settings: &Settings) -> AgentConfig {
     AgentConfig {
         model: settings.model().to_owned(),
+        allowed_models: settings.allowed_models.clone(),
         max_tokens: settings.max_tokens,
         effort: settings.effort,
         interactive_timeout: INTERACTIVE_TIMEOUT,

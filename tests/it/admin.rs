@@ -44,7 +44,7 @@ async fn jobs_are_found_by_each_condition_and_by_several() {
     let refused = ask(&service, json!({"query": "Is it legal?", "priority": "high"})).await;
     service.ended(&refused).await;
     pause(&service).await;
-    let waits = ask(&service, json!({"query": "And Antwerp?", "model": "claude-test-1"})).await;
+    let waits = ask(&service, json!({"query": "And Antwerp?", "model": "claude-fable-5-2"})).await;
     let cases = [
         ("text=rotterdam", vec![&memo]),
         ("text=nowhere", vec![]),
@@ -52,7 +52,7 @@ async fn jobs_are_found_by_each_condition_and_by_several() {
         ("metadata=team=op", vec![]),
         ("code=refused", vec![&refused]),
         ("priority=high", vec![&refused]),
-        ("model=claude-test-1", vec![&waits]),
+        ("model=claude-fable-5-2", vec![&waits]),
         ("model=claude-sonnet-5-5", vec![&refused, &memo]),
         ("status=failed&status=queued&order=oldest", vec![&refused, &waits]),
         ("priority=normal&text=a&order=oldest", vec![&memo, &waits]),
