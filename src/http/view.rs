@@ -103,8 +103,8 @@ pub(super) struct JobView<'a> {
     /// The requested prompt version.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
-    /// The requested depth of the memo. Absent for `auto`. Each attempt shows the depth that was used.
-    #[serde(skip_serializing_if = "Depth::is_auto")]
+    /// The depth of the memo: `brief` or `full`. For `auto`, the service chose it at the submission. A second call after one
+    /// that took too long is always brief: see the attempts.
     depth: Depth,
     /// The labels, as submitted.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -288,13 +288,8 @@ pub(super) struct Links {
 }
 
 impl<'a> JobView<'a> {
-    /// The whole job.
-    pub(super) fn new(record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        JobView::with(record, now, Include::ALL)
-    }
-
     /// The job with those of its large parts that `include` names.
-    pub(super) fn with(record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
+    pub(super) fn new(record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
         let JobRecord { job, request, attempts, delivery } = record;
         let status = job.status(now);
         let run_at = match job.state {
@@ -519,7 +514,7 @@ mod tests {
     }
 
     fn json_of(record: &JobRecord, now: Timestamp) -> Value {
-        serde_json::to_value(JobView::new(record, now)).unwrap()
+        serde_json::to_value(JobView::new(record, now, Include::ALL)).unwrap()
     }
 
     #[test]
@@ -560,7 +555,7 @@ mod tests {
         seen.result = result;
         seen.error = None;
         let record = record(&[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
-        let view = JobView::new(&record, at(9));
+        let view = JobView::new(&record, at(9), Include::ALL);
         let text = serde_json::to_string(&view).unwrap();
         assert!(text.contains(stored), "{text}");
         let json = json_of(&record, at(9));
@@ -576,7 +571,7 @@ mod tests {
     fn a_waiting_client_gets_a_failed_job_as_a_problem() {
         let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: failing(FailureCode::Refused) };
         let record = record(&[claim(), fail]);
-        let view = JobView::new(&record, at(9));
+        let view = JobView::new(&record, at(9), Include::ALL);
         assert_eq!(view.error.as_ref().unwrap().message, "it did not work");
         let response = view.respond_to_asker(at(9));
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
@@ -593,7 +588,7 @@ mod tests {
             report: failing(FailureCode::Overloaded),
         };
         let record = record(&[claim(), retry, JobEvent::MissDeadline]);
-        let view = JobView::new(&record, at(9));
+        let view = JobView::new(&record, at(9), Include::ALL);
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::GATEWAY_TIMEOUT);
     }
@@ -601,7 +596,7 @@ mod tests {
     #[test]
     fn a_waiting_client_gets_a_cancelled_job_as_a_conflict_and_can_retry_it() {
         let record = record(&[JobEvent::Cancel { at_risk: None }]);
-        let view = JobView::new(&record, at(9));
+        let view = JobView::new(&record, at(9), Include::ALL);
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::CONFLICT);
         let json = json_of(&record, at(9));
         assert_eq!(json["links"]["retry"], format!("{}/retry", path(JobId::nil())));
@@ -612,7 +607,8 @@ mod tests {
     fn a_job_that_waits_for_an_operator_asks_pollers_to_wait_a_minute() {
         let record = record(&[]);
         let outlook = Outlook { position: Some(1), eta_seconds: None, waiting_for: WaitingFor::Gate };
-        let response = JobView::new(&record, at(0)).with_outlook(Some(outlook)).respond(StatusCode::OK, at(0));
+        let response =
+            JobView::new(&record, at(0), Include::ALL).with_outlook(Some(outlook)).respond(StatusCode::OK, at(0));
         assert_eq!(response.headers()[header::RETRY_AFTER], "60");
     }
 
@@ -620,7 +616,7 @@ mod tests {
     fn a_scheduled_job_asks_pollers_to_wait_until_its_time() {
         let mut record = record(&[]);
         record.job.state = JobState::Queued { run_at: at(90) };
-        let view = JobView::new(&record, at(30));
+        let view = JobView::new(&record, at(30), Include::ALL);
         let response = view.respond_to_asker(at(30));
         assert_eq!(response.status(), StatusCode::ACCEPTED);
         assert_eq!(response.headers()[header::RETRY_AFTER], "60");

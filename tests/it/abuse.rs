@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
+use reqwest::Method;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -9,11 +11,9 @@ use tokio::{
     time::timeout,
 };
 
-use serde_json::json;
-
 use crate::{
     cgroup::MemoryLimit,
-    harness::{PATIENCE, Service, Setup, simulator},
+    harness::{PATIENCE, Service, Setup, send, simulator},
 };
 
 /// Resident memory of the service, in MiB.
@@ -363,4 +363,41 @@ async fn a_request_names_exactly_one_host() {
     }
     let said = exchange(&service, b"GET /health HTTP/1.0\r\n\r\n").await;
     assert!(said.starts_with("HTTP/1.0 200"), "{said}");
+}
+
+#[tokio::test]
+async fn callers_without_a_key_can_not_fill_the_queue_with_jobs_for_later() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url())
+        .with("MAX_QUEUED_JOBS", "100")
+        .with("TRUSTED_PROXIES", "127.0.0.0/8")
+        .with("API_KEYS", "alice:a-key-of-alice-1234")
+        .with("REQUIRE_API_KEY", "false");
+    let service = setup.start();
+    let submit = async |address: usize, run_at: Option<&str>| {
+        let body = json!({ "query": "q", "run_at": run_at });
+        let from = format!("192.0.2.{address}");
+        let request = service.request(Method::POST, "/api/v1/analyze").header("x-forwarded-for", from);
+        send(request.json(&body)).await
+    };
+    let a_year = (ceoagent::clock::Clock::system().now().plus(Duration::from_hours(364 * 24))).to_string();
+    for address in 0..5 {
+        for _ in 0..10 {
+            assert_eq!(submit(address, Some(&a_year)).await.status, 202);
+        }
+        submit(address, None).await.assert_problem(429, "too_many_pending");
+    }
+    submit(5, Some(&a_year)).await.assert_problem(503, "queue_full");
+    // Whoever asks for an answer now is served, and callers with a key have room that no stranger can take.
+    let answer = submit(6, None).await;
+    assert_eq!(service.ended(&answer.id()).await.body["status"], "succeeded");
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    for address in 10..14 {
+        for _ in 0..10 {
+            assert_eq!(submit(address, None).await.status, 202);
+        }
+    }
+    submit(20, None).await.assert_problem(503, "queue_full");
+    let request = service.request(Method::POST, "/api/v1/analyze").bearer_auth("a-key-of-alice-1234");
+    assert_eq!(send(request.json(&json!({ "query": "q" }))).await.status, 202);
 }
