@@ -711,9 +711,11 @@ impl Queue {
     /// Counts and tells that a job has reached an end.
     fn note_end(&self, job: &Job, now: Timestamp) {
         let status = job.status(now);
-        let took = now.since(job.created_at);
+        let took = now.since(job.due_at);
         self.0.metrics.jobs_finished.get_or_create(&kind(status.into())).inc();
-        self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
+        if status != JobStatus::Cancelled {
+            self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
+        }
         if status == JobStatus::Succeeded {
             self.0.history.succeeded(took);
         }
