@@ -253,7 +253,8 @@ fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Dispositi
             retry(FailureCode::AnswerTruncated, FailureClass::InvalidOutput, message)
         }
         StopReason::ModelContextWindowExceeded => {
-            let message = "question and answer are longer than the model's context window; shorten the context".to_owned();
+            let message =
+                "question and answer are longer than the model's context window; shorten the context".to_owned();
             let code = FailureCode::ContextWindowExceeded;
             (Disposition::Fail { code }, code, message)
         }

@@ -368,7 +368,9 @@ impl Claude {
             _ => {
                 let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
                 let body = String::from_utf8_lossy(&body);
-                return Err(stream::malformed(&format!("Claude answered with `{kind}` instead of an event stream: {body}")));
+                return Err(stream::malformed(&format!(
+                    "Claude answered with `{kind}` instead of an event stream: {body}"
+                )));
             }
         }
         stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_progress).await

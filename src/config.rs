@@ -71,11 +71,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "10000", value_parser = within(1..=100_000_usize), hide_short_help = true)]
     pub max_query_length: usize,
 
-    /// Seconds that one call to Claude may take (1 to 3600); if unset, 60 if a client waits, else MAX_TOKENS / 40 + 30
+    /// Seconds that one call to Claude may take; if unset, 60 if a client waits, else MAX_TOKENS / 40 + 30 (1 to 3600)
     #[arg(long, env, value_parser = seconds(1..=3600), hide_short_help = true)]
     pub request_timeout: Option<Duration>,
 
-    /// Retries of a failed analysis (0 to 20); lost connections and an overloaded API are retried more often
+    /// Retries of a failed analysis; lost connections and an overloaded API are retried more often (0 to 20)
     #[arg(long, env, default_value = "3", value_parser = within(0..=20_u32), hide_short_help = true)]
     pub max_retries: u32,
 

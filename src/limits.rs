@@ -102,12 +102,15 @@ const fn not_zero(number: u32) -> NonZeroU32 {
 pub struct PerMinute {
     /// Calls.
     #[schema(value_type = u32, minimum = 1)]
+    #[serde(rename = "requests_per_minute")]
     pub requests: NonZeroU32,
     /// Input tokens; those read from the prompt cache do not count.
     #[schema(value_type = u32, minimum = 1)]
+    #[serde(rename = "input_tokens_per_minute")]
     pub input_tokens: NonZeroU32,
     /// Output tokens.
     #[schema(value_type = u32, minimum = 1)]
+    #[serde(rename = "output_tokens_per_minute")]
     pub output_tokens: NonZeroU32,
 }
 

@@ -89,8 +89,7 @@ impl<S> Accept<TcpStream, S> for Door {
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let place = Arc::clone(&self.0).try_acquire_owned();
-        let place =
-            place.map_err(|_| io::Error::other("the limit of connections is reached"));
+        let place = place.map_err(|_| io::Error::other("the limit of connections is reached"));
         ready(place.and_then(|place| {
             stream.set_nodelay(true)?;
             Ok((stream, Admitted { service, _place: Arc::new(place) }))

@@ -29,12 +29,15 @@ const fn not_zero(number: u32) -> NonZeroU32 {
 pub struct RateCaps {
     /// Calls.
     #[schema(value_type = Option<u32>, minimum = 1)]
+    #[serde(rename = "requests_per_minute")]
     pub requests: Option<NonZeroU32>,
     /// Input tokens; those read from the prompt cache do not count.
     #[schema(value_type = Option<u32>, minimum = 1)]
+    #[serde(rename = "input_tokens_per_minute")]
     pub input_tokens: Option<NonZeroU32>,
     /// Output tokens.
     #[schema(value_type = Option<u32>, minimum = 1)]
+    #[serde(rename = "output_tokens_per_minute")]
     pub output_tokens: Option<NonZeroU32>,
 }
 

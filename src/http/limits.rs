@@ -49,18 +49,18 @@ struct GateView {
 /// New limits. Absent limits do not change.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct LimitsChange {
-    /// Requests a minute.
+    /// Requests per minute.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
     #[serde(default, deserialize_with = "body::whole")]
-    requests: Option<i64>,
-    /// Input tokens a minute.
+    requests_per_minute: Option<i64>,
+    /// Input tokens per minute.
     #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
     #[serde(default, deserialize_with = "body::whole")]
-    input_tokens: Option<i64>,
-    /// Output tokens a minute.
+    input_tokens_per_minute: Option<i64>,
+    /// Output tokens per minute.
     #[schema(value_type = Option<u32>, minimum = 1_000, maximum = 1_000_000_000)]
     #[serde(default, deserialize_with = "body::whole")]
-    output_tokens: Option<i64>,
+    output_tokens_per_minute: Option<i64>,
 }
 
 /// Get the limits
@@ -94,9 +94,19 @@ pub(super) async fn patch(
     let mut wanted = |field, wanted, bounds, before| within(field, wanted, bounds, &mut errors).or(before);
     let before = api.limits.caps();
     let after = RateCaps {
-        requests: wanted("requests", change.requests, REQUESTS_PER_MINUTE, before.requests),
-        input_tokens: wanted("input_tokens", change.input_tokens, TOKENS_PER_MINUTE, before.input_tokens),
-        output_tokens: wanted("output_tokens", change.output_tokens, TOKENS_PER_MINUTE, before.output_tokens),
+        requests: wanted("requests_per_minute", change.requests_per_minute, REQUESTS_PER_MINUTE, before.requests),
+        input_tokens: wanted(
+            "input_tokens_per_minute",
+            change.input_tokens_per_minute,
+            TOKENS_PER_MINUTE,
+            before.input_tokens,
+        ),
+        output_tokens: wanted(
+            "output_tokens_per_minute",
+            change.output_tokens_per_minute,
+            TOKENS_PER_MINUTE,
+            before.output_tokens,
+        ),
     };
     if !errors.is_empty() {
         return Err(Problem::listing(VALIDATION_FAILED, errors));

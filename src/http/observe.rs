@@ -103,7 +103,11 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
                 )
             };
         }
-        if PROBES.contains(&route) { log!(debug) } else { log!(info) }
+        if PROBES.contains(&route) {
+            log!(debug);
+        } else {
+            log!(info);
+        }
         (response, elapsed)
     };
     let (mut response, elapsed) = span.scope(CURRENT.scope(current, answer)).await;

@@ -147,7 +147,7 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
     )
 )]
 pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
-    api.queue.resume(&admin.actor).await?;
+    api.queue.resume().await?;
     api.queue.note(Deed { actor: &admin.actor, action: "resume", detail: None }, None).await?;
     Ok(Json(QueueState { paused: None }))
 }

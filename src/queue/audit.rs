@@ -58,7 +58,13 @@ impl Queue {
         let at = self.now();
         let detail = detail.map(|detail| detail[..detail.floor_char_boundary(MAX_DETAIL)].to_owned());
         let entry = Entry { id: new_id(at), at, actor: actor.to_owned(), action: action.to_owned(), detail, jobs };
-        info!(audit.actor = actor, audit.action = action, audit.detail = entry.detail, audit.jobs = jobs, "operator action");
+        info!(
+            audit.actor = actor,
+            audit.action = action,
+            audit.detail = entry.detail,
+            audit.jobs = jobs,
+            "operator action"
+        );
         self.note_again(&entry).await?;
         Ok(entry)
     }

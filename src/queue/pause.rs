@@ -69,7 +69,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Unavailable`]; then the queue stays paused.
-    pub async fn resume(&self, by: &str) -> Result<(), QueueError> {
+    pub async fn resume(&self) -> Result<(), QueueError> {
         if self.paused().is_none() {
             return Ok(());
         }

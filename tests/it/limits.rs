@@ -49,8 +49,8 @@ async fn a_limit_that_is_only_told_in_answers_is_kept_to_from_then_on() {
     let service = Setup::new(&claude.base_url()).start();
     calls_for(1, &service, &claude).await;
     let limits = limits(&service).await;
-    assert_eq!(limits["in_force"]["requests"], 1_200, "{limits:#}");
-    assert_eq!(limits["settings"]["requests"], 1_000_000);
+    assert_eq!(limits["in_force"]["requests_per_minute"], 1_200, "{limits:#}");
+    assert_eq!(limits["settings"]["requests_per_minute"], 1_000_000);
     assert_eq!(calls_for(60, &service, &claude).await, 60, "none was turned away");
 }
 
@@ -58,9 +58,9 @@ async fn a_limit_that_is_only_told_in_answers_is_kept_to_from_then_on() {
 async fn limits_are_changed_while_the_service_runs() {
     let claude = simulator().await;
     let service = Setup::new(&claude.base_url()).start();
-    let changed = change(&service, &json!({ "requests": 1 })).await;
-    assert_eq!((changed.status, &changed.body["settings"]["requests"]), (200, &json!(1)), "{changed:#?}");
-    assert_eq!(changed.body["settings"]["input_tokens"], 1_000_000_000, "the others stay");
+    let changed = change(&service, &json!({ "requests_per_minute": 1 })).await;
+    assert_eq!((changed.status, &changed.body["settings"]["requests_per_minute"]), (200, &json!(1)), "{changed:#?}");
+    assert_eq!(changed.body["settings"]["input_tokens_per_minute"], 1_000_000_000, "the others stay");
     let job = service.submit("Held back?").await;
     loop {
         let job = service.get(&format!("/api/v1/jobs/{}", job.id())).await.body;
@@ -68,7 +68,7 @@ async fn limits_are_changed_while_the_service_runs() {
             break;
         }
     }
-    assert_eq!(change(&service, &json!({ "requests": 60_000 })).await.status, 200);
+    assert_eq!(change(&service, &json!({ "requests_per_minute": 60_000 })).await.status, 200);
     assert_eq!(service.ended(&job.id()).await.body["status"], "succeeded");
 }
 
@@ -78,17 +78,18 @@ async fn limits_that_are_none_are_told_and_change_nothing() {
     let service = Setup::new(&claude.base_url()).start();
     let before = limits(&service).await;
     for (body, field) in [
-        (json!({ "requests": 0 }), "requests"),
-        (json!({ "requests": 1_000_001 }), "requests"),
-        (json!({ "input_tokens": 999 }), "input_tokens"),
-        (json!({ "requests": "many" }), "requests"),
+        (json!({ "requests_per_minute": 0 }), "requests_per_minute"),
+        (json!({ "requests_per_minute": 1_000_001 }), "requests_per_minute"),
+        (json!({ "input_tokens_per_minute": 999 }), "input_tokens_per_minute"),
+        (json!({ "requests_per_minute": "many" }), "requests_per_minute"),
         (json!({ "request": 1 }), "request"),
     ] {
         let answer = change(&service, &body).await;
         answer.assert_problem(422, "validation_failed");
         assert_eq!(answer.body["errors"][0]["field"], field);
     }
-    let anonymous = send(service.request(Method::PATCH, "/api/v1/admin/limits").json(&json!({ "requests": 1 }))).await;
+    let anonymous =
+        send(service.request(Method::PATCH, "/api/v1/admin/limits").json(&json!({ "requests_per_minute": 1 }))).await;
     anonymous.assert_problem(401, "unauthorized");
     assert_eq!(limits(&service).await, before);
 }

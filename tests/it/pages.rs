@@ -216,7 +216,7 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
     assert_eq!(browser.post("/admin/resume", &[("mark", &mark)]).await.location, "/admin");
     let audit = browser.get("/admin/audit").await;
     assert!(["pause", "resume", "cancel"].iter().all(|action| audit.text.contains(action)), "{}", audit.text);
-    let limits = [("mark", &*mark), ("requests", "77"), ("input_tokens", ""), ("output_tokens", "")];
+    let limits = [("mark", &*mark), ("requests_per_minute", "77"), ("input_tokens_per_minute", "")];
     assert_eq!(browser.post("/admin/limits", &limits).await.location, "/admin/limits?saved=1");
     assert!(browser.get("/admin/limits").await.text.contains("value=\"77\""));
 
