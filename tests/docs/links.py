@@ -28,6 +28,7 @@ NOT_SETTINGS = {
     "SSL_CERT_FILE": "the TLS library",
     "TMPDIR": "the system",
     "ALERT_WEBHOOK": "deploy/monitor.sh",
+    "RUNBOOK_URL": "docker-compose.yml",
     "UPDATE_DOCS": "the tests",
 }
 
