@@ -19,7 +19,6 @@ mod secrets;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    num::NonZeroU32,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -45,7 +44,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard,
-    http::{self, Api, fair::Fair},
+    http::{self, Api, failures::Failures},
     limits::Limits,
     metrics::Metrics,
     prompts::{PromptError, Prompts},
@@ -255,7 +254,7 @@ impl App {
         let keys = settings.api_keys.as_ref();
         let auth = Auth::new(admin_token.clone(), keys, tokens, is_key_required, queue.clone()).map(Arc::new)?;
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks, metrics.clone())?;
+        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), &http)?;
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
@@ -289,7 +288,8 @@ impl App {
             prompts: prompts.clone(),
             metrics,
             auth,
-            fair: Fair::new(NonZeroU32::new(settings.submits_per_minute)),
+            failures: Failures::default(),
+            trusted_proxies: settings.trusted_proxies.clone().into(),
             cors_origins,
             callbacks,
             max_query_length: settings.max_query_length,

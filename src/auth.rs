@@ -9,6 +9,8 @@
 
 pub mod jwt;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::RwLock;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
@@ -23,6 +25,7 @@ use crate::{
     clock::Timestamp,
     config::placeholder::is_guessable,
     digest::sha256,
+    job::caller::ADMIN_TOKEN,
     queue::{Queue, QueueError},
 };
 
@@ -35,17 +38,17 @@ const KEY_LENGTH: usize = 40;
 /// Shortest key in API_KEYS: a shorter one could be guessed.
 const MIN_KEY: usize = 16;
 
-/// Most keys: every request is compared with all of them.
+/// Most keys in force: every request is compared with all of them.
 const MAX_KEYS: usize = 1_000;
+
+/// Most revoked keys that are remembered; the oldest are forgotten.
+const MAX_REVOKED: usize = 1_000;
 
 /// Longest name of a key.
 const MAX_NAME: usize = 64;
 
 /// Prefix of the stored settings that hold a key.
 const SETTING: &str = "key/";
-
-/// The caller name of the admin token, in the audit log and in jobs.
-pub const ADMIN_TOKEN: &str = "admin_token";
 
 /// What a caller may do. Each scope includes those before it.
 #[derive(
@@ -139,12 +142,12 @@ pub enum KeyError {
     OfSettings(String),
     /// The name is not valid.
     #[error(
-        "must have 1 to 64 letters, digits or . _ - @, and not be admin_token; several keys of a caller are named \
-         caller/key"
+        "must have 1 to 64 letters, digits or . _ - @, not only dots, and not be admin_token; several keys of a caller are \
+         named caller/key"
     )]
     BadName,
     /// There are too many.
-    #[error("the limit of {MAX_KEYS} keys, including revoked ones, is reached")]
+    #[error("the limit of {MAX_KEYS} keys is reached; revoke one that is no longer used")]
     TooMany,
     /// The store can't be used.
     #[error(transparent)]
@@ -179,6 +182,7 @@ pub struct Auth {
     /// Held while a key is made or revoked, from looking at the others until it is kept: of two of one name, the second
     /// would take the place of the first, whose client has it already.
     changing: Mutex<()>,
+    revocations: AtomicU64,
     tokens: Option<Tokens>,
     is_key_required: bool,
     queue: Queue,
@@ -210,7 +214,15 @@ impl Auth {
         if let Some(key) = keys.iter().find(|key| key.hash == admin && key.revoked_at.is_none()) {
             return Err(AuthError::IsAdminToken(key.name.clone()));
         }
-        Ok(Auth { admin_token, keys: RwLock::new(keys), changing: Mutex::default(), tokens, is_key_required, queue })
+        Ok(Auth {
+            admin_token,
+            keys: RwLock::new(keys),
+            changing: Mutex::default(),
+            revocations: AtomicU64::new(0),
+            tokens,
+            is_key_required,
+            queue,
+        })
     }
 
     /// Whether the public routes need no credential.
@@ -278,7 +290,7 @@ impl Auth {
             if keys.iter().any(|known| known.name == name && known.revoked_at.is_none()) {
                 return Err(KeyError::Exists(name.to_owned()));
             }
-            if keys.len() >= MAX_KEYS {
+            if keys.iter().filter(|known| known.revoked_at.is_none()).count() >= MAX_KEYS {
                 return Err(KeyError::TooMany);
             }
         }
@@ -300,8 +312,27 @@ impl Auth {
         let key = Key { revoked_at: Some(self.queue.now()), ..in_force.clone() };
         // First, for whoever asks for it may hang up while the store writes it down.
         self.remember(key.clone());
+        self.revocations.fetch_add(1, Ordering::Release);
         self.keep(&key).await.inspect_err(|_| self.remember(in_force))?;
+        self.forget_old().await?;
         Ok(key)
+    }
+
+    /// Counts the revocations since the start. Whoever holds a connection open asks again who its caller is when this has
+    /// changed.
+    pub fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::Acquire)
+    }
+
+    /// Forgets the oldest of too many revoked keys.
+    async fn forget_old(&self) -> Result<(), KeyError> {
+        let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| key.revoked_at.is_some()).collect();
+        revoked.sort_by_key(|key| key.revoked_at);
+        for key in &revoked[..revoked.len().saturating_sub(MAX_REVOKED)] {
+            self.queue.keep(format!("{SETTING}{}", key.name), None).await?;
+            self.keys.write().retain(|known| known.name != key.name);
+        }
+        Ok(())
     }
 
     /// Has the store keep a key, in place of one of the same name.
@@ -387,9 +418,10 @@ fn caller(name: &str) -> &str {
 }
 
 /// No colon: subjects of tokens have one, so no key speaks for a token.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
-    let is_part = |part: &str| !part.is_empty() && part.bytes().all(fits);
+    // A segment of dots in a path of the API would name another route.
+    let is_part = |part: &str| part.bytes().all(fits) && !part.bytes().all(|byte| byte == b'.');
     name.len() <= MAX_NAME && name.splitn(2, '/').all(is_part) && caller(name) != ADMIN_TOKEN
 }
 
@@ -476,6 +508,8 @@ mod tests {
             "alice/:0123456789abcdef",
             "/x:0123456789abcdef",
             "alice/x/y:0123456789abcdef",
+            "..:0123456789abcdef",
+            "alice/.:0123456789abcdef",
         ] {
             let error = parse(&format!("ok:{KEY},{bad}")).unwrap_err().to_string();
             assert!(error.contains("entry 2") && !error.contains("0123456789"), "{error}");
@@ -497,7 +531,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let path = folder.path().to_owned();
-        let config = SledConfig { path, cache_bytes: 16 << 20, max_pending: 9, keep_answers: false };
+        let config = SledConfig { path, cache_bytes: 16 << 20, keep_answers: false };
         let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
         let queue = Queue::new(store, clock, Policy::plain(), Metrics::new(), CancellationToken::new());
         let auth = Auth::new("s3cret".into(), None, None, true, queue.clone()).unwrap();

@@ -27,7 +27,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{ArgAction, Args, Command, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, RateCaps, Retention};
+use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, RateCaps, Retention};
 
 /// The OpenTelemetry specification's variable for where traces are sent.
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -135,7 +135,7 @@ pub struct Settings {
     )]
     pub model_prices: Vec<ModelPrice>,
 
-    /// Most jobs in the queue; one caller with a name may have a tenth of them (1 to 10000000)
+    /// Most jobs in the queue; one caller may have a tenth of them (1 to 10000000)
     #[arg(
         long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize), help_heading = FURTHER,
         hide_short_help = true
@@ -187,9 +187,15 @@ pub struct Settings {
     #[arg(long, env, hide_env_values = true, value_parser = secret, hide_short_help = true)]
     pub admin_token: Option<SecretString>,
 
-    /// Most questions per minute of one caller, or of one address if callers have no keys; 0 is no limit (0 to 1000000)
+    /// Most questions and retries per minute of one caller, or of one address if callers have no keys; 0 is no limit (0 to
+    /// 1000000)
     #[arg(long, env, default_value = "0", value_parser = within(0..=1_000_000_u32), hide_short_help = true)]
     pub submits_per_minute: u32,
+
+    /// Proxies whose X-Forwarded-For is believed, as IP addresses or networks with commas, for example 10.0.0.0/8; if unset,
+    /// none
+    #[arg(long, env, value_delimiter = ',', value_parser = values::network, hide_short_help = true)]
+    pub trusted_proxies: Vec<Network>,
 
     /// Origins whose web pages may call the API, with commas, for example https://app.example
     #[arg(long, env, value_delimiter = ',', hide_short_help = true)]
@@ -199,12 +205,9 @@ pub struct Settings {
     #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]
     pub webhook_secret: Option<SecretString>,
 
-    /// Allow webhooks to private addresses and without TLS (true or false)
-    #[arg(
-        long, env, default_value = "false", value_parser = boolean, action = ArgAction::Set, num_args = 0..=1,
-        require_equals = true, default_missing_value = "true", help_heading = FURTHER, hide_short_help = true
-    )]
-    pub webhook_allow_private: bool,
+    /// Private networks that webhooks may be sent to, also without TLS, with commas, for example 10.0.0.0/8; if unset, none
+    #[arg(long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER, hide_short_help = true)]
+    pub webhook_allow_private: Vec<Network>,
 }
 
 /// How hard Claude thinks, and so how long an answer takes and what it costs.

@@ -13,7 +13,7 @@ mod document;
 mod etag;
 mod events;
 mod extract;
-pub mod fair;
+pub mod failures;
 mod filter;
 mod health;
 mod history;
@@ -35,7 +35,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    http::{HeaderValue, Method, Uri},
+    http::{HeaderName, HeaderValue, Method, Uri},
     middleware,
     routing::get,
 };
@@ -46,7 +46,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     document::Document,
-    fair::Fair,
+    failures::Failures,
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
     submission::Bounds,
     view::JobView,
@@ -55,15 +55,19 @@ use crate::{
     agent::models::Models,
     auth::Auth,
     clock::Timestamp,
-    job::{Job, JobRecord, callback::Callbacks},
+    config::values::Network,
+    job::{Job, JobRecord, callback::Callbacks, caller::Caller},
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Allowance, Hold, Outlook, Queue, WaitingFor},
+    queue::{Allowance, Hold, Outlook, Queue, Quota, WaitingFor},
 };
 
 /// How long a browser may keep the answer to a CORS preflight.
 const CORS_MAX_AGE: Duration = Duration::from_mins(10);
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// Everything the routes need.
 pub struct Api {
@@ -76,8 +80,10 @@ pub struct Api {
     /// What is known of each model.
     pub models: Models,
     pub auth: Arc<Auth>,
-    /// The rate limit of submissions per caller.
-    pub fair: Fair,
+    /// The rate limit of wrong credentials.
+    pub failures: Failures,
+    /// Proxies whose X-Forwarded-For is believed.
+    pub trusted_proxies: Arc<[Network]>,
     /// Origins whose web pages may call the API from a browser.
     pub cors_origins: Vec<HeaderValue>,
     /// Which callback URLs are accepted.
@@ -92,9 +98,21 @@ impl Api {
         JobView::new(record, now).with_outlook(self.outlook(&record.job))
     }
 
+    /// Adds the caller's quota to the response, if submissions are limited.
+    fn show_quota(&self, by: Caller) {
+        let Some(Quota { per_minute, left, full_in }) = self.queue.quota(by) else { return };
+        let policy = format!("\"submits\";q={per_minute};w=60");
+        let state = format!("\"submits\";r={left};t={}", full_in.as_secs_f64().ceil());
+        for (name, text) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                observe::add_header(name, value);
+            }
+        }
+    }
+
     /// The bounds on submissions.
     fn bounds(&self) -> Bounds<'_> {
-        Bounds { max_query_length: self.max_query_length, callbacks: self.callbacks, prompts: &self.prompts }
+        Bounds { max_query_length: self.max_query_length, callbacks: &self.callbacks, prompts: &self.prompts }
     }
 
     /// Why a job waits, if it does.

@@ -20,6 +20,7 @@
 pub mod archive;
 mod attempt;
 pub mod callback;
+pub mod caller;
 pub mod delivery;
 pub mod disposition;
 mod filter;
@@ -31,10 +32,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use self::caller::Caller;
 pub use self::{
     attempt::{
         AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode,
-        Failures, TokenUsage,
+        Failures, MAX_ATTEMPTS, TokenUsage,
     },
     filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
     record::{Depth, IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
@@ -56,9 +58,9 @@ pub struct Job {
     /// Its client asked to be held for the answer. While it is held, the job goes first. After that it takes its turn
     /// with the others, but while other clients are held it gets a smaller share than jobs that nobody waited for.
     pub waited_for: bool,
-    /// A digest of who submitted it: callers take turns. None for callers without a name, who are one caller together.
+    /// Who submitted it, by name or by network: callers take turns, and bounds count for each.
     // Digests, and no wider than this, since all jobs are in memory.
-    pub caller: Option<NonZeroU64>,
+    pub caller: Caller,
     /// A digest of all that makes its answer, and of who asks: jobs that share it may share an answer. None if this one
     /// wants its own, or has got another's, which is not passed on.
     pub question: Option<NonZeroU64>,
@@ -240,10 +242,12 @@ pub enum JobEvent {
         /// The result, and whose it is.
         report: Arc<AttemptReport>,
     },
-    /// An operator wants a failed or cancelled job tried again, with a fresh count of attempts.
+    /// A client or an operator wants a failed or cancelled job tried again, with a fresh count of attempts.
     Requeue {
         /// Not before.
         run_at: Timestamp,
+        /// Who wants it: their bounds apply.
+        by: Caller,
     },
 }
 
@@ -405,7 +409,7 @@ impl Job {
                 job.question = None;
                 job.finish(JobState::Succeeded, now);
             }
-            JobEvent::Requeue { run_at } => {
+            JobEvent::Requeue { run_at, .. } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
                     return Err(self.illegal("retried"));
                 };
@@ -432,7 +436,7 @@ impl Job {
         };
         if let Some((outcome, report)) = without_a_call {
             let (number, report) = (self.attempt.saturating_add(1), Arc::clone(report));
-            return Some(Attempt { number, started_at: now, finished_at: now, outcome, report });
+            return Some(Attempt { number, started_at: now, finished_at: now, outcome, folded: 0, report });
         }
         let JobState::Running { .. } = self.state else { return None };
         let (outcome, report) = match event {
@@ -461,6 +465,7 @@ impl Job {
             started_at: self.started_at.unwrap_or(self.created_at),
             finished_at: now,
             outcome,
+            folded: 0,
             report,
         })
     }

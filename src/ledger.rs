@@ -219,7 +219,7 @@ mod tests {
     fn attempt(report: AttemptReport) -> Attempt {
         let at = Timestamp::from_millis(1_795_428_600_000);
         let outcome = AttemptOutcome::Failed;
-        Attempt { number: 1, started_at: at, finished_at: at, outcome, report: Arc::new(report) }
+        Attempt { number: 1, started_at: at, finished_at: at, outcome, folded: 0, report: Arc::new(report) }
     }
 
     fn usage(input_tokens: u64, output_tokens: u64) -> Option<TokenUsage> {

@@ -37,7 +37,7 @@ use utoipa::ToSchema;
 
 use self::{
     bucket::Bucket,
-    budget::{Budget, Need, Reservation, Status},
+    budget::{Budget, Need, PutOff, Reservation, Status},
     gate::{Admission, Block, Closed, Gates, Ruling},
     reach::{Reach, Unreachable},
 };
@@ -214,6 +214,8 @@ pub enum Room {
     Yes,
     /// Not now, and the next permit will be for a call of this size.
     NotNow,
+    /// Not for a call of this size: smaller ones may fit.
+    TooLarge,
     /// Nobody can tell: money is bounded, and the model has no price.
     NoPrice,
 }
@@ -639,10 +641,13 @@ impl Permit {
     pub fn make_room(&mut self, need: impl FnOnce() -> Need) -> Room {
         let Some(reservation) = self.kept.as_mut().and_then(|kept| kept.reservation.as_mut()) else { return Room::Yes };
         let need = need();
-        match () {
-            () if need.nanodollars.is_none() && reservation.needs_price() => Room::NoPrice,
-            () if reservation.adjust(need) => Room::Yes,
-            () => Room::NotNow,
+        if need.nanodollars.is_none() && reservation.needs_price() {
+            return Room::NoPrice;
+        }
+        match reservation.adjust(need) {
+            Ok(()) => Room::Yes,
+            Err(PutOff::Queue) => Room::NotNow,
+            Err(PutOff::Call) => Room::TooLarge,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The queue's policy: what is accepted, who gets which job, what becomes of it afterwards. Between the store, which
 //! keeps jobs, and everybody who wants something of them.
 //!
-//! - `admission`: whether the disk has room for more jobs
+//! - `admission`: the bounds on pending jobs
 //! - `audit`: what operators did, on record
 //! - `bulk`: one action for many jobs
 //! - `claim`: what workers take, keep and settle
@@ -35,25 +35,19 @@ mod submit;
 mod sweep;
 mod wait;
 
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use uuid::Uuid;
 
-use self::{
-    admission::DiskSpace,
-    history::History,
-    order::Order,
-    outlook::Figures,
-    pause::Switch,
-    retry::RetryBounds,
-    service_time::{Expectation, Kind, Progress, ServiceTime},
-    wait::{Running, Standby, Waiters, Work},
-};
 pub use self::{
-    admission::Shortage,
+    admission::Quota,
     claim::{Claim, Next},
     follow::{Draft, Follower, News, Seen},
     order::Waiting,
@@ -62,16 +56,29 @@ pub use self::{
     submit::{Accepted, Submission},
     wait::{Intent, Permit},
 };
+use self::{
+    admission::{Bounds, DiskSpace, Rates},
+    history::History,
+    order::Order,
+    outlook::Figures,
+    pause::Switch,
+    retry::RetryBounds,
+    service_time::{Expectation, Kind, Progress, ServiceTime},
+    wait::{Running, Standby, Waiters, Work},
+};
+pub use crate::store::{Due, bounds::Refused};
 use crate::{
     clock::{Clock, Timestamp},
     digest::sha256,
     job::{
         AtRisk, Depth, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
-        StatusCounts, TransitionError, delivery::Delivery,
+        StatusCounts, TransitionError,
+        caller::{self, Caller, Kind as CallerKind},
+        delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     metrics::{Metrics, kind},
-    store::{Insertion, JobStore, StoreError},
+    store::{Insertion, JobStore, StoreError, bounds::Shortage},
 };
 
 /// A waiter looks at its job at least so often, should it have missed a signal.
@@ -107,8 +114,14 @@ pub struct Policy {
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
     pub deadlines_first: bool,
-    /// Most pending jobs of a caller with a name. Those without one have no bound but that on all jobs together.
+    /// Most pending jobs.
+    pub max_pending: usize,
+    /// Most of them that are for later.
+    pub max_scheduled: usize,
+    /// Most pending jobs of one caller, by name or by network.
     pub max_pending_per_caller: usize,
+    /// Most submissions and retries a minute of one caller; `None` is no limit.
+    pub submits_per_minute: Option<NonZeroU32>,
     /// One in so many claims goes to jobs that nobody asked to wait for, whoever waits.
     pub ordinary_share: u32,
     /// How often a job is tried again.
@@ -140,7 +153,10 @@ impl Policy {
         Policy {
             workers: 1,
             deadlines_first: true,
+            max_pending: usize::MAX,
+            max_scheduled: usize::MAX,
             max_pending_per_caller: usize::MAX,
+            submits_per_minute: None,
             ordinary_share: 5,
             retries: RetryBounds {
                 other: 0,
@@ -176,25 +192,9 @@ pub enum QueueError {
     /// The job's state does not allow it.
     #[error("{0}")]
     Conflict(String),
-    /// The bound on pending jobs is reached.
-    #[error("the queue is full: {limit} jobs are pending, the limit set by MAX_QUEUED_JOBS")]
-    Full {
-        /// The bound.
-        limit: usize,
-    },
-    /// The caller's bound on pending jobs is reached.
-    #[error(
-        "you have {pending} pending jobs and submitted {more} more, but the limit of one caller is {limit}: wait for some to \
-         end, or cancel some"
-    )]
-    CallerFull {
-        /// What the caller has.
-        pending: usize,
-        /// What was asked for besides.
-        more: usize,
-        /// The bound.
-        limit: usize,
-    },
+    /// A bound on pending jobs or on submissions is reached.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The idempotency key is in force for another request.
     #[error("this Idempotency-Key was used for another request; use a new key for each request")]
     KeyReused,
@@ -204,9 +204,6 @@ pub enum QueueError {
     /// No answer that was kept of the job can be read.
     #[error("the stored answer can't be parsed as a memo: {0}")]
     Unreadable(String),
-    /// The disk is short of space.
-    #[error("{0}")]
-    StorageLow(Shortage),
     /// The service is shutting down and accepts no more.
     #[error("the service is shutting down and accepts no more jobs")]
     Closing,
@@ -220,7 +217,7 @@ impl From<StoreError> for QueueError {
         match error {
             StoreError::NotFound(id) => QueueError::NotFound(id),
             StoreError::Transition(error) => QueueError::Conflict(error.to_string()),
-            StoreError::Full { limit } => QueueError::Full { limit },
+            StoreError::Refused(refused) => QueueError::Refused(refused),
             StoreError::KeyReused => QueueError::KeyReused,
             error @ (StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 QueueError::Unavailable(error.to_string())
@@ -248,7 +245,7 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     history: History,
-    disk_space: DiskSpace,
+    bounds: Arc<Bounds>,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
     paused: Switch,
@@ -268,6 +265,17 @@ impl Queue {
         closing: CancellationToken,
     ) -> Queue {
         let (paused, history) = (Switch::of(&*store), History::of(&*store));
+        let bounds = Arc::new(Bounds {
+            max_pending: policy.max_pending,
+            max_scheduled: policy.max_scheduled,
+            max_pending_per_caller: policy.max_pending_per_caller,
+            rates: Rates::new(policy.submits_per_minute),
+            disk_space: DiskSpace::default(),
+        });
+        store.admit_by(Box::new({
+            let bounds = Arc::clone(&bounds);
+            move |asked| bounds.admit(asked)
+        }));
         let queue = Queue(Arc::new(Inner {
             store,
             clock,
@@ -281,7 +289,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             history,
-            disk_space: DiskSpace::default(),
+            bounds,
             ended: Arc::default(),
             paused,
             due: Arc::default(),
@@ -436,12 +444,13 @@ impl Queue {
         record.map(|record| (self.0.policy.estimate_risk)(&record.request))
     }
 
-    /// Puts a failed or cancelled job back into the queue, with a fresh count of attempts.
+    /// Puts a failed or cancelled job back into the queue, with a fresh count of attempts. It counts as a submission of the
+    /// caller who wants it.
     ///
     /// # Errors
-    /// As [`Queue::cancel`].
-    pub async fn requeue(&self, id: JobId) -> Result<JobRecord, QueueError> {
-        self.transition(id, JobEvent::Requeue { run_at: self.now() }).await?;
+    /// As [`Queue::cancel`], and [`QueueError::Refused`].
+    pub async fn requeue(&self, id: JobId, by: Caller) -> Result<JobRecord, QueueError> {
+        self.transition(id, JobEvent::Requeue { run_at: self.now(), by }).await?;
         self.get(id).await
     }
 
@@ -458,14 +467,10 @@ impl Queue {
     /// way there is of unknown outcome here, as after a crash. Tells how many were new.
     ///
     /// # Errors
-    /// [`QueueError::Full`] with none taken over, [`QueueError::StorageLow`], [`QueueError::Closing`],
-    /// [`QueueError::Unavailable`].
+    /// [`QueueError::Refused`] with none taken over, [`QueueError::Closing`], [`QueueError::Unavailable`].
     pub async fn import(&self, mut records: Vec<JobRecord>) -> Result<usize, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
-        }
-        if let Some(shortage) = self.shortage() {
-            return Err(QueueError::StorageLow(shortage));
         }
         let now = self.now();
         for record in &mut records {
@@ -479,10 +484,19 @@ impl Queue {
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }
 
-    /// Whether `caller` submitted the job; none if there is no such job. By a digest of the name that is in memory.
-    pub fn is_of(&self, id: JobId, caller: Option<&str>) -> Option<bool> {
-        let digest = caller.map(|caller| short_digest(caller.as_bytes()));
-        self.0.store.peek(id).map(|job| job.caller == digest)
+    /// Whether `name` submitted the job; `None` if there is no such job. Jobs of callers without a name are everybody's who
+    /// has none. By a digest of the name that is in memory.
+    pub fn is_of(&self, id: JobId, name: Option<&str>) -> Option<bool> {
+        let is_of = |job: Job| match name {
+            Some(name) => job.caller == caller::named(name),
+            None => caller::kind(job.caller) != CallerKind::Named,
+        };
+        self.0.store.peek(id).map(is_of)
+    }
+
+    /// What is left of a caller's submissions this minute, if they are limited.
+    pub fn quota(&self, caller: Caller) -> Option<Quota> {
+        self.0.bounds.rates.quota(caller, Instant::now())
     }
 
     /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
@@ -571,6 +585,12 @@ impl Queue {
         self.0.store.counts(self.now())
     }
 
+    /// The used share of the places in the queue: of all, or of those for jobs for later, whichever is larger.
+    pub fn used(&self) -> f64 {
+        let StatusCounts { queued, scheduled, running, .. } = self.counts();
+        self.0.bounds.used(queued + scheduled + running, scheduled)
+    }
+
     /// What was spent today, durably.
     pub fn spent_today(&self) -> Sums {
         self.0.store.spent(Day::of(self.now()))
@@ -596,9 +616,9 @@ impl Queue {
         self.0.running.len()
     }
 
-    /// Jobs whose message to their callback URL is due, earliest first.
-    pub fn deliveries_due(&self, limit: usize) -> Vec<JobId> {
-        self.0.store.deliveries_due(self.now(), limit)
+    /// Messages to callback URLs that are due: of each caller the earliest `most` to each host.
+    pub fn deliveries_due(&self, most: usize) -> Vec<Due> {
+        self.0.store.deliveries_due(self.now(), most)
     }
 
     /// Notes what came of sending a job's message.
@@ -641,12 +661,12 @@ impl Queue {
 
     /// What the disk is short of, if it is: then no job is accepted, and all else goes on.
     pub fn shortage(&self) -> Option<Shortage> {
-        self.0.disk_space.shortage()
+        self.0.bounds.disk_space.shortage()
     }
 
     /// Tells the queue how much space the disk has, and how much it should have at least.
     pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
-        match self.0.disk_space.note(free_bytes, floor_bytes) {
+        match self.0.bounds.disk_space.note(free_bytes, floor_bytes) {
             (None, Some(shortage)) => error!("no jobs are accepted: {shortage}"),
             (Some(_), None) => info!(disk.free_bytes = free_bytes, "enough disk space again: jobs are accepted"),
             _ => {}
@@ -732,13 +752,7 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
 
 /// Adds what tells the caller's jobs from others without reading them.
 fn note_caller(filter: &mut JobFilter) {
-    filter.caller_digest = filter.caller.as_ref().map(|caller| short_digest(caller.as_bytes()));
-}
-
-/// Eight bytes of a SHA-256, for what is kept in memory for every job.
-fn short_digest(bytes: &[u8]) -> NonZeroU64 {
-    let [a, b, c, d, e, f, g, h, ..] = digest(bytes);
-    NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN)
+    filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
 }
 
 /// A new id; ids sort by time of creation.

@@ -3,6 +3,7 @@
 //! A store makes the pure transitions of [`crate::job`] atomic and durable and answers questions about jobs; it decides
 //! nothing. Its one caller is `queue`. Every implementation passes the suite [`contract`].
 
+pub mod bounds;
 pub mod sled;
 pub(crate) mod turns;
 
@@ -17,11 +18,12 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::bounds::{Admit, Refused};
 use crate::{
     clock::Timestamp,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        StatusCounts, TransitionError, delivery::Delivery,
+        StatusCounts, TransitionError, caller::Caller, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
 };
@@ -45,12 +47,11 @@ pub trait JobStore: Send + Sync + 'static {
     /// nothing of it.
     ///
     /// # Errors
-    /// [`StoreError::KeyReused`], [`StoreError::Full`] when the bound on pending jobs is reached,
-    /// [`StoreError::Unavailable`].
+    /// [`StoreError::KeyReused`], [`StoreError::Refused`], [`StoreError::Unavailable`].
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError>;
 
-    /// Adds jobs that belong together, all or none: none if one of them does not fit under the bound on pending jobs, or
-    /// has an idempotency key that is in force for another request. Where every key is in force already, each job is
+    /// Adds jobs that belong together, all or none: none if not all may become pending, or if one has an idempotency key
+    /// that is in force for another request. Where every key is in force already, each job is
     /// the one that its key stands for. One that had its answer before it comes with its history.
     ///
     /// *Returned*: all of them are durable. *Crashed before*: all of them are there, or none.
@@ -65,7 +66,7 @@ pub trait JobStore: Send + Sync + 'static {
     /// again adds what is missing.
     ///
     /// # Errors
-    /// [`StoreError::Full`] when there is no room for those of them that are pending; then none is added.
+    /// [`StoreError::Refused`] when those of them that are pending may not be; then none is added.
     /// [`StoreError::Unavailable`].
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
@@ -90,8 +91,8 @@ pub trait JobStore: Send + Sync + 'static {
     /// before*: all are there or none.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::Transition`] when the life cycle refuses (nothing changes),
-    /// [`StoreError::Unavailable`].
+    /// [`StoreError::NotFound`], [`StoreError::Transition`] when the life cycle refuses and [`StoreError::Refused`] when an
+    /// ended job may not become pending again (nothing changes), [`StoreError::Unavailable`].
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError>;
 
     /// As [`JobStore::transition`] with [`JobEvent::Succeed`]; and those jobs take the answer with it, by
@@ -111,8 +112,8 @@ pub trait JobStore: Send + Sync + 'static {
     ) -> Result<Vec<Job>, StoreError>;
 
     /// Removes finished jobs, oldest end first, at most `limit`: those that ended before `before`, and those beyond the
-    /// newest `keep`. Tells how many. One whose message to its callback URL is still due does not count among these, and
-    /// goes only by its age, [`crate::job::delivery::KEPT_UNTOLD`] after its end at the earliest.
+    /// newest `keep`. Tells how many. Those whose message to their callback URL is still due go by their age not before
+    /// [`crate::job::delivery::KEPT_UNTOLD`]; of these, the newest half of `keep` stay.
     ///
     /// *Crashed before*: each job is gone entirely or still there entirely.
     ///
@@ -184,9 +185,9 @@ pub trait JobStore: Send + Sync + 'static {
     /// Whether the key is in force: a hint, as it may be taken by the time of an insert.
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool;
 
-    /// Jobs whose message to their callback URL is due, earliest first. A store owes one whenever a job that has such a
-    /// URL ends: the message is durable together with the end.
-    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId>;
+    /// Messages to callback URLs that are due: of each caller the earliest `most` to each host. A store owes one whenever a
+    /// job that has such a URL ends: the message is durable together with the end.
+    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due>;
 
     /// When the next message is due after `now`.
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp>;
@@ -201,10 +202,6 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// How many jobs there are in each state; counters, never a scan.
     fn counts(&self, now: Timestamp) -> StatusCounts;
-
-    /// How many pending jobs (queued, scheduled, running) a caller has, by the digest that they carry: a counter, never
-    /// a scan.
-    fn pending_of(&self, caller: NonZeroU64) -> usize;
 
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;
@@ -234,6 +231,10 @@ pub trait JobStore: Send + Sync + 'static {
     /// The newest days on which anything was spent, at most so many, newest first. Outlives the jobs; the oldest of more
     /// than [`crate::ledger::DAYS_KEPT`] days are forgotten.
     fn ledger(&self, days: usize) -> Vec<DaySums>;
+
+    /// Has `admit` decide, in the step that would make jobs pending, whether they may be: of two such steps the second sees
+    /// what the first has added. Set once, before the first call; without it there is no bound.
+    fn admit_by(&self, admit: Admit);
 
     /// Has `observer` called after every durable change. Set once, before the first call.
     fn observe(&self, observer: Observer);
@@ -275,6 +276,15 @@ pub struct Ahead {
     pub unwaited: usize,
 }
 
+/// A message that is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    pub job: JobId,
+    pub caller: Caller,
+    /// Host and port of the callback URL.
+    pub host: Arc<str>,
+}
+
 /// What became of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insertion {
@@ -304,12 +314,9 @@ pub enum StoreError {
     /// The life cycle does not allow it.
     #[error(transparent)]
     Transition(#[from] TransitionError),
-    /// The bound on pending jobs is reached.
-    #[error("the queue is full: {limit} jobs are pending, the limit set by MAX_QUEUED_JOBS")]
-    Full {
-        /// The bound.
-        limit: usize,
-    },
+    /// Jobs may not become pending.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The idempotency key is in force for another request.
     #[error("the idempotency key was used for another request")]
     KeyReused,

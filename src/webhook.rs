@@ -3,10 +3,14 @@
 //!
 //! What is owed is on disk with the end itself ([`crate::job::delivery`]), so no crash loses a message; one that was
 //! under way is sent again under the same `webhook-id`. Redirects are not followed, no proxy is asked, and a connection
-//! is made to no address but one that was checked ([`crate::job::callback`]).
+//! is made to no address but one that was checked ([`crate::job::callback`]). The signature covers the body, and the body
+//! names the caller and the URL: all callers share one secret, so a receiver checks both.
+//!
+//! - `slots`: which messages may be sent now
+
+mod slots;
 
 use std::{
-    collections::HashSet,
     error::Error,
     net::SocketAddr,
     panic::AssertUnwindSafe,
@@ -24,10 +28,11 @@ use reqwest::{
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::slots::{MAX_PER_HOST, Slots};
 use crate::{
     analysis::{Asked, memo::Shown},
     clock::Timestamp,
@@ -46,9 +51,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Most messages under way at one time: a slow receiver keeps one for up to [`ANSWER_TIMEOUT`].
-const MAX_AT_ONCE: usize = 64;
 
 /// Looks for what is due at least so often, should it have missed a signal.
 const POLL: Duration = Duration::from_secs(1);
@@ -96,6 +98,10 @@ struct Data<'a> {
     created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
+    /// Who submitted it; absent for callers without a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<&'a str>,
+    callback_url: &'a str,
     query: &'a str,
     metadata: &'a std::collections::BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,13 +124,13 @@ impl Webhooks {
         // reqwest wants one to be named.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
-            .dns_resolver(Arc::new(Guard(callbacks)))
+            .dns_resolver(Arc::new(PublicResolver(callbacks.clone())))
             .redirect(Policy::none())
             // A proxy would look the name up itself, unchecked.
             .no_proxy()
             .timeout(ANSWER_TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)
-            .https_only(callbacks != Callbacks::Private)
+            .https_only(!callbacks.allow_plain_http())
             .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
             .build()?;
         let secret = secret.expose_secret().trim_start_matches("whsec_");
@@ -136,24 +142,28 @@ impl Webhooks {
     /// Sends until `closing` is cancelled, and ends once what is under way then has been answered.
     pub async fn run(self, closing: CancellationToken) {
         let mut sending = JoinSet::new();
-        let mut jobs = HashSet::new();
+        let mut slots = Slots::default();
         while !closing.is_cancelled() {
             // Those under way stay due until their outcome is written.
-            for id in self.queue.deliveries_due(MAX_AT_ONCE + jobs.len()) {
-                if jobs.len() < MAX_AT_ONCE && jobs.insert(id) {
-                    let webhooks = self.clone();
-                    // It comes back with its id whatever happens: else the job would stay under way for ever.
-                    sending.spawn(async move {
-                        if AssertUnwindSafe(webhooks.deliver(id)).catch_unwind().await.is_err() {
-                            error!(job.id = %id, "sending a webhook panicked; trying again");
-                            tokio::time::sleep(UNWRITTEN_PAUSE).await;
-                        }
-                        id
-                    });
-                }
+            for due in slots.take(self.queue.deliveries_due(2 * MAX_PER_HOST), Instant::now()) {
+                let (webhooks, id) = (self.clone(), due.job);
+                // It comes back with its id whatever happens: else the job would stay under way for ever.
+                sending.spawn(async move {
+                    let sent = AssertUnwindSafe(webhooks.deliver(id)).catch_unwind().await;
+                    if sent.is_err() {
+                        error!(job.id = %id, "sending a webhook panicked; trying again");
+                        tokio::time::sleep(UNWRITTEN_PAUSE).await;
+                    }
+                    (id, sent.unwrap_or(true))
+                });
             }
             tokio::select! {
-                Some(Ok(id)) = sending.join_next() => drop(jobs.remove(&id)),
+                Some(Ok((id, is_answered))) = sending.join_next() => {
+                    slots.give_back(id, is_answered, Instant::now());
+                    while let Some(Ok((id, is_answered))) = sending.try_join_next() {
+                        slots.give_back(id, is_answered, Instant::now());
+                    }
+                }
                 () = self.queue.until_delivery_due(POLL) => {}
                 () = closing.cancelled() => {}
             }
@@ -161,25 +171,26 @@ impl Webhooks {
         while sending.join_next().await.is_some() {}
     }
 
-    /// Sends a job's message once and notes what came of it.
-    async fn deliver(&self, id: JobId) {
+    /// Sends a job's message once and notes what came of it. False if its receiver did not answer.
+    async fn deliver(&self, id: JobId) -> bool {
         let record = match self.queue.get(id).await {
             Ok(record) => record,
             // Removed meanwhile.
-            Err(QueueError::NotFound(_)) => return,
+            Err(QueueError::NotFound(_)) => return true,
             Err(error) => {
                 warn!(job.id = %id, %error, "failed to load a webhook; trying again");
-                return tokio::time::sleep(UNWRITTEN_PAUSE).await;
+                tokio::time::sleep(UNWRITTEN_PAUSE).await;
+                return true;
             }
         };
-        let Some(delivery) = owed(&record).cloned() else { return };
+        let Some(delivery) = owed(&record).cloned() else { return true };
         let span = Span::sender("webhook", record.request.traceparent.as_deref());
         span.note("job.id", id.to_string());
-        span.scope(self.attempt(&record, delivery, &span)).await;
+        span.scope(self.attempt(&record, delivery, &span)).await
     }
 
-    /// One try, as a step of the question's trace.
-    async fn attempt(&self, record: &JobRecord, delivery: Delivery, span: &Span) {
+    /// One try, as a step of the question's trace. False if the receiver did not answer.
+    async fn attempt(&self, record: &JobRecord, delivery: Delivery, span: &Span) -> bool {
         let (id, at) = (record.job.id, self.queue.now());
         let (http_status, error, asked) = match self.send(record, &delivery, at, span).await {
             Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(answer.headers(), at)),
@@ -204,6 +215,7 @@ impl Webhooks {
             warn!(job.id = %id, %error, "failed to store the result of a webhook; it will be sent again");
             tokio::time::sleep(UNWRITTEN_PAUSE).await;
         }
+        http_status.is_some()
     }
 
     /// The answer's head, or why there is none.
@@ -265,6 +277,8 @@ fn message(record: &JobRecord) -> Message<'_> {
         status,
         created_at: job.created_at,
         finished_at: job.finished_at,
+        caller: request.caller.as_deref(),
+        callback_url: request.callback_url.as_deref().unwrap_or_default(),
         query: &request.query,
         metadata: &request.metadata,
         result: record.result().map(|stored| Shown::new(stored, &asked)),
@@ -297,15 +311,17 @@ fn told(error: &dyn Error) -> String {
 
 /// Looks names up and gives only addresses that may be called. The connection is made to one of these and to no other:
 /// the name is not looked up again.
-struct Guard(Callbacks);
+struct PublicResolver(Callbacks);
 
-impl Resolve for Guard {
+impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let callbacks = self.0;
+        let callbacks = self.0.clone();
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let allowed: Vec<SocketAddr> = found.into_iter().filter(|address| callbacks.allows(address.ip())).collect();
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            let found = found.into_iter().flatten();
+            let allowed: Vec<SocketAddr> = found.filter(|address| callbacks.allows(address.ip())).collect();
             if allowed.is_empty() {
+                // The same where there is no such host: a caller must not find out which names exist inside.
                 return Err("the host has no public address".into());
             }
             Ok(Box::new(allowed.into_iter()) as Addrs)

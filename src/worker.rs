@@ -402,10 +402,11 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
     let need = || Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars };
     match permit.make_room(need) {
         Room::Yes => None,
-        Room::NotNow => {
+        room @ (Room::NotNow | Room::TooLarge) => {
+            let (code, is_demoted) = (FailureCode::BudgetReached, room == Room::TooLarge);
             let message = "the rest of the daily budget may be too small for this call".to_owned();
-            let report = failure_report(FailureCode::BudgetReached, message);
-            Some((Disposition::released(FailureCode::BudgetReached), report))
+            let disposition = Disposition::Release { code, after: Duration::ZERO, is_demoted };
+            Some((disposition, failure_report(code, message)))
         }
         Room::NoPrice => {
             let message = "no call was made: the price of its model is not known, so DAILY_BUDGET can't be applied; \

@@ -22,7 +22,7 @@ const LAYERS: [(&str, &str); 18] = [
     ("worker", "agent queue limits job"),
     ("sweeper", "queue job"),
     ("webhook", "queue analysis job"),
-    ("auth", "queue"),
+    ("auth", "queue job"),
     ("agent", "prompts claude analysis job"),
     ("queue", "store ledger job"),
     ("store", "ledger job"),

@@ -79,7 +79,7 @@ mod tests {
         let outcome = AttemptOutcome::Failed;
         again(
             "Buy?".to_owned(),
-            &Attempt { number: 1, started_at, finished_at, outcome, report: Arc::new(report) },
+            &Attempt { number: 1, started_at, finished_at, outcome, folded: 0, report: Arc::new(report) },
             800,
         )
     }

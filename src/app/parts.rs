@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, TryLockError},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -43,8 +44,11 @@ const LEASE: Duration = Duration::from_secs(30);
 /// One in so many calls is for jobs that no client waits for, however many wait: so that none starves.
 const BACKGROUND_SHARE: u32 = 5;
 
-/// One caller with a name may have this part of MAX_QUEUED_JOBS, so that no caller alone fills the queue.
+/// One caller, by name or by network, may have this part of MAX_QUEUED_JOBS, so that no caller alone fills the queue.
 const CALLER_SHARE: usize = 10;
+
+/// Jobs for later may have this part of MAX_QUEUED_JOBS: they hold their places for up to a year.
+const SCHEDULED_SHARE: usize = 2;
 
 /// How long an idempotency key counts: longer than any client retries, shorter than its jobs stay.
 const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(24);
@@ -96,7 +100,6 @@ pub(super) fn store(settings: &Settings) -> SledConfig {
     SledConfig {
         path: store_folder(settings),
         cache_bytes: machine::store_cache_bytes(),
-        max_pending: settings.max_queued_jobs,
         keep_answers: !settings.cache_ttl.is_zero(),
     }
 }
@@ -141,7 +144,10 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits:
     Policy {
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,
+        max_pending: settings.max_queued_jobs,
+        max_scheduled: settings.max_queued_jobs.div_ceil(SCHEDULED_SHARE),
         max_pending_per_caller: settings.max_queued_jobs.div_ceil(CALLER_SHARE),
+        submits_per_minute: NonZeroU32::new(settings.submits_per_minute),
         ordinary_share: BACKGROUND_SHARE,
         retries: RetryBounds {
             other: settings.max_retries,
@@ -172,7 +178,7 @@ pub(super) fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {
 
 /// Which callback URLs are accepted.
 pub(super) fn callbacks(settings: &Settings) -> Callbacks {
-    if settings.webhook_allow_private { Callbacks::Private } else { Callbacks::Public }
+    Callbacks::new(settings.webhook_allow_private.clone())
 }
 
 /// The built-in prices and those of the settings.

@@ -20,6 +20,9 @@ use super::{
 /// asking again once an hour costs nothing.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// A shorter wait that the server asks for counts as this: a job must not be tried many times a second.
+pub const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// How long to wait at a rate limit that names no time.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -178,7 +181,7 @@ pub struct CallError {
     pub message: String,
     /// Anthropic's `request-id`, when one came.
     pub request_id: Option<String>,
-    /// How long the server asked to wait: more than zero, at most [`MAX_RETRY_AFTER`].
+    /// How long the server asked to wait: from [`MIN_RETRY_AFTER`] to [`MAX_RETRY_AFTER`].
     pub retry_after: Option<Duration>,
     /// The `x-should-retry` header, which overrules the table.
     pub should_retry: Option<bool>,
@@ -459,7 +462,7 @@ impl ErrorKind {
 }
 
 /// How long the server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as an HTTP date. The
-/// first that can be read decides; it counts only if more than zero, and at most [`MAX_RETRY_AFTER`].
+/// first that can be read decides; it counts only if more than zero, within its bounds.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok();
     let number = |name| text(name)?.trim().parse::<f64>().ok();
@@ -469,7 +472,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     };
     let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after")).or_else(date)?;
     let bounded = seconds.min(MAX_RETRY_AFTER.as_secs_f64());
-    Duration::try_from_secs_f64(bounded).ok().filter(|wait| !seconds.is_nan() && !wait.is_zero())
+    let wait = Duration::try_from_secs_f64(bounded).ok().filter(|wait| !seconds.is_nan() && !wait.is_zero())?;
+    Some(wait.max(MIN_RETRY_AFTER))
 }
 
 /// How long until the limits that are used up have room again, by the `anthropic-ratelimit-*` headers.
@@ -480,7 +484,7 @@ fn reset_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let at: SystemTime = text(name, "reset").filter(|_| is_used_up)?.parse::<jiff::Timestamp>().ok()?.into();
         at.duration_since(now).ok()
     });
-    resets.max().map(|wait| wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
+    resets.max().filter(|wait| !wait.is_zero()).map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
 /// `text` on one line, cut to [`MAX_MESSAGE_CHARS`]. Control characters cannot forge log lines.

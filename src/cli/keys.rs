@@ -168,7 +168,21 @@ fn in_path(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::auth::is_name;
+
+    proptest! {
+        #[test]
+        fn every_name_that_can_be_made_can_be_revoked(name in "[a-z0-9A-Z._@-]{1,32}(/[a-zA-Z0-9._@-]{1,31})?|[./-]{1,9}") {
+            prop_assume!(is_name(&name));
+            let url = reqwest::Url::parse(&format!("http://localhost{PATH}/{}", in_path(&name))).unwrap();
+            let segment = url.path().strip_prefix(PATH).unwrap().strip_prefix('/').unwrap();
+            prop_assert!(!segment.contains('/'), "{}", segment);
+            prop_assert_eq!(segment.replace("%2F", "/"), name);
+        }
+    }
 
     #[test]
     fn no_name_leads_out_of_the_list_of_keys() {

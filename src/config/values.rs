@@ -1,7 +1,7 @@
 //! Settings that are more than a number or a word, and how their text is read: amounts with their units, separated by
 //! commas (`25 USD, 2000000 tokens`), prices, where JWTs come from, log levels.
 
-use std::{num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{net::IpAddr, num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::Targets;
@@ -77,6 +77,40 @@ pub struct JwtAuth {
     pub keys: PathBuf,
     pub issuer: String,
     pub audience: String,
+}
+
+/// A network of IP addresses: those that have the first `prefix` bits of `address`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u32,
+}
+
+impl Network {
+    /// Whether the address is in the network. An IPv4 address that is written as an IPv6 one counts as IPv4.
+    pub fn contains(self, address: IpAddr) -> bool {
+        let shift = |bits: u32| bits - self.prefix;
+        match (self.address.to_canonical(), address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                (own.to_bits() ^ other.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                (own.to_bits() ^ other.to_bits()).checked_shr(shift(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+pub fn network(text: &str) -> Result<Network, &'static str> {
+    let read = || {
+        let (address, prefix) = text.trim().split_once('/').map_or((text.trim(), None), |(a, b)| (a, Some(b)));
+        let address: IpAddr = address.parse().ok()?;
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Some(bits), |prefix| prefix.parse().ok().filter(|prefix| *prefix <= bits))?;
+        Some(Network { address, prefix })
+    };
+    read().ok_or("must be IP addresses or networks, separated by commas, for example 10.0.0.0/8,192.168.1.7,fd00::/8")
 }
 
 /// A filter of log events in the syntax of `tracing_subscriber::filter::Targets`.

@@ -353,7 +353,7 @@ mod tests {
     };
 
     fn sessions(folder: &std::path::Path, clock: &Clock) -> Sessions {
-        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, max_pending: 9, keep_answers: false };
+        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
         let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
         let closing = CancellationToken::new();
         Sessions::of(Queue::new(Arc::new(store), clock.clone(), Policy::plain(), Metrics::new(), closing))

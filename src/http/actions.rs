@@ -90,7 +90,8 @@ struct Estimate {
     request_body = ActionRequest,
     responses(
         (status = 200, description = "The number of matched and changed jobs", body = ActionReport),
-        (status = 503, description = "`storage_unavailable`: a part may be done, see the audit log")
+        (status = 429, description = "`too_many_pending`: a retried caller has no room for more; see the audit log for the part that is done"),
+        (status = 503, description = "`queue_full`, `storage_low`, `storage_unavailable`: a part may be done, see the audit log")
     )
 )]
 pub(super) async fn act(

@@ -89,16 +89,19 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     let (mut submission, wait) = submission::parse(&question.body, api.bounds(), api.queue.now())?;
     submission.request.request_id = Some(observe::request_id());
     submission.request.traceparent = observe::traceparent();
-    submission.request.caller = question.submitter.submit(&api, 1)?;
+    let Submitter { name, by } = question.submitter;
+    (submission.request.caller, submission.by) = (name, by);
     submission.idempotency_key = question.idempotency_key;
     submission.wants_its_own = question.wants_its_own;
     let wait = question.wait.or(wait);
     let preferred = question.preferred.filter(|_| wait.is_none());
     let until = wait.or(preferred).and_then(Wait::until);
-    let (Accepted { mut record, replayed }, waiting) = match until {
-        Some(until) => api.queue.ask(submission, until, || api.allowance()).await?,
-        None => (api.queue.enqueue(submission).await?, None),
+    let accepted = match until {
+        Some(until) => api.queue.ask(submission, until, || api.allowance()).await,
+        None => api.queue.enqueue(submission).await.map(|accepted| (accepted, None)),
     };
+    api.show_quota(by);
+    let (Accepted { mut record, replayed }, waiting) = accepted?;
     if until.is_some() && waiting.is_none() && !record.job.state.is_final() {
         api.metrics.waits_declined.inc();
     }

@@ -76,13 +76,16 @@ struct BatchJob {
 pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> Result<Response, Problem> {
     let mut submissions = submission::parse_batch(&questions.body, api.bounds(), api.queue.now())?;
     let request_id = observe::request_id();
-    let caller = questions.submitter.submit(&api, submissions.len())?;
+    let Submitter { name, by } = questions.submitter;
     for submission in &mut submissions {
         submission.request.request_id = Some(request_id.clone());
-        submission.request.caller.clone_from(&caller);
+        submission.request.caller.clone_from(&name);
+        submission.by = by;
         submission.wants_its_own = questions.wants_its_own;
     }
-    let (jobs, replayed) = api.queue.enqueue_all(submissions, questions.idempotency_key.as_deref()).await?;
+    let accepted = api.queue.enqueue_all(submissions, questions.idempotency_key.as_deref()).await;
+    api.show_quota(by);
+    let (jobs, replayed) = accepted?;
     info!(request.id = request_id, jobs = jobs.len(), replayed, "batch received");
     let now = api.queue.now();
     let jobs = jobs.iter().map(|job| BatchJob { id: job.id, status: job.status(now), links: view::links(job) });

@@ -21,7 +21,7 @@ use tracing::warn;
 
 use super::{
     Api,
-    extract::{Id, Params},
+    extract::{Access, Id, Params},
     observe,
     problem::Problem,
     view::JobView,
@@ -65,7 +65,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 )]
 pub(super) async fn events(
     State(api): State<Arc<Api>>,
-    Id { job: id, .. }: Id,
+    Id { job: id, access, .. }: Id,
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -77,7 +77,8 @@ pub(super) async fn events(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let now = Instant::now();
-    let telling = Telling { api, id, follower, outlook: None, next_beat: now, ends_at: observe::started() + MAX_HOLD };
+    let ends_at = observe::started() + MAX_HOLD;
+    let telling = Telling { api, id, access, follower, outlook: None, next_beat: now, ends_at };
     let head = stream::iter([Ok::<_, Infallible>(Event::default().retry(RETRY))]);
     let events = stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;
@@ -94,6 +95,8 @@ pub(super) async fn events(
 struct Telling {
     api: Arc<Api>,
     id: JobId,
+    /// By which the stream was opened. A revoked key ends it.
+    access: Access,
     follower: Follower,
     /// The outlook sent last.
     outlook: Option<Outlook>,
@@ -123,6 +126,9 @@ impl Telling {
         let pause_ends = self.next_beat.min(self.ends_at);
         let news = timeout_at(pause_ends, self.follower.next()).await;
         self.next_beat = Instant::now() + HEARTBEAT;
+        if !self.access.holds(&self.api.auth) {
+            return None;
+        }
         match news {
             Ok(Ok(news)) => self.tell(news?),
             Ok(Err(error)) => {

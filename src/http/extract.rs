@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts, Path, Query},
-    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts},
 };
 
 use super::{
@@ -17,11 +17,17 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    auth::{ADMIN_TOKEN, Caller, Refused, Scope},
-    job::JobId,
+    auth::{Auth, Caller, Refused, Scope},
+    config::values::Network,
+    job::{
+        JobId,
+        caller::{self, ADMIN_TOKEN},
+    },
     metrics::ReasonLabel,
     queue::QueueError,
 };
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The `{id}` of the path, of a job that the caller may read or, with another method than `GET`, change. Another caller's
 /// job is answered with the same 404 as an unknown id.
@@ -29,12 +35,35 @@ pub(super) struct Id {
     pub(super) job: JobId,
     /// The operator's name for the audit log, if the caller is an operator.
     pub(super) operator: Option<String>,
+    /// Whose bounds apply to a retry.
+    pub(super) by: caller::Caller,
+    pub(super) access: Access,
+}
+
+/// What a request was let in by, to be looked at again while its answer goes on.
+pub(super) struct Access {
+    header: Option<HeaderValue>,
+    caller: Caller,
+    revocations: u64,
+}
+
+impl Access {
+    /// Whether the credential is still in force.
+    pub(super) fn holds(&mut self, auth: &Auth) -> bool {
+        let revocations = auth.revocations();
+        if revocations == self.revocations {
+            return true;
+        }
+        self.revocations = revocations;
+        auth.identify(self.header.as_ref().map(HeaderValue::as_bytes)).as_ref() == Ok(&self.caller)
+    }
 }
 
 impl FromRequestParts<Arc<Api>> for Id {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Id, Problem> {
+        let revocations = api.auth.revocations();
         let looks = matches!(parts.method, Method::GET | Method::HEAD);
         let caller = authenticate(parts, api, if looks { Scope::Read } else { Scope::Analyze })?;
         let Path(id) = Path::<JobId>::from_request_parts(parts, api).await.map_err(|_| {
@@ -46,7 +75,9 @@ impl FromRequestParts<Arc<Api>> for Id {
             return Err(QueueError::NotFound(id).into());
         }
         let operator = (caller.scope == Scope::Admin).then(|| caller.actor().to_owned());
-        Ok(Id { job: id, operator })
+        let by = if operator.is_some() { caller::operator() } else { digest(&caller, address(parts, api)) };
+        let access = Access { header: parts.headers.get(header::AUTHORIZATION).cloned(), caller, revocations };
+        Ok(Id { job: id, operator, by, access })
     }
 }
 
@@ -75,27 +106,29 @@ impl FromRequestParts<Arc<Api>> for Named {
     }
 }
 
-/// A caller who may submit jobs, with their address.
+/// A caller who may submit jobs.
 pub(super) struct Submitter {
-    caller: Caller,
-    address: IpAddr,
+    /// The name to store with the jobs.
+    pub(super) name: Option<String>,
+    /// Whose bounds apply.
+    pub(super) by: caller::Caller,
 }
 
 impl FromRequestParts<Arc<Api>> for Submitter {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Submitter, Problem> {
-        Ok(Submitter { caller: authenticate(parts, api, Scope::Analyze)?, address: address(parts) })
+        let caller = authenticate(parts, api, Scope::Analyze)?;
+        let by = digest(&caller, address(parts, api));
+        // In an open service most callers have no name, so a job that an operator submits is everybody's too.
+        let name = caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open());
+        Ok(Submitter { name, by })
     }
 }
 
-impl Submitter {
-    /// Takes `count` jobs from the caller's quota. Returns the caller's name, to be stored with the jobs.
-    pub(super) fn submit(self, api: &Api, count: usize) -> Result<Option<String>, Problem> {
-        api.fair.submit(&self.caller, self.address, count)?;
-        // In an open service most callers have no name, so a job that an operator submits is everybody's too.
-        Ok(self.caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open()))
-    }
+/// The caller's digest, by which bounds are counted.
+fn digest(caller: &Caller, address: IpAddr) -> caller::Caller {
+    caller.name.as_deref().map_or_else(|| caller::unnamed(address), caller::named)
 }
 
 /// The caller, if their scope is at least `needed`. Refusals are counted.
@@ -122,16 +155,34 @@ fn missing() -> (&'static str, Problem) {
 }
 
 fn wrong(parts: &Parts, api: &Api) -> (&'static str, Problem) {
-    match api.fair.failed(address(parts)) {
+    match api.failures.count(address(parts, api)) {
         Ok(()) => ("wrong", Problem::new(UNAUTHORIZED, Refused::Wrong.to_string())),
         Err(too_many) => ("too_many", too_many),
     }
 }
 
-/// The address the request comes from.
-fn address(parts: &Parts) -> IpAddr {
+/// The address that the request comes from: the peer's or, behind trusted proxies, what the first of them saw.
+fn address(parts: &Parts, api: &Api) -> IpAddr {
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
+    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
+    behind(&api.trusted_proxies, peer, &parts.headers)
+}
+
+/// Each proxy appends the address that it saw. So the last one that no trusted proxy has is the client's; whatever stands
+/// before it, the client may have invented.
+fn behind(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
+    let mut address = peer;
+    let hops =
+        headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).flat_map(|all| all.split(','));
+    for hop in hops.collect::<Vec<_>>().into_iter().rev() {
+        if !is_trusted(address) {
+            break;
+        }
+        let Ok(hop) = hop.trim().parse() else { break };
+        address = hop;
+    }
+    address
 }
 
 /// The query parameters in their order, repeated ones included.
@@ -211,6 +262,29 @@ mod tests {
 
     fn params(pairs: &[(&str, &str)]) -> Params {
         Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    #[test]
+    fn only_trusted_proxies_say_where_a_request_comes_from() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|text| crate::config::values::network(text).unwrap());
+        for (peer, given, expected) in [
+            ("192.0.2.1", "198.51.100.7", "192.0.2.1"),
+            ("10.0.0.1", "198.51.100.7", "198.51.100.7"),
+            ("10.0.0.1", "1.1.1.1, 198.51.100.7, 10.2.3.4", "198.51.100.7"),
+            ("::ffff:10.0.0.1", "198.51.100.7", "198.51.100.7"),
+            ("fd00::1", "2001:db8::1", "2001:db8::1"),
+            ("10.0.0.1", "1.1.1.1, unknown", "10.0.0.1"),
+            ("10.0.0.1", "", "10.0.0.1"),
+            ("10.0.0.1", "10.0.0.2", "10.0.0.2"),
+        ] {
+            let mut headers = HeaderMap::new();
+            given.split_inclusive(", ").for_each(|part| {
+                let value = HeaderValue::from_str(part.trim_end_matches(", ")).unwrap();
+                headers.append(FORWARDED_FOR, value);
+            });
+            assert_eq!(behind(&trusted, address(peer), &headers), address(expected), "{peer} {given}");
+        }
     }
 
     #[test]

@@ -75,8 +75,10 @@ fn broken() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+static PUBLIC: std::sync::LazyLock<Callbacks> = std::sync::LazyLock::new(Callbacks::default);
+
 fn bounds(prompts: &Prompts) -> Bounds<'_> {
-    Bounds { max_query_length: MAX_QUERY_LENGTH, callbacks: Callbacks::Public, prompts }
+    Bounds { max_query_length: MAX_QUERY_LENGTH, callbacks: &PUBLIC, prompts }
 }
 
 fn prompts() -> &'static Prompts {

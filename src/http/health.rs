@@ -161,6 +161,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.calls_at_once.set(gauge(api.limits.calls_at_once()));
     spending(&api);
     api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
+    api.metrics.queue_used.set(api.queue.used());
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()

@@ -118,7 +118,7 @@ pub(super) async fn get(
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator }: Id) -> Result<Response, Problem> {
+pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator, .. }: Id) -> Result<Response, Problem> {
     let was_pending = api.queue.peek(id).is_some_and(|job| !job.state.is_final());
     let record = api.queue.cancel(id).await?;
     put_on_record(&api, operator.as_deref(), "cancel", id, was_pending).await?;
@@ -128,18 +128,24 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator }
 
 /// Retry a failed or cancelled job
 ///
-/// The job returns to the queue and gets a new allowance of attempts. Its history stays.
+/// The job returns to the queue and gets a new allowance of attempts. Its history stays. A retry counts like a submission.
 #[utoipa::path(
     post, path = "/api/v1/jobs/{id}/retry", operation_id = "retry_job", tag = "analysis",
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
         (status = 202, description = "The job, queued again", body = JobView<'static>, headers(("Retry-After" = u64, description = "Seconds to wait before the next poll"))),
         (status = 409, description = "`conflict`: the job is pending or has succeeded"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 429, description = "`rate_limited` or `too_many_pending`, like for a submission"),
+        (status = 503, description = "`queue_full`, `storage_low`, `storage_unavailable`")
     )
 )]
-pub(super) async fn retry(State(api): State<Arc<Api>>, Id { job: id, operator }: Id) -> Result<Response, Problem> {
-    let record = api.queue.requeue(id).await?;
+pub(super) async fn retry(
+    State(api): State<Arc<Api>>,
+    Id { job: id, operator, by, .. }: Id,
+) -> Result<Response, Problem> {
+    let record = api.queue.requeue(id, by).await;
+    api.show_quota(by);
+    let record = record?;
     put_on_record(&api, operator.as_deref(), "retry", id, true).await?;
     let now = api.queue.now();
     Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))

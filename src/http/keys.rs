@@ -25,8 +25,9 @@ use crate::{
 /// An API key to create.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct KeyRequest {
-    /// Name of the key, shown as `caller` of its jobs: up to 64 letters, digits or `. _ - @`.
-    #[schema(required, value_type = String, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._@-]+$")]
+    /// Name of the key, shown as `caller` of its jobs: up to 64 letters, digits or `. _ - @`. Several
+    /// keys of a caller are named `caller/key`.
+    #[schema(required, value_type = String, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._@-]+(/[A-Za-z0-9._@-]+)?$")]
     name: Option<String>,
     /// Default `analyze`.
     scope: Option<Scope>,

@@ -11,7 +11,10 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::{observe, view::JobView};
-use crate::{job::FailureCode, queue::QueueError};
+use crate::{
+    job::FailureCode,
+    queue::{QueueError, Refused},
+};
 
 /// A kind of problem: its status, its stable code, and its title.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +170,17 @@ impl Problem {
         Problem { job: serde_json::value::to_raw_value(job).ok(), ..Problem::new(kind, detail) }
     }
 
+    fn of_bound(refused: &Refused, detail: String) -> Problem {
+        let (kind, seconds) = match refused {
+            Refused::Full { .. } | Refused::ScheduledFull { .. } => (QUEUE_FULL, FULL_RETRY_AFTER),
+            Refused::CallerFull { .. } => (TOO_MANY_PENDING, FULL_RETRY_AFTER),
+            Refused::TooFast { retry_after, .. } => (RATE_LIMITED, retry_after.as_secs() + 1),
+            Refused::BatchTooLarge { .. } => (RATE_LIMITED, 60),
+            Refused::StorageLow(_) => (STORAGE_LOW, STORAGE_LOW_RETRY_AFTER),
+        };
+        Problem::new(kind, detail).retry_after(seconds)
+    }
+
     pub(super) fn retry_after(self, seconds: u64) -> Problem {
         Problem { retry_after: Some(seconds), ..self }
     }
@@ -212,14 +226,10 @@ impl From<QueueError> for Problem {
                 Problem::new(JOB_NOT_FOUND, format!("{detail}; it may have been deleted after the retention time"))
             }
             QueueError::Conflict(_) => Problem::new(CONFLICT, detail),
-            QueueError::Full { .. } => {
-                Problem::new(QUEUE_FULL, format!("{detail}; try again later")).retry_after(FULL_RETRY_AFTER)
-            }
-            QueueError::CallerFull { .. } => Problem::new(TOO_MANY_PENDING, detail).retry_after(FULL_RETRY_AFTER),
+            QueueError::Refused(refused) => Problem::of_bound(&refused, detail),
             QueueError::KeyReused => Problem::new(IDEMPOTENCY_KEY_REUSED, detail),
             QueueError::Removed(_) => Problem::new(JOB_REMOVED, detail),
             QueueError::Unreadable(_) => Problem::new(ANSWER_UNREADABLE, detail),
-            QueueError::StorageLow(_) => Problem::new(STORAGE_LOW, detail).retry_after(STORAGE_LOW_RETRY_AFTER),
             QueueError::Closing => {
                 Problem::new(SHUTTING_DOWN, format!("{detail}; try again soon")).retry_after(UNAVAILABLE_RETRY_AFTER)
             }
@@ -287,7 +297,8 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_when_to_try_again() {
-        let response = Problem::from(QueueError::Full { limit: 7 }).into_response();
+        let response =
+            Problem::from(QueueError::Refused(Refused::Full { pending: 7, limit: 7, max: 7 })).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::RETRY_AFTER], "10");
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");

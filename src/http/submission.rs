@@ -86,7 +86,7 @@ pub(super) struct Bounds<'a> {
     /// Most characters in a query.
     pub(super) max_query_length: usize,
     /// Which callback URLs are accepted.
-    pub(super) callbacks: Callbacks,
+    pub(super) callbacks: &'a Callbacks,
     /// The prompt versions that a request may name.
     pub(super) prompts: &'a Prompts,
 }
@@ -264,6 +264,7 @@ fn submission(body: Body) -> Submission {
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
         idempotency_key: None,
         wants_its_own: false,
+        by: None,
     }
 }
 
@@ -288,8 +289,10 @@ mod tests {
 
     use super::*;
 
+    static PUBLIC: std::sync::LazyLock<Callbacks> = std::sync::LazyLock::new(Callbacks::default);
+
     fn bounds(prompts: &Prompts) -> Bounds<'_> {
-        Bounds { max_query_length: 20, callbacks: Callbacks::Public, prompts }
+        Bounds { max_query_length: 20, callbacks: &PUBLIC, prompts }
     }
 
     fn at(seconds: i64) -> Timestamp {

@@ -20,7 +20,7 @@ use crate::{
     },
     ledger::{Day, DaySums, Sums},
     queue::Policy,
-    store::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError},
+    store::{Ahead, ClaimedJob, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -101,7 +101,7 @@ impl JobStore for Broken {
     fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
         false
     }
-    fn deliveries_due(&self, _: Timestamp, _: usize) -> Vec<JobId> {
+    fn deliveries_due(&self, _: Timestamp, _: usize) -> Vec<Due> {
         Vec::new()
     }
     fn next_delivery_after(&self, _: Timestamp) -> Option<Timestamp> {
@@ -112,9 +112,6 @@ impl JobStore for Broken {
     }
     fn ahead_of(&self, _: &Job) -> Ahead {
         Ahead::default()
-    }
-    fn pending_of(&self, _: std::num::NonZeroU64) -> usize {
-        0
     }
     fn claimable_unwaited(&self) -> usize {
         0
@@ -146,6 +143,7 @@ impl JobStore for Broken {
     fn ledger(&self, _: usize) -> Vec<DaySums> {
         Vec::new()
     }
+    fn admit_by(&self, _: Admit) {}
     fn observe(&self, _: Observer) {}
     fn lost(&self) -> CancellationToken {
         CancellationToken::new()
@@ -165,7 +163,8 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
     Api {
         auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
-        fair: Fair::new(None),
+        failures: Failures::default(),
+        trusted_proxies: Arc::default(),
         cors_origins: Vec::new(),
         models: Models::new("m".to_owned(), Vec::new()),
         queue,
@@ -177,7 +176,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         ),
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap(),
         metrics,
-        callbacks: Callbacks::Public,
+        callbacks: Callbacks::default(),
         max_query_length: 10,
     }
 }

@@ -136,6 +136,9 @@ pub(super) struct JobView<'a> {
 pub(super) struct AttemptView<'a> {
     /// The first attempt has number 1.
     number: u32,
+    /// How many attempts in a row returned the job to the queue. This is the last of them, `started_at` is of the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    releases: Option<u32>,
     #[schema(value_type = String, format = DateTime)]
     started_at: Timestamp,
     #[schema(value_type = String, format = DateTime)]
@@ -377,6 +380,7 @@ impl<'a> AttemptView<'a> {
             matches!(code, Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit));
         AttemptView {
             number: attempt.number,
+            releases: (attempt.outcome == AttemptOutcome::Released).then_some(attempt.folded + 1),
             started_at: attempt.started_at,
             finished_at: attempt.finished_at,
             outcome: attempt.outcome,

@@ -20,8 +20,42 @@ pub struct Attempt {
     pub finished_at: Timestamp,
     /// How it ended.
     pub outcome: AttemptOutcome,
+    /// So many released attempts before it have no entry of their own: this one stands for them too, and began when the
+    /// first of them did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub folded: u32,
     /// What it saw.
     pub report: Arc<AttemptReport>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Most entries in the history of a job; the oldest go first. A job that is retried again and again must not grow without
+/// end.
+pub const MAX_ATTEMPTS: usize = 100;
+
+impl Attempt {
+    /// Takes the place of the entry before it, if both only gave the job back.
+    #[must_use]
+    pub fn fold(self, before: &Attempt) -> Attempt {
+        let is_unspent = |attempt: &Attempt| {
+            attempt.outcome == AttemptOutcome::Released
+                && attempt.report.usage.is_none()
+                && !attempt.report.may_have_been_billed
+        };
+        if !is_unspent(&self) || !is_unspent(before) || before.number + 1 != self.number {
+            return self;
+        }
+        Attempt { started_at: before.started_at, folded: before.folded + 1, ..self }
+    }
+
+    /// Whether this entry stands for that attempt too.
+    pub fn stands_for(&self, number: u32) -> bool {
+        (self.number - self.folded..=self.number).contains(&number)
+    }
 }
 
 /// How an attempt ended.

@@ -1,35 +1,45 @@
 //! Which callback URLs are allowed. A caller chooses the URL, so it must not give access to the service's own network. The
 //! URL is checked at submission, and every address of its host again before each call.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use reqwest::Url;
+
+use crate::config::values::Network;
 
 /// Longest callback URL.
 pub const MAX_CALLBACK_URL: usize = 2_048;
 
-/// Which callback URLs are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Callbacks {
-    /// Those that lead to the public internet, encrypted.
-    #[default]
-    Public,
-    /// Also those that lead to private addresses, and unencrypted ones.
-    Private,
-}
+/// Which callback URLs are accepted: those that lead to the public internet over TLS, and those that lead to the private
+/// networks of the setting, also without TLS. Never those that lead to link-local addresses, where clouds have their
+/// metadata services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Callbacks(Arc<[Network]>);
 
 impl Callbacks {
+    pub fn new(private: Vec<Network>) -> Callbacks {
+        Callbacks(private.into())
+    }
+
+    /// Whether URLs without TLS are accepted.
+    pub fn allow_plain_http(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// The URL, if it may be called as far as that can be told by looking at it.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn check(self, url: &str) -> Result<Url, String> {
+    pub fn check(&self, url: &str) -> Result<Url, String> {
         if url.len() > MAX_CALLBACK_URL {
             return Err(format!("must be at most {MAX_CALLBACK_URL} bytes, not {}", url.len()));
         }
-        let wanted = if self == Callbacks::Private { "http:// or https://" } else { "https://" };
+        let wanted = if self.allow_plain_http() { "http:// or https://" } else { "https://" };
+        let schemes: &[&str] = if self.allow_plain_http() { &["http", "https"] } else { &["https"] };
         let parsed = Url::parse(url).ok().filter(Url::has_host);
-        let schemes: &[&str] = if self == Callbacks::Private { &["http", "https"] } else { &["https"] };
         let Some(parsed) = parsed.filter(|url| schemes.contains(&url.scheme())) else {
             return Err(format!("must be a URL that starts with {wanted}, for example https://example.com/hook"));
         };
@@ -45,12 +55,16 @@ impl Callbacks {
     }
 
     /// Whether an address may be called.
-    pub fn allows(self, address: IpAddr) -> bool {
-        match self {
-            Callbacks::Public => is_public(address),
-            Callbacks::Private => true,
-        }
+    pub fn allows(&self, address: IpAddr) -> bool {
+        !is_never_allowed(address) && (is_public(address) || self.0.iter().any(|network| network.contains(address)))
     }
+}
+
+/// Host and port of a callback URL; empty if it is not a URL.
+pub fn host(url: &str) -> String {
+    let parsed = Url::parse(url).ok();
+    let parts = parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+    parts.map_or_else(String::new, |(host, port)| format!("{host}:{port}"))
 }
 
 /// The address that stands in a URL in place of a name. The parser has brought it to its usual form, however it was
@@ -60,12 +74,28 @@ pub fn literal(url: &Url) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
+/// Link-local addresses, and those of cloud metadata services elsewhere. No setting opens them.
+fn is_never_allowed(address: IpAddr) -> bool {
+    let four = match address {
+        IpAddr::V4(four) => Some(four),
+        IpAddr::V6(six) => carried(six),
+    };
+    let metadata = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
+    match (four, address) {
+        (Some(four), _) => four.is_link_local() || metadata.contains(&four),
+        (None, IpAddr::V6(six)) => {
+            six.segments()[0] & 0xffc0 == 0xfe80 || six == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
+        }
+        (None, IpAddr::V4(_)) => false,
+    }
+}
+
 /// Whether an address is of the public internet: not of any range that IANA's special-purpose registries (RFC 6890)
 /// keep for other uses, nor an IPv6 address that carries such an IPv4 one.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => is_public_v6(address),
+        IpAddr::V6(address) => carried(address).map_or_else(|| is_public_v6(address), is_public_v4),
     }
 }
 
@@ -83,7 +113,6 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         [224..=255, ..] => true,
         _ => false,
     };
-    // Link-local is where clouds keep their metadata services.
     let special = special
         || address.is_private()
         || address.is_loopback()
@@ -92,17 +121,19 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     !special
 }
 
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    let carried = |high: u16, low: u16| {
-        let [a, b] = high.to_be_bytes();
-        let [c, d] = low.to_be_bytes();
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
+/// The IPv4 address in an IPv6 one: mapped, compatible (and with it :: and ::1), translated (NAT64), 6to4.
+fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (high, low) = match address.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => (high, low),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0x2002, high, low, ..] => (high, low),
+        _ => return None,
     };
+    Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
     match address.segments() {
-        // An IPv4 address in other clothes: mapped, compatible (and with it :: and ::1), translated (NAT64), 6to4.
-        [0, 0, 0, 0, 0, 0xffff, high, low] => carried(high, low),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => carried(high, low),
-        [0x2002, high, low, ..] => carried(high, low),
         // Teredo and other protocol assignments, documentation.
         [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
         // Only this part is given to the public internet; unique local, link-local and multicast are not of it.
@@ -111,8 +142,14 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::config::values::network;
+
+    /// Those with these private networks.
+    pub(crate) fn private(networks: &[&str]) -> Callbacks {
+        Callbacks::new(networks.iter().map(|text| network(text).unwrap()).collect())
+    }
 
     #[test]
     fn no_private_address_passes_however_it_is_written() {
@@ -155,33 +192,67 @@ mod tests {
             "[ff02::1]",
             "[100::1]",
         ];
+        let everywhere = private(&["0.0.0.0/0", "::/0"]);
         for host in hosts {
             let url = format!("https://{host}/hook");
-            let error = Callbacks::Public.check(&url).expect_err(host);
+            let error = Callbacks::default().check(&url).expect_err(host);
             assert!(error.contains("not a public address"), "{host}: {error}");
-            assert!(Callbacks::Private.check(&url).is_ok(), "{host}");
+            let is_link_local = ["169.254.169.254", "[::ffff:a9fe:a9fe]", "[fe80::1]"].contains(&host);
+            assert_eq!(everywhere.check(&url).is_ok(), !is_link_local, "{host}");
         }
         let public = ["1.1.1.1", "172.32.0.1", "100.63.0.1", "198.20.0.1", "[2606:4700::1111]", "[2002:101:101::1]"];
         for host in public.into_iter().chain(["example.com", "[::ffff:1.1.1.1]", "[64:ff9b::1.1.1.1]"]) {
-            assert!(Callbacks::Public.check(&format!("https://{host}:8443/hook?x=1")).is_ok(), "{host}");
+            assert!(Callbacks::default().check(&format!("https://{host}:8443/hook?x=1")).is_ok(), "{host}");
         }
+    }
+
+    #[test]
+    fn a_private_network_opens_itself_and_no_other() {
+        let callbacks = private(&["10.1.0.0/16", "fd00::/8"]);
+        for (address, is_allowed) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("10.2.0.1", false),
+            ("127.0.0.1", false),
+            ("fd12::1", true),
+            ("fd00:ec2::254", false),
+            ("fe80::1", false),
+            ("1.1.1.1", true),
+            ("168.63.129.16", false),
+        ] {
+            assert_eq!(callbacks.allows(address.parse().unwrap()), is_allowed, "{address}");
+        }
+        let clouds = private(&["0.0.0.0/0", "::/0"]);
+        for metadata in
+            ["169.254.169.254", "64:ff9b::169.254.169.254", "100.100.100.200", "192.0.0.192", "fd00:ec2::254"]
+        {
+            assert!(!clouds.allows(metadata.parse().unwrap()), "{metadata}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_told_from_others_by_its_port_too() {
+        assert_eq!(host("https://Example.com/hook"), "example.com:443");
+        assert_eq!(host("http://10.0.0.1:9000"), "10.0.0.1:9000");
+        assert_eq!(host("nothing"), "");
     }
 
     #[test]
     fn what_is_no_callback_is_told() {
         let long = format!("https://example.com/{}", "x".repeat(MAX_CALLBACK_URL));
+        let (public, private) = (Callbacks::default(), private(&["10.0.0.0/8"]));
         let cases = [
-            (Callbacks::Public, "http://example.com", "starts with https://"),
-            (Callbacks::Private, "ftp://example.com", "starts with http:// or https://"),
-            (Callbacks::Private, "file:///etc/passwd", "starts with"),
-            (Callbacks::Public, "example.com/hook", "starts with https://"),
-            (Callbacks::Public, "https://me:secret@example.com", "must not have a user name"),
-            (Callbacks::Public, &long, "at most 2048"),
+            (&public, "http://example.com", "starts with https://"),
+            (&private, "ftp://example.com", "starts with http:// or https://"),
+            (&private, "file:///etc/passwd", "starts with"),
+            (&public, "example.com/hook", "starts with https://"),
+            (&public, "https://me:secret@example.com", "must not have a user name"),
+            (&public, &long, "at most 2048"),
         ];
         for (callbacks, url, words) in cases {
             let error = callbacks.check(url).expect_err(url);
             assert!(error.contains(words) && !error.contains("secret@"), "{url}: {error}");
         }
-        assert!(Callbacks::Private.check("http://10.0.0.1:9000").is_ok());
+        assert!(private.check("http://10.0.0.1:9000").is_ok());
     }
 }

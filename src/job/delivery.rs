@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::JobId;
+use super::{JobId, callback};
 use crate::clock::Timestamp;
 
 /// Pauses after a message that was not taken: after a short one for a hiccup ever longer ones, a day in all.
@@ -38,6 +38,8 @@ pub const KEPT_UNTOLD: Duration = Duration::from_hours(48);
 /// What is owed to a callback URL, and what came of it so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
+    /// Host and port of the callback URL: messages to one host share its slots.
+    pub host: String,
     /// The message's number among those of its job; 0 before the first.
     pub number: u32,
     /// Where it is.
@@ -81,13 +83,21 @@ pub struct DeliveryTry {
 }
 
 impl Delivery {
+    /// Of a job that has not ended yet.
+    pub fn to(callback_url: &str) -> Delivery {
+        Delivery { host: callback::host(callback_url), ..Delivery::default() }
+    }
+
     /// The next message: the job has ended.
     pub fn due(self, now: Timestamp) -> Delivery {
         match self.state {
             DeliveryState::Disabled => self,
-            _ => {
-                Delivery { number: self.number + 1, state: DeliveryState::Pending { next_at: now }, tries: Vec::new() }
-            }
+            _ => Delivery {
+                number: self.number + 1,
+                state: DeliveryState::Pending { next_at: now },
+                tries: Vec::new(),
+                ..self
+            },
         }
     }
 

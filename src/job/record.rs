@@ -119,7 +119,7 @@ pub struct JobRecord {
 impl JobRecord {
     /// Of a job that has just been accepted.
     pub fn fresh(job: Job, request: Arc<JobRequest>) -> JobRecord {
-        let delivery = request.callback_url.as_ref().map(|_| Delivery::default());
+        let delivery = request.callback_url.as_deref().map(Delivery::to);
         JobRecord { job, request, attempts: Vec::new(), delivery }
     }
 

@@ -22,6 +22,10 @@ use crate::{
 /// From this part of a budget on there is a warning, in per cent.
 pub const WARN_PERCENT: u64 = 80;
 
+/// A call that needs so many per cent of the usual is large: if it does not fit, it alone is put off. Where a call of about
+/// the usual size does not fit, hardly any other would, so the queue is held.
+const LARGE_PERCENT: u64 = 125;
+
 /// For so long a call that was put off is taken to be the next one still. Its job may have been cancelled, and must not
 /// hold up smaller ones for the rest of the day: after this, one more claim finds out.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
@@ -42,6 +46,22 @@ pub struct Need {
     pub tokens: u64,
     /// Nano-dollars; none if the model has no price.
     pub nanodollars: Option<u64>,
+}
+
+impl Need {
+    fn is_large_beside(self, usual: Need) -> bool {
+        let is_large = |need: u64, usual: u64| need.saturating_mul(100) > usual.saturating_mul(LARGE_PERCENT);
+        is_large(self.tokens, usual.tokens) || is_large(self.nanodollars.unwrap_or(0), usual.nanodollars.unwrap_or(0))
+    }
+}
+
+/// What waits where a call does not fit into what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PutOff {
+    /// That call alone: smaller ones may fit.
+    Call,
+    /// All calls.
+    Queue,
 }
 
 /// Tells what was spent on a day, durably.
@@ -237,21 +257,26 @@ impl Reservation {
         self.budget.daily.nanodollars.is_some()
     }
 
-    /// Changes it to what the call needs, now that it is known which one it is. False if there is not enough: then the
-    /// next reservation will be of so much, since that call is still the next one.
-    pub(super) fn adjust(&mut self, need: Need) -> bool {
+    /// Changes it to what the call needs, now that it is known which one it is.
+    ///
+    /// # Errors
+    /// What is put off if there is not enough. Of a call of about the usual size it is the queue: the next reservation will
+    /// be of so much, since that call is still the next one.
+    pub(super) fn adjust(&mut self, need: Need) -> Result<(), PutOff> {
         let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
         self.amount = Amount::default();
-        let fits = self.budget.status_with(&state).fits(need, true);
-        if fits {
+        if self.budget.status_with(&state).fits(need, true) {
             state.next = None;
             self.amount = Amount::of(need);
             state.reserved.add(self.amount);
-        } else {
-            state.next = Some((need, Instant::now()));
+            return Ok(());
         }
-        fits
+        if need.is_large_beside(self.budget.usual) {
+            return Err(PutOff::Call);
+        }
+        state.next = Some((need, Instant::now()));
+        Err(PutOff::Queue)
     }
 }
 
@@ -356,39 +381,38 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_that_was_put_off_and_never_comes_again_holds_others_for_a_minute_only() {
         let desk = of_tokens(100, 10);
-        spend(&desk, 50);
-        assert!(!desk.budget.reserve().unwrap().adjust(tokens(60)));
+        spend(&desk, 89);
+        assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(12)), Err(PutOff::Queue));
         assert!(desk.budget.reserve().is_none() && desk.budget.status().is_reached);
         tokio::time::advance(PUT_OFF_FOR).await;
         assert!(desk.budget.reserve().is_some() && !desk.budget.status().is_reached);
     }
 
     #[test]
-    fn a_call_that_turns_out_larger_waits_until_there_is_enough_for_it() {
+    fn a_call_too_large_for_what_is_left_is_put_off_alone_and_smaller_ones_go_on() {
         let desk = of_tokens(100, 10);
         let mut first = desk.budget.reserve().unwrap();
-        assert!(first.adjust(tokens(60)));
+        assert_eq!(first.adjust(tokens(60)), Ok(()));
         let mut second = desk.budget.reserve().unwrap();
-        assert!(!second.adjust(tokens(50)), "50 beside 60 are too many");
+        assert_eq!(second.adjust(tokens(50)), Err(PutOff::Call), "50 beside 60 are too many");
         drop(second);
-        assert!(desk.budget.reserve().is_none(), "the next is that same call");
-        drop(first);
+        let small = desk.budget.reserve();
+        assert!(small.is_some() && !desk.budget.status().is_reached);
+        drop((first, small));
         let mut again = desk.budget.reserve().unwrap();
-        assert!(again.adjust(tokens(50)));
-        assert!(desk.budget.reserve().is_some(), "and after it usual ones");
+        assert_eq!(again.adjust(tokens(50)), Ok(()));
     }
 
     #[test]
     fn a_call_larger_than_the_whole_budget_is_made_alone_on_a_fresh_day() {
         let desk = of_tokens(100, 10);
         let mut large = desk.budget.reserve().unwrap();
-        assert!(large.adjust(tokens(500)));
+        assert_eq!(large.adjust(tokens(500)), Ok(()));
         assert!(desk.budget.reserve().is_none(), "alone");
         drop(large);
         spend(&desk, 1);
         let mut large = desk.budget.reserve().unwrap();
-        assert!(!large.adjust(tokens(500)), "not on a day that has begun");
-        assert!(desk.budget.status().is_reached);
+        assert_eq!(large.adjust(tokens(500)), Err(PutOff::Call), "not on a day that has begun");
     }
 
     #[test]

@@ -1,49 +1,139 @@
-//! Whether there is room on the disk for more jobs. The sweeper looks, the queue remembers, every submission asks.
+//! The bounds on pending jobs: how many, of whom, how fast, and whether the disk has room. The store asks in the step that
+//! makes jobs pending ([`crate::store::bounds`]), so each bound holds for every route.
 //!
-//! The floor lies well above zero, so that what was accepted still fits when nothing new does: claims, answers, and
-//! what the store needs to open again.
+//! The floor of disk space lies well above zero, so that what was accepted still fits when nothing new does: claims,
+//! answers, and what the store needs to open again. The sweeper looks, and tells the queue.
 
 use std::{
-    fmt,
+    collections::HashMap,
+    num::NonZeroU32,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
-/// Once short of space, the disk is so until it has this part of the floor free above it, ...
-const MARGIN_PART: u64 = 8;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-/// ... but no more than this above it. Otherwise submissions would go on and off with every few records.
-const MAX_MARGIN_BYTES: u64 = 64 << 20;
+use crate::{
+    job::caller::{self, Caller, Kind},
+    store::bounds::{Admission, Refused, Shortage},
+};
 
-/// The disk has less space than it should.
+/// This part of the queue is reserved for callers with a name and operators, ...
+const NAMED_PART: usize = 10;
+
+/// ... and this part of it for operators alone.
+const OPERATOR_PART: usize = 100;
+
+/// Callers whose quota is full again are forgotten above this number. Each takes about 50 bytes.
+const MAX_REMEMBERED: usize = 10_000;
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// The bounds.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    pub(super) max_pending: usize,
+    pub(super) max_scheduled: usize,
+    pub(super) max_pending_per_caller: usize,
+    pub(super) rates: Rates,
+    pub(super) disk_space: DiskSpace,
+}
+
+impl Bounds {
+    /// Whether these jobs may become pending. The caller's quota is charged only if they do.
+    pub(super) fn admit(&self, asked: &Admission) -> Result<(), Refused> {
+        if let Some(shortage) = self.disk_space.shortage() {
+            return Err(Refused::StorageLow(shortage));
+        }
+        let Admission { by, owner, submits, jobs, scheduled, pending, pending_scheduled, pending_of_owner } = *asked;
+        let (kind, max) = (caller::kind(by), self.max_pending);
+        let limit = match kind {
+            Kind::Operator => max,
+            Kind::Named => max - max / OPERATOR_PART,
+            Kind::Unnamed => max - max / NAMED_PART,
+        };
+        if jobs > 0 && pending.saturating_add(jobs) > limit {
+            return Err(Refused::Full { pending, limit, max });
+        }
+        let limit = self.max_scheduled;
+        if scheduled > 0 && pending_scheduled.saturating_add(scheduled) > limit {
+            return Err(Refused::ScheduledFull { pending: pending_scheduled, limit });
+        }
+        let limit = self.max_pending_per_caller;
+        let is_bounded = owner.is_some() && caller::kind(owner) != Kind::Operator;
+        if jobs > 0 && is_bounded && pending_of_owner.saturating_add(jobs) > limit {
+            return Err(Refused::CallerFull { pending: pending_of_owner, more: jobs, limit });
+        }
+        if kind == Kind::Operator { Ok(()) } else { self.rates.take(by, submits, Instant::now()) }
+    }
+}
+
+/// Submissions a minute of each caller: a bucket of a minute's quota that refills evenly.
+#[derive(Debug)]
+pub(super) struct Rates {
+    per_minute: Option<NonZeroU32>,
+    callers: Mutex<Callers>,
+}
+
+#[derive(Debug, Default)]
+struct Callers {
+    /// When the caller's quota is full again.
+    full_at: HashMap<Caller, Instant>,
+    /// Above this number, those whose quota is full are forgotten.
+    forget_above: usize,
+}
+
+/// What is left of a caller's quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortage {
-    /// What is free.
-    pub free_bytes: u64,
-    /// What should be free.
-    pub floor_bytes: u64,
+pub struct Quota {
+    pub per_minute: NonZeroU32,
+    pub left: u32,
+    /// When it is full again.
+    pub full_in: Duration,
 }
 
-impl Shortage {
-    /// From so many free bytes on, submissions are accepted again.
-    pub fn enough_bytes(self) -> u64 {
-        self.floor_bytes + (self.floor_bytes / MARGIN_PART).min(MAX_MARGIN_BYTES)
+impl Rates {
+    /// `None` is no limit.
+    pub(super) fn new(per_minute: Option<NonZeroU32>) -> Rates {
+        Rates { per_minute, callers: Mutex::default() }
+    }
+
+    fn take(&self, who: Caller, submits: usize, now: Instant) -> Result<(), Refused> {
+        let Some(per_minute) = self.per_minute else { return Ok(()) };
+        let limit = per_minute.get();
+        let Some(count) = u32::try_from(submits).ok().filter(|count| *count <= limit) else {
+            return Err(Refused::BatchTooLarge { jobs: submits, limit });
+        };
+        let mut callers = self.callers.lock();
+        if callers.full_at.len() > callers.forget_above.max(MAX_REMEMBERED) {
+            callers.full_at.retain(|_, full_at| *full_at > now);
+            callers.forget_above = 2 * callers.full_at.len();
+        }
+        let full_at = callers.full_at.get(&who).map_or(now, |full_at| (*full_at).max(now));
+        let full_at = full_at + MINUTE.mul_f64(f64::from(count) / f64::from(limit));
+        let full_in = full_at - now;
+        if full_in > MINUTE + Duration::from_micros(1) {
+            return Err(Refused::TooFast { limit, retry_after: full_in - MINUTE });
+        }
+        callers.full_at.insert(who, full_at);
+        Ok(())
+    }
+
+    /// What is left of a caller's quota, if there is a limit.
+    pub(super) fn quota(&self, who: Caller, now: Instant) -> Option<Quota> {
+        let per_minute = self.per_minute?;
+        let full_at = self.callers.lock().full_at.get(&who).copied();
+        let full_in = full_at.map_or(Duration::ZERO, |full_at| full_at.saturating_duration_since(now));
+        // Less than a microsecond is a rounding error.
+        let nanos = full_in.saturating_sub(Duration::from_micros(1)).as_nanos();
+        let missing = (nanos * u128::from(per_minute.get())).div_ceil(MINUTE.as_nanos());
+        let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+        Some(Quota { per_minute, left: per_minute.get().saturating_sub(missing), full_in })
     }
 }
 
-impl fmt::Display for Shortage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes >> 20;
-        write!(
-            f,
-            "the disk has {} MiB free, but needs {}; jobs are accepted again with {} MiB free",
-            mib(self.free_bytes),
-            mib(self.floor_bytes),
-            mib(self.enough_bytes().next_multiple_of(1 << 20)),
-        )
-    }
-}
-
-/// The free space as last told.
+/// The free space of the disk as it was last seen.
 #[derive(Debug, Default)]
 pub(super) struct DiskSpace {
     free: AtomicU64,
@@ -70,35 +160,4 @@ impl DiskSpace {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn space_is_short_below_the_floor_and_until_there_is_a_margin_above_it() {
-        let space = DiskSpace::default();
-        let mut short = |free_mib| space.note(free_mib * MIB, 80 * MIB).1.is_some();
-        let seen = [100, 80, 79, 80, 89, 90, 80, 0].map(&mut short);
-        assert_eq!(seen, [false, false, true, true, true, false, false, true]);
-    }
-
-    #[test]
-    fn the_margin_of_a_high_floor_is_bounded() {
-        let shortage = Shortage { free_bytes: 0, floor_bytes: 100 << 30 };
-        assert_eq!(shortage.enough_bytes(), (100 << 30) + MAX_MARGIN_BYTES);
-    }
-
-    #[test]
-    fn without_a_floor_nothing_is_short() {
-        let space = DiskSpace::default();
-        assert_eq!(space.note(0, 0), (None, None));
-        assert_eq!(space.shortage(), None);
-    }
-
-    #[test]
-    fn a_shortage_says_what_is_free_and_what_is_needed() {
-        let told = Shortage { free_bytes: 12 * MIB + 1, floor_bytes: 81 * MIB }.to_string();
-        assert!(told.contains("has 12 MiB free, but needs 81;") && told.contains("with 92 MiB free"), "{told}");
-    }
-}
+mod tests;

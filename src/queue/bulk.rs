@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{Queue, QueueError, audit::Entry, note_caller, outlook::Allowance};
 use crate::{
-    job::{AtRisk, Cursor, JobEvent, JobFilter, JobId, JobStatus, Listing, Order},
+    job::{AtRisk, Cursor, JobEvent, JobFilter, JobId, JobStatus, Listing, Order, caller},
     store::StoreError,
 };
 
@@ -104,18 +104,23 @@ impl Queue {
     /// Does what is wanted until all is done or the time is over, and notes in `entry` after each step what was done.
     ///
     /// # Errors
-    /// [`QueueError::Unavailable`]; what is noted was done.
+    /// [`QueueError::Refused`] where a bound lets no more jobs become pending, [`QueueError::Unavailable`]; what is noted was
+    /// done.
     pub async fn act(&self, bulk: &Bulk, entry: &mut Entry) -> Result<Outcome, QueueError> {
         let mut outcome = Outcome { next: bulk.cursor, ..Outcome::default() };
         loop {
             let Some(listing) = bulk.listing(self, outcome.next, STEP) else { return Ok(outcome) };
             let step = self.0.store.select(listing, self.now()).await?;
             outcome.matched += step.ids.len();
-            outcome.changed += self.act_on(bulk.action, step.ids).await?;
+            let (changed, stopped) = self.act_on(bulk.action, step.ids).await?;
+            outcome.changed += changed;
             outcome.next = step.next;
             entry.jobs = Some(outcome.changed);
             if let Err(error) = self.note_again(entry).await {
                 warn!(audit.id = %entry.id, audit.jobs = outcome.changed, %error, "failed to update an audit entry");
+            }
+            if let Some(refused) = stopped {
+                return Err(refused);
             }
             if outcome.next.is_none() || Instant::now() >= bulk.until || self.is_closing() {
                 return Ok(outcome);
@@ -148,25 +153,27 @@ impl Queue {
         Ok(Trial { matched, next, at_risk: extrapolate(&sample, matched), seconds })
     }
 
-    /// Does the action to these jobs. Tells to how many: a job that has moved on meanwhile stays as it is.
-    async fn act_on(&self, action: Action, ids: Vec<JobId>) -> Result<usize, QueueError> {
+    /// Does the action to these jobs. Gives how many it changed, and why a bound stopped it: a job that has moved on meanwhile
+    /// stays as it is.
+    async fn act_on(&self, action: Action, ids: Vec<JobId>) -> Result<(usize, Option<QueueError>), QueueError> {
         if let Action::Delete = action {
-            return Ok(self.0.store.remove(ids, self.now()).await?);
+            return Ok((self.0.store.remove(ids, self.now()).await?, None));
         }
-        let mut changed = 0;
+        let (mut changed, mut stopped) = (0, None);
         for result in join_all(ids.into_iter().map(|id| self.act_on_one(action, id))).await {
             match result {
                 Ok(()) => changed += 1,
                 Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {}
+                Err(refused @ StoreError::Refused(_)) => stopped = Some(refused.into()),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(changed)
+        Ok((changed, stopped))
     }
 
     async fn act_on_one(&self, action: Action, id: JobId) -> Result<(), StoreError> {
         let event = if let Action::Retry = action {
-            JobEvent::Requeue { run_at: self.now() }
+            JobEvent::Requeue { run_at: self.now(), by: caller::operator() }
         } else {
             JobEvent::Cancel { at_risk: self.at_risk(id).await }
         };

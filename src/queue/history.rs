@@ -352,7 +352,7 @@ mod tests {
     }
 
     fn open(folder: &Path, clock: &Clock) -> Queue {
-        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, max_pending: 9, keep_answers: false };
+        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
         let metrics = Metrics::new();
         let store = Arc::new(SledStore::open(config, clock.clone(), metrics.clone()).unwrap());
         Queue::new(store, clock.clone(), Policy::plain(), metrics, CancellationToken::new())

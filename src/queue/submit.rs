@@ -11,12 +11,12 @@ use super::{
     outlook::{self, Allowance},
     retry::failure_report,
     service_time::Kind,
-    short_digest,
 };
 use crate::{
     clock::Timestamp,
     job::{
         Cached, Depth, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
+        caller::{self, Caller},
         disposition::Disposition,
     },
     store::{Insertion, StoreError},
@@ -37,6 +37,15 @@ pub struct Submission {
     pub idempotency_key: Option<String>,
     /// It wants an answer of its own, and neither one that was there before nor that of another job.
     pub wants_its_own: bool,
+    /// Whose bounds apply; if absent, those of the request's caller.
+    pub by: Caller,
+}
+
+impl Submission {
+    /// Whose bounds apply.
+    fn caller(&self) -> Caller {
+        self.by.or_else(|| caller::named(self.request.caller.as_deref()?))
+    }
 }
 
 /// What became of a submission.
@@ -53,8 +62,8 @@ impl Queue {
     /// it stands for instead.
     ///
     /// # Errors
-    /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Full`], [`QueueError::StorageLow`],
-    /// [`QueueError::Closing`], [`QueueError::Unavailable`].
+    /// [`QueueError::KeyReused`], [`QueueError::Removed`], [`QueueError::Refused`], [`QueueError::Closing`],
+    /// [`QueueError::Unavailable`].
     pub async fn enqueue(&self, submission: Submission) -> Result<Accepted, QueueError> {
         let nobody_waits = None::<(Instant, fn(Option<NonZeroU64>, &JobRequest) -> bool)>;
         Ok(self.accept(submission, nobody_waits).await?.0)
@@ -72,11 +81,12 @@ impl Queue {
         until: Instant,
         allowance: impl FnOnce() -> Allowance,
     ) -> Result<(Accepted, Option<Waiting>), QueueError> {
+        let by = submission.caller();
         let hold = |question: Option<NonZeroU64>, request: &JobRequest| {
             // Of an answer that is on its way already nobody knows better than whoever waits for it.
             !self.0.policy.deadlines_first
                 || question.is_some_and(|question| self.0.store.is_under_way(question))
-                || !self.is_paused() && self.can_be_met(request, until, allowance)
+                || !self.is_paused() && self.can_be_met(by, request, until, allowance)
         };
         let accepted = self.accept(submission, Some((until, hold))).await?;
         if accepted.1.is_none() && !accepted.0.record.job.state.is_final() {
@@ -85,20 +95,16 @@ impl Queue {
         Ok(accepted)
     }
 
-    /// Refuses so many more jobs of a caller if they would go beyond its bound.
-    ///
-    /// A look before the insert: submissions that are on their way at the same moment may pass it by their number. The
-    /// bound keeps one caller from filling the queue, for which that is near enough, and costs the writer nothing.
-    fn check_room_of(&self, caller: Option<NonZeroU64>, more: usize) -> Result<(), QueueError> {
-        let Some(caller) = caller else { return Ok(()) };
-        let (pending, limit) = (self.0.store.pending_of(caller), self.0.policy.max_pending_per_caller);
-        if pending + more > limit { Err(QueueError::CallerFull { pending, more, limit }) } else { Ok(()) }
-    }
-
     /// Whether a job that is submitted now is likely to have its answer by `until`: with an even chance if a worker is free
     /// for it, else almost surely, as others would want the worker too.
-    fn can_be_met(&self, request: &JobRequest, until: Instant, allowance: impl FnOnce() -> Allowance) -> bool {
-        let mut figures = self.figures(self.0.order.ahead_of(caller(request), until));
+    fn can_be_met(
+        &self,
+        by: Caller,
+        request: &JobRequest,
+        until: Instant,
+        allowance: impl FnOnce() -> Allowance,
+    ) -> bool {
+        let mut figures = self.figures(self.0.order.ahead_of(by, until));
         // Of so many claims one is not for those who wait.
         let share = self.0.policy.ordinary_share as usize;
         let elsewhere =
@@ -148,14 +154,8 @@ impl Queue {
         let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
         let hold_until = wait.and_then(|(until, hold)| hold(job.question, &submission.request).then_some(until));
         let request = Arc::new(submission.request);
-        if !is_replay {
-            if let Some(shortage) = self.shortage() {
-                return Err(QueueError::StorageLow(shortage));
-            }
-            if let Some(answered) = self.answered_before(&job, &request, now).await {
-                return Ok((self.accept_answered(answered).await?, None));
-            }
-            self.check_room_of(caller, 1)?;
+        if !is_replay && let Some(answered) = self.answered_before(&job, &request, now).await {
+            return Ok((self.accept_answered(answered).await?, None));
         }
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
         let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));
@@ -234,7 +234,7 @@ impl Queue {
     /// the same submissions under it bring the same jobs, in the same order. It is no name of a single submission's.
     ///
     /// # Errors
-    /// As [`Queue::enqueue`]; [`QueueError::Full`] also where there is room for some of them.
+    /// As [`Queue::enqueue`]; [`QueueError::Refused`] also where some of them may become pending.
     pub async fn enqueue_all(
         &self,
         submissions: Vec<Submission>,
@@ -246,9 +246,6 @@ impl Queue {
         let now = self.now();
         let keys = key.map(|key| self.batch_keys(key, &submissions, now));
         let is_replay = keys.iter().flatten().next().is_some_and(|key| self.0.store.is_key_known(key, now));
-        if !is_replay && let Some(shortage) = self.shortage() {
-            return Err(QueueError::StorageLow(shortage));
-        }
         let mut keys = keys.into_iter().flatten();
         let mut jobs = Vec::with_capacity(submissions.len());
         for mut submission in submissions {
@@ -259,11 +256,6 @@ impl Queue {
             jobs.push(answered.unwrap_or_else(|| JobRecord::fresh(job, request)));
         }
         let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();
-        // All of a batch are of the caller that sends it.
-        if let Some(first) = accepted.first().filter(|_| !is_replay) {
-            let pending = accepted.iter().filter(|job| !job.state.is_final());
-            self.check_room_of(first.caller, pending.count())?;
-        }
         let inserted = self.0.store.insert_all(jobs).await?;
         let existing = inserted.into_iter().filter_map(|insertion| match insertion {
             Insertion::Existing(id) => Some(self.0.store.peek(id).ok_or(QueueError::Removed(id))),
@@ -298,7 +290,8 @@ impl Queue {
 
     /// A client's key, with what tells its submission from others.
     fn idempotency_key(&self, key: &str, submission: &Submission, now: Timestamp) -> IdempotencyKey {
-        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own: _ } = submission;
+        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own: _, by: _ } =
+            submission;
         // Which HTTP request brought it makes no other question of it.
         let request = JobRequest { request_id: None, traceparent: None, ..request.clone() };
         let asked = serde_json::to_vec(&(&request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
@@ -347,7 +340,7 @@ impl Queue {
         is_waited_for: bool,
         now: Timestamp,
     ) -> Job {
-        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own } = submission;
+        let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own, by: _ } = submission;
         let mut job = Job::new(new_id(now), *priority, now);
         job.deadline_at = deadline.map(|deadline| now.plus(deadline));
         if let Some(run_at) = *run_at {
@@ -355,16 +348,11 @@ impl Queue {
             job.state = JobState::Queued { run_at: job.due_at };
         }
         job.idempotency = key.map(Box::new);
-        job.caller = caller(request);
+        job.caller = submission.caller();
         job.waited_for = is_waited_for;
         if !wants_its_own {
             job.question = (self.0.policy.identify)(request, is_waited_for, now);
         }
         job
     }
-}
-
-/// Who submits a request, as jobs carry it.
-fn caller(request: &JobRequest) -> Option<NonZeroU64> {
-    request.caller.as_deref().map(|caller| short_digest(caller.as_bytes()))
 }

@@ -44,7 +44,7 @@ use crate::{
 const SEQUENCES: u32 = 1_000;
 
 /// So few that the bound is met.
-const MAX_PENDING: usize = 12;
+const MAX_PENDING: usize = 9;
 
 /// How long a claim of these tests lasts.
 const LEASE: Duration = Duration::from_secs(30);
@@ -221,7 +221,7 @@ impl Expected {
     }
 
     fn caller(&self) -> Option<NonZeroU64> {
-        self.caller.as_deref().map(|caller| short_digest(caller.as_bytes()))
+        caller::named(self.caller.as_deref()?)
     }
 
     fn is_running(&self) -> bool {
@@ -275,6 +275,8 @@ impl Expected {
     }
 
     fn give_back(&mut self, run_at: Timestamp) {
+        // Releases in a row are one entry.
+        self.history.pop_if(|(_, outcome)| *outcome == AttemptOutcome::Released);
         self.history.push((self.attempt, AttemptOutcome::Released));
         self.state = JobState::Queued { run_at };
         self.releases += 1;
@@ -454,8 +456,7 @@ fn folder() -> TempDir {
 }
 
 fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledStore>> {
-    let config =
-        SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: MAX_PENDING, keep_answers: true };
+    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, keep_answers: true };
     Arc::new(FaultStore::over(SledStore::open(config, clock.clone(), metrics.clone()).unwrap()))
 }
 
@@ -467,6 +468,7 @@ impl World {
             retry_unknown_outcome,
             keep_finished_for: Duration::from_hours(1),
             max_finished: 10,
+            max_pending: MAX_PENDING,
             identify: Arc::new(|request, _, _| asked(request)),
             ..Policy::plain()
         };
@@ -626,6 +628,7 @@ impl World {
             deadline: new.deadline.map(Duration::from_secs),
             idempotency_key: None,
             wants_its_own: false,
+            by: None,
         };
         let expected = Expected {
             id: Uuid::nil(),
@@ -661,7 +664,7 @@ impl World {
                 assert!(!full, "accepted beyond the bound");
                 accepted.record.job.id
             }
-            (Err(QueueError::Full { limit }), None) => {
+            (Err(QueueError::Refused(Refused::Full { limit, .. })), None) => {
                 assert_eq!((full, limit), (true, MAX_PENDING));
                 return None;
             }
@@ -820,6 +823,7 @@ impl World {
         let policy = self.policy.clone();
         for ((op, claimed, id), done) in works.into_iter().zip(results) {
             let owns = claimed.is_some_and(|claimed| self.job(id).is_some_and(|job| job.owned_by(&claimed)));
+            let is_full = self.pending() >= MAX_PENDING;
             let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else {
                 // It was pruned, or never was.
                 match (&done, fired) {
@@ -857,6 +861,12 @@ impl World {
                 }
                 (Op::Cancel(_) | Op::Requeue(_), Done::Changed(result)) if fired == Some(Moment::Before) => {
                     assert!(matches!(result, Err(QueueError::Unavailable(_))), "{result:?}");
+                }
+                (Op::Requeue(_), Done::Changed(result))
+                    if is_full && matches!(job.state, JobState::Failed { .. } | JobState::Cancelled) =>
+                {
+                    let is_refused = matches!(result, Err(QueueError::Refused(Refused::Full { .. })));
+                    assert!(is_refused || fired.is_some(), "{result:?}");
                 }
                 (op @ (Op::Cancel(_) | Op::Requeue(_)), Done::Changed(result)) => {
                     let may = if let Op::Cancel(_) = op { job.cancel(now) } else { job.requeue(now) };
@@ -1050,7 +1060,7 @@ fn queue_over(store: &Arc<FaultStore<SledStore>>, clock: &Clock, policy: &Policy
 /// The question of a request of the model: what its context says, of its caller.
 fn asked(request: &JobRequest) -> Option<NonZeroU64> {
     let context = request.context.as_ref()?;
-    Some(short_digest(format!("{:?} {context}", request.caller).as_bytes()))
+    caller::named(&format!("{:?} {context}", request.caller))
 }
 
 /// Calls can be made as fast as one likes.
@@ -1096,7 +1106,7 @@ async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
         }
         (Op::Extend(_), Some(job)) => Done::Extended(queue.extend(job).await),
         (Op::Cancel(_), _) => Done::Changed(queue.cancel(id).await),
-        (Op::Requeue(_), _) => Done::Changed(queue.requeue(id).await),
+        (Op::Requeue(_), _) => Done::Changed(queue.requeue(id, None).await),
         (Op::Settle(..) | Op::Extend(_), None) => unreachable!("only claims are settled and extended"),
     }
 }
@@ -1423,7 +1433,7 @@ async fn in_the_order_of_submission_nobody_passes_and_nobody_is_declined() {
 }
 
 #[tokio::test]
-async fn a_caller_has_its_own_bound_and_those_without_a_name_have_none() {
+async fn each_caller_has_its_own_bound_by_name_or_by_address() {
     let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
     let policy = Policy { max_pending_per_caller: 2, ..Policy::plain() };
     let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
@@ -1435,15 +1445,19 @@ async fn a_caller_has_its_own_bound_and_those_without_a_name_have_none() {
     let new = |caller| Submission { idempotency_key: None, ..by(caller) };
     let first = queue.enqueue(by(Some("ann"))).await.unwrap().record.job;
     let two = queue.enqueue_all(vec![new(Some("ann")), new(Some("ann"))], None).await;
-    assert_eq!(two.unwrap_err(), QueueError::CallerFull { pending: 1, more: 2, limit: 2 });
+    assert_eq!(two.unwrap_err(), QueueError::Refused(Refused::CallerFull { pending: 1, more: 2, limit: 2 }));
     queue.enqueue(new(Some("ann"))).await.unwrap();
     let refused = queue.enqueue(new(Some("ann"))).await.unwrap_err();
-    assert_eq!(refused, QueueError::CallerFull { pending: 2, more: 1, limit: 2 });
+    assert_eq!(refused, QueueError::Refused(Refused::CallerFull { pending: 2, more: 1, limit: 2 }));
     assert!(refused.to_string().contains("the limit of one caller is"));
     assert!(queue.enqueue(by(Some("ann"))).await.unwrap().replayed, "a repeated request is no further job");
-    for caller in [Some("ben"), None, None, None] {
-        queue.enqueue(new(caller)).await.unwrap();
+    queue.enqueue(new(Some("ben"))).await.unwrap();
+    let from = |address: [u8; 4]| Submission { by: caller::unnamed(address.into()), ..new(None) };
+    for _ in 0..2 {
+        queue.enqueue(from([192, 0, 2, 1])).await.unwrap();
     }
+    queue.enqueue(from([192, 0, 2, 1])).await.unwrap_err();
+    queue.enqueue(from([192, 0, 2, 2])).await.unwrap();
     queue.cancel(first.id).await.unwrap();
     queue.enqueue(new(Some("ann"))).await.unwrap();
 }
@@ -1452,7 +1466,7 @@ async fn a_caller_has_its_own_bound_and_those_without_a_name_have_none() {
 fn sharing(folder: &TempDir) -> (Queue, Clock) {
     let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
     let policy = Policy {
-        identify: Arc::new(|request, _, _| Some(short_digest(request.query.as_bytes()))),
+        identify: Arc::new(|request, _, _| caller::named(&request.query)),
         cache_for: Duration::from_mins(1),
         lease: Duration::from_hours(1),
         ..Policy::plain()
@@ -1490,7 +1504,7 @@ async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
     assert_eq!((job.state, job.finished_at), (JobState::Succeeded, Some(clock.now())));
     assert_eq!(report.cached, Some(Cached { job_id: first.id, finished_at }));
     assert_eq!((again.record.result().map(RawValue::get), report.usage), (Some("\"the memo\""), None));
-    assert_eq!(queue.deliveries_due(9), [job.id], "who wants to be told is told");
+    assert_eq!(queue.deliveries_due(9)[0].job, job.id, "who wants to be told is told");
     let kept = queue.get(job.id).await.unwrap();
     assert_eq!((&kept.job, kept.attempts.len()), (job, 1));
     let replayed = queue.enqueue(told).await.unwrap();

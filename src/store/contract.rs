@@ -7,20 +7,34 @@ use std::{
     time::Duration,
 };
 
-use super::{Ahead, Insertion, JobStore, Pick, StoreError};
+use futures_util::future::join_all;
+
+use super::{
+    Ahead, Insertion, JobStore, Pick, StoreError,
+    bounds::{Admission, Refused},
+};
 use crate::{
     clock::Timestamp,
     job::{
         AtRisk, AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
-        JobRecord, JobRequest, JobState, JobStatus, Listing, Order, Priority, StatusCounts, TokenUsage,
-        TransitionError,
+        JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, MAX_ATTEMPTS, Order, Priority, StatusCounts,
+        TokenUsage, TransitionError, caller,
         delivery::{Delivery, DeliveryTry},
     },
     ledger::{Day, Risk, Sums, UNKNOWN_MODEL},
 };
 
-/// The pending bound that stores under test are to be made with.
-pub(crate) const MAX_PENDING: usize = 8;
+/// The pending bound of those tests that need one.
+const MAX_PENDING: usize = 8;
+
+/// Has the store bound its pending jobs.
+fn bound(store: &impl JobStore) {
+    store.admit_by(Box::new(|asked| {
+        let (pending, limit) = (asked.pending, MAX_PENDING);
+        let is_full = asked.jobs > 0 && pending + asked.jobs > limit;
+        if is_full { Err(Refused::Full { pending, limit, max: limit }) } else { Ok(()) }
+    }));
+}
 
 /// A moment of the suite.
 pub(crate) fn at(seconds: u32) -> Timestamp {
@@ -53,10 +67,12 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     claims_in_order_of_effective_time(&fresh().await).await;
     lets_callers_take_turns(&fresh().await).await;
     takes_the_job_that_is_picked(&fresh().await).await;
-    counts_the_pending_jobs_of_each_caller(&fresh().await).await;
+    asks_whenever_jobs_become_pending_and_says_what_is(&fresh().await).await;
+    passes_no_bound_however_many_come_at_once(fresh().await).await;
     prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
+    folds_releases_in_a_row_and_bounds_the_history(&fresh().await).await;
     tells_how_many_go_before_a_job(&fresh().await).await;
     refuses_what_the_life_cycle_refuses_and_changes_nothing(&fresh().await).await;
     bounds_pending_jobs_but_not_what_ends_them(&fresh().await).await;
@@ -68,6 +84,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     keeps_settings_and_a_journal(&fresh().await).await;
     prunes_oldest_ends_first(&fresh().await).await;
     keeps_jobs_whose_message_is_due(&fresh().await).await;
+    bounds_jobs_whose_message_is_due(&fresh().await).await;
     tells_the_observer_after_the_change_is_visible(fresh().await).await;
     gives_each_job_to_one_claimant(fresh().await).await;
     keeps_one_job_a_key(fresh().await).await;
@@ -136,18 +153,56 @@ async fn lets_callers_take_turns(store: &impl JobStore) {
     assert_eq!(first_round, [3, 4, 5].map(|n| job(n).id), "one of each, those without a name being one caller");
 }
 
-async fn counts_the_pending_jobs_of_each_caller(store: &impl JobStore) {
-    let [one, other] = [1, 2].map(|caller| std::num::NonZeroU64::new(caller).unwrap());
+async fn asks_whenever_jobs_become_pending_and_says_what_is(store: &impl JobStore) {
+    let seen: Arc<Mutex<Vec<Admission>>> = Arc::default();
+    let asked = Arc::clone(&seen);
+    store.admit_by(Box::new(move |admission| {
+        asked.lock().unwrap().push(*admission);
+        Ok(())
+    }));
+    let one = std::num::NonZeroU64::new(1);
     let later = Job { state: JobState::Queued { run_at: at(50) }, ..by(1, 1) };
     add(store, [by(0, 1), later.clone(), by(2, 2), job(3)]).await;
-    assert_eq!((store.pending_of(one), store.pending_of(other)), (2, 1));
+    let admission = |by, pending, pending_scheduled, pending_of_owner| Admission {
+        by,
+        owner: by,
+        submits: 1,
+        jobs: 1,
+        scheduled: 0,
+        pending,
+        pending_scheduled,
+        pending_of_owner,
+    };
+    let asked = || std::mem::take(&mut *seen.lock().unwrap());
+    let expected = [
+        admission(one, 0, 0, 0),
+        Admission { scheduled: 1, ..admission(one, 1, 0, 1) },
+        admission(std::num::NonZeroU64::new(2), 2, 1, 0),
+        admission(None, 3, 1, 0),
+    ];
+    assert_eq!(asked(), expected);
     let claimed = pick(store, Pick::Job(job(0).id), 10).await.unwrap();
-    assert_eq!(store.pending_of(one), 2, "a running job is pending");
     store.transition(claimed.id, success(1, 1), at(11)).await.unwrap();
     store.transition(later.id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
-    assert_eq!((store.pending_of(one), store.pending_of(other)), (0, 1));
-    store.transition(later.id, JobEvent::Requeue { run_at: at(12) }, at(12)).await.unwrap();
-    assert_eq!(store.pending_of(one), 1);
+    assert_eq!(asked(), [], "nothing that was pending before asks again");
+    let by_another = std::num::NonZeroU64::new(7);
+    store.transition(later.id, JobEvent::Requeue { run_at: at(12), by: by_another }, at(12)).await.unwrap();
+    assert_eq!(asked(), [Admission { owner: one, ..admission(by_another, 2, 0, 0) }]);
+    let records = [by(10, 1), by(11, 1)].map(|job| JobRecord::fresh(job, request(0)));
+    store.insert_all(records.to_vec()).await.unwrap();
+    assert_eq!(asked(), [Admission { submits: 2, jobs: 2, ..admission(one, 3, 0, 1) }]);
+    let records = [by(20, 1), by(11, 1)].map(|job| JobRecord::fresh(job, request(0)));
+    store.import(records.to_vec()).await.unwrap();
+    let import = Admission { by: caller::operator(), owner: None, ..admission(None, 5, 0, 0) };
+    assert_eq!(asked(), [import], "for those that are new here");
+}
+
+async fn passes_no_bound_however_many_come_at_once<S: JobStore>(store: S) {
+    bound(&store);
+    let batch = |first: u32| (first..first + 3).map(|n| JobRecord::fresh(job(n), request(n))).collect::<Vec<_>>();
+    let batches = join_all((0..20).map(|n| store.insert_all(batch(n * 3)))).await;
+    assert_eq!(batches.iter().filter(|result| result.is_ok()).count(), 2);
+    assert_eq!(store.counts(at(100)).queued, 6);
 }
 
 async fn takes_the_job_that_is_picked(store: &impl JobStore) {
@@ -206,6 +261,43 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
     assert!(store.get(job(9).id).await.unwrap().is_none());
 }
 
+async fn folds_releases_in_a_row_and_bounds_the_history(store: &impl JobStore) {
+    add(store, [job(0)]).await;
+    let mut now = 1;
+    let mut run = async |event: fn(u32, u32) -> JobEvent| {
+        now += 1;
+        let attempt = claim(store, now).await.unwrap().attempt;
+        store.transition(job(0).id, event(attempt, now), at(now)).await.unwrap();
+    };
+    let release = |attempt, now| JobEvent::Release {
+        attempt,
+        run_at: at(now),
+        is_demoted: false,
+        report: Arc::new(AttemptReport { http_status: Some(429), ..AttemptReport::default() }),
+    };
+    let retry = |attempt, now| {
+        let (class, report) = (FailureClass::Other, Arc::default());
+        JobEvent::Retry { attempt, run_at: at(now), class, report }
+    };
+    for _ in 0..50 {
+        run(release).await;
+    }
+    run(retry).await;
+    run(release).await;
+    let history = async || store.get(job(0).id).await.unwrap().unwrap().attempts;
+    let attempts = history().await;
+    let entries: Vec<_> = attempts.iter().map(|attempt| (attempt.number, attempt.outcome, attempt.folded)).collect();
+    let expected =
+        [(50, AttemptOutcome::Released, 49), (51, AttemptOutcome::Failed, 0), (52, AttemptOutcome::Released, 0)];
+    assert_eq!(entries, expected);
+    assert_eq!((attempts[0].started_at, attempts[0].finished_at), (at(2), at(51)), "the first and the last");
+    for _ in 0..MAX_ATTEMPTS {
+        run(retry).await;
+    }
+    let numbers: Vec<u32> = history().await.iter().map(|attempt| attempt.number).collect();
+    assert_eq!(numbers, (53..153).collect::<Vec<u32>>(), "the newest");
+}
+
 async fn tells_how_many_go_before_a_job(store: &impl JobStore) {
     let urgent = Job { priority: Priority::High, ..job(3) };
     add(store, [job(0), job(1), job(2), urgent.clone()]).await;
@@ -230,14 +322,18 @@ async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl Jo
 
 async fn bounds_pending_jobs_but_not_what_ends_them(store: &impl JobStore) {
     let limit = u32::try_from(MAX_PENDING).unwrap();
+    bound(store);
     add(store, (0..limit).map(job)).await;
     let refused = store.insert(job(limit), request(limit)).await.unwrap_err();
-    assert_eq!(refused, StoreError::Full { limit: MAX_PENDING });
+    assert!(matches!(refused, StoreError::Refused(Refused::Full { pending: MAX_PENDING, .. })), "{refused}");
     assert_eq!(store.peek(job(limit).id), None, "a refused job is not there");
     claim(store, 20).await.unwrap();
     store.insert(job(limit), request(limit)).await.unwrap_err();
     store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(21)).await.unwrap();
     store.insert(job(limit), request(limit)).await.unwrap();
+    let requeue = JobEvent::Requeue { run_at: at(22), by: None };
+    store.transition(job(1).id, requeue, at(22)).await.unwrap_err();
+    assert_eq!(store.peek(job(1).id).unwrap().state, JobState::Cancelled, "a refused retry changes nothing");
 }
 
 async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobStore) {
@@ -449,8 +545,10 @@ async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {
     for other in [[named(10, 1, 1), named(11, 2, 9)], [named(10, 4, 1), named(11, 2, 1)]] {
         assert_eq!(store.insert_all(batch(&other)).await, Err(StoreError::KeyReused));
     }
+    bound(store);
     let too_many: Vec<Job> = (20..26).map(job).collect();
-    assert_eq!(store.insert_all(batch(&too_many)).await, Err(StoreError::Full { limit: MAX_PENDING }));
+    let full = Refused::Full { pending: 3, limit: MAX_PENDING, max: MAX_PENDING };
+    assert_eq!(store.insert_all(batch(&too_many)).await, Err(full.into()));
     assert_eq!(store.counts(at(30)).queued, 3, "what was refused is not there in part");
     assert_eq!(store.insert_all(batch(&too_many[..5])).await, Ok(vec![Insertion::Accepted; 5]));
     assert_eq!(claim(store, 30).await.map(|job| job.id), Some(first[0].id));
@@ -485,7 +583,8 @@ async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl Jo
     assert!(memo.attempts[0].report.result.as_ref().unwrap().get().len() > 60_000);
     assert_eq!(to.running().iter().map(|job| job.id).collect::<Vec<_>>(), [ids[1]]);
     let more = (10..20).map(|n| JobRecord { job: job(n), ..records[4].clone() }).collect();
-    assert_eq!(to.import(more).await, Err(StoreError::Full { limit: MAX_PENDING }));
+    bound(to);
+    assert!(matches!(to.import(more).await, Err(StoreError::Refused(Refused::Full { .. }))));
     assert_eq!(to.list(all(None, 100), at(10)).await.unwrap().jobs.len(), 5, "none of them");
 }
 
@@ -586,7 +685,14 @@ async fn tells_the_observer_who_is_held_back_and_who_is_let_go(store: &impl JobS
 
 /// As [`request`], of somebody who wants to be told.
 pub(crate) fn request_with_callback(n: u32) -> Arc<JobRequest> {
-    Arc::new(JobRequest { callback_url: Some("https://example.com/hook".to_owned()), ..(*request(n)).clone() })
+    Arc::new(JobRequest { callback_url: Some(CALLBACK.to_owned()), ..(*request(n)).clone() })
+}
+
+const CALLBACK: &str = "https://example.com/hook";
+
+/// Jobs whose message is due.
+pub(crate) fn due(store: &impl JobStore, now: u32) -> Vec<JobId> {
+    store.deliveries_due(at(now), 9).into_iter().map(|due| due.job).collect()
 }
 
 async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobStore) {
@@ -595,10 +701,10 @@ async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobSt
     let answered = |now, status| DeliveryTry { at: at(now), http_status: Some(status), error: None };
     store.insert(job(0), request_with_callback(0)).await.unwrap();
     store.insert(job(1), request(1)).await.unwrap();
-    assert_eq!((delivery().await, store.deliveries_due(at(99), 9).len()), (Delivery::default(), 0));
+    assert_eq!((delivery().await, store.deliveries_due(at(99), 9).len()), (Delivery::to(CALLBACK), 0));
     cancel(0, 5).await;
     cancel(1, 5).await;
-    assert_eq!((store.deliveries_due(at(4), 9).len(), store.deliveries_due(at(5), 9)), (0, vec![job(0).id]));
+    assert_eq!((store.deliveries_due(at(4), 9).len(), due(store, 5)), (0, vec![job(0).id]));
     assert!(store.get(job(1).id).await.unwrap().unwrap().delivery.is_none());
 
     let failed = delivery().await.tried(answered(6, 500), None);
@@ -609,7 +715,7 @@ async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobSt
     store.note_delivery(job(0).id, taken.clone()).await.unwrap();
     assert_eq!((delivery().await, store.next_delivery_after(at(0))), (taken.clone(), None));
 
-    store.transition(job(0).id, JobEvent::Requeue { run_at: at(20) }, at(20)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Requeue { run_at: at(20), by: None }, at(20)).await.unwrap();
     cancel(0, 21).await;
     let second = delivery().await;
     assert_eq!((second.number, second.next_at()), (2, Some(at(21))));
@@ -635,7 +741,7 @@ async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {
     assert_eq!(there(), [0, 1, 2, 5], "by their number");
     assert_eq!(store.prune(at(99), 9, 9).await, Ok(1));
     assert_eq!(there(), [0, 1, 2], "by their age");
-    assert_eq!(store.prune(at(99), 0, 9).await, Ok(0));
+    assert_eq!(store.prune(at(99), 5, 9).await, Ok(0));
 
     let note = async |n, status| {
         let due = store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
@@ -646,13 +752,24 @@ async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {
     note(1, 200).await;
     note(2, 410).await;
     assert_eq!(store.prune(at(99), 1, 9).await, Ok(2), "what is settled is as any other");
-    assert_eq!((there(), store.deliveries_due(at(99), 9)), (vec![0], vec![job(0).id]));
+    assert_eq!((there(), due(store, 99)), (vec![0], vec![job(0).id]));
     // Queued again and told of another end, it is kept for that one.
-    store.transition(job(0).id, JobEvent::Requeue { run_at: at(30) }, at(30)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Requeue { run_at: at(30), by: None }, at(30)).await.unwrap();
     store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(31)).await.unwrap();
-    assert_eq!(store.prune(at(99), 0, 9).await, Ok(0));
+    assert_eq!(store.prune(at(99), 5, 9).await, Ok(0));
     note(0, 200).await;
     assert_eq!(store.prune(at(99), 0, 9).await, Ok(1));
+}
+
+async fn bounds_jobs_whose_message_is_due(store: &impl JobStore) {
+    for n in 0..8 {
+        let request = if n < 5 { request_with_callback(n) } else { request(n) };
+        store.insert(job(n), request).await.unwrap();
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(10 + n)).await.unwrap();
+    }
+    assert_eq!(store.prune(at(0), 4, 9).await, Ok(4));
+    let there = (0..8).filter(|n| store.peek(job(*n).id).is_some()).collect::<Vec<u32>>();
+    assert_eq!(there, [3, 4, 6, 7], "the newest of those whose message is due, and of the others");
 }
 
 async fn prunes_oldest_ends_first(store: &impl JobStore) {

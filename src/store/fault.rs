@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError};
+use super::{Ahead, ClaimedJob, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit};
 use crate::{
     clock::Timestamp,
     job::{
@@ -236,8 +236,8 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.is_key_known(key, now)
     }
 
-    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId> {
-        self.inner.deliveries_due(now, limit)
+    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
+        self.inner.deliveries_due(now, most)
     }
 
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
@@ -258,10 +258,6 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn claimable(&self, now: Timestamp) -> usize {
         self.inner.claimable(now)
-    }
-
-    fn pending_of(&self, caller: std::num::NonZeroU64) -> usize {
-        self.inner.pending_of(caller)
     }
 
     fn claimable_unwaited(&self) -> usize {
@@ -290,6 +286,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn ledger(&self, days: usize) -> Vec<DaySums> {
         self.inner.ledger(days)
+    }
+
+    fn admit_by(&self, admit: Admit) {
+        self.inner.admit_by(admit);
     }
 
     fn observe(&self, observer: Observer) {
@@ -322,18 +322,13 @@ mod tests {
         clock::Clock,
         metrics::Metrics,
         store::{
-            contract::{self, MAX_PENDING, at, job, request, success},
+            contract::{self, at, job, request, success},
             sled::{SledConfig, SledStore},
         },
     };
 
     fn open(folder: &tempfile::TempDir) -> FaultStore<SledStore> {
-        let config = SledConfig {
-            path: folder.path().to_owned(),
-            cache_bytes: 16 << 20,
-            max_pending: MAX_PENDING,
-            keep_answers: false,
-        };
+        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
         FaultStore::over(SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap())
     }
 

@@ -66,7 +66,7 @@ use self::{
     recent::{Bodies, Recent},
     writer::{Command, Envelope, NewJob, Reply, Writer},
 };
-use super::{Ahead, ClaimedJob, Insertion, JobStore, Observer, Pick, StoreError, turns::List};
+use super::{Ahead, ClaimedJob, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit, turns::List};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -77,8 +77,13 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Most commands in line for the writer; who comes later waits. A few groups' worth.
-const MAX_LINE: usize = 8_192;
+/// Places in the line for changes of jobs; who comes later waits. A few groups' worth.
+const CHANGE_PLACES: usize = 4_096;
+
+/// Places in the line for new jobs, apart from the others: a settlement or a cancel waits for no submission to be written
+/// beyond those of its own group. A job takes one place, and a large one as many as it has parts of [`PLACE_BYTES`].
+const NEW_PLACES: usize = 8_192;
+const PLACE_BYTES: usize = 8 << 10;
 
 /// Why a store that was closed on purpose does nothing.
 const CLOSED: &str = "the job store is closed";
@@ -90,8 +95,6 @@ pub struct SledConfig {
     pub path: PathBuf,
     /// Most bytes of pages that sled keeps in memory.
     pub cache_bytes: u64,
-    /// Most pending jobs (queued, scheduled, running).
-    pub max_pending: usize,
     /// Answers can be looked for by their question, at some 35 bytes of memory for each.
     pub keep_answers: bool,
 }
@@ -101,7 +104,8 @@ pub struct SledStore {
     shared: Arc<Shared>,
     /// None once the store is closed.
     commands: Mutex<Option<Sender<Envelope>>>,
-    line: Arc<Semaphore>,
+    change_places: Arc<Semaphore>,
+    new_places: Arc<Semaphore>,
     writer: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
@@ -120,6 +124,7 @@ struct Shared {
     trouble: Mutex<Option<String>>,
     /// Cancelled once the writer has given up.
     lost: CancellationToken,
+    admit: OnceLock<Admit>,
     observer: OnceLock<Observer>,
     metrics: Metrics,
 }
@@ -142,6 +147,7 @@ impl SledStore {
             disk: RwLock::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
+            admit: OnceLock::new(),
             observer: OnceLock::new(),
             metrics,
         });
@@ -154,7 +160,8 @@ impl SledStore {
         Ok(SledStore {
             shared,
             commands: Mutex::new(Some(commands)),
-            line: Arc::new(Semaphore::new(MAX_LINE)),
+            change_places: Arc::new(Semaphore::new(CHANGE_PLACES)),
+            new_places: Arc::new(Semaphore::new(NEW_PLACES)),
             writer: Mutex::new(Some(writer)),
         })
     }
@@ -162,9 +169,15 @@ impl SledStore {
     /// Sends a command to the writer and waits for its answer.
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
         let closed = || StoreError::Unavailable { reason: self.shared.trouble().unwrap_or_else(|| CLOSED.to_owned()) };
-        let place = Arc::clone(&self.line).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        let envelope = Envelope { command: command(reply), _place: place };
+        let command = command(reply);
+        let place = if command.brings_jobs() {
+            let count = command.jobs().max(command.bytes() / PLACE_BYTES).min(NEW_PLACES);
+            Arc::clone(&self.new_places).acquire_many_owned(u32::try_from(count).unwrap_or(1)).await
+        } else {
+            Arc::clone(&self.change_places).acquire_owned().await
+        };
+        let envelope = Envelope { command, _place: place.map_err(|_| closed())? };
         self.commands.lock().as_ref().ok_or_else(closed)?.send(envelope).map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
@@ -337,10 +350,11 @@ impl JobStore for SledStore {
         self.shared.index.read().ready_len(None)
     }
 
-    fn deliveries_due(&self, now: Timestamp, limit: usize) -> Vec<JobId> {
-        let due = self.shared.deliveries.read().due(now, limit);
+    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
+        let due = self.shared.deliveries.read().due(now, most);
         let index = self.shared.index.read();
-        due.into_iter().filter_map(|seq| index.get(seq).map(|job| job.id)).collect()
+        let due = due.into_iter().filter_map(|(seq, caller, host)| Some(Due { job: index.get(seq)?.id, caller, host }));
+        due.collect()
     }
 
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
@@ -349,10 +363,6 @@ impl JobStore for SledStore {
 
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
         self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
-    }
-
-    fn pending_of(&self, caller: NonZeroU64) -> usize {
-        self.shared.index.read().pending_of(caller)
     }
 
     fn claimable_unwaited(&self) -> usize {
@@ -385,6 +395,10 @@ impl JobStore for SledStore {
 
     fn ledger(&self, days: usize) -> Vec<DaySums> {
         self.shared.book.read().newest(days)
+    }
+
+    fn admit_by(&self, admit: Admit) {
+        let _ = self.shared.admit.set(admit);
     }
 
     fn observe(&self, observer: Observer) {
@@ -497,6 +511,8 @@ impl Shared {
         {
             if let Some(bytes) = read_chunks(disk.tree(), &keys::attempt(seq, number)).map_err(failed)? {
                 let attempt: Attempt = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
+                // Both are there if a crash came between.
+                bodies.attempts.retain(|before: &Arc<Attempt>| !attempt.stands_for(before.number));
                 bodies.attempts.push(Arc::new(attempt));
                 bodies.bytes += bytes.len();
             }

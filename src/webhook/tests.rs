@@ -27,6 +27,11 @@ use crate::{
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
+/// Callbacks to this machine are accepted.
+fn local() -> Callbacks {
+    Callbacks::new(vec![crate::config::values::network("127.0.0.0/8").unwrap()])
+}
+
 /// A message as it arrived.
 #[derive(Debug)]
 struct Arrived {
@@ -72,12 +77,7 @@ impl World {
         tokio::spawn(async move { axum::serve(listener, Router::new().fallback(take).with_state(inbox)).await });
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::manual(at(0));
-        let config = SledConfig {
-            path: folder.path().join("queue"),
-            cache_bytes: 16 << 20,
-            max_pending: 100,
-            keep_answers: false,
-        };
+        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
         let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
         let store = Arc::new(FaultStore::over(store));
         let closing = CancellationToken::new();
@@ -121,12 +121,13 @@ impl Drop for World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_is_told_with_all_that_is_to_know() {
-    let mut world = World::new(Callbacks::Private, vec![]).await;
+    let mut world = World::new(local(), vec![]).await;
     let id = world.ended(&format!("{}/hook", world.url)).await;
     let Arrived { path, id: message, body } = world.arrived.recv().await.unwrap();
     assert_eq!((path.as_str(), message), ("/hook", format!("msg_{}_1", id.simple())));
     assert_eq!(body["type"], "job.cancelled");
     assert_eq!(body["timestamp"], body["data"]["finished_at"]);
+    assert_eq!(body["data"]["callback_url"], format!("{}/hook", world.url));
     assert_eq!((&body["data"]["id"], &body["data"]["metadata"]["team"]), (&id.to_string().into(), &"ops".into()));
     let delivery = world.tried(id, 1).await;
     assert_eq!((delivery.state, delivery.tries[0].http_status), (DeliveryState::Delivered, Some(204)));
@@ -135,8 +136,7 @@ async fn an_end_is_told_with_all_that_is_to_know() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_taken_is_sent_again_under_the_same_id_and_no_redirect_is_followed() {
     let redirect = (StatusCode::TEMPORARY_REDIRECT, [("location", "/elsewhere")]).into_response();
-    let mut world =
-        World::new(Callbacks::Private, vec![StatusCode::INTERNAL_SERVER_ERROR.into_response(), redirect]).await;
+    let mut world = World::new(local(), vec![StatusCode::INTERNAL_SERVER_ERROR.into_response(), redirect]).await;
     let id = world.ended(&world.url).await;
     let mut ids = Vec::new();
     for (status, pause) in [(500, 5), (307, 300)] {
@@ -153,11 +153,11 @@ async fn what_is_not_taken_is_sent_again_under_the_same_id_and_no_redirect_is_fo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_is_gone_is_asked_no_more_also_not_of_another_end() {
-    let mut world = World::new(Callbacks::Private, vec![StatusCode::GONE.into_response()]).await;
+    let mut world = World::new(local(), vec![StatusCode::GONE.into_response()]).await;
     let gone = world.ended(&world.url).await;
     world.arrived.recv().await.unwrap();
     assert_eq!(world.tried(gone, 1).await.state, DeliveryState::Disabled);
-    world.queue.requeue(gone).await.unwrap();
+    world.queue.requeue(gone, None).await.unwrap();
     world.queue.cancel(gone).await.unwrap();
     let other = world.ended(&world.url).await;
     assert!(world.arrived.recv().await.unwrap().id.contains(&other.simple().to_string()), "only the other one");
@@ -167,21 +167,36 @@ async fn a_receiver_that_is_gone_is_asked_no_more_also_not_of_another_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_end_is_a_second_message() {
-    let mut world = World::new(Callbacks::Private, vec![]).await;
+    let mut world = World::new(local(), vec![]).await;
     let id = world.ended(&world.url).await;
     let first = world.arrived.recv().await.unwrap();
     world.tried(id, 1).await;
-    world.queue.requeue(id).await.unwrap();
+    world.queue.requeue(id, None).await.unwrap();
     assert_eq!(world.queue.get(id).await.unwrap().delivery.unwrap().state, DeliveryState::Waiting);
     world.queue.cancel(id).await.unwrap();
     assert_ne!(world.arrived.recv().await.unwrap().id, first.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_never_answers_delays_nobody_elses_message() {
+    let mut world = World::new(local(), vec![]).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dead = format!("http://{}/", silent.local_addr().unwrap());
+    futures_util::future::join_all((0..320).map(|_| world.ended(&dead))).await;
+    // Its slots are taken.
+    let (mut held, _) = silent.accept().await.unwrap();
+    held.read_u8().await.unwrap();
+    let started = Instant::now();
+    let id = world.ended(&world.url).await;
+    assert!(world.arrived.recv().await.unwrap().id.contains(&id.simple().to_string()));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 #[test]
 fn nothing_is_owed_before_the_end() {
     let mut record = JobRecord::fresh(job(0), request_with_callback(0));
     assert_eq!(owed(&record), None);
-    let due = Delivery::default().due(at(5));
+    let due = Delivery::to("https://example.com").due(at(5));
     record.delivery = Some(due.clone());
     assert_eq!(owed(&record), None);
     record.job = record.job.apply(&JobEvent::Cancel { at_risk: None }, at(5)).unwrap();
@@ -193,10 +208,10 @@ fn nothing_is_owed_before_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_waits_for_a_receiver_that_is_down() {
     let down = || StatusCode::SERVICE_UNAVAILABLE.into_response();
-    let policy = Policy { max_finished: 1, keep_finished_for: Duration::from_hours(2), ..Policy::plain() };
-    let world = World::with(policy, Callbacks::Private, (0..6).map(|_| down()).collect()).await;
+    let policy = Policy { max_finished: 4, keep_finished_for: Duration::from_hours(2), ..Policy::plain() };
+    let world = World::with(policy, local(), (0..6).map(|_| down()).collect()).await;
     let ids = [world.ended(&world.url).await, world.ended(&world.url).await];
-    // At the third they are too many and too old.
+    // At the third they are too old.
     for (tries, pause) in [(1, 5), (2, 3 * 60 * 60), (3, 30 * 60)] {
         for id in ids {
             assert!(world.tried(id, tries).await.next_at().is_some());
@@ -215,7 +230,7 @@ async fn retention_waits_for_a_receiver_that_is_down() {
 
 #[tokio::test]
 async fn a_message_whose_sending_panics_is_sent_again_whatever_else_is_under_way() {
-    let mut world = World::new(Callbacks::Private, vec![]).await;
+    let mut world = World::new(local(), vec![]).await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.ended(&format!("http://{}/", silent.local_addr().unwrap())).await;
     let (mut never_answered, _) = silent.accept().await.unwrap();
@@ -239,10 +254,11 @@ async fn a_message_whose_sending_panics_is_sent_again_whatever_else_is_under_way
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_leads_to_a_private_address_is_not_called() {
-    let mut world = World::new(Callbacks::Public, vec![]).await;
+    let mut world = World::new(Callbacks::default(), vec![]).await;
     let port = world.url.rsplit(':').next().unwrap().to_owned();
     for (url, why) in [
         (format!("https://localhost:{port}/"), "the host has no public address"),
+        ("https://no-such-host.invalid/".to_owned(), "the host has no public address"),
         (format!("https://127.0.0.1:{port}/"), "not a public address"),
         (format!("http://localhost:{port}/"), "starts with https://"),
     ] {

@@ -86,8 +86,7 @@ impl Shop {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let metrics = Metrics::new();
-        let config =
-            SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, max_pending: 100, keep_answers: false };
+        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
         let store = SledStore::open(config, clock.clone(), metrics.clone()).unwrap();
         let store = Arc::new(FaultStore::over(store));
         let policy = Policy { lease: LEASE, ..Policy::plain() };

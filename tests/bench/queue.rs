@@ -68,8 +68,7 @@ const RECOVERY: (usize, usize) = (100_000, 5);
 fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, CancellationToken) {
     let metrics = Metrics::new();
     // The service's own cache; room for more jobs than it takes by default.
-    let config =
-        SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, max_pending: 10_000_000, keep_answers: false };
+    let config = SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, keep_answers: false };
     let store: Arc<dyn JobStore> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
         allowance: Arc::new(|| Allowance {
@@ -80,7 +79,10 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
         }),
         workers: 64,
         deadlines_first: true,
+        max_pending: usize::MAX,
+        max_scheduled: usize::MAX,
         max_pending_per_caller: usize::MAX,
+        submits_per_minute: None,
         ordinary_share: 5,
         retries: RetryBounds {
             other: 3,

@@ -273,6 +273,70 @@ async fn a_caller_that_asks_too_often_is_told_when_to_come_again_and_others_are_
 }
 
 #[tokio::test]
+async fn a_retry_counts_like_a_submission() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).with("SUBMITS_PER_MINUTE", "3").start();
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    let question = Some(json!({"query": "q"}));
+    let id = ask(&service, Some(ALICE), Method::POST, "/api/v1/analyze", question).await.id();
+    let act =
+        async |key, action| ask(&service, Some(key), Method::POST, &format!("/api/v1/jobs/{id}/{action}"), None).await;
+    for left in ["1", "0"] {
+        act(ALICE, "cancel").await;
+        let retried = act(ALICE, "retry").await;
+        assert_eq!(retried.status, 202, "{retried:#?}");
+        assert!(retried.header("ratelimit").starts_with(&format!("\"submits\";r={left};t=")), "{retried:#?}");
+    }
+    act(ALICE, "cancel").await;
+    act(ALICE, "retry").await.assert_problem(429, "rate_limited");
+    assert_eq!(act(ADMIN_TOKEN, "retry").await.status, 202, "an operator has no such limit");
+}
+
+#[tokio::test]
+async fn callers_without_a_key_are_told_apart_by_the_address_that_a_trusted_proxy_saw() {
+    let claude = simulator().await;
+    let base = claude.base_url();
+    for (proxies, told_apart) in [("", false), ("10.0.0.0/8", false), ("10.0.0.0/8,127.0.0.1", true)] {
+        let setup = Setup::new(&base).with("SUBMITS_PER_MINUTE", "2").with("TRUSTED_PROXIES", proxies);
+        let service = setup.start();
+        let submit = async |address: &str| {
+            let request = service.request(Method::POST, "/api/v1/analyze").header("x-forwarded-for", address);
+            send(request.json(&json!({"query": "q"}))).await.status
+        };
+        let answers = [submit("192.0.2.1").await, submit("192.0.2.1").await, submit("192.0.2.2").await];
+        assert_eq!(answers, [202, 202, if told_apart { 202 } else { 429 }], "{proxies}");
+        // Whatever a client writes before what the proxy appends does not count.
+        assert_eq!(submit("192.0.2.77, 192.0.2.1").await, 429, "{proxies}");
+    }
+}
+
+#[tokio::test]
+async fn an_open_stream_ends_with_its_key() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).start();
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    let made = service.admin_post("/api/v1/admin/keys", &json!({"name": "alice/phone"})).await;
+    let key = made.body["key"].as_str().unwrap();
+    let id = ask(&service, Some(key), Method::POST, "/api/v1/analyze", Some(json!({"query": "q"}))).await.id();
+    let follow = async |key: &str| {
+        let request = service.request(Method::GET, &format!("/api/v1/jobs/{id}/events")).bearer_auth(key);
+        let mut stream = request.send().await.unwrap();
+        let mut text = String::new();
+        while !text.contains("event: status") {
+            text.push_str(&String::from_utf8_lossy(&stream.chunk().await.unwrap().unwrap()));
+        }
+        stream
+    };
+    let (mut revoked, mut valid) = (follow(key).await, follow(ALICE).await);
+    let path = "/api/v1/admin/keys/alice%2Fphone";
+    assert_eq!(ask(&service, Some(ADMIN_TOKEN), Method::DELETE, path, None).await.status, 200);
+    ask(&service, Some(ALICE), Method::POST, &format!("/api/v1/jobs/{id}/cancel"), None).await;
+    assert_eq!(revoked.chunk().await.unwrap(), None, "not one more byte");
+    let news = valid.chunk().await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&news).contains("event: done"), "{news:?}");
+}
+
+#[tokio::test]
 async fn wrong_credentials_are_answered_so_often_only_and_the_right_one_always() {
     let claude = simulator().await;
     let service = setup(&claude.base_url()).start();

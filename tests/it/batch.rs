@@ -106,7 +106,7 @@ async fn a_batch_with_a_mistake_is_refused_with_its_index_and_leaves_nothing() {
 #[tokio::test]
 async fn a_batch_that_does_not_fit_is_refused_whole_and_the_largest_one_is_taken() {
     let claude = simulator().await;
-    let service = Setup::new(&claude.base_url()).with("MAX_QUEUED_JOBS", "1000").start();
+    let service = Setup::new(&claude.base_url()).with("MAX_QUEUED_JOBS", "10000").start();
     let later = |count| {
         let mut body = questions("later", count);
         let requests = body["requests"].as_array_mut().unwrap();
@@ -115,10 +115,22 @@ async fn a_batch_that_does_not_fit_is_refused_whole_and_the_largest_one_is_taken
         body
     };
     assert_eq!(ids(&service.post(BATCH, &later(1)).await).len(), 1);
-    service.post(BATCH, &later(1_000)).await.assert_problem(503, "queue_full");
+    service.post(BATCH, &later(1_000)).await.assert_problem(429, "too_many_pending");
     assert_eq!(pending(&service).await, 1);
     assert_eq!(ids(&service.post(BATCH, &later(999)).await).len(), 999);
     assert_eq!(pending(&service).await, 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_that_come_at_once_pass_no_bound() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).with("MAX_QUEUED_JOBS", "4000").start();
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    let post = async |n: usize| service.post(BATCH, &questions(&format!("batch {n}"), 100)).await.status;
+    let answers = futures_util::future::join_all((0..30).map(post)).await;
+    let count = |wanted| answers.iter().filter(|status| **status == wanted).count();
+    assert_eq!((count(202), count(429)), (4, 26), "a caller may have a tenth");
+    assert_eq!(pending(&service).await, 400);
 }
 
 /// A moment that has not come when the test ends.

@@ -276,7 +276,7 @@ async fn a_question_takes_every_field_of_the_service() {
     let claude = simulator().await;
     let setup = Setup::new(&claude.base_url())
         .with("WEBHOOK_SECRET", "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
-        .with("WEBHOOK_ALLOW_PRIVATE", "true");
+        .with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8");
     let service = setup.start();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_hours(1);
     let at = Timestamp::from_millis(i64::try_from(now.as_millis()).unwrap()).to_string();

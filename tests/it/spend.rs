@@ -322,7 +322,7 @@ async fn many_workers_do_not_overrun_a_budget_and_a_higher_one_lets_the_queue_go
 }
 
 #[tokio::test]
-async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
+async fn a_call_too_large_for_what_is_left_of_the_budget_waits_alone_and_unspent() {
     let claude = simulator().await;
     let mut setup = Setup::new(&claude.base_url())
         .with("DAILY_BUDGET", "40000 tokens")
@@ -334,13 +334,15 @@ async fn a_call_too_large_for_what_is_left_is_given_back_unspent_and_waits() {
         service.submit(&format!("Should we keep this plan? {}", "It was a good one. ".repeat(3_200))).await.id();
     let job = loop {
         let job = service.get(&format!("/api/v1/jobs/{large}")).await.body;
-        if job["queue"]["waiting_for"] == "budget" && job["attempts"].as_array().unwrap().len() == 1 {
+        if job["status"] == "scheduled" && job["attempts"].as_array().unwrap().len() == 1 {
             break job;
         }
     };
+    let small = service.ended(&service.submit("And another small one?").await.id()).await;
+    assert_eq!(small.body["status"], "succeeded", "the large one holds nobody else back");
     let attempt = &job["attempts"][0];
     assert_eq!((&attempt["outcome"], &attempt["error"]["code"]), (&json!("released"), &json!("budget_reached")));
-    assert_eq!(claude.counters().calls, 1, "no call was made for it");
+    assert_eq!(claude.counters().calls, 2, "no call was made for it");
     drop(service);
     setup.set("DAILY_BUDGET", "1000000 tokens");
     assert_eq!(setup.start().ended(&large).await.body["status"], "succeeded", "and no attempt was spent");

@@ -87,7 +87,7 @@ async fn a_start_that_fails_late_claims_no_job_and_leaves_nothing_running() {
     let clock = Clock::system();
     let open = || {
         let path = folder.path().join("queue");
-        let config = SledConfig { path, cache_bytes: 16 << 20, max_pending: 99, keep_answers: false };
+        let config = SledConfig { path, cache_bytes: 16 << 20, keep_answers: false };
         SledStore::open(config, clock.clone(), Metrics::new()).unwrap()
     };
     let store = open();

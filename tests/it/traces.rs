@@ -79,7 +79,7 @@ async fn a_trace_goes_on_to_the_callback_url_and_is_named_in_the_log() {
         .with("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
         .with("OTEL_BSP_SCHEDULE_DELAY", "50")
         .with("WEBHOOK_SECRET", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")
-        .with("WEBHOOK_ALLOW_PRIVATE", "true")
+        .with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8")
         .start();
     let (told, mut contexts) = unbounded_channel();
     let hook = async |State(told): State<UnboundedSender<String>>, headers: axum::http::HeaderMap| {

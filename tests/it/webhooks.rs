@@ -69,7 +69,7 @@ async fn receiver() -> (String, UnboundedReceiver<Arrived>) {
 }
 
 fn setup(claude: &str) -> Setup {
-    Setup::new(claude).with("WEBHOOK_SECRET", SECRET).with("WEBHOOK_ALLOW_PRIVATE", "true")
+    Setup::new(claude).with("WEBHOOK_SECRET", SECRET).with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8")
 }
 
 async fn ask(service: &Service, query: &str, url: &str) -> String {
@@ -131,7 +131,7 @@ async fn a_message_is_genuine_to_the_specifications_own_library_and_a_changed_on
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_secret_one_is_made_at_the_first_start_and_stored_for_its_owner_alone() {
     let claude = simulator().await;
-    let setup = Setup::new(&claude.base_url()).with("WEBHOOK_ALLOW_PRIVATE", "true");
+    let setup = Setup::new(&claude.base_url()).with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8");
     let service = setup.start();
     let file = setup.folder().join("data/webhook-secret");
     let secret = std::fs::read_to_string(&file).unwrap().trim().to_owned();

@@ -1,39 +1,66 @@
 //! What is owed to callback URLs and not settled yet, in memory: looked at by every job that ends, and by whoever sends
 //! what is due. Settled deliveries are on disk only, with the jobs they belong to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{index::Index, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::delivery::{Delivery, DeliveryState},
+    job::{
+        caller::Caller,
+        delivery::{Delivery, DeliveryState},
+    },
 };
+
+/// A caller, and the host of its callback URLs.
+type Lane = (Caller, Arc<str>);
 
 /// The open deliveries.
 #[derive(Debug, Default)]
 pub(super) struct Deliveries {
-    open: HashMap<Seq, Delivery>,
+    open: HashMap<Seq, (Caller, Delivery)>,
     due: BTreeSet<(Timestamp, Seq)>,
+    /// The same, of each caller to each host: the sender gives each its share of slots.
+    lanes: BTreeMap<Lane, BTreeSet<(Timestamp, Seq)>>,
 }
 
 impl Deliveries {
-    /// Makes `delivery` that of a job; a settled one is not kept.
-    pub(super) fn replace(&mut self, seq: Seq, delivery: Option<Delivery>) {
-        if let Some(next_at) = self.open.remove(&seq).and_then(|old| old.next_at()) {
+    /// Makes this the delivery of a job and its caller; a settled one is forgotten.
+    pub(super) fn replace(&mut self, seq: Seq, delivery: Option<(Caller, Delivery)>) {
+        if let Some((caller, old)) = self.open.remove(&seq)
+            && let Some(next_at) = old.next_at()
+        {
             self.due.remove(&(next_at, seq));
+            let lane = (caller, old.host.into());
+            if let Some(due) = self.lanes.get_mut(&lane) {
+                due.remove(&(next_at, seq));
+                if due.is_empty() {
+                    self.lanes.remove(&lane);
+                }
+            }
         }
-        let Some(delivery) = delivery.filter(Delivery::is_open) else { return };
-        self.due.extend(delivery.next_at().map(|next_at| (next_at, seq)));
-        self.open.insert(seq, delivery);
+        let Some((caller, delivery)) = delivery.filter(|(_, delivery)| delivery.is_open()) else { return };
+        if let Some(next_at) = delivery.next_at() {
+            self.due.insert((next_at, seq));
+            self.lanes.entry((caller, delivery.host.as_str().into())).or_default().insert((next_at, seq));
+        }
+        self.open.insert(seq, (caller, delivery));
     }
 
     pub(super) fn get(&self, seq: Seq) -> Option<&Delivery> {
-        self.open.get(&seq)
+        self.open.get(&seq).map(|(_, delivery)| delivery)
     }
 
-    /// Jobs whose delivery is due at `now`, earliest first.
-    pub(super) fn due(&self, now: Timestamp, limit: usize) -> Vec<Seq> {
-        self.due.iter().take_while(|(next_at, _)| *next_at <= now).take(limit).map(|(_, seq)| *seq).collect()
+    /// Jobs whose delivery is due at `now`: of each caller the earliest `most` to each host.
+    pub(super) fn due(&self, now: Timestamp, most: usize) -> Vec<(Seq, Caller, Arc<str>)> {
+        let lanes = self.lanes.iter().flat_map(|((caller, host), due)| {
+            let due = due.iter().take_while(|(next_at, _)| *next_at <= now).take(most);
+            due.map(|(_, seq)| (*seq, *caller, Arc::clone(host)))
+        });
+        lanes.collect()
     }
 
     /// The jobs that have ended and of which somebody is still to be told.

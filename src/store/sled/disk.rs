@@ -21,7 +21,7 @@ use super::{
     mark::{self, Mark},
     witness::Witness,
 };
-use crate::job::{IdempotencyKey, Job, JobId, delivery::Delivery};
+use crate::job::{IdempotencyKey, Job, JobId, caller::Caller, delivery::Delivery};
 
 /// Persisted at creation, never to be changed: at the default of 512 KiB, values of 10 KB already went to blob files,
 /// which sled never syncs.
@@ -301,7 +301,7 @@ impl Disk {
     }
 
     /// The idempotency keys that have outlived their jobs.
-    pub(super) fn orphaned_keys(&self) -> impl Iterator<Item = Result<(IdempotencyKey, JobId), String>> + '_ {
+    pub(super) fn orphaned_keys(&self) -> impl Iterator<Item = Result<(IdempotencyKey, JobId, Caller), String>> + '_ {
         self.tree.scan_prefix(keys::ALL_IDEMPOTENCY).map(|entry| {
             let (record, value) = entry.map_err(|error| error.to_string())?;
             let key = record[1..].try_into().map_err(|_| format!("{record:?} is not a key of this store"))?;
@@ -327,7 +327,10 @@ impl Disk {
             let (key, record) = entry.map_err(|error| error.to_string())?;
             let seq = keys::seq_of(&key).ok_or_else(|| format!("{key:?} is not a key of this store"))?;
             match deliveries::reconciled(deliveries::decode(&record)?, seq, index) {
-                Some(delivery) => deliveries.replace(seq, Some(delivery)),
+                Some(delivery) => {
+                    let caller = index.get(seq).and_then(|job| job.caller);
+                    deliveries.replace(seq, Some((caller, delivery)));
+                }
                 None => drop(self.tree.remove(key).map_err(|error| error.to_string())?),
             }
         }
@@ -381,6 +384,14 @@ impl Disk {
         }
         numbers.dedup();
         Ok(numbers)
+    }
+
+    /// Removes one attempt of a job.
+    pub(super) fn remove_attempt(&self, seq: Seq, number: u32) -> Result<(), sled::Error> {
+        for key in self.tree.scan_prefix(keys::attempt(seq, number)).keys() {
+            self.tree.remove(key?)?;
+        }
+        Ok(())
     }
 
     /// Removes what belongs to a job besides its metadata.

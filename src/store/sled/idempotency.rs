@@ -7,8 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Timestamp,
-    job::{IdempotencyKey, Job, JobId},
+    job::{IdempotencyKey, Job, JobId, caller::Caller},
 };
+
+/// Most keys in force, at some 200 bytes of memory for each. Beyond, the oldest of the caller with the most of them are
+/// forgotten: so a caller that floods the store with keys loses its own.
+const MAX_KEYS: usize = 400_000;
 
 /// What a key stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +20,7 @@ struct Entry {
     body: [u8; 16],
     job: JobId,
     expires_at: Timestamp,
+    caller: Caller,
 }
 
 /// What is known of a key.
@@ -32,26 +37,26 @@ pub(super) enum Known {
 pub(super) struct Keys {
     entries: HashMap<[u8; 16], Entry>,
     expiry: BTreeSet<(Timestamp, [u8; 16])>,
+    by_caller: HashMap<Caller, BTreeSet<(Timestamp, [u8; 16])>>,
 }
 
 impl Keys {
     /// Notes the job's key, if it has one.
     pub(super) fn note(&mut self, job: &Job) {
         if let Some(key) = &job.idempotency {
-            self.insert(key, job.id);
+            self.insert(key, job.id, job.caller);
         }
     }
 
-    pub(super) fn insert(&mut self, key: &IdempotencyKey, job: JobId) {
+    pub(super) fn insert(&mut self, key: &IdempotencyKey, job: JobId, caller: Caller) {
         // A key that was used again after its time belongs to the later job.
         if self.entries.get(&key.key).is_some_and(|known| known.expires_at > key.expires_at) {
             return;
         }
-        let entry = Entry { body: key.body, job, expires_at: key.expires_at };
-        if let Some(old) = self.entries.insert(key.key, entry) {
-            self.expiry.remove(&(old.expires_at, key.key));
-        }
+        self.remove(&key.key);
+        self.entries.insert(key.key, Entry { body: key.body, job, expires_at: key.expires_at, caller });
         self.expiry.insert((key.expires_at, key.key));
+        self.by_caller.entry(caller).or_default().insert((key.expires_at, key.key));
     }
 
     /// What the key stands for at `now`, if it was used and is still in force.
@@ -60,14 +65,35 @@ impl Keys {
         Some(if entry.body == key.body { Known::Job(entry.job) } else { Known::OtherRequest })
     }
 
-    /// Keys out of force, oldest first.
+    /// Keys to forget: those out of force, oldest first, and those beyond [`MAX_KEYS`].
     pub(super) fn expired(&self, now: Timestamp, limit: usize) -> Vec<[u8; 16]> {
-        self.expiry.iter().take_while(|(expires_at, _)| *expires_at <= now).take(limit).map(|(_, key)| *key).collect()
+        let expired = self.expiry.iter().take_while(|(expires_at, _)| *expires_at <= now);
+        let mut keys: Vec<[u8; 16]> = expired.take(limit).map(|(_, key)| *key).collect();
+        if keys.is_empty() {
+            keys = self.surplus(MAX_KEYS, limit);
+        }
+        keys
+    }
+
+    /// The oldest keys of the caller with the most of them, as many as there are beyond `most`.
+    fn surplus(&self, most: usize, limit: usize) -> Vec<[u8; 16]> {
+        let count = self.entries.len().saturating_sub(most).min(limit);
+        if count == 0 {
+            return Vec::new();
+        }
+        let largest = self.by_caller.values().max_by_key(|keys| keys.len());
+        largest.into_iter().flatten().take(count).map(|(_, key)| *key).collect()
     }
 
     pub(super) fn remove(&mut self, key: &[u8; 16]) {
         if let Some(entry) = self.entries.remove(key) {
             self.expiry.remove(&(entry.expires_at, *key));
+            if let Some(keys) = self.by_caller.get_mut(&entry.caller) {
+                keys.remove(&(entry.expires_at, *key));
+                if keys.is_empty() {
+                    self.by_caller.remove(&entry.caller);
+                }
+            }
         }
     }
 }
@@ -75,24 +101,26 @@ impl Keys {
 /// The record of a key whose job is gone. Encoded by position, as a job's metadata.
 #[derive(Serialize, Deserialize)]
 enum StoredKey {
-    V1 { body: [u8; 16], job: [u8; 16], expires_at: Timestamp },
+    V1 { body: [u8; 16], job: [u8; 16], expires_at: Timestamp, caller: Caller },
 }
 
 /// The record that keeps `key` in force without its job.
-pub(super) fn encode(key: &IdempotencyKey, job: JobId) -> Result<Vec<u8>, String> {
-    let stored = StoredKey::V1 { body: key.body, job: *job.as_bytes(), expires_at: key.expires_at };
+pub(super) fn encode(key: &IdempotencyKey, job: JobId, caller: Caller) -> Result<Vec<u8>, String> {
+    let stored = StoredKey::V1 { body: key.body, job: *job.as_bytes(), expires_at: key.expires_at, caller };
     postcard::to_stdvec(&stored).map_err(|error| error.to_string())
 }
 
 /// What [`encode`] wrote under `key`.
-pub(super) fn decode(key: [u8; 16], bytes: &[u8]) -> Result<(IdempotencyKey, JobId), String> {
-    let StoredKey::V1 { body, job, expires_at } = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
-    Ok((IdempotencyKey { key, body, expires_at }, JobId::from_bytes(job)))
+pub(super) fn decode(key: [u8; 16], bytes: &[u8]) -> Result<(IdempotencyKey, JobId, Caller), String> {
+    let StoredKey::V1 { body, job, expires_at, caller } =
+        postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+    Ok((IdempotencyKey { key, body, expires_at }, JobId::from_bytes(job), caller))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::caller;
 
     fn key(body: u8, expires: i64) -> IdempotencyKey {
         IdempotencyKey { key: [7; 16], body: [body; 16], expires_at: Timestamp::from_millis(expires) }
@@ -106,13 +134,13 @@ mod tests {
     fn a_key_stands_for_its_job_until_it_expires_and_then_for_the_next() {
         let (first, second) = (JobId::from_u128(1), JobId::from_u128(2));
         let mut keys = Keys::default();
-        keys.insert(&key(1, 100), first);
+        keys.insert(&key(1, 100), first, None);
         assert_eq!(keys.find(&key(1, 200), at(99)), Some(Known::Job(first)));
         assert_eq!(keys.find(&key(2, 200), at(99)), Some(Known::OtherRequest));
         assert_eq!(keys.find(&key(1, 200), at(100)), None);
-        keys.insert(&key(2, 200), second);
+        keys.insert(&key(2, 200), second, None);
         // The first job moves on, with the key that it once had.
-        keys.insert(&key(1, 100), first);
+        keys.insert(&key(1, 100), first, None);
         assert_eq!(keys.find(&key(2, 200), at(150)), Some(Known::Job(second)));
         assert_eq!(keys.expired(at(199), 9), Vec::<[u8; 16]>::new(), "the old term is forgotten");
         assert_eq!(keys.expired(at(200), 9), [[7; 16]]);
@@ -121,9 +149,24 @@ mod tests {
     }
 
     #[test]
+    fn beyond_the_bound_the_caller_with_the_most_keys_loses_its_oldest() {
+        let mut keys = Keys::default();
+        for n in 0..10 {
+            let key = IdempotencyKey { key: [n; 16], body: [0; 16], expires_at: at(100 + i64::from(n)) };
+            keys.insert(&key, JobId::from_u128(1), caller::named(if n % 3 == 0 { "a" } else { "b" }));
+        }
+        assert_eq!(keys.surplus(10, 9), Vec::<[u8; 16]>::new());
+        assert_eq!(keys.surplus(8, 9), [[1; 16], [2; 16]]);
+        assert_eq!(keys.surplus(8, 1), [[1; 16]]);
+        (0..10).for_each(|n| keys.remove(&[n; 16]));
+        assert!(keys.expiry.is_empty() && keys.by_caller.is_empty());
+    }
+
+    #[test]
     fn a_key_outlives_its_job_on_disk() {
-        let written = encode(&key(1, 100), JobId::from_u128(5)).unwrap();
-        assert_eq!(decode([7; 16], &written).unwrap(), (key(1, 100), JobId::from_u128(5)));
+        let alice = caller::named("alice");
+        let written = encode(&key(1, 100), JobId::from_u128(5), alice).unwrap();
+        assert_eq!(decode([7; 16], &written).unwrap(), (key(1, 100), JobId::from_u128(5), alice));
         decode([7; 16], &written[..9]).unwrap_err();
     }
 }

@@ -12,12 +12,16 @@ use hashbrown::HashTable;
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts, delivery},
+    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts, caller::Caller, delivery},
     store::{
         Ahead, Pick,
         turns::{List, Turns},
     },
 };
+
+/// Jobs whose webhook is still to be sent may be this part of the finished jobs that stay: dead receivers must not push out
+/// all others.
+const UNTOLD_PART: usize = 2;
 
 /// All jobs, and each in the one list of its state.
 ///
@@ -42,7 +46,7 @@ pub(super) struct Index {
     /// Each status in order of submission, for listings. A job queued for later stands with the scheduled until it is
     /// promoted.
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
-    /// How many pending jobs each caller with a name has; none for those without any.
+    /// How many pending jobs each caller has.
     pending: HashMap<NonZeroU64, usize>,
     questions: Questions,
     /// The sum of the fingerprints of all jobs.
@@ -328,8 +332,13 @@ impl Index {
         self.jobs.len() - self.finished.len() - self.untold.len()
     }
 
-    pub(super) fn pending_of(&self, caller: NonZeroU64) -> usize {
-        self.pending.get(&caller).copied().unwrap_or(0)
+    pub(super) fn scheduled_len(&self) -> usize {
+        self.scheduled.len()
+    }
+
+    /// Pending jobs of a caller.
+    pub(super) fn pending_of(&self, caller: Caller) -> usize {
+        caller.and_then(|caller| self.pending.get(&caller)).copied().unwrap_or(0)
     }
 
     pub(super) fn running(&self) -> impl Iterator<Item = &Job> + '_ {
@@ -354,12 +363,15 @@ impl Index {
     }
 
     /// Finished jobs to remove, oldest end first: those that ended before `before`, and those beyond the newest `keep`.
-    /// One whose end is still to be told does not count, and goes only by its age.
+    /// One whose webhook is still to be sent stays longer, but no more than a part of `keep` are such jobs.
     pub(super) fn prunable(&self, before: Timestamp, keep: usize, limit: usize, now: Timestamp) -> Vec<Seq> {
-        let surplus = self.finished.len().saturating_sub(keep);
+        let untold_surplus = self.untold.len().saturating_sub(keep.div_ceil(UNTOLD_PART));
+        let surplus = (self.finished.len() + self.untold.len() - untold_surplus).saturating_sub(keep);
         let expired = |(place, (end, _)): &(usize, &(Timestamp, Seq))| *place < surplus || *end < before;
         let told = self.finished.iter().enumerate().take_while(expired).map(|(_, end)| end);
-        let given_up = self.untold.range(..(before.min(now.minus(delivery::KEPT_UNTOLD)), 0));
+        let cutoff = before.min(now.minus(delivery::KEPT_UNTOLD));
+        let expired = |(place, (end, _)): &(usize, &(Timestamp, Seq))| *place < untold_surplus || *end < cutoff;
+        let given_up = self.untold.iter().enumerate().take_while(expired).map(|(_, end)| end);
         told.chain(given_up).take(limit).map(|(_, seq)| *seq).collect()
     }
 

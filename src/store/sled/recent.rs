@@ -1,15 +1,15 @@
 //! Requests and attempts lately written or read, in memory: a job is mostly looked at shortly after it changed, by its
 //! worker and by the client that waits for it. Neither then needs the disk, nor a thread that may block for it.
 //!
-//! Entries hold only what is durable. One may lag behind its job, never lead it astray: a reader says how many attempts
-//! the job has, and an entry with fewer is a miss.
+//! Entries hold only what is durable. One may lag behind its job, never lead it astray: a reader says which attempt of the
+//! job is the newest, and an entry without that is a miss.
 
 use std::sync::Arc;
 
 use quick_cache::{Weighter, sync::Cache};
 
 use super::keys::Seq;
-use crate::job::{Attempt, Job, JobRecord, JobRequest};
+use crate::job::{Attempt, Job, JobRecord, JobRequest, MAX_ATTEMPTS};
 
 /// Most bytes of records kept, as they are on disk.
 const MAX_BYTES: u64 = 16 << 20;
@@ -27,7 +27,7 @@ pub(super) struct Recent(Cache<Seq, Bodies, Weight>);
 #[derive(Clone)]
 pub(super) struct Bodies {
     pub(super) request: Arc<JobRequest>,
-    /// Oldest first, without a gap.
+    /// Oldest first; without a gap, but for released ones that the next entry stands for and the oldest of very many.
     pub(super) attempts: Vec<Arc<Attempt>>,
     /// Of all of them, on disk.
     pub(super) bytes: usize,
@@ -57,7 +57,10 @@ impl Recent {
     /// Adds an attempt of `bytes` to the job's history, if that is here.
     pub(super) fn push(&self, seq: Seq, attempt: Arc<Attempt>, bytes: usize) {
         if let Some(mut bodies) = self.0.get(&seq) {
+            bodies.attempts.retain(|before| !attempt.stands_for(before.number));
             bodies.attempts.push(attempt);
+            let surplus = bodies.attempts.len().saturating_sub(MAX_ATTEMPTS);
+            bodies.attempts.drain(..surplus);
             bodies.bytes += bytes;
             self.0.insert(seq, bodies);
         }
@@ -74,11 +77,11 @@ impl Recent {
     /// The whole record of a job in this state.
     pub(super) fn record(&self, seq: Seq, job: &Job) -> Option<JobRecord> {
         let Bodies { request, mut attempts, .. } = self.0.get(&seq)?;
-        let closed = usize::try_from(job.closed_attempts()).ok()?;
-        if attempts.len() < closed {
+        let closed = job.closed_attempts();
+        if attempts.last().map_or(0, |newest| newest.number) < closed {
             return None;
         }
-        attempts.truncate(closed);
+        attempts.retain(|attempt| attempt.number <= closed);
         Some(JobRecord { job: job.clone(), request, attempts, delivery: None })
     }
 }

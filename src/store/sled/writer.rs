@@ -33,16 +33,20 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, delivery::Delivery},
+    job::{
+        Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, MAX_ATTEMPTS,
+        caller::{self, Caller},
+        delivery::Delivery,
+    },
     ledger::{Day, Sums, UNKNOWN_MODEL},
-    store::{ClaimedJob, Insertion, Pick, StoreError},
+    store::{ClaimedJob, Insertion, Pick, StoreError, bounds::Admission},
 };
 
-/// Most changes of jobs in a group: bounds how long its first one waits for the last.
+/// Most jobs that a group changes: bounds how long its first change waits for the last.
 const MAX_CHANGES: usize = 1_024;
 
-/// Most commands of a group that bring new jobs. All that waits of the others goes before them, so that the settlement
-/// of an answer that is paid for waits for two such groups at most, however many questions come in.
+/// From so many new jobs on, a group takes no further command that brings any: at most one whole batch, so that a change
+/// waits for two such groups at most, however many questions come in. All changes that wait go before new jobs.
 const MAX_NEW: usize = 128;
 
 /// Most bytes of each kind in a group, for the same reason. One command goes however large it is.
@@ -50,6 +54,9 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// Most jobs that a group removes: their list must fit into one record.
 const MAX_REMOVED: usize = 2_048;
+
+/// Idempotency keys that a group forgets: of most there is no record, and the record of the others is small.
+const PRUNED_KEYS: usize = 1_024;
 
 /// Jobs that a start reads at a time, and how many such batches it is ahead of the index.
 const READ_BATCH: usize = 4_096;
@@ -109,11 +116,6 @@ impl NewJob {
         Ok(NewJob { is_import: true, ..NewJob::with_history(record)? })
     }
 
-    /// Whether it counts against the bound on pending jobs.
-    fn is_pending(&self) -> bool {
-        !self.job.state.is_final()
-    }
-
     /// About how much it writes.
     fn size(&self) -> usize {
         self.bytes.len() + self.history.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
@@ -138,10 +140,8 @@ struct Line {
 
 impl Line {
     fn push(&mut self, envelope: Envelope) {
-        match envelope.command {
-            Command::Insert { .. } | Command::InsertAll { .. } | Command::Import { .. } => self.new.push_back(envelope),
-            _ => self.changes.push_back(envelope),
-        }
+        let lane = if envelope.command.brings_jobs() { &mut self.new } else { &mut self.changes };
+        lane.push_back(envelope);
     }
 
     fn is_empty(&self) -> bool {
@@ -154,7 +154,7 @@ impl Line {
             let (mut count, mut bytes) = (0, 0);
             while count < most && bytes < MAX_BYTES {
                 let Some(next) = lane.pop_front() else { break };
-                count += 1;
+                count += next.command.jobs();
                 bytes += next.command.bytes();
                 group.push(next);
             }
@@ -198,7 +198,9 @@ struct Group {
     deliveries: HashMap<Seq, Delivery>,
     /// Records that no metadata spoke of before.
     bodies: Vec<(Seq, Body)>,
-    inserted: usize,
+    change: Change,
+    /// Attempts that leave the history.
+    obsolete: Vec<(Seq, u32)>,
     /// Questions of jobs that the group claims.
     under_way: HashSet<NonZeroU64>,
     /// Jobs that the group makes queued, by their question.
@@ -219,6 +221,15 @@ struct Group {
     beside: Vec<BesideChange>,
     /// Something was written besides jobs.
     wrote: bool,
+}
+
+/// What a group changes in the number of pending jobs, which the index does not know yet.
+#[derive(Default)]
+struct Change {
+    pending: isize,
+    of_caller: HashMap<Caller, isize>,
+    /// New jobs for later.
+    scheduled: usize,
 }
 
 /// A record beside a job's metadata, with its size on disk.
@@ -348,6 +359,10 @@ impl Writer {
                 }
             }
         }
+        // After the metadata: until then the history may have to be as it was.
+        for (seq, number) in &group.obsolete {
+            disk.remove_attempt(*seq, *number)?;
+        }
         for first in &group.batches {
             disk.end_batch(*first)?;
         }
@@ -367,8 +382,8 @@ impl Writer {
                     Some(Known::Job(id)) => group.answers.push(Answer::Insert(reply, Insertion::Existing(id))),
                     Some(Known::OtherRequest) => drop(reply.send(Err(StoreError::KeyReused))),
                     None => {
-                        if let Err(full) = self.check_room(group, 1) {
-                            drop(reply.send(Err(full)));
+                        if let Err(refused) = self.admit_new(group, &[&new.job]) {
+                            drop(reply.send(Err(refused)));
                             return Ok(());
                         }
                         let insertion = self.insert(disk, group, new)?;
@@ -390,8 +405,8 @@ impl Writer {
                     }
                     return Ok(());
                 }
-                if let Err(full) = self.check_room(group, all.iter().filter(|new| new.is_pending()).count()) {
-                    drop(reply.send(Err(full)));
+                if let Err(refused) = self.admit_new(group, &all.iter().map(|new| &new.job).collect::<Vec<_>>()) {
+                    drop(reply.send(Err(refused)));
                     return Ok(());
                 }
                 // One alone has its commit point in its metadata.
@@ -409,9 +424,11 @@ impl Writer {
                     let index = self.shared.index.read();
                     all.iter().map(|new| index.seq(new.job.id).is_some() || !ids.insert(new.job.id)).collect()
                 };
-                let pending = all.iter().zip(&is_here).filter(|(new, is_here)| !**is_here && new.is_pending());
-                if let Err(full) = self.check_room(group, pending.count()) {
-                    drop(reply.send(Err(full)));
+                let new = all.iter().zip(&is_here).filter(|(_, is_here)| !**is_here).map(|(new, _)| &new.job);
+                // An operator brings them, whosever they are.
+                let asked = Admission { by: caller::operator(), ..asked(new) };
+                if let Err(refused) = self.admit(group, asked) {
+                    drop(reply.send(Err(refused)));
                     return Ok(());
                 }
                 let mut insertions = Vec::with_capacity(all.len());
@@ -506,7 +523,7 @@ impl Writer {
                 let mut seqs = self.shared.index.read().prunable(before, keep, limit, now);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
-                let expired = self.shared.keys.read().expired(now, limit);
+                let expired = self.shared.keys.read().expired(now, limit.max(PRUNED_KEYS));
                 group.answers.push(Answer::Prune(reply, seqs.len().max(expired.len())));
                 for key in &expired {
                     disk.tree().remove(keys::idempotency(key))?;
@@ -550,18 +567,47 @@ impl Writer {
             Ok(after) => after,
             Err(refused) => return Ok(Err(refused.into())),
         };
+        if let JobEvent::Requeue { by, .. } = event
+            && let Err(refused) =
+                self.admit(group, Admission { by: *by, owner: job.caller, scheduled: 0, ..asked([&after]) })
+        {
+            return Ok(Err(refused));
+        }
         if let Some(delivery) = self.delivery_after(disk, group, seq, job, &after, now)? {
             disk.write_delivery(seq, &delivery).map_err(Fault)?;
             group.deliveries.insert(seq, delivery);
         }
         if let Some(attempt) = job.closed_attempt(event, now) {
             group.entries.extend(entry(seq, &attempt));
+            let attempt = self.shorten_history(disk, group, seq, attempt)?;
             let bytes = serde_json::to_vec(&attempt).map_err(|error| Fault(error.to_string()))?;
             write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
             group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
         }
+        group.count(Some(job), &after);
         group.note(seq, Some(after.clone()), now);
         Ok(Ok(after))
+    }
+
+    /// The entry of an attempt that ends, in place of those that the history need not have any more: of releases in a row
+    /// all but the last, and the oldest of very many.
+    fn shorten_history(&self, disk: &Disk, group: &mut Group, seq: Seq, attempt: Attempt) -> Result<Attempt, Fault> {
+        let before = attempt.number - 1;
+        let attempt = match attempt.outcome {
+            AttemptOutcome::Released => match read_chunks(disk.tree(), &keys::attempt(seq, before))? {
+                Some(bytes) => serde_json::from_slice(&bytes).map_or(attempt.clone(), |before| attempt.fold(&before)),
+                None => attempt,
+            },
+            _ => attempt,
+        };
+        if attempt.folded > 0 {
+            group.obsolete.push((seq, before));
+        } else if before as usize >= MAX_ATTEMPTS {
+            let numbers = disk.attempts(seq)?;
+            let surplus = (numbers.len() + 1).saturating_sub(MAX_ATTEMPTS);
+            group.obsolete.extend(numbers.into_iter().take(surplus).map(|number| (seq, number)));
+        }
+        Ok(attempt)
     }
 
     /// Gives an answer to those who ask the same, as far as a group has room for it.
@@ -645,11 +691,26 @@ impl Writer {
         Ok(())
     }
 
-    /// Refuses so many more jobs if they would go beyond the bound on pending ones.
-    fn check_room(&self, group: &Group, count: usize) -> Result<(), StoreError> {
-        let limit = self.shared.config.max_pending;
-        let pending = self.shared.index.read().pending_len() + group.inserted;
-        if count > 0 && pending + count > limit { Err(StoreError::Full { limit }) } else { Ok(()) }
+    /// Asks whether new jobs, all of one caller, may become pending.
+    fn admit_new(&self, group: &Group, jobs: &[&Job]) -> Result<(), StoreError> {
+        let caller = jobs.first().and_then(|job| job.caller);
+        self.admit(group, Admission { by: caller, owner: caller, ..asked(jobs.iter().copied()) })
+    }
+
+    /// Asks whether jobs may become pending, beside what is by now.
+    fn admit(&self, group: &Group, asked: Admission) -> Result<(), StoreError> {
+        let Change { pending, of_caller, scheduled } = &group.change;
+        let of_owner = of_caller.get(&asked.owner).copied().unwrap_or(0);
+        let admission = {
+            let index = self.shared.index.read();
+            Admission {
+                pending: index.pending_len().saturating_add_signed(*pending),
+                pending_scheduled: index.scheduled_len() + scheduled,
+                pending_of_owner: index.pending_of(asked.owner).saturating_add_signed(of_owner),
+                ..asked
+            }
+        };
+        self.shared.admit.get().map_or(Ok(()), |admit| Ok(admit(&admission)?))
     }
 
     /// Writes a new job's request and stages the job.
@@ -676,8 +737,8 @@ impl Writer {
             write_chunks(disk.tree(), &keys::attempt(seq, *number), attempt)?;
         }
         // Nobody is told again of what ended elsewhere.
-        if request.callback_url.is_some() && !(is_import && job.state.is_final()) {
-            let delivery = Delivery::default();
+        if let Some(url) = request.callback_url.as_deref().filter(|_| !(is_import && job.state.is_final())) {
+            let delivery = Delivery::to(url);
             let delivery = if job.state.is_final() { delivery.due(job.created_at) } else { delivery };
             disk.write_delivery(seq, &delivery).map_err(Fault)?;
             group.deliveries.insert(seq, delivery);
@@ -687,7 +748,7 @@ impl Writer {
             group.bodies.push((seq, Body::Request(request, bytes.len())));
         }
         let created_at = job.created_at;
-        group.inserted += usize::from(!job.state.is_final());
+        group.count(None, &job);
         group.note(seq, Some(job), created_at);
         Ok(insertion)
     }
@@ -731,7 +792,10 @@ impl Writer {
         let index = self.shared.index.read();
         for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
             if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
-                disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, job.id).map_err(Fault)?)?;
+                disk.tree().insert(
+                    keys::idempotency(&key.key),
+                    idempotency::encode(key, job.id, job.caller).map_err(Fault)?,
+                )?;
             }
         }
         Ok(())
@@ -798,7 +862,8 @@ impl Writer {
                 // What the group removed is owed nothing.
                 if index.get(seq).is_some() {
                     index.set_untold(seq, delivery.next_at().is_some());
-                    deliveries.replace(seq, Some(delivery));
+                    let caller = index.get(seq).and_then(|job| job.caller);
+                    deliveries.replace(seq, Some((caller, delivery)));
                 }
             }
             drop(deliveries);
@@ -860,6 +925,15 @@ impl Writer {
 }
 
 impl Group {
+    /// Counts a job that is new or has another state.
+    fn count(&mut self, before: Option<&Job>, after: &Job) {
+        let is_pending = |job: &Job| !job.state.is_final();
+        let change = isize::from(is_pending(after)) - isize::from(before.is_some_and(is_pending));
+        self.change.pending += change;
+        *self.change.of_caller.entry(after.caller).or_default() += change;
+        self.change.scheduled += usize::from(before.is_none() && is_for_later(after));
+    }
+
     fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
         if let Some(Job { question: Some(question), state: JobState::Queued { .. }, .. }) = &job {
             self.asking.entry(*question).or_default().push(seq);
@@ -870,8 +944,28 @@ impl Group {
 }
 
 impl Command {
+    /// Whether it brings new jobs; all others change jobs that are there, or nothing.
+    pub(super) fn brings_jobs(&self) -> bool {
+        matches!(self, Command::Insert { .. } | Command::InsertAll { .. } | Command::Import { .. })
+    }
+
+    /// How many jobs it is about.
+    pub(super) fn jobs(&self) -> usize {
+        match self {
+            Command::InsertAll { all, .. } | Command::Import { all, .. } => all.len().max(1),
+            Command::Remove { ids, .. } => ids.len().max(1),
+            Command::Prune { limit, .. } => *limit,
+            Command::Insert { .. }
+            | Command::Claim { .. }
+            | Command::Transition { .. }
+            | Command::Succeed { .. }
+            | Command::NoteDelivery { .. }
+            | Command::Beside { .. } => 1,
+        }
+    }
+
     /// About how much it writes.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Command::Insert { new, .. } => new.size(),
             Command::InsertAll { all, .. } | Command::Import { all, .. } => all.iter().map(NewJob::size).sum(),
@@ -932,6 +1026,20 @@ fn answer_bytes(report: &AttemptReport) -> usize {
     report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }
 
+/// What is asked of the bounds for jobs as they are to be.
+fn asked<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Admission {
+    jobs.into_iter().fold(Admission::default(), |mut asked, job| {
+        asked.submits += 1;
+        asked.jobs += usize::from(!job.state.is_final());
+        asked.scheduled += usize::from(is_for_later(job));
+        asked
+    })
+}
+
+fn is_for_later(job: &Job) -> bool {
+    matches!(job.state, JobState::Queued { run_at } if run_at > job.created_at)
+}
+
 /// What the attempt that ended adds to the ledger, if anything.
 fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
     let sums = Sums::of(attempt)?;
@@ -969,8 +1077,8 @@ pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(I
         reading.join().unwrap_or_else(|_| Err("sled panicked".to_owned())).map(|()| index)
     })?;
     for entry in disk.orphaned_keys() {
-        let (key, job) = entry?;
-        keys.insert(&key, job);
+        let (key, job, caller) = entry?;
+        keys.insert(&key, job, caller);
     }
     // Before anything is removed.
     disk.check(&index)?;

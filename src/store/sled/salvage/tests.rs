@@ -16,7 +16,7 @@ use crate::{
 };
 
 fn open(path: &Path) -> SledStore {
-    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, max_pending: 1_000, keep_answers: false };
+    let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
     SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap()
 }
 

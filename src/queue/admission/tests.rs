@@ -1,0 +1,262 @@
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    clock::Clock,
+    job::{Job, JobFilter, JobId, JobRecord, JobRequest, JobState},
+    metrics::Metrics,
+    queue::{
+        Policy, Queue, QueueError, Submission,
+        audit::Deed,
+        bulk::{Action, Bulk},
+    },
+    store::sled::{SledConfig, SledStore},
+};
+
+const MIB: u64 = 1 << 20;
+
+fn bounds() -> Bounds {
+    Bounds {
+        max_pending: 1_000,
+        max_scheduled: 500,
+        max_pending_per_caller: 100,
+        rates: Rates::new(NonZeroU32::new(10)),
+        disk_space: DiskSpace::default(),
+    }
+}
+
+fn unnamed(n: u8) -> Caller {
+    caller::unnamed([192, 0, 2, n].into())
+}
+
+#[test]
+fn each_bound_refuses_what_goes_beyond_it_and_nothing_else() {
+    let (alice, anyone, operator) = (caller::named("alice"), unnamed(1), caller::operator());
+    let one = |by, pending| Admission { by, owner: by, submits: 1, jobs: 1, pending, ..Admission::default() };
+    let scheduled = |pending_scheduled| Admission { scheduled: 1, pending_scheduled, ..one(alice, 0) };
+    let owned = |by, pending_of_owner| Admission { owner: alice, pending_of_owner, ..one(by, 0) };
+    for (asked, code) in [
+        (one(anyone, 899), ""),
+        (one(anyone, 900), "full"),
+        (one(alice, 989), ""),
+        (one(alice, 990), "full"),
+        (one(operator, 999), ""),
+        (one(operator, 1_000), "full"),
+        (scheduled(499), ""),
+        (scheduled(500), "scheduled"),
+        (owned(alice, 99), ""),
+        (owned(alice, 100), "caller"),
+        (owned(operator, 100), "caller"),
+        (Admission { owner: None, pending_of_owner: 100, ..one(operator, 0) }, ""),
+        (Admission { submits: 11, jobs: 0, ..one(alice, 0) }, "batch"),
+        (Admission { submits: 11, ..one(operator, 0) }, ""),
+    ] {
+        let refused = bounds().admit(&asked).err().map_or("", |refused| match refused {
+            Refused::Full { .. } => "full",
+            Refused::ScheduledFull { .. } => "scheduled",
+            Refused::CallerFull { .. } => "caller",
+            Refused::BatchTooLarge { .. } => "batch",
+            Refused::TooFast { .. } | Refused::StorageLow(_) => "other",
+        });
+        assert_eq!(refused, code, "{asked:?}");
+    }
+    let bounds = bounds();
+    bounds.disk_space.note(0, 80 * MIB);
+    assert!(matches!(bounds.admit(&one(operator, 0)), Err(Refused::StorageLow(_))));
+}
+
+#[test]
+fn a_refused_submission_costs_no_quota() {
+    let bounds = bounds();
+    let mut asked =
+        Admission { by: unnamed(1), owner: unnamed(1), submits: 10, jobs: 10, pending: 1_000, ..Default::default() };
+    assert!(matches!(bounds.admit(&asked), Err(Refused::Full { .. })));
+    asked.pending = 0;
+    assert_eq!(bounds.admit(&asked), Ok(()));
+    assert!(matches!(bounds.admit(&asked), Err(Refused::TooFast { .. })));
+}
+
+#[test]
+fn each_caller_has_a_quota_of_its_own_that_refills_evenly() {
+    let rates = Rates::new(NonZeroU32::new(3));
+    let (a, b, now) = (caller::named("a"), caller::named("b"), Instant::now());
+    let left = |who, now| rates.quota(who, now).unwrap().left;
+    assert_eq!(left(a, now), 3);
+    assert!((0..3).all(|_| rates.take(a, 1, now).is_ok()));
+    assert_eq!(left(a, now), 0);
+    let refused = rates.take(a, 1, now).unwrap_err();
+    let Refused::TooFast { limit: 3, retry_after } = refused else { panic!("{refused:?}") };
+    assert_eq!(retry_after.as_secs_f64().round(), 20.0);
+    assert!(rates.take(b, 3, now).is_ok(), "another caller has its own quota");
+    assert_eq!(rates.take(a, 4, now), Err(Refused::BatchTooLarge { jobs: 4, limit: 3 }));
+    assert!(rates.take(unnamed(1), 3, now).is_ok() && rates.take(unnamed(1), 1, now).is_err());
+    assert!(rates.take(unnamed(2), 1, now).is_ok(), "of another address");
+    assert!(rates.take(a, 1, now + retry_after).is_ok());
+    assert_eq!(left(a, now + 2 * MINUTE), 3);
+    assert!((0..100).all(|_| Rates::new(None).take(a, 1_000, now).is_ok()));
+}
+
+#[test]
+fn callers_with_a_full_quota_are_forgotten() {
+    let rates = Rates::new(NonZeroU32::new(1_000));
+    let start = Instant::now();
+    for n in 0..2 * MAX_REMEMBERED {
+        let now = start + Duration::from_secs(n as u64);
+        rates.take(caller::named(&n.to_string()), 1, now).unwrap();
+    }
+    assert!(rates.callers.lock().full_at.len() <= MAX_REMEMBERED + 1);
+}
+
+#[test]
+fn space_is_short_below_the_floor_and_until_there_is_a_margin_above_it() {
+    let space = DiskSpace::default();
+    let mut short = |free_mib| space.note(free_mib * MIB, 80 * MIB).1.is_some();
+    let seen = [100, 80, 79, 80, 89, 90, 80, 0].map(&mut short);
+    assert_eq!(seen, [false, false, true, true, true, false, false, true]);
+}
+
+#[test]
+fn without_a_floor_nothing_is_short() {
+    let space = DiskSpace::default();
+    assert_eq!(space.note(0, 0), (None, None));
+    assert_eq!(space.shortage(), None);
+}
+
+/// A way for jobs to become pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Submit,
+    Ask,
+    Batch,
+    Retry,
+    OperatorsRetry,
+    BulkRetry,
+    Import,
+}
+
+/// A bound that is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Met {
+    MaxPending,
+    MaxScheduled,
+    PerCaller,
+    SubmitsPerMinute,
+    DiskFloor,
+}
+
+/// A queue in which `alice` has a job that was cancelled, and a bound is met.
+struct World {
+    queue: Queue,
+    cancelled: JobId,
+    _folder: tempfile::TempDir,
+}
+
+fn submission(later: bool) -> Submission {
+    let request = JobRequest { caller: Some("alice".to_owned()), ..JobRequest::default() };
+    let run_at = later.then(|| Clock::system().now().plus(Duration::from_hours(1)));
+    Submission { request, run_at, ..Submission::default() }
+}
+
+impl World {
+    async fn new(met: Met) -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
+        let policy = match met {
+            Met::MaxPending => Policy { max_pending: 3, ..Policy::plain() },
+            Met::MaxScheduled => Policy { max_scheduled: 1, ..Policy::plain() },
+            Met::PerCaller => Policy { max_pending_per_caller: 1, ..Policy::plain() },
+            Met::SubmitsPerMinute => Policy { submits_per_minute: NonZeroU32::new(2), ..Policy::plain() },
+            Met::DiskFloor => Policy::plain(),
+        };
+        let store = SledStore::open(config, Clock::system(), Metrics::new()).unwrap();
+        let queue = Queue::new(Arc::new(store), Clock::system(), policy, Metrics::new(), CancellationToken::new());
+        let cancelled = queue.enqueue(submission(false)).await.unwrap().record.job.id;
+        queue.cancel(cancelled).await.unwrap();
+        let others = |later| Submission { by: caller::operator(), ..submission(later) };
+        match met {
+            Met::MaxPending => {
+                queue.enqueue_all((0..3).map(|_| others(false)).collect(), None).await.unwrap();
+            }
+            Met::MaxScheduled => drop(queue.enqueue(others(true)).await.unwrap()),
+            Met::PerCaller | Met::SubmitsPerMinute => drop(queue.enqueue(submission(false)).await.unwrap()),
+            Met::DiskFloor => queue.note_disk_space(0, 80 * MIB),
+        }
+        World { queue, cancelled, _folder: folder }
+    }
+
+    /// Takes the route; jobs that it brings are for later if `later`.
+    async fn take(&self, route: Route, later: bool) -> Result<(), QueueError> {
+        let queue = &self.queue;
+        match route {
+            Route::Submit => queue.enqueue(submission(later)).await.map(drop),
+            Route::Ask => {
+                let until = Instant::now() + Duration::from_secs(1);
+                queue.ask(submission(later), until, || (Policy::plain().allowance)()).await.map(drop)
+            }
+            Route::Batch => queue.enqueue_all(vec![submission(later)], None).await.map(drop),
+            Route::Retry => queue.requeue(self.cancelled, caller::named("alice")).await.map(drop),
+            Route::OperatorsRetry => queue.requeue(self.cancelled, caller::operator()).await.map(drop),
+            Route::BulkRetry => {
+                let deed = Deed { actor: "operator", action: "retry", detail: None };
+                let mut entry = queue.note(deed, None).await.unwrap();
+                let until = Instant::now() + Duration::from_secs(30);
+                let bulk = Bulk { action: Action::Retry, filter: JobFilter::default(), cursor: None, until };
+                queue.act(&bulk, &mut entry).await.map(drop)
+            }
+            Route::Import => {
+                let Submission { request, run_at, .. } = submission(later);
+                let mut job = Job::new(JobId::from_u128(7), crate::job::Priority::Normal, queue.now());
+                job.caller = caller::named("alice");
+                job.state = JobState::Queued { run_at: run_at.unwrap_or(job.created_at) };
+                queue.import(vec![JobRecord::fresh(job, Arc::new(request))]).await.map(drop)
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_bound_holds_for_every_route_that_makes_jobs_pending() {
+    use Route::{Ask, Batch, BulkRetry, Import, OperatorsRetry, Retry, Submit};
+    let routes = [Submit, Ask, Batch, Retry, OperatorsRetry, BulkRetry, Import];
+    for (met, passes) in [
+        (Met::MaxPending, &[][..]),
+        // A retry is never for later.
+        (Met::MaxScheduled, &[Retry, OperatorsRetry, BulkRetry]),
+        // An import brings the jobs of all callers of another service.
+        (Met::PerCaller, &[Import]),
+        // What an operator does is no caller's submission.
+        (Met::SubmitsPerMinute, &[OperatorsRetry, BulkRetry, Import]),
+        (Met::DiskFloor, &[]),
+    ] {
+        for route in routes {
+            let world = World::new(met).await;
+            let before = world.queue.counts();
+            let result = world.take(route, met == Met::MaxScheduled).await;
+            let as_expected = match (&result, met) {
+                (Ok(()), _) => passes.contains(&route),
+                (Err(QueueError::Refused(Refused::Full { .. })), Met::MaxPending)
+                | (Err(QueueError::Refused(Refused::ScheduledFull { .. })), Met::MaxScheduled)
+                | (Err(QueueError::Refused(Refused::CallerFull { .. })), Met::PerCaller)
+                | (Err(QueueError::Refused(Refused::TooFast { .. })), Met::SubmitsPerMinute)
+                | (Err(QueueError::Refused(Refused::StorageLow(_))), Met::DiskFloor) => {
+                    !passes.contains(&route) && world.queue.counts() == before
+                }
+                (Err(_), _) => false,
+            };
+            assert!(as_expected, "{met:?}, {route:?}: {result:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_cancels_and_retries_again_and_again_spends_its_quota() {
+    let world = World::new(Met::SubmitsPerMinute).await;
+    for _ in 0..3 {
+        let refused = world.queue.requeue(world.cancelled, caller::named("alice")).await.unwrap_err();
+        assert!(matches!(refused, QueueError::Refused(Refused::TooFast { limit: 2, .. })), "{refused}");
+    }
+    let quota = world.queue.quota(caller::named("alice")).unwrap();
+    assert_eq!((quota.per_minute.get(), quota.left), (2, 0));
+}
