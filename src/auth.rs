@@ -114,8 +114,10 @@ pub enum AuthError {
     )]
     Entry(usize),
     /// The key of an entry is a placeholder.
-    #[error("API_KEYS: the key of entry {0} is a placeholder or easy to guess. Put a random one there, for example of \
-        `openssl rand -hex 20`")]
+    #[error(
+        "API_KEYS: the key of entry {0} is a placeholder or easy to guess. Put a random one there, for example of \
+        `openssl rand -hex 20`"
+    )]
     Placeholder(usize),
     /// Two names have one key.
     #[error("API_KEYS: {0} and {1} have the same key; each caller needs its own")]

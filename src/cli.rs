@@ -220,7 +220,8 @@ fn command() -> clap::Command {
 
 fn try_run() -> anyhow::Result<ExitCode> {
     // First of all: as the first process of a container, the service would miss a signal that it does not listen for.
-    let signals = env::args_os().nth(1).filter(|command| command == "serve").map(|_| Signals::listen_early()).transpose()?;
+    let signals =
+        env::args_os().nth(1).filter(|command| command == "serve").map(|_| Signals::listen_early()).transpose()?;
     let dotenv = dotenv::load()?;
     for (name, meant) in &dotenv.misspelt {
         writeln!(io::stderr(), "warning: unknown setting {name} in .env. Did you mean {meant}?")?;

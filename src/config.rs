@@ -360,7 +360,10 @@ impl Settings {
 pub fn check_admin_token(token: &SecretString) -> Result<(), ConfigError> {
     let (name, token) = ("ADMIN_TOKEN", token.expose_secret());
     if placeholder::is_guessable(token) {
-        return Err(ConfigError::Placeholder { name, instead: "a random token, for example of `openssl rand -hex 16`," });
+        return Err(ConfigError::Placeholder {
+            name,
+            instead: "a random token, for example of `openssl rand -hex 16`,",
+        });
     }
     if token.len() < MIN_ADMIN_TOKEN_CHARS || !is_visible_ascii(token) {
         const { assert!(MIN_ADMIN_TOKEN_CHARS == 16, "the message says so") };

@@ -90,7 +90,11 @@ mod tests {
     /// Calls of these questions that find no connection, a second apart. Returns which of them made Claude unreachable.
     fn fail(reach: &mut Reach, start: Instant, questions: &[u64]) -> Vec<bool> {
         let moments = (0..).map(|second| start + second * SECOND);
-        questions.iter().zip(moments).map(|(question, now)| reach.failed(*question, "connect_failed", "x", now)).collect()
+        questions
+            .iter()
+            .zip(moments)
+            .map(|(question, now)| reach.failed(*question, "connect_failed", "x", now))
+            .collect()
     }
 
     #[test]

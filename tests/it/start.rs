@@ -189,7 +189,10 @@ fn a_stored_admin_token_that_others_can_read_or_guess_is_refused() {
         fs::write(&file, token).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
         let said = assert_refused(&setup, &[words]);
-        assert!(said.lines().filter(|line| line.starts_with("error: ")).count() == 1 && !said.contains(token), "{said}");
+        assert!(
+            said.lines().filter(|line| line.starts_with("error: ")).count() == 1 && !said.contains(token),
+            "{said}"
+        );
     }
     fs::write(&file, "0123456789abcdef\n").unwrap();
     drop(setup.start());
@@ -202,7 +205,9 @@ fn settings_are_checked_for_the_service_before_its_folder_changes_hands() {
     fs::create_dir(setup.folder().join("data")).unwrap();
     let (status, said) = check(&setup);
     assert!(status.success(), "{said}");
-    for (name, value) in [("ANTHROPIC_API_KEY", ""), ("API_KEYS", "no-colon"), ("JWT_AUTH", "keys=none.json, issuer=i, audience=a")] {
+    for (name, value) in
+        [("ANTHROPIC_API_KEY", ""), ("API_KEYS", "no-colon"), ("JWT_AUTH", "keys=none.json, issuer=i, audience=a")]
+    {
         let setup = Setup::new("http://127.0.0.1:9").with(name, value);
         let (status, said) = check(&setup);
         assert!(status.code() == Some(2) && said.contains(name), "{said}");
