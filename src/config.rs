@@ -192,9 +192,8 @@ pub struct Settings {
     #[arg(long, env, default_value = "0", value_parser = within(0..=1_000_000_u32), hide_short_help = true)]
     pub submits_per_minute: u32,
 
-    /// Proxies whose X-Forwarded-For is believed, as IP addresses or networks with commas, for example 10.0.0.0/8; if unset,
-    /// none
-    #[arg(long, env, value_delimiter = ',', value_parser = values::network, hide_short_help = true)]
+    /// Proxies whose X-Forwarded-For is trusted: IP addresses or networks, with commas, for example 10.0.0.0/8
+    #[arg(long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER, hide_short_help = true)]
     pub trusted_proxies: Vec<Network>,
 
     /// Origins whose web pages may call the API, with commas, for example https://app.example
@@ -205,8 +204,11 @@ pub struct Settings {
     #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]
     pub webhook_secret: Option<SecretString>,
 
-    /// Private networks that webhooks may be sent to, also without TLS, with commas, for example 10.0.0.0/8; if unset, none
-    #[arg(long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER, hide_short_help = true)]
+    /// Private networks that webhooks may be sent to, also without TLS, with commas, for example 10.0.0.0/8
+    #[arg(
+        long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER,
+        hide_short_help = true
+    )]
     pub webhook_allow_private: Vec<Network>,
 }
 

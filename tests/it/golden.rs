@@ -23,15 +23,14 @@ fn the_openapi_document_is_its_golden_file() {
 fn the_codes_of_errors_are_their_golden_file() {
     let source = include_str!("../../src/http/problem.rs");
     let kinds = source.split("Kind(").filter_map(|kind| kind.trim_start().strip_prefix("StatusCode::"));
-    let mut codes: BTreeSet<String> =
-        kinds.map(|kind| kind.split('"').take(2).collect::<String>().replace([',', '\n'], "")).collect();
+    let code =
+        |kind: &str| kind.replace(',', "").split('"').take(2).map(str::trim).collect::<Vec<_>>().join(" ") + "\n";
+    let mut codes: BTreeSet<String> = kinds.map(code).collect();
     assert!(codes.len() > 20, "{codes:?}");
     let document: Value = serde_json::from_str(&output(&["openapi"])).unwrap();
     let failures = document["components"]["schemas"]["FailureCode"]["enum"].as_array().unwrap();
-    codes.extend(failures.iter().map(|code| format!("failed job: {}", code.as_str().unwrap())));
-    let lines: Vec<String> =
-        codes.iter().map(|code| code.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect();
-    assert_golden("codes.txt", &lines.concat());
+    codes.extend(failures.iter().map(|code| format!("failed job: {}\n", code.as_str().unwrap())));
+    assert_golden("codes.txt", &codes.into_iter().collect::<String>());
 }
 
 /// Adds the help of a command and of the commands below it.

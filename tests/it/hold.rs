@@ -140,12 +140,12 @@ async fn a_deprecated_model_is_told_with_its_date_and_a_gateway_without_the_rout
     let claude = simulator().await;
     for (base, model, words) in [
         (claude.base_url(), "claude-sonnet-4-5", ["the model is deprecated", "2026-11-30"]),
-        (format!("{}/no/such/prefix", claude.base_url()), OURS, ["can't be looked up", "404"]),
-        ("http://127.0.0.1:9".to_owned(), OURS, ["can't be looked up", "Connection refused"]),
+        (format!("{}/no/such/prefix", claude.base_url()), OURS, ["can't look up the model", "404"]),
+        ("http://127.0.0.1:9".to_owned(), OURS, ["can't look up the model", "Connection refused"]),
     ] {
         let service = Setup::new(&base).with("MODEL_NAME", model).start();
         assert_eq!(service.get("/health").await.status, 200);
-        // A stop would end the look that is under way.
+        // A stop would end the running lookup.
         service.until_said(words[0]);
         let log = service.kill();
         words.iter().for_each(|word| assert!(log.contains(word), "{word:?} is not in {log}"));

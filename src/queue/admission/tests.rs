@@ -27,6 +27,12 @@ fn bounds() -> Bounds {
     }
 }
 
+#[test]
+fn the_used_share_is_that_of_the_scarcer_places() {
+    assert_eq!(bounds().used(800, 100), 0.8);
+    assert_eq!(bounds().used(460, 450), 0.9);
+}
+
 fn unnamed(n: u8) -> Caller {
     caller::unnamed([192, 0, 2, n].into())
 }
@@ -210,6 +216,7 @@ impl World {
                 let mut job = Job::new(JobId::from_u128(7), crate::job::Priority::Normal, queue.now());
                 job.caller = caller::named("alice");
                 job.state = JobState::Queued { run_at: run_at.unwrap_or(job.created_at) };
+                job.is_timed = later;
                 queue.import(vec![JobRecord::fresh(job, Arc::new(request))]).await.map(drop)
             }
         }
