@@ -1,8 +1,19 @@
-//! The only wall clock of the service, and the one type for a moment in time.
+//! The time of the service, and the one type for a moment in time.
 //!
-//! Everything else is told `now`: pure functions take it as an argument, services ask a [`Clock`]. Tests use a
-//! [`Clock::manual`] one, so that hours pass at once. Durations of calls and waits that need no date use tokio's
-//! monotonic clock instead.
+//! The machine's clock (the wall clock) may be wrong and may be put right at any moment. So the service keeps a time of its
+//! own, [`Clock::now`], for everything that it orders, dates and waits for. This service time:
+//!
+//! - never runs back. It runs with the monotonic clock, which also counts the time that a machine sleeps.
+//! - follows the wall clock as long as that does not jump. Where the wall clock is behind, it runs a tenth slower until both
+//!   agree.
+//! - follows a forward jump of the wall clock once that has stood for [`FOLLOW_AFTER`].
+//! - goes on after a restart from the last time on disk ([`SavedTime`]), or from the wall clock if that is later.
+//!
+//! Nothing is deleted on the word of a jump: [`Clock::skipped`] says how much of a span was jumped over and not measured.
+//!
+//! The wall clock itself counts where others compare with it: signatures, HTTP dates, and the `run_at` of a client.
+//! Pure functions take `now` as an argument. Tests use a [`Clock::manual`], so that hours pass at once. Timeouts of calls
+//! use tokio's clock.
 
 use std::{
     fmt,
@@ -14,7 +25,28 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use tracing::warn;
+
+/// How long the wall clock must have been ahead before the service follows it. A clock that is set wrong by mistake, or by
+/// a host that wakes up, is put right sooner.
+pub const FOLLOW_AFTER: Duration = Duration::from_mins(10);
+
+/// How long the wall clock must agree after a start before the time since the last run counts for deletion.
+pub const PROOF: Duration = Duration::from_hours(1);
+
+/// The wall clock may be ahead by so much without having jumped.
+const TOLERANCE: Duration = Duration::from_secs(1);
+
+/// The service time loses one part in so many while it is ahead of the wall clock.
+const SLOWER: i64 = 10;
+
+/// 1 November 2026. A wall clock before this, such as one that starts in 1970, is wrong.
+const EARLIEST: Timestamp = Timestamp::from_millis(1_793_491_200_000);
+
+/// More jumps are remembered as one.
+const MAX_JUMPS: usize = 32;
 
 /// A moment: milliseconds since the Unix epoch, UTC.
 ///
@@ -105,51 +137,289 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// Where `now` comes from. Cloning gives another handle to the same clock.
+/// Where times come from. Clones are handles to the same clock.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock(Arc<Inner>);
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
+struct Inner {
+    source: Source,
+    time: Mutex<ServiceTime>,
+}
+
+#[derive(Debug)]
 enum Source {
     System,
-    Manual(Arc<AtomicI64>),
+    Manual(Arc<Hands>),
+}
+
+/// A manual clock's wall and monotonic time in microseconds.
+#[derive(Debug)]
+struct Hands {
+    wall: AtomicI64,
+    monotonic: AtomicI64,
+}
+
+/// The service time. All numbers are microseconds.
+#[derive(Debug)]
+struct ServiceTime {
+    now: i64,
+    /// The monotonic time at which it was so.
+    monotonic: i64,
+    /// Since when, in monotonic time, the wall clock has been ahead.
+    ahead_since: Option<i64>,
+    /// The wall clock is behind, and the log says so.
+    is_ahead: bool,
+    /// No plausible wall clock was seen yet.
+    is_guess: bool,
+    /// It is known whether there was a run before.
+    is_resumed: bool,
+    /// Oldest first.
+    jumps: Vec<Jump>,
+}
+
+/// A span of service time that nothing measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Jump {
+    /// The service time after it.
+    to: i64,
+    by: i64,
+    /// The time between two runs, taken from the wall clock: it counts from this monotonic time on, if the wall clock
+    /// still agrees with it.
+    proven_at: Option<i64>,
+}
+
+/// A service time on disk, for the next run to go on from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedTime {
+    now: i64,
+    /// The end and length of each jump, and whether it is to be proven.
+    jumps: Vec<(i64, i64, bool)>,
 }
 
 impl Clock {
     /// The machine's clock.
     pub fn system() -> Clock {
-        Clock(Source::System)
+        Clock::of(Source::System)
     }
 
     /// A clock that stands at `start` until it is [advanced](Clock::advance).
     pub fn manual(start: Timestamp) -> Clock {
-        Clock(Source::Manual(Arc::new(AtomicI64::new(start.as_millis()))))
+        let wall = AtomicI64::new(start.as_millis().saturating_mul(1_000));
+        Clock::of(Source::Manual(Arc::new(Hands { wall, monotonic: AtomicI64::new(0) })))
     }
 
-    /// The current moment.
+    /// A clock of the same machine for the next run of the service.
+    #[must_use]
+    pub fn restarted(&self) -> Clock {
+        match &self.0.source {
+            Source::System => Clock::system(),
+            Source::Manual(hands) => Clock::of(Source::Manual(Arc::clone(hands))),
+        }
+    }
+
+    fn of(source: Source) -> Clock {
+        let (wall, monotonic) = source.read();
+        Clock(Arc::new(Inner { source, time: Mutex::new(ServiceTime::starting(wall, monotonic)) }))
+    }
+
+    /// The service time.
     pub fn now(&self) -> Timestamp {
-        match &self.0 {
-            Source::System => {
-                let elapsed = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-                Timestamp::from_millis(millis(elapsed))
+        moment(self.time().0.now)
+    }
+
+    /// The machine's clock: for signatures, HTTP dates and what else others compare with their clocks.
+    pub fn wall(&self) -> Timestamp {
+        moment(self.0.source.read().0)
+    }
+
+    /// How far the service time is ahead of a wall clock that was set back.
+    pub fn lead(&self) -> Duration {
+        let (time, wall) = self.time();
+        let lead = duration(time.now.saturating_sub(wall));
+        if lead > TOLERANCE { lead } else { Duration::ZERO }
+    }
+
+    /// How much of the service time was jumped over since it was `measured` ago. What is deleted by age is kept for so much
+    /// longer.
+    pub fn skipped(&self, measured: Duration) -> Duration {
+        let (time, _) = self.time();
+        let mut from = time.now.saturating_sub(micros(measured));
+        let mut skipped = 0;
+        for jump in time.jumps.iter().rev().filter(|jump| jump.by > 0) {
+            if from < jump.to {
+                from = from.saturating_sub(jump.by);
+                skipped += jump.by;
             }
-            Source::Manual(now) => Timestamp::from_millis(now.load(Ordering::SeqCst)),
+        }
+        duration(skipped)
+    }
+
+    /// What the next run has to know, as of this moment.
+    pub fn save(&self) -> SavedTime {
+        let (time, _) = self.time();
+        let jumps = time.jumps.iter().map(|jump| (jump.to, jump.by, jump.proven_at.is_some()));
+        SavedTime { now: time.now, jumps: jumps.collect() }
+    }
+
+    /// Goes on from the last run, if there was one. Only the first call counts: a store that is opened again in the same run
+    /// has no news.
+    pub fn resume(&self, saved: Option<&SavedTime>) {
+        let (mut time, _) = self.time();
+        let is_first = !std::mem::replace(&mut time.is_resumed, true);
+        if let Some(saved) = saved.filter(|_| is_first) {
+            time.resume(saved);
         }
     }
 
-    /// Moves a manual clock back, as a correction of the machine's may; that one can't be moved and stays as it is.
-    pub fn set_back(&self, by: Duration) {
-        if let Source::Manual(now) = &self.0 {
-            now.fetch_sub(millis(by), Ordering::SeqCst);
-        }
-    }
-
-    /// Moves a manual clock forward; the machine's clock can't be moved and stays as it is.
+    /// Has time pass on a manual clock; the machine's clock can't be moved.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(now) = &self.0 {
-            now.fetch_add(millis(by), Ordering::SeqCst);
+        if let Source::Manual(hands) = &self.0.source {
+            hands.wall.fetch_add(micros(by), Ordering::SeqCst);
+            hands.monotonic.fetch_add(micros(by), Ordering::SeqCst);
         }
     }
+
+    /// Sets the wall clock of a manual clock forward without time passing.
+    pub fn set_forward(&self, by: Duration) {
+        if let Source::Manual(hands) = &self.0.source {
+            hands.wall.fetch_add(micros(by), Ordering::SeqCst);
+        }
+    }
+
+    /// Sets the wall clock of a manual clock back.
+    pub fn set_back(&self, by: Duration) {
+        if let Source::Manual(hands) = &self.0.source {
+            hands.wall.fetch_sub(micros(by), Ordering::SeqCst);
+        }
+    }
+
+    /// The service time as of now, and the wall clock.
+    fn time(&self) -> (MutexGuard<'_, ServiceTime>, i64) {
+        // Read under the lock, so that no reading is older than the one before.
+        let mut time = self.0.time.lock();
+        let (wall, monotonic) = self.0.source.read();
+        time.tick(wall, monotonic);
+        (time, wall)
+    }
+}
+
+impl Source {
+    /// The wall clock and the monotonic clock.
+    fn read(&self) -> (i64, i64) {
+        match self {
+            Source::System => (micros(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()), micros(since_boot())),
+            Source::Manual(hands) => (hands.wall.load(Ordering::SeqCst), hands.monotonic.load(Ordering::SeqCst)),
+        }
+    }
+}
+
+/// Monotonic time that goes on while the machine sleeps.
+#[cfg(target_os = "linux")]
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn since_boot() -> Duration {
+    static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    START.elapsed()
+}
+
+impl ServiceTime {
+    fn starting(wall: i64, monotonic: i64) -> ServiceTime {
+        let earliest = EARLIEST.as_millis() * 1_000;
+        ServiceTime {
+            now: wall.max(earliest),
+            monotonic,
+            ahead_since: None,
+            is_ahead: false,
+            is_guess: wall < earliest,
+            is_resumed: false,
+            jumps: Vec::new(),
+        }
+    }
+
+    /// Goes on to this monotonic time, and towards the wall clock.
+    fn tick(&mut self, wall: i64, monotonic: i64) {
+        let elapsed = (monotonic - self.monotonic).max(0);
+        self.monotonic = self.monotonic.max(monotonic);
+        self.now = self.now.saturating_add(elapsed);
+        let ahead = wall.saturating_sub(self.now);
+        if ahead <= micros(TOLERANCE) {
+            self.ahead_since = None;
+            self.now += if ahead < 0 { -(elapsed / SLOWER).min(-ahead) } else { ahead };
+        } else {
+            let since = *self.ahead_since.get_or_insert_with(|| {
+                warn!(
+                    seconds = ahead / 1_000_000,
+                    "the machine's clock has jumped ahead; the service follows if it stays so"
+                );
+                monotonic
+            });
+            if monotonic - since >= micros(FOLLOW_AFTER) || (self.is_guess && wall >= EARLIEST.as_millis() * 1_000) {
+                warn!(seconds = ahead / 1_000_000, "the machine's clock has stayed ahead: the service follows it");
+                self.now = wall;
+                self.ahead_since = None;
+                self.jumped(Jump { to: wall, by: ahead, proven_at: None });
+            }
+        }
+        self.is_guess &= self.now != wall;
+        self.doubt(self.now.saturating_sub(wall));
+        self.jumps.retain(|jump| jump.proven_at.is_none_or(|at| monotonic < at));
+    }
+
+    /// Takes note of how far the wall clock is behind: it may have been wrong when this run began.
+    fn doubt(&mut self, lead: i64) {
+        let is_ahead = lead > micros(TOLERANCE);
+        if is_ahead && !self.is_ahead {
+            warn!(
+                seconds = lead / 1_000_000,
+                "the machine's clock was set back: times of the service stay ahead until it has caught up"
+            );
+        }
+        self.is_ahead = is_ahead;
+        for jump in self.jumps.iter_mut().filter(|jump| lead > jump.by / 2) {
+            jump.proven_at = None;
+        }
+    }
+
+    fn resume(&mut self, saved: &SavedTime) {
+        let proven_at = self.monotonic.saturating_add(micros(PROOF));
+        for &(to, by, is_unproven) in &saved.jumps {
+            self.jumps.push(Jump { to, by, proven_at: is_unproven.then_some(proven_at) });
+        }
+        let gap = self.now.saturating_sub(saved.now);
+        self.now = self.now.max(saved.now);
+        if gap > micros(TOLERANCE) {
+            self.jumped(Jump { to: self.now, by: gap, proven_at: Some(proven_at) });
+        }
+    }
+
+    fn jumped(&mut self, jump: Jump) {
+        self.jumps.push(jump);
+        while self.jumps.len() > MAX_JUMPS {
+            // As one with the next: rather too late a deletion than too early a one.
+            let first = self.jumps.remove(0);
+            let next = &mut self.jumps[0];
+            next.by = next.by.saturating_add(first.by);
+            next.proven_at = next.proven_at.and(first.proven_at);
+        }
+    }
+}
+
+fn moment(micros: i64) -> Timestamp {
+    Timestamp::from_millis(micros.div_euclid(1_000))
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Zero below zero.
+fn duration(micros: i64) -> Duration {
+    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -191,5 +461,131 @@ mod tests {
     fn the_ends_of_time_are_shown_rather_than_a_panic() {
         assert!(Timestamp::from_millis(i64::MAX).to_string().starts_with("9999"));
         assert!(Timestamp::from_millis(i64::MIN).to_string().starts_with("-009999"));
+    }
+
+    const HOUR: Duration = Duration::from_hours(1);
+    const MONTH: Duration = Duration::from_hours(24 * 31);
+
+    fn clock() -> Clock {
+        Clock::manual(Timestamp::from_millis(1_800_000_000_000))
+    }
+
+    /// Has time pass in steps of a second, as a service looks at its clock, and checks that it never runs back.
+    fn pass(clock: &Clock, by: Duration) -> Duration {
+        let start = clock.now();
+        let mut last = start;
+        for _ in 0..by.as_secs() {
+            clock.advance(Duration::from_secs(1));
+            let now = clock.now();
+            assert!(now >= last, "{now} is before {last}");
+            last = now;
+        }
+        last.since(start)
+    }
+
+    #[test]
+    fn a_jump_of_the_wall_clock_that_does_not_last_changes_nothing() {
+        for by in [HOUR, MONTH] {
+            let clock = clock();
+            clock.set_forward(by);
+            assert_eq!(pass(&clock, Duration::from_secs(5)).as_secs(), 5);
+            assert_eq!((clock.wall(), clock.lead()), (clock.now().plus(by), Duration::ZERO));
+            clock.set_back(by);
+            assert_eq!((clock.now(), clock.skipped(MONTH)), (clock.wall(), Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn a_forward_jump_that_lasts_is_followed_and_counts_for_no_deletion() {
+        let clock = clock();
+        clock.now();
+        clock.set_forward(MONTH);
+        pass(&clock, FOLLOW_AFTER + TOLERANCE);
+        assert_eq!(clock.now(), clock.wall());
+        assert_eq!(clock.skipped(Duration::ZERO), Duration::ZERO);
+        assert_eq!(clock.skipped(HOUR), MONTH, "what is an hour old seems a month older");
+        clock.advance(MONTH);
+        assert_eq!((clock.skipped(HOUR), clock.skipped(2 * MONTH)), (Duration::ZERO, MONTH));
+    }
+
+    #[test]
+    fn behind_it_the_wall_clock_is_caught_up_with_by_running_a_tenth_slower() {
+        let clock = clock();
+        clock.now();
+        clock.set_back(HOUR);
+        assert_eq!(clock.lead(), HOUR);
+        assert_eq!(pass(&clock, Duration::from_secs(1_000)).as_secs(), 900);
+        pass(&clock, 10 * HOUR);
+        assert_eq!((clock.now(), clock.lead()), (clock.wall(), Duration::ZERO));
+    }
+
+    #[test]
+    fn a_restart_goes_on_from_the_last_time_or_the_wall_clock_whichever_is_later() {
+        let first = clock();
+        let saved = first.save();
+        first.set_back(MONTH);
+        let second = first.restarted();
+        second.resume(Some(&saved));
+        assert_eq!(second.now(), Timestamp::from_millis(1_800_000_000_000));
+        second.set_forward(MONTH);
+        second.advance(2 * HOUR);
+        let third = second.restarted();
+        third.resume(Some(&saved));
+        assert_eq!(third.now(), third.wall());
+        assert_eq!(third.skipped(HOUR), 2 * HOUR, "for the moment nobody knows");
+        third.resume(Some(&SavedTime::default()));
+        pass(&third, PROOF);
+        assert_eq!(third.skipped(MONTH), Duration::ZERO, "the wall clock has stood the test");
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_wrong_at_the_start_and_is_put_right_never_counts_for_deletion() {
+        let first = clock();
+        let saved = first.save();
+        first.set_forward(MONTH);
+        let second = first.restarted();
+        second.resume(Some(&saved));
+        assert_eq!(second.now(), second.wall());
+        pass(&second, Duration::from_secs(5));
+        second.set_back(MONTH);
+        pass(&second, 2 * PROOF);
+        assert_eq!(second.skipped(PROOF), Duration::ZERO);
+        assert_eq!(second.skipped(3 * PROOF), MONTH);
+        let third = second.restarted();
+        third.resume(Some(&second.save()));
+        assert_eq!((third.now(), third.skipped(3 * PROOF)), (second.now(), MONTH), "also after the next restart");
+    }
+
+    #[test]
+    fn a_start_in_1970_takes_the_right_time_as_soon_as_there_is_one() {
+        let clock = Clock::manual(Timestamp::from_millis(5_000));
+        assert_eq!(clock.now(), EARLIEST);
+        pass(&clock, Duration::from_secs(20));
+        clock.set_forward(Timestamp::from_millis(1_800_000_000_000).since(clock.wall()));
+        assert_eq!(clock.now(), clock.wall());
+        assert!(clock.skipped(HOUR) > MONTH, "what was dated meanwhile is not old");
+        clock.set_forward(HOUR);
+        pass(&clock, Duration::from_secs(5));
+        assert_eq!(clock.wall().since(clock.now()), HOUR, "from then on jumps have to last");
+    }
+
+    #[test]
+    fn very_many_jumps_are_remembered_as_fewer() {
+        let clock = clock();
+        for _ in 0..3 * MAX_JUMPS {
+            clock.set_forward(HOUR);
+            clock.now();
+            clock.advance(FOLLOW_AFTER);
+            clock.now();
+        }
+        assert_eq!(clock.save().jumps.len(), MAX_JUMPS);
+        assert_eq!(clock.skipped(MONTH), HOUR * 3 * u32::try_from(MAX_JUMPS).unwrap());
+    }
+
+    #[test]
+    fn the_machines_clock_runs() {
+        let clock = Clock::system();
+        let (now, wall) = (clock.now(), clock.wall());
+        assert!(wall.since(now) <= TOLERANCE && clock.lead() <= TOLERANCE, "{now} {wall}");
     }
 }

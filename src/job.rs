@@ -80,6 +80,8 @@ pub struct Job {
     pub created_at: Timestamp,
     /// When it was first meant to run, at its submission or the last requeue.
     pub due_at: Timestamp,
+    /// It waits for a `run_at` of its client, which the wall clock must reach. Pauses between attempts are service time.
+    pub is_timed: bool,
     /// If still queued then, the job fails with `deadline_exceeded`.
     pub deadline_at: Option<Timestamp>,
     /// When the running or last attempt was claimed.
@@ -208,7 +210,7 @@ pub enum JobEvent {
     },
     /// A client or an operator gives the job up.
     Cancel {
-        /// What an attempt under way may cost all the same.
+        /// What an attempt under way may cost all the same. Without it, a running job is not cancelled.
         at_risk: Option<AtRisk>,
     },
     /// The lease is over, or the process that held it has died: whether the call was answered, nobody knows.
@@ -311,6 +313,7 @@ impl Job {
             idempotency: None,
             created_at,
             due_at: created_at,
+            is_timed: false,
             deadline_at: None,
             started_at: None,
             finished_at: None,
@@ -330,7 +333,11 @@ impl Job {
                 if run_at > now {
                     return Err(self.illegal("claimed before its run_at"));
                 }
+                if self.is_overdue(now) {
+                    return Err(self.illegal("claimed after its deadline"));
+                }
                 job.state = JobState::Running { lease_until: *lease_until };
+                job.is_timed = false;
                 job.attempt = self.next_attempt()?;
                 job.started_at = Some(now);
             }
@@ -359,7 +366,11 @@ impl Job {
                 self.check_fence(*attempt)?;
                 job.finish(JobState::Failed { code: *code }, now);
             }
-            JobEvent::Cancel { .. } => match self.state {
+            JobEvent::Cancel { at_risk } => match self.state {
+                // It was claimed since the caller looked.
+                JobState::Running { .. } if at_risk.is_none() => {
+                    return Err(self.illegal("cancelled before the cost of its attempt is estimated"));
+                }
                 JobState::Queued { .. } | JobState::Running { .. } => job.finish(JobState::Cancelled, now),
                 JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                     return Err(self.illegal("cancelled"));
@@ -380,7 +391,7 @@ impl Job {
             }
             JobEvent::MissDeadline => {
                 let JobState::Queued { .. } = self.state else { return Err(self.illegal("failed by its deadline")) };
-                if self.deadline_at.is_none_or(|deadline| deadline > now) {
+                if !self.is_overdue(now) {
                     return Err(self.illegal("failed before its deadline"));
                 }
                 job.finish(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
@@ -414,7 +425,7 @@ impl Job {
                     return Err(self.illegal("retried"));
                 };
                 job.state = JobState::Queued { run_at: *run_at };
-                job.due_at = *run_at;
+                (job.due_at, job.is_timed) = (*run_at, false);
                 job.failures = Failures::default();
                 job.releases = 0;
                 // An operator's decision outranks a deadline that has already passed.
@@ -499,6 +510,28 @@ impl Job {
             JobState::Succeeded => JobStatus::Succeeded,
             JobState::Failed { .. } => JobStatus::Failed,
             JobState::Cancelled => JobStatus::Cancelled,
+        }
+    }
+
+    /// True once its deadline has passed; it counts while the job is queued.
+    pub fn is_overdue(&self, now: Timestamp) -> bool {
+        self.deadline_at.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// The job of another store, whose clock may have been ahead: none of its times is in the future, but for a deadline and
+    /// the `run_at` of a client.
+    pub fn arrive(&mut self, now: Timestamp) {
+        self.created_at = self.created_at.min(now);
+        self.started_at = self.started_at.map(|at| at.min(now));
+        self.finished_at = self.finished_at.map(|at| at.min(now));
+        if !self.is_timed {
+            self.due_at = self.due_at.min(now);
+        }
+        match &mut self.state {
+            JobState::Queued { run_at } if !self.is_timed => *run_at = now.min(*run_at),
+            // Over at once: the sweeper ends it as it ends the attempts of the dead.
+            JobState::Running { lease_until } => *lease_until = now,
+            JobState::Queued { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
         }
     }
 

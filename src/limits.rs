@@ -991,12 +991,14 @@ mod tests {
     #[tokio::test]
     async fn failures_teach_nothing_of_what_a_call_needs() {
         let limits = limits_with(60_000, 1_000_000, 1_000);
+        let (rate, at_once) = (limits.calls_per_second(), limits.calls_at_once());
         for tokens in [Some(Tokens::default()), None, Some(Tokens { input: 9, output: 1 })] {
             for _ in 0..30 {
                 limits.try_permit().unwrap().settle_failed(tokens);
             }
         }
         limits.try_permit().unwrap().settle(Duration::from_secs(20), Some(Tokens::default()));
+        assert_eq!((limits.calls_per_second(), limits.calls_at_once()), (rate, at_once), "nor of the time it takes");
         let permit = limits.try_permit().unwrap();
         assert_eq!(permit.taken, USUAL_TOKENS);
     }

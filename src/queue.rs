@@ -36,6 +36,7 @@ mod sweep;
 mod wait;
 
 use std::{
+    borrow::Cow,
     num::{NonZeroU32, NonZeroU64},
     sync::Arc,
     time::Duration,
@@ -303,7 +304,7 @@ impl Queue {
         inner.store.observe(Box::new(move |jobs, held_back| {
             let now = clock.now();
             // Before any worker wakes.
-            order.note(jobs, now, |job| held_back.contains(&job.id));
+            order.note(&in_service_time(jobs, clock.lead()), now, |job| held_back.contains(&job.id));
             let (mut ready, mut later) = (0, false);
             for job in jobs {
                 running.check(job);
@@ -428,8 +429,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Conflict`] if the job ended otherwise, [`QueueError::NotFound`], [`QueueError::Unavailable`].
     pub async fn cancel(&self, id: JobId) -> Result<JobRecord, QueueError> {
-        let at_risk = self.at_risk(id).await;
-        match self.transition(id, JobEvent::Cancel { at_risk }).await {
+        match self.give_up(id).await {
             Ok(_) | Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Cancelled, .. })) => {
                 self.get(id).await
             }
@@ -437,11 +437,26 @@ impl Queue {
         }
     }
 
-    /// What the job's attempt may cost; nothing is known of one that has none under way or can't be read.
+    /// Cancels a job, with what its attempt may cost if one is under way. The store refuses a cancel that does not know of
+    /// the attempt, because a worker claimed the job in this moment: then the next try knows.
+    async fn give_up(&self, id: JobId) -> Result<Job, StoreError> {
+        loop {
+            let at_risk = self.at_risk(id).await;
+            match self.transition(id, JobEvent::Cancel { at_risk }).await {
+                Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// What the attempt of a running job may cost. If its request can't be read, that of the usual one.
     async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
-        let is_running = self.0.store.peek(id).is_some_and(|job| job.is_running());
-        let record = if is_running { self.0.store.get(id).await.ok().flatten() } else { None };
-        record.map(|record| (self.0.policy.estimate_risk)(&record.request))
+        self.0.store.peek(id).filter(Job::is_running)?;
+        let request = match self.0.running.request(id) {
+            Some(request) => request,
+            None => self.0.store.get(id).await.ok().flatten().map_or_else(Arc::default, |record| record.request),
+        };
+        Some((self.0.policy.estimate_risk)(&request))
     }
 
     /// Puts a failed or cancelled job back into the queue, with a fresh count of attempts. It counts as a submission of the
@@ -474,9 +489,9 @@ impl Queue {
         }
         let now = self.now();
         for record in &mut records {
-            if let JobState::Running { lease_until } = &mut record.job.state {
-                // Over at once: the sweeper ends it as it ends the attempts of the dead.
-                *lease_until = now;
+            record.job.arrive(now);
+            if let Some(key) = &mut record.job.idempotency {
+                key.expires_at = key.expires_at.min(now.plus(self.0.policy.idempotency_window));
             }
         }
         let insertions = self.0.store.import(records).await?;
@@ -565,7 +580,8 @@ impl Queue {
 
     /// Has the clients of a job take the place that its state calls for.
     fn place(&self, job: &Job, now: Timestamp) {
-        self.0.order.note(std::slice::from_ref(job), now, |job| self.is_held_back(job, now));
+        let jobs = in_service_time(std::slice::from_ref(job), self.0.clock.lead());
+        self.0.order.note(&jobs, now, |job| self.is_held_back(job, now));
     }
 
     fn figures(&self, ahead: usize) -> Figures {
@@ -672,9 +688,14 @@ impl Queue {
         self.0.closing.is_cancelled()
     }
 
-    /// The queue's clock.
+    /// The service time.
     pub fn now(&self) -> Timestamp {
         self.0.clock.now()
+    }
+
+    /// The machine's clock, as clients compare it with theirs.
+    pub fn wall(&self) -> Timestamp {
+        self.0.clock.wall()
     }
 
     /// How long a claim lasts without a heartbeat.
@@ -734,6 +755,20 @@ impl Queue {
         info!(job.id = %job.id, job.status = %status, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,
             "job finished");
     }
+}
+
+/// Jobs with the time of their next claim as service time, also those that wait for a wall clock which is `lead` behind.
+fn in_service_time(jobs: &[Job], lead: Duration) -> Cow<'_, [Job]> {
+    if lead.is_zero() || jobs.iter().all(|job| !job.is_timed) {
+        return Cow::Borrowed(jobs);
+    }
+    let moved = jobs.iter().map(|job| match job.state {
+        JobState::Queued { run_at } if job.is_timed => {
+            Job { state: JobState::Queued { run_at: run_at.plus(lead) }, ..job.clone() }
+        }
+        _ => job.clone(),
+    });
+    moved.collect()
 }
 
 /// The first half of a SHA-256: no two texts are known to share even that.

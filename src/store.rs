@@ -71,7 +71,8 @@ pub trait JobStore: Send + Sync + 'static {
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
     /// Takes a ready job, if there is one, for a new attempt: the one picked, or the first in order. A job is not ready
-    /// while another one of its [`Job::question`] is running; meanwhile its deadline waits too.
+    /// while another one of its [`Job::question`] is running; meanwhile its deadline waits too. Jobs whose deadline has
+    /// passed are not taken: they fail in the same step.
     ///
     /// *The order*: callers take turns, one job a turn, each its own first by [`Job::effective_at`], then in the order of
     /// submission. A database that knows no turns comes near by `ORDER BY row_number() OVER (PARTITION BY caller ORDER
@@ -82,8 +83,7 @@ pub trait JobStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]; [`StoreError::Corrupt`] if the job's request can't be read: it stays queued.
-    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp)
-    -> Result<Option<ClaimedJob>, StoreError>;
+    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError>;
 
     /// Applies an event and, where it ends an attempt, adds that to the history, and what it cost to the ledger.
     ///
@@ -294,6 +294,15 @@ pub enum Insertion {
     Unclaimed,
     /// Its idempotency key stands for this job, which may have been pruned since; or, of an import, it is here itself.
     Existing(JobId),
+}
+
+/// What came of a claim.
+#[derive(Clone, Debug, Default)]
+pub struct Claimed {
+    /// The job, if there was one.
+    pub job: Option<ClaimedJob>,
+    /// Jobs that failed instead, because their deadline had passed.
+    pub expired: Vec<Job>,
 }
 
 /// A job that has just been claimed.

@@ -191,9 +191,9 @@ impl Webhooks {
 
     /// One try, as a step of the question's trace. False if the receiver did not answer.
     async fn attempt(&self, record: &JobRecord, delivery: Delivery, span: &Span) -> bool {
-        let (id, at) = (record.job.id, self.queue.now());
-        let (http_status, error, asked) = match self.send(record, &delivery, at, span).await {
-            Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(answer.headers(), at)),
+        let (id, at, wall) = (record.job.id, self.queue.now(), self.queue.wall());
+        let (http_status, error, asked) = match self.send(record, &delivery, wall, span).await {
+            Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(answer.headers(), wall)),
             Err(error) => (None, Some(error), None),
         };
         tell(span, http_status, error.as_deref());
@@ -223,7 +223,7 @@ impl Webhooks {
         &self,
         record: &JobRecord,
         delivery: &Delivery,
-        now: Timestamp,
+        wall: Timestamp,
         span: &Span,
     ) -> Result<reqwest::Response, String> {
         let url = record.request.callback_url.as_deref().unwrap_or_default();
@@ -231,7 +231,7 @@ impl Webhooks {
         let url = self.callbacks.check(url).map_err(|why| format!("the callback URL {why}"))?;
         let body = serde_json::to_string(&message(record)).map_err(|error| error.to_string())?;
         let id = delivery.message_id(record.job.id);
-        let seconds = now.as_millis().div_euclid(1_000);
+        let seconds = wall.as_millis().div_euclid(1_000);
         let signature = hmac::sign(&self.key, format!("{id}.{seconds}.{body}").as_bytes());
         let mut request = self
             .http
@@ -288,12 +288,12 @@ fn message(record: &JobRecord) -> Message<'_> {
 }
 
 /// The pause that a receiver requests, in seconds or until a date.
-fn retry_after(headers: &header::HeaderMap, now: Timestamp) -> Option<Duration> {
+fn retry_after(headers: &header::HeaderMap, wall: Timestamp) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let date = || {
         let date = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
         let date = Timestamp::from_millis(i64::try_from(date.as_millis()).ok()?);
-        Some(date.since(now))
+        Some(date.since(wall))
     };
     value.parse().ok().map(Duration::from_secs).or_else(date)
 }

@@ -18,7 +18,7 @@ use crate::{
     clock::Clock,
     config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings, environment::GatewayAccess},
     http,
-    job::{JobRequest, callback::Callbacks},
+    job::{IdempotencyKey, JobRequest, callback::Callbacks},
     ledger::dollars,
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
@@ -49,9 +49,6 @@ const CALLER_SHARE: usize = 10;
 
 /// Jobs for later may have this part of MAX_QUEUED_JOBS: they hold their places for up to a year.
 const SCHEDULED_SHARE: usize = 2;
-
-/// How long an idempotency key counts: longer than any client retries, shorter than its jobs stay.
-const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(24);
 
 /// How long after it was due a job may still wait for rate limits or a paused queue: a long weekend.
 const MAX_RELEASE: Duration = Duration::from_hours(72);
@@ -163,7 +160,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits:
         },
         identify,
         cache_for: settings.cache_ttl,
-        idempotency_window: IDEMPOTENCY_WINDOW,
+        idempotency_window: IdempotencyKey::WINDOW,
         lease: tuning.lease,
         retry_unknown_outcome: settings.on_unknown_outcome == OnUnknownOutcome::Retry,
         keep_finished_for: settings.retention.age,

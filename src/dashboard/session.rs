@@ -382,6 +382,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_jump_of_the_clock_neither_ends_a_session_nor_makes_it_longer() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
+        let sessions = sessions(folder.path(), &clock);
+        let name = sessions.open(&"secret".into(), true).await;
+        let month = Duration::from_hours(24 * 31);
+        clock.set_forward(month);
+        assert!(sessions.find(&name).is_some());
+        clock.set_back(2 * month);
+        assert!(sessions.find(&name).is_some());
+        // The service time runs a tenth slower until the clock has caught up.
+        clock.advance(Duration::from_hours(SESSION_HOURS) * 10 / 9 + Duration::from_secs(1));
+        assert!(sessions.find(&name).is_none());
+    }
+
+    #[tokio::test]
     async fn what_is_kept_tells_neither_the_credential_nor_the_name() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
         let sessions = sessions(folder.path(), &clock);

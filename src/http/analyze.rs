@@ -86,7 +86,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
     )
 )]
 pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
-    let (mut submission, wait) = submission::parse(&question.body, api.bounds(), api.queue.now())?;
+    let (mut submission, wait) = submission::parse(&question.body, api.bounds(), api.queue.wall())?;
     submission.request.request_id = Some(observe::request_id());
     submission.request.traceparent = observe::traceparent();
     let Submitter { name, by } = question.submitter;

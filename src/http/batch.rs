@@ -74,7 +74,7 @@ struct BatchJob {
     )
 )]
 pub(super) async fn batch(State(api): State<Arc<Api>>, questions: Questions) -> Result<Response, Problem> {
-    let mut submissions = submission::parse_batch(&questions.body, api.bounds(), api.queue.now())?;
+    let mut submissions = submission::parse_batch(&questions.body, api.bounds(), api.queue.wall())?;
     let request_id = observe::request_id();
     let Submitter { name, by } = questions.submitter;
     for submission in &mut submissions {

@@ -20,7 +20,7 @@ use crate::{
     },
     ledger::{Day, DaySums, Sums},
     queue::Policy,
-    store::{Ahead, ClaimedJob, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit},
+    store::{Ahead, Claimed, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -56,7 +56,7 @@ impl JobStore for Broken {
     async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         self.fault().await
     }
-    async fn claim(&self, _: Pick, _: Timestamp, _: Timestamp) -> Result<Option<ClaimedJob>, StoreError> {
+    async fn claim(&self, _: Pick, _: Timestamp, _: Timestamp) -> Result<Claimed, StoreError> {
         self.fault().await
     }
     async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {

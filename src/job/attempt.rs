@@ -321,8 +321,8 @@ pub struct Failures {
     connect: u16,
     overload: u16,
     invalid_output: u16,
-    suspect: u16,
-    refused: u16,
+    suspect: u8,
+    refused: u8,
     other: u16,
     demoted: u16,
 }
@@ -331,14 +331,20 @@ impl Failures {
     /// So many failures of one class.
     pub fn of(class: FailureClass, count: u16) -> Failures {
         let mut failures = Failures::default();
-        *failures.place(class) = count;
+        (0..count).for_each(|_| failures.add(class));
         failures
     }
 
     /// One more failure of a class.
     pub fn add(&mut self, class: FailureClass) {
-        let count = self.place(class);
-        *count = count.saturating_add(1);
+        match class {
+            FailureClass::Connect => self.connect = self.connect.saturating_add(1),
+            FailureClass::Overload => self.overload = self.overload.saturating_add(1),
+            FailureClass::InvalidOutput => self.invalid_output = self.invalid_output.saturating_add(1),
+            FailureClass::Suspect => self.suspect = self.suspect.saturating_add(1),
+            FailureClass::Refused => self.refused = self.refused.saturating_add(1),
+            FailureClass::Other => self.other = self.other.saturating_add(1),
+        }
     }
 
     /// The job was released and let others go first.
@@ -352,18 +358,14 @@ impl Failures {
     }
 
     /// How many there were of a class.
-    pub fn count(mut self, class: FailureClass) -> u32 {
-        u32::from(*self.place(class))
-    }
-
-    fn place(&mut self, class: FailureClass) -> &mut u16 {
+    pub fn count(self, class: FailureClass) -> u32 {
         match class {
-            FailureClass::Connect => &mut self.connect,
-            FailureClass::Overload => &mut self.overload,
-            FailureClass::InvalidOutput => &mut self.invalid_output,
-            FailureClass::Suspect => &mut self.suspect,
-            FailureClass::Refused => &mut self.refused,
-            FailureClass::Other => &mut self.other,
+            FailureClass::Connect => self.connect.into(),
+            FailureClass::Overload => self.overload.into(),
+            FailureClass::InvalidOutput => self.invalid_output.into(),
+            FailureClass::Suspect => self.suspect.into(),
+            FailureClass::Refused => self.refused.into(),
+            FailureClass::Other => self.other.into(),
         }
     }
 }

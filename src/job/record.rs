@@ -1,6 +1,6 @@
 //! A job with all that belongs to it, and the words in which jobs are listed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -101,6 +101,11 @@ pub struct IdempotencyKey {
     pub body: [u8; 16],
     /// Until when it is in force.
     pub expires_at: Timestamp,
+}
+
+impl IdempotencyKey {
+    /// How long a key is in force: longer than any client retries, shorter than its jobs stay.
+    pub const WINDOW: Duration = Duration::from_hours(24);
 }
 
 /// A job as a store gives it back.

@@ -7,7 +7,7 @@ fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, wanted: bool, ov
     use JobStatus::{Cancelled, Failed, Queued, Running, Succeeded};
     let newest = matches!(event, JobEvent::Reparse { attempt, .. } if *attempt == job.attempt);
     match (job.settled_status(), event) {
-        (Queued, JobEvent::Claim { .. }) if due => Some(Running),
+        (Queued, JobEvent::Claim { .. }) if due && !overdue => Some(Running),
         (Running, JobEvent::Extend { .. }) if owns => Some(Running),
         (Running, JobEvent::Succeed { .. }) if owns => Some(Succeeded),
         (Running, JobEvent::Retry { .. } | JobEvent::Release { .. }) if owns => Some(Queued),
@@ -19,7 +19,8 @@ fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, wanted: bool, ov
         }
         (Running, JobEvent::Expire { retry_at: Some(_), .. }) if owns => Some(Queued),
         (Running, JobEvent::Expire { retry_at: None, .. }) if owns => Some(Failed),
-        (Queued | Running, JobEvent::Cancel { .. }) => Some(Cancelled),
+        (Queued, JobEvent::Cancel { .. }) => Some(Cancelled),
+        (Running, JobEvent::Cancel { at_risk }) => at_risk.map(|_| Cancelled),
         (Queued, JobEvent::MissDeadline) if overdue => Some(Failed),
         (Queued, JobEvent::FindUnreadable { .. }) => Some(Failed),
         (Failed | Cancelled, JobEvent::Requeue { .. }) => Some(Queued),
@@ -48,6 +49,9 @@ fn fence(event: &JobEvent) -> Option<u32> {
     }
 }
 
+/// What a call may cost.
+const RISK: AtRisk = AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: None };
+
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
 }
@@ -72,7 +76,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
             code: FailureCode::InvalidOutput,
             report
         }),
-        1 => Just(JobEvent::Cancel { at_risk: None }),
+        1 => proptest::option::of(Just(RISK)).prop_map(|at_risk| JobEvent::Cancel { at_risk }),
         // Few leases, so that it often is the one that the job has.
         4 => (attempt, (0i64..3).prop_map(at), proptest::option::of(time.clone())).prop_map(
             |(attempt, lease_until, retry_at)| JobEvent::Expire { attempt, lease_until, retry_at, at_risk: None }

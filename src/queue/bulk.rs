@@ -172,12 +172,12 @@ impl Queue {
     }
 
     async fn act_on_one(&self, action: Action, id: JobId) -> Result<(), StoreError> {
-        let event = if let Action::Retry = action {
-            JobEvent::Requeue { run_at: self.now(), by: caller::operator() }
+        if let Action::Retry = action {
+            let event = JobEvent::Requeue { run_at: self.now(), by: caller::operator() };
+            self.transition(id, event).await.map(drop)
         } else {
-            JobEvent::Cancel { at_risk: self.at_risk(id).await }
-        };
-        self.transition(id, event).await.map(drop)
+            self.give_up(id).await.map(drop)
+        }
     }
 }
 

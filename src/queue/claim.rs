@@ -89,7 +89,9 @@ impl Queue {
         let now = self.now();
         let pick = self.pick(now);
         let claimed = self.0.store.claim(pick, now.plus(self.0.policy.lease), now).await;
-        if let (Err(_), Pick::Job(id)) = (&claimed, pick)
+        let taken = claimed.as_ref().ok().and_then(|claimed| claimed.job.as_ref()).map(|claimed| claimed.job.id);
+        if let Pick::Job(id) = pick
+            && taken != Some(id)
             && let Some(job) = self.0.store.peek(id)
         {
             // Nobody else may have noticed, so that it would have lost its place.
@@ -97,8 +99,11 @@ impl Queue {
         }
         drop(intent);
         let claimed = match claimed {
-            Ok(Some(claimed)) => claimed,
-            Ok(None) => return Ok(None),
+            Ok(claimed) => {
+                claimed.expired.iter().for_each(|job| self.note_end(job, now));
+                let Some(claimed) = claimed.job else { return Ok(None) };
+                claimed
+            }
             Err(StoreError::Corrupt { id, reason }) => {
                 self.fail_unreadable(id, &reason).await?;
                 return Ok(None);

@@ -160,7 +160,7 @@ impl Queue {
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
         let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));
         let waiting = enter(job.id);
-        let due = matches!(job.state, JobState::Queued { run_at } if run_at <= now);
+        let due = !job.is_timed && !job.is_overdue(now);
         let inserted = if due
             && !is_replay
             && !self.is_paused()
@@ -196,7 +196,7 @@ impl Queue {
 
     /// The job at its end, if it asks what has been answered lately.
     async fn answered_before(&self, job: &Job, request: &Arc<JobRequest>, now: Timestamp) -> Option<JobRecord> {
-        if self.0.policy.cache_for.is_zero() || job.due_at > now {
+        if self.0.policy.cache_for.is_zero() || job.is_timed {
             return None;
         }
         let source = self.0.store.newest_answer(job.question?)?;
@@ -343,9 +343,10 @@ impl Queue {
         let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own, by: _ } = submission;
         let mut job = Job::new(new_id(now), *priority, now);
         job.deadline_at = deadline.map(|deadline| now.plus(deadline));
-        if let Some(run_at) = *run_at {
-            job.due_at = run_at.max(now);
-            job.state = JobState::Queued { run_at: job.due_at };
+        // The client's clock is compared with the machine's, which may be behind the service time, but with no jump ahead.
+        if let Some(run_at) = run_at.filter(|run_at| *run_at > now.minus(self.0.clock.lead())) {
+            job.state = JobState::Queued { run_at };
+            (job.due_at, job.is_timed) = (run_at, true);
         }
         job.idempotency = key.map(Box::new);
         job.caller = submission.caller();

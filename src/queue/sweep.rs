@@ -43,7 +43,9 @@ impl Queue {
         // Jobs that have become ready by the passing of time wake workers here.
         self.0.work.wake(self.0.store.claimable(now).min(SWEEP_STEP));
         let ended = self.end_overdue().await?;
-        let before = now.minus(self.0.policy.keep_finished_for);
+        let keep_for = self.0.policy.keep_finished_for;
+        // A clock that has jumped ahead makes nothing old.
+        let before = now.minus(keep_for).minus(self.0.clock.skipped(keep_for));
         let counts = self.0.store.counts(now);
         let finished = counts.succeeded + counts.failed + counts.cancelled;
         // The further behind, the larger the step, so that any load finds its level.

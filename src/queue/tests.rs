@@ -29,8 +29,8 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::{
     job::{
-        AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, PRIORITY_OFFSET, Priority, TokenUsage,
-        disposition::Disposition,
+        AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, IdempotencyKey, PRIORITY_OFFSET, Priority,
+        TokenUsage, disposition::Disposition,
     },
     ledger::{Risk, Tokens, total},
     store::{
@@ -39,6 +39,8 @@ use crate::{
         sled::{SledConfig, SledStore},
     },
 };
+
+mod clock;
 
 /// More for the long version: `CEOAGENT_TEST_SEQUENCES=50000 cargo test --lib queue::tests`.
 const SEQUENCES: u32 = 1_000;
@@ -116,6 +118,11 @@ enum Step {
     /// A client that waits for its answer hangs up.
     HangUp(usize),
     Pass(u64),
+    /// The wall clock jumps.
+    SetClock {
+        hours: u64,
+        forward: bool,
+    },
     /// The worker of one of the newest claims dies.
     Die(usize),
     Sweep,
@@ -170,6 +177,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (0usize..10).prop_map(Step::Wait),
         2 => (0usize..10).prop_map(Step::HangUp),
         5 => prop_oneof![8 => 1u64..20, 2 => 25u64..50, 1 => Just(4_000)].prop_map(Step::Pass),
+        2 => (prop_oneof![Just(1u64), Just(24 * 31)], any::<bool>())
+            .prop_map(|(hours, forward)| Step::SetClock { hours, forward }),
         2 => (0usize..10).prop_map(Step::Die),
         5 => Just(Step::Sweep),
         1 => any::<bool>().prop_map(|kill| Step::Restart { kill }),
@@ -190,6 +199,9 @@ struct Expected {
     question: Option<NonZeroU64>,
     created_at: Timestamp,
     due_at: Timestamp,
+    /// It waits for the wall clock, until somebody has seen that its time has come.
+    is_timed: bool,
+    is_reached: bool,
     deadline_at: Option<Timestamp>,
     state: JobState,
     attempt: u32,
@@ -202,8 +214,13 @@ struct Expected {
 
 impl Expected {
     /// Whether it is due and can be claimed while these questions are being asked.
-    fn is_ready(&self, under_way: &HashSet<NonZeroU64>, now: Timestamp) -> bool {
-        matches!(self.state, JobState::Queued { run_at } if run_at <= now) && !self.is_asked(under_way)
+    fn is_ready(&self, under_way: &HashSet<NonZeroU64>, clock: &Clock) -> bool {
+        self.is_due(clock) && !self.is_asked(under_way)
+    }
+
+    fn is_due(&self, clock: &Clock) -> bool {
+        let lead = if self.is_timed && !self.is_reached { clock.lead() } else { Duration::ZERO };
+        matches!(self.state, JobState::Queued { run_at } if run_at <= clock.now().minus(lead))
     }
 
     fn is_asked(&self, under_way: &HashSet<NonZeroU64>) -> bool {
@@ -243,6 +260,7 @@ impl Expected {
 
     fn claim(&mut self, now: Timestamp) {
         self.state = JobState::Running { lease_until: now.plus(LEASE) };
+        self.is_timed = false;
         self.attempt += 1;
     }
 
@@ -308,17 +326,18 @@ impl Expected {
     fn requeue(&mut self, now: Timestamp) -> bool {
         let (JobState::Failed { .. } | JobState::Cancelled) = self.state else { return false };
         self.state = JobState::Queued { run_at: now };
-        self.due_at = now;
+        (self.due_at, self.is_timed) = (now, false);
         (self.overloads, self.unknown, self.releases, self.finished_at) = (0, 0, 0, None);
         self.deadline_at = self.deadline_at.filter(|deadline| *deadline > now);
         true
     }
 
     /// Ends what time has run out on, but for an attempt that somebody is at work on.
-    fn sweep(&mut self, policy: &Policy, under_way: &HashSet<NonZeroU64>, is_at_work: bool, now: Timestamp) {
+    fn sweep(&mut self, policy: &Policy, under_way: &HashSet<NonZeroU64>, is_at_work: bool, clock: &Clock) {
+        let now = clock.now();
         match self.state {
             // Its deadline waits with it.
-            JobState::Queued { run_at } if run_at <= now && self.is_asked(under_way) => {}
+            JobState::Queued { .. } if self.is_due(clock) && self.is_asked(under_way) => {}
             JobState::Running { lease_until } if lease_until <= now => {
                 if is_at_work {
                     self.state = JobState::Running { lease_until: now.plus(LEASE) };
@@ -446,6 +465,8 @@ struct World {
     turn: u64,
     /// Some change was not announced, so that the order of those who wait may be another.
     was_deaf: bool,
+    /// The wall clock was set: waiting clients of jobs with a `run_at` may have another order.
+    was_set: bool,
     lives: HashMap<JobId, Life>,
     late: u64,
 }
@@ -493,6 +514,7 @@ impl World {
             turns: HashMap::new(),
             turn: 0,
             was_deaf: false,
+            was_set: false,
             lives: HashMap::new(),
             late: 0,
         }
@@ -504,7 +526,7 @@ impl World {
 
     fn ready(&self) -> usize {
         let under_way = self.under_way();
-        self.jobs.iter().filter(|job| job.is_ready(&under_way, self.now())).count()
+        self.jobs.iter().filter(|job| job.is_ready(&under_way, &self.clock)).count()
     }
 
     /// The questions that are being asked.
@@ -516,15 +538,28 @@ impl World {
         self.jobs.iter().filter(|job| !job.state.is_final()).count()
     }
 
-    /// The job that a claim must take, with its caller's turn served.
+    /// The job that a claim must take: those before it whose deadline has passed end.
     fn taken(&mut self, pick: Pick) -> Option<&mut Expected> {
-        let (now, under_way) = (self.now(), self.under_way());
+        let now = self.now();
+        loop {
+            let job = self.first(pick)?;
+            let id = job.id;
+            if job.deadline_at.is_none_or(|deadline| deadline > now) {
+                return self.job(id);
+            }
+            job.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
+        }
+    }
+
+    /// The first job for a claim, with its caller's turn served.
+    fn first(&mut self, pick: Pick) -> Option<&mut Expected> {
+        let (clock, under_way) = (self.clock.clone(), self.under_way());
         if let Pick::Job(id) = pick
-            && let Some(place) = self.jobs.iter().position(|job| job.id == id && job.is_ready(&under_way, now))
+            && let Some(place) = self.jobs.iter().position(|job| job.id == id && job.is_ready(&under_way, &clock))
         {
             return self.jobs.get_mut(place);
         }
-        let ready = |job: &Expected| job.is_ready(&under_way, now);
+        let ready = |job: &Expected| job.is_ready(&under_way, &clock);
         let unwaited = pick == Pick::Unwaited && self.jobs.iter().any(|job| ready(job) && !job.waited_for);
         let may = |job: &&mut Expected| ready(job) && !(unwaited && job.waited_for);
         let callers = self.jobs.iter_mut().filter(may).map(|job| job.caller());
@@ -536,8 +571,8 @@ impl World {
 
     /// Callers that have jobs ready come in at the turn served last, unless theirs is a later one.
     fn note_callers(&mut self) {
-        let (now, under_way) = (self.now(), self.under_way());
-        let ready = self.jobs.iter().filter(|job| job.is_ready(&under_way, now));
+        let under_way = self.under_way();
+        let ready = self.jobs.iter().filter(|job| job.is_ready(&under_way, &self.clock));
         let callers: Vec<_> = ready.map(Expected::caller).collect();
         self.turns.retain(|caller, turn| *turn > self.turn || callers.contains(caller));
         for caller in callers {
@@ -547,12 +582,14 @@ impl World {
 
     /// Who waits goes by the earliest deadline, each among its caller's; they have come in this order.
     fn assert_first_of_its_caller(&self, id: JobId) {
-        let (now, under_way) = (self.now(), self.under_way());
+        let under_way = self.under_way();
         let client = self.clients.iter().position(|client| client.job() == id).expect("a client waits for it");
         let of = |id| self.jobs.iter().find(|job| job.id == id);
         let caller = of(id).map(Expected::caller);
         let earlier = self.clients[..client].iter().filter_map(|client| of(client.job()));
-        let passed = earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(&under_way, now)).count();
+        let earlier = earlier.filter(|job| !(self.was_set && job.is_timed));
+        let passed =
+            earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(&under_way, &self.clock)).count();
         assert!(passed == 0 || self.was_deaf, "{id} is claimed before {passed} with an earlier deadline");
     }
 
@@ -572,7 +609,7 @@ impl World {
             Step::Together(ops) => ops.len() == 1,
             Step::Claim(workers) => *workers == 1,
             Step::HandOver { .. } | Step::Sweep | Step::Restart { .. } => true,
-            Step::Wait(_) | Step::HangUp(_) | Step::Pass(_) | Step::Die(_) => false,
+            Step::Wait(_) | Step::HangUp(_) | Step::Pass(_) | Step::SetClock { .. } | Step::Die(_) => false,
         };
         let fault = fault.filter(|_| alone);
         let deaf = deaf && matches!(step, Step::Together(_) | Step::Sweep);
@@ -583,6 +620,7 @@ impl World {
         }
         self.store.set_deaf(deaf);
         self.was_deaf |= deaf;
+        self.was_set |= matches!(step, Step::SetClock { .. });
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
             tokio::time::pause();
@@ -595,6 +633,8 @@ impl World {
             Step::Wait(n) => self.wait(n),
             Step::HangUp(n) => self.hang_up(n),
             Step::Pass(seconds) => self.clock.advance(Duration::from_secs(seconds)),
+            Step::SetClock { hours, forward: true } => self.clock.set_forward(Duration::from_hours(hours)),
+            Step::SetClock { hours, forward: false } => self.clock.set_back(Duration::from_hours(hours)),
             Step::Die(n) => self.die(n),
             Step::Sweep => self.sweep().await,
             Step::Restart { kill } => self.restart(kill, fault).await,
@@ -640,6 +680,8 @@ impl World {
             created_at: now,
             due_at: new.run_in.map_or(now, later),
             deadline_at: new.deadline.map(later),
+            is_timed: new.run_in.is_some_and(|seconds| later(seconds) > now.minus(self.clock.lead())),
+            is_reached: false,
             state: JobState::Queued { run_at: new.run_in.map_or(now, later) },
             attempt: 0,
             overloads: 0,
@@ -703,7 +745,8 @@ impl World {
         }
         let now = self.now();
         let (submission, expected) = self.submission(&new);
-        let chosen = permit && new.run_in.is_none_or(|seconds| seconds == 0) && !expected.is_asked(&self.under_way());
+        let is_due = !expected.is_timed && new.deadline != Some(0);
+        let chosen = permit && is_due && !expected.is_asked(&self.under_way());
         let queue = self.queue.clone();
         let permit: Permit = Arc::new(move || permit);
         let mut worker = Some(Box::pin(queue.next(&permit)));
@@ -784,7 +827,9 @@ impl World {
             (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::Before))) => {}
             // It runs, and nobody is at work on it, until its lease is over.
             (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::After))) => {
-                self.taken(pick).unwrap().claim(now);
+                if let Some(job) = self.taken(pick) {
+                    job.claim(now);
+                }
             }
             (Err(error), fired) => panic!("{error} after {fired:?}"),
         }
@@ -916,7 +961,7 @@ impl World {
         let at_work: HashSet<_> = at_work.map(|held| (held.claim.job.id, held.claim.job.attempt)).collect();
         for job in &mut self.jobs {
             let mut swept = job.clone();
-            swept.sweep(&policy, &under_way, at_work.contains(&(job.id, job.attempt)), now);
+            swept.sweep(&policy, &under_way, at_work.contains(&(job.id, job.attempt)), &self.clock);
             // An interrupted sweep did it or did not.
             if result.is_ok() || self.store.peek(job.id).is_some_and(|is| is.state == swept.state) {
                 *job = swept;
@@ -929,7 +974,7 @@ impl World {
             self.jobs.iter().enumerate().filter_map(|(n, job)| Some((job.finished_at?, n))).collect();
         ends.sort_unstable();
         let surplus = ends.len().saturating_sub(policy.max_finished);
-        let before = now.minus(policy.keep_finished_for);
+        let before = now.minus(policy.keep_finished_for).minus(self.clock.skipped(policy.keep_finished_for));
         let mut gone: Vec<_> = ends
             .iter()
             .enumerate()
@@ -944,7 +989,7 @@ impl World {
     }
 
     async fn restart(&mut self, kill: bool, fault: Option<(usize, Moment)>) {
-        let (now, policy) = (self.now(), self.policy.clone());
+        let policy = self.policy.clone();
         if kill {
             self.waiters.drain(..).for_each(|(_, waiter)| waiter.abort());
             self.folder = copy_of(self.folder.path());
@@ -962,6 +1007,7 @@ impl World {
         self.process += 1;
         self.metrics = Metrics::new();
         self.late = 0;
+        self.clock = self.clock.restarted();
         self.store = open(self.folder.path(), &self.clock, &self.metrics);
         self.queue = queue_over(&self.store, &self.clock, &self.policy, &self.metrics);
         if let Some((calls, moment)) = fault {
@@ -972,8 +1018,12 @@ impl World {
             self.store.take_fired();
         }
         self.queue.recover().await.unwrap();
-        for job in self.jobs.iter_mut().filter(|job| job.is_running()) {
-            job.expire(&policy, now);
+        let now = self.now();
+        for job in &mut self.jobs {
+            job.is_reached = false;
+            if job.is_running() {
+                job.expire(&policy, now);
+            }
         }
     }
 
@@ -999,6 +1049,9 @@ impl World {
         assert_eq!(pending, self.pending());
         assert_eq!(pending + counts.succeeded + counts.failed + counts.cancelled, self.jobs.len(), "nothing besides");
         assert_eq!(self.store.claimable(now), self.ready());
+        for job in &mut self.jobs {
+            job.is_reached |= job.is_due(&self.clock);
+        }
         self.note_callers();
         assert_eq!(self.metrics.leases_lost.get(), self.late, "late settles and heartbeats are counted");
 
@@ -1031,6 +1084,8 @@ impl World {
 
     /// Brings every job to its end: none may be stuck.
     async fn finish(&mut self) {
+        // Or jobs with a run_at would wait until the wall clock shows it.
+        self.clock.set_forward(self.clock.lead());
         let mut rounds = 0;
         while self.pending() > 0 {
             rounds += 1;
@@ -1228,6 +1283,29 @@ async fn a_clock_that_is_set_back_holds_up_no_job() {
     assert_eq!(claimed(&queue).await.job.id, ids[1]);
     answer(&queue, &first).await;
     assert_eq!(queue.peek(ids[2]).unwrap().state, JobState::Succeeded, "it shares the answer, and pays for none");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
+    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &Policy::plain(), &metrics);
+    for _ in 0..160 {
+        let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
+        let claim = tokio::spawn({
+            let (store, now) = (Arc::clone(&queue.0.store), clock.now());
+            async move { store.claim(Pick::Job(id), now.plus(LEASE), now).await.unwrap() }
+        });
+        let cancel = tokio::spawn({
+            let queue = queue.clone();
+            async move { queue.cancel(id).await.unwrap() }
+        });
+        claim.await.unwrap();
+        let record = cancel.await.unwrap();
+        assert_eq!(record.job.state, JobState::Cancelled);
+        for attempt in record.attempts {
+            assert_eq!((attempt.outcome, attempt.report.at_risk.is_some()), (AttemptOutcome::Cancelled, true));
+        }
+    }
 }
 
 /// A queue of one worker, whose attempts have all taken ten seconds so far.

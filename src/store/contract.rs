@@ -36,6 +36,9 @@ fn bound(store: &impl JobStore) {
     }));
 }
 
+/// What a call may cost.
+pub(crate) const RISK: AtRisk = AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) };
+
 /// A moment of the suite.
 pub(crate) fn at(seconds: u32) -> Timestamp {
     Timestamp::from_millis(1_800_000_000_000 + i64::from(seconds) * 1_000)
@@ -71,6 +74,8 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     passes_no_bound_however_many_come_at_once(fresh().await).await;
     prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
     claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
+    ends_a_job_past_its_deadline_instead_of_claiming_it(&fresh().await).await;
+    refuses_a_cancel_that_does_not_know_of_the_attempt(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
     folds_releases_in_a_row_and_bounds_the_history(&fresh().await).await;
     tells_how_many_go_before_a_job(&fresh().await).await;
@@ -118,7 +123,7 @@ async fn claim(store: &impl JobStore, now: u32) -> Option<Job> {
 }
 
 async fn pick(store: &impl JobStore, pick: Pick, now: u32) -> Option<Job> {
-    store.claim(pick, at(now + 30), at(now)).await.unwrap().map(|claimed| claimed.job)
+    store.claim(pick, at(now + 30), at(now)).await.unwrap().job.map(|claimed| claimed.job)
 }
 
 async fn claims_in_order_of_effective_time(store: &impl JobStore) {
@@ -161,7 +166,7 @@ async fn asks_whenever_jobs_become_pending_and_says_what_is(store: &impl JobStor
         Ok(())
     }));
     let one = std::num::NonZeroU64::new(1);
-    let later = Job { state: JobState::Queued { run_at: at(50) }, ..by(1, 1) };
+    let later = Job { state: JobState::Queued { run_at: at(50) }, is_timed: true, ..by(1, 1) };
     add(store, [by(0, 1), later.clone(), by(2, 2), job(3)]).await;
     let admission = |by, pending, pending_scheduled, pending_of_owner| Admission {
         by,
@@ -350,6 +355,36 @@ async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobSt
     assert_eq!(store.overdue(at(90), 10), std::slice::from_ref(&with_deadline));
     let failed = store.transition(with_deadline.id, JobEvent::MissDeadline, at(91)).await.unwrap();
     assert_eq!(failed.state, crate::job::JobState::Failed { code: FailureCode::DeadlineExceeded });
+}
+
+async fn ends_a_job_past_its_deadline_instead_of_claiming_it(store: &impl JobStore) {
+    let with_deadline = |n| Job { deadline_at: Some(at(20)), ..job(n) };
+    add(store, [with_deadline(0), with_deadline(1), job(2), with_deadline(3)]).await;
+    let claimed = store.claim(Pick::Job(job(1).id), at(60), at(20)).await.unwrap();
+    assert_eq!(claimed.job.unwrap().job.id, job(2).id);
+    let expired = JobState::Failed { code: FailureCode::DeadlineExceeded };
+    let ended: Vec<_> = claimed.expired.iter().map(|job| (job.id, job.state)).collect();
+    assert_eq!(ended, [(job(1).id, expired), (job(0).id, expired)]);
+    let claimed = store.claim(Pick::First, at(60), at(20)).await.unwrap();
+    assert!(claimed.job.is_none() && claimed.expired.len() == 1);
+    for n in [0, 1, 3] {
+        let record = store.get(job(n).id).await.unwrap().unwrap();
+        assert_eq!((record.job.state, record.job.attempt, record.attempts.len()), (expired, 0, 0));
+    }
+}
+
+async fn refuses_a_cancel_that_does_not_know_of_the_attempt(store: &impl JobStore) {
+    add(store, [job(0)]).await;
+    let claimed = claim(store, 1).await.unwrap();
+    let refused = store.transition(claimed.id, JobEvent::Cancel { at_risk: None }, at(2)).await.unwrap_err();
+    assert!(
+        matches!(refused, StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })),
+        "{refused}"
+    );
+    assert_eq!(store.peek(claimed.id), Some(claimed.clone()));
+    store.transition(claimed.id, JobEvent::Cancel { at_risk: Some(RISK) }, at(3)).await.unwrap();
+    let record = store.get(claimed.id).await.unwrap().unwrap();
+    assert_eq!((record.job.state, record.attempts[0].report.at_risk), (JobState::Cancelled, Some(RISK)));
 }
 
 async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
@@ -600,7 +635,7 @@ fn claimed_at_once(job: &Job) -> Job {
 
 async fn asks_once_for_all_that_ask_the_same(store: &impl JobStore) {
     let later = Job { state: JobState::Queued { run_at: at(50) }, due_at: at(50), ..asking(4, 7) };
-    let hurried = Job { deadline_at: Some(at(12)), ..asking(1, 7) };
+    let hurried = Job { deadline_at: Some(at(32)), ..asking(1, 7) };
     add(store, [asking(0, 7), hurried, asking(2, 7), asking(3, 8), later, job(5)]).await;
     let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
     let claimed = [claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap()];
@@ -611,14 +646,14 @@ async fn asks_once_for_all_that_ask_the_same(store: &impl JobStore) {
     assert!(store.is_under_way(seven));
     let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
     store.transition(job(0).id, extend, at(20)).await.unwrap();
-    assert_eq!((store.claimable(at(20)), store.overdue(at(20), 9)), (0, Vec::new()), "its deadline waits too");
+    assert_eq!((store.claimable(at(20)), store.overdue(at(35), 9)), (0, Vec::new()), "its deadline waits too");
     assert_eq!(store.insert(claimed_at_once(&asking(6, 7)), request(6)).await, Ok(Insertion::Unclaimed));
     assert_eq!(store.peek(job(6).id), Some(asking(6, 7)));
 
     store.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(20)).await.unwrap();
     let release = JobEvent::Release { attempt: 1, run_at: at(21), is_demoted: false, report: Arc::default() };
     store.transition(job(0).id, release, at(21)).await.unwrap();
-    assert_eq!((store.claimable(at(21)), ids(&store.overdue(at(21), 9))), (3, vec![job(1).id]));
+    assert_eq!((store.claimable(at(21)), ids(&store.overdue(at(35), 9))), (3, vec![job(1).id]));
     assert_eq!(claim(store, 21).await.unwrap().id, job(0).id);
     let fail = JobEvent::Fail { attempt: 2, code: FailureCode::Refused, report: Arc::default() };
     store.transition(job(0).id, fail, at(22)).await.unwrap();
@@ -679,7 +714,7 @@ async fn tells_the_observer_who_is_held_back_and_who_is_let_go(store: &impl JobS
     assert_eq!(next().await, (vec![first, second], vec![second]));
     add(store, [asking(2, 7)]).await;
     assert_eq!(next().await, (vec![third], vec![third]));
-    store.transition(first, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    store.transition(first, JobEvent::Cancel { at_risk: Some(RISK) }, at(11)).await.unwrap();
     assert_eq!(next().await, (vec![first, second, third], vec![]));
 }
 

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ahead, ClaimedJob, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit};
+use super::{Ahead, Claimed, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit};
 use crate::{
     clock::Timestamp,
     job::{
@@ -160,12 +160,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Import(records.len()), self.inner.import(records)).await
     }
 
-    async fn claim(
-        &self,
-        pick: Pick,
-        lease_until: Timestamp,
-        now: Timestamp,
-    ) -> Result<Option<ClaimedJob>, StoreError> {
+    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError> {
         self.script.lock().picks.push(pick);
         self.call(Call::Claim, self.inner.claim(pick, lease_until, now)).await
     }

@@ -66,7 +66,7 @@ use self::{
     recent::{Bodies, Recent},
     writer::{Command, Envelope, NewJob, Reply, Writer},
 };
-use super::{Ahead, ClaimedJob, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit, turns::List};
+use super::{Ahead, Claimed, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit, turns::List};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -234,12 +234,7 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Import { all, reply }).await
     }
 
-    async fn claim(
-        &self,
-        pick: Pick,
-        lease_until: Timestamp,
-        now: Timestamp,
-    ) -> Result<Option<ClaimedJob>, StoreError> {
+    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError> {
         self.ask(|reply| Command::Claim { pick, lease_until, now, reply }).await
     }
 
@@ -261,7 +256,7 @@ impl JobStore for SledStore {
         let now = self.shared.clock.now();
         // Asked at every sweep, and mostly in vain.
         if self.shared.index.read().prunable(before, keep, 1, now).is_empty()
-            && self.shared.keys.read().expired(now, 1).is_empty()
+            && self.shared.keys.read().expired(self.shared.key_time(now), 1).is_empty()
         {
             return Ok(0);
         }
@@ -338,7 +333,7 @@ impl JobStore for SledStore {
     }
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.shared.keys.read().find(key, now).is_some()
+        self.shared.keys.read().find(key, self.shared.key_time(now)).is_some()
     }
 
     fn counts(&self, now: Timestamp) -> StatusCounts {
@@ -439,7 +434,7 @@ impl Shared {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
         let (mut index, keys, beside, next_seq) =
-            writer::load(&disk, self.config.keep_answers, self.clock.now()).map_err(unreadable)?;
+            writer::load(&disk, self.config.keep_answers, &self.clock).map_err(unreadable)?;
         let deliveries = disk.deliveries(&index).map_err(unreadable)?;
         deliveries.pending().for_each(|seq| index.set_untold(seq, true));
         *self.book.write() = Book::load(disk.tree(), &index).map_err(unreadable)?;
@@ -527,11 +522,16 @@ impl Shared {
 
     /// Makes ready what was queued for a moment that has come.
     fn promote(&self, now: Timestamp) {
+        let lead = self.clock.lead();
         // A statement of its own: the lock for reading must be gone before that for writing is asked for.
-        let due = self.index.read().has_due(now);
+        let due = self.index.read().has_due(now, lead);
         if due {
-            self.index.write().promote(now);
+            self.index.write().promote(now, lead);
         }
+    }
+
+    fn key_time(&self, now: Timestamp) -> Timestamp {
+        idempotency::time(&self.clock, now)
     }
 }
 

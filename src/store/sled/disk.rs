@@ -21,7 +21,10 @@ use super::{
     mark::{self, Mark},
     witness::Witness,
 };
-use crate::job::{IdempotencyKey, Job, JobId, caller::Caller, delivery::Delivery};
+use crate::{
+    clock::SavedTime,
+    job::{IdempotencyKey, Job, JobId, caller::Caller, delivery::Delivery},
+};
 
 /// Persisted at creation, never to be changed: at the default of 512 KiB, values of 10 KB already went to blob files,
 /// which sled never syncs.
@@ -137,6 +140,8 @@ pub(super) struct Disk {
     path: PathBuf,
     /// As it was found, if it can be held to.
     witness: Option<Witness>,
+    /// The service time of the newest group of changes, as it was found.
+    time: Option<SavedTime>,
 }
 
 /// Why a store that can be opened must not be used.
@@ -226,9 +231,10 @@ impl Disk {
             return Err(unreadable("the start of the file is damaged".to_owned()));
         }
         let mark = Mark::open(path).map_err(folder)?;
+        let time = witness.as_ref().map(|witness| witness.time.clone());
         // Without a mark there is nobody to say that it was not so before.
         let witness = witness.filter(|_| acknowledged > 0);
-        let disk = Disk { tree, file, mark, groups: AtomicU64::new(groups), path: path.to_owned(), witness };
+        let disk = Disk { tree, file, mark, groups: AtomicU64::new(groups), path: path.to_owned(), witness, time };
         if is_half_made {
             disk.tree.insert(keys::FORMAT, &[FORMAT_VERSION]).map_err(|error| unreadable(error.to_string()))?;
         }
@@ -271,9 +277,14 @@ impl Disk {
         Err(lost(&self.path, "jobs are missing or out of date"))
     }
 
+    /// The service time when the store was last written, if it ever was.
+    pub(super) fn time(&self) -> Option<&SavedTime> {
+        self.time.as_ref()
+    }
+
     /// Begins a group's metadata: what stands after this may be lost by a crash until [`Disk::commit`].
-    pub(super) fn begin(&self, touched: Vec<Seq>, index: &Index) -> Result<(), String> {
-        let witness = Witness::new(self.groups.load(Ordering::Relaxed) + 1, touched, index).encode()?;
+    pub(super) fn begin(&self, touched: Vec<Seq>, index: &Index, time: SavedTime) -> Result<(), String> {
+        let witness = Witness::new(self.groups.load(Ordering::Relaxed) + 1, touched, index, time).encode()?;
         self.tree.insert(keys::WITNESS, witness).map(drop).map_err(|error| error.to_string())
     }
 

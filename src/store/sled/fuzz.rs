@@ -31,11 +31,19 @@ fn job() -> impl Strategy<Value = Job> {
     let priority = prop::sample::select(vec![Priority::High, Priority::Normal, Priority::Low]);
     let key = (any::<[u8; 16]>(), any::<[u8; 16]>(), time());
     let key = key.prop_map(|(key, body, expires_at)| Box::new(IdempotencyKey { key, body, expires_at }));
-    let digests = (any::<Option<u64>>(), any::<Option<u64>>(), any::<bool>());
+    let digests = (any::<Option<u64>>(), any::<Option<u64>>(), any::<(bool, bool)>());
     let counts = (any::<u32>(), any::<u16>(), any::<u32>());
     let times = (time(), time(), prop::option::of(time()), prop::option::of(time()), prop::option::of(time()));
     (any::<u128>(), priority, state(), prop::option::of(key), digests, counts, times).prop_map(
-        |(id, priority, state, idempotency, (caller, question, waited_for), (attempt, failed, releases), times)| {
+        |(
+            id,
+            priority,
+            state,
+            idempotency,
+            (caller, question, (waited_for, is_timed)),
+            (attempt, failed, releases),
+            times,
+        )| {
             let (created_at, due_at, deadline_at, started_at, finished_at) = times;
             Job {
                 waited_for,
@@ -47,6 +55,7 @@ fn job() -> impl Strategy<Value = Job> {
                 releases,
                 idempotency,
                 due_at,
+                is_timed,
                 deadline_at,
                 started_at,
                 finished_at,

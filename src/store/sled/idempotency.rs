@@ -6,13 +6,18 @@ use std::collections::{BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     job::{IdempotencyKey, Job, JobId, caller::Caller},
 };
 
 /// Most keys in force, at some 200 bytes of memory for each. Beyond, the oldest of the caller with the most of them are
 /// forgotten: so a caller that floods the store with keys loses its own.
 const MAX_KEYS: usize = 400_000;
+
+/// The time by which keys are in force: a jump of the clock ends none.
+pub(super) fn time(clock: &Clock, now: Timestamp) -> Timestamp {
+    now.minus(clock.skipped(IdempotencyKey::WINDOW))
+}
 
 /// What a key stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

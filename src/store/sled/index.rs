@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
     num::NonZeroU64,
+    time::Duration,
 };
 
 use hashbrown::HashTable;
@@ -34,6 +35,10 @@ pub(super) struct Index {
     ready: Turns<(Timestamp, Seq)>,
     /// Queued for later, by their time.
     scheduled: BTreeSet<(Timestamp, Seq)>,
+    /// Queued for a wall-clock time that their clients asked for ([`Job::is_timed`]), by it.
+    timed: BTreeSet<(Timestamp, Seq)>,
+    /// How far the service time is ahead of the wall clock.
+    lead: Duration,
     /// Running, by the end of their lease.
     leases: BTreeSet<(Timestamp, Seq)>,
     /// Queued with a deadline, by it.
@@ -97,10 +102,15 @@ impl Index {
         }
     }
 
-    /// The index of all these jobs, in the order of their numbers. Answers can be looked for by their question if
+    /// The index of all these jobs, in the order of their numbers, where the service time is `lead` ahead of the wall clock. Answers can be looked for by their question if
     /// `keep_answers`.
-    pub(super) fn of(jobs: impl IntoIterator<Item = (Seq, Job)>, keep_answers: bool, now: Timestamp) -> Index {
-        let mut index = Index::default();
+    pub(super) fn of(
+        jobs: impl IntoIterator<Item = (Seq, Job)>,
+        keep_answers: bool,
+        now: Timestamp,
+        lead: Duration,
+    ) -> Index {
+        let mut index = Index { lead, ..Index::default() };
         let listed = jobs.into_iter().inspect(|(seq, job)| index.list(*seq, job, now));
         let jobs: Vec<(Seq, Job)> = listed.collect();
         // Room for all at once: it would have to find every job again to make more.
@@ -123,11 +133,13 @@ impl Index {
         if let Some(caller) = job.caller.filter(|_| !job.state.is_final()) {
             *self.pending.entry(caller).or_default() += 1;
         }
-        self.move_list(seq, None, Some(job.status(now)));
+        let reached = if job.is_timed { now.minus(self.lead) } else { now };
+        let is_due = matches!(job.state, JobState::Queued { run_at } if run_at <= reached);
+        self.move_list(seq, None, Some(job.status(reached)));
         match job.state {
             JobState::Queued { run_at } => {
-                if run_at > now {
-                    self.scheduled.insert((run_at, seq));
+                if !is_due {
+                    self.later(job.is_timed).insert((run_at, seq));
                 } else if self.is_under_way(job.question) {
                     return;
                 } else {
@@ -158,7 +170,7 @@ impl Index {
         let mut status = old.status(old.created_at);
         match old.state {
             JobState::Queued { run_at } => {
-                let waits = self.scheduled.remove(&(run_at, seq));
+                let waits = self.later(old.is_timed).remove(&(run_at, seq));
                 status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
                 self.ready.remove(old.caller, List::of(old.waited_for), &(old.effective_at(), seq));
                 if let Some(deadline) = old.deadline_at {
@@ -205,11 +217,18 @@ impl Index {
 
     /// Queued jobs of a question whose time has come.
     fn due(&self, question: NonZeroU64) -> Vec<Seq> {
-        let is_due = |seq: &Seq| match self.jobs.get(seq).map(|job| job.state) {
-            Some(JobState::Queued { run_at }) => !self.scheduled.contains(&(run_at, *seq)),
-            _ => false,
-        };
-        self.asking(question).filter(is_due).collect()
+        self.asking(question).filter(|seq| self.jobs.get(seq).is_some_and(|job| self.is_due(*seq, job))).collect()
+    }
+
+    /// Whether a job is queued and its time has come, as of the last promotion.
+    fn is_due(&self, seq: Seq, job: &Job) -> bool {
+        let later = if job.is_timed { &self.timed } else { &self.scheduled };
+        matches!(job.state, JobState::Queued { run_at } if !later.contains(&(run_at, seq)))
+    }
+
+    /// The list in which a job waits for its time.
+    fn later(&mut self, is_timed: bool) -> &mut BTreeSet<(Timestamp, Seq)> {
+        if is_timed { &mut self.timed } else { &mut self.scheduled }
     }
 
     /// Whether a job of this question is running.
@@ -237,10 +256,7 @@ impl Index {
 
     /// Whether a job is due and not ready, as its question is under way.
     pub(super) fn is_held_back(&self, seq: Seq) -> bool {
-        self.jobs.get(&seq).is_some_and(|job| match job.state {
-            JobState::Queued { run_at } => self.is_under_way(job.question) && !self.scheduled.contains(&(run_at, seq)),
-            _ => false,
-        })
+        self.jobs.get(&seq).is_some_and(|job| self.is_under_way(job.question) && self.is_due(seq, job))
     }
 
     /// Moves a job from the list of one status to that of another.
@@ -279,10 +295,17 @@ impl Index {
         }
     }
 
-    /// Makes ready what was queued for a moment that has come.
-    pub(super) fn promote(&mut self, now: Timestamp) {
-        while let Some(&(run_at, seq)) = self.scheduled.first().filter(|(run_at, _)| *run_at <= now) {
-            self.scheduled.remove(&(run_at, seq));
+    /// Makes ready what was queued for a moment that has come. The service time is `lead` ahead of the wall clock.
+    pub(super) fn promote(&mut self, now: Timestamp, lead: Duration) {
+        self.lead = lead;
+        for (is_timed, now) in [(false, now), (true, now.minus(lead))] {
+            self.promote_list(is_timed, now);
+        }
+    }
+
+    fn promote_list(&mut self, is_timed: bool, now: Timestamp) {
+        while let Some(&(run_at, seq)) = self.later(is_timed).first().filter(|(run_at, _)| *run_at <= now) {
+            self.later(is_timed).remove(&(run_at, seq));
             if let Some(job) = self.jobs.get(&seq) {
                 if self.is_under_way(job.question) {
                     if let Some(deadline) = job.deadline_at {
@@ -297,9 +320,10 @@ impl Index {
         }
     }
 
-    /// True if [`Index::promote`] would find something.
-    pub(super) fn has_due(&self, now: Timestamp) -> bool {
-        self.scheduled.first().is_some_and(|(run_at, _)| *run_at <= now)
+    /// True if [`Index::promote`] has something to do.
+    pub(super) fn has_due(&self, now: Timestamp, lead: Duration) -> bool {
+        let is_due = |list: &BTreeSet<(Timestamp, Seq)>, now| list.first().is_some_and(|(run_at, _)| *run_at <= now);
+        is_due(&self.scheduled, now) || is_due(&self.timed, now.minus(lead)) || self.lead < lead
     }
 
     /// The sum of the fingerprints of all jobs.
@@ -332,8 +356,9 @@ impl Index {
         self.jobs.len() - self.finished.len() - self.untold.len()
     }
 
+    /// Jobs whose clients asked for a later time.
     pub(super) fn scheduled_len(&self) -> usize {
-        self.scheduled.len()
+        self.timed.len()
     }
 
     /// Pending jobs of a caller.
@@ -354,7 +379,9 @@ impl Index {
     }
 
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        [&self.scheduled, &self.leases, &self.deadlines].iter().filter_map(|list| list.first()).map(|(at, _)| *at).min()
+        let timed = self.timed.first().map(|(at, _)| at.plus(self.lead));
+        let lists = [&self.scheduled, &self.leases, &self.deadlines];
+        lists.iter().filter_map(|list| list.first()).map(|(at, _)| *at).chain(timed).min()
     }
 
     pub(super) fn oldest_queued(&self) -> Option<Timestamp> {
@@ -425,10 +452,11 @@ impl Index {
     pub(super) fn counts(&self, now: Timestamp) -> StatusCounts {
         let of = |status| self.by_status.get(&status).map_or(0, BTreeSet::len);
         // Due but not yet promoted: few, and only for moments.
-        let due = self.scheduled.iter().take_while(|(run_at, _)| *run_at <= now).count();
+        let due = |list: &BTreeSet<(Timestamp, Seq)>, now| list.iter().take_while(|(run_at, _)| *run_at <= now).count();
+        let due = due(&self.scheduled, now) + due(&self.timed, now.minus(self.lead));
         StatusCounts {
             queued: of(JobStatus::Queued) + due,
-            scheduled: self.scheduled.len() - due,
+            scheduled: self.scheduled.len() + self.timed.len() - due,
             running: of(JobStatus::Running),
             succeeded: of(JobStatus::Succeeded),
             failed: of(JobStatus::Failed),
@@ -439,10 +467,11 @@ impl Index {
     /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
     #[cfg(test)]
     pub(super) fn assert_consistent(&self) {
-        let mut rebuilt = Index::of(Vec::new(), self.questions.answers.is_some(), Timestamp::from_millis(0));
+        let mut rebuilt =
+            Index::of(Vec::new(), self.questions.answers.is_some(), Timestamp::from_millis(0), Duration::ZERO);
         for (seq, job) in &self.jobs {
             // A queued job stands in one of two lists, by the moment of the last promotion.
-            let waits = matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
+            let waits = matches!(job.state, JobState::Queued { .. }) && !self.is_due(*seq, job);
             rebuilt.replace(*seq, Some(job), Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }));
         }
         self.untold.iter().for_each(|(_, seq)| rebuilt.set_untold(*seq, true));
@@ -450,8 +479,8 @@ impl Index {
             rebuilt.by_status.entry(*list).or_default();
         }
         let lists = |index: &Index| {
-            let Index { scheduled, leases, deadlines, finished, untold, .. } = index;
-            [scheduled, leases, deadlines, finished, untold].map(Clone::clone)
+            let Index { scheduled, timed, leases, deadlines, finished, untold, .. } = index;
+            [scheduled, timed, leases, deadlines, finished, untold].map(Clone::clone)
         };
         assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
         assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");

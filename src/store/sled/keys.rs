@@ -5,7 +5,7 @@
 //! 1 | seq | chunk             the request, written once
 //! 2 | seq | attempt | chunk   an attempt with its result, written once, when it is settled
 //! 3 | "format"                written at creation, see `making`: else a store without it has lost its beginning
-//! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch
+//! 3 | "witness"               what the jobs add up to that the newest group of changes does not touch; the service time
 //! 3 | "pruning"               the jobs of the newest prune step, for the sweep after a crash
 //! 4 | key                     an idempotency key that is in force though its job was pruned
 //! 5 | day | number            a part of a day's ledger, see `book`

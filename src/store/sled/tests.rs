@@ -1,9 +1,14 @@
-use std::{path::Path, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    clock::SavedTime,
     job::{
         FailureClass, JobState, JobStatus, Priority,
         delivery::{DeliveryTry, KEPT_UNTOLD},
@@ -54,7 +59,7 @@ async fn those_who_wait_for_the_answer_of_another_do_so_after_a_kill_until_that_
     for n in 0..4 {
         store.insert(contract::asking(n, 7), request(n)).await.unwrap();
     }
-    let asked = store.claim(Pick::Job(job(2).id), at(30), at(10)).await.unwrap().unwrap().job;
+    let asked = store.claim(Pick::Job(job(2).id), at(30), at(10)).await.unwrap().job.unwrap().job;
     store.assert_consistent();
     let copy = copy_of(folder.path());
     let survivor = open(copy.path());
@@ -63,7 +68,7 @@ async fn those_who_wait_for_the_answer_of_another_do_so_after_a_kill_until_that_
     let expire = JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: Some(at(11)), at_risk: None };
     survivor.transition(asked.id, expire, at(11)).await.unwrap();
     assert_eq!(survivor.claimable(at(11)), 4);
-    assert_eq!(survivor.claim(Pick::First, at(30), at(11)).await.unwrap().unwrap().job.id, job(0).id);
+    assert_eq!(survivor.claim(Pick::First, at(30), at(11)).await.unwrap().job.unwrap().job.id, job(0).id);
     let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
     assert_eq!(survivor.succeed(job(0).id, 1, report, at(12)).await.unwrap().len(), 4);
     survivor.assert_consistent();
@@ -79,7 +84,7 @@ async fn no_more_wait_for_one_answer_than_can_be_given_it_together() {
     let same = (0..600).map(|n| JobRecord::fresh(contract::asking(n, 7), request(n))).collect();
     store.insert_all(same).await.unwrap();
     store.insert(contract::asking(600, 7), request(600)).await.unwrap();
-    assert_eq!(store.claim(Pick::First, at(700), at(650)).await.unwrap().unwrap().job.id, job(0).id);
+    assert_eq!(store.claim(Pick::First, at(700), at(650)).await.unwrap().job.unwrap().job.id, job(0).id);
     assert_eq!(store.claimable(at(650)), 601 - 512);
     let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
     assert_eq!(store.succeed(job(0).id, 1, report, at(660)).await.unwrap().len(), 512);
@@ -97,7 +102,7 @@ async fn a_job_that_becomes_queued_twice_in_a_group_is_given_an_answer_once() {
         for n in [n, n + 1] {
             store.insert(contract::asking(n, 7), request(n)).await.unwrap();
         }
-        store.claim(Pick::Job(asked), at(90), at(50)).await.unwrap().unwrap();
+        store.claim(Pick::Job(asked), at(90), at(50)).await.unwrap().job.unwrap();
         store.transition(other, JobEvent::Cancel { at_risk: None }, at(50)).await.unwrap();
         let changes = [
             JobEvent::Requeue { run_at: at(50), by: None },
@@ -125,8 +130,8 @@ async fn a_job_that_becomes_due_in_a_group_waits_for_what_the_group_claims() {
         store.insert(later, request(n + 1)).await.unwrap();
         let claim = |now| store.claim(Pick::First, at(90), at(now));
         let (first, second) = futures_util::join!(claim(40), claim(50));
-        assert_eq!(first.unwrap().unwrap().job.id, job(n).id);
-        assert!(second.unwrap().is_none(), "its question is being asked");
+        assert_eq!(first.unwrap().job.unwrap().job.id, job(n).id);
+        assert!(second.unwrap().job.is_none(), "its question is being asked");
         store.shared.index.read().assert_consistent();
         let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
         assert_eq!(store.succeed(job(n).id, 1, report, at(60)).await.unwrap().len(), 2);
@@ -140,7 +145,7 @@ async fn the_newest_answer_is_found_after_a_kill_too_and_not_once_it_is_removed(
     let question = contract::asking(0, 7).question.unwrap();
     for n in 0..3 {
         store.insert(contract::asking(n, 7), request(n)).await.unwrap();
-        store.claim(Pick::First, at(30), at(10)).await.unwrap().unwrap();
+        store.claim(Pick::First, at(30), at(10)).await.unwrap().job.unwrap();
         // The first to be asked is the last to be answered.
         store.transition(job(n).id, success(1, 100), at(20 - n)).await.unwrap();
     }
@@ -195,7 +200,7 @@ async fn what_was_answered_is_on_disk_at_that_moment() {
     store.insert(job(0), request(0)).await.unwrap();
     store.insert(job(1), request(1)).await.unwrap();
     let after_insert = copy_of(folder.path());
-    store.claim(Pick::First, at(30), at(2)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(2)).await.unwrap().job.unwrap();
     let after_claim = copy_of(folder.path());
     store.transition(job(0).id, success(1, 60_000), at(3)).await.unwrap();
     let after_settle = copy_of(folder.path());
@@ -229,13 +234,54 @@ async fn a_job_whose_metadata_was_never_written_is_not_there_and_leaves_nothing_
     assert_eq!(codec::read_chunks(disk.tree(), &keys::request(seq_of_orphan)).unwrap(), None);
 }
 
+/// With `CEOAGENT_TEST_BATCHES=100` it is the measurement of docs/measurements.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_waits_for_two_batches_at_most_however_many_come_at_once() {
+    const SMALL: u32 = 2_000;
+    let batches: u32 = std::env::var("CEOAGENT_TEST_BATCHES").map_or(20, |count| count.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let (store, written) = (Arc::new(open(folder.path())), Arc::new(AtomicUsize::new(0)));
+    let small = (0..SMALL).map(|n| JobRecord::fresh(job(n), request(n))).collect();
+    store.insert_all(small).await.unwrap();
+    let writing: Vec<_> = (1..=batches)
+        .map(|batch| {
+            let (store, written) = (Arc::clone(&store), Arc::clone(&written));
+            let of_batch = (batch * 10_000..batch * 10_000 + 1_000).map(|n| JobRecord::fresh(job(n), request(n)));
+            let jobs = of_batch.collect();
+            tokio::spawn(async move {
+                store.insert_all(jobs).await.unwrap();
+                written.fetch_add(1, SeqCst);
+            })
+        })
+        .collect();
+    while written.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut times = Vec::new();
+    for n in 0..SMALL {
+        let (before, started) = (written.load(SeqCst), std::time::Instant::now());
+        if before + 5 > batches as usize {
+            break;
+        }
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(SMALL)).await.unwrap();
+        times.push(started.elapsed());
+        let passed = written.load(SeqCst) - before;
+        assert!(passed <= 3, "{passed} batches were written before a cancel");
+    }
+    assert!(!times.is_empty());
+    times.sort_unstable();
+    let part = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!("{} cancels beside {batches} batches: p50 {:?}, p99 {:?}", times.len(), part(50), part(99));
+    futures_util::future::join_all(writing).await;
+}
+
 /// Writes a batch of two jobs after the store's one up to its `steps`-th write, and what a crash then leaves is opened.
 async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore) {
     let folder = tempfile::tempdir().unwrap();
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = writer::load(&disk, false, at(0)).unwrap();
+        let (index, _, _, first) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
         let body = |n: u32| {
             let bytes = serde_json::to_vec(&*request(n)).unwrap();
             codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
@@ -248,7 +294,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
             &|| disk.begin_batch(first, 2).unwrap(),
             &|| body(1),
             &|| body(2),
-            &|| disk.begin(vec![first, first + 1], &index).unwrap(),
+            &|| disk.begin(vec![first, first + 1], &index, SavedTime::default()).unwrap(),
             &|| metadata(1),
             &|| metadata(2),
             &|| disk.end_batch(first).unwrap(),
@@ -359,6 +405,37 @@ async fn an_end_whose_job_was_not_quite_queued_again_before_a_crash_is_told() {
 }
 
 #[tokio::test]
+async fn expired_keys_do_not_come_back_at_a_start_and_many_go_at_once() {
+    const KEYS: u8 = 200;
+    let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(at(0)));
+    let open = || {
+        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
+        SledStore::open(config, clock.clone(), Metrics::new()).unwrap()
+    };
+    let known = |store: &SledStore| store.shared.keys.read().expired(at(u32::MAX), 1_000).len();
+    let store = open();
+    for n in 0..KEYS {
+        let key = IdempotencyKey { key: [n; 16], body: [1; 16], expires_at: at(100) };
+        let named = Job { idempotency: Some(Box::new(key)), ..job(u32::from(n)) };
+        store.insert(named, request(u32::from(n))).await.unwrap();
+        store.transition(job(u32::from(n)).id, JobEvent::Cancel { at_risk: None }, at(5)).await.unwrap();
+    }
+    // Half of them outlive their jobs.
+    store.prune(at(0), usize::from(KEYS) / 2, usize::MAX).await.unwrap();
+    assert_eq!(known(&store), usize::from(KEYS));
+    clock.advance(Duration::from_secs(100));
+    store.close().await;
+    drop(store);
+    let store = open();
+    assert_eq!(known(&store), usize::from(KEYS) / 2, "those of jobs that are there do not come back");
+    store.prune(at(0), usize::MAX, 1).await.unwrap();
+    assert_eq!(known(&store), 0);
+    store.close().await;
+    drop(store);
+    assert_eq!(known(&open()), 0);
+}
+
+#[tokio::test]
 async fn a_message_that_is_due_keeps_its_job_across_a_restart_and_for_so_long() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
@@ -427,10 +504,10 @@ async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = writer::load(&disk, false, at(0)).unwrap();
+        let (index, _, _, first) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
         disk.begin_batch(first, 2).unwrap();
         codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
-        disk.begin(vec![first, first + 1], &index).unwrap();
+        disk.begin(vec![first, first + 1], &index, SavedTime::default()).unwrap();
         disk.tree().insert(keys::metadata(first), codec::encode(&job(1)).unwrap()).unwrap();
         disk.sync().unwrap();
     }
@@ -452,8 +529,8 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
-        let (index, _, _, _) = writer::load(&disk, false, at(0)).unwrap();
-        disk.begin(vec![1], &index).unwrap();
+        let (index, _, _, _) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
+        disk.begin(vec![1], &index, SavedTime::default()).unwrap();
         disk.tree().remove(keys::metadata(1)).unwrap();
         disk.sync().unwrap();
     }
@@ -471,7 +548,7 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     store.insert(job(0), request(0)).await.unwrap();
-    store.claim(Pick::First, at(30), at(1)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(1)).await.unwrap().job.unwrap();
     store.close().await;
     drop(store);
     {
@@ -491,20 +568,20 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     store.insert(job(0), request(0)).await.unwrap();
-    store.claim(Pick::First, at(30), at(1)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(1)).await.unwrap().job.unwrap();
     let settle = JobEvent::Succeed { attempt: 1, report: contract::spending("a", 5) };
     store.transition(job(0).id, settle, at(2)).await.unwrap();
     let day = Day::of(at(2));
     assert_eq!(open(copy_of(folder.path()).path()).spent(day).calls, 1);
 
     store.insert(job(1), request(1)).await.unwrap();
-    store.claim(Pick::First, at(30), at(3)).await.unwrap().unwrap();
+    store.claim(Pick::First, at(30), at(3)).await.unwrap().job.unwrap();
     store.close().await;
     drop(store);
     {
         // A settle that a crash cut off before its commit point.
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, ..) = writer::load(&disk, false, at(0)).unwrap();
+        let (index, ..) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
         let book = Book::load(disk.tree(), &index).unwrap();
         let sums = book.day(day);
         let entry = book::Entry { day, seq: 2, attempt: 1, model: "a".to_owned(), sums };
@@ -777,7 +854,7 @@ proptest! {
                             model.0[n] = model.0[n].apply(&JobEvent::Claim { lease_until }, at(now)).unwrap();
                             model.0[n].clone()
                         });
-                        prop_assert_eq!(claimed.map(|claimed| claimed.job), expected);
+                        prop_assert_eq!(claimed.job.map(|claimed| claimed.job), expected);
                     }
                     Step::Event(n, kind, stale) => {
                         let Some(job) = model.0.get_mut(n) else { continue };

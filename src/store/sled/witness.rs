@@ -12,6 +12,7 @@ use super::{
     index::Index,
     keys::Seq,
 };
+use crate::clock::SavedTime;
 
 /// What is written first in a group.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,13 +25,15 @@ pub(super) struct Witness {
     touched: Vec<Seq>,
     /// The sum of the fingerprints of all others.
     others: u64,
+    /// The service time, for the next run to go on from.
+    pub(super) time: SavedTime,
 }
 
 impl Witness {
     /// The witness of group number `groups`, which touches these jobs of the index.
-    pub(super) fn new(groups: u64, touched: Vec<Seq>, index: &Index) -> Witness {
+    pub(super) fn new(groups: u64, touched: Vec<Seq>, index: &Index, time: SavedTime) -> Witness {
         let others = others(index, &touched);
-        Witness { groups, version: codec::NEWEST, touched, others }
+        Witness { groups, version: codec::NEWEST, touched, others, time }
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>, String> {
@@ -65,7 +68,7 @@ mod tests {
     fn it_speaks_of_all_jobs_but_those_that_its_group_touches() {
         let mut index = Index::default();
         (1..5).for_each(|seq| index.replace(u64::from(seq), Some(&job(seq)), at(9)));
-        let witness = Witness::new(7, vec![2, 9], &index);
+        let witness = Witness::new(7, vec![2, 9], &index, SavedTime::default());
         assert_eq!(Witness::decode(&witness.encode().unwrap()).unwrap(), witness);
         let claimed = |n| -> Job { job(n).apply(&JobEvent::Claim { lease_until: at(60) }, at(9)).unwrap() };
         index.replace(2, Some(&claimed(2)), at(9));

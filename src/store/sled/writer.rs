@@ -32,14 +32,14 @@ use super::{
     recent::Bodies,
 };
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     job::{
         Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, MAX_ATTEMPTS,
         caller::{self, Caller},
         delivery::Delivery,
     },
     ledger::{Day, Sums, UNKNOWN_MODEL},
-    store::{ClaimedJob, Insertion, Pick, StoreError, bounds::Admission},
+    store::{Claimed, ClaimedJob, Insertion, Pick, StoreError, bounds::Admission},
 };
 
 /// Most jobs that a group changes: bounds how long its first change waits for the last.
@@ -62,6 +62,9 @@ const PRUNED_KEYS: usize = 1_024;
 const READ_BATCH: usize = 4_096;
 const READ_AHEAD: usize = 4;
 
+/// Most jobs that a claim ends because their deadline has passed; the sweeper ends the others.
+const MAX_OVERDUE: usize = 64;
+
 /// Most queued jobs that ask the same, and most of a group that take the answer of another: each gets a copy of it, and
 /// all are moved when one of them is claimed. What comes beyond has an answer of its own.
 const MAX_SHARED: usize = 512;
@@ -77,7 +80,7 @@ pub(super) enum Command {
     Insert { new: NewJob, reply: Reply<Insertion> },
     InsertAll { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
     Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
-    Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Option<ClaimedJob>> },
+    Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Claimed> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
     Succeed { id: JobId, attempt: u32, report: Arc<AttemptReport>, now: Timestamp, reply: Reply<Vec<Job>> },
     NoteDelivery { id: JobId, delivery: Delivery, reply: Reply<()> },
@@ -178,7 +181,7 @@ pub(super) struct Writer {
 enum Answer {
     Insert(Reply<Insertion>, Insertion),
     InsertAll(Reply<Vec<Insertion>>, Vec<Insertion>),
-    Claim(Reply<Option<ClaimedJob>>, Option<Box<ClaimedJob>>),
+    Claim(Reply<Claimed>, Box<Claimed>),
     Transition(Reply<Job>, Box<Job>),
     Succeed(Reply<Vec<Job>>, Vec<Job>),
     NoteDelivery(Reply<()>),
@@ -338,7 +341,7 @@ impl Writer {
     fn write(&self, disk: &Disk, group: &mut Group) -> Result<(), Fault> {
         let mut touched: Vec<Seq> = group.staged.keys().copied().collect();
         touched.sort_unstable();
-        disk.begin(touched.clone(), &self.shared.index.read()).map_err(Fault)?;
+        disk.begin(touched.clone(), &self.shared.index.read(), self.shared.clock.save()).map_err(Fault)?;
         // Before the metadata: what that does not confirm after a crash will not count.
         group.pages = self.shared.book.read().pages(&group.entries);
         if !group.pages.is_empty() {
@@ -443,38 +446,13 @@ impl Writer {
                 group.answers.push(Answer::InsertAll(reply, insertions));
                 Ok(())
             }
-            Command::Claim { pick, lease_until, now, reply } => match self.take(group, pick, now) {
-                None => {
-                    let _ = reply.send(Ok(None));
-                    Ok(())
+            Command::Claim { pick, lease_until, now, reply } => {
+                match self.claim(disk, group, pick, lease_until, now)? {
+                    Ok(claimed) => group.answers.push(Answer::Claim(reply, Box::new(claimed))),
+                    Err(refused) => drop(reply.send(Err(refused))),
                 }
-                Some((seq, job)) => {
-                    let event = JobEvent::Claim { lease_until };
-                    // What is ready is due, also where the clock has been set back since it became so.
-                    let JobState::Queued { run_at } = job.state else { unreachable!("only queued jobs are ready") };
-                    let job = match job.apply(&event, now.max(run_at)) {
-                        Ok(job) => job,
-                        Err(refused) => {
-                            self.shared.index.write().put_back(seq);
-                            let _ = reply.send(Err(refused.into()));
-                            return Ok(());
-                        }
-                    };
-                    let request = match self.request(disk, seq, job.id)? {
-                        Ok(request) => request,
-                        Err(corrupt) => {
-                            self.shared.index.write().put_back(seq);
-                            let _ = reply.send(Err(corrupt));
-                            return Ok(());
-                        }
-                    };
-                    let claimed = ClaimedJob { job: job.clone(), request };
-                    group.answers.push(Answer::Claim(reply, Some(Box::new(claimed))));
-                    self.hold_back(group, &job);
-                    group.note(seq, Some(job), now);
-                    Ok(())
-                }
-            },
+                Ok(())
+            }
             Command::Transition { id, event, now, reply } => {
                 let Some((seq, job)) = self.newest(group, id) else {
                     let _ = reply.send(Err(StoreError::NotFound(id)));
@@ -523,8 +501,10 @@ impl Writer {
                 let mut seqs = self.shared.index.read().prunable(before, keep, limit, now);
                 seqs.retain(|seq| !group.staged.contains_key(seq));
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
-                let expired = self.shared.keys.read().expired(now, limit.max(PRUNED_KEYS));
-                group.answers.push(Answer::Prune(reply, seqs.len().max(expired.len())));
+                let expired = self.shared.keys.read().expired(self.shared.key_time(now), limit.max(PRUNED_KEYS));
+                // As many as asked for: there may be more.
+                let pruned = if expired.len() < PRUNED_KEYS { seqs.len() } else { limit };
+                group.answers.push(Answer::Prune(reply, pruned));
                 for key in &expired {
                     disk.tree().remove(keys::idempotency(key))?;
                 }
@@ -551,6 +531,46 @@ impl Writer {
                 Ok(())
             }
         }
+    }
+
+    /// Stages the claim of a ready job, and the end of those before it whose deadline has passed. The outer error is the
+    /// disk's.
+    fn claim(
+        &self,
+        disk: &Disk,
+        group: &mut Group,
+        pick: Pick,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Result<Claimed, StoreError>, Fault> {
+        let mut claimed = Claimed::default();
+        while claimed.expired.len() < MAX_OVERDUE
+            && let Some((seq, job)) = self.take(group, pick, now)
+        {
+            // What is ready is due, also by a clock that another caller looked at a moment ago.
+            let JobState::Queued { run_at } = job.state else { unreachable!("only queued jobs are ready") };
+            let at = now.max(run_at);
+            if job.is_overdue(at) {
+                let ended = self.transit(disk, group, (seq, &job), &JobEvent::MissDeadline, at)?;
+                claimed.expired.extend(ended.ok());
+                continue;
+            }
+            let request = self.request(disk, seq, job.id)?;
+            let taken = job.apply(&JobEvent::Claim { lease_until }, at).map_err(StoreError::from);
+            match request.and_then(|request| Ok(ClaimedJob { job: taken?, request })) {
+                Ok(taken) => {
+                    self.hold_back(group, &taken.job);
+                    group.note(seq, Some(taken.job.clone()), now);
+                    claimed.job = Some(taken);
+                    break;
+                }
+                Err(refused) => {
+                    self.shared.index.write().put_back(seq);
+                    return Ok(Err(refused));
+                }
+            }
+        }
+        Ok(Ok(claimed))
     }
 
     /// Stages what an event makes of a job, and writes what belongs to it. The outer error is the disk's, the inner one
@@ -758,18 +778,25 @@ impl Writer {
     /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
     /// whole index is read anew.
     fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
+        let lead = self.shared.clock.lead();
         let mut index = self.shared.index.write();
-        if index.has_due(now) {
-            index.promote(now);
-            // The index knows nothing yet of what this group claims.
-            group.under_way.iter().for_each(|question| index.hold_back(*question));
+        if index.has_due(now, lead) {
+            index.promote(now, lead);
         }
         loop {
             let seq = index.take(pick)?;
             // What this group has changed already gets its place when the group is published.
-            if !group.staged.contains_key(&seq) {
-                return index.get(seq).map(|job| (seq, job.clone()));
+            if group.staged.contains_key(&seq) {
+                continue;
             }
+            let job = index.get(seq)?.clone();
+            // The index knows nothing yet of what this group claims, and a reader may have made the job ready since.
+            if let Some(question) = job.question.filter(|question| group.under_way.contains(question)) {
+                index.put_back(seq);
+                index.hold_back(question);
+                continue;
+            }
+            return Some((seq, job));
         }
     }
 
@@ -783,13 +810,13 @@ impl Writer {
 
     /// What the job's key, if it has one, stands for as the group sees it.
     fn known(&self, group: &Group, job: &Job) -> Option<Known> {
-        let (key, now) = (job.idempotency.as_ref()?, job.created_at);
+        let (key, now) = (job.idempotency.as_ref()?, self.shared.key_time(job.created_at));
         group.keys.find(key, now).or_else(|| self.shared.keys.read().find(key, now))
     }
 
     /// Has the keys of jobs that are about to be pruned outlive them, as far as they are in force.
     fn keep_keys(&self, disk: &Disk, seqs: &[Seq], now: Timestamp) -> Result<(), Fault> {
-        let index = self.shared.index.read();
+        let (index, now) = (self.shared.index.read(), self.shared.key_time(now));
         for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
             if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
                 disk.tree().insert(
@@ -931,7 +958,7 @@ impl Group {
         let change = isize::from(is_pending(after)) - isize::from(before.is_some_and(is_pending));
         self.change.pending += change;
         *self.change.of_caller.entry(after.caller).or_default() += change;
-        self.change.scheduled += usize::from(before.is_none() && is_for_later(after));
+        self.change.scheduled += usize::from(before.is_none() && after.is_timed);
     }
 
     fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
@@ -997,7 +1024,7 @@ impl Answer {
         match self {
             Answer::Insert(reply, insertion) => drop(reply.send(Ok(insertion))),
             Answer::InsertAll(reply, insertions) => drop(reply.send(Ok(insertions))),
-            Answer::Claim(reply, claimed) => drop(reply.send(Ok(claimed.map(|claimed| *claimed)))),
+            Answer::Claim(reply, claimed) => drop(reply.send(Ok(*claimed))),
             Answer::Transition(reply, job) => drop(reply.send(Ok(*job))),
             Answer::Succeed(reply, jobs) => drop(reply.send(Ok(jobs))),
             Answer::NoteDelivery(reply) => drop(reply.send(Ok(()))),
@@ -1031,13 +1058,9 @@ fn asked<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Admission {
     jobs.into_iter().fold(Admission::default(), |mut asked, job| {
         asked.submits += 1;
         asked.jobs += usize::from(!job.state.is_final());
-        asked.scheduled += usize::from(is_for_later(job));
+        asked.scheduled += usize::from(job.is_timed);
         asked
     })
-}
-
-fn is_for_later(job: &Job) -> bool {
-    matches!(job.state, JobState::Queued { run_at } if run_at > job.created_at)
 }
 
 /// What the attempt that ended adds to the ledger, if anything.
@@ -1060,7 +1083,12 @@ fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), S
 }
 
 /// The index and the idempotency keys as the database tells them, and the first number that is free.
-pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(Index, Keys, Beside, Seq), String> {
+///
+/// Of a job that has outlived its key, the key is not taken up again.
+pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(Index, Keys, Beside, Seq), String> {
+    clock.resume(disk.time());
+    let now = clock.now();
+    let keys_at = idempotency::time(clock, now);
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
     disk.sweep_batches().map_err(|error| error.to_string())?;
@@ -1070,10 +1098,12 @@ pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(I
         let (sender, batches) = mpsc::sync_channel(READ_AHEAD);
         let reading = scope.spawn(move || read_jobs(disk, &sender));
         let jobs = batches.into_iter().flatten().inspect(|(seq, job)| {
-            keys.note(job);
+            if job.idempotency.as_ref().is_some_and(|key| key.expires_at > keys_at) {
+                keys.note(job);
+            }
             newest = *seq;
         });
-        let index = Index::of(jobs, keep_answers, now);
+        let index = Index::of(jobs, keep_answers, now, clock.lead());
         reading.join().unwrap_or_else(|_| Err("sled panicked".to_owned())).map(|()| index)
     })?;
     for entry in disk.orphaned_keys() {
@@ -1090,7 +1120,34 @@ pub(super) fn load(disk: &Disk, keep_answers: bool, now: Timestamp) -> Result<(I
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Priority;
+    use crate::{
+        job::Priority,
+        metrics::Metrics,
+        store::{
+            JobStore,
+            contract::{at, job, request},
+            sled::{SledConfig, SledStore},
+        },
+    };
+
+    #[tokio::test]
+    async fn a_job_that_a_reader_makes_ready_while_the_same_question_is_claimed_waits_for_its_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
+        let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap();
+        let asking = |n| Job { question: NonZeroU64::new(7), ..job(n) };
+        let later = Job { state: JobState::Queued { run_at: at(20) }, ..asking(1) };
+        store.insert(asking(0), request(0)).await.unwrap();
+        store.insert(later.clone(), request(1)).await.unwrap();
+        // The store's own writer has nothing to do. This one stands between the claims of a group.
+        let writer = Writer::new(Arc::clone(&store.shared), mpsc::channel().1, 9);
+        let (disk, mut group) = (store.shared.disk().unwrap(), Group::default());
+        let mut claim = |pick, now| writer.claim(&disk, &mut group, pick, at(60), at(now)).ok().unwrap().unwrap().job;
+        assert_eq!(claim(Pick::First, 10).unwrap().job.id, job(0).id);
+        assert_eq!(store.claimable(at(20)), 1, "a reader makes it ready");
+        assert!(claim(Pick::First, 20).is_none() && claim(Pick::Job(later.id), 20).is_none());
+        assert_eq!(store.claimable(at(20)), 0);
+    }
 
     /// A command that brings the job `n`, or one that changes jobs.
     fn envelope(n: Option<u128>) -> Envelope {
