@@ -78,8 +78,8 @@ pub(super) struct JobView<'a> {
     /// The requested prompt version.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_version: Option<&'a str>,
-    /// The requested depth of the memo. Absent for `auto`. Each attempt shows the depth that was used.
-    #[serde(skip_serializing_if = "Depth::is_auto")]
+    /// The depth of the memo: `brief` or `full`. For `auto`, the service chose it at the submission. A second call after one
+    /// that took too long is always brief: see the attempts.
     depth: Depth,
     /// The labels, as submitted.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
