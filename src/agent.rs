@@ -8,6 +8,7 @@
 //! - `plan`: one call, resolved once
 //! - `question`: when two jobs ask the same
 //! - `verdict`: what becomes of a job whose call failed
+//! - `warm_up`: has the API compile the schema of a memo before the first question
 //!
 //! A job that names its model is answered by that one or fails; only jobs that leave the choice to the service are asked of
 //! the fallback models, and the report says which one answered.
@@ -18,22 +19,27 @@ pub mod models;
 mod plan;
 mod question;
 mod verdict;
+mod warm_up;
 
 use std::{sync::Arc, time::Duration};
 
-pub use self::plan::Plan;
 use self::{
     models::{GONE_FOR, Models},
     verdict::code_of,
 };
+pub use self::{plan::Plan, warm_up::WarmUp};
 
 use crate::{
     analysis,
-    claude::{Claude, Progress, RateLimits, Reply, StopReason, Usage, error::ErrorKind, price::Prices},
+    claude::{
+        Claude, Progress, RateLimits, Reply, StopReason, Usage,
+        error::{CallError, ErrorKind},
+        price::Prices,
+    },
     clock::Timestamp,
     config::Effort,
     job::{
-        AccountLimits, Attempt, AttemptError, AttemptReport, FailureClass, FailureCode, JobRequest, TokenUsage,
+        AccountLimits, AtRisk, Attempt, AttemptError, AttemptReport, FailureClass, FailureCode, JobRequest, TokenUsage,
         disposition::Disposition,
     },
     prompts::Prompts,
@@ -44,6 +50,8 @@ use crate::{
 pub struct AgentConfig {
     /// The model where a job names none.
     pub model: String,
+    /// Models that a job may name besides the service's own; if there are none, those with a price.
+    pub allowed_models: Vec<String>,
     /// Most tokens of an answer.
     pub max_tokens: u32,
     /// How hard Claude thinks.
@@ -99,7 +107,11 @@ impl Agent {
     /// An agent that asks in this manner, and where a job names no model one of `fallbacks` while the configured one is
     /// overloaded or gone.
     pub fn new(claude: Claude, prompts: Prompts, config: AgentConfig, fallbacks: Vec<String>, prices: Prices) -> Agent {
-        let models = Models::new(config.model.clone(), fallbacks);
+        let allowed: Vec<String> = match config.allowed_models.as_slice() {
+            [] => prices.models().map(str::to_owned).collect(),
+            set => set.to_vec(),
+        };
+        let models = Models::new(config.model.clone(), fallbacks, allowed);
         Agent { claude, prompts, config: Arc::new(config), models, prices }
     }
 
@@ -157,16 +169,14 @@ impl Agent {
         self.models.call_begins(model);
         match self.claude.send(&plan.call, &on_progress).await {
             Ok(reply) => {
-                self.bill(&mut report, &reply, plan);
+                if plan.call.schema.is_some() {
+                    self.models.schema_used(model, plan.made_at);
+                }
+                self.bill(&mut report, &reply, model, plan.at_risk);
                 self.read(plan, report, reply)
             }
             Err(error) => {
-                report.http_status = error.status;
-                report.request_id.clone_from(&error.request_id);
-                report.usage = error.usage.as_deref().map(tokens);
-                report.nanodollars = error.usage.as_deref().and_then(|usage| self.cost(model, model, usage));
-                report.may_have_been_billed = error.may_have_been_billed();
-                report.at_risk = report.may_have_been_billed.then_some(plan.at_risk);
+                self.bill_failure(&mut report, &error, model, plan.at_risk);
                 report.raw_answer.clone_from(&error.text);
                 let disposition = self.after_failure(plan, &error);
                 let message = match error.kind {
@@ -189,18 +199,28 @@ impl Agent {
         self.prices.of(answered).or_else(|| self.prices.of(asked)).map(|price| price.cost(usage))
     }
 
-    /// Puts on record what an answer costs. What it does not report of its tokens is at risk.
-    fn bill(&self, report: &mut AttemptReport, reply: &Reply, plan: &Plan) {
+    /// Records what an answer of the model `asked` costs. What it does not report of its tokens is at risk.
+    fn bill(&self, report: &mut AttemptReport, reply: &Reply, asked: &str, at_risk: AtRisk) {
         // A refusal before any output is not billed, though its usage is shown.
         if matches!(reply.stop, StopReason::Refusal { .. }) && !reply.has_content {
             return;
         }
         report.usage = Some(reply.usage).filter(|usage| *usage != Usage::default()).as_ref().map(tokens);
-        report.nanodollars = report.usage.and_then(|_| self.cost(&reply.model, plan.model(), &reply.usage));
+        report.nanodollars = report.usage.and_then(|_| self.cost(&reply.model, asked, &reply.usage));
         if !reply.has_whole_usage {
             report.may_have_been_billed = true;
-            report.at_risk = Some(plan.at_risk);
+            report.at_risk = Some(at_risk);
         }
+    }
+
+    /// Records what a call that failed costs, or may cost.
+    fn bill_failure(&self, report: &mut AttemptReport, error: &CallError, asked: &str, at_risk: AtRisk) {
+        report.http_status = error.status;
+        report.request_id.clone_from(&error.request_id);
+        report.usage = error.usage.as_deref().map(tokens);
+        report.nanodollars = error.usage.as_deref().and_then(|usage| self.cost(asked, asked, usage));
+        report.may_have_been_billed = error.may_have_been_billed();
+        report.at_risk = report.may_have_been_billed.then_some(at_risk);
     }
 
     /// What comes of an answer. One that repairs another is read, and stored, with the other parts of that one.

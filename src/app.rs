@@ -9,12 +9,14 @@
 //! - `model_check`: whether the models exist
 //! - `parts`: each part's configuration, and the constants that are not settings
 //! - `secrets`: the data folder and the secrets that are generated
+//! - `upkeep`: the schema is compiled ahead, old prices are noted
 
 mod door;
 mod machine;
 mod model_check;
 mod parts;
 mod secrets;
+mod upkeep;
 
 use std::{
     io::{self, Write},
@@ -30,6 +32,7 @@ use tokio::task::{self, JoinError, JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
+use self::upkeep::Upkeep;
 pub use self::{
     parts::{Tuning, is_in_use},
     secrets::{admin_token_file, stored_admin_token},
@@ -37,7 +40,7 @@ pub use self::{
 use crate::{
     agent::Agent,
     auth::{self, Auth, AuthError, jwt::JwtError},
-    claude::{Claude, ClientError, price::MAX_AGE_DAYS},
+    claude::{Claude, ClientError},
     clock::Clock,
     config::{
         ConfigError, Settings,
@@ -243,13 +246,12 @@ impl App {
         let fallbacks = settings.model_name.iter().skip(1).cloned().collect();
         let prices = parts::prices(settings);
         let agent = Agent::new(claude.clone(), prompts.clone(), parts::agent(settings), fallbacks, prices);
-        warn_of_prices(&agent, &clock);
         let budget = parts::budget(settings, &agent, &clock, &store)?;
         let workers = parts::workers(settings);
         let limits = Limits::new(settings.rate_limits.unwrap_or_default(), workers, budget, settings.model());
         let closing = CancellationToken::new();
         let policy = parts::policy(settings, tuning, &agent, &limits, &clock);
-        let queue = Queue::new(Arc::clone(&store), clock, policy, metrics.clone(), closing.clone());
+        let queue = Queue::new(Arc::clone(&store), clock.clone(), policy, metrics.clone(), closing.clone());
         let is_key_required = settings.requires_api_key();
         let keys = settings.api_keys.as_ref();
         let auth = Auth::new(admin_token.clone(), keys, tokens, is_key_required, queue.clone()).map(Arc::new)?;
@@ -276,7 +278,11 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
+        let upkeep =
+            Upkeep { queue: queue.clone(), limits: limits.clone(), agent: agent.clone(), closing: closing.clone() };
+        upkeep.load();
         worker.start_pool(workers, &tracker);
+        tracker.spawn(upkeep.run(tuning.warm_up_after.filter(|_| !tuning.is_simulated)));
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
         tracker.spawn(sweeper::history::run(queue.clone(), closing.clone()));
@@ -285,6 +291,10 @@ impl App {
             queue: queue.clone(),
             limits,
             models: agent.known_models().clone(),
+            notes: {
+                let agent = agent.clone();
+                Arc::new(move || upkeep::notes(&agent, clock.now()))
+            },
             prompts: prompts.clone(),
             metrics,
             auth,
@@ -432,17 +442,6 @@ async fn open(
     });
     let store: Arc<dyn JobStore> = Arc::new(opening.await??);
     Ok((store, client.await??))
-}
-
-/// Warns of list prices that may have changed: costs and the budget would be wrong.
-fn warn_of_prices(agent: &Agent, clock: &Clock) {
-    let today = clock.now().date();
-    for (model, as_of) in agent.outdated_prices(&today) {
-        warn!(
-            model, %as_of,
-            "the list price of this model is more than {MAX_AGE_DAYS} days old: check it, and set it in MODEL_PRICES"
-        );
-    }
 }
 
 /// Says who may use the service, loudly where that is everybody.

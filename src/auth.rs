@@ -548,6 +548,26 @@ mod tests {
         assert_eq!(again.identify(Some(header.as_bytes())), Err(Refused::Wrong));
     }
 
+    #[tokio::test]
+    async fn revoked_keys_take_no_place_of_others_and_the_oldest_are_forgotten() {
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
+        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
+        let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), CancellationToken::new());
+        let auth = Auth::new("s3cret".into(), None, None, true, queue.clone()).unwrap();
+        for n in 0..MAX_REVOKED + 2 {
+            auth.create(&format!("key{n}"), Scope::Read, "ops").await.unwrap();
+            auth.revoke(&format!("key{n}")).await.unwrap();
+            clock.advance(std::time::Duration::from_millis(1));
+        }
+        for auth in [auth, Auth::new("s3cret".into(), None, None, true, queue).unwrap()] {
+            let names: Vec<String> = auth.keys().into_iter().map(|key| key.name).collect();
+            assert_eq!(names.len(), MAX_REVOKED);
+            assert!(!names.contains(&"key1".to_owned()) && names.contains(&"key2".to_owned()));
+        }
+    }
+
     #[test]
     fn only_the_right_token_matches_and_an_empty_one_never() {
         assert_eq!(bearer(b"bearer  s3cret "), Some(&b"s3cret"[..]));

@@ -32,7 +32,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use crate::config::proxy_of;
+use crate::config::proxy::proxy_of;
 use error::{CallError, ErrorKind};
 use stream::Answer;
 pub use wire::Usage;
@@ -57,6 +57,12 @@ const MAX_ADDED_TOKENS: u64 = 10_000;
 
 /// Longest time for a call that no model works on: a count of tokens, a look at a model.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest time in which the API compiles a schema at its first use: silence before the answer begins.
+pub const SCHEMA_COMPILE_TIME: Duration = Duration::from_secs(180);
+
+/// How long the API keeps a compiled schema after its last use.
+pub const SCHEMA_COMPILED_FOR: Duration = Duration::from_hours(24);
 
 /// What the HTTP client says where a proxy answers 407 to the opening of a tunnel.
 const PROXY_REFUSED: &str = "proxy authorization required";
@@ -115,6 +121,8 @@ pub struct MessageRequest {
     pub schema: Option<Arc<RawValue>>,
     /// Longest time for the whole call.
     pub time_limit: Duration,
+    /// The answer may be silent for so much longer than others: for [`SCHEMA_COMPILE_TIME`] at the first use of a schema.
+    pub extra_silence: Duration,
     /// How long the system prompt stays in the prompt cache.
     pub cache: CacheTtl,
 }
@@ -303,7 +311,8 @@ impl Claude {
         let body = serde_json::to_vec(&wire::Body::new(request))
             .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("can't make the request: {error}")))?;
         let most_input = (body.len() as u64).saturating_add(MAX_ADDED_TOKENS);
-        let exchange = self.exchange(body, on_progress, &mut head, &mut answer);
+        let idle = self.inner.idle_timeout + request.extra_silence;
+        let exchange = self.exchange(body, idle, on_progress, &mut head, &mut answer);
         let outcome = within(request.time_limit, exchange).await;
         answer.finish(on_progress, most_input, request.max_tokens.into());
         match outcome {
@@ -334,7 +343,7 @@ impl Claude {
             path.pop().push("models").push(id);
         }
         let ask = async {
-            let response = self.answered(self.inner.http.get(url), &mut head).await?;
+            let response = self.answered(self.inner.http.get(url), self.inner.idle_timeout, &mut head).await?;
             let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
             serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("model {id}: {error}")))
         };
@@ -345,41 +354,29 @@ impl Claude {
     async fn exchange(
         &self,
         body: Vec<u8>,
+        idle: Duration,
         on_progress: OnProgress<'_>,
         head: &mut Head,
         answer: &mut Answer,
     ) -> Result<(), CallError> {
         let call = self.inner.http.post(self.inner.messages_url.clone());
         let call = call.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body);
-        let answered = self.answered(call, head).await;
+        let answered = self.answered(call, idle, head).await;
         if head.status.is_some() {
             on_progress(Progress::Head(&head.rate_limits));
         }
         let response = answered?;
         let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let kind = String::from_utf8_lossy(kind).to_ascii_lowercase();
-        match kind.split(';').next().unwrap_or_default().trim() {
-            // A stream was asked for.
-            "text/event-stream" | "" => {}
-            "application/json" => {
-                let body = self.bounded_body(response, stream::MAX_ANSWER_BYTES).await;
-                return answer.take_whole(&body, on_progress);
-            }
-            _ => {
-                let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
-                let body = String::from_utf8_lossy(&body);
-                return Err(stream::malformed(&format!(
-                    "Claude answered with `{kind}` instead of an event stream: {body}"
-                )));
-            }
-        }
-        stream::read(response.bytes_stream(), self.inner.idle_timeout, answer, on_progress).await
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        // A stream was asked for. Gateways that send one under another type are told from pages by what they send.
+        let is_stream = matches!(kind, "text/event-stream" | "");
+        stream::read(response.bytes_stream(), is_stream, idle, answer, on_progress).await
     }
 
     /// Sends `call` and returns its answer if that is a success, without its body.
-    async fn answered(&self, call: RequestBuilder, head: &mut Head) -> Result<Response, CallError> {
+    async fn answered(&self, call: RequestBuilder, idle: Duration, head: &mut Head) -> Result<Response, CallError> {
         let mut call = call.headers(self.inner.headers.clone());
-        let idle = self.inner.idle_timeout;
         let response = loop {
             let (again, begin) = (call.try_clone(), Instant::now());
             let (sent, was_reused) = reuse::watch(timeout(idle, call.send())).await;
@@ -413,10 +410,17 @@ impl Claude {
     fn unsent_or_lost(&self, error: &reqwest::Error) -> CallError {
         let cause = cause(error);
         match () {
-            () if cause == PROXY_REFUSED => self.proxy_refused(),
+            () if cause.ends_with(PROXY_REFUSED) => self.proxy_refused(),
             () if error.is_connect() => CallError::new(
                 ErrorKind::ConnectFailed,
-                format!("no connection to Claude (check the base URL, the network and the proxy): {cause}"),
+                match self.proxy() {
+                    Some((name, proxy)) => {
+                        format!(
+                            "no connection to Claude (check the base URL, the network and the proxy {proxy} of {name}): {cause}"
+                        )
+                    }
+                    None => format!("no connection to Claude (check the base URL and the network): {cause}"),
+                },
             ),
             () => CallError::new(
                 ErrorKind::ConnectionLost,
@@ -425,10 +429,15 @@ impl Claude {
         }
     }
 
+    /// The variable and the address of the proxy for calls; NO_PROXY may exempt them from it.
+    fn proxy(&self) -> Option<(&'static str, String)> {
+        let url = &self.inner.messages_url;
+        if access::is_loopback(url) { None } else { proxy_of(url.scheme()) }
+    }
+
     /// The proxy answered 407, to the request or to the opening of a tunnel.
     fn proxy_refused(&self) -> CallError {
-        let proxy = proxy_of(self.inner.messages_url.scheme());
-        let (name, address) = proxy.unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
+        let (name, address) = self.proxy().unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
         let message = format!(
             "the proxy {address} needs a user name and password (407): set {name} to http://USER:PASSWORD@HOST:PORT"
         );

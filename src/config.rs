@@ -12,13 +12,17 @@
 //! - `dotenv`: the file `.env`
 //! - `environment`: variables as people and platforms write them
 //! - `placeholder`: values that stand in examples where a secret belongs
+//! - `proxy`: the proxies of the environment
+//! - `text`: text files in any Unicode encoding
 //! - `values`: settings that are more than a number or a word
 
 pub mod dotenv;
 pub mod environment;
 pub mod placeholder;
+pub mod proxy;
 #[cfg(test)]
 mod tests;
+pub mod text;
 pub mod values;
 
 use std::{env, fmt::Display, io, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
@@ -134,6 +138,10 @@ pub struct Settings {
         hide_short_help = true
     )]
     pub model_prices: Vec<ModelPrice>,
+
+    /// Models that a question may name, besides those of MODEL_NAME, with commas; if unset, every model with a price
+    #[arg(long, env, value_delimiter = ',', value_parser = model_name, help_heading = FURTHER, hide_short_help = true)]
+    pub allowed_models: Vec<String>,
 
     /// Most jobs in the queue; one caller may have a tenth of them (1 to 10000000)
     #[arg(
@@ -305,6 +313,12 @@ pub enum ConfigError {
     /// A secret that everybody knows.
     #[error("{name}: the value (not shown) is a placeholder or easy to guess. Put {instead} there")]
     Placeholder { name: &'static str, instead: &'static str },
+    /// A proxy of the environment can't be used. Its address may hold a password, so only what is wrong is named.
+    #[error(
+        "{name}: {problem}. Use a proxy of the scheme http, https, socks4, socks4a, socks5 or socks5h, for example \
+         {name}=http://proxy.example:3128"
+    )]
+    Proxy { name: &'static str, problem: String },
 }
 
 /// How long a call may take where a client waits, unless REQUEST_TIMEOUT is set.
@@ -458,18 +472,4 @@ where
 fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     let number = within(range);
     move |text| number(text).map(Duration::from_secs)
-}
-
-/// The proxy for addresses of this scheme, as the HTTP client takes it from the environment: the variable's name, and the
-/// address without user name and password.
-pub fn proxy_of(scheme: &str) -> Option<(&'static str, String)> {
-    let names = match scheme {
-        "http" => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
-        _ => ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
-    };
-    let (name, value) =
-        names.into_iter().find_map(|name| Some((name, env::var(name).ok().filter(|at| !at.is_empty())?)))?;
-    let address = value.rsplit('@').next().unwrap_or_default();
-    let address = address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/');
-    Some((name, address.to_owned()))
 }

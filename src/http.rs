@@ -44,6 +44,7 @@ use tower_http::cors::{self, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use self::health::Note;
 use self::{
     document::Document,
     failures::Failures,
@@ -60,7 +61,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Allowance, Hold, Outlook, Queue, Quota, WaitingFor},
+    queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
 };
 
 /// How long a browser may keep the answer to a CORS preflight.
@@ -79,6 +80,8 @@ pub struct Api {
     pub metrics: Metrics,
     /// What is known of each model.
     pub models: Models,
+    /// What an operator should know, though the service works.
+    pub notes: Arc<dyn Fn() -> Vec<Note> + Send + Sync>,
     pub auth: Arc<Auth>,
     /// The rate limit of wrong credentials.
     pub failures: Failures,
@@ -95,7 +98,8 @@ pub struct Api {
 impl Api {
     /// The job as clients see it at `now`.
     fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        JobView::new(record, now).with_outlook(self.outlook(&record.job))
+        let kind = Kind::of(&record.request, record.job.waited_for);
+        JobView::new(record, now).with_outlook(self.outlook(&record.job, &kind))
     }
 
     /// Adds the caller's quota to the response, if submissions are limited.
@@ -112,12 +116,17 @@ impl Api {
 
     /// The bounds on submissions.
     fn bounds(&self) -> Bounds<'_> {
-        Bounds { max_query_length: self.max_query_length, callbacks: &self.callbacks, prompts: &self.prompts }
+        Bounds {
+            max_query_length: self.max_query_length,
+            callbacks: &self.callbacks,
+            prompts: &self.prompts,
+            models: &self.models,
+        }
     }
 
     /// Why a job waits, if it does.
-    fn outlook(&self, job: &Job) -> Option<Outlook> {
-        self.queue.outlook(job, || self.allowance())
+    fn outlook(&self, job: &Job, kind: &Kind) -> Option<Outlook> {
+        self.queue.outlook(job, kind, || self.allowance())
     }
 
     /// What the limits on calls allow at the moment.

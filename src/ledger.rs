@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Timestamp,
-    job::{Attempt, TokenUsage},
+    job::{AttemptReport, TokenUsage},
 };
 
 /// Days that are kept, the newest: a year to compare with, and a month to close it. Counted, and not reckoned from today,
@@ -123,9 +123,8 @@ impl From<TokenUsage> for Tokens {
 }
 
 impl Sums {
-    /// What an attempt that has ended adds; none if it cost nothing and can't have.
-    pub fn of(attempt: &Attempt) -> Option<Sums> {
-        let report = &attempt.report;
+    /// What a call adds; `None` if it cost nothing and can't have.
+    pub fn of(report: &AttemptReport) -> Option<Sums> {
         let tokens = report.usage.map(Tokens::from).filter(|tokens| tokens.total() > 0);
         let mut sums = Sums::default();
         if let Some(tokens) = tokens {
@@ -211,16 +210,8 @@ pub struct DaySums {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::job::{AtRisk, AttemptOutcome, AttemptReport};
-
-    fn attempt(report: AttemptReport) -> Attempt {
-        let at = Timestamp::from_millis(1_795_428_600_000);
-        let outcome = AttemptOutcome::Failed;
-        Attempt { number: 1, started_at: at, finished_at: at, outcome, folded: 0, report: Arc::new(report) }
-    }
+    use crate::job::AtRisk;
 
     fn usage(input_tokens: u64, output_tokens: u64) -> Option<TokenUsage> {
         Some(TokenUsage { input_tokens, output_tokens, ..TokenUsage::default() })
@@ -239,10 +230,10 @@ mod tests {
     #[test]
     fn what_was_reported_is_billed_whatever_became_of_the_attempt() {
         let report = AttemptReport { usage: usage(10, 2), nanodollars: Some(7), ..AttemptReport::default() };
-        let sums = Sums::of(&attempt(report)).unwrap();
+        let sums = Sums::of(&report).unwrap();
         assert_eq!((sums.calls, sums.tokens.total(), sums.nanodollars, sums.unpriced_calls), (1, 12, 7, 0));
         assert_eq!(sums.at_risk, Risk::default());
-        assert_eq!(Sums::of(&attempt(AttemptReport::default())), None);
+        assert_eq!(Sums::of(&AttemptReport::default()), None);
     }
 
     #[test]
@@ -255,7 +246,7 @@ mod tests {
             at_risk,
             ..AttemptReport::default()
         };
-        let sums = Sums::of(&attempt(report)).unwrap();
+        let sums = Sums::of(&report).unwrap();
         assert_eq!((sums.tokens.total(), sums.nanodollars), (81, 200));
         let Risk { calls, input_tokens, output_tokens, nanodollars, unpriced_calls } = sums.at_risk;
         assert_eq!((calls, input_tokens, output_tokens, nanodollars, unpriced_calls), (1, 20, 49, 700, 0));
@@ -265,8 +256,8 @@ mod tests {
     #[test]
     fn a_model_without_a_price_is_counted_as_such_and_not_as_free() {
         let at_risk = Some(AtRisk { input_tokens: 9, output_tokens: 9, nanodollars: None });
-        let known = attempt(AttemptReport { usage: usage(1, 1), ..AttemptReport::default() });
-        let unknown = attempt(AttemptReport { may_have_been_billed: true, at_risk, ..AttemptReport::default() });
+        let known = AttemptReport { usage: usage(1, 1), ..AttemptReport::default() };
+        let unknown = AttemptReport { may_have_been_billed: true, at_risk, ..AttemptReport::default() };
         let sums = total(&[Sums::of(&known).unwrap(), Sums::of(&unknown).unwrap()]);
         assert_eq!((sums.unpriced_calls, sums.at_risk.unpriced_calls, sums.most_nanodollars()), (1, 1, 0));
         assert_eq!(sums.most_tokens(), 20);
@@ -274,12 +265,12 @@ mod tests {
 
     #[test]
     fn sums_that_no_bill_will_reach_do_not_overflow() {
-        let most = attempt(AttemptReport {
+        let most = AttemptReport {
             usage: usage(u64::MAX, u64::MAX),
             nanodollars: Some(u64::MAX),
             may_have_been_billed: true,
             ..AttemptReport::default()
-        });
+        };
         let sums = Sums::of(&most).unwrap();
         assert_eq!(total(&[sums, sums]).most_tokens(), u64::MAX);
     }

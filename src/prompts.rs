@@ -23,7 +23,7 @@ use serde::Serialize;
 use tracing::{error, warn};
 use utoipa::ToSchema;
 
-use crate::digest::sha256;
+use crate::{config::text, digest::sha256};
 
 /// Constant text: it is cached upstream, where every byte that differs between jobs would cost the cache.
 const SYSTEM: &str = "system.txt";
@@ -210,13 +210,16 @@ fn unknown(version: &str, versions: &Versions) -> PromptError {
     PromptError::UnknownVersion { version: version.to_owned(), known: versions.keys().cloned().collect() }
 }
 
+fn number(version: &str) -> Option<u64> {
+    version.strip_prefix('v')?.parse().ok()
+}
+
 /// The version with the highest number; without any number, the last by name.
 fn default(versions: &Versions) -> &str {
-    let number = |name: &str| name.strip_prefix('v')?.parse::<u64>().ok();
     versions.keys().max_by_key(|name| (number(name), *name)).map_or("", String::as_str)
 }
 
-/// Every folder in `folder` as a version, without hidden folders and folders that hold no prompt.
+/// Every folder in `folder` as a version, except hidden folders, folders without prompts and names that no version has.
 fn load_all(folder: &Path) -> Result<Versions, PromptError> {
     let mut versions = Versions::new();
     let unreadable = |source| PromptError::Unreadable { path: folder.to_owned(), source };
@@ -226,15 +229,20 @@ fn load_all(folder: &Path) -> Result<Versions, PromptError> {
         if name.starts_with('.') || !path.is_dir() {
             continue;
         }
-        // Volumes hold `lost+found`, and people leave copies: only a folder with a prompt is meant as a version.
-        if ![SYSTEM, USER].iter().any(|file| path.join(file).exists()) {
-            warn!(folder = %path.display(), "skipped: not a prompt version, because it has neither {SYSTEM} nor {USER}");
+        // Volumes hold `lost+found`, and people leave copies: only a folder with prompts is meant as a version.
+        let files = [SYSTEM, USER].iter().filter(|file| path.join(file).exists()).count();
+        if files == 0 || files == 1 && number(&name).is_none() {
+            warn!(folder = %path.display(), "skipped: a prompt version needs {SYSTEM} and {USER}");
             continue;
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if name.len() > MAX_VERSION_NAME || !name.bytes().all(is_plain) {
-            let message = format!("the name of a version must have 1 to {MAX_VERSION_NAME} letters, digits or - _ .");
-            return Err(PromptError::Invalid { path, line: None, message });
+            // No question can name it.
+            warn!(
+                folder = %path.display(),
+                "skipped: the name of a prompt version must have 1 to {MAX_VERSION_NAME} letters, digits or - _ ."
+            );
+            continue;
         }
         versions.insert(name, Version::load(&path)?);
     }
@@ -278,9 +286,9 @@ impl Template {
             let message = format!("the file has {size} bytes, but at most {MAX_PROMPT_BYTES} are allowed");
             return Err(PromptError::Invalid { path, line: None, message });
         }
-        let source = match std::fs::read_to_string(&path) {
-            // Editors on Windows write a byte order mark and CRLF, which would go to Claude with every call.
-            Ok(source) => source.trim_start_matches('\u{feff}').replace("\r\n", "\n"),
+        let source = match text::read(&path) {
+            // Editors on Windows write CRLF, which would go to Claude with every call.
+            Ok(source) => source.replace("\r\n", "\n"),
             Err(source) => return Err(PromptError::Unreadable { path, source }),
         };
         if source.trim().is_empty() {
@@ -506,9 +514,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
         write(folder.path(), "v2", "Be thorough.", GOOD_USER);
-        for other in [".git", "lost+found", "v1.bak", "__MACOSX"] {
+        for other in [".git", "lost+found", "v1.bak", "__MACOSX", "System Volume Information", "..2026_11_27"] {
             std::fs::create_dir(folder.path().join(other)).unwrap();
         }
+        write(folder.path(), "v1 (copy)", "Be brief.", GOOD_USER);
+        write(folder.path(), "v1.old", "Be brief.", GOOD_USER);
+        std::fs::remove_file(folder.path().join("v1.old").join(USER)).unwrap();
         std::fs::write(folder.path().join("README"), "no version").unwrap();
         let prompts = Prompts::load(folder.path()).unwrap();
         assert_eq!(versions(&prompts), "v1 v2");
@@ -572,12 +583,13 @@ mod tests {
     }
 
     #[test]
-    fn a_version_of_no_usable_name_and_a_file_that_is_too_large_are_refused() {
+    fn a_numbered_version_without_a_file_and_a_file_that_is_too_large_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
-        write(folder.path(), "v 2", "Be brief.", GOOD_USER);
+        write(folder.path(), "v2", "Be brief.", GOOD_USER);
+        std::fs::remove_file(folder.path().join("v2").join(SYSTEM)).unwrap();
         let complaint = Prompts::load(folder.path()).unwrap_err().to_string();
-        assert!(complaint.contains("v 2") && complaint.contains("letters, digits"), "{complaint}");
+        assert!(complaint.contains("v2/system.txt"), "{complaint}");
         let large = usize::try_from(MAX_PROMPT_BYTES).unwrap() + 1;
         assert!(super::tests::complaint(&"x".repeat(large), GOOD_USER).contains("262145 bytes"));
     }

@@ -5,8 +5,10 @@
 //! - `audit`: what operators did, on record
 //! - `bulk`: one action for many jobs
 //! - `claim`: what workers take, keep and settle
+//! - `estimate`: when the answer of a queued job comes
 //! - `follow`: news of a job for those who follow it
 //! - `history`: how the service fared over time
+//! - `hold`: clients that are held for an answer
 //! - `order`: which job is claimed next while clients wait
 //! - `outlook`: why a job waits and when its answer may come
 //! - `pause`: no job is claimed until an operator says so
@@ -23,8 +25,10 @@ mod admission;
 pub mod audit;
 pub mod bulk;
 mod claim;
+mod estimate;
 mod follow;
 pub mod history;
+mod hold;
 mod order;
 mod outlook;
 mod pause;
@@ -54,6 +58,7 @@ pub use self::{
     order::Waiting,
     outlook::{Allowance, Hold, Outlook, WaitingFor},
     pause::Pause,
+    service_time::Kind,
     submit::{Accepted, Submission},
     wait::{Intent, Permit},
 };
@@ -61,10 +66,9 @@ use self::{
     admission::{Bounds, DiskSpace, Rates},
     history::History,
     order::Order,
-    outlook::Figures,
     pause::Switch,
     retry::RetryBounds,
-    service_time::{Expectation, Kind, Progress, ServiceTime},
+    service_time::ServiceTime,
     wait::{Running, Standby, Waiters, Work},
 };
 pub use crate::store::{Due, bounds::Refused};
@@ -72,7 +76,7 @@ use crate::{
     clock::{Clock, Timestamp},
     digest::sha256,
     job::{
-        AtRisk, Depth, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
+        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
         StatusCounts, TransitionError,
         caller::{self, Caller, Kind as CallerKind},
         delivery::Delivery,
@@ -84,19 +88,6 @@ use crate::{
 
 /// A waiter looks at its job at least so often, should it have missed a signal.
 const WAIT_POLL: Duration = Duration::from_secs(5);
-
-/// A client that was accepted to wait is asked so often whether its answer can still come in time.
-const CHANCE_POLL: Duration = Duration::from_secs(1);
-
-/// The chance of an answer in time that is enough for a worker that nobody else wants.
-const EVEN_CHANCE: f64 = 0.5;
-
-/// The chance that it takes where more clients wait than workers are free: a call that ends too late is a call that
-/// another client's answer would have been in time by.
-const ALMOST_SURE: f64 = 0.97;
-
-/// With a smaller chance a client whose job is running is not held any longer.
-const FORLORN: f64 = 0.02;
 
 /// What a call for a request may cost, at most.
 pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
@@ -361,69 +352,6 @@ impl Queue {
         }
     }
 
-    /// The job that a client was accepted to wait for: as soon as it has reached an end, or as it is when that can't be in
-    /// time any more, or when the service shuts down.
-    ///
-    /// # Errors
-    /// As [`Queue::get`].
-    pub async fn answer(&self, waiting: &Waiting) -> Result<JobRecord, QueueError> {
-        let interest = self.0.waiters.register(waiting.job());
-        loop {
-            let signalled = interest.signal().notified();
-            let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
-            let now = Instant::now();
-            let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
-            if is_over || !self.may_be_met(&job, waiting) {
-                if matches!(job.state, JobState::Queued { .. }) {
-                    self.0.order.turn(waiting);
-                }
-                self.0.history.waited(job.state.is_final());
-                return self.get(waiting.job()).await;
-            }
-            tokio::select! {
-                () = signalled => {}
-                () = waiting.signal().notified() => {}
-                () = tokio::time::sleep_until(waiting.until().min(now + CHANCE_POLL)) => {}
-                () = self.0.closing.cancelled() => {}
-            }
-        }
-    }
-
-    /// Whether a client that waits may still have its answer in time.
-    fn may_be_met(&self, job: &Job, waiting: &Waiting) -> bool {
-        let left = waiting.until().saturating_duration_since(Instant::now());
-        let expectation = self.0.service_time.expectation(&waiting.kind);
-        let JobState::Queued { run_at } = job.state else {
-            let draft = self.0.running.draft(job.id).filter(|_| self.0.policy.deadlines_first);
-            let is_forlorn = |progress: Progress| {
-                (expectation.is_learnt || progress.text.is_some()) && expectation.chance_from(progress, left) < FORLORN
-            };
-            return draft.is_none_or(|draft| !is_forlorn(draft.progress()));
-        };
-        // Where the same is being asked, the answer is on its way; where the claim is, the attempt is as good as begun.
-        if waiting.is_picked() || self.is_held_back(job, self.now()) {
-            return true;
-        }
-        let held = match (self.0.policy.allowance)().hold {
-            _ if self.is_paused() => return false,
-            Some(hold) => match hold.opens_in {
-                Some(opens_in) => opens_in,
-                None => return false,
-            },
-            None => Duration::ZERO,
-        };
-        let left = left.saturating_sub(held.max(run_at.since(self.now())));
-        let is_in_order = !self.0.policy.deadlines_first;
-        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.is_met(&expectation, left, false))
-    }
-
-    /// Whether an answer that begins now is likely enough to be there within `left`.
-    fn is_met(&self, expectation: &Expectation, left: Duration, is_contested: bool) -> bool {
-        let chance = expectation.chance(left);
-        // What is not known yet keeps no client from waiting for a free worker.
-        if is_contested { chance >= ALMOST_SURE } else { chance >= EVEN_CHANCE || !expectation.is_learnt }
-    }
-
     /// Cancels a queued or running job; a cancelled one stays so.
     ///
     /// # Errors
@@ -527,51 +455,6 @@ impl Queue {
         self.0.store.kept(prefix)
     }
 
-    /// Why a queued job waits, and for how long; none for any other, of which `allowance` is not asked.
-    pub fn outlook(&self, job: &Job, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
-        let JobState::Queued { .. } = job.state else { return None };
-        let now = self.now();
-        if self.is_held_back(job, now) {
-            return Some(outlook::behind_the_same(self.service_time()));
-        }
-        let (place, ahead) = self.ahead_of(job, now);
-        let depth = Depth::Auto.resolved(job.waited_for);
-        let usual = Kind { model: None, depth, is_waited_for: job.waited_for };
-        let expectation = self.0.service_time.expectation(&usual);
-        let figures = self.figures(ahead);
-        let own_time = if expectation.is_learnt { expectation.within(0.5) } else { figures.service_time };
-        outlook::outlook(job, Figures { place, own_time, ..figures }, allowance(), now)
-    }
-
-    /// How many jobs go before this one as things stand, and how many are likely to be claimed before it.
-    fn ahead_of(&self, job: &Job, now: Timestamp) -> (usize, usize) {
-        if let Some(ahead) = self.0.order.ahead_of_job(job.id) {
-            return (ahead, ahead);
-        }
-        let ahead = self.0.store.ahead_of(job);
-        let waited_for = self.0.order.ready();
-        // Those that clients wait for go first, wherever they stand.
-        let before = (ahead.all + waited_for).min(self.0.store.claimable(now).saturating_sub(1)).max(ahead.all);
-        // Or its turn comes by the share of those that nobody waits for.
-        let share = self.0.policy.ordinary_share as usize;
-        let by_share = (ahead.unwaited + 1) * share - 1;
-        let place = if job.waited_for || waited_for == 0 { before } else { before.min(by_share) };
-        let since = Instant::now().checked_sub(now.since(job.created_at)).unwrap_or_else(Instant::now);
-        let deadlines_first = self.0.policy.deadlines_first;
-        let rush = if deadlines_first { self.0.order.rush_before(job.caller, since, self.workers()) } else { None };
-        let claims = match rush {
-            None => place,
-            // As long as more clients wait than can be answered, the others move by their shares alone, ...
-            Some(_) if !job.waited_for => by_share,
-            // ... and those that have turned ordinary once the clients that came before them are gone.
-            Some(rush) => {
-                let turned = ahead.all.saturating_sub(ahead.unwaited + rush);
-                rush + (turned + 1) * share * order::TURNED_SHARE as usize - 1
-            }
-        };
-        (place, claims)
-    }
-
     /// Whether a job is due and can't be claimed, as another one that asks the same is running.
     fn is_held_back(&self, job: &Job, now: Timestamp) -> bool {
         matches!(job.state, JobState::Queued { run_at } if run_at <= now)
@@ -582,18 +465,6 @@ impl Queue {
     fn place(&self, job: &Job, now: Timestamp) {
         let jobs = in_service_time(std::slice::from_ref(job), self.0.clock.lead());
         self.0.order.note(&jobs, now, |job| self.is_held_back(job, now));
-    }
-
-    fn figures(&self, ahead: usize) -> Figures {
-        Figures {
-            place: ahead,
-            ahead,
-            running: self.running_attempts(),
-            workers: self.0.policy.workers,
-            service_time: self.service_time(),
-            own_time: self.service_time(),
-            is_paused: self.is_paused(),
-        }
     }
 
     /// How many jobs there are in each state.
@@ -615,6 +486,19 @@ impl Queue {
     /// The newest days on which anything was spent, at most so many, newest first.
     pub fn ledger(&self, days: usize) -> Vec<DaySums> {
         self.0.store.ledger(days)
+    }
+
+    /// How many jobs were accepted since the start.
+    pub fn submitted(&self) -> u64 {
+        self.0.metrics.jobs_submitted.get()
+    }
+
+    /// Adds the cost of a call that belongs to no job to the ledger.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), QueueError> {
+        Ok(self.0.store.book(day, model, sums).await?)
     }
 
     /// How long the oldest job has waited that could run.

@@ -158,6 +158,14 @@ pub trait JobStore: Send + Sync + 'static {
     /// The settings kept whose names begin with `prefix`, by name.
     fn kept(&self, prefix: &str) -> Vec<(String, String)>;
 
+    /// Adds the cost of a call that belongs to no job to the ledger.
+    ///
+    /// *Returned*: it is durable. *Crashed before*: it is in the ledger or not.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError>;
+
     /// Writes an entry of the journal, or writes it anew; beyond [`MAX_JOURNAL`] the oldest are removed. Ids order
     /// entries, so those of version 7 do it by time.
     ///

@@ -52,6 +52,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Looks for what is due at most so often: jobs may end by the thousand a second.
+const LEAST_POLL: Duration = Duration::from_millis(10);
+
 /// Looks for what is due at least so often, should it have missed a signal.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -164,7 +167,7 @@ impl Webhooks {
                         slots.give_back(id, is_answered, Instant::now());
                     }
                 }
-                () = self.queue.until_delivery_due(POLL) => {}
+                () = self.queue.until_delivery_due(POLL) => tokio::time::sleep(LEAST_POLL).await,
                 () = closing.cancelled() => {}
             }
         }

@@ -372,7 +372,7 @@ impl<A: Analyst> Worker<A> {
             self.metrics.attempt_errors.get_or_create(&kind(error.code.into())).inc();
         }
         let job = &claim.job;
-        let request_id = report.request_id.as_deref().unwrap_or("");
+        let request_id = report.request_id.as_deref();
         match &report.error {
             None => info!(
                 job.id = %job.id, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,

@@ -15,7 +15,10 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::gaps::Gaps;
-use crate::claude::{CacheTtl, MessageRequest, error::Parameter};
+use crate::{
+    claude::{CacheTtl, MessageRequest, SCHEMA_COMPILED_FOR, error::Parameter},
+    clock::Timestamp,
+};
 
 /// How long a model that was overloaded is passed over: an overload is over in seconds to minutes.
 pub(super) const OVERLOADED_FOR: Duration = Duration::from_secs(30);
@@ -29,6 +32,9 @@ const MAX_LEARNT: usize = 64;
 /// No memo fits into fewer output tokens: a limit below is no limit of a model.
 const LEAST_MAX_TOKENS: u32 = 1_024;
 
+/// A schema counts as compiled for so much less than the API keeps it: clocks differ, and a wrong guess fails a call.
+const COMPILED_MARGIN: Duration = Duration::from_hours(1);
+
 /// The models, the preferred one first. Clones share what is known of them.
 #[derive(Clone, Debug)]
 pub struct Models(Arc<Inner>);
@@ -36,6 +42,8 @@ pub struct Models(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     own: Vec<Model>,
+    /// Those that a job may name, the service's own among them.
+    allowed: BTreeSet<String>,
     learnt: Mutex<HashMap<String, Shape>>,
 }
 
@@ -52,6 +60,7 @@ struct Shape {
     left_out: BTreeSet<&'static str>,
     max_tokens: Option<u32>,
     gaps: Gaps,
+    schema_used_at: Option<Timestamp>,
 }
 
 /// What the service knows about a model.
@@ -65,15 +74,32 @@ pub struct Known {
     pub max_tokens: Option<u32>,
     /// How long its system prompt is cached, by the gaps between its calls: `5m`, `1h` or `none`.
     pub cache_ttl: &'static str,
+    /// When it last used the schema of a memo, which the API then keeps compiled for 24 hours; null if that is not known.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub schema_used_at: Option<Timestamp>,
     /// The model is overloaded or retired, and another model is used where possible.
     pub is_passed_over: bool,
 }
 
 impl Models {
-    /// `first`, and what stands in for it.
-    pub fn new(first: String, others: Vec<String>) -> Models {
-        let models = std::iter::once(first).chain(others).map(|id| Model { id, out_until: Mutex::default() });
-        Models(Arc::new(Inner { own: models.collect(), learnt: Mutex::default() }))
+    /// `first`, and what stands in for it. A job may also name one of `allowed`.
+    pub fn new(first: String, others: Vec<String>, allowed: Vec<String>) -> Models {
+        let ids: Vec<String> = std::iter::once(first).chain(others).collect();
+        let allowed = allowed.into_iter().chain(ids.iter().cloned()).collect();
+        let own = ids.into_iter().map(|id| Model { id, out_until: Mutex::default() }).collect();
+        Models(Arc::new(Inner { own, allowed, learnt: Mutex::default() }))
+    }
+
+    /// Whether a job may name this model.
+    ///
+    /// # Errors
+    /// What to say to its client.
+    pub fn check(&self, id: &str) -> Result<(), String> {
+        if self.0.allowed.contains(id) {
+            return Ok(());
+        }
+        let allowed: Vec<&str> = self.0.allowed.iter().map(String::as_str).collect();
+        Err(format!("{id:?} is not one of the models that ALLOWED_MODELS lists: {}", allowed.join(", ")))
     }
 
     /// The model to ask now, of those that are not in `refused_by`. If all are out it is the preferred one, so that its
@@ -168,6 +194,17 @@ impl Models {
         self.learn(id, |shape| shape.gaps.add(Instant::now()));
     }
 
+    /// A model answered a call with the schema of a memo.
+    pub fn schema_used(&self, id: &str, at: Timestamp) {
+        self.learn(id, |shape| shape.schema_used_at = shape.schema_used_at.max(Some(at)));
+    }
+
+    /// Whether the API has the schema compiled for a model.
+    pub(super) fn is_schema_compiled(&self, id: &str, now: Timestamp) -> bool {
+        let used_at = self.0.learnt.lock().get(id).and_then(|shape| shape.schema_used_at);
+        used_at.is_some_and(|at| now.since(at) < SCHEMA_COMPILED_FOR - COMPILED_MARGIN)
+    }
+
     /// A model gives no more than `most` output tokens.
     pub fn limit_output(&self, id: &str, most: u32) {
         let most = most.max(LEAST_MAX_TOKENS);
@@ -191,8 +228,14 @@ impl Models {
             let is_passed_over = self.0.own.iter().any(|model| model.id == id && model.is_out());
             let is_cached = !shape.left_out.contains(<&str>::from(Parameter::CacheControl));
             let cache_ttl = if is_cached { shape.gaps.ttl() } else { CacheTtl::Off }.into();
-            let left_out = shape.left_out.into_iter().collect();
-            Known { model: id.to_owned(), cache_ttl, left_out, max_tokens: shape.max_tokens, is_passed_over }
+            Known {
+                model: id.to_owned(),
+                left_out: shape.left_out.into_iter().collect(),
+                max_tokens: shape.max_tokens,
+                cache_ttl,
+                schema_used_at: shape.schema_used_at,
+                is_passed_over,
+            }
         };
         self.ids().chain(others).map(known).collect()
     }
@@ -209,7 +252,15 @@ mod tests {
     use super::*;
 
     fn models() -> Models {
-        Models::new("a".to_owned(), vec!["b".to_owned()])
+        Models::new("a".to_owned(), vec!["b".to_owned()], vec!["c".to_owned()])
+    }
+
+    #[test]
+    fn a_job_may_name_the_allowed_models_and_the_services_own() {
+        let models = models();
+        assert!(["a", "b", "c"].iter().all(|id| models.check(id).is_ok()));
+        let message = models.check("d").unwrap_err();
+        assert!(message.starts_with("\"d\" is not one of") && message.ends_with(": a, b, c"), "{message}");
     }
 
     #[tokio::test(start_paused = true)]

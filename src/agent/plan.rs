@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     analysis::{self, RepairRequest},
-    claude::{CacheTtl, MessageRequest},
+    claude::{CacheTtl, MessageRequest, SCHEMA_COMPILE_TIME},
+    clock::Timestamp,
     config::Effort,
     job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
     prompts::{self, PromptError, Question, Rendered},
@@ -61,6 +62,8 @@ pub struct Plan {
     pub input_bytes: usize,
     /// What the call may cost at most.
     pub at_risk: AtRisk,
+    /// When it was made.
+    pub made_at: Timestamp,
 }
 
 impl Plan {
@@ -76,7 +79,7 @@ impl Agent {
     /// # Errors
     /// The report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
-        let Assignment { request, useless, refused_by, is_waited_for, .. } = assignment;
+        let Assignment { request, useless, refused_by, is_waited_for, now } = assignment;
         let is_reduced = useless.is_some_and(was_cut_by_time);
         let depth = if is_reduced { Depth::Brief } else { request.depth.resolved(is_waited_for) };
         let prompt = self.render(assignment, depth).map_err(|error| Box::new(self.unrendered(request, &error)))?;
@@ -102,9 +105,11 @@ impl Agent {
             // A part of a memo does not have the schema of a whole one.
             schema: repair.is_none().then(analysis::schema_text),
             time_limit: self.time_limit(is_waited_for),
+            extra_silence: Duration::ZERO,
             cache: CacheTtl::default(),
         };
         self.models.fit(&mut call);
+        self.allow_for_compiling(&mut call, now);
         Ok(Plan {
             at_risk: self.risk(Some(&model), text_bytes, max_tokens),
             depth,
@@ -117,9 +122,19 @@ impl Agent {
             asked_again_after: useless.map(|attempt| attempt.number),
             input_bytes: own_bytes + analysis::schema_text().get().len(),
             refused_by: refused_by.to_vec(),
+            made_at: now,
             call,
             repair,
         })
+    }
+
+    /// Gives a call more time if the API may have to compile its schema first. A limit that the operator set holds.
+    pub(super) fn allow_for_compiling(&self, call: &mut MessageRequest, now: Timestamp) {
+        let must_compile = call.schema.is_some() && !self.models.is_schema_compiled(&call.model, now);
+        if must_compile && self.config.request_timeout.is_none() {
+            call.extra_silence = SCHEMA_COMPILE_TIME;
+            call.time_limit += SCHEMA_COMPILE_TIME;
+        }
     }
 
     /// What a call for a request may cost at most, whichever of the service's models answers.
@@ -133,7 +148,7 @@ impl Agent {
     }
 
     /// What a call with so many bytes of text costs at most; without a `model`, by the dearest of the service's.
-    fn risk(&self, model: Option<&str>, text_bytes: usize, max_tokens: u32) -> AtRisk {
+    pub(super) fn risk(&self, model: Option<&str>, text_bytes: usize, max_tokens: u32) -> AtRisk {
         let bytes = text_bytes + analysis::schema_text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
         let output_tokens = u64::from(max_tokens);

@@ -115,6 +115,7 @@ mod tests {
         let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap();
         let mut config = AgentConfig {
             model: "a".to_owned(),
+            allowed_models: Vec::new(),
             max_tokens: 1_000,
             effort: Effort::Auto,
             interactive_timeout: Duration::from_secs(60),

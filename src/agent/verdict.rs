@@ -185,6 +185,6 @@ pub(super) fn code_of(kind: ErrorKind) -> FailureCode {
         ErrorKind::StreamError => FailureCode::StreamError,
         ErrorKind::RequestTimeout | ErrorKind::Timeout | ErrorKind::Silent => FailureCode::Timeout,
         ErrorKind::TotalTimeout => FailureCode::TimeLimit,
-        ErrorKind::Malformed => FailureCode::MalformedResponse,
+        ErrorKind::Malformed | ErrorKind::Page => FailureCode::MalformedResponse,
     }
 }

@@ -48,10 +48,40 @@ pub(super) fn read(text: &str) -> Result<Found, ParseError> {
     if let Ok(analysis) = serde_json::from_str(text) {
         return Ok(Found { analysis, repairs: BTreeSet::new() });
     }
+    let error = match read_prose(text) {
+        Ok(found) => return Ok(found),
+        Err(error) => error,
+    };
+    // A gateway may write the JSON as a text within JSON.
+    let inner = unquoted(text).and_then(|inner| read_prose(&inner).ok());
+    inner.map_or(Err(error), |mut found| {
+        found.repairs.insert(Repair::QuotedJson);
+        Ok(found)
+    })
+}
+
+/// The text from the first object whose quotes are escaped to the quote that ends it.
+fn unquoted(text: &str) -> Option<String> {
+    let start = text.find("\\\"").and_then(|quote| text[..quote].rfind('{'))?;
+    let mut is_escaped = false;
+    let end = text[start..].find(|c| {
+        let is_end = c == '"' && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        is_end
+    });
+    let inner = &text[start..end.map_or(text.len(), |end| start + end)];
+    // Line breaks between the tokens may be escaped too, or not.
+    let inner = inner.replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
+    serde_json::from_str(&format!("\"{inner}\"")).ok()
+}
+
+fn read_prose(text: &str) -> Result<Found, ParseError> {
     let nothing = || Miss { read: 0, akin: false, is_meant: false, error: ParseError::NoJson };
     let mut allowance = text.len().saturating_mul(MAX_READINGS);
     let (mut found, mut likeliest) = (None, nothing());
-    let mut is_thinking = text.trim_start().starts_with("<think");
+    // What was found before the thinking that has not ended.
+    let mut before = None;
+    let mut is_thinking = false;
     let mut at = 0;
     while let Some(next) = text[at..].find(['{', '｛', '<']).filter(|_| allowance > 0) {
         at += next;
@@ -59,6 +89,8 @@ pub(super) fn read(text: &str) -> Result<Found, ParseError> {
         if let Some(rest) = rest.strip_prefix('<') {
             if rest.starts_with("/think") {
                 (found, likeliest, is_thinking) = (None, nothing(), false);
+            } else if rest.starts_with("think") && !is_thinking {
+                (before, found, likeliest, is_thinking) = (found, None, nothing(), true);
             }
             at += 1;
             continue;
@@ -78,7 +110,7 @@ pub(super) fn read(text: &str) -> Result<Found, ParseError> {
         }
     }
     if is_thinking {
-        return Err(ParseError::Truncated("it ends within <think>".to_owned()));
+        return before.ok_or_else(|| ParseError::Truncated("it ends within <think>".to_owned()));
     }
     match found {
         Some(memo) if !likeliest.is_meant => Ok(memo),

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Number, Value};
 
-use super::lenient::Repair;
+use super::lenient::{self, Repair};
 
 /// Deeper schemas are not looked into: this bounds a schema that refers to itself.
 const MAX_DEPTH: usize = 16;
@@ -65,7 +65,8 @@ fn fit_part(value: &mut Value, part: &Value, root: &Value, depth: usize, repairs
 }
 
 fn whole(text: &str) -> Option<Value> {
-    let number: f64 = text.trim().parse().ok()?;
+    let number: String = text.trim().chars().map(lenient::ascii).collect();
+    let number: f64 = number.trim_end_matches('%').trim_end().parse().ok()?;
     // As text, a float has no exponent, and a fraction only if it is not whole.
     number.to_string().parse::<i64>().ok().map(|number| Value::Number(Number::from(number)))
 }
@@ -102,6 +103,10 @@ mod tests {
             (&whole, json!("4"), json!(4), vec!["number_as_text"]),
             (&whole, json!(" 60.0"), json!(60), vec!["number_as_text"]),
             (&whole, json!(4.5), json!(4.5), vec![]),
+            (&whole, json!("６０"), json!(60), vec!["number_as_text"]),
+            (&whole, json!("60 %"), json!(60), vec!["number_as_text"]),
+            (&whole, json!("NaN"), json!("NaN"), vec![]),
+            (&whole, json!("inf"), json!("inf"), vec![]),
             (&whole, json!("four"), json!("four"), vec![]),
             (&whole, json!(null), json!(null), vec![]),
             (&whole, json!(1e300), json!(1e300), vec![]),

@@ -33,6 +33,8 @@ pub(super) enum Repair {
     BooleanAsText,
     /// `two-way door` for `two_way_door`.
     EnumWord,
+    /// The JSON is a text within JSON: its quotes are escaped.
+    QuotedJson,
 }
 
 /// JSON made of the object or list that a text begins with.
@@ -221,7 +223,7 @@ impl<'a> Scanner<'a> {
 }
 
 /// The ASCII character that a full-width one stands for.
-fn ascii(c: char) -> char {
+pub(super) fn ascii(c: char) -> char {
     match c {
         '、' => ',',
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
@@ -269,7 +271,7 @@ fn ends_string(rest: &str) -> bool {
             match after.chars().next() {
                 None => true,
                 Some(c) if quote(c).is_some() => true,
-                Some(c) if "{[}]-/#".contains(ascii(c)) || c.is_ascii_digit() => true,
+                Some(c) if "{[}]-/#".contains(ascii(c)) || ascii(c).is_ascii_digit() => true,
                 Some(_) => literal(word).is_some() || after[word.len()..].trim_start().starts_with([':', '：']),
             }
         }

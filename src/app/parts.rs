@@ -41,6 +41,9 @@ const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// nothing, and a slow disk may miss one.
 const LEASE: Duration = Duration::from_secs(30);
 
+/// A question that comes within this time of the start compiles the schema itself, and nothing is spent on a warm-up.
+const WARM_UP_AFTER: Duration = Duration::from_secs(10);
+
 /// One in so many calls is for jobs that no client waits for, however many wait: so that none starves.
 const BACKGROUND_SHARE: u32 = 5;
 
@@ -74,11 +77,19 @@ pub struct Tuning {
     pub lease: Duration,
     /// Refuse questions while the disk is almost full.
     pub has_disk_floor: bool,
+    /// When the schema of memos is compiled, if no question has come until then; never if `None`.
+    pub warm_up_after: Option<Duration>,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning { is_simulated: false, deadlines_first: true, lease: LEASE, has_disk_floor: true }
+        Tuning {
+            is_simulated: false,
+            deadlines_first: true,
+            lease: LEASE,
+            has_disk_floor: true,
+            warm_up_after: Some(WARM_UP_AFTER),
+        }
     }
 }
 
@@ -116,6 +127,7 @@ pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig
 pub(super) fn agent(settings: &Settings) -> AgentConfig {
     AgentConfig {
         model: settings.model().to_owned(),
+        allowed_models: settings.allowed_models.clone(),
         max_tokens: settings.max_tokens,
         effort: settings.effort,
         interactive_timeout: INTERACTIVE_TIMEOUT,
@@ -234,4 +246,34 @@ fn read_origin(text: &str) -> Result<HeaderValue, StartError> {
     let is_origin = !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']);
     let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
     value.ok_or_else(|| StartError::Origin(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{claude::Claude, clock::Timestamp, job::Depth, prompts::Prompts};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn by_default_no_limit_cuts_45_seconds_of_thinking_or_a_full_memo_at_a_slow_pace() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let settings = Line::parse_from(["test", "--anthropic-api-key=sk-test"]).settings;
+        let prompts = Prompts::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap();
+        let config = client(&settings, GatewayAccess { auth_token: None, custom_headers: None });
+        let (thinking, slow) = (Duration::from_secs(45), Duration::from_secs(30 + 3_700 / 40));
+        assert!(config.idle_timeout > thinking);
+        let agent = Agent::new(Claude::new(config).unwrap(), prompts, agent(&settings), Vec::new(), Prices::new([]));
+        let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
+        let plan = agent.plan(Assignment::of(&request, Timestamp::from_millis(1_800_000_000_000))).unwrap();
+        assert_eq!(plan.depth, Depth::Full);
+        assert!(plan.call.time_limit >= thinking + slow, "{:?}", plan.call.time_limit);
+        assert!(plan.call.max_tokens >= 3_700 + 45 * 90, "{}", plan.call.max_tokens);
+    }
 }

@@ -68,7 +68,7 @@ const fn by_type(error_type: &'static str, kind: ErrorKind) -> Row {
 
 /// What an error answer is: the first row that matches. Codes and messages come first, as the API and gateways tell some
 /// faults of the account with a 400.
-const TABLE: [Row; 54] = [
+const TABLE: [Row; 66] = [
     by_code("organization_on_hold", ErrorKind::OnHold),
     by_code("cmek_key_disabled", ErrorKind::OnHold),
     by_code("cmek_key_network_blocked", ErrorKind::OnHold),
@@ -83,10 +83,20 @@ const TABLE: [Row; 54] = [
     by_code("user_profile_billing_not_authorized", ErrorKind::Billing),
     by_code("user_profile_not_billable", ErrorKind::Billing),
     by_code("ramp_limit_exceeded", ErrorKind::RateLimit),
-    by_message(400..=499, "credit balance is too low", ErrorKind::Billing),
-    by_message(400..=499, "reached your specified api usage limits", ErrorKind::SpendLimit),
-    by_message(400..=499, "workspace api usage limits", ErrorKind::SpendLimit),
-    by_message(400..=499, "organization has been disabled", ErrorKind::OnHold),
+    // At any status: gateways wrap them, also in a 500 or in an answer with 200.
+    by_message(ANY, "credit balance is too low", ErrorKind::Billing),
+    by_message(ANY, "insufficient credits", ErrorKind::Billing),
+    by_message(ANY, "reached your specified api usage limits", ErrorKind::SpendLimit),
+    by_message(ANY, "workspace api usage limits", ErrorKind::SpendLimit),
+    by_message(ANY, "budget has been exceeded", ErrorKind::SpendLimit),
+    by_message(ANY, "exceeded your current quota", ErrorKind::SpendLimit),
+    by_message(ANY, "organization has been disabled", ErrorKind::OnHold),
+    by_message(ANY, "account has been disabled", ErrorKind::OnHold),
+    by_message(ANY, "workspace has been archived", ErrorKind::OnHold),
+    by_message(400..=422, "api key not valid", ErrorKind::Authentication),
+    by_message(400..=422, "no api key passed", ErrorKind::Authentication),
+    by_message(400..=422, "model identifier is invalid", ErrorKind::NotFound),
+    by_message(400..=422, "on-demand throughput", ErrorKind::NotFound),
     by_message(400..=422, "blocked by content filtering policy", ErrorKind::Filtered),
     by_message(400..=422, "prompt is too long", ErrorKind::TooLarge),
     by_message(400..=422, "exceed context limit", ErrorKind::TooLarge),
@@ -99,7 +109,9 @@ const TABLE: [Row; 54] = [
     by_status(407..=407, ErrorKind::ProxyAuth),
     by_status(408..=408, ErrorKind::RequestTimeout),
     by_status(409..=409, ErrorKind::Conflict),
+    by_status(410..=410, ErrorKind::NotFound),
     by_status(413..=413, ErrorKind::TooLarge),
+    by_status(425..=425, ErrorKind::Conflict),
     by_status(429..=429, ErrorKind::RateLimit),
     by_status(504..=504, ErrorKind::Timeout),
     by_status(529..=529, ErrorKind::Overloaded),
@@ -118,6 +130,7 @@ const TABLE: [Row; 54] = [
     by_message(400..=422, "structured output", ErrorKind::Parameter(Parameter::Format)),
     by_message(400..=422, "output_config", ErrorKind::Parameter(Parameter::OutputConfig)),
     by_message(400..=422, "cache_control", ErrorKind::Parameter(Parameter::CacheControl)),
+    by_message(400..=422, "system: input should be a valid string", ErrorKind::Parameter(Parameter::CacheControl)),
     by_message(400..=422, "thinking", ErrorKind::Parameter(Parameter::Thinking)),
     by_message(400..=422, "max_tokens", ErrorKind::Parameter(Parameter::MaxTokens)),
     by_status(400..=499, ErrorKind::InvalidRequest),
@@ -149,7 +162,7 @@ const OWN_TYPES: [&str; 13] = [
 ];
 
 /// A message that names a parameter and has one of these refuses it; others may only mention the word.
-const REFUSING: [&str; 17] = [
+const REFUSING: [&str; 18] = [
     "support",
     "permitted",
     "allowed",
@@ -167,6 +180,7 @@ const REFUSING: [&str; 17] = [
     "can't",
     "disabled",
     "greater than",
+    "does not match",
 ];
 
 /// One call that gave no answer. Never holds the API key.
@@ -249,6 +263,8 @@ pub enum ErrorKind {
     StreamCut,
     /// Something came that is not what the API promises.
     Malformed,
+    /// A web page or other text came with 200: the base URL is wrong, or a firewall blocked the question.
+    Page,
     /// An `error` event in the middle of the answer, of a type that tells no more than that.
     StreamError,
 }
@@ -304,7 +320,7 @@ impl CallError {
             text: None,
             rate_limits: Box::default(),
             is_certain: kind == ErrorKind::ProxyAuth,
-            surely_unbilled: matches!(kind, ErrorKind::ConnectFailed | ErrorKind::ProxyAuth),
+            surely_unbilled: matches!(kind, ErrorKind::ConnectFailed | ErrorKind::ProxyAuth | ErrorKind::Page),
         }
     }
 
@@ -352,8 +368,8 @@ impl CallError {
             request_id: envelope.as_ref().and_then(|object| object.request_id.clone()),
             retry_after: retry_after(headers, now).or_else(|| reset_after(headers, now).filter(|_| status == 429)),
             should_retry: match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
-                Some(b"true") => Some(true),
-                Some(b"false") => Some(false),
+                Some(value) if value.eq_ignore_ascii_case(b"true") => Some(true),
+                Some(value) if value.eq_ignore_ascii_case(b"false") => Some(false),
                 _ => None,
             },
             surely_unbilled: envelope.is_some() || !matches!(status, 500..=502 | 504..=528 | 530..),
@@ -429,7 +445,8 @@ impl ErrorKind {
             | ErrorKind::SpendLimit
             | ErrorKind::OnHold
             | ErrorKind::ProxyAuth
-            | ErrorKind::Redirect => Fault::Account,
+            | ErrorKind::Redirect
+            | ErrorKind::Page => Fault::Account,
             ErrorKind::RateLimit => Fault::Limit,
             ErrorKind::RequestTimeout
             | ErrorKind::Conflict
@@ -461,18 +478,20 @@ impl ErrorKind {
     }
 }
 
-/// How long the server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as an HTTP date. The
-/// first that can be read decides; it counts only if more than zero, within its bounds.
+/// How long the server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as a date. The first that can be
+/// read and is more than zero decides, within its bounds.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = |name| headers.get(name)?.to_str().ok();
-    let number = |name| text(name)?.trim().parse::<f64>().ok();
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name| text(name)?.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
     let date = || {
-        let date = httpdate::parse_http_date(text("retry-after")?.trim()).ok()?;
-        Some(date.duration_since(now).unwrap_or_default().as_secs_f64())
+        let text = text("retry-after")?;
+        let date = httpdate::parse_http_date(text).ok();
+        let date = date.or_else(|| text.parse::<jiff::Timestamp>().ok().map(SystemTime::from))?;
+        Some(date.duration_since(now).ok()?.as_secs_f64())
     };
     let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after")).or_else(date)?;
     let bounded = seconds.min(MAX_RETRY_AFTER.as_secs_f64());
-    let wait = Duration::try_from_secs_f64(bounded).ok().filter(|wait| !seconds.is_nan() && !wait.is_zero())?;
+    let wait = Duration::try_from_secs_f64(bounded).ok().filter(|wait| !wait.is_zero())?;
     Some(wait.max(MIN_RETRY_AFTER))
 }
 
@@ -480,8 +499,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 fn reset_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str, what| headers.get(format!("anthropic-ratelimit-{name}-{what}"))?.to_str().ok();
     let resets = ["requests", "tokens", "input-tokens", "output-tokens"].into_iter().filter_map(|name| {
-        let is_used_up = text(name, "remaining").and_then(|count| count.parse::<u64>().ok()) == Some(0);
-        let at: SystemTime = text(name, "reset").filter(|_| is_used_up)?.parse::<jiff::Timestamp>().ok()?.into();
+        let has_room = text(name, "remaining").is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count > 0));
+        let at: SystemTime = text(name, "reset").filter(|_| !has_room)?.parse::<jiff::Timestamp>().ok()?.into();
         at.duration_since(now).ok()
     });
     resets.max().filter(|wait| !wait.is_zero()).map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))

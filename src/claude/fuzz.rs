@@ -79,7 +79,8 @@ fn read(body: &[u8], piece: usize) -> (Answer, Result<(), CallError>, String) {
         }
     };
     let idle = Duration::from_secs(5);
-    let result = runtime.block_on(stream::read(futures_util::stream::iter(pieces), idle, &mut answer, &on_progress));
+    let result =
+        runtime.block_on(stream::read(futures_util::stream::iter(pieces), true, idle, &mut answer, &on_progress));
     answer.finish(&on_progress, u64::MAX, u64::MAX);
     (answer, result, told.into_inner().unwrap())
 }

@@ -85,6 +85,11 @@ impl Prices {
         Prices(Arc::new(prices))
     }
 
+    /// The models that have a price.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// The price of `model`; `None` if it is not known.
     pub fn of(&self, model: &str) -> Option<Price> {
         self.0.get(model).copied()

@@ -7,16 +7,16 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{CallError, ErrorKind};
 use super::events::{Event, Events, Item, MAX_EVENT_BYTES};
 use super::wire::{
     BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, Usage, WholeMessage,
-    Wtf8, event_type,
+    Wtf8, event_type, from_json, pieces,
 };
-use super::{OnProgress, Progress, StopReason, cause};
+use super::{MAX_ERROR_BODY_BYTES, OnProgress, Progress, StopReason, cause};
 
 /// Longest answer taken, in bytes of text. The 128,000 tokens a model can give come to some 512 KiB; only a runaway
 /// stream is twice that.
@@ -52,14 +52,48 @@ pub(super) struct Answer {
     inputs: Joiner,
 }
 
-/// Reads `body` into `answer` until it is complete, giving each piece of it to `on_progress` as it comes.
+/// What a body holds, by its first bytes: gateways send whole messages as streams, streams under any type, and firewalls
+/// pages with 200.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Events,
+    /// One JSON message.
+    Whole,
+    /// Nothing that the API sends.
+    Page,
+}
+
+impl Form {
+    /// How events begin.
+    const FIELDS: [&[u8]; 5] = [b"data", b"event", b"id", b"retry", b":"];
+
+    /// `None` if more bytes are needed. `is_stream`: by its type it is a stream.
+    fn of(start: &[u8], is_stream: bool, is_end: bool) -> Option<Form> {
+        let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+        let longest = Form::FIELDS.iter().map(|field| field.len()).max();
+        match start.first() {
+            Some(b'{') => Some(Form::Whole),
+            Some(b'<') => Some(Form::Page),
+            Some(_) if is_stream || Form::FIELDS.iter().any(|field| start.starts_with(field)) => Some(Form::Events),
+            Some(_) if is_end || Some(start.len()) >= longest => Some(Form::Page),
+            None if is_end => Some(Form::Events),
+            Some(_) | None => None,
+        }
+    }
+}
+
+/// Reads `body` into `answer` until it is complete, giving each piece of it to `on_progress` as it comes. `is_stream`: by its
+/// type it is a stream.
 pub(super) async fn read<B: AsRef<[u8]>>(
     body: impl Stream<Item = Result<B, reqwest::Error>>,
+    is_stream: bool,
     idle: Duration,
     answer: &mut Answer,
     on_progress: OnProgress<'_>,
 ) -> Result<(), CallError> {
     let (mut body, mut events) = (pin!(body), Events::default());
+    // What came before the form was known, or the whole body of another form than events.
+    let (mut held, mut form) = (Vec::new(), None);
     // Only a whole event or comment is a sign of life, so bytes that make neither are silence.
     let mut alive = Instant::now();
     loop {
@@ -67,6 +101,24 @@ pub(super) async fn read<B: AsRef<[u8]>>(
         let Some(chunk) = timeout_at(alive + idle, body.next()).await.map_err(|_| silent(idle))? else { break };
         let chunk = chunk.map_err(|error| lost(&error))?;
         let mut bytes = chunk.as_ref();
+        if form != Some(Form::Events) {
+            held.extend_from_slice(bytes);
+            form = Form::of(&held, is_stream, false);
+            match form {
+                Some(Form::Events) => {}
+                Some(Form::Page) if held.len() >= MAX_ERROR_BODY_BYTES => break,
+                _ if held.len() > MAX_ANSWER_BYTES => return Err(endless()),
+                Some(Form::Whole | Form::Page) => {
+                    alive = Instant::now();
+                    continue;
+                }
+                None => continue,
+            }
+        }
+        let start = std::mem::take(&mut held);
+        if !start.is_empty() {
+            bytes = &start;
+        }
         while let Some(item) = events.next(&mut bytes).map_err(|_| too_long())? {
             alive = Instant::now();
             let Item::Event(event) = item else { continue };
@@ -77,6 +129,11 @@ pub(super) async fn read<B: AsRef<[u8]>>(
                 return Ok(());
             }
         }
+    }
+    match form.or_else(|| Form::of(&held, is_stream, true)) {
+        Some(Form::Whole) => return answer.take_whole(&held, on_progress),
+        Some(Form::Page) => return Err(page(&held)),
+        Some(Form::Events) | None => {}
     }
     if let Some(event) = events.finish() {
         answer.take(&event, on_progress)?;
@@ -111,14 +168,22 @@ impl Answer {
                 self.stop = message.delta.into_stop_reason().or(self.stop.take());
             }
             "message_stop" => self.is_complete = true,
-            "error" => return Err(CallError::of_event(&parse::<ErrorObject>(event)?)),
+            "error" => {
+                let error = ErrorObject::within(&event.data).as_ref().map(CallError::of_event);
+                return Err(error.unwrap_or_else(|| {
+                    CallError::new(ErrorKind::StreamError, format!("Claude broke off its answer: {}", event.data))
+                }));
+            }
             "ping" | "content_block_stop" => {}
             // Gateways drop the names of events; the data has them too.
             name => match event_type(&event.data) {
                 Some(kind) if kind != name => {
                     return self.take(&Event { name: kind, data: event.data.clone() }, on_progress);
                 }
-                None if event.data.starts_with('{') => return Err(malformed("an event without a type")),
+                None if event.data.starts_with('{') => {
+                    let error = ErrorObject::within(&event.data).as_ref().map(CallError::of_event);
+                    return Err(error.unwrap_or_else(|| malformed("an event without a type")));
+                }
                 _ => {}
             },
         }
@@ -129,15 +194,16 @@ impl Answer {
     pub(super) fn take_whole(&mut self, body: &[u8], on_progress: OnProgress<'_>) -> Result<(), CallError> {
         let text = String::from_utf8_lossy(body);
         let text = text.trim_start_matches('\u{feff}');
-        let message: WholeMessage =
-            serde_json::from_str(text).map_err(|error| match ErrorObject::parse(text.as_bytes()) {
-                Some(object) => CallError::of_event(&object),
-                None => malformed(&format!("a message can't be read: {error}")),
-            })?;
+        if let Some(object) = ErrorObject::within(text) {
+            return Err(CallError::of_event(&object));
+        }
+        let unreadable = |error: serde_json::Error| malformed(&format!("a message can't be read: {error}"));
+        let message: WholeMessage = from_json(text).map_err(unreadable)?;
         self.model = message.model;
         self.counts.get_or_insert_default().update(&message.usage);
         self.has_final_output = message.usage.has_output();
-        for block in message.content.into_iter().flatten() {
+        let content = message.content.map_or(Ok(Vec::new()), |content| pieces(&content).map_err(unreadable))?;
+        for block in content {
             self.take_piece(Some(block), on_progress)?;
         }
         self.stop = message.ending.into_stop_reason();
@@ -244,8 +310,18 @@ pub(super) fn malformed(what: &str) -> CallError {
     CallError::new(ErrorKind::Malformed, format!("Claude's answer does not follow the API: {what}"))
 }
 
-fn parse<'a, T: Deserialize<'a>>(event: &'a Event) -> Result<T, CallError> {
-    serde_json::from_str(&event.data).map_err(|error| malformed(&format!("event {}: {error}", event.name)))
+fn parse<T: DeserializeOwned>(event: &Event) -> Result<T, CallError> {
+    from_json(&event.data).map_err(|error| malformed(&format!("event {}: {error}", event.name)))
+}
+
+/// The error for a page that came with 200 instead of an answer.
+fn page(body: &[u8]) -> CallError {
+    let body = String::from_utf8_lossy(body);
+    let message = format!(
+        "a web page or other text came instead of Claude's answer (check the base URL and what is between here and \
+         Claude): {body}"
+    );
+    CallError::new(ErrorKind::Page, message)
 }
 
 fn too_long() -> CallError {

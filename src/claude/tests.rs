@@ -27,12 +27,12 @@ fn question(text: &str) -> MessageRequest {
         max_tokens: 8_000,
         system: "You analyse decisions.".to_owned(),
         prompt: format!("<question>{text}</question>"),
-        again: None,
         effort: Some("low"),
         thinking: Some("between_tools"),
         schema: Some(schema()),
         cache: CacheTtl::FiveMinutes,
         time_limit: Duration::from_secs(20),
+        ..MessageRequest::default()
     }
 }
 
@@ -190,10 +190,12 @@ async fn a_gateways_own_page_leaves_open_whether_the_call_was_billed() {
 }
 
 #[tokio::test]
-async fn a_success_that_is_no_stream_is_malformed() {
-    let error = failure(ErrorAnswer::status(200).html("<html>Please log in to the Wi-Fi</html>")).await;
-    assert_eq!((error.kind, error.fault()), (ErrorKind::Malformed, Concern::Passing));
-    assert!(error.message.contains("Wi-Fi") && error.may_have_been_billed(), "{error}");
+async fn a_page_that_comes_with_200_is_no_answer_and_not_billed() {
+    for page in ["<html>Please log in to the Wi-Fi</html>", "Wi-Fi: log in"] {
+        let error = failure(ErrorAnswer::status(200).html(page)).await;
+        assert_eq!((error.kind, error.fault(), error.is_certain), (ErrorKind::Page, Concern::Account, false));
+        assert!(error.message.contains("Wi-Fi") && !error.may_have_been_billed(), "{error}");
+    }
 }
 
 #[tokio::test]

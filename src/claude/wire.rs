@@ -132,7 +132,7 @@ pub(super) struct Body<'a> {
     max_tokens: u32,
     stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    system: Option<[SystemBlock<'a>; 1]>,
+    system: Option<System<'a>>,
     messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     thinking: Option<Thinking>,
@@ -145,12 +145,19 @@ struct Thinking {
     r#type: &'static str,
 }
 
+/// Text alone where it has no mark for the cache: older gateways take no blocks.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum System<'a> {
+    Text(&'a str),
+    Blocks([SystemBlock<'a>; 1]),
+}
+
 #[derive(Serialize)]
 struct SystemBlock<'a> {
     r#type: &'static str,
     text: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cache_control: Option<CacheControl>,
+    cache_control: CacheControl,
 }
 
 #[derive(Serialize)]
@@ -198,8 +205,11 @@ impl<'a> Body<'a> {
             max_tokens: request.max_tokens,
             stream: true,
             // The API rejects an empty text block.
-            system: (!request.system.is_empty()).then(|| {
-                [SystemBlock { r#type: "text", text: &request.system, cache_control: CacheControl::of(request.cache) }]
+            system: (!request.system.is_empty()).then(|| match CacheControl::of(request.cache) {
+                Some(cache_control) => {
+                    System::Blocks([SystemBlock { r#type: "text", text: &request.system, cache_control }])
+                }
+                None => System::Text(&request.system),
             }),
             messages: messages(request),
             thinking: request.thinking.map(|r#type| Thinking { r#type }),
@@ -230,11 +240,20 @@ pub(super) struct WholeMessage {
     #[serde(default, deserialize_with = "or_default")]
     pub(super) model: String,
     #[serde(default)]
-    pub(super) content: Option<Vec<Piece>>,
+    pub(super) content: Option<Box<RawValue>>,
     #[serde(default, deserialize_with = "counts")]
     pub(super) usage: Counts,
     #[serde(flatten)]
     pub(super) ending: Ending,
+}
+
+/// The pieces of a whole message's content; some gateways give its text alone.
+pub(super) fn pieces(content: &RawValue) -> Result<Vec<Piece>, serde_json::Error> {
+    if content.get().starts_with('"') {
+        let text = serde_json::from_str(content.get())?;
+        return Ok(vec![Piece { text: Some(text), ..Piece::default() }]);
+    }
+    serde_json::from_str(content.get())
 }
 
 /// `message_start`: the first event of a stream.
@@ -265,9 +284,10 @@ pub(super) struct BlockDelta {
 }
 
 /// A piece of a content block; of what is not listed here, only the type is read.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 pub(super) struct Piece {
-    #[serde(rename = "type", default)]
+    /// Empty where a gateway drops it.
+    #[serde(rename = "type", default, deserialize_with = "or_default")]
     kind: String,
     text: Option<Wtf8>,
     thinking: Option<Wtf8>,
@@ -289,6 +309,10 @@ pub(super) enum Part {
 impl Piece {
     pub(super) fn into_part(self) -> Option<Part> {
         match self.kind.as_str() {
+            "" => {
+                let thought = self.thinking.map(Part::Thinking);
+                self.text.map(Part::Text).or(self.partial_json.map(Part::Input)).or(thought)
+            }
             "text" | "text_delta" => self.text.map(Part::Text),
             "thinking" | "thinking_delta" => self.thinking.map(Part::Thinking),
             "input_json_delta" => self.partial_json.map(Part::Input),
@@ -415,7 +439,34 @@ pub(super) fn event_type(data: &str) -> Option<String> {
     struct Typed {
         r#type: Option<String>,
     }
-    serde_json::from_str::<Typed>(data).ok()?.r#type
+    from_json::<Typed>(data).ok()?.r#type
+}
+
+/// Reads JSON. Python writes numbers that are none as `NaN` and `Infinity`, which count as null.
+pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
+    serde_json::from_str(text).or_else(|error| match without_nan(text) {
+        Some(text) => serde_json::from_str(&text),
+        None => Err(error),
+    })
+}
+
+/// `text` with null for each number that is none, if there are any outside of its texts.
+fn without_nan(text: &str) -> Option<String> {
+    let (mut json, mut rest, mut found) = (String::new(), text, false);
+    let (mut is_text, mut is_escaped) = (false, false);
+    while let Some(c) = rest.chars().next() {
+        let number = ["NaN", "-Infinity", "Infinity"].into_iter().find(|number| rest.starts_with(number));
+        if let Some(number) = number.filter(|_| !is_text) {
+            (rest, found) = (&rest[number.len()..], true);
+            json.push_str("null");
+            continue;
+        }
+        is_text ^= c == '"' && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        json.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    found.then_some(json)
 }
 
 /// A value of another type than `T`, such as null, is the default: gateways send many.
@@ -448,6 +499,24 @@ impl ErrorObject {
     /// Reads an envelope; `None` when `body` is anything else.
     pub(super) fn parse(body: &[u8]) -> Option<ErrorObject> {
         serde_json::from_slice(body).ok()
+    }
+
+    /// The error that a JSON object of any gateway tells of.
+    pub(super) fn within(data: &str) -> Option<ErrorObject> {
+        if let Some(object) = ErrorObject::parse(data.as_bytes()) {
+            return Some(object);
+        }
+        let value: Value = from_json(data).ok()?;
+        let (error, text) = (&value["error"], |value: &Value| value.as_str().map(str::to_owned));
+        let message = match error {
+            Value::String(message) if !message.is_empty() => message.clone(),
+            Value::Object(members) => members.get("message").and_then(text).unwrap_or_else(|| error.to_string()),
+            _ if value["type"] == "error" => text(&value["message"]).unwrap_or_else(|| value.to_string()),
+            _ => return None,
+        };
+        let kind = text(&error["type"]).or_else(|| text(&error["code"])).unwrap_or_else(|| "an error".to_owned());
+        let details = error.get("details").cloned().unwrap_or_default();
+        Some(ErrorObject { error: ErrorBody { kind, message, details }, request_id: text(&value["request_id"]) })
     }
 
     /// `error.details.error_code`: tells a spend limit from a rate limit.

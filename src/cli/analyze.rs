@@ -17,7 +17,7 @@ use super::{
     own::Own,
     progress, serve,
 };
-use crate::claude::simulator::SimulatorConfig;
+use crate::{claude::simulator::SimulatorConfig, config::text};
 
 /// The data folder of a service started for one question, within the data folder.
 const DATA_FOLDER: &str = "analyze";
@@ -221,15 +221,15 @@ fn id(job: &Value) -> anyhow::Result<&str> {
 }
 
 fn read_stdin() -> anyhow::Result<String> {
-    let mut text = String::new();
-    let read = std::io::stdin().lock().take(MAX_STDIN).read_to_string(&mut text);
-    let bytes = read.context("can't read the question from standard input as UTF-8 text")?;
-    if text.trim_start_matches('\u{feff}').trim().is_empty() {
+    let mut bytes = Vec::new();
+    let read = std::io::stdin().lock().take(MAX_STDIN).read_to_end(&mut bytes);
+    let count = read.context("can't read the question from standard input")?;
+    ensure!((count as u64) < MAX_STDIN, "the question on standard input is longer than any service accepts");
+    let text = text::decode(bytes).context("can't read the question from standard input as text")?;
+    if text.trim().is_empty() {
         bail!("standard input has no question");
     }
-    ensure!((bytes as u64) < MAX_STDIN, "the question on standard input is longer than any service accepts");
-    // PowerShell pipes a byte order mark.
-    Ok(text.trim_start_matches('\u{feff}').trim().to_owned())
+    Ok(text.trim().to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

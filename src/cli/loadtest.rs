@@ -55,6 +55,9 @@ const MAX_RATE: u32 = 10_000;
 /// Longest load, in seconds.
 const MAX_DURATION: u32 = 3_600;
 
+/// Longest time to wait for the jobs after the load, in seconds.
+const MAX_DRAIN: u32 = 24 * 3_600;
+
 /// Longest answer time of the simulated Claude, in seconds.
 const MAX_LATENCY: u32 = 600;
 
@@ -81,12 +84,12 @@ enum ClaimOrder {
 
 /// The arguments of `loadtest`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "`in time under load N of M possible` in the report:
-  N  memos that came within 30 s of their question and before the last question was sent
-  M  with the service started here: what a scheduler that knows the length of each answer could
-     answer in time, with WORKERS calls at once (20 if unset). With --url: --capacity times the
-     seconds of the load, or the number of waiting clients if that is less
-Memos after the last question do not count, so N is always a little less than M.")]
+#[command(after_help = "`in time N of M possible` in the report:
+  N  memos that came within 30 s of their question
+  M  with the service started here: what an oracle that knows the length of each answer could answer
+     in time, in the order of the questions, with WORKERS calls at once (20 if unset).
+     With --url: --capacity times the seconds of the load and of the last wait, or the number of
+     waiting clients if that is less")]
 pub struct Loadtest {
     /// Test this service instead of one started here. If it uses the real Claude, every question is billed
     #[arg(long, value_name = "URL")]
@@ -140,6 +143,10 @@ pub struct Loadtest {
     /// Answers a second that the account of the service allows, for the report
     #[arg(long, value_parser = positive::<MAX_RATE>, requires = "url")]
     capacity: Option<f64>,
+
+    /// After the load, wait up to this many seconds until all jobs have ended, so that all estimates can be checked
+    #[arg(long, value_name = "SECONDS", value_parser = positive::<MAX_DRAIN>)]
+    drain: Option<f64>,
 
     /// Write the report as JSON to this file
     #[arg(long, value_name = "FILE")]
@@ -218,13 +225,20 @@ impl Loadtest {
                 _ = signals.next() => break true,
                 () = &mut storm, if !storm_is_over => storm_is_over = true,
                 _ = looks.tick() => {
-                    tally.note_queued(target.queued().await);
+                    tally.note_queued(target.jobs(&["queued"]).await);
                     bar.set_position(tally.elapsed().as_secs());
                     bar.set_message(tally.to_string());
                 }
             }
         };
         bar.finish_and_clear();
+        if let Some(seconds) = self.drain.filter(|_| !interrupted) {
+            tokio::select! {
+                () = drained(&target) => {}
+                () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => {}
+                _ = signals.next() => {}
+            }
+        }
         target.look_after(&tally).await;
         let setup = Setup {
             simulated: own.is_some(),
@@ -276,6 +290,13 @@ impl Loadtest {
             write(path, page::render(report)?)?;
         }
         Ok(())
+    }
+}
+
+/// Waits until the service has no pending job.
+async fn drained(target: &Target) {
+    while target.jobs(&["queued", "scheduled", "running"]).await != Some(0) {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

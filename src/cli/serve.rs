@@ -28,6 +28,7 @@ const ENDED_BY_SIGNAL: i32 = 128;
 /// Whatever keeps the service from starting.
 pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<ExitCode> {
     let endpoint = config::otlp_endpoint()?;
+    config::proxy::check()?;
     let _log = logging::start(settings, false);
     // Ends before the log does, which it may have something to say in.
     let _telemetry = telemetry::start(endpoint.as_deref())?;

@@ -1,13 +1,13 @@
 //! The file `.env` in the working folder: read into the environment, where variables that are set win.
 
 use std::{
-    env, fs, io,
+    env, io,
     path::{Path, PathBuf},
 };
 
 use clap::{Args, Command};
 
-use super::{ConfigError, OTLP_ENDPOINT, ServiceAddress, Settings};
+use super::{ConfigError, OTLP_ENDPOINT, ServiceAddress, Settings, text};
 
 /// Looked for in the working folder only: a parent's would surprise.
 pub(super) const FILE: &str = ".env";
@@ -90,17 +90,15 @@ fn edits(one: &str, other: &str) -> usize {
 
 /// The entries of a settings file, in order; empty if there is no such file.
 pub(super) fn read(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
-    let text = match fs::read_to_string(path) {
+    let text = match text::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(ConfigError::DotenvUnreadable { path: path.to_owned(), source }),
     };
-    // Some editors put a byte order mark first.
-    let text = text.trim_start_matches('\u{feff}');
     if let Some(line) = text.lines().position(|line| line.contains('\0')) {
         return Err(ConfigError::DotenvLine { path: path.to_owned(), line: line + 1 });
     }
-    dotenvy::from_read_iter(text.as_bytes()).map(|entry| entry.map_err(|error| explain(path, text, error))).collect()
+    dotenvy::from_read_iter(text.as_bytes()).map(|entry| entry.map_err(|error| explain(path, &text, error))).collect()
 }
 
 /// dotenvy's error shows the line, which may hold a secret, but not its number.

@@ -1,12 +1,12 @@
 //! Variables as people and platforms write them: with blanks or a line break at the end (Kubernetes secrets), in quotes
 //! (`docker run --env-file`), or as a file that holds the value (`NAME_FILE`, for secrets of compose and Kubernetes).
 
-use std::{env, fs, io, net::Ipv4Addr};
+use std::{env, io, net::Ipv4Addr};
 
 use clap::{Args, Command};
 use secrecy::SecretString;
 
-use super::{OTLP_ENDPOINT, ServiceAddress, Settings};
+use super::{OTLP_ENDPOINT, ServiceAddress, Settings, text};
 
 /// Variables of Anthropic's SDKs, which hold secrets and are no flags.
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
@@ -88,12 +88,12 @@ fn changes(
             (Some(_), Some(_)) => return Err(EnvironmentError::Twice { name: (*name).to_owned() }),
             (Some(value), None) => meant(value).to_owned(),
             (None, Some(path)) => {
-                let text = fs::read_to_string(path.trim()).map_err(|source| EnvironmentError::Unreadable {
+                let text = text::read(path.trim()).map_err(|source| EnvironmentError::Unreadable {
                     name: (*name).to_owned(),
                     path,
                     source,
                 })?;
-                meant(text.trim_start_matches('\u{feff}')).to_owned()
+                meant(&text).to_owned()
             }
         };
         if given.as_ref() != Some(&value) {
@@ -117,6 +117,8 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn changed(given: &[(&str, &str)]) -> Result<Vec<(String, String)>, String> {

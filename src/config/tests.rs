@@ -93,6 +93,9 @@ fn a_bad_value_is_refused_with_the_setting_the_value_and_what_is_allowed() {
         ("RATE_LIMITS", "999 input tokens", "1000 to 1000000000"),
         ("RATE_LIMITS", "1000 tokens", "`N input tokens`"),
         ("RETENTION", "30", "`N days`"),
+        ("TRUSTED_PROXIES", "10.0.0.0/33", "IP addresses or networks"),
+        ("TRUSTED_PROXIES", "::ffff:10.0.0.0/104", "IP addresses or networks"),
+        ("WEBHOOK_ALLOW_PRIVATE", "true", "for example 10.0.0.0/8"),
         ("RETENTION", "3651 days", "1 to 3650"),
         ("RETENTION", "0 jobs", "1 to 10000000"),
         ("DAILY_BUDGET", "25", "`N USD`"),
@@ -354,7 +357,7 @@ fn the_page_of_settings_is_made_from_them() {
             writeln!(expected, "| `{name}` | {default} | {help} |").unwrap();
         }
     }
-    assert_documents("docs/configuration.md", "writes them and `.env.example`.\n", &expected);
+    assert_documents("docs/configuration.md", "\n`.env.example`.\n", &expected);
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl Network {
     /// Whether the address is in the network. An IPv4 address that is written as an IPv6 one counts as IPv4.
     pub fn contains(self, address: IpAddr) -> bool {
         let shift = |bits: u32| bits - self.prefix;
-        match (self.address.to_canonical(), address.to_canonical()) {
+        match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
                 (own.to_bits() ^ other.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0
             }
@@ -105,7 +105,7 @@ impl Network {
 pub fn network(text: &str) -> Result<Network, &'static str> {
     let read = || {
         let (address, prefix) = text.trim().split_once('/').map_or((text.trim(), None), |(a, b)| (a, Some(b)));
-        let address: IpAddr = address.parse().ok()?;
+        let address: IpAddr = address.parse().ok().filter(|address: &IpAddr| address.to_canonical() == *address)?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.map_or(Some(bits), |prefix| prefix.parse().ok().filter(|prefix| *prefix <= bits))?;
         Some(Network { address, prefix })
@@ -246,4 +246,27 @@ fn decimal(text: &str, places: usize) -> Option<u64> {
         return None;
     }
     format!("{whole}{part:0<places$}").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_has_the_addresses_that_share_its_first_bits() {
+        for (text, address, is_in) in [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", true),
+            ("10.0.0.0/8", "11.0.0.1", false),
+            ("10.1.2.3", "10.1.2.3", true),
+            ("10.1.2.3", "10.1.2.4", false),
+            ("0.0.0.0/0", "203.0.113.9", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("fd00::/8", "fdff::1", true),
+            ("::/0", "2001:db8::1", true),
+            ("::1", "::2", false),
+        ] {
+            assert_eq!(network(text).unwrap().contains(address.parse().unwrap()), is_in, "{text} {address}");
+        }
+    }
 }

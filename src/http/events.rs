@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     job::{Job, JobId, JobStatus},
-    queue::{Follower, News, Outlook, Seen},
+    queue::{Follower, Kind, News, Outlook, Seen},
 };
 
 /// How long a client should wait before it reconnects.
@@ -77,8 +77,10 @@ pub(super) async fn events(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let now = Instant::now();
+    let record = api.queue.get(id).await?;
+    let kind = Kind::of(&record.request, record.job.waited_for);
     let ends_at = observe::started() + MAX_HOLD;
-    let telling = Telling { api, id, access, follower, outlook: None, next_beat: now, ends_at };
+    let telling = Telling { api, id, kind, access, follower, outlook: None, next_beat: now, ends_at };
     let head = stream::iter([Ok::<_, Infallible>(Event::default().retry(RETRY))]);
     let events = stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;
@@ -95,6 +97,7 @@ pub(super) async fn events(
 struct Telling {
     api: Arc<Api>,
     id: JobId,
+    kind: Kind,
     /// By which the stream was opened. A revoked key ends it.
     access: Access,
     follower: Follower,
@@ -143,7 +146,7 @@ impl Telling {
     fn tell(&mut self, news: News) -> Option<Event> {
         match news {
             News::Status(job) => {
-                self.outlook = self.api.outlook(&job);
+                self.outlook = self.api.outlook(&job, &self.kind);
                 self.status(&job)
             }
             News::Text { attempt, from_start, text } => {
@@ -157,7 +160,7 @@ impl Telling {
     fn beat(&mut self) -> Event {
         let nothing = Event::default().comment("");
         let Some(job) = self.api.queue.peek(self.id) else { return nothing };
-        let outlook = self.api.outlook(&job);
+        let outlook = self.api.outlook(&job, &self.kind);
         // The follower sends a changed status.
         if outlook == self.outlook || Some(job.status(self.api.queue.now())) != self.follower.seen().status {
             return nothing;

@@ -1,6 +1,8 @@
 //! Whatever a client sends is either a submission within every limit or a problem, never a panic. `PROPTEST_CASES` sets
 //! the number of cases.
 
+use std::sync::LazyLock;
+
 use proptest::{collection::vec, prelude::*, sample::Index};
 use serde_json::{Map, Value, json};
 
@@ -8,7 +10,7 @@ use super::{
     submission::{self, Bounds},
     wait::Wait,
 };
-use crate::{clock::Timestamp, job::callback::Callbacks, prompts::Prompts};
+use crate::{agent::models::Models, clock::Timestamp, job::callback::Callbacks, prompts::Prompts};
 
 const MAX_QUERY_LENGTH: usize = 40;
 
@@ -31,7 +33,7 @@ fn question() -> impl Strategy<Value = Value> {
         (Just("wait"), any::<f64>().prop_map(Value::from)),
         (Just("run_at"), "[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:00:00(Z|\\+01:00)".prop_map(Value::from)),
         (Just("deadline_seconds"), any::<i64>().prop_map(Value::from)),
-        (Just("model"), "[a-z0-9/ -]{0,110}".prop_map(Value::from)),
+        (Just("model"), "a|b/c|[a-z0-9/ -]{0,110}".prop_map(Value::from)),
         (Just("callback_url"), "(https|http|file)://[a-z0-9.:\\[\\]@/]{0,40}".prop_map(Value::from)),
         (Just("prompt_version"), "v1|v2|\\.\\./v1".prop_map(Value::from)),
         (
@@ -78,7 +80,8 @@ fn broken() -> impl Strategy<Value = Vec<u8>> {
 static PUBLIC: std::sync::LazyLock<Callbacks> = std::sync::LazyLock::new(Callbacks::default);
 
 fn bounds(prompts: &Prompts) -> Bounds<'_> {
-    Bounds { max_query_length: MAX_QUERY_LENGTH, callbacks: &PUBLIC, prompts }
+    static MODELS: LazyLock<Models> = LazyLock::new(|| Models::new("a".to_owned(), Vec::new(), vec!["b/c".to_owned()]));
+    Bounds { max_query_length: MAX_QUERY_LENGTH, callbacks: &PUBLIC, prompts, models: &MODELS }
 }
 
 fn prompts() -> &'static Prompts {
@@ -91,7 +94,7 @@ fn is_within(request: &crate::job::JobRequest) -> bool {
     (1..=MAX_QUERY_LENGTH).contains(&request.query.chars().count())
         && request.options.len() <= 8
         && request.metadata.len() <= 16
-        && request.model.as_ref().is_none_or(|model| (1..=100).contains(&model.len()))
+        && request.model.as_ref().is_none_or(|model| ["a", "b/c"].contains(&model.as_str()))
         && request.callback_url.as_ref().is_none_or(|url| url.starts_with("https://"))
 }
 

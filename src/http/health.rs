@@ -35,6 +35,20 @@ pub(super) struct Readiness {
     /// Why the service is degraded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<Reason>,
+    /// What an operator should look at. The service works all the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<Note>,
+}
+
+/// Something that an operator should look at, though the service works.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Note {
+    /// The part of the service: `prices`.
+    pub field: &'static str,
+    /// Stable code, for programs: `price_outdated`.
+    pub code: &'static str,
+    /// What to do, for people.
+    pub message: String,
 }
 
 /// Why accepted jobs do not run.
@@ -43,8 +57,8 @@ struct Reason {
     /// The part of the service: `queue`, `claude` or `budget`.
     field: &'static str,
     /// Stable code, for programs. `queue`: `paused`. `claude`: `authentication_failed`, `billing_failed`,
-    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `rate_limited`, `connect_failed`,
-    /// `connection_lost`. `budget`: `budget_reached`.
+    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `malformed_response`, `rate_limited`,
+    /// `connect_failed`, `connection_lost`. `budget`: `budget_reached`.
     code: &'static str,
     /// The reason, for people.
     message: String,
@@ -114,7 +128,8 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         until: None,
     });
     let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(unreachable).chain(budget).collect();
-    Json(Readiness { status: if reasons.is_empty() { "ready" } else { "degraded" }, reasons }).into_response()
+    let status = if reasons.is_empty() { "ready" } else { "degraded" };
+    Json(Readiness { status, reasons, notes: (api.notes)() }).into_response()
 }
 
 /// Why the service accepts no jobs; empty while it does.
@@ -197,6 +212,7 @@ fn spending(api: &Api) {
         FailureCode::ModelNotFound,
         FailureCode::ProxyRefused,
         FailureCode::InvalidRequest,
+        FailureCode::MalformedResponse,
         FailureCode::BudgetReached,
     ] {
         let name: &'static str = code.into();

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     Api,
     extract::{Admin, Params, count_up_to},
+    health::Note,
     limits::{self, LimitsView},
     problem::{FieldError, Problem},
 };
@@ -59,6 +60,8 @@ pub(super) struct Stats {
     models: Vec<Known>,
     /// Why no jobs are accepted; empty while they are accepted.
     troubles: Vec<FieldError>,
+    /// What to look at, though the service works.
+    notes: Vec<Note>,
 }
 
 /// Jobs since the process started.
@@ -117,6 +120,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
         limits: limits::view(&api),
         models: api.models.known(),
         troubles: super::health::troubles(&api),
+        notes: (api.notes)(),
     })
     .into_response()
 }

@@ -15,6 +15,7 @@ use super::{
     wait::Wait,
 };
 use crate::{
+    agent::models::Models,
     clock::Timestamp,
     job::{Depth, JobRequest, Priority, callback::Callbacks},
     prompts::Prompts,
@@ -89,6 +90,8 @@ pub(super) struct Bounds<'a> {
     pub(super) callbacks: &'a Callbacks,
     /// The prompt versions that a request may name.
     pub(super) prompts: &'a Prompts,
+    /// The models that it may name.
+    pub(super) models: &'a Models,
 }
 
 /// A decision question to analyse. Unknown fields are refused.
@@ -116,7 +119,7 @@ pub(super) struct Body {
     #[schema(minimum = 1, maximum = 604_800)]
     #[serde(default, deserialize_with = "body::whole")]
     deadline_seconds: Option<i64>,
-    /// A Claude model. Default: the setting MODEL_NAME.
+    /// A Claude model that the setting ALLOWED_MODELS allows. Default: the setting MODEL_NAME.
     #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9_.:/@-]+$")]
     model: Option<String>,
     /// `brief`, `full` or `auto` (default). `auto` means `full`, or `brief` if the client waits and a full memo would not be
@@ -216,11 +219,13 @@ fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<Field
             wrong("deadline_seconds", "must end after run_at, because the deadline counts from now".to_owned());
         }
     }
-    if let Some(model) = &body.model
-        && !is_model(model)
-    {
-        let message = format!("must be 1 to {MAX_MODEL} letters, digits or - _ . : / @, for example claude-sonnet-5-5");
-        wrong("model", message);
+    match body.model.as_deref() {
+        Some(model) if !is_model(model) => {
+            let rule = "letters, digits or - _ . : / @, for example claude-sonnet-5-5";
+            wrong("model", format!("must be 1 to {MAX_MODEL} {rule}"));
+        }
+        Some(model) => bounds.models.check(model).err().into_iter().for_each(|message| wrong("model", message)),
+        None => {}
     }
     if let Some(why) = body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()) {
         wrong("callback_url", why);
@@ -284,6 +289,8 @@ fn is_model(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use axum::{http::StatusCode, response::IntoResponse};
     use serde_json::{Value, json};
 
@@ -292,7 +299,10 @@ mod tests {
     static PUBLIC: std::sync::LazyLock<Callbacks> = std::sync::LazyLock::new(Callbacks::default);
 
     fn bounds(prompts: &Prompts) -> Bounds<'_> {
-        Bounds { max_query_length: 20, callbacks: &PUBLIC, prompts }
+        static MODELS: LazyLock<Models> = LazyLock::new(|| {
+            Models::new("claude-sonnet-5-5".to_owned(), Vec::new(), vec!["claude-opus-5-5".to_owned()])
+        });
+        Bounds { max_query_length: 20, callbacks: &PUBLIC, prompts, models: &MODELS }
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -341,6 +351,15 @@ mod tests {
         assert_eq!(submission.request.options, ["buy", "build"]);
         assert_eq!(submission.request.metadata["team"], "ops");
         assert_eq!(submission.request.prompt_version.as_deref(), Some("v1"));
+    }
+
+    #[test]
+    fn a_model_that_is_not_allowed_is_refused_with_a_list_of_those_that_are() {
+        assert!(wrong(&json!({"query": "q", "model": "claude-opus-5-5"})).is_empty());
+        let errors = wrong_text(&json!({"query": "q", "model": "claude-opus-9"}).to_string());
+        let message =
+            "\"claude-opus-9\" is not one of the models that ALLOWED_MODELS lists: claude-opus-5-5, claude-sonnet-5-5";
+        assert_eq!(errors, [FieldError::new("model", message)]);
     }
 
     #[test]

@@ -86,6 +86,9 @@ impl JobStore for Broken {
     fn kept(&self, _: &str) -> Vec<(String, String)> {
         Vec::new()
     }
+    async fn book(&self, _: Day, _: String, _: Sums) -> Result<(), StoreError> {
+        self.fault().await
+    }
     async fn journal(&self, _: Uuid, _: String) -> Result<(), StoreError> {
         self.fault().await
     }
@@ -166,7 +169,8 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         failures: Failures::default(),
         trusted_proxies: Arc::default(),
         cors_origins: Vec::new(),
-        models: Models::new("m".to_owned(), Vec::new()),
+        models: Models::new("m".to_owned(), Vec::new(), Vec::new()),
+        notes: Arc::new(Vec::new),
         queue,
         limits: Limits::new(
             RateCaps { requests: least, input_tokens: least, output_tokens: least },

@@ -147,8 +147,7 @@ impl Queue {
                 break;
             }
         }
-        let at_workers = self.workers() as f64 / self.service_time().as_secs_f64().max(1e-3);
-        let rate = at_workers.min(allowance.calls_per_second);
+        let rate = self.claims_per_second(allowance);
         let seconds = (rate > 0.0).then(|| matched as f64 / rate);
         Ok(Trial { matched, next, at_risk: extrapolate(&sample, matched), seconds })
     }

@@ -206,8 +206,8 @@ impl Queue {
                 Ok(_) => {
                     // From before the claim was written to after the answer was: what a client that waits has to wait.
                     if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
-                        let (request, draft) = (self.0.running.request(job.id), self.0.running.draft(job.id));
-                        let kind = Kind::of(request.as_deref().unwrap_or(&JobRequest::default()), job.waited_for);
+                        let (kind, draft) = (self.0.running.kind(job.id), self.0.running.draft(job.id));
+                        let kind = kind.unwrap_or_else(|| Kind::of(&JobRequest::default(), job.waited_for));
                         let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
                         let took = self.now().since(started_at);
                         self.0.service_time.observe(&kind, Observed { took, writing, bytes });

@@ -1,24 +1,23 @@
 //! Which job is claimed next, while clients wait for answers.
 //!
-//! A job whose client is held for its answer is *interactive*: it has a deadline, the moment at which the client must be
-//! answered. This lives in memory only: a restart ends every hold anyway. The order of claiming:
+//! A job whose client is held for its answer is *interactive*. It has a deadline, the moment at which the client must be
+//! answered. It is in memory only, because a restart ends every hold. The order of claims:
 //!
-//! 1. Interactive jobs that can still make it, by what is learnt of their model and depth: almost surely where more of
-//!    them wait than workers are free, else with an even chance. Callers take turns; among one caller's the earliest
-//!    deadline goes first.
-//! 2. All other jobs, in the store's order: callers take turns, each its own by effective time.
+//! 1. Interactive jobs that can still be answered in time, by what was learnt of their model and depth: almost surely where
+//!    more of them wait than workers are free, else with an even chance. Callers take turns. Among the jobs of one caller
+//!    the earliest deadline goes first.
+//! 2. All other jobs, in the store's order: callers take turns, and each caller's jobs go by effective time.
 //!
-//! One that can't make it any more turns ordinary: its client is answered `202` at once, and the job lives on. So it is
-//! where the client hangs up. First in, first out would answer nobody in time under overload, as everybody's wait
-//! would be the whole queue's; this order keeps the number answered in time at what the account allows.
+//! An interactive job that can't be answered in time any more turns ordinary: its client gets a `202` at once, and the job
+//! stays queued. The same happens when its client hangs up. First in, first out would answer nobody in time under
+//! overload, because everybody would wait for the whole queue.
 //!
-//! So that nothing starves while clients always wait, a share of the claims goes to the rest: one in five to
-//! jobs that nobody asked to wait for, and one in [`TURNED_SHARE`] times that to the first of all, which lets those
-//! pass that have turned ordinary. Their clients have been told so and what to expect; a larger share for them would be
-//! taken from those who can still be answered in time.
+//! Other jobs do not starve while clients always wait. One claim in five goes to jobs that nobody asked to wait for. One
+//! in [`TURNED_SHARE`] times that goes to the first job in the store's order, so that jobs that have turned ordinary pass
+//! too. A larger share for them would be taken from clients that can still be answered in time.
 //!
-//! Long polls and event streams follow a job and don't move it: whoever has had a `202` must not overtake by asking
-//! again those who still wait for their first answer.
+//! Long polls and event streams do not move a job. A client that got a `202` must not overtake, by asking again, clients
+//! that still wait for their first answer.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -45,15 +44,8 @@ use crate::{
 /// How many times rarer than those that nobody asked to wait for, jobs that have turned ordinary get a share.
 pub(super) const TURNED_SHARE: u32 = 10;
 
-/// How far back it is looked whether more clients come than can be answered: long enough to tell a rush from a few that
-/// come together, short enough to see it before the first must be turned away.
-const LOOK_BACK: Duration = Duration::from_secs(10);
-
-/// How much of the claims clients take before it is a rush.
-const RUSH: f64 = 0.8;
-
-/// The longest that a client is held.
-const LONGEST_HOLD: Duration = Duration::from_secs(30);
+/// A rush is over once every client was answered in time for as long as a client is held at most.
+const RUSH_ENDS_AFTER: Duration = Duration::from_secs(30);
 
 /// Places of interactive jobs: by deadline, then by the client's number.
 type Place = (Instant, u64);
@@ -74,28 +66,15 @@ struct State {
     next_number: u64,
     /// Claims while clients waited.
     contested: u32,
-    /// How many clients came of late, and how many claims there were of any job while some waited.
-    came: Recent,
-    claims: Recent,
+    rush: Option<Rush>,
 }
 
-/// A count that forgets: what is [`LOOK_BACK`] old counts for 1/e of what is new.
-#[derive(Debug, Default)]
-struct Recent {
-    count: f64,
-    at: Option<Instant>,
-}
-
-impl Recent {
-    fn add(&mut self) {
-        self.count = self.count() + 1.0;
-        self.at = Some(Instant::now());
-    }
-
-    fn count(&self) -> f64 {
-        let age = self.at.map_or(0.0, |at| at.elapsed().div_duration_f64(LOOK_BACK));
-        self.count * (-age).exp()
-    }
+/// More clients come than can be answered in time.
+#[derive(Clone, Copy, Debug)]
+struct Rush {
+    since: Instant,
+    /// When the last client was declined or its job was demoted.
+    last: Instant,
 }
 
 #[derive(Debug)]
@@ -169,7 +148,6 @@ impl Order {
         let mut state = self.0.lock();
         let number = state.next_number;
         state.next_number += 1;
-        state.came.add();
         let standing = Arc::<Standing>::default();
         let client = Client { job, caller, kind: kind.clone(), until, at: None, standing: Arc::clone(&standing) };
         state.clients.insert(number, client);
@@ -218,9 +196,9 @@ impl Order {
                 break;
             }
             state.turn(number);
+            state.note_rush();
         }
         state.contested = state.contested.wrapping_add(1);
-        state.claims.add();
         if state.contested.is_multiple_of(share.saturating_mul(TURNED_SHARE)) {
             return Pick::First;
         }
@@ -256,18 +234,15 @@ impl Order {
         self.0.lock().ready.len(None)
     }
 
-    /// How many jobs of waiting clients go before a job of `caller` that was submitted at `since` and has turned
-    /// ordinary, for as long as clients come in such numbers that none else is claimed but by its share; none if they
-    /// don't. Fewer than would keep all workers busy are no rush.
-    pub(super) fn rush_before(&self, caller: Caller, since: Instant, workers: usize) -> Option<usize> {
-        let state = self.0.lock();
-        let is_rush = state.ready.len(None) >= workers.max(1) && state.came.count() > RUSH * state.claims.count();
-        is_rush.then(|| state.ready.ahead_of(caller, &(since + LONGEST_HOLD, u64::MAX), None))
+    /// How long the rush has lasted, if there is one.
+    pub(super) fn rush(&self) -> Option<Duration> {
+        let rush = self.0.lock().rush.filter(|rush| rush.last.elapsed() < RUSH_ENDS_AFTER);
+        rush.map(|rush| rush.since.elapsed())
     }
 
-    /// Takes note of a client that would have waited if its answer could have come in time.
+    /// Records a client that would have waited if its answer could have come in time.
     pub(super) fn note_declined(&self) {
-        self.0.lock().came.add();
+        self.0.lock().note_rush();
     }
 
     /// Turns a client's job ordinary.
@@ -313,6 +288,13 @@ impl State {
                 self.ready.insert(client.caller, List::Waited, (client.until, number));
             }
         }
+    }
+
+    /// A client can't be answered in time.
+    fn note_rush(&mut self) {
+        let now = Instant::now();
+        let since = self.rush.filter(|rush| now - rush.last < RUSH_ENDS_AFTER).map_or(now, |rush| rush.since);
+        self.rush = Some(Rush { since, last: now });
     }
 
     fn turn(&mut self, number: u64) {
@@ -412,17 +394,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_a_rush_while_more_clients_come_than_are_claimed() {
+    async fn a_rush_lasts_from_the_first_client_that_can_not_be_answered_until_all_are_for_half_a_minute() {
         let order: Arc<Order> = Arc::default();
-        let rush = |workers| order.rush_before(None, Instant::now() + seconds(99), workers);
-        assert_eq!(rush(1), None, "nobody waits");
-        let _clients = clients(&order, 0, 1, &[99; 10]);
-        assert_eq!((rush(10), rush(11)), (Some(10), None));
-        tokio::time::advance(4 * LOOK_BACK).await;
-        assert_eq!(picks(&order, 9, 1, false), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
-        assert_eq!(rush(1), None, "of late more were claimed than came");
-        (0..9).for_each(|_| order.note_declined());
-        assert_eq!(rush(1), Some(1));
+        let _clients = clients(&order, 0, 1, &[40, 20]);
+        assert_eq!(order.rush(), None);
+        order.note_declined();
+        tokio::time::advance(seconds(18)).await;
+        assert_eq!((order.rush(), picks(&order, 1, 5, false)), (Some(seconds(18)), vec![1]), "the other has 2 s left");
+        tokio::time::advance(seconds(29)).await;
+        assert_eq!(order.rush(), Some(seconds(47)));
+        tokio::time::advance(seconds(1)).await;
+        assert_eq!(order.rush(), None);
+        order.note_declined();
+        assert_eq!(order.rush(), Some(Duration::ZERO), "the next rush");
     }
 
     #[tokio::test(start_paused = true)]

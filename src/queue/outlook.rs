@@ -68,28 +68,28 @@ pub struct Hold {
 }
 
 /// The figures that an estimate is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Figures {
     /// Ready jobs that go before this one as things stand.
     pub(super) place: usize,
-    /// Jobs that are likely to be claimed before it, with those to come.
+    /// Jobs that are likely to be claimed before it, including jobs to come.
     pub(super) ahead: usize,
-    /// Attempts under way, with those that were claimed ahead or are being settled.
-    pub(super) running: usize,
+    /// How long each attempt under way is likely to take from now, including those that were claimed ahead.
+    pub(super) running: Vec<Duration>,
     /// Calls that can be under way.
     pub(super) workers: usize,
-    /// How long one lasts.
+    /// How long a call lasts on average.
     pub(super) service_time: Duration,
-    /// How long this one is likely to last.
+    /// How long the call of this job is likely to last.
     pub(super) own_time: Duration,
     /// No job is claimed until an operator says so.
     pub(super) is_paused: bool,
 }
 
 /// The outlook of a queued job; none for any other.
-pub(super) fn outlook(job: &Job, figures: Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
+pub(super) fn outlook(job: &Job, figures: &Figures, allowance: Allowance, now: Timestamp) -> Option<Outlook> {
     let JobState::Queued { run_at } = job.state else { return None };
-    let Figures { place, own_time, is_paused, .. } = figures;
+    let Figures { place, own_time, is_paused, .. } = *figures;
     if is_paused {
         let position = (run_at <= now).then_some(place + 1);
         return Some(Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
@@ -120,25 +120,29 @@ pub(super) fn behind_the_same(service_time: Duration) -> Outlook {
     Outlook { position: None, eta_seconds: Some(service_time.as_secs()), waiting_for: WaitingFor::SameQuestion }
 }
 
-/// How long it takes until a job with so many before it starts; none if nobody can tell.
-pub(super) fn start_in(figures: Figures, allowance: Allowance) -> Option<Duration> {
+/// How long it takes until a job with so many before it starts. `None` if that can't be known.
+pub(super) fn start_in(figures: &Figures, allowance: Allowance) -> Option<Duration> {
     let start = until_a_worker_is_free(figures, allowance).max(until_its_call(figures, allowance));
     let held = allowance.hold.map_or(Some(Duration::ZERO), |hold| hold.opens_in)?;
     Some(held.saturating_add(start))
 }
 
-/// When the rate of calls has let everybody before it through.
-fn until_its_call(figures: Figures, allowance: Allowance) -> Duration {
+/// How long the rate of calls needs for the jobs before it.
+fn until_its_call(figures: &Figures, allowance: Allowance) -> Duration {
     Duration::try_from_secs_f64(figures.ahead as f64 / allowance.calls_per_second).unwrap_or(Duration::MAX)
 }
 
-/// Workers become free one by one, evenly over the time that an attempt lasts.
-fn until_a_worker_is_free(figures: Figures, allowance: Allowance) -> Duration {
-    let Figures { ahead, running, workers, service_time, .. } = figures;
-    let workers = workers.min(allowance.calls_at_once);
-    // More may be under way than there are workers: where jobs are claimed ahead, and while others are being settled.
-    let turns = (ahead + 1 + running).saturating_sub(workers);
-    service_time.mul_f64(turns as f64 / workers.max(1) as f64)
+/// Workers become free as their attempts end, and then in the same order after each service time.
+fn until_a_worker_is_free(figures: &Figures, allowance: Allowance) -> Duration {
+    let Figures { ahead, ref running, workers, service_time, .. } = *figures;
+    let workers = workers.min(allowance.calls_at_once).max(1);
+    let mut free = running.clone();
+    free.resize(workers.max(free.len()), Duration::ZERO);
+    free.sort_unstable();
+    // More attempts than workers: the others were claimed ahead, or their results are being stored.
+    let turn = ahead + free.len() - workers;
+    let rounds = u32::try_from(turn / workers).unwrap_or(u32::MAX);
+    free[turn % workers].saturating_add(service_time.saturating_mul(rounds))
 }
 
 #[cfg(test)]
@@ -158,36 +162,38 @@ mod tests {
         job
     }
 
-    fn figures(ahead: usize, running: usize) -> Figures {
+    /// Of four workers, with attempts under way that end after these seconds.
+    fn figures(ahead: usize, running: &[u64]) -> Figures {
         let service_time = Duration::from_secs(10);
+        let running = running.iter().copied().map(Duration::from_secs).collect();
         Figures { place: ahead, ahead, running, workers: 4, service_time, own_time: service_time, is_paused: false }
     }
 
     /// Position, seconds and reason of a job that is ready.
-    fn ready(ahead: usize, running: usize, allowance: Allowance) -> (Option<usize>, u64, WaitingFor) {
-        let outlook = outlook(&queued(at(0), 0), figures(ahead, running), allowance, at(0)).unwrap();
+    fn ready(ahead: usize, running: &[u64], allowance: Allowance) -> (Option<usize>, u64, WaitingFor) {
+        let outlook = outlook(&queued(at(0), 0), &figures(ahead, running), allowance, at(0)).unwrap();
         (outlook.position, outlook.eta_seconds.unwrap(), outlook.waiting_for)
     }
 
     #[test]
     fn a_job_waits_for_its_turn_and_then_for_its_own_attempt() {
-        assert_eq!(ready(0, 3, FREE), (Some(1), 10, WaitingFor::Worker), "a worker is free");
-        assert_eq!(ready(0, 4, FREE), (Some(1), 12, WaitingFor::Worker), "one of four is free in 10 s / 4");
-        assert_eq!(ready(39, 4, FREE), (Some(40), 110, WaitingFor::Worker));
-        assert_eq!(ready(0, 6, FREE).1, 17, "two that were claimed ahead go before it");
+        assert_eq!(ready(0, &[9, 9, 9], FREE), (Some(1), 10, WaitingFor::Worker), "a worker is free");
+        assert_eq!(ready(0, &[9, 2, 5, 7], FREE), (Some(1), 12, WaitingFor::Worker), "one is free in 2 s");
+        assert_eq!([1, 4, 39].map(|ahead| ready(ahead, &[9, 2, 5, 7], FREE).1), [15, 22, 109]);
+        assert_eq!(ready(0, &[9, 2, 5, 7, 10, 10], FREE).1, 17, "two that were claimed ahead go before it");
     }
 
     #[test]
     fn the_rate_of_calls_tells_where_it_is_the_narrower() {
         let slow = Allowance { calls_per_second: 0.1, ..FREE };
-        assert_eq!(ready(6, 4, slow), (Some(7), 70, WaitingFor::RateLimit));
+        assert_eq!(ready(6, &[1; 4], slow), (Some(7), 70, WaitingFor::RateLimit));
         let exhausted = Allowance { is_exhausted: true, ..FREE };
-        assert_eq!(ready(0, 0, exhausted).2, WaitingFor::RateLimit);
+        assert_eq!(ready(0, &[], exhausted).2, WaitingFor::RateLimit);
     }
 
     #[test]
     fn an_overloaded_upstream_is_as_good_as_fewer_workers() {
-        assert_eq!(ready(19, 2, Allowance { calls_at_once: 2, ..FREE }), (Some(20), 110, WaitingFor::Worker));
+        assert_eq!(ready(19, &[5, 5], Allowance { calls_at_once: 2, ..FREE }), (Some(20), 105, WaitingFor::Worker));
     }
 
     #[test]
@@ -195,23 +201,23 @@ mod tests {
         for waiting_for in [WaitingFor::Gate, WaitingFor::Budget] {
             let hold = Some(Hold { waiting_for, opens_in: Some(Duration::from_secs(30)) });
             let held = Allowance { hold, is_exhausted: true, ..FREE };
-            assert_eq!(ready(0, 0, held), (Some(1), 40, waiting_for));
+            assert_eq!(ready(0, &[], held), (Some(1), 40, waiting_for));
         }
     }
 
     #[test]
     fn a_scheduled_job_waits_for_its_time_and_has_no_place_yet() {
         for (attempt, waiting_for) in [(0, WaitingFor::RunAt), (1, WaitingFor::Retry)] {
-            let outlook = outlook(&queued(at(60), attempt), figures(5, 4), FREE, at(0)).unwrap();
+            let outlook = outlook(&queued(at(60), attempt), &figures(5, &[5; 4]), FREE, at(0)).unwrap();
             assert_eq!(outlook, Outlook { position: None, eta_seconds: Some(70), waiting_for });
         }
     }
 
     #[test]
     fn of_a_paused_queue_nobody_can_tell_the_end() {
-        let paused = Figures { is_paused: true, ..figures(5, 4) };
+        let paused = Figures { is_paused: true, ..figures(5, &[5; 4]) };
         for (run_at, position) in [(at(0), Some(6)), (at(60), None)] {
-            let outlook = outlook(&queued(run_at, 0), paused, FREE, at(0)).unwrap();
+            let outlook = outlook(&queued(run_at, 0), &paused, FREE, at(0)).unwrap();
             assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for: WaitingFor::Paused });
         }
     }
@@ -225,7 +231,7 @@ mod tests {
             (at(60), 1, None, WaitingFor::Gate),
             (at(60), 0, None, WaitingFor::RunAt),
         ] {
-            let outlook = outlook(&queued(run_at, attempt), figures(5, 4), held, at(0)).unwrap();
+            let outlook = outlook(&queued(run_at, attempt), &figures(5, &[5; 4]), held, at(0)).unwrap();
             assert_eq!(outlook, Outlook { position, eta_seconds: None, waiting_for });
         }
     }
@@ -234,6 +240,6 @@ mod tests {
     fn a_job_that_does_not_wait_has_no_outlook() {
         let mut job = queued(at(0), 1);
         job.state = JobState::Succeeded;
-        assert_eq!(outlook(&job, figures(0, 0), FREE, at(0)), None);
+        assert_eq!(outlook(&job, &figures(0, &[]), FREE, at(0)), None);
     }
 }

@@ -31,19 +31,19 @@ const MAX_MODELS: usize = 64;
 /// How finely a distribution is kept.
 const QUANTILES: usize = 20;
 
-/// What answers have in common that take about as long.
+/// Answers of one kind take about as long.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Kind {
-    /// The model that was asked for; none for the service's own.
+pub struct Kind {
+    /// The model that the request names. `None` is the service's own model.
     pub(super) model: Option<String>,
-    /// How much the memo says.
     pub(super) depth: Depth,
-    /// Where a client waits, Claude thinks less.
+    /// Claude thinks less where a client waits.
     pub(super) is_waited_for: bool,
 }
 
 impl Kind {
-    pub(super) fn of(request: &JobRequest, is_waited_for: bool) -> Kind {
+    /// The kind of the answers to a request.
+    pub fn of(request: &JobRequest, is_waited_for: bool) -> Kind {
         Kind { model: request.model.clone(), depth: request.depth.resolved(is_waited_for), is_waited_for }
     }
 }
@@ -87,8 +87,9 @@ pub(super) struct ServiceTime(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Of all attempts, in seconds.
+    /// Running means in seconds: of all attempts, and of those that a client waited for or not.
     mean: Option<f64>,
+    means: [Option<f64>; 2],
     models: HashMap<Option<String>, Model>,
 }
 
@@ -126,7 +127,11 @@ impl ServiceTime {
         let Observed { took, writing, bytes } = observed;
         let mut seen = self.0.lock();
         let seconds = took.as_secs_f64();
-        seen.mean = Some(seen.mean.map_or(seconds, |mean| mean + NEWEST_WEIGHT * (seconds - mean)));
+        let follow = |mean: &mut Option<f64>| {
+            *mean = Some(mean.map_or(seconds, |mean| mean + NEWEST_WEIGHT * (seconds - mean)));
+        };
+        follow(&mut seen.mean);
+        follow(&mut seen.means[usize::from(kind.is_waited_for)]);
         let is_known = seen.models.contains_key(&kind.model) || seen.models.len() < MAX_MODELS;
         let model = seen.models.entry(kind.model.clone().filter(|_| is_known)).or_default();
         model.expectations.clear();
@@ -139,9 +144,44 @@ impl ServiceTime {
         }
     }
 
-    /// Of all attempts: how fast the queue moves.
+    /// The mean of all attempts: how fast the queue moves.
     pub(super) fn mean(&self) -> Duration {
         self.0.lock().mean.map_or(USUAL, Duration::from_secs_f64)
+    }
+
+    /// The mean of so many attempts, of which nobody waits for some.
+    pub(super) fn mean_of(&self, attempts: usize, background: usize) -> Duration {
+        let mean = |is_waited_for| {
+            let seen = self.0.lock();
+            seen.means[usize::from(is_waited_for)].or(seen.mean).unwrap_or_else(|| {
+                let depth = Depth::Auto.resolved(is_waited_for);
+                Model::default().expectation(&Kind { model: None, depth, is_waited_for }).within(0.5).as_secs_f64()
+            })
+        };
+        let share = background.min(attempts) as f64 / attempts.max(1) as f64;
+        Duration::from_secs_f64(share * mean(false) + (1.0 - share) * mean(true))
+    }
+
+    /// How long an answer of this kind is likely to take.
+    pub(super) fn whole(&self, kind: &Kind) -> Duration {
+        self.likely(kind, |expectation| expectation.within(0.5), |mean| mean)
+    }
+
+    /// How long an answer of this kind that has come so far is likely to take from now.
+    pub(super) fn rest(&self, kind: &Kind, progress: Progress) -> Duration {
+        self.likely(kind, |expectation| expectation.rest(progress), |mean| mean.saturating_sub(progress.elapsed))
+    }
+
+    /// By what was learnt of this kind, else by the mean of all attempts, and before the first by the prior.
+    fn likely(
+        &self,
+        kind: &Kind,
+        by_kind: impl FnOnce(&Expectation) -> Duration,
+        by_mean: impl FnOnce(Duration) -> Duration,
+    ) -> Duration {
+        let expectation = self.expectation(kind);
+        let mean = self.0.lock().mean.filter(|_| !expectation.is_learnt);
+        mean.map_or_else(|| by_kind(&expectation), |mean| by_mean(Duration::from_secs_f64(mean)))
     }
 
     pub(super) fn expectation(&self, kind: &Kind) -> Arc<Expectation> {
@@ -191,6 +231,17 @@ impl Expectation {
     pub(super) fn chance(&self, left: Duration) -> f64 {
         let in_time = self.totals.partition_point(|total| *total <= left.as_secs_f64());
         in_time as f64 / self.totals.len() as f64
+    }
+
+    /// How long an answer that has come so far is likely to take from now.
+    fn rest(&self, progress: Progress) -> Duration {
+        let median = |quantiles: &[f64]| quantiles[quantiles.len() / 2];
+        let (start, seen) = match progress.text {
+            Some((_, bytes)) => (0.0, bytes as f64),
+            None => ((median(&self.starts) - progress.elapsed.as_secs_f64()).max(0.0), 0.0),
+        };
+        let seconds = start + (median(&self.bytes) - seen).max(0.0) * self.seconds_per_byte;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
     /// The chance that an answer that has come so far is there within `left`.
@@ -271,11 +322,17 @@ mod tests {
     #[test]
     fn the_mean_follows_what_is_seen() {
         let times = ServiceTime::default();
-        assert_eq!(times.mean(), USUAL);
+        let whole_seconds = |time: Duration| time.as_secs_f64().round();
+        let prior = [times.mean(), times.mean_of(1, 0), times.mean_of(1, 1), times.whole(&BRIEF(None))];
+        assert_eq!(prior.map(whole_seconds), [20.0, 11.0, 41.0, 11.0]);
         times.observe(&BRIEF(None), seen(2.0, 0.0, 0));
-        assert_eq!(times.mean(), seconds(2.0), "the first counts for what it is");
+        assert_eq!((times.mean(), times.whole(&FULL(None))), (seconds(2.0), seconds(2.0)), "the first counts in full");
         (0..100).for_each(|_| times.observe(&BRIEF(None), seen(4.0, 0.0, 0)));
         assert_eq!(times.mean().as_secs_f64().round(), 4.0);
+        assert_eq!(times.mean_of(1, 1), times.mean(), "no other is known");
+        (0..100).for_each(|_| times.observe(&kind(None, Depth::Full, false), seen(34.0, 0.0, 0)));
+        let mean_of = |attempts, background| times.mean_of(attempts, background).as_secs_f64().round();
+        assert_eq!([mean_of(0, 0), mean_of(3, 0), mean_of(3, 1), mean_of(3, 9)], [4.0, 4.0, 14.0, 34.0]);
     }
 
     #[test]
@@ -305,6 +362,19 @@ mod tests {
         assert_eq!(times.expectation(&BRIEF(None)).within(1.0), seconds(1.0));
         (0..1_000).for_each(|n| times.observe(&BRIEF(Some(&format!("model {n}"))), seen(1.0, 0.0, 0)));
         assert!(times.0.lock().models.len() <= MAX_MODELS);
+    }
+
+    #[test]
+    fn the_rest_of_an_answer_follows_from_what_has_come() {
+        let times = ServiceTime::default();
+        (0..20).for_each(|_| times.observe(&BRIEF(None), seen(11.0, 9.0, 3_000)));
+        let expected = times.expectation(&BRIEF(None));
+        let rest = |elapsed: f64, bytes: Option<usize>| {
+            let text = bytes.map(|bytes| (seconds(elapsed - 2.0), bytes));
+            expected.rest(Progress { elapsed: seconds(elapsed), text }).as_secs_f64().round()
+        };
+        assert_eq!([rest(0.0, None), rest(1.0, None), rest(5.0, None)], [11.0, 10.0, 9.0]);
+        assert_eq!([rest(5.0, Some(1_000)), rest(12.0, Some(4_000))], [6.0, 0.0]);
     }
 
     #[test]

@@ -104,19 +104,21 @@ impl Queue {
         until: Instant,
         allowance: impl FnOnce() -> Allowance,
     ) -> bool {
-        let mut figures = self.figures(self.0.order.ahead_of(by, until));
-        // Of so many claims one is not for those who wait.
+        let interactive = self.0.order.ahead_of(by, until);
+        // One in so many claims is for another job.
+        let has_background = self.0.store.claimable_unwaited() > 0;
         let share = self.0.policy.ordinary_share as usize;
-        let elsewhere =
-            if self.0.store.claimable_unwaited() > 0 { share } else { share * order::TURNED_SHARE as usize };
-        figures.ahead = figures.ahead * elsewhere / elsewhere.saturating_sub(1).max(1);
-        let Some(start) = outlook::start_in(figures, allowance()) else { return false };
+        let share = if has_background { share } else { share * order::TURNED_SHARE as usize };
+        let others = interactive / share.saturating_sub(1).max(1);
+        let figures = self.figures(interactive + others, if has_background { others } else { 0 });
+        let allowance = allowance();
+        let Some(start) = outlook::start_in(&figures, allowance) else { return false };
         let expectation = self.0.service_time.expectation(&Kind::of(request, true));
         let wanted = until.saturating_duration_since(Instant::now());
         let is_contested = !start.is_zero();
         let is_met = self.is_met(&expectation, wanted.saturating_sub(start), is_contested);
-        // A client that wants less than an answer takes is not one too many.
-        if !is_met && self.is_met(&expectation, wanted, false) {
+        // Not a rush: calls that are held, and a client that wants less than an answer takes.
+        if !is_met && allowance.hold.is_none() && self.is_met(&expectation, wanted, false) {
             self.0.order.note_declined();
         }
         is_met

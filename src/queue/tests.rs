@@ -7,6 +7,8 @@
 //! attempt must know whether it still owns its job; and whoever waits for a job that has ended must have heard of it. At
 //! the end of a sequence every job is brought to its end.
 
+mod overload;
+
 use std::{
     collections::{HashMap, HashSet},
     num::NonZeroU64,
@@ -26,11 +28,11 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::*;
+use super::{hold::CHANCE_POLL, *};
 use crate::{
     job::{
-        AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, IdempotencyKey, PRIORITY_OFFSET, Priority,
-        TokenUsage, disposition::Disposition,
+        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, PRIORITY_OFFSET,
+        Priority, TokenUsage, disposition::Disposition,
     },
     ledger::{Risk, Tokens, total},
     store::{
@@ -1337,6 +1339,11 @@ async fn ask(queue: &Queue, seconds: u64) -> (JobRecord, Option<Waiting>) {
     (accepted.record, waiting)
 }
 
+/// The outlook of a queued job while calls can be made at any rate.
+fn outlook(queue: &Queue, job: &Job) -> Outlook {
+    queue.outlook(job, &Kind::of(&JobRequest::default(), job.waited_for), free).unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
     let folder = folder();
@@ -1350,28 +1357,37 @@ async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
     let closed = || Allowance { hold: Some(hold), ..free() };
     let until = Instant::now() + Duration::from_secs(29);
     assert!(queue.ask(Submission::default(), until, closed).await.unwrap().1.is_none(), "no call is made before that");
-    let outlook = queue.outlook(&first.job, free).unwrap();
+    let outlook = outlook(&queue, &first.job);
     assert_eq!((outlook.position, outlook.eta_seconds), (Some(1), Some(20)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_more_clients_wait_than_can_be_answered_the_others_are_told_that_they_move_by_their_share() {
+async fn in_a_rush_the_estimate_of_other_jobs_counts_their_share_and_the_time_after_the_rush() {
     let folder = folder();
     let (queue, _) = queue_of_ten_seconds(&folder).await;
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let _running = claimed(&queue).await;
     let second = queue.enqueue(Submission::default()).await.unwrap().record.job;
-    let seconds = |job: &Job| queue.outlook(job, free).unwrap().eta_seconds.unwrap();
+    let seconds = |job: &Job| outlook(&queue, job).eta_seconds.unwrap();
     assert_eq!(seconds(&second), 20, "ten for the running one, and its own");
     let (_, held) = ask(&queue, 29).await;
     let (declined, hold) = ask(&queue, 29).await;
     assert!(hold.is_none() && !ordinary.waited_for);
-    assert_eq!(seconds(&second), 60, "one claim in five");
-    // After the client that is held: nobody turned ordinary before it.
-    assert_eq!(seconds(&declined.job), 20 + 50 * 10);
-    assert_eq!(queue.outlook(&declined.job, free).unwrap().position, Some(3), "as things stand");
+    assert_eq!(seconds(&second), 30, "the rush has only begun: after the client that is held");
+    assert_eq!((seconds(&declined.job), outlook(&queue, &declined.job).position), (40, Some(3)));
+    for _ in 0..10 {
+        tokio::time::advance(Duration::from_secs(20)).await;
+        queue.0.order.note_declined();
+    }
+    // The rush is likely to last 100 s more, which are ten claims. The running attempt may end at any moment.
+    assert_eq!(seconds(&second), 50, "one claim in five is for such jobs");
+    assert_eq!(
+        seconds(&declined.job),
+        120,
+        "after ten claims, one of them for the second job, and the client that is held"
+    );
     drop(held);
-    assert_eq!(seconds(&second), 20, "the rush is over");
+    assert_eq!(seconds(&second), 10, "the rush is over");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1425,25 +1441,39 @@ async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond
     };
     let policy = Policy { allowance, ..Policy::plain() };
     let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
-    let gate = |opens_in| Some(Hold { waiting_for: WaitingFor::Gate, opens_in });
-    for (closed, is_held) in
-        [(gate(Some(Duration::from_secs(60))), false), (gate(None), false), (gate(Some(Duration::from_secs(5))), true)]
-    {
-        let (_, waiting) = ask(&queue, 29).await;
-        let waiting = waiting.unwrap();
+    let close = |waiting_for, seconds: Option<u64>| {
+        *hold.lock() = Some(Hold { waiting_for, opens_in: seconds.map(Duration::from_secs) });
+    };
+    let waits_for = |job: &Job| {
+        let kind = Kind::of(&JobRequest::default(), true);
+        queue.outlook(job, &kind, || (queue.0.policy.allowance)()).unwrap().waiting_for
+    };
+    for (reason, seconds) in [
+        (WaitingFor::Gate, Some(60)),
+        (WaitingFor::Gate, None),
+        (WaitingFor::Budget, Some(3_600)),
+        (WaitingFor::Paused, None),
+    ] {
+        let waiting = ask(&queue, 29).await.1.unwrap();
         let mut answer = Box::pin(queue.answer(&waiting));
         assert!(poll!(&mut answer).is_pending());
-        *hold.lock() = closed;
-        if is_held {
-            tokio::time::advance(Duration::from_secs(2)).await;
-            assert!(poll!(&mut answer).is_pending(), "{closed:?}");
+        if reason == WaitingFor::Paused {
+            queue.pause("ann").await.unwrap();
         } else {
-            let asked = Instant::now();
-            answer.await.unwrap();
-            assert!(asked.elapsed() <= Duration::from_secs(2), "{closed:?}");
+            close(reason, seconds);
         }
+        let closed_at = Instant::now();
+        let job = answer.await.unwrap().job;
+        assert!(closed_at.elapsed() <= CHANCE_POLL, "{reason:?} {seconds:?}");
+        assert_eq!(waits_for(&job), reason);
+        queue.resume().await.unwrap();
         *hold.lock() = None;
     }
+    let waiting = ask(&queue, 29).await.1.unwrap();
+    close(WaitingFor::Gate, Some(5));
+    let closed_at = Instant::now();
+    queue.answer(&waiting).await.unwrap();
+    assert!(closed_at.elapsed() > Duration::from_secs(10), "a gate that opens in time keeps the client");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1490,7 +1520,7 @@ async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
     let (asked, waiting) = ask(&queue, 29).await;
     assert_eq!(queue.pick(queue.now()), Pick::Job(asked.job.id));
     queue.place(&asked.job, queue.now());
-    let ahead = [&ordinary, &asked.job].map(|job| queue.outlook(job, free).unwrap().position);
+    let ahead = [&ordinary, &asked.job].map(|job| outlook(&queue, job).position);
     assert_eq!(ahead, [Some(2), Some(1)]);
     drop(waiting);
     assert_eq!(claimed(&queue).await.job.id, ordinary.id);
@@ -1638,15 +1668,15 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
     };
     assert!(hold("b").await.1.is_none(), "an attempt takes ten seconds");
     let (second, waiting) = hold("a").await;
-    let outlook = queue.outlook(&second, free).unwrap();
-    assert_eq!((outlook.position, outlook.waiting_for), (None, WaitingFor::SameQuestion));
+    let waits = outlook(&queue, &second);
+    assert_eq!((waits.position, waits.waiting_for), (None, WaitingFor::SameQuestion));
     assert_eq!(queue.pick(queue.now()), Pick::First, "it has no place of its own");
     let waiting = waiting.unwrap();
     let mut answered = Box::pin(queue.answer(&waiting));
     assert!(poll!(&mut answered).is_pending(), "the answer may come in time");
 
     queue.settle(&first.job, &Disposition::released(FailureCode::RateLimited), AttemptReport::default()).await;
-    assert!(queue.outlook(&second, free).unwrap().waiting_for != WaitingFor::SameQuestion);
+    assert!(outlook(&queue, &second).waiting_for != WaitingFor::SameQuestion);
     let again = claimed(&queue).await;
     assert_eq!(again.job.id, first.job.id, "its client could not be answered in time any more");
     answer(&queue, &again).await;

@@ -13,7 +13,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Claim, follow::Draft};
+use super::{
+    Claim,
+    follow::Draft,
+    service_time::{Kind, Progress},
+};
 use crate::job::{Job, JobId, JobRequest, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
@@ -86,6 +90,13 @@ struct UnderWay {
     lost: CancellationToken,
     draft: Arc<Draft>,
     request: Arc<JobRequest>,
+    is_waited_for: bool,
+}
+
+impl UnderWay {
+    fn kind(&self) -> Kind {
+        Kind::of(&self.request, self.is_waited_for)
+    }
 }
 
 /// An attempt's stay in this process; ends when dropped, and so with a worker that panics.
@@ -105,8 +116,8 @@ impl Running {
         lost: CancellationToken,
         draft: Arc<Draft>,
     ) -> Stay {
-        let (id, attempt) = (job.id, job.attempt);
-        self.0.lock().insert(id, UnderWay { attempt, lost, draft, request });
+        let (id, attempt, is_waited_for) = (job.id, job.attempt, job.waited_for);
+        self.0.lock().insert(id, UnderWay { attempt, lost, draft, request, is_waited_for });
         Stay { running: Arc::clone(self), id, attempt }
     }
 
@@ -118,6 +129,17 @@ impl Running {
     /// What the job asks, while an attempt is under way.
     pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
         self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.request))
+    }
+
+    /// The kind of the answer to the job's attempt, if one is under way.
+    pub(super) fn kind(&self, id: JobId) -> Option<Kind> {
+        self.0.lock().get(&id).map(UnderWay::kind)
+    }
+
+    /// The kind and the progress of every attempt.
+    pub(super) fn progress(&self) -> Vec<(Kind, Progress)> {
+        let running = self.0.lock();
+        running.values().map(|under_way| (under_way.kind(), under_way.draft.progress())).collect()
     }
 
     /// What has come of the answer to the job's attempt, if one is under way.

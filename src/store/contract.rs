@@ -563,6 +563,10 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
     assert_eq!(today.models[UNKNOWN_MODEL].at_risk, risk);
     assert_eq!(store.ledger(1).len(), 1);
     assert_eq!(store.spent(day(2 * DAY)), Sums::default());
+
+    store.book(day(2 * DAY), "a".to_owned(), sums(1, 9)).await.unwrap();
+    store.book(day(DAY), "b".to_owned(), sums(1, 1)).await.unwrap();
+    assert_eq!((store.spent(day(2 * DAY)), store.ledger(9)[1].models["b"]), (sums(1, 9), sums(2, 8)), "of no job");
 }
 
 async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {

@@ -207,6 +207,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.kept(prefix)
     }
 
+    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.call(Call::Keep, self.inner.book(day, model, sums)).await
+    }
+
     async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
         self.call(Call::Journal, self.inner.journal(id, entry)).await
     }

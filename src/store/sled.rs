@@ -300,6 +300,10 @@ impl JobStore for SledStore {
         self.shared.beside.read().kept(prefix)
     }
 
+    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Book { day, model, sums, reply }).await
+    }
+
     async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
         self.ask(|reply| Command::Beside { change: BesideChange::Journal { id, entry }, reply }).await
     }

@@ -56,6 +56,7 @@ impl Analyst for Scripted {
             asked_again_after: None,
             input_bytes: 1,
             at_risk: AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None },
+            made_at: assignment.now,
         })
     }
 

@@ -62,7 +62,10 @@ assert isinstance(missing, Problem) and (missing.status, missing.code) == (404, 
 wrong = analyze.sync(client=anyone, body=AnalyzeRequest(query=" ", model="a b"))
 assert isinstance(wrong, Problem) and [error.field for error in wrong.errors] == ["query", "model"], wrong
 assert list_jobs.sync(client=AuthenticatedClient(base_url=BASE, token="wrong")).code == "unauthorized"
-failed = analyze.sync(client=anyone, body=AnalyzeRequest(query="Of whom?", model="no-such-model"), wait=True)
+refused = analyze.sync(client=anyone, body=AnalyzeRequest(query="Of whom?", model="no-such-model"))
+assert isinstance(refused, Problem) and [error.field for error in refused.errors] == ["model"], refused
+# Allowed, and unknown to the simulated Claude.
+failed = analyze.sync(client=anyone, body=AnalyzeRequest(query="Of whom?", model="claude-fable-5-2"), wait=True)
 assert isinstance(failed, Problem) and failed.status == 502, failed
 assert failed.job.error.code == FailureCode.MODEL_NOT_FOUND, failed
 

@@ -60,12 +60,10 @@ fn request() -> MessageRequest {
         max_tokens: 16_000,
         system: include_str!("../../prompts/v1/system.txt").to_owned(),
         prompt: "<question>Should we open a second plant?</question>".to_owned(),
-        again: None,
         effort: Some("low"),
         schema: Some(analysis::schema_text()),
         time_limit: Duration::from_secs(60),
-        thinking: None,
-        cache: ceoagent::claude::CacheTtl::default(),
+        ..MessageRequest::default()
     }
 }
 

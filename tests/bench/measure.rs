@@ -201,7 +201,12 @@ pub(crate) fn get(path: &str) -> Vec<u8> {
 
 /// A question to be asked for itself: the same one over and over would be asked once.
 pub(crate) fn post(query: &str, wait: bool) -> Vec<u8> {
-    let body = serde_json::json!({ "query": query, "wait": wait }).to_string();
+    post_json(&serde_json::json!({ "query": query, "wait": wait }))
+}
+
+/// As [`post`], with this body.
+pub(crate) fn post_json(body: &serde_json::Value) -> Vec<u8> {
+    let body = body.to_string();
     let length = body.len();
     format!(
         "POST /api/v1/analyze HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\

@@ -44,7 +44,7 @@ const SUBMITS_PER_SECOND: f64 = 12.0;
 const BURST: usize = 500;
 
 /// Room in the queue.
-const MAX_QUEUED_JOBS: usize = 400;
+const MAX_QUEUED_JOBS: usize = 4_000;
 
 /// Kept finished jobs: some minutes' worth, so that retention is at work for most of the run, and yet no job goes
 /// before it was seen to have ended.
@@ -98,14 +98,14 @@ struct Customer {
 /// What was asked, and the answers that it may get.
 type Ask = (&'static str, &'static [u16]);
 
-/// A question: accepted, or the queue is full.
-const SUBMIT: Ask = ("submit", &[202, 503]);
+/// A question: accepted, or its caller has a tenth of the queue already.
+const SUBMIT: Ask = ("submit", &[202, 429]);
 /// A question with a wait: besides, it may fail in its ways, or be cancelled by somebody.
-const SUBMIT_AND_WAIT: Ask = ("submit and wait", &[200, 202, 409, 422, 502, 503, 504]);
+const SUBMIT_AND_WAIT: Ask = ("submit and wait", &[200, 202, 409, 422, 429, 502, 503, 504]);
 const GET: Ask = ("get", &[200]);
 const WAIT: Ask = ("get and wait", &[200]);
 const CANCEL: Ask = ("cancel", &[200, 409]);
-const RETRY: Ask = ("retry", &[202, 409]);
+const RETRY: Ask = ("retry", &[202, 409, 429]);
 const LIST: Ask = ("list", &[200]);
 const MONITOR: Ask = ("monitor", &[200]);
 const NONSENSE: Ask = ("nonsense", &[422]);

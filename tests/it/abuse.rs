@@ -2,6 +2,8 @@
 
 use std::{process::Command, time::Duration};
 
+use reqwest::Method;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -9,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::harness::{PATIENCE, Service, Setup, simulator};
+use crate::harness::{PATIENCE, Service, Setup, send, simulator};
 
 /// Resident memory of the service, in MiB.
 fn resident_mb(service: &Service) -> u64 {
@@ -196,4 +198,41 @@ async fn one_connection_too_many_is_closed_and_its_place_is_free_again() {
 async fn reqwest_health(service: &Service) -> Option<u16> {
     let answer = service.request(reqwest::Method::GET, "/health").timeout(Duration::from_secs(5)).send().await;
     answer.ok().map(|answer| answer.status().as_u16())
+}
+
+#[tokio::test]
+async fn callers_without_a_key_can_not_fill_the_queue_with_jobs_for_later() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url())
+        .with("MAX_QUEUED_JOBS", "100")
+        .with("TRUSTED_PROXIES", "127.0.0.0/8")
+        .with("API_KEYS", "alice:a-key-of-alice-1234")
+        .with("REQUIRE_API_KEY", "false");
+    let service = setup.start();
+    let submit = async |address: usize, run_at: Option<&str>| {
+        let body = json!({ "query": "q", "run_at": run_at });
+        let from = format!("192.0.2.{address}");
+        let request = service.request(Method::POST, "/api/v1/analyze").header("x-forwarded-for", from);
+        send(request.json(&body)).await
+    };
+    let a_year = (ceoagent::clock::Clock::system().now().plus(Duration::from_hours(364 * 24))).to_string();
+    for address in 0..5 {
+        for _ in 0..10 {
+            assert_eq!(submit(address, Some(&a_year)).await.status, 202);
+        }
+        submit(address, None).await.assert_problem(429, "too_many_pending");
+    }
+    submit(5, Some(&a_year)).await.assert_problem(503, "queue_full");
+    // Whoever asks for an answer now is served, and callers with a key have room that no stranger can take.
+    let answer = submit(6, None).await;
+    assert_eq!(service.ended(&answer.id()).await.body["status"], "succeeded");
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    for address in 10..14 {
+        for _ in 0..10 {
+            assert_eq!(submit(address, None).await.status, 202);
+        }
+    }
+    submit(20, None).await.assert_problem(503, "queue_full");
+    let request = service.request(Method::POST, "/api/v1/analyze").bearer_auth("a-key-of-alice-1234");
+    assert_eq!(send(request.json(&json!({ "query": "q" }))).await.status, 202);
 }

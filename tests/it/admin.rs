@@ -44,7 +44,7 @@ async fn jobs_are_found_by_each_condition_and_by_several() {
     let refused = ask(&service, json!({"query": "Is it legal?", "priority": "high"})).await;
     service.ended(&refused).await;
     pause(&service).await;
-    let waits = ask(&service, json!({"query": "And Antwerp?", "model": "claude-test-1"})).await;
+    let waits = ask(&service, json!({"query": "And Antwerp?", "model": "claude-fable-5-2"})).await;
     let cases = [
         ("text=rotterdam", vec![&memo]),
         ("text=nowhere", vec![]),
@@ -52,7 +52,7 @@ async fn jobs_are_found_by_each_condition_and_by_several() {
         ("metadata=team=op", vec![]),
         ("code=refused", vec![&refused]),
         ("priority=high", vec![&refused]),
-        ("model=claude-test-1", vec![&waits]),
+        ("model=claude-fable-5-2", vec![&waits]),
         ("model=claude-sonnet-5-5", vec![&refused, &memo]),
         ("status=failed&status=queued&order=oldest", vec![&refused, &waits]),
         ("priority=normal&text=a&order=oldest", vec![&memo, &waits]),
@@ -167,6 +167,35 @@ async fn a_pause_holds_back_what_waits_across_restarts_and_lets_what_runs_end() 
     resume(&service).await;
     assert_eq!(service.ended(&waits.id()).await.body["status"], "succeeded");
     assert_eq!(service.get("/health/ready").await.body["status"], "ready");
+}
+
+#[tokio::test]
+async fn a_pause_answers_a_client_that_waits_for_a_queued_job_at_once_and_says_why() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).with("WORKERS", "1").start();
+    let ask = |n: usize| json!({"query": format!("Should we buy stall {n}?"), "wait": true});
+    // Once the service knows that answers are quick, a client may wait behind a running job.
+    for n in 0..5 {
+        assert_eq!(service.post("/api/v1/analyze", &ask(n)).await.status, 200);
+    }
+    claude.script([Fault::Hold]);
+    let running = service.submit("Under way?").await.id();
+    claude.wait_for_calls(6).await;
+    let question = ask(6);
+    let waits = service.post("/api/v1/analyze", &question);
+    let paused = async {
+        while !service.get("/metrics").await.body.as_str().unwrap().contains("ceoagent_waiters 1\n") {}
+        pause(&service).await;
+        std::time::Instant::now()
+    };
+    let (answer, paused_at) = tokio::join!(waits, paused);
+    assert!(paused_at.elapsed().as_secs() < 15, "long before the end of its wait");
+    assert_eq!((answer.status, &answer.body["queue"]["waiting_for"]), (202, &json!("paused")), "{answer:#?}");
+    resume(&service).await;
+    claude.release();
+    for id in [running, answer.id()] {
+        assert_eq!(service.ended(&id).await.body["status"], "succeeded");
+    }
 }
 
 #[tokio::test]

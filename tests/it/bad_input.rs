@@ -52,6 +52,11 @@ async fn each_invalid_question_is_refused_with_its_field_and_none_is_enqueued() 
         (json!({"query": "q", "metadata": "x"}), "metadata", "must be an object of strings, not the string \"x\""),
         (json!({"query": "q", "metadata": {"a": 1}}), "metadata.a", "must be a string, not the number 1"),
         (json!({"query": "q", "model": "a b"}), "model", "letters, digits"),
+        (
+            json!({"query": "q", "model": "claude-opus-9"}),
+            "model",
+            "ALLOWED_MODELS lists: claude-fable-5-1, claude-fable-5-2,",
+        ),
         (json!({"query": "q", "run_at": "tomorrow"}), "run_at", "tomorrow"),
         (json!({"query": "q", "run_at": "2999-01-01T00:00:00Z"}), "run_at", "at most 366 days ahead"),
         (json!({"query": "q", "deadline_seconds": 0}), "deadline_seconds", "from 1 to 604800, not 0"),

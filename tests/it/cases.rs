@@ -190,16 +190,105 @@ async fn streams_in_an_odd_form_are_read_in_one_call() {
         ("comments", format!(": heartbeat\n\n{plain}").replace("\n\n", "\n\n: heartbeat\n\n")),
         ("halved surrogate pairs", split.concat()),
         ("done", format!("{no_stop}data: [DONE]\n\n")),
+        ("no blank after the colon", plain.replace("data: ", "data:").replace("event: ", "event:")),
+        ("deltas without a type", plain.replace(r#""type":"text_delta""#, r#""kind":null"#)),
+        ("a type that is null", plain.replace(r#""type":"text_delta""#, r#""type":null"#)),
+        ("no number", plain.replace("900", "NaN")),
+        ("fields of no use", plain.replace("event: ", "retry: 3000\nid: 7\nevent: ")),
+        ("blank lines first", format!("\r\n\n{plain}")),
     ] {
         let (upstream, job) = ask(vec![stream(&body)]).await;
         assert_eq!(assert_read(name, &upstream, &job), [""; 0], "{name}");
     }
-    let shouted = answer(MEMO);
-    let shouted = String::from_utf8(shouted)
-        .unwrap()
-        .replace("content-type: text/event-stream", "Content-Type: Text/Event-Stream;charset=UTF-8");
-    let (upstream, job) = ask(vec![shouted.into_bytes()]).await;
-    assert_read("content type", &upstream, &job);
+    let typed = String::from_utf8(answer(MEMO)).unwrap();
+    for kind in [
+        "Content-Type: Text/Event-Stream;charset=UTF-8",
+        "content-type: text/plain; charset=utf-8",
+        "content-type: application/octet-stream",
+        "content-type: application/json",
+        "x-content-type: none",
+    ] {
+        let typed = typed.replace("content-type: text/event-stream", kind);
+        let (upstream, job) = ask(vec![typed.into_bytes()]).await;
+        assert_read(kind, &upstream, &job);
+    }
+}
+
+#[tokio::test]
+async fn a_whole_message_is_read_under_any_type_and_with_its_text_alone() {
+    let usage = json!({"input_tokens": 9, "output_tokens": 9});
+    let blocks = json!({"type": "message", "model": "m", "content": [{"type": "text", "text": MEMO}],
+        "stop_reason": "end_turn", "usage": usage});
+    let text = json!({"type": "message", "model": "m", "content": MEMO, "stop_reason": "end_turn", "usage": usage});
+    for (kind, body) in [
+        ("text/event-stream", format!("\u{feff}{blocks}")),
+        ("text/plain", format!("\n  {blocks}")),
+        ("application/json", text.to_string()),
+        ("application/json", blocks.to_string().replace(":9}", ":Infinity}")),
+    ] {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n");
+        let (upstream, job) = ask(vec![format!("{head}{body}").into_bytes()]).await;
+        assert_read(kind, &upstream, &job);
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_comes_with_200_is_that_error_and_no_empty_memo() {
+    const OVERLOADED: &str = r#"{"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}"#;
+    let started = || events("")[0].clone();
+    for (kind, body, code) in [
+        ("application/json", OVERLOADED.to_owned(), "overloaded"),
+        ("text/event-stream", OVERLOADED.to_owned(), "overloaded"),
+        ("text/event-stream", format!("{}data: {OVERLOADED}\n\n", started()), "overloaded"),
+        (
+            "text/event-stream",
+            format!("{}event: error\ndata: {OVERLOADED}\n\n", events(&MEMO[..99])[..3].concat()),
+            "overloaded",
+        ),
+        ("application/json", r#"{"error": {"message": "upstream timed out", "code": 504}}"#.to_owned(), "stream_error"),
+        ("application/json", r#"{"error": "no healthy upstream"}"#.to_owned(), "stream_error"),
+        (
+            "text/event-stream",
+            format!("{}data: {{\"error\": {{\"message\": \"gone\"}}}}\n\n", started()),
+            "stream_error",
+        ),
+        ("text/event-stream", format!("{}event: error\ndata: gone\n\n", started()), "stream_error"),
+    ] {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n");
+        let (_, job) = ask(vec![format!("{head}{body}").into_bytes(), answer(MEMO)]).await;
+        assert_eq!(job["attempts"][0]["error"]["code"], code, "{body}: {job:#}");
+        assert_eq!(job["status"], "succeeded", "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_memo_in_an_odd_wrapping_is_read_in_one_call() {
+    let memo: Value = serde_json::from_str(MEMO).unwrap();
+    let (text, draft) = (memo.to_string(), draft());
+    let score = text.replacen("\"score\":4", "\"score\":４", 1);
+    assert_ne!(score, text);
+    for (name, answered, repairs) in [
+        ("thinking", format!("<thinking>\n{draft}\n</thinking>\n{text}"), &[][..]),
+        ("thinking in the midst", format!("I will.\n<think>{draft}</think>\nHere:\n{text}"), &[]),
+        ("thinking after it", format!("{text}\n<think>Was {draft} better?"), &[]),
+        ("another tag", format!("<reasoning>{draft}</reasoning><answer>{text}</answer>"), &[]),
+        ("prose between three", format!("One: {draft}\nTwo: {draft}\nAt last: {text}\nThat is {{all}}."), &[]),
+        ("a fence without a name", format!("Here:\n```\n{text}\n```\nI hope {{it}} helps."), &[]),
+        ("within an object", json!({"memo": memo, "note": "done"}).to_string(), &[]),
+        ("within a list", format!("[{text}]"), &[]),
+        ("within two objects", json!({"output": {"decision_memo": memo}}).to_string(), &[]),
+        ("as a text", json!(text).to_string(), &["quoted_json"]),
+        ("as a text in an object", json!({"memo": MEMO}).to_string(), &["quoted_json"]),
+        ("escaped twice", json!(MEMO).to_string().trim_matches('"').to_owned(), &["quoted_json"]),
+        ("a key twice", text.replacen('{', "{\"summary\": \"DRAFT\", ", 1), &[]),
+        ("half of a surrogate pair", text.replacen("\"name\":\"", "\"name\":\"\\ud83d", 1), &["escape"]),
+        ("a full-width digit", score, &["punctuation"]),
+        ("a byte order mark", format!("\u{feff}\u{200b}\n{text}"), &[]),
+    ] {
+        let (upstream, job) = ask(vec![answer(&answered)]).await;
+        assert_eq!(assert_read(name, &upstream, &job), repairs, "{name}");
+        assert_eq!(job["result"]["summary"], memo["summary"], "{name}");
+    }
 }
 
 #[tokio::test]
@@ -297,6 +386,15 @@ async fn a_memo_that_is_the_input_of_a_tool_is_the_answer() {
         "stop_reason": "tool_use", "usage": {"input_tokens": 9, "output_tokens": 9}});
     let (upstream, job) = ask(vec![message(&whole)]).await;
     assert_read("whole", &upstream, &job);
+    for (name, input) in
+        [("a text", json!(MEMO)), ("a field", json!({ "memo": input })), ("a text in a field", json!({ "memo": MEMO }))]
+    {
+        let whole = json!({"type": "message", "model": "m", "stop_reason": "tool_use",
+            "content": [{"type": "text", "text": "I use the tool."}, {"type": "tool_use", "input": input}],
+            "usage": {"input_tokens": 9, "output_tokens": 9}});
+        let (upstream, job) = ask(vec![message(&whole)]).await;
+        assert_read(name, &upstream, &job);
+    }
 }
 
 /// A service whose base URL ends so, and the path of its call.

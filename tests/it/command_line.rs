@@ -489,6 +489,33 @@ async fn a_listing_takes_every_condition_of_the_service_and_goes_on_from_a_curso
 }
 
 #[tokio::test]
+async fn a_question_on_standard_input_is_text_in_any_unicode_encoding() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let query = "Shall we open a second Café counter? 我们";
+    let file = format!("\u{feff}{query}\r\n");
+    let utf16 = |bytes: fn(u16) -> [u8; 2]| file.encode_utf16().flat_map(bytes).collect::<Vec<u8>>();
+    for bytes in
+        [file.clone().into_bytes(), utf16(u16::to_le_bytes), utf16(u16::to_be_bytes), query.as_bytes().to_vec()]
+    {
+        let mut command = client(&setup, &service, &["analyze", "-", "--json"]);
+        let question = setup.folder().join("question.txt");
+        std::fs::write(&question, bytes).unwrap();
+        command.stdin(std::fs::File::open(question).unwrap());
+        let said = run(command).await;
+        let job: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{}", said.err));
+        assert_eq!((job["query"].as_str(), said.code), (Some(query), Some(0)));
+    }
+    let mut command = client(&setup, &service, &["analyze", "-"]);
+    std::fs::write(setup.folder().join("question.txt"), b"caf\xe9?").unwrap();
+    command.stdin(std::fs::File::open(setup.folder().join("question.txt")).unwrap());
+    let said = run(command).await;
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("standard input") && said.err.contains("UTF-8"), "{}", said.err);
+}
+
+#[tokio::test]
 async fn keys_are_made_listed_and_revoked_and_shown_once() {
     let claude = simulator().await;
     let setup = Setup::new(&claude.base_url()).with("REQUIRE_API_KEY", "true");

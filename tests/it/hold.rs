@@ -103,7 +103,7 @@ async fn a_fallback_model_answers_where_ours_is_gone_and_no_attempt_is_spent() {
 #[tokio::test]
 async fn a_model_that_only_the_job_names_fails_that_job_and_holds_nobody() {
     let claude = simulator().await;
-    let service = Setup::new(&claude.base_url()).start();
+    let service = Setup::new(&claude.base_url()).with("ALLOWED_MODELS", "claude-no-such").start();
     let body = json!({ "query": "By whom?", "model": "claude-no-such", "wait": true });
     service.post("/api/v1/analyze", &body).await.assert_problem(502, "model_not_found");
     assert_eq!(outcome(&service).await["status"], "succeeded");

@@ -1,5 +1,11 @@
 //! A fault of one question is not a fault of all, and a fault of all is not a fault of the question.
 
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    thread,
+};
+
 use ceoagent::claude::simulator::{ErrorAnswer, Fault, Simulator};
 use serde_json::{Value, json};
 
@@ -128,6 +134,10 @@ mod one_question_that {
         is_over_the_rate_limit_of_a_gateway: page(429);
         is_overloaded: ErrorAnswer::status(529);
         meets_a_bad_gateway: page(502);
+        gets_a_page_with_200: page(200);
+        is_gone: page(410);
+        is_unavailable_for_legal_reasons: page(451);
+        is_overloaded_by_a_page: page(529);
     }
 }
 
@@ -167,6 +177,11 @@ async fn a_400_that_is_not_the_questions_holds_the_queue_and_spends_nothing() {
         (bad().message("Your credit balance is too low to access the Claude API."), "billing_failed"),
         (bad().html(wrapped), "billing_failed"),
         (bad().message("You have reached your specified API usage limits."), "billing_failed"),
+        (bad().html(r#"{"error": {"message": "Budget has been exceeded! Current cost: 3.1", "type": "budget_exceeded"}}"#), "billing_failed"),
+        (bad().html(r#"{"error": {"message": "API key not valid. Please pass a valid API key.", "status": "INVALID_ARGUMENT"}}"#), "authentication_failed"),
+        (bad().html(r#"{"message": "The provided model identifier is invalid."}"#), "model_not_found"),
+        (ErrorAnswer::status(500).html(wrapped), "billing_failed"),
+        (ErrorAnswer::status(429).html(r#"{"error": {"message": "You exceeded your current quota, please check your plan"}}"#), "billing_failed"),
         (bad().message("You have reached your specified workspace API usage limits."), "billing_failed"),
         (bad().error_code("organization_on_hold"), "permission_denied"),
         (bad().error_code("cmek_key_disabled"), "permission_denied"),
@@ -258,6 +273,21 @@ async fn what_a_model_or_gateway_refuses_is_left_out_from_then_on() {
 }
 
 #[tokio::test]
+async fn thinking_that_a_model_refuses_is_learnt_from_one_call_and_left_out() {
+    let claude = simulator().await;
+    refusing(&claude, OURS, "/thinking", "thinking: Input tag 'between_tools' does not match any of the expected tags");
+    let service = Setup::new(&claude.base_url()).with("WORKERS", "1").with("MAX_RETRIES", "0").start();
+    let ask = async |query| service.post("/api/v1/analyze", &json!({ "query": query, "wait": true })).await.body;
+    let job = ask("In a hurry?").await;
+    assert_eq!(history(&job), [("released", "invalid_request"), ("succeeded", "")], "{job:#}");
+    assert_eq!(history(&ask("And this one?").await), [("succeeded", "")]);
+    let sent: Vec<bool> = claude.calls().iter().map(|call| call.json().get("thinking").is_some()).collect();
+    assert_eq!(sent, [true, false, false]);
+    assert_eq!(known(&service, OURS).await["left_out"], json!(["thinking"]));
+    service.until_said("thinking is left out from now on");
+}
+
+#[tokio::test]
 async fn max_tokens_is_what_the_model_named_and_never_more_than_its_list_says() {
     let claude = simulator().await;
     claude.always(
@@ -304,6 +334,47 @@ async fn a_proxy_that_wants_a_password_holds_the_queue_and_is_named() {
     let reason = degraded(&service).await;
     assert_eq!(reason["code"], "proxy_refused", "{reason:#}");
     assert!(reason["message"].as_str().unwrap().contains(address.trim_start_matches("http://")), "{reason:#}");
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_the_tunnel_is_named_and_wants_a_password_or_is_tried_again() {
+    for (answer, code) in [
+        ("407 Proxy Authentication Required\r\nproxy-authenticate: Basic", Some("proxy_refused")),
+        ("403 Forbidden", None),
+        ("502 Bad Gateway", None),
+    ] {
+        let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = proxy.local_addr().unwrap();
+        thread::spawn(move || {
+            for connection in proxy.incoming() {
+                let mut connection = connection.unwrap();
+                let mut head = [0; 4_096];
+                let length = connection.read(&mut head).unwrap();
+                assert!(length == 0 || head.starts_with(b"CONNECT api.gateway.invalid:443 "));
+                let _ = write!(connection, "HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
+            }
+        });
+        let service = Setup::new("https://api.gateway.invalid")
+            .with("HTTPS_PROXY", &format!("http://{address}"))
+            .with("MAX_RETRIES", if code.is_some() { "0" } else { "1" })
+            .start();
+        let id = service.submit("Anyone behind it?").await.id();
+        let message = match code {
+            Some(code) => {
+                let reason = degraded(&service).await;
+                assert_eq!(reason["code"], code, "{answer}: {reason:#}");
+                reason["message"].clone()
+            }
+            None => {
+                let attempt = given_back(&service, &id).await["attempts"][0].clone();
+                assert_eq!(attempt["error"]["code"], "connect_failed", "{answer}: {attempt:#}");
+                assert_eq!(attempt["may_have_been_billed"], false, "{attempt:#}");
+                attempt["error"]["message"].clone()
+            }
+        };
+        let message = message.as_str().unwrap();
+        assert!(message.contains(&address.to_string()) && message.contains("HTTPS_PROXY"), "{answer}: {message}");
+    }
 }
 
 #[tokio::test]

@@ -40,4 +40,5 @@ mod tls;
 mod traces;
 mod transfer;
 mod upstream;
+mod warm_up;
 mod webhooks;

@@ -78,8 +78,15 @@ async fn a_question_asked_on_the_page_becomes_a_memo_at_its_own_address() {
     claude.script([Fault::Hold]);
     let service = Setup::new(&claude.base_url()).start();
     let mut browser = Browser::of(&service);
-    let form =
-        [("page", "p1"), ("query", "Should we open a second plant?"), ("options", "Yes\r\nNo"), ("priority", "high")];
+    let asked = browser.get("/").await.text;
+    assert!(asked.contains("<option value=\"auto\" selected>automatic</option>"), "{asked}");
+    let form = [
+        ("page", "p1"),
+        ("query", "Should we open a second plant?"),
+        ("options", "Yes\r\nNo"),
+        ("priority", "high"),
+        ("depth", "auto"),
+    ];
     let sent = browser.post("/", &form).await;
     assert_eq!(sent.status, StatusCode::SEE_OTHER);
     let again = browser.post("/", &form).await;

@@ -389,7 +389,9 @@ async fn a_reached_budget_opens_when_the_day_turns() {
 #[tokio::test]
 async fn prices_are_set_and_a_model_without_one_is_not_free() {
     let claude = simulator().await;
-    let setup = Setup::new(&claude.base_url()).with("MODEL_PRICES", "claude-sonnet-5-5=4/20");
+    let setup = Setup::new(&claude.base_url())
+        .with("MODEL_PRICES", "claude-sonnet-5-5=4/20")
+        .with("ALLOWED_MODELS", "claude-sonnet-4-5");
     let service = setup.start();
     let job = service.ended(&service.submit("At which price?").await.id()).await.body;
     assert_about(job["cost_usd"].as_f64().unwrap(), 2.0 * cost(told(&job["usage"])));
@@ -404,7 +406,10 @@ async fn prices_are_set_and_a_model_without_one_is_not_free() {
 #[tokio::test]
 async fn a_budget_of_money_makes_no_call_whose_price_nobody_knows() {
     let claude = simulator().await;
-    let service = Setup::new(&claude.base_url()).with("DAILY_BUDGET", "100 USD").start();
+    let service = Setup::new(&claude.base_url())
+        .with("DAILY_BUDGET", "100 USD")
+        .with("ALLOWED_MODELS", "claude-sonnet-4-5")
+        .start();
     let body = json!({ "query": "What will it cost?", "model": "claude-sonnet-4-5", "wait": true });
     let answer = service.post("/api/v1/analyze", &body).await;
     answer.assert_problem(422, "model_unpriced");

@@ -11,7 +11,7 @@ use std::{
 
 use ceoagent::{
     app::{App, StartError},
-    claude::simulator::Fault,
+    claude::simulator::{Fault, Simulator, SimulatorConfig},
     clock::Clock,
     job::{Job, JobId, JobRequest, Priority},
     metrics::Metrics,
@@ -49,6 +49,51 @@ fn outcomes(job: &Value) -> Vec<&str> {
 
 fn job_path(id: &str) -> String {
     format!("/api/v1/jobs/{id}")
+}
+
+#[test]
+fn a_proxy_that_can_not_be_used_stops_the_start_by_name() {
+    for (name, address, problem) in [
+        ("HTTPS_PROXY", "ftp://proxy.example:21", "the scheme \"ftp\""),
+        ("http_proxy", "htp://proxy.example:3128", "the scheme \"htp\""),
+        ("ALL_PROXY", "socks6://user:hunter2@proxy.example", "the scheme \"socks6\""),
+        ("all_proxy", "http:proxy.example", "the address (not shown) can't be read"),
+    ] {
+        let said = assert_refused(&setup().with(name, address), &[name, problem, "socks5h", "proxy.example:3128"]);
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn settings_as_docker_kubernetes_and_people_write_them_start_and_arrive() {
+    let claude =
+        Simulator::start(SimulatorConfig { api_key: Some("sk-ant-test".into()), ..SimulatorConfig::default() });
+    let claude = claude.await.unwrap();
+    for settings in [
+        &[("ANTHROPIC_API_KEY", "\"sk-ant-test\""), ("MODEL_NAME", "\"claude-haiku-5-5\"")][..],
+        &[("ANTHROPIC_API_KEY", "sk-ant-test\n"), ("MODEL_NAME", " claude-haiku-5-5 , claude-opus-5-5 ")],
+        &[("ANTHROPIC_API_KEY", "'sk-ant-test'\r\n"), ("MODEL_NAME", "claude-haiku-5-5\n"), ("HOST", "localhost")],
+        &[
+            ("ANTHROPIC_API_KEY", " sk-ant-test "),
+            ("MODEL_NAME", "'claude-haiku-5-5, claude-opus-5-5'"),
+            ("HOST", "LocalHost"),
+        ],
+    ] {
+        let mut setup = Setup::new(&claude.base_url());
+        settings.iter().for_each(|(name, value)| setup.set(name, value));
+        let service = setup.start();
+        let job = service.ended(&service.submit("Does it arrive?").await.id()).await.body;
+        assert_eq!(
+            (&job["status"], &job["answered_by"]),
+            (&json!("succeeded"), &json!("claude-haiku-5-5")),
+            "{settings:?}: {job:#}"
+        );
+    }
+    let setup = Setup::new(&claude.base_url()).without("ANTHROPIC_API_KEY");
+    let file = "ANTHROPIC_API_KEY=sk-ant-test\r\n".encode_utf16().flat_map(u16::to_le_bytes);
+    fs::write(setup.folder().join(".env"), [0xff, 0xfe].into_iter().chain(file).collect::<Vec<u8>>()).unwrap();
+    let service = setup.start();
+    assert_eq!(service.ended(&service.submit("By PowerShell?").await.id()).await.body["status"], "succeeded");
 }
 
 #[test]

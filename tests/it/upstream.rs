@@ -379,7 +379,7 @@ async fn the_depth_asked_for_decides_the_prompt_and_is_shown() {
         body["depth"] = json!(depth);
         let id = service.post("/api/v1/analyze", &body).await.id();
         let job = service.ended(&id).await.body;
-        assert_eq!(job["attempts"][0]["depth"], used, "{job:#}");
+        assert_eq!((&job["depth"], &job["attempts"][0]["depth"]), (&json!(used), &json!(used)), "{job:#}");
         let asked = if used == "brief" { "Write a brief decision memo" } else { "Write the full decision memo" };
         assert!(claude.calls().last().unwrap().prompt.contains(asked), "{depth:?}");
         let has_reasons = job["result"]["scores"][0]["cells"][0]["why"].is_string();

@@ -287,6 +287,73 @@ fn a_limit_without_a_readable_retry_after_waits_for_its_reset() {
     assert_eq!(wait(&[empty, reset, ("retry-after", "7")]), Some(Duration::from_secs(7)));
     assert_eq!(wait(&[("anthropic-ratelimit-requests-remaining", "3"), reset]), None, "that limit has room");
     assert_eq!(wait(&[empty, ("anthropic-ratelimit-requests-reset", "soon")]), None);
+    assert_eq!(wait(&[reset]), Some(Duration::from_secs(40)), "how much is left is not told");
+    assert_eq!(wait(&[("retry-after", "soon"), empty, reset]), Some(Duration::from_secs(40)));
     assert_eq!(wait(&[empty, ("anthropic-ratelimit-requests-reset", "2026-01-01T00:00:00Z")]), Some(MAX_RETRY_AFTER));
     assert_eq!(answer(500, "", &[empty, reset]).retry_after, None);
+}
+
+#[test]
+fn a_retry_after_counts_if_it_is_a_time_to_come_in_whatever_form() {
+    let wait = |headers: &[(&'static str, &str)]| answer(500, "", headers).retry_after;
+    for (text, seconds) in [
+        ("7", Some(7.0)),
+        (" 7.5 ", Some(7.5)),
+        ("0", None),
+        ("-7", None),
+        ("NaN", None),
+        ("inf", None),
+        ("soon", None),
+        ("", None),
+        ("99999999999999999999", Some(3600.0)),
+        ("Thu, 01 Jan 1970 00:00:09 GMT", Some(9.0)),
+        ("Thursday, 01-Jan-70 00:00:09 GMT", Some(9.0)),
+        ("Thu Jan  1 00:00:09 1970", Some(9.0)),
+        ("1970-01-01T00:00:09Z", Some(9.0)),
+        ("Wed, 31 Dec 1969 23:59:59 GMT", None),
+    ] {
+        assert_eq!(wait(&[("retry-after", text)]), seconds.map(Duration::from_secs_f64), "{text}");
+    }
+    assert_eq!(wait(&[("retry-after-ms", "-5"), ("retry-after", "7")]), Some(Duration::from_secs(7)));
+    assert_eq!(wait(&[("retry-after-ms", "1500"), ("retry-after", "7")]), Some(Duration::from_millis(1_500)));
+    assert_eq!(wait(&[("retry-after-ms", "soon"), ("retry-after", "7")]), Some(Duration::from_secs(7)));
+}
+
+#[test]
+fn what_gateways_say_of_an_account_or_a_model_is_no_fault_of_the_question() {
+    for (status, message, kind) in [
+        (400, "Budget has been exceeded! Current cost: 3.1, Max budget: 3.0", K::SpendLimit),
+        (402, "Insufficient credits. Add more using the console", K::Billing),
+        (429, "You exceeded your current quota, please check your plan and billing details.", K::SpendLimit),
+        (400, "Your account has been disabled.", K::OnHold),
+        (400, "This workspace has been archived", K::OnHold),
+        (400, "API key not valid. Please pass a valid API key.", K::Authentication),
+        (400, "No api key passed in.", K::Authentication),
+        (400, "The provided model identifier is invalid.", K::NotFound),
+        (400, "Invocation of model ID anthropic.claude-x with on-demand throughput isn't supported", K::NotFound),
+        (410, "this model was removed", K::NotFound),
+        (425, "too early", K::Conflict),
+        (500, "litellm.APIError: Your credit balance is too low", K::Billing),
+        (400, "Unknown name \"output_config\": Cannot find field.", K::Parameter(P::OutputConfig)),
+        (
+            400,
+            "litellm.UnsupportedParamsError: bedrock does not support parameters: ['output_config']",
+            K::Parameter(P::OutputConfig),
+        ),
+        (400, "extraneous key [output_config] is not permitted", K::Parameter(P::OutputConfig)),
+        (
+            400,
+            "thinking: Input tag 'between_tools' does not match any of the expected tags: 'disabled'",
+            K::Parameter(P::Thinking),
+        ),
+        (400, "system: Input should be a valid string", K::Parameter(P::CacheControl)),
+        (400, "max_tokens: Input should be less than or equal to 8192", K::Parameter(P::MaxTokens)),
+    ] {
+        for body in [
+            json!({"error": {"message": message, "type": null}}).to_string(),
+            envelope("invalid_request_error", "", message),
+        ] {
+            assert_eq!(answer(status, &body, &[]).kind, kind, "{status} {body}");
+        }
+    }
 }

@@ -46,7 +46,9 @@ fn lines(job: &Value) -> Vec<(&'static str, String)> {
         let why = attempt["error"]["message"].as_str().filter(|why| error["message"] != **why);
         let why = why.map_or(String::new(), |why| format!(": {}", clean(why)));
         let (outcome, at) = (text(attempt, "outcome"), text(attempt, "finished_at"));
-        line("Attempt", format!("{} {outcome}, {at}{why}", attempt["number"]));
+        let times = attempt["releases"].as_u64().filter(|count| *count > 1);
+        let times = times.map_or(String::new(), |count| format!(" {count} times in a row"));
+        line("Attempt", format!("{} {outcome}{times}, {at}{why}", attempt["number"]));
     }
     if error.is_object() {
         line("Error", format!("{} ({})", text(error, "message"), text(error, "code")));

@@ -96,7 +96,7 @@ struct JobAnswer {
 
 #[derive(Deserialize)]
 struct OutlookAnswer {
-    eta_seconds: u64,
+    eta_seconds: Option<u64>,
 }
 
 /// Submits all questions of `plan` and waits until each has its result.
@@ -186,7 +186,7 @@ impl Target {
                     id: job.id,
                     waits: wait.is_some(),
                     told_at: now(),
-                    eta_seconds: job.queue.map(|queue| queue.eta_seconds),
+                    eta_seconds: job.queue.and_then(|queue| queue.eta_seconds),
                 }),
                 Err(_) => Met::Nothing,
             },
@@ -195,12 +195,15 @@ impl Target {
         }
     }
 
-    /// The number of queued jobs, from the service's metrics.
-    pub(super) async fn queued(&self) -> Option<u64> {
+    /// The number of jobs in one of these states, from the service's metrics.
+    pub(super) async fn jobs(&self, states: &[&str]) -> Option<u64> {
         let request = self.http.get(format!("{}/metrics", self.base)).timeout(Duration::from_secs(1));
         let text = self.with_token(request).send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("ceoagent_jobs{kind=\"queued\"} "))?;
-        line.trim().parse().ok()
+        let count = |state: &&str| -> Option<u64> {
+            let name = format!("ceoagent_jobs{{kind=\"{state}\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&name))?.trim().parse().ok()
+        };
+        states.iter().map(count).sum()
     }
 
     /// Reads the accepted jobs whose end no client has seen.

@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::oracle::{self, First};
-use super::tally::{Bin, Counts, IN_TIME, Tally};
+use super::tally::{Bin, Counts, IN_TIME, LONGEST_HOLD, Tally};
 
 /// What was run.
 #[derive(Serialize)]
@@ -46,12 +46,11 @@ pub(super) struct Report {
     pub(super) met: Counts,
     /// `200`s within 30 s of the question.
     pub(super) answered_in_time: u64,
-    /// Those of them that came while questions were sent.
-    pub(super) answered_in_time_under_load: u64,
-    /// What could have been answered in that time: the waiting clients' questions, or the capacity where that is less.
+    /// How many could have been: by an oracle that takes questions in the order of their deadlines; without one, all
+    /// waiting clients' questions, or what the capacity allows if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) answerable: Option<u64>,
-    /// As many as could have been answered by taking the shortest answers first.
+    /// How many an oracle could have answered that picks the shortest answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) answerable_shortest_first: Option<u64>,
     /// Clients that wait and got their `202` at once.
@@ -137,13 +136,14 @@ impl Report {
         let part_seconds = tally.bin().as_secs_f64();
         let ended = tally.elapsed().div_duration_f64(tally.bin()).ceil();
         let known = tally.known();
-        // The rest of a call that outlasts the load is not counted, so nor is what it would have answered.
         let oracle = |first| {
             let workers = setup.workers.filter(|_| !known.asked.is_empty())?;
-            Some(oracle::answerable(&known.asked, workers, tally.loaded_for(), first))
+            Some(oracle::answerable(&known.asked, workers, first))
         };
+        // The last questions can still be answered in time after the load.
+        let answering_seconds = loaded_seconds + LONGEST_HOLD.as_secs_f64();
         let by_capacity =
-            || setup.capacity_per_second.map(|capacity| (known.waiters as f64).min(capacity * loaded_seconds));
+            || setup.capacity_per_second.map(|capacity| (known.waiters as f64).min(capacity * answering_seconds));
         let answerable = oracle(First::Deadline).map(|count| count as f64).or_else(by_capacity);
         let declined = setup.workers.map(|workers| Declined {
             count: known.declined.len() as u64,
@@ -151,7 +151,7 @@ impl Report {
         });
         let share_of_answerable = answerable
             .filter(|answerable| *answerable > 0.0)
-            .map(|answerable| rounded(known.in_time_within as f64 / answerable));
+            .map(|answerable| rounded(known.in_time as f64 / answerable));
         let eta_errors = &known.eta_errors;
         let over_time = known
             .bins
@@ -174,7 +174,6 @@ impl Report {
             sent_by_waiters: known.waiters,
             met: known.counts,
             answered_in_time: known.in_time,
-            answered_in_time_under_load: known.in_time_within,
             answerable,
             declined,
             share_of_answerable,
@@ -263,15 +262,12 @@ impl fmt::Display for Report {
             writeln!(f, "  {what:17}  p50 {p50:.3}  p90 {p90:.3}  p99 {p99:.3}  longest {max:.3} s")?;
         }
         if let (Some(answerable), Some(share)) = (self.answerable, self.share_of_answerable) {
-            let in_time = self.answered_in_time_under_load;
-            writeln!(f, "  in time under load {in_time:8}   of {answerable} possible: {:.1} %", share * 100.0)?;
-            let margin = " ".repeat(32);
-            writeln!(
-                f,
-                "{margin}memos within {} s and before the last question; possible: what Claude",
-                IN_TIME.as_secs()
-            )?;
-            writeln!(f, "{margin}can answer in that time, but at most the number of waiting clients")?;
+            let in_time = self.answered_in_time;
+            write!(f, "  in time            {in_time:8}   of {answerable} possible: {:.1} %", share * 100.0)?;
+            match self.answerable_shortest_first {
+                Some(shortest) => writeln!(f, " ({shortest} if the short answers were picked)")?,
+                None => writeln!(f)?,
+            }
         }
         if let Some(Declined { count, right }) = self.declined.as_ref().filter(|declined| declined.count > 0) {
             writeln!(f, "  202 at once        {count:8}   {right} of them with no worker free in their time")?;

@@ -1,4 +1,8 @@
-use std::{path::Path, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 
@@ -228,6 +232,47 @@ async fn a_job_whose_metadata_was_never_written_is_not_there_and_leaves_nothing_
     drop(store);
     let disk = Disk::open(folder.path(), 16 << 20).unwrap();
     assert_eq!(codec::read_chunks(disk.tree(), &keys::request(seq_of_orphan)).unwrap(), None);
+}
+
+/// With `CEOAGENT_TEST_BATCHES=100` it is the measurement of docs/measurements.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_waits_for_two_batches_at_most_however_many_come_at_once() {
+    const SMALL: u32 = 2_000;
+    let batches: u32 = std::env::var("CEOAGENT_TEST_BATCHES").map_or(20, |count| count.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let (store, written) = (Arc::new(open(folder.path())), Arc::new(AtomicUsize::new(0)));
+    let small = (0..SMALL).map(|n| JobRecord::fresh(job(n), request(n))).collect();
+    store.insert_all(small).await.unwrap();
+    let writing: Vec<_> = (1..=batches)
+        .map(|batch| {
+            let (store, written) = (Arc::clone(&store), Arc::clone(&written));
+            let of_batch = (batch * 10_000..batch * 10_000 + 1_000).map(|n| JobRecord::fresh(job(n), request(n)));
+            let jobs = of_batch.collect();
+            tokio::spawn(async move {
+                store.insert_all(jobs).await.unwrap();
+                written.fetch_add(1, SeqCst);
+            })
+        })
+        .collect();
+    while written.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut times = Vec::new();
+    for n in 0..SMALL {
+        let (before, started) = (written.load(SeqCst), std::time::Instant::now());
+        if before + 5 > batches as usize {
+            break;
+        }
+        store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(SMALL)).await.unwrap();
+        times.push(started.elapsed());
+        let passed = written.load(SeqCst) - before;
+        assert!(passed <= 3, "{passed} batches were written before a cancel");
+    }
+    assert!(!times.is_empty());
+    times.sort_unstable();
+    let part = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!("{} cancels beside {batches} batches: p50 {:?}, p99 {:?}", times.len(), part(50), part(99));
+    futures_util::future::join_all(writing).await;
 }
 
 /// Writes a batch of two jobs after the store's one up to its `steps`-th write, and what a crash then leaves is opened.

@@ -69,6 +69,9 @@ const MAX_OVERDUE: usize = 64;
 /// all are moved when one of them is claimed. What comes beyond has an answer of its own.
 const MAX_SHARED: usize = 512;
 
+/// Stands in the ledger for calls that belong to no job. No job has this number.
+const NO_JOB: Seq = Seq::MAX;
+
 /// First and longest pause between two tries to open the database again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -87,6 +90,7 @@ pub(super) enum Command {
     Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
     Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
     Beside { change: BesideChange, reply: Reply<()> },
+    Book { day: Day, model: String, sums: Sums, reply: Reply<()> },
 }
 
 /// A job to be added. Its request comes with its bytes, so that the writer need not write them out.
@@ -522,6 +526,13 @@ impl Writer {
                 seqs.truncate(MAX_REMOVED.saturating_sub(group.removed.len()));
                 group.answers.push(Answer::Prune(reply, seqs.len()));
                 self.remove(disk, group, &seqs, now)
+            }
+            Command::Book { day, model, sums, reply } => {
+                // Of no job, so nothing else has to be durable for it to count.
+                group.entries.push(Entry { day, seq: NO_JOB, attempt: 0, model, sums });
+                group.wrote = true;
+                group.answers.push(Answer::Beside(reply));
+                Ok(())
             }
             Command::Beside { change, reply } => {
                 self.shared.beside.read().write(disk.tree(), &change)?;
@@ -987,7 +998,8 @@ impl Command {
             | Command::Transition { .. }
             | Command::Succeed { .. }
             | Command::NoteDelivery { .. }
-            | Command::Beside { .. } => 1,
+            | Command::Beside { .. }
+            | Command::Book { .. } => 1,
         }
     }
 
@@ -999,7 +1011,11 @@ impl Command {
             Command::Transition { event, .. } => event.report().map_or(0, answer_bytes),
             Command::Succeed { report, .. } => answer_bytes(report),
             Command::Beside { change, .. } => change.bytes(),
-            Command::Claim { .. } | Command::NoteDelivery { .. } | Command::Prune { .. } | Command::Remove { .. } => 0,
+            Command::Claim { .. }
+            | Command::NoteDelivery { .. }
+            | Command::Prune { .. }
+            | Command::Remove { .. }
+            | Command::Book { .. } => 0,
         }
     }
 
@@ -1014,7 +1030,7 @@ impl Command {
             Command::Succeed { reply, .. } => drop(reply.send(Err(error))),
             Command::NoteDelivery { reply, .. } => drop(reply.send(Err(error))),
             Command::Prune { reply, .. } | Command::Remove { reply, .. } => drop(reply.send(Err(error))),
-            Command::Beside { reply, .. } => drop(reply.send(Err(error))),
+            Command::Beside { reply, .. } | Command::Book { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }
@@ -1065,7 +1081,7 @@ fn asked<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Admission {
 
 /// What the attempt that ended adds to the ledger, if anything.
 fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
-    let sums = Sums::of(attempt)?;
+    let sums = Sums::of(&attempt.report)?;
     let model = attempt.report.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
     Some(Entry { day: Day::of(attempt.finished_at), seq, attempt: attempt.number, model, sums })
 }

@@ -1,0 +1,185 @@
+//! What the service does for its calls beside the jobs: it has the schema compiled ahead, remembers when it was last used, and
+//! warns of old prices.
+//!
+//! **Warming the schema up.** The first use of a schema waits for up to three minutes while the API compiles it, and the API
+//! keeps it for 24 hours after the last use. So a service that has had no question since its start makes one small call
+//! ([`crate::agent::WarmUp`]) after [`Tuning::warm_up_after`](super::Tuning). It makes none where it can't help or could
+//! surprise: with jobs in the queue, whose own calls compile it; while the limits, the gate or the daily budget allow no call; or
+//! within 23 hours of the last use, which is stored. The mark of the attempt is stored before the call, so that a service that
+//! restarts again and again pays once a day. The cost is in the ledger and in the log. Without a warm-up, the first question gets
+//! three more minutes.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    agent::{Agent, WarmUp},
+    analysis,
+    claude::price::MAX_AGE_DAYS,
+    clock::Timestamp,
+    digest::sha256,
+    http::Note,
+    job::AttemptReport,
+    ledger::{Day, Sums, UNKNOWN_MODEL, dollars},
+    limits::{Limits, Room, Tokens, budget::Need},
+    queue::{Queue, QueueError},
+};
+
+/// How often the last use of the schema is looked at, and the prices.
+const TICK: Duration = Duration::from_mins(1);
+
+/// A later use is stored once it is so much later: the API keeps a schema for a day.
+const STORED_EVERY: Duration = Duration::from_hours(1);
+
+/// The stored settings with the last use of the schema, by model.
+const SCHEMAS: &str = "schema/";
+
+/// The last use of the schema by a model.
+#[derive(Serialize, Deserialize)]
+struct Use {
+    /// A digest of the schema.
+    schema: String,
+    at: Timestamp,
+}
+
+/// The background task.
+pub(super) struct Upkeep {
+    pub(super) queue: Queue,
+    pub(super) limits: Limits,
+    pub(super) agent: Agent,
+    pub(super) closing: CancellationToken,
+}
+
+impl Upkeep {
+    /// Reads what the last run stored. Before the first call.
+    pub(super) fn load(&self) {
+        for (name, text) in self.queue.kept(SCHEMAS) {
+            let stored = serde_json::from_str::<Use>(&text).ok().filter(|stored| stored.schema == schema_digest());
+            if let (Some(stored), Some(model)) = (stored, name.strip_prefix(SCHEMAS)) {
+                // A clock that was set back must not make it the newest use for years.
+                self.agent.known_models().schema_used(model, stored.at.min(self.queue.now()));
+            }
+        }
+    }
+
+    /// Runs until the service stops.
+    pub(super) async fn run(self, warm_up_after: Option<Duration>) {
+        let mut warned_on = None;
+        self.warn_of_prices(&mut warned_on);
+        if let Some(pause) = warm_up_after
+            && self.closing.run_until_cancelled(tokio::time::sleep(pause)).await.is_some()
+        {
+            self.warm_up().await;
+        }
+        let mut tick = tokio::time::interval(TICK);
+        while self.closing.run_until_cancelled(tick.tick()).await.is_some() {
+            self.warn_of_prices(&mut warned_on);
+            self.store_uses(STORED_EVERY).await;
+        }
+        self.store_uses(Duration::ZERO).await;
+    }
+
+    /// Has the schema compiled, if no question has come that will.
+    async fn warm_up(&self) {
+        let counts = self.queue.counts();
+        let is_idle = counts.queued + counts.running == 0 && self.queue.submitted() == 0;
+        let now = self.queue.now();
+        let Some(warm_up) = self.agent.warm_up(now).filter(|_| is_idle) else { return };
+        let Some(mut permit) = self.limits.try_permit() else { return };
+        let need = Need {
+            tokens: warm_up.at_risk.input_tokens.saturating_add(warm_up.at_risk.output_tokens),
+            nanodollars: warm_up.at_risk.nanodollars,
+        };
+        if permit.expect(warm_up.model(), warm_up.input_bytes()).is_err() || permit.make_room(|| need) != Room::Yes {
+            return;
+        }
+        let _kept = permit.keep();
+        if let Err(error) = self.store_use(warm_up.model(), now).await {
+            warn!(%error, "the schema is not compiled ahead, because the call can't be recorded");
+            return;
+        }
+        let outcome = self.closing.run_until_cancelled(self.agent.compile(&warm_up)).await;
+        let report = outcome.unwrap_or_else(|| AttemptReport::unknown("the service stopped", Some(warm_up.at_risk)));
+        permit.settle_failed(report.usage.map(|usage| Tokens {
+            input: u32::try_from(usage.input_tokens).unwrap_or(u32::MAX),
+            output: u32::try_from(usage.output_tokens).unwrap_or(u32::MAX),
+        }));
+        self.record(&warm_up, &report).await;
+    }
+
+    /// Books what the warm-up cost, and says what came of it.
+    async fn record(&self, warm_up: &WarmUp, report: &AttemptReport) {
+        let booked = match Sums::of(report) {
+            Some(sums) => {
+                let model = report.model.clone().unwrap_or_else(|| UNKNOWN_MODEL.to_owned());
+                self.queue.book(Day::of(self.queue.now()), model, sums).await
+            }
+            // It cost nothing, so the next start may try it again.
+            None => self.queue.keep(format!("{SCHEMAS}{}", warm_up.model()), None).await,
+        };
+        if let Err(error) = booked {
+            warn!(%error, "the cost of compiling the schema is not in the ledger");
+        }
+        let (model, cost_usd) = (warm_up.model(), report.nanodollars.map(dollars));
+        match &report.error {
+            None => info!(model, cost_usd, "the schema of memos is compiled"),
+            Some(error) => warn!(
+                model, cost_usd, error.code = %error.code, error.message,
+                "the schema of memos could not be compiled ahead; the first question gets three more minutes"
+            ),
+        }
+    }
+
+    /// Stores each use that is later than the stored one by more than `least`.
+    async fn store_uses(&self, least: Duration) {
+        let stored = self.queue.kept(SCHEMAS);
+        for known in self.agent.known_models().known() {
+            let Some(at) = known.schema_used_at else { continue };
+            let name = format!("{SCHEMAS}{}", known.model);
+            let before = stored.iter().find(|(stored, _)| *stored == name);
+            let before = before.and_then(|(_, text)| serde_json::from_str::<Use>(text).ok());
+            let before = before.filter(|before| before.schema == schema_digest());
+            if before.is_none_or(|before| at.since(before.at) > least)
+                && let Err(error) = self.store_use(&known.model, at).await
+            {
+                warn!(%error, "the last use of the schema is not stored");
+            }
+        }
+    }
+
+    async fn store_use(&self, model: &str, at: Timestamp) -> Result<(), QueueError> {
+        let text = serde_json::to_string(&Use { schema: schema_digest(), at }).unwrap_or_default();
+        self.queue.keep(format!("{SCHEMAS}{model}"), Some(text)).await
+    }
+
+    /// Warns once a day of list prices that may have changed: costs and the budget would be wrong.
+    fn warn_of_prices(&self, warned_on: &mut Option<Day>) {
+        let today = Day::of(self.queue.now());
+        if warned_on.replace(today) != Some(today) {
+            for (model, as_of) in self.agent.outdated_prices(&today.to_string()) {
+                warn!(model, %as_of, "the list price of this model is {OLD_PRICE}");
+            }
+        }
+    }
+}
+
+const OLD_PRICE: &str = "more than 60 days old: check it, and set it in MODEL_PRICES";
+const _: () = assert!(MAX_AGE_DAYS == 60, "the warning says so");
+
+/// What is to be noted of the service, though it works.
+pub(super) fn notes(agent: &Agent, now: Timestamp) -> Vec<Note> {
+    let note = |(model, as_of)| Note {
+        field: "prices",
+        code: "price_outdated",
+        message: format!("the list price of {model} ({as_of}) is {OLD_PRICE}"),
+    };
+    agent.outdated_prices(&now.date()).map(note).collect()
+}
+
+/// Tells one schema from another.
+fn schema_digest() -> String {
+    sha256(&[analysis::schema_text().get().as_bytes()])[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}

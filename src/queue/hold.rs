@@ -1,0 +1,90 @@
+//! A client that is held for its answer, for as long as the answer can still come in time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    Queue, QueueError,
+    order::Waiting,
+    service_time::{Expectation, Progress},
+};
+use crate::job::{Job, JobRecord, JobState};
+
+/// How often it is checked whether the answer of a held client can still come in time.
+pub(super) const CHANCE_POLL: Duration = Duration::from_secs(1);
+
+/// The chance of an answer in time that is enough where a worker is free for it.
+const EVEN_CHANCE: f64 = 0.5;
+
+/// The chance that is needed where more clients wait than workers are free: a call that ends too late takes the time of a
+/// call for another client.
+const ALMOST_SURE: f64 = 0.97;
+
+/// With a smaller chance a client whose job is running is not held any longer.
+const FORLORN: f64 = 0.02;
+
+impl Queue {
+    /// The job of a held client: once it has ended, or as it stands when it can't end in time any more or the service shuts
+    /// down.
+    ///
+    /// # Errors
+    /// As [`Queue::get`].
+    pub async fn answer(&self, waiting: &Waiting) -> Result<JobRecord, QueueError> {
+        let interest = self.0.waiters.register(waiting.job());
+        loop {
+            let signalled = interest.signal().notified();
+            let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
+            let now = Instant::now();
+            let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
+            if is_over || !self.may_be_met(&job, waiting) {
+                if matches!(job.state, JobState::Queued { .. }) {
+                    self.0.order.turn(waiting);
+                }
+                self.0.history.waited(job.state.is_final());
+                return self.get(waiting.job()).await;
+            }
+            tokio::select! {
+                () = signalled => {}
+                () = waiting.signal().notified() => {}
+                () = tokio::time::sleep_until(waiting.until().min(now + CHANCE_POLL)) => {}
+                () = self.0.closing.cancelled() => {}
+            }
+        }
+    }
+
+    /// Whether a client that waits may still have its answer in time.
+    fn may_be_met(&self, job: &Job, waiting: &Waiting) -> bool {
+        let left = waiting.until().saturating_duration_since(Instant::now());
+        let expectation = self.0.service_time.expectation(&waiting.kind);
+        let JobState::Queued { run_at } = job.state else {
+            let draft = self.0.running.draft(job.id).filter(|_| self.0.policy.deadlines_first);
+            let is_forlorn = |progress: Progress| {
+                (expectation.is_learnt || progress.text.is_some()) && expectation.chance_from(progress, left) < FORLORN
+            };
+            return draft.is_none_or(|draft| !is_forlorn(draft.progress()));
+        };
+        // The same question is already running, or the claim is being stored: the attempt has as good as begun.
+        if waiting.is_picked() || self.is_held_back(job, self.now()) {
+            return true;
+        }
+        let held = match (self.0.policy.allowance)().hold {
+            _ if self.is_paused() => return false,
+            Some(hold) => match hold.opens_in {
+                Some(opens_in) => opens_in,
+                None => return false,
+            },
+            None => Duration::ZERO,
+        };
+        let left = left.saturating_sub(held.max(run_at.since(self.now())));
+        let is_in_order = !self.0.policy.deadlines_first;
+        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.is_met(&expectation, left, false))
+    }
+
+    /// Whether an answer that begins now is likely enough to be there within `left`.
+    pub(super) fn is_met(&self, expectation: &Expectation, left: Duration, is_contested: bool) -> bool {
+        let chance = expectation.chance(left);
+        // What is not known yet keeps no client from waiting for a free worker.
+        if is_contested { chance >= ALMOST_SURE } else { chance >= EVEN_CHANCE || !expectation.is_learnt }
+    }
+}
