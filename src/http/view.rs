@@ -458,16 +458,20 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
 
-    /// A job after `events`, one a second.
+    /// A job after `events`, one a second, that must start within three.
     fn record(events: &[JobEvent]) -> JobRecord {
+        record_until(at(3), events)
+    }
+
+    fn record_until(deadline_at: Timestamp, events: &[JobEvent]) -> JobRecord {
         let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
-        job.deadline_at = Some(at(3));
+        job.deadline_at = Some(deadline_at);
         let mut attempts = Vec::new();
         for (event, now) in events.iter().zip(1..) {
             attempts.extend(job.closed_attempt(event, at(now)).map(Arc::new));
             job = job.apply(event, at(now)).unwrap();
         }
-        let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
+        let request = JobRequest { query: "Buy or build?".to_owned(), depth: Depth::Full, ..JobRequest::default() };
         JobRecord { job, request: Arc::new(request), attempts, delivery: None }
     }
 
@@ -503,6 +507,7 @@ mod tests {
                 "deadline_at": at(3),
                 "attempts_made": 0,
                 "query": "Buy or build?",
+                "depth": "full",
                 "attempts": [],
                 "links": {
                     "self": "/api/v1/jobs/00000000-0000-0000-0000-000000000000",
@@ -528,7 +533,7 @@ mod tests {
         let seen = Arc::make_mut(&mut report);
         seen.result = result;
         seen.error = None;
-        let record = record(&[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
+        let record = record_until(at(9), &[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
         let view = JobView::new(&record, at(9));
         let text = serde_json::to_string(&view).unwrap();
         assert!(text.contains(stored), "{text}");
