@@ -458,20 +458,16 @@ mod tests {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
     }
 
-    /// A job after `events`, one a second, that must start within three.
+    /// A job after `events`, one a second.
     fn record(events: &[JobEvent]) -> JobRecord {
-        record_until(at(3), events)
-    }
-
-    fn record_until(deadline_at: Timestamp, events: &[JobEvent]) -> JobRecord {
         let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
-        job.deadline_at = Some(deadline_at);
+        job.deadline_at = Some(at(4));
         let mut attempts = Vec::new();
         for (event, now) in events.iter().zip(1..) {
             attempts.extend(job.closed_attempt(event, at(now)).map(Arc::new));
             job = job.apply(event, at(now)).unwrap();
         }
-        let request = JobRequest { query: "Buy or build?".to_owned(), depth: Depth::Full, ..JobRequest::default() };
+        let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
         JobRecord { job, request: Arc::new(request), attempts, delivery: None }
     }
 
@@ -504,10 +500,10 @@ mod tests {
                 "status": "queued",
                 "priority": "normal",
                 "created_at": at(0),
-                "deadline_at": at(3),
+                "deadline_at": at(4),
+                "depth": "auto",
                 "attempts_made": 0,
                 "query": "Buy or build?",
-                "depth": "full",
                 "attempts": [],
                 "links": {
                     "self": "/api/v1/jobs/00000000-0000-0000-0000-000000000000",
@@ -533,7 +529,7 @@ mod tests {
         let seen = Arc::make_mut(&mut report);
         seen.result = result;
         seen.error = None;
-        let record = record_until(at(9), &[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
+        let record = record(&[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
         let view = JobView::new(&record, at(9));
         let text = serde_json::to_string(&view).unwrap();
         assert!(text.contains(stored), "{text}");
@@ -566,7 +562,8 @@ mod tests {
             class: FailureClass::Other,
             report: failing(FailureCode::Overloaded),
         };
-        let record = record(&[claim(), retry, JobEvent::MissDeadline]);
+        let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
+        let record = record(&[claim(), extend, retry, JobEvent::MissDeadline]);
         let view = JobView::new(&record, at(9));
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::GATEWAY_TIMEOUT);
