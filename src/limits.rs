@@ -3,6 +3,7 @@
 //!
 //! - `bucket`: one limit per minute
 //! - `budget`: what may be spent a day
+//! - `reach`: whether Claude can be reached
 //! - `gate`: stops all calls while every one of them would fail alike
 //!
 //! A [`Permit`] is good for one call. A job waits for one in the queue, not in a worker: a worker asks for the permit
@@ -17,6 +18,7 @@
 mod bucket;
 pub mod budget;
 pub mod gate;
+pub mod reach;
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -37,6 +39,7 @@ use self::{
     bucket::Bucket,
     budget::{Budget, Need, PutOff, Reservation, Status},
     gate::{Admission, Block, Closed, Gates, Ruling},
+    reach::{Reach, Unreachable},
 };
 use crate::config::values::RateCaps;
 
@@ -142,6 +145,7 @@ struct Inner {
     others: Mutex<HashMap<String, Arc<Buckets>>>,
     budget: Option<Arc<Budget>>,
     state: Mutex<State>,
+    reach: Mutex<Reach>,
     /// Signalled when somebody who waits should look again.
     changed: Notify,
 }
@@ -254,8 +258,24 @@ impl Limits {
                 input_per_byte: HashMap::new(),
                 waiting: 0,
             }),
+            reach: Mutex::default(),
             changed: Notify::new(),
         }))
+    }
+
+    /// A call of this question found no connection. Returns whether Claude counts as unreachable from now on.
+    pub fn connection_failed(&self, question: u64, reason: &'static str, detail: &str) -> bool {
+        self.0.reach.lock().failed(question, reason, detail, Instant::now())
+    }
+
+    /// A call was answered, if only by an error. Returns whether Claude counted as unreachable until now.
+    pub fn connected(&self) -> bool {
+        self.0.reach.lock().answered(Instant::now())
+    }
+
+    /// The calls that found no connection, if Claude counts as unreachable.
+    pub fn unreachable(&self) -> Option<Unreachable> {
+        self.0.reach.lock().unreachable(Instant::now()).cloned()
     }
 
     /// Waits until one call may be made.

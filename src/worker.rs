@@ -296,6 +296,14 @@ impl<A: Analyst> Worker<A> {
         if report.error.is_none() || report.http_status == Some(200) {
             self.reached(plan, question, started);
         }
+        let is_lost = |code| matches!(code, FailureCode::ConnectFailed | FailureCode::ConnectionLost);
+        if let Some(error) = report.error.as_ref().filter(|error| is_lost(error.code)) {
+            if self.limits.connection_failed(question, error.code.into(), &error.message) {
+                error!(detail = error.message, "Claude can't be reached: jobs are tried again until it can");
+            }
+        } else if report.http_status.is_some() && self.limits.connected() {
+            info!("Claude can be reached again");
+        }
         match &report.error {
             _ if plan.is_of_caller => {}
             Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(question),
@@ -364,7 +372,7 @@ impl<A: Analyst> Worker<A> {
             self.metrics.attempt_errors.get_or_create(&kind(error.code.into())).inc();
         }
         let job = &claim.job;
-        let request_id = report.request_id.as_deref().unwrap_or("");
+        let request_id = report.request_id.as_deref();
         match &report.error {
             None => info!(
                 job.id = %job.id, attempt = job.attempt, duration_ms = took.as_secs_f64() * 1e3,

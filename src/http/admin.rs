@@ -107,6 +107,7 @@ pub(super) struct JobList<'a> {
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
     let (listing, include) = listing(&params, None)?;
+    let _place = api.memory.list_place().await;
     let page = api.queue.list(listing).await?;
     let now = api.queue.now();
     let list = JobList {

@@ -50,6 +50,7 @@ pub(super) async fn list(
     params: Params,
 ) -> Result<Response, Problem> {
     let (listing, include) = listing(&params, Some(caller))?;
+    let _place = api.memory.list_place().await;
     let page = api.queue.list(listing).await?;
     let now = api.queue.now();
     let jobs = OwnJobs {
@@ -136,7 +137,7 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator, 
     responses(
         (status = 202, description = "The job, queued again", body = JobView<'static>, headers(("Retry-After" = u64, description = "Seconds to wait before the next poll"))),
         (status = 409, description = "`conflict`: the job is pending or has succeeded"),
-        (status = 429, description = "`rate_limited` or `too_many_pending`, like for a submission"),
+        (status = 429, description = "`rate_limited` or `too_many_pending`, as for a submission"),
         (status = 503, description = "`queue_full`, `storage_low`, `storage_unavailable`")
     )
 )]

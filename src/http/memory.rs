@@ -23,6 +23,7 @@ use axum::{
 };
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     Api, extract,
@@ -40,6 +41,9 @@ const SMALL_BODY_BYTES: usize = 256 << 10;
 /// Most bytes of an answer that are passed to the connection at once.
 const SLICE_BYTES: usize = 64 << 10;
 
+/// Most lists that are made at the same time.
+const LISTS_AT_ONCE: usize = 2;
+
 /// `Retry-After` when there is no room, in seconds.
 const BUSY_RETRY_AFTER: u64 = 2;
 
@@ -54,6 +58,8 @@ pub struct MemoryBudget(Arc<Budget>);
 #[derive(Debug)]
 struct Budget {
     bytes: usize,
+    /// Lists that are made at the same time. Each reads up to 4 MiB from disk, and is as large again as JSON.
+    lists: Semaphore,
     held: Mutex<Held>,
 }
 
@@ -65,7 +71,12 @@ struct Held {
 
 impl MemoryBudget {
     pub fn new(bytes: usize) -> MemoryBudget {
-        MemoryBudget(Arc::new(Budget { bytes, held: Mutex::default() }))
+        MemoryBudget(Arc::new(Budget { bytes, lists: Semaphore::new(LISTS_AT_ONCE), held: Mutex::default() }))
+    }
+
+    /// Waits until a list may be made.
+    pub(super) async fn list_place(&self) -> Option<SemaphorePermit<'_>> {
+        self.0.lists.acquire().await.ok()
     }
 
     fn hold(&self, address: IpAddr) -> Arc<Hold> {
@@ -89,7 +100,7 @@ struct Hold {
 impl Hold {
     /// Holds `more` bytes if there is room. One address may hold half of the budget.
     fn grow(&self, more: usize) -> bool {
-        let Budget { bytes, held } = &*self.budget;
+        let Budget { bytes, held, .. } = &*self.budget;
         let before = self.bytes.load(Ordering::Relaxed);
         let most = if before + more > SMALL_BODY_BYTES { bytes - bytes / 4 } else { *bytes };
         let mut held = held.lock();

@@ -400,6 +400,7 @@ async fn a_waiting_client_is_answered_within_thirty_seconds_even_if_the_disk_han
         let closing = CancellationToken::new();
         let question = axum::http::Request::post(format!("/api/v1/analyze?wait={wait}"))
             .header("content-type", "application/json")
+            .header("host", "localhost")
             .body(axum::body::Body::from(r#"{"query": "q"}"#))
             .unwrap();
         let asked = Instant::now();

@@ -487,7 +487,7 @@ mod tests {
     /// A job after `events`, one a second.
     fn record(events: &[JobEvent]) -> JobRecord {
         let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
-        job.deadline_at = Some(at(3));
+        job.deadline_at = Some(at(4));
         let mut attempts = Vec::new();
         for (event, now) in events.iter().zip(1..) {
             attempts.extend(job.closed_attempt(event, at(now)).map(Arc::new));
@@ -526,7 +526,8 @@ mod tests {
                 "status": "queued",
                 "priority": "normal",
                 "created_at": at(0),
-                "deadline_at": at(3),
+                "deadline_at": at(4),
+                "depth": "auto",
                 "attempts_made": 0,
                 "query": "Buy or build?",
                 "attempts": [],
@@ -587,7 +588,8 @@ mod tests {
             class: FailureClass::Other,
             report: failing(FailureCode::Overloaded),
         };
-        let record = record(&[claim(), retry, JobEvent::MissDeadline]);
+        let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
+        let record = record(&[claim(), extend, retry, JobEvent::MissDeadline]);
         let view = JobView::new(&record, at(9), Include::ALL);
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::GATEWAY_TIMEOUT);

@@ -284,7 +284,7 @@ async fn thinking_that_a_model_refuses_is_learnt_from_one_call_and_left_out() {
     let sent: Vec<bool> = claude.calls().iter().map(|call| call.json().get("thinking").is_some()).collect();
     assert_eq!(sent, [true, false, false]);
     assert_eq!(known(&service, OURS).await["left_out"], json!(["thinking"]));
-    service.until_said("thinking is left out from now on");
+    service.until_said("thinking is no longer sent");
 }
 
 #[tokio::test]
