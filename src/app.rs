@@ -39,11 +39,11 @@ pub use self::{
 };
 use crate::{
     agent::Agent,
-    auth::{Auth, AuthError, jwt::JwtError},
+    auth::{self, Auth, AuthError, jwt::JwtError},
     claude::{Claude, ClientError},
     clock::Clock,
     config::{
-        Settings,
+        ConfigError, Settings,
         environment::{self, GatewayAccess},
     },
     dashboard,
@@ -96,6 +96,17 @@ pub enum StartError {
     /// A secret can't be read or stored.
     #[error("the {what} can't be stored in {}: {source}. Make DATA_DIR writable, or set {setting}", path.display())]
     Secret { what: &'static str, setting: &'static str, path: PathBuf, source: io::Error },
+    /// Other users can read the file of a secret.
+    #[error(
+        "other users can read {} (mode {mode:o}) and may know the secret in it. Delete the file to get a new one at the \
+         next start, or run: chmod 600 {}",
+        path.display(),
+        path.display()
+    )]
+    OpenSecret { path: PathBuf, mode: u32 },
+    /// The stored admin token can't be used.
+    #[error("the admin token in {} is not safe: {source}; or delete the file to get a new one at the next start", path.display())]
+    StoredToken { path: PathBuf, source: ConfigError },
     /// The callers' keys can't be used.
     #[error(transparent)]
     Keys(#[from] AuthError),
@@ -141,6 +152,50 @@ pub enum StartError {
     NoKey,
 }
 
+impl StartError {
+    /// Whether a person must change a setting or a file before the service can start; else another start may succeed.
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            StartError::Prompts(_)
+            | StartError::Claude(_)
+            | StartError::OpenSecret { .. }
+            | StartError::StoredToken { .. }
+            | StartError::Keys(_)
+            | StartError::Tokens(_)
+            | StartError::Origin(_)
+            | StartError::Webhooks(_)
+            | StartError::NoModel { .. }
+            | StartError::BudgetTooSmall { .. }
+            | StartError::NoPrice { .. }
+            | StartError::NoKey => true,
+            StartError::Listen { .. }
+            | StartError::Store(_)
+            | StartError::Recovery(_)
+            | StartError::Secret { .. }
+            | StartError::Panicked(_)
+            | StartError::StoreLost => false,
+        }
+    }
+}
+
+/// Checks of the settings what can be checked without a start.
+///
+/// # Errors
+/// As [`App::start`].
+pub fn check(settings: &Settings) -> Result<(), StartError> {
+    parts::tokens(settings)?;
+    parts::cors_origins(settings)?;
+    auth::of_settings(settings.api_keys.as_ref())?;
+    access_to_claude(settings).map(drop)
+}
+
+/// The credentials for Claude, besides the key of the settings. One of them must be set.
+fn access_to_claude(settings: &Settings) -> Result<GatewayAccess, StartError> {
+    let access = environment::gateway_access();
+    let has_key = settings.anthropic_api_key.is_some() || access.auth_token.is_some();
+    if has_key { Ok(access) } else { Err(StartError::NoKey) }
+}
+
 /// The running service.
 pub struct App {
     address: SocketAddr,
@@ -176,10 +231,7 @@ impl App {
         let prompts = Prompts::load(&settings.prompts_dir)?;
         let tokens = parts::tokens(settings)?;
         let cors_origins = parts::cors_origins(settings)?;
-        let access = environment::gateway_access();
-        if settings.anthropic_api_key.is_none() && access.auth_token.is_none() {
-            return Err(StartError::NoKey);
-        }
+        let access = access_to_claude(settings)?;
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();

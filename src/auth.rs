@@ -23,6 +23,7 @@ use utoipa::ToSchema;
 use self::jwt::Tokens;
 use crate::{
     clock::Timestamp,
+    config::placeholder::is_guessable,
     digest::sha256,
     job::caller::ADMIN_TOKEN,
     queue::{Queue, QueueError},
@@ -112,6 +113,18 @@ pub enum AuthError {
          visible characters. The scopes are read, analyze and admin. Example: ci:analyze:<key>"
     )]
     Entry(usize),
+    /// The key of an entry is a placeholder.
+    #[error(
+        "API_KEYS: the key of entry {0} is a placeholder or easy to guess. Put a random one there, for example of \
+        `openssl rand -hex 20`"
+    )]
+    Placeholder(usize),
+    /// Two names have one key.
+    #[error("API_KEYS: {0} and {1} have the same key; each caller needs its own")]
+    Shared(String, String),
+    /// A key is the admin token.
+    #[error("the API key of {0} is the admin token too. Choose another ADMIN_TOKEN, or another key")]
+    IsAdminToken(String),
     /// A name comes twice.
     #[error("API_KEYS: the name {0} is used twice; each key needs its own name")]
     Twice(String),
@@ -190,7 +203,7 @@ impl Auth {
         is_key_required: bool,
         queue: Queue,
     ) -> Result<Auth, AuthError> {
-        let mut keys = api_keys.map_or(Ok(Vec::new()), |keys| parse(keys.expose_secret()))?;
+        let mut keys = of_settings(api_keys)?;
         for (name, text) in queue.kept(SETTING) {
             match serde_json::from_str::<Key>(&text) {
                 // The settings outrank the store, as they do everywhere.
@@ -198,6 +211,10 @@ impl Auth {
                 Ok(key) => keys.push(key),
                 Err(error) => error!(name, %error, "failed to read a stored API key; it is not valid"),
             }
+        }
+        let admin = hash(admin_token.expose_secret().as_bytes());
+        if let Some(key) = keys.iter().find(|key| key.hash == admin && key.revoked_at.is_none()) {
+            return Err(AuthError::IsAdminToken(key.name.clone()));
         }
         Ok(Auth {
             admin_token,
@@ -351,7 +368,14 @@ fn hash(key: &[u8]) -> [u8; 32] {
     sha256(&[key])
 }
 
-/// The keys of the setting API_KEYS.
+/// The keys of the setting API_KEYS, if it is set.
+///
+/// # Errors
+/// [`AuthError`].
+pub fn of_settings(api_keys: Option<&SecretString>) -> Result<Vec<Key>, AuthError> {
+    api_keys.map_or(Ok(Vec::new()), |keys| parse(keys.expose_secret()))
+}
+
 fn parse(text: &str) -> Result<Vec<Key>, AuthError> {
     let mut keys: Vec<Key> = Vec::new();
     for (number, entry) in (1..).zip(text.split(',').map(str::trim)) {
@@ -359,8 +383,14 @@ fn parse(text: &str) -> Result<Vec<Key>, AuthError> {
             continue;
         }
         let key = parse_entry(entry).ok_or(AuthError::Entry(number))?;
+        if is_guessable(entry.rsplit(':').next().unwrap_or_default()) {
+            return Err(AuthError::Placeholder(number));
+        }
         if keys.iter().any(|known| known.name == key.name) {
             return Err(AuthError::Twice(key.name));
+        }
+        if let Some(known) = keys.iter().find(|known| known.hash == key.hash) {
+            return Err(AuthError::Shared(known.name.clone(), key.name));
         }
         keys.push(key);
     }
@@ -452,15 +482,16 @@ mod tests {
     #[test]
     fn the_setting_holds_names_scopes_keys_and_hashes() {
         let digest = "9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
-        let keys =
-            parse(&format!("alice:{KEY}, bob:read:{KEY}x,ci:admin:sha256:{digest},dave:sha256:{digest}")).unwrap();
+        let other = digest.replace('9', "0");
+        let text = format!("alice:{KEY}x, bob:read:{KEY}y,ci:admin:sha256:{digest},dave:sha256:{other}");
+        let keys = parse(&text).unwrap();
         let parsed: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.scope)).collect();
         assert_eq!(
             parsed,
             [("alice", Scope::Analyze), ("bob", Scope::Read), ("ci", Scope::Admin), ("dave", Scope::Analyze)]
         );
-        assert_eq!(keys[0].hash, hash(KEY.as_bytes()));
-        assert_eq!(keys[2].hash, keys[3].hash);
+        assert_eq!(keys[0].hash, hash(format!("{KEY}x").as_bytes()));
+        assert_eq!(keys[2].hash, hash(KEY.as_bytes()));
         assert_eq!(hex_hash::parse(digest), Some(hash(KEY.as_bytes())), "as sha256sum has it");
     }
 
@@ -486,6 +517,13 @@ mod tests {
             assert!(error.contains("entry 2") && !error.contains("0123456789"), "{error}");
         }
         assert!(matches!(parse(&format!("a:{KEY},a:{KEY}")), Err(AuthError::Twice(_))));
+        let digest = "9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
+        for same in [format!("a:{KEY},b:read:{KEY}"), format!("a:{KEY},b:sha256:{digest}")] {
+            assert!(matches!(parse(&same), Err(AuthError::Shared(a, b)) if a == "a" && b == "b"), "{same}");
+        }
+        for known in ["replace-me-replace-me", "aaaaaaaaaaaaaaaaaaaa"] {
+            assert!(matches!(parse(&format!("a:{KEY},b:{known}")), Err(AuthError::Placeholder(2))), "{known}");
+        }
         let of_one = parse(&format!("a:{KEY},a/old:{KEY}x,a/reads:read:{KEY}y")).unwrap();
         assert_eq!(of_one.iter().map(|key| caller(&key.name)).collect::<Vec<_>>(), ["a", "a", "a"]);
     }

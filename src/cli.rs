@@ -19,6 +19,7 @@ mod progress;
 pub mod serve;
 
 use std::{
+    env,
     io::{self, Write},
     process::ExitCode,
 };
@@ -31,11 +32,15 @@ use clap::{
 };
 use clap_complete::Shell;
 
-use self::client::ClientError;
-use crate::config::{
-    FURTHER, SETTINGS, Settings,
-    dotenv::{self, Dotenv},
-    environment, ignore_empty_environment,
+use self::{client::ClientError, serve::Signals};
+use crate::{
+    app::StartError,
+    config::{
+        ConfigError, FURTHER, SETTINGS, Settings,
+        dotenv::{self, Dotenv},
+        environment::{self, EnvironmentError},
+        ignore_empty_environment,
+    },
 };
 
 /// A queue service that has Claude analyse decision questions and returns decision memos
@@ -120,6 +125,9 @@ const SOME_SETTINGS: &str = "Settings, with all others of `ceoagent serve --help
 /// Exit code if the service refused the request. 2 means a wrong command line.
 const REFUSED: u8 = 4;
 
+/// Exit code if the settings can't be used, as for a wrong command line. A service manager need not try again.
+const WRONG_SETTINGS: u8 = 2;
+
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
     match try_run() {
@@ -130,10 +138,18 @@ pub fn run() -> ExitCode {
             let _ = writeln!(io::stderr(), "error: {}", told(&error));
             match error.downcast_ref() {
                 Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
+                _ if is_of_settings(&error) => ExitCode::from(WRONG_SETTINGS),
                 _ => ExitCode::FAILURE,
             }
         }
     }
+}
+
+/// Whether another start would fail too, until a person changes a setting.
+fn is_of_settings(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>()
+        || error.is::<EnvironmentError>()
+        || error.downcast_ref().is_some_and(StartError::is_of_settings)
 }
 
 /// The chain of causes on one line, without causes that the text before contains already.
@@ -152,7 +168,7 @@ fn tell_source(error: &mut clap::Error, dotenv: &Dotenv) {
     let flag = arg.split([' ', '=']).next().unwrap_or_default().to_owned();
     let is_given = |arg: &str| arg.strip_prefix(&flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='));
     let is_about_a_value = matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation);
-    if !is_about_a_value || std::env::args().any(|arg| is_given(&arg)) {
+    if !is_about_a_value || env::args().any(|arg| is_given(&arg)) {
         return;
     }
     let name = flag.trim_start_matches('-').replace('-', "_").to_uppercase();
@@ -203,6 +219,9 @@ fn command() -> clap::Command {
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {
+    // First of all: as the first process of a container, the service would miss a signal that it does not listen for.
+    let signals =
+        env::args_os().nth(1).filter(|command| command == "serve").map(|_| Signals::listen_early()).transpose()?;
     let dotenv = dotenv::load()?;
     for (name, meant) in &dotenv.misspelt {
         writeln!(io::stderr(), "warning: unknown setting {name} in .env. Did you mean {meant}?")?;
@@ -220,7 +239,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Serve(settings) => {
             settings.validate()?;
-            serve::run(&settings)
+            serve::run(&settings, signals.map_or_else(Signals::listen_early, Ok)?)
         }
         Command::Demo(demo) => {
             demo.settings.validate()?;

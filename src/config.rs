@@ -11,12 +11,14 @@
 //!
 //! - `dotenv`: the file `.env`
 //! - `environment`: variables as people and platforms write them
+//! - `placeholder`: values that stand in examples where a secret belongs
 //! - `proxy`: the proxies of the environment
 //! - `text`: text files in any Unicode encoding
 //! - `values`: settings that are more than a number or a word
 
 pub mod dotenv;
 pub mod environment;
+pub mod placeholder;
 pub mod proxy;
 #[cfg(test)]
 mod tests;
@@ -308,6 +310,9 @@ pub enum ConfigError {
     /// The value of a secret, or one that seems to hold a secret, isn't allowed.
     #[error("{name}: the value (not shown) is not allowed. It must be {allowed}")]
     SecretValue { name: &'static str, allowed: &'static str },
+    /// A secret that everybody knows.
+    #[error("{name}: the value (not shown) is a placeholder or easy to guess. Put {instead} there")]
+    Placeholder { name: &'static str, instead: &'static str },
     /// A proxy of the environment can't be used. Its address may hold a password, so only what is wrong is named.
     #[error(
         "{name}: {problem}. Use a proxy of the scheme http, https, socks4, socks4a, socks5 or socks5h, for example \
@@ -331,12 +336,14 @@ impl Settings {
             let allowed = "a key as Anthropic's console shows it: no blanks, line breaks or other special characters";
             return Err(ConfigError::SecretValue { name: "ANTHROPIC_API_KEY", allowed });
         }
-        if let Some(token) = &self.admin_token
-            && (token.expose_secret().len() < MIN_ADMIN_TOKEN_CHARS || !is_visible_ascii(token.expose_secret()))
+        if let Some(key) = &self.anthropic_api_key
+            && placeholder::is_placeholder(key.expose_secret())
         {
-            const { assert!(MIN_ADMIN_TOKEN_CHARS == 16, "the message says so") };
-            let allowed = "16 or more visible ASCII characters without blanks: make one with `openssl rand -hex 16`";
-            return Err(ConfigError::SecretValue { name: "ADMIN_TOKEN", allowed });
+            let instead = "the key from Anthropic's console, https://platform.claude.com";
+            return Err(ConfigError::Placeholder { name: "ANTHROPIC_API_KEY", instead });
+        }
+        if let Some(token) = &self.admin_token {
+            check_admin_token(token)?;
         }
         if let Some(secret) = &self.webhook_secret
             && !is_webhook_secret(secret.expose_secret())
@@ -360,6 +367,26 @@ impl Settings {
     pub fn requires_api_key(&self) -> bool {
         self.require_api_key.unwrap_or(self.api_keys.is_some() || self.jwt_auth.is_some())
     }
+}
+
+/// Checks an admin token, of the settings or stored.
+///
+/// # Errors
+/// If it is too short, has other than visible characters, or can be guessed.
+pub fn check_admin_token(token: &SecretString) -> Result<(), ConfigError> {
+    let (name, token) = ("ADMIN_TOKEN", token.expose_secret());
+    if placeholder::is_guessable(token) {
+        return Err(ConfigError::Placeholder {
+            name,
+            instead: "a random token, for example of `openssl rand -hex 16`,",
+        });
+    }
+    if token.len() < MIN_ADMIN_TOKEN_CHARS || !is_visible_ascii(token) {
+        const { assert!(MIN_ADMIN_TOKEN_CHARS == 16, "the message says so") };
+        let allowed = "16 or more visible ASCII characters without blanks: make one with `openssl rand -hex 16`";
+        return Err(ConfigError::SecretValue { name, allowed });
+    }
+    Ok(())
 }
 
 /// Where traces are sent by OTLP over HTTP, if anywhere. Like all OTEL_ variables it is the specification's, and no

@@ -3,6 +3,7 @@
 //!
 //! - `bucket`: one limit per minute
 //! - `budget`: what may be spent a day
+//! - `reach`: whether Claude can be reached
 //! - `gate`: stops calls while every one of them would fail alike
 //! - `model`: all of this for one model
 //! - `permit`: permission to make one call
@@ -25,6 +26,7 @@ pub mod budget;
 pub mod gate;
 mod model;
 mod permit;
+pub mod reach;
 
 use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -42,6 +44,7 @@ use self::{
     gate::{Admission, Block, Closed, Gate, Ruling},
     model::{Model, Refusal, whole},
     permit::Reserved,
+    reach::{Reach, Unreachable},
 };
 use crate::{
     config::values::RateCaps,
@@ -95,6 +98,7 @@ struct Inner {
     in_use: InUse,
     budget: Option<Arc<Budget>>,
     state: Mutex<State>,
+    reach: Mutex<Reach>,
     /// Signalled when somebody who waits should look again.
     changed: Notify,
 }
@@ -146,8 +150,24 @@ impl Limits {
                 workers,
                 waiting: 0,
             }),
+            reach: Mutex::default(),
             changed: Notify::new(),
         }))
+    }
+
+    /// A call of this question found no connection. Returns whether Claude counts as unreachable from now on.
+    pub fn connection_failed(&self, question: u64, reason: &'static str, detail: &str) -> bool {
+        self.0.reach.lock().failed(question, reason, detail, Instant::now())
+    }
+
+    /// A call was answered, if only by an error. Returns whether Claude counted as unreachable until now.
+    pub fn connected(&self) -> bool {
+        self.0.reach.lock().answered(Instant::now())
+    }
+
+    /// The calls that found no connection, if Claude counts as unreachable.
+    pub fn unreachable(&self) -> Option<Unreachable> {
+        self.0.reach.lock().unreachable(Instant::now()).cloned()
     }
 
     /// Waits until one call may be made for a job of one of the lanes that `ready` gives, which is asked again when `more` is

@@ -75,6 +75,7 @@ pub struct Metrics {
     pub running_attempts: Gauge,
     pub tasks: Gauge,
     pub gate_closed: Gauge,
+    pub claude_unreachable: Gauge,
     pub limits_per_minute: Family<KindLabel, Gauge>,
     pub calls_at_once: Gauge,
     pub oldest_queued_age_seconds: Gauge<f64, AtomicU64>,
@@ -84,6 +85,7 @@ pub struct Metrics {
     pub cost_today: Family<KindLabel, Gauge<f64, AtomicU64>>,
     pub budget_used: Gauge<f64, AtomicU64>,
     pub budget_warning: Gauge,
+    pub queue_used: Gauge<f64, AtomicU64>,
     pub store_available: Gauge,
     pub disk_free_bytes: Gauge,
     pub store_commits: Counter,
@@ -102,7 +104,7 @@ impl Metrics {
     /// Registers all metrics, at zero.
     pub fn new() -> Metrics {
         let mut root = Registry::default();
-        root.register_collector(Box::new(process::Process));
+        root.register_collector(Box::new(process::Process::new()));
         let registry = root.sub_registry_with_prefix("ceoagent");
         // 0.1 ms to 3.3 s.
         let quick = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
@@ -144,14 +146,14 @@ impl Metrics {
                 Unit::Seconds,
                 registry,
                 "job_time_to_claim",
-                "Time from acceptance to the first attempt",
+                "Time from the moment a job was due (acceptance, or its run_at) to its first attempt",
                 slow(),
             ),
             time_to_finish_seconds: add_in(
                 Unit::Seconds,
                 registry,
                 "job_time_to_finish",
-                "Time from acceptance to the end of a job",
+                "Time from the moment a job was due to its end, without cancelled jobs",
                 slow(),
             ),
             asked_again: add(
@@ -194,6 +196,12 @@ impl Metrics {
                 registry,
                 "gate_closed",
                 "1 while the gate is closed and no calls to Claude are made",
+                Gauge::default(),
+            ),
+            claude_unreachable: add(
+                registry,
+                "claude_unreachable",
+                "1 while one call after another finds no connection to Claude",
                 Gauge::default(),
             ),
             limits_per_minute: add(
@@ -247,6 +255,13 @@ impl Metrics {
                 "1 if 80 % or more of the daily budget is used",
                 Gauge::default(),
             ),
+            queue_used: add_in(
+                Unit::Ratios,
+                registry,
+                "queue_used",
+                "Used share of the places in the queue, or of those for jobs for later, whichever is larger",
+                Gauge::default(),
+            ),
             store_available: add(registry, "store_available", "1 while the job store is available", Gauge::default()),
             disk_free_bytes: add_in(
                 Unit::Bytes,
@@ -272,9 +287,15 @@ impl Metrics {
             ),
             registry: Arc::new(root),
         };
-        // Created at start, so that shares can be computed before each kind has occurred.
-        for end in ["answered", "failed", "late", "left"] {
-            drop(metrics.waits.get_or_create(&kind(end)));
+        // Created at start: otherwise the first of a kind would be invisible to `increase`, and shares could not be computed.
+        let families: [(&Family<KindLabel, Counter>, &[&'static str]); 4] = [
+            (&metrics.waits, &["answered", "failed", "late", "left"]),
+            (&metrics.jobs_finished, &["succeeded", "failed", "cancelled"]),
+            (&metrics.attempts, &["succeeded", "failed", "cancelled", "released", "outcome_unknown"]),
+            (&metrics.webhooks, &["delivered", "failed", "given_up", "disabled"]),
+        ];
+        for (family, kinds) in families {
+            kinds.iter().for_each(|name| drop(family.get_or_create(&kind(name))));
         }
         metrics
     }
@@ -318,14 +339,7 @@ mod tests {
         let http = HttpLabels { method: "GET".to_owned(), route: "none".to_owned(), status: 404 };
         drop(metrics.http_requests.get_or_create(&http));
         drop(metrics.auth_refused.get_or_create(&ReasonLabel { reason: "missing" }));
-        for family in [
-            &metrics.waits,
-            &metrics.jobs_finished,
-            &metrics.attempts,
-            &metrics.attempt_errors,
-            &metrics.tokens,
-            &metrics.webhooks,
-        ] {
+        for family in [&metrics.attempt_errors, &metrics.tokens] {
             drop(family.get_or_create(&kind("any")));
         }
         for family in [&metrics.jobs, &metrics.limits_per_minute, &metrics.held, &metrics.tokens_today] {

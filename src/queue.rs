@@ -473,6 +473,12 @@ impl Queue {
         self.0.store.counts(self.now())
     }
 
+    /// The used share of the places in the queue: of all, or of those for jobs for later, whichever is larger.
+    pub fn used(&self) -> f64 {
+        let StatusCounts { queued, scheduled, running, .. } = self.counts();
+        self.0.bounds.used(queued + scheduled + running, scheduled)
+    }
+
     /// What was spent today, durably.
     pub fn spent_today(&self) -> Sums {
         self.0.store.spent(Day::of(self.now()))
@@ -631,9 +637,11 @@ impl Queue {
     /// Counts and tells that a job has reached an end.
     fn note_end(&self, job: &Job, now: Timestamp) {
         let status = job.status(now);
-        let took = now.since(job.created_at);
+        let took = now.since(job.due_at);
         self.0.metrics.jobs_finished.get_or_create(&kind(status.into())).inc();
-        self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
+        if status != JobStatus::Cancelled {
+            self.0.metrics.time_to_finish_seconds.observe(took.as_secs_f64());
+        }
         if status == JobStatus::Succeeded {
             self.0.history.succeeded(took);
         }

@@ -298,6 +298,14 @@ impl<A: Analyst> Worker<A> {
         if report.error.is_none() || report.http_status == Some(200) {
             self.reached(plan, question, started);
         }
+        let is_lost = |code| matches!(code, FailureCode::ConnectFailed | FailureCode::ConnectionLost);
+        if let Some(error) = report.error.as_ref().filter(|error| is_lost(error.code)) {
+            if self.limits.connection_failed(question, error.code.into(), &error.message) {
+                error!(detail = error.message, "Claude can't be reached: jobs are tried again until it can");
+            }
+        } else if report.http_status.is_some() && self.limits.connected() {
+            info!("Claude can be reached again");
+        }
         match &report.error {
             Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(plan.model(), question),
             None => self.limits.answered(plan.model()),

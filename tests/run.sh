@@ -32,6 +32,8 @@ has flock || packages+=(util-linux)
 # What surrounds the service is held to schemas, and to a Prometheus that scrapes it.
 has npm || packages+=(npm)
 has promtool || packages+=(prometheus)
+has amtool || packages+=(prometheus-alertmanager)
+has systemd-analyze || packages+=(systemd)
 # The pages are held to what a person in a real browser meets.
 has chromium && has chromedriver || packages+=(chromium chromium-driver)
 # The image is built and run by a real engine, on a base that is made here if none can be pulled.

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing::{info, warn};
 
 use super::StartError;
+use crate::config::check_admin_token;
 
 /// The admin token's file within the data folder.
 const TOKEN_FILE: &str = "admin-token";
@@ -41,7 +42,11 @@ pub fn stored_admin_token(data_dir: &Path) -> Option<SecretString> {
 /// The stored admin token, generated at the first start. The flag says whether it was generated now.
 pub(super) fn admin_token(data_dir: &Path) -> Result<(SecretString, bool), StartError> {
     let failed = |path, source| StartError::Secret { what: "admin token", setting: "ADMIN_TOKEN", path, source };
-    stored_or(data_dir.join(TOKEN_FILE), || Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH), failed)
+    let path = data_dir.join(TOKEN_FILE);
+    let generate = || Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH);
+    let (token, is_new) = stored_or(path.clone(), generate, failed)?;
+    check_admin_token(&token).map_err(|source| StartError::StoredToken { path, source })?;
+    Ok((token, is_new))
 }
 
 /// The stored secret that signs webhooks, generated at the first start.
@@ -56,6 +61,9 @@ fn stored_or(
     generate: impl FnOnce() -> String,
     failed: impl FnOnce(PathBuf, io::Error) -> StartError,
 ) -> Result<(SecretString, bool), StartError> {
+    if let Some(mode) = mode_if_open(&path) {
+        return Err(StartError::OpenSecret { path, mode });
+    }
     let stored = match fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => Ok((text.trim().into(), false)),
         Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")),

@@ -634,7 +634,9 @@ impl Shared {
         }
         let timing = (self.config.latency == Latency::Claude).then(|| {
             let question = pace::question(&asked.prompt);
-            Timing::of(question, pace::is_brief(full), asked.effort.as_deref(), asked.thinking.as_deref())
+            let is_brief = answer::Size::of(&asked.prompt) == answer::Size::Brief;
+            let timing = Timing::of(question, is_brief, asked.effort.as_deref(), asked.thinking.as_deref());
+            if is_brief { timing.with_length(full) } else { timing }
         });
         let output_tokens = timing.map_or(full, |timing| timing.tokens()).min(most);
         let usage = match fault {

@@ -5,7 +5,7 @@ use std::{fs, io, os::unix::fs::lchown, path::Path, process::ExitCode};
 
 use anyhow::Context;
 
-use crate::config::Settings;
+use crate::{app, config::Settings};
 
 /// The numeric ids of a user and a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub struct OwnData {
     #[arg(long, value_parser = owner)]
     owner: Owner,
 
+    /// Check the settings first, as `ceoagent serve` does, and change nothing if they can't be used
+    #[arg(long)]
+    check_settings: bool,
+
     #[command(flatten)]
     settings: Settings,
 }
@@ -35,8 +39,12 @@ impl OwnData {
     /// Changes the owner of DATA_DIR and of everything in it.
     ///
     /// # Errors
-    /// If the folder does not exist, or the process is not root.
+    /// If the settings can't be used, the folder does not exist, or the process is not root.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
+        if self.check_settings {
+            self.settings.validate()?;
+            app::check(&self.settings)?;
+        }
         let folder = &self.settings.data_dir;
         give(folder, self.owner).with_context(|| format!("can't change the owner of DATA_DIR {}", folder.display()))?;
         Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::logging;
@@ -26,7 +26,7 @@ const ENDED_BY_SIGNAL: i32 = 128;
 ///
 /// # Errors
 /// Whatever keeps the service from starting.
-pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<ExitCode> {
     let endpoint = config::otlp_endpoint()?;
     config::proxy::check()?;
     let _log = logging::start(settings, false);
@@ -34,16 +34,20 @@ pub fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let _telemetry = telemetry::start(endpoint.as_deref())?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
-        let mut signals = Signals::listen()?;
-        let mut app = App::start(settings, Clock::system()).await?;
+        let mut app = tokio::select! {
+            app = App::start(settings, Clock::system()) => app?,
+            _ = signals.next() => {
+                info!("stopped before the start was complete");
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
         show_new_token(&app, &settings.data_dir, settings.log_format)?;
-        // As daemons have it: read again what can be read again. Only here, or the demo would outlive its terminal.
-        let mut hangup = signal(SignalKind::hangup()).context("can't listen for signals")?;
         let unfit = loop {
             tokio::select! {
-                _ = signals.next() => break None,
+                _ = signals.terminate.recv() => break None,
+                _ = signals.interrupt.recv() => break None,
                 error = app.unfit() => break Some(error),
-                _ = hangup.recv() => app.reload_prompts("SIGHUP").await,
+                _ = hung_up(&mut signals.hangup) => app.reload_prompts("SIGHUP").await,
             }
         };
         let code = stop(app, signals).await;
@@ -82,16 +86,30 @@ pub(super) async fn stop(app: App, mut signals: Signals) -> ExitCode {
     }
 }
 
-/// The signals that ask a service to stop.
+/// The signals that ask a service to stop or to read its prompts again.
 pub(super) struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
+    /// Listens for the signals to stop.
     pub(super) fn listen() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("can't listen for signals");
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        Ok(Signals { terminate, interrupt, hangup: None })
+    }
+
+    /// Listens for all signals of a service, before there is a runtime. Signals that arrive from now on wait until they are
+    /// asked for. SIGHUP is for `serve` alone, or the demo would outlive its terminal.
+    pub(super) fn listen_early() -> anyhow::Result<Signals> {
+        // A runtime without threads, because variables of the environment are still to be set. The handlers stay.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        let runtime = runtime.context("can't listen for signals")?;
+        let _entered = runtime.enter();
+        let hangup = signal(SignalKind::hangup()).context("can't listen for signals")?;
+        Ok(Signals { hangup: Some(hangup), ..Signals::listen()? })
     }
 
     pub(super) async fn next(&mut self) -> SignalKind {
@@ -99,6 +117,14 @@ impl Signals {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
         }
+    }
+}
+
+/// The next SIGHUP, where it is listened for.
+async fn hung_up(hangup: &mut Option<Signal>) {
+    match hangup {
+        Some(hangup) => drop(hangup.recv().await),
+        None => std::future::pending().await,
     }
 }
 

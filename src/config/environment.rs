@@ -6,11 +6,24 @@ use std::{env, io, net::Ipv4Addr};
 use clap::{Args, Command};
 use secrecy::SecretString;
 
-use super::{ServiceAddress, Settings, text};
+use super::{OTLP_ENDPOINT, ServiceAddress, Settings, text};
 
 /// Variables of Anthropic's SDKs, which hold secrets and are no flags.
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const CUSTOM_HEADERS: &str = "ANTHROPIC_CUSTOM_HEADERS";
+
+/// Variables that libraries read. Quotes around their values are removed too.
+const STANDARD: [&str; 9] = [
+    OTLP_ENDPOINT,
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+];
 
 /// Why the environment can't be used. No message holds a value.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +62,8 @@ pub fn gateway_access() -> GatewayAccess {
 pub fn tidy() -> Result<(), EnvironmentError> {
     let known = ServiceAddress::augment_args(Settings::augment_args(Command::new("known")));
     let names = known.get_arguments().filter_map(|arg| Some((arg.get_env()?.to_str()?, arg.is_hide_env_values_set())));
-    let names: Vec<(&str, bool)> = names.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]).collect();
+    let names = names.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]);
+    let names: Vec<(&str, bool)> = names.chain(STANDARD.map(|name| (name, false))).collect();
     let changed = changes(&names, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
     let lines: String = changed.iter().map(|(name, value)| format!("{name}=\"{}\"\n", escaped(value))).collect();
     // Setting a variable is unsafe while there are threads; dotenvy does it for a process that has none.

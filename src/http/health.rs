@@ -57,8 +57,8 @@ struct Reason {
     /// The part of the service: `queue`, `claude` or `budget`.
     field: &'static str,
     /// Stable code, for programs. `queue`: `paused`. `claude`: `authentication_failed`, `billing_failed`,
-    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `malformed_response`, `rate_limited`. `budget`:
-    /// `budget_reached`.
+    /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `malformed_response`, `rate_limited`,
+    /// `connect_failed`, `connection_lost`. `budget`: `budget_reached`.
     code: &'static str,
     /// The reason, for people.
     message: String,
@@ -106,6 +106,12 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         let until = closed.opens_in(Instant::now()).map(|opens_in| api.queue.now().plus(opens_in));
         Reason { field: "claude", code: closed.reason, message: closed.detail, until }
     });
+    let unreachable = api.limits.unreachable().map(|calls| Reason {
+        field: "claude",
+        code: calls.reason,
+        message: format!("{} calls in a row found no connection: {}", calls.failures, calls.detail),
+        until: None,
+    });
     let budget = api.limits.budget().filter(|budget| budget.is_reached).map(|budget| Reason {
         field: "budget",
         code: FailureCode::BudgetReached.into(),
@@ -121,7 +127,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         message: format!("was paused by {} at {}", pause.by, pause.at),
         until: None,
     });
-    let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(budget).collect();
+    let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(unreachable).chain(budget).collect();
     let status = if reasons.is_empty() { "ready" } else { "degraded" };
     Json(Readiness { status, reasons, notes: (api.notes)() }).into_response()
 }
@@ -158,6 +164,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.oldest_queued_age_seconds.set(api.queue.oldest_queued_age().as_secs_f64());
     api.metrics.gate_closed.set(i64::from(api.limits.gate(None).is_some()));
+    api.metrics.claude_unreachable.set(i64::from(api.limits.unreachable().is_some()));
     let per_minute = api.limits.per_minute(None);
     for (name, limit) in [
         ("requests", per_minute.requests),
@@ -169,6 +176,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.calls_at_once.set(gauge(api.limits.calls_at_once(None)));
     spending(&api);
     api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
+    api.metrics.queue_used.set(api.queue.used());
     api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()

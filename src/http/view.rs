@@ -501,6 +501,7 @@ mod tests {
                 "priority": "normal",
                 "created_at": at(0),
                 "deadline_at": at(4),
+                "depth": "auto",
                 "attempts_made": 0,
                 "query": "Buy or build?",
                 "attempts": [],

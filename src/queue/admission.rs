@@ -67,6 +67,12 @@ impl Bounds {
         }
         if kind == Kind::Operator { Ok(()) } else { self.rates.take(by, submits, Instant::now()) }
     }
+
+    /// The used share of the places, of all or of those for jobs for later, whichever is larger.
+    pub(super) fn used(&self, pending: usize, pending_scheduled: usize) -> f64 {
+        let share = |used: usize, of: usize| used as f64 / of as f64;
+        share(pending, self.max_pending).max(share(pending_scheduled, self.max_scheduled))
+    }
 }
 
 /// Submissions a minute of each caller: a bucket of a minute's quota that refills evenly.

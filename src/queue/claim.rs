@@ -178,7 +178,7 @@ impl Queue {
     /// Begins an attempt's stay in this process.
     pub(super) fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
         if job.attempt == 1 {
-            let waited = self.now().since(job.created_at);
+            let waited = self.now().since(job.due_at);
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
         }
         let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));

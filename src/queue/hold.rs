@@ -21,6 +21,10 @@ const EVEN_CHANCE: f64 = 0.5;
 /// call for another client.
 const ALMOST_SURE: f64 = 0.97;
 
+/// How much time a client that has to wait for a worker needs beyond that, since the start of its call is an estimate. It
+/// makes the queue shorter under overload, and costs no call.
+pub(super) const SLACK: Duration = Duration::from_millis(1_000);
+
 /// With a smaller chance a client whose job is running is not held any longer.
 const FORLORN: f64 = 0.02;
 

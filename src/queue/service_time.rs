@@ -25,6 +25,9 @@ const REMEMBERED: usize = 100;
 /// With fewer observations the prior holds.
 const LEAST: usize = 5;
 
+/// With fewer observations of a kind, its times are computed from the start, the length and the pace.
+const ENOUGH_TOTALS: usize = 30;
+
 /// Most models that are told apart, as clients can name any. Further ones count as the service's own.
 const MAX_MODELS: usize = 64;
 
@@ -98,6 +101,7 @@ struct Model {
     starts: HashMap<bool, VecDeque<f64>>,
     bytes: HashMap<Depth, VecDeque<f64>>,
     seconds_per_byte: VecDeque<f64>,
+    totals: HashMap<(Depth, bool), VecDeque<f64>>,
     /// Made of the above when asked for, until the next observation.
     expectations: HashMap<(Depth, bool), Arc<Expectation>>,
 }
@@ -137,6 +141,7 @@ impl ServiceTime {
         model.expectations.clear();
         let start = took.saturating_sub(writing).as_secs_f64();
         remember(model.starts.entry(kind.is_waited_for).or_default(), start);
+        remember(model.totals.entry((kind.depth, kind.is_waited_for)).or_default(), seconds);
         // An answer that comes whole has all its time before its text.
         remember(&mut model.seconds_per_byte, writing.as_secs_f64() / bytes.max(1) as f64);
         if bytes > 0 {
@@ -212,8 +217,15 @@ impl Model {
         let prior = |of: &dyn Fn(f64) -> f64| (0..QUANTILES).map(|place| of(middle(place))).collect();
         let starts: Vec<f64> = starts.unwrap_or_else(|| prior(&|q| Prior::start(kind.is_waited_for, q)));
         let bytes: Vec<f64> = bytes.unwrap_or_else(|| prior(&|q| Prior::bytes(kind.depth, q)));
-        let mut totals: Vec<f64> =
-            starts.iter().flat_map(|start| bytes.iter().map(move |bytes| start + bytes * seconds_per_byte)).collect();
+        // What was seen has the variation of the pace too.
+        let seen = self.totals.get(&(kind.depth, kind.is_waited_for)).filter(|seen| seen.len() >= ENOUGH_TOTALS);
+        let mut totals: Vec<f64> = match seen {
+            Some(seen) => seen.iter().copied().collect(),
+            None => {
+                let total = |start| bytes.iter().map(move |bytes| start + bytes * seconds_per_byte);
+                starts.iter().flat_map(total).collect()
+            }
+        };
         totals.sort_unstable_by(f64::total_cmp);
         Expectation { starts, bytes, seconds_per_byte, totals, is_learnt }
     }

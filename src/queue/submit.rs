@@ -6,7 +6,7 @@ use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Claim, Queue, QueueError, digest, new_id,
+    Claim, Queue, QueueError, digest, hold, new_id,
     order::{self, Waiting},
     outlook::{self, Allowance},
     retry::failure_report,
@@ -117,7 +117,8 @@ impl Queue {
         let expectation = self.0.service_time.expectation(&Kind::of(request, true));
         let wanted = until.saturating_duration_since(Instant::now());
         let is_contested = !start.is_zero();
-        let is_met = self.is_met(&expectation, wanted.saturating_sub(start), is_contested);
+        let slack = if is_contested { hold::SLACK } else { Duration::ZERO };
+        let is_met = self.is_met(&expectation, wanted.saturating_sub(start + slack), is_contested);
         // Not a rush: calls that are held, and a client that wants less than an answer takes.
         if !is_met && allowance.hold.is_none() && self.is_met(&expectation, wanted, false) {
             self.0.order.note_declined();

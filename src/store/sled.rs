@@ -3,16 +3,20 @@
 //! - `book`: the ledger, exact whatever a crash cuts off
 //! - `keys`: the key layout
 //! - `codec`: how records are written and upgraded
+//! - `commands`: what the writer is asked to do
 //! - `deliveries`: what is owed to callback URLs
 //! - `disk`: how sled is opened, and what makes a change durable
+//! - `group`: what one sync makes durable
 //! - `idempotency`: the keys that clients gave their submissions
 //! - `beside`: what is kept beside the jobs, the journal and the settings
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
 //! - `listing`: looking for jobs within a bound of time
+//! - `load`: reading all of it at the start
 //! - `log`, `salvage`: what can be read of a damaged store
 //! - `making`: a first start that dies leaves nothing that stops the next
 //! - `mark`: how much was acknowledged, so that a loss is noticed
+//! - `stage`: what a command makes of jobs
 //! - `witness`: whether all jobs are as they were
 //! - `writer`: the one thread that changes anything
 //!
@@ -23,17 +27,21 @@
 mod beside;
 mod book;
 mod codec;
+mod commands;
 mod deliveries;
 mod disk;
+mod group;
 mod idempotency;
 mod index;
 mod keys;
 mod listing;
+mod load;
 mod log;
 mod making;
 mod mark;
 mod recent;
 pub mod salvage;
+mod stage;
 mod witness;
 mod writer;
 
@@ -58,13 +66,14 @@ use self::{
     beside::{Beside, BesideChange},
     book::Book,
     codec::read_chunks,
+    commands::{Command, Envelope, NewJob, Reply},
     deliveries::Deliveries,
     disk::Disk,
     idempotency::Keys,
     index::Index,
     keys::Seq,
     recent::{Bodies, Recent},
-    writer::{Command, Envelope, NewJob, Reply, Writer},
+    writer::Writer,
 };
 use super::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit, turns::List};
 use crate::{
@@ -450,7 +459,7 @@ impl Shared {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |reason| OpenError::Unreadable { path: self.config.path.clone(), reason };
         let (mut index, keys, beside, next_seq) =
-            writer::load(&disk, self.config.keep_answers, &self.clock).map_err(unreadable)?;
+            load::load(&disk, self.config.keep_answers, &self.clock).map_err(unreadable)?;
         let deliveries = disk.deliveries(&index).map_err(unreadable)?;
         deliveries.pending().for_each(|seq| index.set_untold(seq, true));
         *self.book.write() = Book::load(disk.tree(), &index).map_err(unreadable)?;

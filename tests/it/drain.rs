@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::Write,
     net::TcpStream,
-    process::ExitStatus,
+    process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
 
@@ -98,6 +98,32 @@ async fn a_second_signal_ends_the_stop_at_once_with_its_own_exit_code_and_loses_
         assert_eq!(outcomes(&service.ended(&running).await.body), ["outcome_unknown", "succeeded"]);
         assert_eq!(outcomes(&service.ended(&queued).await.body), ["succeeded"]);
     }
+}
+
+/// The signals that a process handles, as a set of bits, from signal 1 on.
+fn handled(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(bits.trim(), 16).unwrap()
+}
+
+#[test]
+fn signals_are_handled_from_the_first_line_of_main() {
+    let setup = Setup::new("http://127.0.0.1:9");
+    // The settings file is the first that is read. Until somebody writes to it, the process waits there.
+    let settings = setup.folder().join(".env");
+    assert!(Command::new("mkfifo").arg(&settings).status().unwrap().success());
+    let child = setup.command().arg("serve").spawn().unwrap();
+    let (hangup, terminate) = (1, 1 << 14);
+    while handled(child.id()) & (hangup | terminate) != hangup | terminate {
+        std::thread::yield_now();
+    }
+    for signal in ["HUP", "TERM"] {
+        assert!(Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap().success());
+    }
+    std::fs::write(&settings, "WORKERS=1\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Workers that are kept busy.

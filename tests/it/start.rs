@@ -208,6 +208,58 @@ fn a_bad_secret_is_told_without_its_value() {
 }
 
 #[test]
+fn a_placeholder_where_a_secret_belongs_is_refused_and_so_is_the_example_secret_of_kubernetes() {
+    let example = include_str!("../../k8s/base/secret.example.yaml");
+    let (_, values) = example.split_once("stringData:\n").unwrap();
+    let values: Vec<_> = values.lines().filter_map(|line| line.trim().split_once(": ")).collect();
+    let given: Vec<_> = values.iter().map(|(name, _)| *name).filter(|name| !name.starts_with('#')).collect();
+    assert_eq!(given, ["ANTHROPIC_API_KEY", "ADMIN_TOKEN"]);
+    let known = [("ANTHROPIC_API_KEY", "sk-ant-your-key"), ("ADMIN_TOKEN", "aaaaaaaaaaaaaaaaaaaaaaaa")];
+    for (name, value) in values.into_iter().filter(|(name, _)| given.contains(name)).chain(known) {
+        let said = assert_refused(&setup().with(name, value), &[name, "is a placeholder or easy to guess"]);
+        assert!(said.lines().count() == 1 && !said.contains(value), "{said}");
+    }
+}
+
+#[test]
+fn a_stored_admin_token_that_others_can_read_or_guess_is_refused() {
+    let setup = setup().without("ADMIN_TOKEN");
+    let file = setup.folder().join("data/admin-token");
+    fs::create_dir(setup.folder().join("data")).unwrap();
+    for (token, mode, words) in [
+        ("0123456789abcdef", 0o644, "other users can read data/admin-token (mode 644)"),
+        ("short", 0o600, "the admin token in data/admin-token is not safe: ADMIN_TOKEN"),
+        ("replace-me-replace-me", 0o600, "the admin token in data/admin-token is not safe: ADMIN_TOKEN"),
+    ] {
+        fs::write(&file, token).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let said = assert_refused(&setup, &[words]);
+        assert!(
+            said.lines().filter(|line| line.starts_with("error: ")).count() == 1 && !said.contains(token),
+            "{said}"
+        );
+    }
+    fs::write(&file, "0123456789abcdef\n").unwrap();
+    drop(setup.start());
+}
+
+#[test]
+fn settings_are_checked_for_the_service_before_its_folder_changes_hands() {
+    let setup = setup();
+    let check = |setup: &Setup| setup.run(&["own-data", "--owner", "0:0", "--check-settings"]);
+    fs::create_dir(setup.folder().join("data")).unwrap();
+    let (status, said) = check(&setup);
+    assert!(status.success(), "{said}");
+    for (name, value) in
+        [("ANTHROPIC_API_KEY", ""), ("API_KEYS", "no-colon"), ("JWT_AUTH", "keys=none.json, issuer=i, audience=a")]
+    {
+        let setup = Setup::new("http://127.0.0.1:9").with(name, value);
+        let (status, said) = check(&setup);
+        assert!(status.code() == Some(2) && said.contains(name), "{said}");
+    }
+}
+
+#[test]
 fn a_bad_line_of_the_settings_file_is_told_by_its_number_and_not_repeated() {
     let setup = setup();
     fs::write(setup.folder().join(".env"), "WORKERS=2\n# a comment\nADMIN_TOKEN=\"sk-test-secret\n").unwrap();

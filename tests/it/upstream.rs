@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use ceoagent::{
-    claude::simulator::{ErrorAnswer, Fault, Simulator},
+    claude::simulator::{ErrorAnswer, Fault, Simulator, SimulatorConfig},
     clock::{Clock, Timestamp},
 };
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
 
@@ -53,6 +54,39 @@ async fn an_upstream_that_is_down_fails_the_job_at_once_if_no_retries_are_allowe
     for attempt in job["attempts"].as_array().unwrap() {
         assert_eq!(attempt["may_have_been_billed"], false);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_without_a_connection_degrade_readiness_until_claude_answers_again() {
+    // Nobody listens on it, and nobody else gets it.
+    let reserved = TcpSocket::new_v4().unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = reserved.local_addr().unwrap();
+    let service = Setup::new(&format!("http://{address}")).start();
+    let mut jobs = Vec::new();
+    for n in 0..3 {
+        jobs.push(service.submit(&format!("Should we open plant {n}?")).await.id());
+    }
+    let degraded = loop {
+        let ready = service.get("/health/ready").await;
+        assert_eq!(ready.status, 200, "jobs are accepted all the same");
+        if ready.body["status"] == "degraded" {
+            break ready.body;
+        }
+    };
+    let reason = &degraded["reasons"][0];
+    assert_eq!((&reason["field"], &reason["code"]), (&json!("claude"), &json!("connect_failed")), "{degraded:#}");
+    let metrics = async || service.get("/metrics").await.body.as_str().unwrap().to_owned();
+    assert!(metrics().await.contains("\nceoagent_claude_unreachable 1\n"));
+
+    drop(reserved);
+    let claude = Simulator::start(SimulatorConfig { addr: address, ..SimulatorConfig::default() }).await.unwrap();
+    for id in jobs {
+        assert_eq!(service.ended(&id).await.body["status"], "succeeded");
+    }
+    assert_eq!(service.get("/health/ready").await.body["status"], "ready");
+    assert!(metrics().await.contains("\nceoagent_claude_unreachable 0\n"));
+    assert_eq!(claude.counters().calls, 3);
 }
 
 /// What a job's history tells of tokens, against what the simulator billed.

@@ -14,10 +14,13 @@ const FIRST_TOKEN: Duration = Duration::from_millis(1_200);
 /// Tokens a second, of text as of thinking.
 const TOKENS_PER_SECOND: f64 = 90.0;
 
-/// Tokens of a brief memo and of a full one, and the longest text that is taken for a brief one.
+/// Tokens of a brief memo and of a full one.
 const BRIEF: Range<f64> = 700.0..900.0;
 const FULL: Range<f64> = 1_300.0..3_700.0;
-const LONGEST_BRIEF: u64 = 1_100;
+
+/// A brief memo is longer where the caller names many options or the text is Chinese. Above this many tokens its own length
+/// counts.
+const LONG_BRIEF: u64 = 1_100;
 
 /// What an answer takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,6 +56,12 @@ impl Timing {
         }
     }
 
+    /// The same for a brief memo of so many tokens.
+    pub(super) fn with_length(self, tokens: u64) -> Timing {
+        let writing = Duration::from_secs_f64(tokens as f64 / TOKENS_PER_SECOND);
+        if tokens > LONG_BRIEF { Timing { writing, ..self } } else { self }
+    }
+
     /// All of it.
     pub fn total(&self) -> Duration {
         self.first + self.thinking + self.writing
@@ -65,11 +74,6 @@ impl Timing {
             ((self.thinking + self.writing).as_secs_f64() * TOKENS_PER_SECOND).round() as u64
         }
     }
-}
-
-/// Whether a memo of so many tokens is a brief one.
-pub(super) fn is_brief(tokens: u64) -> bool {
-    tokens <= LONGEST_BRIEF
 }
 
 /// The question within a prompt; the whole prompt where it has none.
@@ -94,6 +98,8 @@ mod tests {
         assert!(seconds.iter().all(|seconds| (8.9..12.3).contains(seconds)), "{seconds:?}");
         let mean = seconds.iter().sum::<f64>() / 200.0;
         assert!((10.0..11.0).contains(&mean), "{mean}");
+        assert_eq!(brief(1).with_length(900), brief(1));
+        assert_eq!(brief(1).with_length(1_350).writing, Duration::from_secs(15), "with many options");
         let full = Timing::of("question 1", false, Some("high"), None);
         assert!(full.thinking >= Duration::from_secs(5) && full.writing >= Duration::from_secs(14), "{full:?}");
     }

@@ -27,6 +27,12 @@ fn bounds() -> Bounds {
     }
 }
 
+#[test]
+fn the_used_share_is_that_of_the_scarcer_places() {
+    assert_eq!(bounds().used(800, 100), 0.8);
+    assert_eq!(bounds().used(460, 450), 0.9);
+}
+
 fn unnamed(n: u8) -> Caller {
     caller::unnamed([192, 0, 2, n].into())
 }

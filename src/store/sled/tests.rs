@@ -281,7 +281,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
+        let (index, _, _, first) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
         let body = |n: u32| {
             let bytes = serde_json::to_vec(&*request(n)).unwrap();
             codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
@@ -504,7 +504,7 @@ async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
+        let (index, _, _, first) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
         disk.begin_batch(first, 2).unwrap();
         codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
         disk.begin(vec![first, first + 1], &index, SavedTime::default()).unwrap();
@@ -529,7 +529,7 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
-        let (index, _, _, _) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
+        let (index, _, _, _) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
         disk.begin(vec![1], &index, SavedTime::default()).unwrap();
         disk.tree().remove(keys::metadata(1)).unwrap();
         disk.sync().unwrap();
@@ -581,7 +581,7 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     {
         // A settle that a crash cut off before its commit point.
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, ..) = writer::load(&disk, false, &Clock::manual(at(0))).unwrap();
+        let (index, ..) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
         let book = Book::load(disk.tree(), &index).unwrap();
         let sums = book.day(day);
         let entry = book::Entry { day, seq: 2, attempt: 1, model: "a".to_owned(), sums };

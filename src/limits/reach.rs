@@ -1,0 +1,126 @@
+//! Whether Claude can be reached. Calls that find no connection close no gate, because each job is tried again by itself;
+//! readiness and an alarm report them.
+//!
+//! Pure: the time is passed in. `Limits` owns it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many calls in a row without a connection ...
+const FAILURES: u32 = 3;
+
+/// ... of more than one question, or for so long, are more than a passing fault.
+const LASTING: Duration = Duration::from_secs(30);
+
+/// After so long without a call nothing is known. Jobs pause between their attempts for less.
+const FORGET_AFTER: Duration = Duration::from_mins(10);
+
+/// Calls in a row that found no connection.
+#[derive(Clone, Debug)]
+pub struct Unreachable {
+    /// A stable snake_case word: how the last call failed.
+    pub reason: &'static str,
+    /// What the last call met.
+    pub detail: String,
+    /// How many calls there were.
+    pub failures: u32,
+    question: u64,
+    is_of_several: bool,
+    since: Instant,
+    last: Instant,
+}
+
+impl Unreachable {
+    fn counts(&self, now: Instant) -> bool {
+        let is_lasting = self.last - self.since >= LASTING;
+        self.failures >= FAILURES && (self.is_of_several || is_lasting) && now - self.last < FORGET_AFTER
+    }
+}
+
+/// The calls since the last that was answered, whatever the answer.
+#[derive(Debug, Default)]
+pub(super) struct Reach(Option<Unreachable>);
+
+impl Reach {
+    /// A call found no connection. Returns whether Claude counts as unreachable from now on.
+    pub(super) fn failed(&mut self, question: u64, reason: &'static str, detail: &str, now: Instant) -> bool {
+        let before = self.0.take().filter(|before| now - before.last < FORGET_AFTER);
+        let was_unreachable = before.as_ref().is_some_and(|before| before.counts(now));
+        let first = Unreachable {
+            reason,
+            detail: detail.to_owned(),
+            failures: 1,
+            question,
+            is_of_several: false,
+            since: now,
+            last: now,
+        };
+        let failing = match before {
+            None => first,
+            Some(before) => Unreachable {
+                failures: before.failures.saturating_add(1),
+                is_of_several: before.is_of_several || before.question != question,
+                since: before.since,
+                ..first
+            },
+        };
+        let counts = failing.counts(now);
+        self.0 = Some(failing);
+        counts && !was_unreachable
+    }
+
+    /// A call was answered. Returns whether Claude counted as unreachable until now.
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
+        self.0.take().is_some_and(|failing| failing.counts(now))
+    }
+
+    /// The calls that failed, if Claude counts as unreachable.
+    pub(super) fn unreachable(&self, now: Instant) -> Option<&Unreachable> {
+        self.0.as_ref().filter(|failing| failing.counts(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Calls of these questions that find no connection, a second apart. Returns which of them made Claude unreachable.
+    fn fail(reach: &mut Reach, start: Instant, questions: &[u64]) -> Vec<bool> {
+        let moments = (0..).map(|second| start + second * SECOND);
+        questions
+            .iter()
+            .zip(moments)
+            .map(|(question, now)| reach.failed(*question, "connect_failed", "x", now))
+            .collect()
+    }
+
+    #[test]
+    fn three_calls_of_two_questions_without_a_connection_count_and_an_answer_ends_it() {
+        let (mut reach, now) = (Reach::default(), Instant::now());
+        assert_eq!(fail(&mut reach, now, &[1, 2, 3, 4]), [false, false, true, false], "told once");
+        assert_eq!(reach.unreachable(now).unwrap().failures, 4);
+        assert!(reach.answered(now) && reach.unreachable(now).is_none());
+        assert_eq!(fail(&mut reach, now, &[1, 2]), [false, false], "counted from the start again");
+        assert!(!reach.answered(now));
+    }
+
+    #[test]
+    fn one_question_counts_only_if_it_goes_on_for_half_a_minute() {
+        let (mut reach, now) = (Reach::default(), Instant::now());
+        assert!(!fail(&mut reach, now, &[1; 30]).contains(&true));
+        assert!(reach.failed(1, "connect_failed", "x", now + LASTING));
+    }
+
+    #[test]
+    fn without_a_call_for_ten_minutes_nothing_is_known() {
+        let (mut reach, now) = (Reach::default(), Instant::now());
+        fail(&mut reach, now, &[1, 2, 3]);
+        let last = now + 2 * SECOND;
+        assert!(reach.unreachable(last + FORGET_AFTER - SECOND).is_some());
+        assert!(reach.unreachable(last + FORGET_AFTER).is_none());
+        assert!(!reach.failed(4, "connect_failed", "x", last + FORGET_AFTER), "the first of a new row");
+    }
+}

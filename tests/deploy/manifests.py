@@ -1,0 +1,70 @@
+"""Checks the Kubernetes manifests: each resource against its schema, and what a schema can't know.
+
+    python tests/deploy/manifests.py PATH_OF_KUSTOMIZE
+"""
+
+import ipaddress
+import subprocess
+import sys
+
+import kubernetes_validate
+import yaml
+
+KUBERNETES = "1.37"
+FOLDERS = ["k8s/base", "k8s/overlays/example", "k8s/overlays/production"]
+PRIVATE = ["10.1.2.3", "172.20.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254", "127.0.0.1", "fd00::1", "fe80::1"]
+
+
+def resources(kustomize, folder):
+    built = subprocess.run([kustomize, "build", folder], check=True, capture_output=True, text=True)
+    return [resource for resource in yaml.safe_load_all(built.stdout) if resource]
+
+
+def one(found, kind):
+    return next(resource for resource in found if resource["kind"] == kind)
+
+
+def check_network(policy):
+    """Every way in and out names its peers, and none leads to a private address."""
+    spec = policy["spec"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    assert all(rule["from"] for rule in spec["ingress"]) and all(rule["to"] for rule in spec["egress"])
+    blocks = [
+        peer["ipBlock"] for rule in spec["egress"] for peer in rule["to"]
+        if "ipBlock" in peer and any(port["port"] != 53 for port in rule["ports"])
+    ]
+    for address in map(ipaddress.ip_address, PRIVATE):
+        for block in blocks:
+            inside = lambda cidr: address in ipaddress.ip_network(cidr)
+            assert not inside(block["cidr"]) or any(map(inside, block["except"])), f"{address} can be reached"
+
+
+def check_monitoring(found):
+    service, monitor = one(found, "Service"), one(found, "ServiceMonitor")
+    selected = monitor["spec"]["selector"]["matchLabels"]
+    assert selected.items() <= service["metadata"]["labels"].items(), "the ServiceMonitor does not find the service"
+    ports = {port["name"] for port in service["spec"]["ports"]}
+    assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
+    with open("deploy/prometheus/alerts.yml", encoding="utf-8") as file:
+        alerts = yaml.safe_load(file)
+    assert one(found, "PrometheusRule")["spec"] == alerts, "run tests/deploy/prometheusrule.py, its docstring says how"
+    backend = one(found, "Ingress")["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+    assert backend["name"] == service["metadata"]["name"] and backend["port"]["name"] in ports
+    assert one(found, "Ingress")["spec"]["tls"], "an Ingress without TLS"
+
+
+def main(kustomize):
+    for folder in FOLDERS:
+        found = resources(kustomize, folder)
+        for resource in found:
+            # Kinds of the Prometheus Operator have no schema here.
+            if not resource["apiVersion"].startswith("monitoring.coreos.com/"):
+                kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+        check_network(one(found, "NetworkPolicy"))
+    check_monitoring(found)
+    with open("k8s/base/secret.example.yaml", encoding="utf-8") as file:
+        kubernetes_validate.validate(yaml.safe_load(file), KUBERNETES, strict=True)
+    print("the manifests are sound")
+
+
+main(sys.argv[1])
