@@ -47,6 +47,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard,
+    digest::ModelKey,
     http::{self, Api, failures::Failures},
     limits::Limits,
     metrics::Metrics,
@@ -248,7 +249,11 @@ impl App {
         let agent = Agent::new(claude.clone(), prompts.clone(), parts::agent(settings), fallbacks, prices);
         let budget = parts::budget(settings, &agent, &clock, &store)?;
         let workers = parts::workers(settings);
-        let limits = Limits::new(settings.rate_limits.unwrap_or_default(), workers, budget, settings.model());
+        let limits = {
+            let agent = agent.clone();
+            let in_use = Arc::new(move || ModelKey::of(agent.model_in_use()));
+            Limits::new(settings.rate_limits.unwrap_or_default(), workers, budget, in_use)
+        };
         let closing = CancellationToken::new();
         let policy = parts::policy(settings, tuning, &agent, &limits, &clock);
         let queue = Queue::new(Arc::clone(&store), clock.clone(), policy, metrics.clone(), closing.clone());

@@ -57,6 +57,7 @@ use crate::{
     auth::Auth,
     clock::Timestamp,
     config::values::Network,
+    digest::Lane,
     job::{Job, JobRecord, callback::Callbacks, caller::Caller},
     limits::Limits,
     metrics::Metrics,
@@ -126,26 +127,27 @@ impl Api {
 
     /// Why a job waits, if it does.
     fn outlook(&self, job: &Job, kind: &Kind) -> Option<Outlook> {
-        self.queue.outlook(job, kind, || self.allowance())
+        self.queue.outlook(job, kind, || self.allowance(job.model))
     }
 
-    /// What the limits on calls allow at the moment.
-    fn allowance(&self) -> Allowance {
-        allowance(&self.limits)
+    /// What the limits on calls allow jobs of a lane at the moment.
+    fn allowance(&self, lane: Lane) -> Allowance {
+        allowance(&self.limits, lane)
     }
 }
 
-/// What the limits on calls allow at the moment.
-pub fn allowance(limits: &Limits) -> Allowance {
-    let gate =
-        limits.gate().map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
+/// What the limits on calls allow jobs of a lane at the moment.
+pub fn allowance(limits: &Limits, lane: Lane) -> Allowance {
+    let gate = limits
+        .gate(lane)
+        .map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
     let budget = limits
         .budget()
         .filter(|budget| budget.is_reached)
         .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: Some(budget.day_ends_in) });
     Allowance {
-        calls_per_second: limits.calls_per_second(),
-        calls_at_once: limits.calls_at_once(),
+        calls_per_second: limits.calls_per_second(lane),
+        calls_at_once: limits.calls_at_once(lane),
         is_exhausted: limits.is_exhausted(),
         hold: gate.into_iter().chain(budget).max_by_key(|hold| (hold.opens_in.is_none(), hold.opens_in)),
     }

@@ -41,7 +41,7 @@ pub use self::{
     filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
     record::{Depth, IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, digest::ModelKey};
 
 /// Names a job for clients: a UUID of version 7, so ids sort by time of creation.
 pub type JobId = Uuid;
@@ -64,6 +64,8 @@ pub struct Job {
     /// A digest of all that makes its answer, and of who asks: jobs that share it may share an answer. None if this one
     /// wants its own, or has got another's, which is not passed on.
     pub question: Option<NonZeroU64>,
+    /// The model that its request names; `None` if the service chooses.
+    pub model: Option<ModelKey>,
     /// Where in its life the job is.
     pub state: JobState,
     /// Number of the running or last attempt: 0 before the first claim, one more with each claim and each reparse, never
@@ -306,6 +308,7 @@ impl Job {
             waited_for: false,
             caller: None,
             question: None,
+            model: None,
             state: JobState::Queued { run_at: created_at },
             attempt: 0,
             failures: Failures::default(),

@@ -71,10 +71,11 @@ use self::{
     service_time::ServiceTime,
     wait::{Running, Standby, Waiters, Work},
 };
+pub use crate::store::Lanes;
 pub use crate::store::{Due, bounds::Refused};
 use crate::{
     clock::{Clock, Timestamp},
-    digest::sha256,
+    digest::{Lane, sha256},
     job::{
         AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
         StatusCounts, TransitionError,
@@ -96,8 +97,8 @@ pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
 /// share no answers. None if the request wants one of its own.
 pub type Identify = Arc<dyn Fn(&JobRequest, bool, Timestamp) -> Option<NonZeroU64> + Send + Sync>;
 
-/// What the limits on calls allow at the moment of the question.
-pub type Allowances = Arc<dyn Fn() -> Allowance + Send + Sync>;
+/// What the limits on calls allow jobs of a lane at the moment of the question.
+pub type Allowances = Arc<dyn Fn(Lane) -> Allowance + Send + Sync>;
 
 /// Settings of the queue.
 #[derive(Clone)]
@@ -158,7 +159,7 @@ impl Policy {
                 give_back_for: Duration::from_hours(1_000_000),
             },
             estimate_risk: Arc::new(|_| AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) }),
-            allowance: Arc::new(|| Allowance {
+            allowance: Arc::new(|_| Allowance {
                 calls_per_second: 1e6,
                 calls_at_once: 1_000,
                 is_exhausted: false,
@@ -541,7 +542,7 @@ impl Queue {
 
     /// How many attempts can be under way at once.
     pub fn workers(&self) -> usize {
-        (self.0.policy.allowance)().calls_at_once.min(self.0.policy.workers)
+        (self.0.policy.allowance)(None).calls_at_once.min(self.0.policy.workers)
     }
 
     /// How long an attempt lasts: a running mean.

@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::bounds::{Admit, Refused};
+pub use self::turns::Lanes;
 use crate::{
     clock::Timestamp,
+    digest::Lane,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         StatusCounts, TransitionError, caller::Caller, delivery::Delivery,
@@ -70,7 +72,7 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
-    /// Takes a ready job, if there is one, for a new attempt: the one picked, or the first in order. A job is not ready
+    /// Takes a ready job of these lanes, if there is one, for a new attempt: the one picked, or the first in order. A job is not ready
     /// while another one of its [`Job::question`] is running; meanwhile its deadline waits too. Jobs whose deadline has
     /// passed are not taken: they fail in the same step.
     ///
@@ -83,7 +85,13 @@ pub trait JobStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]; [`StoreError::Corrupt`] if the job's request can't be read: it stays queued.
-    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError>;
+    async fn claim(
+        &self,
+        pick: Pick,
+        lanes: Lanes,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Claimed, StoreError>;
 
     /// Applies an event and, where it ends an attempt, adds that to the history, and what it cost to the ledger.
     ///
@@ -214,6 +222,9 @@ pub trait JobStore: Send + Sync + 'static {
     /// How many jobs a claim could take now.
     fn claimable(&self, now: Timestamp) -> usize;
 
+    /// The models that those jobs name, and `None` if some name none.
+    fn ready_lanes(&self, now: Timestamp) -> Vec<Lane>;
+
     /// How many of them nobody asked to wait for, as of the last time that [`JobStore::claimable`] was asked.
     fn claimable_unwaited(&self) -> usize;
 
@@ -271,7 +282,7 @@ pub enum Pick {
     First,
     /// The first of those that nobody asked to wait for ([`Job::waited_for`]); if there is none, the first of all.
     Unwaited,
-    /// This one; if it is not ready, the first of all.
+    /// This one, of whatever lane; if it is not ready, the first of all.
     Job(JobId),
 }
 

@@ -38,7 +38,7 @@ use crate::{
         gate::{Block, Ruling},
     },
     metrics::{Metrics, kind},
-    queue::{Claim, Next, Permit, Queue, retry::failure_report},
+    queue::{Claim, Lanes, Next, Permit, Queue, retry::failure_report},
     telemetry::Span,
 };
 
@@ -120,8 +120,8 @@ impl<A: Analyst> Worker<A> {
         let taken: Arc<Mutex<Option<limits::Permit>>> = Arc::default();
         let permit: Permit = {
             let (limits, taken) = (self.limits.clone(), Arc::clone(&taken));
-            Arc::new(move || {
-                let permit = limits.try_permit();
+            Arc::new(move |lane| {
+                let permit = limits.try_permit(lane);
                 let granted = permit.is_some();
                 *taken.lock() = permit;
                 granted
@@ -139,12 +139,14 @@ impl<A: Analyst> Worker<A> {
                 Next::NotHanded => continue,
                 Next::Ready(intent) => intent,
             };
-            let Some(permit) = self.closing.run_until_cancelled(self.limits.permit()).await else { break };
+            let permit = self.limits.permit(|| self.queue.ready_lanes(), self.queue.more_ready());
+            let Some(permit) = self.closing.run_until_cancelled(permit).await else { break };
+            let lanes = Lanes::Only(permit.lanes().to_vec());
             let begun = Instant::now();
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
-            match self.queue.claim(intent).await {
+            match self.queue.claim(intent, lanes).await {
                 Ok(Some(claim)) => {
-                    self.limits.claim_ahead(pace.claimed(begun.elapsed(), self.limits.calls_at_once()));
+                    self.limits.claim_ahead(pace.claimed(begun.elapsed(), self.limits.calls_at_once(None)));
                     Box::pin(self.attempt(&claim, Some(permit), &pace)).await;
                 }
                 Ok(None) => {}
@@ -182,7 +184,7 @@ impl<A: Analyst> Worker<A> {
             () = claim.lost.cancelled() => Turn::Lost,
             granted = granted => {
                 if !granted {
-                    let reason = self.limits.gate().and_then(|closed| closed.reason.parse().ok());
+                    let reason = self.limits.gate(claim.job.model).and_then(|closed| closed.reason.parse().ok());
                     let code = reason.unwrap_or(FailureCode::Overloaded);
                     Turn::GiveBack(code, "the queue was blocked before the call")
                 } else if self.queue.paused().is_some() {
@@ -221,10 +223,10 @@ impl<A: Analyst> Worker<A> {
 
     async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
         let Claim { job, lost, draft, .. } = claim;
-        if let Some(Err(after)) = permit.as_mut().map(|permit| permit.expect(plan.model(), plan.input_bytes)) {
-            let code = FailureCode::RateLimited;
+        if let Some(Err(not_now)) = permit.as_mut().map(|permit| permit.expect(plan.model(), plan.input_bytes)) {
+            let code = not_now.reason.and_then(|reason| reason.parse().ok()).unwrap_or(FailureCode::RateLimited);
             let message = format!("the limits of {} allow no call at the moment", plan.model());
-            let disposition = Disposition::Release { code, after, is_demoted: false };
+            let disposition = Disposition::Release { code, after: not_now.after, is_demoted: false };
             self.queue.settle(job, &disposition, failure_report(code, message)).await;
             return;
         }
@@ -236,7 +238,7 @@ impl<A: Analyst> Worker<A> {
         let on_news = |news: News<'_>| match news {
             // From the head: the calls of other workers need not wait for the end of this one.
             News::Account(AccountLimits { requests, input_tokens, output_tokens }) => {
-                self.limits.learn(plan.model(), requests, input_tokens, output_tokens, started);
+                self.limits.learn(plan.model(), [requests, input_tokens, output_tokens], started);
             }
             News::Text(piece) => {
                 // From the first piece: an answer may take a minute, and a closed gate need not wait for its end.
@@ -305,16 +307,15 @@ impl<A: Analyst> Worker<A> {
             info!("Claude can be reached again");
         }
         match &report.error {
-            _ if plan.is_of_caller => {}
-            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(question),
-            None => self.limits.answered(),
+            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(plan.model(), question),
+            None => self.limits.answered(plan.model()),
             Some(_) => {}
         }
     }
 
     /// A call is being answered, so the gate can be opened.
     fn reached(&self, plan: &Plan, question: u64, started: Instant) {
-        if self.limits.reached(named(plan), question, started) {
+        if self.limits.reached(plan.model(), question, started) {
             info!("Claude answers again: the queue continues");
         }
     }
@@ -339,11 +340,10 @@ impl<A: Analyst> Worker<A> {
             return disposition;
         };
         let detail = report.error.as_ref().map_or("", |error| error.message.as_str());
-        let is_account = scope == Scope::Account;
         let reason = code.into();
-        let block = Block { reason, detail, signature, question, witnesses, is_account, opens_after };
-        let scope = if scope == Scope::Named { named(plan) } else { None };
-        match self.limits.block(scope, &block) {
+        let block = Block { reason, detail, signature, question, witnesses, opens_after };
+        let model = (scope == Scope::Model).then(|| plan.model());
+        match self.limits.block(model, &block) {
             Ruling::Alone => *alone,
             Ruling::Closed { is_news, probe_in } => {
                 if is_news && opens_after.is_none() {
@@ -391,13 +391,8 @@ impl<A: Analyst> Worker<A> {
     }
 }
 
-/// Why the call can't be made, if so: its model is rate limited, or the daily budget has no room.
+/// Why the call can't be made, if so: the daily budget has no room.
 fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, AttemptReport)> {
-    if let Some(after) = named(plan).and_then(|model| permit.admit_named(model)) {
-        let code = FailureCode::RateLimited;
-        let message = format!("no call was made: {} is rate limited", plan.model());
-        return Some((Disposition::Release { code, after, is_demoted: false }, failure_report(code, message)));
-    }
     let most = plan.at_risk;
     let need = || Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars };
     match permit.make_room(need) {
@@ -415,11 +410,6 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
             Some((Disposition::Fail { code }, failure_report(code, message.to_owned())))
         }
     }
-}
-
-/// The model, if the caller named it and the service would not ask it by itself.
-fn named(plan: &Plan) -> Option<&str> {
-    plan.is_of_caller.then(|| plan.model())
 }
 
 /// A digest of what is asked, by which one question is told from another.

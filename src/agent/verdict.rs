@@ -36,9 +36,8 @@ impl Agent {
             Fault::Passing => self.after_passing(plan, error),
             Fault::Limit => {
                 let wait = error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
-                let scope = if plan.is_of_caller { Scope::Named } else { Scope::Service };
                 let alone = Box::new(Disposition::Retry { code, class: FailureClass::Suspect, after: Some(wait) });
-                let (signature, opens_after) = (signature(code), Some(wait));
+                let (scope, signature, opens_after) = (Scope::Model, signature(code), Some(wait));
                 Disposition::Block(Blocked { code, scope, signature, witnesses: 1, opens_after, alone })
             }
             Fault::Account => hold(error, code, Scope::Account),
@@ -104,7 +103,7 @@ impl Agent {
                 return Disposition::released(code);
             }
         }
-        hold(error, code, Scope::Service)
+        hold(error, code, Scope::Model)
     }
 
     /// The request was not accepted: for what is asked, or for how.
@@ -124,7 +123,7 @@ impl Agent {
         }
         Disposition::Block(Blocked {
             code,
-            scope: Scope::Service,
+            scope: Scope::Model,
             signature: signature(letters(&error.message)),
             witnesses: BREAKER_WITNESSES,
             opens_after: None,

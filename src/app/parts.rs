@@ -168,7 +168,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits:
         estimate_risk,
         allowance: {
             let limits = limits.clone();
-            Arc::new(move || http::allowance(&limits))
+            Arc::new(move |lane| http::allowance(&limits, lane))
         },
         identify,
         cache_for: settings.cache_ttl,

@@ -88,7 +88,7 @@ impl Upkeep {
         let is_idle = counts.queued + counts.running == 0 && self.queue.submitted() == 0;
         let now = self.queue.now();
         let Some(warm_up) = self.agent.warm_up(now).filter(|_| is_idle) else { return };
-        let Some(mut permit) = self.limits.try_permit() else { return };
+        let Some(mut permit) = self.limits.try_permit(None) else { return };
         let need = Need {
             tokens: warm_up.at_risk.input_tokens.saturating_add(warm_up.at_risk.output_tokens),
             nanodollars: warm_up.at_risk.nanodollars,

@@ -149,7 +149,7 @@ fn bulk(request: ActionRequest) -> Result<Bulk, Vec<FieldError>> {
 }
 
 async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
-    let Trial { matched, next, at_risk, seconds } = api.queue.try_out(bulk, api.allowance()).await?;
+    let Trial { matched, next, at_risk, seconds } = api.queue.try_out(bulk, api.allowance(None)).await?;
     let estimate = Estimate {
         input_tokens: at_risk.input_tokens,
         output_tokens: at_risk.output_tokens,

@@ -20,6 +20,7 @@ use super::{
     wait::{Held, PREFERENCE_APPLIED, Wait},
 };
 use crate::{
+    digest::ModelKey,
     job::JobRecord,
     queue::{Accepted, Queue, Waiting},
 };
@@ -96,8 +97,9 @@ pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> 
     let wait = question.wait.or(wait);
     let preferred = question.preferred.filter(|_| wait.is_none());
     let until = wait.or(preferred).and_then(Wait::until);
+    let lane = submission.request.model.as_deref().map(ModelKey::of);
     let accepted = match until {
-        Some(until) => api.queue.ask(submission, until, || api.allowance()).await,
+        Some(until) => api.queue.ask(submission, until, || api.allowance(lane)).await,
         None => api.queue.enqueue(submission).await.map(|accepted| (accepted, None)),
     };
     api.show_quota(by);

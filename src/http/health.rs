@@ -102,7 +102,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     if !down.is_empty() {
         return Problem::listing(NOT_READY, down).into_response();
     }
-    let gate = api.limits.gate().map(|closed| {
+    let gate = api.limits.gate(None).map(|closed| {
         let until = closed.opens_in(Instant::now()).map(|opens_in| api.queue.now().plus(opens_in));
         Reason { field: "claude", code: closed.reason, message: closed.detail, until }
     });
@@ -163,9 +163,9 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.running_attempts.set(gauge(api.queue.running_attempts()));
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.oldest_queued_age_seconds.set(api.queue.oldest_queued_age().as_secs_f64());
-    api.metrics.gate_closed.set(i64::from(api.limits.gate().is_some()));
+    api.metrics.gate_closed.set(i64::from(api.limits.gate(None).is_some()));
     api.metrics.claude_unreachable.set(i64::from(api.limits.unreachable().is_some()));
-    let per_minute = api.limits.per_minute();
+    let per_minute = api.limits.per_minute(None);
     for (name, limit) in [
         ("requests", per_minute.requests),
         ("input_tokens", per_minute.input_tokens),
@@ -173,7 +173,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     ] {
         api.metrics.limits_per_minute.get_or_create(&kind(name)).set(i64::from(limit.get()));
     }
-    api.metrics.calls_at_once.set(gauge(api.limits.calls_at_once()));
+    api.metrics.calls_at_once.set(gauge(api.limits.calls_at_once(None)));
     spending(&api);
     api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
     api.metrics.queue_used.set(api.queue.used());
@@ -203,7 +203,7 @@ fn spending(api: &Api) {
     let used = budget.iter().flat_map(Status::lines).map(|line| line.used()).fold(0.0, f64::max);
     metrics.budget_used.set(used);
     metrics.budget_warning.set(i64::from(budget.is_some_and(|budget| budget.is_nearly_used())));
-    let held = api.limits.gate().filter(|closed| closed.opens_at.is_none()).map(|closed| closed.reason);
+    let held = api.limits.gate(None).filter(|closed| closed.opens_at.is_none()).map(|closed| closed.reason);
     let reached: &str = FailureCode::BudgetReached.into();
     for code in [
         FailureCode::AuthenticationFailed,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::values::{REQUESTS_PER_MINUTE, RateCaps, TOKENS_PER_MINUTE},
-    limits::PerMinute,
+    limits::{ModelLimits, PerMinute, gate::Closed},
     queue::audit::Deed,
 };
 
@@ -33,8 +33,32 @@ pub(super) struct LimitsView {
     calls_at_once: usize,
     /// Calls a second that the tightest limit allows for calls of usual size.
     calls_per_second: f64,
-    /// Why no calls are made at the moment; null while calls are possible.
+    /// Why no calls are made at the moment for jobs that name no model; null while calls are possible.
     gate: Option<GateView>,
+    /// Each model that was called since the start: limits, overloads and gates are a model's own.
+    models: Vec<ModelLimitsView>,
+}
+
+/// The limits on calls of one model.
+#[derive(Serialize, ToSchema)]
+struct ModelLimitsView {
+    /// Its id.
+    model: String,
+    in_force: PerMinute,
+    calls_at_once: usize,
+    /// Why no calls of the model are made; null while calls are possible.
+    gate: Option<GateView>,
+}
+
+impl From<ModelLimits> for ModelLimitsView {
+    fn from(limits: ModelLimits) -> ModelLimitsView {
+        ModelLimitsView {
+            model: limits.model,
+            in_force: limits.per_minute,
+            calls_at_once: limits.calls_at_once,
+            gate: limits.gate.map(GateView::from),
+        }
+    }
 }
 
 /// The closed gate.
@@ -44,6 +68,12 @@ struct GateView {
     reason: &'static str,
     /// Claude's message.
     detail: String,
+}
+
+impl From<Closed> for GateView {
+    fn from(closed: Closed) -> GateView {
+        GateView { reason: closed.reason, detail: closed.detail }
+    }
 }
 
 /// New limits. Absent limits do not change.
@@ -137,9 +167,10 @@ fn within(
 pub(super) fn view(api: &Api) -> LimitsView {
     LimitsView {
         settings: api.limits.caps(),
-        in_force: api.limits.per_minute(),
-        calls_at_once: api.limits.calls_at_once(),
-        calls_per_second: api.limits.calls_per_second(),
-        gate: api.limits.gate().map(|closed| GateView { reason: closed.reason, detail: closed.detail }),
+        in_force: api.limits.per_minute(None),
+        calls_at_once: api.limits.calls_at_once(None),
+        calls_per_second: api.limits.calls_per_second(None),
+        gate: api.limits.gate(None).map(GateView::from),
+        models: api.limits.models().into_iter().map(ModelLimitsView::from).collect(),
     }
 }

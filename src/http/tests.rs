@@ -14,13 +14,14 @@ use crate::{
     agent::models::Models,
     clock::{Clock, Timestamp},
     config::values::RateCaps,
+    digest::{Lane, ModelKey},
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Priority, StatusCounts, callback::Callbacks, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     queue::Policy,
-    store::{Ahead, Claimed, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit},
+    store::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -56,7 +57,7 @@ impl JobStore for Broken {
     async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         self.fault().await
     }
-    async fn claim(&self, _: Pick, _: Timestamp, _: Timestamp) -> Result<Claimed, StoreError> {
+    async fn claim(&self, _: Pick, _: Lanes, _: Timestamp, _: Timestamp) -> Result<Claimed, StoreError> {
         self.fault().await
     }
     async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {
@@ -115,6 +116,9 @@ impl JobStore for Broken {
     }
     fn ahead_of(&self, _: &Job) -> Ahead {
         Ahead::default()
+    }
+    fn ready_lanes(&self, _: Timestamp) -> Vec<Lane> {
+        Vec::new()
     }
     fn claimable_unwaited(&self) -> usize {
         0
@@ -176,7 +180,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
             RateCaps { requests: least, input_tokens: least, output_tokens: least },
             1,
             None,
-            "claude-sonnet-5-5",
+            Arc::new(|| ModelKey::of("m")),
         ),
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap(),
         metrics,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Attempt, FailureCode, Failures, IdempotencyKey, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority,
 };
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, digest::ModelKey};
 
 /// The version of the format. What is only added to it needs no new one: readers ignore what they don't know.
 pub const FORMAT: u32 = 1;
@@ -113,7 +113,8 @@ pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
     }
     let life: Life = serde_json::from_str(line)?;
     let Bodies { request, attempts } = serde_json::from_str(line)?;
-    let job = Job::try_from(life)?;
+    let mut job = Job::try_from(life)?;
+    job.model = request.model.as_deref().map(ModelKey::of);
     check_bounds(&job, &attempts)?;
     if attempts.iter().any(|attempt| attempt.number == 0 || attempt.number > job.closed_attempts()) {
         return Err(ArchiveError::Inconsistent("the number of an attempt is higher than its state allows"));
@@ -173,6 +174,8 @@ impl From<Job> for Life {
             waited_for,
             caller,
             question,
+            // The request names it.
+            model: _,
             state,
             attempt,
             failures,
@@ -245,6 +248,7 @@ impl TryFrom<Life> for Job {
             waited_for: life.waited_for,
             caller: life.caller,
             question: life.question,
+            model: None,
             state,
             attempt: life.attempt,
             failures: life.failures,

@@ -58,10 +58,8 @@ pub struct Blocked {
 pub enum Scope {
     /// All of the account.
     Account,
-    /// Those of the service's own models.
-    Service,
-    /// Those of jobs that name the same model.
-    Named,
+    /// Those of the model.
+    Model,
 }
 
 impl Disposition {

@@ -244,5 +244,5 @@ fn a_requeued_job_starts_its_count_of_attempts_afresh() {
 
 #[test]
 fn a_job_stays_small_as_all_of_them_are_in_memory() {
-    assert_eq!(size_of::<Job>(), 120);
+    assert_eq!(size_of::<Job>(), 128);
 }

@@ -106,6 +106,7 @@ impl Bucket {
     }
 
     /// The operator's cap.
+    #[cfg(test)]
     pub(super) fn cap(&self) -> Option<NonZeroU32> {
         self.0.lock().cap
     }

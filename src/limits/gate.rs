@@ -16,10 +16,7 @@
 //!
 //! Pure: the time is passed in. `Limits` owns the gate and wakes those who wait for it.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
@@ -38,9 +35,6 @@ const MAX_MET: usize = 64;
 /// Most questions that are remembered as proved wrong, the newest.
 const MAX_DISPROVED: usize = 256;
 
-/// Most models whose closing is remembered; clients can name any.
-const MAX_MODELS: usize = 64;
-
 /// A failure that every call may meet.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
@@ -54,8 +48,6 @@ pub struct Block<'a> {
     pub question: u64,
     /// How many different questions must have met it since the last answer.
     pub witnesses: usize,
-    /// It concerns the calls of every model, and not only of the service's own.
-    pub is_account: bool,
     /// It ends by itself after so long; `None`: a person must act.
     pub opens_after: Option<Duration>,
 }
@@ -87,7 +79,6 @@ pub struct Closed {
     next_probe: Instant,
     /// Probes that failed.
     probes: u32,
-    is_account: bool,
 }
 
 impl Closed {
@@ -109,7 +100,7 @@ pub(super) enum Admission {
     Probing,
 }
 
-/// The gate of the service's own models, and of the account.
+/// The gate of one model, or of the account.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     closed: Option<Closed>,
@@ -187,23 +178,22 @@ impl Gate {
             }
             _ => {
                 let since = self.closed.as_ref().map_or(now, |closed| closed.since);
-                let (reason, detail, is_account) = (block.reason, block.detail.to_owned(), block.is_account);
-                self.closed = Some(Closed { opens_at, reason, detail, since, next_probe, probes, is_account });
+                let (reason, detail) = (block.reason, block.detail.to_owned());
+                self.closed = Some(Closed { opens_at, reason, detail, since, next_probe, probes });
             }
         }
         let ends_at = self.closed.as_ref().map_or(next_probe, |closed| closed.opens_at.unwrap_or(closed.next_probe));
         Ruling::Closed { is_news, probe_in: ends_at.saturating_duration_since(now) }
     }
 
-    /// A call that began at `begun` was answered; `is_named`: by a model that its caller named. Returns whether that opened
-    /// the gate.
-    pub(super) fn answered(&mut self, question: u64, begun: Instant, is_named: bool) -> bool {
+    /// A call that began at `begun` was answered. Returns whether that opened the gate.
+    pub(super) fn answered(&mut self, question: u64, begun: Instant) -> bool {
         self.disproved.retain(|known| *known != question);
         let Some(closed) = &self.closed else {
             self.met.clear();
             return false;
         };
-        if begun < closed.since || (is_named && !closed.is_account) {
+        if begun < closed.since {
             return false;
         }
         for (_, other) in std::mem::take(&mut self.met) {
@@ -224,53 +214,6 @@ fn quick(probes: u32) -> Duration {
     FIRST_PROBE.saturating_mul(1 << probes.min(8)).min(HOLD)
 }
 
-/// The gate of the account and the service's own models, and one for each model that callers named and that was rate
-/// limited: its jobs wait, and nobody else.
-#[derive(Debug, Default)]
-pub(super) struct Gates {
-    pub(super) service: Gate,
-    named: HashMap<String, Gate>,
-}
-
-impl Gates {
-    /// As [`Gate::block`]; `named` is the model if its caller named it and the failure concerns that alone.
-    pub(super) fn block(&mut self, named: Option<&str>, block: &Block<'_>, now: Instant, random: f64) -> Ruling {
-        let Some(model) = named else { return self.service.block(block, now, random) };
-        if self.named.len() >= MAX_MODELS && !self.named.contains_key(model) {
-            self.named.retain(|_, gate| gate.closed(now).is_some());
-            if self.named.len() >= MAX_MODELS {
-                return Ruling::Alone;
-            }
-        }
-        self.named.entry(model.to_owned()).or_default().block(block, now, random)
-    }
-
-    /// A call that began at `begun` is being answered. Returns whether that opened the service's gate.
-    pub(super) fn answered(&mut self, named: Option<&str>, question: u64, begun: Instant) -> bool {
-        if let Some(gate) = named.and_then(|model| self.named.get_mut(model)) {
-            gate.answered(question, begun, false);
-        }
-        self.service.answered(question, begun, named.is_some())
-    }
-
-    /// Whether a call of a model that its caller named may be made; a probe has begun then.
-    pub(super) fn admit_named(&mut self, model: &str, now: Instant) -> Admission {
-        let Some(gate) = self.named.get_mut(model) else { return Admission::Open };
-        let admission = gate.admit(now);
-        if admission == Admission::Probe {
-            gate.begin_probe();
-        }
-        admission
-    }
-
-    /// The probe of a named model has ended.
-    pub(super) fn end_probe_named(&mut self, model: &str, now: Instant) {
-        if let Some(gate) = self.named.get_mut(model) {
-            gate.end_probe(true, now);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,8 +222,8 @@ mod tests {
 
     fn hold(question: u64, witnesses: usize) -> Block<'static> {
         let detail = "no";
-        let (reason, signature, is_account) = ("permission_denied", 403, true);
-        Block { reason, detail, signature, question, witnesses, is_account, opens_after: None }
+        let (reason, signature) = ("permission_denied", 403);
+        Block { reason, detail, signature, question, witnesses, opens_after: None }
     }
 
     fn limit(question: u64, seconds: u64) -> Block<'static> {
@@ -309,7 +252,7 @@ mod tests {
         assert_eq!(gate.block(&hold(2, 1), now + SECOND, 0.0), Ruling::Closed { is_news: false, probe_in: HOLD });
         gate.end_probe(true, now + SECOND);
         assert_eq!(gate.admit(now + SECOND), Admission::Wait(HOLD));
-        assert!(gate.answered(3, now + SECOND, false));
+        assert!(gate.answered(3, now + SECOND));
         assert_eq!(gate.admit(now), Admission::Open);
     }
 
@@ -319,7 +262,7 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(gate.block(&hold(1, 2), now, 0.0), Ruling::Alone, "the same question again is no witness");
         }
-        gate.answered(2, now, false);
+        gate.answered(2, now);
         assert_eq!(gate.block(&hold(3, 2), now, 0.0), Ruling::Alone, "one was answered in between");
         assert_eq!(closed_for(gate.block(&hold(1, 2), now, 0.0)), SECOND);
         for pause in [2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
@@ -333,15 +276,15 @@ mod tests {
             let (mut gate, now) = (Gate::default(), Instant::now());
             closed_for(gate.block(&first, now, 0.0));
             probe(&mut gate, now + SECOND);
-            assert!(gate.answered(2, now + SECOND, false));
+            assert!(gate.answered(2, now + SECOND));
             gate.end_probe(true, now + SECOND);
             for _ in 0..10 {
                 assert_eq!(gate.block(&first, now + SECOND, 0.0), Ruling::Alone);
-                gate.answered(3, now + SECOND, false);
+                gate.answered(3, now + SECOND);
             }
             assert_eq!(gate.block(&first, now + SECOND, 0.0), Ruling::Alone);
             closed_for(gate.block(&Block { question: 4, ..first }, now + SECOND, 0.0));
-            gate.answered(1, now + SECOND, false);
+            gate.answered(1, now + SECOND);
             closed_for(gate.block(&first, now + SECOND, 0.0));
         }
     }
@@ -375,14 +318,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_call_that_began_after_the_closing_opens_it_and_one_of_a_named_model_only_for_the_account() {
+    fn only_a_call_that_began_after_the_closing_opens_it() {
         let (mut gate, now) = (Gate::default(), Instant::now() + SECOND);
         gate.block(&hold(1, 1), now, 0.0);
-        assert!(!gate.answered(2, now - SECOND, false));
-        assert!(gate.answered(2, now, true));
-        gate.block(&Block { is_account: false, ..hold(3, 1) }, now, 0.0);
-        assert!(!gate.answered(2, now, true));
-        assert!(gate.answered(2, now, false));
+        assert!(!gate.answered(2, now - SECOND));
+        assert!(gate.answered(2, now));
     }
 
     #[test]
@@ -396,32 +336,5 @@ mod tests {
         gate.block(&limit(2, 5), now, 0.0);
         assert!(gate.closed(now + Duration::from_secs(59)).is_some());
         assert!(gate.closed(now + Duration::from_secs(60)).is_none());
-    }
-
-    #[test]
-    fn a_named_models_limit_keeps_nobody_else_waiting_and_only_so_many_are_remembered() {
-        let (mut gates, now) = (Gates::default(), Instant::now());
-        for question in [1, 2] {
-            closed_for(gates.block(Some("a"), &limit(question, 60), now, 0.0));
-        }
-        assert_eq!(gates.admit_named("a", now), Admission::Wait(Duration::from_mins(1)));
-        assert_eq!((gates.admit_named("b", now), gates.service.admit(now)), (Admission::Open, Admission::Open));
-        gates.answered(Some("a"), 3, now);
-        assert_eq!(gates.admit_named("a", now), Admission::Open);
-        for n in 0..2 * MAX_MODELS {
-            gates.block(Some(&n.to_string()), &limit(1, 60), now, 0.0);
-        }
-        assert_eq!(gates.named.len(), MAX_MODELS);
-    }
-
-    #[test]
-    fn one_question_to_a_named_model_costs_others_to_that_model_a_second() {
-        let (mut gates, now) = (Gates::default(), Instant::now());
-        gates.block(Some("a"), &limit(1, 3600), now, 0.0);
-        assert_eq!(gates.admit_named("a", now + SECOND), Admission::Probe);
-        assert!(matches!(gates.admit_named("a", now + SECOND), Admission::Wait(_)));
-        gates.answered(Some("a"), 2, now + SECOND);
-        gates.end_probe_named("a", now + SECOND);
-        assert_eq!(gates.block(Some("a"), &limit(1, 3600), now + SECOND, 0.0), Ruling::Alone);
     }
 }

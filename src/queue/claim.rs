@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -14,10 +15,11 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
+    digest::Lane,
     job::{
         Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest, disposition::Disposition,
     },
-    store::{Pick, StoreError},
+    store::{Lanes, Pick, StoreError},
 };
 
 /// Longest pause between two tries to settle an attempt while the store is unavailable.
@@ -78,17 +80,27 @@ impl Queue {
         Some(Next::handed(place.handed().await))
     }
 
-    /// Claims the first job for an attempt, if there still is one. The claim is on disk when this returns.
+    /// The models that ready jobs name, and `None` if some name none.
+    pub fn ready_lanes(&self) -> Vec<Lane> {
+        if self.is_paused() { Vec::new() } else { self.0.store.ready_lanes(self.now()) }
+    }
+
+    /// Signalled when more jobs are ready.
+    pub fn more_ready(&self) -> &Notify {
+        self.0.work.more()
+    }
+
+    /// Claims the first job of these lanes for an attempt, if there still is one. The claim is on disk when this returns.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn claim(&self, intent: Intent) -> Result<Option<Claim>, QueueError> {
+    pub async fn claim(&self, intent: Intent, lanes: Lanes) -> Result<Option<Claim>, QueueError> {
         if self.is_paused() {
             return Ok(None);
         }
         let now = self.now();
-        let pick = self.pick(now);
-        let claimed = self.0.store.claim(pick, now.plus(self.0.policy.lease), now).await;
+        let pick = self.pick(now, &lanes);
+        let claimed = self.0.store.claim(pick, lanes, now.plus(self.0.policy.lease), now).await;
         let taken = claimed.as_ref().ok().and_then(|claimed| claimed.job.as_ref()).map(|claimed| claimed.job.id);
         if let Pick::Job(id) = pick
             && taken != Some(id)
@@ -148,14 +160,14 @@ impl Queue {
     }
 
     /// Which job the next claim is to take.
-    pub(super) fn pick(&self, now: Timestamp) -> Pick {
+    pub(super) fn pick(&self, now: Timestamp, lanes: &Lanes) -> Pick {
         let Inner { policy, order, store, service_time, .. } = &*self.0;
         if !policy.deadlines_first {
             return Pick::First;
         }
         let free = self.workers().saturating_sub(self.running_attempts());
         let is_met = |kind: &Kind, left, is_contested| self.is_met(&service_time.expectation(kind), left, is_contested);
-        order.pick(now, policy.ordinary_share, free, is_met, || store.claimable_unwaited() > 0)
+        order.pick(now, policy.ordinary_share, free, lanes, is_met, || store.claimable_unwaited() > 0)
     }
 
     /// How many jobs a worker could claim now.

@@ -72,7 +72,7 @@ impl Queue {
         if waiting.is_picked() || self.is_held_back(job, self.now()) {
             return true;
         }
-        let held = match (self.0.policy.allowance)().hold {
+        let held = match (self.0.policy.allowance)(job.model).hold {
             _ if self.is_paused() => return false,
             Some(hold) => match hold.opens_in {
                 Some(opens_in) => opens_in,

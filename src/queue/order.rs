@@ -34,10 +34,11 @@ use tokio::{sync::Notify, time::Instant};
 use super::service_time::Kind;
 use crate::{
     clock::Timestamp,
+    digest::{Lane, ModelKey},
     job::{Job, JobId, JobState},
     store::{
-        Pick,
-        turns::{Caller, List, Turns},
+        Lanes, Pick,
+        turns::{Caller, List, Place, Turns, Wanted},
     },
 };
 
@@ -47,8 +48,8 @@ pub(super) const TURNED_SHARE: u32 = 10;
 /// A rush is over once every client was answered in time for as long as a client is held at most.
 const RUSH_ENDS_AFTER: Duration = Duration::from_secs(30);
 
-/// Places of interactive jobs: by deadline, then by the client's number.
-type Place = (Instant, u64);
+/// The order of interactive jobs: by deadline, then by the client's number.
+type Rank = (Instant, u64);
 
 /// The clients that are held for an answer, and the order of their jobs.
 #[derive(Debug, Default)]
@@ -60,7 +61,7 @@ struct State {
     /// The clients of each job.
     by_job: HashMap<JobId, Vec<u64>>,
     /// Clients whose job can be claimed.
-    ready: Turns<Place>,
+    ready: Turns<Rank>,
     /// Clients whose job can be claimed at a later moment.
     later: BTreeSet<(Timestamp, u64)>,
     next_number: u64,
@@ -81,11 +82,18 @@ struct Rush {
 struct Client {
     job: JobId,
     caller: Caller,
+    lane: Lane,
     kind: Kind,
     until: Instant,
     /// Where `later` has it.
     at: Option<Timestamp>,
     standing: Arc<Standing>,
+}
+
+impl Client {
+    fn place(&self) -> Place {
+        Place { caller: self.caller, list: List::Waited, lane: self.lane }
+    }
 }
 
 /// How a client's job stands, for the client to see.
@@ -149,7 +157,8 @@ impl Order {
         let number = state.next_number;
         state.next_number += 1;
         let standing = Arc::<Standing>::default();
-        let client = Client { job, caller, kind: kind.clone(), until, at: None, standing: Arc::clone(&standing) };
+        let lane = kind.model.as_deref().map(ModelKey::of);
+        let client = Client { job, caller, lane, kind: kind.clone(), until, at: None, standing: Arc::clone(&standing) };
         state.clients.insert(number, client);
         state.by_job.entry(job).or_default().push(number);
         drop(state);
@@ -174,7 +183,7 @@ impl Order {
         }
     }
 
-    /// What the next claim is to take. `free` workers look for a job; `is_met` says whether an answer of a kind can still
+    /// What the next claim of a job of these lanes is to take. `free` workers look for a job; `is_met` says whether an answer of a kind can still
     /// come within a time, and has to be surer of it where others want the worker. `share` is one in how many contested
     /// claims goes to jobs that nobody asked to wait for, of which `unwaited` says whether there are any.
     pub(super) fn pick(
@@ -182,14 +191,15 @@ impl Order {
         now: Timestamp,
         share: u32,
         free: usize,
+        lanes: &Lanes,
         is_met: impl Fn(&Kind, Duration, bool) -> bool,
         unwaited: impl FnOnce() -> bool,
     ) -> Pick {
         let mut state = self.0.lock();
         state.promote(now);
-        let at = Instant::now();
+        let (at, wanted) = (Instant::now(), Wanted { list: None, lanes });
         loop {
-            let Some(&(_, number)) = state.ready.first(None) else { return Pick::First };
+            let Some(&(_, number)) = state.ready.first(wanted) else { return Pick::First };
             let Some(client) = state.clients.get(&number) else { return Pick::First };
             let is_contested = state.ready.len(None) > free.max(1);
             if is_met(&client.kind, client.until.saturating_duration_since(at), is_contested) {
@@ -205,7 +215,7 @@ impl Order {
         if state.contested.is_multiple_of(share) && unwaited() {
             return Pick::Unwaited;
         }
-        let taken = state.ready.take(None).and_then(|(_, number)| state.clients.get(&number));
+        let taken = state.ready.take(wanted).and_then(|(_, number)| state.clients.get(&number));
         taken.map_or(Pick::First, |client| {
             client.standing.is_picked.store(true, Ordering::SeqCst);
             Pick::Job(client.job)
@@ -262,7 +272,7 @@ impl State {
         }
         match job.state {
             JobState::Queued { run_at } if run_at <= now => {
-                self.ready.insert(client.caller, List::Waited, (client.until, number));
+                self.ready.insert(client.place(), (client.until, number));
             }
             JobState::Queued { run_at } => {
                 client.at = Some(run_at);
@@ -274,7 +284,7 @@ impl State {
 
     fn displace(&mut self, number: u64) {
         let Some(client) = self.clients.get_mut(&number) else { return };
-        self.ready.remove(client.caller, List::Waited, &(client.until, number));
+        self.ready.remove(client.place(), &(client.until, number));
         if let Some(at) = client.at.take() {
             self.later.remove(&(at, number));
         }
@@ -285,7 +295,7 @@ impl State {
             self.later.remove(&(at, number));
             if let Some(client) = self.clients.get_mut(&number) {
                 client.at = None;
-                self.ready.insert(client.caller, List::Waited, (client.until, number));
+                self.ready.insert(client.place(), (client.until, number));
             }
         }
     }
@@ -353,7 +363,7 @@ mod tests {
 
     /// So many picks, by the number of the job; 0 for the first of all, a thousand for one that nobody waits for.
     fn picks(order: &Order, count: usize, needs: u64, unwaited: bool) -> Vec<u128> {
-        let pick = |_| match order.pick(at(0), 5, 1, |_, left, _| seconds(needs) <= left, || unwaited) {
+        let pick = |_| match order.pick(at(0), 5, 1, &Lanes::All, |_, left, _| seconds(needs) <= left, || unwaited) {
             Pick::Job(id) => id.as_u128(),
             Pick::First => 0,
             Pick::Unwaited => 1_000,
@@ -427,7 +437,7 @@ mod tests {
         let retried = Job { state: JobState::Queued { run_at: at(3) }, ..job(1) };
         order.note(&[retried], at(1), |_| false);
         assert_eq!(picks(&order, 1, 5, false), [0]);
-        let pick = order.pick(at(3), 5, 1, |_, left, _| seconds(5) <= left, || false);
+        let pick = order.pick(at(3), 5, 1, &Lanes::All, |_, left, _| seconds(5) <= left, || false);
         assert_eq!(pick, Pick::Job(JobId::from_u128(1)));
     }
 
@@ -470,12 +480,24 @@ mod tests {
         let _quick = order.enter(JobId::from_u128(2), None, kind(None), until);
         order.note(&[job(1), job(2)], at(0), |_| false);
         let is_met = |kind: &Kind, _, is_contested: bool| kind.model.is_none() || !is_contested;
-        assert_eq!(order.pick(at(0), 5, 1, is_met, || false), Pick::Job(JobId::from_u128(2)), "it is the surer one");
+        assert_eq!(
+            order.pick(at(0), 5, 1, &Lanes::All, is_met, || false),
+            Pick::Job(JobId::from_u128(2)),
+            "it is the surer one"
+        );
         let _slow = order.enter(JobId::from_u128(3), None, kind(Some("slow")), until);
         order.note(&[job(3)], at(0), |_| false);
-        assert_eq!(order.pick(at(0), 5, 1, is_met, || false), Pick::Job(JobId::from_u128(3)), "it is the only one");
+        assert_eq!(
+            order.pick(at(0), 5, 1, &Lanes::All, is_met, || false),
+            Pick::Job(JobId::from_u128(3)),
+            "it is the only one"
+        );
         let _both = [4, 5].map(|n| order.enter(JobId::from_u128(n), None, kind(Some("slow")), until));
         order.note(&[job(4), job(5)], at(0), |_| false);
-        assert_eq!(order.pick(at(0), 5, 2, is_met, || false), Pick::Job(JobId::from_u128(4)), "there is one for each");
+        assert_eq!(
+            order.pick(at(0), 5, 2, &Lanes::All, is_met, || false),
+            Pick::Job(JobId::from_u128(4)),
+            "there is one for each"
+        );
     }
 }

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{
         Cached, Depth, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
         caller::{self, Caller},
@@ -169,7 +170,7 @@ impl Queue {
             && !self.is_paused()
             && self.0.store.claimable(now) == 0
             && !self.is_held_back(&job, now)
-            && let Some(hand) = self.0.standby.take()
+            && let Some(hand) = self.0.standby.take(job.model)
         {
             let queued = job.clone();
             job = job
@@ -353,6 +354,7 @@ impl Queue {
         }
         job.idempotency = key.map(Box::new);
         job.caller = submission.caller();
+        job.model = submission.request.model.as_deref().map(ModelKey::of);
         job.waited_for = is_waited_for;
         if !wants_its_own {
             job.question = (self.0.policy.identify)(request, is_waited_for, now);

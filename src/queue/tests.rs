@@ -750,7 +750,7 @@ impl World {
         let is_due = !expected.is_timed && new.deadline != Some(0);
         let chosen = permit && is_due && !expected.is_asked(&self.under_way());
         let queue = self.queue.clone();
-        let permit: Permit = Arc::new(move || permit);
+        let permit: Permit = Arc::new(move |_| permit);
         let mut worker = Some(Box::pin(queue.next(&permit)));
         assert!(poll!(worker.as_mut().unwrap()).is_pending(), "there is nothing to do");
         // Once the worker has been chosen, and before the job is on disk.
@@ -775,7 +775,7 @@ impl World {
             }
             Poll::Ready(Some(Next::Ready(intent))) => {
                 assert!(self.ready() > 0, "woken for nothing");
-                let claim = queue.claim(intent).await;
+                let claim = queue.claim(intent, Lanes::All).await;
                 let [pick] = self.store.take_picks()[..] else { panic!("one claim") };
                 self.note_callers();
                 self.claimed(claim, pick);
@@ -790,7 +790,7 @@ impl World {
     }
 
     async fn claim(&mut self, workers: usize) {
-        let no_permit: Permit = Arc::new(|| false);
+        let no_permit: Permit = Arc::new(|_| false);
         let mut intents = Vec::new();
         for _ in 0..workers {
             match self.queue.next(&no_permit).now_or_never() {
@@ -800,7 +800,7 @@ impl World {
             }
         }
         assert_eq!(intents.len(), workers.min(self.ready()), "workers are called as there are jobs");
-        let claims = join_all(intents.into_iter().map(|intent| self.queue.claim(intent))).await;
+        let claims = join_all(intents.into_iter().map(|intent| self.queue.claim(intent, Lanes::All))).await;
         let picks = self.store.take_picks();
         assert_eq!(picks.len(), claims.len());
         for (claim, pick) in claims.into_iter().zip(picks) {
@@ -1199,7 +1199,7 @@ async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
     let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
     let policy = Policy::plain();
     let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
-    let permit: Permit = Arc::new(|| true);
+    let permit: Permit = Arc::new(|_| true);
     let mut worker = Box::pin(queue.next(&permit));
     assert!(poll!(&mut worker).is_pending());
     let accepted = queue.enqueue(Submission::default()).await.unwrap().record;
@@ -1263,8 +1263,10 @@ async fn a_job_whose_question_is_lost_on_disk_fails_and_stands_in_nobodys_way() 
     store.inner().lose_request(given_up);
     let _ = queue.cancel(given_up).await;
     assert_eq!(queue.peek(given_up).unwrap().state, JobState::Cancelled);
-    let Some(Next::Ready(intent)) = queue.next(&(Arc::new(|| false) as Permit)).await else { panic!("a job is ready") };
-    assert!(queue.claim(intent).await.unwrap().is_none());
+    let Some(Next::Ready(intent)) = queue.next(&(Arc::new(|_| false) as Permit)).await else {
+        panic!("a job is ready")
+    };
+    assert!(queue.claim(intent, Lanes::All).await.unwrap().is_none());
     assert_eq!(queue.peek(lost).unwrap().state, JobState::Failed { code: FailureCode::Internal });
     assert_eq!(claimed(&queue).await.job.id, next);
     let page = queue.list(Listing { limit: 9, ..Listing::default() }).await.unwrap();
@@ -1295,7 +1297,7 @@ async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
         let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
         let claim = tokio::spawn({
             let (store, now) = (Arc::clone(&queue.0.store), clock.now());
-            async move { store.claim(Pick::Job(id), now.plus(LEASE), now).await.unwrap() }
+            async move { store.claim(Pick::Job(id), Lanes::All, now.plus(LEASE), now).await.unwrap() }
         });
         let cancel = tokio::spawn({
             let queue = queue.clone();
@@ -1326,8 +1328,8 @@ async fn queue_of_ten_seconds(folder: &TempDir) -> (Queue, Clock) {
 }
 
 async fn claimed(queue: &Queue) -> Claim {
-    match queue.next(&(Arc::new(|| false) as Permit)).await.unwrap() {
-        Next::Ready(intent) => queue.claim(intent).await.unwrap().unwrap(),
+    match queue.next(&(Arc::new(|_| false) as Permit)).await.unwrap() {
+        Next::Ready(intent) => queue.claim(intent, Lanes::All).await.unwrap().unwrap(),
         Next::Claimed(claim) => *claim,
         Next::NotHanded => panic!("without a permit nothing is handed over"),
     }
@@ -1400,7 +1402,7 @@ async fn a_client_whose_answer_can_not_come_in_time_any_more_is_told_at_that_mom
     let answer = queue.answer(&waiting).await.unwrap();
     assert_eq!(asked.elapsed().as_secs(), 20, "less than ten seconds are left");
     assert_eq!((answer.job.id, answer.job.status(queue.now())), (record.job.id, JobStatus::Queued));
-    assert_eq!(queue.pick(queue.now()), Pick::First, "its job is an ordinary one now");
+    assert_eq!(queue.pick(queue.now(), &Lanes::All), Pick::First, "its job is an ordinary one now");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1437,7 +1439,7 @@ async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond
     let hold: Arc<parking_lot::Mutex<Option<Hold>>> = Arc::default();
     let allowance = {
         let hold = Arc::clone(&hold);
-        Arc::new(move || Allowance { hold: *hold.lock(), ..free() })
+        Arc::new(move |_| Allowance { hold: *hold.lock(), ..free() })
     };
     let policy = Policy { allowance, ..Policy::plain() };
     let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
@@ -1446,7 +1448,7 @@ async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond
     };
     let waits_for = |job: &Job| {
         let kind = Kind::of(&JobRequest::default(), true);
-        queue.outlook(job, &kind, || (queue.0.policy.allowance)()).unwrap().waiting_for
+        queue.outlook(job, &kind, || (queue.0.policy.allowance)(job.model)).unwrap().waiting_for
     };
     for (reason, seconds) in [
         (WaitingFor::Gate, Some(60)),
@@ -1518,7 +1520,7 @@ async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
     let (queue, _) = queue_of_ten_seconds(&folder).await;
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let (asked, waiting) = ask(&queue, 29).await;
-    assert_eq!(queue.pick(queue.now()), Pick::Job(asked.job.id));
+    assert_eq!(queue.pick(queue.now(), &Lanes::All), Pick::Job(asked.job.id));
     queue.place(&asked.job, queue.now());
     let ahead = [&ordinary, &asked.job].map(|job| outlook(&queue, job).position);
     assert_eq!(ahead, [Some(2), Some(1)]);
@@ -1670,7 +1672,7 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
     let (second, waiting) = hold("a").await;
     let waits = outlook(&queue, &second);
     assert_eq!((waits.position, waits.waiting_for), (None, WaitingFor::SameQuestion));
-    assert_eq!(queue.pick(queue.now()), Pick::First, "it has no place of its own");
+    assert_eq!(queue.pick(queue.now(), &Lanes::All), Pick::First, "it has no place of its own");
     let waiting = waiting.unwrap();
     let mut answered = Box::pin(queue.answer(&waiting));
     assert!(poll!(&mut answered).is_pending(), "the answer may come in time");
@@ -1691,7 +1693,7 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
 async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_workers_free() {
     let folder = folder();
     let (queue, _) = sharing(&folder);
-    let permit: Permit = Arc::new(|| true);
+    let permit: Permit = Arc::new(|_| true);
     let mut workers = [Box::pin(queue.next(&permit)), Box::pin(queue.next(&permit))];
     for worker in &mut workers {
         assert!(poll!(worker).is_pending());
@@ -1710,7 +1712,7 @@ async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_wor
         }
         claims.push(match next {
             Next::Claimed(claim) => *claim,
-            Next::Ready(intent) => queue.claim(intent).await.unwrap().unwrap(),
+            Next::Ready(intent) => queue.claim(intent, Lanes::All).await.unwrap().unwrap(),
             Next::NotHanded => unreachable!("asked again until it was another"),
         });
     }

@@ -18,7 +18,10 @@ use super::{
     follow::Draft,
     service_time::{Kind, Progress},
 };
-use crate::job::{Job, JobId, JobRequest, JobState};
+use crate::{
+    digest::Lane,
+    job::{Job, JobId, JobRequest, JobState},
+};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
@@ -185,6 +188,8 @@ impl Drop for Stay {
 pub(super) struct Work {
     intents: Mutex<usize>,
     signal: Notify,
+    /// For workers that wait for a permit: a job of another model may have one.
+    more: Notify,
 }
 
 impl Work {
@@ -207,7 +212,15 @@ impl Work {
 
     /// Lets up to `jobs` idle workers look again.
     pub(super) fn wake(&self, jobs: usize) {
-        (0..jobs).for_each(|_| self.signal.notify_one());
+        for _ in 0..jobs {
+            self.signal.notify_one();
+            self.more.notify_one();
+        }
+    }
+
+    /// Signalled when more jobs are ready.
+    pub(super) fn more(&self) -> &Notify {
+        &self.more
     }
 }
 
@@ -239,8 +252,8 @@ struct Offer {
     hand: oneshot::Sender<Claim>,
 }
 
-/// Takes a permit for one call, if there is one at this moment.
-pub type Permit = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Takes a permit for one call for a job of this lane, if there is one at this moment.
+pub type Permit = Arc<dyn Fn(Lane) -> bool + Send + Sync>;
 
 /// A worker's place on standby; left when dropped.
 pub(super) struct Place<'a> {
@@ -258,11 +271,11 @@ impl Standby {
     }
 
     /// A worker that stands by, with a permit taken for it.
-    pub(super) fn take(&self) -> Option<oneshot::Sender<Claim>> {
+    pub(super) fn take(&self, lane: Lane) -> Option<oneshot::Sender<Claim>> {
         let mut offers = self.offers.lock();
         let first = offers.first_entry()?;
         // All permits come from the same limits: what the first can't have, none can.
-        (first.get().permit)().then(|| first.remove().hand)
+        (first.get().permit)(lane).then(|| first.remove().hand)
     }
 }
 
@@ -315,14 +328,14 @@ mod tests {
     }
 
     fn permit(granted: bool) -> Permit {
-        Arc::new(move || granted)
+        Arc::new(move |_| granted)
     }
 
     #[test]
     fn a_worker_that_leaves_gives_up_its_own_place_only() {
         let standby = Standby::default();
         let first = standby.enter(permit(true));
-        let _hand = standby.take().unwrap();
+        let _hand = standby.take(None).unwrap();
         let second = standby.enter(permit(true));
         assert!(!first.leave(), "a job is on its way to the first");
         drop(first);
@@ -333,7 +346,7 @@ mod tests {
     fn nobody_is_taken_without_a_permit() {
         let standby = Standby::default();
         let place = standby.enter(permit(false));
-        assert!(standby.take().is_none());
+        assert!(standby.take(None).is_none());
         assert!(place.leave());
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::join_all;
 
 use super::{
-    Ahead, Insertion, JobStore, Pick, StoreError,
+    Ahead, Insertion, JobStore, Lanes, Pick, StoreError,
     bounds::{Admission, Refused},
 };
 use crate::{
@@ -123,7 +123,7 @@ async fn claim(store: &impl JobStore, now: u32) -> Option<Job> {
 }
 
 async fn pick(store: &impl JobStore, pick: Pick, now: u32) -> Option<Job> {
-    store.claim(pick, at(now + 30), at(now)).await.unwrap().job.map(|claimed| claimed.job)
+    store.claim(pick, Lanes::All, at(now + 30), at(now)).await.unwrap().job.map(|claimed| claimed.job)
 }
 
 async fn claims_in_order_of_effective_time(store: &impl JobStore) {
@@ -360,12 +360,12 @@ async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobSt
 async fn ends_a_job_past_its_deadline_instead_of_claiming_it(store: &impl JobStore) {
     let with_deadline = |n| Job { deadline_at: Some(at(20)), ..job(n) };
     add(store, [with_deadline(0), with_deadline(1), job(2), with_deadline(3)]).await;
-    let claimed = store.claim(Pick::Job(job(1).id), at(60), at(20)).await.unwrap();
+    let claimed = store.claim(Pick::Job(job(1).id), Lanes::All, at(60), at(20)).await.unwrap();
     assert_eq!(claimed.job.unwrap().job.id, job(2).id);
     let expired = JobState::Failed { code: FailureCode::DeadlineExceeded };
     let ended: Vec<_> = claimed.expired.iter().map(|job| (job.id, job.state)).collect();
     assert_eq!(ended, [(job(1).id, expired), (job(0).id, expired)]);
-    let claimed = store.claim(Pick::First, at(60), at(20)).await.unwrap();
+    let claimed = store.claim(Pick::First, Lanes::All, at(60), at(20)).await.unwrap();
     assert!(claimed.job.is_none() && claimed.expired.len() == 1);
     for n in [0, 1, 3] {
         let record = store.get(job(n).id).await.unwrap().unwrap();

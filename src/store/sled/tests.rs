@@ -59,7 +59,7 @@ async fn those_who_wait_for_the_answer_of_another_do_so_after_a_kill_until_that_
     for n in 0..4 {
         store.insert(contract::asking(n, 7), request(n)).await.unwrap();
     }
-    let asked = store.claim(Pick::Job(job(2).id), at(30), at(10)).await.unwrap().job.unwrap().job;
+    let asked = store.claim(Pick::Job(job(2).id), Lanes::All, at(30), at(10)).await.unwrap().job.unwrap().job;
     store.assert_consistent();
     let copy = copy_of(folder.path());
     let survivor = open(copy.path());
@@ -68,7 +68,7 @@ async fn those_who_wait_for_the_answer_of_another_do_so_after_a_kill_until_that_
     let expire = JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: Some(at(11)), at_risk: None };
     survivor.transition(asked.id, expire, at(11)).await.unwrap();
     assert_eq!(survivor.claimable(at(11)), 4);
-    assert_eq!(survivor.claim(Pick::First, at(30), at(11)).await.unwrap().job.unwrap().job.id, job(0).id);
+    assert_eq!(survivor.claim(Pick::First, Lanes::All, at(30), at(11)).await.unwrap().job.unwrap().job.id, job(0).id);
     let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
     assert_eq!(survivor.succeed(job(0).id, 1, report, at(12)).await.unwrap().len(), 4);
     survivor.assert_consistent();
@@ -84,7 +84,7 @@ async fn no_more_wait_for_one_answer_than_can_be_given_it_together() {
     let same = (0..600).map(|n| JobRecord::fresh(contract::asking(n, 7), request(n))).collect();
     store.insert_all(same).await.unwrap();
     store.insert(contract::asking(600, 7), request(600)).await.unwrap();
-    assert_eq!(store.claim(Pick::First, at(700), at(650)).await.unwrap().job.unwrap().job.id, job(0).id);
+    assert_eq!(store.claim(Pick::First, Lanes::All, at(700), at(650)).await.unwrap().job.unwrap().job.id, job(0).id);
     assert_eq!(store.claimable(at(650)), 601 - 512);
     let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
     assert_eq!(store.succeed(job(0).id, 1, report, at(660)).await.unwrap().len(), 512);
@@ -102,7 +102,7 @@ async fn a_job_that_becomes_queued_twice_in_a_group_is_given_an_answer_once() {
         for n in [n, n + 1] {
             store.insert(contract::asking(n, 7), request(n)).await.unwrap();
         }
-        store.claim(Pick::Job(asked), at(90), at(50)).await.unwrap().job.unwrap();
+        store.claim(Pick::Job(asked), Lanes::All, at(90), at(50)).await.unwrap().job.unwrap();
         store.transition(other, JobEvent::Cancel { at_risk: None }, at(50)).await.unwrap();
         let changes = [
             JobEvent::Requeue { run_at: at(50), by: None },
@@ -128,7 +128,7 @@ async fn a_job_that_becomes_due_in_a_group_waits_for_what_the_group_claims() {
         store.insert(contract::asking(n, 7), request(n)).await.unwrap();
         let later = Job { state: JobState::Queued { run_at: at(50) }, ..contract::asking(n + 1, 7) };
         store.insert(later, request(n + 1)).await.unwrap();
-        let claim = |now| store.claim(Pick::First, at(90), at(now));
+        let claim = |now| store.claim(Pick::First, Lanes::All, at(90), at(now));
         let (first, second) = futures_util::join!(claim(40), claim(50));
         assert_eq!(first.unwrap().job.unwrap().job.id, job(n).id);
         assert!(second.unwrap().job.is_none(), "its question is being asked");
@@ -145,7 +145,7 @@ async fn the_newest_answer_is_found_after_a_kill_too_and_not_once_it_is_removed(
     let question = contract::asking(0, 7).question.unwrap();
     for n in 0..3 {
         store.insert(contract::asking(n, 7), request(n)).await.unwrap();
-        store.claim(Pick::First, at(30), at(10)).await.unwrap().job.unwrap();
+        store.claim(Pick::First, Lanes::All, at(30), at(10)).await.unwrap().job.unwrap();
         // The first to be asked is the last to be answered.
         store.transition(job(n).id, success(1, 100), at(20 - n)).await.unwrap();
     }
@@ -200,7 +200,7 @@ async fn what_was_answered_is_on_disk_at_that_moment() {
     store.insert(job(0), request(0)).await.unwrap();
     store.insert(job(1), request(1)).await.unwrap();
     let after_insert = copy_of(folder.path());
-    store.claim(Pick::First, at(30), at(2)).await.unwrap().job.unwrap();
+    store.claim(Pick::First, Lanes::All, at(30), at(2)).await.unwrap().job.unwrap();
     let after_claim = copy_of(folder.path());
     store.transition(job(0).id, success(1, 60_000), at(3)).await.unwrap();
     let after_settle = copy_of(folder.path());
@@ -548,7 +548,7 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     store.insert(job(0), request(0)).await.unwrap();
-    store.claim(Pick::First, at(30), at(1)).await.unwrap().job.unwrap();
+    store.claim(Pick::First, Lanes::All, at(30), at(1)).await.unwrap().job.unwrap();
     store.close().await;
     drop(store);
     {
@@ -568,14 +568,14 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     store.insert(job(0), request(0)).await.unwrap();
-    store.claim(Pick::First, at(30), at(1)).await.unwrap().job.unwrap();
+    store.claim(Pick::First, Lanes::All, at(30), at(1)).await.unwrap().job.unwrap();
     let settle = JobEvent::Succeed { attempt: 1, report: contract::spending("a", 5) };
     store.transition(job(0).id, settle, at(2)).await.unwrap();
     let day = Day::of(at(2));
     assert_eq!(open(copy_of(folder.path()).path()).spent(day).calls, 1);
 
     store.insert(job(1), request(1)).await.unwrap();
-    store.claim(Pick::First, at(30), at(3)).await.unwrap().job.unwrap();
+    store.claim(Pick::First, Lanes::All, at(30), at(3)).await.unwrap().job.unwrap();
     store.close().await;
     drop(store);
     {
@@ -744,7 +744,7 @@ async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
     let store = open(folder.path());
     for n in 0..JOBS {
         store.insert(job(n), request(n)).await.unwrap();
-        store.claim(Pick::First, at(n + 30), at(n)).await.unwrap();
+        store.claim(Pick::First, Lanes::All, at(n + 30), at(n)).await.unwrap();
         store.transition(job(n).id, success(1, 10_000), at(n)).await.unwrap();
     }
     drop(store);
@@ -848,7 +848,7 @@ proptest! {
                         model.0.push(new);
                     }
                     Step::Claim => {
-                        let claimed = store.claim(Pick::First, at(now + 30), at(now)).await.unwrap();
+                        let claimed = store.claim(Pick::First, Lanes::All, at(now + 30), at(now)).await.unwrap();
                         let expected = model.first_ready(now).map(|n| {
                             let lease_until = at(now + 30);
                             model.0[n] = model.0[n].apply(&JobEvent::Claim { lease_until }, at(now)).unwrap();
