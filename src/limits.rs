@@ -284,7 +284,10 @@ impl Limits {
 
     /// Changes the operator's caps.
     pub fn set_caps(&self, caps: RateCaps) {
+        let in_use = (self.0.in_use)();
         let mut state = self.0.state.lock();
+        // What was allowed until now may have been used: the new limits begin with nothing.
+        state.model(in_use);
         state.caps = caps;
         state.models.values().for_each(|model| model.set(caps));
         drop(state);

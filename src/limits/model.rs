@@ -198,10 +198,10 @@ impl Model {
         self.told = true;
     }
 
-    /// The model is overloaded: fewer calls at once, until it answers again. The same question twice in a row counts once:
-    /// it may be the only one.
+    /// The model is overloaded: fewer calls at once, until it answers again. It takes two questions, as one may be the only one
+    /// that is turned away.
     pub(super) fn overloaded(&mut self, question: u64, workers: usize, now: Instant) {
-        if self.overloaded_by.replace(question) == Some(question) {
+        if self.overloaded_by.replace(question).is_none_or(|before| before == question) {
             return;
         }
         if self.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {

@@ -383,7 +383,7 @@ async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_it_must_not_be_
             }
             "gate" => drop(shop.limits.block(None, &block("rate_limited", Some(PATIENCE)))),
             "hold" => drop(shop.limits.block(None, &block("billing_failed", None))),
-            _ => shop.limits.overloaded("scripted", 1),
+            _ => [1, 2].into_iter().for_each(|question| shop.limits.overloaded("scripted", question)),
         }
         let job = shop.until(ahead, |job| !job.is_running()).await;
         assert_eq!((job.status(shop.queue.now()), job.releases), (JobStatus::Queued, 1), "{why}");

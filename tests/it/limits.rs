@@ -97,16 +97,19 @@ async fn limits_that_are_none_are_told_and_change_nothing() {
 #[tokio::test]
 async fn an_overloaded_claude_is_asked_for_less_at_once_and_the_job_ends_all_the_same() {
     let claude = simulator().await;
-    claude.script([ErrorAnswer::status(529).into()]);
+    claude.script([ErrorAnswer::status(529).into(), ErrorAnswer::status(529).into()]);
     let service = Setup::new(&claude.base_url()).with("WORKERS", "8").start();
-    let job = service.submit("Busy?").await;
-    claude.wait_for_calls(1).await;
+    // Two questions: what only one meets says nothing of the others.
+    let jobs = [service.submit("Busy?").await, service.submit("Still busy?").await];
+    claude.wait_for_calls(2).await;
     loop {
         let eased = limits(&service).await["calls_at_once"] == 4;
         if eased {
             break;
         }
     }
-    assert_eq!(service.ended(&job.id()).await.body["status"], "succeeded");
+    for job in jobs {
+        assert_eq!(service.ended(&job.id()).await.body["status"], "succeeded");
+    }
     assert!(limits(&service).await["gate"].is_null(), "an overload closes no gate");
 }
