@@ -273,7 +273,7 @@ impl App {
         // Nothing can fail any more: what runs from here on would outlive a start that does.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         let folder = parts::store_folder(settings);
-        let disk = DiskWatch { folder, has_floor: tuning.has_disk_floor, metrics: metrics.clone() };
+        let disk = DiskWatch::new(folder, parts::STORE_FILE, tuning.has_disk_floor, metrics.clone());
         disk.look(&queue).await;
         let tracker = TaskTracker::new();
         let worker = Worker {

@@ -42,7 +42,10 @@ mod wait;
 use std::{
     borrow::Cow,
     num::{NonZeroU32, NonZeroU64},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -264,6 +267,7 @@ impl Queue {
             max_pending_per_caller: policy.max_pending_per_caller,
             rates: Rates::new(policy.submits_per_minute),
             disk_space: DiskSpace::default(),
+            is_folder_gone: AtomicBool::new(false),
         });
         store.admit_by(Box::new({
             let bounds = Arc::clone(&bounds);
@@ -552,7 +556,26 @@ impl Queue {
 
     /// Why the store can't be used at the moment, if so.
     pub fn trouble(&self) -> Option<String> {
-        self.0.store.trouble()
+        let gone = self.is_folder_gone().then(|| Refused::FolderGone.to_string());
+        self.0.store.trouble().or(gone)
+    }
+
+    /// Whether the store's file is no longer where the next start would look for it.
+    fn is_folder_gone(&self) -> bool {
+        self.0.bounds.is_folder_gone.load(Ordering::Relaxed)
+    }
+
+    /// Records whether the store's file is where its path says. While it is not, no job is accepted and no call is made:
+    /// what is written could not be found again.
+    pub fn note_folder(&self, is_gone: bool) {
+        match (self.0.bounds.is_folder_gone.swap(is_gone, Ordering::Relaxed), is_gone) {
+            (false, true) => error!("{}", Refused::FolderGone),
+            (true, false) => {
+                info!("the data folder is back: jobs are accepted");
+                self.0.work.wake(self.workers());
+            }
+            _ => {}
+        }
     }
 
     /// Cancelled when the store can't recover by itself: the process has to be started again.

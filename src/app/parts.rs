@@ -31,6 +31,9 @@ use crate::{
 /// The store's folder within the data folder.
 const STORE_FOLDER: &str = "queue";
 
+/// The store's file in it, as sled names it.
+pub(super) const STORE_FILE: &str = "db";
+
 /// Time to connect to the Claude API: a handshake takes less than a second, also across the world.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,7 +98,7 @@ impl Default for Tuning {
 
 /// Whether a service uses this data folder at the moment: the store's file is locked.
 pub fn is_in_use(data_dir: &Path) -> bool {
-    let file = File::open(data_dir.join(STORE_FOLDER).join("db"));
+    let file = File::open(data_dir.join(STORE_FOLDER).join(STORE_FILE));
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 

@@ -180,6 +180,7 @@ impl Problem {
             Refused::CallerFull { .. } => (TOO_MANY_PENDING, FULL_RETRY_AFTER),
             Refused::TooFast { retry_after, .. } => (RATE_LIMITED, retry_after.as_secs() + 1),
             Refused::BatchTooLarge { .. } => (RATE_LIMITED, 60),
+            Refused::FolderGone => (STORAGE_UNAVAILABLE, STORAGE_LOW_RETRY_AFTER),
             Refused::StorageLow(_) => (STORAGE_LOW, STORAGE_LOW_RETRY_AFTER),
         };
         Problem::new(kind, detail).retry_after(seconds)

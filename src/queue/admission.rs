@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     num::NonZeroU32,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -38,11 +38,15 @@ pub(super) struct Bounds {
     pub(super) max_pending_per_caller: usize,
     pub(super) rates: Rates,
     pub(super) disk_space: DiskSpace,
+    pub(super) is_folder_gone: AtomicBool,
 }
 
 impl Bounds {
     /// Whether these jobs may become pending. The caller's quota is charged only if they do.
     pub(super) fn admit(&self, asked: &Admission) -> Result<(), Refused> {
+        if self.is_folder_gone.load(Ordering::Relaxed) {
+            return Err(Refused::FolderGone);
+        }
         if let Some(shortage) = self.disk_space.shortage() {
             return Err(Refused::StorageLow(shortage));
         }

@@ -172,7 +172,7 @@ impl Queue {
 
     /// How many jobs a worker could claim now.
     pub(super) fn claimable(&self) -> usize {
-        if self.is_paused() { 0 } else { self.0.store.claimable(self.now()) }
+        if self.is_paused() || self.is_folder_gone() { 0 } else { self.0.store.claimable(self.now()) }
     }
 
     /// Begins an attempt's stay in this process.

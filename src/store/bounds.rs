@@ -68,6 +68,9 @@ pub enum Refused {
         "the batch has {jobs} jobs, but you may submit {limit} a minute (SUBMITS_PER_MINUTE): send smaller batches"
     )]
     BatchTooLarge { jobs: usize, limit: u32 },
+    /// The store's file is no longer where the next start would look for it.
+    #[error("the data folder was removed, moved or mounted over; no jobs are accepted until it is back")]
+    FolderGone,
     /// The floor of free disk space.
     #[error("{0}")]
     StorageLow(Shortage),

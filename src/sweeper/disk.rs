@@ -1,7 +1,12 @@
-//! The disk watch: reports the free space of the store's file system to the queue, which refuses submissions while there
-//! is too little of it.
+//! The disk watch: reports to the queue how much space the store's file system has, and whether the store's file is still
+//! where its path says. The queue refuses submissions while there is too little space, or another file or none.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -20,26 +25,46 @@ const FLOOR_PART: u64 = 8;
 /// What is watched.
 #[derive(Clone, Debug)]
 pub struct DiskWatch {
-    /// A folder of the file system.
-    pub folder: PathBuf,
+    /// The store's folder.
+    folder: PathBuf,
+    /// The name of the store's file in it.
+    name: String,
+    /// The store's file, as it was at the start.
+    file: Option<FileId>,
     /// Refuse submissions while there is too little free space.
-    pub has_floor: bool,
+    has_floor: bool,
     /// Where the free space is shown.
-    pub metrics: Metrics,
+    metrics: Metrics,
+}
+
+/// A file's device and number.
+type FileId = (u64, u64);
+
+/// The file that `path` names now.
+fn file_id(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 impl DiskWatch {
+    /// Watches the store in `folder`, which is open, with its file `name`.
+    pub fn new(folder: PathBuf, name: &str, has_floor: bool, metrics: Metrics) -> DiskWatch {
+        let file = file_id(&folder.join(name));
+        DiskWatch { file, name: name.to_owned(), folder, has_floor, metrics }
+    }
+
     /// Looks at once, so that no submission comes before the first look.
     pub async fn look(&self, queue: &Queue) {
-        let folder = self.folder.clone();
+        let (folder, path) = (self.folder.clone(), self.folder.join(&self.name));
         // A look at a file system of another host may take its time.
-        match tokio::task::spawn_blocking(move || space(folder)).await {
-            Ok(Ok(Space { free, total })) => {
+        match tokio::task::spawn_blocking(move || (file_id(&path), space(folder))).await {
+            Ok((file, _)) if file != self.file => queue.note_folder(true),
+            Ok((_, Ok(Space { free, total }))) => {
+                queue.note_folder(false);
                 self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
                 queue.note_disk_space(free, if self.has_floor { FLOOR_BYTES.min(total / FLOOR_PART) } else { 0 });
             }
             // Not knowing is no reason to refuse: the store itself finds out.
-            Ok(Err(error)) => warn!(%error, folder = %self.folder.display(), "failed to read the free disk space"),
+            Ok((_, Err(error))) => warn!(%error, folder = %self.folder.display(), "failed to read the free disk space"),
             Err(error) => warn!(%error, "failed to read the free disk space"),
         }
     }

@@ -1,5 +1,5 @@
 //! A disk that runs low, on a small file system of the service's own: questions are refused before it is full, and
-//! everything else goes on.
+//! everything else goes on. And a data folder that is taken away from under the service.
 
 use std::{
     fs,
@@ -115,4 +115,32 @@ async fn a_service_that_starts_below_the_floor_refuses_its_first_question() {
         drop(service);
         fs::remove_dir(setup.folder().join("data")).unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_data_folder_is_gone_nothing_is_accepted_or_called_and_once_it_is_back_all_goes_on() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let service = setup.start();
+    let first = service.submit("Before?").await.id();
+    service.ended(&first).await;
+    let (data, moved) = (setup.folder().join("data"), setup.folder().join("moved"));
+    for another_in_its_place in [false, true] {
+        fs::rename(&data, &moved).unwrap();
+        if another_in_its_place {
+            fs::create_dir_all(data.join("queue")).unwrap();
+            fs::copy(moved.join("queue/db"), data.join("queue/db")).unwrap();
+        }
+        submit_until(&service, 503).await.assert_problem(503, "storage_unavailable");
+        let ready = service.get("/health/ready").await;
+        ready.assert_problem(503, "not_ready");
+        assert!(ready.body["detail"].as_str().unwrap().contains("the data folder was removed"), "{ready:#?}");
+        let _ = fs::remove_dir_all(&data);
+        fs::rename(&moved, &data).unwrap();
+        let accepted = submit_until(&service, 202).await;
+        assert_eq!(service.ended(&accepted.id()).await.body["status"], "succeeded");
+    }
+    service.kill();
+    let service = setup.start();
+    assert_eq!(service.get(&format!("/api/v1/jobs/{first}")).await.body["status"], "succeeded");
 }

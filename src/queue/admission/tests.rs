@@ -24,6 +24,7 @@ fn bounds() -> Bounds {
         max_pending_per_caller: 100,
         rates: Rates::new(NonZeroU32::new(10)),
         disk_space: DiskSpace::default(),
+        is_folder_gone: AtomicBool::new(false),
     }
 }
 
@@ -64,7 +65,7 @@ fn each_bound_refuses_what_goes_beyond_it_and_nothing_else() {
             Refused::ScheduledFull { .. } => "scheduled",
             Refused::CallerFull { .. } => "caller",
             Refused::BatchTooLarge { .. } => "batch",
-            Refused::TooFast { .. } | Refused::StorageLow(_) => "other",
+            Refused::TooFast { .. } | Refused::StorageLow(_) | Refused::FolderGone => "other",
         });
         assert_eq!(refused, code, "{asked:?}");
     }
