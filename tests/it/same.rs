@@ -134,10 +134,11 @@ async fn after_a_kill_all_that_waited_for_the_same_answer_get_one() {
 async fn other_questions_callers_models_and_who_wants_its_own_answer_share_nothing() {
     let claude = simulator().await;
     claude.script(vec![Fault::Hold; 8]);
-    let keys = format!("alice:{},bob:{}", "a".repeat(32), "b".repeat(32));
+    let key = |of: &str| format!("{of}9f2c7e4d1b8a6350f2c7e4d1b8a635");
+    let keys = format!("alice:{},bob:{}", key("a"), key("b"));
     let service = setup(&claude).with("API_KEYS", &keys).with("CACHE_TTL", "3600").start();
-    let ask = async |key: &str, body: Value, header: Option<&str>| {
-        let request = service.request(Method::POST, "/api/v1/analyze").bearer_auth(key.repeat(32)).json(&body);
+    let ask = async |of: &str, body: Value, header: Option<&str>| {
+        let request = service.request(Method::POST, "/api/v1/analyze").bearer_auth(key(of)).json(&body);
         let request = header.into_iter().fold(request, |request, value| request.header("cache-control", value));
         let answer = send(request).await;
         assert_eq!(answer.status, 202, "{answer:#?}");
@@ -157,7 +158,7 @@ async fn other_questions_callers_models_and_who_wants_its_own_answer_share_nothi
     let shared = send(
         service
             .request(Method::GET, &format!("/api/v1/jobs/{}?wait=20", shares.as_str().unwrap()))
-            .bearer_auth("a".repeat(32)),
+            .bearer_auth(key("a")),
     );
     let shared = shared.await.body;
     assert_eq!((&shared["status"], shared["shared_with"].is_string()), (&json!("succeeded"), true), "{shared:#}");

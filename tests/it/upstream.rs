@@ -287,7 +287,6 @@ mod streams {
         silent_from_the_start: Fault::Hold, IDLE => failed "timeout" 2 AtRisk;
         too_slow_in_all: Fault::Takes(Duration::from_secs(8)), TOTAL => failed "time_limit" 2 Input;
         not_json: Fault::Malformed => failed "malformed_response" 2 Input;
-        no_stream_and_no_json: ErrorAnswer::status(200).html("<html>Log in</html>") => failed "malformed_response" 2 AtRisk;
         a_whole_message_instead: Fault::Unstreamed => succeeded "" 1 All;
         an_error_event: event("api_error") => failed "stream_error" 2 Input;
         an_error_event_of_tomorrow: event("error_of_tomorrow") => failed "stream_error" 2 Input;
