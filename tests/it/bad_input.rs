@@ -140,7 +140,7 @@ async fn each_request_that_makes_no_sense_gets_its_problem_and_leaves_nothing() 
         (list("limit=201"), 400, "invalid_parameter", "from 1 to 200"),
         (list("limit=many"), 400, "invalid_parameter", "from 1 to 200"),
         (list("status=done"), 400, "invalid_parameter", "queued, scheduled, running, succeeded, failed, cancelled"),
-        (list("page=2"), 400, "invalid_parameter", "order, limit and cursor"),
+        (list("page=2"), 400, "invalid_parameter", "order, include, limit and cursor"),
     ] {
         let answer = send(request).await;
         answer.assert_problem(status, code);

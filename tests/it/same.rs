@@ -134,31 +134,29 @@ async fn after_a_kill_all_that_waited_for_the_same_answer_get_one() {
 async fn other_questions_callers_models_and_who_wants_its_own_answer_share_nothing() {
     let claude = simulator().await;
     claude.script(vec![Fault::Hold; 8]);
-    let key = |of: &str| format!("{of}9f2c7e4d1b8a6350f2c7e4d1b8a635");
-    let keys = format!("alice:{},bob:{}", key("a"), key("b"));
+    let [alice, bob] = ["key-of-alice-0123", "key-of-bob-4567890"];
+    let keys = format!("alice:{alice},bob:{bob}");
     let service = setup(&claude).with("API_KEYS", &keys).with("CACHE_TTL", "3600").start();
-    let ask = async |of: &str, body: Value, header: Option<&str>| {
-        let request = service.request(Method::POST, "/api/v1/analyze").bearer_auth(key(of)).json(&body);
+    let ask = async |key: &str, body: Value, header: Option<&str>| {
+        let request = service.request(Method::POST, "/api/v1/analyze").bearer_auth(key).json(&body);
         let request = header.into_iter().fold(request, |request, value| request.header("cache-control", value));
         let answer = send(request).await;
         assert_eq!(answer.status, 202, "{answer:#?}");
         answer.body["id"].clone()
     };
     let plain = || json!({ "query": QUERY });
-    ask("a", plain(), None).await;
-    ask("b", plain(), None).await;
-    ask("a", json!({ "query": QUERY, "model": "claude-opus-5-5" }), None).await;
-    ask("a", json!({ "query": QUERY, "context": "We are ten." }), None).await;
-    ask("a", json!({ "query": QUERY, "options": ["Yes", "No"] }), None).await;
-    ask("a", json!({ "query": QUERY, "prompt_version": "v1" }), None).await;
-    ask("a", plain(), Some("max-age=0, No-Cache")).await;
+    ask(alice, plain(), None).await;
+    ask(bob, plain(), None).await;
+    ask(alice, json!({ "query": QUERY, "model": "claude-opus-5-5" }), None).await;
+    ask(alice, json!({ "query": QUERY, "context": "We are ten." }), None).await;
+    ask(alice, json!({ "query": QUERY, "options": ["Yes", "No"] }), None).await;
+    ask(alice, json!({ "query": QUERY, "prompt_version": "v1" }), None).await;
+    ask(alice, plain(), Some("max-age=0, No-Cache")).await;
     claude.wait_for_calls(7).await;
-    let shares = ask("a", json!({ "query": QUERY, "priority": "low", "metadata": { "team": "ops" } }), None).await;
+    let shares = ask(alice, json!({ "query": QUERY, "priority": "low", "metadata": { "team": "ops" } }), None).await;
     claude.release();
     let shared = send(
-        service
-            .request(Method::GET, &format!("/api/v1/jobs/{}?wait=20", shares.as_str().unwrap()))
-            .bearer_auth(key("a")),
+        service.request(Method::GET, &format!("/api/v1/jobs/{}?wait=20", shares.as_str().unwrap())).bearer_auth(alice),
     );
     let shared = shared.await.body;
     assert_eq!((&shared["status"], shared["shared_with"].is_string()), (&json!("succeeded"), true), "{shared:#}");
