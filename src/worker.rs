@@ -295,7 +295,9 @@ impl<A: Analyst> Worker<A> {
 
     /// What an attempt saw of Claude's load.
     fn heed(&self, plan: &Plan, question: u64, started: Instant, report: &AttemptReport) {
-        if report.error.is_none() || report.http_status == Some(200) {
+        // A page that comes with 200 is no answer of Claude's.
+        let is_page = report.error.as_ref().is_some_and(|error| error.code == FailureCode::MalformedResponse);
+        if report.error.is_none() || report.http_status == Some(200) && !is_page {
             self.reached(plan, question, started);
         }
         let is_lost = |code| matches!(code, FailureCode::ConnectFailed | FailureCode::ConnectionLost);

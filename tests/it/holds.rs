@@ -155,12 +155,16 @@ async fn a_question_that_alone_is_turned_away_again_and_again_ends_as_poisoned()
 
 #[tokio::test]
 async fn a_page_that_two_different_questions_meet_holds_the_queue_until_a_third_is_answered() {
+    tokio::join!(a_page_holds_the_queue(403, "permission_denied"), a_page_holds_the_queue(200, "malformed_response"));
+}
+
+async fn a_page_holds_the_queue(status: u16, code: &str) {
     let claude = simulator().await;
-    claude.always(|_| true, page(403));
+    claude.always(|_| true, page(status));
     let service = Setup::new(&claude.base_url()).with("MAX_RETRIES", "0").start();
     let ids = [service.submit("First?").await.id(), service.submit("Second?").await.id()];
     let reason = degraded(&service).await;
-    assert_eq!((&reason["code"], reason.get("until")), (&json!("permission_denied"), None), "{reason:#}");
+    assert_eq!((&reason["code"], reason.get("until")), (&json!(code), None), "{reason:#}");
     claude.relent();
     assert_eq!(outcome(&service).await["status"], "succeeded");
     for id in ids {
