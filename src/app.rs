@@ -206,6 +206,7 @@ pub struct App {
     closing: CancellationToken,
     tracker: TaskTracker,
     prompts: Prompts,
+    auth: Arc<Auth>,
     queue: Queue,
     store: Arc<dyn JobStore>,
     http: Handle<SocketAddr>,
@@ -302,7 +303,7 @@ impl App {
             },
             prompts: prompts.clone(),
             metrics,
-            auth,
+            auth: Arc::clone(&auth),
             memory: MemoryBudget::new(machine::body_budget_bytes()),
             refusals: RefusalLog::default(),
             failures: Failures::default(),
@@ -336,6 +337,7 @@ impl App {
             closing,
             tracker,
             prompts,
+            auth,
             queue,
             store,
             http,
@@ -382,11 +384,15 @@ impl App {
         self.new_admin_token.as_ref()
     }
 
-    /// Reads the prompts anew, all or none of them; what came of it is in the log, and on record if they are new.
-    /// `actor` is who wants it.
-    pub async fn reload_prompts(&self, actor: &str) {
-        let prompts = self.prompts.clone();
-        match task::spawn_blocking(move || prompts.reload()).await {
+    /// Reloads the prompts, all or none of them, and the keys of JWTs. The log has the outcome, and the audit log new
+    /// prompts. `actor` is who wants it.
+    pub async fn reload(&self, actor: &str) {
+        let (prompts, auth) = (self.prompts.clone(), Arc::clone(&self.auth));
+        let reload = move || {
+            auth.reload();
+            prompts.reload()
+        };
+        match task::spawn_blocking(reload).await {
             Ok(Ok(())) => {
                 let deed = Deed { actor, action: "prompts_reload", detail: None };
                 if let Err(error) = self.queue.note(deed, None).await {

@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tokio::sync::Mutex;
-use tracing::error;
+use tracing::{error, info};
 use utoipa::ToSchema;
 
 use self::jwt::Tokens;
@@ -230,6 +230,19 @@ impl Auth {
     /// Whether the public routes need no credential.
     pub fn is_open(&self) -> bool {
         !self.is_key_required
+    }
+
+    /// Reads the keys of JWTs again, if there are any. After an error the old ones stay in use. May block.
+    pub fn reload(&self) {
+        match self.tokens.as_ref().map(Tokens::reload) {
+            Some(Ok(keys)) => {
+                // A key that is gone revokes the tokens that it signed.
+                self.revocations.fetch_add(1, Ordering::Relaxed);
+                info!(keys, "the keys of JWT_AUTH are reloaded");
+            }
+            Some(Err(error)) => error!(%error, "failed to reload the keys of JWT_AUTH; the old ones stay in use"),
+            None => {}
+        }
     }
 
     /// Who sends a request with this `Authorization` header.

@@ -3,7 +3,11 @@
 //!
 //! The file decides which algorithm a key is for, never the token: a public key can't be taken for a shared secret.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey, Validation,
@@ -13,6 +17,7 @@ use jsonwebtoken::{
     jwk::JwkSet,
     signature,
 };
+use parking_lot::RwLock;
 use ring::{
     hmac,
     signature::{
@@ -29,6 +34,9 @@ const MIN_SECRET: usize = 32;
 
 /// Seconds by which clocks may differ.
 const LEEWAY: u64 = 30;
+
+/// Longest time that a token may still be valid, in days: one that leaked must not open the service for years.
+const MAX_LIFE_DAYS: u64 = 31;
 
 /// Longest token that is looked at: each costs a signature's check.
 const MAX_TOKEN: usize = 8 << 10;
@@ -62,7 +70,9 @@ pub enum JwtError {
 
 /// Which tokens are believed: those of `issuer` for `audience`, signed by one of `keys`.
 pub struct Tokens {
-    keys: Vec<KnownKey>,
+    path: PathBuf,
+    /// Replaced as a whole when the file is read again.
+    keys: RwLock<Arc<[KnownKey]>>,
     issuer: String,
     audience: String,
 }
@@ -77,6 +87,8 @@ struct KnownKey {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    /// Seconds since 1970.
+    exp: u64,
     #[serde(default)]
     scope: Scopes,
 }
@@ -101,12 +113,21 @@ impl Tokens {
     /// # Errors
     /// [`JwtError`].
     pub fn load(path: &Path, issuer: &str, audience: &str) -> Result<Tokens, JwtError> {
-        let name = path.display().to_string();
-        let bytes = fs::read(path).map_err(|source| JwtError::Unreadable { path: name.clone(), source })?;
-        let keys = read_keys(&bytes).map_err(|reason| JwtError::NoKey { path: name, reason })?;
+        let keys = RwLock::new(read_file(path)?);
         // Fails where one was installed before, which can only be this one.
         let _ = RING.install_default();
-        Ok(Tokens { keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
+        Ok(Tokens { path: path.to_owned(), keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
+    }
+
+    /// Reads the keys again. Returns how many there are; after an error the old ones stay in use. May block.
+    ///
+    /// # Errors
+    /// [`JwtError`].
+    pub fn reload(&self) -> Result<usize, JwtError> {
+        let keys = read_file(&self.path)?;
+        let count = keys.len();
+        *self.keys.write() = keys;
+        Ok(count)
     }
 
     /// Who the token speaks for; none if it can't be believed, or says nothing of what may be done here.
@@ -114,10 +135,18 @@ impl Tokens {
         if token.len() > MAX_TOKEN {
             return None;
         }
-        let id = decode_header(token).ok()?.kid;
+        let header = decode_header(token).ok()?;
+        // No extension that a token could call critical is known here (RFC 7515, 4.1.11).
+        if header.crit.is_some() {
+            return None;
+        }
+        let (id, keys) = (header.kid, Arc::clone(&self.keys.read()));
         let named = |key: &&KnownKey| id.is_none() || key.id.is_none() || key.id == id;
-        let claims = self.keys.iter().filter(named).find_map(|key| self.claims(token, key))?;
-        let is_fit = (1..=MAX_SUBJECT).contains(&claims.sub.len()) && !claims.sub.contains(char::is_control);
+        let claims = keys.iter().filter(named).find_map(|key| self.claims(token, key))?;
+        let latest = jsonwebtoken::get_current_timestamp() + MAX_LIFE_DAYS * 24 * 3_600 + LEEWAY;
+        let is_fit = claims.exp <= latest
+            && (1..=MAX_SUBJECT).contains(&claims.sub.len())
+            && !claims.sub.contains(char::is_control);
         let scope = match &claims.scope {
             Scopes::Text(text) => text.split(' ').filter_map(|scope| scope.parse().ok()).max(),
             Scopes::List(list) => list.iter().filter_map(|scope| scope.parse::<Scope>().ok()).max(),
@@ -134,6 +163,12 @@ impl Tokens {
         validation.leeway = LEEWAY;
         decode(token, &known.key, &validation).ok().map(|token| token.claims)
     }
+}
+
+fn read_file(path: &Path) -> Result<Arc<[KnownKey]>, JwtError> {
+    let name = path.display().to_string();
+    let bytes = fs::read(path).map_err(|source| JwtError::Unreadable { path: name.clone(), source })?;
+    read_keys(&bytes).map(Into::into).map_err(|reason| JwtError::NoKey { path: name, reason })
 }
 
 /// The keys of a file, whose form tells what it holds.

@@ -47,7 +47,7 @@ pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<E
                 _ = signals.terminate.recv() => break None,
                 _ = signals.interrupt.recv() => break None,
                 error = app.unfit() => break Some(error),
-                _ = hung_up(&mut signals.hangup) => app.reload_prompts("SIGHUP").await,
+                _ = hung_up(&mut signals.hangup) => app.reload("SIGHUP").await,
             }
         };
         let code = stop(app, signals).await;

@@ -44,7 +44,8 @@ async fn exchange(service: &Service, bytes: &[u8]) -> String {
 }
 
 async fn serves(service: &Service) {
-    assert_eq!(service.submit("And what of me?").await.status, 202);
+    let answer = service.submit("And what of me?").await;
+    assert_eq!(answer.status, 202, "{answer:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -282,25 +283,29 @@ async fn a_batch_that_finds_no_memory_gets_503_and_one_of_another_address_finds_
     let service = limit.start(&Setup::new(&claude.base_url()).with("PATH", env!("PATH")));
     let head = "POST /api/v1/analyze/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let part = [format!("{head}Content-Length: 8000000\r\n\r\n").into_bytes(), vec![b' '; 7_999_999]].concat();
-    // An address gets half of 32 MiB: two of these.
-    let held = attack(&service, 16, &part).await;
-    let answer = exchange_from(&service, &part).await;
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("server_busy"), "{answer}");
-    assert!(answer.to_lowercase().contains("retry-after: 2"), "{answer}");
+    // An address gets half of 32 MiB: two of these four, if they come one after the other, and fewer side by side.
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.extend(send_part(&service, &part).await);
+    }
     let requests = vec![json!({ "query": "And mine?", "context": "x".repeat(40_000) }); 50];
     assert_eq!(service.post("/api/v1/analyze/batch", &json!({ "requests": requests })).await.status, 202);
-    drop(held);
-}
-
-/// Sends bytes from [`ELSEWHERE`] and gives what comes back.
-async fn exchange_from(service: &Service, bytes: &[u8]) -> String {
-    let mut stream = connect_from_elsewhere(service).await.unwrap();
-    let (mut reader, mut writer) = stream.split();
-    let mut answer = Vec::new();
-    let sent = async { drop(writer.write_all(bytes).await) };
-    let read = async { drop(reader.read_to_end(&mut answer).await) };
-    timeout(PATIENCE, async { tokio::join!(sent, read) }).await.expect("the service closes the connection");
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut refused = 4 - held.len();
+    for mut stream in held {
+        let mut answer = Vec::new();
+        // A body that breaks off in the middle of being sent may cost its sender the answer.
+        drop(timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the service closes the connection"));
+        let answer = String::from_utf8_lossy(&answer);
+        if !answer.starts_with("HTTP/1.1 408") {
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
+            assert!(
+                answer.is_empty() || answer.contains("server_busy") && answer.contains("retry-after: 2"),
+                "{answer}"
+            );
+            refused += 1;
+        }
+    }
+    assert!(refused >= 2, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,14 +30,14 @@ pub(crate) async fn simulator() -> Simulator {
 
 /// How the binary is started.
 pub(crate) struct Setup {
-    folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
     settings: Vec<(String, String)>,
 }
 
 impl Setup {
     /// In a new folder, against Claude at `base_url`.
     pub(crate) fn new(base_url: &str) -> Setup {
-        let setup = Setup { folder: tempfile::tempdir().unwrap(), settings: Vec::new() };
+        let setup = Setup { folder: Arc::new(tempfile::tempdir().unwrap()), settings: Vec::new() };
         let prompts = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts");
         setup
             .with("ANTHROPIC_API_KEY", "sk-test-secret")
@@ -132,7 +132,9 @@ impl Setup {
                 std::mem::take(&mut *said.0.lock().unwrap())
             }
         });
-        Service { child: Some(child), base: format!("http://{address}"), client: client(), said, log: Some(log) }
+        let folder = Some(Arc::clone(&self.folder));
+        let base = format!("http://{address}");
+        Service { child: Some(child), base, client: client(), said, log: Some(log), _folder: folder }
     }
 }
 
@@ -170,6 +172,8 @@ pub(crate) struct Service {
     /// What it said so far, and word of every line more.
     said: Arc<(Mutex<String>, Condvar)>,
     log: Option<std::thread::JoinHandle<String>>,
+    /// Lasts as long as the process that uses it.
+    _folder: Option<Arc<tempfile::TempDir>>,
 }
 
 /// An answer, read whole.
@@ -212,6 +216,7 @@ impl Service {
             client: client(),
             said: Arc::default(),
             log: None,
+            _folder: None,
         }
     }
 

@@ -151,3 +151,32 @@ fn a_file_without_a_usable_key_is_refused_with_the_reason() {
     let missing = Tokens::load(Path::new("/nowhere/keys"), "i", "a").err().unwrap();
     assert!(missing.to_string().contains("/nowhere/keys"));
 }
+
+#[test]
+fn a_token_with_a_critical_extension_or_too_long_a_life_is_refused() {
+    let tokens = tokens(SECRET).unwrap();
+    let header = json!({"alg": "HS256"});
+    assert_eq!(tokens.identify(&token(&header, &claims(), &hs256)), alice(Scope::Analyze));
+    for crit in [json!(["exp2"]), json!([])] {
+        let header = json!({"alg": "HS256", "crit": crit, "exp2": 1});
+        assert_eq!(tokens.identify(&token(&header, &claims(), &hs256)), None, "{header}");
+    }
+    let living = |days: i64| {
+        let mut claims = claims();
+        claims["exp"] = json!(now() + days * 24 * 3_600);
+        tokens.identify(&token(&header, &claims, &hs256))
+    };
+    assert_eq!((living(31), living(32)), (alice(Scope::Analyze), None));
+}
+
+#[test]
+fn the_keys_are_read_again_and_stay_if_the_file_can_not_be_read() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), SECRET).unwrap();
+    let tokens = Tokens::load(file.path(), "https://id.example", "ceoagent").unwrap();
+    let signed = token(&json!({"alg": "HS256"}), &claims(), &hs256);
+    fs::write(file.path(), "short").unwrap();
+    assert!(tokens.reload().is_err() && tokens.identify(&signed).is_some());
+    fs::write(file.path(), RSA_PUBLIC).unwrap();
+    assert_eq!((tokens.reload().unwrap(), tokens.identify(&signed)), (1, None));
+}
