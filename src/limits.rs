@@ -211,7 +211,7 @@ impl Limits {
         self.take(&[lane]).ok()
     }
 
-    /// A permit for a job of one of these lanes, or why there is none.
+    /// A permit for a job of one of these lanes, or the reason for the refusal.
     fn take(&self, ready: &[Lane]) -> Result<Permit, Refusal> {
         let (inner, now, in_use) = (&self.0, Instant::now(), (self.0.in_use)());
         let mut state = inner.state.lock();
@@ -504,7 +504,7 @@ impl State {
     /// Lets the permits given ahead make their calls, as far as more calls may be under way.
     fn give_turns(&mut self) {
         let workers = self.workers;
-        // Whoever has given up has dropped, or is about to drop, its permit.
+        // A worker that gave up has dropped its permit, or is about to.
         self.models.values_mut().for_each(|model| model.ahead.retain(|turn| !turn.is_closed()));
         let mut room = workers.saturating_sub(self.calling());
         for model in self.models.values_mut() {

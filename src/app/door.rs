@@ -3,7 +3,6 @@
 //! other is closed at once: to let it wait would cost memory without bound.
 
 use std::{
-    collections::HashMap,
     future::{Ready, ready},
     io,
     net::{IpAddr, SocketAddr, TcpListener},
@@ -21,7 +20,10 @@ use tower_service::Service;
 use tracing::warn;
 
 use super::StartError;
-use crate::{http::memory::MonitoringOnly, metrics::Metrics};
+use crate::{
+    http::memory::{MonitoringOnly, Shares},
+    metrics::Metrics,
+};
 
 /// A client must have sent its request's head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,37 +94,8 @@ struct Places {
 
 #[derive(Debug, Default)]
 struct Taken {
-    usual: Count,
-    monitoring: Count,
-}
-
-/// Connections, in all and by address.
-#[derive(Debug, Default)]
-struct Count {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-impl Count {
-    fn take(&mut self, address: IpAddr, most: usize, most_per_address: usize) -> bool {
-        let of_address = self.by_address.get(&address).copied().unwrap_or_default();
-        if self.total >= most || of_address >= most_per_address {
-            return false;
-        }
-        self.total += 1;
-        self.by_address.insert(address, of_address + 1);
-        true
-    }
-
-    fn give_back(&mut self, address: IpAddr) {
-        self.total -= 1;
-        if let Some(of_address) = self.by_address.get_mut(&address) {
-            *of_address -= 1;
-            if *of_address == 0 {
-                self.by_address.remove(&address);
-            }
-        }
-    }
+    usual: Shares,
+    monitoring: Shares,
 }
 
 impl Door {
@@ -134,8 +107,8 @@ impl Door {
     fn place(&self, address: IpAddr) -> Option<Place> {
         let Places { most, taken, metrics } = &*self.0;
         let mut taken = taken.lock();
-        let is_usual = taken.usual.take(address, *most, most - most / 4);
-        if !is_usual && !taken.monitoring.take(address, MONITORING_PLACES, MONITORING_PLACES_PER_ADDRESS) {
+        let is_usual = taken.usual.take(address, 1, *most, most - most / 4);
+        if !is_usual && !taken.monitoring.take(address, 1, MONITORING_PLACES, MONITORING_PLACES_PER_ADDRESS) {
             metrics.connections_refused.inc();
             return None;
         }
@@ -155,7 +128,8 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.door.0.taken.lock();
-        if self.is_usual { taken.usual.give_back(self.address) } else { taken.monitoring.give_back(self.address) }
+        let places = if self.is_usual { &mut taken.usual } else { &mut taken.monitoring };
+        places.give_back(self.address, 1);
     }
 }
 
@@ -216,6 +190,6 @@ mod tests {
         assert_eq!(door.0.metrics.connections_refused.get(), 100 - 14);
         drop((greedy, other));
         assert_eq!(usual(&of(b, 6)), 6, "they are free again");
-        assert!(door.0.taken.lock().usual.by_address.is_empty());
+        assert!(door.0.taken.lock().usual.is_unused());
     }
 }

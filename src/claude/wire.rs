@@ -450,7 +450,7 @@ pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json
     })
 }
 
-/// `text` with null for each number that is none, if there are any outside of its texts.
+/// `text` with `NaN` and the like, outside of its strings, replaced by null. `None` if it has no such value.
 fn without_nan(text: &str) -> Option<String> {
     let (mut json, mut rest, mut found) = (String::new(), text, false);
     let (mut is_text, mut is_escaped) = (false, false);

@@ -60,13 +60,44 @@ struct Budget {
     bytes: usize,
     /// Lists that are made at the same time. Each reads up to 4 MiB from disk, and is as large again as JSON.
     lists: Semaphore,
-    held: Mutex<Held>,
+    held: Mutex<Shares>,
 }
 
+/// What is used of something bounded, in all and by address.
 #[derive(Debug, Default)]
-struct Held {
+pub struct Shares {
     total: usize,
     by_address: HashMap<IpAddr, usize>,
+}
+
+impl Shares {
+    /// Takes `count` for an address if neither all of them nor the address exceed their bounds then.
+    pub fn take(&mut self, address: IpAddr, count: usize, most: usize, most_per_address: usize) -> bool {
+        let of_address = self.by_address.get(&address).copied().unwrap_or_default();
+        if self.total + count > most || of_address + count > most_per_address {
+            return false;
+        }
+        self.total += count;
+        self.by_address.insert(address, of_address + count);
+        true
+    }
+
+    /// Whether nothing is taken and no address remembered.
+    #[cfg(test)]
+    pub(crate) fn is_unused(&self) -> bool {
+        self.total == 0 && self.by_address.is_empty()
+    }
+
+    /// Gives back what was taken. Addresses with nothing left are forgotten.
+    pub fn give_back(&mut self, address: IpAddr, count: usize) {
+        self.total -= count;
+        if let Some(of_address) = self.by_address.get_mut(&address) {
+            *of_address -= count;
+            if *of_address == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
 }
 
 impl MemoryBudget {
@@ -103,32 +134,21 @@ impl Hold {
         let Budget { bytes, held, .. } = &*self.budget;
         let before = self.bytes.load(Ordering::Relaxed);
         let most = if before + more > SMALL_BODY_BYTES { bytes - bytes / 4 } else { *bytes };
-        let mut held = held.lock();
-        let of_address = held.by_address.get(&self.address).copied().unwrap_or_default();
-        if held.total + more > most || of_address + more > bytes / 2 {
+        let is_taken = held.lock().take(self.address, more, most, bytes / 2);
+        if is_taken {
+            self.bytes.store(before + more, Ordering::Relaxed);
+        } else {
             self.is_refused.store(true, Ordering::Relaxed);
-            return false;
         }
-        held.total += more;
-        held.by_address.insert(self.address, of_address + more);
-        self.bytes.store(before + more, Ordering::Relaxed);
-        true
+        is_taken
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
-        if bytes == 0 {
-            return;
-        }
-        let mut held = self.budget.held.lock();
-        held.total -= bytes;
-        if let Some(of_address) = held.by_address.get_mut(&self.address) {
-            *of_address -= bytes;
-            if *of_address == 0 {
-                held.by_address.remove(&self.address);
-            }
+        if bytes > 0 {
+            self.budget.held.lock().give_back(self.address, bytes);
         }
     }
 }
@@ -272,8 +292,7 @@ mod tests {
         assert!(small.iter().all(|hold| hold.grow(SMALL_BODY_BYTES)));
         assert!(!budget.hold(address(11)).grow(1), "all is held");
         drop((a, b, small));
-        assert!(budget.0.held.lock().by_address.is_empty());
-        assert_eq!(budget.0.held.lock().total, 0);
+        assert!(budget.0.held.lock().is_unused());
     }
 
     #[tokio::test]

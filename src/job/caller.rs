@@ -40,7 +40,7 @@ pub fn unnamed(address: IpAddr) -> Caller {
     digest(Kind::Unnamed, &octets)
 }
 
-/// Whoever has the admin token.
+/// The holder of the admin token.
 pub fn operator() -> Caller {
     digest(Kind::Operator, ADMIN_TOKEN.as_bytes())
 }

@@ -46,7 +46,7 @@ pub(super) struct Reserved {
 #[derive(Debug)]
 pub struct Kept {
     limits: Limits,
-    // Dropped before whoever waits is told.
+    // Dropped before the waiting workers are woken.
     reservation: Option<Reservation>,
 }
 

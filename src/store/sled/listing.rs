@@ -37,20 +37,21 @@ impl Shared {
     /// A page of jobs with their records. May block.
     pub(super) fn list(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobPage, StoreError> {
         let Found { jobs: mut found, mut end } = self.find(disk, listing, now)?;
-        let (mut jobs, mut bytes) = (Vec::with_capacity(found.len()), 0);
-        let mut place = 0;
-        while place < found.len() {
-            let (seq, job) = found[place].clone();
+        let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.len()), 0, 0);
+        for &(seq, ref job) in &found {
             // A statement of its own, so that the lock is not held while the disk is read.
             let open = self.deliveries.read().get(seq).cloned();
-            let record = readable(self.record(disk, seq, job, open))?;
+            let record = readable(self.record(disk, seq, job.clone(), open))?;
             bytes += record.as_ref().map_or(0, JobRecord::text_bytes);
             jobs.extend(record);
-            if bytes > MAX_PAGE_BYTES && place + 1 < found.len() {
-                found.truncate(place + 1);
-                end = Some(seq);
+            read += 1;
+            if bytes > MAX_PAGE_BYTES {
+                break;
             }
-            place += 1;
+        }
+        if read < found.len() {
+            found.truncate(read);
+            end = found.last().map(|&(seq, _)| seq);
         }
         let (next, prev) = neighbours(listing, &found, end);
         if listing.side() != listing.order.onward() {
