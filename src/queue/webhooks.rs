@@ -23,7 +23,9 @@ impl Queue {
     pub async fn resend_webhook(&self, id: JobId, by: Caller) -> Result<JobRecord, QueueError> {
         let record = self.get(id).await?;
         if record.request.callback_url.is_none() {
-            return Err(QueueError::Conflict("the job has no callback_url, so there is no webhook to resend".to_owned()));
+            return Err(QueueError::Conflict(
+                "the job has no callback_url, so there is no webhook to resend".to_owned(),
+            ));
         }
         if !record.job.state.is_final() {
             let status = record.job.status(self.now());

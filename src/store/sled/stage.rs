@@ -395,9 +395,11 @@ impl Writer {
         let delivery = match known {
             Some(delivery) => delivery,
             // One that came by import after its end has none yet.
-            None => match self.request(disk, seq, id)?.map(|request| request.callback_url.as_deref().map(Delivery::to)) {
-                Ok(Some(delivery)) => delivery,
-                Ok(None) => return Ok(Err(StoreError::NotFound(id))),
+            None => match self.request(disk, seq, id)? {
+                Ok(request) => match request.callback_url.as_deref() {
+                    Some(url) => Delivery::to(url),
+                    None => return Ok(Err(StoreError::NotFound(id))),
+                },
                 Err(corrupt) => return Ok(Err(corrupt)),
             },
         };
