@@ -48,9 +48,9 @@ pub struct Delivery {
     /// The message's number among those of its job; 0 before the first.
     pub number: u32,
     /// How often a person had this message resent.
-    pub resends: u32,
+    pub resends: u16,
     /// Failed tries since the job's end or the last resend: the pause after a try depends on it.
-    pub failed: usize,
+    pub failed: u16,
     pub state: DeliveryState,
     /// The newest tries of this message, oldest first.
     pub tries: Vec<DeliveryTry>,
@@ -147,7 +147,7 @@ impl Delivery {
     pub fn resent(self, now: Timestamp) -> Delivery {
         Delivery {
             number: self.number.max(1),
-            resends: self.resends.saturating_add(1),
+            resends: self.resends.wrapping_add(1),
             failed: 0,
             state: DeliveryState::Pending { next_at: now },
             ..self
@@ -175,7 +175,7 @@ impl Delivery {
     /// After a try; the receiver may have asked for a pause.
     pub fn tried(mut self, this: DeliveryTry, asked: Option<Duration>) -> Delivery {
         let at = this.at;
-        self.state = match (this.http_status, PAUSES.get(self.failed)) {
+        self.state = match (this.http_status, PAUSES.get(usize::from(self.failed))) {
             (Some(200..=299), _) => DeliveryState::Delivered,
             (Some(410), _) => DeliveryState::Disabled,
             (_, None) => DeliveryState::GivenUp,
@@ -184,7 +184,7 @@ impl Delivery {
                 DeliveryState::Pending { next_at: at.plus(pause) }
             }
         };
-        self.failed += usize::from(self.state != DeliveryState::Delivered);
+        self.failed += u16::from(self.state != DeliveryState::Delivered);
         self.tries.push(this);
         if self.tries.len() > MAX_TRIES {
             self.tries.remove(0);
