@@ -113,9 +113,6 @@ pub enum StartError {
     /// Callers' tokens can't be checked.
     #[error(transparent)]
     Tokens(#[from] JwtError),
-    /// A text is not an origin.
-    #[error("CORS_ORIGINS: {0:?} is not an origin. Use scheme and host only, for example https://app.example.")]
-    Origin(String),
     /// Webhooks can't be sent.
     #[error(transparent)]
     Webhooks(#[from] WebhookError),
@@ -162,7 +159,6 @@ impl StartError {
             | StartError::StoredToken { .. }
             | StartError::Keys(_)
             | StartError::Tokens(_)
-            | StartError::Origin(_)
             | StartError::Webhooks(_)
             | StartError::NoModel { .. }
             | StartError::BudgetTooSmall { .. }
@@ -184,7 +180,6 @@ impl StartError {
 /// As [`App::start`].
 pub fn check(settings: &Settings) -> Result<(), StartError> {
     parts::tokens(settings)?;
-    parts::cors_origins(settings)?;
     auth::of_settings(settings.api_keys.as_ref())?;
     access_to_claude(settings).map(drop)
 }
@@ -231,7 +226,6 @@ impl App {
     pub async fn start_tuned(settings: &Settings, tuning: Tuning, clock: Clock) -> Result<App, StartError> {
         let prompts = Prompts::load(&settings.prompts_dir)?;
         let tokens = parts::tokens(settings)?;
-        let cors_origins = parts::cors_origins(settings)?;
         let access = access_to_claude(settings)?;
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
@@ -262,7 +256,13 @@ impl App {
         let keys = settings.api_keys.as_ref();
         let auth = Auth::new(admin_token.clone(), keys, tokens, is_key_required, queue.clone()).map(Arc::new)?;
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks.clone(), metrics.clone())?;
+        let webhooks = Webhooks::new(
+            queue.clone(),
+            &webhook_secret,
+            callbacks.clone(),
+            settings.public_url.clone(),
+            metrics.clone(),
+        )?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
@@ -308,7 +308,8 @@ impl App {
             refusals: RefusalLog::default(),
             failures: Failures::default(),
             trusted_proxies: settings.trusted_proxies.clone().into(),
-            cors_origins,
+            cors_origins: settings.cors_origins.clone(),
+            public_url: settings.public_url.clone(),
             callbacks,
             max_query_length: settings.max_query_length,
         };
@@ -328,7 +329,8 @@ impl App {
                 check.await.and_then(Result::err)
             }
         });
-        info!(%address, model = settings.model(), "ceoagent is ready");
+        let url = settings.public_url.as_ref().map_or_else(|| format!("http://{address}"), ToString::to_string);
+        info!(%address, url, model = settings.model(), "ceoagent is ready");
         Ok(App {
             address,
             new_admin_token: is_new.then(|| admin_token.clone()),

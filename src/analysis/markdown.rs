@@ -10,8 +10,8 @@ const SPECIAL: &[char] = &['\\', '`', '*', '_', '[', ']', '<', '>', '|', '#', '~
 
 /// Invisible characters that change the order in which others are shown.
 const REORDERING: &[char] = &[
-    '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}',
-    '\u{2068}', '\u{2069}',
+    '\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}',
+    '\u{2067}', '\u{2068}', '\u{2069}',
 ];
 
 /// The memo as Markdown, ending in a line break.
@@ -90,14 +90,18 @@ fn push_table(text: &mut String, table: &ScoreTable) {
 /// `text` on one line, with nothing in it that Markdown would read.
 fn escaped(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let is_seen = |c: &char| !c.is_control() && !REORDERING.contains(c);
-    text.chars().filter(is_seen).fold(String::new(), |mut escaped, c| {
+    text.chars().filter(|c| is_shown(*c)).fold(String::new(), |mut escaped, c| {
         if SPECIAL.contains(&c) {
             escaped.push('\\');
         }
         escaped.push(c);
         escaped
     })
+}
+
+/// Whether a character is shown, and nothing else: a terminal obeys control characters, and others reorder the text.
+pub fn is_shown(c: char) -> bool {
+    !c.is_control() && !REORDERING.contains(&c)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use console::Style;
 use textwrap::WrapAlgorithm;
 use textwrap::core::display_width;
 
+use super::terminal::clean;
 use crate::analysis::{
     document::{Block, Column, Document, Item, Marker, ScoreTable, Tone},
     memo::Memo,
@@ -155,15 +156,6 @@ fn number(content: impl ToString) -> Cell {
 
 fn emphasised(cell: Cell, yes: bool) -> Cell {
     if yes { cell.add_attribute(Attribute::Bold) } else { cell }
-}
-
-/// `text` as one line without anything a terminal would obey: escape sequences, control characters, and the invisible
-/// ones that reorder what is shown.
-pub(super) fn clean(text: &str) -> String {
-    let reorders = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let text = console::strip_ansi_codes(text);
-    let words = text.split_whitespace().map(|word| word.replace(|c: char| c.is_control() || reorders(c), ""));
-    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The text so far, and how to add to it.

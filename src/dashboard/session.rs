@@ -26,7 +26,7 @@ use super::{
     api::{Answer, Caller},
     reader::{self, Reader},
 };
-use crate::{clock::Timestamp, digest::sha256, queue::Queue};
+use crate::{clock::Timestamp, digest::sha256, http::host::FORWARDED_PROTO, queue::Queue};
 
 /// A working day, and no night: who runs the service signs in again.
 const SESSION_HOURS: u64 = 12;
@@ -204,9 +204,9 @@ pub(super) fn cookie(headers: &HeaderMap) -> Option<&str> {
     reader::cookie(headers, if is_by_tls(headers) { COOKIE_BY_TLS } else { COOKIE })
 }
 
-/// Whether a proxy says that the browser speaks TLS.
+/// Whether the browser speaks TLS, by PUBLIC_URL or by the word of a proxy.
 fn is_by_tls(headers: &HeaderMap) -> bool {
-    headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https")
+    headers.get(FORWARDED_PROTO).is_some_and(|scheme| scheme == "https")
 }
 
 /// `Secure` and its prefix only where the browser speaks TLS: else it would not keep the cookie.
@@ -426,10 +426,7 @@ mod tests {
     fn the_cookie_is_kept_from_scripts_and_other_sites() {
         let cookie = set_cookie(&HeaderMap::new(), "abc", 60);
         assert_eq!(cookie, "ceoagent_session=abc; Path=/; Max-Age=60; HttpOnly; SameSite=Strict");
-        let by_tls = HeaderMap::from_iter([(
-            header::HeaderName::from_static("x-forwarded-proto"),
-            HeaderValue::from_static("https"),
-        )]);
+        let by_tls = HeaderMap::from_iter([(FORWARDED_PROTO, HeaderValue::from_static("https"))]);
         let cookie = set_cookie(&by_tls, "abc", 60);
         assert!(cookie.to_str().unwrap().starts_with("__Host-ceoagent_session=abc; Path=/;"));
         assert!(cookie.to_str().unwrap().ends_with("; Secure"));
