@@ -267,7 +267,6 @@ pub enum ClientError {
     /// The further headers can't be read. They are not shown.
     #[error("ANTHROPIC_CUSTOM_HEADERS must be lines of `name: value`, such as `x-team: ops`")]
     CustomHeaders,
-    /// TLS or the HTTP client could not be set up.
     #[error("the HTTPS client for Claude could not be set up (are CA certificates installed?): {0}")]
     Http(String),
 }

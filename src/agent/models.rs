@@ -91,9 +91,7 @@ impl Models {
     }
 
     /// Whether a job may name this model.
-    ///
-    /// # Errors
-    /// What to say to its client.
+    /// Errors: What to say to its client.
     pub fn check(&self, id: &str) -> Result<(), String> {
         if self.0.allowed.contains(id) {
             return Ok(());

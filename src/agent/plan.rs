@@ -75,9 +75,7 @@ impl Plan {
 
 impl Agent {
     /// The call for an assignment.
-    ///
-    /// # Errors
-    /// The report of an attempt that can't be made, now or later.
+    /// Errors: The report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         let Assignment { request, useless, refused_by, is_waited_for, now } = assignment;
         let is_reduced = useless.is_some_and(was_cut_by_time);

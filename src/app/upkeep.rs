@@ -1,13 +1,11 @@
-//! What the service does for its calls beside the jobs: it has the schema compiled ahead, remembers when it was last used, and
-//! warns of old prices.
+//! A background task: warms the schema up, stores when it was last used, and warns of old prices.
 //!
-//! **Warming the schema up.** The first use of a schema waits for up to three minutes while the API compiles it, and the API
-//! keeps it for 24 hours after the last use. So a service that has had no question since its start makes one small call
-//! ([`crate::agent::WarmUp`]) after [`Tuning::warm_up_after`](super::Tuning). It makes none where it can't help or could
-//! surprise: with jobs in the queue, whose own calls compile it; while the limits, the gate or the daily budget allow no call; or
-//! within 23 hours of the last use, which is stored. The mark of the attempt is stored before the call, so that a service that
-//! restarts again and again pays once a day. The cost is in the ledger and in the log. Without a warm-up, the first question gets
-//! three more minutes.
+//! **Warm-up.** The first use of a schema waits for up to three minutes while the API compiles it. The API keeps it for 24
+//! hours after the last use. So a service without a question since its start makes one small call ([`crate::agent::WarmUp`])
+//! after [`Tuning::warm_up_after`](super::Tuning). It makes none with jobs in the queue, whose calls compile it; while the
+//! limits, the gate or the daily budget allow no call; or within 23 hours of the stored last use. That time is stored before
+//! the call, so a service that restarts again and again pays once a day. Without a warm-up, the first question gets three more
+//! minutes.
 
 use std::time::Duration;
 
@@ -28,24 +26,19 @@ use crate::{
     queue::{Queue, QueueError},
 };
 
-/// How often the last use of the schema is looked at, and the prices.
 const TICK: Duration = Duration::from_mins(1);
 
-/// A later use is stored once it is so much later: the API keeps a schema for a day.
+/// A later use is stored if it is so much later: the API keeps a schema for a day.
 const STORED_EVERY: Duration = Duration::from_hours(1);
 
-/// The stored settings with the last use of the schema, by model.
 const SCHEMAS: &str = "schema/";
 
-/// The last use of the schema by a model.
 #[derive(Serialize, Deserialize)]
 struct Use {
-    /// A digest of the schema.
     schema: String,
     at: Timestamp,
 }
 
-/// The background task.
 pub(super) struct Upkeep {
     pub(super) queue: Queue,
     pub(super) limits: Limits,
@@ -65,7 +58,6 @@ impl Upkeep {
         }
     }
 
-    /// Runs until the service stops.
     pub(super) async fn run(self, warm_up_after: Option<Duration>) {
         let mut warned_on = None;
         self.warn_of_prices(&mut warned_on);
@@ -110,7 +102,6 @@ impl Upkeep {
         self.record(&warm_up, &report).await;
     }
 
-    /// Books what the warm-up cost, and says what came of it.
     async fn record(&self, warm_up: &WarmUp, report: &AttemptReport) {
         let booked = match Sums::of(report) {
             Some(sums) => {
@@ -169,7 +160,6 @@ impl Upkeep {
 const OLD_PRICE: &str = "more than 60 days old: check it, and set it in MODEL_PRICES";
 const _: () = assert!(MAX_AGE_DAYS == 60, "the warning says so");
 
-/// What is to be noted of the service, though it works.
 pub(super) fn notes(agent: &Agent, now: Timestamp) -> Vec<Note> {
     let note = |(model, as_of)| Note {
         field: "prices",
@@ -179,7 +169,6 @@ pub(super) fn notes(agent: &Agent, now: Timestamp) -> Vec<Note> {
     agent.outdated_prices(&now.date()).map(note).collect()
 }
 
-/// Tells one schema from another.
 fn schema_digest() -> String {
-    sha256(&[analysis::schema_text().get().as_bytes()])[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&sha256(&[analysis::schema_text().get().as_bytes()])[..8])
 }
