@@ -5,6 +5,7 @@
 //! Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
 //!
 //! - `door`: the listener and its connections
+//! - `error`: why the service can't start
 //! - `machine`: what the machine allows
 //! - `model_check`: whether the models exist
 //! - `parts`: each part's configuration, and the constants that are not settings
@@ -12,6 +13,7 @@
 //! - `upkeep`: the schema is compiled ahead, old prices are noted
 
 mod door;
+pub mod error;
 mod machine;
 mod model_check;
 mod parts;
@@ -21,7 +23,6 @@ mod upkeep;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -30,124 +31,43 @@ use axum_server::Handle;
 use secrecy::SecretString;
 use tokio::{
     sync::mpsc,
-    task::{self, JoinError, JoinHandle},
+    task::{self, JoinHandle},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-use self::upkeep::Upkeep;
+use self::{error::StartError, upkeep::Upkeep};
 pub use self::{
     parts::{Tuning, is_in_use},
     secrets::{admin_token_file, stored_admin_token},
 };
 use crate::{
     agent::Agent,
-    auth::{self, Auth, AuthError, jwt::JwtError},
-    claude::{Claude, ClientError},
+    auth::{self, Auth},
+    claude::Claude,
     clock::Clock,
     config::{
-        ConfigError, Settings,
+        Settings,
         environment::{self, GatewayAccess},
     },
     dashboard,
     http::{self, Api, failures::Failures, memory::MemoryBudget, observe::RefusalLog},
     metrics::Metrics,
-    prompts::{PromptError, Prompts},
+    prompts::Prompts,
     queue::{Queue, QueueError, audit::Deed},
     store::{
         JobStore,
         sled::{
-            OpenError, SledStore,
+            SledStore,
             salvage::{self, SalvageError, Summary},
         },
     },
     sweeper::{self, disk::DiskWatch},
-    webhook::{WebhookError, Webhooks},
+    webhook::Webhooks,
     worker::Worker,
 };
 
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
-
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(
-        "can't listen on {address}: {source}; another program may use the port: stop it, or choose another PORT or HOST"
-    )]
-    Listen { address: SocketAddr, source: io::Error },
-    #[error(transparent)]
-    Prompts(#[from] PromptError),
-    #[error(transparent)]
-    Claude(#[from] ClientError),
-    #[error(transparent)]
-    Store(#[from] OpenError),
-    #[error("the jobs of the last run can't be recovered: {0}")]
-    Recovery(QueueError),
-    #[error("the {what} can't be stored in {}: {source}. Make DATA_DIR writable, or set {setting}", path.display())]
-    Secret { what: &'static str, setting: &'static str, path: PathBuf, source: io::Error },
-    #[error(
-        "other users can read {} (mode {mode:o}) and may know the secret in it. Delete the file to get a new one at the \
-         next start, or run: chmod 600 {}",
-        path.display(),
-        path.display()
-    )]
-    OpenSecret { path: PathBuf, mode: u32 },
-    #[error("the admin token in {} is not safe: {source}; or delete the file to get a new one at the next start", path.display())]
-    StoredToken { path: PathBuf, source: ConfigError },
-    #[error(transparent)]
-    Keys(#[from] AuthError),
-    #[error(transparent)]
-    Tokens(#[from] JwtError),
-    #[error("CORS_ORIGINS: {0:?} is not an origin. Use scheme and host only, for example https://app.example.")]
-    Origin(String),
-    #[error(transparent)]
-    Webhooks(#[from] WebhookError),
-    #[error("the start failed: {0}")]
-    Panicked(#[from] JoinError),
-    #[error(
-        "MODEL_NAME: {models} can't be used (retired, or unknown to Claude). Set a current model, for example {current}"
-    )]
-    NoModel { models: String, current: String },
-    #[error("DAILY_BUDGET: {given} is too small, because one call may need {need}. Raise it, or lower MAX_TOKENS")]
-    BudgetTooSmall { given: String, need: String },
-    #[error(
-        "DAILY_BUDGET in USD needs the price of {model}, which is not known. Set it in MODEL_PRICES, for example \
-         {model}=2/10 (US dollars per million input and output tokens), or choose another model"
-    )]
-    NoPrice { model: String },
-    #[error("the job store failed repeatedly and can't be recovered by this process; start the service again")]
-    StoreLost,
-    #[error(
-        "ANTHROPIC_API_KEY is not set, nor ANTHROPIC_AUTH_TOKEN. Set one of them in the environment or in .env to serve; or \
-         try the service without a key, against a simulated Claude: ceoagent demo"
-    )]
-    NoKey,
-}
-
-impl StartError {
-    /// Whether a person must change a setting or a file before the service can start; else another start may succeed.
-    pub fn is_of_settings(&self) -> bool {
-        match self {
-            StartError::Prompts(_)
-            | StartError::Claude(_)
-            | StartError::OpenSecret { .. }
-            | StartError::StoredToken { .. }
-            | StartError::Keys(_)
-            | StartError::Tokens(_)
-            | StartError::Origin(_)
-            | StartError::Webhooks(_)
-            | StartError::NoModel { .. }
-            | StartError::BudgetTooSmall { .. }
-            | StartError::NoPrice { .. }
-            | StartError::NoKey => true,
-            StartError::Listen { .. }
-            | StartError::Store(_)
-            | StartError::Recovery(_)
-            | StartError::Secret { .. }
-            | StartError::Panicked(_)
-            | StartError::StoreLost => false,
-        }
-    }
-}
 
 /// Checks the settings as far as that is possible without a start.
 pub fn check(settings: &Settings) -> Result<(), StartError> {
@@ -199,11 +119,11 @@ impl App {
         let (store, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let webhook_secret = secrets::webhook_secret(settings)?;
-        let agent = parts::agent(settings, claude.clone(), prompts.clone());
-        let budget = parts::budget(settings, &agent, &clock, &store)?;
-        let limits = parts::limits(settings, &agent, budget);
+        let agent = parts::agent(settings, claude, prompts.clone());
+        let budget = parts::budget(settings, &agent.planner, &clock, &store)?;
+        let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
-        let policy = parts::policy(settings, tuning, &agent, &limits, &clock);
+        let policy = parts::policy(settings, tuning, &agent.planner, &limits, &clock);
         let queue = Queue::new(Arc::clone(&store), clock.clone(), policy, metrics.clone(), closing.clone());
         let keys = settings.api_keys.as_ref();
         let auth = Auth::new(admin_token.clone(), keys, tokens, settings.requires_api_key(), queue.clone());
@@ -230,10 +150,10 @@ impl App {
         let api = Api {
             queue: queue.clone(),
             limits,
-            models: agent.known_models().clone(),
+            models: agent.planner.models.clone(),
             notes: {
-                let agent = agent.clone();
-                Arc::new(move || upkeep::notes(&agent, clock.now()))
+                let planner = agent.planner.clone();
+                Arc::new(move || upkeep::notes(&planner, clock.now()))
             },
             prompts: prompts.clone(),
             metrics,
@@ -250,7 +170,7 @@ impl App {
         let pages_queue = queue.clone();
         let router = http::router(api, |api| dashboard::router(api, pages_queue, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
-        let no_model = check_models(claude, agent, closing.clone());
+        let no_model = check_models(agent, closing.clone());
         info!(%address, model = settings.model(), "ceoagent is ready");
         let new_admin_token = is_new.then(|| admin_token.clone());
         let grace = settings.shutdown_grace;
@@ -392,10 +312,10 @@ async fn start_tasks(
 }
 
 /// Looks the models up in the background: the service accepts questions meanwhile.
-fn check_models(claude: Claude, agent: Agent, closing: CancellationToken) -> mpsc::Receiver<StartError> {
+fn check_models(agent: Agent, closing: CancellationToken) -> mpsc::Receiver<StartError> {
     let (sender, no_model) = mpsc::channel(1);
     tokio::spawn(async move {
-        if let Some(Err(error)) = closing.run_until_cancelled(model_check::check(&claude, &agent)).await {
+        if let Some(Err(error)) = closing.run_until_cancelled(model_check::check(&agent)).await {
             let _ = sender.send(error).await;
         }
     });

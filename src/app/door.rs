@@ -18,7 +18,7 @@ use tower_service::Service;
 #[cfg(target_os = "linux")]
 use tracing::warn;
 
-use super::StartError;
+use super::error::StartError;
 use crate::{
     http::memory::{MonitoringOnly, Shares},
     metrics::Metrics,

@@ -3,27 +3,28 @@
 
 use tracing::{debug, info, warn};
 
-use super::StartError;
+use super::error::StartError;
 use crate::{
-    agent::Agent,
-    claude::{Claude, error::ErrorKind, price::current_models},
+    agent::{Agent, models::GONE_FOR},
+    claude::{error::ErrorKind, price::current_models},
 };
 
 /// Only the API's own word counts: the network may be down, and a gateway may lack the route.
-pub(super) async fn check(claude: &Claude, agent: &Agent) -> Result<(), StartError> {
-    let models: Vec<String> = agent.models().map(str::to_owned).collect();
+pub(super) async fn check(Agent { claude, planner }: &Agent) -> Result<(), StartError> {
+    let known = &planner.models;
+    let models: Vec<String> = known.ids().map(str::to_owned).collect();
     let mut another = true;
     for model in &models {
         let looked_up = claude.model(model).await;
         if let Some(most) = looked_up.as_ref().ok().and_then(|info| u32::try_from(info.max_tokens?).ok()) {
-            agent.known_models().limit_output(model, most);
+            known.limit_output(model, most);
         }
         match looked_up {
             Ok(info) => {
                 let retires_at = info.retires_at.as_deref().unwrap_or("an unknown date");
                 match info.lifecycle.as_deref() {
                     Some("retired") => {
-                        another = agent.model_is_gone(model);
+                        another = known.pass_over(model, GONE_FOR);
                         warn!(model, retires_at, "the model is retired");
                     }
                     Some("deprecated") => {
@@ -36,7 +37,7 @@ pub(super) async fn check(claude: &Claude, agent: &Agent) -> Result<(), StartErr
                 }
             }
             Err(error) if error.kind == ErrorKind::NotFound && error.is_about(model) => {
-                another = agent.model_is_gone(model);
+                another = known.pass_over(model, GONE_FOR);
                 warn!(model, %error, "the model does not exist");
             }
             Err(error) => {
@@ -48,8 +49,8 @@ pub(super) async fn check(claude: &Claude, agent: &Agent) -> Result<(), StartErr
         let current = current_models().collect::<Vec<_>>().join(", ");
         return Err(StartError::NoModel { models: models.join(", "), current });
     }
-    if agent.models().next() != Some(agent.model_in_use()) {
-        info!(model = agent.model_in_use(), "using a fallback model");
+    if known.ids().next() != Some(known.pick(&[])) {
+        info!(model = known.pick(&[]), "using a fallback model");
     }
     Ok(())
 }

@@ -11,9 +11,12 @@ use std::{
 
 use axum::http::HeaderValue;
 
-use super::{StartError, machine};
+use super::{error::StartError, machine};
 use crate::{
-    agent::{Agent, AgentConfig, Assignment},
+    agent::{
+        Agent,
+        plan::{AgentConfig, Assignment, Planner},
+    },
     auth::jwt::{JwtError, Tokens},
     claude::{Claude, ClientConfig, price::Prices},
     clock::Clock,
@@ -138,13 +141,14 @@ pub(super) fn agent(settings: &Settings, claude: Claude, prompts: Prompts) -> Ag
     };
     let set = settings.model_prices.iter();
     let prices = Prices::new(set.map(|set| (set.model.clone(), set.input.0, set.output.0)));
-    Agent::new(claude, prompts, config, settings.model_name.iter().skip(1).cloned().collect(), prices)
+    let fallbacks = settings.model_name.iter().skip(1).cloned().collect();
+    Agent { claude, planner: Planner::new(prompts, config, fallbacks, prices) }
 }
 
-pub(super) fn limits(settings: &Settings, agent: &Agent, budget: Option<Budget>) -> Limits {
+pub(super) fn limits(settings: &Settings, planner: &Planner, budget: Option<Budget>) -> Limits {
     let in_use = {
-        let agent = agent.clone();
-        Arc::new(move || ModelKey::of(agent.model_in_use()))
+        let models = planner.models.clone();
+        Arc::new(move || ModelKey::of(models.pick(&[])))
     };
     Limits::new(settings.rate_limits.unwrap_or_default(), workers(settings), budget, in_use)
 }
@@ -163,14 +167,14 @@ pub(super) fn workers(settings: &Settings) -> usize {
     settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
 }
 
-pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits: &Limits, clock: &Clock) -> Policy {
+pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, limits: &Limits, clock: &Clock) -> Policy {
     let estimate_risk = {
-        let (agent, clock) = (agent.clone(), clock.clone());
-        Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
+        let (planner, clock) = (planner.clone(), clock.clone());
+        Arc::new(move |request: &JobRequest| planner.at_risk(Assignment::of(request, clock.now())))
     };
     let identify = {
-        let agent = agent.clone();
-        Arc::new(move |request: &JobRequest, is_waited_for, now| agent.question(request, is_waited_for, now))
+        let planner = planner.clone();
+        Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
     Policy {
         workers: workers(settings),
@@ -213,16 +217,16 @@ pub(super) fn callbacks(settings: &Settings) -> Callbacks {
 /// The daily budget, if one is set.
 pub(super) fn budget(
     settings: &Settings,
-    agent: &Agent,
+    planner: &Planner,
     clock: &Clock,
     store: &Arc<dyn JobStore>,
 ) -> Result<Option<Budget>, StartError> {
     let Some(set) = settings.daily_budget else { return Ok(None) };
     let daily = Daily { tokens: set.tokens, nanodollars: set.cost.map(|cost| cost.0) };
-    if let Some(model) = agent.unpriced_model().filter(|_| daily.nanodollars.is_some()) {
+    if let Some(model) = planner.unpriced_model().filter(|_| daily.nanodollars.is_some()) {
         return Err(StartError::NoPrice { model: model.to_owned() });
     }
-    let shortest = agent.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
+    let shortest = planner.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
     let usual = Need {
         tokens: shortest.input_tokens.saturating_add(shortest.output_tokens),
         nanodollars: shortest.nanodollars,
@@ -274,7 +278,7 @@ mod tests {
         assert!(config.idle_timeout > thinking);
         let agent = agent(&settings, Claude::new(config).unwrap(), prompts);
         let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
-        let plan = agent.plan(Assignment::of(&request, Timestamp::from_millis(1_800_000_000_000))).unwrap();
+        let plan = agent.planner.plan(Assignment::of(&request, Timestamp::from_millis(1_800_000_000_000))).unwrap();
         assert_eq!(plan.depth, Depth::Full);
         assert!(plan.call.time_limit >= thinking + slow, "{:?}", plan.call.time_limit);
         assert!(plan.call.max_tokens >= 3_700 + 45 * 90, "{}", plan.call.max_tokens);

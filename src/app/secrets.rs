@@ -12,7 +12,7 @@ use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use tracing::{info, warn};
 
-use super::StartError;
+use super::error::StartError;
 use crate::config::{Settings, check_admin_token};
 
 const TOKEN_FILE: &str = "admin-token";
