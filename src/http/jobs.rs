@@ -20,7 +20,7 @@ use super::{
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
 };
-use crate::{job::JobId, queue::audit::Deed};
+use crate::{job::JobId, queue::audit::AuditAction};
 
 /// A page of a caller's jobs.
 #[derive(Serialize, ToSchema)]
@@ -164,7 +164,7 @@ pub(super) async fn put_on_record(
 ) -> Result<(), Problem> {
     if let Some(actor) = operator {
         let detail = id.to_string();
-        api.queue.note(Deed { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
+        api.queue.record(AuditAction { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
     }
     Ok(())
 }

@@ -90,10 +90,10 @@ impl JobStore for Broken {
     async fn book(&self, _: Day, _: String, _: Sums) -> Result<(), StoreError> {
         self.fault().await
     }
-    async fn journal(&self, _: Uuid, _: String) -> Result<(), StoreError> {
+    async fn append_audit(&self, _: Uuid, _: String, _: Uuid) -> Result<(), StoreError> {
         self.fault().await
     }
-    async fn journalled(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+    async fn read_audit(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
         self.fault().await
     }
     fn is_under_way(&self, _: std::num::NonZeroU64) -> bool {
@@ -110,6 +110,12 @@ impl JobStore for Broken {
     }
     fn next_delivery_after(&self, _: Timestamp) -> Option<Timestamp> {
         None
+    }
+    async fn resend(&self, _: JobId, _: Timestamp) -> Result<(), StoreError> {
+        self.fault().await
+    }
+    async fn failing_deliveries(&self, _: Listing) -> Result<JobPage, StoreError> {
+        self.fault().await
     }
     async fn note_delivery(&self, _: JobId, _: Delivery) -> Result<(), StoreError> {
         self.fault().await
