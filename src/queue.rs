@@ -18,6 +18,7 @@
 //! - `submit`: how a question becomes a job
 //! - `sweep`: what time runs out on
 //! - `wait`: who waits for what, and who is woken
+//! - `webhooks`: those that fail, and those that a person resends
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
@@ -38,6 +39,7 @@ mod service_time;
 mod submit;
 mod sweep;
 mod wait;
+mod webhooks;
 
 use std::{
     borrow::Cow,

@@ -208,7 +208,23 @@ pub trait JobStore: Send + Sync + 'static {
     /// When the next message is due after `now`.
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp>;
 
-    /// Notes what came of a try. Of a message that is not the job's newest any more nothing is noted.
+    /// Makes the newest message of an ended job due at `now`, whatever became of it.
+    ///
+    /// *Returned*: it is durable. *Crashed before*: it is due or not.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] also for a job without a callback URL, [`StoreError::Transition`] for one that has not
+    /// ended, [`StoreError::Unavailable`].
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError>;
+
+    /// A page of the jobs whose message was tried and not accepted, newest job first: of all callers, or of the one whose
+    /// digest the filter has. It looks at no other condition.
+    ///
+    /// # Errors
+    /// As [`JobStore::get`].
+    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError>;
+
+    /// Records the outcome of a try, unless the job has ended again or a person had the message resent in the meantime.
     ///
     /// *Returned*: it is durable. *Crashed before*: it may have to be tried again.
     ///

@@ -205,7 +205,7 @@ impl Webhooks {
             DeliveryState::Delivered => "delivered",
             DeliveryState::GivenUp => "given_up",
             DeliveryState::Disabled => "disabled",
-            DeliveryState::Pending { .. } | DeliveryState::Waiting => "failed",
+            DeliveryState::Pending { .. } | DeliveryState::Waiting | DeliveryState::Skipped => "failed",
         };
         self.metrics.webhooks.get_or_create(&kind(outcome)).inc();
         let error = after.tries.last().and_then(|this| this.error.as_deref()).unwrap_or_default();

@@ -111,6 +111,12 @@ impl JobStore for Broken {
     fn next_delivery_after(&self, _: Timestamp) -> Option<Timestamp> {
         None
     }
+    async fn resend(&self, _: JobId, _: Timestamp) -> Result<(), StoreError> {
+        self.fault().await
+    }
+    async fn failing_deliveries(&self, _: Listing) -> Result<JobPage, StoreError> {
+        self.fault().await
+    }
     async fn note_delivery(&self, _: JobId, _: Delivery) -> Result<(), StoreError> {
         self.fault().await
     }

@@ -96,6 +96,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     takes_jobs_together_or_not_at_all(&fresh().await).await;
     takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
     owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
+    sends_a_message_again_and_lists_those_that_fail(&fresh().await).await;
     adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
     asks_once_for_all_that_ask_the_same(&fresh().await).await;
     claims_one_of_those_that_ask_the_same_however_many_try(fresh().await).await;
@@ -778,6 +779,56 @@ async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobSt
     );
     assert!(store.deliveries_due(at(99), 9).is_empty());
     store.note_delivery(job(0).id, second).await.unwrap();
+}
+
+async fn sends_a_message_again_and_lists_those_that_fail(store: &impl JobStore) {
+    let cancel = async |n, now| store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(now)).await.unwrap();
+    let delivery = async |n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
+    let failing = async |name: Option<&str>| {
+        let filter = JobFilter {
+            caller: name.map(str::to_owned),
+            caller_digest: name.and_then(caller::named),
+            ..JobFilter::default()
+        };
+        let (mut ids, mut cursor) = (Vec::new(), None);
+        loop {
+            let listing = Listing { filter: filter.clone(), limit: 2, cursor, ..Listing::default() };
+            let page = store.failing_deliveries(listing).await.unwrap();
+            ids.extend(page.jobs.iter().map(|record| record.job.id));
+            cursor = page.next;
+            if cursor.is_none() {
+                return ids;
+            }
+        }
+    };
+    for n in 0..5 {
+        let name = if n < 3 { "alice" } else { "bob" };
+        let request = JobRequest { caller: Some(name.to_owned()), ..(*request_with_callback(n)).clone() };
+        store.insert(Job { caller: caller::named(name), ..job(n) }, Arc::new(request)).await.unwrap();
+    }
+    let refused = store.resend(job(0).id, at(4)).await;
+    assert!(matches!(refused, Err(StoreError::Transition(TransitionError::Illegal { .. }))), "{refused:?}");
+    assert_eq!(store.resend(job(9).id, at(4)).await, Err(StoreError::NotFound(job(9).id)));
+    for (n, status) in [(0, 200), (1, 500), (2, 410), (3, 503), (4, 204)] {
+        cancel(n, 5).await;
+        let this = DeliveryTry { at: at(6), http_status: Some(status), error: None };
+        store.note_delivery(job(n).id, delivery(n).await.tried(this, None)).await.unwrap();
+    }
+    assert_eq!(failing(None).await, [job(3).id, job(2).id, job(1).id]);
+    assert_eq!(failing(Some("alice")).await, [job(2).id, job(1).id]);
+    assert!(failing(Some("carol")).await.is_empty());
+    // A delivered, a failing and a disabled one: each is due at once.
+    for n in 0..3 {
+        let before = delivery(n).await;
+        store.resend(job(n).id, at(7)).await.unwrap();
+        let resent = delivery(n).await;
+        assert_eq!((resent.next_at(), resent.number, resent.resends), (Some(at(7)), before.number, 1));
+        store.note_delivery(job(n).id, before).await.unwrap();
+        assert_eq!(delivery(n).await, resent, "a try from before the resend changes nothing");
+    }
+    assert_eq!((failing(None).await, due(store, 7).len()), (vec![job(3).id], 3));
+    store.remove(vec![job(3).id], at(9)).await.unwrap();
+    assert!(failing(None).await.is_empty());
 }
 
 async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {

@@ -48,6 +48,7 @@ pub(crate) enum Call {
     Transition(JobId),
     Prune,
     NoteDelivery(JobId),
+    Resend(JobId),
     Remove,
     Keep,
     Journal,
@@ -248,6 +249,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
         self.inner.next_delivery_after(now)
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.call(Call::Resend(id), self.inner.resend(id, now)).await
+    }
+
+    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.inner.failing_deliveries(listing).await
     }
 
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {

@@ -376,6 +376,14 @@ impl JobStore for SledStore {
         self.shared.deliveries.read().next_after(now)
     }
 
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Resend { id, now, reply }).await
+    }
+
+    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.read(move |shared, disk| shared.failing_deliveries(disk, &listing)).await
+    }
+
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
         self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
     }

@@ -40,7 +40,32 @@ impl Shared {
         now: Timestamp,
         look_time: Duration,
     ) -> Result<JobPage, StoreError> {
-        let Found { jobs: mut found, mut end, mut unfinished } = self.find(disk, listing, now, look_time)?;
+        let found = self.find(disk, listing, now, look_time)?;
+        self.page(disk, listing, found)
+    }
+
+    /// A page of the jobs whose message was tried and not accepted, newest first. May block.
+    pub(super) fn failing_deliveries(&self, disk: &Disk, listing: &Listing) -> Result<JobPage, StoreError> {
+        let Listing { filter, limit, cursor, .. } = listing;
+        let mut jobs: Vec<(Seq, Job)> = {
+            let (index, deliveries) = (self.index.read(), self.deliveries.read());
+            let failing = deliveries.failing(cursor.map(|cursor| cursor.from));
+            let failing = failing.filter_map(|seq| Some((seq, index.get(seq)?)));
+            let of_caller = failing.filter(|(_, job)| filter.caller.is_none() || job.caller == filter.caller_digest);
+            of_caller.take(*limit + 1).map(|(seq, job)| (seq, job.clone())).collect()
+        };
+        let has_more = jobs.len() > *limit;
+        jobs.truncate(*limit);
+        let end = jobs.last().map(|(seq, _)| *seq).filter(|_| has_more);
+        let mut page = self.page(disk, listing, Found { jobs, end, unfinished: None })?;
+        // Two names can have the same digest.
+        page.jobs.retain(|record| filter.takes_request(&record.request));
+        Ok(JobPage { prev: None, ..page })
+    }
+
+    /// The records of what was found.
+    fn page(&self, disk: &Disk, listing: &Listing, found: Found) -> Result<JobPage, StoreError> {
+        let Found { jobs: mut found, mut end, mut unfinished } = found;
         let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.len()), 0, 0);
         for &(seq, ref job) in &found {
             // A statement of its own, so that the lock is not held while the disk is read.
