@@ -69,6 +69,7 @@ pub use self::{
 };
 use self::{
     admission::{Bounds, DiskSpace, Rates},
+    audit::AuditLog,
     history::History,
     order::Order,
     pause::Switch,
@@ -243,6 +244,7 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     history: History,
+    audit: AuditLog,
     bounds: Arc<Bounds>,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
@@ -288,6 +290,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             history,
+            audit: AuditLog::default(),
             bounds,
             ended: Arc::default(),
             paused,

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     job::{JobId, UnfinishedSearch},
-    queue::audit::Deed,
+    queue::audit::AuditAction,
 };
 
 /// A page of a caller's jobs.
@@ -191,7 +191,7 @@ pub(super) async fn put_on_record(
 ) -> Result<(), Problem> {
     if let Some(actor) = operator {
         let detail = id.to_string();
-        api.queue.note(Deed { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
+        api.queue.record(AuditAction { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
     }
     Ok(())
 }

@@ -90,10 +90,10 @@ impl JobStore for Broken {
     async fn book(&self, _: Day, _: String, _: Sums) -> Result<(), StoreError> {
         self.fault().await
     }
-    async fn journal(&self, _: Uuid, _: String) -> Result<(), StoreError> {
+    async fn append_audit(&self, _: Uuid, _: String, _: Uuid) -> Result<(), StoreError> {
         self.fault().await
     }
-    async fn journalled(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+    async fn read_audit(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
         self.fault().await
     }
     fn is_under_way(&self, _: std::num::NonZeroU64) -> bool {

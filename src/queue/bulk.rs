@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Queue, QueueError, audit::Entry, note_caller, outlook::Allowance};
+use super::{Queue, QueueError, audit::OpenEntry, note_caller, outlook::Allowance};
 use crate::{
     job::{AtRisk, Cursor, JobEvent, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller},
     store::StoreError,
@@ -102,12 +102,12 @@ impl Bulk {
 }
 
 impl Queue {
-    /// Does what is wanted until all is done or the time is over, and notes in `entry` after each step what was done.
+    /// Does the action until all is done or the time is over, and counts the changed jobs in `entry` after each step.
     ///
     /// # Errors
-    /// [`QueueError::Refused`] where a bound lets no more jobs become pending, [`QueueError::Unavailable`]; what is noted was
-    /// done.
-    pub async fn act(&self, bulk: &Bulk, entry: &mut Entry) -> Result<Outcome, QueueError> {
+    /// [`QueueError::Refused`] where a bound lets no more jobs become pending, [`QueueError::Unavailable`]; the counted part
+    /// is done.
+    pub async fn act(&self, bulk: &Bulk, entry: &OpenEntry) -> Result<Outcome, QueueError> {
         let mut outcome = Outcome { next: bulk.cursor, ..Outcome::default() };
         loop {
             let Some(listing) = bulk.listing(self, outcome.next, STEP) else { return Ok(outcome) };
@@ -116,9 +116,8 @@ impl Queue {
             let (changed, stopped) = self.act_on(bulk.action, step.ids).await?;
             outcome.changed += changed;
             outcome.next = step.next;
-            entry.jobs = Some(outcome.changed);
-            if let Err(error) = self.note_again(entry).await {
-                warn!(audit.id = %entry.id, audit.jobs = outcome.changed, %error, "failed to update an audit entry");
+            if let Err(error) = self.record_jobs(entry, changed).await {
+                warn!(audit.jobs = outcome.changed, %error, "failed to update an audit entry");
             }
             if let Some(refused) = stopped {
                 return Err(refused);

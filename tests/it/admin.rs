@@ -133,12 +133,13 @@ async fn a_dry_run_tells_and_changes_nothing_and_then_the_action_does_what_it_to
         .iter()
         .rev()
         .map(|entry| {
-            format!("{} {} {}", entry["actor"].as_str().unwrap(), entry["action"].as_str().unwrap(), entry["jobs"])
+            let text = |name: &str| entry[name].as_str().unwrap().to_owned();
+            format!("{} {} {} {}", text("actor"), entry["count"], text("action"), entry["jobs"])
         })
         .collect();
-    let expected = ["pause null", "cancel 5", "cancel 0", "retry 1", "delete 1", "delete 3", "resume null"];
+    let expected = ["1 pause null", "2 cancel 5", "1 retry 1", "2 delete 4", "1 resume null"];
     assert_eq!(told, expected.map(|deed| format!("admin_token {deed}")));
-    assert_eq!(audit["entries"][5]["detail"], filter.to_string());
+    assert_eq!(audit["entries"][3]["detail"], filter.to_string());
     let page = service.admin_get(&format!("{AUDIT}?limit=2")).await.body;
     let next = page["next_cursor"].as_str().unwrap();
     let second = service.admin_get(&format!("{AUDIT}?limit=9&cursor={next}")).await.body;

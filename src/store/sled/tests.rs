@@ -45,11 +45,11 @@ async fn what_is_kept_beside_the_jobs_survives_a_kill() {
     let store = open(folder.path());
     let id = Uuid::from_u128(7);
     store.keep("paused".to_owned(), Some("yes".to_owned())).await.unwrap();
-    store.journal(id, "an entry".to_owned()).await.unwrap();
+    store.append_audit(id, "an entry".to_owned(), Uuid::nil()).await.unwrap();
     let copy = copy_of(folder.path());
     let survivor = open(copy.path());
     assert_eq!(survivor.kept(""), [("paused".to_owned(), "yes".to_owned())]);
-    assert_eq!(survivor.journalled(None, 9).await.unwrap(), [(id, "an entry".to_owned())]);
+    assert_eq!(survivor.read_audit(None, 9).await.unwrap(), [(id, "an entry".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
