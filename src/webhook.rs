@@ -34,7 +34,7 @@ use tracing::{error, info, warn};
 
 use self::slots::{MAX_PER_HOST, Slots};
 use crate::{
-    analysis::{Asked, memo::Shown},
+    analysis::{decision::Asked, memo::Shown},
     clock::Timestamp,
     job::{
         AttemptError, JobId, JobRecord, JobStatus,
@@ -205,7 +205,7 @@ impl Webhooks {
             DeliveryState::Delivered => "delivered",
             DeliveryState::GivenUp => "given_up",
             DeliveryState::Disabled => "disabled",
-            DeliveryState::Pending { .. } | DeliveryState::Waiting => "failed",
+            DeliveryState::Pending { .. } | DeliveryState::Waiting | DeliveryState::Skipped => "failed",
         };
         self.metrics.webhooks.get_or_create(&kind(outcome)).inc();
         let error = after.tries.last().and_then(|this| this.error.as_deref()).unwrap_or_default();

@@ -23,6 +23,7 @@ impl Planner {
             caller,
             metadata: _,
             callback_url: _,
+            callback_events: _,
             request_id: _,
             traceparent: _,
         } = request;

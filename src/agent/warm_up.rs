@@ -35,7 +35,7 @@ impl WarmUp {
     }
 
     pub fn input_bytes(&self) -> usize {
-        PROMPT.len() + analysis::schema_text().get().len()
+        PROMPT.len() + analysis::schema::text().get().len()
     }
 }
 
@@ -53,7 +53,7 @@ impl Planner {
             prompt: PROMPT.to_owned(),
             effort: effort.word(),
             thinking: least_thinking(model, effort),
-            schema: Some(analysis::schema_text()),
+            schema: Some(analysis::schema::text()),
             time_limit: TIME_LIMIT,
             cache: CacheTtl::Off,
             ..MessageRequest::default()

@@ -170,5 +170,5 @@ pub(super) fn notes(planner: &Planner, now: Timestamp) -> Vec<Note> {
 }
 
 fn schema_digest() -> String {
-    hex::encode(&sha256(&[analysis::schema_text().get().as_bytes()])[..8])
+    hex::encode(&sha256(&[analysis::schema::text().get().as_bytes()])[..8])
 }

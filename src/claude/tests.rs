@@ -38,7 +38,7 @@ fn question(text: &str) -> MessageRequest {
 }
 
 fn schema() -> Arc<serde_json::value::RawValue> {
-    crate::analysis::schema_text()
+    crate::analysis::schema::text()
 }
 
 async fn pair(faults: impl IntoIterator<Item = Fault>) -> (Simulator, Claude) {
