@@ -407,7 +407,25 @@ impl Queue {
         self.get(id).await
     }
 
-    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
+    /// Deletes a job that has ended, with its memo.
+    ///
+    /// # Errors
+    /// [`QueueError::Conflict`] if the job has not ended, [`QueueError::NotFound`], [`QueueError::Unavailable`].
+    pub async fn delete(&self, id: JobId) -> Result<(), QueueError> {
+        loop {
+            let job = self.0.store.peek(id).ok_or(QueueError::NotFound(id))?;
+            if !job.state.is_final() {
+                let status = job.status(self.now());
+                return Err(QueueError::Conflict(format!("the job is {status}; cancel it before you delete it")));
+            }
+            // The store leaves out a job that changes at this moment.
+            if self.0.store.remove(vec![id], self.now()).await? == 1 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A page of jobs. A search that takes long ends before the page is full, and says how far it came.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].

@@ -144,7 +144,7 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError>;
 
-    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
+    /// A page of jobs. A search that takes long ends before the page is full, and says how far it came.
     ///
     /// # Errors
     /// As [`JobStore::get`].

@@ -34,7 +34,7 @@ use tracing::{error, info, warn};
 
 use self::slots::{MAX_PER_HOST, Slots};
 use crate::{
-    analysis::{Asked, memo::Shown},
+    analysis::{decision::Asked, memo::Shown},
     clock::Timestamp,
     config::values::Origin,
     job::{

@@ -8,13 +8,11 @@ use std::{
 
 use serde::Serialize;
 
-use crate::analysis::markdown::is_shown;
+use crate::analysis::text::{is_shown, on_one_line};
 
 /// The text as one line, without escape sequences and characters that are not shown.
 pub(super) fn clean(text: &str) -> String {
-    let text = console::strip_ansi_codes(text);
-    let words = text.split_whitespace().map(|word| word.replace(|c| !is_shown(c), ""));
-    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    on_one_line(&console::strip_ansi_codes(text))
 }
 
 /// The value as indented JSON.

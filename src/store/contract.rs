@@ -463,6 +463,17 @@ async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
     assert_eq!(find(JobFilter { metadata, ..plain() }).await, [job(4).id]);
     let both = JobFilter { caller: Some("alice".to_owned()), priorities: vec![Priority::High], ..plain() };
     assert!(find(both).await.is_empty(), "conditions add up");
+    let ids = |numbers: &[u32]| Some(numbers.iter().map(|n| job(*n).id).collect());
+    assert_eq!(find(JobFilter { ids: ids(&[1, 3, 77]), ..plain() }).await, [job(3).id, job(1).id]);
+    assert!(find(JobFilter { ids: ids(&[]), ..plain() }).await.is_empty(), "no ids are not all ids");
+    let all = ids(&[0, 1, 2]);
+    assert_eq!(find(JobFilter { ids: all.clone(), ..plain() }.with_text(Some("Question 2"))).await, [job(2).id]);
+    let filter = JobFilter { ids: all, ..plain() };
+    let first = store.list(Listing { filter: filter.clone(), limit: 2, ..Listing::default() }, at(20)).await.unwrap();
+    assert!(first.unfinished.is_none(), "the page is full");
+    let next = Listing { filter, limit: 2, cursor: first.next, ..Listing::default() };
+    let next = store.select(next, at(20)).await.unwrap();
+    assert_eq!((next.ids, next.next), (vec![job(0).id], None));
 }
 
 async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {

@@ -300,7 +300,7 @@ impl JobStore for SledStore {
 
     async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
         self.shared.promote(now);
-        self.read(move |shared, disk| shared.list(disk, &listing, now)).await
+        self.read(move |shared, disk| shared.list(disk, &listing, now, listing::LOOK_TIME)).await
     }
 
     async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
