@@ -7,7 +7,7 @@ use serde::de::{Error, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-/// The analysis of one question. Unknown fields are ignored when it is read.
+/// The analysis of one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DecisionAnalysis {
     /// Language of every text, as a BCP 47 tag such as `en` or `zh-CN`.
@@ -55,6 +55,7 @@ pub struct DecisionAnalysis {
 /// Whether a question asks for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = QuestionKind)]
 pub enum Kind {
     /// It does.
     Decision,
@@ -65,6 +66,7 @@ pub enum Kind {
 /// Whether a recommendation can be acted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = MemoStatus)]
 pub enum Status {
     /// It can.
     Complete,

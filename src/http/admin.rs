@@ -14,6 +14,7 @@ use super::{
     Api,
     extract::{Admin, Params, count_up_to},
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
+    pages::Here,
     problem::{INVALID_PARAMETER, Problem},
     view::{Include, JobView},
 };
@@ -105,11 +106,17 @@ pub(super) struct JobList<'a> {
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
+pub(super) async fn list(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Response, Problem> {
     let (listing, include) = listing(&params, None)?;
     let _place = api.memory.list_place().await;
     let page = api.queue.list(listing).await?;
     let now = api.queue.now();
+    here.link_next("cursor", page.next.map(encode_cursor));
     let list = JobList {
         jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
         next_cursor: page.next.map(encode_cursor),

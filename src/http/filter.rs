@@ -19,7 +19,7 @@ const MAX_TEXT: usize = 500;
 /// A job must match all conditions. An empty filter matches all jobs.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[schema(as = JobFilter)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields, expecting = "an object")]
 pub(super) struct Conditions {
     /// Jobs with one of these statuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
