@@ -52,7 +52,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     prompts::{PromptError, Prompts},
-    queue::{Queue, QueueError, audit::Deed},
+    queue::{Queue, QueueError, audit::AuditAction},
     store::{
         JobStore,
         sled::{
@@ -394,8 +394,8 @@ impl App {
         };
         match task::spawn_blocking(reload).await {
             Ok(Ok(())) => {
-                let deed = Deed { actor, action: "prompts_reload", detail: None };
-                if let Err(error) = self.queue.note(deed, None).await {
+                let action = AuditAction { actor, action: "prompts_reload", detail: None };
+                if let Err(error) = self.queue.record(action, None).await {
                     warn!(%error, "the prompts are reloaded, but the audit log has no entry");
                 }
             }

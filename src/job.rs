@@ -38,7 +38,7 @@ pub use self::{
         AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode,
         Failures, MAX_ATTEMPTS, TokenUsage,
     },
-    filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
+    filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side, UnfinishedSearch},
     record::{Depth, IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
 use crate::{clock::Timestamp, digest::ModelKey};

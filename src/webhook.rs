@@ -36,7 +36,7 @@ use utoipa::ToSchema;
 use self::slots::{MAX_PER_HOST, Slots};
 use crate::{
     analysis::{
-        Asked,
+        decision::Asked,
         memo::{Memo, Shown},
     },
     clock::Timestamp,
@@ -223,7 +223,7 @@ impl Webhooks {
             DeliveryState::Delivered => "delivered",
             DeliveryState::GivenUp => "given_up",
             DeliveryState::Disabled => "disabled",
-            DeliveryState::Pending { .. } | DeliveryState::Waiting => "failed",
+            DeliveryState::Pending { .. } | DeliveryState::Waiting | DeliveryState::Skipped => "failed",
         };
         self.metrics.webhooks.get_or_create(&kind(outcome)).inc();
         let error = after.tries.last().and_then(|this| this.error.as_deref()).unwrap_or_default();

@@ -103,7 +103,7 @@ impl Agent {
             again,
             effort: effort.word(),
             // A part of a memo does not have the schema of a whole one.
-            schema: repair.is_none().then(analysis::schema_text),
+            schema: repair.is_none().then(analysis::schema::text),
             time_limit: self.time_limit(is_waited_for),
             extra_silence: Duration::ZERO,
             cache: CacheTtl::default(),
@@ -120,7 +120,7 @@ impl Agent {
             prompt_version: prompt.version,
             prompt_sha256: prompt.sha256,
             asked_again_after: useless.map(|attempt| attempt.number),
-            input_bytes: own_bytes + analysis::schema_text().get().len(),
+            input_bytes: own_bytes + analysis::schema::text().get().len(),
             refused_by: refused_by.to_vec(),
             made_at: now,
             call,
@@ -149,7 +149,7 @@ impl Agent {
 
     /// What a call with so many bytes of text costs at most; without a `model`, by the dearest of the service's.
     pub(super) fn risk(&self, model: Option<&str>, text_bytes: usize, max_tokens: u32) -> AtRisk {
-        let bytes = text_bytes + analysis::schema_text().get().len();
+        let bytes = text_bytes + analysis::schema::text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
         let output_tokens = u64::from(max_tokens);
         let cost = |model: &str| self.prices.of(model).map(|price| price.most(input_tokens, output_tokens));

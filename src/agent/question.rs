@@ -24,6 +24,7 @@ impl Agent {
             caller,
             metadata: _,
             callback_url: _,
+            callback_events: _,
             request_id: _,
             traceparent: _,
         } = request;

@@ -38,7 +38,7 @@ impl WarmUp {
 
     /// Bytes that are sent.
     pub fn input_bytes(&self) -> usize {
-        PROMPT.len() + analysis::schema_text().get().len()
+        PROMPT.len() + analysis::schema::text().get().len()
     }
 }
 
@@ -56,7 +56,7 @@ impl Agent {
             prompt: PROMPT.to_owned(),
             effort: effort.word(),
             thinking: least_thinking(model, effort),
-            schema: Some(analysis::schema_text()),
+            schema: Some(analysis::schema::text()),
             time_limit: TIME_LIMIT,
             cache: CacheTtl::Off,
             ..MessageRequest::default()

@@ -37,7 +37,7 @@ fn question(text: &str) -> MessageRequest {
 }
 
 fn schema() -> Arc<RawValue> {
-    crate::analysis::schema_text()
+    crate::analysis::schema::text()
 }
 
 async fn pair(faults: impl IntoIterator<Item = Fault>) -> (Simulator, Claude) {

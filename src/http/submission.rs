@@ -272,6 +272,7 @@ fn submission(body: Body) -> Submission {
             model: body.model,
             depth: body.depth.unwrap_or_default(),
             callback_url: body.callback_url,
+            callback_events: Vec::new(),
             prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
             caller: None,

@@ -31,6 +31,7 @@ pub(super) enum Command {
     Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
     Succeed { id: JobId, attempt: u32, report: Arc<AttemptReport>, now: Timestamp, reply: Reply<Vec<Job>> },
     NoteDelivery { id: JobId, delivery: Delivery, reply: Reply<()> },
+    Resend { id: JobId, now: Timestamp, reply: Reply<()> },
     Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
     Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
     Beside { change: BesideChange, reply: Reply<()> },
@@ -134,6 +135,7 @@ impl Command {
             | Command::Transition { .. }
             | Command::Succeed { .. }
             | Command::NoteDelivery { .. }
+            | Command::Resend { .. }
             | Command::Beside { .. }
             | Command::Book { .. } => 1,
         }
@@ -149,6 +151,7 @@ impl Command {
             Command::Beside { change, .. } => change.bytes(),
             Command::Claim { .. }
             | Command::NoteDelivery { .. }
+            | Command::Resend { .. }
             | Command::Prune { .. }
             | Command::Remove { .. }
             | Command::Book { .. } => 0,
@@ -164,7 +167,7 @@ impl Command {
             Command::Claim { reply, .. } => drop(reply.send(Err(error))),
             Command::Transition { reply, .. } => drop(reply.send(Err(error))),
             Command::Succeed { reply, .. } => drop(reply.send(Err(error))),
-            Command::NoteDelivery { reply, .. } => drop(reply.send(Err(error))),
+            Command::NoteDelivery { reply, .. } | Command::Resend { reply, .. } => drop(reply.send(Err(error))),
             Command::Prune { reply, .. } | Command::Remove { reply, .. } => drop(reply.send(Err(error))),
             Command::Beside { reply, .. } | Command::Book { reply, .. } => drop(reply.send(Err(error))),
         }
