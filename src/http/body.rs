@@ -148,8 +148,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
         Err(error) => Some(error),
     };
     let body = serde_json::from_slice(bytes).map_err(|error| {
-        let is_empty = bytes.trim_ascii().is_empty();
-        let detail = if is_empty { "the body is empty; send a JSON object".to_owned() } else { error.to_string() };
+        let detail = match bytes.trim_ascii().is_empty() {
+            true => "the body is empty; send a JSON object".to_owned(),
+            false => format!("the body is not valid JSON: {error}"),
+        };
         Problem::new(INVALID_JSON, detail)
     })?;
     // A field that is given twice can be seen only here: in `body` it is there once.

@@ -235,3 +235,50 @@ fn furnish(operation: &str, status: &str, response: &mut Response) {
         header("Retry-After", "Seconds to wait before the next try, if known", Type::Integer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    fn document() -> Value {
+        serde_json::to_value(crate::http::openapi()).unwrap()
+    }
+
+    #[test]
+    fn an_answer_can_have_a_new_value_of_an_open_enum_and_a_request_cannot() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        let property = |schema: &str, name: &str| schemas[schema]["properties"][name].clone();
+        for (schema, name, known) in [
+            ("Problem", "code", "ProblemCode"),
+            ("AttemptError", "code", "FailureCode"),
+            ("Attempt", "outcome", "AttemptOutcome"),
+            ("Outlook", "waiting_for", "WaitingFor"),
+            ("Flag", "code", "FlagCode"),
+        ] {
+            let open = json!([{"$ref": format!("#/components/schemas/{known}")}, {"type": "string"}]);
+            assert_eq!(property(schema, name)["anyOf"], open, "{schema}.{name}");
+            assert!(schemas[known]["enum"].is_array(), "{known}");
+        }
+        assert_eq!(property("JobFilter", "code")["items"]["$ref"], "#/components/schemas/FailureCode");
+        for request in ["AnalyzeRequest", "BatchRequest", "ActionRequest", "JobFilter", "KeyRequest", "LimitsChange"] {
+            assert_eq!(schemas[request]["additionalProperties"], false, "{request}");
+        }
+    }
+
+    #[test]
+    fn no_description_has_a_note_for_those_who_write_the_service() {
+        let mut parts = vec![document()];
+        while let Some(part) = parts.pop() {
+            if let Some(text) = part["description"].as_str() {
+                let internal = ["[`", "::", "Option<", "Vec<", "serde", "utoipa", "schema of the"];
+                assert!(internal.iter().all(|note| !text.contains(note)), "{text}");
+            }
+            match part {
+                Value::Object(fields) => parts.extend(fields.into_iter().map(|(_, part)| part)),
+                Value::Array(items) => parts.extend(items),
+                _ => {}
+            }
+        }
+    }
+}
