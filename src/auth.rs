@@ -11,6 +11,7 @@ pub mod jwt;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hex::FromHex;
 use parking_lot::RwLock;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
@@ -164,7 +165,7 @@ pub struct Key {
     /// What it may be used for.
     pub scope: Scope,
     /// The SHA-256 of the key.
-    #[serde(with = "hex_hash")]
+    #[serde(with = "hex::serde")]
     hash: [u8; 32],
     /// When it was made; absent for one of the settings.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -417,7 +418,7 @@ fn parse_entry(entry: &str) -> Option<Key> {
         _ => (Scope::Analyze, rest),
     };
     let hash = match secret.strip_prefix("sha256:") {
-        Some(hex) => hex_hash::parse(hex)?,
+        Some(digits) => <[u8; 32]>::from_hex(digits).ok()?,
         None => {
             let is_fit = secret.len() >= MIN_KEY && secret.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
             is_fit.then(|| hash(secret.as_bytes()))?
@@ -438,41 +439,6 @@ pub(crate) fn is_name(name: &str) -> bool {
     // A segment of dots in a path of the API would name another route.
     let is_part = |part: &str| part.bytes().all(fits) && !part.bytes().all(|byte| byte == b'.');
     name.len() <= MAX_NAME && name.splitn(2, '/').all(is_part) && caller(name) != ADMIN_TOKEN
-}
-
-/// A hash as hexadecimal text.
-mod hex_hash {
-    use std::fmt;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    struct Hex<'a>(&'a [u8; 32]);
-
-    impl fmt::Display for Hex<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-        }
-    }
-
-    pub(super) fn parse(text: &str) -> Option<[u8; 32]> {
-        let mut hash = [0; 32];
-        if text.len() != 64 || !text.is_ascii() {
-            return None;
-        }
-        for (place, byte) in hash.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
-        }
-        Some(hash)
-    }
-
-    pub(super) fn serialize<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&Hex(hash))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse(&text).ok_or_else(|| D::Error::custom("a hash must have 64 hexadecimal digits"))
-    }
 }
 
 #[cfg(test)]
@@ -505,7 +471,7 @@ mod tests {
         );
         assert_eq!(keys[0].hash, hash(format!("{KEY}x").as_bytes()));
         assert_eq!(keys[2].hash, hash(KEY.as_bytes()));
-        assert_eq!(hex_hash::parse(digest), Some(hash(KEY.as_bytes())), "as sha256sum has it");
+        assert_eq!(<[u8; 32]>::from_hex(digest), Ok(hash(KEY.as_bytes())), "as sha256sum has it");
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl Version {
             }
         }
         let digest = sha256(&[system.source.as_bytes(), user.source.as_bytes()]);
-        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex::encode(digest);
         Ok(Version { sha256, system: system.render(())?, user })
     }
 }
@@ -547,8 +547,8 @@ mod tests {
     #[test]
     fn the_sum_is_that_of_both_files_one_after_the_other() {
         let prompts = load("abc", GOOD_USER).unwrap();
-        let sum: Vec<_> = sha256(&[b"abc", GOOD_USER.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(prompts.list()[0].sha256, sum.concat());
+        let sum = hex::encode(sha256(&[b"abc", GOOD_USER.as_bytes()]));
+        assert_eq!(prompts.list()[0].sha256, sum);
     }
 
     #[test]

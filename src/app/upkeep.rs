@@ -181,5 +181,5 @@ pub(super) fn notes(agent: &Agent, now: Timestamp) -> Vec<Note> {
 
 /// Tells one schema from another.
 fn schema_digest() -> String {
-    sha256(&[analysis::schema::text().get().as_bytes()])[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&sha256(&[analysis::schema::text().get().as_bytes()])[..8])
 }

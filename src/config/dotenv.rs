@@ -62,30 +62,11 @@ pub(super) fn misspelt(names: &[&str]) -> Vec<(String, String)> {
     let mut known: Vec<&str> = known.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
     known.push(OTLP_ENDPOINT);
     let meant = |name: &str| {
-        let (edits, meant) = known.iter().map(|known| (edits(&name.to_uppercase(), known), known)).min()?;
+        let edits = |known| strsim::osa_distance(&name.to_uppercase(), known);
+        let (edits, meant) = known.iter().map(|known| (edits(known), known)).min()?;
         (edits <= name.len() / 4).then(|| (name.to_owned(), (*meant).to_owned()))
     };
     names.iter().filter(|name| !known.contains(name)).filter_map(|name| meant(name)).collect()
-}
-
-/// How many letters must be inserted, deleted, replaced or swapped with their neighbour to turn one name into the other.
-fn edits(one: &str, other: &str) -> usize {
-    let (one, other) = (one.as_bytes(), other.as_bytes());
-    // A row for each letter of `one`: the edits from its beginning to that of `other`, by the letters of that.
-    let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
-    for (i, letter) in one.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, wanted) in other.iter().enumerate() {
-            let replaced = rows[i][j] + usize::from(letter != wanted);
-            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && letter == &other[j - 1] && &one[i - 1] == wanted {
-                least = least.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][other.len()]
 }
 
 /// The entries of a settings file, in order; empty if there is no such file.
