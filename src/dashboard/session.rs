@@ -1,18 +1,11 @@
-//! Signing in: the credential is checked by the API, then kept here; the browser gets a random name for it.
+//! The sessions of the pages. A session has a random name, which only the browser has, in a cookie.
 //!
-//! What is kept, also in the store for the next start, is sealed by that name, which nobody but the browser has: neither
-//! the data folder nor a cookie alone gives the credential away. Signing out forgets it for good.
+//! The credential is encrypted with a key that is derived from the name, and stored, so that a session outlives a restart.
+//! So neither the data folder nor a cookie alone gives the credential away, and signing out deletes it for good.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
-use axum::{
-    Form,
-    extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Redirect, Response},
-};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use minijinja::context;
 use parking_lot::Mutex;
 use rand::distr::{Alphanumeric, SampleString};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -21,15 +14,19 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
+<<<<<<< HEAD
 use super::{
     Pages,
     api::{Answer, Caller},
     reader::{self, Reader},
 };
-use crate::{clock::Timestamp, digest::sha256, http::host::FORWARDED_PROTO, queue::Queue};
+use crate::{clock::Timestamp, digest::sha256, queue::Queue};
+=======
+use crate::{clock::Timestamp, digest::sha256, queue::Queue};
+>>>>>>> main
 
 /// A working day, and no night: who runs the service signs in again.
-const SESSION_HOURS: u64 = 12;
+pub(super) const SESSION_HOURS: u64 = 12;
 
 /// Most sessions: the oldest makes room, of an operator only where there are no others. More browsers than any team of
 /// operators has.
@@ -37,11 +34,6 @@ const MAX_SESSIONS: usize = 1_000;
 
 /// Characters of a session's name, and of the mark in its forms: 32 of 62 kinds are 190 bits.
 const NAME_LENGTH: usize = 32;
-
-const COOKIE: &str = "ceoagent_session";
-
-/// Its name by TLS: then no other host, such as a subdomain, can set it.
-const COOKIE_BY_TLS: &str = "__Host-ceoagent_session";
 
 /// What the settings begin with that keep a session; what is derived from the session's name follows.
 const SETTING: &str = "session/";
@@ -75,24 +67,6 @@ pub(super) struct SessionView {
     pub(super) is_admin: bool,
 }
 
-/// What a browser gets that has signed in.
-pub(super) struct SignedIn {
-    pub(super) cookie: HeaderValue,
-    pub(super) is_admin: bool,
-    /// Asks the API in its name.
-    pub(super) caller: Caller,
-}
-
-/// Why nobody is signed in.
-pub(super) enum NotSignedIn {
-    /// The credential opens nothing here.
-    Wrong,
-    /// There were too many tries.
-    Later,
-    /// The API can't tell now.
-    Unknown(Answer),
-}
-
 impl Sessions {
     /// The sessions that `queue` keeps.
     pub(super) fn of(queue: Queue) -> Sessions {
@@ -107,7 +81,7 @@ impl Sessions {
     }
 
     /// Opens a session. Returns the name that the browser is to keep.
-    async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
+    pub(super) async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
         let now = self.queue.now();
         let name = Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
         let ends_at = now.plus(Duration::from_hours(SESSION_HOURS));
@@ -144,7 +118,7 @@ impl Sessions {
         Some((SessionView { mark, is_admin: session.is_admin }, credential))
     }
 
-    async fn close(&self, name: &str) {
+    pub(super) async fn close(&self, name: &str) {
         let key = text_of(FINDING, name);
         if self.open.lock().remove(&key).is_some() {
             self.keep(&key, None).await;
@@ -199,6 +173,7 @@ fn unseal(name: &str, sealed: &str) -> Option<SecretString> {
     std::str::from_utf8(opened).ok().map(SecretString::from)
 }
 
+<<<<<<< HEAD
 /// The name of the session that the browser has.
 pub(super) fn cookie(headers: &HeaderMap) -> Option<&str> {
     reader::cookie(headers, if is_by_tls(headers) { COOKIE_BY_TLS } else { COOKIE })
@@ -206,7 +181,7 @@ pub(super) fn cookie(headers: &HeaderMap) -> Option<&str> {
 
 /// Whether the browser speaks TLS, by PUBLIC_URL or by the word of a proxy.
 fn is_by_tls(headers: &HeaderMap) -> bool {
-    headers.get(FORWARDED_PROTO).is_some_and(|scheme| scheme == "https")
+    headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https")
 }
 
 /// `Secure` and its prefix only where the browser speaks TLS: else it would not keep the cookie.
@@ -333,8 +308,12 @@ pub(super) fn sign_in_first(here: &str) -> Response {
     Redirect::to(&format!("/admin/login?{next}")).into_response()
 }
 
+=======
+>>>>>>> main
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -421,14 +400,17 @@ mod tests {
         let reopened = sessions(folder.path(), &clock);
         assert!(reopened.find(&first).is_none() && reopened.find(&second).is_none());
     }
+<<<<<<< HEAD
 
     #[test]
     fn the_cookie_is_kept_from_scripts_and_other_sites() {
         let cookie = set_cookie(&HeaderMap::new(), "abc", 60);
         assert_eq!(cookie, "ceoagent_session=abc; Path=/; Max-Age=60; HttpOnly; SameSite=Strict");
-        let by_tls = HeaderMap::from_iter([(FORWARDED_PROTO, HeaderValue::from_static("https"))]);
+        let by_tls = HeaderMap::from_iter([(header::HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static("https"))]);
         let cookie = set_cookie(&by_tls, "abc", 60);
         assert!(cookie.to_str().unwrap().starts_with("__Host-ceoagent_session=abc; Path=/;"));
         assert!(cookie.to_str().unwrap().ends_with("; Secure"));
     }
+=======
+>>>>>>> main
 }

@@ -20,7 +20,7 @@ use super::{
 use crate::config::values::Origin;
 
 /// The scheme that a browser uses, by the word of a proxy or by PUBLIC_URL.
-pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Headers that browsers send and no page can change.
 const FROM_BROWSERS: [HeaderName; 2] = [header::ORIGIN, HeaderName::from_static("sec-fetch-site")];
