@@ -8,6 +8,7 @@
 //!
 //! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `session`: signing in and out
 //! - `docs`: `/docs`, the API to read and try
+//! - `filter`: the filter of the queue · `audit`: the audit log
 //! - `reader`: who reads: language, colours, session · `page`: templates and answers · `strings`: every text, twice
 //! - `memo`, `history`: what of a memo, and of the past, is drawn and not just told · `assets`: the style sheet, the script, the
 //!   icon
@@ -15,7 +16,9 @@
 mod api;
 mod ask;
 mod assets;
+mod audit;
 mod docs;
+mod filter;
 mod history;
 mod job;
 mod keys;
@@ -82,6 +85,7 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/jobs/{id}/job.json", get(job::json))
         .route("/jobs/{id}/cancel", post(job::cancel))
         .route("/jobs/{id}/retry", post(job::retry))
+        .route("/jobs/{id}/delete", post(job::delete))
         .route("/admin", get(queue::show))
         .route("/admin/login", get(session::form).post(session::sign_in))
         .route("/admin/logout", post(session::sign_out))
@@ -89,11 +93,12 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/admin/pause", post(queue::pause))
         .route("/admin/resume", post(queue::resume))
         .route("/admin/limits", get(queue::limits).post(queue::set_limits))
-        .route("/admin/audit", get(queue::audit))
+        .route("/admin/audit", get(audit::show))
         .route("/admin/keys", get(keys::show).post(keys::create))
         .route("/admin/keys/revoke", post(keys::revoke))
         .layer(middleware::from_fn_with_state(Arc::clone(&pages), reader::guard))
         .route("/assets/{name}", get(assets::get))
+        .fallback(page::not_found)
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
         .layer(middleware::map_response(page::secure))
         .with_state(pages)

@@ -98,6 +98,26 @@ pub(super) async fn retry(
     pages.change(&reader, id, "retry", &mark).await
 }
 
+/// `POST /jobs/{id}/delete`
+pub(super) async fn delete(
+    State(pages): State<Arc<Pages>>,
+    reader: Reader,
+    Path(id): Path<Uuid>,
+    Form(Mark { mark }): Form<Mark>,
+) -> Response {
+    if reader.session.is_some()
+        && let Err(response) = pages.check_mark(&reader, &mark)
+    {
+        return *response;
+    }
+    let path = format!("/api/v1/jobs/{id}");
+    match pages.api.ask(&reader.caller, Method::DELETE, &path, HeaderMap::new(), None).await.ok() {
+        Ok(_) => pages.message(&reader, StatusCode::OK, "deleted_title", "deleted_do"),
+        Err(answer) if answer.status == StatusCode::CONFLICT => Redirect::to(&format!("/jobs/{id}")).into_response(),
+        Err(answer) => pages.problem(&reader, &answer),
+    }
+}
+
 impl Pages {
     /// The job, or the page that says why there is none.
     async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Box<Response>> {

@@ -1,8 +1,11 @@
 //! Fills templates and makes answers of them. Templates escape whatever they show; the filters here that write HTML
 //! escape their own.
 
+use std::sync::Arc;
+
 use axum::{
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    extract::{self, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
 use minijinja::{
@@ -107,6 +110,20 @@ impl Pages {
             }
         }
     }
+}
+
+/// An address without a page: a page that says so for browsers, the API's answer for programs.
+pub(super) async fn not_found(
+    extract::State(pages): extract::State<Arc<Pages>>,
+    reader: Reader,
+    request: Request,
+) -> Response {
+    let accept = request.headers().get_all(header::ACCEPT).iter();
+    if accept.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html")) {
+        return pages.message(&reader, StatusCode::NOT_FOUND, "no_page_title", "no_page_do");
+    }
+    let method = request.method().clone();
+    pages.api.send(&reader.caller, method, &reader.here, HeaderMap::new(), None).await
 }
 
 /// What every template gets besides what its page shows.
