@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::{
     extract::{Query, State},
     http::StatusCode,
-    response::Response,
 };
 use minijinja::{context, value::Serde};
 use serde::Serialize;
@@ -13,10 +12,9 @@ use serde_json::{Deserializer, Map, Value};
 use uuid::Uuid;
 
 use super::{
-    Pages,
     filter::{Pairs, encode, from_json},
+    pages::{Page, Pages},
     reader::Reader,
-    session::sign_in_first,
 };
 
 /// Entries on a page.
@@ -35,21 +33,14 @@ enum Target {
 }
 
 /// `GET /admin/audit`
-pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Response {
-    if reader.session.is_none() {
-        return sign_in_first(&reader.here);
-    }
+pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Page {
     let limit = [("limit".to_owned(), ENTRIES.to_string())];
     let query = encode(pairs.into_iter().filter(|(name, _)| name == "cursor").chain(limit));
-    let answer = match pages.api.get(&reader.caller, &format!("/api/v1/admin/audit?{query}")).await.ok() {
-        Ok(answer) => answer,
-        Err(answer) if answer.status == StatusCode::UNAUTHORIZED => return sign_in_first(&reader.here),
-        Err(answer) => return pages.problem(&reader, &answer),
-    };
+    let answer = pages.read(&reader, &format!("/api/v1/admin/audit?{query}")).await?;
     let entries = answer["entries"].as_array().into_iter().flatten();
     let targets: Vec<_> = entries.map(|entry| targets(entry["detail"].as_str().unwrap_or_default())).collect();
     let shown = context! { answer => Serde(answer), targets => Serde(targets) };
-    pages.render(&reader, StatusCode::OK, "audit.html", shown)
+    Ok(pages.render(&reader, StatusCode::OK, "audit.html", shown))
 }
 
 /// Reads an entry's details: objects of JSON, ids of jobs and names, separated by commas.

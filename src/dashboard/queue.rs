@@ -14,11 +14,10 @@ use serde_json::{Map, Value, json as object};
 use strum::VariantNames;
 
 use super::{
-    Pages,
     filter::{Pairs, chips, conditions, encode, given, json},
     history::{Charts, Range},
+    pages::{Mark, Page, Pages, sign_in_first},
     reader::Reader,
-    session::{Mark, sign_in_first},
 };
 use crate::job::FailureCode;
 
@@ -117,11 +116,9 @@ fn buttons(matched: &Value) -> Vec<Button> {
 
 /// `POST /admin/actions`: a dry run or, once confirmed, the action, on the selected jobs or, without any, on all of the
 /// filter.
-pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(form): Form<Pairs>) -> Response {
+pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(form): Form<Pairs>) -> Page {
     let field = |name: &str| form.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value.as_str());
-    if let Err(response) = pages.check_mark(&reader, field("mark")) {
-        return *response;
-    }
+    pages.check_mark(&reader, field("mark"))?;
     let selected: Pairs = form.iter().filter(|(name, _)| name == "ids").cloned().collect();
     let filter = if selected.is_empty() {
         form_urlencoded::parse(field("filter").as_bytes()).into_owned().collect()
@@ -133,56 +130,34 @@ pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(fo
     if !field("cursor").is_empty() {
         body["cursor"] = Value::from(field("cursor"));
     }
-    match pages.api.post(&reader.caller, "/api/v1/admin/jobs/actions", Some(&body)).await.ok() {
-        Ok(report) => {
-            let conditions = Serde(filter.clone());
-            let shown = context! { report => Serde(report), action, filter => encode(filter), conditions };
-            pages.render(&reader, StatusCode::OK, "bulk.html", shown)
-        }
-        Err(answer) => pages.problem(&reader, &answer),
-    }
+    let answer = pages.api.post(&reader.caller, "/api/v1/admin/jobs/actions", Some(&body)).await;
+    let (report, conditions) = (Serde(pages.done(&reader, answer)?), Serde(filter.clone()));
+    let shown = context! { report, action, filter => encode(filter), conditions };
+    Ok(pages.render(&reader, StatusCode::OK, "bulk.html", shown))
 }
 
 /// `POST /admin/pause`
-pub(super) async fn pause(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    Form(Mark { mark }): Form<Mark>,
-) -> Response {
+pub(super) async fn pause(State(pages): State<Arc<Pages>>, reader: Reader, Form(Mark { mark }): Form<Mark>) -> Page {
     pages.switch_queue(&reader, &mark, "pause").await
 }
 
 /// `POST /admin/resume`
-pub(super) async fn resume(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    Form(Mark { mark }): Form<Mark>,
-) -> Response {
+pub(super) async fn resume(State(pages): State<Arc<Pages>>, reader: Reader, Form(Mark { mark }): Form<Mark>) -> Page {
     pages.switch_queue(&reader, &mark, "resume").await
 }
 
 impl Pages {
-    async fn switch_queue(&self, reader: &Reader, mark: &str, action: &str) -> Response {
-        if let Err(response) = self.check_mark(reader, mark) {
-            return *response;
-        }
+    async fn switch_queue(&self, reader: &Reader, mark: &str, action: &str) -> Page {
+        self.check_mark(reader, mark)?;
         let answer = self.api.post(&reader.caller, &format!("/api/v1/admin/queue/{action}"), None).await;
-        match answer.ok() {
-            Ok(_) => Redirect::to("/admin").into_response(),
-            Err(answer) => self.problem(reader, &answer),
-        }
+        self.done(reader, answer)?;
+        Ok(Redirect::to("/admin").into_response())
     }
 
     /// A page made of one answer of the API.
-    async fn answer_page(&self, reader: &Reader, path: &str, template: &str, saved: bool) -> Response {
-        if reader.session.is_none() {
-            return sign_in_first(&reader.here);
-        }
-        match self.api.get(&reader.caller, path).await.ok() {
-            Ok(answer) => self.render(reader, StatusCode::OK, template, context! { answer => Serde(answer), saved }),
-            Err(answer) if answer.status == StatusCode::UNAUTHORIZED => sign_in_first(&reader.here),
-            Err(answer) => self.problem(reader, &answer),
-        }
+    async fn answer_page(&self, reader: &Reader, path: &str, template: &str, saved: bool) -> Page {
+        let answer = Serde(self.read(reader, path).await?);
+        Ok(self.render(reader, StatusCode::OK, template, context! { answer, saved }))
     }
 }
 
@@ -195,7 +170,7 @@ pub(super) struct LimitsForm {
 }
 
 /// `GET /admin/limits`
-pub(super) async fn limits(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Response {
+pub(super) async fn limits(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Page {
     let saved = pairs.iter().any(|(name, _)| name == "saved");
     pages.answer_page(&reader, "/api/v1/admin/limits", "limits.html", saved).await
 }
@@ -205,20 +180,16 @@ pub(super) async fn set_limits(
     State(pages): State<Arc<Pages>>,
     reader: Reader,
     Form(LimitsForm { mark, limits }): Form<LimitsForm>,
-) -> Response {
-    if let Err(response) = pages.check_mark(&reader, &mark) {
-        return *response;
-    }
+) -> Page {
+    pages.check_mark(&reader, &mark)?;
     // What is no number goes along as it is: the API says what is wrong with it.
     let value = |text: String| text.trim().parse::<u64>().map_or(Value::from(text), Value::from);
     let given = limits.into_iter().filter(|(_, text)| !text.trim().is_empty());
     let body = Value::from(given.map(|(name, text)| (name, value(text))).collect::<Map<String, Value>>());
     let answer =
         pages.api.ask(&reader.caller, Method::PATCH, "/api/v1/admin/limits", HeaderMap::new(), Some(&body)).await;
-    match answer.ok() {
-        Ok(_) => Redirect::to("/admin/limits?saved=1").into_response(),
-        Err(answer) => pages.problem(&reader, &answer),
-    }
+    pages.done(&reader, answer)?;
+    Ok(Redirect::to("/admin/limits?saved=1").into_response())
 }
 
 fn limit(limit: usize) -> (String, String) {

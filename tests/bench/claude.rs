@@ -23,7 +23,8 @@ use std::{
 use ceoagent::{
     analysis,
     claude::{
-        Claude, ClientConfig, MessageRequest,
+        Claude, ClientConfig,
+        message::MessageRequest,
         simulator::{AccountLimits, Counters, Latency, Simulator, SimulatorConfig},
     },
 };
