@@ -207,7 +207,7 @@ async fn serve(router: Router) -> String {
 }
 
 async fn start() -> String {
-    serve(router(api(&CancellationToken::new()), |_| Router::new())).await
+    serve(router(api(&CancellationToken::new()), |_| Router::new().fallback(no_such_route))).await
 }
 
 fn client() -> Client {
@@ -224,7 +224,8 @@ fn post(base: &str) -> RequestBuilder {
 async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
-    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let kind = response.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+    assert_eq!(kind.as_deref(), Some("application/problem+json"), "{response:?}");
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["request_id"], id, "{body}");
