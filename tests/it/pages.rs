@@ -108,7 +108,7 @@ async fn a_question_asked_on_the_page_becomes_a_memo_at_its_own_address() {
     let chinese = browser.get(&format!("{}?lang=zh", sent.location)).await;
     assert_eq!((chinese.status, &chinese.location), (StatusCode::SEE_OTHER, &sent.location));
     let both = browser.get(&sent.location).await.text;
-    assert!(both.contains("分析过程") && both.contains("Bottom line"), "the words of a memo are in its own language");
+    assert!(both.contains("备忘录的生成过程") && both.contains("Bottom line"), "the words of a memo are in its own language");
 }
 
 #[tokio::test]
@@ -446,7 +446,7 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
     let queue = operator.get("/admin").await.text;
     assert!(!queue.contains("no-callers") && queue.contains("<td class=\"caller\">alice</td>"), "{queue}");
     let job = operator.get(&sent.location).await.text;
-    assert!(job.contains("Submitted by alice"), "{job}");
+    assert!(job.contains("Caller alice"), "{job}");
 }
 
 #[tokio::test]
