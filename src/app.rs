@@ -61,7 +61,7 @@ use crate::{
         },
     },
     sweeper::{self, disk::DiskWatch},
-    webhook::{WebhookError, Webhooks},
+    webhook::{WebhookError, Webhooks, secrets::Secrets},
     worker::Worker,
 };
 
@@ -241,10 +241,6 @@ impl App {
             Some(token) => (token.clone(), false),
             None => secrets::admin_token(&settings.data_dir)?,
         };
-        let webhook_secret = match &settings.webhook_secret {
-            Some(secret) => secret.clone(),
-            None => secrets::webhook_secret(&settings.data_dir)?,
-        };
         let fallbacks = settings.model_name.iter().skip(1).cloned().collect();
         let prices = parts::prices(settings);
         let agent = Agent::new(claude.clone(), prompts.clone(), parts::agent(settings), fallbacks, prices);
@@ -262,7 +258,11 @@ impl App {
         let keys = settings.api_keys.as_ref();
         let auth = Auth::new(admin_token.clone(), keys, tokens, is_key_required, queue.clone()).map(Arc::new)?;
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks.clone(), metrics.clone())?;
+        let secrets = match &settings.webhook_secret {
+            Some(listed) => Secrets::of_setting(listed, queue.clone())?,
+            None => Secrets::derived(&secrets::webhook_root(&settings.data_dir)?, queue.clone())?,
+        };
+        let webhooks = Webhooks::new(queue.clone(), secrets, callbacks.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let orphans = queue.recover().await.map_err(StartError::Recovery)?;
@@ -292,7 +292,7 @@ impl App {
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(disk.run(queue.clone(), closing.clone()));
         tracker.spawn(sweeper::history::run(queue.clone(), closing.clone()));
-        tracker.spawn(webhooks.run(closing.clone()));
+        tracker.spawn(webhooks.clone().run(closing.clone()));
         let api = Api {
             queue: queue.clone(),
             limits,
@@ -310,6 +310,7 @@ impl App {
             trusted_proxies: settings.trusted_proxies.clone().into(),
             cors_origins,
             callbacks,
+            webhooks,
             max_query_length: settings.max_query_length,
         };
         let shown = dashboard::Shown {

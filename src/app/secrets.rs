@@ -1,5 +1,5 @@
 //! What the service generates at its first start and stores in the data folder, for its owner alone: the admin token and
-//! the secret that signs webhooks. And the data folder itself.
+//! the root of the secrets that sign webhooks. And the data folder itself.
 
 use std::{
     fs,
@@ -19,8 +19,8 @@ use crate::config::check_admin_token;
 /// The admin token's file within the data folder.
 const TOKEN_FILE: &str = "admin-token";
 
-/// The webhook secret's file within the data folder.
-const WEBHOOK_FILE: &str = "webhook-secret";
+/// The file of the webhook secrets' root within the data folder.
+const WEBHOOK_FILE: &str = "webhook-root";
 
 /// Characters of a generated token: 32 of 62 kinds are 190 bits.
 const TOKEN_LENGTH: usize = 32;
@@ -49,9 +49,14 @@ pub(super) fn admin_token(data_dir: &Path) -> Result<(SecretString, bool), Start
     Ok((token, is_new))
 }
 
-/// The stored secret that signs webhooks, generated at the first start.
-pub(super) fn webhook_secret(data_dir: &Path) -> Result<SecretString, StartError> {
-    let failed = |path, source| StartError::Secret { what: "webhook secret", setting: "WEBHOOK_SECRET", path, source };
+/// The stored root of the secrets that sign webhooks, generated at the first start.
+pub(super) fn webhook_root(data_dir: &Path) -> Result<SecretString, StartError> {
+    let failed = |path, source| StartError::Secret {
+        what: "root of the webhook secrets",
+        setting: "WEBHOOK_SECRET",
+        path,
+        source,
+    };
     let generate = || format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
     stored_or(data_dir.join(WEBHOOK_FILE), generate, failed).map(|(secret, _)| secret)
 }

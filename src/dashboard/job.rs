@@ -100,6 +100,16 @@ pub(super) async fn retry(
     pages.change(&reader, id, "retry", &mark).await
 }
 
+/// `POST /jobs/{id}/resend-webhook`
+pub(super) async fn resend_webhook(
+    State(pages): State<Arc<Pages>>,
+    reader: Reader,
+    Path(id): Path<Uuid>,
+    Form(Mark { mark }): Form<Mark>,
+) -> Response {
+    pages.change(&reader, id, "resend-webhook", &mark).await
+}
+
 impl Pages {
     /// The job, or the page that says why there is none.
     async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Box<Response>> {

@@ -20,7 +20,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; scr
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The templates, by name. All end in `.html`, for which they are escaped.
-pub(super) const TEMPLATES: [(&str, &str); 14] = [
+pub(super) const TEMPLATES: [(&str, &str); 15] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("ask.html", include_str!("templates/ask.html")),
@@ -33,6 +33,7 @@ pub(super) const TEMPLATES: [(&str, &str); 14] = [
     ("audit.html", include_str!("templates/audit.html")),
     ("history.html", include_str!("templates/history.html")),
     ("keys.html", include_str!("templates/keys.html")),
+    ("webhooks.html", include_str!("templates/webhooks.html")),
     ("docs.html", include_str!("templates/docs.html")),
     ("message.html", include_str!("templates/message.html")),
 ];

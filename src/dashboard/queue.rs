@@ -205,6 +205,13 @@ pub(super) async fn audit(State(pages): State<Arc<Pages>>, reader: Reader, Query
     pages.answer_page(&reader, &path, "audit.html", false).await
 }
 
+/// `GET /admin/webhooks`: those that their receivers do not accept.
+pub(super) async fn webhooks(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Response {
+    let cursor = pairs.into_iter().filter(|(name, _)| name == "cursor");
+    let path = format!("/api/v1/admin/webhooks/failing?{}", encode(cursor.chain([limit(JOBS)])));
+    pages.answer_page(&reader, &path, "webhooks.html", false).await
+}
+
 fn limit(limit: usize) -> (String, String) {
     ("limit".to_owned(), limit.to_string())
 }

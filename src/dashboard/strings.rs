@@ -86,7 +86,7 @@ mod tests {
     };
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.
-    const FAMILIES: [&str; 17] = [
+    const FAMILIES: [&str; 18] = [
         "status_",
         "code_",
         "wait_",
@@ -104,6 +104,7 @@ mod tests {
         "chart_",
         "scope_",
         "series_",
+        "delivery_",
     ];
 
     fn word(value: impl serde::Serialize) -> String {

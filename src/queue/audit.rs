@@ -27,7 +27,7 @@ pub struct Entry {
     /// The operator: `admin_token`, the name of the API key, or the subject of the token.
     pub actor: String,
     /// Stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `reparse`, `import`, `prompts_reload`,
-    /// `key_create`, `key_revoke`.
+    /// `key_create`, `key_revoke`, `webhook_secret_rotate`, `webhook_resend`.
     pub action: String,
     /// The target or the new values.
     #[serde(skip_serializing_if = "Option::is_none")]
