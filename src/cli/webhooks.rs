@@ -87,7 +87,8 @@ struct Rotate {
 Exit codes: 0 the receiver accepted it; 1 it did not, or other error; 4 the service refused the request.")]
 struct Test {
     /// The receiver's URL, as the callback URL of a job
-    url: String,
+    #[arg(value_name = "URL")]
+    receiver: String,
 
     /// Print the service's answer as JSON
     #[arg(long)]
@@ -181,7 +182,7 @@ impl Test {
     async fn run(&self) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
         let request = client.request(Method::POST, &format!("{OWN}/test"));
-        let answer = client.send(request.json(&json!({ "callback_url": self.url }))).await?;
+        let answer = client.send(request.json(&json!({ "callback_url": self.receiver }))).await?;
         let is_accepted = answer["accepted"] == true;
         let mut out = std::io::stdout().lock();
         if self.json {
