@@ -211,7 +211,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(analyze::analyze))
         .routes(routes!(batch::batch))
         .routes(routes!(jobs::list))
-        .routes(routes!(jobs::get))
+        .routes(routes!(jobs::get, jobs::delete))
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))

@@ -69,6 +69,7 @@ pub use self::{
 };
 use self::{
     admission::{Bounds, DiskSpace, Rates},
+    audit::AuditLog,
     history::History,
     order::Order,
     pause::Switch,
@@ -243,6 +244,7 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     history: History,
+    audit: AuditLog,
     bounds: Arc<Bounds>,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
@@ -288,6 +290,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             history,
+            audit: AuditLog::default(),
             bounds,
             ended: Arc::default(),
             paused,
@@ -404,7 +407,25 @@ impl Queue {
         self.get(id).await
     }
 
-    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
+    /// Deletes a job that has ended, with its memo.
+    ///
+    /// # Errors
+    /// [`QueueError::Conflict`] if the job has not ended, [`QueueError::NotFound`], [`QueueError::Unavailable`].
+    pub async fn delete(&self, id: JobId) -> Result<(), QueueError> {
+        loop {
+            let job = self.0.store.peek(id).ok_or(QueueError::NotFound(id))?;
+            if !job.state.is_final() {
+                let status = job.status(self.now());
+                return Err(QueueError::Conflict(format!("the job is {status}; cancel it before you delete it")));
+            }
+            // The store leaves out a job that changes at this moment.
+            if self.0.store.remove(vec![id], self.now()).await? == 1 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A page of jobs. A search that takes long ends before the page is full, and says how far it came.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].

@@ -12,15 +12,9 @@ use minijinja::{context, value::Serde};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{
-    Pages,
-    memo::{self, Figures},
-    page::memo_labels,
-    reader::Reader,
-    session::Mark,
-};
+use super::{Pages, memo::Figures, page::memo_labels, reader::Reader, session::Mark};
 use crate::{
-    analysis::{markdown, memo::Memo},
+    analysis::{document::Document, markdown, memo::Memo},
     job::FailureCode,
 };
 
@@ -35,12 +29,16 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(i
     let advice = job["error"]["code"].as_str().map(advice);
     match job["status"].as_str() {
         Some("succeeded") => {
-            let memo = read_memo(&job);
-            let figures = memo.as_ref().map(Figures::of);
-            let raw = memo.is_none().then(|| format!("{:#}", job["result"]));
-            let m = memo.as_ref().map(|memo| memo_labels(memo.labels())).unwrap_or_default();
-            let (memo, figures) = (memo.map(Serde), figures.map(Serde));
-            let shown = context! { job => Serde(job), memo, figures, raw, m };
+            let shown = match read_memo(&job) {
+                Some(memo) => {
+                    let document = Document::new(&memo);
+                    let figures = Serde(Figures::new(&memo, &document));
+                    let (language, question) = (&memo.analysis.language, &memo.analysis.decision_question);
+                    let m = memo_labels(memo.labels());
+                    context! { job => Serde(job), memo => Serde(document), figures, language, question, m }
+                }
+                None => context! { raw => format!("{:#}", job["result"]), job => Serde(job) },
+            };
             pages.render(&reader, StatusCode::OK, "memo.html", shown)
         }
         _ => pages.render(&reader, StatusCode::OK, "job.html", context! { job => Serde(job), advice }),
@@ -139,7 +137,7 @@ impl Pages {
 }
 
 fn read_memo(job: &Value) -> Option<Memo> {
-    serde_json::from_value(job.get("result")?.clone()).ok().map(memo::in_reading_order)
+    serde_json::from_value(job.get("result")?.clone()).ok()
 }
 
 /// What can be done about a failure: the key of the text.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     ledger::dollars,
     queue::{
-        audit::Deed,
+        audit::AuditAction,
         bulk::{Action, Bulk, Outcome, Trial},
     },
 };
@@ -169,8 +169,8 @@ async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
 }
 
 async fn act_on_record(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
-    let mut entry = api.queue.note(Deed { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
-    let Outcome { matched, changed, next } = api.queue.act(bulk, &mut entry).await?;
+    let entry = api.queue.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
+    let Outcome { matched, changed, next } = api.queue.act(bulk, &entry).await?;
     Ok(ActionReport {
         action: bulk.action,
         dry_run: false,

@@ -65,7 +65,7 @@ impl Modify for Finish {
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.description = Some(
             "The admin token, an API key, or a JWT of the trusted issuer. Each has a scope: `read` allows reading your \
-             own jobs; `analyze` also submitting, cancelling and retrying them; `admin` everything. If the service has no \
+             own jobs; `analyze` also submitting, cancelling, retrying and deleting them; `admin` everything. If the service has no \
              API keys and accepts no JWTs, the `analysis` routes need no credential."
                 .to_owned(),
         );

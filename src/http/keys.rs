@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     auth::{Key, KeyError, Scope},
-    queue::audit::Deed,
+    queue::audit::AuditAction,
 };
 
 /// An API key to create.
@@ -116,7 +116,7 @@ pub(super) async fn create(
     let scope = request.scope.unwrap_or(Scope::Analyze);
     let (key, secret) = api.auth.create(&name, scope, &admin.actor).await?;
     let detail = format!("{name} ({scope})");
-    api.queue.note(Deed { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
+    api.queue.record(AuditAction { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
     let notice = api.auth.is_open().then_some(NO_KEY_REQUIRED);
     Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into(), notice })))
 }
@@ -142,7 +142,7 @@ pub(super) async fn revoke(
     // A name that is not UTF-8 is not the name of a key.
     let Path(name) = name.map_err(|_| KeyError::NotFound(String::new()))?;
     let key = api.auth.revoke(&name).await?;
-    api.queue.note(Deed { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;
+    api.queue.record(AuditAction { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;
     Ok(Json(key.into()))
 }
 

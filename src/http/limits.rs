@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::values::{REQUESTS_PER_MINUTE, RateCaps, TOKENS_PER_MINUTE},
     limits::{ModelLimits, PerMinute, gate::Closed},
-    queue::audit::Deed,
+    queue::audit::AuditAction,
 };
 
 /// The limits on calls to Claude.
@@ -143,8 +143,8 @@ pub(super) async fn patch(
     }
     api.limits.set_caps(after);
     let detail = serde_json::to_string(&after).unwrap_or_default();
-    let deed = Deed { actor: &admin.actor, action: "limits", detail: Some(&detail) };
-    api.queue.note(deed, None).await?;
+    let action = AuditAction { actor: &admin.actor, action: "limits", detail: Some(&detail) };
+    api.queue.record(action, None).await?;
     Ok(Json(view(&api)).into_response())
 }
 

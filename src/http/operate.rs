@@ -26,7 +26,7 @@ use crate::{
     metrics::kind,
     queue::{
         Pause,
-        audit::{Deed, Entry},
+        audit::{AuditAction, Entry},
     },
 };
 
@@ -138,7 +138,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
 )]
 pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     let pause = api.queue.pause(&admin.actor).await?;
-    api.queue.note(Deed { actor: &admin.actor, action: "pause", detail: None }, None).await?;
+    api.queue.record(AuditAction { actor: &admin.actor, action: "pause", detail: None }, None).await?;
     Ok(Json(QueueState { paused: Some(pause) }))
 }
 
@@ -152,13 +152,14 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
 )]
 pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     api.queue.resume().await?;
-    api.queue.note(Deed { actor: &admin.actor, action: "resume", detail: None }, None).await?;
+    api.queue.record(AuditAction { actor: &admin.actor, action: "resume", detail: None }, None).await?;
     Ok(Json(QueueState { paused: None }))
 }
 
 /// Read the audit log
 ///
-/// Actions of operators, newest first. The newest 10,000 entries are stored.
+/// Actions of operators, newest first, stored for 400 days. The same action of the same operator, repeated within ten
+/// minutes, is one entry with a count.
 #[utoipa::path(
     get, path = "/api/v1/admin/audit", operation_id = "list_audit", tag = "admin",
     params(

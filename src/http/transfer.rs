@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     job::{Cursor, Listing, Order, archive},
-    queue::audit::Deed,
+    queue::audit::AuditAction,
 };
 
 /// Jobs on a page of an export. Fewer than in a listing, because each has all of Claude's answers.
@@ -117,7 +117,7 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
     }
     let count = records.len();
     let imported = api.queue.import(records).await?;
-    api.queue.note(Deed { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
+    api.queue.record(AuditAction { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
     Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
 }
 

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::{etag, problem::Problem};
 use crate::{
     analysis::{
-        Asked,
+        decision::Asked,
         memo::{Memo, Shown},
     },
     clock::Timestamp,

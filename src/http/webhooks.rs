@@ -25,7 +25,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{JobFilter, Listing},
-    queue::audit::Deed,
+    queue::audit::AuditAction,
     webhook::secrets::{CallerSecrets, RotationError},
 };
 
@@ -352,7 +352,7 @@ fn caller(params: &Params) -> Result<Option<String>, Problem> {
 
 async fn record_rotation(api: &Api, actor: &str, caller: Option<&str>) -> Result<(), Problem> {
     let detail = caller.unwrap_or("callers without a name");
-    api.queue.note(Deed { actor, action: "webhook_secret_rotate", detail: Some(detail) }, None).await?;
+    api.queue.record(AuditAction { actor, action: "webhook_secret_rotate", detail: Some(detail) }, None).await?;
     Ok(())
 }
 

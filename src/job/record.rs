@@ -235,3 +235,17 @@ pub struct StatusCounts {
     pub failed: usize,
     pub cancelled: usize,
 }
+
+impl StatusCounts {
+    /// The count of one status.
+    pub fn of(&mut self, status: JobStatus) -> &mut usize {
+        match status {
+            JobStatus::Queued => &mut self.queued,
+            JobStatus::Scheduled => &mut self.scheduled,
+            JobStatus::Running => &mut self.running,
+            JobStatus::Succeeded => &mut self.succeeded,
+            JobStatus::Failed => &mut self.failed,
+            JobStatus::Cancelled => &mut self.cancelled,
+        }
+    }
+}

@@ -86,7 +86,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     lists_page_by_page_in_both_orders_and_both_ways(&fresh().await).await;
     looks_for_what_was_asked_and_answered(&fresh().await).await;
     removes_what_has_ended_and_nothing_else(&fresh().await).await;
-    keeps_settings_and_a_journal(&fresh().await).await;
+    keeps_settings_and_an_audit_log(&fresh().await).await;
     prunes_oldest_ends_first(&fresh().await).await;
     keeps_jobs_whose_message_is_due(&fresh().await).await;
     bounds_jobs_whose_message_is_due(&fresh().await).await;
@@ -463,6 +463,17 @@ async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
     assert_eq!(find(JobFilter { metadata, ..plain() }).await, [job(4).id]);
     let both = JobFilter { caller: Some("alice".to_owned()), priorities: vec![Priority::High], ..plain() };
     assert!(find(both).await.is_empty(), "conditions add up");
+    let ids = |numbers: &[u32]| Some(numbers.iter().map(|n| job(*n).id).collect());
+    assert_eq!(find(JobFilter { ids: ids(&[1, 3, 77]), ..plain() }).await, [job(3).id, job(1).id]);
+    assert!(find(JobFilter { ids: ids(&[]), ..plain() }).await.is_empty(), "no ids are not all ids");
+    let all = ids(&[0, 1, 2]);
+    assert_eq!(find(JobFilter { ids: all.clone(), ..plain() }.with_text(Some("Question 2"))).await, [job(2).id]);
+    let filter = JobFilter { ids: all, ..plain() };
+    let first = store.list(Listing { filter: filter.clone(), limit: 2, ..Listing::default() }, at(20)).await.unwrap();
+    assert!(first.unfinished.is_none(), "the page is full");
+    let next = Listing { filter, limit: 2, cursor: first.next, ..Listing::default() };
+    let next = store.select(next, at(20)).await.unwrap();
+    assert_eq!((next.ids, next.next), (vec![job(0).id], None));
 }
 
 async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
@@ -477,7 +488,7 @@ async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
     assert_eq!(store.counts(at(10)), StatusCounts { queued: 1, cancelled: 1, ..StatusCounts::default() });
 }
 
-async fn keeps_settings_and_a_journal(store: &impl JobStore) {
+async fn keeps_settings_and_an_audit_log(store: &impl JobStore) {
     let kept =
         |prefix| store.kept(prefix).into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
     for (name, value) in [("b/1", "x"), ("a", "y"), ("b/2", "z"), ("b/1", "w")] {
@@ -489,11 +500,13 @@ async fn keeps_settings_and_a_journal(store: &impl JobStore) {
 
     let id = |n: u128| uuid::Uuid::from_u128(n);
     for (n, text) in [(1, "one"), (2, "two"), (3, "three"), (2, "two again")] {
-        store.journal(id(n), text.to_owned()).await.unwrap();
+        store.append_audit(id(n), text.to_owned(), id(0)).await.unwrap();
     }
     let entry = |n, text: &str| (id(n), text.to_owned());
-    assert_eq!(store.journalled(None, 2).await.unwrap(), [entry(3, "three"), entry(2, "two again")]);
-    assert_eq!(store.journalled(Some(id(2)), 9).await.unwrap(), [entry(1, "one")]);
+    assert_eq!(store.read_audit(None, 2).await.unwrap(), [entry(3, "three"), entry(2, "two again")]);
+    assert_eq!(store.read_audit(Some(id(2)), 9).await.unwrap(), [entry(1, "one")]);
+    store.append_audit(id(4), "four".to_owned(), id(2)).await.unwrap();
+    assert_eq!(store.read_audit(Some(id(3)), 9).await.unwrap(), [entry(2, "two again")], "the first is too old");
 }
 
 /// A job that its client calls `name`, from second `n`, for 100 seconds.

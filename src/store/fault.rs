@@ -51,7 +51,7 @@ pub(crate) enum Call {
     Resend(JobId),
     Remove,
     Keep,
-    Journal,
+    AppendAudit,
 }
 
 /// The store.
@@ -219,12 +219,12 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Keep, self.inner.book(day, model, sums)).await
     }
 
-    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
-        self.call(Call::Journal, self.inner.journal(id, entry)).await
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
+        self.call(Call::AppendAudit, self.inner.append_audit(id, entry, oldest)).await
     }
 
-    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
-        self.inner.journalled(before, limit).await
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        self.inner.read_audit(before, limit).await
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {

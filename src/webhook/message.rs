@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    analysis::{Asked, decision::Status, memo::Shown},
+    analysis::{
+        decision::{Asked, Status},
+        memo::Shown,
+    },
     clock::Timestamp,
     job::{AttemptError, JobId, JobRecord, JobState, JobStatus, delivery::CallbackEvent},
 };

@@ -178,25 +178,23 @@ async fn what_an_operator_does_to_one_job_is_on_record_and_what_callers_do_to_th
     for path in [&cancel, &cancel, &retry] {
         assert!(service.admin_post(path, &json!({})).await.status < 300, "{path}");
     }
-    let told: Vec<(String, Value)> = deeds()
+    let told: Vec<(String, Value, Value)> = deeds()
         .await
         .as_array()
         .unwrap()
         .iter()
-        .map(|entry| (entry["action"].as_str().unwrap().to_owned(), entry["jobs"].clone()))
+        .map(|entry| (entry["action"].as_str().unwrap().to_owned(), entry["count"].clone(), entry["jobs"].clone()))
         .collect();
     let expected = [
-        ("retry", json!(1)),
-        ("cancel", json!(0)),
-        ("cancel", json!(1)),
-        ("pause", Value::Null),
-        ("prompts_reload", Value::Null),
-        ("reparse", json!(0)),
-        ("reparse", json!(1)),
+        ("retry", 1, json!(1)),
+        ("cancel", 2, json!(1)),
+        ("pause", 1, Value::Null),
+        ("prompts_reload", 1, Value::Null),
+        ("reparse", 2, json!(1)),
     ];
-    assert_eq!(told, expected.map(|(action, jobs)| (action.to_owned(), jobs)), "newest first");
+    assert_eq!(told, expected.map(|(action, count, jobs)| (action.to_owned(), json!(count), jobs)), "newest first");
     let newest = &deeds().await[0];
     assert_eq!((&newest["actor"], &newest["detail"]), (&"admin_token".into(), &id.as_str().into()), "{newest:#}");
     service.post(&cancel, &json!({})).await;
-    assert_eq!(deeds().await.as_array().unwrap().len(), told.len(), "a caller's own deed is none of an operator");
+    assert_eq!(deeds().await[1]["count"], 2, "a caller's own action is not recorded");
 }

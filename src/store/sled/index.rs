@@ -14,7 +14,7 @@ use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
     digest::Lane,
-    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts, caller::Caller, delivery},
+    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts, UnfinishedSearch, caller::Caller, delivery},
     store::{
         Ahead, Pick,
         turns::{Lanes, List, Place, Turns, Wanted},
@@ -451,6 +451,39 @@ impl Index {
             Some(seq)
         });
         Box::new(merged.filter_map(|seq| Some((seq, self.jobs.get(&seq)?))))
+    }
+
+    /// As [`Index::walk`], but those of these ids.
+    pub(super) fn walk_ids<'a>(
+        &'a self,
+        ids: &BTreeSet<JobId>,
+        side: Side,
+        from: Option<Seq>,
+    ) -> Box<dyn Iterator<Item = (Seq, &'a Job)> + 'a> {
+        let is_ahead = |seq: &Seq| match (side, from) {
+            (_, None) => true,
+            (Side::Older, Some(from)) => *seq < from,
+            (Side::Newer, Some(from)) => *seq > from,
+        };
+        let seqs: BTreeSet<Seq> = ids.iter().filter_map(|id| self.seq(*id)).filter(is_ahead).collect();
+        let job = |seq: Seq| Some((seq, self.jobs.get(&seq)?));
+        match side {
+            Side::Older => Box::new(seqs.into_iter().rev().filter_map(job)),
+            Side::Newer => Box::new(seqs.into_iter().filter_map(job)),
+        }
+    }
+
+    /// How far a search to this side has come at `seq`.
+    pub(super) fn progress(&self, side: Side, seq: Seq) -> Option<UnfinishedSearch> {
+        let ((first, _), (last, newest)) = (self.jobs.first_key_value()?, self.jobs.last_key_value()?);
+        let passed = match side {
+            Side::Older => last.saturating_sub(seq),
+            Side::Newer => seq.saturating_sub(*first),
+        };
+        let percent = u8::try_from(passed * 100 / (last - first).max(1)).unwrap_or(100).min(99);
+        // The job itself may have been removed meanwhile.
+        let searched_to = self.jobs.range(seq..).next().map_or(newest, |(_, job)| job).created_at;
+        Some(UnfinishedSearch { searched_to, percent })
     }
 
     pub(super) fn counts(&self, now: Timestamp) -> StatusCounts {
