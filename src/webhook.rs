@@ -9,7 +9,7 @@
 //! - `secrets`: what signs them
 //! - `slots`: which messages may be sent now
 
-mod message;
+pub mod message;
 pub mod secrets;
 mod slots;
 

@@ -19,7 +19,8 @@ use super::{
     extract::{Admin, Id, Named, Params, SecretOwner, Submitter, count_up_to},
     filter::{WRONG_CURSOR, decode_cursor, encode_cursor},
     jobs::put_on_record,
-    problem::{CONFLICT, FieldError, Problem, SERVER_BUSY, VALIDATION_FAILED},
+    pages::Here,
+    problem::{CONFLICT, FieldError, Problem, SERVER_BUSY},
     view::{Include, JobView},
 };
 use crate::{
@@ -75,6 +76,7 @@ impl WebhookSecret {
 
 /// How to replace a webhook secret.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct RotationRequest {
     /// For how many hours the replaced secret signs too. Default 24. 0 ends all replaced secrets now, for a secret that
     /// has leaked.
@@ -84,12 +86,11 @@ pub(super) struct RotationRequest {
 }
 
 impl RotationRequest {
-    fn overlap(&self) -> Result<Duration, Problem> {
+    fn overlap(self) -> Result<Duration, Vec<FieldError>> {
         let (usual, most) = OVERLAP_HOURS;
         let hours = self.overlap_hours.unwrap_or(usual);
         if !(0..=most).contains(&hours) {
-            let error = FieldError::new("overlap_hours", format!("must be from 0 to {most}, not {hours}"));
-            return Err(Problem::listing(VALIDATION_FAILED, vec![error]));
+            return Err(vec![FieldError::new("overlap_hours", format!("must be from 0 to {most}, not {hours}"))]);
         }
         Ok(Duration::from_hours(hours.unsigned_abs()))
     }
@@ -97,6 +98,7 @@ impl RotationRequest {
 
 /// Where to send a test message.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct WebhookTestRequest {
     /// The receiver, as for a job.
     #[schema(required, value_type = String, max_length = 2_048, example = "https://example.com/hook")]
@@ -180,9 +182,10 @@ pub(super) async fn secret(owner: SecretOwner, State(api): State<Arc<Api>>) -> R
 pub(super) async fn rotate(
     owner: SecretOwner,
     State(api): State<Arc<Api>>,
-    JsonBody(request): JsonBody<RotationRequest>,
+    request: JsonBody<RotationRequest>,
 ) -> Result<Json<WebhookSecret>, Problem> {
-    let rotated = api.webhooks.secrets().rotate(owner.name.as_deref(), request.overlap()?).await?;
+    let overlap = request.checked(RotationRequest::overlap)?;
+    let rotated = api.webhooks.secrets().rotate(owner.name.as_deref(), overlap).await?;
     if let Some(actor) = &owner.operator {
         record_rotation(&api, actor, owner.name.as_deref()).await?;
     }
@@ -205,18 +208,19 @@ pub(super) async fn rotate(
 pub(super) async fn test(
     Submitter { name, by }: Submitter,
     State(api): State<Arc<Api>>,
-    JsonBody(request): JsonBody<WebhookTestRequest>,
+    request: JsonBody<WebhookTestRequest>,
 ) -> Result<Json<WebhookTest>, Problem> {
-    let checked = match &request.callback_url {
-        None => Err("is required: the URL of the receiver".to_owned()),
-        Some(url) => api.callbacks.check(url).map(drop).map(|()| url),
-    };
-    let url = checked.map_err(|why| Problem::listing(VALIDATION_FAILED, vec![FieldError::new("callback_url", why)]))?;
+    let url = request.checked(|WebhookTestRequest { callback_url }| {
+        let wrong = |why: String| vec![FieldError::new("callback_url", why)];
+        let url = callback_url.ok_or_else(|| wrong("is required: the URL of the receiver".to_owned()))?;
+        api.callbacks.check(&url).map_err(wrong)?;
+        Ok(url)
+    })?;
     let charged = api.queue.charge(by);
     api.show_quota(by);
     charged?;
     let busy = || Problem::new(SERVER_BUSY, "too many test webhooks are being sent; try again soon");
-    let tested = api.webhooks.test(name.as_deref(), url).await.ok_or_else(|| busy().retry_after(TEST_RETRY_AFTER))?;
+    let tested = api.webhooks.test(name.as_deref(), &url).await.ok_or_else(|| busy().retry_after(TEST_RETRY_AFTER))?;
     Ok(Json(WebhookTest {
         id: tested.id,
         accepted: matches!(tested.http_status, Some(200..=299)),
@@ -242,8 +246,9 @@ pub(super) async fn own_failing(
     Named(caller): Named,
     State(api): State<Arc<Api>>,
     params: Params,
+    here: Here,
 ) -> Result<Response, Problem> {
-    failing(&api, &params, Some(caller)).await
+    failing(&api, &params, &here, Some(caller)).await
 }
 
 /// List failing webhooks
@@ -262,11 +267,16 @@ pub(super) async fn own_failing(
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn all_failing(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    failing(&api, &params, None).await
+pub(super) async fn all_failing(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Response, Problem> {
+    failing(&api, &params, &here, None).await
 }
 
-async fn failing(api: &Api, params: &Params, own: Option<String>) -> Result<Response, Problem> {
+async fn failing(api: &Api, params: &Params, here: &Here, own: Option<String>) -> Result<Response, Problem> {
     let (mut limit, most) = FAILING_LIMIT;
     let (mut cursor, mut caller) = (None, None);
     let known = if own.is_some() { "limit and cursor" } else { "caller, limit and cursor" };
@@ -280,6 +290,7 @@ async fn failing(api: &Api, params: &Params, own: Option<String>) -> Result<Resp
     let _place = api.memory.list_place().await;
     let page = api.queue.failing_webhooks(Listing { filter, limit, cursor, ..Listing::default() }).await?;
     let now = api.queue.now();
+    here.link_next("cursor", page.next.map(encode_cursor));
     let list = FailingWebhooks {
         jobs: page.jobs.iter().map(|record| api.listed(record, now, Include::default())).collect(),
         next_cursor: page.next.map(encode_cursor),
@@ -333,10 +344,11 @@ pub(super) async fn rotate_callers(
     admin: Admin,
     State(api): State<Arc<Api>>,
     params: Params,
-    JsonBody(request): JsonBody<RotationRequest>,
+    request: JsonBody<RotationRequest>,
 ) -> Result<Json<WebhookSecret>, Problem> {
     let caller = caller(&params)?;
-    let rotated = api.webhooks.secrets().rotate(caller.as_deref(), request.overlap()?).await?;
+    let overlap = request.checked(RotationRequest::overlap)?;
+    let rotated = api.webhooks.secrets().rotate(caller.as_deref(), overlap).await?;
     record_rotation(&api, &admin.actor, caller.as_deref()).await?;
     Ok(Json(WebhookSecret::new(caller, &rotated)))
 }
@@ -403,9 +415,8 @@ mod tests {
         assert_eq!(overlap(Some(0)).unwrap(), Duration::ZERO);
         assert_eq!(overlap(Some(168)).unwrap(), Duration::from_hours(168));
         for hours in [-1, 169] {
-            let problem = overlap(Some(hours)).unwrap_err();
             let message = format!("must be from 0 to 168, not {hours}");
-            assert_eq!(problem.errors(), [FieldError::new("overlap_hours", message)]);
+            assert_eq!(overlap(Some(hours)), Err(vec![FieldError::new("overlap_hours", message)]));
         }
     }
 }

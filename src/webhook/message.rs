@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     analysis::{
         decision::{Asked, Status},
-        memo::Shown,
+        memo::{Memo, Shown},
     },
     clock::Timestamp,
     job::{AttemptError, JobId, JobRecord, JobState, JobStatus, delivery::CallbackEvent},
@@ -17,29 +18,44 @@ use crate::{
 const TEST: &str = "webhook.test";
 
 /// A message that reports the end of a job.
-#[derive(Serialize)]
-pub(super) struct Message<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookMessage)]
+pub struct Message<'a> {
+    /// `job.succeeded`, `job.needs_information`, `job.failed` or `job.cancelled`. Ignore types that you do not know.
+    #[schema(value_type = String)]
     r#type: CallbackEvent,
+    /// When the job ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
     timestamp: Option<Timestamp>,
     data: Data<'a>,
 }
 
-/// The job.
-#[derive(Serialize)]
+/// The job that ended.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookData)]
 struct Data<'a> {
+    #[schema(value_type = String, format = Uuid)]
     id: JobId,
     status: JobStatus,
+    #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
+    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
-    /// Who submitted it; absent for callers without a name.
+    /// Who submitted the job. Absent for callers without a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
+    /// The URL that the job's caller named. Check that it is yours.
     callback_url: &'a str,
+    /// The question, as submitted.
     query: &'a str,
+    /// The labels, as submitted.
     metadata: &'a BTreeMap<String, String>,
+    /// The memo of a succeeded job.
+    #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Shown<'a>>,
+    /// Why the job failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<AttemptError>,
 }
@@ -89,19 +105,29 @@ fn event(state: JobState, data: &Data<'_>, chosen: &[CallbackEvent]) -> Callback
     }
 }
 
-/// A message that reports nothing: to try a receiver.
-#[derive(Serialize)]
-pub(super) struct TestMessage<'a> {
+/// A message that reports nothing: to test a receiver.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookTestMessage)]
+pub struct TestMessage<'a> {
+    /// `webhook.test`.
+    #[schema(value_type = String)]
     r#type: &'static str,
+    /// When the message was sent.
+    #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
     data: TestData<'a>,
 }
 
-#[derive(Serialize)]
+/// What a test message says.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookTestData)]
 struct TestData<'a> {
+    /// Always `true`.
     test: bool,
+    /// Who sent the test. Absent for callers without a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
+    /// The URL of the test.
     callback_url: &'a str,
 }
 
