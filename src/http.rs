@@ -183,10 +183,10 @@ pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
     let routes = routes.with_state(Arc::clone(&api));
     let document = Arc::new(document);
     let routes = routes.route("/openapi.json", get(move || std::future::ready(Json(Arc::clone(&document)))));
-    let pages = pages(routes.clone());
+    // The pages answer what is not found: browsers get a page, programs what the API says.
+    let pages = pages(routes.clone().fallback(no_such_route));
     routes
         .merge(pages)
-        .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(cors(api.cors_origins.clone()))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), host::check))
