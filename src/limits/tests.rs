@@ -1,10 +1,11 @@
 //! The limits on real buckets and in paused time.
-use std::pin::pin;
+use std::{num::NonZeroU32, pin::pin};
 
 use futures_util::poll;
 
 use super::{
     model::{BACKOFF_PAUSE, FIRST_CALLS, USUAL_TOKENS},
+    state::MAX_MODELS,
     *,
 };
 
