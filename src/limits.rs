@@ -17,7 +17,7 @@
 //! what was used.
 //!
 //! If a claim takes long compared with a call, a few permits more are given while all calls are under way
-//! ([`Limits::claim_ahead`]). Their jobs are claimed meanwhile, and their calls wait until another ends ([`Permit::turn`]).
+//! ([`Limits::claim_ahead`]). Their jobs are claimed meanwhile, and their calls wait until another ends ([`Permit::ready`]).
 
 mod bucket;
 pub mod budget;
@@ -44,7 +44,7 @@ use self::{
 };
 pub use self::{
     model::{PerMinute, Tokens},
-    permit::{Kept, Permit, Room},
+    permit::{BudgetShare, Permit, Room},
 };
 use crate::{
     config::values::RateCaps,
@@ -158,7 +158,7 @@ impl Limits {
         if models.is_empty() {
             return Err(refusal);
         }
-        let kept = match &inner.budget {
+        let share = match &inner.budget {
             None => None,
             Some(budget) => Some(budget.reserve().ok_or(Refusal::For(BUDGET_POLL))?),
         };
@@ -176,16 +176,16 @@ impl Limits {
         if is_account_probe {
             state.account.begin_probe();
         }
-        let turn = is_ahead.then(|| {
-            let (give, turn) = oneshot::channel();
+        let signal = is_ahead.then(|| {
+            let (sender, signal) = oneshot::channel();
             let key = reserved.first().map_or(in_use, |one| one.key);
-            state.model(key).ahead.push_back(give);
-            turn
+            state.model(key).ahead.push_back(sender);
+            signal
         });
         drop(state);
         let has = |lane: &Lane| reserved.iter().any(|one| one.key == lane.unwrap_or(in_use));
         let lanes = ready.iter().copied().filter(has).collect();
-        Ok(Permit::new(Arc::clone(inner), reserved, lanes, turn, is_account_probe, kept))
+        Ok(Permit::new(Arc::clone(inner), reserved, lanes, signal, is_account_probe, share))
     }
 
     /// Allows up to `most` more permits while as many calls are under way as may be. There are none for a model that is
@@ -248,7 +248,7 @@ impl Limits {
         let known = state.named(model);
         let was_known = known.is_known;
         known.answered(workers);
-        state.give_turns();
+        state.release_ahead();
         drop(state);
         if was_known { self.0.changed.notify_one() } else { self.0.changed.notify_waiters() }
     }

@@ -119,7 +119,6 @@ pub enum Latency {
 }
 
 /// A running simulator. Dropping it stops it.
-#[derive(Debug)]
 pub struct Simulator {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -247,9 +246,9 @@ impl Drop for Simulator {
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for Simulator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Simulator").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }
 

@@ -217,12 +217,6 @@ impl Budget {
     }
 }
 
-impl fmt::Debug for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Budget").field("daily", &self.daily).finish_non_exhaustive()
-    }
-}
-
 impl Reservation {
     /// Whether money is bounded, so that a call must have a price.
     pub(super) fn needs_price(&self) -> bool {

@@ -10,7 +10,7 @@
 //!
 //! - While it is closed, one call at a time probes. The probe takes another job than the one that closed the gate, because
 //!   that job is released until after the probe.
-//! - If only one question met the failure, the first probe follows after [`FIRST_PROBE`]; else after [`HOLD`], or at the end of
+//! - If only one question met the failure, the first probe follows after [`FIRST_PROBE`]; else after [`BLOCK_PAUSE`], or at the end of
 //!   the rate limit. A question that a probe disproved closes the gate again only together with another.
 //! - A failure that may be the fault of one question (a firewall's page, an unknown 400) needs two or three questions.
 //!
@@ -21,7 +21,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 /// Pause between probes if several questions met the failure and only a person can end it.
-pub(super) const HOLD: Duration = Duration::from_secs(30);
+pub(super) const BLOCK_PAUSE: Duration = Duration::from_secs(30);
 
 /// Pause before the first probe if only one question met the failure.
 const FIRST_PROBE: Duration = Duration::from_secs(1);
@@ -158,7 +158,7 @@ impl Gate {
             _ if met_by == 1 => FIRST_PROBE,
             Some(at) => at - now,
             None if needed > 1 => quick(probes),
-            None => HOLD.mul_f64(stretch),
+            None => BLOCK_PAUSE.mul_f64(stretch),
         };
         let next_probe = opens_at.map_or(now + pause, |at| at.min(now + pause));
         let is_news = self.closed.as_ref().is_none_or(|closed| closed.reason != block.reason);
@@ -204,7 +204,7 @@ impl Gate {
 
 /// The pause before probe number `probes` where another question is likely to be answered.
 fn quick(probes: u32) -> Duration {
-    FIRST_PROBE.saturating_mul(1 << probes.min(8)).min(HOLD)
+    FIRST_PROBE.saturating_mul(1 << probes.min(8)).min(BLOCK_PAUSE)
 }
 
 #[cfg(test)]
@@ -242,9 +242,12 @@ mod tests {
         assert_eq!(gate.block(&hold(1, 1), now, 0.0), Ruling::Closed { is_news: true, probe_in: SECOND });
         assert_eq!(gate.admit(now), Admission::Wait(SECOND));
         probe(&mut gate, now + SECOND);
-        assert_eq!(gate.block(&hold(2, 1), now + SECOND, 0.0), Ruling::Closed { is_news: false, probe_in: HOLD });
+        assert_eq!(
+            gate.block(&hold(2, 1), now + SECOND, 0.0),
+            Ruling::Closed { is_news: false, probe_in: BLOCK_PAUSE }
+        );
         gate.end_probe(true, now + SECOND);
-        assert_eq!(gate.admit(now + SECOND), Admission::Wait(HOLD));
+        assert_eq!(gate.admit(now + SECOND), Admission::Wait(BLOCK_PAUSE));
         assert!(gate.answered(3, now + SECOND));
         assert_eq!(gate.admit(now), Admission::Open);
     }

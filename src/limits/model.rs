@@ -162,14 +162,14 @@ impl Model {
         match () {
             () if is_probe || any => Ok(is_probe),
             () if !self.is_known && self.under_way >= FIRST_CALLS => Err(Refusal::UntilChanged),
-            () if self.has_turn(workers) && self.ahead.is_empty() => Ok(false),
+            () if self.has_room(workers) && self.ahead.is_empty() => Ok(false),
             () if self.backed_off.is_some() => Err(Refusal::UntilChanged),
             () => Err(Refusal::Busy),
         }
     }
 
     /// Whether one more call may be under way.
-    pub(super) fn has_turn(&self, workers: usize) -> bool {
+    pub(super) fn has_room(&self, workers: usize) -> bool {
         self.under_way - self.ahead.len() < self.at_once(workers)
     }
 

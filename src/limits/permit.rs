@@ -23,19 +23,19 @@ pub struct Permit {
     reserved: Vec<Reserved>,
     lanes: Vec<Lane>,
     /// Signals that the call may be made, if it may not yet.
-    turn: Option<oneshot::Receiver<()>>,
+    signal: Option<oneshot::Receiver<()>>,
     /// `None`: not used.
     used: Option<Tokens>,
     /// Set once the call is known.
     bytes: Option<usize>,
     /// The call finds out whether the account's gate can be opened.
     is_account_probe: bool,
-    kept: Option<Kept>,
+    share: Option<BudgetShare>,
 }
 
 /// A call's part of the daily budget. Drop it when the ledger has the cost of the call, and not before.
 #[derive(Debug)]
-pub struct Kept {
+pub struct BudgetShare {
     shared: Arc<Inner>,
     // Dropped before the waiting workers are woken.
     reservation: Option<Reservation>,
@@ -66,12 +66,13 @@ impl Permit {
         shared: Arc<Inner>,
         reserved: Vec<Reserved>,
         lanes: Vec<Lane>,
-        turn: Option<oneshot::Receiver<()>>,
+        signal: Option<oneshot::Receiver<()>>,
         is_account_probe: bool,
         reservation: Option<Reservation>,
     ) -> Permit {
-        let kept = reservation.map(|reservation| Kept { shared: Arc::clone(&shared), reservation: Some(reservation) });
-        Permit { shared, reserved, lanes, turn, used: None, bytes: None, is_account_probe, kept }
+        let share =
+            reservation.map(|reservation| BudgetShare { shared: Arc::clone(&shared), reservation: Some(reservation) });
+        Permit { shared, reserved, lanes, signal, used: None, bytes: None, is_account_probe, share }
     }
 
     pub fn lanes(&self) -> &[Lane] {
@@ -79,9 +80,9 @@ impl Permit {
     }
 
     /// Waits until the call may be made. False if it must not be made, because Claude refused others meanwhile.
-    pub async fn turn(&mut self) -> bool {
-        match self.turn.take() {
-            Some(turn) => turn.await.is_ok(),
+    pub async fn ready(&mut self) -> bool {
+        match self.signal.take() {
+            Some(signal) => signal.await.is_ok(),
             None => true,
         }
     }
@@ -126,7 +127,9 @@ impl Permit {
 
     /// Reserves the call's part of the daily budget, once the call is known. `need` is the most that it can need.
     pub fn make_room(&mut self, need: impl FnOnce() -> Need) -> Room {
-        let Some(reservation) = self.kept.as_mut().and_then(|kept| kept.reservation.as_mut()) else { return Room::Yes };
+        let Some(reservation) = self.share.as_mut().and_then(|share| share.reservation.as_mut()) else {
+            return Room::Yes;
+        };
         let need = need();
         if need.nanodollars.is_none() && reservation.needs_price() {
             return Room::NoPrice;
@@ -139,8 +142,8 @@ impl Permit {
     }
 
     /// The call's part of the daily budget, which outlives the permit.
-    pub fn keep(&mut self) -> Option<Kept> {
-        self.kept.take()
+    pub fn budget_share(&mut self) -> Option<BudgetShare> {
+        self.share.take()
     }
 
     /// Unknown tokens count as reserved. A failure does not change what calls usually need.
@@ -162,7 +165,7 @@ impl Permit {
 
     #[cfg(test)]
     pub(super) fn is_ahead(&self) -> bool {
-        self.turn.is_some()
+        self.signal.is_some()
     }
 
     pub(super) fn taken(&self) -> Tokens {
@@ -173,7 +176,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let (inner, now) = (&self.shared, Instant::now());
-        drop(self.turn.take());
+        drop(self.signal.take());
         let is_probe = self.is_probe();
         let is_known = self.bytes.is_some() || self.used.is_some();
         let mut state = inner.state.lock();
@@ -197,14 +200,14 @@ impl Drop for Permit {
         if self.is_account_probe {
             state.account.end_probe(is_known, now);
         }
-        state.give_turns();
+        state.release_ahead();
         drop(state);
         // Callers that wait for the end of a probe have to look at the clock again.
         if is_probe { inner.changed.notify_waiters() } else { inner.changed.notify_one() }
     }
 }
 
-impl Drop for Kept {
+impl Drop for BudgetShare {
     fn drop(&mut self) {
         self.reservation = None;
         self.shared.changed.notify_one();

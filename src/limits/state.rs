@@ -134,14 +134,14 @@ impl State {
     }
 
     /// Lets permits given ahead make their calls, as far as more calls may be under way.
-    pub(super) fn give_turns(&mut self) {
+    pub(super) fn release_ahead(&mut self) {
         let workers = self.workers;
         // Closed ones belong to workers that gave up.
-        self.models.values_mut().for_each(|model| model.ahead.retain(|turn| !turn.is_closed()));
+        self.models.values_mut().for_each(|model| model.ahead.retain(|signal| !signal.is_closed()));
         let mut room = workers.saturating_sub(self.calling());
         for model in self.models.values_mut() {
-            while room > 0 && !model.ahead.is_empty() && model.has_turn(workers) {
-                model.ahead.pop_front().map(|turn| turn.send(()));
+            while room > 0 && !model.ahead.is_empty() && model.has_room(workers) {
+                model.ahead.pop_front().map(|signal| signal.send(()));
                 room -= 1;
             }
         }
