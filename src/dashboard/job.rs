@@ -5,14 +5,19 @@ use std::{str::FromStr, sync::Arc};
 use axum::{
     Form,
     extract::{Path, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
 use minijinja::{context, value::Serde};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Pages, memo::Figures, page::memo_labels, reader::Reader, session::Mark};
+use super::{
+    memo::Figures,
+    pages::{Instead, Mark, Page, Pages},
+    reader::Reader,
+    templates::memo_labels,
+};
 use crate::{
     analysis::{document::Document, markdown, memo::Memo},
     job::FailureCode,
@@ -21,13 +26,10 @@ use crate::{
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// `GET /jobs/{id}`
-pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
-    let job = match pages.job(&reader, &id).await {
-        Ok(job) => job,
-        Err(response) => return *response,
-    };
+pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Page {
+    let job = pages.job(&reader, &id).await?;
     let advice = job["error"]["code"].as_str().map(advice);
-    match job["status"].as_str() {
+    Ok(match job["status"].as_str() {
         Some("succeeded") => {
             let shown = match read_memo(&job) {
                 Some(memo) => {
@@ -42,7 +44,7 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(i
             pages.render(&reader, StatusCode::OK, "memo.html", shown)
         }
         _ => pages.render(&reader, StatusCode::OK, "job.html", context! { job => Serde(job), advice }),
-    }
+    })
 }
 
 /// `GET /jobs/{id}/events`: the API's events. A browser can't ask for them itself: it has a session and no credential.
@@ -58,24 +60,18 @@ pub(super) async fn events(
 }
 
 /// `GET /jobs/{id}/job.json`: the job as the API gives it, laid out for reading.
-pub(super) async fn json(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
-    match pages.job(&reader, &id).await {
-        Ok(job) => ([(header::CONTENT_TYPE, "application/json")], format!("{job:#}\n")).into_response(),
-        Err(response) => *response,
-    }
+pub(super) async fn json(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Page {
+    let job = pages.job(&reader, &id).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], format!("{job:#}\n")).into_response())
 }
 
 /// `GET /jobs/{id}/memo.md`
-pub(super) async fn memo_markdown(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
-    let job = match pages.job(&reader, &id).await {
-        Ok(job) => job,
-        Err(response) => return *response,
-    };
+pub(super) async fn memo_markdown(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Page {
+    let job = pages.job(&reader, &id).await?;
     let Some(memo) = read_memo(&job) else {
-        return pages.message(&reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do");
+        return Ok(pages.message(&reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do"));
     };
-    let kind = HeaderValue::from_static("text/markdown; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], markdown::markdown(&memo)).into_response()
+    Ok(([(header::CONTENT_TYPE, "text/markdown; charset=utf-8")], markdown::markdown(&memo)).into_response())
 }
 
 /// `POST /jobs/{id}/cancel`
@@ -84,7 +80,7 @@ pub(super) async fn cancel(
     reader: Reader,
     Path(id): Path<Uuid>,
     Form(Mark { mark }): Form<Mark>,
-) -> Response {
+) -> Page {
     pages.change(&reader, id, "cancel", &mark).await
 }
 
@@ -94,35 +90,48 @@ pub(super) async fn retry(
     reader: Reader,
     Path(id): Path<Uuid>,
     Form(Mark { mark }): Form<Mark>,
-) -> Response {
+) -> Page {
     pages.change(&reader, id, "retry", &mark).await
 }
 
+/// `POST /jobs/{id}/delete`
+pub(super) async fn delete(
+    State(pages): State<Arc<Pages>>,
+    reader: Reader,
+    Path(id): Path<Uuid>,
+    Form(Mark { mark }): Form<Mark>,
+) -> Page {
+    if reader.session.is_some() {
+        pages.check_mark(&reader, &mark)?;
+    }
+    let path = format!("/api/v1/jobs/{id}");
+    let answer = pages.api.ask(&reader.caller, Method::DELETE, &path, HeaderMap::new(), None).await;
+    if answer.status == StatusCode::CONFLICT {
+        return Ok(Redirect::to(&format!("/jobs/{id}")).into_response());
+    }
+    pages.done(&reader, answer)?;
+    Ok(pages.message(&reader, StatusCode::OK, "deleted_title", "deleted_do"))
+}
+
 impl Pages {
-    /// The job, or the page that says why there is none.
-    async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Box<Response>> {
+    async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Instead> {
         let Ok(id) = Uuid::from_str(id) else {
-            return Err(Box::new(self.message(reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do")));
+            return Err(self.message(reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do").into());
         };
-        let answer = self.api.get(&reader.caller, &format!("/api/v1/jobs/{id}")).await;
-        answer.ok().map_err(|answer| Box::new(self.problem(reader, &answer)))
+        self.done(reader, self.api.get(&reader.caller, &format!("/api/v1/jobs/{id}")).await)
     }
 
-    async fn change(&self, reader: &Reader, id: Uuid, action: &str, mark: &str) -> Response {
-        // Who is not signed in acts in nobody's name; the guard has turned other sites away.
-        if reader.session.is_some()
-            && let Err(response) = self.check_mark(reader, mark)
-        {
-            return *response;
+    async fn change(&self, reader: &Reader, id: Uuid, action: &str, mark: &str) -> Page {
+        // Without a session there is no name to act in; `guard` has refused other sites.
+        if reader.session.is_some() {
+            self.check_mark(reader, mark)?;
         }
         let answer = self.api.post(&reader.caller, &format!("/api/v1/jobs/{id}/{action}"), None).await;
-        match answer.status {
-            // A conflict means that the job has moved on meanwhile: its page tells where to.
-            status if status.is_success() || status == StatusCode::CONFLICT => {
-                Redirect::to(&format!("/jobs/{id}")).into_response()
-            }
-            _ => self.problem(reader, &answer),
+        // After a conflict the job has changed meanwhile: its page shows how.
+        if answer.status != StatusCode::CONFLICT {
+            self.done(reader, answer)?;
         }
+        Ok(Redirect::to(&format!("/jobs/{id}")).into_response())
     }
 }
 
@@ -132,28 +141,24 @@ fn read_memo(job: &Value) -> Option<Memo> {
 
 /// What can be done about a failure: the key of the text.
 fn advice(code: &str) -> &'static str {
-    let word = |code: FailureCode| <&str>::from(code);
-    let is_among = |codes: &[FailureCode]| codes.iter().any(|known| word(*known) == code);
-    if is_among(&[
-        FailureCode::Refused,
-        FailureCode::AnswerTruncated,
-        FailureCode::InvalidRequest,
-        FailureCode::RequestTooLarge,
-        FailureCode::ContextWindowExceeded,
-        FailureCode::Poisoned,
-        FailureCode::PromptVersionUnknown,
-    ]) {
-        "advice_question"
-    } else if is_among(&[
-        FailureCode::AuthenticationFailed,
-        FailureCode::BillingFailed,
-        FailureCode::PermissionDenied,
-        FailureCode::ModelNotFound,
-        FailureCode::TimeLimit,
-        FailureCode::ProxyRefused,
-    ]) {
-        "advice_operator"
-    } else {
-        "advice_retry"
+    match FailureCode::from_str(code) {
+        Ok(
+            FailureCode::Refused
+            | FailureCode::AnswerTruncated
+            | FailureCode::InvalidRequest
+            | FailureCode::RequestTooLarge
+            | FailureCode::ContextWindowExceeded
+            | FailureCode::Poisoned
+            | FailureCode::PromptVersionUnknown,
+        ) => "advice_question",
+        Ok(
+            FailureCode::AuthenticationFailed
+            | FailureCode::BillingFailed
+            | FailureCode::PermissionDenied
+            | FailureCode::ModelNotFound
+            | FailureCode::TimeLimit
+            | FailureCode::ProxyRefused,
+        ) => "advice_operator",
+        _ => "advice_retry",
     }
 }
