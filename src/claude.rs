@@ -6,6 +6,7 @@
 //! - `access`: the address and the credentials
 //! - `wire`: the JSON sent and read
 //! - `events`: from bytes to server-sent events
+//! - `intake`: how much of a stream is taken, and how fast
 //! - `stream`: from the event stream to an answer
 //! - `reuse`: whether a call went out on a connection used before
 //! - `error`: the error table: what a failure means
@@ -15,6 +16,7 @@
 mod access;
 pub mod error;
 mod events;
+mod intake;
 pub mod message;
 pub mod price;
 mod reuse;

@@ -40,6 +40,7 @@ use crate::{
         memo::{Memo, Shown},
     },
     clock::Timestamp,
+    config::values::Origin,
     job::{
         AttemptError, JobId, JobRecord, JobStatus,
         callback::Callbacks,
@@ -86,6 +87,8 @@ pub struct Webhooks {
     http: reqwest::Client,
     key: hmac::Key,
     callbacks: Callbacks,
+    /// For links to the memo's page.
+    public_url: Option<Origin>,
     metrics: Metrics,
 }
 
@@ -118,6 +121,9 @@ struct Data<'a> {
     caller: Option<&'a str>,
     /// The URL that the job's caller named. Check that it is yours.
     callback_url: &'a str,
+    /// The page of the memo, if PUBLIC_URL is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    page: Option<String>,
     /// The question, as submitted.
     query: &'a str,
     /// The labels, as submitted.
@@ -140,6 +146,7 @@ impl Webhooks {
         queue: Queue,
         secret: &SecretString,
         callbacks: Callbacks,
+        public_url: Option<Origin>,
         metrics: Metrics,
     ) -> Result<Webhooks, WebhookError> {
         // reqwest wants one to be named.
@@ -157,7 +164,7 @@ impl Webhooks {
         let secret = secret.expose_secret().trim_start_matches("whsec_");
         let secret = BASE64_STANDARD.decode(secret).map_err(|_| WebhookError::Secret)?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
-        Ok(Webhooks { queue, http, key, callbacks, metrics })
+        Ok(Webhooks { queue, http, key, callbacks, public_url, metrics })
     }
 
     /// Sends until `closing` is cancelled, and ends once what is under way then has been answered.
@@ -250,7 +257,8 @@ impl Webhooks {
         let url = record.request.callback_url.as_deref().unwrap_or_default();
         // Again, since the setting may be another now than when the job was taken.
         let url = self.callbacks.check(url).map_err(|why| format!("the callback URL {why}"))?;
-        let body = serde_json::to_string(&message(record)).map_err(|error| error.to_string())?;
+        let body =
+            serde_json::to_string(&message(record, self.public_url.as_ref())).map_err(|error| error.to_string())?;
         let id = delivery.message_id(record.job.id);
         let seconds = wall.as_millis().div_euclid(1_000);
         let signature = hmac::sign(&self.key, format!("{id}.{seconds}.{body}").as_bytes());
@@ -288,7 +296,7 @@ fn owed(record: &JobRecord) -> Option<&Delivery> {
     record.delivery.as_ref().filter(|delivery| delivery.next_at().is_some() && record.job.state.is_final())
 }
 
-fn message(record: &JobRecord) -> Message<'_> {
+fn message<'a>(record: &'a JobRecord, public_url: Option<&Origin>) -> Message<'a> {
     let JobRecord { job, request, .. } = record;
     // A job that is told of has ended, so the hour makes no difference.
     let status = job.status(job.created_at);
@@ -300,6 +308,7 @@ fn message(record: &JobRecord) -> Message<'_> {
         finished_at: job.finished_at,
         caller: request.caller.as_deref(),
         callback_url: request.callback_url.as_deref().unwrap_or_default(),
+        page: public_url.map(|url| format!("{url}/jobs/{}", job.id)),
         query: &request.query,
         metadata: &request.metadata,
         result: record.result().map(|stored| Shown::new(stored, &asked)),

@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use axum::http::HeaderValue;
-
 use super::{error::StartError, machine};
 use crate::{
     agent::{
@@ -241,17 +239,6 @@ pub(super) fn budget(
         Arc::new(move |day| store.spent(day))
     };
     Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
-}
-
-pub(super) fn cors_origins(settings: &Settings) -> Result<Vec<HeaderValue>, StartError> {
-    settings.cors_origins.iter().map(|origin| read_origin(origin.trim())).collect()
-}
-
-fn read_origin(text: &str) -> Result<HeaderValue, StartError> {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
-    let is_origin = !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']);
-    let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
-    value.ok_or_else(|| StartError::Origin(text.to_owned()))
 }
 
 #[cfg(test)]

@@ -181,6 +181,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         failures: Failures::default(),
         trusted_proxies: Arc::default(),
         cors_origins: Vec::new(),
+        public_url: None,
         models: Models::new("m".to_owned(), Vec::new(), Vec::new()),
         notes: Arc::new(Vec::new),
         queue,
