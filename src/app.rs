@@ -72,7 +72,6 @@ const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 /// Checks the settings as far as that is possible without a start.
 pub fn check(settings: &Settings) -> Result<(), StartError> {
     parts::tokens(settings)?;
-    parts::cors_origins(settings)?;
     auth::of_settings(settings.api_keys.as_ref())?;
     access_to_claude(settings).map(drop)
 }
@@ -111,7 +110,6 @@ impl App {
     pub async fn start_tuned(settings: &Settings, tuning: Tuning, clock: Clock) -> Result<App, StartError> {
         let prompts = Prompts::load(&settings.prompts_dir)?;
         let tokens = parts::tokens(settings)?;
-        let cors_origins = parts::cors_origins(settings)?;
         let access = access_to_claude(settings)?;
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
@@ -129,7 +127,8 @@ impl App {
         let auth = Arc::new(auth?);
         let callbacks = parts::callbacks(settings);
         let secrets = secrets::webhook_secrets(settings, queue.clone())?;
-        let webhooks = Webhooks::new(queue.clone(), secrets, callbacks.clone(), metrics.clone())?;
+        let webhooks =
+            Webhooks::new(queue.clone(), secrets, callbacks.clone(), settings.public_url.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         recover(&queue).await.map_err(StartError::Recovery)?;
@@ -162,7 +161,8 @@ impl App {
             refusals: RefusalLog::default(),
             failures: Failures::default(),
             trusted_proxies: settings.trusted_proxies.clone().into(),
-            cors_origins,
+            cors_origins: settings.cors_origins.clone(),
+            public_url: settings.public_url.clone(),
             callbacks,
             webhooks,
             max_query_length: settings.max_query_length,
@@ -172,7 +172,8 @@ impl App {
         let router = http::router(api, |api| dashboard::router(api, pages_queue, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         let no_model = check_models(agent, closing.clone());
-        info!(%address, model = settings.model(), "ceoagent is ready");
+        let url = settings.public_url.as_ref().map_or_else(|| format!("http://{address}"), ToString::to_string);
+        info!(%address, url, model = settings.model(), "ceoagent is ready");
         let new_admin_token = is_new.then(|| admin_token.clone());
         let grace = settings.shutdown_grace;
         Ok(App {

@@ -17,6 +17,7 @@ mod own;
 pub mod own_data;
 mod progress;
 pub mod serve;
+mod terminal;
 pub mod webhooks;
 
 use std::{
@@ -141,7 +142,7 @@ pub fn run() -> ExitCode {
         // The reader has closed the pipe: `ceoagent jobs list | head` is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", told(&error));
+            let _ = writeln!(io::stderr(), "error: {}", terminal::escaped(&told(&error)));
             match error.downcast_ref() {
                 Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
                 _ if is_of_settings(&error) => ExitCode::from(WRONG_SETTINGS),

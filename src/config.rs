@@ -31,7 +31,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{ArgAction, Args, Command, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, RateCaps, Retention};
+use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, Origin, RateCaps, Retention};
 
 /// The OpenTelemetry specification's variable for where traces are sent.
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -205,8 +205,13 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
 
     /// Origins whose web pages may call the API, with commas, for example https://app.example
-    #[arg(long, env, value_delimiter = ',', hide_short_help = true)]
-    pub cors_origins: Vec<String>,
+    #[arg(long, env, value_delimiter = ',', value_parser = values::origin, hide_short_help = true)]
+    pub cors_origins: Vec<Origin>,
+
+    /// Address by which browsers reach the service, for example https://ceo.example: for links, for secure cookies, and
+    /// accepted from browsers while no key is required
+    #[arg(long, env, value_parser = values::origin, help_heading = FURTHER, hide_short_help = true)]
+    pub public_url: Option<Origin>,
 
     /// Secrets that sign all webhooks, with commas: whsec_ and 24 to 64 bytes in base64; if unset, each caller has its own
     #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]

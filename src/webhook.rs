@@ -38,6 +38,7 @@ use self::{
 };
 use crate::{
     clock::Timestamp,
+    config::values::Origin,
     job::{
         JobId, JobRecord,
         callback::Callbacks,
@@ -90,6 +91,8 @@ pub struct Webhooks {
     http: reqwest::Client,
     secrets: Secrets,
     callbacks: Callbacks,
+    /// For links to the memo's page.
+    public_url: Option<Origin>,
     metrics: Metrics,
     tests: Arc<Semaphore>,
 }
@@ -125,6 +128,7 @@ impl Webhooks {
         queue: Queue,
         secrets: Secrets,
         callbacks: Callbacks,
+        public_url: Option<Origin>,
         metrics: Metrics,
     ) -> Result<Webhooks, WebhookError> {
         // reqwest wants one to be named.
@@ -139,7 +143,15 @@ impl Webhooks {
             .https_only(!callbacks.allow_plain_http())
             .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Webhooks { queue, http, secrets, callbacks, metrics, tests: Arc::new(Semaphore::new(MAX_TESTS)) })
+        Ok(Webhooks {
+            queue,
+            http,
+            secrets,
+            callbacks,
+            public_url,
+            metrics,
+            tests: Arc::new(Semaphore::new(MAX_TESTS)),
+        })
     }
 
     /// What signs messages.
@@ -209,7 +221,7 @@ impl Webhooks {
             }
         };
         let Some(delivery) = owed(&record).cloned() else { return true };
-        let message = Message::new(&record);
+        let message = Message::new(&record, self.public_url.as_ref());
         // Whoever resends a message wants it in any case.
         if delivery.resends == 0 && !message.is_chosen(&record.request.callback_events) {
             self.record(id, delivery.skipped()).await;

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use super::{
     client::{Client, ClientError, Connection},
     jobs::{BARE, path, text},
-    memo::clean,
     serve,
+    terminal::clean,
 };
 
 /// The routes of a caller, and the same routes for operators.

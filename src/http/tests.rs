@@ -177,13 +177,14 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
     let secrets = Secrets::derived(&"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(), queue.clone()).unwrap();
     Api {
-        webhooks: Webhooks::new(queue.clone(), secrets, Callbacks::default(), metrics.clone()).unwrap(),
+        webhooks: Webhooks::new(queue.clone(), secrets, Callbacks::default(), None, metrics.clone()).unwrap(),
         auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
         memory: MemoryBudget::new(64 << 20),
         refusals: observe::RefusalLog::default(),
         failures: Failures::default(),
         trusted_proxies: Arc::default(),
         cors_origins: Vec::new(),
+        public_url: None,
         models: Models::new("m".to_owned(), Vec::new(), Vec::new()),
         notes: Arc::new(Vec::new),
         queue,

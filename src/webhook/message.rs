@@ -11,6 +11,7 @@ use crate::{
         memo::{Memo, Shown},
     },
     clock::Timestamp,
+    config::values::Origin,
     job::{AttemptError, JobId, JobRecord, JobState, JobStatus, delivery::CallbackEvent},
 };
 
@@ -47,6 +48,9 @@ struct Data<'a> {
     caller: Option<&'a str>,
     /// The URL that the job's caller named. Check that it is yours.
     callback_url: &'a str,
+    /// The page of the memo, if PUBLIC_URL is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    page: Option<String>,
     /// The question, as submitted.
     query: &'a str,
     /// The labels, as submitted.
@@ -61,7 +65,8 @@ struct Data<'a> {
 }
 
 impl<'a> Message<'a> {
-    pub(super) fn new(record: &'a JobRecord) -> Message<'a> {
+    /// `public_url`: where the pages are, for a link to the memo.
+    pub(super) fn new(record: &'a JobRecord, public_url: Option<&Origin>) -> Message<'a> {
         let JobRecord { job, request, .. } = record;
         let asked = Asked { query: &request.query, options: &request.options, is_brief: record.is_brief() };
         let result = record.result().map(|stored| Shown::new(stored, &asked));
@@ -73,6 +78,7 @@ impl<'a> Message<'a> {
             finished_at: job.finished_at,
             caller: request.caller.as_deref(),
             callback_url: request.callback_url.as_deref().unwrap_or_default(),
+            page: public_url.map(|url| format!("{url}/jobs/{}", job.id)),
             query: &request.query,
             metadata: &request.metadata,
             result,

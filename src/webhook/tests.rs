@@ -83,7 +83,8 @@ impl World {
         let closing = CancellationToken::new();
         let queue = Queue::new(store.clone(), clock.clone(), policy, Metrics::new(), closing.clone());
         let secrets = Secrets::of_setting(&SECRET.into(), queue.clone()).unwrap();
-        let webhooks = Webhooks::new(queue.clone(), secrets, callbacks, Metrics::new()).unwrap();
+        let public_url = Some(crate::config::values::origin("https://ceo.example").unwrap());
+        let webhooks = Webhooks::new(queue.clone(), secrets, callbacks, public_url, Metrics::new()).unwrap();
         tokio::spawn(webhooks.run(closing.clone()));
         World { queue, store, clock, url, arrived, closing, _folder: folder }
     }
@@ -130,6 +131,7 @@ async fn an_end_is_told_with_all_that_is_to_know() {
     assert_eq!(body["timestamp"], body["data"]["finished_at"]);
     assert_eq!(body["data"]["callback_url"], format!("{}/hook", world.url));
     assert_eq!((&body["data"]["id"], &body["data"]["metadata"]["team"]), (&id.to_string().into(), &"ops".into()));
+    assert_eq!(body["data"]["page"], format!("https://ceo.example/jobs/{id}"));
     let delivery = world.tried(id, 1).await;
     assert_eq!((delivery.state, delivery.tries[0].http_status), (DeliveryState::Delivered, Some(204)));
 }

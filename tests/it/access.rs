@@ -428,6 +428,7 @@ fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
         ("API_KEYS", "alice:change-me-change-me", "API_KEYS: the key of entry 1 is a placeholder"),
         ("JWT_AUTH", "keys=/nowhere", "must name all of keys, issuer and audience"),
         ("CORS_ORIGINS", "*", "\"*\" is not an origin"),
+        ("PUBLIC_URL", "https://ceo.example/memos", "Use scheme and host only, for example https://ceo.example"),
     ] {
         let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);
         assert!(status.code() == Some(2) && output.contains(said), "{name}: {output}");

@@ -5,7 +5,7 @@ use std::io::Write;
 use serde_json::Value;
 
 use super::text;
-use crate::cli::{memo::clean, outcome, progress, webhooks::outcome as outcome_of_try};
+use crate::cli::{outcome, progress, terminal::clean, webhooks::outcome as outcome_of_try};
 
 /// Writes the job to standard output, one line for each fact.
 pub(super) fn describe(job: &Value) -> anyhow::Result<()> {
