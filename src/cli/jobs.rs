@@ -16,9 +16,9 @@ use self::{
 };
 use super::{
     client::{Client, ClientError, Connection, Refusal},
-    memo::clean,
     outcome::{self, Form},
     progress, serve,
+    terminal::{self, clean},
 };
 
 /// The routes that list all jobs and the caller's own.
@@ -162,7 +162,7 @@ impl List {
             };
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
-                    writeln!(out, "{job}")?;
+                    writeln!(out, "{}", terminal::escaped(&job.to_string()))?;
                 } else {
                     table.add_row(row(job));
                 }
@@ -223,7 +223,7 @@ pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
 
-fn path(id: &str, action: &str) -> String {
+pub(super) fn path(id: &str, action: &str) -> String {
     format!("/api/v1/jobs/{}{action}", escaped(id))
 }
 
