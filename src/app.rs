@@ -116,7 +116,6 @@ impl App {
         let metrics = Metrics::new();
         let (store, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
-        let webhook_secret = secrets::webhook_secret(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let budget = parts::budget(settings, &agent.planner, &clock, &store)?;
         let limits = parts::limits(settings, &agent.planner, budget);
@@ -127,13 +126,9 @@ impl App {
         let auth = Auth::new(admin_token.clone(), keys, tokens, settings.requires_api_key(), queue.clone());
         let auth = Arc::new(auth?);
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(
-            queue.clone(),
-            &webhook_secret,
-            callbacks.clone(),
-            settings.public_url.clone(),
-            metrics.clone(),
-        )?;
+        let secrets = secrets::webhook_secrets(settings, queue.clone())?;
+        let webhooks =
+            Webhooks::new(queue.clone(), secrets, callbacks.clone(), settings.public_url.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         recover(&queue).await.map_err(StartError::Recovery)?;
@@ -150,7 +145,7 @@ impl App {
         let disk =
             DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone());
         let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
-        let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks, warm_up_after).await;
+        let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks.clone(), warm_up_after).await;
         let api = Api {
             queue: queue.clone(),
             limits,
@@ -169,6 +164,7 @@ impl App {
             cors_origins: settings.cors_origins.clone(),
             public_url: settings.public_url.clone(),
             callbacks,
+            webhooks,
             max_query_length: settings.max_query_length,
         };
         let shown = parts::shown(settings, tuning, address);

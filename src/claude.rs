@@ -121,7 +121,7 @@ impl Claude {
             .tcp_nodelay(true)
             .tcp_keepalive(TCP_KEEPALIVE)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .connector_layer(reuse::Connections)
+            .connector_layer(reuse::connections())
             // A redirect to elsewhere would take the key along.
             .redirect(reqwest::redirect::Policy::none())
             // One call is one request, but for what `answered` repeats.
@@ -234,7 +234,7 @@ impl Claude {
         }
         let headers = headers.clone();
         let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
-        Err(CallError::of_answer(status.as_u16(), &headers, &body, SystemTime::now()))
+        Err(CallError::from_answer(status.as_u16(), &headers, &body, SystemTime::now()))
     }
 
     fn unsent_or_lost(&self, error: &reqwest::Error) -> CallError {

@@ -26,7 +26,7 @@ use crate::{
     ledger::dollars,
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
-        budget::{Budget, Daily, Need},
+        budget::{Budget, Need},
     },
     prompts::Prompts,
     queue::{Policy, retry::RetryBounds},
@@ -219,9 +219,8 @@ pub(super) fn budget(
     clock: &Clock,
     store: &Arc<dyn JobStore>,
 ) -> Result<Option<Budget>, StartError> {
-    let Some(set) = settings.daily_budget else { return Ok(None) };
-    let daily = Daily { tokens: set.tokens, nanodollars: set.cost.map(|cost| cost.0) };
-    if let Some(model) = planner.unpriced_model().filter(|_| daily.nanodollars.is_some()) {
+    let Some(daily) = settings.daily_budget else { return Ok(None) };
+    if let Some(model) = planner.unpriced_model().filter(|_| daily.cost.is_some()) {
         return Err(StartError::NoPrice { model: model.to_owned() });
     }
     let shortest = planner.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
@@ -234,7 +233,7 @@ pub(super) fn budget(
         _ => Ok(()),
     };
     check(daily.tokens, usual.tokens, |tokens| format!("{tokens} tokens"))?;
-    check(daily.nanodollars, usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
+    check(daily.cost.map(|cost| cost.0), usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
     let spent = {
         let store = Arc::clone(store);
         Arc::new(move |day| store.spent(day))

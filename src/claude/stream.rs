@@ -180,7 +180,7 @@ impl Answer {
             }
             "message_stop" => self.is_complete = true,
             "error" => {
-                let error = ErrorObject::within(&event.data).as_ref().map(CallError::of_event);
+                let error = ErrorObject::within(&event.data).as_ref().map(CallError::from_event);
                 return Err(error.unwrap_or_else(|| {
                     CallError::new(ErrorKind::StreamError, format!("Claude broke off its answer: {}", event.data))
                 }));
@@ -192,7 +192,7 @@ impl Answer {
                     return self.take(&Event { name: kind, data: event.data.clone() }, on_progress);
                 }
                 None if event.data.starts_with('{') => {
-                    let error = ErrorObject::within(&event.data).as_ref().map(CallError::of_event);
+                    let error = ErrorObject::within(&event.data).as_ref().map(CallError::from_event);
                     return Err(error.unwrap_or_else(|| malformed("an event without a type")));
                 }
                 _ => {}
@@ -206,7 +206,7 @@ impl Answer {
         let text = String::from_utf8_lossy(body);
         let text = text.trim_start_matches('\u{feff}');
         if let Some(object) = ErrorObject::within(text) {
-            return Err(CallError::of_event(&object));
+            return Err(CallError::from_event(&object));
         }
         let unreadable = |error: serde_json::Error| malformed(&format!("a message can't be read: {error}"));
         let message: WholeMessage = from_json(text).map_err(unreadable)?;
