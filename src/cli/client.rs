@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::memo::clean;
+use super::terminal::clean;
 use crate::{
     app,
     config::{ServiceAddress, Settings},

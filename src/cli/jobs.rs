@@ -16,9 +16,9 @@ use self::{
 };
 use super::{
     client::{Client, Connection},
-    memo::clean,
     outcome::{self, Form},
     progress, serve,
+    terminal::{self, clean},
 };
 
 /// Most jobs on a page of the service.
@@ -148,7 +148,7 @@ impl List {
             let page = self.page(&client, left.min(PAGE), cursor.as_deref()).await?;
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
-                    writeln!(out, "{job}")?;
+                    writeln!(out, "{}", terminal::escaped(&job.to_string()))?;
                 } else {
                     table.add_row(row(job));
                 }
@@ -199,7 +199,7 @@ pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
 
-fn path(id: &str, action: &str) -> String {
+pub(super) fn path(id: &str, action: &str) -> String {
     format!("/api/v1/jobs/{}{action}", escaped(id))
 }
 

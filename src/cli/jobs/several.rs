@@ -14,8 +14,8 @@ use super::{conditions::Conditions, path, text};
 use crate::cli::{
     Cli, REFUSED,
     client::{Client, ClientError, Connection},
-    memo::clean,
     outcome,
+    terminal::clean,
 };
 
 /// Stands for ids on standard input.
