@@ -447,7 +447,7 @@ mod tests {
         }
         let errors = wrong_text(&of(json!(["job.done"])).to_string());
         let message = "unknown variant `job.done`, expected one of `job.succeeded`, `job.needs_information`, `job.failed`, \
-             `job.cancelled`";
+                       `job.cancelled`";
         assert_eq!(errors, [FieldError::new("callback_events[0]", message)]);
     }
 

@@ -227,8 +227,8 @@ fn post(base: &str) -> RequestBuilder {
 async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
-    let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
-    assert_eq!(content_type, Some("application/problem+json"), "{response:?}");
+    let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+    assert_eq!(kind, Some("application/problem+json"), "{response:?}");
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["request_id"], id, "{body}");
@@ -428,7 +428,10 @@ async fn a_waiting_client_is_answered_within_thirty_seconds_even_if_the_disk_han
             .body(axum::body::Body::from(r#"{"query": "q"}"#))
             .unwrap();
         let asked = Instant::now();
-        let response = router(api_over(store, &closing), |_| Router::new()).oneshot(question).await.unwrap();
+        let response = router(api_over(store, &closing), |api| Router::new().fallback_service(api))
+            .oneshot(question)
+            .await
+            .unwrap();
         assert_eq!(response.status(), status, "wait={wait}");
         assert!(asked.elapsed() < Duration::from_millis(29_600), "wait={wait}: {:?}", asked.elapsed());
     }
