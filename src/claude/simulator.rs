@@ -334,9 +334,8 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
             () = shared.end.cancelled() => {}
         }
     }
-    let end = shared.end.clone();
     if fault == Fault::CloseBeforeAnswer {
-        return Response::new(sse::body(vec![Step::Break], flight, end));
+        return Response::new(sse::body(vec![Step::Break], flight, shared.end.clone()));
     }
     let message = Message {
         id: &request_id.replace("req", "msg"),
@@ -354,7 +353,7 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
         return shared.with_limits(response);
     }
     let steps = message.steps(plan.start, plan.latency, shared.config.writes, &fault);
-    let mut response = Response::new(sse::body(steps, flight, end));
+    let mut response = Response::new(sse::body(steps, flight, shared.end.clone()));
     put(response.headers_mut(), "content-type", "text/event-stream; charset=utf-8");
     put(response.headers_mut(), "request-id", &request_id);
     shared.with_limits(response)
