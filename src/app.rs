@@ -117,7 +117,6 @@ impl App {
         let metrics = Metrics::new();
         let (store, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
-        let webhook_secret = secrets::webhook_secret(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let budget = parts::budget(settings, &agent.planner, &clock, &store)?;
         let limits = parts::limits(settings, &agent.planner, budget);
@@ -128,13 +127,9 @@ impl App {
         let auth = Auth::new(admin_token.clone(), keys, tokens, settings.requires_api_key(), queue.clone());
         let auth = Arc::new(auth?);
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(
-            queue.clone(),
-            &webhook_secret,
-            callbacks.clone(),
-            settings.public_url.clone(),
-            metrics.clone(),
-        )?;
+        let secrets = secrets::webhook_secrets(settings, queue.clone())?;
+        let webhooks =
+            Webhooks::new(queue.clone(), secrets, callbacks.clone(), settings.public_url.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         recover(&queue).await.map_err(StartError::Recovery)?;
@@ -151,8 +146,8 @@ impl App {
         let disk =
             DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone());
         let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
-        let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks, warm_up_after).await;
-        let api = api(settings, &worker, &prompts, &auth, callbacks, clock);
+        let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks.clone(), warm_up_after).await;
+        let api = api(settings, &worker, &prompts, &auth, webhooks, callbacks, clock);
         let shown = parts::shown(settings, tuning, address);
         let pages_queue = queue.clone();
         let router = http::router(api, |api| dashboard::router(api, pages_queue, shown));
@@ -304,6 +299,7 @@ fn api(
     worker: &Worker,
     prompts: &Prompts,
     auth: &Arc<Auth>,
+    webhooks: Webhooks,
     callbacks: Callbacks,
     clock: Clock,
 ) -> Api {
@@ -324,7 +320,9 @@ fn api(
         trusted_proxies: settings.trusted_proxies.clone().into(),
         cors_origins: settings.cors_origins.clone(),
         public_url: settings.public_url.clone(),
+        public_url: settings.public_url.clone(),
         callbacks,
+        webhooks,
         max_query_length: settings.max_query_length,
     }
 }

@@ -31,6 +31,7 @@ mod schema;
 mod session;
 mod strings;
 mod templates;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -68,6 +69,7 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/jobs/{id}/job.json", get(job::json))
         .route("/jobs/{id}/cancel", post(job::cancel))
         .route("/jobs/{id}/retry", post(job::retry))
+        .route("/jobs/{id}/resend-webhook", post(job::resend_webhook))
         .route("/jobs/{id}/delete", post(job::delete))
         .route("/admin", get(queue::show))
         .route("/admin/login", get(login::form).post(login::sign_in))
@@ -79,6 +81,7 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/admin/audit", get(audit::show))
         .route("/admin/keys", get(keys::show).post(keys::create))
         .route("/admin/keys/revoke", post(keys::revoke))
+        .route("/admin/webhooks", get(webhooks::show))
         .layer(middleware::from_fn_with_state(Arc::clone(&pages), pages::guard))
         .route("/assets/{name}", get(assets::get))
         .fallback(pages::not_found)

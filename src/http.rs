@@ -33,6 +33,7 @@ mod transfer;
 mod usage;
 mod view;
 mod wait;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -68,6 +69,7 @@ use crate::{
     metrics::Metrics,
     prompts::Prompts,
     queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
+    webhook::Webhooks,
 };
 
 /// How long a browser may keep the answer to a CORS preflight.
@@ -102,6 +104,8 @@ pub struct Api {
     pub public_url: Option<Origin>,
     /// Which callback URLs are accepted.
     pub callbacks: Callbacks,
+    /// Sends test messages, and has the secrets that sign webhooks.
+    pub webhooks: Webhooks,
     /// Most characters in a query.
     pub max_query_length: usize,
 }
@@ -221,6 +225,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
+        .routes(routes!(webhooks::resend))
+        .routes(routes!(webhooks::secret))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::own_failing))
         .routes(routes!(admin::list))
         .routes(routes!(actions::act))
         .routes(routes!(operate::stats))
@@ -232,6 +241,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
+        .routes(routes!(webhooks::callers_secret))
+        .routes(routes!(webhooks::rotate_callers))
+        .routes(routes!(webhooks::all_failing))
         .routes(routes!(usage::get))
         .routes(routes!(history::get))
         .routes(routes!(prompts::list))

@@ -199,7 +199,7 @@ pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
 
-fn path(id: &str, action: &str) -> String {
+pub(super) fn path(id: &str, action: &str) -> String {
     format!("/api/v1/jobs/{}{action}", escaped(id))
 }
 

@@ -94,6 +94,16 @@ pub(super) async fn retry(
     pages.change(&reader, id, "retry", &mark).await
 }
 
+/// `POST /jobs/{id}/resend-webhook`
+pub(super) async fn resend_webhook(
+    State(pages): State<Arc<Pages>>,
+    reader: Reader,
+    Path(id): Path<Uuid>,
+    Form(Mark { mark }): Form<Mark>,
+) -> Page {
+    pages.change(&reader, id, "resend-webhook", &mark).await
+}
+
 /// `POST /jobs/{id}/delete`
 pub(super) async fn delete(
     State(pages): State<Arc<Pages>>,

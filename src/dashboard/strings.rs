@@ -86,7 +86,7 @@ mod tests {
     };
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.
-    const FAMILIES: [&str; 21] = [
+    const FAMILIES: [&str; 22] = [
         "status_",
         "code_",
         "wait_",
@@ -104,6 +104,7 @@ mod tests {
         "chart_",
         "scope_",
         "series_",
+        "delivery_",
         "filter_",
         "audit_do_",
         "deleted_",

@@ -32,7 +32,7 @@ const LONGEST_ENTRY: Duration = Duration::from_hours(1);
 const STORED_FOR: Duration = Duration::from_hours(400 * 24);
 
 /// The words of the actions.
-pub const ACTIONS: [&str; 11] = [
+pub const ACTIONS: [&str; 13] = [
     "pause",
     "resume",
     "limits",
@@ -44,6 +44,8 @@ pub const ACTIONS: [&str; 11] = [
     "prompts_reload",
     "key_create",
     "key_revoke",
+    "webhook_secret_rotate",
+    "webhook_resend",
 ];
 
 /// Actions of an operator: one, or the same action repeated within ten minutes.
@@ -64,7 +66,7 @@ pub struct Entry {
     /// The operator: `admin_token`, the name of the API key, or the subject of the token.
     pub actor: String,
     /// Stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `reparse`, `import`, `prompts_reload`,
-    /// `key_create`, `key_revoke`.
+    /// `key_create`, `key_revoke`, `webhook_secret_rotate`, `webhook_resend`.
     pub action: String,
     /// The targets or the new values of each action, separated by commas, up to 1 KiB of text; then `…`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -586,6 +586,7 @@ def main(binary, axe_path):
             "limits": "/admin/limits",
             "week": "/admin?range=week",
             "keys": "/admin/keys",
+            "webhooks": "/admin/webhooks",
             "audit": "/admin/audit",
             "docs": "/docs",
         }, axe)

@@ -462,3 +462,41 @@ async fn wrong_tries_to_sign_in_are_limited_and_never_shut_out_the_right_token()
     let right = browser.post("/admin/login", &[("token", ADMIN_TOKEN)]).await;
     assert_eq!(right.status, StatusCode::SEE_OTHER);
 }
+
+#[tokio::test]
+async fn a_failing_webhook_is_on_a_page_of_its_own_and_on_its_jobs_with_a_button_that_sends_it_again() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8").start();
+    let mut browser = Browser::of(&service);
+    let mark = browser.sign_in().await;
+    let empty = browser.get("/admin/webhooks").await.text;
+    assert!(empty.contains("No webhook is failing.") && empty.contains("aria-current=\"page\">Webhooks"), "{empty}");
+    // Nobody listens there.
+    let question = json!({ "query": format!("Who listens? {EVIL}"), "callback_url": "http://127.0.0.1:1/hook" });
+    let id = service.post("/api/v1/analyze", &question).await.id();
+    let tries = async |count: usize| loop {
+        let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
+        if job["delivery"]["tries"].as_array().is_some_and(|tries| tries.len() >= count) {
+            break job;
+        }
+        tokio::task::yield_now().await;
+    };
+    let job = tries(1).await;
+    let why = job["delivery"]["tries"][0]["error"].as_str().unwrap().to_owned();
+    let button = format!("action=\"/jobs/{id}/resend-webhook\"");
+    for path in ["/admin/webhooks".to_owned(), format!("/jobs/{id}")] {
+        let page = browser.get(&path).await.text;
+        assert!(page.contains(&button) && page.contains("Send again") && page.contains("will be sent"), "{page}");
+        assert!(page.contains(why.split(':').next().unwrap()) && !page.contains(EVIL), "{page}");
+    }
+    let path = format!("/jobs/{id}/resend-webhook");
+    assert_eq!(browser.post(&path, &[("mark", "forged")]).await.status, StatusCode::FORBIDDEN);
+    let sent = browser.post(&path, &[("mark", &mark)]).await;
+    assert_eq!((sent.status, sent.location), (StatusCode::SEE_OTHER, format!("/jobs/{id}")));
+    tries(2).await;
+    browser.get("/admin/webhooks?lang=zh").await;
+    let chinese = browser.get("/admin/webhooks").await.text;
+    assert!(chinese.contains("未送达的 Webhook") && chinese.contains("重新发送"), "{chinese}");
+    let mut stranger = Browser::of(&service);
+    assert_eq!(stranger.get("/admin/webhooks").await.location, "/admin/login?next=%2Fadmin%2Fwebhooks");
+}
