@@ -320,7 +320,6 @@ fn api(
         trusted_proxies: settings.trusted_proxies.clone().into(),
         cors_origins: settings.cors_origins.clone(),
         public_url: settings.public_url.clone(),
-        public_url: settings.public_url.clone(),
         callbacks,
         webhooks,
         max_query_length: settings.max_query_length,
