@@ -109,8 +109,10 @@ pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<V
     let mut body = Vec::new();
     let mut size = 0;
     while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(|_| late())? {
-        let chunk =
-            chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
+        let chunk = chunk.map_err(|_| match said > limit as u64 {
+            true => too_large(limit),
+            false => Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"),
+        })?;
         size += chunk.len();
         if size <= limit {
             body.extend_from_slice(&chunk);
@@ -199,9 +201,12 @@ fn read_around_mistakes<T: DeserializeOwned>(
     }
 }
 
-/// Adds the errors that a check of the read values found, but for those of fields that could not be read.
+/// Adds the errors that a check of the read values found, but for those of fields and lists that could not be read.
 pub(super) fn add_found(errors: &mut Vec<FieldError>, mut found: Vec<FieldError>) {
-    found.retain(|error| errors.iter().all(|known| known.field != error.field));
+    let is_of = |field: &str, known: &str| {
+        known.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+    };
+    found.retain(|error| !errors.iter().any(|known| is_of(&error.field, &known.field)));
     errors.append(&mut found);
 }
 
