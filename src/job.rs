@@ -250,8 +250,6 @@ pub enum JobEvent {
     Requeue {
         /// Not before.
         run_at: Timestamp,
-        /// Who wants it: their bounds apply.
-        by: Caller,
     },
 }
 
@@ -423,7 +421,7 @@ impl Job {
                 job.question = None;
                 job.finish(JobState::Succeeded, now);
             }
-            JobEvent::Requeue { run_at, .. } => {
+            JobEvent::Requeue { run_at } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
                     return Err(self.illegal("retried"));
                 };

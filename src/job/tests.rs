@@ -82,7 +82,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
             |(attempt, lease_until, retry_at)| JobEvent::Expire { attempt, lease_until, retry_at, at_risk: None }
         ),
         1 => Just(JobEvent::MissDeadline),
-        2 => time.prop_map(|run_at| JobEvent::Requeue { run_at, by: None }),
+        2 => time.prop_map(|run_at| JobEvent::Requeue { run_at }),
     ]
 }
 
@@ -193,7 +193,7 @@ fn a_kept_answer_that_reads_after_all_is_an_entry_of_its_own_and_the_end() {
     assert_eq!((read.state, read.attempt, read.finished_at), (JobState::Succeeded, 2, Some(at(9))));
     assert_eq!(read.failures, failed.failures);
     assert!(read.apply(&reparse(2), at(9)).is_err(), "a memo once given stays");
-    let retried = failed.apply(&JobEvent::Requeue { run_at: at(3), by: None }, at(3)).unwrap();
+    let retried = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
     assert!(retried.apply(&reparse(1), at(4)).is_err(), "it is tried again already");
 }
 
@@ -238,7 +238,7 @@ fn a_requeued_job_starts_its_count_of_attempts_afresh() {
     let failed = running()
         .apply(&JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() }, at(2))
         .unwrap();
-    let again = failed.apply(&JobEvent::Requeue { run_at: at(3), by: None }, at(3)).unwrap();
+    let again = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
     assert_eq!((again.failures, again.attempt, again.due_at, again.finished_at), (Failures::default(), 1, at(3), None));
 }
 

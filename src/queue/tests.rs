@@ -28,15 +28,14 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::{hold::CHANCE_POLL, *};
+use super::{board::Pick, hold::CHANCE_POLL, *};
 use crate::{
     job::{
-        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, PRIORITY_OFFSET,
-        Priority, TokenUsage, disposition::Disposition,
+        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, JobState,
+        PRIORITY_OFFSET, Priority, TokenUsage, disposition::Disposition,
     },
     ledger::{Risk, Tokens, total},
     store::{
-        Pick,
         fault::{Call, FaultStore, Moment},
         sled::{SledConfig, SledStore},
     },
@@ -776,7 +775,7 @@ impl World {
             Poll::Ready(Some(Next::Ready(intent))) => {
                 assert!(self.ready() > 0, "woken for nothing");
                 let claim = queue.claim(intent, Lanes::All).await;
-                let [pick] = self.store.take_picks()[..] else { panic!("one claim") };
+                let [pick] = self.take_picks()[..] else { panic!("one claim") };
                 self.note_callers();
                 self.claimed(claim, pick);
             }
@@ -801,7 +800,7 @@ impl World {
         }
         assert_eq!(intents.len(), workers.min(self.ready()), "workers are called as there are jobs");
         let claims = join_all(intents.into_iter().map(|intent| self.queue.claim(intent, Lanes::All))).await;
-        let picks = self.store.take_picks();
+        let picks = self.take_picks();
         assert_eq!(picks.len(), claims.len());
         for (claim, pick) in claims.into_iter().zip(picks) {
             self.claimed(claim, pick);
@@ -1035,8 +1034,12 @@ impl World {
         }
     }
 
+    /// What claims were to take since this was last asked.
+    fn take_picks(&self) -> Vec<Pick> {
+        std::mem::take(&mut *self.queue.0.board.picks.lock())
+    }
+
     async fn check(&mut self, deaf: bool) {
-        let now = self.now();
         self.store.inner().assert_consistent();
         self.announced();
         for job in &self.jobs {
@@ -1050,7 +1053,8 @@ impl World {
         let pending = counts.queued + counts.scheduled + counts.running;
         assert_eq!(pending, self.pending());
         assert_eq!(pending + counts.succeeded + counts.failed + counts.cancelled, self.jobs.len(), "nothing besides");
-        assert_eq!(self.store.claimable(now), self.ready());
+        assert_eq!(self.queue.0.board.ready(None), self.ready());
+        self.queue.0.board.assert_consistent(self.store.inner().pending());
         for job in &mut self.jobs {
             job.is_reached |= job.is_due(&self.clock);
         }
@@ -1297,13 +1301,14 @@ async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
         let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
         let claim = tokio::spawn({
             let (store, now) = (Arc::clone(&queue.0.store), clock.now());
-            async move { store.claim(Pick::Job(id), Lanes::All, now.plus(LEASE), now).await.unwrap() }
+            async move { store.claim(id, now.plus(LEASE), now).await }
         });
         let cancel = tokio::spawn({
             let queue = queue.clone();
             async move { queue.cancel(id).await.unwrap() }
         });
-        claim.await.unwrap();
+        let claimed = claim.await.unwrap();
+        assert!(matches!(claimed, Ok(_) | Err(StoreError::Transition(_))), "{claimed:?}");
         let record = cancel.await.unwrap();
         assert_eq!(record.job.state, JobState::Cancelled);
         for attempt in record.attempts {
