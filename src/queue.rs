@@ -400,9 +400,8 @@ impl Queue {
         let (now, job) = (self.now(), self.peek(id).ok_or(QueueError::NotFound(id))?);
         let event = JobEvent::Requeue { run_at: now };
         let after = job.apply(&event, now).map_err(StoreError::from)?;
-        let arrivals = self.0.board.admit(&self.0.bounds, (by, job.caller), &[&after])?;
-        let queue = self.clone();
-        store_admitted(arrivals, async move { queue.transition(id, event).await.map(drop) }).await
+        let _arrives = self.0.board.admit(&self.0.bounds, (by, job.caller), &[&after])?;
+        Ok(self.transition(id, event).await.map(drop)?)
     }
 
     /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     admission::{Admission, Bounds},
@@ -80,7 +80,7 @@ pub(super) struct Board {
 struct State {
     /// Queued and running jobs. Ids sort by submission.
     jobs: BTreeMap<JobId, Arc<Job>>,
-    /// Queued, due and neither held back nor proposed, in the order of claiming.
+    /// Queued, due and neither held back, proposed nor expired, in the order of claiming.
     ready: FairQueue<(Timestamp, JobId)>,
     /// Queued for later, by their time.
     scheduled: BTreeSet<(Timestamp, JobId)>,
@@ -92,6 +92,8 @@ struct State {
     leases: BTreeSet<(Timestamp, JobId)>,
     /// Queued with a deadline that does not wait, by it.
     deadlines: BTreeSet<(Timestamp, JobId)>,
+    /// Queued, and their deadline has passed: they can't be claimed.
+    expired: BTreeSet<JobId>,
     /// How many pending jobs each caller has, arriving ones included.
     pending_of: HashMap<NonZeroU64, usize>,
     /// Queued jobs by their question.
@@ -165,10 +167,11 @@ impl Board {
         }
     }
 
-    /// The state, with what has become due by now made ready.
-    fn state(&self) -> parking_lot::MutexGuard<'_, State> {
-        let mut state = self.state.lock();
-        state.promote(self.clock.now(), self.clock.lead());
+    /// The state as of now: what has become due is ready, and what has missed its deadline is not.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let (now, mut state) = (self.clock.now(), self.state.lock());
+        state.promote(now, self.clock.lead());
+        state.expire(now);
         state
     }
 
@@ -337,9 +340,8 @@ impl Board {
     /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
     pub(super) fn overdue(&self, limit: usize) -> Vec<Arc<Job>> {
         let (now, state) = (self.clock.now(), self.state());
-        let lists = [&state.leases, &state.deadlines].into_iter();
-        let over = lists.flat_map(|list| list.iter().take_while(|(end, _)| *end <= now));
-        over.filter_map(|(_, id)| state.jobs.get(id)).take(limit).cloned().collect()
+        let leases = state.leases.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| id);
+        leases.chain(&state.expired).filter_map(|id| state.jobs.get(id)).take(limit).cloned().collect()
     }
 
     /// The next moment at which waiting alone changes something: a job becomes ready, a lease or a deadline ends. Past if
@@ -347,8 +349,9 @@ impl Board {
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let state = self.state.lock();
         let timed = state.timed.first().map(|(at, _)| at.plus(state.lead));
+        let expired = state.expired.first().and_then(|id| state.jobs.get(id)?.deadline_at);
         let lists = [&state.scheduled, &state.leases, &state.deadlines];
-        lists.iter().filter_map(|list| list.first()).map(|(at, _)| *at).chain(timed).min()
+        lists.iter().filter_map(|list| list.first()).map(|(at, _)| *at).chain(timed).chain(expired).min()
     }
 
     /// When the job was due that was submitted before all others that are queued and due.
@@ -366,15 +369,24 @@ impl Board {
     /// Panics unless every list agrees with the jobs, and these with the store's.
     #[cfg(test)]
     pub(super) fn assert_consistent(&self, pending: Vec<Arc<Job>>) {
-        let fresh = Board::new(self.clock.clone());
         let state = self.state();
         assert!(state.proposed.is_empty() && state.arriving.is_empty(), "nothing is under way");
-        fresh.reset(pending, state.ended);
-        let fresh = fresh.state();
-        assert_eq!(state.jobs, fresh.jobs, "the board disagrees with the store");
+        let pending = pending.into_iter().map(|job| (job.id, job)).collect();
+        assert_eq!(state.jobs, pending, "the board disagrees with the store");
+        let mut fresh = State::default();
+        for job in pending.values().filter(|job| job.is_running()) {
+            fresh.set_under_way(None, job.question);
+        }
+        for job in pending.values() {
+            // A queued job stands in one of two lists, by the moment of the last promotion.
+            let waits = matches!(job.state, JobState::Queued { .. }) && !state.is_due(job);
+            fresh.list(job, Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }));
+        }
+        fresh.jobs.clone_from(&state.jobs);
+        fresh.expire(self.clock.now());
         let lists = |state: &State| {
             let State { scheduled, timed, leases, deadlines, .. } = state;
-            [scheduled, timed, leases, deadlines].map(Clone::clone)
+            ([scheduled, timed, leases, deadlines].map(Clone::clone), state.expired.clone())
         };
         assert_eq!(lists(&state), lists(&fresh), "a list disagrees with the jobs");
         assert_eq!(state.pending_of, fresh.pending_of, "the callers' counts disagree with the jobs");
@@ -471,12 +483,23 @@ impl State {
         self.deadlines.extend(job.deadline_at.map(|deadline| (deadline, job.id)));
     }
 
-    /// Tells whether it was ready.
+    /// Tells whether it was ready, or would have been but for its deadline.
     fn make_unready(&mut self, job: &Job) -> bool {
         if let Some(deadline) = job.deadline_at {
             self.deadlines.remove(&(deadline, job.id));
         }
-        self.ready.remove(Place::of(job), &(job.effective_at(), job.id))
+        self.ready.remove(Place::of(job), &(job.effective_at(), job.id)) | self.expired.remove(&job.id)
+    }
+
+    /// Jobs whose deadline has passed can't be claimed any more.
+    fn expire(&mut self, now: Timestamp) {
+        while let Some(&(deadline, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now) {
+            self.deadlines.remove(&(deadline, id));
+            self.expired.insert(id);
+            if let Some(job) = self.jobs.get(&id) {
+                self.ready.remove(Place::of(job), &(job.effective_at(), id));
+            }
+        }
     }
 
     /// The list in which a job waits for its time.

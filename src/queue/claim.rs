@@ -24,8 +24,8 @@ use crate::{
     store::{ClaimedJob, StoreError},
 };
 
-/// Most jobs that one claim tries: those whose deadline has passed fail instead, and the sweeper ends more of them at once.
-const MAX_PROPOSALS: usize = 64;
+/// Most jobs that one claim tries: of some the store may know more than the board.
+const MAX_PROPOSALS: usize = 8;
 
 /// Longest pause between two tries to settle an attempt while the store is unavailable.
 const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
@@ -121,20 +121,17 @@ impl Queue {
         Ok(Some(Claim { refused_by, ..self.begin(job, request, useless) }))
     }
 
-    /// Claims a job of these lanes in the store, if there is one. Those before it whose deadline has passed fail.
+    /// Claims a job of these lanes in the store, if there is one.
     async fn take(&self, pick: Pick, lanes: &Lanes) -> Result<Option<ClaimedJob>, QueueError> {
         for _ in 0..MAX_PROPOSALS {
             let Some(proposal) = self.0.board.propose(pick, lanes) else { break };
             let (id, now) = (proposal.job.id, self.now());
-            if proposal.job.is_overdue(now) {
-                self.try_transition(id, JobEvent::MissDeadline).await?;
-                continue;
-            }
             match self.0.store.claim(id, now.plus(self.0.policy.lease), now).await {
                 Ok(claimed) => {
                     proposal.confirm(&claimed.job);
                     return Ok(Some(claimed));
                 }
+                // It was cancelled in this moment, or its deadline has passed.
                 Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {}
                 Err(StoreError::Corrupt { id, reason }) => {
                     self.fail_unreadable(id, &reason).await?;

@@ -172,9 +172,11 @@ impl Queue {
         let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));
         let waiting = enter(job.id);
         let is_due = !job.is_timed && !job.is_overdue(now);
-        let may_start = is_due && !is_replay && !self.is_paused() && self.0.board.ready(None) == 0;
+        let board = &self.0.board;
+        let is_next = || board.ready(None) == 0 && !board.is_under_way(job.question);
+        let may_start = is_due && !is_replay && !self.is_paused() && is_next();
         let hand = if may_start { self.0.standby.take(job.model) } else { None };
-        let hand = hand.filter(|_| self.0.board.arrives_claimed(&job));
+        let hand = hand.filter(|_| board.arrives_claimed(&job));
         if hand.is_some() {
             let claim = JobEvent::Claim { lease_until: now.plus(self.0.policy.lease) };
             job = job.apply(&claim, now).map_err(StoreError::from)?;

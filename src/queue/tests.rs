@@ -216,7 +216,8 @@ struct Expected {
 impl Expected {
     /// Whether it is due and can be claimed while these questions are being asked.
     fn is_ready(&self, under_way: &HashSet<NonZeroU64>, clock: &Clock) -> bool {
-        self.is_due(clock) && !self.is_asked(under_way)
+        let is_overdue = self.deadline_at.is_some_and(|deadline| deadline <= clock.now());
+        self.is_due(clock) && !self.is_asked(under_way) && !is_overdue
     }
 
     fn is_due(&self, clock: &Clock) -> bool {
@@ -464,8 +465,6 @@ struct World {
     /// The turns of the callers that have jobs ready, or had their turn early; the turn served last.
     turns: HashMap<Option<NonZeroU64>, u64>,
     turn: u64,
-    /// Some change was not announced, so that the order of those who wait may be another.
-    was_deaf: bool,
     /// The wall clock was set: waiting clients of jobs with a `run_at` may have another order.
     was_set: bool,
     lives: HashMap<JobId, Life>,
@@ -514,7 +513,6 @@ impl World {
             clients: Vec::new(),
             turns: HashMap::new(),
             turn: 0,
-            was_deaf: false,
             was_set: false,
             lives: HashMap::new(),
             late: 0,
@@ -537,19 +535,6 @@ impl World {
 
     fn pending(&self) -> usize {
         self.jobs.iter().filter(|job| !job.state.is_final()).count()
-    }
-
-    /// The job that a claim must take: those before it whose deadline has passed end.
-    fn taken(&mut self, pick: Pick) -> Option<&mut Expected> {
-        let now = self.now();
-        loop {
-            let job = self.first(pick)?;
-            let id = job.id;
-            if job.deadline_at.is_none_or(|deadline| deadline > now) {
-                return self.job(id);
-            }
-            job.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
-        }
     }
 
     /// The first job for a claim, with its caller's turn served.
@@ -591,7 +576,7 @@ impl World {
         let earlier = earlier.filter(|job| !(self.was_set && job.is_timed));
         let passed =
             earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(&under_way, &self.clock)).count();
-        assert!(passed == 0 || self.was_deaf, "{id} is claimed before {passed} with an earlier deadline");
+        assert!(passed == 0, "{id} is claimed before {passed} with an earlier deadline");
     }
 
     fn job(&mut self, id: JobId) -> Option<&mut Expected> {
@@ -620,7 +605,6 @@ impl World {
             self.store.fail_after(calls, moment);
         }
         self.store.set_deaf(deaf);
-        self.was_deaf |= deaf;
         self.was_set |= matches!(step, Step::SetClock { .. });
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
@@ -642,6 +626,11 @@ impl World {
         }
         self.store.take_fired();
         self.store.set_deaf(false);
+        if deaf {
+            // The board has started anew.
+            (self.turns, self.turn) = (HashMap::new(), 0);
+            self.jobs.iter_mut().for_each(|job| job.is_reached = false);
+        }
         if fault.is_some() && !deaf {
             tokio::time::resume();
         }
@@ -775,9 +764,8 @@ impl World {
             Poll::Ready(Some(Next::Ready(intent))) => {
                 assert!(self.ready() > 0, "woken for nothing");
                 let claim = queue.claim(intent, Lanes::All).await;
-                let [pick] = self.take_picks()[..] else { panic!("one claim") };
                 self.note_callers();
-                self.claimed(claim, pick);
+                self.claimed(vec![claim]);
             }
             Poll::Ready(Some(Next::NotHanded)) => assert!(chosen && !answered, "it was accepted, or never chosen"),
             Poll::Ready(None) => panic!("nothing stops"),
@@ -800,39 +788,39 @@ impl World {
         }
         assert_eq!(intents.len(), workers.min(self.ready()), "workers are called as there are jobs");
         let claims = join_all(intents.into_iter().map(|intent| self.queue.claim(intent, Lanes::All))).await;
-        let picks = self.take_picks();
-        assert_eq!(picks.len(), claims.len());
-        for (claim, pick) in claims.into_iter().zip(picks) {
-            self.claimed(claim, pick);
-        }
+        self.claimed(claims);
     }
 
-    fn claimed(&mut self, result: Result<Option<Claim>, QueueError>, pick: Pick) {
-        let now = self.now();
+    /// What came of claims that were made at once: each takes the next job.
+    fn claimed(&mut self, results: Vec<Result<Option<Claim>, QueueError>>) {
+        let (now, picks) = (self.now(), self.take_picks());
         let fired = self.store.take_fired();
-        if let Pick::Job(id) = pick {
-            self.assert_first_of_its_caller(id);
-        }
-        match (result, fired.first()) {
-            (Ok(claim), _) => {
-                let Some(job) = self.taken(pick) else {
-                    assert!(claim.is_none(), "all that were ready asked the same as a job that was claimed");
-                    return;
-                };
-                let claim = claim.expect("a job was ready");
+        assert_eq!((picks.len(), fired.len()), (results.len(), results.iter().filter(|claim| claim.is_err()).count()));
+        let mut expected = Vec::new();
+        for (pick, result) in picks.into_iter().zip(&results) {
+            if let Pick::Job(id) = pick {
+                self.assert_first_of_its_caller(id);
+            }
+            let fault = fired.first().filter(|_| result.is_err()).map(|(_, moment)| *moment);
+            let job = self.first(pick);
+            expected.push(job.as_ref().map(|job| job.id));
+            // After a fault it runs, and nobody is at work on it, until its lease is over.
+            if let Some(job) = job.filter(|_| fault != Some(Moment::Before)) {
                 job.claim(now);
-                assert_eq!((claim.job.id, claim.job.attempt), (job.id, job.attempt), "claims follow the order");
-                assert_eq!(claim.request.query, job.query);
-                self.hold(claim);
             }
-            (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::Before))) => {}
-            // It runs, and nobody is at work on it, until its lease is over.
-            (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::After))) => {
-                if let Some(job) = self.taken(pick) {
-                    job.claim(now);
+        }
+        for (result, expected) in results.into_iter().zip(expected) {
+            match result {
+                Ok(claim) => {
+                    // All that were ready may have asked the same as a job that was claimed.
+                    assert_eq!(claim.as_ref().map(|claim| claim.job.id), expected, "claims follow the order");
+                    let Some(claim) = claim else { continue };
+                    let job = self.job(claim.job.id).unwrap();
+                    assert_eq!((claim.job.attempt, &claim.request.query), (job.attempt, &job.query));
+                    self.hold(claim);
                 }
+                Err(error) => assert!(matches!(error, QueueError::Unavailable(_)), "{error}"),
             }
-            (Err(error), fired) => panic!("{error} after {fired:?}"),
         }
     }
 
@@ -863,13 +851,18 @@ impl World {
             };
             works.push((op, job, id));
         }
+        // What a requeue and an answer's followers depend on may be looked at before the changes beside them, or after.
+        let mut places = MAX_PENDING - self.pending().min(MAX_PENDING);
+        let ended = |job: &Expected| matches!(job.state, JobState::Failed { .. } | JobState::Cancelled);
+        let ended: HashSet<JobId> = self.jobs.iter().filter(|job| ended(job)).map(|job| job.id).collect();
+        let due = |job: &Expected| matches!(job.state, JobState::Queued { .. }) && job.is_due(&self.clock);
+        let due: HashSet<JobId> = self.jobs.iter().filter(|job| due(job)).map(|job| job.id).collect();
         let results = join_all(works.iter().map(|(op, job, id)| act(&self.queue, op, job.as_ref(), *id))).await;
         let fired = self.store.take_fired();
         let fired = fired.first().map(|(_, moment)| *moment);
         let policy = self.policy.clone();
         for ((op, claimed, id), done) in works.into_iter().zip(results) {
             let owns = claimed.is_some_and(|claimed| self.job(id).is_some_and(|job| job.owned_by(&claimed)));
-            let is_full = self.pending() >= MAX_PENDING;
             let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else {
                 // It was pruned, or never was.
                 match (&done, fired) {
@@ -888,7 +881,10 @@ impl World {
                         job.settle(how, &policy, now);
                         let answered = job.question.filter(|_| job.state == JobState::Succeeded);
                         if answered.is_some() {
-                            let same = |job: &&mut Expected| job.question == answered;
+                            let is_late = |job: &Expected| !due.contains(&job.id) && !self.is_answered(job.id);
+                            let late: HashSet<JobId> =
+                                self.jobs.iter().filter(|job| is_late(job)).map(|job| job.id).collect();
+                            let same = |job: &&mut Expected| job.question == answered && !late.contains(&job.id);
                             self.jobs.iter_mut().filter(same).for_each(|job| job.share(now));
                         }
                     }
@@ -905,17 +901,20 @@ impl World {
                     }
                     self.late += u64::from(!owns && fired.is_none());
                 }
+                (Op::Requeue(_), Done::Changed(Err(QueueError::Conflict(_)))) if !ended.contains(&id) => {}
+                (Op::Requeue(_), Done::Changed(Err(QueueError::Refused(Refused::Full { .. })))) => {
+                    assert_eq!(places, 0, "refused, and there is room");
+                }
                 (Op::Cancel(_) | Op::Requeue(_), Done::Changed(result)) if fired == Some(Moment::Before) => {
                     assert!(matches!(result, Err(QueueError::Unavailable(_))), "{result:?}");
                 }
-                (Op::Requeue(_), Done::Changed(result))
-                    if is_full && matches!(job.state, JobState::Failed { .. } | JobState::Cancelled) =>
-                {
-                    let is_refused = matches!(result, Err(QueueError::Refused(Refused::Full { .. })));
-                    assert!(is_refused || fired.is_some(), "{result:?}");
-                }
                 (op @ (Op::Cancel(_) | Op::Requeue(_)), Done::Changed(result)) => {
-                    let may = if let Op::Cancel(_) = op { job.cancel(now) } else { job.requeue(now) };
+                    let may = if let Op::Cancel(_) = op {
+                        job.cancel(now)
+                    } else {
+                        places = places.saturating_sub(1);
+                        job.requeue(now)
+                    };
                     match result {
                         Ok(record) => assert_eq!((record.job.id, may, fired), (id, true, None)),
                         Err(QueueError::Conflict(_)) => assert_eq!((may, fired), (false, None)),
@@ -1032,6 +1031,10 @@ impl World {
         for job in self.store.take_announced() {
             self.lives.entry(job.id).or_default().go_on(&job);
         }
+    }
+
+    fn is_answered(&self, id: JobId) -> bool {
+        self.store.peek(id).is_some_and(|job| job.state == JobState::Succeeded)
     }
 
     /// What claims were to take since this was last asked.
