@@ -8,11 +8,9 @@
 //!
 //! Only the analysis is stored. This module knows nothing of jobs, prompts or the API.
 
-use std::sync::{Arc, LazyLock};
-
 use serde_json::{Map, Value, value::RawValue};
 
-mod answer;
+pub mod answer;
 mod consistency;
 pub mod decision;
 pub mod document;
@@ -25,52 +23,10 @@ pub mod markdown;
 pub mod memo;
 mod names;
 pub mod ranking;
+pub mod schema;
+pub mod text;
 
-use self::{consistency::Violation, decision::DecisionAnalysis};
-
-/// What an analysis answers.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
-    /// The question.
-    pub query: &'a str,
-    /// Options that the asker wants compared.
-    pub options: &'a [String],
-    /// A brief memo was asked for, which gives no reasons for single scores.
-    pub is_brief: bool,
-}
-
-/// Why an answer can't be used. The messages are sent to the model, so they quote its ids and values, never its prose.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub enum ParseError {
-    /// Prose only.
-    #[error("the answer has no JSON object")]
-    NoJson,
-    /// The JSON stops in the middle: the output limit cut it, as a rule.
-    #[error("the answer's JSON ends before it is complete ({0})")]
-    Truncated(String),
-    /// A syntax error.
-    #[error("the answer's JSON can't be read: {0}, counted from its opening brace")]
-    InvalidJson(String),
-    /// JSON, but not of the memo's shape.
-    #[error("the answer's JSON is not a decision memo: {message} (at `{path}`)")]
-    WrongShape {
-        /// The field, like `options[1].pros`; `.` is the whole object.
-        path: String,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The right shape, but it can't be shown.
-    #[error("the memo can't be shown: {}", .0.iter().map(|violation| violation.message.as_str()).collect::<Vec<_>>().join("; "))]
-    Inconsistent(Vec<Violation>),
-}
-
-impl ParseError {
-    /// A stable `snake_case` name of the kind: `no_json`, `truncated`, `invalid_json`, `wrong_shape`, `inconsistent`.
-    pub fn code(&self) -> &'static str {
-        self.into()
-    }
-}
+use self::{answer::ParseError, decision::DecisionAnalysis};
 
 /// Reads an answer: the memo's JSON, alone or inside prose or a code fence.
 ///
@@ -149,35 +105,6 @@ impl RepairRequest {
             (!fields.is_empty()).then_some(fields)
         })
     }
-}
-
-/// The JSON schema of [`DecisionAnalysis`], parsed.
-fn schema() -> &'static Value {
-    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-        serde_json::from_str(schema_text().get()).expect("the schema is part of the program, and a test reads it")
-    });
-    &SCHEMA
-}
-
-/// The JSON schema of [`DecisionAnalysis`] for structured output, as text: the order of its fields is the order in which
-/// the model writes them, and a parsed copy would lose it.
-pub fn schema_text() -> Arc<RawValue> {
-    static TEXT: LazyLock<Arc<RawValue>> = LazyLock::new(|| {
-        let text = without_white_space(include_str!("analysis/decision.schema.json"));
-        Arc::from(RawValue::from_string(text).expect("the schema is part of the program, and a test reads it"))
-    });
-    Arc::clone(&TEXT)
-}
-
-/// JSON without the white space between its tokens. No text of the schema has a quotation mark in it.
-fn without_white_space(json: &str) -> String {
-    let mut is_text = false;
-    json.chars()
-        .filter(|c| {
-            is_text ^= *c == '"';
-            is_text || !c.is_whitespace()
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,11 +1,8 @@
 //! Callers and their scopes: the admin token, API keys from the settings and the store, and JWTs.
 //!
-//! Keys are random, so only their SHA-256 is stored, without salt or slow hash. Whether the public routes need a key is a
-//! setting (REQUIRE_API_KEY), and keys that are created or revoked do not change it. While they need none, the service is
-//! open: a key names its caller, and any other credential counts as no key. The admin routes always need the admin token
-//! or a key of scope admin.
-//!
-//! This module knows nothing of HTTP (`http` reads the headers). It stores keys through the queue's settings.
+//! Keys are random, so only their SHA-256 is stored, without salt or slow hash. REQUIRE_API_KEY decides whether the public
+//! routes need a key. If they need none, the service is open: a key names its caller, and any other credential is ignored.
+//! The admin routes always need the admin token or a key of scope admin.
 
 pub mod jwt;
 
@@ -35,7 +32,6 @@ const KEY_PREFIX: &str = "ceoagent_";
 /// Characters of a key after the prefix: 40 letters and digits hold 238 bits.
 const KEY_LENGTH: usize = 40;
 
-/// Shortest key in API_KEYS: a shorter one could be guessed.
 const MIN_KEY: usize = 16;
 
 /// Most keys in force: every request is compared with all of them.
@@ -44,10 +40,8 @@ const MAX_KEYS: usize = 1_000;
 /// Most revoked keys that are remembered; the oldest are forgotten.
 const MAX_REVOKED: usize = 1_000;
 
-/// Longest name of a key.
 const MAX_NAME: usize = 64;
 
-/// Prefix of the stored settings that hold a key.
 const SETTING: &str = "key/";
 
 /// What a caller may do. Each scope includes those before it.
@@ -76,29 +70,23 @@ pub enum Scope {
     Admin,
 }
 
-/// Who sends a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// Name of the key, `jwt:` and the subject of the token, or [`ADMIN_TOKEN`]; none where the service is open.
     pub name: Option<String>,
-    /// What they may do.
     pub scope: Scope,
 }
 
 impl Caller {
-    /// The name for records.
     pub fn actor(&self) -> &str {
         self.name.as_deref().unwrap_or("anonymous")
     }
 }
 
-/// Why a caller is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// There is no credential.
     #[error("no key or token; send Authorization: Bearer <key>")]
     Missing,
-    /// The credential is unknown, or no longer in force.
     #[error("the key or token in the Authorization header is not valid; send Authorization: Bearer <key>")]
     Wrong,
 }
@@ -106,83 +94,66 @@ pub enum Refused {
 /// Keys that can't be used. No message holds a key.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// An entry of API_KEYS can't be read.
     #[error(
         "API_KEYS: entry {0} is not valid. Entries are separated by commas and have the form name:key, name:scope:key or \
          name:sha256:hash. A name has up to 64 letters, digits or . _ - @ and may be caller/key. A key has at least 16 \
          visible characters. The scopes are read, analyze and admin. Example: ci:analyze:<key>"
     )]
     Entry(usize),
-    /// The key of an entry is a placeholder.
     #[error(
         "API_KEYS: the key of entry {0} is a placeholder or easy to guess. Put a random one there, for example of \
         `openssl rand -hex 20`"
     )]
     Placeholder(usize),
-    /// Two names have one key.
     #[error("API_KEYS: {0} and {1} have the same key; each caller needs its own")]
     Shared(String, String),
-    /// A key is the admin token.
     #[error("the API key of {0} is the admin token too. Choose another ADMIN_TOKEN, or another key")]
     IsAdminToken(String),
-    /// A name comes twice.
     #[error("API_KEYS: the name {0} is used twice; each key needs its own name")]
     Twice(String),
 }
 
-/// Why a key can't be made or revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The name is taken.
     #[error("a key named {0} exists already; revoke it first, or choose another name")]
     Exists(String),
-    /// There is no such key in force.
     #[error("no valid key is named {0}")]
     NotFound(String),
-    /// It is one of the settings, so it can't be revoked here.
     #[error("the key {0} comes from the setting API_KEYS; remove it there and restart")]
     OfSettings(String),
-    /// The name is not valid.
     #[error(
         "must have 1 to 64 letters, digits or . _ - @, not only dots, and not be admin_token; several keys of a caller are \
          named caller/key"
     )]
     BadName,
-    /// There are too many.
     #[error("the limit of {MAX_KEYS} keys is reached; revoke one that is no longer used")]
     TooMany,
-    /// The store can't be used.
     #[error(transparent)]
     Queue(#[from] QueueError),
 }
 
-/// What is known of a key: all but the key itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
-    /// Names it and whoever uses it: its caller is what comes before a `/`, else the whole name.
+    /// The caller is the part before a `/`, else the whole name. All keys of a caller see the same jobs.
     pub name: String,
-    /// What it may be used for.
     pub scope: Scope,
-    /// The SHA-256 of the key.
-    #[serde(with = "hex_hash")]
+    #[serde(with = "hex::serde")]
     hash: [u8; 32],
-    /// When it was made; absent for one of the settings.
+    /// Absent for a key of the settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
-    /// Which operator made it; absent for one of the settings.
+    /// The operator; absent for a key of the settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// When it was revoked; absent while it is in force.
+    /// Absent while the key is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
 }
 
-/// Who may do what.
 pub struct Auth {
     admin_token: SecretString,
     keys: RwLock<Vec<Key>>,
-    /// Held while a key is made or revoked, from looking at the others until it is kept: of two of one name, the second
-    /// would take the place of the first, whose client has it already.
+    /// Held from the check of a name until the key is stored: the second of two keys with one name would replace the first.
     changing: Mutex<()>,
     revocations: AtomicU64,
     tokens: Option<Tokens>,
@@ -191,11 +162,6 @@ pub struct Auth {
 }
 
 impl Auth {
-    /// With the keys of the setting, those that `queue` keeps, and JWTs if they are set up. `is_key_required`: the public
-    /// routes need a key or a JWT.
-    ///
-    /// # Errors
-    /// [`AuthError`].
     pub fn new(
         admin_token: SecretString,
         api_keys: Option<&SecretString>,
@@ -227,12 +193,11 @@ impl Auth {
         })
     }
 
-    /// Whether the public routes need no credential.
     pub fn is_open(&self) -> bool {
         !self.is_key_required
     }
 
-    /// Reads the keys of JWTs again, if there are any. After an error the old ones stay in use. May block.
+    /// Reads the keys of JWTs again; after an error the old ones stay in use. May block.
     pub fn reload(&self) {
         match self.tokens.as_ref().map(Tokens::reload) {
             Some(Ok(keys)) => {
@@ -245,10 +210,6 @@ impl Auth {
         }
     }
 
-    /// Who sends a request with this `Authorization` header.
-    ///
-    /// # Errors
-    /// [`Refused`].
     pub fn identify(&self, header: Option<&[u8]>) -> Result<Caller, Refused> {
         // An open service may stand behind a gateway with credentials of its own.
         let otherwise = |refused| {
@@ -263,7 +224,7 @@ impl Auth {
         let hash = hash(given);
         let keys = self.keys.read();
         let in_force = keys.iter().filter(|key| key.revoked_at.is_none());
-        // Compares with every key, whichever it is, so that the time it takes tells nothing.
+        // In constant time: compares with every key.
         let found = in_force.fold(None, |found, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { found });
         if let Some(key) = found {
             return named(caller(&key.name), key.scope);
@@ -275,17 +236,12 @@ impl Auth {
         }
     }
 
-    /// Every key, revoked ones included, by name.
     pub fn keys(&self) -> Vec<Key> {
         let mut keys = self.keys.read().clone();
         keys.sort_by(|a, b| a.name.cmp(&b.name));
         keys
     }
 
-    /// Makes a key. Returns it in clear, this once.
-    ///
-    /// # Errors
-    /// [`KeyError`].
     pub async fn create(&self, name: &str, scope: Scope, by: &str) -> Result<(Key, SecretString), KeyError> {
         if !is_name(name) {
             return Err(KeyError::BadName);
@@ -313,10 +269,6 @@ impl Auth {
         Ok((key, secret.into()))
     }
 
-    /// Revokes a key: from this moment on it opens nothing.
-    ///
-    /// # Errors
-    /// [`KeyError`].
     pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
         let _changing = self.changing.lock().await;
         let found = self.keys().into_iter().find(|key| key.name == name && key.revoked_at.is_none());
@@ -325,7 +277,7 @@ impl Auth {
             return Err(KeyError::OfSettings(name.to_owned()));
         }
         let key = Key { revoked_at: Some(self.queue.now()), ..in_force.clone() };
-        // First, for whoever asks for it may hang up while the store writes it down.
+        // Before the store has it: the client may disconnect while the store writes.
         self.remember(key.clone());
         self.revocations.fetch_add(1, Ordering::Release);
         self.keep(&key).await.inspect_err(|_| self.remember(in_force))?;
@@ -333,13 +285,11 @@ impl Auth {
         Ok(key)
     }
 
-    /// Counts the revocations since the start. Whoever holds a connection open asks again who its caller is when this has
-    /// changed.
+    /// Revocations since the start. Open connections identify their caller again when this changes.
     pub fn revocations(&self) -> u64 {
         self.revocations.load(Ordering::Acquire)
     }
 
-    /// Forgets the oldest of too many revoked keys.
     async fn forget_old(&self) -> Result<(), KeyError> {
         let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| key.revoked_at.is_some()).collect();
         revoked.sort_by_key(|key| key.revoked_at);
@@ -350,7 +300,6 @@ impl Auth {
         Ok(())
     }
 
-    /// Has the store keep a key, in place of one of the same name.
     async fn keep(&self, key: &Key) -> Result<(), KeyError> {
         let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
         self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;
@@ -365,14 +314,12 @@ impl Auth {
     }
 }
 
-/// The credential of an `Authorization: Bearer` header.
 fn bearer(header: &[u8]) -> Option<&[u8]> {
     let (scheme, given) = header.split_at_checked("Bearer ".len())?;
     let given = given.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !given.is_empty()).then_some(given)
 }
 
-/// Takes the same time for every wrong token of a length. An empty token lets nobody in.
 fn matches(token: &[u8], given: &[u8]) -> bool {
     bool::from(given.ct_eq(token)) && !token.is_empty()
 }
@@ -381,10 +328,6 @@ fn hash(key: &[u8]) -> [u8; 32] {
     sha256(&[key])
 }
 
-/// The keys of the setting API_KEYS, if it is set.
-///
-/// # Errors
-/// [`AuthError`].
 pub fn of_settings(api_keys: Option<&SecretString>) -> Result<Vec<Key>, AuthError> {
     api_keys.map_or(Ok(Vec::new()), |keys| parse(keys.expose_secret()))
 }
@@ -417,7 +360,11 @@ fn parse_entry(entry: &str) -> Option<Key> {
         _ => (Scope::Analyze, rest),
     };
     let hash = match secret.strip_prefix("sha256:") {
-        Some(hex) => hex_hash::parse(hex)?,
+        Some(hex) => {
+            let mut hash = [0; 32];
+            hex::decode_to_slice(hex, &mut hash).ok()?;
+            hash
+        }
         None => {
             let is_fit = secret.len() >= MIN_KEY && secret.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
             is_fit.then(|| hash(secret.as_bytes()))?
@@ -427,7 +374,6 @@ fn parse_entry(entry: &str) -> Option<Key> {
     Some(Key { name, scope, hash, created_at: None, created_by: None, revoked_at: None })
 }
 
-/// Whose key it is: all keys of a caller see the same jobs.
 fn caller(name: &str) -> &str {
     name.split_once('/').map_or(name, |(caller, _)| caller)
 }
@@ -438,41 +384,6 @@ pub(crate) fn is_name(name: &str) -> bool {
     // A segment of dots in a path of the API would name another route.
     let is_part = |part: &str| part.bytes().all(fits) && !part.bytes().all(|byte| byte == b'.');
     name.len() <= MAX_NAME && name.splitn(2, '/').all(is_part) && caller(name) != ADMIN_TOKEN
-}
-
-/// A hash as hexadecimal text.
-mod hex_hash {
-    use std::fmt;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    struct Hex<'a>(&'a [u8; 32]);
-
-    impl fmt::Display for Hex<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-        }
-    }
-
-    pub(super) fn parse(text: &str) -> Option<[u8; 32]> {
-        let mut hash = [0; 32];
-        if text.len() != 64 || !text.is_ascii() {
-            return None;
-        }
-        for (place, byte) in hash.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
-        }
-        Some(hash)
-    }
-
-    pub(super) fn serialize<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&Hex(hash))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse(&text).ok_or_else(|| D::Error::custom("a hash must have 64 hexadecimal digits"))
-    }
 }
 
 #[cfg(test)]
@@ -505,7 +416,7 @@ mod tests {
         );
         assert_eq!(keys[0].hash, hash(format!("{KEY}x").as_bytes()));
         assert_eq!(keys[2].hash, hash(KEY.as_bytes()));
-        assert_eq!(hex_hash::parse(digest), Some(hash(KEY.as_bytes())), "as sha256sum has it");
+        assert_eq!(hex::encode(hash(KEY.as_bytes())), digest, "as sha256sum has it");
     }
 
     #[test]

@@ -34,7 +34,7 @@ use clap_complete::Shell;
 
 use self::{client::ClientError, serve::Signals};
 use crate::{
-    app::StartError,
+    app::error::StartError,
     config::{
         ConfigError, FURTHER, SETTINGS, Settings,
         dotenv::{self, Dotenv},

@@ -1,12 +1,12 @@
 //! The time of the service, and the one type for a moment in time.
 //!
-//! The machine's clock (the wall clock) may be wrong and may be put right at any moment. So the service keeps a time of its
-//! own, [`Clock::now`], for everything that it orders, dates and waits for. This service time:
+//! The machine's clock (the wall clock) may be wrong, and may be corrected at any moment. So the service orders and dates
+//! everything by a time of its own, [`Clock::now`]. This service time:
 //!
 //! - never runs back. It runs with the monotonic clock, which also counts the time that a machine sleeps.
 //! - follows the wall clock as long as that does not jump. Where the wall clock is behind, it runs a tenth slower until both
 //!   agree.
-//! - follows a forward jump of the wall clock once that has stood for [`FOLLOW_AFTER`].
+//! - follows a forward jump of the wall clock that has lasted for [`FOLLOW_AFTER`].
 //! - goes on after a restart from the last time on disk ([`SavedTime`]), or from the wall clock if that is later.
 //!
 //! Nothing is deleted on the word of a jump: [`Clock::skipped`] says how much of a span was jumped over and not measured.
@@ -29,14 +29,13 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use tracing::warn;
 
-/// How long the wall clock must have been ahead before the service follows it. A clock that is set wrong by mistake, or by
-/// a host that wakes up, is put right sooner.
+/// How long the wall clock must have been ahead before the service follows it. Mistakes are usually corrected sooner.
 pub const FOLLOW_AFTER: Duration = Duration::from_mins(10);
 
 /// How long the wall clock must agree after a start before the time since the last run counts for deletion.
 pub const PROOF: Duration = Duration::from_hours(1);
 
-/// The wall clock may be ahead by so much without having jumped.
+/// A smaller difference is not a jump.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// The service time loses one part in so many while it is ahead of the wall clock.
@@ -56,11 +55,9 @@ const MAX_JUMPS: usize = 32;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(NonZeroI64);
 
-/// What stands in for the epoch itself.
 const FIRST: NonZeroI64 = NonZeroI64::new(1).expect("one is not zero");
 
 impl Timestamp {
-    /// The moment `millis` milliseconds after the Unix epoch.
     pub const fn from_millis(millis: i64) -> Timestamp {
         match NonZeroI64::new(millis) {
             Some(millis) => Timestamp(millis),
@@ -68,7 +65,6 @@ impl Timestamp {
         }
     }
 
-    /// Milliseconds since the Unix epoch.
     pub fn as_millis(self) -> i64 {
         self.0.get()
     }
@@ -89,7 +85,6 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(millis).unwrap_or(0))
     }
 
-    /// The UTC date, as `2026-11-23`.
     pub fn date(self) -> String {
         self.to_string().chars().take_while(|&c| c != 'T').collect()
     }
@@ -160,7 +155,6 @@ struct Hands {
     monotonic: AtomicI64,
 }
 
-/// The service time. All numbers are microseconds.
 #[derive(Debug)]
 struct ServiceTime {
     now: i64,
@@ -181,7 +175,6 @@ struct ServiceTime {
 /// A span of service time that nothing measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Jump {
-    /// The service time after it.
     to: i64,
     by: i64,
     /// The time between two runs, taken from the wall clock: it counts from this monotonic time on, if the wall clock
@@ -198,7 +191,6 @@ pub struct SavedTime {
 }
 
 impl Clock {
-    /// The machine's clock.
     pub fn system() -> Clock {
         Clock::of(Source::System)
     }
@@ -223,7 +215,6 @@ impl Clock {
         Clock(Arc::new(Inner { source, time: Mutex::new(ServiceTime::starting(wall, monotonic)) }))
     }
 
-    /// The service time.
     pub fn now(&self) -> Timestamp {
         moment(self.time().0.now)
     }
@@ -240,8 +231,7 @@ impl Clock {
         if lead > TOLERANCE { lead } else { Duration::ZERO }
     }
 
-    /// How much of the service time was jumped over since it was `measured` ago. What is deleted by age is kept for so much
-    /// longer.
+    /// How much of the service time was jumped over in the last `measured`. Deletion by age waits for so much longer.
     pub fn skipped(&self, measured: Duration) -> Duration {
         let (time, _) = self.time();
         let mut from = time.now.saturating_sub(micros(measured));
@@ -255,15 +245,13 @@ impl Clock {
         duration(skipped)
     }
 
-    /// What the next run has to know, as of this moment.
     pub fn save(&self) -> SavedTime {
         let (time, _) = self.time();
         let jumps = time.jumps.iter().map(|jump| (jump.to, jump.by, jump.proven_at.is_some()));
         SavedTime { now: time.now, jumps: jumps.collect() }
     }
 
-    /// Goes on from the last run, if there was one. Only the first call counts: a store that is opened again in the same run
-    /// has no news.
+    /// Continues from the last run, if there was one. Only the first call counts: a store may be opened again in one run.
     pub fn resume(&self, saved: Option<&SavedTime>) {
         let (mut time, _) = self.time();
         let is_first = !std::mem::replace(&mut time.is_resumed, true);
@@ -272,29 +260,28 @@ impl Clock {
         }
     }
 
-    /// Has time pass on a manual clock; the machine's clock can't be moved.
+    /// Lets time pass on a manual clock. Does nothing to the machine's clock.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(hands) = &self.0.source {
-            hands.wall.fetch_add(micros(by), Ordering::SeqCst);
-            hands.monotonic.fetch_add(micros(by), Ordering::SeqCst);
-        }
+        self.move_hands(micros(by), micros(by));
     }
 
     /// Sets the wall clock of a manual clock forward without time passing.
     pub fn set_forward(&self, by: Duration) {
-        if let Source::Manual(hands) = &self.0.source {
-            hands.wall.fetch_add(micros(by), Ordering::SeqCst);
-        }
+        self.move_hands(micros(by), 0);
     }
 
     /// Sets the wall clock of a manual clock back.
     pub fn set_back(&self, by: Duration) {
+        self.move_hands(-micros(by), 0);
+    }
+
+    fn move_hands(&self, wall: i64, monotonic: i64) {
         if let Source::Manual(hands) = &self.0.source {
-            hands.wall.fetch_sub(micros(by), Ordering::SeqCst);
+            hands.wall.fetch_add(wall, Ordering::SeqCst);
+            hands.monotonic.fetch_add(monotonic, Ordering::SeqCst);
         }
     }
 
-    /// The service time as of now, and the wall clock.
     fn time(&self) -> (MutexGuard<'_, ServiceTime>, i64) {
         // Read under the lock, so that no reading is older than the one before.
         let mut time = self.0.time.lock();
@@ -305,7 +292,6 @@ impl Clock {
 }
 
 impl Source {
-    /// The wall clock and the monotonic clock.
     fn read(&self) -> (i64, i64) {
         match self {
             Source::System => (micros(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()), micros(since_boot())),
@@ -341,7 +327,6 @@ impl ServiceTime {
         }
     }
 
-    /// Goes on to this monotonic time, and towards the wall clock.
     fn tick(&mut self, wall: i64, monotonic: i64) {
         let elapsed = (monotonic - self.monotonic).max(0);
         self.monotonic = self.monotonic.max(monotonic);
@@ -370,7 +355,7 @@ impl ServiceTime {
         self.jumps.retain(|jump| jump.proven_at.is_none_or(|at| monotonic < at));
     }
 
-    /// Takes note of how far the wall clock is behind: it may have been wrong when this run began.
+    /// `lead` is how far the wall clock is behind: it may have been wrong when this run began.
     fn doubt(&mut self, lead: i64) {
         let is_ahead = lead > micros(TOLERANCE);
         if is_ahead && !self.is_ahead {
@@ -400,7 +385,7 @@ impl ServiceTime {
     fn jumped(&mut self, jump: Jump) {
         self.jumps.push(jump);
         while self.jumps.len() > MAX_JUMPS {
-            // As one with the next: rather too late a deletion than too early a one.
+            // Merged with the next: deletion rather too late than too early.
             let first = self.jumps.remove(0);
             let next = &mut self.jumps[0];
             next.by = next.by.saturating_add(first.by);
@@ -417,7 +402,6 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Zero below zero.
 fn duration(micros: i64) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }

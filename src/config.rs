@@ -221,7 +221,8 @@ pub struct Settings {
 }
 
 /// How hard Claude thinks, and so how long an answer takes and what it costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Effort {
     /// High, and low where a client waits: a quick answer is worth more to it.
     Auto,
@@ -244,15 +245,10 @@ impl Effort {
         }
     }
 
-    /// The value to send, if any.
     pub fn word(self) -> Option<&'static str> {
         match self {
             Effort::Auto | Effort::None => None,
-            Effort::High => Some("high"),
-            Effort::Low => Some("low"),
-            Effort::Medium => Some("medium"),
-            Effort::Xhigh => Some("xhigh"),
-            Effort::Max => Some("max"),
+            level => Some(level.into()),
         }
     }
 }
@@ -272,25 +268,20 @@ pub struct ServiceAddress {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One readable line for each event.
     Text,
-    /// One JSON object for each event.
     Json,
 }
 
-/// What becomes of a job whose attempt may or may not have been answered and billed: the process died in the middle.
+/// What to do with a job whose attempt a crash interrupted: it may have been billed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnUnknownOutcome {
-    /// Try again, at the risk of paying twice.
     Retry,
-    /// Fail the job.
     Fail,
 }
 
 /// Settings that can't be used. No message holds a secret's value.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// `.env` exists but can't be read as text.
     #[error("can't read the settings file {}: {source}", path.display())]
     DotenvUnreadable { path: PathBuf, source: io::Error },
     /// A line of `.env` is not a setting. The line itself is left out: it may hold a secret.
@@ -299,18 +290,11 @@ pub enum ConfigError {
          #, $ or \\ in single quotes, for example DAILY_BUDGET='25 USD'",
         path.display()
     )]
-    DotenvLine {
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-    },
-    /// A setting's value isn't allowed.
+    DotenvLine { path: PathBuf, line: usize },
     #[error("{name}: {value:?} is not allowed. It must be {allowed}")]
     Value { name: &'static str, value: String, allowed: &'static str },
-    /// The value of a secret, or one that seems to hold a secret, isn't allowed.
     #[error("{name}: the value (not shown) is not allowed. It must be {allowed}")]
     SecretValue { name: &'static str, allowed: &'static str },
-    /// A secret that everybody knows.
     #[error("{name}: the value (not shown) is a placeholder or easy to guess. Put {instead} there")]
     Placeholder { name: &'static str, instead: &'static str },
     /// A proxy of the environment can't be used. Its address may hold a password, so only what is wrong is named.
@@ -325,22 +309,19 @@ pub enum ConfigError {
 pub const INTERACTIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Settings {
-    /// Checks what must not be checked while the command line is parsed, because a parse error shows the value.
-    ///
-    /// # Errors
-    /// Names the setting and what is allowed.
+    /// Checks values that a parse error of the command line must not show.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if let Some(key) = &self.anthropic_api_key
-            && !is_visible_ascii(key.expose_secret())
-        {
-            let allowed = "a key as Anthropic's console shows it: no blanks, line breaks or other special characters";
-            return Err(ConfigError::SecretValue { name: "ANTHROPIC_API_KEY", allowed });
-        }
-        if let Some(key) = &self.anthropic_api_key
-            && placeholder::is_placeholder(key.expose_secret())
-        {
-            let instead = "the key from Anthropic's console, https://platform.claude.com";
-            return Err(ConfigError::Placeholder { name: "ANTHROPIC_API_KEY", instead });
+        if let Some(key) = self.anthropic_api_key.as_ref().map(ExposeSecret::expose_secret) {
+            let name = "ANTHROPIC_API_KEY";
+            if !is_visible_ascii(key) {
+                let allowed =
+                    "a key as Anthropic's console shows it: no blanks, line breaks or other special characters";
+                return Err(ConfigError::SecretValue { name, allowed });
+            }
+            if placeholder::is_placeholder(key) {
+                let instead = "the key from Anthropic's console, https://platform.claude.com";
+                return Err(ConfigError::Placeholder { name, instead });
+            }
         }
         if let Some(token) = &self.admin_token {
             check_admin_token(token)?;
@@ -358,21 +339,15 @@ impl Settings {
         check_url("ANTHROPIC_BASE_URL", &self.anthropic_base_url, allowed, secret)
     }
 
-    /// The model for jobs that name none.
     pub fn model(&self) -> &str {
         self.model_name.first().map_or("", String::as_str)
     }
 
-    /// Whether callers need an API key or a JWT.
     pub fn requires_api_key(&self) -> bool {
         self.require_api_key.unwrap_or(self.api_keys.is_some() || self.jwt_auth.is_some())
     }
 }
 
-/// Checks an admin token, of the settings or stored.
-///
-/// # Errors
-/// If it is too short, has other than visible characters, or can be guessed.
 pub fn check_admin_token(token: &SecretString) -> Result<(), ConfigError> {
     let (name, token) = ("ADMIN_TOKEN", token.expose_secret());
     if placeholder::is_guessable(token) {
@@ -389,11 +364,7 @@ pub fn check_admin_token(token: &SecretString) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Where traces are sent by OTLP over HTTP, if anywhere. Like all OTEL_ variables it is the specification's, and no
-/// setting of this service alone.
-///
-/// # Errors
-/// If it is not a URL, or holds a password.
+/// Where traces are sent by OTLP over HTTP. All OTEL_ variables are OpenTelemetry's, and not settings of this service.
 pub fn otlp_endpoint() -> Result<Option<String>, ConfigError> {
     let Some(endpoint) = env::var(OTLP_ENDPOINT).ok().filter(|endpoint| !endpoint.is_empty()) else { return Ok(None) };
     let secret = "a URL without user name and password; secrets go to OTEL_EXPORTER_OTLP_HEADERS";
@@ -457,7 +428,6 @@ fn boolean(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-/// A whole number within `range`.
 fn within<N>(range: RangeInclusive<N>) -> impl Fn(&str) -> Result<N, String> + Clone
 where
     N: FromStr + PartialOrd + Display + Clone,
@@ -468,7 +438,6 @@ where
     }
 }
 
-/// A whole number of seconds within `range`.
 fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     let number = within(range);
     move |text| number(text).map(Duration::from_secs)

@@ -1,30 +1,33 @@
-//! The pages for people: ask, read the memo, run the queue. Served by the binary itself; no other host is asked for
-//! anything, which a strict Content-Security-Policy holds browsers to.
+//! The pages for people: ask, read the memo, run the queue. The binary serves all of it; a strict
+//! Content-Security-Policy keeps browsers from asking other hosts.
 //!
-//! The pages are a client of the API like any other ([`api`]): they ask it in process, with the credential of whoever
-//! signed in, so that validation, rights, limits and the audit log are the API's alone. They see neither the queue nor
-//! the store, but that it keeps their sessions. Reading works without script; the script only keeps pages up to date. What came from a user or the model
-//! is escaped by the templates, without exception.
+//! The pages are a client of the API ([`api`]): they call it in process with the credential of the session, so that
+//! validation, rights, limits and the audit log are the API's alone. They use the queue only to store sessions. Reading
+//! works without script; the script only keeps pages up to date. Templates escape what users and the model wrote.
 //!
-//! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `session`: signing in and out
-//! - `docs`: `/docs`, the API to read and try
-//! - `reader`: who reads: language, colours, session · `page`: templates and answers · `strings`: every text, twice
-//! - `memo`, `history`: what of a memo, and of the past, is drawn and not just told · `assets`: the style sheet, the script, the
-//!   icon
+//! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `login`: signing in and out
+//! - `docs`: `/docs`, the API to read and try · `schema`: its filters
+//! - `pages`: what all pages need · `reader`: who reads: language, colours, session · `session`, `cookies`
+//! - `templates`: the templates and their filters · `strings`: every text, in two languages
+//! - `memo`, `history`: figures for drawings · `assets`: the style sheet, the script, the icon
 
 mod api;
 mod ask;
 mod assets;
+mod cookies;
 mod docs;
 mod history;
 mod job;
 mod keys;
+mod login;
 mod memo;
-mod page;
+mod pages;
 mod queue;
 mod reader;
+mod schema;
 mod session;
 mod strings;
+mod templates;
 
 use std::sync::Arc;
 
@@ -35,7 +38,8 @@ use axum::{
     routing::{get, post},
 };
 
-use self::{api::Api, page::Templates, session::Sessions};
+pub use self::pages::Shown;
+use self::{api::Api, pages::Pages, session::Sessions, templates::Templates};
 use crate::queue::Queue;
 
 /// Largest form of a question: the largest that the API takes, in a form's encoding of up to three bytes a byte. What is
@@ -47,27 +51,6 @@ const MAX_ACTION_BYTES: usize = 64 << 10;
 
 /// Largest other form: a name, a token, a few numbers.
 const MAX_FORM_BYTES: usize = 4 << 10;
-
-/// What the pages need.
-struct Pages {
-    api: Api,
-    templates: Templates,
-    sessions: Sessions,
-    shown: Shown,
-}
-
-/// What the pages show of the service.
-#[derive(Clone, Copy, Debug)]
-pub struct Shown {
-    /// Longest question, in characters.
-    pub max_query_length: usize,
-    /// Claude is simulated: nothing is spent, and no answer is real.
-    pub is_simulated: bool,
-    /// Questions need no key.
-    pub is_open: bool,
-    /// It is open, and listens on more than this machine.
-    pub is_exposed: bool,
-}
 
 /// The pages, over `api`; `queue` stores their sessions.
 pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
@@ -83,8 +66,8 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/jobs/{id}/cancel", post(job::cancel))
         .route("/jobs/{id}/retry", post(job::retry))
         .route("/admin", get(queue::show))
-        .route("/admin/login", get(session::form).post(session::sign_in))
-        .route("/admin/logout", post(session::sign_out))
+        .route("/admin/login", get(login::form).post(login::sign_in))
+        .route("/admin/logout", post(login::sign_out))
         .route("/admin/actions", post(queue::act).layer(DefaultBodyLimit::max(MAX_ACTION_BYTES)))
         .route("/admin/pause", post(queue::pause))
         .route("/admin/resume", post(queue::resume))
@@ -92,9 +75,9 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/admin/audit", get(queue::audit))
         .route("/admin/keys", get(keys::show).post(keys::create))
         .route("/admin/keys/revoke", post(keys::revoke))
-        .layer(middleware::from_fn_with_state(Arc::clone(&pages), reader::guard))
+        .layer(middleware::from_fn_with_state(Arc::clone(&pages), pages::guard))
         .route("/assets/{name}", get(assets::get))
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
-        .layer(middleware::map_response(page::secure))
+        .layer(middleware::map_response(pages::secure))
         .with_state(pages)
 }

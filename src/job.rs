@@ -35,10 +35,10 @@ use uuid::Uuid;
 use self::caller::Caller;
 pub use self::{
     attempt::{
-        AccountLimits, AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode,
-        Failures, MAX_ATTEMPTS, TokenUsage,
+        AtRisk, Attempt, AttemptError, AttemptOutcome, AttemptReport, Cached, FailureClass, FailureCode, Failures,
+        MAX_ATTEMPTS, TokenUsage,
     },
-    filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side},
+    filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side, UnfinishedSearch},
     record::{Depth, IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
 use crate::{clock::Timestamp, digest::ModelKey};

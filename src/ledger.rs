@@ -1,9 +1,8 @@
-//! What calls cost: tokens and money by day and model. Pure sums; the store keeps them, in the same commit as the
-//! attempts that they come from.
+//! What calls cost: tokens and money by day and model. Pure sums; the store commits them together with the attempts.
 //!
-//! Two columns that are never mixed: what Claude *reported*, which is billed, and what is *at risk*: the most that calls
-//! may have cost besides whose end nobody knows (a crash, a cancelled call, a broken connection). The true bill lies
-//! between the first and the sum of both. Money is in whole nano-dollars (1e-9 $), so sums are exact.
+//! Two columns that are never mixed: what Claude *reported*, which is billed, and what is *at risk*: the most that calls of
+//! unknown outcome (a crash, a cancelled call, a broken connection) may have cost. The true bill lies between the first and
+//! the sum of both. Money is in whole nano-dollars (1e-9 $), so sums are exact.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -14,38 +13,32 @@ use crate::{
     job::{AttemptReport, TokenUsage},
 };
 
-/// Days that are kept, the newest: a year to compare with, and a month to close it. Counted, and not reckoned from today,
-/// so that a clock that runs wild for a while costs nothing.
+/// The newest days stay: a year and a month. Counted, and not from today, so that a wrong clock deletes nothing.
 pub const DAYS_KEPT: usize = 400;
 
-/// The name of the sums of calls whose model is not on record: of an attempt that died nobody can say which of the
-/// models it was asking.
+/// Stands for the model of an attempt that a crash ended: it is not on record.
 pub const UNKNOWN_MODEL: &str = "unknown";
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// A day of UTC, as the Claude Console has them.
+/// A day of UTC, as in the Claude Console, by its number since 1970-01-01.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Day(u32);
 
 impl Day {
-    /// The day that `moment` lies in.
     pub fn of(moment: Timestamp) -> Day {
         let days = u128::try_from(moment.as_millis()).unwrap_or(0) / DAY.as_millis();
         Day(u32::try_from(days).unwrap_or(u32::MAX))
     }
 
-    /// The day of this number, counted from 1970-01-01.
     pub fn from_number(number: u32) -> Day {
         Day(number)
     }
 
-    /// Its number, counted from 1970-01-01.
     pub fn number(self) -> u32 {
         self.0
     }
 
-    /// When the next day begins.
     pub fn end(self) -> Timestamp {
         let millis = DAY.as_millis() * (u128::from(self.0) + 1);
         Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
@@ -59,14 +52,11 @@ impl fmt::Display for Day {
     }
 }
 
-/// Sums over calls.
-///
 /// Stored by position: never reorder, never remove.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     /// Calls for which tokens were reported, whether or not their answer was of use.
     pub calls: u64,
-    /// Their tokens.
     pub tokens: Tokens,
     /// What these cost, as far as the models have a price.
     pub nanodollars: u64,
@@ -81,7 +71,6 @@ pub struct Sums {
 pub struct Tokens {
     /// Input at the full price.
     pub input: u64,
-    /// Output.
     pub output: u64,
     /// Input written to the prompt cache.
     pub cache_write: u64,
@@ -92,11 +81,8 @@ pub struct Tokens {
 /// The most that calls of unknown end may have cost beyond what was reported of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Risk {
-    /// How many such calls there were.
     pub calls: u64,
-    /// Input tokens of any kind.
     pub input_tokens: u64,
-    /// Output tokens.
     pub output_tokens: u64,
     /// Their cost, as far as it can be estimated.
     pub nanodollars: u64,
@@ -150,7 +136,7 @@ impl Sums {
         (sums != Sums::default()).then_some(sums)
     }
 
-    /// Adds `other`. What no bill will ever reach stays at the largest number.
+    /// Saturates.
     pub fn add(&mut self, other: &Sums) {
         let pairs = [
             (&mut self.calls, other.calls),
@@ -183,7 +169,6 @@ impl Sums {
     }
 }
 
-/// Sums by model.
 pub type ByModel = BTreeMap<String, Sums>;
 
 /// Nano-dollars in US dollars; exact to the nano-dollar up to some nine million dollars.
@@ -191,7 +176,6 @@ pub fn dollars(nanodollars: u64) -> f64 {
     nanodollars as f64 / 1e9
 }
 
-/// The sum over all models.
 pub fn total<'a>(sums: impl IntoIterator<Item = &'a Sums>) -> Sums {
     sums.into_iter().fold(Sums::default(), |mut total, sums| {
         total.add(sums);
@@ -199,12 +183,9 @@ pub fn total<'a>(sums: impl IntoIterator<Item = &'a Sums>) -> Sums {
     })
 }
 
-/// A day of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaySums {
-    /// Which.
     pub day: Day,
-    /// What its calls cost.
     pub models: ByModel,
 }
 

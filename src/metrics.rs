@@ -106,192 +106,109 @@ impl Metrics {
     pub fn new() -> Metrics {
         let mut root = Registry::default();
         root.register_collector(Box::new(process::Process::new()));
-        let registry = root.sub_registry_with_prefix("ceoagent");
+        let mut ours = Ours(root.sub_registry_with_prefix("ceoagent"));
         // 0.1 ms to 3.3 s.
-        let quick = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
-        let slow = || Histogram::new(TIMES_TO);
+        let commits = || exponential_buckets(0.0001, 2.0, 16);
         // In the order in which they are rendered.
         let metrics = Metrics {
-            http_requests: add(registry, "http_requests", "Answered HTTP requests", Family::default()),
-            http_seconds: add_in(
-                Unit::Seconds,
-                registry,
+            http_requests: ours.add("http_requests", "Answered HTTP requests"),
+            http_seconds: ours.add_times(
                 "http_request_duration",
                 "Time from the request to the response head, including waits",
-                Histogram::new(TIMES_OF_HTTP),
+                TIMES_OF_HTTP,
             ),
-            connections_refused: add(
-                registry,
+            connections_refused: ours.add(
                 "connections_refused",
                 "Connections closed at once because there were too many",
-                Counter::default(),
             ),
-            auth_refused: add(
-                registry,
+            auth_refused: ours.add(
                 "auth_refused",
                 "Requests refused because of their credential, by reason: missing, wrong, too_many, forbidden",
-                Family::default(),
             ),
-            waits_declined: add(
-                registry,
+            waits_declined: ours.add(
                 "waits_declined",
                 "Waiting clients that got 202 at once, because the job can't end in time",
-                Counter::default(),
             ),
-            waits: add(
-                registry,
-                "waits",
-                "Waiting clients by result: answered, failed, late (202), left (disconnected)",
-                Family::default(),
-            ),
-            jobs_submitted: add(registry, "jobs_submitted", "Accepted jobs", Counter::default()),
-            jobs_finished: add(registry, "jobs_finished", "Ended jobs, by status", Family::default()),
-            attempts: add(registry, "attempts", "Ended attempts, by outcome", Family::default()),
-            attempt_errors: add(registry, "attempt_errors", "Failed attempts, by error code", Family::default()),
-            attempt_seconds: add_in(Unit::Seconds, registry, "attempt_duration", "Duration of an attempt", slow()),
-            time_to_claim_seconds: add_in(
-                Unit::Seconds,
-                registry,
+            waits: ours.add("waits", "Waiting clients by result: answered, failed, late (202), left (disconnected)"),
+            jobs_submitted: ours.add("jobs_submitted", "Accepted jobs"),
+            jobs_finished: ours.add("jobs_finished", "Ended jobs, by status"),
+            attempts: ours.add("attempts", "Ended attempts, by outcome"),
+            attempt_errors: ours.add("attempt_errors", "Failed attempts, by error code"),
+            attempt_seconds: ours.add_times("attempt_duration", "Duration of an attempt", TIMES_TO),
+            time_to_claim_seconds: ours.add_times(
                 "job_time_to_claim",
                 "Time from the moment a job was due (acceptance, or its run_at) to its first attempt",
-                slow(),
+                TIMES_TO,
             ),
-            time_to_finish_seconds: add_in(
-                Unit::Seconds,
-                registry,
+            time_to_finish_seconds: ours.add_times(
                 "job_time_to_finish",
                 "Time from the moment a job was due to its end, without cancelled jobs",
-                slow(),
+                TIMES_TO,
             ),
-            asked_again: add(
-                registry,
-                "answers_asked_again",
-                "Repair attempts, which show Claude its rejected answer",
-                Counter::default(),
-            ),
-            answers_shared: add(
-                registry,
+            asked_again: ours.add("answers_asked_again", "Repair attempts, which show Claude its rejected answer"),
+            answers_shared: ours.add(
                 "answers_shared",
                 "Jobs that got the answer of a running job with the same question",
-                Counter::default(),
             ),
-            answers_cached: add(
-                registry,
-                "answers_cached",
-                "Jobs that got their answer from the cache",
-                Counter::default(),
-            ),
-            tokens: add(registry, "tokens", "Tokens reported by Claude, by kind", Family::default()),
-            webhooks: add(
-                registry,
+            answers_cached: ours.add("answers_cached", "Jobs that got their answer from the cache"),
+            tokens: ours.add("tokens", "Tokens reported by Claude, by kind"),
+            webhooks: ours.add(
                 "webhooks",
                 "Webhooks sent, by outcome: delivered, failed (will be retried), given_up, disabled",
-                Family::default(),
             ),
-            leases_lost: add(
-                registry,
-                "leases_lost",
-                "Results and heartbeats of attempts that had lost their lease",
-                Counter::default(),
-            ),
-            panics: add(registry, "attempt_panics", "Attempts that panicked", Counter::default()),
-            jobs: add(registry, "jobs", "Stored jobs, by status", Family::default()),
-            waiters: add(registry, "waiters", "Clients that wait for a job", Gauge::default()),
-            running_attempts: add(registry, "running_attempts", "Running attempts", Gauge::default()),
-            tasks: add(registry, "tasks", "Live tasks of the async runtime", Gauge::default()),
-            gate_closed: add(
-                registry,
-                "gate_closed",
-                "1 while the gate is closed and no calls to Claude are made",
-                Gauge::default(),
-            ),
-            claude_unreachable: add(
-                registry,
+            leases_lost: ours.add("leases_lost", "Results and heartbeats of attempts that had lost their lease"),
+            panics: ours.add("attempt_panics", "Attempts that panicked"),
+            jobs: ours.add("jobs", "Stored jobs, by status"),
+            waiters: ours.add("waiters", "Clients that wait for a job"),
+            running_attempts: ours.add("running_attempts", "Running attempts"),
+            tasks: ours.add("tasks", "Live tasks of the async runtime"),
+            gate_closed: ours.add("gate_closed", "1 while the gate is closed and no calls to Claude are made"),
+            claude_unreachable: ours.add(
                 "claude_unreachable",
                 "1 while one call after another finds no connection to Claude",
-                Gauge::default(),
             ),
-            limits_per_minute: add(
-                registry,
+            limits_per_minute: ours.add(
                 "limits_per_minute",
                 "Limits in force per minute: requests, input_tokens, output_tokens",
-                Family::default(),
             ),
-            calls_at_once: add(
-                registry,
+            calls_at_once: ours.add(
                 "calls_at_once",
                 "Most concurrent calls; lower than the number of workers while Claude is overloaded",
-                Gauge::default(),
             ),
-            oldest_queued_age_seconds: add_in(
-                Unit::Seconds,
-                registry,
-                "oldest_queued_age",
-                "Age of the oldest queued job",
-                Gauge::default(),
-            ),
-            paused: add(registry, "paused", "1 while the queue is paused by an operator", Gauge::default()),
-            held: add(
-                registry,
+            oldest_queued_age_seconds: ours.add_in(Unit::Seconds, "oldest_queued_age", "Age of the oldest queued job"),
+            paused: ours.add("paused", "1 while the queue is paused by an operator"),
+            held: ours.add(
                 "queue_held",
                 "1 while the queue is blocked, by cause: budget_reached ends at midnight UTC, the others when a person fixes them",
-                Family::default(),
             ),
-            tokens_today: add(
-                registry,
+            tokens_today: ours.add(
                 "tokens_today",
                 "Tokens of today (UTC), by kind; at_risk: the most that calls with unknown outcome can have used",
-                Family::default(),
             ),
-            cost_today: add(
-                registry,
+            cost_today: ours.add(
                 "cost_today_dollars",
                 "Cost of today (UTC) in US dollars: billed, and at_risk in addition",
-                Family::default(),
             ),
-            budget_used: add_in(
+            budget_used: ours.add_in(
                 Unit::Ratios,
-                registry,
                 "budget_used",
                 "Used share of the daily budget (the larger one of tokens and cost); 0 without a budget",
-                Gauge::default(),
             ),
-            budget_warning: add(
-                registry,
-                "budget_warning",
-                "1 if 80 % or more of the daily budget is used",
-                Gauge::default(),
-            ),
-            queue_used: add_in(
+            budget_warning: ours.add("budget_warning", "1 if 80 % or more of the daily budget is used"),
+            queue_used: ours.add_in(
                 Unit::Ratios,
-                registry,
                 "queue_used",
                 "Used share of the places in the queue, or of those for jobs for later, whichever is larger",
-                Gauge::default(),
             ),
-            store_available: add(registry, "store_available", "1 while the job store is available", Gauge::default()),
-            disk_free_bytes: add_in(
-                Unit::Bytes,
-                registry,
-                "disk_free",
-                "Free disk space at DATA_DIR",
-                Gauge::default(),
-            ),
-            store_commits: add(registry, "store_commits", "Commits of the job store", Counter::default()),
-            store_commit_seconds: add_in(
-                Unit::Seconds,
-                registry,
+            store_available: ours.add("store_available", "1 while the job store is available"),
+            disk_free_bytes: ours.add_in(Unit::Bytes, "disk_free", "Free disk space at DATA_DIR"),
+            store_commits: ours.add("store_commits", "Commits of the job store"),
+            store_commit_seconds: ours.add_times(
                 "store_commit_duration",
                 "Duration of a commit: write and sync",
-                quick(),
+                commits(),
             ),
-            store_sync_seconds: add_in(
-                Unit::Seconds,
-                registry,
-                "store_sync_duration",
-                "Duration of the sync of a commit",
-                quick(),
-            ),
+            store_sync_seconds: ours.add_times("store_sync_duration", "Duration of the sync of a commit", commits()),
             registry: Arc::new(root),
         };
         // Created at start: otherwise the first of a kind would be invisible to `increase`, and shares could not be computed.
@@ -318,16 +235,28 @@ impl Metrics {
     }
 }
 
-/// Registers `metric` and returns it.
-fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
-    registry.register(name, help, metric.clone());
-    metric
-}
+/// Registers the metrics of this service.
+struct Ours<'a>(&'a mut Registry);
 
-/// Like [`add`], for a metric with a unit, which becomes the suffix of its name.
-fn add_in<M: Metric + Clone>(unit: Unit, registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
-    registry.register_with_unit(name, help, unit, metric.clone());
-    metric
+impl Ours<'_> {
+    fn add<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    /// The unit becomes the suffix of the name.
+    fn add_in<M: Metric + Clone + Default>(&mut self, unit: Unit, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0.register_with_unit(name, help, unit, metric.clone());
+        metric
+    }
+
+    fn add_times(&mut self, name: &str, help: &str, buckets: impl IntoIterator<Item = f64>) -> Histogram {
+        let times = Histogram::new(buckets);
+        self.0.register_with_unit(name, help, Unit::Seconds, times.clone());
+        times
+    }
 }
 
 pub fn kind(kind: &'static str) -> KindLabel {
@@ -382,7 +311,7 @@ mod tests {
         }
         // Each metric has one registering call, so this finds metrics without a series.
         let (code, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
-        let registered = code.matches(": add(").count() + code.matches(": add_in(").count();
+        let registered = code.matches(": ours.add").count();
         assert_eq!(expected.lines().filter(|line| line.contains("ceoagent_")).count(), registered);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
         let page = std::fs::read_to_string(path).unwrap();

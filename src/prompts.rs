@@ -1,16 +1,11 @@
-//! The prompts: one folder a version (`<folder>/v1`, `v2`, …), read and checked when the service starts and whenever it
-//! is told to, rendered for each question.
+//! The prompts: one folder for each version (`<folder>/v1`, `v2`, …), loaded at start and at a reload.
 //!
-//! The version with the highest number (`v10` is above `v9`) is the default, for questions that name no version. So a new
-//! version goes into service by its folder and a reload; a folder of another name, such as `draft`, is used only by
-//! questions that name it.
+//! The version with the highest number (`v10` is above `v9`) is the default. A folder of another name, such as `draft`, is
+//! used only by questions that name it. A reload is all or nothing: one broken version, and the loaded ones stay in use.
 //!
-//! A reload is all or nothing: with one broken version the whole set stays what it was, and the error says why.
-//!
-//! A template is checked so thoroughly at load that rendering can't fail later for a reason an operator could have
-//! been told at start: syntax, unknown and unused variables (also in branches no question has reached yet), and a
-//! sample render of every combination of optional parts. What callers write is data: it never runs as a template, and
-//! it can't leave the tag it stands in. Lacks any idea of jobs, models or tokens.
+//! Loading checks syntax, unknown and unused variables in every branch, and renders samples of all combinations of
+//! optional parts. So rendering does not fail later. What callers write is data: it never runs as a template, and it can't
+//! leave the tag around it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,7 +20,6 @@ use utoipa::ToSchema;
 
 use crate::{config::text, digest::sha256};
 
-/// Constant text: it is cached upstream, where every byte that differs between jobs would cost the cache.
 const SYSTEM: &str = "system.txt";
 const USER: &str = "decision_analysis.txt";
 /// What `decision_analysis.txt` may use and must use: the fields of [`Question`].
@@ -36,12 +30,10 @@ pub const BRIEF: &str = "brief";
 /// The `depth` of a memo with everything.
 pub const FULL: &str = "full";
 
-/// Longest name of a version, in characters: a label, not a sentence.
 const MAX_VERSION_NAME: usize = 32;
-/// Largest file of a prompt, in bytes: some 60,000 tokens, more than any prompt should cost with every call.
+/// In bytes; about 60,000 tokens.
 const MAX_PROMPT_BYTES: u64 = 256 << 10;
 
-/// All versions, loaded and checked. Clones share them, also what a reload makes of them.
 #[derive(Clone, Debug)]
 pub struct Prompts(Arc<Inner>);
 
@@ -63,6 +55,7 @@ struct Version {
 
 /// A prompt version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = PromptVersion)]
 pub struct VersionInfo {
     /// Its name, which is the name of its folder.
     pub version: String,
@@ -75,11 +68,8 @@ pub struct VersionInfo {
 /// What one job asks. The field names are the template's variables.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Question<'a> {
-    /// The decision question, as the caller wrote it.
     pub query: &'a str,
-    /// Background, as the caller wrote it.
     pub context: Option<&'a str>,
-    /// Options the caller has in mind; may be empty.
     pub options: &'a [String],
     /// Which memo is wanted: [`BRIEF`] or [`FULL`].
     pub depth: &'a str,
@@ -87,70 +77,43 @@ pub struct Question<'a> {
     pub today: &'a str,
 }
 
-/// The two texts of a request, and where they are from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
-    /// The system prompt, the same for every job.
+    /// The same for every job: each byte that differs would miss the prompt cache.
     pub system: String,
-    /// The user message.
     pub user: String,
-    /// The version they were rendered from.
     pub version: String,
-    /// As in [`VersionInfo`].
     pub sha256: String,
 }
 
 /// A prompt that can't be used. The message names the file, the line, what is wrong and what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
-    /// The file is missing or can't be read as UTF-8.
     #[error("can't read the prompt {}: {source}; PROMPTS_DIR must have a folder for each version with {SYSTEM} and {USER}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file was read, but is not a usable template.
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the prompt {}{} is not valid: {message}", path.display(), line.map(|line| format!(", line {line},")).unwrap_or_default())]
     Invalid {
-        /// The file.
         path: PathBuf,
         /// The line at fault, from 1, where there is one.
         line: Option<usize>,
-        /// What is wrong and what is allowed.
         message: String,
     },
-    /// The folder holds no version.
     #[error(
         "the prompts folder {} has no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
         path.display()
     )]
     NoVersion { path: PathBuf },
-    /// There is no such version.
     #[error("unknown prompt version {version:?}; known versions: {}", known.join(", "))]
-    UnknownVersion {
-        /// As it was asked for.
-        version: String,
-        /// The versions there are.
-        known: Vec<String>,
-    },
+    UnknownVersion { version: String, known: Vec<String> },
 }
 
 impl Prompts {
-    /// Loads and checks all versions in `folder`.
-    ///
-    /// # Errors
-    /// If there is none, or one is wrong.
     pub fn load(folder: &Path) -> Result<Prompts, PromptError> {
         let versions = RwLock::new(Arc::new(load_all(folder)?));
         Ok(Prompts(Arc::new(Inner { folder: folder.to_owned(), versions })))
     }
 
-    /// Reads all versions again. Questions asked from now on get them; those under way keep what they were asked with.
-    ///
-    /// # Errors
-    /// As [`Prompts::load`]; then nothing has changed.
+    /// Loads all versions again; after an error the old ones stay in use.
     pub fn reload(&self) -> Result<(), PromptError> {
         let versions = load_all(&self.0.folder)
             .inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
@@ -158,10 +121,7 @@ impl Prompts {
         Ok(())
     }
 
-    /// The texts to send for `question`, by `version` or, without one, the default.
-    ///
-    /// # Errors
-    /// [`PromptError::UnknownVersion`]; others only for a template that is broken in a way no sample showed.
+    /// Renders `version`, or the default without one.
     pub fn render(&self, version: Option<&str>, question: &Question<'_>) -> Result<Rendered, PromptError> {
         let versions = self.versions();
         let name = version.unwrap_or_else(|| default(&versions));
@@ -174,22 +134,17 @@ impl Prompts {
         })
     }
 
-    /// Checks that there is a version of this name.
-    ///
-    /// # Errors
-    /// [`PromptError::UnknownVersion`], which names those there are.
     pub fn check(&self, version: &str) -> Result<(), PromptError> {
         let versions = self.versions();
         if versions.contains_key(version) { Ok(()) } else { Err(unknown(version, &versions)) }
     }
 
-    /// The digest of a version or, without a name, the default, as it is loaded now; none if there is no such version.
+    /// The digest of `version`, or of the default without one; `None` if there is no such version.
     pub fn sha256(&self, version: Option<&str>) -> Option<String> {
         let versions = self.versions();
         versions.get(version.unwrap_or_else(|| default(&versions))).map(|version| version.sha256.clone())
     }
 
-    /// Every version, by name.
     pub fn list(&self) -> Vec<VersionInfo> {
         let versions = self.versions();
         let default = default(&versions);
@@ -237,7 +192,6 @@ fn load_all(folder: &Path) -> Result<Versions, PromptError> {
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if name.len() > MAX_VERSION_NAME || !name.bytes().all(is_plain) {
-            // No question can name it.
             warn!(
                 folder = %path.display(),
                 "skipped: the name of a prompt version must have 1 to {MAX_VERSION_NAME} letters, digits or - _ ."
@@ -264,8 +218,7 @@ impl Version {
                 }
             }
         }
-        let digest = sha256(&[system.source.as_bytes(), user.source.as_bytes()]);
-        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex::encode(sha256(&[system.source.as_bytes(), user.source.as_bytes()]));
         Ok(Version { sha256, system: system.render(())?, user })
     }
 }
@@ -547,8 +500,8 @@ mod tests {
     #[test]
     fn the_sum_is_that_of_both_files_one_after_the_other() {
         let prompts = load("abc", GOOD_USER).unwrap();
-        let sum: Vec<_> = sha256(&[b"abc", GOOD_USER.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(prompts.list()[0].sha256, sum.concat());
+        let sum = hex::encode(sha256(&[b"abc", GOOD_USER.as_bytes()]));
+        assert_eq!(prompts.list()[0].sha256, sum);
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! - `submit`: how a question becomes a job
 //! - `sweep`: what time runs out on
 //! - `wait`: who waits for what, and who is woken
+//! - `webhooks`: those that fail, and those that a person resends
 //!
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
@@ -46,6 +47,7 @@ mod service_time;
 mod submit;
 mod sweep;
 mod wait;
+mod webhooks;
 
 use std::{
     num::{NonZeroU32, NonZeroU64},
@@ -76,6 +78,7 @@ pub use self::{
 };
 use self::{
     admission::{Bounds, DiskSpace, Rates},
+    audit::AuditLog,
     board::{Arrivals, Board},
     history::History,
     listener::Listener,
@@ -253,6 +256,7 @@ struct Inner {
     standby: Standby,
     service_time: ServiceTime,
     history: History,
+    audit: AuditLog,
     bounds: Bounds,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
@@ -296,6 +300,7 @@ impl Queue {
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             history,
+            audit: AuditLog::default(),
             bounds,
             ended: Arc::default(),
             paused,
@@ -404,7 +409,25 @@ impl Queue {
         Ok(self.transition(id, event).await.map(drop)?)
     }
 
-    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
+    /// Deletes a job that has ended, with its memo.
+    ///
+    /// # Errors
+    /// [`QueueError::Conflict`] if the job has not ended, [`QueueError::NotFound`], [`QueueError::Unavailable`].
+    pub async fn delete(&self, id: JobId) -> Result<(), QueueError> {
+        loop {
+            let job = self.peek(id).ok_or(QueueError::NotFound(id))?;
+            if !job.state.is_final() {
+                let status = job.status(self.now());
+                return Err(QueueError::Conflict(format!("the job is {status}; cancel it before you delete it")));
+            }
+            // The store leaves out a job that changes at this moment.
+            if self.0.store.remove(vec![id], self.now()).await? == 1 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A page of jobs. A search that takes long ends before the page is full, and says how far it came.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].

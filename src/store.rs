@@ -25,10 +25,11 @@ use crate::{
     ledger::{Day, DaySums, Sums},
 };
 
-/// Most entries of the journal. They are small, and an operator who needs more keeps the log.
-pub const MAX_JOURNAL: usize = 10_000;
+/// Most bytes of the audit log. An operator who sends every action once in ten minutes writes 2 MB a day, so it takes a
+/// month to get here.
+pub const MAX_AUDIT_BYTES: usize = 64 << 20;
 
-/// A durable set of jobs, and beside it of what operators set and did.
+/// Durable jobs, runtime settings and the audit log.
 ///
 /// **Durable**: what a call returned holds after a crash or a power cut at any later moment. **Visible**: a read shows
 /// only what is durable. A call that fails or never returns may have happened or not, entirely or not at all; asking
@@ -124,7 +125,7 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError>;
 
-    /// A page of jobs. It ends early, even empty, where looking for them takes long; its cursor then goes on.
+    /// A page of jobs. A search that takes long ends before the page is full, and says how far it came.
     ///
     /// # Errors
     /// As [`JobStore::get`].
@@ -155,20 +156,20 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError>;
 
-    /// Writes an entry of the journal, or writes it anew; beyond [`MAX_JOURNAL`] the oldest are removed. Ids order
-    /// entries, so those of version 7 do it by time.
+    /// Writes an entry of the audit log or replaces it. Ids order the entries. Removes entries before `oldest`, and the
+    /// oldest beyond [`MAX_AUDIT_BYTES`]; of very many a part is left to the next call.
     ///
-    /// *Returned*: the entry is durable. *Crashed before*: it is as it was or as it should be.
+    /// *Returned*: the entry is durable. *Crashed before*: the entry is the old or the new one.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError>;
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError>;
 
-    /// Entries of the journal before `before`, newest first.
+    /// Entries of the audit log before `before`, newest first.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError>;
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError>;
 
     /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
     fn peek(&self, id: JobId) -> Option<Job>;
@@ -186,7 +187,23 @@ pub trait JobStore: Send + Sync + 'static {
     /// When the next message is due after `now`.
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp>;
 
-    /// Notes what came of a try. Of a message that is not the job's newest any more nothing is noted.
+    /// Makes the newest message of an ended job due at `now`, whatever became of it.
+    ///
+    /// *Returned*: it is durable. *Crashed before*: it is due or not.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] also for a job without a callback URL, [`StoreError::Transition`] for one that has not
+    /// ended, [`StoreError::Unavailable`].
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError>;
+
+    /// A page of the jobs whose message was tried and not accepted, newest job first: of all callers, or of the one whose
+    /// digest the filter has. It looks at no other condition.
+    ///
+    /// # Errors
+    /// As [`JobStore::get`].
+    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError>;
+
+    /// Records the outcome of a try, unless the job has ended again or a person had the message resent in the meantime.
     ///
     /// *Returned*: it is durable. *Crashed before*: it may have to be tried again.
     ///

@@ -1,10 +1,8 @@
-//! Traces: one for each question, from its HTTP request through the queue to Claude and on to whoever is told of its end,
-//! sent by OTLP.
+//! Traces by OTLP: one for each question, from its HTTP request through the queue to Claude and its webhook.
 //!
-//! The context of the request that brought a job is kept with the job as a W3C `traceparent`, so its attempts belong to the
-//! same trace, however much later and in whatever process they run. Without an endpoint nothing is made or kept, and each
-//! call here costs one look at a pointer. The variables of OpenTelemetry (`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`,
-//! `OTEL_EXPORTER_OTLP_HEADERS` and so on) are heeded by its library.
+//! A job stores the context of its request as a W3C `traceparent`, so its attempts belong to the same trace in whatever
+//! process they run. Without an endpoint no span is made. The library reads the variables of OpenTelemetry
+//! (`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS` and so on).
 
 use std::{collections::HashMap, sync::OnceLock};
 
@@ -21,7 +19,7 @@ use opentelemetry_sdk::{
     trace::{SdkTracer, SdkTracerProvider},
 };
 
-/// The header, and the entry, that a context is handed on in: <https://www.w3.org/TR/trace-context/>.
+/// The header of a context: <https://www.w3.org/TR/trace-context/>.
 pub const TRACEPARENT: &str = "traceparent";
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
@@ -30,11 +28,7 @@ static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 #[derive(Debug)]
 pub struct Telemetry(Option<SdkTracerProvider>);
 
-/// Starts sending traces to `endpoint` (OTLP over HTTP, without `/v1/traces`), if there is one. Call it before the
-/// runtime is started: a thread of its own sends, in batches.
-///
-/// # Errors
-/// If the endpoint is no address.
+/// Sends traces to `endpoint`, an address without `/v1/traces`. Call it before the runtime starts: it starts a thread.
 pub fn start(endpoint: Option<&str>) -> Result<Telemetry, ExporterBuildError> {
     let Some(endpoint) = endpoint else { return Ok(Telemetry(None)) };
     // The HTTP client wants one to be named.
@@ -59,7 +53,7 @@ impl Drop for Telemetry {
     }
 }
 
-/// A step of a trace; ends when dropped. Does nothing while no traces are sent.
+/// Ends when dropped. Does nothing if no traces are sent.
 #[derive(Debug)]
 pub struct Span(Option<Context>);
 
@@ -103,7 +97,6 @@ impl Span {
         }
     }
 
-    /// The step failed.
     pub fn fail(&self, reason: &str) {
         if let Some(context) = &self.0 {
             context.span().set_status(Status::error(reason.to_owned()));
@@ -118,7 +111,6 @@ impl Span {
         }
     }
 
-    /// This step as a context for others; none while no traces are sent.
     pub fn traceparent(&self) -> Option<String> {
         let context = self.0.as_ref()?;
         let mut carrier = HashMap::new();
@@ -127,7 +119,7 @@ impl Span {
     }
 }
 
-/// The trace and the step that the running code is a part of, if traces are sent.
+/// The span of the running task, if traces are sent.
 pub fn current() -> Option<(TraceId, SpanId)> {
     TRACER.get()?;
     Context::map_current(|context| {
@@ -137,7 +129,7 @@ pub fn current() -> Option<(TraceId, SpanId)> {
     })
 }
 
-/// The context of a `traceparent`; an empty one if there is none, or it is none.
+/// The context of a `traceparent`; an empty one if it is absent or not valid.
 fn remote(traceparent: Option<&str>) -> Context {
     let Some(traceparent) = traceparent else { return Context::new() };
     let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);

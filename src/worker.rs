@@ -26,10 +26,13 @@ use tracing::{debug, error, info, warn};
 
 use self::pace::Pace;
 use crate::{
-    agent::{Agent, Assignment, News, Plan},
+    agent::{
+        Agent, Progress,
+        plan::{Assignment, Plan},
+    },
     clock::Timestamp,
     job::{
-        AccountLimits, AttemptReport, FailureClass, FailureCode, JobRequest,
+        AttemptReport, FailureClass, FailureCode, JobRequest,
         disposition::{Blocked, Disposition, Scope},
     },
     limits::{
@@ -63,21 +66,25 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     /// The report of an attempt that can't be made, now or later.
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>>;
 
-    /// Makes the attempt, giving its news to `on_news` as they come. Dropping the future aborts it.
+    /// Makes the attempt. Dropping the future aborts it.
     fn attempt(
         &self,
         plan: &Plan,
-        on_news: &(dyn Fn(News<'_>) + Send + Sync),
+        on_progress: &(dyn Fn(Progress<'_>) + Send + Sync),
     ) -> impl Future<Output = (Disposition, AttemptReport)> + Send;
 }
 
 impl Analyst for Agent {
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
-        Agent::plan(self, assignment)
+        self.planner.plan(assignment)
     }
 
-    async fn attempt(&self, plan: &Plan, on_news: &(dyn Fn(News<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
-        Agent::attempt(self, plan, on_news).await
+    async fn attempt(
+        &self,
+        plan: &Plan,
+        on_progress: &(dyn Fn(Progress<'_>) + Send + Sync),
+    ) -> (Disposition, AttemptReport) {
+        Agent::attempt(self, plan, on_progress).await
     }
 }
 
@@ -235,12 +242,10 @@ impl<A: Analyst> Worker<A> {
         let is_probe = permit.as_ref().is_some_and(limits::Permit::is_probe);
         let question = question(&claim.request);
         let is_heard = AtomicBool::new(false);
-        let on_news = |news: News<'_>| match news {
+        let on_progress = |progress: Progress<'_>| match progress {
             // From the head: the calls of other workers need not wait for the end of this one.
-            News::Account(AccountLimits { requests, input_tokens, output_tokens }) => {
-                self.limits.learn(plan.model(), [requests, input_tokens, output_tokens], started);
-            }
-            News::Text(piece) => {
+            Progress::Head(limits) => self.limits.learn(plan.model(), limits, started),
+            Progress::Text(piece) => {
                 // From the first piece: an answer may take a minute, and a closed gate need not wait for its end.
                 if !is_heard.swap(true, Ordering::Relaxed) {
                     self.reached(plan, question, started);
@@ -248,7 +253,8 @@ impl<A: Analyst> Worker<A> {
                 draft.push(piece);
             }
         };
-        let attempt = async { timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_news)).await };
+        let attempt =
+            async { timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_progress)).await };
         let ended = tokio::select! {
             ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
             () = lost.cancelled() => None,

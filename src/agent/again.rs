@@ -1,8 +1,8 @@
-//! What the model is told when its answer was of no use: what was wrong, so that it does not do the same again.
+//! The repair prompt: says what was wrong with a rejected answer.
 
 use crate::{
     analysis::RepairRequest,
-    claude::Again,
+    claude::message::Again,
     job::{Attempt, FailureCode},
 };
 
@@ -12,29 +12,23 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Longest complaint about an answer, in characters: enough for a dozen inconsistencies.
 const MAX_COMPLAINT_CHARS: usize = 2_000;
 
-/// How a question is asked once more.
-#[derive(Debug)]
-pub(super) struct AskedAgain {
-    pub(super) question: String,
-    /// The answer and what was wrong with it, as turns of the conversation.
-    pub(super) again: Option<Again>,
-    /// Only these parts of the answer are to be written again.
-    pub(super) repair: Option<RepairRequest>,
-}
-
-/// The question as it is asked once more after the rejected attempt: with the answer and what was wrong with it where that
-/// helps to repair it, else with advice alone.
-pub(super) fn again(mut question: String, rejected: &Attempt, max_tokens: u32) -> AskedAgain {
+/// Returns the answer with the complaint, as turns of the conversation, if that helps to repair it; else adds advice to the
+/// question. A [`RepairRequest`] is returned if only parts of the answer are to be written again.
+pub(super) fn again(
+    question: &mut String,
+    rejected: &Attempt,
+    max_tokens: u32,
+) -> (Option<Again>, Option<RepairRequest>) {
     let report = &rejected.report;
-    let Some(error) = &report.error else { return AskedAgain { question, again: None, repair: None } };
+    let Some(error) = &report.error else { return (None, None) };
     if error.code == FailureCode::AnswerTruncated {
-        // What was cut for its length would cost its length again, and teach nothing.
+        // Sent back, a truncated answer would cost its length again.
         question.push_str(&format!(
             "\n\nYour last answer to this was cut off at the limit of {max_tokens} tokens before its JSON was complete, \
              so it could not be used. Write the memo again and much shorter: fewer and shorter texts in every field, \
              no option but the asker's and the status quo, at most 3 criteria and 3 risks. The one JSON object must be complete."
         ));
-        return AskedAgain { question, again: None, repair: None };
+        return (None, None);
     }
     let wrong: String = error.message.chars().take(MAX_COMPLAINT_CHARS).collect();
     let sent_back = report.raw_answer.as_deref().map(str::trim);
@@ -50,10 +44,10 @@ pub(super) fn again(mut question: String, rejected: &Attempt, max_tokens: u32) -
     };
     let complaint = format!("That answer can't be used: {wrong}. {request}, in the language of the question.");
     match sent_back {
-        Some(answer) => AskedAgain { question, again: Some(Again { answer: answer.to_owned(), complaint }), repair },
+        Some(answer) => (Some(Again { answer: answer.to_owned(), complaint }), repair),
         None => {
             question.push_str(&format!("\n\nYou were asked this before. {complaint}"));
-            AskedAgain { question, again: None, repair: None }
+            (None, None)
         }
     }
 }
@@ -68,7 +62,11 @@ mod tests {
         job::{AttemptError, AttemptOutcome, AttemptReport},
     };
 
-    fn asked_again(code: FailureCode, message: &str, answer: Option<&str>) -> AskedAgain {
+    fn asked_again(
+        code: FailureCode,
+        message: &str,
+        answer: Option<&str>,
+    ) -> (String, Option<Again>, Option<RepairRequest>) {
         let report = AttemptReport {
             error: Some(AttemptError { code, message: message.to_owned() }),
             raw_answer: answer.map(str::to_owned),
@@ -77,26 +75,25 @@ mod tests {
         let at = Timestamp::from_millis(0);
         let (started_at, finished_at) = (at, at);
         let outcome = AttemptOutcome::Failed;
-        again(
-            "Buy?".to_owned(),
-            &Attempt { number: 1, started_at, finished_at, outcome, folded: 0, report: Arc::new(report) },
-            800,
-        )
+        let rejected = Attempt { number: 1, started_at, finished_at, outcome, folded: 0, report: Arc::new(report) };
+        let mut question = "Buy?".to_owned();
+        let (again, repair) = again(&mut question, &rejected, 800);
+        (question, again, repair)
     }
 
     #[test]
     fn an_unreadable_answer_is_sent_back_with_what_was_wrong() {
-        let asked = asked_again(FailureCode::InvalidOutput, "there is no `status`", Some(" {\"a\": 1}\n"));
-        assert!(asked.repair.is_none());
-        let (question, again) = (asked.question, asked.again.unwrap());
+        let (question, again, repair) =
+            asked_again(FailureCode::InvalidOutput, "there is no `status`", Some(" {\"a\": 1}\n"));
+        assert!(repair.is_none());
+        let again = again.unwrap();
         assert_eq!((question.as_str(), again.answer.as_str()), ("Buy?", "{\"a\": 1}"));
         assert!(again.complaint.contains("there is no `status`"), "{}", again.complaint);
     }
 
     #[test]
     fn an_answer_that_was_cut_is_not_sent_back_but_a_shorter_one_asked_for() {
-        let AskedAgain { question, again, .. } =
-            asked_again(FailureCode::AnswerTruncated, "cut", Some("{\"status\": \"com"));
+        let (question, again, _) = asked_again(FailureCode::AnswerTruncated, "cut", Some("{\"status\": \"com"));
         assert!(question.starts_with("Buy?\n\n") && question.contains("limit of 800 tokens"), "{question}");
         assert_eq!(again, None);
     }
@@ -104,8 +101,7 @@ mod tests {
     #[test]
     fn a_blank_answer_and_an_endless_one_are_told_of_without_being_sent() {
         for answer in [None, Some(""), Some(" \n"), Some(&*"x".repeat(MAX_ANSWER_BYTES + 1))] {
-            let AskedAgain { question, again, .. } =
-                asked_again(FailureCode::InvalidOutput, "the answer has no JSON object", answer);
+            let (question, again, _) = asked_again(FailureCode::InvalidOutput, "the answer has no JSON object", answer);
             assert!(question.contains("can't be used: the answer has no JSON object"), "{question}");
             assert!(question.contains("Answer with one JSON object only"), "{question}");
             assert_eq!(again, None, "the API takes no blank message");
@@ -114,7 +110,7 @@ mod tests {
 
     #[test]
     fn an_endless_complaint_is_cut() {
-        let AskedAgain { again, .. } = asked_again(FailureCode::InvalidOutput, &"é".repeat(10_000), Some("{}"));
+        let (_, again, _) = asked_again(FailureCode::InvalidOutput, &"é".repeat(10_000), Some("{}"));
         assert_eq!(again.unwrap().complaint.matches('é').count(), MAX_COMPLAINT_CHARS);
     }
 
@@ -122,8 +118,9 @@ mod tests {
     fn of_an_answer_with_one_broken_part_only_that_is_asked_for() {
         let sample: serde_json::Value = serde_json::from_str(include_str!("../analysis/samples/v3noopt.json")).unwrap();
         let answer = sample["answer"].to_string();
-        let asked = asked_again(FailureCode::InvalidOutput, "recommendation.option_id: is empty", Some(&answer));
-        let (repair, complaint) = (asked.repair.unwrap(), asked.again.unwrap().complaint);
+        let (_, again, repair) =
+            asked_again(FailureCode::InvalidOutput, "recommendation.option_id: is empty", Some(&answer));
+        let (repair, complaint) = (repair.unwrap(), again.unwrap().complaint);
         assert_eq!(repair.parts(), ["recommendation"]);
         assert!(complaint.contains("Write only `recommendation` again"), "{complaint}");
     }

@@ -5,12 +5,11 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::claude::CacheTtl;
+use crate::claude::message::CacheTtl;
 
 /// Gaps that count, the newest: few, so that the choice follows the load, and enough that one pause changes nothing.
 const MAX_GAPS: usize = 9;
 
-/// The calls of one model.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gaps {
     last: Option<Instant>,
@@ -18,7 +17,6 @@ pub(super) struct Gaps {
 }
 
 impl Gaps {
-    /// A call begins.
     pub(super) fn add(&mut self, now: Instant) {
         if let Some(last) = self.last.replace(now) {
             self.recent.truncate(MAX_GAPS - 1);
@@ -31,10 +29,9 @@ impl Gaps {
         let mut gaps: Vec<Duration> = self.recent.iter().copied().collect();
         gaps.sort_unstable();
         match gaps.get(gaps.len() / 2) {
-            None => CacheTtl::FiveMinutes,
-            Some(median) if *median < Duration::from_mins(5) => CacheTtl::FiveMinutes,
-            Some(median) if *median < Duration::from_hours(1) => CacheTtl::OneHour,
-            Some(_) => CacheTtl::Off,
+            Some(median) if *median >= Duration::from_hours(1) => CacheTtl::Off,
+            Some(median) if *median >= Duration::from_mins(5) => CacheTtl::OneHour,
+            _ => CacheTtl::FiveMinutes,
         }
     }
 }

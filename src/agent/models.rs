@@ -1,7 +1,6 @@
-//! Which model is asked, and what is known of each: whether it is out at the moment, and which parameters it takes.
+//! Which model is asked, whether it is out at the moment, and which parameters it takes.
 //!
-//! A model or gateway that answers 400 to a parameter that the service adds by itself is asked without it from then on: what
-//! one call met is learnt for all. It lasts as long as the process, as a gateway may be updated.
+//! A model or gateway that answers 400 to a parameter is asked without it until the service restarts.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,7 +15,10 @@ use utoipa::ToSchema;
 
 use super::gaps::Gaps;
 use crate::{
-    claude::{CacheTtl, MessageRequest, SCHEMA_COMPILED_FOR, error::Parameter},
+    claude::{
+        error::Parameter,
+        message::{CacheTtl, LEAST_MAX_TOKENS, MessageRequest, SCHEMA_COMPILED_FOR},
+    },
     clock::Timestamp,
 };
 
@@ -24,25 +26,20 @@ use crate::{
 pub(super) const OVERLOADED_FOR: Duration = Duration::from_secs(30);
 
 /// How long a model that is not there is passed over. Retired ones don't come back, but a gateway may be repaired.
-pub(super) const GONE_FOR: Duration = Duration::from_hours(1);
+pub const GONE_FOR: Duration = Duration::from_hours(1);
 
 /// Most models of which anything is learnt; clients can name any.
 const MAX_LEARNT: usize = 64;
 
-/// No memo fits into fewer output tokens: a limit below is no limit of a model.
-const LEAST_MAX_TOKENS: u32 = 1_024;
-
 /// A schema counts as compiled for so much less than the API keeps it: clocks differ, and a wrong guess fails a call.
 const COMPILED_MARGIN: Duration = Duration::from_hours(1);
 
-/// The models, the preferred one first. Clones share what is known of them.
 #[derive(Clone, Debug)]
 pub struct Models(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     own: Vec<Model>,
-    /// Those that a job may name, the service's own among them.
     allowed: BTreeSet<String>,
     learnt: Mutex<HashMap<String, Shape>>,
 }
@@ -50,11 +47,9 @@ struct Inner {
 #[derive(Debug)]
 struct Model {
     id: String,
-    /// Passed over until then.
     out_until: Mutex<Option<Instant>>,
 }
 
-/// What a model takes in a call.
 #[derive(Clone, Debug, Default)]
 struct Shape {
     left_out: BTreeSet<&'static str>,
@@ -65,6 +60,7 @@ struct Shape {
 
 /// What the service knows about a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = ModelInfo)]
 pub struct Known {
     /// Its id.
     pub model: String,
@@ -90,10 +86,7 @@ impl Models {
         Models(Arc::new(Inner { own, allowed, learnt: Mutex::default() }))
     }
 
-    /// Whether a job may name this model.
-    ///
-    /// # Errors
-    /// What to say to its client.
+    /// Whether a job may name this model. The error is for its client.
     pub fn check(&self, id: &str) -> Result<(), String> {
         if self.0.allowed.contains(id) {
             return Ok(());
@@ -102,34 +95,31 @@ impl Models {
         Err(format!("{id:?} is not one of the models that ALLOWED_MODELS lists: {}", allowed.join(", ")))
     }
 
-    /// The model to ask now, of those that are not in `refused_by`. If all are out it is the preferred one, so that its
-    /// failure is seen.
-    pub(super) fn pick(&self, refused_by: &[String]) -> &str {
+    /// The model to ask now, except those in `refused_by`. If all are out, it is the preferred one, so that its failure shows.
+    pub fn pick(&self, refused_by: &[String]) -> &str {
         let asked = |model: &&Model| !refused_by.contains(&model.id);
         let usable = self.0.own.iter().filter(asked).find(|model| !model.is_out());
         let first = || self.0.own.iter().find(asked);
         &usable.or_else(first).unwrap_or(&self.0.own[0]).id
     }
 
-    /// Whether every model has refused.
     pub(super) fn have_all_refused(&self, refused_by: &[String]) -> bool {
         self.0.own.iter().all(|model| refused_by.contains(&model.id))
     }
 
-    /// Passes `id` over for a while. Tells whether another model can be asked meanwhile.
-    pub(super) fn pass_over(&self, id: &str, time: Duration) -> bool {
+    /// Passes `id` over for a while. Returns whether another model can be asked meanwhile.
+    pub fn pass_over(&self, id: &str, time: Duration) -> bool {
         if let Some(model) = self.0.own.iter().find(|model| model.id == id) {
             *model.out_until.lock() = Some(Instant::now() + time);
         }
         self.0.own.iter().any(|model| !model.is_out())
     }
 
-    /// All, the preferred one first.
-    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
+    /// The preferred one first.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.0.own.iter().map(|model| model.id.as_str())
     }
 
-    /// Whether it is one of the service's own.
     pub(super) fn has(&self, id: &str) -> bool {
         self.ids().any(|own| own == id)
     }
@@ -144,7 +134,6 @@ impl Models {
         self.0.learnt.lock().get(id).and_then(|shape| shape.max_tokens).map_or(wanted, |most| most.min(wanted))
     }
 
-    /// Brings a call into the shape that its model takes.
     pub(super) fn fit(&self, call: &mut MessageRequest) {
         call.max_tokens = self.max_tokens(&call.model, call.max_tokens);
         let learnt = self.0.learnt.lock();
@@ -163,8 +152,8 @@ impl Models {
         call.cache = if has(Parameter::CacheControl) { CacheTtl::Off } else { shape.gaps.ttl() };
     }
 
-    /// A model refused `parameter` of `call`, of which it may have named the most. Tells what is done about it, or that the
-    /// call had no such parameter.
+    /// A model refused `parameter` of `call`, and may have named the most. Returns what changes; `None` if the call had no such
+    /// parameter.
     pub(super) fn refused(&self, call: &MessageRequest, parameter: Parameter, named: Option<u32>) -> Option<String> {
         let was_sent = match parameter {
             Parameter::Effort => call.effort.is_some(),
@@ -189,23 +178,19 @@ impl Models {
         Some(format!("{name} is no longer sent"))
     }
 
-    /// A call to a model begins.
     pub(super) fn call_begins(&self, id: &str) {
         self.learn(id, |shape| shape.gaps.add(Instant::now()));
     }
 
-    /// A model answered a call with the schema of a memo.
     pub fn schema_used(&self, id: &str, at: Timestamp) {
         self.learn(id, |shape| shape.schema_used_at = shape.schema_used_at.max(Some(at)));
     }
 
-    /// Whether the API has the schema compiled for a model.
     pub(super) fn is_schema_compiled(&self, id: &str, now: Timestamp) -> bool {
         let used_at = self.0.learnt.lock().get(id).and_then(|shape| shape.schema_used_at);
         used_at.is_some_and(|at| now.since(at) < SCHEMA_COMPILED_FOR - COMPILED_MARGIN)
     }
 
-    /// A model gives no more than `most` output tokens.
     pub fn limit_output(&self, id: &str, most: u32) {
         let most = most.max(LEAST_MAX_TOKENS);
         self.learn(id, |shape| shape.max_tokens = Some(shape.max_tokens.map_or(most, |known| known.min(most))));

@@ -1,26 +1,24 @@
-//! One call, resolved once: its model, depth, effort, thinking and bounds. The same plan tells what the call may cost and
-//! how large it is, and is what is sent.
+//! Resolves a call once: its model, depth, effort, thinking and bounds, what it may cost, and what is sent.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{
-    Agent, Assignment,
-    again::{self, AskedAgain},
-    failed,
-};
+use super::{again::again, models::Models};
 use crate::{
     analysis::{self, RepairRequest},
-    claude::{CacheTtl, MessageRequest, SCHEMA_COMPILE_TIME},
+    claude::{
+        message::{CacheTtl, MessageRequest, SCHEMA_COMPILE_TIME},
+        price::Prices,
+    },
     clock::Timestamp,
     config::Effort,
-    job::{AtRisk, Attempt, AttemptReport, Depth, FailureCode, JobRequest},
-    prompts::{self, PromptError, Question, Rendered},
+    job::{AtRisk, Attempt, AttemptError, AttemptReport, Depth, FailureCode, JobRequest},
+    prompts::{self, PromptError, Prompts, Question, Rendered},
 };
 
-/// Bytes of a token, at least: English has about four bytes a token, Chinese about three.
+/// English has about four bytes a token, Chinese about three.
 const LEAST_BYTES_PER_TOKEN: usize = 3;
 
-/// Most tokens of a brief answer, unless MAX_TOKENS is lower: its text has 900, the rest is for thinking.
+/// A brief text has 900 tokens; the rest is for thinking.
 const BRIEF_MAX_TOKENS: u32 = 8_000;
 
 /// Output tokens a second of a slow model under load.
@@ -29,55 +27,115 @@ const SLOW_TOKENS_PER_SECOND: f64 = 40.0;
 /// Time until a slow model writes its first token.
 const SLOW_START: Duration = Duration::from_secs(30);
 
-/// Models that take `thinking: between_tools`, their least thinking. Others may answer 400 to it and think less by a low
-/// effort alone.
+/// Models that take `thinking: between_tools`, their least thinking. Others may answer 400 to it.
 const THINKING_BETWEEN_TOOLS: [&str; 2] = ["sonnet-5-5", "haiku-5-5"];
+
+/// How Claude is asked.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// For jobs that name none.
+    pub model: String,
+    /// Models that a job may name besides the service's own; if empty, those with a price.
+    pub allowed_models: Vec<String>,
+    /// Thinking included.
+    pub max_tokens: u32,
+    pub effort: Effort,
+    /// The time limit of a call if a client waits, unless `request_timeout` is set.
+    pub interactive_timeout: Duration,
+    pub request_timeout: Option<Duration>,
+}
+
+/// What is asked in an attempt, and in which circumstances.
+#[derive(Clone, Copy, Debug)]
+pub struct Assignment<'a> {
+    pub request: &'a JobRequest,
+    /// The last attempt, if its answer was rejected: the repair prompt says why.
+    pub useless: Option<&'a Attempt>,
+    /// Models that declined to answer: they are not asked again while there is another.
+    pub refused_by: &'a [String],
+    /// A client waits, so the answer should be quick.
+    pub is_waited_for: bool,
+    pub now: Timestamp,
+}
+
+impl Assignment<'_> {
+    /// A first attempt at a request for which no client waits.
+    pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
+        Assignment { request, useless: None, refused_by: &[], is_waited_for: false, now }
+    }
+}
 
 /// A call to Claude.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// What is sent.
     pub call: MessageRequest,
-    /// How much the memo says.
     pub depth: Depth,
-    /// A client waits for it.
-    pub is_waited_for: bool,
-    /// An attempt before was cut by its time limit, so this one asks for less.
+    /// The time limit cut the last attempt, so this one asks for less.
     pub is_reduced: bool,
     /// The request names the model, so no other model may answer.
     pub names_model: bool,
-    /// The call asks for the broken part of an answer only: what it repairs.
+    /// The call asks only for the broken parts of this answer.
     pub repair: Option<RepairRequest>,
-    /// The prompts that the call is made of.
     pub prompt_version: String,
-    /// Their digest.
     pub prompt_sha256: String,
     /// The service would not ask this model by itself.
     pub is_of_caller: bool,
     /// Models that declined to answer.
     pub refused_by: Vec<String>,
-    /// The attempt whose answer the model is told about.
+    /// The attempt whose answer the repair prompt is about.
     pub asked_again_after: Option<u32>,
+    /// Bytes of all texts that are sent, without the schema.
+    pub text_bytes: usize,
     /// Bytes of the question with its context and options, the rejected answer if there is one, and the schema.
     pub input_bytes: usize,
     /// What the call may cost at most.
     pub at_risk: AtRisk,
-    /// When it was made.
     pub made_at: Timestamp,
 }
 
 impl Plan {
-    /// The model that is asked.
     pub fn model(&self) -> &str {
         &self.call.model
     }
 }
 
-impl Agent {
-    /// The call for an assignment.
-    ///
-    /// # Errors
-    /// The report of an attempt that can't be made, now or later.
+/// Plans calls. Clones share what is known of the models.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    pub models: Models,
+    pub(super) prompts: Prompts,
+    pub(super) config: Arc<AgentConfig>,
+    pub(super) prices: Prices,
+}
+
+impl Planner {
+    /// `fallbacks` are asked while the configured model is overloaded or gone, for jobs that name none.
+    pub fn new(prompts: Prompts, config: AgentConfig, fallbacks: Vec<String>, prices: Prices) -> Planner {
+        let allowed: Vec<String> = match config.allowed_models.as_slice() {
+            [] => prices.models().map(str::to_owned).collect(),
+            set => set.to_vec(),
+        };
+        let models = Models::new(config.model.clone(), fallbacks, allowed);
+        Planner { models, prompts, config: Arc::new(config), prices }
+    }
+
+    /// The first of the service's models that has no price.
+    pub fn unpriced_model(&self) -> Option<&str> {
+        self.models.ids().find(|model| self.prices.of(model).is_none())
+    }
+
+    /// Those of the service's models whose list price is old, with the date of the price.
+    pub fn outdated_prices(&self, today: &str) -> impl Iterator<Item = (&str, jiff::civil::Date)> {
+        self.models.ids().filter_map(move |model| Some((model, self.prices.of(model)?.outdated(today)?)))
+    }
+
+    /// The job's own model, or the one in use.
+    pub(super) fn model_for<'a>(&'a self, request: &'a JobRequest, refused_by: &[String]) -> &'a str {
+        request.model.as_deref().unwrap_or_else(|| self.models.pick(refused_by))
+    }
+
+    /// Errors: the report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         let Assignment { request, useless, refused_by, is_waited_for, now } = assignment;
         let is_reduced = useless.is_some_and(was_cut_by_time);
@@ -85,9 +143,10 @@ impl Agent {
         let prompt = self.render(assignment, depth).map_err(|error| Box::new(self.unrendered(request, &error)))?;
         let model = self.model_for(request, refused_by).to_owned();
         let max_tokens = self.models.max_tokens(&model, self.max_tokens(depth));
-        let AskedAgain { question, again, repair } = match useless {
-            Some(attempt) if !is_reduced => again::again(prompt.user, attempt, max_tokens),
-            _ => AskedAgain { question: prompt.user, again: None, repair: None },
+        let mut question = prompt.user;
+        let (again, repair) = match useless {
+            Some(attempt) if !is_reduced => again(&mut question, attempt, max_tokens),
+            _ => (None, None),
         };
         let again_bytes = again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
         let options: usize = request.options.iter().map(String::len).sum();
@@ -96,14 +155,14 @@ impl Agent {
         let effort = self.effort(is_waited_for, is_reduced);
         let mut call = MessageRequest {
             thinking: least_thinking(&model, effort).filter(|_| is_waited_for || is_reduced),
-            model: model.clone(),
+            model,
             max_tokens,
             system: prompt.system,
             prompt: question,
             again,
             effort: effort.word(),
             // A part of a memo does not have the schema of a whole one.
-            schema: repair.is_none().then(analysis::schema_text),
+            schema: repair.is_none().then(analysis::schema::text),
             time_limit: self.time_limit(is_waited_for),
             extra_silence: Duration::ZERO,
             cache: CacheTtl::default(),
@@ -111,16 +170,16 @@ impl Agent {
         self.models.fit(&mut call);
         self.allow_for_compiling(&mut call, now);
         Ok(Plan {
-            at_risk: self.risk(Some(&model), text_bytes, max_tokens),
+            at_risk: self.risk(Some(&call.model), text_bytes, max_tokens),
             depth,
-            is_waited_for,
             is_reduced,
-            is_of_caller: request.model.is_some() && !self.models.has(&model),
+            is_of_caller: request.model.is_some() && !self.models.has(&call.model),
             names_model: request.model.is_some(),
             prompt_version: prompt.version,
             prompt_sha256: prompt.sha256,
             asked_again_after: useless.map(|attempt| attempt.number),
-            input_bytes: own_bytes + analysis::schema_text().get().len(),
+            text_bytes,
+            input_bytes: own_bytes + analysis::schema::text().get().len(),
             refused_by: refused_by.to_vec(),
             made_at: now,
             call,
@@ -137,30 +196,26 @@ impl Agent {
         }
     }
 
-    /// What a call for a request may cost at most, whichever of the service's models answers.
+    /// What a call may cost at most, whichever of the service's models answers.
     pub fn at_risk(&self, assignment: Assignment<'_>) -> AtRisk {
-        let text = self.plan(assignment).map_or(0, |plan| {
-            let again = plan.call.again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
-            plan.call.system.len() + plan.call.prompt.len() + again
-        });
+        let text_bytes = self.plan(assignment).map_or(0, |plan| plan.text_bytes);
         let depth = assignment.request.depth.resolved(assignment.is_waited_for);
-        self.risk(assignment.request.model.as_deref(), text, self.max_tokens(depth))
+        self.risk(assignment.request.model.as_deref(), text_bytes, self.max_tokens(depth))
     }
 
-    /// What a call with so many bytes of text costs at most; without a `model`, by the dearest of the service's.
+    /// Without a `model`, by the most expensive of the service's models.
     pub(super) fn risk(&self, model: Option<&str>, text_bytes: usize, max_tokens: u32) -> AtRisk {
-        let bytes = text_bytes + analysis::schema_text().get().len();
+        let bytes = text_bytes + analysis::schema::text().get().len();
         let input_tokens = bytes.div_ceil(LEAST_BYTES_PER_TOKEN) as u64;
         let output_tokens = u64::from(max_tokens);
         let cost = |model: &str| self.prices.of(model).map(|price| price.most(input_tokens, output_tokens));
         let nanodollars = match model {
             Some(model) => cost(model),
-            None => self.models().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
+            None => self.models.ids().map(cost).try_fold(0, |most, cost| Some(cost?.max(most))),
         };
         AtRisk { input_tokens, output_tokens, nanodollars }
     }
 
-    /// Most tokens of an answer of this depth, thinking included.
     fn max_tokens(&self, depth: Depth) -> u32 {
         match depth {
             Depth::Brief => self.config.max_tokens.min(BRIEF_MAX_TOKENS),
@@ -168,7 +223,6 @@ impl Agent {
         }
     }
 
-    /// How hard Claude thinks.
     pub(super) fn effort(&self, is_waited_for: bool, is_reduced: bool) -> Effort {
         match self.config.effort.resolved(is_waited_for) {
             Effort::None => Effort::None,
@@ -177,8 +231,7 @@ impl Agent {
         }
     }
 
-    /// How long a call may take: what is set for all calls; else a fixed time where a client waits, and for other calls
-    /// what their most tokens need of a slow model.
+    /// REQUEST_TIMEOUT; else a fixed time if a client waits; else the time that a slow model needs for the most tokens.
     fn time_limit(&self, is_waited_for: bool) -> Duration {
         let by_tokens = Duration::from_secs_f64(f64::from(self.config.max_tokens) / SLOW_TOKENS_PER_SECOND);
         match self.config.request_timeout {
@@ -199,7 +252,6 @@ impl Agent {
         self.prompts.render(request.prompt_version.as_deref(), &question)
     }
 
-    /// The report of an attempt whose prompt can't be rendered.
     fn unrendered(&self, request: &JobRequest, error: &PromptError) -> AttemptReport {
         let report = AttemptReport {
             model: Some(self.model_for(request, &[]).to_owned()),
@@ -216,13 +268,17 @@ impl Agent {
     }
 }
 
-/// The API's word for the least thinking of a model; none where it takes none at this effort.
+/// The API's word for the least thinking of a model; `None` if it takes none at this effort.
 pub(super) fn least_thinking(model: &str, effort: Effort) -> Option<&'static str> {
     let is_known = THINKING_BETWEEN_TOOLS.iter().any(|known| model.contains(known));
     (is_known && matches!(effort, Effort::Low | Effort::Medium | Effort::High)).then_some("between_tools")
 }
 
-/// Whether a call took longer than it may: the same call would again.
 fn was_cut_by_time(attempt: &Attempt) -> bool {
     attempt.report.error.as_ref().is_some_and(|error| error.code == FailureCode::TimeLimit)
+}
+
+pub(super) fn failed(mut report: AttemptReport, code: FailureCode, message: String) -> AttemptReport {
+    report.error = Some(AttemptError { code, message });
+    report
 }

@@ -1,7 +1,7 @@
-//! From a failed call to what becomes of its job: the one place that makes a [`Disposition`] of a failure.
+//! From a failed call to the [`Disposition`] of its job.
 //!
-//! [`Fault`] says whom a failure concerns; this adds whose model it was. A model that the caller named can fail that job
-//! alone. A fallback model never fails a job, as its own model may answer it.
+//! [`Fault`] says whom a failure concerns; this adds whose model it was. A model that the caller named can fail only that
+//! job. A fallback model never fails a job, because the preferred model may answer it.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -11,8 +11,8 @@ use std::{
 use tracing::warn;
 
 use super::{
-    Agent, Plan,
-    models::{GONE_FOR, OVERLOADED_FOR},
+    models::{GONE_FOR, Models, OVERLOADED_FOR},
+    plan::Plan,
 };
 use crate::{
     claude::error::{CallError, DEFAULT_RETRY_AFTER, ErrorKind, Fault},
@@ -22,117 +22,109 @@ use crate::{
     },
 };
 
-/// So many different questions must meet what may be the fault of one, such as a firewall's page.
+/// So many different questions must meet what may be the fault of one question, such as a firewall's page.
 const DOUBTFUL_WITNESSES: usize = 2;
 
 /// So many different questions in a row must meet the same 400 before it counts as the service's own fault.
 const BREAKER_WITNESSES: usize = 3;
 
-impl Agent {
-    /// What becomes of a job whose call failed.
-    pub(super) fn after_failure(&self, plan: &Plan, error: &CallError) -> Disposition {
-        let code = code_of(error.kind);
-        match error.fault() {
-            Fault::Passing => self.after_passing(plan, error),
-            Fault::Limit => {
-                let wait = error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
-                let alone = Box::new(Disposition::Retry { code, class: FailureClass::Suspect, after: Some(wait) });
-                let (scope, signature, opens_after) = (Scope::Model, signature(code), Some(wait));
-                Disposition::Block(Blocked { code, scope, signature, witnesses: 1, opens_after, alone })
-            }
-            Fault::Account => hold(error, code, Scope::Account),
-            Fault::Model if plan.is_of_caller => after_a_callers_model(error, code),
-            Fault::Model => self.after_our_model(plan, error, code),
-            Fault::Parameter(parameter) => {
-                let named = error.max_tokens_named(plan.call.max_tokens);
-                match self.models.refused(&plan.call, parameter, named) {
-                    Some(change) => {
-                        let (model, detail) = (plan.model(), error.message.as_str());
-                        warn!(model, detail, "the model refuses {parameter}: {change}");
-                        Disposition::released(code)
-                    }
-                    None => self.after_a_bad_request(plan, error, code),
+pub(super) fn after_failure(models: &Models, plan: &Plan, error: &CallError) -> Disposition {
+    let code = code_of(error.kind);
+    match error.fault() {
+        Fault::Passing => after_passing(models, plan, error),
+        Fault::Limit => {
+            let wait = error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
+            let alone = Box::new(Disposition::Retry { code, class: FailureClass::Suspect, after: Some(wait) });
+            let (scope, signature, opens_after) = (Scope::Model, signature(code), Some(wait));
+            Disposition::Block(Blocked { code, scope, signature, witnesses: 1, opens_after, alone })
+        }
+        Fault::Account => hold(error, code, Scope::Account),
+        Fault::Model if plan.is_of_caller => after_a_callers_model(error, code),
+        Fault::Model => after_our_model(models, plan, error, code),
+        Fault::Parameter(parameter) => {
+            let named = error.max_tokens_named(plan.call.max_tokens);
+            match models.refused(&plan.call, parameter, named) {
+                Some(change) => {
+                    let (model, detail) = (plan.model(), error.message.as_str());
+                    warn!(model, detail, "the model refuses {parameter}: {change}");
+                    Disposition::released(code)
                 }
-            }
-            Fault::Declined => self.after_refusal(plan),
-            Fault::Question => self.after_a_bad_request(plan, error, code),
-        }
-    }
-
-    /// What becomes of a job whose model declined: each of the service's models is asked once. Who names a model gets that
-    /// one or no answer.
-    pub(super) fn after_refusal(&self, plan: &Plan) -> Disposition {
-        let code = FailureCode::Refused;
-        let refused_by: Vec<String> = plan.refused_by.iter().cloned().chain([plan.model().to_owned()]).collect();
-        if plan.names_model || self.models.have_all_refused(&refused_by) {
-            return Disposition::Fail { code };
-        }
-        Disposition::Retry { code, class: FailureClass::Refused, after: None }
-    }
-
-    fn after_passing(&self, plan: &Plan, error: &CallError) -> Disposition {
-        let code = code_of(error.kind);
-        let is_unbilled = !error.may_have_been_billed();
-        let class = match error.kind {
-            ErrorKind::ConnectFailed => FailureClass::Connect,
-            // In the middle of an answer it may be billed, so it is bounded as what costs.
-            ErrorKind::Overloaded if is_unbilled => FailureClass::Overload,
-            ErrorKind::TotalTimeout => FailureClass::InvalidOutput,
-            _ => FailureClass::Other,
-        };
-        match error.kind {
-            // The same call would be cut again.
-            ErrorKind::TotalTimeout if plan.is_reduced => Disposition::Fail { code },
-            ErrorKind::Overloaded
-                if is_unbilled && !plan.names_model && self.models.pass_over(plan.model(), OVERLOADED_FOR) =>
-            {
-                Disposition::Retry { code, class, after: Some(Duration::ZERO) }
-            }
-            _ => Disposition::Retry { code, class, after: error.retry_after },
-        }
-    }
-
-    /// One of the service's models is gone, or its key may not use it.
-    fn after_our_model(&self, plan: &Plan, error: &CallError, code: FailureCode) -> Disposition {
-        let model = plan.model();
-        let is_gone = error.kind == ErrorKind::NotFound && error.is_about(model);
-        if !plan.names_model && error.is_certain && (is_gone || self.models.is_fallback(model)) {
-            let another = self.models.pass_over(model, GONE_FOR);
-            if another || self.models.is_fallback(model) {
-                warn!(model, detail = error.message, "the model is unavailable: using another model");
-                return Disposition::released(code);
+                None => after_a_bad_request(models, plan, error, code),
             }
         }
-        hold(error, code, Scope::Model)
-    }
-
-    /// The request was not accepted: for what is asked, or for how.
-    fn after_a_bad_request(&self, plan: &Plan, error: &CallError, code: FailureCode) -> Disposition {
-        if !error.is_certain {
-            return hold(error, code, Scope::Account);
-        }
-        if !plan.names_model && self.models.is_fallback(plan.model()) {
-            self.models.pass_over(plan.model(), OVERLOADED_FOR);
-            warn!(model = plan.model(), detail = error.message, "the fallback model refused the question");
-            return Disposition::released(code);
-        }
-        let fail = Disposition::Fail { code };
-        // These say themselves that it is the question.
-        if error.kind == ErrorKind::TooLarge || error.fault() != error.kind.fault() || plan.is_of_caller {
-            return fail;
-        }
-        Disposition::Block(Blocked {
-            code,
-            scope: Scope::Model,
-            signature: signature(letters(&error.message)),
-            witnesses: BREAKER_WITNESSES,
-            opens_after: None,
-            alone: Box::new(fail),
-        })
+        Fault::Declined => after_refusal(models, plan),
+        Fault::Question => after_a_bad_request(models, plan, error, code),
     }
 }
 
-/// Every call would fail alike until a person acts; but for a page that is not the API's, which may be one question's.
+/// Each of the service's models is asked once. A job that names its model gets no other.
+pub(super) fn after_refusal(models: &Models, plan: &Plan) -> Disposition {
+    let code = FailureCode::Refused;
+    let refused_by: Vec<String> = plan.refused_by.iter().cloned().chain([plan.model().to_owned()]).collect();
+    if plan.names_model || models.have_all_refused(&refused_by) {
+        return Disposition::Fail { code };
+    }
+    Disposition::Retry { code, class: FailureClass::Refused, after: None }
+}
+
+fn after_passing(models: &Models, plan: &Plan, error: &CallError) -> Disposition {
+    let code = code_of(error.kind);
+    let is_unbilled = !error.may_have_been_billed();
+    let class = match error.kind {
+        ErrorKind::ConnectFailed => FailureClass::Connect,
+        // In the middle of an answer it may be billed, so it is bounded as what costs.
+        ErrorKind::Overloaded if is_unbilled => FailureClass::Overload,
+        ErrorKind::TotalTimeout => FailureClass::InvalidOutput,
+        _ => FailureClass::Other,
+    };
+    match error.kind {
+        // The same call would be cut again.
+        ErrorKind::TotalTimeout if plan.is_reduced => Disposition::Fail { code },
+        ErrorKind::Overloaded if is_unbilled && !plan.names_model && models.pass_over(plan.model(), OVERLOADED_FOR) => {
+            Disposition::Retry { code, class, after: Some(Duration::ZERO) }
+        }
+        _ => Disposition::Retry { code, class, after: error.retry_after },
+    }
+}
+
+fn after_our_model(models: &Models, plan: &Plan, error: &CallError, code: FailureCode) -> Disposition {
+    let model = plan.model();
+    let is_gone = error.kind == ErrorKind::NotFound && error.is_about(model);
+    if !plan.names_model && error.is_certain && (is_gone || models.is_fallback(model)) {
+        let another = models.pass_over(model, GONE_FOR);
+        if another || models.is_fallback(model) {
+            warn!(model, detail = error.message, "the model is unavailable: using another model");
+            return Disposition::released(code);
+        }
+    }
+    hold(error, code, Scope::Model)
+}
+
+fn after_a_bad_request(models: &Models, plan: &Plan, error: &CallError, code: FailureCode) -> Disposition {
+    if !error.is_certain {
+        return hold(error, code, Scope::Account);
+    }
+    if !plan.names_model && models.is_fallback(plan.model()) {
+        models.pass_over(plan.model(), OVERLOADED_FOR);
+        warn!(model = plan.model(), detail = error.message, "the fallback model refused the question");
+        return Disposition::released(code);
+    }
+    let fail = Disposition::Fail { code };
+    // These say themselves that it is the question.
+    if error.kind == ErrorKind::TooLarge || error.fault() != error.kind.fault() || plan.is_of_caller {
+        return fail;
+    }
+    Disposition::Block(Blocked {
+        code,
+        scope: Scope::Model,
+        signature: signature(letters(&error.message)),
+        witnesses: BREAKER_WITNESSES,
+        opens_after: None,
+        alone: Box::new(fail),
+    })
+}
+
+/// Every call would fail alike until a person acts. A page that is not the API's may be the fault of one question.
 fn hold(error: &CallError, code: FailureCode, scope: Scope) -> Disposition {
     let witnesses = if error.is_certain { 1 } else { DOUBTFUL_WITNESSES };
     let alone = Box::new(set_aside(error, code));
@@ -143,11 +135,10 @@ fn set_aside(error: &CallError, code: FailureCode) -> Disposition {
     Disposition::Retry { code, class: FailureClass::Suspect, after: error.retry_after }
 }
 
-/// A model that the caller named is unknown, retired or not allowed: the job's own affair.
+/// A model that the caller named is unknown, retired or not allowed.
 fn after_a_callers_model(error: &CallError, code: FailureCode) -> Disposition {
     match error.kind {
-        ErrorKind::NotFound => Disposition::Fail { code },
-        _ if error.is_certain => Disposition::Fail { code },
+        kind if error.is_certain || kind == ErrorKind::NotFound => Disposition::Fail { code },
         // A firewall's page is about the question, and may pass.
         _ => set_aside(error, code),
     }
@@ -164,7 +155,6 @@ fn letters(message: &str) -> String {
     message.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
-/// The code that a failure has for clients.
 pub(super) fn code_of(kind: ErrorKind) -> FailureCode {
     match kind {
         ErrorKind::InvalidRequest | ErrorKind::Parameter(_) => FailureCode::InvalidRequest,

@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use serde_json::{Deserializer, Value, error::Category};
 
 use super::{
-    ParseError,
+    consistency::Violation,
     decision::DecisionAnalysis,
     fit,
     lenient::{self, Repair},
+    schema,
 };
 
 /// How many times over a text is read: once for each level of objects in it. A memo has 2, one in a wrapper 3; without
@@ -21,6 +22,39 @@ const MAX_READINGS: usize = 8;
 
 /// An object with so many of a memo's fields is meant as one, whatever is wrong with it.
 const MIN_FIELDS: usize = 3;
+
+/// Why an answer can't be used. The messages are sent to the model, so they quote its ids and values, never its prose.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum ParseError {
+    /// Prose only.
+    #[error("the answer has no JSON object")]
+    NoJson,
+    /// The JSON stops in the middle: the output limit cut it, as a rule.
+    #[error("the answer's JSON ends before it is complete ({0})")]
+    Truncated(String),
+    /// A syntax error.
+    #[error("the answer's JSON can't be read: {0}, counted from its opening brace")]
+    InvalidJson(String),
+    /// JSON, but not of the memo's shape.
+    #[error("the answer's JSON is not a decision memo: {message} (at `{path}`)")]
+    WrongShape {
+        /// The field, like `options[1].pros`; `.` is the whole object.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The right shape, but it can't be shown.
+    #[error("the memo can't be shown: {}", .0.iter().map(|violation| violation.message.as_str()).collect::<Vec<_>>().join("; "))]
+    Inconsistent(Vec<Violation>),
+}
+
+impl ParseError {
+    /// A stable `snake_case` name of the kind: `no_json`, `truncated`, `invalid_json`, `wrong_shape`, `inconsistent`.
+    pub fn code(&self) -> &'static str {
+        self.into()
+    }
+}
 
 /// What was read of an answer.
 #[derive(Debug)]
@@ -152,7 +186,7 @@ fn read_at(text: &str) -> Result<(Found, usize), Miss> {
 }
 
 fn typed(mut value: Value, mut repairs: BTreeSet<Repair>, read: usize) -> Result<Found, Miss> {
-    let schema = super::schema();
+    let schema = schema::parsed();
     let fields = &schema["properties"];
     let known = value.as_object().map_or(0, |object| object.keys().filter(|key| fields.get(key).is_some()).count());
     fit::fit(&mut value, schema, &mut repairs);
@@ -168,7 +202,7 @@ fn typed(mut value: Value, mut repairs: BTreeSet<Repair>, read: usize) -> Result
 
 /// The miss at JSON that breaks off, or breaks, after `text`.
 fn broken(text: &str, error: &serde_json::Error) -> Miss {
-    let fields = super::schema()["properties"].as_object().into_iter().flatten();
+    let fields = schema::parsed()["properties"].as_object().into_iter().flatten();
     let known = fields.filter(|(field, _)| text.contains(&format!("\"{field}\"")));
     let is_meant = known.take(MIN_FIELDS).count() == MIN_FIELDS;
     let message = error.to_string();

@@ -4,7 +4,10 @@
 
 use std::collections::HashSet;
 
-use super::decision::{Action, DecisionAnalysis, Kind, Status};
+use super::{
+    decision::{Action, DecisionAnalysis, Kind, Status},
+    text::is_blank,
+};
 
 /// More options than this can't be shown: they are lettered A to Z.
 const MAX_OPTIONS: usize = 26;
@@ -109,10 +112,6 @@ fn check_conclusion(analysis: &DecisionAnalysis, found: &mut Findings) {
 
 fn is_scored(analysis: &DecisionAnalysis, option_id: &str) -> bool {
     analysis.criteria.iter().all(|criterion| analysis.cell(option_id, &criterion.id).is_some())
-}
-
-fn is_blank(text: &str) -> bool {
-    text.trim().is_empty()
 }
 
 /// The ids of one list; blank and repeated ones are found.

@@ -3,17 +3,15 @@
 //! `decision.schema.json` is the same shape for the API. Structured output writes the fields in the schema's order, so the
 //! order decides what the model knows when it writes each of them.
 
-use serde::de::{Error, IntoDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The analysis of one question. Unknown fields are ignored when it is read.
+/// The analysis of one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DecisionAnalysis {
     /// Language of every text, as a BCP 47 tag such as `en` or `zh-CN`.
     pub language: String,
     /// Whether the question asks for a decision. If not, only `suggested_question` and `summary` are filled.
-    #[serde(deserialize_with = "folded")]
     pub kind: Kind,
     /// The decision restated as one answerable question, with scope and horizon.
     pub decision_question: String,
@@ -48,13 +46,24 @@ pub struct DecisionAnalysis {
     /// The bottom line, at most 3 sentences.
     pub summary: String,
     /// Whether the recommendation can be acted on.
-    #[serde(deserialize_with = "folded")]
     pub status: Status,
+}
+
+/// What an analysis answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The question.
+    pub query: &'a str,
+    /// Options that the asker wants compared.
+    pub options: &'a [String],
+    /// A brief memo was asked for, which gives no reasons for single scores.
+    pub is_brief: bool,
 }
 
 /// Whether a question asks for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = QuestionKind)]
 pub enum Kind {
     /// It does.
     Decision,
@@ -65,6 +74,7 @@ pub enum Kind {
 /// Whether a recommendation can be acted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = MemoStatus)]
 pub enum Status {
     /// It can.
     Complete,
@@ -76,7 +86,6 @@ pub enum Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Material {
     /// What is wrong with the passage.
-    #[serde(deserialize_with = "folded")]
     pub kind: MaterialKind,
     /// The passage, in the asker's words.
     pub quote: String,
@@ -108,7 +117,6 @@ pub struct BaseRate {
     /// Upper end of it.
     pub high_percent: u8,
     /// Where the figures come from.
-    #[serde(deserialize_with = "folded")]
     pub source: BaseRateSource,
     /// Why this case is likelier or less likely to succeed than the class.
     pub adjustment: String,
@@ -134,7 +142,6 @@ pub struct Assumption {
     /// What is assumed.
     pub statement: String,
     /// Where it comes from.
-    #[serde(deserialize_with = "folded")]
     pub source: AssumptionSource,
     /// What changes if it is wrong.
     pub if_wrong: String,
@@ -206,10 +213,8 @@ pub struct DecisionOption {
     /// What it means in practice.
     pub description: String,
     /// Where it comes from.
-    #[serde(deserialize_with = "folded")]
     pub origin: Origin,
     /// How hard it is to undo.
-    #[serde(deserialize_with = "folded")]
     pub reversibility: Reversibility,
     /// What speaks for it; empty in a brief memo.
     pub pros: Vec<String>,
@@ -286,10 +291,8 @@ pub struct Risk {
     /// What could happen.
     pub description: String,
     /// How likely it is.
-    #[serde(deserialize_with = "folded")]
     pub likelihood: Level,
     /// How much it would hurt.
-    #[serde(deserialize_with = "folded")]
     pub impact: Level,
     /// What can be done against it.
     pub mitigation: String,
@@ -315,7 +318,6 @@ pub struct Recommendation {
     /// The chosen option; to refuse is to choose the status quo. Empty only if `action` is `wait`.
     pub option_id: String,
     /// What to do with it.
-    #[serde(deserialize_with = "folded")]
     pub action: Action,
     /// Why the recommended option is not the one with the highest total; empty if it is.
     pub overrides_scores_because: String,
@@ -478,10 +480,4 @@ pub fn severity(likelihood: Level, impact: Level) -> u8 {
         Level::High => 3,
     };
     points(likelihood) * points(impact)
-}
-
-/// Reads an enum value whatever its case: structured output doesn't guarantee that of the schema.
-fn folded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    let word = String::deserialize(deserializer)?.trim().to_lowercase();
-    T::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(word)).map_err(D::Error::custom)
 }

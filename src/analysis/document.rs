@@ -1,187 +1,203 @@
 //! A memo as a document: headings, paragraphs, lists and one table, in the order of reading and in the words of the memo's
-//! language. Markdown and the terminal are written from it, so both say the same.
+//! language. The pages, Markdown and the terminal are laid out from it, so all of them say the same.
 
 use std::cmp::Reverse;
 
+use serde::Serialize;
+
 use super::{
-    decision::{Action, DecisionAnalysis, DecisionOption, Gap, Kind, Level, Origin, Reversibility, Risk, Status},
+    decision::{Action, Cell, DecisionAnalysis, DecisionOption, Gap, Kind, Origin, Reversibility, Risk, Status},
     labels::Labels,
     memo::Memo,
+    ranking::RobustnessLabel,
+    text::is_blank,
 };
 
 /// A memo, ready to be laid out.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Document {
-    /// The decision question.
     pub title: String,
-    /// In the order of reading; empty ones are left out.
+    /// In the order of reading, without empty ones.
     pub sections: Vec<Section>,
-    /// What a reader should know about every memo.
+    /// A notice below every memo.
     pub closing: &'static str,
 }
 
-/// A heading and what stands below it.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Section {
-    /// The heading.
+    /// The label that is its heading, and its name for a layout.
+    pub key: &'static str,
     pub heading: &'static str,
-    /// What stands below.
     pub blocks: Vec<Block>,
 }
 
-/// A piece of a section.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Block {
     /// The recommendation in a line.
-    Headline(String, Tone),
-    /// Running text.
-    Paragraph(String),
-    /// Something to be noticed.
-    Note(String),
-    /// An item of a list.
+    Headline {
+        text: String,
+        tone: Tone,
+    },
+    Paragraph {
+        text: String,
+    },
+    /// A paragraph to be noticed.
+    Note {
+        text: String,
+    },
+    /// Details of the recommendation.
+    Facts {
+        facts: Vec<Detail>,
+    },
     Item(Item),
-    /// The scores.
     Table(ScoreTable),
+    /// How robust the totals are.
+    Robustness {
+        label: &'static str,
+        word: &'static str,
+        text: String,
+        tone: Tone,
+    },
 }
 
-/// An item of a list, and what is said about it.
-#[derive(Debug)]
+/// An item of a list.
+#[derive(Debug, Serialize)]
 pub struct Item {
-    /// How it is marked.
     pub marker: Marker,
-    /// The item itself.
     pub text: String,
-    /// What is said about it.
+    /// Words about the item that belong behind its text.
+    pub remarks: Vec<Remark>,
     pub details: Vec<Detail>,
 }
 
-/// How an item is marked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marker {
-    /// As one of a list.
-    Bullet,
-    /// As one to be noticed.
-    Warning,
-    /// By its number.
-    Number(usize),
-    /// By the letter of an option.
-    Letter(char),
-}
-
-/// One thing that is said about an item.
-#[derive(Debug)]
-pub struct Detail {
-    /// What it is.
-    pub label: &'static str,
-    /// It.
+#[derive(Debug, Serialize)]
+pub struct Remark {
     pub text: String,
-    /// How it is coloured.
     pub tone: Tone,
 }
 
-/// How something is coloured where there are colours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Marker {
+    Bullet,
+    Warning,
+    Number(usize),
+    /// The letter of an option.
+    Letter(char),
+}
+
+/// One or several texts about an item, under one label. There is a text, and none is blank.
+#[derive(Debug, Serialize)]
+pub struct Detail {
+    pub key: &'static str,
+    /// Empty for a description.
+    pub label: &'static str,
+    pub texts: Vec<String>,
+    pub tone: Tone,
+}
+
+/// The colour of a text, where there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Tone {
-    /// Not at all.
     Plain,
-    /// As good.
     Good,
-    /// As something to look at twice.
     Warn,
-    /// As bad.
     Bad,
 }
 
-/// Criteria down, options across.
-#[derive(Debug)]
+/// The scores: criteria down, options across.
+#[derive(Debug, Serialize)]
 pub struct ScoreTable {
-    /// Heading of the first column.
+    /// Heading of the column of criteria.
     pub criterion: &'static str,
-    /// Heading of the second column.
+    /// Heading of the column of weights.
     pub weight: &'static str,
-    /// Name of the last row.
+    /// Heading of the row of totals.
     pub total: &'static str,
-    /// Shown instead of the total of an option that fails a must.
+    /// In the place of a total if the option fails a must.
     pub ruled_out: &'static str,
-    /// A column each.
+    /// What the scores and weights mean.
+    pub scale: &'static str,
     pub options: Vec<Column>,
-    /// A row for each criterion.
     pub rows: Vec<Row>,
 }
 
-/// An option in a table.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Column {
-    /// The letter of the option.
     pub letter: char,
-    /// Its name.
     pub name: String,
-    /// It is the recommended one.
     pub is_recommended: bool,
-    /// It fails a must.
-    pub is_ruled_out: bool,
-    /// Its weighted total, if it is ranked.
+    pub is_status_quo: bool,
+    /// The failed musts in words, if there are any.
+    pub ruled_out: Option<String>,
+    /// The weighted total, if the option is ranked.
     pub total: Option<f64>,
-    /// It has the highest total.
+    /// The option has the highest total.
     pub is_best: bool,
 }
 
-/// A criterion in a table.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Row {
-    /// Its name.
     pub name: String,
-    /// Its weight.
     pub weight: u8,
-    /// The score of each option.
-    pub scores: Vec<Option<u8>>,
+    pub why: String,
+    /// One for each option.
+    pub scores: Vec<Option<Cell>>,
 }
 
 impl Document {
-    /// The document of a memo.
     pub fn new(memo: &Memo) -> Document {
-        let labels = memo.labels();
-        let closing = labels.text("disclaimer");
         let analysis = &memo.analysis;
-        if analysis.kind == Kind::NotADecision {
-            let mut sections = vec![Section {
-                heading: labels.text("summary"),
-                blocks: vec![Block::Paragraph(analysis.summary.clone())],
-            }];
-            if !analysis.suggested_question.is_empty() {
-                let blocks = vec![Block::Paragraph(analysis.suggested_question.clone())];
-                sections.push(Section { heading: labels.text("ask_instead"), blocks });
-            }
-            return Document { title: memo.headline.clone(), sections, closing };
-        }
-        let writer = Writer { memo, analysis, labels };
-        let sections = [
-            ("gaps_first", writer.questions_first()),
-            ("summary", writer.summary()),
-            ("recommendation", writer.recommendation()),
-            ("comparison", writer.comparison()),
-            ("case_against", paragraph(&analysis.case_against)),
-            ("options", writer.options()),
-            ("risks", writer.risks()),
-            ("premortem", writer.premortem()),
-            ("assumptions", writer.assumptions()),
-            ("gaps", writer.gaps()),
-            ("material", writer.material()),
-            ("next_steps", writer.next_steps()),
-            ("flags", memo.flags.iter().map(|flag| Block::Note(flag.message.clone())).collect()),
-        ];
+        let writer = Writer { memo, analysis, labels: memo.labels() };
+        let flags = memo.flags.iter().map(|flag| Block::Note { text: flag.message.clone() }).collect();
+        let sections = match analysis.kind {
+            Kind::NotADecision => vec![
+                ("summary", paragraph(&analysis.summary)),
+                ("ask_instead", paragraph(&analysis.suggested_question)),
+                ("flags", flags),
+            ],
+            Kind::Decision => vec![
+                ("gaps_first", writer.questions_first()),
+                ("summary", writer.summary()),
+                ("recommendation", writer.recommendation()),
+                ("comparison", writer.comparison()),
+                ("case_against", paragraph(&analysis.case_against)),
+                ("options", items(lettered(analysis), |it| writer.option(it))),
+                ("risks", items(gravest_first(analysis), |risk| writer.risk(risk))),
+                ("premortem", writer.premortem()),
+                ("assumptions", writer.assumptions()),
+                ("gaps", writer.other_gaps()),
+                ("material", writer.material()),
+                ("next_steps", writer.next_steps()),
+                ("flags", flags),
+            ],
+        };
         let sections = sections.into_iter().filter(|(_, blocks)| !blocks.is_empty());
+        let is_named = analysis.kind == Kind::Decision && !is_blank(&analysis.decision_question);
         Document {
-            title: analysis.decision_question.clone(),
-            sections: sections.map(|(key, blocks)| Section { heading: labels.text(key), blocks }).collect(),
-            closing,
+            title: if is_named { analysis.decision_question.clone() } else { memo.headline.clone() },
+            sections: sections.map(|(key, blocks)| Section { key, heading: writer.labels.text(key), blocks }).collect(),
+            closing: writer.labels.text("disclaimer"),
         }
     }
 }
 
-/// The options with their letters.
-pub fn lettered(analysis: &DecisionAnalysis) -> impl Iterator<Item = (char, &DecisionOption)> {
-    ('A'..='Z').zip(&analysis.options)
+impl Item {
+    fn new(marker: Marker, text: &str, details: Vec<Detail>) -> Item {
+        let remarks = Vec::new();
+        Item { marker, text: text.to_owned(), remarks, details: without_blanks(details) }
+    }
+
+    fn remark(mut self, text: String, tone: Tone) -> Item {
+        self.remarks.push(Remark { text, tone });
+        self
+    }
+
+    /// The text with its remarks in brackets.
+    pub fn line(&self) -> String {
+        self.remarks.iter().fold(self.text.clone(), |line, remark| format!("{line} ({})", remark.text))
+    }
 }
 
 /// The risks, the gravest first.
@@ -191,12 +207,8 @@ pub fn gravest_first(analysis: &DecisionAnalysis) -> Vec<&Risk> {
     risks
 }
 
-/// How an action is coloured.
-pub fn tone_of(action: Action) -> Tone {
-    match action {
-        Action::Do | Action::DoIf | Action::Pilot => Tone::Good,
-        Action::Wait => Tone::Warn,
-    }
+fn lettered(analysis: &DecisionAnalysis) -> impl Iterator<Item = (char, &DecisionOption)> {
+    ('A'..='Z').zip(&analysis.options)
 }
 
 struct Writer<'a> {
@@ -206,68 +218,64 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn detail(&self, key: &str, text: &str) -> Detail {
-        self.toned(key, text, Tone::Plain)
+    fn detail(&self, key: &'static str, text: &str) -> Detail {
+        self.details(key, &[text.to_owned()], Tone::Plain)
     }
 
-    fn toned(&self, key: &str, text: &str, tone: Tone) -> Detail {
-        Detail { label: self.labels.text(key), text: text.to_owned(), tone }
-    }
-
-    fn option(&self, id: &str) -> String {
-        lettered(self.analysis)
-            .find(|(_, option)| option.id == id)
-            .map(|(letter, it)| format!("{letter}, {}", it.name))
-            .unwrap_or_default()
-    }
-
-    /// The option that something leads to; empty if it changes nothing.
-    fn flip(&self, id: &str) -> String {
-        let option = self.option(id);
-        if option.is_empty() { option } else { self.labels.fill("flips_to", &[("option", &option)]) }
+    fn details(&self, key: &'static str, texts: &[String], tone: Tone) -> Detail {
+        Detail { key, label: self.labels.text(key), texts: texts.to_vec(), tone }
     }
 
     fn questions_first(&self) -> Vec<Block> {
         if self.analysis.status != Status::NeedsInformation {
             return Vec::new();
         }
-        let note = Block::Note(self.labels.text("needs_information").to_owned());
-        let decisive = self.analysis.gaps.iter().filter(|gap| gap.wait).map(|gap| self.gap(gap, Marker::Warning));
-        [note].into_iter().chain(decisive).collect()
+        let note = Block::Note { text: self.labels.text("needs_information").to_owned() };
+        let decisive = self.analysis.gaps.iter().filter(|gap| gap.wait);
+        [note].into_iter().chain(items(decisive, |gap| self.gap(gap))).collect()
     }
 
     fn summary(&self) -> Vec<Block> {
-        let headline = Block::Headline(self.memo.headline.clone(), tone_of(self.analysis.recommendation.action));
+        let tone = match self.analysis.recommendation.action {
+            Action::Do | Action::DoIf | Action::Pilot => Tone::Good,
+            Action::Wait => Tone::Warn,
+        };
+        let headline = Block::Headline { text: self.memo.headline.clone(), tone };
         [headline].into_iter().chain(paragraph(&self.analysis.summary)).collect()
     }
 
     fn recommendation(&self) -> Vec<Block> {
         let it = &self.analysis.recommendation;
-        let rate = &self.analysis.base_rate;
-        let mut details = Vec::new();
-        if let Some(chosen) = self.analysis.chosen() {
-            details.push(self.detail("reversibility", self.labels.word("reversibility", chosen.reversibility)));
-        }
-        details.push(self.detail("success", &format!("{} %", it.success_percent)));
-        details.push(self.detail("basis", &it.basis));
-        if !rate.reference_class.is_empty() {
-            let (low, high) = (rate.low_percent.to_string(), rate.high_percent.to_string());
-            let blanks = [("class", rate.reference_class.as_str()), ("low", &low), ("high", &high)];
-            let text = format!("{}. {}", self.labels.fill("base_rate_text", &blanks), rate.adjustment);
-            details.push(self.detail("base_rate", text.trim()));
-        }
-        details.push(self.detail("overrides", &it.overrides_scores_because));
-        let by = |text: &str, by: &str| match by {
-            "" => text.to_owned(),
+        let reversibility =
+            self.analysis.chosen().map_or("", |chosen| self.labels.word("reversibility", chosen.reversibility));
+        let by = |text: &String, by: &str| match by {
+            "" => text.clone(),
             _ => self.labels.fill("by", &[("text", text), ("by", by)]),
         };
-        details.extend(it.conditions.iter().map(|one| self.detail("conditions", &by(&one.text, &one.by))));
-        details
-            .extend(it.kill_criteria.iter().map(|one| self.toned("kill_criteria", &by(&one.sign, &one.by), Tone::Bad)));
-        details.extend(it.trade_offs.iter().map(|text| self.detail("trade_offs", text)));
-        let item = |detail: Detail| Item { marker: Marker::Bullet, text: String::new(), details: vec![detail] };
-        let details = details.into_iter().filter(|detail| !detail.text.is_empty());
-        paragraph(&it.rationale).into_iter().chain(details.map(|detail| Block::Item(item(detail)))).collect()
+        let conditions: Vec<_> = it.conditions.iter().map(|one| by(&one.text, &one.by)).collect();
+        let kill_criteria: Vec<_> = it.kill_criteria.iter().map(|one| by(&one.sign, &one.by)).collect();
+        let facts = vec![
+            self.detail("reversibility", reversibility),
+            self.detail("success", &format!("{} %", it.success_percent)),
+            self.detail("basis", &it.basis),
+            self.detail("base_rate", &self.base_rate()),
+            self.detail("overrides", &it.overrides_scores_because),
+            self.details("conditions", &conditions, Tone::Plain),
+            self.details("kill_criteria", &kill_criteria, Tone::Bad),
+            self.details("trade_offs", &it.trade_offs, Tone::Plain),
+        ];
+        let facts = Block::Facts { facts: without_blanks(facts) };
+        paragraph(&it.rationale).into_iter().chain([facts]).collect()
+    }
+
+    fn base_rate(&self) -> String {
+        let rate = &self.analysis.base_rate;
+        if rate.reference_class.is_empty() {
+            return String::new();
+        }
+        let (low, high) = (rate.low_percent.to_string(), rate.high_percent.to_string());
+        let blanks = [("class", rate.reference_class.as_str()), ("low", &low), ("high", &high)];
+        format!("{}. {}", self.labels.fill("base_rate_text", &blanks), rate.adjustment)
     }
 
     fn comparison(&self) -> Vec<Block> {
@@ -280,139 +288,163 @@ impl Writer<'_> {
                 letter,
                 name: option.name.clone(),
                 is_recommended: option.id == self.analysis.recommendation.option_id,
-                is_ruled_out: self.analysis.failed_musts(&option.id).next().is_some(),
+                is_status_quo: option.origin == Origin::StatusQuo,
+                ruled_out: self.ruled_out(option),
                 total: total.map(|total| total.total),
                 is_best: total.is_some_and(|total| total.rank == 1),
             }
         };
-        let rows = self.analysis.criteria.iter().map(|criterion| {
-            let score = |option: &DecisionOption| Some(self.analysis.cell(&option.id, &criterion.id)?.score);
-            Row {
-                name: criterion.name.clone(),
-                weight: criterion.weight,
-                scores: self.analysis.options.iter().map(score).collect(),
-            }
+        let rows = self.analysis.criteria.iter().map(|criterion| Row {
+            name: criterion.name.clone(),
+            weight: criterion.weight,
+            why: criterion.why.clone(),
+            scores: (self.analysis.options.iter())
+                .map(|option| self.analysis.cell(&option.id, &criterion.id).cloned())
+                .collect(),
         });
         let table = ScoreTable {
             criterion: self.labels.text("criterion"),
             weight: self.labels.text("weight"),
             total: self.labels.text("total"),
             ruled_out: self.labels.text("ruled_out_short"),
+            scale: self.labels.text("scale"),
             options: lettered(self.analysis).map(column).collect(),
             rows: rows.collect(),
         };
-        let scale = Block::Paragraph(self.labels.text("scale").to_owned());
-        [Block::Table(table)].into_iter().chain(self.robustness()).chain([scale]).collect()
+        let scale = paragraph(table.scale);
+        [Block::Table(table)].into_iter().chain(self.robustness()).chain(scale).collect()
     }
 
     fn robustness(&self) -> Option<Block> {
-        let (robustness, text) = (self.memo.robustness.as_ref()?, self.memo.robustness_text.as_ref()?);
-        let word = self.labels.word("robustness_word", robustness.label);
-        Some(Block::Paragraph(format!("{}: {word}. {text}", self.labels.text("robustness"))))
+        let label = self.memo.robustness.as_ref()?.label;
+        let tone = match label {
+            RobustnessLabel::Robust => Tone::Good,
+            RobustnessLabel::Sensitive => Tone::Warn,
+            RobustnessLabel::Fragile => Tone::Bad,
+        };
+        let word = self.labels.word("robustness_word", label);
+        let text = self.memo.robustness_text.clone()?;
+        Some(Block::Robustness { label: self.labels.text("robustness"), word, text, tone })
     }
 
-    fn options(&self) -> Vec<Block> {
-        let item = |(letter, option): (char, &DecisionOption)| {
-            let failed: Vec<&str> = self.analysis.failed_musts(&option.id).map(|must| must.name.as_str()).collect();
-            let mut text = option.name.clone();
-            if option.origin == Origin::StatusQuo {
-                text.push_str(&format!(" ({})", self.labels.text("status_quo")));
-            }
-            if !failed.is_empty() {
-                let ruled_out = self.labels.fill("ruled_out", &[("musts", &failed.join(", "))]);
-                text.push_str(&format!(" ({ruled_out})"));
-            }
-            let mut details = vec![Detail { label: "", text: option.description.clone(), tone: Tone::Plain }];
-            let tone = match option.reversibility {
-                Reversibility::OneWayDoor => Tone::Warn,
-                Reversibility::TwoWayDoor | Reversibility::PartlyReversible => Tone::Plain,
-            };
-            details.push(self.toned("reversibility", self.labels.word("reversibility", option.reversibility), tone));
-            details.extend(option.pros.iter().map(|pro| self.toned("pros", pro, Tone::Good)));
-            details.extend(option.cons.iter().map(|con| self.toned("cons", con, Tone::Bad)));
-            details.push(self.detail("cost", &option.cost));
-            details.push(self.detail("forecloses", &option.forecloses));
-            Block::Item(Item { marker: Marker::Letter(letter), text, details })
-        };
-        lettered(self.analysis).map(item).collect()
+    fn ruled_out(&self, option: &DecisionOption) -> Option<String> {
+        let failed: Vec<&str> = self.analysis.failed_musts(&option.id).map(|must| must.name.as_str()).collect();
+        (!failed.is_empty()).then(|| self.labels.fill("ruled_out", &[("musts", &failed.join(", "))]))
     }
 
-    fn risks(&self) -> Vec<Block> {
-        let item = |risk: &Risk| {
-            let level = |level: Level| self.labels.word("level", level);
-            let tone = match risk.severity() {
-                6.. => Tone::Bad,
-                3.. => Tone::Warn,
-                _ => Tone::Plain,
-            };
-            let details = vec![
-                self.detail("option", &self.option(&risk.option_id)),
-                self.toned("likelihood", level(risk.likelihood), tone),
-                self.toned("impact", level(risk.impact), tone),
-                self.detail("mitigation", &risk.mitigation),
-                self.detail("warning_sign", &risk.early_warning_sign),
-            ];
-            Block::Item(Item { marker: Marker::Bullet, text: risk.description.clone(), details })
+    fn option(&self, (letter, option): (char, &DecisionOption)) -> Item {
+        let is_final = option.reversibility == Reversibility::OneWayDoor;
+        let reversibility = self.labels.word("reversibility", option.reversibility).to_owned();
+        let details = vec![
+            self.detail("", &option.description),
+            self.details("reversibility", &[reversibility], if is_final { Tone::Warn } else { Tone::Plain }),
+            self.details("pros", &option.pros, Tone::Good),
+            self.details("cons", &option.cons, Tone::Bad),
+            self.detail("cost", &option.cost),
+            self.detail("forecloses", &option.forecloses),
+        ];
+        let mut item = Item::new(Marker::Letter(letter), &option.name, details);
+        if option.origin == Origin::StatusQuo {
+            item = item.remark(self.labels.text("status_quo").to_owned(), Tone::Plain);
+        }
+        match self.ruled_out(option) {
+            Some(ruled_out) => item.remark(ruled_out, Tone::Bad),
+            None => item,
+        }
+    }
+
+    fn risk(&self, risk: &Risk) -> Item {
+        let tone = match risk.severity() {
+            6.. => Tone::Bad,
+            3.. => Tone::Warn,
+            _ => Tone::Plain,
         };
-        gravest_first(self.analysis).into_iter().map(item).collect()
+        let level = |key, level| self.details(key, &[self.labels.word("level", level).to_owned()], tone);
+        let details = vec![
+            self.detail("option", &self.option_name(&risk.option_id)),
+            level("likelihood", risk.likelihood),
+            level("impact", risk.impact),
+            self.detail("mitigation", &risk.mitigation),
+            self.detail("warning_sign", &risk.early_warning_sign),
+        ];
+        Item::new(Marker::Bullet, &risk.description, details)
     }
 
     fn premortem(&self) -> Vec<Block> {
-        let items = self.analysis.premortem.iter().map(|failure| {
-            let details = vec![self.detail("first_sign", &failure.first_sign)];
-            Block::Item(Item { marker: Marker::Bullet, text: failure.story.clone(), details })
-        });
-        items.collect()
+        items(&self.analysis.premortem, |failure| {
+            Item::new(Marker::Bullet, &failure.story, vec![self.detail("first_sign", &failure.first_sign)])
+        })
     }
 
     fn assumptions(&self) -> Vec<Block> {
-        let items = self.analysis.assumptions.iter().map(|it| {
-            let text = format!("{} ({})", it.statement, self.labels.word("source", it.source));
+        items(&self.analysis.assumptions, |it| {
             let if_wrong = format!("{} {}", it.if_wrong, self.flip(&it.flips_to));
-            let details = vec![self.detail("if_wrong", if_wrong.trim())];
-            Block::Item(Item { marker: Marker::Bullet, text, details })
-        });
-        items.collect()
+            Item::new(Marker::Bullet, &it.statement, vec![self.detail("if_wrong", &if_wrong)])
+                .remark(self.labels.word("source", it.source).to_owned(), Tone::Plain)
+        })
     }
 
-    fn gaps(&self) -> Vec<Block> {
+    /// The gaps that the memo has not asked about first, the decisive ones before others.
+    fn other_gaps(&self) -> Vec<Block> {
         let is_first = self.analysis.status == Status::NeedsInformation;
         let mut gaps: Vec<&Gap> = self.analysis.gaps.iter().filter(|gap| !(is_first && gap.wait)).collect();
         gaps.sort_by_key(|gap| !gap.wait);
-        let marker = |gap: &Gap| if gap.wait { Marker::Warning } else { Marker::Bullet };
-        gaps.into_iter().map(|gap| self.gap(gap, marker(gap))).collect()
+        items(gaps, |gap| self.gap(gap))
     }
 
-    fn gap(&self, gap: &Gap, marker: Marker) -> Block {
-        let wait = if gap.wait { format!(" ({})", self.labels.text("wait")) } else { String::new() };
+    fn gap(&self, gap: &Gap) -> Item {
         let days = self.labels.fill("days", &[("days", &gap.days.to_string())]);
         let why = format!("{} {}", gap.why, self.flip(&gap.flips_to));
-        let details = vec![self.detail("why", why.trim()), self.detail("how", &format!("{} ({days})", gap.how))];
-        Block::Item(Item { marker, text: format!("{}{wait}", gap.question), details })
+        let details = vec![self.detail("why", &why), self.detail("how", &format!("{} ({days})", gap.how))];
+        if gap.wait {
+            let wait = self.labels.text("wait").to_owned();
+            return Item::new(Marker::Warning, &gap.question, details).remark(wait, Tone::Warn);
+        }
+        Item::new(Marker::Bullet, &gap.question, details)
     }
 
     fn material(&self) -> Vec<Block> {
-        let items = self.analysis.material.iter().map(|it| {
-            let label = self.labels.word("material", it.kind);
-            let details = vec![Detail { label, text: it.consequence.clone(), tone: Tone::Warn }];
-            Block::Item(Item { marker: Marker::Bullet, text: format!("“{}”", it.quote), details })
-        });
-        items.collect()
+        items(&self.analysis.material, |it| {
+            let (label, texts) = (self.labels.word("material", it.kind), vec![it.consequence.clone()]);
+            let detail = Detail { key: "material", label, texts, tone: Tone::Warn };
+            Item::new(Marker::Bullet, &format!("“{}”", it.quote), vec![detail])
+        })
     }
 
     fn next_steps(&self) -> Vec<Block> {
-        let items = self.analysis.next_steps.iter().zip(1..).map(|(step, number)| {
+        items((1..).zip(&self.analysis.next_steps), |(number, step)| {
             let due = self.labels.fill("due", &[("days", &step.due_days.to_string())]);
-            let details = vec![
-                self.detail("owner", &format!("{}, {due}", step.owner_role)),
-                self.detail("measure", &step.measure),
-            ];
-            Block::Item(Item { marker: Marker::Number(number), text: step.action.clone(), details })
-        });
-        items.collect()
+            let owner = format!("{}, {due}", step.owner_role);
+            let details = vec![self.detail("owner", &owner), self.detail("measure", &step.measure)];
+            Item::new(Marker::Number(number), &step.action, details)
+        })
+    }
+
+    /// Letter and name of an option; empty without one.
+    fn option_name(&self, id: &str) -> String {
+        let found = lettered(self.analysis).find(|(_, option)| option.id == id);
+        found.map(|(letter, option)| format!("{letter}, {}", option.name)).unwrap_or_default()
+    }
+
+    /// The option to choose then; empty if the choice stays.
+    fn flip(&self, id: &str) -> String {
+        match self.option_name(id).as_str() {
+            "" => String::new(),
+            option => self.labels.fill("flips_to", &[("option", option)]),
+        }
     }
 }
 
+fn items<T>(list: impl IntoIterator<Item = T>, item: impl Fn(T) -> Item) -> Vec<Block> {
+    list.into_iter().map(|one| Block::Item(item(one))).collect()
+}
+
 fn paragraph(text: &str) -> Vec<Block> {
-    if text.trim().is_empty() { Vec::new() } else { vec![Block::Paragraph(text.to_owned())] }
+    if is_blank(text) { Vec::new() } else { vec![Block::Paragraph { text: text.to_owned() }] }
+}
+
+fn without_blanks(mut details: Vec<Detail>) -> Vec<Detail> {
+    details.iter_mut().for_each(|detail| detail.texts.retain(|text| !is_blank(text)));
+    details.retain(|detail| !detail.texts.is_empty());
+    details
 }

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Asked,
-    decision::{BaseRateSource, DecisionAnalysis, Kind, Origin, Status},
+    decision::{Asked, BaseRateSource, DecisionAnalysis, Kind, Origin, Status},
     language,
     ranking::WeightedTotal,
+    text::is_blank,
 };
 
 /// Something to know about a memo.
@@ -182,8 +182,4 @@ fn check_language(analysis: &DecisionAnalysis, asked: &Asked<'_>, flag: &mut Rep
     {
         flag(FlagCode::LanguageDiffers, "language", &format!("{of_question} / {of_memo}"));
     }
-}
-
-fn is_blank(text: &str) -> bool {
-    text.trim().is_empty()
 }

@@ -3,16 +3,11 @@
 use super::{
     document::{Block, Detail, Document, Item, Marker, ScoreTable},
     memo::Memo,
+    text::on_one_line,
 };
 
 /// Characters that mean something in Markdown or the HTML it may hold.
 const SPECIAL: &[char] = &['\\', '`', '*', '_', '[', ']', '<', '>', '|', '#', '~', '&', '!'];
-
-/// Invisible characters that change the order in which others are shown.
-const REORDERING: &[char] = &[
-    '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}',
-    '\u{2068}', '\u{2069}',
-];
 
 /// The memo as Markdown, ending in a line break.
 pub fn markdown(memo: &Memo) -> String {
@@ -20,78 +15,80 @@ pub fn markdown(memo: &Memo) -> String {
     let mut text = format!("# {}\n", escaped(&document.title));
     for section in &document.sections {
         text.push_str(&format!("\n## {}\n\n", section.heading));
-        for block in &section.blocks {
-            push(&mut text, block);
-        }
+        section.blocks.iter().for_each(|block| push(&mut text, block));
     }
     text + &format!("\n---\n\n{}\n", document.closing)
 }
 
 fn push(text: &mut String, block: &Block) {
     match block {
-        Block::Headline(headline, _) => text.push_str(&format!("**{}**\n\n", escaped(headline))),
-        Block::Paragraph(paragraph) => text.push_str(&format!("{}\n\n", escaped(paragraph))),
-        Block::Note(note) => text.push_str(&format!("> {}\n\n", escaped(note))),
+        Block::Headline { text: headline, .. } => text.push_str(&format!("**{}**\n\n", escaped(headline))),
+        Block::Paragraph { text: paragraph } => text.push_str(&format!("{}\n\n", escaped(paragraph))),
+        Block::Note { text: note } => text.push_str(&format!("> {}\n\n", escaped(note))),
+        Block::Facts { facts } => push_details(text, "", facts),
         Block::Item(item) => push_item(text, item),
         Block::Table(table) => push_table(text, table),
+        Block::Robustness { label, word, text: robustness, .. } => {
+            text.push_str(&format!("{label}: {word}. {}\n\n", escaped(robustness)));
+        }
     }
 }
 
 fn push_item(text: &mut String, item: &Item) {
-    let said: Vec<&Detail> = item.details.iter().filter(|detail| !detail.text.trim().is_empty()).collect();
-    let line = |detail: &Detail| match detail.label {
-        "" => escaped(&detail.text),
-        label => format!("{label}: {}", escaped(&detail.text)),
-    };
+    let line = escaped(&item.line());
     let marker = match item.marker {
         Marker::Letter(letter) => {
-            text.push_str(&format!("### {letter}: {}\n\n", escaped(&item.text)));
-            said.iter().for_each(|detail| text.push_str(&format!("- {}\n", line(detail))));
+            text.push_str(&format!("### {letter}: {line}\n\n"));
+            push_details(text, "", &item.details);
             text.push('\n');
             return;
         }
         Marker::Bullet | Marker::Warning => "- ".to_owned(),
         Marker::Number(number) => format!("{number}. "),
     };
-    let details = said.into_iter().map(line);
-    if item.text.is_empty() {
-        details.for_each(|detail| text.push_str(&format!("{marker}{detail}\n")));
-    } else {
-        let indent = " ".repeat(marker.len());
-        text.push_str(&format!("{marker}{}\n", escaped(&item.text)));
-        details.for_each(|detail| text.push_str(&format!("{indent}- {detail}\n")));
+    text.push_str(&format!("{marker}{line}\n"));
+    push_details(text, &" ".repeat(marker.len()), &item.details);
+}
+
+fn push_details(text: &mut String, indent: &str, details: &[Detail]) {
+    for detail in details {
+        let label = if detail.label.is_empty() { String::new() } else { format!("{}: ", detail.label) };
+        for one in &detail.texts {
+            text.push_str(&format!("{indent}- {label}{}\n", escaped(one)));
+        }
     }
 }
 
 fn push_table(text: &mut String, table: &ScoreTable) {
-    let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let head = table.options.iter().map(|option| {
+    let mut row = |first: String, second: String, options: &mut dyn Iterator<Item = String>| {
+        let cells: Vec<String> = [first, second].into_iter().chain(options).collect();
+        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+    };
+    let mut options = table.options.iter().map(|option| {
         let mark = if option.is_recommended { " ✓" } else { "" };
         format!("{}{mark}: {}", option.letter, escaped(&option.name))
     });
-    text.push_str(&row([table.criterion, table.weight].map(str::to_owned).into_iter().chain(head).collect()));
-    text.push_str(&format!("|---|---:|{}\n", "---:|".repeat(table.options.len())));
+    row(table.criterion.to_owned(), table.weight.to_owned(), &mut options);
+    row("---".to_owned(), "---:".to_owned(), &mut table.options.iter().map(|_| "---:".to_owned()));
     for criterion in &table.rows {
-        let scores = criterion.scores.iter().map(|score| score.map_or("–".to_owned(), |score| score.to_string()));
-        text.push_str(&row([escaped(&criterion.name), criterion.weight.to_string()]
-            .into_iter()
-            .chain(scores)
-            .collect()));
+        let mut scores = criterion.scores.iter().map(|cell| shown(cell.as_ref().map(|cell| cell.score)));
+        row(escaped(&criterion.name), criterion.weight.to_string(), &mut scores);
     }
-    let totals = table.options.iter().map(|option| match option.total {
-        _ if option.is_ruled_out => table.ruled_out.to_owned(),
-        Some(total) => format!("{total:.2}"),
-        None => "–".to_owned(),
+    let mut totals = table.options.iter().map(|option| match option.ruled_out {
+        Some(_) => table.ruled_out.to_owned(),
+        None => shown(option.total.map(|total| format!("{total:.2}"))),
     });
-    text.push_str(&row([format!("**{}**", table.total), String::new()].into_iter().chain(totals).collect()));
+    row(format!("**{}**", table.total), String::new(), &mut totals);
     text.push('\n');
+}
+
+fn shown(value: Option<impl ToString>) -> String {
+    value.map_or("–".to_owned(), |value| value.to_string())
 }
 
 /// `text` on one line, with nothing in it that Markdown would read.
 fn escaped(text: &str) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let is_seen = |c: &char| !c.is_control() && !REORDERING.contains(c);
-    text.chars().filter(is_seen).fold(String::new(), |mut escaped, c| {
+    on_one_line(text).chars().fold(String::new(), |mut escaped, c| {
         if SPECIAL.contains(&c) {
             escaped.push('\\');
         }

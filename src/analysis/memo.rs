@@ -8,8 +8,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    Asked,
-    decision::{DecisionAnalysis, Kind},
+    decision::{Asked, DecisionAnalysis, Kind},
     flags::{self, Flag},
     labels::Labels,
     names,

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    decision::{Action, Kind, Reversibility},
+    decision::{Action, Asked, Kind, Reversibility},
     flags::FlagCode,
     labels::Labels,
     memo::Memo,
@@ -381,7 +381,7 @@ fn the_error_is_that_of_the_memo_not_of_an_example_beside_it_or_a_part_of_it() {
 /// Asserts that `value` has exactly the fields of `schema`, and that the type knows each word of its enums.
 fn assert_agrees(schema: &Value, value: &Value, path: &str) {
     let schema = match schema["$ref"].as_str() {
-        Some(reference) => self::schema().pointer(reference.trim_start_matches('#')).unwrap().clone(),
+        Some(reference) => schema::parsed().pointer(reference.trim_start_matches('#')).unwrap().clone(),
         None => schema.clone(),
     };
     if let Some(properties) = schema["properties"].as_object() {
@@ -415,14 +415,14 @@ fn whole() -> Value {
 #[test]
 fn the_types_agree_with_the_schema_field_by_field_and_word_by_word() {
     let read: DecisionAnalysis = serde_json::from_value(whole()).unwrap();
-    assert_agrees(schema(), &serde_json::to_value(read).unwrap(), "");
+    assert_agrees(schema::parsed(), &serde_json::to_value(read).unwrap(), "");
 }
 
 #[test]
 fn the_schema_lists_the_fields_in_the_order_of_thinking_and_keeps_to_the_apis_limits() {
-    let text = schema_text();
+    let text = schema::text();
     let memo = serde_json::to_string(&parse(ENGLISH).unwrap()).unwrap();
-    let fields: Vec<String> = serde_json::from_value(schema()["required"].clone()).unwrap();
+    let fields: Vec<String> = serde_json::from_value(schema::parsed()["required"].clone()).unwrap();
     assert_eq!((fields[0].as_str(), fields.last().unwrap().as_str()), ("language", "status"));
     for written in [text.get().split_once("\"properties\"").unwrap().1, memo.as_str()] {
         let mut rest = written;
@@ -439,7 +439,7 @@ fn the_schema_lists_the_fields_in_the_order_of_thinking_and_keeps_to_the_apis_li
 fn the_api_description_of_a_memo_has_its_words_and_bounds() {
     use utoipa::PartialSchema;
     let described = |schema: &utoipa::openapi::RefOr<utoipa::openapi::Schema>| serde_json::to_value(schema).unwrap();
-    let words = &schema()["properties"]["recommendation"]["properties"]["action"]["enum"];
+    let words = &schema::parsed()["properties"]["recommendation"]["properties"]["action"]["enum"];
     assert_eq!(described(&Action::schema())["enum"], *words);
     let score = &described(&decision::Cell::schema())["properties"]["score"];
     assert_eq!((&score["minimum"], &score["maximum"]), (&json!(1), &json!(5)));
@@ -471,7 +471,7 @@ fn every_label_says_something_in_both_languages_with_the_same_blanks() {
         ("level", "/$defs/level"),
     ];
     let of_schema = of_schema.into_iter().flat_map(|(family, path)| {
-        let words = schema().pointer(path).unwrap()["enum"].as_array().unwrap();
+        let words = schema::parsed().pointer(path).unwrap()["enum"].as_array().unwrap();
         words.iter().map(move |word| format!("{family}_{}", word.as_str().unwrap()))
     });
     for key in flags.chain(of_schema) {

@@ -1,6 +1,5 @@
-//! The listener, and which connections it accepts: as many as there are open files and memory for, and of one address
-//! at most three quarters of them. Beyond that a few more are accepted that may only ask for health and metrics. Any
-//! other is closed at once: to let it wait would cost memory without bound.
+//! The listener and its limit of connections, of which one address may have three quarters. A few more connections are
+//! accepted for health and metrics only. All others are closed at once: waiting ones would cost unbounded memory.
 
 use std::{
     future::{Ready, ready},
@@ -19,7 +18,7 @@ use tower_service::Service;
 #[cfg(target_os = "linux")]
 use tracing::warn;
 
-use super::StartError;
+use super::error::StartError;
 use crate::{
     http::memory::{MonitoringOnly, Shares},
     metrics::Metrics,
@@ -34,14 +33,12 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 /// Connections beyond the limit that may ask for health and metrics.
 const MONITORING_PLACES: usize = 32;
 
-/// Most of them for one address.
 const MONITORING_PLACES_PER_ADDRESS: usize = 8;
 
-/// A client that reads nothing of its answer for so long is cut off: with its connection goes all that is held for it.
+/// A client that reads nothing of its response for so long is disconnected, which frees the memory of the response.
 #[cfg(target_os = "linux")]
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Listens on the address. Returns also which that is, as the port may be any.
 pub(super) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let failed = |source| StartError::Listen { address, source };
     let listener = TcpListener::bind(address).map_err(failed)?;
@@ -50,7 +47,6 @@ pub(super) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), S
     Ok((listener, address))
 }
 
-/// The HTTP server, which accepts nothing yet.
 pub(super) fn server(
     listener: TcpListener,
     address: SocketAddr,
@@ -67,8 +63,8 @@ pub(super) fn server(
     Ok(server)
 }
 
-/// Has the kernel end connections whose clients read nothing, which no time-out of the server sees: its answer has been
-/// made and waits to be written. A connection has its listener's setting, see tcp(7).
+/// Lets the kernel end connections whose clients read nothing: the server's time-outs end with the response. Connections
+/// inherit the setting from the listener, see tcp(7).
 #[cfg(target_os = "linux")]
 fn drop_stalled_readers(listener: &TcpListener) {
     let millis = u32::try_from(STALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
@@ -77,11 +73,9 @@ fn drop_stalled_readers(listener: &TcpListener) {
     }
 }
 
-/// Other systems have no such setting.
 #[cfg(not(target_os = "linux"))]
 fn drop_stalled_readers(_: &TcpListener) {}
 
-/// Accepts connections. Clones share the places.
 #[derive(Clone, Debug)]
 pub(super) struct Door(Arc<Places>);
 
@@ -99,7 +93,6 @@ struct Taken {
 }
 
 impl Door {
-    /// For at most so many connections at one time, and those for monitoring.
     pub(super) fn new(most: usize, metrics: Metrics) -> Door {
         Door(Arc::new(Places { most, taken: Mutex::default(), metrics }))
     }
@@ -117,7 +110,6 @@ impl Door {
     }
 }
 
-/// The place of one connection.
 #[derive(Debug)]
 struct Place {
     door: Door,
@@ -149,7 +141,7 @@ impl<S> Accept<TcpStream, S> for Door {
     }
 }
 
-/// The service of a connection, which holds its place as long as it lasts.
+/// The service of a connection. It holds the connection's place.
 #[derive(Clone)]
 pub(super) struct Admitted<S> {
     service: S,

@@ -1,5 +1,4 @@
-//! What the machine or container allows, found out at start instead of set: memory for the store's cache, for request
-//! bodies and for connections, and open files for connections.
+//! What the machine or container allows: memory for the store's cache, request bodies and connections, and open files.
 
 use std::{fs, path::Path};
 
@@ -15,32 +14,28 @@ const MIN_CACHE_BYTES: u64 = 16 << 20;
 /// A larger cache gains nothing: jobs are indexed in memory, and the system caches the file.
 const MAX_CACHE_BYTES: u64 = 64 << 20;
 
-/// Request bodies and answers together get this part of the memory. JSON takes up to three times its bytes while it is
-/// parsed.
+/// Request bodies and answers get this part of the memory. JSON takes up to three times its bytes while it is parsed.
 const BODY_SHARE: u64 = 8;
 
 /// Room for the largest batch twice.
 const MIN_BODY_BYTES: u64 = 16 << 20;
 
-/// More helps nobody: what is slower than its sender is the disk.
+/// More would not help: the disk is slower.
 const MAX_BODY_BYTES: u64 = 512 << 20;
 
-/// Connections get this part of the memory.
 const CONNECTION_SHARE: u64 = 4;
 
-/// What a connection takes whose request is half sent: its head, the beginning of its body, its task.
+/// Memory of a connection with a half sent request.
 const CONNECTION_BYTES: u64 = 48 << 10;
 
-/// Most connections at once, where memory and files allow more.
 const MAX_CONNECTIONS: u64 = 20_000;
 
 /// Open files that connections leave to the store, the log, calls to Claude and webhooks.
 const RESERVED_FILES: u64 = 256;
 
-/// Most open files to ask for: more than are used, and a table that the kernel allocates easily.
+/// Most open files to ask for: more than are used.
 const WANTED_FILES: u64 = 65_536;
 
-/// Bytes of cache for the store.
 pub(super) fn store_cache_bytes() -> u64 {
     cache_bytes(memory_limit(Path::new("/")))
 }
@@ -49,7 +44,6 @@ fn cache_bytes(memory: Option<u64>) -> u64 {
     memory.map_or(MAX_CACHE_BYTES, |memory| (memory / CACHE_SHARE).clamp(MIN_CACHE_BYTES, MAX_CACHE_BYTES))
 }
 
-/// Most bytes of request bodies and answers held at once.
 pub(super) fn body_budget_bytes() -> usize {
     let memory = memory_limit(Path::new("/")).unwrap_or(MIN_BODY_BYTES * BODY_SHARE);
     usize::try_from((memory / BODY_SHARE).clamp(MIN_BODY_BYTES, MAX_BODY_BYTES)).unwrap_or(usize::MAX)
@@ -66,14 +60,14 @@ fn memory_limit(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     // Version 2. A group is bounded by its parents too; within a container its own path may not be visible.
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    let parents = Path::new(own).ancestors().map(|group| format!("sys/fs/cgroup/{}/memory.max", group.display()));
-    let unified = parents.filter_map(|path| number(&path)).min();
-    // Version 1: a tree of its own for memory. What is above it is in its own files only in part, so all are read.
+    let least = |own: &str, tree: &str, file: &str| {
+        let groups = Path::new(own).ancestors();
+        groups.filter_map(|group| number(&format!("sys/fs/cgroup/{tree}{}/{file}", group.display()))).min()
+    };
+    let unified = least(own, "", "memory.max");
+    // Version 1: a tree of its own for memory.
     let own = groups.lines().find_map(|line| line.split_once(":memory:/")).map_or("", |(_, path)| path);
-    let parents = Path::new(own)
-        .ancestors()
-        .map(|group| format!("sys/fs/cgroup/memory/{}/memory.limit_in_bytes", group.display()));
-    let version_1 = parents.filter_map(|path| number(&path)).min();
+    let version_1 = least(own, "memory/", "memory.limit_in_bytes");
     [machine(), unified, version_1].into_iter().flatten().min()
 }
 
@@ -94,7 +88,6 @@ pub(super) fn max_connections() -> usize {
 
 fn connections(files: u64, memory: Option<u64>) -> usize {
     let by_memory = memory.map_or(MAX_CONNECTIONS, |memory| memory / CONNECTION_SHARE / CONNECTION_BYTES);
-    // Where files are few, half of them.
     let most = files.saturating_sub(RESERVED_FILES).max(files / 2).min(by_memory).min(MAX_CONNECTIONS);
     usize::try_from(most).unwrap_or(usize::MAX)
 }

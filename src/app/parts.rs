@@ -1,7 +1,8 @@
-//! The configuration of each part, from the settings; and the constants that no operator needs to set.
+//! The configuration of each part, from the settings, and the constants that no operator needs to set.
 
 use std::{
     fs::{File, TryLockError},
+    net::SocketAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,13 +11,18 @@ use std::{
 
 use axum::http::HeaderValue;
 
-use super::{StartError, machine};
+use super::{error::StartError, machine};
 use crate::{
-    agent::{Agent, AgentConfig, Assignment},
+    agent::{
+        Agent,
+        plan::{AgentConfig, Assignment, Planner},
+    },
     auth::jwt::{JwtError, Tokens},
-    claude::{ClientConfig, price::Prices},
+    claude::{Claude, ClientConfig, price::Prices},
     clock::Clock,
     config::{INTERACTIVE_TIMEOUT, OnUnknownOutcome, Settings, environment::GatewayAccess},
+    dashboard::Shown,
+    digest::ModelKey,
     http,
     job::{IdempotencyKey, JobRequest, callback::Callbacks},
     ledger::dollars,
@@ -24,11 +30,11 @@ use crate::{
         Limits, MAX_CALLS_AT_ONCE,
         budget::{Budget, Daily, Need},
     },
+    prompts::Prompts,
     queue::{Policy, retry::RetryBounds},
     store::{JobStore, sled::SledConfig},
 };
 
-/// The store's folder within the data folder.
 const STORE_FOLDER: &str = "queue";
 
 /// The store's file in it, as sled names it.
@@ -40,8 +46,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may be silent, before and while it streams: a model may think in silence.
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How long a running attempt goes on without a heartbeat. There is a heartbeat every third of it: so seldom that it costs
-/// nothing, and a slow disk may miss one.
+/// How long a running attempt lives without a heartbeat. A heartbeat comes every third of it, so a slow disk may miss one.
 const LEASE: Duration = Duration::from_secs(30);
 
 /// A question that comes within this time of the start compiles the schema itself, and nothing is spent on a warm-up.
@@ -66,17 +71,16 @@ const CONNECT_RETRIES: u32 = 10;
 /// Retries of an overloaded API, for each of MAX_RETRIES: not billed, and over within minutes.
 const OVERLOAD_RETRIES: u32 = 3;
 
-/// Retries after an answer that can't be read, each billed: the second is told what was wrong, a third would not help.
+/// Retries after an answer that can't be read, each billed: a repair prompt says what was wrong. More would not help.
 const INVALID_RETRIES: u32 = 1;
 
-/// What no operator sets, but tests and load tests do.
+/// Set by tests and load tests only.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// Claude is simulated, which the pages say.
+    /// Shown on the pages.
     pub is_simulated: bool,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission, for comparison.
     pub deadlines_first: bool,
-    /// How long a running attempt goes on without a heartbeat.
     pub lease: Duration,
     /// Refuse questions while the disk is almost full.
     pub has_disk_floor: bool,
@@ -102,7 +106,6 @@ pub fn is_in_use(data_dir: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
-/// Where the store is.
 pub(super) fn store_folder(settings: &Settings) -> PathBuf {
     settings.data_dir.join(STORE_FOLDER)
 }
@@ -127,31 +130,51 @@ pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig
     }
 }
 
-pub(super) fn agent(settings: &Settings) -> AgentConfig {
-    AgentConfig {
+pub(super) fn agent(settings: &Settings, claude: Claude, prompts: Prompts) -> Agent {
+    let config = AgentConfig {
         model: settings.model().to_owned(),
         allowed_models: settings.allowed_models.clone(),
         max_tokens: settings.max_tokens,
         effort: settings.effort,
         interactive_timeout: INTERACTIVE_TIMEOUT,
         request_timeout: settings.request_timeout,
+    };
+    let set = settings.model_prices.iter();
+    let prices = Prices::new(set.map(|set| (set.model.clone(), set.input.0, set.output.0)));
+    let fallbacks = settings.model_name.iter().skip(1).cloned().collect();
+    Agent { claude, planner: Planner::new(prompts, config, fallbacks, prices) }
+}
+
+pub(super) fn limits(settings: &Settings, planner: &Planner, budget: Option<Budget>) -> Limits {
+    let in_use = {
+        let models = planner.models.clone();
+        Arc::new(move || ModelKey::of(models.pick(&[])))
+    };
+    Limits::new(settings.rate_limits.unwrap_or_default(), workers(settings), budget, in_use)
+}
+
+pub(super) fn shown(settings: &Settings, tuning: Tuning, address: SocketAddr) -> Shown {
+    let is_open = !settings.requires_api_key();
+    Shown {
+        max_query_length: settings.max_query_length,
+        is_simulated: tuning.is_simulated,
+        is_open,
+        is_exposed: is_open && !address.ip().is_loopback(),
     }
 }
 
-/// Most calls to Claude at once.
 pub(super) fn workers(settings: &Settings) -> usize {
     settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
 }
 
-/// The queue's policy; what a question is and may cost, it asks the agent.
-pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits: &Limits, clock: &Clock) -> Policy {
+pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, limits: &Limits, clock: &Clock) -> Policy {
     let estimate_risk = {
-        let (agent, clock) = (agent.clone(), clock.clone());
-        Arc::new(move |request: &JobRequest| agent.at_risk(Assignment::of(request, clock.now())))
+        let (planner, clock) = (planner.clone(), clock.clone());
+        Arc::new(move |request: &JobRequest| planner.at_risk(Assignment::of(request, clock.now())))
     };
     let identify = {
-        let agent = agent.clone();
-        Arc::new(move |request: &JobRequest, is_waited_for, now| agent.question(request, is_waited_for, now))
+        let planner = planner.clone();
+        Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
     Policy {
         workers: workers(settings),
@@ -183,55 +206,37 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, agent: &Agent, limits:
     }
 }
 
-/// What checks the callers' JWTs, if they are set up.
 pub(super) fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {
     settings.jwt_auth.as_ref().map(|jwt| Tokens::load(&jwt.keys, &jwt.issuer, &jwt.audience)).transpose()
 }
 
-/// Which callback URLs are accepted.
 pub(super) fn callbacks(settings: &Settings) -> Callbacks {
     Callbacks::new(settings.webhook_allow_private.clone())
 }
 
-/// The built-in prices and those of the settings.
-pub(super) fn prices(settings: &Settings) -> Prices {
-    let set = settings.model_prices.iter();
-    Prices::new(set.map(|set| (set.model.clone(), set.input.0, set.output.0)))
-}
-
 /// The daily budget, if one is set.
-///
-/// # Errors
-/// If a model has no price, or the budget is too small for a single call.
 pub(super) fn budget(
     settings: &Settings,
-    agent: &Agent,
+    planner: &Planner,
     clock: &Clock,
     store: &Arc<dyn JobStore>,
 ) -> Result<Option<Budget>, StartError> {
     let Some(set) = settings.daily_budget else { return Ok(None) };
     let daily = Daily { tokens: set.tokens, nanodollars: set.cost.map(|cost| cost.0) };
-    if let Some(model) = agent.unpriced_model().filter(|_| daily.nanodollars.is_some()) {
+    if let Some(model) = planner.unpriced_model().filter(|_| daily.nanodollars.is_some()) {
         return Err(StartError::NoPrice { model: model.to_owned() });
     }
-    let shortest = agent.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
+    let shortest = planner.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
     let usual = Need {
         tokens: shortest.input_tokens.saturating_add(shortest.output_tokens),
         nanodollars: shortest.nanodollars,
     };
-    if let Some(tokens) = daily.tokens.filter(|tokens| *tokens < usual.tokens) {
-        return Err(StartError::BudgetTooSmall {
-            given: format!("{tokens} tokens"),
-            need: format!("{} tokens", usual.tokens),
-        });
-    }
-    let need = usual.nanodollars.unwrap_or(0);
-    if let Some(nanodollars) = daily.nanodollars.filter(|nanodollars| *nanodollars < need) {
-        return Err(StartError::BudgetTooSmall {
-            given: format!("{:.2} USD", dollars(nanodollars)),
-            need: format!("{:.2} USD", dollars(need)),
-        });
-    }
+    let check = |given: Option<u64>, need: u64, in_words: fn(u64) -> String| match given {
+        Some(given) if given < need => Err(StartError::BudgetTooSmall { given: in_words(given), need: in_words(need) }),
+        _ => Ok(()),
+    };
+    check(daily.tokens, usual.tokens, |tokens| format!("{tokens} tokens"))?;
+    check(daily.nanodollars, usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
     let spent = {
         let store = Arc::clone(store);
         Arc::new(move |day| store.spent(day))
@@ -239,7 +244,6 @@ pub(super) fn budget(
     Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
 }
 
-/// The origins whose pages may call the API, as browsers send them.
 pub(super) fn cors_origins(settings: &Settings) -> Result<Vec<HeaderValue>, StartError> {
     settings.cors_origins.iter().map(|origin| read_origin(origin.trim())).collect()
 }
@@ -272,9 +276,9 @@ mod tests {
         let config = client(&settings, GatewayAccess { auth_token: None, custom_headers: None });
         let (thinking, slow) = (Duration::from_secs(45), Duration::from_secs(30 + 3_700 / 40));
         assert!(config.idle_timeout > thinking);
-        let agent = Agent::new(Claude::new(config).unwrap(), prompts, agent(&settings), Vec::new(), Prices::new([]));
+        let agent = agent(&settings, Claude::new(config).unwrap(), prompts);
         let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
-        let plan = agent.plan(Assignment::of(&request, Timestamp::from_millis(1_800_000_000_000))).unwrap();
+        let plan = agent.planner.plan(Assignment::of(&request, Timestamp::from_millis(1_800_000_000_000))).unwrap();
         assert_eq!(plan.depth, Depth::Full);
         assert!(plan.call.time_limit >= thinking + slow, "{:?}", plan.call.time_limit);
         assert!(plan.call.max_tokens >= 3_700 + 45 * 90, "{}", plan.call.max_tokens);

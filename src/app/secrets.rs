@@ -1,5 +1,4 @@
-//! What the service generates at its first start and stores in the data folder, for its owner alone: the admin token and
-//! the secret that signs webhooks. And the data folder itself.
+//! The data folder, and the secrets that the first start generates in it: the admin token and the webhook secret.
 
 use std::{
     fs,
@@ -13,19 +12,16 @@ use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use tracing::{info, warn};
 
-use super::StartError;
-use crate::config::check_admin_token;
+use super::error::StartError;
+use crate::config::{Settings, check_admin_token};
 
-/// The admin token's file within the data folder.
 const TOKEN_FILE: &str = "admin-token";
 
-/// The webhook secret's file within the data folder.
 const WEBHOOK_FILE: &str = "webhook-secret";
 
 /// Characters of a generated token: 32 of 62 kinds are 190 bits.
 const TOKEN_LENGTH: usize = 32;
 
-/// Permissions of all users but the owner and its group.
 const OTHERS: u32 = 0o007;
 
 /// Where a service with this data folder stores its admin token, unless ADMIN_TOKEN is set.
@@ -39,21 +35,27 @@ pub fn stored_admin_token(data_dir: &Path) -> Option<SecretString> {
     Some(text.trim()).filter(|token| !token.is_empty()).map(Into::into)
 }
 
-/// The stored admin token, generated at the first start. The flag says whether it was generated now.
-pub(super) fn admin_token(data_dir: &Path) -> Result<(SecretString, bool), StartError> {
+/// The admin token of the settings, or the stored one. The flag says whether it was generated now.
+pub(super) fn admin_token(settings: &Settings) -> Result<(SecretString, bool), StartError> {
+    if let Some(token) = &settings.admin_token {
+        return Ok((token.clone(), false));
+    }
     let failed = |path, source| StartError::Secret { what: "admin token", setting: "ADMIN_TOKEN", path, source };
-    let path = data_dir.join(TOKEN_FILE);
+    let path = settings.data_dir.join(TOKEN_FILE);
     let generate = || Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH);
     let (token, is_new) = stored_or(path.clone(), generate, failed)?;
     check_admin_token(&token).map_err(|source| StartError::StoredToken { path, source })?;
     Ok((token, is_new))
 }
 
-/// The stored secret that signs webhooks, generated at the first start.
-pub(super) fn webhook_secret(data_dir: &Path) -> Result<SecretString, StartError> {
+/// The webhook secret of the settings, or the stored one.
+pub(super) fn webhook_secret(settings: &Settings) -> Result<SecretString, StartError> {
+    if let Some(secret) = &settings.webhook_secret {
+        return Ok(secret.clone());
+    }
     let failed = |path, source| StartError::Secret { what: "webhook secret", setting: "WEBHOOK_SECRET", path, source };
     let generate = || format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
-    stored_or(data_dir.join(WEBHOOK_FILE), generate, failed).map(|(secret, _)| secret)
+    stored_or(settings.data_dir.join(WEBHOOK_FILE), generate, failed).map(|(secret, _)| secret)
 }
 
 fn stored_or(
@@ -81,8 +83,8 @@ fn stored_or(
     stored.map_err(|source| failed(path, source))
 }
 
-/// Creates the data folder for its owner alone. Takes other users' access away from one that exists, for example because
-/// it came with a clone, and warns where it can't. Whether the folder can be used at all, the store finds out.
+/// Creates the data folder for its owner alone, or takes other users' access to it away. The store finds out whether the
+/// folder can be used.
 pub(super) fn guard_folder(path: &Path) {
     if !path.exists() {
         let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);

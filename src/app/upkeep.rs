@@ -1,13 +1,11 @@
-//! What the service does for its calls beside the jobs: it has the schema compiled ahead, remembers when it was last used, and
-//! warns of old prices.
+//! A background task: warms the schema up, stores when it was last used, and warns of old prices.
 //!
-//! **Warming the schema up.** The first use of a schema waits for up to three minutes while the API compiles it, and the API
-//! keeps it for 24 hours after the last use. So a service that has had no question since its start makes one small call
-//! ([`crate::agent::WarmUp`]) after [`Tuning::warm_up_after`](super::Tuning). It makes none where it can't help or could
-//! surprise: with jobs in the queue, whose own calls compile it; while the limits, the gate or the daily budget allow no call; or
-//! within 23 hours of the last use, which is stored. The mark of the attempt is stored before the call, so that a service that
-//! restarts again and again pays once a day. The cost is in the ledger and in the log. Without a warm-up, the first question gets
-//! three more minutes.
+//! **Warm-up.** The first use of a schema waits for up to three minutes while the API compiles it. The API keeps it for 24
+//! hours after the last use. So a service without a question since its start makes one small call ([`WarmUp`])
+//! after [`Tuning::warm_up_after`](super::Tuning). It makes none with jobs in the queue, whose calls compile it; while the
+//! limits, the gate or the daily budget allow no call; or within 23 hours of the stored last use. That time is stored before
+//! the call, so a service that restarts again and again pays once a day. Without a warm-up, the first question gets three more
+//! minutes.
 
 use std::time::Duration;
 
@@ -16,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    agent::{Agent, WarmUp},
+    agent::{Agent, plan::Planner, warm_up::WarmUp},
     analysis,
     claude::price::MAX_AGE_DAYS,
     clock::Timestamp,
@@ -28,24 +26,19 @@ use crate::{
     queue::{Queue, QueueError},
 };
 
-/// How often the last use of the schema is looked at, and the prices.
 const TICK: Duration = Duration::from_mins(1);
 
-/// A later use is stored once it is so much later: the API keeps a schema for a day.
+/// A later use is stored if it is so much later: the API keeps a schema for a day.
 const STORED_EVERY: Duration = Duration::from_hours(1);
 
-/// The stored settings with the last use of the schema, by model.
 const SCHEMAS: &str = "schema/";
 
-/// The last use of the schema by a model.
 #[derive(Serialize, Deserialize)]
 struct Use {
-    /// A digest of the schema.
     schema: String,
     at: Timestamp,
 }
 
-/// The background task.
 pub(super) struct Upkeep {
     pub(super) queue: Queue,
     pub(super) limits: Limits,
@@ -60,12 +53,11 @@ impl Upkeep {
             let stored = serde_json::from_str::<Use>(&text).ok().filter(|stored| stored.schema == schema_digest());
             if let (Some(stored), Some(model)) = (stored, name.strip_prefix(SCHEMAS)) {
                 // A clock that was set back must not make it the newest use for years.
-                self.agent.known_models().schema_used(model, stored.at.min(self.queue.now()));
+                self.agent.planner.models.schema_used(model, stored.at.min(self.queue.now()));
             }
         }
     }
 
-    /// Runs until the service stops.
     pub(super) async fn run(self, warm_up_after: Option<Duration>) {
         let mut warned_on = None;
         self.warn_of_prices(&mut warned_on);
@@ -87,7 +79,7 @@ impl Upkeep {
         let counts = self.queue.counts();
         let is_idle = counts.queued + counts.running == 0 && self.queue.submitted() == 0;
         let now = self.queue.now();
-        let Some(warm_up) = self.agent.warm_up(now).filter(|_| is_idle) else { return };
+        let Some(warm_up) = self.agent.planner.warm_up(now).filter(|_| is_idle) else { return };
         let Some(mut permit) = self.limits.try_permit(None) else { return };
         let need = Need {
             tokens: warm_up.at_risk.input_tokens.saturating_add(warm_up.at_risk.output_tokens),
@@ -110,7 +102,6 @@ impl Upkeep {
         self.record(&warm_up, &report).await;
     }
 
-    /// Books what the warm-up cost, and says what came of it.
     async fn record(&self, warm_up: &WarmUp, report: &AttemptReport) {
         let booked = match Sums::of(report) {
             Some(sums) => {
@@ -136,7 +127,7 @@ impl Upkeep {
     /// Stores each use that is later than the stored one by more than `least`.
     async fn store_uses(&self, least: Duration) {
         let stored = self.queue.kept(SCHEMAS);
-        for known in self.agent.known_models().known() {
+        for known in self.agent.planner.models.known() {
             let Some(at) = known.schema_used_at else { continue };
             let name = format!("{SCHEMAS}{}", known.model);
             let before = stored.iter().find(|(stored, _)| *stored == name);
@@ -159,7 +150,7 @@ impl Upkeep {
     fn warn_of_prices(&self, warned_on: &mut Option<Day>) {
         let today = Day::of(self.queue.now());
         if warned_on.replace(today) != Some(today) {
-            for (model, as_of) in self.agent.outdated_prices(&today.to_string()) {
+            for (model, as_of) in self.agent.planner.outdated_prices(&today.to_string()) {
                 warn!(model, %as_of, "the list price of this model is {OLD_PRICE}");
             }
         }
@@ -169,17 +160,15 @@ impl Upkeep {
 const OLD_PRICE: &str = "more than 60 days old: check it, and set it in MODEL_PRICES";
 const _: () = assert!(MAX_AGE_DAYS == 60, "the warning says so");
 
-/// What is to be noted of the service, though it works.
-pub(super) fn notes(agent: &Agent, now: Timestamp) -> Vec<Note> {
+pub(super) fn notes(planner: &Planner, now: Timestamp) -> Vec<Note> {
     let note = |(model, as_of)| Note {
         field: "prices",
         code: "price_outdated",
         message: format!("the list price of {model} ({as_of}) is {OLD_PRICE}"),
     };
-    agent.outdated_prices(&now.date()).map(note).collect()
+    planner.outdated_prices(&now.date()).map(note).collect()
 }
 
-/// Tells one schema from another.
 fn schema_digest() -> String {
-    sha256(&[analysis::schema_text().get().as_bytes()])[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&sha256(&[analysis::schema::text().get().as_bytes()])[..8])
 }

@@ -1,7 +1,6 @@
-//! JWTs as bearer tokens: signed by a key of the operator's file, for this service and in force. The format and its
-//! checks are `jsonwebtoken`'s; its cryptography is ring's, which is in this program for TLS already.
+//! JWTs as bearer tokens, checked by `jsonwebtoken` with ring's cryptography, which TLS brings along.
 //!
-//! The file decides which algorithm a key is for, never the token: a public key can't be taken for a shared secret.
+//! The operator's file decides which algorithm a key is for, never the token. So a public key can't be used as a shared secret.
 
 use std::{
     fs, io,
@@ -47,28 +46,16 @@ const MAX_SUBJECT: usize = 200;
 /// JWTs that can't be checked. No message holds a key.
 #[derive(Debug, thiserror::Error)]
 pub enum JwtError {
-    /// The file can't be read.
     #[error("JWT_AUTH: can't read the keys file {path}: {source}")]
-    Unreadable {
-        /// The file.
-        path: String,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// It holds no key.
+    Unreadable { path: String, source: io::Error },
     #[error(
         "JWT_AUTH: the keys file {path} has no usable key: {reason}. It must be a JWKS, one public key as PEM (RSA with at \
          least 2048 bits, P-256 or Ed25519), or a shared secret of at least 32 bytes"
     )]
-    NoKey {
-        /// The file.
-        path: String,
-        /// What is wrong.
-        reason: String,
-    },
+    NoKey { path: String, reason: String },
 }
 
-/// Which tokens are believed: those of `issuer` for `audience`, signed by one of `keys`.
+/// Accepts the tokens of `issuer` for `audience` that one of `keys` signed.
 pub struct Tokens {
     path: PathBuf,
     /// Replaced as a whole when the file is read again.
@@ -83,14 +70,13 @@ struct KnownKey {
     key: DecodingKey,
 }
 
-/// What is read of a token; what else it holds is for others.
+/// The claims in use; a token may have others.
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
     /// Seconds since 1970.
     exp: u64,
-    #[serde(default)]
-    scope: Scopes,
+    scope: Option<Scopes>,
 }
 
 /// Scopes as RFC 8693 has them, or as a list.
@@ -101,17 +87,7 @@ enum Scopes {
     List(Vec<String>),
 }
 
-impl Default for Scopes {
-    fn default() -> Scopes {
-        Scopes::List(Vec::new())
-    }
-}
-
 impl Tokens {
-    /// Reads the keys of `path`.
-    ///
-    /// # Errors
-    /// [`JwtError`].
     pub fn load(path: &Path, issuer: &str, audience: &str) -> Result<Tokens, JwtError> {
         let keys = RwLock::new(read_file(path)?);
         // Fails where one was installed before, which can only be this one.
@@ -120,9 +96,6 @@ impl Tokens {
     }
 
     /// Reads the keys again. Returns how many there are; after an error the old ones stay in use. May block.
-    ///
-    /// # Errors
-    /// [`JwtError`].
     pub fn reload(&self) -> Result<usize, JwtError> {
         let keys = read_file(&self.path)?;
         let count = keys.len();
@@ -130,7 +103,7 @@ impl Tokens {
         Ok(count)
     }
 
-    /// Who the token speaks for; none if it can't be believed, or says nothing of what may be done here.
+    /// The caller; `None` if the token is not valid or has no scope of this service.
     pub fn identify(&self, token: &[u8]) -> Option<Caller> {
         if token.len() > MAX_TOKEN {
             return None;
@@ -147,7 +120,7 @@ impl Tokens {
         let is_fit = claims.exp <= latest
             && (1..=MAX_SUBJECT).contains(&claims.sub.len())
             && !claims.sub.contains(char::is_control);
-        let scope = match &claims.scope {
+        let scope = match claims.scope? {
             Scopes::Text(text) => text.split(' ').filter_map(|scope| scope.parse().ok()).max(),
             Scopes::List(list) => list.iter().filter_map(|scope| scope.parse::<Scope>().ok()).max(),
         };
@@ -171,7 +144,7 @@ fn read_file(path: &Path) -> Result<Arc<[KnownKey]>, JwtError> {
     read_keys(&bytes).map(Into::into).map_err(|reason| JwtError::NoKey { path: name, reason })
 }
 
-/// The keys of a file, whose form tells what it holds.
+/// A JWKS begins with `{`, PEM with `-----BEGIN`; any other text is a shared secret.
 fn read_keys(bytes: &[u8]) -> Result<Vec<KnownKey>, String> {
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim();
@@ -217,7 +190,6 @@ fn public_key(info: &[u8]) -> Option<DecodingKey> {
     Some(DecodingKey::from_rsa_der(key))
 }
 
-/// The one algorithm that a key is for.
 fn algorithm_of(key: &DecodingKey) -> Option<Algorithm> {
     match key.family() {
         AlgorithmFamily::Hmac => {

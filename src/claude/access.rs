@@ -1,4 +1,4 @@
-//! How the API is reached: the address, and the headers that let a call in.
+//! The address of the API and the credentials.
 
 use std::net::IpAddr;
 
@@ -8,10 +8,25 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{ClientError, wire};
+use super::wire;
 
-/// Shorter values of custom headers are flags or names rather than secrets, and would blank half a message out.
+/// Shorter values of custom headers are flags or names, and blanking them would spoil messages.
 const MIN_SECRET_CHARS: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The base URL cannot be used. It is not repeated here, as it might hold a password.
+    #[error("the base URL of the Claude API {0}")]
+    BaseUrl(&'static str),
+    /// The key cannot be a header value. It is not shown.
+    #[error("the Claude API key is empty or has a character that is not allowed, such as a space or a line break")]
+    ApiKey,
+    /// The further headers can't be read. They are not shown.
+    #[error("ANTHROPIC_CUSTOM_HEADERS must be lines of `name: value`, such as `x-team: ops`")]
+    CustomHeaders,
+    #[error("the HTTPS client for Claude could not be set up (are CA certificates installed?): {0}")]
+    Http(String),
+}
 
 /// The address of the messages endpoint under `base`, which may end in a slash, `/v1` or `/v1/messages` or in neither.
 pub(super) fn messages_url(base: &str) -> Result<Url, ClientError> {

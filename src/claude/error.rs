@@ -5,6 +5,7 @@
 //! nothing: the agent and the queue do. The table and the reading of `retry-after` follow Anthropic's official SDKs.
 
 use std::{
+    error::Error,
     ops::RangeInclusive,
     time::{Duration, SystemTime},
 };
@@ -12,8 +13,8 @@ use std::{
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use super::{
-    RateLimits,
-    wire::{ErrorObject, Usage},
+    message::{LEAST_MAX_TOKENS, Usage},
+    wire::ErrorObject,
 };
 
 /// A `retry-after` longer than this counts as this: one header must not close the gate for a day, and
@@ -30,8 +31,8 @@ pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// proxy's HTML page to flood a log line.
 const MAX_MESSAGE_CHARS: usize = 500;
 
-/// No model allows fewer output tokens: smaller numbers in a message are parts of names and versions.
-const LEAST_MAX_TOKENS: u32 = 1_024;
+/// Most bytes read of an error answer's body: a proxy's HTML page need not be read whole.
+pub const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
 
 /// Any HTTP status, and 200 for an `error` event in the middle of a stream.
 const ANY: RangeInclusive<u16> = 0..=999;
@@ -135,13 +136,7 @@ const TABLE: [Row; 66] = [
     by_message(400..=422, "max_tokens", ErrorKind::Parameter(Parameter::MaxTokens)),
     by_status(400..=499, ErrorKind::InvalidRequest),
     by_status(500..=599, ErrorKind::ApiError),
-    Row {
-        statuses: 200..=200,
-        error_type: "invalid_request_error",
-        code: "",
-        message: "",
-        kind: ErrorKind::InvalidRequest,
-    },
+    Row { statuses: 200..=200, ..by_type("invalid_request_error", ErrorKind::InvalidRequest) },
 ];
 
 /// The error types of the API: an answer with one of them is the API's own, and not the page of a firewall or gateway.
@@ -203,8 +198,6 @@ pub struct CallError {
     pub usage: Option<Box<Usage>>,
     /// The part of the answer that came before the failure.
     pub text: Option<String>,
-    /// The account's limits as the answer's headers tell them. Boxed to keep `Result`s small.
-    pub rate_limits: Box<RateLimits>,
     /// The error is the API's own, or says by its code or message what it is; else it may be a firewall's or gateway's page,
     /// which concerns one question as likely as all.
     pub is_certain: bool,
@@ -318,7 +311,6 @@ impl CallError {
             should_retry: None,
             usage: None,
             text: None,
-            rate_limits: Box::default(),
             is_certain: kind == ErrorKind::ProxyAuth,
             surely_unbilled: matches!(kind, ErrorKind::ConnectFailed | ErrorKind::ProxyAuth | ErrorKind::Page),
         }
@@ -504,6 +496,15 @@ fn reset_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         at.duration_since(now).ok()
     });
     resets.max().filter(|wait| !wait.is_zero()).map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+}
+
+/// The root of a failure in words, without the URLs the outer errors carry.
+pub(super) fn cause(error: &(dyn Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.to_string()
 }
 
 /// `text` on one line, cut to [`MAX_MESSAGE_CHARS`]. Control characters cannot forge log lines.

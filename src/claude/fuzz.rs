@@ -8,9 +8,9 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::json;
 
 use super::{
-    Progress, StopReason,
     error::{CallError, MAX_RETRY_AFTER},
     events::MAX_EVENT_BYTES,
+    message::{Progress, StopReason},
     stream::{self, Answer, MAX_ANSWER_BYTES},
 };
 

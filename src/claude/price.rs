@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::civil::Date;
 
-use super::wire::Usage;
+use super::message::Usage;
 
 /// Prices that were looked up longer ago are to be checked.
 pub const MAX_AGE_DAYS: i32 = 60;

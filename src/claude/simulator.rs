@@ -46,7 +46,10 @@ use check::Asked;
 use pace::Timing;
 use sse::{Message, Step};
 
-use super::{CacheTtl, stream::tokens, wire::Usage};
+use super::{
+    message::{CacheTtl, Usage},
+    stream::tokens,
+};
 
 /// Calls kept in the record, the newest; a demo may run for long. The counters go on beyond it.
 pub const MAX_RECORDED_CALLS: usize = 1_000;

@@ -10,13 +10,13 @@ use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::error::{CallError, ErrorKind};
+use super::error::{CallError, ErrorKind, MAX_ERROR_BODY_BYTES, cause};
 use super::events::{Event, Events, Item, MAX_EVENT_BYTES};
+use super::message::{OnProgress, Progress, StopReason, Usage};
 use super::wire::{
-    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, Usage, WholeMessage,
-    Wtf8, event_type, from_json, pieces,
+    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, WholeMessage, Wtf8,
+    event_type, from_json, pieces,
 };
-use super::{MAX_ERROR_BODY_BYTES, OnProgress, Progress, StopReason, cause};
 
 /// Longest answer taken, in bytes of text. The 128,000 tokens a model can give come to some 512 KiB; only a runaway
 /// stream is twice that.
@@ -222,11 +222,7 @@ impl Answer {
                 self.has_content = true;
                 match part {
                     Some(Part::Thinking(thinking)) => {
-                        let thinking = self.thoughts.join(thinking);
-                        self.thinking_tokens += tokens(&thinking);
-                        if !thinking.is_empty() {
-                            on_progress(Progress::Thinking(&thinking));
-                        }
+                        self.thinking_tokens += tokens(&self.thoughts.join(thinking));
                     }
                     Some(Part::Input(input)) => self.append_input(input)?,
                     Some(Part::Tool(input)) => {

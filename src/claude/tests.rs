@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use serde_json::json;
 
 use super::error::{Fault as Concern, MAX_RETRY_AFTER, MIN_RETRY_AFTER};
+use super::message::CacheTtl;
 use super::simulator::{AccountLimits, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig};
 use super::*;
 
@@ -36,8 +37,8 @@ fn question(text: &str) -> MessageRequest {
     }
 }
 
-fn schema() -> Arc<RawValue> {
-    crate::analysis::schema_text()
+fn schema() -> Arc<serde_json::value::RawValue> {
+    crate::analysis::schema::text()
 }
 
 async fn pair(faults: impl IntoIterator<Item = Fault>) -> (Simulator, Claude) {
@@ -59,12 +60,11 @@ async fn failure(fault: impl Into<Fault>) -> CallError {
 #[tokio::test]
 async fn an_answer_arrives_whole_with_its_usage_and_request_id() {
     let (simulator, claude) = pair([]).await;
-    let heard = Mutex::new(String::new());
+    let (heard, limits) = (Mutex::new(String::new()), Mutex::new(None));
     let reply = claude
-        .send(&question("Open an office in Oslo?"), &|progress| {
-            if let Progress::Text(text) = progress {
-                heard.lock().unwrap().push_str(text);
-            }
+        .send(&question("Open an office in Oslo?"), &|progress| match progress {
+            Progress::Head([requests, ..]) => *limits.lock().unwrap() = requests,
+            Progress::Text(text) => heard.lock().unwrap().push_str(text),
         })
         .await
         .unwrap();
@@ -75,9 +75,7 @@ async fn an_answer_arrives_whole_with_its_usage_and_request_id() {
     assert_eq!(reply.model, "claude-sonnet-5-5");
     assert_eq!(reply.usage, call.usage);
     assert_eq!(reply.request_id, Some(call.request_id));
-    let requests = reply.rate_limits.requests.unwrap();
-    assert_eq!(requests.limit, u64::from(AccountLimits::UNLIMITED.requests));
-    assert_eq!(requests.remaining, requests.limit);
+    assert_eq!(limits.into_inner().unwrap(), Some(u64::from(AccountLimits::UNLIMITED.requests)));
 }
 
 #[tokio::test]
@@ -493,7 +491,7 @@ async fn a_reached_limit_is_a_429_that_says_when_to_come_back() {
     let config_ = SimulatorConfig { limits: Some(limits), ..SimulatorConfig::default() };
     let simulator = Simulator::start(config_).await.unwrap();
     let claude = Claude::new(config(simulator.base_url())).unwrap();
-    assert_eq!(ask(&claude).await.unwrap().rate_limits.requests.unwrap().remaining, 1);
+    ask(&claude).await.unwrap();
     ask(&claude).await.unwrap();
     let error = ask(&claude).await.unwrap_err();
     assert_eq!(error.fault(), Concern::Limit);

@@ -1,7 +1,6 @@
-//! The shapes of the Messages API on the wire: the request sent, the events and errors read.
+//! The JSON of the Messages API: the request sent, the events and errors read.
 //!
-//! Only the fields in use are named; unknown fields, events and block types are ignored, as the API asks its
-//! clients to. No I/O here.
+//! Unknown fields, events and block types are ignored, as the API asks its clients to.
 
 use std::fmt;
 
@@ -9,37 +8,12 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{DeserializeOwned, Visitor},
 };
-use serde_json::{Value, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 
-use super::{CacheTtl, MessageRequest, StopReason};
+use super::message::{CacheTtl, MessageRequest, StopReason, Usage};
 
 /// The version of the API this client is written against, sent with every request.
 pub(super) const API_VERSION: &str = "2026-10-21";
-
-/// Tokens of one call, as Claude counted them: what is billed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Input tokens neither written to nor read from the prompt cache.
-    pub input_tokens: u64,
-    /// Output tokens, thinking included.
-    pub output_tokens: u64,
-    /// Input tokens written to the prompt cache.
-    pub cache_creation_input_tokens: u64,
-    /// Those of them that were written for an hour.
-    pub cache_creation_1h_input_tokens: u64,
-    /// Input tokens read from the prompt cache. They do not count to the input rate limit.
-    pub cache_read_input_tokens: u64,
-    /// The call was answered in the United States only, which costs more.
-    pub is_us: bool,
-}
-
-impl Usage {
-    /// All input tokens: fresh, written to the cache and read from it.
-    pub fn total_input(&self) -> u64 {
-        // Saturating, as the counts come from the network.
-        self.input_tokens.saturating_add(self.cache_creation_input_tokens).saturating_add(self.cache_read_input_tokens)
-    }
-}
 
 /// Counts as the API reports them, cumulative. Whatever can't be read as a count is unknown.
 #[derive(Default, Clone, Copy)]
@@ -67,7 +41,6 @@ impl Counts {
         }
     }
 
-    /// Takes over what `update` knows.
     pub(super) fn update(&mut self, update: &Counts) {
         *self = Counts {
             input: update.input.or(self.input),
@@ -79,7 +52,6 @@ impl Counts {
         };
     }
 
-    /// Whether the output is known.
     pub(super) fn has_output(&self) -> bool {
         self.output.is_some()
     }
@@ -92,7 +64,6 @@ impl Counts {
         self.output = self.output.filter(|output| *output <= most_output);
     }
 
-    /// Whether input and output are known.
     pub(super) fn is_complete(&self) -> bool {
         self.input.is_some() && self.output.is_some()
     }
@@ -125,63 +96,18 @@ fn whole(number: f64) -> Option<u64> {
     number.to_string().parse().ok()
 }
 
-/// The body of `POST /v1/messages`.
 #[derive(Serialize)]
-pub(super) struct Body<'a> {
+struct Body<'a> {
     model: &'a str,
     max_tokens: u32,
     stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    system: Option<System<'a>>,
-    messages: Vec<Message<'a>>,
+    system: Option<Value>,
+    messages: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    thinking: Option<Thinking>,
+    thinking: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     output_config: Option<OutputConfig<'a>>,
-}
-
-#[derive(Serialize)]
-struct Thinking {
-    r#type: &'static str,
-}
-
-/// Text alone where it has no mark for the cache: older gateways take no blocks.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum System<'a> {
-    Text(&'a str),
-    Blocks([SystemBlock<'a>; 1]),
-}
-
-#[derive(Serialize)]
-struct SystemBlock<'a> {
-    r#type: &'static str,
-    text: &'a str,
-    cache_control: CacheControl,
-}
-
-#[derive(Serialize)]
-struct CacheControl {
-    r#type: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttl: Option<&'static str>,
-}
-
-impl CacheControl {
-    fn of(ttl: CacheTtl) -> Option<CacheControl> {
-        let ttl = match ttl {
-            CacheTtl::Off => return None,
-            CacheTtl::FiveMinutes => None,
-            CacheTtl::OneHour => Some(ttl.into()),
-        };
-        Some(CacheControl { r#type: "ephemeral", ttl })
-    }
-}
-
-#[derive(Serialize)]
-struct Message<'a> {
-    role: &'static str,
-    content: &'a str,
 }
 
 #[derive(Serialize)]
@@ -195,43 +121,41 @@ struct OutputConfig<'a> {
 #[derive(Serialize)]
 struct Format<'a> {
     r#type: &'static str,
+    /// Sent byte by byte as it is.
     schema: &'a RawValue,
 }
 
-impl<'a> Body<'a> {
-    pub(super) fn new(request: &'a MessageRequest) -> Body<'a> {
-        Body {
-            model: &request.model,
-            max_tokens: request.max_tokens,
-            stream: true,
-            // The API rejects an empty text block.
-            system: (!request.system.is_empty()).then(|| match CacheControl::of(request.cache) {
-                Some(cache_control) => {
-                    System::Blocks([SystemBlock { r#type: "text", text: &request.system, cache_control }])
-                }
-                None => System::Text(&request.system),
-            }),
-            messages: messages(request),
-            thinking: request.thinking.map(|r#type| Thinking { r#type }),
-            output_config: (request.effort.is_some() || request.schema.is_some()).then(|| OutputConfig {
-                effort: request.effort,
-                format: request.schema.as_deref().map(|schema| Format { r#type: "json_schema", schema }),
-            }),
-        }
+/// The body of `POST /v1/messages`.
+pub(super) fn body(request: &MessageRequest) -> Result<Vec<u8>, serde_json::Error> {
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let mut messages = vec![turn("user", &request.prompt)];
+    if let Some(again) = &request.again {
+        // The last is the user's, as the API takes no prefill.
+        messages.extend([turn("assistant", &again.answer), turn("user", &again.complaint)]);
     }
+    serde_json::to_vec(&Body {
+        model: &request.model,
+        max_tokens: request.max_tokens,
+        stream: true,
+        // The API rejects an empty text block.
+        system: (!request.system.is_empty()).then(|| system(&request.system, request.cache)),
+        messages,
+        thinking: request.thinking.map(|kind| json!({"type": kind})),
+        output_config: (request.effort.is_some() || request.schema.is_some()).then(|| OutputConfig {
+            effort: request.effort,
+            format: request.schema.as_deref().map(|schema| Format { r#type: "json_schema", schema }),
+        }),
+    })
 }
 
-/// The question; and where it is asked again, the answer that was of no use and what was wrong with it. The last is
-/// always the user's, as the API takes no prefill.
-fn messages(request: &MessageRequest) -> Vec<Message<'_>> {
-    let mut messages = vec![Message { role: "user", content: &request.prompt }];
-    if let Some(again) = &request.again {
-        messages.extend([
-            Message { role: "assistant", content: &again.answer },
-            Message { role: "user", content: &again.complaint },
-        ]);
-    }
-    messages
+/// Text alone if it is not cached: older gateways take no blocks.
+fn system(text: &str, cache: CacheTtl) -> Value {
+    let cache_control = match cache {
+        CacheTtl::Off => return json!(text),
+        CacheTtl::FiveMinutes => json!({"type": "ephemeral"}),
+        CacheTtl::OneHour => json!({"type": "ephemeral", "ttl": "1h"}),
+    };
+    json!([{"type": "text", "text": text, "cache_control": cache_control}])
 }
 
 /// A message that came whole although a stream was asked for: some gateways can't stream.
@@ -256,7 +180,6 @@ pub(super) fn pieces(content: &RawValue) -> Result<Vec<Piece>, serde_json::Error
     serde_json::from_str(content.get())
 }
 
-/// `message_start`: the first event of a stream.
 #[derive(Deserialize)]
 pub(super) struct MessageStart {
     #[serde(default)]
@@ -271,13 +194,11 @@ pub(super) struct StartedMessage {
     pub(super) usage: Counts,
 }
 
-/// `content_block_start`.
 #[derive(Deserialize)]
 pub(super) struct BlockStart {
     pub(super) content_block: Option<Piece>,
 }
 
-/// `content_block_delta`.
 #[derive(Deserialize)]
 pub(super) struct BlockDelta {
     pub(super) delta: Option<Piece>,
@@ -295,12 +216,10 @@ pub(super) struct Piece {
     input: Option<Box<RawValue>>,
 }
 
-/// What a piece adds to the answer.
 pub(super) enum Part {
     Text(Wtf8),
     /// The model's thinking. The API may leave it blank.
     Thinking(Wtf8),
-    /// Part of the input of a tool.
     Input(Wtf8),
     /// A tool begins, perhaps with its whole input.
     Tool(Option<Wtf8>),

@@ -11,8 +11,9 @@ use textwrap::WrapAlgorithm;
 use textwrap::core::display_width;
 
 use crate::analysis::{
-    document::{Block, Column, Document, Item, Marker, ScoreTable, Tone},
+    document::{Block, Column, Detail, Document, Item, Marker, ScoreTable, Tone},
     memo::Memo,
+    text::on_one_line,
 };
 
 /// Longer lines are hard to read; wider terminals get a margin.
@@ -55,9 +56,13 @@ pub fn render(memo: &Memo, width: usize, colours: bool) -> String {
 fn block_on(page: &mut Page, block: &Block, follows: bool) {
     let plain = page.style();
     match block {
-        Block::Headline(text, tone) => page.block("  ", &plain, text, &page.toned(*tone).bold()),
-        Block::Paragraph(text) => page.block("  ", &plain, text, &plain),
-        Block::Note(text) => page.block("! ", &page.toned(Tone::Warn), text, &page.toned(Tone::Warn)),
+        Block::Headline { text, tone } => page.block("  ", &plain, text, &page.toned(*tone).bold()),
+        Block::Paragraph { text } => page.block("  ", &plain, text, &plain),
+        Block::Robustness { label, word, text, .. } => {
+            page.block("  ", &plain, &format!("{label}: {word}. {text}"), &plain);
+        }
+        Block::Note { text } => page.block("! ", &page.toned(Tone::Warn), text, &page.toned(Tone::Warn)),
+        Block::Facts { facts } => details_on(page, 2, facts),
         Block::Item(item) => item_on(page, item, follows),
         Block::Table(table) => {
             for line in score_table(table, page.width - 2, page.colours).lines() {
@@ -78,12 +83,17 @@ fn item_on(page: &mut Page, item: &Item, follows: bool) {
     if follows && matches!(item.marker, Marker::Letter(_)) {
         page.gap();
     }
-    let indent = if item.text.is_empty() { 2 } else { display_width(&marker) };
-    page.block(&marker, marker_style, &item.text, style);
-    for detail in &item.details {
+    page.block(&marker, marker_style, &item.line(), style);
+    details_on(page, display_width(&marker), &item.details);
+}
+
+fn details_on(page: &mut Page, indent: usize, details: &[Detail]) {
+    for detail in details {
         let label = if detail.label.is_empty() { String::new() } else { format!("{}  ", detail.label) };
-        let label_style = if detail.tone == Tone::Plain { dim.clone() } else { page.toned(detail.tone) };
-        page.block(&format!("{}{label}", " ".repeat(indent)), &label_style, &detail.text, &plain);
+        let label_style = if detail.tone == Tone::Plain { page.style().dim() } else { page.toned(detail.tone) };
+        for text in &detail.texts {
+            page.block(&format!("{}{label}", " ".repeat(indent)), &label_style, text, &page.style());
+        }
     }
 }
 
@@ -104,7 +114,7 @@ fn score_table(scores: &ScoreTable, width: usize, colours: bool) -> Table {
     table.set_header(header);
     for criterion in &scores.rows {
         let mut row = vec![Cell::new(clean(&criterion.name)), number(criterion.weight)];
-        row.extend(criterion.scores.iter().map(|score| match score {
+        row.extend(criterion.scores.iter().map(|cell| match cell.as_ref().map(|cell| cell.score) {
             Some(score @ 4..) => number(score).fg(Color::DarkGreen),
             Some(score @ ..=2) => number(score).fg(Color::DarkRed),
             Some(score) => number(score),
@@ -125,7 +135,7 @@ fn score_table(scores: &ScoreTable, width: usize, colours: bool) -> Table {
 
 fn total(scores: &ScoreTable, option: &Column, names: bool) -> Cell {
     match option.total {
-        _ if option.is_ruled_out => number(if names { scores.ruled_out } else { "✗" }).fg(Color::DarkRed),
+        _ if option.ruled_out.is_some() => number(if names { scores.ruled_out } else { "✗" }).fg(Color::DarkRed),
         Some(total) => number(format!("{total:.2}")),
         None => number("–"),
     }
@@ -157,13 +167,9 @@ fn emphasised(cell: Cell, yes: bool) -> Cell {
     if yes { cell.add_attribute(Attribute::Bold) } else { cell }
 }
 
-/// `text` as one line without anything a terminal would obey: escape sequences, control characters, and the invisible
-/// ones that reorder what is shown.
+/// `text` on one line without anything a terminal would obey.
 pub(super) fn clean(text: &str) -> String {
-    let reorders = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let text = console::strip_ansi_codes(text);
-    let words = text.split_whitespace().map(|word| word.replace(|c: char| c.is_control() || reorders(c), ""));
-    words.collect::<Vec<_>>().join(" ")
+    on_one_line(&console::strip_ansi_codes(text))
 }
 
 /// The text so far, and how to add to it.
@@ -216,7 +222,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis::{self, Asked};
+    use crate::analysis::{self, decision::Asked};
 
     /// The memo of a sample file.
     fn memo(sample: &str) -> Memo {

@@ -5,9 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Command};
+use strsim::osa_distance;
 
-use super::{ConfigError, OTLP_ENDPOINT, ServiceAddress, Settings, text};
+use super::{
+    ConfigError, OTLP_ENDPOINT,
+    environment::{assignments, settings},
+    text,
+};
 
 /// Looked for in the working folder only: a parent's would surprise.
 pub(super) const FILE: &str = ".env";
@@ -15,7 +19,6 @@ pub(super) const FILE: &str = ".env";
 /// What was taken from `.env`.
 #[derive(Clone, Debug, Default)]
 pub struct Dotenv {
-    /// Variables that have its value, as they had none.
     taken: Vec<String>,
     /// Names in it that are almost a setting's name, each with that one.
     pub misspelt: Vec<(String, String)>,
@@ -33,62 +36,33 @@ impl Dotenv {
     }
 }
 
-/// Loads `.env`, if the working folder has one, into the environment: variables that are unset or empty there get the
-/// file's value, of which the last counts if a name comes twice. Call it before any thread is started.
-///
-/// # Errors
-/// If the file can't be read, or a line is not a setting; then nothing was loaded.
+/// Loads `.env` of the working folder into the environment: variables that are unset or empty get the file's value. Call it
+/// before any thread is started. After an error nothing is loaded.
 pub fn load() -> Result<Dotenv, ConfigError> {
     let unset = |name: &str| env::var_os(name).is_none_or(|value| value.is_empty());
     let path = Path::new(FILE);
     let entries = read(path)?;
     let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
     let misspelt = misspelt(&names);
-    let (mut taken, mut missing) = (Vec::new(), String::new());
-    for (name, value) in entries.into_iter().filter(|(name, _)| unset(name)) {
-        missing.push_str(&format!("{name}=\"{}\"\n", quoted(&value)));
-        taken.push(name);
-    }
-    // dotenvy either preserves all variables that are set, even empty ones, or overrides all: so it gets only what is
-    // missing.
-    dotenvy::from_read_override(missing.as_bytes()).map_err(|error| explain(path, &missing, error))?;
-    Ok(Dotenv { taken, misspelt })
+    let missing: Vec<(String, String)> = entries.into_iter().filter(|(name, _)| unset(name)).collect();
+    let lines = assignments(&missing);
+    // dotenvy overrides either all variables or none, so it gets only the missing ones.
+    dotenvy::from_read_override(lines.as_bytes()).map_err(|error| explain(path, &lines, error))?;
+    Ok(Dotenv { taken: missing.into_iter().map(|(name, _)| name).collect(), misspelt })
 }
 
-/// Those of `names` that are almost the name of a setting, with that name. Others may belong to another program:
-/// compose, shells and libraries read the same file.
+/// Those of `names` that are almost the name of a setting, with that name. Others may belong to other programs.
 pub(super) fn misspelt(names: &[&str]) -> Vec<(String, String)> {
-    let known = ServiceAddress::augment_args(Settings::augment_args(Command::new("known")));
-    let mut known: Vec<&str> = known.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let known = settings();
+    let mut known: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
     known.push(OTLP_ENDPOINT);
     let meant = |name: &str| {
-        let (edits, meant) = known.iter().map(|known| (edits(&name.to_uppercase(), known), known)).min()?;
+        let (edits, meant) = known.iter().map(|known| (osa_distance(&name.to_uppercase(), known), known)).min()?;
         (edits <= name.len() / 4).then(|| (name.to_owned(), (*meant).to_owned()))
     };
     names.iter().filter(|name| !known.contains(name)).filter_map(|name| meant(name)).collect()
 }
 
-/// How many letters must be inserted, deleted, replaced or swapped with their neighbour to turn one name into the other.
-fn edits(one: &str, other: &str) -> usize {
-    let (one, other) = (one.as_bytes(), other.as_bytes());
-    // A row for each letter of `one`: the edits from its beginning to that of `other`, by the letters of that.
-    let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
-    for (i, letter) in one.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, wanted) in other.iter().enumerate() {
-            let replaced = rows[i][j] + usize::from(letter != wanted);
-            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && letter == &other[j - 1] && &one[i - 1] == wanted {
-                least = least.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][other.len()]
-}
-
-/// The entries of a settings file, in order; empty if there is no such file.
 pub(super) fn read(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     let text = match text::read(path) {
         Ok(text) => text,
@@ -116,9 +90,4 @@ fn explain(path: &Path, text: &str, error: dotenvy::Error) -> ConfigError {
         !found
     });
     ConfigError::DotenvLine { line: before.count() + 1, path }
-}
-
-/// `value` for between double quotes in a settings file.
-fn quoted(value: &str) -> String {
-    value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$")
 }

@@ -28,27 +28,20 @@ const STANDARD: [&str; 9] = [
 /// Why the environment can't be used. No message holds a value.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
-    /// The file of a secret can't be read.
     #[error("{name}_FILE: can't read the file {path}: {source}")]
     Unreadable { name: String, path: String, source: io::Error },
-    /// A secret is given twice.
     #[error("{name} and {name}_FILE are both set. Set one of them")]
     Twice { name: String },
-    /// A variable can't be set.
     #[error("the environment can't be set: {0}")]
     Unusable(dotenvy::Error),
 }
 
-/// What lets a call into a gateway, besides or instead of ANTHROPIC_API_KEY.
 #[derive(Clone, Debug, Default)]
 pub struct GatewayAccess {
-    /// Sent as `Authorization: Bearer`.
     pub auth_token: Option<SecretString>,
-    /// Further headers.
     pub custom_headers: Option<SecretString>,
 }
 
-/// Reads the variables that Anthropic's SDKs have for gateways.
 pub fn gateway_access() -> GatewayAccess {
     let secret = |name| env::var(name).ok().filter(|value| !value.is_empty()).map(SecretString::from);
     GatewayAccess { auth_token: secret(AUTH_TOKEN), custom_headers: secret(CUSTOM_HEADERS) }
@@ -56,18 +49,21 @@ pub fn gateway_access() -> GatewayAccess {
 
 /// Trims and unquotes the variables of all settings, and reads secrets from their files. Call it before any thread is
 /// started.
-///
-/// # Errors
-/// [`EnvironmentError`].
 pub fn tidy() -> Result<(), EnvironmentError> {
-    let known = ServiceAddress::augment_args(Settings::augment_args(Command::new("known")));
-    let names = known.get_arguments().filter_map(|arg| Some((arg.get_env()?.to_str()?, arg.is_hide_env_values_set())));
+    let settings = settings();
+    let names = settings.iter().map(|(name, is_secret)| (name.as_str(), *is_secret));
     let names = names.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]);
     let names: Vec<(&str, bool)> = names.chain(STANDARD.map(|name| (name, false))).collect();
     let changed = changes(&names, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
-    let lines: String = changed.iter().map(|(name, value)| format!("{name}=\"{}\"\n", escaped(value))).collect();
     // Setting a variable is unsafe while there are threads; dotenvy does it for a process that has none.
-    dotenvy::from_read_override(lines.as_bytes()).map_err(EnvironmentError::Unusable)
+    dotenvy::from_read_override(assignments(&changed).as_bytes()).map_err(EnvironmentError::Unusable)
+}
+
+/// The variables of all settings, each with whether it is a secret.
+pub(super) fn settings() -> Vec<(String, bool)> {
+    let known = ServiceAddress::augment_args(Settings::augment_args(Command::new("known")));
+    let variables = known.get_arguments().filter_map(|arg| Some((arg.get_env()?, arg.is_hide_env_values_set())));
+    variables.map(|(name, is_secret)| (name.to_string_lossy().into_owned(), is_secret)).collect()
 }
 
 /// The variables that get another value: of `names`, each with whether it is a secret.
@@ -110,9 +106,10 @@ fn meant(value: &str) -> &str {
     quoted('"').or_else(|| quoted('\'')).map_or(value, str::trim)
 }
 
-/// `value` for between double quotes in a settings file.
-fn escaped(value: &str) -> String {
-    value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$")
+/// The variables as lines of a settings file.
+pub(super) fn assignments(variables: &[(String, String)]) -> String {
+    let escaped = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$");
+    variables.iter().map(|(name, value)| format!("{name}=\"{}\"\n", escaped(value))).collect()
 }
 
 #[cfg(test)]

@@ -3,17 +3,10 @@
 use std::{fs, io, path::Path};
 
 /// The text of a file, without its byte order mark.
-///
-/// # Errors
-/// If it can't be read, or is neither UTF-8 nor UTF-16.
 pub fn read(path: impl AsRef<Path>) -> io::Result<String> {
     decode(fs::read(path)?)
 }
 
-/// The text that `bytes` hold, without its byte order mark.
-///
-/// # Errors
-/// If they are neither UTF-8 nor UTF-16.
 pub fn decode(mut bytes: Vec<u8>) -> io::Result<String> {
     let unreadable =
         || io::Error::new(io::ErrorKind::InvalidData, "it is neither UTF-8 nor UTF-16 with a byte order mark");

@@ -60,13 +60,11 @@ pub struct Retention {
     pub jobs: usize,
 }
 
-/// A model's price.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelPrice {
     pub model: String,
     /// Of an input token at the full price; that of a million is a million times as much.
     pub input: Nanodollars,
-    /// Of an output token.
     pub output: Nanodollars,
 }
 
@@ -79,7 +77,6 @@ pub struct JwtAuth {
     pub audience: String,
 }
 
-/// A network of IP addresses: those that have the first `prefix` bits of `address`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
@@ -90,15 +87,14 @@ impl Network {
     /// Whether the address is in the network. An IPv4 address that is written as an IPv6 one counts as IPv4.
     pub fn contains(self, address: IpAddr) -> bool {
         let shift = |bits: u32| bits - self.prefix;
-        match (self.address, address.to_canonical()) {
+        let difference = match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
-                (own.to_bits() ^ other.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0
+                (own.to_bits() ^ other.to_bits()).checked_shr(shift(32)).map(u128::from)
             }
-            (IpAddr::V6(own), IpAddr::V6(other)) => {
-                (own.to_bits() ^ other.to_bits()).checked_shr(shift(128)).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
+            (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits() ^ other.to_bits()).checked_shr(shift(128)),
+            _ => return false,
+        };
+        difference.unwrap_or(0) == 0
     }
 }
 

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Pages,
+    login::{NotSignedIn, SignedIn},
+    pages::Pages,
     reader::Reader,
-    session::{NotSignedIn, SignedIn},
 };
 use crate::digest::sha256;
 

@@ -5,7 +5,7 @@ use std::{str::FromStr, sync::Arc};
 use axum::{
     Form,
     extract::{Path, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
 use minijinja::{context, value::Serde};
@@ -13,38 +13,38 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    Pages,
-    memo::{self, Figures},
-    page::memo_labels,
+    memo::Figures,
+    pages::{Instead, Mark, Page, Pages},
     reader::Reader,
-    session::Mark,
+    templates::memo_labels,
 };
 use crate::{
-    analysis::{markdown, memo::Memo},
+    analysis::{document::Document, markdown, memo::Memo},
     job::FailureCode,
 };
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// `GET /jobs/{id}`
-pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
-    let job = match pages.job(&reader, &id).await {
-        Ok(job) => job,
-        Err(response) => return *response,
-    };
+pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Page {
+    let job = pages.job(&reader, &id).await?;
     let advice = job["error"]["code"].as_str().map(advice);
-    match job["status"].as_str() {
+    Ok(match job["status"].as_str() {
         Some("succeeded") => {
-            let memo = read_memo(&job);
-            let figures = memo.as_ref().map(Figures::of);
-            let raw = memo.is_none().then(|| format!("{:#}", job["result"]));
-            let m = memo.as_ref().map(|memo| memo_labels(memo.labels())).unwrap_or_default();
-            let (memo, figures) = (memo.map(Serde), figures.map(Serde));
-            let shown = context! { job => Serde(job), memo, figures, raw, m };
+            let shown = match read_memo(&job) {
+                Some(memo) => {
+                    let document = Document::new(&memo);
+                    let figures = Serde(Figures::new(&memo, &document));
+                    let (language, question) = (&memo.analysis.language, &memo.analysis.decision_question);
+                    let m = memo_labels(memo.labels());
+                    context! { job => Serde(job), memo => Serde(document), figures, language, question, m }
+                }
+                None => context! { raw => format!("{:#}", job["result"]), job => Serde(job) },
+            };
             pages.render(&reader, StatusCode::OK, "memo.html", shown)
         }
         _ => pages.render(&reader, StatusCode::OK, "job.html", context! { job => Serde(job), advice }),
-    }
+    })
 }
 
 /// `GET /jobs/{id}/events`: the API's events. A browser can't ask for them itself: it has a session and no credential.
@@ -60,24 +60,18 @@ pub(super) async fn events(
 }
 
 /// `GET /jobs/{id}/job.json`: the job as the API gives it, laid out for reading.
-pub(super) async fn json(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
-    match pages.job(&reader, &id).await {
-        Ok(job) => ([(header::CONTENT_TYPE, "application/json")], format!("{job:#}\n")).into_response(),
-        Err(response) => *response,
-    }
+pub(super) async fn json(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Page {
+    let job = pages.job(&reader, &id).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], format!("{job:#}\n")).into_response())
 }
 
 /// `GET /jobs/{id}/memo.md`
-pub(super) async fn memo_markdown(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Response {
-    let job = match pages.job(&reader, &id).await {
-        Ok(job) => job,
-        Err(response) => return *response,
-    };
+pub(super) async fn memo_markdown(State(pages): State<Arc<Pages>>, reader: Reader, Path(id): Path<String>) -> Page {
+    let job = pages.job(&reader, &id).await?;
     let Some(memo) = read_memo(&job) else {
-        return pages.message(&reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do");
+        return Ok(pages.message(&reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do"));
     };
-    let kind = HeaderValue::from_static("text/markdown; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], markdown::markdown(&memo)).into_response()
+    Ok(([(header::CONTENT_TYPE, "text/markdown; charset=utf-8")], markdown::markdown(&memo)).into_response())
 }
 
 /// `POST /jobs/{id}/cancel`
@@ -86,7 +80,7 @@ pub(super) async fn cancel(
     reader: Reader,
     Path(id): Path<Uuid>,
     Form(Mark { mark }): Form<Mark>,
-) -> Response {
+) -> Page {
     pages.change(&reader, id, "cancel", &mark).await
 }
 
@@ -96,66 +90,56 @@ pub(super) async fn retry(
     reader: Reader,
     Path(id): Path<Uuid>,
     Form(Mark { mark }): Form<Mark>,
-) -> Response {
+) -> Page {
     pages.change(&reader, id, "retry", &mark).await
 }
 
 impl Pages {
-    /// The job, or the page that says why there is none.
-    async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Box<Response>> {
+    async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Instead> {
         let Ok(id) = Uuid::from_str(id) else {
-            return Err(Box::new(self.message(reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do")));
+            return Err(self.message(reader, StatusCode::NOT_FOUND, "unknown_title", "unknown_do").into());
         };
-        let answer = self.api.get(&reader.caller, &format!("/api/v1/jobs/{id}")).await;
-        answer.ok().map_err(|answer| Box::new(self.problem(reader, &answer)))
+        self.done(reader, self.api.get(&reader.caller, &format!("/api/v1/jobs/{id}")).await)
     }
 
-    async fn change(&self, reader: &Reader, id: Uuid, action: &str, mark: &str) -> Response {
-        // Who is not signed in acts in nobody's name; the guard has turned other sites away.
-        if reader.session.is_some()
-            && let Err(response) = self.check_mark(reader, mark)
-        {
-            return *response;
+    async fn change(&self, reader: &Reader, id: Uuid, action: &str, mark: &str) -> Page {
+        // Without a session there is no name to act in; `guard` has refused other sites.
+        if reader.session.is_some() {
+            self.check_mark(reader, mark)?;
         }
         let answer = self.api.post(&reader.caller, &format!("/api/v1/jobs/{id}/{action}"), None).await;
-        match answer.status {
-            // A conflict means that the job has moved on meanwhile: its page tells where to.
-            status if status.is_success() || status == StatusCode::CONFLICT => {
-                Redirect::to(&format!("/jobs/{id}")).into_response()
-            }
-            _ => self.problem(reader, &answer),
+        // After a conflict the job has changed meanwhile: its page shows how.
+        if answer.status != StatusCode::CONFLICT {
+            self.done(reader, answer)?;
         }
+        Ok(Redirect::to(&format!("/jobs/{id}")).into_response())
     }
 }
 
 fn read_memo(job: &Value) -> Option<Memo> {
-    serde_json::from_value(job.get("result")?.clone()).ok().map(memo::in_reading_order)
+    serde_json::from_value(job.get("result")?.clone()).ok()
 }
 
 /// What can be done about a failure: the key of the text.
 fn advice(code: &str) -> &'static str {
-    let word = |code: FailureCode| <&str>::from(code);
-    let is_among = |codes: &[FailureCode]| codes.iter().any(|known| word(*known) == code);
-    if is_among(&[
-        FailureCode::Refused,
-        FailureCode::AnswerTruncated,
-        FailureCode::InvalidRequest,
-        FailureCode::RequestTooLarge,
-        FailureCode::ContextWindowExceeded,
-        FailureCode::Poisoned,
-        FailureCode::PromptVersionUnknown,
-    ]) {
-        "advice_question"
-    } else if is_among(&[
-        FailureCode::AuthenticationFailed,
-        FailureCode::BillingFailed,
-        FailureCode::PermissionDenied,
-        FailureCode::ModelNotFound,
-        FailureCode::TimeLimit,
-        FailureCode::ProxyRefused,
-    ]) {
-        "advice_operator"
-    } else {
-        "advice_retry"
+    match FailureCode::from_str(code) {
+        Ok(
+            FailureCode::Refused
+            | FailureCode::AnswerTruncated
+            | FailureCode::InvalidRequest
+            | FailureCode::RequestTooLarge
+            | FailureCode::ContextWindowExceeded
+            | FailureCode::Poisoned
+            | FailureCode::PromptVersionUnknown,
+        ) => "advice_question",
+        Ok(
+            FailureCode::AuthenticationFailed
+            | FailureCode::BillingFailed
+            | FailureCode::PermissionDenied
+            | FailureCode::ModelNotFound
+            | FailureCode::TimeLimit
+            | FailureCode::ProxyRefused,
+        ) => "advice_operator",
+        _ => "advice_retry",
     }
 }

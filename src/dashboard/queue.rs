@@ -13,10 +13,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Pages,
     history::{Charts, Range},
+    pages::{Mark, Page, Pages, sign_in_first},
     reader::Reader,
-    session::{Mark, sign_in_first},
 };
 
 /// Jobs on a page: two screens.
@@ -102,64 +101,41 @@ pub(super) struct Bulk {
 }
 
 /// `POST /admin/actions`
-pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(bulk): Form<Bulk>) -> Response {
-    if let Err(response) = pages.check_mark(&reader, &bulk.mark) {
-        return *response;
-    }
+pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(bulk): Form<Bulk>) -> Page {
+    pages.check_mark(&reader, &bulk.mark)?;
     let pairs: Pairs = form_urlencoded::parse(bulk.filter.as_bytes()).into_owned().collect();
     let mut body = json!({ "action": bulk.action, "filter": filter(&pairs), "dry_run": !bulk.confirmed });
     if !bulk.cursor.is_empty() {
         body["cursor"] = Value::from(bulk.cursor);
     }
-    match pages.api.post(&reader.caller, "/api/v1/admin/jobs/actions", Some(&body)).await.ok() {
-        Ok(report) => {
-            let shown = context! { report => Serde(report), action => bulk.action, filter => bulk.filter, conditions => Serde(pairs) };
-            pages.render(&reader, StatusCode::OK, "bulk.html", shown)
-        }
-        Err(answer) => pages.problem(&reader, &answer),
-    }
+    let answer = pages.api.post(&reader.caller, "/api/v1/admin/jobs/actions", Some(&body)).await;
+    let report = Serde(pages.done(&reader, answer)?);
+    let shown = context! { report, action => bulk.action, filter => bulk.filter, conditions => Serde(pairs) };
+    Ok(pages.render(&reader, StatusCode::OK, "bulk.html", shown))
 }
 
 /// `POST /admin/pause`
-pub(super) async fn pause(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    Form(Mark { mark }): Form<Mark>,
-) -> Response {
+pub(super) async fn pause(State(pages): State<Arc<Pages>>, reader: Reader, Form(Mark { mark }): Form<Mark>) -> Page {
     pages.switch_queue(&reader, &mark, "pause").await
 }
 
 /// `POST /admin/resume`
-pub(super) async fn resume(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    Form(Mark { mark }): Form<Mark>,
-) -> Response {
+pub(super) async fn resume(State(pages): State<Arc<Pages>>, reader: Reader, Form(Mark { mark }): Form<Mark>) -> Page {
     pages.switch_queue(&reader, &mark, "resume").await
 }
 
 impl Pages {
-    async fn switch_queue(&self, reader: &Reader, mark: &str, action: &str) -> Response {
-        if let Err(response) = self.check_mark(reader, mark) {
-            return *response;
-        }
+    async fn switch_queue(&self, reader: &Reader, mark: &str, action: &str) -> Page {
+        self.check_mark(reader, mark)?;
         let answer = self.api.post(&reader.caller, &format!("/api/v1/admin/queue/{action}"), None).await;
-        match answer.ok() {
-            Ok(_) => Redirect::to("/admin").into_response(),
-            Err(answer) => self.problem(reader, &answer),
-        }
+        self.done(reader, answer)?;
+        Ok(Redirect::to("/admin").into_response())
     }
 
     /// A page made of one answer of the API.
-    async fn answer_page(&self, reader: &Reader, path: &str, template: &str, saved: bool) -> Response {
-        if reader.session.is_none() {
-            return sign_in_first(&reader.here);
-        }
-        match self.api.get(&reader.caller, path).await.ok() {
-            Ok(answer) => self.render(reader, StatusCode::OK, template, context! { answer => Serde(answer), saved }),
-            Err(answer) if answer.status == StatusCode::UNAUTHORIZED => sign_in_first(&reader.here),
-            Err(answer) => self.problem(reader, &answer),
-        }
+    async fn answer_page(&self, reader: &Reader, path: &str, template: &str, saved: bool) -> Page {
+        let answer = Serde(self.read(reader, path).await?);
+        Ok(self.render(reader, StatusCode::OK, template, context! { answer, saved }))
     }
 }
 
@@ -172,7 +148,7 @@ pub(super) struct LimitsForm {
 }
 
 /// `GET /admin/limits`
-pub(super) async fn limits(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Response {
+pub(super) async fn limits(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Page {
     let saved = pairs.iter().any(|(name, _)| name == "saved");
     pages.answer_page(&reader, "/api/v1/admin/limits", "limits.html", saved).await
 }
@@ -182,24 +158,20 @@ pub(super) async fn set_limits(
     State(pages): State<Arc<Pages>>,
     reader: Reader,
     Form(LimitsForm { mark, limits }): Form<LimitsForm>,
-) -> Response {
-    if let Err(response) = pages.check_mark(&reader, &mark) {
-        return *response;
-    }
+) -> Page {
+    pages.check_mark(&reader, &mark)?;
     // What is no number goes along as it is: the API says what is wrong with it.
     let value = |text: String| text.trim().parse::<u64>().map_or(Value::from(text), Value::from);
     let given = limits.into_iter().filter(|(_, text)| !text.trim().is_empty());
     let body = Value::from(given.map(|(name, text)| (name, value(text))).collect::<Map<String, Value>>());
     let answer =
         pages.api.ask(&reader.caller, Method::PATCH, "/api/v1/admin/limits", HeaderMap::new(), Some(&body)).await;
-    match answer.ok() {
-        Ok(_) => Redirect::to("/admin/limits?saved=1").into_response(),
-        Err(answer) => pages.problem(&reader, &answer),
-    }
+    pages.done(&reader, answer)?;
+    Ok(Redirect::to("/admin/limits?saved=1").into_response())
 }
 
 /// `GET /admin/audit`
-pub(super) async fn audit(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Response {
+pub(super) async fn audit(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Page {
     let cursor = pairs.into_iter().filter(|(name, _)| name == "cursor");
     let path = format!("/api/v1/admin/audit?{}", encode(cursor.chain([limit(ENTRIES)])));
     pages.answer_page(&reader, &path, "audit.html", false).await

@@ -1,19 +1,15 @@
 //! Who reads a page: their language and colours (cookies that the switches set, else what the browser asks for), and
 //! their session. And what keeps other sites from acting in their name.
 
-use std::sync::Arc;
-
 use axum::{
-    extract::{FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
-    middleware::Next,
+    http::{HeaderMap, HeaderValue, Uri, header, request::Parts},
     response::{IntoResponse, Redirect, Response},
 };
 
 use super::{
-    Pages,
     api::Caller,
-    session::{self, SessionView},
+    cookies,
+    session::{SessionView, Sessions},
     strings::Lang,
 };
 
@@ -33,27 +29,19 @@ pub(super) struct Reader {
     pub(super) caller: Caller,
 }
 
-impl FromRequestParts<Arc<Pages>> for Reader {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, pages: &Arc<Pages>) -> Result<Reader, Self::Rejection> {
-        Ok(Reader::of(parts, pages))
-    }
-}
-
 impl Reader {
-    fn of(parts: &Parts, pages: &Pages) -> Reader {
+    pub(super) fn new(parts: &Parts, sessions: &Sessions) -> Reader {
         let headers = &parts.headers;
         let accepted = || Lang::accepted(headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok()?);
-        let found = session::cookie(headers).and_then(|id| pages.sessions.find(id));
+        let found = cookies::session(headers).and_then(|name| sessions.find(name));
         let caller = Caller::of(parts);
         let (session, caller) = match found {
             Some((session, credential)) => (Some(session), caller.with(credential)),
             None => (None, caller),
         };
         Reader {
-            lang: cookie(headers, "lang").and_then(Lang::parse).or_else(accepted).unwrap_or(Lang::En),
-            theme: cookie(headers, "theme").and_then(theme).unwrap_or("auto"),
+            lang: cookies::get(headers, "lang").and_then(Lang::parse).or_else(accepted).unwrap_or(Lang::En),
+            theme: cookies::get(headers, "theme").and_then(theme).unwrap_or("auto"),
             here: parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
             session,
             caller,
@@ -61,37 +49,12 @@ impl Reader {
     }
 }
 
-/// A cookie of the request.
-pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
-}
-
 fn theme(name: &str) -> Option<&'static str> {
     ["auto", "light", "dark"].into_iter().find(|known| *known == name)
 }
 
-/// Follows the switches of language and colours, and turns forms of other sites away.
-pub(super) async fn guard(State(pages): State<Arc<Pages>>, request: Request, next: Next) -> Response {
-    if request.method() == Method::GET
-        && let Some(response) = switch(request.uri())
-    {
-        return response;
-    }
-    if request.method() != Method::GET && request.method() != Method::HEAD && is_foreign(request.headers()) {
-        let (parts, _) = request.into_parts();
-        let reader = Reader::of(&parts, &pages);
-        return pages.message(&reader, StatusCode::FORBIDDEN, "error_title", "error_foreign");
-    }
-    next.run(request).await
-}
-
-/// Keeps a choice made by `?lang=` or `?theme=`, and goes on to the same page without it.
-fn switch(uri: &Uri) -> Option<Response> {
+/// The answer to an address with `?lang=` or `?theme=`: a cookie with the choice, and the same page without it.
+pub(super) fn switch(uri: &Uri) -> Option<Response> {
     let (mut chosen, mut rest) = (None, Vec::new());
     for pair in uri.query()?.split('&') {
         match pair.split_once('=') {
@@ -118,7 +81,7 @@ pub(super) fn here(path: &str) -> &str {
 
 /// True if a browser says that another site made it send this. What says nothing is no browser of these years, and sends
 /// no cookie of SameSite=Strict from another site either.
-fn is_foreign(headers: &HeaderMap) -> bool {
+pub(super) fn is_foreign(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     match (text("sec-fetch-site"), text("origin"), text("host")) {
         (Some(site), _, _) => site != "same-origin" && site != "none",
@@ -162,12 +125,5 @@ mod tests {
         assert_eq!(location("/admin?text=lang"), None);
         assert_eq!(here("/admin?x=1"), "/admin?x=1");
         assert_eq!((here("//evil.example"), here("https://evil.example"), here("/\\evil")), ("/", "/", "/"));
-    }
-
-    #[test]
-    fn cookies_are_found_by_their_whole_name() {
-        let headers = headers(&[("cookie", "xlang=en; lang=zh"), ("cookie", "theme=dark")]);
-        assert_eq!((cookie(&headers, "lang"), cookie(&headers, "theme")), (Some("zh"), Some("dark")));
-        assert_eq!(cookie(&headers, "session"), None);
     }
 }

@@ -1,18 +1,11 @@
-//! Signing in: the credential is checked by the API, then kept here; the browser gets a random name for it.
+//! The sessions of the pages. A session has a random name, which only the browser has, in a cookie.
 //!
-//! What is kept, also in the store for the next start, is sealed by that name, which nobody but the browser has: neither
-//! the data folder nor a cookie alone gives the credential away. Signing out forgets it for good.
+//! The credential is encrypted with a key that is derived from the name, and stored, so that a session outlives a restart.
+//! So neither the data folder nor a cookie alone gives the credential away, and signing out deletes it for good.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
-use axum::{
-    Form,
-    extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Redirect, Response},
-};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use minijinja::context;
 use parking_lot::Mutex;
 use rand::distr::{Alphanumeric, SampleString};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -21,15 +14,10 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
-use super::{
-    Pages,
-    api::{Answer, Caller},
-    reader::{self, Reader},
-};
 use crate::{clock::Timestamp, digest::sha256, queue::Queue};
 
 /// A working day, and no night: who runs the service signs in again.
-const SESSION_HOURS: u64 = 12;
+pub(super) const SESSION_HOURS: u64 = 12;
 
 /// Most sessions: the oldest makes room, of an operator only where there are no others. More browsers than any team of
 /// operators has.
@@ -37,11 +25,6 @@ const MAX_SESSIONS: usize = 1_000;
 
 /// Characters of a session's name, and of the mark in its forms: 32 of 62 kinds are 190 bits.
 const NAME_LENGTH: usize = 32;
-
-const COOKIE: &str = "ceoagent_session";
-
-/// Its name by TLS: then no other host, such as a subdomain, can set it.
-const COOKIE_BY_TLS: &str = "__Host-ceoagent_session";
 
 /// What the settings begin with that keep a session; what is derived from the session's name follows.
 const SETTING: &str = "session/";
@@ -75,24 +58,6 @@ pub(super) struct SessionView {
     pub(super) is_admin: bool,
 }
 
-/// What a browser gets that has signed in.
-pub(super) struct SignedIn {
-    pub(super) cookie: HeaderValue,
-    pub(super) is_admin: bool,
-    /// Asks the API in its name.
-    pub(super) caller: Caller,
-}
-
-/// Why nobody is signed in.
-pub(super) enum NotSignedIn {
-    /// The credential opens nothing here.
-    Wrong,
-    /// There were too many tries.
-    Later,
-    /// The API can't tell now.
-    Unknown(Answer),
-}
-
 impl Sessions {
     /// The sessions that `queue` keeps.
     pub(super) fn of(queue: Queue) -> Sessions {
@@ -107,7 +72,7 @@ impl Sessions {
     }
 
     /// Opens a session. Returns the name that the browser is to keep.
-    async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
+    pub(super) async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
         let now = self.queue.now();
         let name = Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
         let ends_at = now.plus(Duration::from_hours(SESSION_HOURS));
@@ -144,7 +109,7 @@ impl Sessions {
         Some((SessionView { mark, is_admin: session.is_admin }, credential))
     }
 
-    async fn close(&self, name: &str) {
+    pub(super) async fn close(&self, name: &str) {
         let key = text_of(FINDING, name);
         if self.open.lock().remove(&key).is_some() {
             self.keep(&key, None).await;
@@ -199,142 +164,10 @@ fn unseal(name: &str, sealed: &str) -> Option<SecretString> {
     std::str::from_utf8(opened).ok().map(SecretString::from)
 }
 
-/// The name of the session that the browser has.
-pub(super) fn cookie(headers: &HeaderMap) -> Option<&str> {
-    reader::cookie(headers, if is_by_tls(headers) { COOKIE_BY_TLS } else { COOKIE })
-}
-
-/// Whether a proxy says that the browser speaks TLS.
-fn is_by_tls(headers: &HeaderMap) -> bool {
-    headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https")
-}
-
-/// `Secure` and its prefix only where the browser speaks TLS: else it would not keep the cookie.
-fn set_cookie(headers: &HeaderMap, value: &str, seconds: u64) -> HeaderValue {
-    let (name, secure) = if is_by_tls(headers) { (COOKIE_BY_TLS, "; Secure") } else { (COOKIE, "") };
-    let cookie = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
-    HeaderValue::try_from(cookie).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// The address to go to after signing in.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Next {
-    next: String,
-}
-
-/// `GET /admin/login`
-pub(super) async fn form(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    axum::extract::Query(Next { next }): axum::extract::Query<Next>,
-) -> Response {
-    pages.render(&reader, StatusCode::OK, "login.html", context! { next })
-}
-
-/// The filled form.
-#[derive(Deserialize)]
-pub(super) struct Credentials {
-    token: String,
-    #[serde(default)]
-    next: String,
-}
-
-/// `POST /admin/login`
-pub(super) async fn sign_in(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    headers: HeaderMap,
-    Form(Credentials { token, next }): Form<Credentials>,
-) -> Response {
-    match pages.sign_in(&reader, &headers, token.into()).await {
-        Ok(SignedIn { cookie, is_admin, .. }) => {
-            let home = if is_admin { "/admin" } else { "/" };
-            let is_theirs = !next.is_empty() && (is_admin || !next.starts_with("/admin"));
-            let mut response = Redirect::to(if is_theirs { reader::here(&next) } else { home }).into_response();
-            response.headers_mut().append(header::SET_COOKIE, cookie);
-            response
-        }
-        Err(NotSignedIn::Wrong) => {
-            let page = context! { next, wrong => "token" };
-            pages.render(&reader, StatusCode::UNAUTHORIZED, "login.html", page)
-        }
-        Err(NotSignedIn::Later) => {
-            let page = context! { next, wrong => "later" };
-            pages.render(&reader, StatusCode::TOO_MANY_REQUESTS, "login.html", page)
-        }
-        Err(NotSignedIn::Unknown(answer)) => pages.problem(&reader, &answer),
-    }
-}
-
-/// A form that says nothing but whose it is.
-#[derive(Deserialize)]
-pub(super) struct Mark {
-    #[serde(default)]
-    pub(super) mark: String,
-}
-
-/// `POST /admin/logout`
-pub(super) async fn sign_out(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    headers: HeaderMap,
-    Form(Mark { mark }): Form<Mark>,
-) -> Response {
-    if let Err(response) = pages.check_mark(&reader, &mark) {
-        return *response;
-    }
-    if let Some(name) = cookie(&headers) {
-        pages.sessions.close(name).await;
-    }
-    let mut response = Redirect::to("/").into_response();
-    response.headers_mut().append(header::SET_COOKIE, set_cookie(&headers, "", 0));
-    response
-}
-
-impl Pages {
-    /// Opens a session for whoever has this credential, an operator's or not, in place of the one that the browser has.
-    pub(super) async fn sign_in(
-        &self,
-        reader: &Reader,
-        headers: &HeaderMap,
-        credential: SecretString,
-    ) -> Result<SignedIn, NotSignedIn> {
-        let caller = reader.caller.clone().with(credential.clone());
-        let answer = self.api.get(&caller, "/api/v1/admin/jobs?limit=1").await;
-        let is_admin = match answer.status {
-            StatusCode::OK => true,
-            // Known, and no operator.
-            StatusCode::FORBIDDEN => false,
-            StatusCode::UNAUTHORIZED => return Err(NotSignedIn::Wrong),
-            StatusCode::TOO_MANY_REQUESTS => return Err(NotSignedIn::Later),
-            _ => return Err(NotSignedIn::Unknown(answer)),
-        };
-        if let Some(old) = cookie(headers) {
-            self.sessions.close(old).await;
-        }
-        let name = self.sessions.open(&credential, is_admin).await;
-        Ok(SignedIn { cookie: set_cookie(headers, &name, SESSION_HOURS * 3_600), is_admin, caller })
-    }
-
-    /// Checks that a form was made for this session; if not, the error is the answer that says so.
-    pub(super) fn check_mark(&self, reader: &Reader, mark: &str) -> Result<(), Box<Response>> {
-        match &reader.session {
-            Some(session) if session.made(mark) => Ok(()),
-            Some(_) => Err(Box::new(self.message(reader, StatusCode::FORBIDDEN, "error_title", "error_form_old"))),
-            None => Err(Box::new(sign_in_first("/admin"))),
-        }
-    }
-}
-
-/// To the form, and back to `here` afterwards.
-pub(super) fn sign_in_first(here: &str) -> Response {
-    let next = form_urlencoded::Serializer::new(String::new()).append_pair("next", here).finish();
-    Redirect::to(&format!("/admin/login?{next}")).into_response()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -420,18 +253,5 @@ mod tests {
         drop(open);
         let reopened = sessions(folder.path(), &clock);
         assert!(reopened.find(&first).is_none() && reopened.find(&second).is_none());
-    }
-
-    #[test]
-    fn the_cookie_is_kept_from_scripts_and_other_sites() {
-        let cookie = set_cookie(&HeaderMap::new(), "abc", 60);
-        assert_eq!(cookie, "ceoagent_session=abc; Path=/; Max-Age=60; HttpOnly; SameSite=Strict");
-        let by_tls = HeaderMap::from_iter([(
-            header::HeaderName::from_static("x-forwarded-proto"),
-            HeaderValue::from_static("https"),
-        )]);
-        let cookie = set_cookie(&by_tls, "abc", 60);
-        assert!(cookie.to_str().unwrap().starts_with("__Host-ceoagent_session=abc; Path=/;"));
-        assert!(cookie.to_str().unwrap().ends_with("; Secure"));
     }
 }

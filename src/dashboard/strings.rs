@@ -78,7 +78,7 @@ fn all() -> BTreeMap<String, [String; 2]> {
 mod tests {
     use strum::IntoEnumIterator;
 
-    use super::{super::page::TEMPLATES, *};
+    use super::{super::templates::TEMPLATES, *};
     use crate::{
         analysis::labels::Labels,
         job::{AttemptOutcome, FailureCode, JobStatus},

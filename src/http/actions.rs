@@ -16,12 +16,12 @@ use super::{
     extract::Admin,
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
     observe,
-    problem::{FieldError, INTERNAL, Problem, VALIDATION_FAILED},
+    problem::{FieldError, INTERNAL, Problem},
 };
 use crate::{
     ledger::dollars,
     queue::{
-        audit::Deed,
+        audit::AuditAction,
         bulk::{Action, Bulk, Outcome, Trial},
     },
 };
@@ -31,6 +31,7 @@ const WORK_TIME: Duration = Duration::from_secs(25);
 
 /// An action on all jobs that match a filter.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct ActionRequest {
     #[schema(required, value_type = Action)]
     action: Option<Action>,
@@ -97,11 +98,12 @@ struct Estimate {
 pub(super) async fn act(
     admin: Admin,
     State(api): State<Arc<Api>>,
-    JsonBody(request): JsonBody<ActionRequest>,
+    request: JsonBody<ActionRequest>,
 ) -> Result<Response, Problem> {
-    let is_trial = request.dry_run;
-    let described = request.filter.as_ref().map(|filter| serde_json::to_string(filter).unwrap_or_default());
-    let bulk = bulk(request).map_err(|errors| Problem::listing(VALIDATION_FAILED, errors))?;
+    let (is_trial, described, bulk) = request.checked(|request| {
+        let described = request.filter.as_ref().map(|filter| serde_json::to_string(filter).unwrap_or_default());
+        Ok((request.dry_run, described, bulk(request)?))
+    })?;
     let report = if is_trial {
         try_out(&api, &bulk).await?
     } else {
@@ -169,8 +171,8 @@ async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
 }
 
 async fn act_on_record(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
-    let mut entry = api.queue.note(Deed { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
-    let Outcome { matched, changed, next } = api.queue.act(bulk, &mut entry).await?;
+    let entry = api.queue.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
+    let Outcome { matched, changed, next } = api.queue.act(bulk, &entry).await?;
     Ok(ActionReport {
         action: bulk.action,
         dry_run: false,

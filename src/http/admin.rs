@@ -1,6 +1,6 @@
 //! `/api/v1/admin/jobs`: lists all jobs, page by page, for operators.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -8,16 +8,22 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use super::{
     Api,
     extract::{Admin, Params, count_up_to},
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
+    pages::Here,
     problem::{INVALID_PARAMETER, Problem},
     view::{Include, JobView},
 };
-use crate::job::{FailureCode, JobFilter, JobStatus, Listing, Order, Priority, StatusCounts};
+use crate::job::{FailureCode, JobFilter, JobStatus, Listing, Order, Priority, StatusCounts, UnfinishedSearch};
+
+/// Longest time that a listing counts the jobs of its filter.
+const COUNT_TIME: Duration = Duration::from_millis(500);
 
 /// Default number of jobs on a page.
 const DEFAULT_LIMIT: usize = 50;
@@ -26,14 +32,16 @@ const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 200;
 
 /// The parameters of the routes that list jobs, without `caller`.
-const TAKEN: &str =
-    "status, priority, code, created_from, created_before, text, model, metadata, order, include, limit and cursor";
+const TAKEN: &str = "ids, status, priority, code, created_from, created_before, text, model, metadata, order, include, limit and cursor";
 
 /// The same parameters for the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "only for the OpenAPI document")]
 pub(super) struct Listed {
+    /// Jobs with one of these ids; repeat the parameter or separate the ids with commas; up to 1,000
+    #[param(max_items = 1000)]
+    ids: Option<Vec<Uuid>>,
     /// Jobs with this status; repeat the parameter for several
     status: Option<Vec<JobStatus>>,
     /// Jobs with this priority; repeatable
@@ -80,11 +88,15 @@ pub(super) struct Label(String);
 #[derive(Serialize, ToSchema)]
 pub(super) struct JobList<'a> {
     jobs: Vec<JobView<'a>>,
-    /// The `cursor` of the next page, to send with the same filter; null on the last page. A page may be short or empty and
-    /// still have a next one, because a search ends after 200 ms or 2,000 jobs read.
+    /// The `cursor` of the next page, to send with the same filter; null on the last page.
     next_cursor: Option<String>,
     /// The `cursor` of the previous page, to send with the same filter; null on the first page.
     prev_cursor: Option<String>,
+    /// How far the search came, if its 500 ms were over before the page was full; null otherwise. The next page continues
+    /// the search. Only then can a page with a next one be empty.
+    unfinished_search: Option<UnfinishedSearch>,
+    /// Number of all jobs that match, by status, with `count=true`; null without it, or if counting takes 500 ms.
+    matched: Option<StatusCounts>,
     /// Number of all jobs by status, without the filter.
     total: StatusCounts,
 }
@@ -98,32 +110,57 @@ pub(super) struct JobList<'a> {
     params(
         Listed,
         ("caller" = Option<String>, Query, min_length = 1, max_length = 500,
-            description = "Jobs submitted with this API key's name or token's subject")
+            description = "Jobs submitted with this API key's name or token's subject"),
+        ("count" = Option<bool>, Query, description = "`true` also counts all jobs that match: see `matched`")
     ),
     responses(
         (status = 200, description = "A page of jobs", body = JobList<'static>),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    let (listing, include) = listing(&params, None)?;
+pub(super) async fn list(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Response, Problem> {
+    let Wanted { listing, include, is_counted } = wanted(&params, None)?;
     let _place = api.memory.list_place().await;
+    let counted = is_counted.then(|| listing.filter.clone());
     let page = api.queue.list(listing).await?;
+    let matched = match counted {
+        Some(filter) => api.queue.count(filter, Instant::now() + COUNT_TIME).await?,
+        None => None,
+    };
     let now = api.queue.now();
+    here.link_next("cursor", page.next.map(encode_cursor));
     let list = JobList {
         jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
         next_cursor: page.next.map(encode_cursor),
         prev_cursor: page.prev.map(encode_cursor),
+        unfinished_search: page.unfinished,
+        matched,
         total: api.queue.counts(),
     };
     Ok(Json(list).into_response())
 }
 
-/// Parses the parameters of a listing, and which large fields it shows. `own` limits it to the jobs of one caller.
-pub(super) fn listing(params: &Params, own: Option<String>) -> Result<(Listing, Include), Problem> {
+/// What the parameters of a listing ask for.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) listing: Listing,
+    /// The large fields that the jobs have.
+    pub(super) include: Include,
+    /// Whether all jobs that match are counted.
+    is_counted: bool,
+}
+
+/// Parses the parameters of a listing. `own` limits it to the jobs of one caller.
+pub(super) fn wanted(params: &Params, own: Option<String>) -> Result<Wanted, Problem> {
     let (mut conditions, mut include) = (Conditions::default(), Include::default());
+    let mut is_counted = false;
     let mut listing = Listing { limit: DEFAULT_LIMIT, ..Listing::default() };
-    let taken = if own.is_some() { TAKEN.to_owned() } else { format!("caller, {TAKEN}") };
+    let taken = if own.is_some() { TAKEN.to_owned() } else { format!("caller, count, {TAKEN}") };
     let mut errors = params.errors(&taken, |name, value| match name {
         "limit" => Some(count_up_to(MAX_LIMIT, value).map(|limit| listing.limit = limit)),
         "include" => Some(include.add(value)),
@@ -132,13 +169,18 @@ pub(super) fn listing(params: &Params, own: Option<String>) -> Result<(Listing, 
             let cursor = decode_cursor(value).ok_or_else(|| WRONG_CURSOR.to_owned());
             Some(cursor.map(|cursor| listing.cursor = Some(cursor)))
         }
-        "caller" if own.is_some() => None,
+        "caller" | "count" if own.is_some() => None,
+        "count" => {
+            let wrong = |_| format!("must be true or false, not {value:?}");
+            Some(value.parse().map(|given| is_counted = given).map_err(wrong))
+        }
         _ => conditions.take(name, value),
     });
     match conditions.filter() {
         Ok(filter) if errors.is_empty() => {
             let caller = own.or_else(|| filter.caller.clone());
-            Ok((Listing { filter: JobFilter { caller, ..filter }, ..listing }, include))
+            let listing = Listing { filter: JobFilter { caller, ..filter }, ..listing };
+            Ok(Wanted { listing, include, is_counted })
         }
         filter => {
             errors.extend(filter.err().into_iter().flatten());
@@ -162,7 +204,7 @@ mod tests {
 
     fn of(pairs: &[(&str, &str)]) -> Result<Listing, Problem> {
         let params = pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        listing(&Params(params), None).map(|(listing, _)| listing)
+        wanted(&Params(params), None).map(|wanted| wanted.listing)
     }
 
     #[test]
@@ -176,11 +218,18 @@ mod tests {
 
     #[test]
     fn all_wrong_parameters_are_reported() {
-        let wrong =
-            [("status", "done"), ("limit", "0"), ("cursor", "x"), ("state", "failed"), ("order", "up"), ("text", "")];
+        let wrong = [
+            ("status", "done"),
+            ("limit", "0"),
+            ("cursor", "x"),
+            ("state", "failed"),
+            ("order", "up"),
+            ("text", ""),
+            ("count", "1"),
+        ];
         let problem = of(&wrong).unwrap_err();
         let fields: Vec<&str> = problem.errors().iter().map(|error| error.field.as_str()).collect();
-        assert_eq!(fields, ["status", "limit", "cursor", "state", "order", "text"]);
+        assert_eq!(fields, ["status", "limit", "cursor", "state", "order", "count", "text"]);
         assert!(of(&[("limit", "201")]).is_err());
     }
 }

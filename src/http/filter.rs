@@ -1,6 +1,6 @@
 //! The job filter, as query parameters and as JSON, and the cursors of listings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
@@ -10,17 +10,24 @@ use utoipa::ToSchema;
 use super::{problem::FieldError, submission::MAX_METADATA};
 use crate::{
     clock::Timestamp,
-    job::{Cursor, FailureCode, JobFilter, JobStatus, Priority, Side},
+    job::{Cursor, FailureCode, JobFilter, JobId, JobStatus, Priority, Side},
 };
 
 /// Longest text of a condition, in characters.
 const MAX_TEXT: usize = 500;
 
+/// Most ids of a filter: five pages of a listing.
+const MAX_IDS: usize = 1_000;
+
 /// A job must match all conditions. An empty filter matches all jobs.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[schema(as = JobFilter)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields, expecting = "an object")]
 pub(super) struct Conditions {
+    /// Jobs with one of these ids.
+    #[schema(value_type = Option<Vec<Uuid>>, min_items = 1, max_items = 1000)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ids: Option<Vec<JobId>>,
     /// Jobs with one of these statuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     status: Vec<JobStatus>,
@@ -62,6 +69,10 @@ impl Conditions {
     /// Parses a query parameter, if it is a condition. The error says what is allowed.
     pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), String>> {
         let taken = match name {
+            "ids" => value.split(',').try_for_each(|id| {
+                let wrong = |_| format!("must be ids of jobs, separated by commas, not {id:?}");
+                id.parse().map(|id| self.ids.get_or_insert_default().push(id)).map_err(wrong)
+            }),
             "status" => one_of(value, JobStatus::VARIANTS).map(|status| self.status.push(status)),
             "priority" => one_of(value, Priority::VARIANTS).map(|priority| self.priority.push(priority)),
             "code" => one_of(value, FailureCode::VARIANTS).map(|code| self.code.push(code)),
@@ -92,6 +103,10 @@ impl Conditions {
                 errors.push(FieldError::new(name, format!("must have 1 to {MAX_TEXT} characters, not {count}")));
             }
         }
+        // No ids must not mean all jobs.
+        if let Some(count) = self.ids.as_ref().map(Vec::len).filter(|count| !(1..=MAX_IDS).contains(count)) {
+            errors.push(FieldError::new("ids", format!("must be 1 to {MAX_IDS} ids, not {count}")));
+        }
         let labels = self.metadata.len() + self.labels.len();
         // A job can't have more.
         if labels > MAX_METADATA {
@@ -100,6 +115,7 @@ impl Conditions {
         }
         if errors.is_empty() {
             let filter = JobFilter {
+                ids: self.ids.map(BTreeSet::from_iter),
                 statuses: self.status,
                 priorities: self.priority,
                 codes: self.code,
@@ -196,7 +212,10 @@ mod tests {
     #[test]
     fn conditions_add_up() {
         let mut conditions = Conditions::default();
+        let ids = ["01a20a05-6ed7-7618-a47d-ce15724b97e5", "01a20a05-6ed7-7618-a47d-ce15724b97e6"];
         for (name, value) in [
+            ("ids", ids[0]),
+            ("ids", &ids.join(",")),
             ("status", "failed"),
             ("status", "scheduled"),
             ("priority", "low"),
@@ -210,6 +229,7 @@ mod tests {
             conditions.take(name, value).unwrap().unwrap();
         }
         let filter = conditions.filter().unwrap();
+        assert_eq!(filter.ids, Some(ids.map(|id| id.parse().unwrap()).into()));
         assert_eq!(filter.statuses, [JobStatus::Failed, JobStatus::Scheduled]);
         assert_eq!((&*filter.priorities, &*filter.codes), (&[Priority::Low][..], &[FailureCode::Refused][..]));
         assert_eq!(filter.created_from, Some(Timestamp::from_millis(1_795_428_600_000)));
@@ -226,6 +246,9 @@ mod tests {
         assert!(wrong("priority", "urgent").contains("high, normal, low"));
         assert!(wrong("code", "oops").contains("deadline_exceeded"));
         assert!(wrong("created_from", "yesterday").contains("RFC 3339"));
+        assert!(wrong("ids", "01a2,x").contains("ids of jobs, separated by commas, not \"01a2\""));
+        let no_ids = Conditions { ids: Some(Vec::new()), ..Conditions::default() };
+        assert_eq!(no_ids.filter().unwrap_err()[0].message, "must be 1 to 1000 ids, not 0");
         assert!(wrong("metadata", "team").contains("key=value"));
         assert!(Conditions::default().take("state", "failed").is_none());
         let mut twice = Conditions::default();

@@ -1,4 +1,4 @@
-//! `/api/v1/jobs`: lists a caller's jobs. `/api/v1/jobs/{id}`: gets, awaits, cancels and retries a job.
+//! `/api/v1/jobs`: lists a caller's jobs. `/api/v1/jobs/{id}`: gets, awaits, cancels, retries and deletes a job.
 
 use std::sync::Arc;
 
@@ -13,24 +13,30 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    admin::{Listed, listing},
+    admin::{Listed, Wanted, wanted},
     extract::{Id, Named, Params},
     filter::encode_cursor,
+    pages::Here,
     problem::Problem,
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
 };
-use crate::{job::JobId, queue::audit::Deed};
+use crate::{
+    job::{JobId, UnfinishedSearch},
+    queue::audit::AuditAction,
+};
 
 /// A page of a caller's jobs.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OwnJobs<'a> {
     jobs: Vec<JobView<'a>>,
-    /// The `cursor` of the next page, to send with the same filter; null on the last page. A page may be short or empty and
-    /// still have a next one, because a slow search ends early.
+    /// The `cursor` of the next page, to send with the same filter; null on the last page.
     next_cursor: Option<String>,
     /// The `cursor` of the previous page, to send with the same filter; null on the first page.
     prev_cursor: Option<String>,
+    /// How far the search came, if its 500 ms were over before the page was full; null otherwise. The next page continues
+    /// the search. Only then can a page with a next one be empty.
+    unfinished_search: Option<UnfinishedSearch>,
 }
 
 /// List your jobs
@@ -48,15 +54,18 @@ pub(super) async fn list(
     Named(caller): Named,
     State(api): State<Arc<Api>>,
     params: Params,
+    here: Here,
 ) -> Result<Response, Problem> {
-    let (listing, include) = listing(&params, Some(caller))?;
+    let Wanted { listing, include, .. } = wanted(&params, Some(caller))?;
     let _place = api.memory.list_place().await;
     let page = api.queue.list(listing).await?;
     let now = api.queue.now();
+    here.link_next("cursor", page.next.map(encode_cursor));
     let jobs = OwnJobs {
         jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
         next_cursor: page.next.map(encode_cursor),
         prev_cursor: page.prev.map(encode_cursor),
+        unfinished_search: page.unfinished,
     };
     Ok(Json(jobs).into_response())
 }
@@ -153,6 +162,27 @@ pub(super) async fn retry(
     Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))
 }
 
+/// Delete a job
+///
+/// Removes a job that has ended, with its question and memo. It can't be restored. Callers can delete their own jobs.
+#[utoipa::path(
+    delete, path = "/api/v1/jobs/{id}", operation_id = "delete_job", tag = "analysis",
+    params(("id" = uuid::Uuid, Path, description = "The job")),
+    responses(
+        (status = 204, description = "The job is deleted"),
+        (status = 409, description = "`conflict`: the job has not ended; cancel it first"),
+        (status = 503, description = "`storage_unavailable`")
+    )
+)]
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    Id { job: id, operator, .. }: Id,
+) -> Result<StatusCode, Problem> {
+    api.queue.delete(id).await?;
+    put_on_record(&api, operator.as_deref(), "delete", id, true).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Writes an operator's action on a job to the audit log, with whether it changed the job. Actions of callers on their own
 /// jobs are not logged.
 pub(super) async fn put_on_record(
@@ -164,7 +194,7 @@ pub(super) async fn put_on_record(
 ) -> Result<(), Problem> {
     if let Some(actor) = operator {
         let detail = id.to_string();
-        api.queue.note(Deed { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
+        api.queue.record(AuditAction { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
     }
     Ok(())
 }

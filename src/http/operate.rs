@@ -17,6 +17,7 @@ use super::{
     extract::{Admin, Params, count_up_to},
     health::Note,
     limits::{self, LimitsView},
+    pages::Here,
     problem::{FieldError, Problem},
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     metrics::kind,
     queue::{
         Pause,
-        audit::{Deed, Entry},
+        audit::{AuditAction, Entry},
     },
 };
 
@@ -91,6 +92,8 @@ pub(super) struct AuditPage {
 }
 
 /// Get the state of the service
+///
+/// Numbers of jobs, workers, limits, and what needs an operator.
 #[utoipa::path(
     get, path = "/api/v1/admin/stats", operation_id = "get_stats", tag = "admin",
     responses(
@@ -138,11 +141,13 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
 )]
 pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     let pause = api.queue.pause(&admin.actor).await?;
-    api.queue.note(Deed { actor: &admin.actor, action: "pause", detail: None }, None).await?;
+    api.queue.record(AuditAction { actor: &admin.actor, action: "pause", detail: None }, None).await?;
     Ok(Json(QueueState { paused: Some(pause) }))
 }
 
 /// Resume the queue
+///
+/// Jobs start again. Resuming a queue that is not paused changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/resume", operation_id = "resume_queue", tag = "admin",
     responses(
@@ -152,13 +157,14 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
 )]
 pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     api.queue.resume().await?;
-    api.queue.note(Deed { actor: &admin.actor, action: "resume", detail: None }, None).await?;
+    api.queue.record(AuditAction { actor: &admin.actor, action: "resume", detail: None }, None).await?;
     Ok(Json(QueueState { paused: None }))
 }
 
 /// Read the audit log
 ///
-/// Actions of operators, newest first. The newest 10,000 entries are stored.
+/// Actions of operators, newest first, stored for 400 days. The same action of the same operator, repeated within ten
+/// minutes, is one entry with a count.
 #[utoipa::path(
     get, path = "/api/v1/admin/audit", operation_id = "list_audit", tag = "admin",
     params(
@@ -171,12 +177,18 @@ pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn audit(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Json<AuditPage>, Problem> {
+pub(super) async fn audit(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Json<AuditPage>, Problem> {
     let (before, limit) = audit_page(&params)?;
     let mut entries = api.queue.audit(before, limit + 1).await?;
     let is_more = entries.len() > limit;
     entries.truncate(limit);
     let next_cursor = entries.last().filter(|_| is_more).map(|entry| entry.id);
+    here.link_next("cursor", next_cursor.map(|id| id.to_string()));
     Ok(Json(AuditPage { entries, next_cursor }))
 }
 

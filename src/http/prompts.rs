@@ -11,7 +11,7 @@ use super::{
     extract::Admin,
     problem::{INTERNAL, PROMPTS_INVALID, Problem},
 };
-use crate::{prompts::VersionInfo, queue::audit::Deed};
+use crate::{prompts::VersionInfo, queue::audit::AuditAction};
 
 /// The prompt versions.
 #[derive(Serialize, ToSchema)]
@@ -21,6 +21,8 @@ pub(super) struct PromptList {
 }
 
 /// List the prompt versions
+///
+/// A question can name one of them in `prompt_version`.
 #[utoipa::path(
     get, path = "/api/v1/admin/prompts", operation_id = "list_prompts", tag = "admin",
     responses(
@@ -49,7 +51,7 @@ pub(super) async fn reload(admin: Admin, State(api): State<Arc<Api>>) -> Result<
     let read = tokio::task::spawn_blocking(move || prompts.reload()).await;
     match read {
         Ok(Ok(())) => {
-            api.queue.note(Deed { actor: &admin.actor, action: "prompts_reload", detail: None }, None).await?;
+            api.queue.record(AuditAction { actor: &admin.actor, action: "prompts_reload", detail: None }, None).await?;
             Ok(Json(PromptList { versions: api.prompts.list() }))
         }
         Ok(Err(error)) => Err(Problem::new(PROMPTS_INVALID, error.to_string())),

@@ -97,10 +97,10 @@ impl JobStore for Broken {
     async fn book(&self, _: Day, _: String, _: Sums) -> Result<(), StoreError> {
         self.fault().await
     }
-    async fn journal(&self, _: Uuid, _: String) -> Result<(), StoreError> {
+    async fn append_audit(&self, _: Uuid, _: String, _: Uuid) -> Result<(), StoreError> {
         self.fault().await
     }
-    async fn journalled(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+    async fn read_audit(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
         self.fault().await
     }
     fn newest_answer(&self, _: std::num::NonZeroU64) -> Option<Job> {
@@ -114,6 +114,12 @@ impl JobStore for Broken {
     }
     fn next_delivery_after(&self, _: Timestamp) -> Option<Timestamp> {
         None
+    }
+    async fn resend(&self, _: JobId, _: Timestamp) -> Result<(), StoreError> {
+        self.fault().await
+    }
+    async fn failing_deliveries(&self, _: Listing) -> Result<JobPage, StoreError> {
+        self.fault().await
     }
     async fn note_delivery(&self, _: JobId, _: Delivery) -> Result<(), StoreError> {
         self.fault().await
@@ -198,7 +204,7 @@ async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["request_id"], id, "{body}");
     assert_eq!(body["status"], status.as_u16(), "{body}");
-    assert_eq!(body["type"], format!("urn:ceoagent:problem:{}", body["code"].as_str().unwrap()));
+    assert_eq!(body["type"], format!("/docs#problem-{}", body["code"].as_str().unwrap()));
     assert!(body["title"].is_string() && body["detail"].is_string(), "{body}");
     (status, body)
 }
@@ -222,7 +228,7 @@ async fn every_bad_request_is_a_problem_that_says_what_to_do() {
         (post(&base).body("{}"), 415, "unsupported_media_type", "application/json"),
         (json("{"), 400, "invalid_json", "line 1 column 1"),
         (json(""), 400, "invalid_json", "empty"),
-        (json("{\"query\":\"q\",\"a\":1,\"b\":2}"), 422, "validation_failed", "b: is not a field"),
+        (json("{\"query\":\"q\",\"a\":1,\"b\":2}"), 422, "validation_failed", "b: unknown field"),
         (json("{\"query\":\"12345678901\"}"), 422, "validation_failed", "at most 10 characters, not 11"),
         (post(&base).json(&"x".repeat(300_000)), 413, "body_too_large", "262144 bytes"),
         (post(&base).json(&json!({"query": "q"})), 503, "storage_unavailable", "try again"),
@@ -242,8 +248,9 @@ async fn every_bad_request_is_a_problem_that_says_what_to_do() {
 #[tokio::test]
 async fn the_answer_to_a_wrong_method_lists_the_allowed_ones_and_to_a_missing_token_how_to_send_it() {
     let base = start().await;
-    let response = client().delete(format!("{base}/api/v1/jobs/{ID}")).send().await.unwrap();
-    assert_eq!(response.headers()["allow"], "GET,HEAD");
+    let response = client().put(format!("{base}/api/v1/jobs/{ID}")).send().await.unwrap();
+    let allowed = response.headers()["allow"].to_str().unwrap();
+    assert!(["GET", "HEAD", "DELETE"].iter().all(|method| allowed.contains(method)), "{allowed}");
     let response = client().get(format!("{base}/api/v1/admin/jobs")).send().await.unwrap();
     assert!(response.headers()["www-authenticate"].to_str().unwrap().starts_with("Bearer"));
 }

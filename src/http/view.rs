@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::{etag, problem::Problem};
 use crate::{
     analysis::{
-        Asked,
+        decision::Asked,
         memo::{Memo, Shown},
     },
     clock::Timestamp,
@@ -222,7 +222,8 @@ struct DeliveryView<'a> {
     /// The `webhook-id` of the message, the same for every try.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
-    /// `waiting` for the job to end, `pending`, `delivered`, `given_up` after a day, or `disabled` by a `410`.
+    /// `waiting` for the job to end, `pending`, `delivered`, `given_up` after a day, `disabled` by a `410`, or `skipped`
+    /// because `callback_events` does not have the event.
     state: &'static str,
     /// When the next try is due.
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -240,6 +241,7 @@ impl<'a> DeliveryView<'a> {
             DeliveryState::Delivered => "delivered",
             DeliveryState::GivenUp => "given_up",
             DeliveryState::Disabled => "disabled",
+            DeliveryState::Skipped => "skipped",
         };
         let id = (delivery.number > 0).then(|| delivery.message_id(id));
         DeliveryView { id, state, next_at: delivery.next_at(), tries: &delivery.tries }

@@ -275,17 +275,6 @@ pub enum FailureCode {
     TimeLimit,
 }
 
-/// An account's limits per minute, each if it was told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AccountLimits {
-    /// Calls.
-    pub requests: Option<u64>,
-    /// Input tokens.
-    pub input_tokens: Option<u64>,
-    /// Output tokens.
-    pub output_tokens: Option<u64>,
-}
-
 /// What a call may have cost whose end is not known: an estimate from above, made before the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AtRisk {

@@ -1,11 +1,13 @@
-//! What is owed to the callback URL of a job: one message for each time that it ends, tried until it is taken or a day has
-//! passed. Pure: stores keep it beside its job, `webhook` sends it.
+//! The webhook of a job: one message each time that the job ends, tried until the receiver accepts it or a day has passed.
+//! Pure: stores keep it beside its job, `webhook` sends it.
 //!
 //! ```text
 //! Waiting ──the job ends──▶ Pending{next_at} ──2xx──▶ Delivered
-//!    ▲                          │  ▲  └─ no more tries ─▶ GivenUp
-//!    │                          └──┘ any other answer, or none
-//!    └── the job is queued again ──┘            410 from any of them ─▶ Disabled, for good
+//!    ▲                          │  ▲  ├─ no more tries ─▶ GivenUp
+//!    │                          └──┘  ├─ 410 ─▶ Disabled: no further message of this job
+//!    │        any other answer, none  └─ the event was not chosen ─▶ Skipped
+//!    └── the job is queued again
+//! Delivered, GivenUp, Disabled, Skipped, Pending ──a person resends it──▶ Pending{now}
 //! ```
 
 use std::time::Duration;
@@ -35,6 +37,9 @@ const MAX_ASKED_PAUSE: Duration = Duration::from_hours(1);
 /// receiver asks for longer ones; not for ever, since a service that has lost its secret sends nothing.
 pub const KEPT_UNTOLD: Duration = Duration::from_hours(48);
 
+/// Tries that are remembered of a message: two rounds of them. People may resend it any number of times.
+const MAX_TRIES: usize = 2 * (PAUSES.len() + 1);
+
 /// What is owed to a callback URL, and what came of it so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
@@ -42,10 +47,12 @@ pub struct Delivery {
     pub host: String,
     /// The message's number among those of its job; 0 before the first.
     pub number: u32,
-    /// Where it is.
+    /// How often a person had this message resent.
+    pub resends: u16,
+    /// Failed tries since the job's end or the last resend: the pause after a try depends on it.
+    pub failed: u16,
     pub state: DeliveryState,
-    /// How it was tried, oldest first.
-    #[serde(default)]
+    /// The newest tries of this message, oldest first.
     pub tries: Vec<DeliveryTry>,
 }
 
@@ -53,7 +60,7 @@ pub struct Delivery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryState {
-    /// There is nothing to tell: the job has not ended.
+    /// The job has not ended.
     #[default]
     Waiting,
     /// To be sent.
@@ -61,12 +68,47 @@ pub enum DeliveryState {
         /// Not before.
         next_at: Timestamp,
     },
-    /// It was taken.
+    /// The receiver accepted it.
     Delivered,
-    /// It was not taken in a day.
+    /// No try of a day succeeded.
     GivenUp,
-    /// The receiver wants no more, now or ever.
+    /// The receiver answered `410`: it gets no further message of this job.
     Disabled,
+    /// The request did not choose this event.
+    Skipped,
+}
+
+/// An event that a webhook can report: the `type` of its message.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumString,
+    strum::VariantNames,
+)]
+pub enum CallbackEvent {
+    /// The job has a memo.
+    #[serde(rename = "job.succeeded")]
+    #[strum(serialize = "job.succeeded")]
+    Succeeded,
+    /// The job has a memo that asks for more information: its `status` is `needs_information`.
+    #[serde(rename = "job.needs_information")]
+    #[strum(serialize = "job.needs_information")]
+    NeedsInformation,
+    /// The job has failed.
+    #[serde(rename = "job.failed")]
+    #[strum(serialize = "job.failed")]
+    Failed,
+    /// The job was cancelled.
+    #[serde(rename = "job.cancelled")]
+    #[strum(serialize = "job.cancelled")]
+    Cancelled,
 }
 
 /// One try to deliver a webhook.
@@ -93,15 +135,36 @@ impl Delivery {
         match self.state {
             DeliveryState::Disabled => self,
             _ => Delivery {
+                host: self.host,
                 number: self.number + 1,
                 state: DeliveryState::Pending { next_at: now },
-                tries: Vec::new(),
-                ..self
+                ..Delivery::default()
             },
         }
     }
 
-    /// The job is queued again: what its last end was is no news any more.
+    /// A person resends the newest message, whatever became of it: its tries start again from the first.
+    pub fn resent(self, now: Timestamp) -> Delivery {
+        Delivery {
+            number: self.number.max(1),
+            resends: self.resends.wrapping_add(1),
+            failed: 0,
+            state: DeliveryState::Pending { next_at: now },
+            ..self
+        }
+    }
+
+    /// The request did not choose the event of this message, and nobody had it resent.
+    pub fn skipped(self) -> Delivery {
+        Delivery { state: DeliveryState::Skipped, ..self }
+    }
+
+    /// Whether a try of `other` is a try of this message: not if the job has ended again or the message was resent.
+    pub fn is_same_round(&self, other: &Delivery) -> bool {
+        (self.number, self.resends) == (other.number, other.resends)
+    }
+
+    /// The job is queued again: its last end is outdated.
     pub fn withdrawn(self) -> Delivery {
         match self.state {
             DeliveryState::Disabled => self,
@@ -112,7 +175,7 @@ impl Delivery {
     /// After a try; the receiver may have asked for a pause.
     pub fn tried(mut self, this: DeliveryTry, asked: Option<Duration>) -> Delivery {
         let at = this.at;
-        self.state = match (this.http_status, PAUSES.get(self.tries.len())) {
+        self.state = match (this.http_status, PAUSES.get(usize::from(self.failed))) {
             (Some(200..=299), _) => DeliveryState::Delivered,
             (Some(410), _) => DeliveryState::Disabled,
             (_, None) => DeliveryState::GivenUp,
@@ -121,7 +184,11 @@ impl Delivery {
                 DeliveryState::Pending { next_at: at.plus(pause) }
             }
         };
+        self.failed += u16::from(self.state != DeliveryState::Delivered);
         self.tries.push(this);
+        if self.tries.len() > MAX_TRIES {
+            self.tries.remove(0);
+        }
         self
     }
 
@@ -134,9 +201,20 @@ impl Delivery {
     pub fn next_at(&self) -> Option<Timestamp> {
         match self.state {
             DeliveryState::Pending { next_at } => Some(next_at),
-            DeliveryState::Waiting | DeliveryState::Delivered | DeliveryState::GivenUp | DeliveryState::Disabled => {
-                None
-            }
+            DeliveryState::Waiting
+            | DeliveryState::Delivered
+            | DeliveryState::GivenUp
+            | DeliveryState::Disabled
+            | DeliveryState::Skipped => None,
+        }
+    }
+
+    /// Whether the receiver has not accepted the message yet, though it was tried.
+    pub fn is_failing(&self) -> bool {
+        match self.state {
+            DeliveryState::Pending { .. } => self.failed > 0,
+            DeliveryState::GivenUp | DeliveryState::Disabled => true,
+            DeliveryState::Waiting | DeliveryState::Delivered | DeliveryState::Skipped => false,
         }
     }
 
@@ -186,5 +264,27 @@ mod tests {
         assert_eq!(moved.next_at(), Some(at(6)), "a redirect is no delivery");
         let asked = first.tried(answered(at(1), 503), Some(Duration::from_hours(9)));
         assert_eq!(asked.next_at(), Some(at(3_601)));
+    }
+
+    #[test]
+    fn a_resent_message_starts_its_tries_again_under_the_same_id_and_remembers_so_many() {
+        let mut delivery = Delivery::default().due(at(0));
+        let id = delivery.message_id(JobId::nil());
+        for round in 0..4 {
+            while let Some(next_at) = delivery.next_at() {
+                delivery = delivery.tried(answered(next_at, 500), None);
+                assert!(delivery.is_failing());
+            }
+            assert_eq!((delivery.state, delivery.resends), (DeliveryState::GivenUp, round));
+            let before = delivery.clone();
+            delivery = delivery.resent(at(round.into()));
+            assert_eq!((delivery.next_at(), delivery.is_failing()), (Some(at(round.into())), false));
+            assert!(!delivery.is_same_round(&before));
+        }
+        assert_eq!((delivery.tries.len(), delivery.message_id(JobId::nil())), (MAX_TRIES, id));
+        let gone = delivery.tried(answered(at(9), 410), None);
+        let taken = gone.resent(at(10)).tried(answered(at(10), 200), None);
+        assert_eq!((taken.state, taken.is_failing()), (DeliveryState::Delivered, false));
+        assert!(taken.due(at(11)).next_at().is_some(), "resent and accepted, it is no longer disabled");
     }
 }

@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeSet, num::NonZeroU64};
 
+use serde::Serialize;
+use utoipa::ToSchema;
+
 use super::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority};
 use crate::clock::Timestamp;
 
-/// Which jobs are meant: those that meet every condition; all if there is none.
+/// The jobs that match every condition; all jobs if there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobFilter {
+    /// One of these, if set.
+    pub ids: Option<BTreeSet<JobId>>,
     /// Any of these; all if empty.
     pub statuses: Vec<JobStatus>,
     /// Any of these; all if empty.
@@ -39,7 +44,8 @@ impl JobFilter {
     /// Whether a job's life meets the conditions on it.
     pub fn takes(&self, job: &Job, now: Timestamp) -> bool {
         let is_among = |codes: &[FailureCode]| matches!(job.state, JobState::Failed { code } if codes.contains(&code));
-        (self.statuses.is_empty() || self.statuses.contains(&job.status(now)))
+        self.ids.as_ref().is_none_or(|ids| ids.contains(&job.id))
+            && (self.statuses.is_empty() || self.statuses.contains(&job.status(now)))
             && (self.priorities.is_empty() || self.priorities.contains(&job.priority))
             && (self.codes.is_empty() || is_among(&self.codes))
             && self.caller_digest.is_none_or(|digest| job.caller == Some(digest))
@@ -157,7 +163,18 @@ impl Listing {
     }
 }
 
-/// A page of a listing. It can be empty and yet have a next one: what meets no condition takes time to pass by.
+/// How far a search came in its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct UnfinishedSearch {
+    /// Submission time of the last job that was searched.
+    #[schema(value_type = String, format = DateTime)]
+    pub searched_to: Timestamp,
+    /// The searched part of all jobs, in percent.
+    #[schema(maximum = 99)]
+    pub percent: u8,
+}
+
+/// A page of a listing.
 #[derive(Clone, Debug)]
 pub struct JobPage {
     /// In the order asked for.
@@ -166,6 +183,8 @@ pub struct JobPage {
     pub next: Option<Cursor>,
     /// Where the page before starts; none at the beginning.
     pub prev: Option<Cursor>,
+    /// Set if the time of the search was over before the page was full. Only then a page with a next one can be empty.
+    pub unfinished: Option<UnfinishedSearch>,
 }
 
 /// The ids of a page of jobs.
@@ -201,6 +220,8 @@ mod tests {
         assert!(with(|_| {}));
         assert!(with(|filter| filter.statuses = vec![JobStatus::Failed, JobStatus::Queued]));
         assert!(!with(|filter| filter.statuses = vec![JobStatus::Failed]));
+        assert!(with(|filter| filter.ids = Some(BTreeSet::from([JobId::nil()]))));
+        assert!(!with(|filter| filter.ids = Some(BTreeSet::new())));
         assert!(with(|filter| filter.priorities = vec![Priority::Low]));
         assert!(!with(|filter| filter.priorities = vec![Priority::High]));
         assert!(!with(|filter| filter.codes = vec![FailureCode::Refused]), "it has not failed");

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{Attempt, AttemptError, AttemptOutcome, FailureCode, Job, JobState, delivery::Delivery};
+use super::{
+    Attempt, AttemptError, AttemptOutcome, FailureCode, Job, JobState,
+    delivery::{CallbackEvent, Delivery},
+};
 use crate::clock::Timestamp;
 
 /// What a client asked. Written once at submission, never changed.
@@ -35,9 +38,12 @@ pub struct JobRequest {
     /// Name of the key or token subject that submitted it; none where callers have no names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
-    /// Who is told when the job ends.
+    /// Where a webhook is sent when the job ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
+    /// The events that it is sent for; of an empty list, every end of the job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub callback_events: Vec<CallbackEvent>,
     /// Id of the HTTP request that brought the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -228,4 +234,18 @@ pub struct StatusCounts {
     pub succeeded: usize,
     pub failed: usize,
     pub cancelled: usize,
+}
+
+impl StatusCounts {
+    /// The count of one status.
+    pub fn of(&mut self, status: JobStatus) -> &mut usize {
+        match status {
+            JobStatus::Queued => &mut self.queued,
+            JobStatus::Scheduled => &mut self.scheduled,
+            JobStatus::Running => &mut self.running,
+            JobStatus::Succeeded => &mut self.succeeded,
+            JobStatus::Failed => &mut self.failed,
+            JobStatus::Cancelled => &mut self.cancelled,
+        }
+    }
 }

@@ -258,9 +258,7 @@ impl Reservation {
     }
 
     /// Changes it to what the call needs, now that it is known which one it is.
-    ///
-    /// # Errors
-    /// What is put off if there is not enough. Of a call of about the usual size it is the queue: the next reservation will
+    /// Errors: What is put off if there is not enough. Of a call of about the usual size it is the queue: the next reservation will
     /// be of so much, since that call is still the next one.
     pub(super) fn adjust(&mut self, need: Need) -> Result<(), PutOff> {
         let mut state = self.budget.state.lock();

@@ -106,9 +106,7 @@ impl Permit {
     /// Now that the call is known, gives the reservations of other models back, and takes what its input is likely to need
     /// instead of what is usual: as many tokens as the model has needed for so many bytes. If that is too little, later calls
     /// make up for it, so the limit holds over time.
-    ///
-    /// # Errors
-    /// Where nothing is reserved of the model and it can't be called now.
+    /// Errors: Where nothing is reserved of the model and it can't be called now.
     pub fn expect(&mut self, model: &str, bytes: usize) -> Result<(), NotNow> {
         let (key, now) = (ModelKey::of(model), Instant::now());
         let mut state = self.limits.0.state.lock();

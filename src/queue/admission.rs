@@ -92,6 +92,11 @@ impl Bounds {
         if kind == Kind::Operator { Ok(()) } else { self.rates.take(by, submits, Instant::now()) }
     }
 
+    /// Takes one submission from the caller's quota.
+    pub(super) fn charge(&self, by: Caller, now: Instant) -> Result<(), Refused> {
+        if caller::kind(by) == Kind::Operator { Ok(()) } else { self.rates.take(by, 1, now) }
+    }
+
     /// The used share of the places, of all or of those for jobs for later, whichever is larger.
     pub(super) fn used(&self, pending: usize, pending_scheduled: usize) -> f64 {
         let share = |used: usize, of: usize| used as f64 / of as f64;

@@ -1,10 +1,16 @@
-//! The audit log: who among the operators did what, when, and to how many jobs. Durable, with the newest
-//! [`MAX_JOURNAL`](crate::store::MAX_JOURNAL) entries kept.
+//! The audit log: which operator did what, when, and to how many jobs. Durable.
 //!
-//! What is done to one thing is on record once it is done, for it is done at once. What is done to many jobs is on
-//! record before, with no outcome, and again after each step: so an entry without an end tells of a crash in the middle.
+//! The same action of the same operator, repeated within [`FOLD_WITHIN`], is added to one entry, so that nobody can push
+//! older entries out by repeating an action. An entry is removed after [`STORED_FOR`]; the store also bounds their size.
+//!
+//! An action on one job is recorded after it is done. An action on many jobs is recorded before its first step, and
+//! counted in its entry after each step, so a crash in the middle is visible.
 
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex as AsyncMutex;
 use tracing::{info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -12,34 +18,50 @@ use uuid::Uuid;
 use super::{Queue, QueueError, new_id};
 use crate::clock::Timestamp;
 
-/// Longest description of an action that is kept, in bytes.
-const MAX_DETAIL: usize = 4 << 10;
+/// Longest text of an entry's details, in bytes.
+const MAX_DETAIL: usize = 1 << 10;
 
-/// One action of an operator.
+/// An action is added to the operator's last entry of the same action if that is not older. With [`LONGEST_ENTRY`], an
+/// operator makes at most 144 entries of an action a day, and at most 24 when the action is repeated all the time.
+const FOLD_WITHIN: Duration = Duration::from_mins(10);
+
+/// Longest time that one entry covers.
+const LONGEST_ENTRY: Duration = Duration::from_hours(1);
+
+/// How long entries are stored: a year and a month.
+const STORED_FOR: Duration = Duration::from_hours(400 * 24);
+
+/// Actions of an operator: one, or the same action repeated within ten minutes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = AuditEntry)]
 pub struct Entry {
-    /// Ids sort by time.
+    /// Ids sort by the time of the first action.
     #[schema(value_type = String, format = Uuid)]
     pub id: Uuid,
+    /// Time of the first action.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
+    /// Time of the last action.
+    #[schema(value_type = String, format = DateTime)]
+    pub last_at: Timestamp,
+    /// Number of actions.
+    pub count: u64,
     /// The operator: `admin_token`, the name of the API key, or the subject of the token.
     pub actor: String,
     /// Stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `reparse`, `import`, `prompts_reload`,
     /// `key_create`, `key_revoke`.
     pub action: String,
-    /// The target or the new values.
+    /// The targets or the new values of each action, separated by commas, up to 1 KiB of text; then `…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Number of changed jobs. Absent if the action is not about jobs or did not finish.
+    /// Number of changed jobs. Absent if the action is not about jobs or has not changed any yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<usize>,
 }
 
-/// An action of an operator, before it is on record.
+/// An action of an operator, before it is recorded.
 #[derive(Clone, Copy, Debug)]
-pub struct Deed<'a> {
+pub struct AuditAction<'a> {
     /// As [`Entry::actor`].
     pub actor: &'a str,
     /// As [`Entry::action`].
@@ -48,34 +70,123 @@ pub struct Deed<'a> {
     pub detail: Option<&'a str>,
 }
 
+/// The entries to which a repeated action may be added, by actor and action.
+#[derive(Default)]
+pub(super) struct AuditLog(Mutex<HashMap<(String, String), Arc<OpenEntry>>>);
+
+/// A recorded entry to which more may be added.
+pub struct OpenEntry {
+    /// The entry, and how often it was changed.
+    state: Mutex<(Entry, u64)>,
+    /// How many of the changes are durable. Locked while the entry is written, so that the newest state is written last
+    /// and one write serves all who wait.
+    written: AsyncMutex<u64>,
+}
+
+impl Entry {
+    fn add(&mut self, detail: Option<&str>, jobs: Option<usize>, now: Timestamp) {
+        self.count += 1;
+        self.last_at = now;
+        self.add_jobs(jobs);
+        let Some(more) = detail else { return };
+        let known = self.detail.get_or_insert_default();
+        if known.split(", ").any(|one| one == more) || known.ends_with('…') {
+            return;
+        }
+        if known.len() + more.len() + 2 > MAX_DETAIL {
+            known.push_str(", …");
+        } else {
+            known.push_str(", ");
+            known.push_str(more);
+        }
+    }
+
+    fn add_jobs(&mut self, jobs: Option<usize>) {
+        if let Some(more) = jobs {
+            *self.jobs.get_or_insert_default() += more;
+        }
+    }
+}
+
+impl OpenEntry {
+    fn takes_more(&self, now: Timestamp) -> bool {
+        let (entry, _) = &*self.state.lock();
+        now.since(entry.last_at) < FOLD_WITHIN && now.since(entry.at) < LONGEST_ENTRY
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Entry)) {
+        let (entry, changes) = &mut *self.state.lock();
+        change(entry);
+        *changes += 1;
+    }
+}
+
+impl AuditLog {
+    /// Adds the action to an entry that takes it, or starts one.
+    fn add(&self, action: AuditAction<'_>, jobs: Option<usize>, now: Timestamp) -> Arc<OpenEntry> {
+        let AuditAction { actor, action, detail } = action;
+        let mut open = self.0.lock();
+        open.retain(|_, entry| entry.takes_more(now));
+        let key = (actor.to_owned(), action.to_owned());
+        if let Some(entry) = open.get(&key) {
+            entry.change(|entry| entry.add(detail, jobs, now));
+            return Arc::clone(entry);
+        }
+        let (actor, action) = key.clone();
+        let detail = detail.map(str::to_owned);
+        let entry = Entry { id: new_id(now), at: now, last_at: now, count: 1, actor, action, detail, jobs };
+        let entry = Arc::new(OpenEntry { state: Mutex::new((entry, 1)), written: AsyncMutex::new(0) });
+        open.insert(key, Arc::clone(&entry));
+        entry
+    }
+}
+
 impl Queue {
-    /// Puts an action on record. Gives the entry, to be put on record again once more is known of it.
+    /// Records an action. Returns its entry, to which [`Queue::record_jobs`] adds.
     ///
     /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn note(&self, deed: Deed<'_>, jobs: Option<usize>) -> Result<Entry, QueueError> {
-        let Deed { actor, action, detail } = deed;
-        let at = self.now();
-        let detail = detail.map(|detail| detail[..detail.floor_char_boundary(MAX_DETAIL)].to_owned());
-        let entry = Entry { id: new_id(at), at, actor: actor.to_owned(), action: action.to_owned(), detail, jobs };
+    /// [`QueueError::Unavailable`]; the action is recorded with the next one then.
+    pub async fn record(&self, action: AuditAction<'_>, jobs: Option<usize>) -> Result<Arc<OpenEntry>, QueueError> {
+        let detail = action.detail.map(|detail| &detail[..detail.floor_char_boundary(MAX_DETAIL)]);
+        let action = AuditAction { detail, ..action };
         info!(
-            audit.actor = actor,
-            audit.action = action,
-            audit.detail = entry.detail,
+            audit.actor = action.actor,
+            audit.action = action.action,
+            audit.detail = action.detail,
             audit.jobs = jobs,
             "operator action"
         );
-        self.note_again(&entry).await?;
+        let entry = self.0.audit.add(action, jobs, self.now());
+        self.write(&entry).await?;
         Ok(entry)
     }
 
-    /// Puts what is known of an action on record in place of what was.
+    /// Adds changed jobs to a recorded action.
     ///
     /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn note_again(&self, entry: &Entry) -> Result<(), QueueError> {
-        let text = serde_json::to_string(entry).map_err(|error| QueueError::Unavailable(error.to_string()))?;
-        Ok(self.0.store.journal(entry.id, text).await?)
+    /// As [`Queue::record`].
+    pub(super) async fn record_jobs(&self, entry: &OpenEntry, jobs: usize) -> Result<(), QueueError> {
+        entry.change(|entry| entry.add_jobs(Some(jobs)));
+        self.write(entry).await
+    }
+
+    /// Makes all changes of an entry so far durable.
+    async fn write(&self, entry: &OpenEntry) -> Result<(), QueueError> {
+        let wanted = entry.state.lock().1;
+        let mut written = entry.written.lock().await;
+        if *written >= wanted {
+            return Ok(());
+        }
+        let (id, text, changes) = {
+            let (entry, changes) = &*entry.state.lock();
+            let text = serde_json::to_string(entry).map_err(|error| QueueError::Unavailable(error.to_string()))?;
+            (entry.id, text, *changes)
+        };
+        // A clock that has jumped ahead makes nothing old.
+        let oldest = new_id(self.now().minus(STORED_FOR).minus(self.0.clock.skipped(STORED_FOR)));
+        self.0.store.append_audit(id, text, oldest).await?;
+        *written = changes;
+        Ok(())
     }
 
     /// Entries before `before`, newest first.
@@ -83,10 +194,94 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<Entry>, QueueError> {
-        let entries = self.0.store.journalled(before, limit).await?;
+        let entries = self.0.store.read_audit(before, limit).await?;
         let read = |(id, text): (Uuid, String)| {
             serde_json::from_str(&text).inspect_err(|error| warn!(%id, %error, "failed to read an audit entry")).ok()
         };
         Ok(entries.into_iter().filter_map(read).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        metrics::Metrics,
+        queue::Policy,
+        store::sled::{SledConfig, SledStore},
+    };
+
+    fn open(folder: &std::path::Path, clock: &Clock) -> Queue {
+        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
+        let metrics = Metrics::new();
+        let store = Arc::new(SledStore::open(config, clock.clone(), metrics.clone()).unwrap());
+        Queue::new(store, clock.clone(), Policy::plain(), metrics, CancellationToken::new())
+    }
+
+    fn cancel<'a>(actor: &'a str, detail: &'a str) -> AuditAction<'a> {
+        AuditAction { actor, action: "cancel", detail: Some(detail) }
+    }
+
+    fn counts(entries: &[Entry]) -> Vec<(&str, u64)> {
+        entries.iter().map(|entry| (entry.actor.as_str(), entry.count)).collect()
+    }
+
+    #[tokio::test]
+    async fn twenty_thousand_actions_of_one_operator_push_out_no_entry_of_another_even_after_a_crash() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
+        let queue = open(folder.path(), &clock);
+        queue.record(cancel("alice", "first"), Some(1)).await.unwrap();
+        let details: Vec<String> = (0..20_000).map(|n| format!("job {n}")).collect();
+        for several in details.chunks(1_000) {
+            clock.advance(Duration::from_secs(1));
+            for recorded in join_all(several.iter().map(|one| queue.record(cancel("bob", one), Some(1)))).await {
+                recorded.unwrap();
+            }
+        }
+        drop(queue);
+        let entries = open(folder.path(), &clock).audit(None, 9).await.unwrap();
+        assert_eq!(counts(&entries), [("bob", 20_000), ("alice", 1)]);
+        let folded = &entries[0];
+        assert_eq!((folded.jobs, folded.last_at.since(folded.at)), (Some(20_000), Duration::from_secs(19)));
+        let detail = folded.detail.as_deref().unwrap();
+        assert!(detail.starts_with("job 0, job 1, ") && detail.ends_with(", …") && detail.len() < MAX_DETAIL + 9);
+    }
+
+    #[tokio::test]
+    async fn an_entry_ends_after_ten_quiet_minutes_or_an_hour_and_other_actions_have_their_own() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
+        let queue = open(folder.path(), &clock);
+        let next = async |after: u64| {
+            clock.advance(Duration::from_mins(after));
+            queue.record(cancel("alice", "a job"), Some(0)).await.unwrap();
+            queue.audit(None, 1).await.unwrap()[0].count
+        };
+        let first = next(0).await;
+        clock.advance(Duration::from_millis(1));
+        queue.record(AuditAction { action: "pause", ..cancel("alice", "") }, None).await.unwrap();
+        assert_eq!((first, next(9).await, next(10).await, next(9).await), (1, 1, 1, 2), "the pause is newer");
+        let entries = queue.audit(None, 9).await.unwrap();
+        assert_eq!(entries.iter().map(|entry| entry.count).collect::<Vec<_>>(), [2, 1, 2]);
+        assert_eq!(entries[0].detail.as_deref(), Some("a job"), "the same detail is written once");
+        for _ in 0..5 {
+            next(9).await;
+        }
+        assert_eq!(next(9).await, 1, "an hour is over");
+    }
+
+    #[tokio::test]
+    async fn entries_are_removed_after_400_days_and_not_before() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
+        let queue = open(folder.path(), &clock);
+        for (days, expected) in [(0, &["0"][..]), (399, &["399", "0"]), (2, &["2", "399"])] {
+            clock.advance(Duration::from_hours(24 * days));
+            queue.record(cancel("alice", &days.to_string()), None).await.unwrap();
+            let entries = queue.audit(None, 9).await.unwrap();
+            assert_eq!(entries.iter().filter_map(|entry| entry.detail.as_deref()).collect::<Vec<_>>(), expected);
+        }
     }
 }

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use strum::IntoEnumIterator;
 use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Queue, QueueError, audit::Entry, note_caller, outlook::Allowance};
-use crate::job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, caller};
+use super::{Queue, QueueError, audit::OpenEntry, note_caller, outlook::Allowance};
+use crate::job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller};
 
 /// Jobs changed at once: they share one group commit, which is short enough for a submission to wait for.
 const STEP: usize = 256;
 
-/// Jobs counted at once in a trial.
+/// Jobs counted at once.
 const TRIAL_STEP: usize = 10_000;
 
 /// So many jobs are read for the estimate of a trial, which takes the others to be like them.
@@ -98,12 +99,12 @@ impl Bulk {
 }
 
 impl Queue {
-    /// Does what is wanted until all is done or the time is over, and notes in `entry` after each step what was done.
+    /// Does the action until all is done or the time is over, and counts the changed jobs in `entry` after each step.
     ///
     /// # Errors
-    /// [`QueueError::Refused`] where a bound lets no more jobs become pending, [`QueueError::Unavailable`]; what is noted was
-    /// done.
-    pub async fn act(&self, bulk: &Bulk, entry: &mut Entry) -> Result<Outcome, QueueError> {
+    /// [`QueueError::Refused`] where a bound lets no more jobs become pending, [`QueueError::Unavailable`]; the counted part
+    /// is done.
+    pub async fn act(&self, bulk: &Bulk, entry: &OpenEntry) -> Result<Outcome, QueueError> {
         let mut outcome = Outcome { next: bulk.cursor, ..Outcome::default() };
         loop {
             let Some(listing) = bulk.listing(self, outcome.next, STEP) else { return Ok(outcome) };
@@ -112,9 +113,8 @@ impl Queue {
             let (changed, stopped) = self.act_on(bulk.action, step.ids).await?;
             outcome.changed += changed;
             outcome.next = step.next;
-            entry.jobs = Some(outcome.changed);
-            if let Err(error) = self.note_again(entry).await {
-                warn!(audit.id = %entry.id, audit.jobs = outcome.changed, %error, "failed to update an audit entry");
+            if let Err(error) = self.record_jobs(entry, changed).await {
+                warn!(audit.jobs = outcome.changed, %error, "failed to update an audit entry");
             }
             if let Some(refused) = stopped {
                 return Err(refused);
@@ -147,6 +147,41 @@ impl Queue {
         let rate = self.claims_per_second(allowance);
         let seconds = (rate > 0.0).then(|| matched as f64 / rate);
         Ok(Trial { matched, next, at_risk: extrapolate(&sample, matched), seconds })
+    }
+
+    /// How many jobs match the filter, by status; `None` if counting takes until `until`.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn count(&self, mut filter: JobFilter, until: Instant) -> Result<Option<StatusCounts>, QueueError> {
+        note_caller(&mut filter);
+        let mut statuses = std::mem::take(&mut filter.statuses);
+        if statuses.is_empty() {
+            statuses.extend(JobStatus::iter());
+        }
+        let (mut all, mut counts) = (self.counts(), StatusCounts::default());
+        for status in statuses {
+            // Without other conditions, the counters have the answer.
+            if filter == JobFilter::default() {
+                *counts.of(status) = *all.of(status);
+                continue;
+            }
+            let mut cursor = None;
+            loop {
+                let filter = JobFilter { statuses: vec![status], ..filter.clone() };
+                let listing = Listing { filter, cursor, limit: TRIAL_STEP, ..Listing::default() };
+                let step = self.0.store.select(listing, self.now()).await?;
+                *counts.of(status) += step.ids.len();
+                cursor = step.next;
+                if cursor.is_none() {
+                    break;
+                }
+                if Instant::now() >= until {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(counts))
     }
 
     /// Does the action to these jobs. Gives how many it changed, and why a bound stopped it: a job that has moved on meanwhile

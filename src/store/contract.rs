@@ -12,7 +12,7 @@ use crate::{
     job::{
         AtRisk, AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
         JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, MAX_ATTEMPTS, Order, Priority, TokenUsage,
-        TransitionError,
+        TransitionError, caller,
         delivery::{Delivery, DeliveryTry},
     },
     ledger::{Day, Risk, Sums, UNKNOWN_MODEL},
@@ -60,7 +60,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     lists_page_by_page_in_both_orders_and_both_ways(&fresh().await).await;
     looks_for_what_was_asked_and_answered(&fresh().await).await;
     removes_what_has_ended_and_nothing_else(&fresh().await).await;
-    keeps_settings_and_a_journal(&fresh().await).await;
+    keeps_settings_and_an_audit_log(&fresh().await).await;
     prunes_oldest_ends_first(&fresh().await).await;
     keeps_jobs_whose_message_is_due(&fresh().await).await;
     bounds_jobs_whose_message_is_due(&fresh().await).await;
@@ -68,6 +68,7 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     takes_jobs_together_or_not_at_all(&fresh().await).await;
     takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
     owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
+    sends_a_message_again_and_lists_those_that_fail(&fresh().await).await;
     adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
 }
 
@@ -368,6 +369,17 @@ async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
     assert_eq!(find(JobFilter { metadata, ..plain() }).await, [job(4).id]);
     let both = JobFilter { caller: Some("alice".to_owned()), priorities: vec![Priority::High], ..plain() };
     assert!(find(both).await.is_empty(), "conditions add up");
+    let ids = |numbers: &[u32]| Some(numbers.iter().map(|n| job(*n).id).collect());
+    assert_eq!(find(JobFilter { ids: ids(&[1, 3, 77]), ..plain() }).await, [job(3).id, job(1).id]);
+    assert!(find(JobFilter { ids: ids(&[]), ..plain() }).await.is_empty(), "no ids are not all ids");
+    let all = ids(&[0, 1, 2]);
+    assert_eq!(find(JobFilter { ids: all.clone(), ..plain() }.with_text(Some("Question 2"))).await, [job(2).id]);
+    let filter = JobFilter { ids: all, ..plain() };
+    let first = store.list(Listing { filter: filter.clone(), limit: 2, ..Listing::default() }, at(20)).await.unwrap();
+    assert!(first.unfinished.is_none(), "the page is full");
+    let next = Listing { filter, limit: 2, cursor: first.next, ..Listing::default() };
+    let next = store.select(next, at(20)).await.unwrap();
+    assert_eq!((next.ids, next.next), (vec![job(0).id], None));
 }
 
 async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
@@ -381,7 +393,7 @@ async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
     assert!(store.peek(job(1).id).is_some() && store.peek(job(2).id).is_some());
 }
 
-async fn keeps_settings_and_a_journal(store: &impl JobStore) {
+async fn keeps_settings_and_an_audit_log(store: &impl JobStore) {
     let kept =
         |prefix| store.kept(prefix).into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
     for (name, value) in [("b/1", "x"), ("a", "y"), ("b/2", "z"), ("b/1", "w")] {
@@ -393,11 +405,13 @@ async fn keeps_settings_and_a_journal(store: &impl JobStore) {
 
     let id = |n: u128| uuid::Uuid::from_u128(n);
     for (n, text) in [(1, "one"), (2, "two"), (3, "three"), (2, "two again")] {
-        store.journal(id(n), text.to_owned()).await.unwrap();
+        store.append_audit(id(n), text.to_owned(), id(0)).await.unwrap();
     }
     let entry = |n, text: &str| (id(n), text.to_owned());
-    assert_eq!(store.journalled(None, 2).await.unwrap(), [entry(3, "three"), entry(2, "two again")]);
-    assert_eq!(store.journalled(Some(id(2)), 9).await.unwrap(), [entry(1, "one")]);
+    assert_eq!(store.read_audit(None, 2).await.unwrap(), [entry(3, "three"), entry(2, "two again")]);
+    assert_eq!(store.read_audit(Some(id(2)), 9).await.unwrap(), [entry(1, "one")]);
+    store.append_audit(id(4), "four".to_owned(), id(2)).await.unwrap();
+    assert_eq!(store.read_audit(Some(id(3)), 9).await.unwrap(), [entry(2, "two again")], "the first is too old");
 }
 
 /// A job that its client calls `name`, from second `n`, for 100 seconds.
@@ -570,6 +584,56 @@ async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobSt
     );
     assert!(store.deliveries_due(at(99), 9).is_empty());
     store.note_delivery(job(0).id, second).await.unwrap();
+}
+
+async fn sends_a_message_again_and_lists_those_that_fail(store: &impl JobStore) {
+    let cancel = async |n, now| store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(now)).await.unwrap();
+    let delivery = async |n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
+    let failing = async |name: Option<&str>| {
+        let filter = JobFilter {
+            caller: name.map(str::to_owned),
+            caller_digest: name.and_then(caller::named),
+            ..JobFilter::default()
+        };
+        let (mut ids, mut cursor) = (Vec::new(), None);
+        loop {
+            let listing = Listing { filter: filter.clone(), limit: 2, cursor, ..Listing::default() };
+            let page = store.failing_deliveries(listing).await.unwrap();
+            ids.extend(page.jobs.iter().map(|record| record.job.id));
+            cursor = page.next;
+            if cursor.is_none() {
+                return ids;
+            }
+        }
+    };
+    for n in 0..5 {
+        let name = if n < 3 { "alice" } else { "bob" };
+        let request = JobRequest { caller: Some(name.to_owned()), ..(*request_with_callback(n)).clone() };
+        store.insert(Job { caller: caller::named(name), ..job(n) }, Arc::new(request)).await.unwrap();
+    }
+    let refused = store.resend(job(0).id, at(4)).await;
+    assert!(matches!(refused, Err(StoreError::Transition(TransitionError::Illegal { .. }))), "{refused:?}");
+    assert_eq!(store.resend(job(9).id, at(4)).await, Err(StoreError::NotFound(job(9).id)));
+    for (n, status) in [(0, 200), (1, 500), (2, 410), (3, 503), (4, 204)] {
+        cancel(n, 5).await;
+        let this = DeliveryTry { at: at(6), http_status: Some(status), error: None };
+        store.note_delivery(job(n).id, delivery(n).await.tried(this, None)).await.unwrap();
+    }
+    assert_eq!(failing(None).await, [job(3).id, job(2).id, job(1).id]);
+    assert_eq!(failing(Some("alice")).await, [job(2).id, job(1).id]);
+    assert!(failing(Some("carol")).await.is_empty());
+    // A delivered, a failing and a disabled one: each is due at once.
+    for n in 0..3 {
+        let before = delivery(n).await;
+        store.resend(job(n).id, at(7)).await.unwrap();
+        let resent = delivery(n).await;
+        assert_eq!((resent.next_at(), resent.number, resent.resends), (Some(at(7)), before.number, 1));
+        store.note_delivery(job(n).id, before).await.unwrap();
+        assert_eq!(delivery(n).await, resent, "a try from before the resend changes nothing");
+    }
+    assert_eq!((failing(None).await, due(store, 7).len()), (vec![job(3).id], 3));
+    store.remove(vec![job(3).id], at(9)).await.unwrap();
+    assert!(failing(None).await.is_empty());
 }
 
 async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {

@@ -46,9 +46,10 @@ pub(crate) enum Call {
     Transition(JobId),
     Prune,
     NoteDelivery(JobId),
+    Resend(JobId),
     Remove,
     Keep,
-    Journal,
+    AppendAudit,
 }
 
 /// The store.
@@ -222,12 +223,12 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Keep, self.inner.book(day, model, sums)).await
     }
 
-    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
-        self.call(Call::Journal, self.inner.journal(id, entry)).await
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
+        self.call(Call::AppendAudit, self.inner.append_audit(id, entry, oldest)).await
     }
 
-    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
-        self.inner.journalled(before, limit).await
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        self.inner.read_audit(before, limit).await
     }
 
     fn peek(&self, id: JobId) -> Option<Job> {
@@ -248,6 +249,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
         self.inner.next_delivery_after(now)
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.call(Call::Resend(id), self.inner.resend(id, now)).await
+    }
+
+    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.inner.failing_deliveries(listing).await
     }
 
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {

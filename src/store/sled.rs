@@ -8,7 +8,7 @@
 //! - `disk`: how sled is opened, and what makes a change durable
 //! - `group`: what one sync makes durable
 //! - `idempotency`: the keys that clients gave their submissions
-//! - `beside`: what is kept beside the jobs, the journal and the settings
+//! - `beside`: runtime settings and the audit log
 //! - `index`: all jobs in memory, in every order that is asked for
 //! - `recent`: requests and attempts lately used, in memory
 //! - `listing`: looking for jobs within a bound of time
@@ -298,7 +298,7 @@ impl JobStore for SledStore {
 
     async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
         self.shared.promote(now);
-        self.read(move |shared, disk| shared.list(disk, &listing, now)).await
+        self.read(move |shared, disk| shared.list(disk, &listing, now, listing::LOOK_TIME)).await
     }
 
     async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
@@ -318,17 +318,17 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Book { day, model, sums, reply }).await
     }
 
-    async fn journal(&self, id: Uuid, entry: String) -> Result<(), StoreError> {
-        self.ask(|reply| Command::Beside { change: BesideChange::Journal { id, entry }, reply }).await
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Beside { change: BesideChange::Audit { id, entry, oldest }, reply }).await
     }
 
-    async fn journalled(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
-        let ids = self.shared.beside.read().journalled(before, limit);
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        let ids = self.shared.beside.read().audit_before(before, limit);
         self.read(move |_, disk| {
             let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
             let mut entries = Vec::with_capacity(ids.len());
             for id in ids {
-                if let Some(bytes) = disk.tree().get(keys::journal(id)).map_err(failed)? {
+                if let Some(bytes) = disk.tree().get(keys::audit(id)).map_err(failed)? {
                     entries.push((id, String::from_utf8_lossy(&bytes).into_owned()));
                 }
             }
@@ -359,6 +359,14 @@ impl JobStore for SledStore {
 
     fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
         self.shared.deliveries.read().next_after(now)
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Resend { id, now, reply }).await
+    }
+
+    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.read(move |shared, disk| shared.failing_deliveries(disk, &listing)).await
     }
 
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {

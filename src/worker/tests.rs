@@ -7,7 +7,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::*;
 use crate::{
-    claude::MessageRequest,
+    claude::message::MessageRequest,
     clock::Clock,
     config::values::RateCaps,
     digest::ModelKey,
@@ -46,7 +46,6 @@ impl Analyst for Scripted {
         Ok(Plan {
             call,
             depth: Depth::Full,
-            is_waited_for: false,
             is_reduced: false,
             names_model: false,
             repair: None,
@@ -55,13 +54,14 @@ impl Analyst for Scripted {
             prompt_version: String::new(),
             prompt_sha256: String::new(),
             asked_again_after: None,
+            text_bytes: 1,
             input_bytes: 1,
             at_risk: AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None },
             made_at: assignment.now,
         })
     }
 
-    async fn attempt(&self, plan: &Plan, _: &(dyn Fn(News<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
+    async fn attempt(&self, plan: &Plan, _: &(dyn Fn(Progress<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
         (self.script)(&plan.call.prompt).await
     }
 }

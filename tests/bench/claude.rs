@@ -23,7 +23,8 @@ use std::{
 use ceoagent::{
     analysis,
     claude::{
-        Claude, ClientConfig, MessageRequest,
+        Claude, ClientConfig,
+        message::MessageRequest,
         simulator::{AccountLimits, Counters, Latency, Simulator, SimulatorConfig},
     },
 };
@@ -61,7 +62,7 @@ fn request() -> MessageRequest {
         system: include_str!("../../prompts/v1/system.txt").to_owned(),
         prompt: "<question>Should we open a second plant?</question>".to_owned(),
         effort: Some("low"),
-        schema: Some(analysis::schema_text()),
+        schema: Some(analysis::schema::text()),
         time_limit: Duration::from_secs(60),
         ..MessageRequest::default()
     }

@@ -370,7 +370,7 @@ async fn look(folder: &Path) {
             cursor = page.unwrap().next.or(Some(Cursor { side: Side::Older, from: MILLION as u64 }));
         }
         let latencies = Latencies::new(latencies);
-        println!("page of {name:13} p50 {:6.2} p99 {:6.2} ms   bound 200", latencies.ms(0.5), latencies.ms(0.99));
+        println!("page of {name:13} p50 {:6.2} p99 {:6.2} ms   bound 500", latencies.ms(0.5), latencies.ms(0.99));
     }
     println!("1 M queued: resident after lists  {:8.0} MB   target 500", Process::own().resident_mb());
     store.close().await;

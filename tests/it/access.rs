@@ -55,6 +55,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         (Method::GET, "/api/v1/jobs", reading),
         (Method::GET, "/api/v1/jobs/{id}", own),
         (Method::GET, "/api/v1/jobs/{id}/events", own),
+        (Method::DELETE, "/api/v1/jobs/{id}", changing),
         (Method::POST, "/api/v1/jobs/{id}/cancel", changing),
         (Method::POST, "/api/v1/jobs/{id}/retry", changing),
         (Method::GET, "/api/v1/admin/jobs", admin),
@@ -86,7 +87,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
     for (method, path, expected) in &table {
         let operation = &document["paths"][*path][method.as_str().to_lowercase()];
         let told = match expected {
-            [0, 0, 0, 0, 0, 0] => Value::Null,
+            [0, 0, 0, 0, 0, 0] => json!([]),
             [401, 401, 403, 403, 403, 0] => json!([{"bearer": ["admin"]}]),
             [401, 401, 404, 404, 0, 0] | [401, 401, 0, 0, 0, 0] => json!([{"bearer": ["read"]}, {}]),
             _ => json!([{"bearer": ["analyze"]}, {}]),
@@ -164,6 +165,36 @@ async fn a_callers_jobs_are_its_own_with_their_keys_and_their_readers() {
     assert_eq!(ids(&own(BOB, "?text=same&limit=1").await), [bob.id()]);
     assert_eq!(ids(&own(READER, "").await), [""; 0], "another caller's");
     own(ALICE, "?caller=bob").await.assert_problem(400, "invalid_parameter");
+    let both = format!("?ids={},{}", alice.id(), bob.id());
+    assert_eq!(ids(&own(ALICE, &both).await), [alice.id()], "also of those that it names");
+}
+
+#[tokio::test]
+async fn a_caller_deletes_its_own_ended_jobs_and_an_operator_any_which_goes_on_record() {
+    let claude = simulator().await;
+    let service = setup(&claude.base_url()).start();
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    let submit = async |query: &str| {
+        ask(&service, Some(ALICE), Method::POST, "/api/v1/analyze", Some(json!({"query": query}))).await.id()
+    };
+    let (first, second) = (submit("First?").await, submit("Second?").await);
+    let delete =
+        async |key, id: &str| ask(&service, Some(key), Method::DELETE, &format!("/api/v1/jobs/{id}"), None).await;
+    let early = delete(ALICE, &first).await;
+    early.assert_problem(409, "conflict");
+    assert_eq!(early.body["detail"], "the job is queued; cancel it before you delete it");
+    for id in [&first, &second] {
+        ask(&service, Some(ALICE), Method::POST, &format!("/api/v1/jobs/{id}/cancel"), None).await;
+    }
+    delete(BOB, &first).await.assert_problem(404, "job_not_found");
+    let deleted = delete(ALICE, &first).await;
+    assert_eq!((deleted.status, &deleted.body), (204, &json!("")));
+    delete(ALICE, &first).await.assert_problem(404, "job_not_found");
+    let audit = async || service.admin_get("/api/v1/admin/audit?limit=1").await.body["entries"][0].clone();
+    assert_eq!(audit().await["action"], "pause", "callers' own actions are not on record");
+    assert_eq!(delete(ADMIN_TOKEN, &second).await.status, 204);
+    let entry = audit().await;
+    assert_eq!([&entry["action"], &entry["detail"], &entry["jobs"]], [&json!("delete"), &json!(second), &json!(1)]);
 }
 
 #[tokio::test]

@@ -59,10 +59,28 @@ async fn jobs_are_found_by_each_condition_and_by_several() {
         ("created_from=2099-01-01T00:00:00Z", vec![]),
         ("created_before=2099-01-01T00:00:00Z", vec![&waits, &refused, &memo]),
         ("caller=nobody", vec![]),
+        (&format!("ids={memo}&ids={waits}"), vec![&waits, &memo]),
+        (&format!("ids={memo},{waits}&status=queued"), vec![&waits]),
     ];
     for (condition, expected) in cases {
         let found = ids(&service.admin_get(&format!("{JOBS}?{condition}")).await);
         assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{condition}");
+    }
+    let uncounted = service.admin_get(&format!("{JOBS}?text=a")).await.body;
+    assert_eq!((&uncounted["matched"], &uncounted["unfinished_search"]), (&Value::Null, &Value::Null));
+    let zero = json!({"queued": 0, "scheduled": 0, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0});
+    for (condition, counted) in [
+        ("", vec!["queued", "succeeded", "failed"]),
+        ("&status=failed&status=cancelled", vec!["failed"]),
+        ("&text=a&limit=1", vec!["queued", "succeeded", "failed"]),
+        ("&text=antwerp", vec!["queued"]),
+        ("&priority=high", vec!["failed"]),
+        (&format!("&ids={memo}&status=queued"), vec![]),
+    ] {
+        let mut expected = zero.clone();
+        counted.iter().for_each(|status| expected[*status] = json!(1));
+        let matched = service.admin_get(&format!("{JOBS}?count=true{condition}")).await.body["matched"].clone();
+        assert_eq!(matched, expected, "{condition}");
     }
     let first = service.admin_get(&format!("{JOBS}?limit=1")).await;
     assert_eq!((ids(&first), &first.body["prev_cursor"]), (vec![waits], &Value::Null));
@@ -97,8 +115,11 @@ async fn a_dry_run_tells_and_changes_nothing_and_then_the_action_does_what_it_to
     assert_eq!(again["matched"], 0, "a cancelled job can't be cancelled");
     let retried = act(&service, json!({"action": "retry", "filter": {"text": "plan 3"}})).await;
     assert_eq!(retried["changed"], 1);
+    let cancelled = ids(&service.admin_get(&format!("{JOBS}?status=cancelled")).await);
+    let named = act(&service, json!({"action": "delete", "filter": {"ids": [cancelled[0], other]}})).await;
+    assert_eq!(named["changed"], 1, "the other one has not ended");
     let deleted = act(&service, json!({"action": "delete", "filter": {}})).await;
-    assert_eq!(deleted["changed"], 4, "what waits stays");
+    assert_eq!(deleted["changed"], 3, "what waits stays");
     let total = service.admin_get(JOBS).await.body["total"].clone();
     assert_eq!((&total["queued"], &total["cancelled"]), (&json!(2), &json!(0)));
 
@@ -112,12 +133,13 @@ async fn a_dry_run_tells_and_changes_nothing_and_then_the_action_does_what_it_to
         .iter()
         .rev()
         .map(|entry| {
-            format!("{} {} {}", entry["actor"].as_str().unwrap(), entry["action"].as_str().unwrap(), entry["jobs"])
+            let text = |name: &str| entry[name].as_str().unwrap().to_owned();
+            format!("{} {} {} {}", text("actor"), entry["count"], text("action"), entry["jobs"])
         })
         .collect();
-    let expected = ["pause null", "cancel 5", "cancel 0", "retry 1", "delete 4", "resume null"];
+    let expected = ["1 pause null", "2 cancel 5", "1 retry 1", "2 delete 4", "1 resume null"];
     assert_eq!(told, expected.map(|deed| format!("admin_token {deed}")));
-    assert_eq!(audit["entries"][4]["detail"], filter.to_string());
+    assert_eq!(audit["entries"][3]["detail"], filter.to_string());
     let page = service.admin_get(&format!("{AUDIT}?limit=2")).await.body;
     let next = page["next_cursor"].as_str().unwrap();
     let second = service.admin_get(&format!("{AUDIT}?limit=9&cursor={next}")).await.body;
@@ -208,6 +230,8 @@ async fn what_is_wrong_with_an_action_is_told_and_nothing_is_done() {
         (json!({"action": "explode", "filter": {}}), "action"),
         (json!({"action": "delete", "filter": {"state": "failed"}}), "filter.state"),
         (json!({"action": "delete", "filter": {"text": ""}}), "filter.text"),
+        (json!({"action": "delete", "filter": {"ids": []}}), "filter.ids"),
+        (json!({"action": "delete", "filter": {"ids": ["x"]}}), "filter.ids[0]"),
         (json!({"action": "delete", "filter": {"status": ["done"]}}), "filter.status[0]"),
         (json!({"action": "delete", "filter": {}, "cursor": "x"}), "cursor"),
     ] {

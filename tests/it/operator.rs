@@ -38,6 +38,10 @@ async fn the_listing_is_newest_first_and_pages_to_the_end() {
         pages.push(ids(&page).len());
         listed.extend(ids(&page));
         let Some(next) = page.body["next_cursor"].as_str() else { break };
+        let link = page.header("link").split(['<', '>']).nth(1).unwrap();
+        assert!(link.starts_with("http://127.0.0.1:"), "{link}");
+        let linked = service.admin_get(&link[link.find("/api").unwrap()..]).await;
+        assert_eq!(ids(&linked)[0], expected[listed.len()], "{link}");
         cursor = format!("&cursor={next}");
         // What comes in between is on no later page.
         service.submit("Another one?").await;
@@ -157,7 +161,10 @@ async fn the_api_page_is_served_whole_and_loads_nothing_from_elsewhere() {
     assert!(page.contains("Should we move our warehouse to Rotterdam?"), "the body's example");
     assert!(document.body["openapi"].as_str().unwrap().starts_with("3."));
     assert!(document.body["paths"]["/api/v1/analyze"]["post"].is_object());
-    assert!(document.body["servers"].is_null(), "it names no host");
+    assert_eq!(document.body["servers"][0]["url"], "/", "it names no host");
+    for code in ["problem-queue_full", "problem-rate_limited", "failure-rate_limited", "failure-refused"] {
+        assert!(page.contains(&format!("id=\"{code}\"")), "the type of a problem leads nowhere: {code}");
+    }
 }
 
 #[tokio::test]
@@ -178,25 +185,23 @@ async fn what_an_operator_does_to_one_job_is_on_record_and_what_callers_do_to_th
     for path in [&cancel, &cancel, &retry] {
         assert!(service.admin_post(path, &json!({})).await.status < 300, "{path}");
     }
-    let told: Vec<(String, Value)> = deeds()
+    let told: Vec<(String, Value, Value)> = deeds()
         .await
         .as_array()
         .unwrap()
         .iter()
-        .map(|entry| (entry["action"].as_str().unwrap().to_owned(), entry["jobs"].clone()))
+        .map(|entry| (entry["action"].as_str().unwrap().to_owned(), entry["count"].clone(), entry["jobs"].clone()))
         .collect();
     let expected = [
-        ("retry", json!(1)),
-        ("cancel", json!(0)),
-        ("cancel", json!(1)),
-        ("pause", Value::Null),
-        ("prompts_reload", Value::Null),
-        ("reparse", json!(0)),
-        ("reparse", json!(1)),
+        ("retry", 1, json!(1)),
+        ("cancel", 2, json!(1)),
+        ("pause", 1, Value::Null),
+        ("prompts_reload", 1, Value::Null),
+        ("reparse", 2, json!(1)),
     ];
-    assert_eq!(told, expected.map(|(action, jobs)| (action.to_owned(), jobs)), "newest first");
+    assert_eq!(told, expected.map(|(action, count, jobs)| (action.to_owned(), json!(count), jobs)), "newest first");
     let newest = &deeds().await[0];
     assert_eq!((&newest["actor"], &newest["detail"]), (&"admin_token".into(), &id.as_str().into()), "{newest:#}");
     service.post(&cancel, &json!({})).await;
-    assert_eq!(deeds().await.as_array().unwrap().len(), told.len(), "a caller's own deed is none of an operator");
+    assert_eq!(deeds().await[1]["count"], 2, "a caller's own action is not recorded");
 }

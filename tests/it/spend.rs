@@ -8,7 +8,7 @@ use std::{
 use ceoagent::{
     app::App,
     claude::{
-        Usage,
+        message::Usage,
         simulator::{Call, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig},
     },
     clock::{Clock, Timestamp},

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ceoagent::{
-    app::{App, StartError},
+    app::{App, error::StartError},
     claude::simulator::{Fault, Simulator, SimulatorConfig},
     clock::Clock,
     job::{Job, JobId, JobRequest, Priority},

@@ -245,7 +245,7 @@ fn is_cjk(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis::{self, Asked, memo::Memo};
+    use crate::analysis::{self, decision::Asked, memo::Memo};
 
     fn memo(prompt: &str) -> Memo {
         let analysis = analysis::parse(&compose(prompt)).unwrap();

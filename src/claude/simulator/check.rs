@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ErrorAnswer;
-use crate::claude::CacheTtl;
+use crate::claude::message::CacheTtl;
 
 /// Over this many `max_tokens` the API wants a request to stream.
 const MAX_TOKENS_UNSTREAMED: u64 = 21_333;

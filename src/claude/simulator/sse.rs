@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Fault, Flight, error_body, pace::Timing};
-use crate::claude::wire::Usage;
+use crate::claude::message::Usage;
 
 /// Characters of text in one event when the answer is spread over time: about what a few tokens come to.
 const DELTA_CHARS: usize = 48;

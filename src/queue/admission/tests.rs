@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     queue::{
         Policy, Queue, QueueError, Submission,
-        audit::Deed,
+        audit::AuditAction,
         bulk::{Action, Bulk},
     },
     store::sled::{SledConfig, SledStore},
@@ -206,11 +206,11 @@ impl World {
             Route::Retry => queue.requeue(self.cancelled, caller::named("alice")).await.map(drop),
             Route::OperatorsRetry => queue.requeue(self.cancelled, caller::operator()).await.map(drop),
             Route::BulkRetry => {
-                let deed = Deed { actor: "operator", action: "retry", detail: None };
-                let mut entry = queue.note(deed, None).await.unwrap();
+                let action = AuditAction { actor: "operator", action: "retry", detail: None };
+                let entry = queue.record(action, None).await.unwrap();
                 let until = Instant::now() + Duration::from_secs(30);
                 let bulk = Bulk { action: Action::Retry, filter: JobFilter::default(), cursor: None, until };
-                queue.act(&bulk, &mut entry).await.map(drop)
+                queue.act(&bulk, &entry).await.map(drop)
             }
             Route::Import => {
                 let Submission { request, run_at, .. } = submission(later);

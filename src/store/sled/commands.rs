@@ -61,6 +61,11 @@ pub(super) enum Command {
         delivery: Delivery,
         reply: Reply<()>,
     },
+    Resend {
+        id: JobId,
+        now: Timestamp,
+        reply: Reply<()>,
+    },
     Prune {
         before: Timestamp,
         keep: usize,
@@ -182,6 +187,7 @@ impl Command {
             | Command::Transition { .. }
             | Command::Succeed { .. }
             | Command::NoteDelivery { .. }
+            | Command::Resend { .. }
             | Command::Beside { .. }
             | Command::Book { .. } => 1,
         }
@@ -197,6 +203,7 @@ impl Command {
             Command::Beside { change, .. } => change.bytes(),
             Command::Claim { .. }
             | Command::NoteDelivery { .. }
+            | Command::Resend { .. }
             | Command::Prune { .. }
             | Command::Remove { .. }
             | Command::Book { .. } => 0,
@@ -212,7 +219,7 @@ impl Command {
             Command::Claim { reply, .. } => drop(reply.send(Err(error))),
             Command::Transition { reply, .. } => drop(reply.send(Err(error))),
             Command::Succeed { reply, .. } => drop(reply.send(Err(error))),
-            Command::NoteDelivery { reply, .. } => drop(reply.send(Err(error))),
+            Command::NoteDelivery { reply, .. } | Command::Resend { reply, .. } => drop(reply.send(Err(error))),
             Command::Prune { reply, .. } | Command::Remove { reply, .. } => drop(reply.send(Err(error))),
             Command::Beside { reply, .. } | Command::Book { reply, .. } => drop(reply.send(Err(error))),
         }

@@ -1,5 +1,5 @@
-//! What is owed to callback URLs and not settled yet, in memory: looked at by every job that ends, and by whoever sends
-//! what is due. Settled deliveries are on disk only, with the jobs they belong to.
+//! Webhooks that are not settled yet, in memory: every job that ends looks at them, and so does the sender. Settled ones
+//! are on disk only, with the jobs they belong to; of those that failed, memory has the job's number.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,6 +25,8 @@ pub(super) struct Deliveries {
     due: BTreeSet<(Timestamp, Seq)>,
     /// The same, of each caller to each host: the sender gives each its share of slots.
     lanes: BTreeMap<Lane, BTreeSet<(Timestamp, Seq)>>,
+    /// Those that were tried and not accepted, settled ones included.
+    failing: BTreeSet<Seq>,
 }
 
 impl Deliveries {
@@ -41,6 +43,10 @@ impl Deliveries {
                     self.lanes.remove(&lane);
                 }
             }
+        }
+        self.failing.remove(&seq);
+        if delivery.as_ref().is_some_and(|(_, delivery)| delivery.is_failing()) {
+            self.failing.insert(seq);
         }
         let Some((caller, delivery)) = delivery.filter(|(_, delivery)| delivery.is_open()) else { return };
         if let Some(next_at) = delivery.next_at() {
@@ -63,7 +69,12 @@ impl Deliveries {
         lanes.collect()
     }
 
-    /// The jobs that have ended and of which somebody is still to be told.
+    /// The jobs whose message was tried and not accepted, newest first, from before `before`.
+    pub(super) fn failing(&self, before: Option<Seq>) -> impl Iterator<Item = Seq> + '_ {
+        self.failing.range(..before.unwrap_or(Seq::MAX)).rev().copied()
+    }
+
+    /// The ended jobs whose message is still to be sent.
     pub(super) fn pending(&self) -> impl Iterator<Item = Seq> + '_ {
         self.due.iter().map(|(_, seq)| *seq)
     }

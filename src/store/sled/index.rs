@@ -14,7 +14,7 @@ use hashbrown::HashTable;
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Job, JobId, JobState, JobStatus, Side, delivery},
+    job::{Job, JobId, JobState, JobStatus, Side, UnfinishedSearch, delivery},
     store::EndedCounts,
 };
 
@@ -251,6 +251,39 @@ impl Index {
             Some(seq)
         });
         Box::new(merged.filter_map(|seq| Some((seq, self.get(seq)?))))
+    }
+
+    /// As [`Index::walk`], but those of these ids.
+    pub(super) fn walk_ids<'a>(
+        &'a self,
+        ids: &BTreeSet<JobId>,
+        side: Side,
+        from: Option<Seq>,
+    ) -> Box<dyn Iterator<Item = (Seq, &'a Job)> + 'a> {
+        let is_ahead = |seq: &Seq| match (side, from) {
+            (_, None) => true,
+            (Side::Older, Some(from)) => *seq < from,
+            (Side::Newer, Some(from)) => *seq > from,
+        };
+        let seqs: BTreeSet<Seq> = ids.iter().filter_map(|id| self.seq(*id)).filter(is_ahead).collect();
+        let job = |seq: Seq| Some((seq, self.get(seq)?));
+        match side {
+            Side::Older => Box::new(seqs.into_iter().rev().filter_map(job)),
+            Side::Newer => Box::new(seqs.into_iter().filter_map(job)),
+        }
+    }
+
+    /// How far a search to this side has come at `seq`.
+    pub(super) fn progress(&self, side: Side, seq: Seq) -> Option<UnfinishedSearch> {
+        let ((first, _), (last, newest)) = (self.jobs.first_key_value()?, self.jobs.last_key_value()?);
+        let passed = match side {
+            Side::Older => last.saturating_sub(seq),
+            Side::Newer => seq.saturating_sub(*first),
+        };
+        let percent = u8::try_from(passed * 100 / (last - first).max(1)).unwrap_or(100).min(99);
+        // The job itself may have been removed meanwhile.
+        let searched_to = self.jobs.range(seq..).next().map_or(newest, |(_, job)| job).created_at;
+        Some(UnfinishedSearch { searched_to, percent })
     }
 
     /// Panics unless every list agrees with the jobs: the checker that tests run after every step.

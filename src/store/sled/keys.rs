@@ -10,7 +10,7 @@
 //! 4 | key                     an idempotency key that is in force though its job was pruned
 //! 5 | day | number            a part of a day's ledger, see `book`
 //! 6 | seq                     what is owed to the job's callback URL; overwritten, before the metadata that it belongs to
-//! 7 | id                      an entry of the journal
+//! 7 | id                      an entry of the audit log
 //! 8 | seq                     a batch that is being written, by its first job: how many there are. Removed last
 //! 9 | name                    a setting made while the service ran
 //! ```
@@ -32,7 +32,7 @@ const ATTEMPT: u8 = 2;
 const IDEMPOTENCY: u8 = 4;
 const LEDGER: u8 = 5;
 const DELIVERY: u8 = 6;
-const JOURNAL: u8 = 7;
+const AUDIT: u8 = 7;
 const BATCH: u8 = 8;
 const KEPT: u8 = 9;
 
@@ -45,8 +45,8 @@ pub(super) const ALL_IDEMPOTENCY: [u8; 1] = [IDEMPOTENCY];
 /// Prefix of every record of the ledger.
 pub(super) const ALL_LEDGER: [u8; 1] = [LEDGER];
 
-/// Prefix of every entry of the journal.
-pub(super) const ALL_JOURNAL: [u8; 1] = [JOURNAL];
+/// Prefix of every entry of the audit log.
+pub(super) const ALL_AUDIT: [u8; 1] = [AUDIT];
 
 /// Prefix of every setting kept.
 pub(super) const ALL_KEPT: [u8; 1] = [KEPT];
@@ -87,9 +87,9 @@ pub(super) fn ledger_place(key: &[u8]) -> Option<(Day, u16)> {
     Some((Day::from_number(u32::from_be_bytes(day.try_into().ok()?)), u16::from_be_bytes(number.try_into().ok()?)))
 }
 
-/// Key of an entry of the journal.
-pub(super) fn journal(id: Uuid) -> [u8; 17] {
-    let mut record = [JOURNAL; 17];
+/// Key of an entry of the audit log.
+pub(super) fn audit(id: Uuid) -> [u8; 17] {
+    let mut record = [AUDIT; 17];
     record[1..].copy_from_slice(id.as_bytes());
     record
 }

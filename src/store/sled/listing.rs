@@ -1,5 +1,5 @@
-//! Looking for jobs: what a filter says of a job's life is answered from memory, what it says of the question from the
-//! records, and no page takes long, however rare what is looked for: it ends early and the next one goes on.
+//! Searches for jobs. Conditions on a job's life are checked in memory, conditions on its question in the records. A search
+//! goes on until its page is full or [`LOOK_TIME`] is over; then the next page continues it.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,12 @@ use tracing::error;
 use super::{Shared, codec::read_chunks, disk::Disk, keys, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Cursor, Job, JobPage, JobRecord, JobRequest, JobSelection, Listing},
+    job::{Cursor, Job, JobPage, JobRecord, JobRequest, JobSelection, Listing, UnfinishedSearch},
     store::StoreError,
 };
 
-/// Longest time that a page is looked for. At a million jobs, memory alone is looked through within it.
-const LOOK_TIME: Duration = Duration::from_millis(200);
-
-/// Most records that are read for a page, besides those on it: at some 20 µs each a quarter of [`LOOK_TIME`], unless the
-/// disk is cold.
-const LOOK_RECORDS: usize = 2_000;
+/// Longest search for one page. A million jobs in memory, or some 100,000 records, are searched within it.
+pub(super) const LOOK_TIME: Duration = Duration::from_millis(500);
 
 /// A page ends after the job with which its texts exceed this size, because it is held in memory. Usual jobs have some
 /// 10 KB.
@@ -31,12 +27,45 @@ struct Found {
     jobs: Vec<(Seq, Job)>,
     /// How far that went, if there may be more.
     end: Option<Seq>,
+    /// Set if the time was over before the page was full.
+    unfinished: Option<UnfinishedSearch>,
 }
 
 impl Shared {
-    /// A page of jobs with their records. May block.
-    pub(super) fn list(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobPage, StoreError> {
-        let Found { jobs: mut found, mut end } = self.find(disk, listing, now)?;
+    /// A page of jobs with their records, searched for at most `look_time`. May block.
+    pub(super) fn list(
+        &self,
+        disk: &Disk,
+        listing: &Listing,
+        now: Timestamp,
+        look_time: Duration,
+    ) -> Result<JobPage, StoreError> {
+        let found = self.find(disk, listing, now, look_time)?;
+        self.page(disk, listing, found)
+    }
+
+    /// A page of the jobs whose message was tried and not accepted, newest first. May block.
+    pub(super) fn failing_deliveries(&self, disk: &Disk, listing: &Listing) -> Result<JobPage, StoreError> {
+        let Listing { filter, limit, cursor, .. } = listing;
+        let mut jobs: Vec<(Seq, Job)> = {
+            let (index, deliveries) = (self.index.read(), self.deliveries.read());
+            let failing = deliveries.failing(cursor.map(|cursor| cursor.from));
+            let failing = failing.filter_map(|seq| Some((seq, index.get(seq)?)));
+            let of_caller = failing.filter(|(_, job)| filter.caller.is_none() || job.caller == filter.caller_digest);
+            of_caller.take(*limit + 1).map(|(seq, job)| (seq, job.clone())).collect()
+        };
+        let has_more = jobs.len() > *limit;
+        jobs.truncate(*limit);
+        let end = jobs.last().map(|(seq, _)| *seq).filter(|_| has_more);
+        let mut page = self.page(disk, listing, Found { jobs, end, unfinished: None })?;
+        // Two names can have the same digest.
+        page.jobs.retain(|record| filter.takes_request(&record.request));
+        Ok(JobPage { prev: None, ..page })
+    }
+
+    /// The records of what was found.
+    fn page(&self, disk: &Disk, listing: &Listing, found: Found) -> Result<JobPage, StoreError> {
+        let Found { jobs: mut found, mut end, mut unfinished } = found;
         let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.len()), 0, 0);
         for &(seq, ref job) in &found {
             // A statement of its own, so that the lock is not held while the disk is read.
@@ -52,17 +81,18 @@ impl Shared {
         if read < found.len() {
             found.truncate(read);
             end = found.last().map(|&(seq, _)| seq);
+            unfinished = None;
         }
         let (next, prev) = neighbours(listing, &found, end);
         if listing.side() != listing.order.onward() {
             jobs.reverse();
         }
-        Ok(JobPage { jobs, next, prev })
+        Ok(JobPage { jobs, next, prev, unfinished })
     }
 
     /// The ids of a page of jobs. May block.
     pub(super) fn select(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
-        let Found { jobs, end } = self.find(disk, listing, now)?;
+        let Found { jobs, end, unfinished: _ } = self.find(disk, listing, now, LOOK_TIME)?;
         let (next, _) = neighbours(listing, &jobs, end);
         let mut ids: Vec<_> = jobs.into_iter().map(|(_, job)| job.id).collect();
         if listing.side() != listing.order.onward() {
@@ -71,23 +101,28 @@ impl Shared {
         Ok(JobSelection { ids, next })
     }
 
-    fn find(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<Found, StoreError> {
+    fn find(&self, disk: &Disk, listing: &Listing, now: Timestamp, look_time: Duration) -> Result<Found, StoreError> {
         let Listing { filter, limit, .. } = listing;
         let started = Instant::now();
         let mut from = listing.cursor.map(|cursor| cursor.from);
         let mut jobs = Vec::new();
-        let mut reads = 0;
+        let mut has_read = false;
+        // At least one record is read, or the next page would be this one again.
+        let is_over = |has_read: bool| has_read && started.elapsed() > look_time;
+        let stop = |jobs, end: Option<Seq>| {
+            let unfinished = end.and_then(|seq| self.index.read().progress(listing.side(), seq));
+            Ok(Found { jobs, end, unfinished })
+        };
         loop {
             // Where nothing has to be read, no more is taken than fits.
             let room = if filter.needs_request() { LOOK_STEP } else { *limit + 1 - jobs.len() };
             let (candidates, looked_to) = self.look(listing, from, room, now);
             for (seq, job) in candidates {
                 if filter.needs_request() {
-                    // Always one further, or the next page would be this one again.
-                    if reads == LOOK_RECORDS || (reads > 0 && started.elapsed() > LOOK_TIME) {
-                        return Ok(Found { jobs, end: from });
+                    if is_over(has_read) {
+                        return stop(jobs, from);
                     }
-                    reads += 1;
+                    has_read = true;
                     if readable(self.is_meant(disk, listing, seq, &job).map(Some))? != Some(true) {
                         from = Some(seq);
                         continue;
@@ -96,17 +131,17 @@ impl Shared {
                 if jobs.len() == *limit {
                     // One more than fits tells that there is more.
                     let end = jobs.last().map(|(seq, _)| *seq).or(from);
-                    return Ok(Found { jobs, end });
+                    return Ok(Found { jobs, end, unfinished: None });
                 }
                 jobs.push((seq, job));
                 from = Some(seq);
             }
             match looked_to {
-                None => return Ok(Found { jobs, end: None }),
+                None => return Ok(Found { jobs, end: None, unfinished: None }),
                 Some(seq) => from = Some(seq),
             }
-            if started.elapsed() > LOOK_TIME {
-                return Ok(Found { jobs, end: from });
+            if is_over(true) {
+                return stop(jobs, from);
             }
         }
     }
@@ -121,7 +156,10 @@ impl Shared {
     ) -> (Vec<(Seq, Job)>, Option<Seq>) {
         let mut found = Vec::new();
         let index = self.index.read();
-        let jobs = index.walk(&listing.filter.statuses, listing.side(), from);
+        let jobs = match &listing.filter.ids {
+            Some(ids) => index.walk_ids(ids, listing.side(), from),
+            None => index.walk(&listing.filter.statuses, listing.side(), from),
+        };
         for (looked, (seq, job)) in (1..).zip(jobs) {
             if listing.filter.takes(job, now) {
                 found.push((seq, job.clone()));

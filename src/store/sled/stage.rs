@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, JobRequest, MAX_ATTEMPTS, delivery::Delivery},
+    job::{
+        Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, JobRequest, MAX_ATTEMPTS, TransitionError,
+        delivery::Delivery,
+    },
     ledger::{Day, Sums, UNKNOWN_MODEL},
     store::{ClaimedJob, Insertion, StoreError},
 };
@@ -128,7 +131,7 @@ impl Writer {
                 if let Some(seq) = seq
                     && let Some(current) = self.delivery(group, seq)
                     && current.next_at().is_some()
-                    && current.number == delivery.number
+                    && current.is_same_round(&delivery)
                     && !matches!(group.staged.get(&seq), Some(None))
                 {
                     disk.write_delivery(seq, &delivery).map_err(Fault)?;
@@ -136,6 +139,13 @@ impl Writer {
                     group.wrote = true;
                 }
                 group.answer(reply, ());
+                Ok(())
+            }
+            Command::Resend { id, now, reply } => {
+                match self.resend(disk, group, id, now)? {
+                    Ok(()) => group.answer(reply, ()),
+                    Err(refused) => drop(reply.send(Err(refused))),
+                }
                 Ok(())
             }
             Command::Prune { before, keep, limit, now, reply } => {
@@ -306,6 +316,41 @@ impl Writer {
             }
             (false, false) | (true, true) => None,
         })
+    }
+
+    /// Makes the newest message of an ended job due. The outer error is the disk's.
+    fn resend(
+        &self,
+        disk: &Disk,
+        group: &mut Group,
+        id: JobId,
+        now: Timestamp,
+    ) -> Result<Result<(), StoreError>, Fault> {
+        let Some((seq, job)) = self.newest(group, id) else { return Ok(Err(StoreError::NotFound(id))) };
+        if !job.state.is_final() {
+            let wanted = "sent to its callback URL";
+            return Ok(Err(TransitionError::Illegal { status: job.status(now), wanted }.into()));
+        }
+        let known = match self.delivery(group, seq) {
+            Some(open) => Some(open),
+            None => disk.delivery(seq).map_err(Fault)?,
+        };
+        let delivery = match known {
+            Some(delivery) => delivery,
+            // One that came by import after its end has none yet.
+            None => match self.request(disk, seq, id)? {
+                Ok(request) => match request.callback_url.as_deref() {
+                    Some(url) => Delivery::to(url),
+                    None => return Ok(Err(StoreError::NotFound(id))),
+                },
+                Err(corrupt) => return Ok(Err(corrupt)),
+            },
+        };
+        let delivery = delivery.resent(now);
+        disk.write_delivery(seq, &delivery).map_err(Fault)?;
+        group.deliveries.insert(seq, delivery);
+        group.wrote = true;
+        Ok(Ok(()))
     }
 
     /// Stages the removal of jobs. Their keys outlive them.

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     clock::SavedTime,
     job::{
-        FailureClass, JobState, JobStatus, Priority,
+        FailureClass, JobFilter, JobState, JobStatus, Priority,
         delivery::{DeliveryTry, KEPT_UNTOLD},
     },
     store::{
@@ -48,11 +48,47 @@ async fn what_is_kept_beside_the_jobs_survives_a_kill() {
     let store = open(folder.path());
     let id = Uuid::from_u128(7);
     store.keep("paused".to_owned(), Some("yes".to_owned())).await.unwrap();
-    store.journal(id, "an entry".to_owned()).await.unwrap();
+    store.append_audit(id, "an entry".to_owned(), Uuid::nil()).await.unwrap();
     let copy = copy_of(folder.path());
     let survivor = open(copy.path());
     assert_eq!(survivor.kept(""), [("paused".to_owned(), "yes".to_owned())]);
-    assert_eq!(survivor.journalled(None, 9).await.unwrap(), [(id, "an entry".to_owned())]);
+    assert_eq!(survivor.read_audit(None, 9).await.unwrap(), [(id, "an entry".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_goes_on_until_its_page_is_full_or_its_time_is_over_and_says_how_far_it_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let named = |n| {
+        if n == 7 { Arc::new(JobRequest { query: "Rare?".to_owned(), ..JobRequest::default() }) } else { request(n) }
+    };
+    let all = (0..3_000).map(|n| JobRecord { job: job(n), request: named(n), attempts: Vec::new(), delivery: None });
+    store.insert_all(all.collect()).await.unwrap();
+    let rare = JobFilter::default().with_text(Some("rare"));
+    let page = |cursor, look_time| {
+        let listing = Listing { filter: rare.clone(), cursor, limit: 1, ..Listing::default() };
+        let page = store.shared.list(&store.shared.disk().unwrap(), &listing, at(9_000), look_time).unwrap();
+        (page.jobs.iter().map(|record| record.job.id).collect::<Vec<_>>(), page.next, page.unfinished)
+    };
+    let (found, _, unfinished) = page(None, Duration::from_mins(1));
+    assert_eq!((found, unfinished), (vec![job(7).id], None));
+
+    let (mut cursor, mut percents, mut found) = (None, Vec::new(), Vec::new());
+    loop {
+        let (jobs, next, unfinished) = page(cursor, Duration::ZERO);
+        found.extend(jobs);
+        percents.extend(unfinished.map(|search| search.percent));
+        assert!(next.is_some() || unfinished.is_none());
+        cursor = next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, [job(7).id], "once, however often the search stopped");
+    assert!(percents.is_sorted() && percents.first() == Some(&0) && percents.last() == Some(&99), "{percents:?}");
+    let (_, first, unfinished) = page(None, Duration::ZERO);
+    assert_eq!(unfinished.map(|search| search.searched_to), Some(job(2_999).created_at));
+    assert!(first.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

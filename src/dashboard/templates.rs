@@ -1,23 +1,13 @@
-//! Fills templates and makes answers of them. Templates escape whatever they show; the filters here that write HTML
-//! escape their own.
+//! The templates and their filters. Templates escape what they show; filters that write HTML escape their own.
 
-use axum::{
-    http::{HeaderName, HeaderValue, StatusCode, header},
-    response::{Html, IntoResponse, Response},
-};
 use minijinja::{
-    Environment, Error, HtmlEscape, State, UndefinedBehavior, Value, context,
+    Environment, Error, HtmlEscape, State, UndefinedBehavior, Value,
     syntax::SyntaxConfig,
     value::{Kwargs, Serde},
 };
-use tracing::error;
 
-use super::{Pages, Shown, api::Answer, assets, docs, reader::Reader, session::sign_in_first};
+use super::schema;
 use crate::{analysis::labels::Labels, clock::Timestamp};
-
-/// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
-     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The templates, by name. All end in `.html`, for which they are escaped.
 pub(super) const TEMPLATES: [(&str, &str); 14] = [
@@ -57,9 +47,9 @@ impl Templates {
         environment.add_filter("seconds", seconds);
         environment.add_filter("time", time);
         environment.add_filter("between", between);
-        environment.add_filter("kind", |schema: Value| docs::kind(&schema));
-        environment.add_filter("example", |schema: Value, schemas: Value| docs::example(&schema, &schemas));
-        environment.add_filter("prose", |text: String| docs::prose(&text));
+        environment.add_filter("kind", |schema: Value| schema::kind(&schema));
+        environment.add_filter("example", |schema: Value, schemas: Value| schema::example(&schema, &schemas));
+        environment.add_filter("prose", |text: String| schema::prose(&text));
         for (name, source) in TEMPLATES {
             environment
                 .add_template(name, source)
@@ -74,81 +64,9 @@ impl Templates {
     }
 }
 
-impl Pages {
-    /// A page: the template, with what it shows, for this reader.
-    pub(super) fn render(&self, reader: &Reader, status: StatusCode, template: &str, shown: Value) -> Response {
-        match self.templates.fill(template, frame(reader, self.shown, shown)) {
-            Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
-            Err(error) => {
-                error!(page = template, error = format!("{error:#}"), "failed to render a page");
-                (StatusCode::INTERNAL_SERVER_ERROR, "internal error; the service's log has the details").into_response()
-            }
-        }
-    }
-
-    /// A page that says one thing, by the keys of its title and text.
-    pub(super) fn message(&self, reader: &Reader, status: StatusCode, title: &str, text: &str) -> Response {
-        self.render(reader, status, "message.html", context! { title, text })
-    }
-
-    /// The page of an answer that is an error.
-    pub(super) fn problem(&self, reader: &Reader, answer: &Answer) -> Response {
-        match answer.status {
-            StatusCode::UNAUTHORIZED if reader.session.is_none() => sign_in_first(&reader.here),
-            StatusCode::NOT_FOUND => self.message(reader, answer.status, "unknown_title", "unknown_do"),
-            status => {
-                let shown = context! {
-                    title => "error_title",
-                    text => "error_do",
-                    detail => answer.body["detail"].as_str(),
-                    request_id => answer.body["request_id"].as_str(),
-                };
-                self.render(reader, status, "message.html", shown)
-            }
-        }
-    }
-}
-
-/// What every template gets besides what its page shows.
-fn frame(reader: &Reader, service: Shown, shown: Value) -> Value {
-    let labels = shown.get_attr("m").ok().filter(|labels| !labels.is_undefined());
-    let separator = if reader.here.contains('?') { '&' } else { '?' };
-    context! {
-        t => reader.lang.texts(),
-        // Of the memo that is shown, else in the reader's language.
-        m => labels.unwrap_or_else(|| memo_labels(Labels::of(reader.lang.code()))),
-        lang => reader.lang.code(),
-        lang_tag => reader.lang.tag(),
-        other_lang => reader.lang.other().code(),
-        theme => reader.theme,
-        here => format!("{}{separator}", reader.here),
-        version => assets::VERSION.as_str(),
-        is_simulated => service.is_simulated,
-        is_open => service.is_open,
-        is_exposed => service.is_exposed,
-        mark => reader.session.as_ref().map(|session| session.mark.as_str()),
-        is_admin => reader.session.as_ref().is_some_and(|session| session.is_admin),
-        ..shown
-    }
-}
-
 /// The fixed words of a memo, as templates see them.
 pub(super) fn memo_labels(labels: Labels) -> Value {
     Value::from(Serde(labels.all()))
-}
-
-/// Adds to every answer of the pages the headers that keep a browser from doing more than these pages need.
-pub(super) async fn secure(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    response
 }
 
 /// The first so many characters of a text that is longer.
@@ -237,6 +155,8 @@ fn day_time(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use minijinja::context;
+
     use super::*;
     use crate::dashboard::strings::Lang;
 

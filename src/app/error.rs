@@ -1,0 +1,96 @@
+//! Why the service can't start. Each message says what to do.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use tokio::task::JoinError;
+
+use crate::{
+    auth::{AuthError, jwt::JwtError},
+    claude::ClientError,
+    config::ConfigError,
+    prompts::PromptError,
+    queue::QueueError,
+    store::sled::OpenError,
+    webhook::WebhookError,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(
+        "can't listen on {address}: {source}; another program may use the port: stop it, or choose another PORT or HOST"
+    )]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Prompts(#[from] PromptError),
+    #[error(transparent)]
+    Claude(#[from] ClientError),
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error("the jobs of the last run can't be recovered: {0}")]
+    Recovery(QueueError),
+    #[error("the {what} can't be stored in {}: {source}. Make DATA_DIR writable, or set {setting}", path.display())]
+    Secret { what: &'static str, setting: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "other users can read {} (mode {mode:o}) and may know the secret in it. Delete the file to get a new one at the \
+         next start, or run: chmod 600 {}",
+        path.display(),
+        path.display()
+    )]
+    OpenSecret { path: PathBuf, mode: u32 },
+    #[error("the admin token in {} is not safe: {source}; or delete the file to get a new one at the next start", path.display())]
+    StoredToken { path: PathBuf, source: ConfigError },
+    #[error(transparent)]
+    Keys(#[from] AuthError),
+    #[error(transparent)]
+    Tokens(#[from] JwtError),
+    #[error("CORS_ORIGINS: {0:?} is not an origin. Use scheme and host only, for example https://app.example.")]
+    Origin(String),
+    #[error(transparent)]
+    Webhooks(#[from] WebhookError),
+    #[error("the start failed: {0}")]
+    Panicked(#[from] JoinError),
+    #[error(
+        "MODEL_NAME: {models} can't be used (retired, or unknown to Claude). Set a current model, for example {current}"
+    )]
+    NoModel { models: String, current: String },
+    #[error("DAILY_BUDGET: {given} is too small, because one call may need {need}. Raise it, or lower MAX_TOKENS")]
+    BudgetTooSmall { given: String, need: String },
+    #[error(
+        "DAILY_BUDGET in USD needs the price of {model}, which is not known. Set it in MODEL_PRICES, for example \
+         {model}=2/10 (US dollars per million input and output tokens), or choose another model"
+    )]
+    NoPrice { model: String },
+    #[error("the job store failed repeatedly and can't be recovered by this process; start the service again")]
+    StoreLost,
+    #[error(
+        "ANTHROPIC_API_KEY is not set, nor ANTHROPIC_AUTH_TOKEN. Set one of them in the environment or in .env to serve; or \
+         try the service without a key, against a simulated Claude: ceoagent demo"
+    )]
+    NoKey,
+}
+
+impl StartError {
+    /// Whether a person must change a setting or a file before the service can start; else another start may succeed.
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            StartError::Prompts(_)
+            | StartError::Claude(_)
+            | StartError::OpenSecret { .. }
+            | StartError::StoredToken { .. }
+            | StartError::Keys(_)
+            | StartError::Tokens(_)
+            | StartError::Origin(_)
+            | StartError::Webhooks(_)
+            | StartError::NoModel { .. }
+            | StartError::BudgetTooSmall { .. }
+            | StartError::NoPrice { .. }
+            | StartError::NoKey => true,
+            StartError::Listen { .. }
+            | StartError::Store(_)
+            | StartError::Recovery(_)
+            | StartError::Secret { .. }
+            | StartError::Panicked(_)
+            | StartError::StoreLost => false,
+        }
+    }
+}
