@@ -94,8 +94,8 @@ use crate::{
     clock::{Clock, Timestamp},
     digest::{Lane, sha256},
     job::{
-        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobStatus, Listing, StatusCounts,
-        TransitionError,
+        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobStatus, Listing, Owner,
+        StatusCounts, TransitionError,
         caller::{self, Caller, Kind as CallerKind},
         delivery::Delivery,
     },
@@ -120,6 +120,8 @@ pub type Allowances = Arc<dyn Fn(Lane) -> Allowance + Send + Sync>;
 /// Settings of the queue.
 #[derive(Clone)]
 pub struct Policy {
+    /// Who makes the attempts that are claimed here.
+    pub owner: Owner,
     /// Most attempts under way at once, whatever the limits allow.
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
@@ -161,6 +163,7 @@ impl Policy {
     /// One that tries nothing again and keeps everything.
     pub(crate) fn plain() -> Policy {
         Policy {
+            owner: Owner::ANY,
             workers: 1,
             deadlines_first: true,
             max_pending: usize::MAX,
@@ -241,6 +244,7 @@ pub struct Queue(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn JobStore>,
+    ids: std::sync::Mutex<ContextV7>,
     clock: Clock,
     policy: Policy,
     metrics: Metrics,
@@ -288,6 +292,7 @@ impl Queue {
         let board = Arc::new(Board::new(clock.clone()));
         let queue = Queue(Arc::new(Inner {
             store,
+            ids: std::sync::Mutex::new(ContextV7::new()),
             clock,
             policy,
             metrics,
@@ -649,6 +654,13 @@ impl Queue {
         }
     }
 
+    /// A new id. Ids sort by time of creation, and those of one process also within a millisecond.
+    fn new_id(&self, now: Timestamp) -> Uuid {
+        let millis = millis(now);
+        let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
+        Uuid::new_v7(uuid::Timestamp::from_unix(&self.0.ids, millis / 1_000, nanos))
+    }
+
     /// Every transition of the queue goes through here, so that each is counted once.
     async fn transition(&self, id: JobId, event: JobEvent) -> Result<Job, StoreError> {
         let now = self.now();
@@ -724,12 +736,9 @@ fn note_caller(filter: &mut JobFilter) {
     filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
 }
 
-/// A new id. Ids sort by time of creation, and those of one process also within a millisecond.
-fn new_id(now: Timestamp) -> JobId {
-    static CONTEXT: std::sync::Mutex<ContextV7> = std::sync::Mutex::new(ContextV7::new());
-    let millis = u64::try_from(now.as_millis()).unwrap_or(0);
-    let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
-    Uuid::new_v7(uuid::Timestamp::from_unix(&CONTEXT, millis / 1_000, nanos))
+/// As ids have the time.
+fn millis(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millis()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ pub mod sled;
 pub mod contract;
 #[cfg(test)]
 pub(crate) mod fault;
+#[cfg(test)]
+pub(crate) mod memory;
 
 use std::{num::NonZeroU64, sync::Arc};
 
@@ -20,7 +22,7 @@ use crate::{
     clock::Timestamp,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        TransitionError, caller::Caller, delivery::Delivery,
+        Owner, TransitionError, caller::Caller, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
 };
@@ -65,7 +67,7 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
-    /// Claims a queued job whose time has come for a new attempt.
+    /// Claims a queued job whose time has come for a new attempt of `owner`.
     ///
     /// *Returned*: the claim is durable, so the record of a call is older than the call itself. *Crashed before*: the job
     /// is queued, or running with nobody at work; then recovery at the next start ends the attempt as outcome unknown.
@@ -73,7 +75,13 @@ pub trait JobStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::NotFound`]; [`StoreError::Transition`] if the job is not what the caller believes; it stays as it is.
     /// [`StoreError::Unavailable`]. [`StoreError::Corrupt`] if the job's request can't be read: it stays queued.
-    async fn claim(&self, id: JobId, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob, StoreError>;
+    async fn claim(
+        &self,
+        id: JobId,
+        owner: Owner,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedJob, StoreError>;
 
     /// Applies an event and, where it ends an attempt, adds that to the history, and what it cost to the ledger.
     ///

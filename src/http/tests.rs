@@ -17,7 +17,7 @@ use crate::{
     digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        Priority, callback::Callbacks, delivery::Delivery,
+        Owner, Priority, callback::Callbacks, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     queue::Policy,
@@ -57,7 +57,7 @@ impl JobStore for Broken {
     async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         self.fault().await
     }
-    async fn claim(&self, _: JobId, _: Timestamp, _: Timestamp) -> Result<ClaimedJob, StoreError> {
+    async fn claim(&self, _: JobId, _: Owner, _: Timestamp, _: Timestamp) -> Result<ClaimedJob, StoreError> {
         self.fault().await
     }
     async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {

@@ -126,7 +126,7 @@ impl Queue {
         for _ in 0..MAX_PROPOSALS {
             let Some(proposal) = self.0.board.propose(pick, lanes) else { break };
             let (id, now) = (proposal.job.id, self.now());
-            match self.0.store.claim(id, now.plus(self.0.policy.lease), now).await {
+            match self.0.store.claim(id, self.0.policy.owner, now.plus(self.0.policy.lease), now).await {
                 Ok(claimed) => {
                     proposal.confirm(&claimed.job);
                     return Ok(Some(claimed));

@@ -10,7 +10,7 @@ use super::{
     board::Arrivals,
     digest,
     fair_queue::List,
-    hold, new_id,
+    hold,
     order::{self, Waiting},
     outlook::{self, Allowance},
     refused::Refused,
@@ -178,7 +178,7 @@ impl Queue {
         let hand = if may_start { self.0.standby.take(job.model) } else { None };
         let hand = hand.filter(|_| board.arrives_claimed(&job));
         if hand.is_some() {
-            let claim = JobEvent::Claim { lease_until: now.plus(self.0.policy.lease) };
+            let claim = JobEvent::Claim { owner: self.0.policy.owner, lease_until: now.plus(self.0.policy.lease) };
             job = job.apply(&claim, now).map_err(StoreError::from)?;
         }
         match self.insert(job.clone(), Arc::clone(&request), arrivals, hand).await? {
@@ -356,7 +356,7 @@ impl Queue {
         now: Timestamp,
     ) -> Job {
         let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own, by: _ } = submission;
-        let mut job = Job::new(new_id(now), *priority, now);
+        let mut job = Job::new(self.new_id(now), *priority, now);
         job.deadline_at = deadline.map(|deadline| now.plus(deadline));
         // The client's clock is compared with the machine's, which may be behind the service time, but with no jump ahead.
         if let Some(run_at) = run_at.filter(|run_at| *run_at > now.minus(self.0.clock.lead())) {

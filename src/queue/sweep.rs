@@ -18,13 +18,15 @@ const SWEEP_STEP: usize = 64;
 const SWEEP_STEP_BEHIND: usize = 512;
 
 impl Queue {
-    /// Ends every attempt that the store believes to be running. For the start of a process that owns its store alone:
-    /// whoever ran them is dead. Returns how many there were.
+    /// Ends the attempts of this node's former incarnations: whoever made them is dead. Those of other nodes end with their
+    /// leases. Returns how many there were.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn recover(&self) -> Result<usize, QueueError> {
-        let orphans = self.0.board.running();
+        let owner = self.0.policy.owner;
+        let mut orphans = self.0.board.running();
+        orphans.retain(|job| job.owner.is_none_or(|other| owner.follows(other)));
         for job in &orphans {
             if let JobState::Running { lease_until } = job.state {
                 self.expire(job, lease_until, "the process ended").await?;

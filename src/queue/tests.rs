@@ -37,6 +37,7 @@ use crate::{
     ledger::{Risk, Tokens, total},
     store::{
         fault::{Call, FaultStore, Moment},
+        memory::MemoryStore,
         sled::{SledConfig, SledStore},
     },
 };
@@ -438,6 +439,7 @@ struct Held {
 }
 
 /// What an [`Op`] brought.
+#[expect(clippy::large_enum_variant, reason = "few at a time")]
 enum Done {
     Settled,
     Extended(Result<bool, QueueError>),
@@ -484,6 +486,7 @@ fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledSto
 impl World {
     fn new(retry_unknown_outcome: bool) -> World {
         let policy = Policy {
+            owner: Owner::new("node", 0),
             retries: RetryBounds { other: 2, overload: 2, ..Policy::plain().retries },
             lease: LEASE,
             retry_unknown_outcome,
@@ -1009,6 +1012,7 @@ impl World {
         self.late = 0;
         self.clock = self.clock.restarted();
         self.store = open(self.folder.path(), &self.clock, &self.metrics);
+        self.policy.owner = Owner::new("node", u32::try_from(self.process).unwrap());
         self.queue = queue_over(&self.store, &self.clock, &self.policy, &self.metrics);
         if let Some((calls, moment)) = fault {
             self.store.fail_after(calls, moment);
@@ -1304,7 +1308,7 @@ async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
         let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
         let claim = tokio::spawn({
             let (store, now) = (Arc::clone(&queue.0.store), clock.now());
-            async move { store.claim(id, now.plus(LEASE), now).await }
+            async move { store.claim(id, Owner::ANY, now.plus(LEASE), now).await }
         });
         let cancel = tokio::spawn({
             let queue = queue.clone();
@@ -1731,4 +1735,38 @@ async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_wor
         assert_eq!(queue.peek(job.id).unwrap().state, JobState::Succeeded);
     }
     assert_eq!(queue.0.metrics.answers_shared.get(), 3);
+}
+
+#[tokio::test]
+async fn a_start_ends_the_attempts_of_its_own_nodes_former_starts_alone() {
+    let (clock, store) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Arc::new(MemoryStore::default()));
+    let start = |node: &str, incarnation| {
+        let policy = Policy { owner: Owner::new(node, incarnation), lease: LEASE, ..Policy::plain() };
+        let store = Arc::clone(&store) as Arc<dyn JobStore>;
+        Queue::new(store, clock.clone(), policy, Metrics::new(), CancellationToken::new())
+    };
+    let (first, second) = (start("a", 1), start("b", 1));
+    let ids = [0, 1].map(|_| async { first.enqueue(Submission::default()).await.unwrap().record.job.id });
+    let ids = join_all(ids).await;
+    let (lost, kept) = (claimed(&first).await, claimed(&second).await);
+    assert_eq!([lost.job.id, kept.job.id], ids[..], "two nodes share the jobs of one store");
+    drop(first);
+    let again = start("a", 2);
+    assert_eq!(again.recover().await, Ok(1));
+    assert_eq!(again.peek(lost.job.id).unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+    assert!(lost.lost.is_cancelled() && !kept.lost.is_cancelled());
+    assert_eq!(start("a", 3).recover().await, Ok(0));
+
+    answer(&second, &kept).await;
+    assert_eq!(again.peek(kept.job.id).unwrap().state, JobState::Succeeded, "the other node's attempt lived on");
+    let third = first_of(&again).await;
+    clock.advance(LEASE);
+    second.end_overdue().await.unwrap();
+    assert_eq!(again.peek(third.job.id).unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+}
+
+/// A job of its own, claimed.
+async fn first_of(queue: &Queue) -> Claim {
+    queue.enqueue(Submission::default()).await.unwrap();
+    claimed(queue).await
 }

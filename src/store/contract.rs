@@ -11,7 +11,7 @@ use crate::{
     clock::Timestamp,
     job::{
         AtRisk, AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
-        JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, MAX_ATTEMPTS, Order, Priority, TokenUsage,
+        JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, MAX_ATTEMPTS, Order, Owner, Priority, TokenUsage,
         TransitionError, caller,
         delivery::{Delivery, DeliveryTry},
     },
@@ -90,7 +90,7 @@ async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
 
 /// Claims job `n`.
 pub(crate) async fn claim(store: &impl JobStore, n: u32, now: u32) -> Job {
-    store.claim(job(n).id, at(now + 30), at(now)).await.unwrap().job
+    store.claim(job(n).id, Owner::ANY, at(now + 30), at(now)).await.unwrap().job
 }
 
 /// A feed that notes what it hears.
@@ -167,7 +167,7 @@ async fn gives_each_job_to_one_claimant<S: JobStore>(store: S) {
     let claims: Vec<_> = (0..8)
         .map(|_| {
             let store = Arc::clone(&store);
-            tokio::spawn(async move { store.claim(job(0).id, at(40), at(10)).await })
+            tokio::spawn(async move { store.claim(job(0).id, Owner::ANY, at(40), at(10)).await })
         })
         .collect();
     let mut given = Vec::new();
@@ -181,18 +181,18 @@ async fn gives_each_job_to_one_claimant<S: JobStore>(store: S) {
     assert_eq!((claimed.job.state, claimed.job.attempt), (JobState::Running { lease_until: at(40) }, 1));
     assert_eq!(claimed.request, request(0));
     for n in [1, 2] {
-        let refused = store.claim(job(n).id, at(40), at(10)).await.unwrap_err();
+        let refused = store.claim(job(n).id, Owner::ANY, at(40), at(10)).await.unwrap_err();
         assert!(matches!(refused, StoreError::Transition(TransitionError::Illegal { .. })), "{refused}");
     }
-    assert_eq!(store.claim(job(9).id, at(40), at(10)).await.unwrap_err(), StoreError::NotFound(job(9).id));
+    assert_eq!(store.claim(job(9).id, Owner::ANY, at(40), at(10)).await.unwrap_err(), StoreError::NotFound(job(9).id));
     assert_eq!(claim(&*store, 1, 50).await.attempt, 1);
 }
 
 async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
-    let claimed = job(0).apply(&JobEvent::Claim { lease_until: at(30) }, at(1)).unwrap();
+    let claimed = job(0).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(30) }, at(1)).unwrap();
     add(store, [claimed.clone()]).await;
     assert_eq!(store.peek(claimed.id), Some(claimed.clone()));
-    assert!(store.claim(claimed.id, at(40), at(2)).await.is_err(), "it has its worker");
+    assert!(store.claim(claimed.id, Owner::ANY, at(40), at(2)).await.is_err(), "it has its worker");
     let done = store.transition(claimed.id, success(1, 1), at(3)).await.unwrap();
     assert_eq!(done.status(at(3)), JobStatus::Succeeded);
 }

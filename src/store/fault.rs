@@ -18,7 +18,7 @@ use crate::{
     clock::Timestamp,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        delivery::Delivery,
+        Owner, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
 };
@@ -172,8 +172,14 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::Import(records.len()), self.inner.import(records)).await
     }
 
-    async fn claim(&self, id: JobId, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob, StoreError> {
-        self.call(Call::Claim, self.inner.claim(id, lease_until, now)).await
+    async fn claim(
+        &self,
+        id: JobId,
+        owner: Owner,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedJob, StoreError> {
+        self.call(Call::Claim, self.inner.claim(id, owner, lease_until, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -329,7 +335,7 @@ mod tests {
         assert!(store.peek(job(0).id).is_some() && store.peek(job(1).id).is_none());
 
         store.fail_after(0, Moment::After);
-        let error = store.claim(job(0).id, at(30), at(1)).await.unwrap_err();
+        let error = store.claim(job(0).id, Owner::ANY, at(30), at(1)).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
         assert!(store.peek(job(0).id).unwrap().is_running(), "it is claimed all the same");
         store.fail_after(0, Moment::After);

@@ -80,7 +80,7 @@ use crate::{
     clock::{Clock, Timestamp},
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
-        Listing, delivery::Delivery,
+        Listing, Owner, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     metrics::Metrics,
@@ -247,8 +247,14 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::Import { all, reply }).await
     }
 
-    async fn claim(&self, id: JobId, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob, StoreError> {
-        self.ask(|reply| Command::Claim { id, lease_until, now, reply }).await
+    async fn claim(
+        &self,
+        id: JobId,
+        owner: Owner,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedJob, StoreError> {
+        self.ask(|reply| Command::Claim { id, owner, lease_until, now, reply }).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {

@@ -2,7 +2,7 @@ use std::num::NonZeroU32;
 
 use super::*;
 use crate::{
-    job::{AttemptReport, JobEvent, PRIORITY_OFFSET, Priority, caller},
+    job::{AttemptReport, JobEvent, Owner, PRIORITY_OFFSET, Priority, caller},
     queue::admission::{DiskSpace, Rates},
     store::contract::{RISK, asking, at, job},
 };
@@ -49,7 +49,7 @@ impl World {
 }
 
 fn claim() -> JobEvent {
-    JobEvent::Claim { lease_until: at(40) }
+    JobEvent::Claim { owner: Owner::ANY, lease_until: at(40) }
 }
 
 fn ids<const N: usize>(numbers: [u32; N]) -> Vec<JobId> {

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::beside::BesideChange;
 use crate::{
     clock::Timestamp,
-    job::{AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, delivery::Delivery},
+    job::{AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, Owner, delivery::Delivery},
     ledger::{Day, Sums},
     store::{ClaimedJob, Insertion, StoreError},
 };
@@ -38,6 +38,7 @@ pub(super) enum Command {
     },
     Claim {
         id: JobId,
+        owner: Owner,
         lease_until: Timestamp,
         now: Timestamp,
         reply: Reply<ClaimedJob>,

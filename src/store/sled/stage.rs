@@ -92,8 +92,8 @@ impl Writer {
                 group.answer(reply, insertions);
                 Ok(())
             }
-            Command::Claim { id, lease_until, now, reply } => {
-                match self.claim(disk, group, id, lease_until, now)? {
+            Command::Claim { id, owner, lease_until, now, reply } => {
+                match self.claim(disk, group, id, &JobEvent::Claim { owner, lease_until }, now)? {
                     Ok(claimed) => group.answer(reply, claimed),
                     Err(refused) => drop(reply.send(Err(refused))),
                 }
@@ -197,7 +197,7 @@ impl Writer {
         disk: &Disk,
         group: &mut Group,
         id: JobId,
-        lease_until: Timestamp,
+        claim: &JobEvent,
         now: Timestamp,
     ) -> Result<Result<ClaimedJob, StoreError>, Fault> {
         let Some((seq, job)) = self.newest(group, id) else { return Ok(Err(StoreError::NotFound(id))) };
@@ -205,7 +205,7 @@ impl Writer {
             Ok(request) => request,
             Err(corrupt) => return Ok(Err(corrupt)),
         };
-        let claimed = self.transit(disk, group, (seq, &job), &JobEvent::Claim { lease_until }, now)?;
+        let claimed = self.transit(disk, group, (seq, &job), claim, now)?;
         Ok(claimed.map(|job| ClaimedJob { job, request }))
     }
 

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     clock::SavedTime,
     job::{
-        FailureClass, JobFilter, JobState, JobStatus, Priority,
+        FailureClass, JobFilter, JobState, JobStatus, Owner, Priority,
         delivery::{DeliveryTry, KEPT_UNTOLD},
     },
     store::{
@@ -846,8 +846,8 @@ proptest! {
                     Step::Claim => {
                         let Some(n) = model.first_ready(now) else { continue };
                         let lease_until = at(now + 30);
-                        let claimed = store.claim(model.0[n].id, lease_until, at(now)).await.unwrap();
-                        model.0[n] = model.0[n].apply(&JobEvent::Claim { lease_until }, at(now)).unwrap();
+                        let claimed = store.claim(model.0[n].id, Owner::ANY, lease_until, at(now)).await.unwrap();
+                        model.0[n] = model.0[n].apply(&JobEvent::Claim { owner: Owner::ANY, lease_until }, at(now)).unwrap();
                         prop_assert_eq!(&claimed.job, &model.0[n]);
                     }
                     Step::Event(n, kind, stale) => {

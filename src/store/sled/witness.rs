@@ -60,7 +60,7 @@ fn others(index: &Index, touched: &[Seq]) -> u64 {
 mod tests {
     use super::*;
     use crate::{
-        job::{Job, JobEvent},
+        job::{Job, JobEvent, Owner},
         store::contract::{at, job},
     };
 
@@ -70,7 +70,8 @@ mod tests {
         (1..5).for_each(|seq| index.replace(u64::from(seq), Some(job(seq).into()), at(9)));
         let witness = Witness::new(7, vec![2, 9], &index, SavedTime::default());
         assert_eq!(Witness::decode(&witness.encode().unwrap()).unwrap(), witness);
-        let claimed = |n| -> Job { job(n).apply(&JobEvent::Claim { lease_until: at(60) }, at(9)).unwrap() };
+        let claimed =
+            |n| -> Job { job(n).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) }, at(9)).unwrap() };
         index.replace(2, Some(claimed(2).into()), at(9));
         index.replace(9, Some(job(8).into()), at(9));
         assert!(witness.confirms(&index), "the group is there");
