@@ -555,7 +555,7 @@ impl World {
         let (turn, caller) = callers.map(|caller| (self.turns[&caller], caller)).min()?;
         self.turns.insert(caller, turn.max(self.turn) + 1);
         self.turn = self.turn.max(turn);
-        self.jobs.iter_mut().filter(may).filter(|job| job.caller() == caller).min_by_key(|job| job.place())
+        self.jobs.iter_mut().filter(may).filter(|job| job.caller() == caller).min_by_key(|job| (job.place(), job.id))
     }
 
     /// Callers that have jobs ready come in at the turn served last, unless theirs is a later one.
