@@ -17,6 +17,8 @@ mod own;
 pub mod own_data;
 mod progress;
 pub mod serve;
+mod terminal;
+pub mod webhooks;
 
 use std::{
     env,
@@ -57,6 +59,8 @@ const EXAMPLES: &str = "Examples:
   ceoagent analyze \"Should we hire?\"   submit a question and read the memo
   ceoagent jobs list --status failed   list failed jobs
   ceoagent keys create alice           create an API key for a caller
+  ceoagent webhooks test https://example.com/hook
+                                       send a signed test message to a receiver
   ceoagent export > jobs.jsonl         export all jobs
   ceoagent loadtest --rate 30 --html report.html
                                        measure the service under overload
@@ -72,10 +76,12 @@ enum Command {
     Demo(Box<demo::Demo>),
     /// Submit a question and show its memo
     Analyze(Box<analyze::Analyze>),
-    /// List, show, watch, cancel and retry jobs
+    /// List, show, watch, cancel, retry and delete jobs
     Jobs(jobs::Jobs),
     /// List, create and revoke the API keys of callers; needs the admin token
     Keys(keys::Keys),
+    /// Show and replace the secret of webhooks, test a receiver, list and resend webhooks
+    Webhooks(webhooks::Webhooks),
     /// Show the state of a running service; needs the admin token
     Stats(Box<operate::Operate>),
     /// Pause the queue of a running service; needs the admin token
@@ -104,11 +110,12 @@ enum Command {
 
 /// Commands that take all settings of the service, which would bury their own in the help, and the settings that matter
 /// there.
-const BRIEF: [(&str, &[&str]); 12] = [
+const BRIEF: [(&str, &[&str]); 13] = [
     ("demo", &["host", "port", "data_dir", "model_name"]),
     ("analyze", &[]),
     ("jobs", &[]),
     ("keys", &[]),
+    ("webhooks", &[]),
     ("stats", &[]),
     ("pause", &[]),
     ("resume", &[]),
@@ -135,7 +142,7 @@ pub fn run() -> ExitCode {
         // The reader has closed the pipe: `ceoagent jobs list | head` is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", told(&error));
+            let _ = writeln!(io::stderr(), "error: {}", terminal::escaped(&told(&error)));
             match error.downcast_ref() {
                 Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
                 _ if is_of_settings(&error) => ExitCode::from(WRONG_SETTINGS),
@@ -215,7 +222,25 @@ fn command() -> clap::Command {
         let help = "IP address to listen on. Default: 127.0.0.1, only reachable from this machine";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
-    ignore_empty_environment(command)
+    ignore_empty_environment(hide_refused_flag(command))
+}
+
+/// Hides the flag that [`refuse_key_as_flag`] refuses. The help of `serve` names its setting instead.
+fn hide_refused_flag(mut command: clap::Command) -> clap::Command {
+    fn hide(command: clap::Command) -> clap::Command {
+        let hidden = |arg: clap::Arg| match arg.get_id().as_str() {
+            "anthropic_api_key" => arg.hide(true),
+            _ => arg,
+        };
+        command.mut_args(hidden).mut_subcommands(hide)
+    }
+    command = command.mut_subcommands(hide);
+    command.mut_subcommand("serve", |serve| {
+        serve.after_help(
+            "The key of the Claude API is the setting ANTHROPIC_API_KEY, in the environment or in .env only: a flag would \
+             show in the process list.",
+        )
+    })
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {
@@ -248,6 +273,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         Command::Analyze(analyze) => analyze.run(),
         Command::Jobs(jobs) => jobs.run(),
         Command::Keys(keys) => keys.run(),
+        Command::Webhooks(webhooks) => webhooks.run(),
         Command::Stats(operate) => operate.run(operate::Deed::Look),
         Command::Pause(operate) => operate.run(operate::Deed::Pause),
         Command::Resume(operate) => operate.run(operate::Deed::Resume),

@@ -33,6 +33,7 @@ mod transfer;
 mod usage;
 mod view;
 mod wait;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -61,13 +62,14 @@ use crate::{
     agent::models::Models,
     auth::Auth,
     clock::Timestamp,
-    config::values::Network,
+    config::values::{Network, Origin},
     digest::Lane,
     job::{Job, JobRecord, callback::Callbacks, caller::Caller},
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
     queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
+    webhook::Webhooks,
 };
 
 /// How long a browser may keep the answer to a CORS preflight.
@@ -97,9 +99,13 @@ pub struct Api {
     /// Proxies whose X-Forwarded-For is believed.
     pub trusted_proxies: Arc<[Network]>,
     /// Origins whose web pages may call the API from a browser.
-    pub cors_origins: Vec<HeaderValue>,
+    pub cors_origins: Vec<Origin>,
+    /// The address by which browsers reach the service, if it is set.
+    pub public_url: Option<Origin>,
     /// Which callback URLs are accepted.
     pub callbacks: Callbacks,
+    /// Sends test messages, and has the secrets that sign webhooks.
+    pub webhooks: Webhooks,
     /// Most characters in a query.
     pub max_query_length: usize,
 }
@@ -179,24 +185,26 @@ pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
     let routes = routes.with_state(Arc::clone(&api));
     let document = Arc::new(document);
     let routes = routes.route("/openapi.json", get(move || std::future::ready(Json(Arc::clone(&document)))));
-    let pages = pages(routes.clone());
+    // The pages answer what is not found: browsers get a page, programs what the API says.
+    let pages = pages(routes.clone().fallback(no_such_route));
     routes
         .merge(pages)
-        .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(cors(api.cors_origins.clone()))
+        .layer(cors(&api.cors_origins))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), host::check))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), memory::bound))
         .layer(middleware::from_fn_with_state(api, observe::observe))
 }
 
 /// Lets web pages of these origins call the API. Without any, browsers refuse all other origins.
-fn cors(origins: Vec<HeaderValue>) -> CorsLayer {
+fn cors(origins: &[Origin]) -> CorsLayer {
     if origins.is_empty() {
         return CorsLayer::new();
     }
     CorsLayer::new()
-        .allow_origin(origins)
+        .allow_origin(
+            origins.iter().filter_map(|origin| origin.to_string().try_into().ok()).collect::<Vec<HeaderValue>>(),
+        )
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
         .allow_headers(cors::AllowHeaders::mirror_request())
         .expose_headers(cors::Any)
@@ -217,6 +225,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
+        .routes(routes!(webhooks::resend))
+        .routes(routes!(webhooks::secret))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::own_failing))
         .routes(routes!(admin::list))
         .routes(routes!(actions::act))
         .routes(routes!(operate::stats))
@@ -228,6 +241,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
+        .routes(routes!(webhooks::callers_secret))
+        .routes(routes!(webhooks::rotate_callers))
+        .routes(routes!(webhooks::all_failing))
         .routes(routes!(usage::get))
         .routes(routes!(history::get))
         .routes(routes!(prompts::list))

@@ -83,6 +83,10 @@ pub struct Analyze {
     #[arg(long, value_name = "URL")]
     callback_url: Option<String>,
 
+    /// Send it only for these events, with commas: job.succeeded, job.needs_information, job.failed, job.cancelled
+    #[arg(long, value_name = "EVENTS", value_delimiter = ',', requires = "callback_url")]
+    callback_events: Vec<String>,
+
     /// A label for the job; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     metadata: Vec<(String, String)>,
@@ -204,6 +208,9 @@ impl Analyze {
         }
         if let Some(seconds) = self.deadline {
             body["deadline_seconds"] = json!(seconds);
+        }
+        if !self.callback_events.is_empty() {
+            body["callback_events"] = json!(self.callback_events);
         }
         if !self.options.is_empty() {
             body["options"] = json!(self.options);

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::memo::clean;
+use super::terminal::clean;
 use crate::{
     app,
     config::{ServiceAddress, Settings},
@@ -159,6 +159,10 @@ impl Client {
         let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         let builder = if is_at_home(&base) { builder.no_proxy() } else { builder };
         Ok(Client { http: builder.build().map_err(ClientError::Client)?, base, token })
+    }
+
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 
     pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {

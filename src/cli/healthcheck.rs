@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     client::{Client, base, local_base},
-    memo::clean,
+    terminal::{self, clean},
 };
 use crate::config::Settings;
 
@@ -53,7 +53,7 @@ impl Healthcheck {
             let at = client.at(path);
             if !self.ready {
                 ensure!(status.is_success(), "{at} answers {status}");
-                writeln!(std::io::stdout(), "{text}")?;
+                writeln!(std::io::stdout(), "{}", terminal::escaped(&text))?;
                 return Ok(ExitCode::SUCCESS);
             }
             let answer: Value = serde_json::from_str(&text).map_err(|_| anyhow!("{at} answers {status}"))?;

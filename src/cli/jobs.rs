@@ -1,4 +1,4 @@
-//! `ceoagent jobs`: lists, shows, watches, cancels and retries jobs.
+//! `ceoagent jobs`: lists, shows, watches, cancels, retries and deletes jobs.
 
 mod conditions;
 mod several;
@@ -15,11 +15,15 @@ use self::{
     show::describe,
 };
 use super::{
-    client::{Client, Connection},
-    memo::clean,
+    client::{Client, ClientError, Connection, Refusal},
     outcome::{self, Form},
     progress, serve,
+    terminal::{self, clean},
 };
+
+/// The routes that list all jobs and the caller's own.
+const ALL_JOBS: &str = "/api/v1/admin/jobs";
+const OWN_JOBS: &str = "/api/v1/jobs";
 
 /// Most jobs on a page of the service.
 const PAGE: usize = 200;
@@ -42,7 +46,7 @@ pub struct Jobs {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// List jobs, newest first; needs the admin token
+    /// List jobs, newest first: all jobs with the admin token, your own with your API key
     List(Box<List>),
     /// Show a job with its attempts and memo
     Show(Box<Show>),
@@ -52,6 +56,8 @@ enum Action {
     Cancel(Box<Several>),
     /// Retry failed or cancelled jobs, by their ids or by a filter
     Retry(Box<Several>),
+    /// Delete ended jobs with their memos, by their ids or by a filter
+    Delete(Box<Several>),
 }
 
 #[derive(clap::Args, Debug)]
@@ -130,6 +136,7 @@ impl Jobs {
                 }
                 Action::Cancel(several) => several.run(Deed::Cancel).await,
                 Action::Retry(several) => several.run(Deed::Retry).await,
+                Action::Delete(several) => several.run(Deed::Delete).await,
             }
         })
     }
@@ -141,14 +148,21 @@ impl List {
         let mut left = if self.all { usize::MAX } else { self.limit };
         let mut table = Table::new();
         table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["ID", "STATUS", "CREATED", "TRIES", "CALLER", "QUESTION"]);
+        table.set_header(["ID", "STATUS", "CREATED", "ATTEMPTS", "CALLER", "QUESTION"]);
         let mut cursor = self.cursor.clone();
         let mut out = std::io::stdout().lock();
+        let mut route = ALL_JOBS;
         while left > 0 {
-            let page = self.page(&client, left.min(PAGE), cursor.as_deref()).await?;
+            let page = match self.page(&client, route, left.min(PAGE), cursor.as_deref()).await {
+                Err(ClientError::Refused(refusal)) if route == ALL_JOBS && is_caller(&client, &refusal) => {
+                    route = OWN_JOBS;
+                    continue;
+                }
+                page => page?,
+            };
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
-                    writeln!(out, "{job}")?;
+                    writeln!(out, "{}", terminal::escaped(&job.to_string()))?;
                 } else {
                     table.add_row(row(job));
                 }
@@ -163,8 +177,8 @@ impl List {
             writeln!(std::io::stderr(), "for more jobs add: --cursor {}", clean(&cursor))?;
         }
         if !self.json {
-            if let Some(tries) = table.column_mut(3) {
-                tries.set_cell_alignment(CellAlignment::Right);
+            if let Some(attempts) = table.column_mut(3) {
+                attempts.set_cell_alignment(CellAlignment::Right);
             }
             for line in table.lines() {
                 writeln!(out, "{}", line.trim())?;
@@ -174,15 +188,25 @@ impl List {
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn page(&self, client: &Client, limit: usize, cursor: Option<&str>) -> anyhow::Result<Value> {
+    async fn page(
+        &self,
+        client: &Client,
+        route: &str,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<Value, ClientError> {
         let mut params = self.conditions.params();
         params.extend(self.oldest.then_some(("order", "oldest")));
         params.extend(cursor.map(|cursor| ("cursor", cursor)));
         let limit = limit.to_string();
         params.push(("limit", &limit));
-        let request = client.request(reqwest::Method::GET, "/api/v1/admin/jobs");
-        Ok(client.send(request.query(&params)).await?)
+        client.send(client.request(reqwest::Method::GET, route).query(&params)).await
     }
+}
+
+/// Whether the request was refused because it came from a caller and not from an operator.
+fn is_caller(client: &Client, refusal: &Refusal) -> bool {
+    refusal.code == "forbidden" || (refusal.code == "unauthorized" && !client.has_token())
 }
 
 fn row(job: &Value) -> [String; 6] {
@@ -190,8 +214,8 @@ fn row(job: &Value) -> [String; 6] {
     // Without milliseconds.
     let created = created.split_once('.').map_or(created.as_str(), |(start, _)| start).replace('T', " ");
     let question = console::truncate_str(&text(job, "query"), QUESTION_WIDTH, "…").into_owned();
-    let tries = job["attempts_made"].to_string();
-    [text(job, "id"), text(job, "status"), created, tries, text(job, "caller"), question]
+    let attempts = job["attempts_made"].to_string();
+    [text(job, "id"), text(job, "status"), created, attempts, text(job, "caller"), question]
 }
 
 /// A field as text without control characters; empty if it is missing.
@@ -199,7 +223,7 @@ pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
 
-fn path(id: &str, action: &str) -> String {
+pub(super) fn path(id: &str, action: &str) -> String {
     format!("/api/v1/jobs/{}{action}", escaped(id))
 }
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::{
     client::Connection,
     jobs::{BARE, text},
-    memo::clean,
     serve,
+    terminal::{self, clean},
 };
 
 /// Where the service has its keys.
@@ -101,7 +101,7 @@ impl List {
         let answer = self.connection.client()?.get(PATH).await?;
         let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?;
+            writeln!(out, "{}", terminal::json(&answer)?)?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut table = Table::new();
@@ -127,7 +127,7 @@ impl Create {
         let key = client.send(client.request(Method::POST, PATH).json(&wanted)).await?;
         let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&key)?)?;
+            writeln!(out, "{}", terminal::json(&key)?)?;
         } else {
             // The key alone goes to standard output, for a script to take.
             writeln!(out, "{}", text(&key, "key"))?;
@@ -148,7 +148,7 @@ impl Revoke {
         let key: Value = client.send(client.request(Method::DELETE, &path)).await?;
         let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&key)?)?;
+            writeln!(out, "{}", terminal::json(&key)?)?;
         } else {
             writeln!(out, "{} revoked", clean(&self.name))?;
         }

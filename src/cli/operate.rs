@@ -4,7 +4,11 @@ use std::{io::Write, process::ExitCode};
 
 use serde_json::Value;
 
-use super::{client::Connection, memo::clean, outcome, serve};
+use super::{
+    client::Connection,
+    outcome, serve,
+    terminal::{self, clean},
+};
 
 /// The arguments of these commands.
 #[derive(clap::Args, Debug)]
@@ -69,7 +73,7 @@ impl Operate {
             };
             let mut out = std::io::stdout().lock();
             match self.json {
-                true => writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?,
+                true => writeln!(out, "{}", terminal::json(&answer)?)?,
                 false => write!(out, "{said}")?,
             }
             Ok(ExitCode::SUCCESS)

@@ -6,8 +6,8 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::{
-    memo::{self, clean},
-    progress,
+    memo, progress,
+    terminal::{self, clean},
 };
 use crate::analysis::{markdown::markdown, memo::Memo};
 
@@ -33,7 +33,7 @@ pub(super) struct Form {
 pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     if form.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(job)?)?;
+        writeln!(out, "{}", terminal::json(job)?)?;
     }
     if form.json && !progress::has_ended(job) {
         return Ok(ExitCode::SUCCESS);

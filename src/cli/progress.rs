@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     client::{Client, ClientError, PATIENCE, RETRY_PAUSE},
-    memo::clean,
+    terminal::clean,
 };
 
 /// Steps of the bar, enough to move smoothly.

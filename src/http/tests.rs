@@ -22,6 +22,7 @@ use crate::{
     ledger::{Day, DaySums, Sums},
     queue::Policy,
     store::{ClaimedJob, Due, Feed, Insertion, JobStore, StoreError},
+    webhook::secrets::Secrets,
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -150,13 +151,16 @@ fn api(closing: &CancellationToken) -> Api {
 fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     let (metrics, least) = (Metrics::new(), Some(NonZeroU32::MIN));
     let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
+    let secrets = Secrets::derived(&"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(), queue.clone()).unwrap();
     Api {
+        webhooks: Webhooks::new(queue.clone(), secrets, Callbacks::default(), None, metrics.clone()).unwrap(),
         auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
         memory: MemoryBudget::new(64 << 20),
         refusals: observe::RefusalLog::default(),
         failures: Failures::default(),
         trusted_proxies: Arc::default(),
         cors_origins: Vec::new(),
+        public_url: None,
         models: Models::new("m".to_owned(), Vec::new(), Vec::new()),
         notes: Arc::new(Vec::new),
         queue,
@@ -182,7 +186,7 @@ async fn serve(router: Router) -> String {
 }
 
 async fn start() -> String {
-    serve(router(api(&CancellationToken::new()), |_| Router::new())).await
+    serve(router(api(&CancellationToken::new()), |api| Router::new().fallback_service(api))).await
 }
 
 fn client() -> Client {
@@ -199,7 +203,8 @@ fn post(base: &str) -> RequestBuilder {
 async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
-    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+    assert_eq!(kind, Some("application/problem+json"), "{response:?}");
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["request_id"], id, "{body}");
@@ -267,7 +272,7 @@ async fn every_answer_has_the_request_id_of_its_request() {
 #[tokio::test]
 async fn a_service_that_shuts_down_is_not_ready_but_alive() {
     let closing = CancellationToken::new();
-    let base = serve(router(api(&closing), |_| Router::new())).await;
+    let base = serve(router(api(&closing), |api| Router::new().fallback_service(api))).await;
     closing.cancel();
     let (status, body) = problem(post(&base).json(&json!({"query": "q"}))).await;
     assert_eq!((status.as_u16(), body["code"].as_str().unwrap()), (503, "shutting_down"));
@@ -354,13 +359,21 @@ fn the_document_has_every_route_and_no_dangling_reference() {
             "/api/v1/admin/queue/resume",
             "/api/v1/admin/stats",
             "/api/v1/admin/usage",
+            "/api/v1/admin/webhooks/failing",
+            "/api/v1/admin/webhooks/secret",
+            "/api/v1/admin/webhooks/secret/rotate",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
             "/api/v1/jobs",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/events",
+            "/api/v1/jobs/{id}/resend-webhook",
             "/api/v1/jobs/{id}/retry",
+            "/api/v1/webhooks/failing",
+            "/api/v1/webhooks/secret",
+            "/api/v1/webhooks/secret/rotate",
+            "/api/v1/webhooks/test",
             "/health",
             "/health/ready",
             "/metrics"
@@ -391,7 +404,10 @@ async fn a_waiting_client_is_answered_within_thirty_seconds_even_if_the_disk_han
             .body(axum::body::Body::from(r#"{"query": "q"}"#))
             .unwrap();
         let asked = Instant::now();
-        let response = router(api_over(store, &closing), |_| Router::new()).oneshot(question).await.unwrap();
+        let response = router(api_over(store, &closing), |api| Router::new().fallback_service(api))
+            .oneshot(question)
+            .await
+            .unwrap();
         assert_eq!(response.status(), status, "wait={wait}");
         assert!(asked.elapsed() < Duration::from_millis(29_600), "wait={wait}: {:?}", asked.elapsed());
     }

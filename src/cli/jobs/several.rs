@@ -1,4 +1,4 @@
-//! `ceoagent jobs cancel` and `retry`, by ids or by a filter.
+//! `ceoagent jobs cancel`, `retry` and `delete`, by ids or by a filter.
 
 use std::{
     io::{BufRead, IsTerminal, Write, stderr, stdin, stdout},
@@ -14,8 +14,8 @@ use super::{conditions::Conditions, path, text};
 use crate::cli::{
     Cli, REFUSED,
     client::{Client, ClientError, Connection},
-    memo::clean,
     outcome,
+    terminal::clean,
 };
 
 /// Stands for ids on standard input.
@@ -25,14 +25,16 @@ const STDIN: &str = "-";
 pub(super) enum Deed {
     Cancel,
     Retry,
+    Delete,
 }
 
-/// The arguments of `jobs cancel` and `jobs retry`.
+/// The arguments of `jobs cancel`, `jobs retry` and `jobs delete`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent jobs retry 019ab…
   ceoagent jobs retry --status failed --code overloaded
   ceoagent jobs cancel --caller alice --yes
+  ceoagent jobs delete --status failed --created-before 2026-11-23T00:00:00Z
   ceoagent jobs list --all --json | jq -r 'select(.attempts_made > 3) | .id' |
     ceoagent jobs cancel -
 
@@ -108,7 +110,12 @@ impl Several {
 
 /// Applies the action to one job. A refusal is printed, and the command continues with the next job.
 async fn each(client: &Client, id: &str, deed: Deed, code: &mut ExitCode) -> anyhow::Result<()> {
-    match client.post(&path(id, &format!("/{}", deed.word()))).await {
+    let request = match deed {
+        Deed::Cancel | Deed::Retry => client.request(Method::POST, &path(id, &format!("/{}", deed.word()))),
+        Deed::Delete => client.request(Method::DELETE, &path(id, "")),
+    };
+    match client.send(request).await {
+        Ok(Value::Null) => writeln!(stdout(), "{id} {}", deed.done())?,
         Ok(job) => writeln!(stdout(), "{id} {}", text(&job, "status"))?,
         Err(ClientError::Refused(refusal)) => {
             writeln!(stderr(), "{}: {refusal}", clean(id))?;
@@ -125,6 +132,7 @@ impl Deed {
         match self {
             Deed::Cancel => "cancel",
             Deed::Retry => "retry",
+            Deed::Delete => "delete",
         }
     }
 
@@ -132,6 +140,7 @@ impl Deed {
         match self {
             Deed::Cancel => "cancelled",
             Deed::Retry => "retried",
+            Deed::Delete => "deleted",
         }
     }
 }
@@ -154,6 +163,7 @@ impl Sum {
         let what = match deed {
             Deed::Cancel => "this saves",
             Deed::Retry => "this takes",
+            Deed::Delete => return "; deleted jobs can't be restored".to_owned(),
         };
         format!("; {what} about {} input and at most {} output tokens{cost}", self.input_tokens, self.output_tokens)
     }
