@@ -31,7 +31,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{ArgAction, Args, Command, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, Origin, RateCaps, Retention};
+use self::values::{
+    DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, Origin, RateCaps, Retention, is_visible_ascii,
+};
 
 /// The OpenTelemetry specification's variable for where traces are sent.
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -409,10 +411,6 @@ fn is_webhook_secrets(text: &str) -> bool {
         matches!(key, Some(Ok(key)) if (24..=64).contains(&key.len()))
     };
     text.split(',').count() <= MAX_WEBHOOK_SECRETS && text.split(',').all(is_one)
-}
-
-fn is_visible_ascii(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Never fails, so that no parse error can show the value.
