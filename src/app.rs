@@ -51,7 +51,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard,
-    http::{self, Api, failures::Failures, memory::MemoryBudget, observe::RefusalLog},
+    http::{self, Api, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     job::callback::Callbacks,
     metrics::Metrics,
     prompts::Prompts,
@@ -323,6 +323,7 @@ fn api(
         callbacks,
         webhooks,
         max_query_length: settings.max_query_length,
+        memos: Memos::default(),
     }
 }
 

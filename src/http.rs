@@ -22,6 +22,7 @@ mod jobs;
 mod keys;
 mod limits;
 pub mod memory;
+pub mod memos;
 pub mod observe;
 mod operate;
 mod pages;
@@ -53,6 +54,7 @@ use self::{
     document::Document,
     failures::Failures,
     memory::MemoryBudget,
+    memos::Memos,
     observe::RefusalLog,
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
     submission::Bounds,
@@ -108,6 +110,7 @@ pub struct Api {
     pub webhooks: Webhooks,
     /// Most characters in a query.
     pub max_query_length: usize,
+    pub memos: Memos,
 }
 
 impl Api {
@@ -119,7 +122,9 @@ impl Api {
     /// The job as lists show it, with those of its large parts that `include` names.
     fn listed<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
         let kind = Kind::of(&record.request, record.job.waited_for);
-        JobView::new(record, now, include).with_outlook(self.outlook(&record.job, &kind))
+        let (with_memo, include) = include.split_result();
+        let memo = if with_memo { self.memos.of(record) } else { None };
+        JobView::new(record, now, include).with_memo(memo).with_outlook(self.outlook(&record.job, &kind))
     }
 
     /// Adds the caller's quota to the response, if submissions are limited.

@@ -174,6 +174,7 @@ fn api_over(store: Broken, closing: &CancellationToken) -> Api {
         metrics,
         callbacks: Callbacks::default(),
         max_query_length: 10,
+        memos: Memos::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{etag, problem::Problem};
@@ -44,6 +45,11 @@ pub(super) struct Include {
 
 impl Include {
     pub(super) const ALL: Include = Include { context: true, result: true, raw_answer: true };
+
+    /// Whether the memo is wanted; the same without it.
+    pub(super) fn split_result(self) -> (bool, Include) {
+        (self.result, Include { result: false, ..self })
+    }
 
     /// Adds the parts of a list such as `result,context`.
     pub(super) fn add(&mut self, parts: &str) -> Result<(), String> {
@@ -129,7 +135,7 @@ pub(super) struct JobView<'a> {
     /// The memo of a succeeded job.
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Shown<'a>>,
+    result: Option<MemoText<'a>>,
     /// The model that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     answered_by: Option<&'a str>,
@@ -274,6 +280,14 @@ impl AtRiskView {
     }
 }
 
+/// The memo of a job.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum MemoText<'a> {
+    Computed(Shown<'a>),
+    Known(Arc<RawValue>),
+}
+
 /// Paths of the actions that the job's state allows.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Links {
@@ -327,7 +341,7 @@ impl<'a> JobView<'a> {
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt, include.raw_answer)).collect(),
-            result: include.result.then(|| shown(record)).flatten(),
+            result: include.result.then(|| shown(record).map(MemoText::Computed)).flatten(),
             answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
             refused_by: attempts
                 .iter()
@@ -342,6 +356,11 @@ impl<'a> JobView<'a> {
             error: record.error(),
             links: Links { resend_webhook: resend_link(job, request.callback_url.as_deref()), ..links(job) },
         }
+    }
+
+    /// With a memo that was computed before.
+    pub(super) fn with_memo(self, memo: Option<Arc<RawValue>>) -> JobView<'a> {
+        JobView { result: memo.map(MemoText::Known), ..self }
     }
 
     pub(super) fn with_outlook(self, queue: Option<Outlook>) -> JobView<'a> {
@@ -439,7 +458,7 @@ impl<'a> AttemptView<'a> {
 }
 
 /// The memo of a job, with what is computed when it is read.
-fn shown(record: &JobRecord) -> Option<Shown<'_>> {
+pub(super) fn shown(record: &JobRecord) -> Option<Shown<'_>> {
     let asked = Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
     Some(Shown::new(record.result()?, &asked))
 }
@@ -492,7 +511,7 @@ fn cost(attempts: &[Arc<Attempt>]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json, value::RawValue};
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::{
