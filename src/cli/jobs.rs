@@ -6,18 +6,18 @@ mod show;
 
 use std::{io::Write, process::ExitCode};
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
+use comfy_table::CellAlignment;
 use serde_json::Value;
 
 use self::{
     conditions::Conditions,
-    several::{Deed, Several},
+    several::{CANCEL, RETRY, Several},
     show::describe,
 };
 use super::{
-    client::{Client, Connection},
-    memo::clean,
+    client::{Client, Connection, escaped, job_path},
     outcome::{self, Form},
+    output::{clean, listing, print_listing, text},
     progress, serve,
 };
 
@@ -30,10 +30,6 @@ const SCREEN: usize = 20;
 /// Longest question in a listing; longer ones are cut.
 const QUESTION_WIDTH: usize = 60;
 
-/// A table without borders.
-pub(super) const BARE: TableStyle = TableStyle::new();
-
-/// The arguments of `jobs`.
 #[derive(clap::Args, Debug)]
 pub struct Jobs {
     #[command(subcommand)]
@@ -103,16 +99,12 @@ struct Show {
 }
 
 impl Jobs {
-    /// Runs the subcommand.
-    ///
-    /// # Errors
-    /// If the service can't be reached, or refuses the request.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             match self.action {
                 Action::List(list) => list.run().await,
                 Action::Show(show) => {
-                    let job = show.connection.client()?.get(&path(&show.id, "")).await?;
+                    let job = show.connection.client()?.get(&job_path(&show.id)).await?;
                     let is_plain = show.form == Form::default();
                     if is_plain {
                         describe(&job)?;
@@ -128,8 +120,8 @@ impl Jobs {
                     let client = show.connection.client()?;
                     outcome::show(&progress::follow(&client, &escaped(&show.id)).await?, show.form)
                 }
-                Action::Cancel(several) => several.run(Deed::Cancel).await,
-                Action::Retry(several) => several.run(Deed::Retry).await,
+                Action::Cancel(several) => several.run(CANCEL).await,
+                Action::Retry(several) => several.run(RETRY).await,
             }
         })
     }
@@ -139,16 +131,16 @@ impl List {
     async fn run(&self) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
         let mut left = if self.all { usize::MAX } else { self.limit };
-        let mut table = Table::new();
-        table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["ID", "STATUS", "CREATED", "TRIES", "CALLER", "QUESTION"]);
+        let mut table = listing(["ID", "STATUS", "CREATED", "TRIES", "CALLER", "QUESTION"]);
+        if let Some(tries) = table.column_mut(3) {
+            tries.set_cell_alignment(CellAlignment::Right);
+        }
         let mut cursor = self.cursor.clone();
-        let mut out = std::io::stdout().lock();
         while left > 0 {
             let page = self.page(&client, left.min(PAGE), cursor.as_deref()).await?;
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
-                    writeln!(out, "{job}")?;
+                    writeln!(std::io::stdout(), "{job}")?;
                 } else {
                     table.add_row(row(job));
                 }
@@ -163,14 +155,8 @@ impl List {
             writeln!(std::io::stderr(), "for more jobs add: --cursor {}", clean(&cursor))?;
         }
         if !self.json {
-            if let Some(tries) = table.column_mut(3) {
-                tries.set_cell_alignment(CellAlignment::Right);
-            }
-            for line in table.lines() {
-                writeln!(out, "{}", line.trim())?;
-            }
+            print_listing(&table)?;
         }
-        out.flush()?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -192,18 +178,4 @@ fn row(job: &Value) -> [String; 6] {
     let question = console::truncate_str(&text(job, "query"), QUESTION_WIDTH, "…").into_owned();
     let tries = job["attempts_made"].to_string();
     [text(job, "id"), text(job, "status"), created, tries, text(job, "caller"), question]
-}
-
-/// A field as text without control characters; empty if it is missing.
-pub(super) fn text(object: &Value, field: &str) -> String {
-    clean(object[field].as_str().unwrap_or_default())
-}
-
-fn path(id: &str, action: &str) -> String {
-    format!("/api/v1/jobs/{}{action}", escaped(id))
-}
-
-/// An id as part of a path. Characters that no id contains become `_`.
-fn escaped(id: &str) -> String {
-    id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }

@@ -10,10 +10,10 @@ use console::Style;
 use textwrap::WrapAlgorithm;
 use textwrap::core::display_width;
 
+use super::output::clean;
 use crate::analysis::{
     document::{Block, Column, Detail, Document, Item, Marker, ScoreTable, Tone},
     memo::Memo,
-    text::on_one_line,
 };
 
 /// Longer lines are hard to read; wider terminals get a margin.
@@ -165,11 +165,6 @@ fn number(content: impl ToString) -> Cell {
 
 fn emphasised(cell: Cell, yes: bool) -> Cell {
     if yes { cell.add_attribute(Attribute::Bold) } else { cell }
-}
-
-/// `text` on one line without anything a terminal would obey.
-pub(super) fn clean(text: &str) -> String {
-    on_one_line(&console::strip_ansi_codes(text))
 }
 
 /// The text so far, and how to add to it.
