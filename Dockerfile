@@ -12,6 +12,7 @@ RUN mkdir -p src tests/bench \
     && cargo build --profile "$PROFILE" --locked --bin ceoagent \
     && rm -rf src tests
 COPY src src
+COPY docs/errors.md docs/errors.md
 COPY tests/bench tests/bench
 # The stubs are newer than the checkout's files may be.
 RUN touch src/main.rs src/lib.rs && cargo build --profile "$PROFILE" --locked --bin ceoagent

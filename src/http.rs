@@ -24,6 +24,7 @@ mod limits;
 pub mod memory;
 pub mod observe;
 mod operate;
+mod pages;
 mod problem;
 mod prompts;
 mod reparse;
@@ -119,7 +120,7 @@ impl Api {
     fn show_quota(&self, by: Caller) {
         let Some(Quota { per_minute, left, full_in }) = self.queue.quota(by) else { return };
         let policy = format!("\"submits\";q={per_minute};w=60");
-        let state = format!("\"submits\";r={left};t={}", full_in.as_secs_f64().ceil());
+        let state = format!("\"submits\";r={left};t={}", whole_seconds(full_in));
         for (name, text) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
             if let Ok(value) = HeaderValue::from_str(&text) {
                 observe::add_header(name, value);
@@ -146,6 +147,11 @@ impl Api {
     fn allowance(&self, lane: Lane) -> Allowance {
         allowance(&self.limits, lane)
     }
+}
+
+/// The unit of `Retry-After` and `RateLimit`. Rounded up, so that a client does not come too early.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX)
 }
 
 /// What the limits on calls allow jobs of a lane at the moment.

@@ -55,6 +55,7 @@ struct Version {
 
 /// A prompt version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = PromptVersion)]
 pub struct VersionInfo {
     /// Its name, which is the name of its folder.
     pub version: String,

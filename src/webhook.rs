@@ -31,10 +31,14 @@ use serde::Serialize;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use utoipa::ToSchema;
 
 use self::slots::{MAX_PER_HOST, Slots};
 use crate::{
-    analysis::{decision::Asked, memo::Shown},
+    analysis::{
+        decision::Asked,
+        memo::{Memo, Shown},
+    },
     clock::Timestamp,
     job::{
         AttemptError, JobId, JobRecord, JobStatus,
@@ -85,30 +89,44 @@ pub struct Webhooks {
     metrics: Metrics,
 }
 
-/// A message, as its receiver reads it.
-#[derive(Serialize)]
-struct Message<'a> {
+/// A webhook's message.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookMessage)]
+pub struct Message<'a> {
+    /// `job.succeeded`, `job.failed` or `job.cancelled`. Ignore types that you do not know.
     r#type: String,
+    /// When the job ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
     timestamp: Option<Timestamp>,
     data: Data<'a>,
 }
 
 /// The job that ended.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookData)]
 struct Data<'a> {
+    #[schema(value_type = String, format = Uuid)]
     id: JobId,
     status: JobStatus,
+    #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
+    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
-    /// Who submitted it; absent for callers without a name.
+    /// Who submitted the job. Absent for callers without a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
+    /// The URL that the job's caller named. Check that it is yours.
     callback_url: &'a str,
+    /// The question, as submitted.
     query: &'a str,
+    /// The labels, as submitted.
     metadata: &'a std::collections::BTreeMap<String, String>,
+    /// The memo of a succeeded job.
+    #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Shown<'a>>,
+    /// Why the job failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<AttemptError>,
 }

@@ -17,7 +17,7 @@ const LAYERS: [(&str, &str); 18] = [
         "http auth dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis ledger job",
     ),
     // These two show memos, and why calls to Claude are held.
-    ("http", "auth agent::models queue limits prompts analysis ledger job"),
+    ("http", "auth agent::models webhook::Message queue limits prompts analysis ledger job"),
     ("dashboard", "queue limits analysis ledger job"),
     ("worker", "agent queue limits job"),
     ("sweeper", "queue job"),

@@ -60,6 +60,7 @@ struct Shape {
 
 /// What the service knows about a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = ModelInfo)]
 pub struct Known {
     /// Its id.
     pub model: String,

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The analysis of one question. Unknown fields are ignored when it is read.
+/// The analysis of one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DecisionAnalysis {
     /// Language of every text, as a BCP 47 tag such as `en` or `zh-CN`.
@@ -63,6 +63,7 @@ pub struct Asked<'a> {
 /// Whether a question asks for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = QuestionKind)]
 pub enum Kind {
     /// It does.
     Decision,
@@ -73,6 +74,7 @@ pub enum Kind {
 /// Whether a recommendation can be acted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = MemoStatus)]
 pub enum Status {
     /// It can.
     Complete,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use reqwest::{Method, header};
+use reqwest::{Method, Url, header};
 
 use super::{
     client::{ClientError, Connection},
@@ -70,16 +70,21 @@ impl Export {
                 })?;
                 out.write_all(lines.as_bytes())?;
                 jobs += lines.lines().count();
-                let link = headers
-                    .get(header::LINK)
-                    .map(|link| link.to_str().context("can't read the Link header of the service"));
-                next = link.transpose()?.and_then(|link| Some(link.split_once('<')?.1.split_once('>')?.0.to_owned()));
+                next = headers.get(header::LINK).map(next_page).transpose()?;
             }
             out.flush()?;
             writeln!(std::io::stderr(), "{jobs} jobs exported")?;
             Ok(ExitCode::SUCCESS)
         })
     }
+}
+
+/// Path and query of the next page. Its host does not matter: this command talks to `CEOAGENT_URL` alone.
+fn next_page(link: &header::HeaderValue) -> anyhow::Result<String> {
+    let address = link.to_str().ok().and_then(|link| Some(link.split_once('<')?.1.split_once('>')?.0));
+    let address =
+        address.and_then(|address| Url::parse(address).ok()).context("can't read the service's Link header")?;
+    Ok(format!("{}?{}", address.path(), address.query().unwrap_or_default()))
 }
 
 /// Hides the panic messages of sled on damaged files. The panics are caught and counted in the summary.

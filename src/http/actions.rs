@@ -16,7 +16,7 @@ use super::{
     extract::Admin,
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
     observe,
-    problem::{FieldError, INTERNAL, Problem, VALIDATION_FAILED},
+    problem::{FieldError, INTERNAL, Problem},
 };
 use crate::{
     ledger::dollars,
@@ -31,6 +31,7 @@ const WORK_TIME: Duration = Duration::from_secs(25);
 
 /// An action on all jobs that match a filter.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct ActionRequest {
     #[schema(required, value_type = Action)]
     action: Option<Action>,
@@ -97,11 +98,12 @@ struct Estimate {
 pub(super) async fn act(
     admin: Admin,
     State(api): State<Arc<Api>>,
-    JsonBody(request): JsonBody<ActionRequest>,
+    request: JsonBody<ActionRequest>,
 ) -> Result<Response, Problem> {
-    let is_trial = request.dry_run;
-    let described = request.filter.as_ref().map(|filter| serde_json::to_string(filter).unwrap_or_default());
-    let bulk = bulk(request).map_err(|errors| Problem::listing(VALIDATION_FAILED, errors))?;
+    let (is_trial, described, bulk) = request.checked(|request| {
+        let described = request.filter.as_ref().map(|filter| serde_json::to_string(filter).unwrap_or_default());
+        Ok((request.dry_run, described, bulk(request)?))
+    })?;
     let report = if is_trial {
         try_out(&api, &bulk).await?
     } else {

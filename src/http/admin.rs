@@ -16,6 +16,7 @@ use super::{
     Api,
     extract::{Admin, Params, count_up_to},
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
+    pages::Here,
     problem::{INVALID_PARAMETER, Problem},
     view::{Include, JobView},
 };
@@ -117,7 +118,12 @@ pub(super) struct JobList<'a> {
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
+pub(super) async fn list(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Response, Problem> {
     let Wanted { listing, include, is_counted } = wanted(&params, None)?;
     let _place = api.memory.list_place().await;
     let counted = is_counted.then(|| listing.filter.clone());
@@ -127,6 +133,7 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>, params: Params) 
         None => None,
     };
     let now = api.queue.now();
+    here.link_next("cursor", page.next.map(encode_cursor));
     let list = JobList {
         jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
         next_cursor: page.next.map(encode_cursor),

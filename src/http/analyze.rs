@@ -59,18 +59,14 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
         (status = 200, description = "The job has succeeded: the job with its memo (with `wait`, or from the cache)", body = JobView<'static>, headers(
                 ("Location" = String, description = "The job"),
                 ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key"),
-                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured"),
-                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "The caller's quota")
+                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
             )),
         (status = 202, description = "The job is accepted. Poll `Location` after `Retry-After`", body = JobView<'static>,
             headers(
                 ("Location" = String, description = "The job"),
                 ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
                 ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key"),
-                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured"),
-                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "The caller's quota")
+                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
             )),
         (status = 409, description = "`cancelled` while waiting; `job` has the job", headers(("Location" = String, description = "The job"))),
         (status = 410, description = "`job_removed`: the job of this Idempotency-Key was removed"),
@@ -78,10 +74,7 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
             key belongs to another request. `refused` while waiting: Claude refused to answer"),
         (status = 502, description = "The call to Claude failed while waiting; `job` has the job", headers(("Location" = String, description = "The job"))),
         (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
-            than a tenth of MAX_QUEUED_JOBS, the most of one caller", headers(
-                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "The caller's quota")
-            )),
+            than a tenth of MAX_QUEUED_JOBS, the most of one caller"),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`"),
         (status = 504, description = "`deadline_exceeded` or `timeout` while waiting; `job` has the job", headers(("Location" = String, description = "The job")))
     )

@@ -56,19 +56,14 @@ struct BatchJob {
     request_body = BatchBody,
     responses(
         (status = 202, description = "All jobs are accepted", body = Batch, headers(
-                ("Idempotency-Replayed" = bool, description = "`true` for existing jobs of the same Idempotency-Key"),
-                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "The caller's quota")
+                ("Idempotency-Replayed" = bool, description = "`true` for existing jobs of the same Idempotency-Key")
             )),
         (status = 400, description = "`invalid_parameter`: the Idempotency-Key is not valid"),
         (status = 410, description = "`job_removed`: a job of this Idempotency-Key was removed"),
         (status = 422, description = "`validation_failed`: `errors` lists all invalid fields. `idempotency_key_reused`: the \
             key belongs to another request"),
         (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
-            than a tenth of MAX_QUEUED_JOBS, the most of one caller", headers(
-                ("RateLimit" = String, description = "The rest of the caller's quota, if SUBMITS_PER_MINUTE is set"),
-                ("RateLimit-Policy" = String, description = "The caller's quota")
-            )),
+            than a tenth of MAX_QUEUED_JOBS, the most of one caller"),
         (status = 503, description = "`queue_full` (no room for the whole batch), `storage_low`, `shutting_down`, \
             `storage_unavailable`, `timeout`")
     )

@@ -1,12 +1,18 @@
 //! The parts of the OpenAPI document that many routes share: title, security, common problems and headers. Each route
 //! documents only its own; [`complete`] adds the rest.
+//!
+//! - `schemas`: open enums, descriptions of codes
+//! - `webhooks`: the requests that the service sends
+
+mod schemas;
+mod webhooks;
 
 use utoipa::{
     Modify, OpenApi,
     openapi::{
-        Content, Header, HttpMethod, Ref, RefOr, Response,
+        Content, Header, HttpMethod, Ref, RefOr, Response, Server,
         path::{Operation, Parameter, ParameterIn, PathItem},
-        schema::{AdditionalProperties, ObjectBuilder, Schema, SchemaType, Type},
+        schema::{ObjectBuilder, Schema, SchemaType, Type},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     },
 };
@@ -14,19 +20,21 @@ use utoipa::{
 use super::{
     admin::Label,
     problem::{
-        BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, INTERNAL, INVALID_BODY, INVALID_JOB_ID, INVALID_JSON,
-        INVALID_PARAMETER, JOB_NOT_FOUND, Kind, ProblemBody, TIMEOUT, TOO_MANY_FAILURES, UNAUTHORIZED,
-        UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
+        BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, FOREIGN_HOST, INTERNAL, INVALID_BODY, INVALID_HOST, INVALID_JOB_ID,
+        INVALID_JSON, INVALID_PARAMETER, JOB_NOT_FOUND, Kind, ProblemBody, SERVER_BUSY, TIMEOUT, TOO_MANY_FAILURES,
+        UNAUTHORIZED, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
     },
 };
-use crate::auth::Scope;
+use crate::{auth::Scope, webhook::Message};
 
 /// The name of the security scheme `Authorization: Bearer`.
 const BEARER: &str = "bearer";
 
-/// Schemas of request bodies, which refuse unknown fields.
-const CLOSED: [&str; 6] =
-    ["ActionRequest", "AnalyzeRequest", "BatchRequest", "JobFilter", "KeyRequest", "LimitsChange"];
+/// Operations that submissions are counted by.
+const SUBMITTING: [&str; 3] = ["analyze", "analyze_batch", "retry_job"];
+
+/// Operations that answer page by page.
+const LISTING: [&str; 4] = ["export_jobs", "list_audit", "list_jobs", "list_own_jobs"];
 
 /// The document before its routes.
 #[derive(OpenApi)]
@@ -35,14 +43,18 @@ const CLOSED: [&str; 6] =
         title = "ceoagent",
         description = "Accepts a decision question, queues it durably, has Claude analyse it, and returns a structured \
                        decision memo.\n\nEvery error is `application/problem+json` (RFC 9457) with a stable `code`. Every \
-                       response has an `x-request-id`: the one of the request, or a new one."
+                       response has an `x-request-id`: the one of the request, or a new one.\n\nWithin a version, \
+                       fields, event types and codes can be added: ignore those that you do not know. An enum that can \
+                       get new values is listed as `anyOf` with `string`. Durations and waiting times in headers are in \
+                       whole seconds."
     ),
     tags(
         (name = "analysis", description = "Submit questions and get memos"),
         (name = "admin", description = "For operators. Needs the admin token, or a key or token with scope `admin`"),
-        (name = "service", description = "Health and metrics, for monitoring")
+        (name = "service", description = "Health and metrics, for monitoring"),
+        (name = "webhooks", description = "Requests that the service sends")
     ),
-    components(schemas(ProblemBody<'static>, Label)),
+    components(schemas(ProblemBody<'static>, Label, Message<'static>)),
     modifiers(&Finish)
 )]
 pub(super) struct Document;
@@ -52,8 +64,12 @@ struct Finish;
 
 impl Modify for Finish {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        // Without a license in Cargo.toml the derive macro adds an empty one, which is not valid.
-        document.info.license = None;
+        // `license` and `authors` of Cargo.toml are for the owner of the service to set; without, the derive macro adds an
+        // empty license, which is not valid.
+        document.info.license.take_if(|license| license.name.is_empty());
+        document.servers =
+            Some(vec![Server::builder().url("/").description(Some("The service that this document is from")).build()]);
+        document.webhooks = Some(webhooks::webhooks());
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.description = Some(
             "The admin token, an API key, or a JWT of the trusted issuer. Each has a scope: `read` allows reading your \
@@ -79,7 +95,8 @@ struct Route {
 type Shared = (Kind, fn(&Route) -> bool);
 
 /// The common problems.
-const SHARED: [Shared; 14] = [
+const SHARED: [Shared; 17] = [
+    (INVALID_HOST, |_| true),
     (INVALID_PARAMETER, |route| route.has_query),
     (INVALID_JOB_ID, |route| route.has_job),
     (INVALID_JSON, |route| route.has_json),
@@ -87,6 +104,8 @@ const SHARED: [Shared; 14] = [
     (UNAUTHORIZED, |route| route.scope.is_some()),
     // No scope is smaller than `read`.
     (FORBIDDEN, |route| route.scope.is_some_and(|scope| scope > Scope::Read)),
+    // Only browsers get it.
+    (FOREIGN_HOST, |_| true),
     (JOB_NOT_FOUND, |route| route.has_job),
     (BODY_TIMEOUT, |route| route.has_body),
     (BODY_TOO_LARGE, |route| route.has_body),
@@ -94,22 +113,18 @@ const SHARED: [Shared; 14] = [
     (VALIDATION_FAILED, |route| route.has_json),
     (TOO_MANY_FAILURES, |route| route.scope.is_some()),
     (INTERNAL, |_| true),
+    (SERVER_BUSY, |_| true),
     (TIMEOUT, |_| true),
 ];
 
 /// Adds the shared parts to every route.
 pub(super) fn complete(document: &mut utoipa::openapi::OpenApi) {
-    let schemas = &mut document.components.get_or_insert_default().schemas;
-    for name in CLOSED {
-        if let Some(RefOr::T(Schema::Object(object))) = schemas.get_mut(name) {
-            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
-        }
-    }
+    schemas::complete(document.components.get_or_insert_default());
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations(item) {
             let route = Route::of(path, &method, operation);
             operation.parameters.iter_mut().flatten().for_each(unnull);
-            operation.security = route.scope.map(security);
+            operation.security = Some(route.scope.map_or_else(Vec::new, security));
             for (kind, concerns) in SHARED {
                 if concerns(&route) {
                     add(operation, kind);
@@ -117,7 +132,7 @@ pub(super) fn complete(document: &mut utoipa::openapi::OpenApi) {
             }
             for (status, response) in &mut operation.responses.responses {
                 if let RefOr::T(response) = response {
-                    furnish(status, response);
+                    furnish(operation.operation_id.as_deref().unwrap_or_default(), status, response);
                 }
             }
         }
@@ -190,7 +205,7 @@ fn add(operation: &mut Operation, kind: Kind) {
 }
 
 /// Adds the body and headers that every response of this status has.
-fn furnish(status: &str, response: &mut Response) {
+fn furnish(operation: &str, status: &str, response: &mut Response) {
     let is_problem = status.starts_with(['4', '5']);
     if is_problem {
         let content = Content::new(Some(Ref::from_schema_name("Problem")));
@@ -202,10 +217,68 @@ fn furnish(status: &str, response: &mut Response) {
         response.headers.entry(name.to_owned()).or_insert_with(|| header.build().into());
     };
     header("x-request-id", "The request's id, also in the log", Type::String);
+    if SUBMITTING.contains(&operation) && matches!(status, "200" | "202" | "429") {
+        header(
+            "RateLimit",
+            "The caller's quota, if SUBMITS_PER_MINUTE is set: `r` submissions are left; in `t` seconds it is full again",
+            Type::String,
+        );
+        header("RateLimit-Policy", "The caller's quota: `q` submissions in `w` seconds", Type::String);
+    }
+    if LISTING.contains(&operation) && status == "200" {
+        header("Link", "The address of the next page as `rel=\"next\"`; absent on the last page", Type::String);
+    }
     if status == "401" {
         header("WWW-Authenticate", "`Bearer`", Type::String);
     }
     if matches!(status, "429" | "503") {
         header("Retry-After", "Seconds to wait before the next try, if known", Type::Integer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    fn document() -> Value {
+        serde_json::to_value(crate::http::openapi()).unwrap()
+    }
+
+    #[test]
+    fn an_answer_can_have_a_new_value_of_an_open_enum_and_a_request_cannot() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        let property = |schema: &str, name: &str| schemas[schema]["properties"][name].clone();
+        for (schema, name, known) in [
+            ("Problem", "code", "ProblemCode"),
+            ("AttemptError", "code", "FailureCode"),
+            ("Attempt", "outcome", "AttemptOutcome"),
+            ("Outlook", "waiting_for", "WaitingFor"),
+            ("Flag", "code", "FlagCode"),
+        ] {
+            let open = json!([{"$ref": format!("#/components/schemas/{known}")}, {"type": "string"}]);
+            assert_eq!(property(schema, name)["anyOf"], open, "{schema}.{name}");
+            assert!(schemas[known]["enum"].is_array(), "{known}");
+        }
+        assert_eq!(property("JobFilter", "code")["items"]["$ref"], "#/components/schemas/FailureCode");
+        for request in ["AnalyzeRequest", "BatchRequest", "ActionRequest", "JobFilter", "KeyRequest", "LimitsChange"] {
+            assert_eq!(schemas[request]["additionalProperties"], false, "{request}");
+        }
+    }
+
+    #[test]
+    fn no_description_has_a_note_for_those_who_write_the_service() {
+        let mut parts = vec![document()];
+        while let Some(part) = parts.pop() {
+            if let Some(text) = part["description"].as_str() {
+                let internal = ["[`", "::", "Option<", "Vec<", "serde", "utoipa", "schema of the"];
+                assert!(internal.iter().all(|note| !text.contains(note)), "{text}");
+            }
+            match part {
+                Value::Object(fields) => parts.extend(fields.into_iter().map(|(_, part)| part)),
+                Value::Array(items) => parts.extend(items),
+                _ => {}
+            }
+        }
     }
 }

@@ -18,6 +18,7 @@ use futures_util::stream;
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
+use utoipa::ToSchema;
 
 use super::{
     Api,
@@ -41,13 +42,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Follow a job
 ///
-/// Server-sent events:
-///
-/// - `status`: the job's status, attempt or, while it waits, position and estimate changed.
-///   `{"id", "status", "attempts_made", "queue"?}`
-/// - `progress`: new text of Claude's answer, at most ten times a second and 256 KiB in all.
-///   `{"attempt", "reset", "text"}`. `reset: true` starts the text of an attempt and replaces all earlier text.
-/// - `done`, the last event: the job with its memo or error, as from `GET /api/v1/jobs/{id}`.
+/// Server-sent events, `status`, `progress` and, as the last one, `done`. The schema shows each with its type and with its
+/// `data` as parsed JSON. Ignore types that you do not know.
 ///
 /// The stream ends after at most 29 s. Reconnect with `Last-Event-ID`, which every `EventSource` does by itself. The stream
 /// then continues where it ended, also after a restart of the service. `204` means that no more events will come.
@@ -58,7 +54,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last received event")
     ),
     responses(
-        (status = 200, description = "The stream of events", content_type = "text/event-stream"),
+        (status = 200, description = "The stream of events", body = JobEvent<'static>, content_type = "text/event-stream"),
         (status = 204, description = "The job has ended and `Last-Event-ID` is the id of its `done` event"),
         (status = 400, description = "`invalid_parameter`: the route has no query parameters")
     )
@@ -107,19 +103,44 @@ struct Telling {
     ends_at: Instant,
 }
 
-#[derive(Serialize)]
-struct StatusEvent<'a> {
+/// An event of a job's stream.
+#[derive(Serialize, ToSchema, strum::IntoStaticStr)]
+#[serde(tag = "event", content = "data", rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub(super) enum JobEvent<'a> {
+    /// The job's status, attempt or, while it waits, position or estimate changed.
+    #[schema(title = "StatusEvent")]
+    Status(StatusUpdate<'a>),
+    /// New text of Claude's answer, at most ten times a second and 256 KiB in all.
+    #[schema(title = "ProgressEvent")]
+    Progress(TextUpdate<'a>),
+    /// The job has ended. The last event.
+    #[schema(title = "DoneEvent")]
+    Done(Box<JobView<'a>>),
+}
+
+/// How far a job is.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StatusUpdate<'a> {
+    #[schema(value_type = String, format = Uuid)]
     id: JobId,
     status: JobStatus,
+    /// Number of attempts, including the running one.
     attempts_made: u32,
+    /// Position and estimate of a waiting job.
+    #[schema(value_type = Option<Outlook>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<&'a Outlook>,
 }
 
-#[derive(Serialize)]
-struct ProgressEvent<'a> {
+/// A piece of Claude's answer.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TextUpdate<'a> {
+    /// Number of the attempt that the answer belongs to.
     attempt: u32,
+    /// This is the start of an attempt's text. It replaces all earlier text.
     reset: bool,
+    /// The text, which continues that of the event before.
     text: &'a str,
 }
 
@@ -150,9 +171,11 @@ impl Telling {
                 self.status(&job)
             }
             News::Text { attempt, from_start, text } => {
-                self.event("progress", &ProgressEvent { attempt, reset: from_start, text: &text })
+                self.event(&JobEvent::Progress(TextUpdate { attempt, reset: from_start, text: &text }))
             }
-            News::Ended(record) => self.event("done", &JobView::new(&record, self.api.queue.now(), Include::ALL)),
+            News::Ended(record) => {
+                self.event(&JobEvent::Done(Box::new(JobView::new(&record, self.api.queue.now(), Include::ALL))))
+            }
         }
     }
 
@@ -172,11 +195,17 @@ impl Telling {
     fn status(&self, job: &Job) -> Option<Event> {
         let status = job.status(self.api.queue.now());
         let queue = self.outlook.as_ref();
-        self.event("status", &StatusEvent { id: job.id, status, attempts_made: job.attempt, queue })
+        self.event(&JobEvent::Status(StatusUpdate { id: job.id, status, attempts_made: job.attempt, queue }))
     }
 
-    fn event(&self, name: &str, data: &impl Serialize) -> Option<Event> {
-        let data = serde_json::to_string(data).ok()?;
+    fn event(&self, event: &JobEvent<'_>) -> Option<Event> {
+        let name: &str = event.into();
+        let data = match event {
+            JobEvent::Status(data) => serde_json::to_string(data),
+            JobEvent::Progress(data) => serde_json::to_string(data),
+            JobEvent::Done(data) => serde_json::to_string(data),
+        };
+        let data = data.ok()?;
         Some(Event::default().event(name).id(EventId(self.follower.seen()).to_string()).data(data))
     }
 }

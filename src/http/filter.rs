@@ -22,7 +22,7 @@ const MAX_IDS: usize = 1_000;
 /// A job must match all conditions. An empty filter matches all jobs.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[schema(as = JobFilter)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields, expecting = "an object")]
 pub(super) struct Conditions {
     /// Jobs with one of these ids.
     #[schema(value_type = Option<Vec<Uuid>>, min_items = 1, max_items = 1000)]

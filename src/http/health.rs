@@ -141,6 +141,8 @@ pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
 }
 
 /// Metrics in the OpenMetrics format
+///
+/// For Prometheus and other systems that read OpenMetrics.
 #[utoipa::path(
     get, path = "/metrics", operation_id = "get_metrics", tag = "service",
     responses((status = 200, description = "All metrics", body = String,

@@ -16,6 +16,7 @@ use super::{
     admin::{Listed, Wanted, wanted},
     extract::{Id, Named, Params},
     filter::encode_cursor,
+    pages::Here,
     problem::Problem,
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
@@ -53,11 +54,13 @@ pub(super) async fn list(
     Named(caller): Named,
     State(api): State<Arc<Api>>,
     params: Params,
+    here: Here,
 ) -> Result<Response, Problem> {
     let Wanted { listing, include, .. } = wanted(&params, Some(caller))?;
     let _place = api.memory.list_place().await;
     let page = api.queue.list(listing).await?;
     let now = api.queue.now();
+    here.link_next("cursor", page.next.map(encode_cursor));
     let jobs = OwnJobs {
         jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
         next_cursor: page.next.map(encode_cursor),

@@ -18,12 +18,13 @@ use super::{
     problem::{CONFLICT, FieldError, KEY_NOT_FOUND, Problem, VALIDATION_FAILED},
 };
 use crate::{
-    auth::{Key, KeyError, Scope},
+    auth::{self, Key, KeyError, Scope},
     queue::audit::AuditAction,
 };
 
 /// An API key to create.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct KeyRequest {
     /// Name of the key, shown as `caller` of its jobs: up to 64 letters, digits or `. _ - @`. Several
     /// keys of a caller are named `caller/key`.
@@ -84,6 +85,8 @@ impl From<Key> for Shown {
 }
 
 /// List the API keys
+///
+/// Also those that are revoked and those of the setting API_KEYS, without their secrets.
 #[utoipa::path(
     get, path = "/api/v1/admin/keys", operation_id = "list_keys", tag = "admin",
     responses(
@@ -110,10 +113,13 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList>
 pub(super) async fn create(
     admin: Admin,
     State(api): State<Arc<Api>>,
-    JsonBody(request): JsonBody<KeyRequest>,
+    request: JsonBody<KeyRequest>,
 ) -> Result<(StatusCode, Json<NewKey>), Problem> {
-    let name = request.name.unwrap_or_default();
-    let scope = request.scope.unwrap_or(Scope::Analyze);
+    let (name, scope) = request.checked(|KeyRequest { name, scope }| {
+        let name = name.unwrap_or_default();
+        let wrong = || vec![FieldError::new("name", KeyError::BadName.to_string())];
+        auth::is_name(&name).then_some((name, scope.unwrap_or(Scope::Analyze))).ok_or_else(wrong)
+    })?;
     let (key, secret) = api.auth.create(&name, scope, &admin.actor).await?;
     let detail = format!("{name} ({scope})");
     api.queue.record(AuditAction { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;

@@ -14,7 +14,7 @@ use super::{
     Api,
     body::{self, JsonBody},
     extract::Admin,
-    problem::{FieldError, Problem, VALIDATION_FAILED},
+    problem::{FieldError, Problem},
 };
 use crate::{
     config::values::{REQUESTS_PER_MINUTE, RateCaps, TOKENS_PER_MINUTE},
@@ -24,6 +24,7 @@ use crate::{
 
 /// The limits on calls to Claude.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Limits)]
 pub(super) struct LimitsView {
     /// Your caps, until the next start; null if unset.
     settings: RateCaps,
@@ -41,6 +42,7 @@ pub(super) struct LimitsView {
 
 /// The limits on calls of one model.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ModelLimits)]
 struct ModelLimitsView {
     /// Its id.
     model: String,
@@ -63,6 +65,7 @@ impl From<ModelLimits> for ModelLimitsView {
 
 /// The closed gate.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Gate)]
 struct GateView {
     /// Stable code of the reason.
     reason: &'static str,
@@ -78,6 +81,7 @@ impl From<Closed> for GateView {
 
 /// New limits. Absent limits do not change.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct LimitsChange {
     /// Requests per minute.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
@@ -94,6 +98,8 @@ pub(super) struct LimitsChange {
 }
 
 /// Get the limits
+///
+/// The limits on calls to Claude: your caps, those in force, and those of each model.
 #[utoipa::path(
     get, path = "/api/v1/admin/limits", operation_id = "get_limits", tag = "admin",
     responses(
@@ -118,11 +124,20 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Response {
 pub(super) async fn patch(
     admin: Admin,
     State(api): State<Arc<Api>>,
-    JsonBody(change): JsonBody<LimitsChange>,
+    change: JsonBody<LimitsChange>,
 ) -> Result<Response, Problem> {
+    let after = change.checked(|change| caps(&change, api.limits.caps()))?;
+    api.limits.set_caps(after);
+    let detail = serde_json::to_string(&after).unwrap_or_default();
+    let action = AuditAction { actor: &admin.actor, action: "limits", detail: Some(&detail) };
+    api.queue.record(action, None).await?;
+    Ok(Json(view(&api)).into_response())
+}
+
+/// The caps after a change, or all its errors.
+fn caps(change: &LimitsChange, before: RateCaps) -> Result<RateCaps, Vec<FieldError>> {
     let mut errors = Vec::new();
     let mut wanted = |field, wanted, bounds, before| within(field, wanted, bounds, &mut errors).or(before);
-    let before = api.limits.caps();
     let after = RateCaps {
         requests: wanted("requests_per_minute", change.requests_per_minute, REQUESTS_PER_MINUTE, before.requests),
         input_tokens: wanted(
@@ -138,14 +153,7 @@ pub(super) async fn patch(
             before.output_tokens,
         ),
     };
-    if !errors.is_empty() {
-        return Err(Problem::listing(VALIDATION_FAILED, errors));
-    }
-    api.limits.set_caps(after);
-    let detail = serde_json::to_string(&after).unwrap_or_default();
-    let action = AuditAction { actor: &admin.actor, action: "limits", detail: Some(&detail) };
-    api.queue.record(action, None).await?;
-    Ok(Json(view(&api)).into_response())
+    if errors.is_empty() { Ok(after) } else { Err(errors) }
 }
 
 /// The new limit if it is within the bounds of its setting; otherwise adds an error.

@@ -17,6 +17,7 @@ use super::{
     extract::{Admin, Params, count_up_to},
     health::Note,
     limits::{self, LimitsView},
+    pages::Here,
     problem::{FieldError, Problem},
 };
 use crate::{
@@ -91,6 +92,8 @@ pub(super) struct AuditPage {
 }
 
 /// Get the state of the service
+///
+/// Numbers of jobs, workers, limits, and what needs an operator.
 #[utoipa::path(
     get, path = "/api/v1/admin/stats", operation_id = "get_stats", tag = "admin",
     responses(
@@ -143,6 +146,8 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
 }
 
 /// Resume the queue
+///
+/// Jobs start again. Resuming a queue that is not paused changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/resume", operation_id = "resume_queue", tag = "admin",
     responses(
@@ -172,12 +177,18 @@ pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn audit(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Json<AuditPage>, Problem> {
+pub(super) async fn audit(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Json<AuditPage>, Problem> {
     let (before, limit) = audit_page(&params)?;
     let mut entries = api.queue.audit(before, limit + 1).await?;
     let is_more = entries.len() > limit;
     entries.truncate(limit);
     let next_cursor = entries.last().filter(|_| is_more).map(|entry| entry.id);
+    here.link_next("cursor", next_cursor.map(|id| id.to_string()));
     Ok(Json(AuditPage { entries, next_cursor }))
 }
 

@@ -1,5 +1,9 @@
 //! Every error of the API, as `application/problem+json` (RFC 9457). The only place where queue errors and failed jobs
 //! are mapped to HTTP. Internal details go to the log, never to a client.
+//!
+//! - `codes`: the list of all codes, with their description in docs/errors.md
+
+pub(super) mod codes;
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -10,7 +14,8 @@ use serde_json::value::RawValue;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{observe, view::JobView};
+use self::codes::ProblemCode;
+use super::{observe, view::JobView, whole_seconds};
 use crate::{
     job::FailureCode,
     queue::{QueueError, Refused},
@@ -30,57 +35,61 @@ impl Kind {
     }
 }
 
-pub(super) const INVALID_JSON: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_json", "The body is not valid JSON");
-pub(super) const INVALID_BODY: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_body", "The body could not be read");
-pub(super) const INVALID_PARAMETER: Kind =
-    Kind(StatusCode::BAD_REQUEST, "invalid_parameter", "A query parameter is not valid");
-pub(super) const INVALID_JOB_ID: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_job_id", "The job id is not a UUID");
-pub(super) const UNAUTHORIZED: Kind = Kind(StatusCode::UNAUTHORIZED, "unauthorized", "Authentication required");
-pub(super) const FORBIDDEN: Kind = Kind(StatusCode::FORBIDDEN, "forbidden", "The key or token has too small a scope");
-pub(super) const INVALID_HOST: Kind = Kind(StatusCode::BAD_REQUEST, "invalid_host", "The Host header is not valid");
-pub(super) const FOREIGN_HOST: Kind =
-    Kind(StatusCode::FORBIDDEN, "foreign_host", "This name is not one of the service");
-pub(super) const RATE_LIMITED: Kind =
-    Kind(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many jobs submitted in a minute");
-pub(super) const TOO_MANY_FAILURES: Kind =
-    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many wrong credentials");
-pub(super) const ROUTE_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "not_found", "Route not found");
-pub(super) const KEY_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "key_not_found", "API key not found");
-pub(super) const JOB_NOT_FOUND: Kind = Kind(StatusCode::NOT_FOUND, "job_not_found", "Job not found");
-pub(super) const METHOD_NOT_ALLOWED: Kind =
-    Kind(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed");
-pub(super) const CONFLICT: Kind = Kind(StatusCode::CONFLICT, "conflict", "Conflict with the current state");
-pub(super) const CANCELLED: Kind = Kind(StatusCode::CONFLICT, "cancelled", "The job was cancelled");
-pub(super) const BODY_TIMEOUT: Kind =
-    Kind(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body took too long to arrive");
-pub(super) const BODY_TOO_LARGE: Kind = Kind(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large");
-pub(super) const UNSUPPORTED_MEDIA_TYPE: Kind =
-    Kind(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON");
-pub(super) const VALIDATION_FAILED: Kind =
-    Kind(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "The request is not valid");
-pub(super) const INTERNAL: Kind = Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error");
-pub(super) const QUEUE_FULL: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
-pub(super) const TOO_MANY_PENDING: Kind =
-    Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_pending", "You have too many pending jobs");
-pub(super) const IDEMPOTENCY_KEY_REUSED: Kind =
-    Kind(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "The Idempotency-Key belongs to another request");
-pub(super) const JOB_REMOVED: Kind = Kind(StatusCode::GONE, "job_removed", "The job was removed");
-pub(super) const ANSWER_UNREADABLE: Kind =
-    Kind(StatusCode::UNPROCESSABLE_ENTITY, "answer_unreadable", "The stored answer can't be parsed");
-pub(super) const PROMPTS_INVALID: Kind = Kind(
-    StatusCode::UNPROCESSABLE_ENTITY,
-    "prompts_invalid",
-    "The new prompts are not valid; the old ones stay in use",
-);
-pub(super) const STORAGE_LOW: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_low", "The disk is almost full");
-pub(super) const SHUTTING_DOWN: Kind =
-    Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
-pub(super) const STORAGE_UNAVAILABLE: Kind =
-    Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store is unavailable");
-pub(super) const NOT_READY: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready");
-pub(super) const SERVER_BUSY: Kind = Kind(StatusCode::SERVICE_UNAVAILABLE, "server_busy", "Too many requests at once");
-pub(super) const TIMEOUT: Kind =
-    Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long to answer");
+/// Defines the kinds of problems, and their list.
+macro_rules! kinds {
+    ($($name:ident = $kind:expr;)*) => {
+        $(pub(super) const $name: Kind = $kind;)*
+
+        /// All kinds of problems of a request.
+        const KINDS: &[Kind] = &[$($name),*];
+    };
+}
+
+kinds! {
+    INVALID_JSON = Kind(StatusCode::BAD_REQUEST, "invalid_json", "The body is not valid JSON");
+    INVALID_BODY = Kind(StatusCode::BAD_REQUEST, "invalid_body", "The body could not be read");
+    INVALID_PARAMETER = Kind(StatusCode::BAD_REQUEST, "invalid_parameter", "A query parameter is not valid");
+    INVALID_JOB_ID = Kind(StatusCode::BAD_REQUEST, "invalid_job_id", "The job id is not a UUID");
+    UNAUTHORIZED = Kind(StatusCode::UNAUTHORIZED, "unauthorized", "Authentication required");
+    FORBIDDEN = Kind(StatusCode::FORBIDDEN, "forbidden", "The key or token has too small a scope");
+    INVALID_HOST = Kind(StatusCode::BAD_REQUEST, "invalid_host", "The Host header is not valid");
+    FOREIGN_HOST = Kind(StatusCode::FORBIDDEN, "foreign_host", "This name is not one of the service");
+    RATE_LIMITED = Kind(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many jobs submitted in a minute");
+    TOO_MANY_FAILURES = Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many wrong credentials");
+    ROUTE_NOT_FOUND = Kind(StatusCode::NOT_FOUND, "not_found", "Route not found");
+    KEY_NOT_FOUND = Kind(StatusCode::NOT_FOUND, "key_not_found", "API key not found");
+    JOB_NOT_FOUND = Kind(StatusCode::NOT_FOUND, "job_not_found", "Job not found");
+    METHOD_NOT_ALLOWED = Kind(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed");
+    CONFLICT = Kind(StatusCode::CONFLICT, "conflict", "Conflict with the current state");
+    CANCELLED = Kind(StatusCode::CONFLICT, "cancelled", "The job was cancelled");
+    BODY_TIMEOUT = Kind(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body took too long to arrive");
+    BODY_TOO_LARGE = Kind(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large");
+    UNSUPPORTED_MEDIA_TYPE =
+        Kind(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON");
+    VALIDATION_FAILED = Kind(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "The request is not valid");
+    INTERNAL = Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error");
+    QUEUE_FULL = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
+    TOO_MANY_PENDING = Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_pending", "You have too many pending jobs");
+    IDEMPOTENCY_KEY_REUSED = Kind(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "idempotency_key_reused",
+        "The Idempotency-Key belongs to another request",
+    );
+    JOB_REMOVED = Kind(StatusCode::GONE, "job_removed", "The job was removed");
+    ANSWER_UNREADABLE =
+        Kind(StatusCode::UNPROCESSABLE_ENTITY, "answer_unreadable", "The stored answer can't be parsed");
+    PROMPTS_INVALID = Kind(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "prompts_invalid",
+        "The new prompts are not valid; the old ones stay in use",
+    );
+    STORAGE_LOW = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_low", "The disk is almost full");
+    SHUTTING_DOWN = Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
+    STORAGE_UNAVAILABLE = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store is unavailable");
+    NOT_READY = Kind(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready");
+    SERVER_BUSY = Kind(StatusCode::SERVICE_UNAVAILABLE, "server_busy", "Too many requests at once");
+    TIMEOUT = Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long to answer");
+}
 
 /// `Retry-After` of a full queue, in seconds: about the time of one answer.
 const FULL_RETRY_AFTER: u64 = 10;
@@ -119,7 +128,7 @@ impl FieldError {
 /// An error (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem, example = json!({
-    "type": "urn:ceoagent:problem:validation_failed",
+    "type": "/docs#problem-validation_failed",
     "title": "The request is not valid",
     "status": 422,
     "detail": "query: must not be blank",
@@ -128,7 +137,9 @@ impl FieldError {
     "errors": [{"field": "query", "message": "must not be blank"}]
 }))]
 pub(super) struct ProblemBody<'a> {
-    /// Stable URN: `urn:ceoagent:problem:<code>`, or `urn:ceoagent:failure:<code>` for a failed job.
+    /// Address of the description of the problem, relative to the service: `/docs#problem-<code>`, or
+    /// `/docs#failure-<code>` for a failed job.
+    #[schema(format = "uri-reference")]
     r#type: String,
     /// The kind of problem, for people.
     title: &'a str,
@@ -137,10 +148,11 @@ pub(super) struct ProblemBody<'a> {
     /// What failed and what to do about it.
     detail: &'a str,
     /// Stable code, for programs.
+    #[schema(value_type = ProblemCode)]
     code: &'a str,
     /// The id of this request. The log has it too.
     request_id: &'a str,
-    /// All invalid fields.
+    /// All invalid fields or parameters, at most 33.
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
     errors: &'a [FieldError],
     /// The job that failed or was cancelled while the client waited.
@@ -178,7 +190,7 @@ impl Problem {
         let (kind, seconds) = match refused {
             Refused::Full { .. } | Refused::ScheduledFull { .. } => (QUEUE_FULL, FULL_RETRY_AFTER),
             Refused::CallerFull { .. } => (TOO_MANY_PENDING, FULL_RETRY_AFTER),
-            Refused::TooFast { retry_after, .. } => (RATE_LIMITED, retry_after.as_secs() + 1),
+            Refused::TooFast { retry_after, .. } => (RATE_LIMITED, whole_seconds(*retry_after)),
             Refused::BatchTooLarge { .. } => (RATE_LIMITED, 60),
             Refused::FolderGone => (STORAGE_UNAVAILABLE, STORAGE_LOW_RETRY_AFTER),
             Refused::StorageLow(_) => (STORAGE_LOW, STORAGE_LOW_RETRY_AFTER),
@@ -253,7 +265,7 @@ impl IntoResponse for Problem {
         let family = if self.job.is_some() { "failure" } else { "problem" };
         let request_id = observe::request_id();
         let body = ProblemBody {
-            r#type: format!("urn:ceoagent:{family}:{code}"),
+            r#type: format!("/docs#{family}-{code}"),
             title,
             status: status.as_u16(),
             detail: &self.detail,

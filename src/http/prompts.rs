@@ -21,6 +21,8 @@ pub(super) struct PromptList {
 }
 
 /// List the prompt versions
+///
+/// A question can name one of them in `prompt_version`.
 #[utoipa::path(
     get, path = "/api/v1/admin/prompts", operation_id = "list_prompts", tag = "admin",
     responses(

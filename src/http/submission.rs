@@ -74,6 +74,7 @@ const MAX_BATCH_ERRORS: usize = 100;
 
 /// Requests to accept together or not at all.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = BatchRequest)]
 pub(super) struct BatchBody {
     /// 1 to 1,000 requests as for `POST /api/v1/analyze`, but without `wait`.
@@ -96,6 +97,7 @@ pub(super) struct Bounds<'a> {
 
 /// A decision question to analyse. Unknown fields are refused.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = AnalyzeRequest)]
 pub(super) struct Body {
     /// The decision question, in any language. The memo is in the same language. At most `MAX_QUERY_LENGTH` characters
@@ -139,7 +141,8 @@ pub(super) struct Body {
 pub(super) fn parse(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Result<(Submission, Option<Wait>), Problem> {
     let (body, mut errors) = body::parse::<Body>(body)?;
     if let Some(body) = &body {
-        check(body, bounds, now, &mut errors);
+        let found = check(body, bounds, now, body::indexes(&errors, |index| format!("options[{index}]")));
+        body::add_found(&mut errors, found);
     }
     match body {
         Some(body) if errors.is_empty() => {
@@ -155,22 +158,25 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Re
     let (body, mut errors) = body::parse::<BatchBody>(body)?;
     let requests = body.map(|body| body.requests);
     match requests.as_ref().map(Vec::len) {
-        None | Some(1..=MAX_BATCH) => {}
-        Some(0) => errors.push(FieldError::new("requests", "must not be empty")),
+        Some(0) if errors.is_empty() => errors.push(FieldError::new("requests", "must not be empty")),
+        None | Some(..=MAX_BATCH) => {}
         Some(count) => {
             let message = format!("must be at most {MAX_BATCH}, not {count}; send the rest as another batch");
             return Err(Problem::listing(VALIDATION_FAILED, vec![FieldError::new("requests", message)]));
         }
     }
-    for (body, index) in requests.iter().flatten().zip(0..) {
-        let mut wrong = Vec::new();
-        check(body, bounds, now, &mut wrong);
+    let mut found = Vec::new();
+    let indexes = body::indexes(&errors, |index| format!("requests[{index}]"));
+    for (body, index) in requests.iter().flatten().zip(indexes) {
+        let options = body::indexes(&errors, move |option| format!("requests[{index}].options[{option}]"));
+        let mut wrong = check(body, bounds, now, options);
         if body.wait.is_some() {
             wrong.push(FieldError::new("wait", "is not allowed in a batch; get the jobs by their ids instead"));
         }
         let named = |error: FieldError| FieldError::new(format!("requests[{index}].{}", error.field), error.message);
-        errors.extend(wrong.into_iter().map(named));
+        found.extend(wrong.into_iter().map(named));
     }
+    body::add_found(&mut errors, found);
     if errors.len() > MAX_BATCH_ERRORS {
         let more = errors.len() - MAX_BATCH_ERRORS;
         errors.truncate(MAX_BATCH_ERRORS);
@@ -182,8 +188,9 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Re
     }
 }
 
-/// Adds an error for each wrong value of `body`.
-fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<FieldError>) {
+/// An error for each wrong value of `body`. `indexes` are those of its options.
+fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, indexes: impl Iterator<Item = usize>) -> Vec<FieldError> {
+    let mut errors = Vec::new();
     let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
     match body.query.as_deref() {
         None => wrong("query", "is required: the decision question to analyse".to_owned()),
@@ -198,7 +205,7 @@ fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<Field
         wrong("options", format!("must be at most {MAX_OPTIONS}, not {}", options.len()));
     }
     let mut known = HashMap::new();
-    for (option, index) in options.iter().zip(0..MAX_OPTIONS) {
+    for (option, index) in options.iter().take(MAX_OPTIONS).zip(indexes) {
         if option.trim().is_empty() {
             wrong(&format!("options[{index}]"), "must not be blank".to_owned());
         } else if let Some(message) = too_long(option, MAX_OPTION) {
@@ -233,7 +240,14 @@ fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, errors: &mut Vec<Field
     if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| bounds.prompts.check(version)) {
         wrong("prompt_version", error.to_string());
     }
-    let metadata = body.metadata.iter().flatten();
+    check_metadata(body.metadata.iter().flatten(), wrong);
+    errors
+}
+
+fn check_metadata<'a>(
+    metadata: impl Iterator<Item = (&'a String, &'a String)> + Clone,
+    mut wrong: impl FnMut(&str, String),
+) {
     if metadata.clone().count() > MAX_METADATA {
         wrong("metadata", format!("must be at most {MAX_METADATA} entries, not {}", metadata.clone().count()));
     }
@@ -328,13 +342,8 @@ mod tests {
     }
 
     fn wrong_text(body: &str) -> Vec<FieldError> {
-        match body::parse::<Body>(body.as_bytes()).unwrap() {
-            (Some(body), mut errors) => {
-                check(&body, bounds(&prompts()), at(0), &mut errors);
-                errors
-            }
-            (None, errors) => errors,
-        }
+        parse(body.as_bytes(), bounds(&prompts()), at(0))
+            .map_or_else(|problem| problem.errors().to_vec(), |_| Vec::new())
     }
 
     #[test]
@@ -413,11 +422,35 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_reported_with_its_path_after_the_unknown_fields() {
-        let errors = wrong_text(r#"{"z": 1, "query": "q", "options": ["a", 2]}"#);
-        assert_eq!(errors[0].field, "z");
-        let invalid = FieldError::new("options[1]", "must be a string, not the number 2");
-        assert_eq!(errors[1..], [invalid]);
+    fn mistakes_of_type_name_and_value_are_reported_together() {
+        let body =
+            r#"{"z": 1, "query": 5, "options": ["a", 2, "", 3, "A"], "priority": "urgent", "deadline_seconds": 0}"#;
+        let errors = wrong_text(body);
+        let mut fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        fields.sort_unstable();
+        let all =
+            ["deadline_seconds", "options[1]", "options[2]", "options[3]", "options[4]", "priority", "query", "z"];
+        assert_eq!(fields, all);
+        assert!(errors.contains(&FieldError::new("options[4]", "must not be the same as options[0]")));
+        assert!(errors.contains(&FieldError::new("options[1]", "invalid type: integer `2`, expected a string")));
+        let batch =
+            r#"{"requests": [{"query": "q"}, 7, {"options": ["a", 1, "a"]}, {"query": "q", "wait": 1}], "x": 1}"#;
+        let problem = parse_batch(batch.as_bytes(), bounds(&prompts()), at(0)).unwrap_err();
+        let mut fields: Vec<&str> = problem.errors().iter().map(|error| error.field.as_str()).collect();
+        fields.sort_unstable();
+        let all = [
+            "requests[1]",
+            "requests[2].options[1]",
+            "requests[2].options[2]",
+            "requests[2].query",
+            "requests[3].wait",
+            "x",
+        ];
+        assert_eq!(fields, all);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_reported_once() {
         for (body, field) in [
             (r#"{"query": 5}"#, "query"),
             (r#"{"query": "q", "priority": "urgent"}"#, "priority"),
@@ -437,9 +470,10 @@ mod tests {
 
     #[test]
     fn thousands_of_unknown_fields_do_not_make_a_huge_answer() {
-        let errors = wrong_text(&format!("{{{}\"query\": \"q\"}}", "\"a\":1,".repeat(40_000)));
-        assert_eq!(errors.len(), body::MAX_UNKNOWN_NAMED + 1);
-        assert_eq!(errors.last(), Some(&FieldError::new("$", "has 39968 more unknown fields")));
+        let fields: String = (0..10_000).map(|number| format!("\"a{number}\":1,")).collect();
+        let errors = wrong_text(&format!("{{{fields}\"query\": \"q\"}}"));
+        assert_eq!(errors.len(), body::MAX_ERRORS + 1);
+        assert_eq!(errors.last(), Some(&FieldError::new("$", "may have more errors; correct these first")));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::{
     Api, body,
     extract::{Admin, Params},
     filter::{decode_cursor, encode_cursor},
+    pages::Here,
     problem::{INTERNAL, INVALID_BODY, Problem},
 };
 use crate::{
@@ -48,6 +49,7 @@ pub(super) struct Imported {
 
 /// A line that can't be read as a job.
 #[derive(Serialize, ToSchema)]
+#[schema(as = RefusedLine)]
 struct Refused {
     /// Number of the line, from 1.
     line: usize,
@@ -64,12 +66,16 @@ struct Refused {
     params(("after" = Option<String>, Query, description = "Where the previous page ended, from its `Link`",
         pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")),
     responses(
-        (status = 200, description = "Jobs, one on each line", body = String, content_type = "application/x-ndjson",
-            headers(("Link" = String, description = "The next page; absent on the last page"))),
+        (status = 200, description = "Jobs, one on each line", body = String, content_type = "application/x-ndjson"),
         (status = 503, description = "`storage_unavailable`")
     )
 )]
-pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
+pub(super) async fn export(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Response, Problem> {
     let (order, cursor) = (Order::OldestFirst, after(&params)?);
     let page = api.queue.list(Listing { order, cursor, limit: EXPORT_PAGE, ..Listing::default() }).await?;
     let mut lines = String::new();
@@ -78,14 +84,8 @@ pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params
         lines.push_str(&line);
         lines.push('\n');
     }
-    let mut response = ([(header::CONTENT_TYPE, NDJSON)], lines).into_response();
-    if let Some(next) = page.next {
-        let link = format!("</api/v1/admin/export?after={}>; rel=\"next\"", encode_cursor(next));
-        if let Ok(link) = HeaderValue::from_str(&link) {
-            response.headers_mut().insert(header::LINK, link);
-        }
-    }
-    Ok(response)
+    here.link_next("after", page.next.map(encode_cursor));
+    Ok(([(header::CONTENT_TYPE, NDJSON)], lines).into_response())
 }
 
 /// Import jobs

@@ -26,6 +26,7 @@ const DEFAULT_DAYS: usize = 31;
 
 /// Tokens and cost. Days are UTC days; a call counts for the day on which it ended.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Usage)]
 pub(super) struct UsageView {
     #[schema(value_type = String, format = Date)]
     today: String,
@@ -39,6 +40,7 @@ pub(super) struct UsageView {
 
 /// Today's budget.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Budget)]
 struct BudgetView {
     /// Budget of tokens of all kinds; null without tokens in DAILY_BUDGET.
     tokens: Option<TokenBudget>,
@@ -81,6 +83,7 @@ struct CostBudget {
 
 /// Tokens and cost of a day.
 #[derive(Serialize, ToSchema)]
+#[schema(as = UsageDay)]
 struct DayView {
     #[schema(value_type = String, format = Date)]
     date: String,
@@ -91,6 +94,7 @@ struct DayView {
 
 /// Tokens and cost of a model.
 #[derive(Serialize, ToSchema)]
+#[schema(as = UsageOfModel)]
 struct ModelView {
     /// The model that answered; `unknown` for calls with unknown outcome, `other` for the rest of too many models.
     model: String,
@@ -100,6 +104,7 @@ struct ModelView {
 
 /// Sums over calls.
 #[derive(Serialize, ToSchema)]
+#[schema(as = UsageSums)]
 struct SumsView {
     /// Calls for which Claude reported tokens.
     calls: u64,
@@ -132,6 +137,8 @@ struct AtRiskSums {
 }
 
 /// Get tokens and cost
+///
+/// By day and model, with today's budget.
 #[utoipa::path(
     get, path = "/api/v1/admin/usage", operation_id = "get_usage", tag = "admin",
     params(("days" = Option<usize>, Query, description = "Most days to return: 1 to 400, default 31", minimum = 1,

@@ -83,8 +83,8 @@ async fn a_batch_with_a_mistake_is_refused_with_its_index_and_leaves_nothing() {
     let cases = [
         (json!({"requests": []}), "requests", "must not be empty"),
         (questions("many", 1_001), "requests", "at most 1000, not 1001"),
-        (json!({"requests": [{"query": 1}]}), "requests[0].query", "must be a string"),
-        (json!({"requests": "all"}), "requests", "must be a list"),
+        (json!({"requests": [{"query": 1}]}), "requests[0].query", "expected a string"),
+        (json!({"requests": "all"}), "requests", "expected a sequence"),
         (json!({}), "requests", "is required"),
     ];
     for (body, field, words) in cases {

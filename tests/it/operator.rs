@@ -38,6 +38,10 @@ async fn the_listing_is_newest_first_and_pages_to_the_end() {
         pages.push(ids(&page).len());
         listed.extend(ids(&page));
         let Some(next) = page.body["next_cursor"].as_str() else { break };
+        let link = page.header("link").split(['<', '>']).nth(1).unwrap();
+        assert!(link.starts_with("http://127.0.0.1:"), "{link}");
+        let linked = service.admin_get(&link[link.find("/api").unwrap()..]).await;
+        assert_eq!(ids(&linked)[0], expected[listed.len()], "{link}");
         cursor = format!("&cursor={next}");
         // What comes in between is on no later page.
         service.submit("Another one?").await;
@@ -157,7 +161,10 @@ async fn the_api_page_is_served_whole_and_loads_nothing_from_elsewhere() {
     assert!(page.contains("Should we move our warehouse to Rotterdam?"), "the body's example");
     assert!(document.body["openapi"].as_str().unwrap().starts_with("3."));
     assert!(document.body["paths"]["/api/v1/analyze"]["post"].is_object());
-    assert!(document.body["servers"].is_null(), "it names no host");
+    assert_eq!(document.body["servers"][0]["url"], "/", "it names no host");
+    for code in ["problem-queue_full", "problem-rate_limited", "failure-rate_limited", "failure-refused"] {
+        assert!(page.contains(&format!("id=\"{code}\"")), "the type of a problem leads nowhere: {code}");
+    }
 }
 
 #[tokio::test]

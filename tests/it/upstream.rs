@@ -637,7 +637,7 @@ async fn what_can_never_work_is_called_once_and_told_to_who_waits() {
         let (service, claude, _setup) = service([fault], &[]).await;
         let answer = service.post("/api/v1/analyze", &json!({"query": "Will you?", "wait": true})).await;
         answer.assert_problem(http_status, code);
-        assert_eq!(answer.body["type"], format!("urn:ceoagent:failure:{code}"));
+        assert_eq!(answer.body["type"], format!("/docs#failure-{code}"));
         let job = &answer.body["job"];
         assert_eq!((job["status"].as_str(), history(job)), (Some("failed"), vec![("failed", code)]));
         assert_eq!(answer.header("location"), job["links"]["self"]);

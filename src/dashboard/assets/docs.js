@@ -39,7 +39,10 @@ document.addEventListener("submit", async (event) => {
 
 function open() {
   const part = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (part?.tagName === "DETAILS") part.open = true;
+  const details = part?.closest("details");
+  if (!details) return;
+  details.open = true;
+  part.scrollIntoView();
 }
 addEventListener("hashchange", open);
 open();

@@ -1,0 +1,36 @@
+//! The requests that the service sends: `webhooks` of OpenAPI 3.1.
+
+use utoipa::{
+    Path,
+    openapi::{HttpMethod, Paths, path::PathItem},
+};
+
+use crate::webhook::Message;
+
+/// A job has ended
+///
+/// Sent to the `callback_url` of a job when the job ends, and again for up to a day until the receiver answers `2xx`. Signed
+/// as in Standard Webhooks: verify the signature, and check that `data.caller` and `data.callback_url` are your own.
+#[utoipa::path(
+    post, path = "/", operation_id = "job_webhook", tag = "webhooks",
+    params(
+        ("webhook-id" = String, Header, description = "The same for every try of a message. Ignore a message that you have"),
+        ("webhook-timestamp" = i64, Header, description = "When this try was sent, in seconds since 1970"),
+        ("webhook-signature" = String, Header, description = "`v1,` and the signature in base64, for each secret in use; \
+            separated by spaces. Each is the HMAC-SHA256 of `<webhook-id>.<webhook-timestamp>.<body>`")
+    ),
+    request_body = Message<'static>,
+    responses(
+        (status = "2XX", description = "The message is accepted"),
+        (status = 410, description = "The receiver wants no further message of this job"),
+        (status = "default", description = "The message is sent again later, or after the time of `Retry-After`")
+    )
+)]
+#[expect(dead_code, reason = "only for the OpenAPI document")]
+fn job_webhook() {}
+
+pub(super) fn webhooks() -> Paths {
+    let mut operation = __path_job_webhook::operation();
+    operation.security = Some(Vec::new());
+    Paths::builder().path("job", PathItem::new(HttpMethod::Post, operation)).build()
+}
