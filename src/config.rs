@@ -31,7 +31,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{ArgAction, Args, Command, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, RateCaps, Retention};
+use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, RateCaps, Retention, is_visible_ascii};
 
 /// The OpenTelemetry specification's variable for where traces are sent.
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -398,10 +398,6 @@ fn check_url(name: &'static str, url: &str, allowed: &'static str, no_secret: &'
 fn is_webhook_secret(text: &str) -> bool {
     let key = text.strip_prefix("whsec_").map(|encoded| BASE64_STANDARD.decode(encoded));
     matches!(key, Some(Ok(key)) if (24..=64).contains(&key.len()))
-}
-
-fn is_visible_ascii(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Never fails, so that no parse error can show the value.

@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::Targets;
 use utoipa::ToSchema;
 
-use super::is_visible_ascii;
-
 /// Calls per minute that can be allowed.
 pub const REQUESTS_PER_MINUTE: RangeInclusive<NonZeroU32> = NonZeroU32::MIN..=not_zero(1_000_000);
 
@@ -242,6 +240,10 @@ fn decimal(text: &str, places: usize) -> Option<u64> {
         return None;
     }
     format!("{whole}{part:0<places$}").parse().ok()
+}
+
+pub(super) fn is_visible_ascii(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]

@@ -16,8 +16,7 @@ use std::{
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Request, State},
-    http::{HeaderValue, header},
+    extract::Request,
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -25,11 +24,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{
-    Api, extract,
-    observe::PROBES,
-    problem::{Problem, SERVER_BUSY},
-};
+use super::problem::{Problem, SERVER_BUSY};
 
 /// The first bytes of a body or an answer are free: connections have buffers of this size anyway, and most requests
 /// need no more.
@@ -153,18 +148,8 @@ impl Drop for Hold {
     }
 }
 
-/// Counts the bodies of requests and answers, and keeps places for monitoring.
-pub(super) async fn bound(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let is_monitoring_only = request.extensions().get::<MonitoringOnly>().is_some();
-    if is_monitoring_only && !PROBES.contains(&request.uri().path()) {
-        return last(busy("has as many connections as it can hold; only health and metrics are answered"));
-    }
-    let address = extract::address_of(request.extensions(), request.headers(), &api);
-    let answer = counted(&api.memory, address, request, next).await;
-    if is_monitoring_only { last(answer) } else { answer }
-}
-
-async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next: Next) -> Response {
+/// Answers a request whose bodies count as memory of `address`.
+pub(super) async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next: Next) -> Response {
     // A stream has no exact size.
     let is_small = |hint: SizeHint| hint.exact().is_some_and(|bytes| bytes <= FREE_BYTES as u64);
     let answer = if is_small(request.body().size_hint()) {
@@ -188,14 +173,8 @@ async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next:
     answer.map(|body| Body::new(Leaving { body, bytes: Bytes::new(), left: bytes, _hold: hold }))
 }
 
-fn busy(why: &str) -> Response {
+pub(super) fn busy(why: &str) -> Response {
     Problem::new(SERVER_BUSY, format!("the service {why}")).retry_after(BUSY_RETRY_AFTER).into_response()
-}
-
-/// Closes the connection after this answer.
-fn last(mut answer: Response) -> Response {
-    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    answer
 }
 
 /// The body of a request, counted as it arrives.
