@@ -3,7 +3,7 @@
 //! It counts no retries, has no limits and stores nothing. What happened is an [`AttemptReport`], and what becomes of the job
 //! a [`Disposition`]. Called by `worker`.
 //!
-//! - `again`: the repair prompt for a rejected answer
+//! - `repair`: the repair prompt for a rejected answer
 //! - `gaps`: how long the system prompt is cached
 //! - `models`: which model is asked, and which parameters each takes
 //! - `plan`: one call, resolved once
@@ -13,11 +13,11 @@
 //!
 //! Only jobs that name no model may be answered by a fallback model. The report says which model answered.
 
-mod again;
 mod gaps;
 pub mod models;
 pub mod plan;
 mod question;
+mod repair;
 mod verdict;
 pub mod warm_up;
 

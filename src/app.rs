@@ -72,7 +72,6 @@ const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 /// Checks the settings as far as that is possible without a start.
 pub fn check(settings: &Settings) -> Result<(), StartError> {
     parts::tokens(settings)?;
-    parts::cors_origins(settings)?;
     auth::of_settings(settings.api_keys.as_ref())?;
     access_to_claude(settings).map(drop)
 }
@@ -111,14 +110,12 @@ impl App {
     pub async fn start_tuned(settings: &Settings, tuning: Tuning, clock: Clock) -> Result<App, StartError> {
         let prompts = Prompts::load(&settings.prompts_dir)?;
         let tokens = parts::tokens(settings)?;
-        let cors_origins = parts::cors_origins(settings)?;
         let access = access_to_claude(settings)?;
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let (store, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
-        let webhook_secret = secrets::webhook_secret(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let budget = parts::budget(settings, &agent.planner, &clock, &store)?;
         let limits = parts::limits(settings, &agent.planner, budget);
@@ -129,7 +126,9 @@ impl App {
         let auth = Auth::new(admin_token.clone(), keys, tokens, settings.requires_api_key(), queue.clone());
         let auth = Arc::new(auth?);
         let callbacks = parts::callbacks(settings);
-        let webhooks = Webhooks::new(queue.clone(), &webhook_secret, callbacks.clone(), metrics.clone())?;
+        let secrets = secrets::webhook_secrets(settings, queue.clone())?;
+        let webhooks =
+            Webhooks::new(queue.clone(), secrets, callbacks.clone(), settings.public_url.clone(), metrics.clone())?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         recover(&queue).await.map_err(StartError::Recovery)?;
@@ -146,7 +145,7 @@ impl App {
         let disk =
             DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone());
         let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
-        let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks, warm_up_after).await;
+        let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks.clone(), warm_up_after).await;
         let api = Api {
             queue: queue.clone(),
             limits,
@@ -162,8 +161,10 @@ impl App {
             refusals: RefusalLog::default(),
             failures: Failures::default(),
             trusted_proxies: settings.trusted_proxies.clone().into(),
-            cors_origins,
+            cors_origins: settings.cors_origins.clone(),
+            public_url: settings.public_url.clone(),
             callbacks,
+            webhooks,
             max_query_length: settings.max_query_length,
         };
         let shown = parts::shown(settings, tuning, address);
@@ -171,7 +172,8 @@ impl App {
         let router = http::router(api, |api| dashboard::router(api, pages_queue, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         let no_model = check_models(agent, closing.clone());
-        info!(%address, model = settings.model(), "ceoagent is ready");
+        let url = settings.public_url.as_ref().map_or_else(|| format!("http://{address}"), ToString::to_string);
+        info!(%address, url, model = settings.model(), "ceoagent is ready");
         let new_admin_token = is_new.then(|| admin_token.clone());
         let grace = settings.shutdown_grace;
         Ok(App {

@@ -265,7 +265,7 @@ impl Auth {
                 return Err(KeyError::TooMany);
             }
         }
-        self.keep(&key).await?;
+        self.save(&key).await?;
         Ok((key, secret.into()))
     }
 
@@ -280,7 +280,7 @@ impl Auth {
         // Before the store has it: the client may disconnect while the store writes.
         self.remember(key.clone());
         self.revocations.fetch_add(1, Ordering::Release);
-        self.keep(&key).await.inspect_err(|_| self.remember(in_force))?;
+        self.save(&key).await.inspect_err(|_| self.remember(in_force))?;
         self.forget_old().await?;
         Ok(key)
     }
@@ -300,7 +300,7 @@ impl Auth {
         Ok(())
     }
 
-    async fn keep(&self, key: &Key) -> Result<(), KeyError> {
+    async fn save(&self, key: &Key) -> Result<(), KeyError> {
         let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
         self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;
         self.remember(key.clone());

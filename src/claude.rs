@@ -6,6 +6,7 @@
 //! - `access`: the address and the credentials
 //! - `wire`: the JSON sent and read
 //! - `events`: from bytes to server-sent events
+//! - `intake`: how much of a stream is taken, and how fast
 //! - `stream`: from the event stream to an answer
 //! - `reuse`: whether a call went out on a connection used before
 //! - `error`: the error table: what a failure means
@@ -15,6 +16,7 @@
 mod access;
 pub mod error;
 mod events;
+mod intake;
 pub mod message;
 pub mod price;
 mod reuse;
@@ -119,7 +121,7 @@ impl Claude {
             .tcp_nodelay(true)
             .tcp_keepalive(TCP_KEEPALIVE)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .connector_layer(reuse::Connections)
+            .connector_layer(reuse::connections())
             // A redirect to elsewhere would take the key along.
             .redirect(reqwest::redirect::Policy::none())
             // One call is one request, but for what `answered` repeats.
@@ -232,7 +234,7 @@ impl Claude {
         }
         let headers = headers.clone();
         let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
-        Err(CallError::of_answer(status.as_u16(), &headers, &body, SystemTime::now()))
+        Err(CallError::from_answer(status.as_u16(), &headers, &body, SystemTime::now()))
     }
 
     fn unsent_or_lost(&self, error: &reqwest::Error) -> CallError {

@@ -14,10 +14,11 @@ mod logging;
 pub mod memo;
 pub mod operate;
 mod outcome;
-mod output;
 pub mod own_data;
 mod progress;
 pub mod serve;
+mod terminal;
+pub mod webhooks;
 
 use std::{
     env,
@@ -61,6 +62,8 @@ const EXAMPLES: &str = "Examples:
   ceoagent analyze \"Should we hire?\"   submit a question and read the memo
   ceoagent jobs list --status failed   list failed jobs
   ceoagent keys create alice           create an API key for a caller
+  ceoagent webhooks test https://example.com/hook
+                                       send a signed test message to a receiver
   ceoagent export > jobs.jsonl         export all jobs
   ceoagent loadtest --rate 30 --html report.html
                                        measure the service under overload
@@ -80,6 +83,8 @@ enum Command {
     Jobs(jobs::Jobs),
     /// List, create and revoke the API keys of callers; needs the admin token
     Keys(keys::Keys),
+    /// Show and replace the secret of webhooks, test a receiver, list and resend webhooks
+    Webhooks(webhooks::Webhooks),
     /// Show the state of a running service; needs the admin token
     Stats(Box<operate::Operate>),
     /// Pause the queue of a running service; needs the admin token
@@ -108,11 +113,12 @@ enum Command {
 
 /// Commands that take all settings of the service, which would bury their own in the help, and the settings that matter
 /// there.
-const BRIEF: [(&str, &[&str]); 12] = [
+const BRIEF: [(&str, &[&str]); 13] = [
     ("demo", &["host", "port", "data_dir", "model_name"]),
     ("analyze", &[]),
     ("jobs", &[]),
     ("keys", &[]),
+    ("webhooks", &[]),
     ("stats", &[]),
     ("pause", &[]),
     ("resume", &[]),
@@ -135,7 +141,7 @@ pub fn run() -> ExitCode {
         // The reader has closed the pipe: `ceoagent jobs list | head` is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", chain(&error));
+            let _ = writeln!(io::stderr(), "error: {}", terminal::escaped(&chain(&error)));
             match error.downcast_ref() {
                 Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
                 _ if is_of_settings(&error) => ExitCode::from(WRONG_SETTINGS),
@@ -241,6 +247,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         Command::Analyze(analyze) => analyze.run(),
         Command::Jobs(jobs) => jobs.run(),
         Command::Keys(keys) => keys.run(),
+        Command::Webhooks(webhooks) => webhooks.run(),
         Command::Stats(operate) => operate.run(operate::Action::Stats),
         Command::Pause(operate) => operate.run(operate::Action::Pause),
         Command::Resume(operate) => operate.run(operate::Action::Resume),

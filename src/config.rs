@@ -31,7 +31,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{ArgAction, Args, Command, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, RateCaps, Retention, is_visible_ascii};
+use self::values::{
+    DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, Origin, RateCaps, Retention, is_visible_ascii,
+};
 
 /// The OpenTelemetry specification's variable for where traces are sent.
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -205,10 +207,15 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
 
     /// Origins whose web pages may call the API, with commas, for example https://app.example
-    #[arg(long, env, value_delimiter = ',', hide_short_help = true)]
-    pub cors_origins: Vec<String>,
+    #[arg(long, env, value_delimiter = ',', value_parser = values::origin, hide_short_help = true)]
+    pub cors_origins: Vec<Origin>,
 
-    /// Secret that signs webhooks: whsec_ and 24 to 64 bytes in base64; if unset, it is made and stored in DATA_DIR
+    /// Address by which browsers reach the service, for example https://ceo.example: for links, for secure cookies, and
+    /// accepted from browsers while no key is required
+    #[arg(long, env, value_parser = values::origin, help_heading = FURTHER, hide_short_help = true)]
+    pub public_url: Option<Origin>,
+
+    /// Secrets that sign all webhooks, with commas: whsec_ and 24 to 64 bytes in base64; if unset, each caller has its own
     #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]
     pub webhook_secret: Option<SecretString>,
 
@@ -327,10 +334,10 @@ impl Settings {
             check_admin_token(token)?;
         }
         if let Some(secret) = &self.webhook_secret
-            && !is_webhook_secret(secret.expose_secret())
+            && !is_webhook_secrets(secret.expose_secret())
         {
-            let allowed =
-                "whsec_ followed by 24 to 64 bytes in base64: make one with `echo whsec_$(openssl rand -base64 32)`";
+            let allowed = "whsec_ followed by 24 to 64 bytes in base64, or up to 5 of these with commas: make one with `echo \
+                           whsec_$(openssl rand -base64 32)`";
             return Err(ConfigError::SecretValue { name: "WEBHOOK_SECRET", allowed });
         }
         let secret = "a URL without user name and password; the key goes to ANTHROPIC_API_KEY";
@@ -394,10 +401,16 @@ fn check_url(name: &'static str, url: &str, allowed: &'static str, no_secret: &'
     Err(ConfigError::Value { name, value: url.to_owned(), allowed })
 }
 
-/// The form and the lengths that the Standard Webhooks specification has.
-fn is_webhook_secret(text: &str) -> bool {
-    let key = text.strip_prefix("whsec_").map(|encoded| BASE64_STANDARD.decode(encoded));
-    matches!(key, Some(Ok(key)) if (24..=64).contains(&key.len()))
+/// Most secrets of WEBHOOK_SECRET: each makes a webhook's header longer by a signature.
+const MAX_WEBHOOK_SECRETS: usize = 5;
+
+/// The form and the lengths of the Standard Webhooks specification, with commas between several.
+fn is_webhook_secrets(text: &str) -> bool {
+    let is_one = |text: &str| {
+        let key = text.trim().strip_prefix("whsec_").map(|encoded| BASE64_STANDARD.decode(encoded));
+        matches!(key, Some(Ok(key)) if (24..=64).contains(&key.len()))
+    };
+    text.split(',').count() <= MAX_WEBHOOK_SECRETS && text.split(',').all(is_one)
 }
 
 /// Never fails, so that no parse error can show the value.

@@ -7,6 +7,7 @@
 //!
 //! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `login`: signing in and out
 //! - `docs`: `/docs`, the API to read and try · `schema`: its filters
+//! - `filter`: the filter of the queue · `audit`: the audit log
 //! - `pages`: what all pages need · `reader`: who reads: language, colours, session · `session`, `cookies`
 //! - `templates`: the templates and their filters · `strings`: every text, in two languages
 //! - `memo`, `history`: figures for drawings · `assets`: the style sheet, the script, the icon
@@ -14,8 +15,10 @@
 mod api;
 mod ask;
 mod assets;
+mod audit;
 mod cookies;
 mod docs;
+mod filter;
 mod history;
 mod job;
 mod keys;
@@ -28,6 +31,7 @@ mod schema;
 mod session;
 mod strings;
 mod templates;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -65,6 +69,8 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/jobs/{id}/job.json", get(job::json))
         .route("/jobs/{id}/cancel", post(job::cancel))
         .route("/jobs/{id}/retry", post(job::retry))
+        .route("/jobs/{id}/resend-webhook", post(job::resend_webhook))
+        .route("/jobs/{id}/delete", post(job::delete))
         .route("/admin", get(queue::show))
         .route("/admin/login", get(login::form).post(login::sign_in))
         .route("/admin/logout", post(login::sign_out))
@@ -72,11 +78,13 @@ pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
         .route("/admin/pause", post(queue::pause))
         .route("/admin/resume", post(queue::resume))
         .route("/admin/limits", get(queue::limits).post(queue::set_limits))
-        .route("/admin/audit", get(queue::audit))
+        .route("/admin/audit", get(audit::show))
         .route("/admin/keys", get(keys::show).post(keys::create))
         .route("/admin/keys/revoke", post(keys::revoke))
+        .route("/admin/webhooks", get(webhooks::show))
         .layer(middleware::from_fn_with_state(Arc::clone(&pages), pages::guard))
         .route("/assets/{name}", get(assets::get))
+        .fallback(pages::not_found)
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
         .layer(middleware::map_response(pages::secure))
         .with_state(pages)

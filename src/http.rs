@@ -35,6 +35,7 @@ mod transfer;
 mod usage;
 mod view;
 mod wait;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,6 +54,7 @@ use self::{
     document::Document,
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
 };
+use crate::config::values::Origin;
 /// How long a browser may keep the answer to a CORS preflight.
 const CORS_MAX_AGE: Duration = Duration::from_mins(10);
 
@@ -64,24 +66,26 @@ pub fn router(api: Api, pages: impl FnOnce(Router) -> Router) -> Router {
     let routes = routes.with_state(Arc::clone(&api));
     let document = Arc::new(document);
     let routes = routes.route("/openapi.json", get(move || std::future::ready(Json(Arc::clone(&document)))));
-    let pages = pages(routes.clone());
+    // The pages answer what is not found: browsers get a page, programs what the API says.
+    let pages = pages(routes.clone().fallback(no_such_route));
     routes
         .merge(pages)
-        .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(cors(api.cors_origins.clone()))
+        .layer(cors(&api.cors_origins))
         .layer(from_fn_with_state(Arc::clone(&api), host::check))
         .layer(from_fn_with_state(Arc::clone(&api), middleware::bound))
         .layer(from_fn_with_state(api, middleware::observe))
 }
 
 /// Lets web pages of these origins call the API. Without any, browsers refuse all other origins.
-fn cors(origins: Vec<HeaderValue>) -> CorsLayer {
+fn cors(origins: &[Origin]) -> CorsLayer {
     if origins.is_empty() {
         return CorsLayer::new();
     }
     CorsLayer::new()
-        .allow_origin(origins)
+        .allow_origin(
+            origins.iter().filter_map(|origin| origin.to_string().try_into().ok()).collect::<Vec<HeaderValue>>(),
+        )
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
         .allow_headers(cors::AllowHeaders::mirror_request())
         .expose_headers(cors::Any)
@@ -102,6 +106,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
+        .routes(routes!(webhooks::resend))
+        .routes(routes!(webhooks::secret))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::own_failing))
         .routes(routes!(admin::list))
         .routes(routes!(actions::act))
         .routes(routes!(operate::stats))
@@ -113,6 +122,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(limits::get, limits::patch))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
+        .routes(routes!(webhooks::callers_secret))
+        .routes(routes!(webhooks::rotate_callers))
+        .routes(routes!(webhooks::all_failing))
         .routes(routes!(usage::get))
         .routes(routes!(history::get))
         .routes(routes!(prompts::list))

@@ -1,13 +1,16 @@
-//! Webhooks after the Standard Webhooks specification (<https://www.standardwebhooks.com>): whoever submitted a job with a
-//! `callback_url` is told of its end, by a signed message that is sent until it is taken or a day has passed.
+//! Webhooks by the Standard Webhooks specification (<https://www.standardwebhooks.com>): when a job with a `callback_url`
+//! ends, a signed message is sent until the receiver accepts it or a day has passed.
 //!
-//! What is owed is on disk with the end itself ([`crate::job::delivery`]), so no crash loses a message; one that was
-//! under way is sent again under the same `webhook-id`. Redirects are not followed, no proxy is asked, and a connection
-//! is made to no address but one that was checked ([`crate::job::callback`]). The signature covers the body, and the body
-//! names the caller and the URL: all callers share one secret, so a receiver checks both.
+//! The store makes a message durable together with the end of its job ([`crate::job::delivery`]), so no crash loses one; a
+//! message that was being sent is sent again under the same `webhook-id`. Redirects are not followed, no proxy is used, and
+//! connections go only to addresses that were checked ([`crate::job::callback`]).
 //!
+//! - `message`: the bodies
+//! - `secrets`: what signs them
 //! - `slots`: which messages may be sent now
 
+pub mod message;
+pub mod secrets;
 mod slots;
 
 use std::{
@@ -18,30 +21,26 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::FutureExt;
 use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     header,
     redirect::Policy,
 };
-use ring::hmac;
-use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use utoipa::ToSchema;
 
-use self::slots::{MAX_PER_HOST, Slots};
+use self::{
+    message::{Message, TestMessage},
+    secrets::Secrets,
+    slots::{MAX_PER_HOST, Slots},
+};
 use crate::{
-    analysis::{
-        decision::Asked,
-        memo::{Memo, Shown},
-    },
     clock::Timestamp,
+    config::values::Origin,
     job::{
-        AttemptError, JobId, JobRecord, JobStatus,
+        JobId, JobRecord,
         callback::Callbacks,
         delivery::{Delivery, DeliveryState, DeliveryTry},
     },
@@ -65,15 +64,21 @@ const POLL: Duration = Duration::from_secs(1);
 /// Pause before a message goes on whose outcome was not written: it will be sent again.
 const UNWRITTEN_PAUSE: Duration = Duration::from_secs(5);
 
-/// Most characters of an error that are kept with a try.
+/// Most characters of an error that are stored with a try.
 const MAX_ERROR: usize = 200;
+
+/// Most test messages that are sent at a time: each holds its request until the receiver answers.
+const MAX_TESTS: usize = 16;
 
 /// Why no webhook can be sent at all.
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
-    /// The secret is none.
+    /// The setting is not valid.
     #[error("WEBHOOK_SECRET is not valid")]
     Secret,
+    /// The stored root is not valid.
+    #[error("the file webhook-root in DATA_DIR is not valid. Delete it to get new webhook secrets at the next start")]
+    Root,
     /// The client can't be made.
     #[error("failed to create the HTTP client for webhooks: {0}")]
     Client(#[from] reqwest::Error),
@@ -84,62 +89,46 @@ pub enum WebhookError {
 pub struct Webhooks {
     queue: Queue,
     http: reqwest::Client,
-    key: hmac::Key,
+    secrets: Secrets,
     callbacks: Callbacks,
+    /// For links to the memo's page.
+    public_url: Option<Origin>,
     metrics: Metrics,
+    tests: Arc<Semaphore>,
 }
 
-/// A webhook's message.
-#[derive(Serialize, ToSchema)]
-#[schema(as = WebhookMessage)]
-pub struct Message<'a> {
-    /// `job.succeeded`, `job.failed` or `job.cancelled`. Ignore types that you do not know.
-    r#type: String,
-    /// When the job ended.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    timestamp: Option<Timestamp>,
-    data: Data<'a>,
-}
-
-/// The job that ended.
-#[derive(Serialize, ToSchema)]
-#[schema(as = WebhookData)]
-struct Data<'a> {
-    #[schema(value_type = String, format = Uuid)]
-    id: JobId,
-    status: JobStatus,
-    #[schema(value_type = String, format = DateTime)]
-    created_at: Timestamp,
-    #[schema(value_type = Option<String>, format = DateTime)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    finished_at: Option<Timestamp>,
-    /// Who submitted the job. Absent for callers without a name.
-    #[serde(skip_serializing_if = "Option::is_none")]
+/// A message to send.
+struct Outgoing<'a> {
+    url: &'a str,
+    id: String,
     caller: Option<&'a str>,
-    /// The URL that the job's caller named. Check that it is yours.
-    callback_url: &'a str,
-    /// The question, as submitted.
-    query: &'a str,
-    /// The labels, as submitted.
-    metadata: &'a std::collections::BTreeMap<String, String>,
-    /// The memo of a succeeded job.
-    #[schema(value_type = Option<Memo>)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Shown<'a>>,
-    /// Why the job failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<AttemptError>,
+    body: String,
+    traceparent: Option<String>,
+}
+
+/// What a receiver did with a test message.
+#[derive(Debug)]
+pub struct Tested {
+    /// The `webhook-id` of the message.
+    pub id: String,
+    /// The status of the receiver's answer.
+    pub http_status: Option<u16>,
+    /// Why there is no answer.
+    pub error: Option<String>,
+    /// How long the receiver took.
+    pub took: Duration,
 }
 
 impl Webhooks {
-    /// A sender that signs with `secret`; sends nothing until [`Webhooks::run`].
+    /// A sender; it sends nothing until [`Webhooks::run`].
     ///
     /// # Errors
     /// [`WebhookError`].
     pub fn new(
         queue: Queue,
-        secret: &SecretString,
+        secrets: Secrets,
         callbacks: Callbacks,
+        public_url: Option<Origin>,
         metrics: Metrics,
     ) -> Result<Webhooks, WebhookError> {
         // reqwest wants one to be named.
@@ -154,10 +143,37 @@ impl Webhooks {
             .https_only(!callbacks.allow_plain_http())
             .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let secret = secret.expose_secret().trim_start_matches("whsec_");
-        let secret = BASE64_STANDARD.decode(secret).map_err(|_| WebhookError::Secret)?;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
-        Ok(Webhooks { queue, http, key, callbacks, metrics })
+        Ok(Webhooks {
+            queue,
+            http,
+            secrets,
+            callbacks,
+            public_url,
+            metrics,
+            tests: Arc::new(Semaphore::new(MAX_TESTS)),
+        })
+    }
+
+    /// What signs messages.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// Sends a test message of `caller` at once and waits for the receiver's answer. `None` if too many are being sent.
+    pub async fn test(&self, caller: Option<&str>, url: &str) -> Option<Tested> {
+        let _slot = self.tests.try_acquire().ok()?;
+        let id = format!("msg_test_{:032x}", rand::random::<u128>());
+        let wall = self.queue.wall();
+        let body = serde_json::to_string(&TestMessage::new(caller, url, wall)).unwrap_or_default();
+        let started = Instant::now();
+        let sent = self.send(Outgoing { url, id: id.clone(), caller, body, traceparent: None }, wall).await;
+        let took = started.elapsed();
+        let (http_status, error) = match sent {
+            Ok(answer) => (Some(answer.status().as_u16()), None),
+            Err(error) => (None, Some(error)),
+        };
+        info!(webhook.id = id, http.status = http_status, error, "test webhook sent");
+        Some(Tested { id, http_status, error, took })
     }
 
     /// Sends until `closing` is cancelled, and ends once what is under way then has been answered.
@@ -192,7 +208,7 @@ impl Webhooks {
         while sending.join_next().await.is_some() {}
     }
 
-    /// Sends a job's message once and notes what came of it. False if its receiver did not answer.
+    /// Sends a job's message once and records the outcome. False if its receiver did not answer.
     async fn deliver(&self, id: JobId) -> bool {
         let record = match self.queue.get(id).await {
             Ok(record) => record,
@@ -205,15 +221,29 @@ impl Webhooks {
             }
         };
         let Some(delivery) = owed(&record).cloned() else { return true };
+        let message = Message::new(&record, self.public_url.as_ref());
+        // Whoever resends a message wants it in any case.
+        if delivery.resends == 0 && !message.is_chosen(&record.request.callback_events) {
+            self.record(id, delivery.skipped()).await;
+            return true;
+        }
+        let body = serde_json::to_string(&message).unwrap_or_default();
         let span = Span::sender("webhook", record.request.traceparent.as_deref());
         span.note("job.id", id.to_string());
-        span.scope(self.attempt(&record, delivery, &span)).await
+        span.scope(self.attempt(&record, delivery, body, &span)).await
     }
 
     /// One try, as a step of the question's trace. False if the receiver did not answer.
-    async fn attempt(&self, record: &JobRecord, delivery: Delivery, span: &Span) -> bool {
+    async fn attempt(&self, record: &JobRecord, delivery: Delivery, body: String, span: &Span) -> bool {
         let (id, at, wall) = (record.job.id, self.queue.now(), self.queue.wall());
-        let (http_status, error, asked) = match self.send(record, &delivery, wall, span).await {
+        let outgoing = Outgoing {
+            url: record.request.callback_url.as_deref().unwrap_or_default(),
+            id: delivery.message_id(id),
+            caller: record.request.caller.as_deref(),
+            body,
+            traceparent: span.traceparent(),
+        };
+        let (http_status, error, asked) = match self.send(outgoing, wall).await {
             Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(answer.headers(), wall)),
             Err(error) => (None, Some(error), None),
         };
@@ -232,37 +262,34 @@ impl Webhooks {
         } else {
             warn!(job.id = %id, webhook.outcome = outcome, http.status = http_status, error, "webhook failed");
         }
-        if let Err(error) = self.queue.note_delivery(id, after).await {
-            warn!(job.id = %id, %error, "failed to store the result of a webhook; it will be sent again");
-            tokio::time::sleep(UNWRITTEN_PAUSE).await;
-        }
+        self.record(id, after).await;
         http_status.is_some()
     }
 
-    /// The answer's head, or why there is none.
-    async fn send(
-        &self,
-        record: &JobRecord,
-        delivery: &Delivery,
-        wall: Timestamp,
-        span: &Span,
-    ) -> Result<reqwest::Response, String> {
-        let url = record.request.callback_url.as_deref().unwrap_or_default();
-        // Again, since the setting may be another now than when the job was taken.
+    /// Stores the outcome of a try.
+    async fn record(&self, id: JobId, delivery: Delivery) {
+        if let Err(error) = self.queue.note_delivery(id, delivery).await {
+            warn!(job.id = %id, %error, "failed to store the result of a webhook; it will be sent again");
+            tokio::time::sleep(UNWRITTEN_PAUSE).await;
+        }
+    }
+
+    /// The head of the receiver's answer, or why there is no answer.
+    async fn send(&self, outgoing: Outgoing<'_>, wall: Timestamp) -> Result<reqwest::Response, String> {
+        let Outgoing { url, id, caller, body, traceparent } = outgoing;
+        // Checked again, because the setting may have changed since the job was accepted.
         let url = self.callbacks.check(url).map_err(|why| format!("the callback URL {why}"))?;
-        let body = serde_json::to_string(&message(record)).map_err(|error| error.to_string())?;
-        let id = delivery.message_id(record.job.id);
         let seconds = wall.as_millis().div_euclid(1_000);
-        let signature = hmac::sign(&self.key, format!("{id}.{seconds}.{body}").as_bytes());
+        let signatures = self.secrets.sign(caller, &id, seconds, &body);
         let mut request = self
             .http
             .post(url)
             .header(header::CONTENT_TYPE, "application/json")
             .header("webhook-id", id)
             .header("webhook-timestamp", seconds)
-            .header("webhook-signature", format!("v1,{}", BASE64_STANDARD.encode(signature)))
+            .header("webhook-signature", signatures)
             .body(body);
-        if let Some(context) = span.traceparent() {
+        if let Some(context) = traceparent {
             request = request.header(TRACEPARENT, context);
         }
         request.send().await.map_err(|error| told(&error.without_url()))
@@ -286,26 +313,6 @@ fn tell(span: &Span, http_status: Option<u16>, error: Option<&str>) {
 /// What is to be sent of a job as it is in this record: nothing while it has not ended, whatever is due.
 fn owed(record: &JobRecord) -> Option<&Delivery> {
     record.delivery.as_ref().filter(|delivery| delivery.next_at().is_some() && record.job.state.is_final())
-}
-
-fn message(record: &JobRecord) -> Message<'_> {
-    let JobRecord { job, request, .. } = record;
-    // A job that is told of has ended, so the hour makes no difference.
-    let status = job.status(job.created_at);
-    let asked = Asked { query: &request.query, options: &request.options, is_brief: record.is_brief() };
-    let data = Data {
-        id: job.id,
-        status,
-        created_at: job.created_at,
-        finished_at: job.finished_at,
-        caller: request.caller.as_deref(),
-        callback_url: request.callback_url.as_deref().unwrap_or_default(),
-        query: &request.query,
-        metadata: &request.metadata,
-        result: record.result().map(|stored| Shown::new(stored, &asked)),
-        error: record.error(),
-    };
-    Message { r#type: format!("job.{status}"), timestamp: job.finished_at, data }
 }
 
 /// The pause that a receiver requests, in seconds or until a date.

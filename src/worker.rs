@@ -181,7 +181,7 @@ impl<A: Analyst> Worker<A> {
     async fn turn(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Turn {
         let granted = async {
             match permit {
-                Some(permit) => permit.turn().await,
+                Some(permit) => permit.ready().await,
                 None => true,
             }
         };
@@ -220,7 +220,7 @@ impl<A: Analyst> Worker<A> {
             return;
         }
         // Until the ledger has what the call cost.
-        let _kept = permit.as_mut().and_then(limits::Permit::keep);
+        let _share = permit.as_mut().and_then(limits::Permit::budget_share);
         // As a step of the trace of its question.
         let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
         span.note("job.id", claim.job.id.to_string());
@@ -435,7 +435,7 @@ fn retry(code: FailureCode) -> Disposition {
 fn assignment(claim: &Claim, now: Timestamp) -> Assignment<'_> {
     Assignment {
         request: &claim.request,
-        useless: claim.useless.as_deref(),
+        rejected: claim.useless.as_deref(),
         refused_by: &claim.refused_by,
         is_waited_for: claim.job.waited_for,
         now,

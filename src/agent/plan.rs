@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{again::again, models::Models};
+use super::{models::Models, repair::repair_prompt};
 use crate::{
     analysis::{self, RepairRequest},
     claude::{
@@ -50,7 +50,7 @@ pub struct AgentConfig {
 pub struct Assignment<'a> {
     pub request: &'a JobRequest,
     /// The last attempt, if its answer was rejected: the repair prompt says why.
-    pub useless: Option<&'a Attempt>,
+    pub rejected: Option<&'a Attempt>,
     /// Models that declined to answer: they are not asked again while there is another.
     pub refused_by: &'a [String],
     /// A client waits, so the answer should be quick.
@@ -61,7 +61,7 @@ pub struct Assignment<'a> {
 impl Assignment<'_> {
     /// A first attempt at a request for which no client waits.
     pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
-        Assignment { request, useless: None, refused_by: &[], is_waited_for: false, now }
+        Assignment { request, rejected: None, refused_by: &[], is_waited_for: false, now }
     }
 }
 
@@ -137,21 +137,22 @@ impl Planner {
 
     /// Errors: the report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
-        let Assignment { request, useless, refused_by, is_waited_for, now } = assignment;
-        let is_reduced = useless.is_some_and(was_cut_by_time);
+        let Assignment { request, rejected, refused_by, is_waited_for, now } = assignment;
+        let is_reduced = rejected.is_some_and(was_cut_by_time);
         let depth = if is_reduced { Depth::Brief } else { request.depth.resolved(is_waited_for) };
         let prompt = self.render(assignment, depth).map_err(|error| Box::new(self.unrendered(request, &error)))?;
         let model = self.model_for(request, refused_by).to_owned();
         let max_tokens = self.models.max_tokens(&model, self.max_tokens(depth));
         let mut question = prompt.user;
-        let (again, repair) = match useless {
-            Some(attempt) if !is_reduced => again(&mut question, attempt, max_tokens),
+        let (sent_back, repair) = match rejected {
+            Some(attempt) if !is_reduced => repair_prompt(&mut question, attempt, max_tokens),
             _ => (None, None),
         };
-        let again_bytes = again.as_ref().map_or(0, |again| again.answer.len() + again.complaint.len());
+        let sent_back_bytes = sent_back.as_ref().map_or(0, |it| it.answer.len() + it.complaint.len());
         let options: usize = request.options.iter().map(String::len).sum();
-        let own_bytes = request.query.len() + request.context.as_ref().map_or(0, String::len) + options + again_bytes;
-        let text_bytes = prompt.system.len() + question.len() + again_bytes;
+        let own_bytes =
+            request.query.len() + request.context.as_ref().map_or(0, String::len) + options + sent_back_bytes;
+        let text_bytes = prompt.system.len() + question.len() + sent_back_bytes;
         let effort = self.effort(is_waited_for, is_reduced);
         let mut call = MessageRequest {
             thinking: least_thinking(&model, effort).filter(|_| is_waited_for || is_reduced),
@@ -159,7 +160,7 @@ impl Planner {
             max_tokens,
             system: prompt.system,
             prompt: question,
-            again,
+            rejected: sent_back,
             effort: effort.word(),
             // A part of a memo does not have the schema of a whole one.
             schema: repair.is_none().then(analysis::schema::text),
@@ -177,7 +178,7 @@ impl Planner {
             names_model: request.model.is_some(),
             prompt_version: prompt.version,
             prompt_sha256: prompt.sha256,
-            asked_again_after: useless.map(|attempt| attempt.number),
+            asked_again_after: rejected.map(|attempt| attempt.number),
             text_bytes,
             input_bytes: own_bytes + analysis::schema::text().get().len(),
             refused_by: refused_by.to_vec(),

@@ -38,7 +38,7 @@ pub(super) fn after_failure(models: &Models, plan: &Plan, error: &CallError) -> 
             let (scope, signature, opens_after) = (Scope::Model, signature(code), Some(wait));
             Disposition::Block(Blocked { code, scope, signature, witnesses: 1, opens_after, alone })
         }
-        Fault::Account => hold(error, code, Scope::Account),
+        Fault::Account => block(error, code, Scope::Account),
         Fault::Model if plan.is_of_caller => after_a_callers_model(error, code),
         Fault::Model => after_our_model(models, plan, error, code),
         Fault::Parameter(parameter) => {
@@ -97,12 +97,12 @@ fn after_our_model(models: &Models, plan: &Plan, error: &CallError, code: Failur
             return Disposition::released(code);
         }
     }
-    hold(error, code, Scope::Model)
+    block(error, code, Scope::Model)
 }
 
 fn after_a_bad_request(models: &Models, plan: &Plan, error: &CallError, code: FailureCode) -> Disposition {
     if !error.is_certain {
-        return hold(error, code, Scope::Account);
+        return block(error, code, Scope::Account);
     }
     if !plan.names_model && models.is_fallback(plan.model()) {
         models.pass_over(plan.model(), OVERLOADED_FOR);
@@ -125,7 +125,7 @@ fn after_a_bad_request(models: &Models, plan: &Plan, error: &CallError, code: Fa
 }
 
 /// Every call would fail alike until a person acts. A page that is not the API's may be the fault of one question.
-fn hold(error: &CallError, code: FailureCode, scope: Scope) -> Disposition {
+fn block(error: &CallError, code: FailureCode, scope: Scope) -> Disposition {
     let witnesses = if error.is_certain { 1 } else { DOUBTFUL_WITNESSES };
     let alone = Box::new(set_aside(error, code));
     Disposition::Block(Blocked { code, scope, signature: signature(code), witnesses, opens_after: None, alone })
@@ -161,18 +161,18 @@ pub(super) fn code_of(kind: ErrorKind) -> FailureCode {
         ErrorKind::Filtered => FailureCode::Refused,
         ErrorKind::TooLarge => FailureCode::RequestTooLarge,
         ErrorKind::Authentication => FailureCode::AuthenticationFailed,
-        ErrorKind::Billing | ErrorKind::SpendLimit => FailureCode::BillingFailed,
+        ErrorKind::Billing => FailureCode::BillingFailed,
         ErrorKind::Permission | ErrorKind::OnHold => FailureCode::PermissionDenied,
         ErrorKind::NotFound | ErrorKind::Redirect => FailureCode::ModelNotFound,
         ErrorKind::ProxyAuth => FailureCode::ProxyRefused,
         ErrorKind::RateLimit => FailureCode::RateLimited,
         ErrorKind::Overloaded => FailureCode::Overloaded,
-        ErrorKind::ApiError | ErrorKind::Conflict => FailureCode::UpstreamError,
+        ErrorKind::ApiError => FailureCode::UpstreamError,
         ErrorKind::ConnectFailed => FailureCode::ConnectFailed,
         ErrorKind::ConnectionLost => FailureCode::ConnectionLost,
         ErrorKind::StreamCut => FailureCode::StreamCut,
         ErrorKind::StreamError => FailureCode::StreamError,
-        ErrorKind::RequestTimeout | ErrorKind::Timeout | ErrorKind::Silent => FailureCode::Timeout,
+        ErrorKind::Timeout | ErrorKind::Silent => FailureCode::Timeout,
         ErrorKind::TotalTimeout => FailureCode::TimeLimit,
         ErrorKind::Malformed | ErrorKind::Page => FailureCode::MalformedResponse,
     }

@@ -43,8 +43,6 @@ pub enum StartError {
     Keys(#[from] AuthError),
     #[error(transparent)]
     Tokens(#[from] JwtError),
-    #[error("CORS_ORIGINS: {0:?} is not an origin. Use scheme and host only, for example https://app.example.")]
-    Origin(String),
     #[error(transparent)]
     Webhooks(#[from] WebhookError),
     #[error("the start failed: {0}")]
@@ -79,7 +77,6 @@ impl StartError {
             | StartError::StoredToken { .. }
             | StartError::Keys(_)
             | StartError::Tokens(_)
-            | StartError::Origin(_)
             | StartError::Webhooks(_)
             | StartError::NoModel { .. }
             | StartError::BudgetTooSmall { .. }

@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use axum::http::HeaderValue;
-
 use super::{error::StartError, machine};
 use crate::{
     agent::{
@@ -28,7 +26,7 @@ use crate::{
     ledger::dollars,
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
-        budget::{Budget, Daily, Need},
+        budget::{Budget, Need},
     },
     prompts::Prompts,
     queue::{Policy, retry::RetryBounds},
@@ -221,9 +219,8 @@ pub(super) fn budget(
     clock: &Clock,
     store: &Arc<dyn JobStore>,
 ) -> Result<Option<Budget>, StartError> {
-    let Some(set) = settings.daily_budget else { return Ok(None) };
-    let daily = Daily { tokens: set.tokens, nanodollars: set.cost.map(|cost| cost.0) };
-    if let Some(model) = planner.unpriced_model().filter(|_| daily.nanodollars.is_some()) {
+    let Some(daily) = settings.daily_budget else { return Ok(None) };
+    if let Some(model) = planner.unpriced_model().filter(|_| daily.cost.is_some()) {
         return Err(StartError::NoPrice { model: model.to_owned() });
     }
     let shortest = planner.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
@@ -236,23 +233,12 @@ pub(super) fn budget(
         _ => Ok(()),
     };
     check(daily.tokens, usual.tokens, |tokens| format!("{tokens} tokens"))?;
-    check(daily.nanodollars, usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
+    check(daily.cost.map(|cost| cost.0), usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
     let spent = {
         let store = Arc::clone(store);
         Arc::new(move |day| store.spent(day))
     };
     Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
-}
-
-pub(super) fn cors_origins(settings: &Settings) -> Result<Vec<HeaderValue>, StartError> {
-    settings.cors_origins.iter().map(|origin| read_origin(origin.trim())).collect()
-}
-
-fn read_origin(text: &str) -> Result<HeaderValue, StartError> {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
-    let is_origin = !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']);
-    let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
-    value.ok_or_else(|| StartError::Origin(text.to_owned()))
 }
 
 #[cfg(test)]

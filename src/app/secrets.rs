@@ -1,4 +1,5 @@
-//! The data folder, and the secrets that the first start generates in it: the admin token and the webhook secret.
+//! The data folder, and the secrets that the first start generates in it: the admin token and the root of the webhook
+//! secrets.
 
 use std::{
     fs,
@@ -13,11 +14,15 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing::{info, warn};
 
 use super::error::StartError;
-use crate::config::{Settings, check_admin_token};
+use crate::{
+    config::{Settings, check_admin_token},
+    queue::Queue,
+    webhook::secrets::Secrets,
+};
 
 const TOKEN_FILE: &str = "admin-token";
 
-const WEBHOOK_FILE: &str = "webhook-secret";
+const WEBHOOK_FILE: &str = "webhook-root";
 
 /// Characters of a generated token: 32 of 62 kinds are 190 bits.
 const TOKEN_LENGTH: usize = 32;
@@ -48,14 +53,16 @@ pub(super) fn admin_token(settings: &Settings) -> Result<(SecretString, bool), S
     Ok((token, is_new))
 }
 
-/// The webhook secret of the settings, or the stored one.
-pub(super) fn webhook_secret(settings: &Settings) -> Result<SecretString, StartError> {
-    if let Some(secret) = &settings.webhook_secret {
-        return Ok(secret.clone());
+/// The webhook secrets of the settings, or those derived from the stored root.
+pub(super) fn webhook_secrets(settings: &Settings, queue: Queue) -> Result<Secrets, StartError> {
+    if let Some(listed) = &settings.webhook_secret {
+        return Ok(Secrets::of_setting(listed, queue)?);
     }
-    let failed = |path, source| StartError::Secret { what: "webhook secret", setting: "WEBHOOK_SECRET", path, source };
+    let what = "root of the webhook secrets";
+    let failed = |path, source| StartError::Secret { what, setting: "WEBHOOK_SECRET", path, source };
     let generate = || format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
-    stored_or(settings.data_dir.join(WEBHOOK_FILE), generate, failed).map(|(secret, _)| secret)
+    let (root, _) = stored_or(settings.data_dir.join(WEBHOOK_FILE), generate, failed)?;
+    Ok(Secrets::derived(&root, queue)?)
 }
 
 fn stored_or(

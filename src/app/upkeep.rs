@@ -88,7 +88,7 @@ impl Upkeep {
         if permit.expect(warm_up.model(), warm_up.input_bytes()).is_err() || permit.make_room(|| need) != Room::Yes {
             return;
         }
-        let _kept = permit.keep();
+        let _share = permit.budget_share();
         if let Err(error) = self.store_use(warm_up.model(), now).await {
             warn!(%error, "the schema is not compiled ahead, because the call can't be recorded");
             return;

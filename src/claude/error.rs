@@ -1,8 +1,8 @@
 //! What can go wrong with one call to Claude, and whose fault it is.
 //!
-//! [`TABLE`] says what an error answer is, by its status, error type, error code and message. [`ErrorKind::fault`] says whom
-//! each kind concerns. Nothing else in the service looks at a status or a message. This file decides no delay and retries
-//! nothing: the agent and the queue do. The table and the reading of `retry-after` follow Anthropic's official SDKs.
+//! [`TABLE`] finds the kind of an error answer by its status, error type, error code and message. [`ErrorKind::fault`] says
+//! whom a kind concerns. Nothing else in the service looks at a status or a message. The table and `retry-after` follow
+//! Anthropic's official SDKs.
 
 use std::{
     error::Error,
@@ -17,18 +17,16 @@ use super::{
     wire::ErrorObject,
 };
 
-/// A `retry-after` longer than this counts as this: one header must not close the gate for a day, and
-/// asking again once an hour costs nothing.
+/// Longer ones count as this: one header must not close the gate for a day.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// A shorter wait that the server asks for counts as this: a job must not be tried many times a second.
+/// Shorter ones count as this: a job must not be tried many times a second.
 pub const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long to wait at a rate limit that names no time.
+/// The wait at a rate limit without `retry-after`.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Longest message kept of an error answer, in characters: enough for any message of the API, too little for a
-/// proxy's HTML page to flood a log line.
+/// In characters: enough for any message of the API, and no flood of a proxy's HTML page.
 const MAX_MESSAGE_CHARS: usize = 500;
 
 /// Most bytes read of an error answer's body: a proxy's HTML page need not be read whole.
@@ -40,7 +38,6 @@ const ANY: RangeInclusive<u16> = 0..=999;
 /// Statuses that say less than the error type beside them; 200 is an `error` event.
 const VAGUE: [u16; 3] = [200, 400, 500];
 
-/// One row of the table. An empty text matches everything.
 struct Row {
     statuses: RangeInclusive<u16>,
     error_type: &'static str,
@@ -67,8 +64,7 @@ const fn by_type(error_type: &'static str, kind: ErrorKind) -> Row {
     Row { statuses: ANY, error_type, code: "", message: "", kind }
 }
 
-/// What an error answer is: the first row that matches. Codes and messages come first, as the API and gateways tell some
-/// faults of the account with a 400.
+/// The first row that matches counts. Codes and messages come first, as some faults of the account come with a 400.
 const TABLE: [Row; 66] = [
     by_code("organization_on_hold", ErrorKind::OnHold),
     by_code("cmek_key_disabled", ErrorKind::OnHold),
@@ -77,9 +73,9 @@ const TABLE: [Row; 66] = [
     by_code("organization_type_not_supported", ErrorKind::OnHold),
     by_code("cmek_key_unreachable", ErrorKind::ApiError),
     by_code("cmek_context_unavailable", ErrorKind::ApiError),
-    by_code("enforced_spend_limit_reached", ErrorKind::SpendLimit),
-    by_code("contract_spend_limit_reached", ErrorKind::SpendLimit),
-    by_code("linked_organization_spend_limit_reached", ErrorKind::SpendLimit),
+    by_code("enforced_spend_limit_reached", ErrorKind::Billing),
+    by_code("contract_spend_limit_reached", ErrorKind::Billing),
+    by_code("linked_organization_spend_limit_reached", ErrorKind::Billing),
     by_code("linked_organization_billing_unavailable", ErrorKind::Billing),
     by_code("user_profile_billing_not_authorized", ErrorKind::Billing),
     by_code("user_profile_not_billable", ErrorKind::Billing),
@@ -87,10 +83,10 @@ const TABLE: [Row; 66] = [
     // At any status: gateways wrap them, also in a 500 or in an answer with 200.
     by_message(ANY, "credit balance is too low", ErrorKind::Billing),
     by_message(ANY, "insufficient credits", ErrorKind::Billing),
-    by_message(ANY, "reached your specified api usage limits", ErrorKind::SpendLimit),
-    by_message(ANY, "workspace api usage limits", ErrorKind::SpendLimit),
-    by_message(ANY, "budget has been exceeded", ErrorKind::SpendLimit),
-    by_message(ANY, "exceeded your current quota", ErrorKind::SpendLimit),
+    by_message(ANY, "reached your specified api usage limits", ErrorKind::Billing),
+    by_message(ANY, "workspace api usage limits", ErrorKind::Billing),
+    by_message(ANY, "budget has been exceeded", ErrorKind::Billing),
+    by_message(ANY, "exceeded your current quota", ErrorKind::Billing),
     by_message(ANY, "organization has been disabled", ErrorKind::OnHold),
     by_message(ANY, "account has been disabled", ErrorKind::OnHold),
     by_message(ANY, "workspace has been archived", ErrorKind::OnHold),
@@ -108,11 +104,11 @@ const TABLE: [Row; 66] = [
     by_status(403..=403, ErrorKind::Permission),
     by_status(404..=404, ErrorKind::NotFound),
     by_status(407..=407, ErrorKind::ProxyAuth),
-    by_status(408..=408, ErrorKind::RequestTimeout),
-    by_status(409..=409, ErrorKind::Conflict),
+    by_status(408..=408, ErrorKind::Timeout),
+    by_status(409..=409, ErrorKind::ApiError),
     by_status(410..=410, ErrorKind::NotFound),
     by_status(413..=413, ErrorKind::TooLarge),
-    by_status(425..=425, ErrorKind::Conflict),
+    by_status(425..=425, ErrorKind::ApiError),
     by_status(429..=429, ErrorKind::RateLimit),
     by_status(504..=504, ErrorKind::Timeout),
     by_status(529..=529, ErrorKind::Overloaded),
@@ -120,7 +116,7 @@ const TABLE: [Row; 66] = [
     by_type("billing_error", ErrorKind::Billing),
     by_type("permission_error", ErrorKind::Permission),
     by_type("not_found_error", ErrorKind::NotFound),
-    by_type("conflict_error", ErrorKind::Conflict),
+    by_type("conflict_error", ErrorKind::ApiError),
     by_type("request_too_large", ErrorKind::TooLarge),
     by_type("rate_limit_error", ErrorKind::RateLimit),
     by_type("timeout_error", ErrorKind::Timeout),
@@ -139,7 +135,7 @@ const TABLE: [Row; 66] = [
     Row { statuses: 200..=200, ..by_type("invalid_request_error", ErrorKind::InvalidRequest) },
 ];
 
-/// The error types of the API: an answer with one of them is the API's own, and not the page of a firewall or gateway.
+/// An answer with one of these is the API's own, and not the page of a firewall or gateway.
 const OWN_TYPES: [&str; 13] = [
     "invalid_request_error",
     "authentication_error",
@@ -156,7 +152,7 @@ const OWN_TYPES: [&str; 13] = [
     "memory_path_conflict_error",
 ];
 
-/// A message that names a parameter and has one of these refuses it; others may only mention the word.
+/// A message refuses the parameter that it names only if it has one of these.
 const REFUSING: [&str; 18] = [
     "support",
     "permitted",
@@ -178,11 +174,10 @@ const REFUSING: [&str; 18] = [
     "does not match",
 ];
 
-/// One call that gave no answer. Never holds the API key.
+/// A failed call. Never holds the API key.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct CallError {
-    /// What happened.
     pub kind: ErrorKind,
     /// The HTTP status, when there was an answer. 200 for a failure in the middle of a stream.
     pub status: Option<u16>,
@@ -198,14 +193,13 @@ pub struct CallError {
     pub usage: Option<Box<Usage>>,
     /// The part of the answer that came before the failure.
     pub text: Option<String>,
-    /// The error is the API's own, or says by its code or message what it is; else it may be a firewall's or gateway's page,
-    /// which concerns one question as likely as all.
+    /// The error is the API's own, or its code or message names it. Otherwise it may be a firewall's or gateway's page, which
+    /// may concern one question or all.
     pub is_certain: bool,
     /// Whether the call certainly produced nothing that is billed.
     pub(super) surely_unbilled: bool,
 }
 
-/// Every way in which a call fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// 400 and any other 4xx without a row of its own.
@@ -216,7 +210,7 @@ pub enum ErrorKind {
     Filtered,
     /// 401: the key is missing, wrong or revoked.
     Authentication,
-    /// 402, or 400 without credit: the account cannot pay.
+    /// 402, 400 without credit, or a spend limit: nothing is answered until it is raised or the month ends.
     Billing,
     /// The organization is on hold, or its encryption key is disabled.
     OnHold,
@@ -226,19 +220,13 @@ pub enum ErrorKind {
     NotFound,
     /// 407: the proxy wants a user name and password.
     ProxyAuth,
-    /// 408: the server gave up waiting for the request.
-    RequestTimeout,
-    /// 409.
-    Conflict,
     /// 413, or 400 for a question that is too long.
     TooLarge,
     /// 429: the organization's rate limit.
     RateLimit,
-    /// A spend limit: nothing will be answered before it is raised or the month ends.
-    SpendLimit,
-    /// 500, 502, 503 and other 5xx.
+    /// 409, 425, 500, 502, 503 and other 5xx.
     ApiError,
-    /// 504.
+    /// 408 or 504.
     Timeout,
     /// 529: Claude as a whole is overloaded; it says nothing of our own limits.
     Overloaded,
@@ -331,21 +319,18 @@ impl CallError {
         numbers.filter(|number| (LEAST_MAX_TOKENS..sent).contains(number)).max()
     }
 
-    /// Whether the answer says that `model` is what is wrong. Then it is the API's own: a gateway without the route, or
-    /// a server at a wrong base URL, would not name the model.
+    /// Whether the message names `model`. A gateway without the route, or a server at a wrong base URL, would not.
     pub fn is_about(&self, model: &str) -> bool {
         self.message.contains(model)
     }
 
-    /// Whether the call may have been billed although its outcome is unknown: it was sent, and no complete
-    /// HTTP error answer of the API came back. A 5xx that is a gateway's own page (502, 504 and the like) counts
-    /// as unknown too: the API behind it may have done the work.
+    /// Whether the call may have been billed: it was sent, and no error of the API came back. A gateway's own 5xx page does not
+    /// count as one, because the API behind it may have done the work.
     pub fn may_have_been_billed(&self) -> bool {
         !self.surely_unbilled
     }
 
-    /// The error for an HTTP answer that is not a success. `body` need not be what the API would send.
-    pub(super) fn of_answer(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> CallError {
+    pub(super) fn from_answer(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> CallError {
         let envelope = ErrorObject::parse(body);
         let seen = Seen::of(status, envelope.as_ref(), body);
         let (kind, is_certain) = seen.classify();
@@ -372,14 +357,13 @@ impl CallError {
     }
 
     /// The error for an `error` event in a stream that began with 200.
-    pub(super) fn of_event(object: &ErrorObject) -> CallError {
+    pub(super) fn from_event(object: &ErrorObject) -> CallError {
         let (kind, is_certain) = Seen::of(200, Some(object), &[]).classify();
         let said = format!("Claude broke off its answer with {}: {}", object.error.kind, object.error.message);
         CallError { request_id: object.request_id.clone(), is_certain, ..CallError::new(kind, said) }
     }
 }
 
-/// What the table looks at.
 struct Seen<'a> {
     status: u16,
     error_type: &'a str,
@@ -388,8 +372,7 @@ struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
-    /// Gateways have envelopes of their own: JSON that is not the API's is searched as a whole. A page never is, as it may
-    /// repeat the question.
+    /// Other JSON, as of a gateway, is searched as a whole. A page is not, as it may repeat the question.
     fn of(status: u16, envelope: Option<&'a ErrorObject>, body: &[u8]) -> Seen<'a> {
         let message = match envelope {
             Some(object) => object.error.message.to_lowercase(),
@@ -408,7 +391,6 @@ impl<'a> Seen<'a> {
                 let is_told = !row.code.is_empty() || !row.message.is_empty() || row.kind == ErrorKind::ProxyAuth;
                 (row.kind, is_own || is_told)
             }
-            // A type of tomorrow in a stream is the server's trouble until known better.
             None if self.status == 200 => (ErrorKind::StreamError, is_own),
             None => (ErrorKind::Malformed, is_own),
         }
@@ -425,7 +407,6 @@ impl<'a> Seen<'a> {
 }
 
 impl ErrorKind {
-    /// Whom it concerns.
     pub fn fault(self) -> Fault {
         match self {
             ErrorKind::InvalidRequest | ErrorKind::TooLarge => Fault::Question,
@@ -434,15 +415,12 @@ impl ErrorKind {
             ErrorKind::Permission | ErrorKind::NotFound => Fault::Model,
             ErrorKind::Authentication
             | ErrorKind::Billing
-            | ErrorKind::SpendLimit
             | ErrorKind::OnHold
             | ErrorKind::ProxyAuth
             | ErrorKind::Redirect
             | ErrorKind::Page => Fault::Account,
             ErrorKind::RateLimit => Fault::Limit,
-            ErrorKind::RequestTimeout
-            | ErrorKind::Conflict
-            | ErrorKind::ApiError
+            ErrorKind::ApiError
             | ErrorKind::Timeout
             | ErrorKind::Overloaded
             | ErrorKind::ConnectFailed
@@ -455,11 +433,10 @@ impl ErrorKind {
         }
     }
 
-    /// What a person can do about it, where a person must.
     fn advice(self) -> &'static str {
         match self {
             ErrorKind::Authentication => " (check the API key)",
-            ErrorKind::Billing | ErrorKind::SpendLimit => " (check billing and limits in the Claude Console)",
+            ErrorKind::Billing => " (check billing and limits in the Claude Console)",
             ErrorKind::OnHold => " (check the organization's status in the Claude Console)",
             ErrorKind::Permission => " (check what the API key's workspace may use)",
             ErrorKind::NotFound => " (check the model's name, whether it is retired, and the base URL)",
@@ -470,8 +447,7 @@ impl ErrorKind {
     }
 }
 
-/// How long the server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as a date. The first that can be
-/// read and is more than zero decides, within its bounds.
+/// `retry-after-ms`, else `retry-after` in seconds or as a date: the first that can be read and is more than zero.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name| text(name)?.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
@@ -507,7 +483,7 @@ pub(super) fn cause(error: &(dyn Error + 'static)) -> String {
     root.to_string()
 }
 
-/// `text` on one line, cut to [`MAX_MESSAGE_CHARS`]. Control characters cannot forge log lines.
+/// Control characters can't forge log lines.
 fn one_line(text: &str) -> String {
     let words: Vec<_> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();

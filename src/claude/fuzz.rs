@@ -148,7 +148,7 @@ proptest! {
                 headers.insert(name, value);
             }
         }
-        let error = CallError::of_answer(status, &headers, &body, std::time::SystemTime::now());
+        let error = CallError::from_answer(status, &headers, &body, std::time::SystemTime::now());
         if let Some(wait) = error.retry_after {
             prop_assert!(!wait.is_zero() && wait <= MAX_RETRY_AFTER, "{wait:?}");
         }

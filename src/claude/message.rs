@@ -24,7 +24,7 @@ pub struct MessageRequest {
     /// The user message.
     pub prompt: String,
     /// The rejected answer, in a repair prompt.
-    pub again: Option<Again>,
+    pub rejected: Option<Rejected>,
     /// `None` leaves it to the API.
     pub effort: Option<&'static str>,
     /// `None` leaves it to the API.
@@ -56,7 +56,7 @@ pub enum CacheTtl {
 
 /// A rejected answer, which the model can repair.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Again {
+pub struct Rejected {
     /// The API takes no blank one.
     pub answer: String,
     /// What was wrong with it and what to do.

@@ -1,7 +1,6 @@
-//! What Claude's tokens cost: the one table of list prices, and what a setting changes of it.
+//! What Claude's tokens cost: the list prices, and those of the settings.
 //!
-//! A model that is not in the table has no price, which is not the same as a price of zero. Keeping accounts is the
-//! ledger's affair.
+//! An unknown model has no price, which is not the same as a price of zero.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,14 +11,16 @@ use super::message::Usage;
 /// Prices that were looked up longer ago are to be checked.
 pub const MAX_AGE_DAYS: i32 = 60;
 
-/// List prices per model id, in nano-dollars a token (a price of $1 per million tokens is 1,000), each with the date it
-/// was looked up.
-const LIST: [Row; 5] = [
-    Row { read: 100, ..Row::new("claude-fable-5-2", 8_000, 40_000, "2026-11-27") },
-    Row { read: 25, ..Row::new("claude-fable-5-1", 10_000, 50_000, "2026-11-27") },
-    Row { read: 50, ..Row::new("claude-opus-5-5", 4_000, 20_000, "2026-11-27") },
-    Row { read: 50, ..Row::new("claude-sonnet-5-5", 2_000, 10_000, "2026-11-27") },
-    Row { long: Some(Rates { input: 500, output: 2_500 }), ..Row::new("claude-haiku-5-5", 100, 500, "2026-11-27") },
+/// List prices, in nano-dollars a token (a price of $1 per million tokens is 1,000), each with the date of the look-up.
+const LIST: [(&str, Price); 5] = [
+    ("claude-fable-5-2", Price::listed(8_000, 40_000, "2026-11-27")),
+    ("claude-fable-5-1", Price { read: 25, ..Price::listed(10_000, 50_000, "2026-11-27") }),
+    ("claude-opus-5-5", Price { read: 50, ..Price::listed(4_000, 20_000, "2026-11-27") }),
+    ("claude-sonnet-5-5", Price { read: 50, ..Price::listed(2_000, 10_000, "2026-11-27") }),
+    (
+        "claude-haiku-5-5",
+        Price { long: Some(Rates { input: 500, output: 2_500 }), ..Price::listed(100, 500, "2026-11-27") },
+    ),
 ];
 
 /// Up to so many input tokens, cached ones included, a call costs the normal rates.
@@ -34,22 +35,6 @@ const WRITE_1H: u64 = 2_000;
 /// Answering in the United States only, in thousandths of the whole price.
 const US: u64 = 1_100;
 
-struct Row {
-    model: &'static str,
-    rates: Rates,
-    /// Of every token of a call whose prompt is longer than [`LONG_PROMPT`], where that makes a difference.
-    long: Option<Rates>,
-    /// Reading from the prompt cache, in thousandths of the input rate.
-    read: u64,
-    as_of: &'static str,
-}
-
-impl Row {
-    const fn new(model: &'static str, input: u64, output: u64, as_of: &'static str) -> Row {
-        Row { model, rates: Rates { input, output }, long: None, read: 100, as_of }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rates {
     input: u64,
@@ -60,24 +45,23 @@ struct Rates {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Price {
     rates: Rates,
+    /// For all tokens of a call whose prompt is longer than [`LONG_PROMPT`].
     long: Option<Rates>,
+    /// Reading from the prompt cache, in thousandths of the input rate.
     read: u64,
-    /// When it was looked up; `None` for one that a setting gives.
-    as_of: Option<Date>,
+    /// When it was looked up; `None` for a price of the settings.
+    as_of: Option<&'static str>,
 }
 
-/// The prices in force. Clones share them.
+/// Clones share them.
 #[derive(Debug, Clone)]
 pub struct Prices(Arc<BTreeMap<String, Price>>);
 
 impl Prices {
     /// The list, with the models of `others` at their input and output rates instead, in nano-dollars a token.
     pub fn new(others: impl IntoIterator<Item = (String, u64, u64)>) -> Prices {
-        let list = LIST.iter().map(|row| {
-            let as_of = row.as_of.parse().ok();
-            (row.model.to_owned(), Price { rates: row.rates, long: row.long, read: row.read, as_of })
-        });
-        let mut prices: BTreeMap<String, Price> = list.collect();
+        let mut prices: BTreeMap<String, Price> =
+            LIST.iter().map(|(model, price)| ((*model).to_owned(), *price)).collect();
         for (model, input, output) in others {
             let read = prices.get(&model).map_or(100, |price| price.read);
             prices.insert(model, Price { rates: Rates { input, output }, long: None, read, as_of: None });
@@ -85,12 +69,10 @@ impl Prices {
         Prices(Arc::new(prices))
     }
 
-    /// The models that have a price.
     pub fn models(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
-    /// The price of `model`; `None` if it is not known.
     pub fn of(&self, model: &str) -> Option<Price> {
         self.0.get(model).copied()
     }
@@ -98,11 +80,15 @@ impl Prices {
 
 /// The models on the list, which are the current ones.
 pub fn current_models() -> impl Iterator<Item = &'static str> {
-    LIST.iter().map(|row| row.model)
+    LIST.iter().map(|(model, _)| *model)
 }
 
 impl Price {
-    /// What `usage` costs, in nano-dollars.
+    const fn listed(input: u64, output: u64, as_of: &'static str) -> Price {
+        Price { rates: Rates { input, output }, long: None, read: 100, as_of: Some(as_of) }
+    }
+
+    /// In nano-dollars.
     pub fn cost(self, usage: &Usage) -> u64 {
         let written_1h = usage.cache_creation_1h_input_tokens.min(usage.cache_creation_input_tokens);
         let written_5m = usage.cache_creation_input_tokens - written_1h;
@@ -137,8 +123,9 @@ impl Price {
 
     /// When the price was looked up, if that is longer ago than [`MAX_AGE_DAYS`]. `today` is a date such as 2026-11-27.
     pub fn outdated(self, today: &str) -> Option<Date> {
-        let age = today.parse::<Date>().ok()?.since(self.as_of?).ok()?;
-        self.as_of.filter(|_| age.get_days() > MAX_AGE_DAYS)
+        let as_of: Date = self.as_of?.parse().ok()?;
+        let age = today.parse::<Date>().ok()?.since(as_of).ok()?;
+        (age.get_days() > MAX_AGE_DAYS).then_some(as_of)
     }
 
     fn rates(self, input_tokens: u64) -> Rates {
@@ -271,6 +258,6 @@ mod tests {
         let outdated = |model: &str, today: &str| prices.of(model).unwrap().outdated(today).is_some();
         assert!(!outdated("claude-sonnet-5-5", "2026-11-27") && !outdated("claude-sonnet-5-5", "2027-01-26"));
         assert!(outdated("claude-sonnet-5-5", "2027-01-27") && !outdated("own", "2030-01-01"));
-        assert!(LIST.iter().all(|row| row.as_of.parse::<Date>().is_ok()));
+        assert!(LIST.iter().all(|(_, price)| price.as_of.is_some_and(|date| date.parse::<Date>().is_ok())));
     }
 }

@@ -3,13 +3,9 @@
 //! Servers close idle connections, at times just as the next call goes out. Such a call ends without a byte of an answer
 //! and can be made again at no risk. On a new connection the same end may mean anything.
 
-use std::{
-    cell::Cell,
-    error::Error,
-    task::{Context, Poll},
-};
+use std::{cell::Cell, error::Error};
 
-use tower::{Layer, Service};
+use tower::util::MapRequestLayer;
 
 tokio::task_local! {
     static HAS_CONNECTED: Cell<bool>;
@@ -36,32 +32,10 @@ pub(super) fn was_closed(error: &reqwest::Error) -> bool {
     false
 }
 
-/// Takes note of new connections for [`watch`].
-#[derive(Clone)]
-pub(super) struct Connections;
-
-#[derive(Clone)]
-pub(super) struct Noting<S>(S);
-
-impl<S> Layer<S> for Connections {
-    type Service = Noting<S>;
-
-    fn layer(&self, connector: S) -> Noting<S> {
-        Noting(connector)
-    }
-}
-
-impl<S: Service<R>, R> Service<R> for Noting<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: R) -> S::Future {
+/// A layer for the connector, which is called for each new connection, on behalf of [`watch`].
+pub(super) fn connections<R>() -> MapRequestLayer<fn(R) -> R> {
+    MapRequestLayer::new(|request| {
         let _ = HAS_CONNECTED.try_with(|has_connected| has_connected.set(true));
-        self.0.call(request)
-    }
+        request
+    })
 }

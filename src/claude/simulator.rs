@@ -1,58 +1,67 @@
 //! A simulated Claude: a server on a real socket that speaks the Messages API.
 //!
-//! The demo, the tests and the load tests talk to it over HTTP like to the real one. It checks requests as the API
-//! does, streams or not, keeps an account's rate limits, and fails on purpose where a script says so. Every answer
-//! says that it is simulated. It serves `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` and
-//! `GET /v1/models/{id}`, and nothing else of the API: no batches, no tools.
+//! The demo, the tests and the load tests use it over HTTP. It checks requests as the API does, streams or not, has an
+//! account's rate limits, and fails if a script says so. Every answer says that it is simulated. It serves
+//! `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` and `GET /v1/models/{id}`: no batches, no tools.
 //!
-//! - `check`: what it checks in a request
-//! - `answer`: the memo it gives
+//! - `account`: the rate limits
+//! - `answer`: the memo
+//! - `check`: the checks of a request
+//! - `fault`: what goes wrong on purpose
 //! - `pace`: how long an answer takes
-//! - `sse`: how an answer goes out, whole or broken
-//! - `account`: its rate limits
+//! - `record`: the calls received, and counters
+//! - `sse`: the bytes of an answer, whole or broken
 
 mod account;
 mod answer;
 mod check;
+mod fault;
 pub mod pace;
+mod record;
 mod sse;
 
-use std::collections::{HashSet, VecDeque};
-use std::f64::consts::TAU;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::{HashSet, VecDeque},
+    f64::consts::TAU,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::Response;
-use axum::routing::{get, post};
-use axum::serve::ListenerExt;
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Path, Request, State},
+    http::HeaderMap,
+    response::Response,
+    routing::{get, post},
+    serve::ListenerExt,
+};
 use parking_lot::Mutex;
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::{net::TcpListener, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use account::AccountLimits;
-use account::{Account, Exceeded};
-use check::Asked;
-use pace::Timing;
-use sse::{Message, Step};
-
+pub use self::{
+    account::AccountLimits,
+    fault::{ErrorAnswer, Fault},
+    record::{Call, Counters, MAX_RECORDED_CALLS},
+};
+use self::{
+    account::{Account, Exceeded},
+    check::Asked,
+    fault::put,
+    pace::Timing,
+    record::Record,
+    sse::{Message, Step},
+};
 use super::{
     message::{CacheTtl, Usage},
     stream::tokens,
 };
-
-/// Calls kept in the record, the newest; a demo may run for long. The counters go on beyond it.
-pub const MAX_RECORDED_CALLS: usize = 1_000;
 
 /// The API's own bound on a request.
 const MAX_REQUEST_BYTES: usize = 32 << 20;
@@ -66,12 +75,10 @@ const MAX_CACHED_PROMPTS: usize = 64;
 /// Shorter system prompts are silently not cached.
 const MIN_CACHED_TOKENS: u64 = 1_024;
 
-/// How the simulator behaves.
 #[derive(Debug, Clone)]
 pub struct SimulatorConfig {
     /// Where to listen; port 0 picks a free one.
     pub addr: SocketAddr,
-    /// How long a whole answer takes.
     pub latency: Latency,
     /// Into how many writes a streamed answer is spread over its latency, at most. Fewer are cheaper.
     pub writes: u32,
@@ -111,118 +118,7 @@ pub enum Latency {
     },
 }
 
-/// What goes wrong with one call, or is special about it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Fault {
-    /// Nothing: takes this place in the script.
-    Normal,
-    /// An answer as given, usually an error.
-    Error(ErrorAnswer),
-    /// The stream ends properly after so many events.
-    CutAfter(usize),
-    /// The stream ends properly when only its last event is missing.
-    CutBeforeLast,
-    /// The stream ends properly after its text, before its stop reason.
-    CutBeforeStop,
-    /// A stream was asked for and one JSON message comes, as from a gateway that can't stream.
-    Unstreamed,
-    /// The connection breaks after so many events.
-    DropAfter(usize),
-    /// The stream falls silent after so many events, without end.
-    StallAfter(usize),
-    /// The whole stream comes in pieces of so many bytes, with a pause after each.
-    SlowBytes {
-        /// Bytes in a piece.
-        bytes: usize,
-        /// Pause after each.
-        pause: Duration,
-    },
-    /// An event in the middle is not JSON.
-    Malformed,
-    /// An `error` event of this type comes in the middle.
-    ErrorEvent(String),
-    /// The model declines before any output, which is not billed though its usage is shown.
-    Refusal,
-    /// The answer is cut off at half, as by `max_tokens`.
-    MaxTokens,
-    /// A whole answer with this stop reason.
-    Stop(String),
-    /// The answer is cut off at half, with this stop reason.
-    StopAtHalf(String),
-    /// A thinking block precedes the text.
-    ThinkingFirst,
-    /// This text is the answer.
-    Answer(String),
-    /// The answer is billed as these tokens.
-    Usage(Usage),
-    /// The answer takes so long.
-    Takes(Duration),
-    /// The connection is closed with no answer at all; nothing is billed.
-    CloseBeforeAnswer,
-    /// The call is parked until [`Simulator::release`], then answered as usual.
-    Hold,
-}
-
-/// An HTTP answer other than a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ErrorAnswer {
-    status: u16,
-    error_type: &'static str,
-    message: String,
-    error_code: Option<String>,
-    headers: Vec<(String, String)>,
-    html: Option<String>,
-}
-
-/// One call, as received and answered.
-#[derive(Debug, Clone)]
-pub struct Call {
-    /// When it was received.
-    pub at: SystemTime,
-    /// The `request-id` it was answered with.
-    pub request_id: String,
-    /// The model asked for; empty if the request was not understood.
-    pub model: String,
-    /// The text of the messages.
-    pub prompt: String,
-    /// The whole request body.
-    pub body: Bytes,
-    /// The status answered; none if the connection was closed instead.
-    pub status: Option<u16>,
-    /// The text answered, also when the stream broke before its end.
-    pub answer: Option<Arc<str>>,
-    /// Tokens billed.
-    pub usage: Usage,
-}
-
-impl Call {
-    /// The request body as JSON; null if it is none.
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_default()
-    }
-}
-
-/// Counts since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Connections accepted.
-    pub connections: usize,
-    /// Calls received.
-    pub calls: usize,
-    /// Those of them that the account's limits turned away with a 429.
-    pub limited: usize,
-    /// Calls the caller left before their answer was out.
-    pub aborted: usize,
-    /// Calls being answered right now.
-    pub in_flight: usize,
-    /// Most calls answered at the same time.
-    pub peak_in_flight: usize,
-    /// Tokens billed.
-    pub usage: Usage,
-}
-
 /// A running simulator. Dropping it stops it.
-#[derive(Debug)]
 pub struct Simulator {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -235,8 +131,7 @@ struct Shared {
     config: SimulatorConfig,
     script: Mutex<VecDeque<Fault>>,
     rules: Mutex<Vec<Rule>>,
-    record: Mutex<VecDeque<Call>>,
-    counters: watch::Sender<Counters>,
+    record: Arc<Record>,
     releases: watch::Sender<u64>,
     /// Until when every call gets this.
     storm: Mutex<Option<(Instant, ErrorAnswer)>>,
@@ -257,8 +152,7 @@ impl Simulator {
             config,
             script: Mutex::default(),
             rules: Mutex::default(),
-            record: Mutex::default(),
-            counters: watch::Sender::default(),
+            record: Arc::default(),
             releases: watch::Sender::default(),
             storm: Mutex::default(),
             cached_prompts: Mutex::default(),
@@ -275,9 +169,9 @@ impl Simulator {
             })
             .fallback(async || ErrorAnswer::status(404).message("Not Found").response("req_sim"))
             .with_state(shared.clone());
-        let accepted = shared.clone();
+        let accepted = Arc::clone(&shared.record);
         let listener = listener.tap_io(move |socket| {
-            accepted.counters.send_modify(|counters| counters.connections += 1);
+            accepted.count(|counters| counters.connections += 1);
             // Only a loss of speed where it fails.
             let _ = socket.set_nodelay(true);
         });
@@ -286,7 +180,6 @@ impl Simulator {
         Ok(Simulator { addr, shared })
     }
 
-    /// The base URL for a client.
     pub fn base_url(&self) -> String {
         format!("http://{}", self.addr)
     }
@@ -319,12 +212,11 @@ impl Simulator {
 
     /// The newest calls received, at most [`MAX_RECORDED_CALLS`], oldest first.
     pub fn calls(&self) -> Vec<Call> {
-        self.shared.record.lock().iter().cloned().collect()
+        self.shared.record.calls.lock().iter().cloned().collect()
     }
 
-    /// Counts since the start.
     pub fn counters(&self) -> Counters {
-        *self.shared.counters.borrow()
+        *self.shared.record.counters.borrow()
     }
 
     /// Waits until `n` calls in all have been received. A parked call counts, and [`Simulator::release`] finds it.
@@ -344,7 +236,7 @@ impl Simulator {
 
     async fn wait_until(&self, reached: impl FnMut(&Counters) -> bool) {
         // The sender lives in `self`, so waiting cannot fail.
-        let _ = self.shared.counters.subscribe().wait_for(reached).await;
+        let _ = self.shared.record.counters.subscribe().wait_for(reached).await;
     }
 }
 
@@ -354,9 +246,9 @@ impl Drop for Simulator {
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for Simulator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Simulator").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }
 
@@ -377,103 +269,6 @@ impl Latency {
     }
 }
 
-impl ErrorAnswer {
-    /// An answer with this status and the error type the API gives with it.
-    pub fn status(status: u16) -> ErrorAnswer {
-        let error_type = match status {
-            401 => "authentication_error",
-            402 => "billing_error",
-            403 => "permission_error",
-            404 => "not_found_error",
-            409 => "conflict_error",
-            413 => "request_too_large",
-            429 => "rate_limit_error",
-            408 | 504 => "timeout_error",
-            529 => "overloaded_error",
-            500.. => "api_error",
-            _ => "invalid_request_error",
-        };
-        ErrorAnswer {
-            status,
-            error_type,
-            message: format!("simulated {status}"),
-            error_code: None,
-            headers: Vec::new(),
-            html: None,
-        }
-    }
-
-    /// With this message.
-    #[must_use]
-    pub fn message(self, message: impl Into<String>) -> ErrorAnswer {
-        ErrorAnswer { message: message.into(), ..self }
-    }
-
-    /// With `error.details.error_code`.
-    #[must_use]
-    pub fn error_code(self, code: impl Into<String>) -> ErrorAnswer {
-        ErrorAnswer { error_code: Some(code.into()), ..self }
-    }
-
-    /// With a header more, such as `retry-after` or `x-should-retry`.
-    #[must_use]
-    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> ErrorAnswer {
-        self.headers.push((name.into(), value.into()));
-        self
-    }
-
-    /// With this HTML page as its body, as a proxy would answer.
-    #[must_use]
-    pub fn html(self, page: impl Into<String>) -> ErrorAnswer {
-        ErrorAnswer { html: Some(page.into()), ..self }
-    }
-
-    fn response(self, request_id: &str) -> Response {
-        let (content_type, body) = match self.html {
-            Some(page) => ("text/html", page),
-            None => {
-                let code = self.error_code.as_deref();
-                ("application/json", error_body(self.error_type, &self.message, code, request_id).to_string())
-            }
-        };
-        let mut response = Response::new(sse::whole(body));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        put(response.headers_mut(), "content-type", content_type);
-        put(response.headers_mut(), "request-id", request_id);
-        for (name, value) in &self.headers {
-            put(response.headers_mut(), name, value);
-        }
-        response
-    }
-}
-
-impl From<ErrorAnswer> for Fault {
-    fn from(answer: ErrorAnswer) -> Fault {
-        Fault::Error(answer)
-    }
-}
-
-/// A call being answered. Dropped before it has landed, it counts as aborted.
-struct Flight {
-    shared: Arc<Shared>,
-    landed: bool,
-}
-
-impl Flight {
-    fn land(&mut self) {
-        self.landed = true;
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.shared.counters.send_modify(|counters| {
-            counters.in_flight -= 1;
-            counters.aborted += usize::from(!self.landed);
-        });
-    }
-}
-
 /// What a call is to be answered with.
 struct Plan {
     text: Arc<str>,
@@ -486,32 +281,20 @@ struct Plan {
 }
 
 async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
-    let found = check::headers(&headers, shared.config.api_key.as_ref()).and_then(|()| check::model(&id));
-    match found {
-        Ok(model) => json_response(&model, "req_sim"),
-        Err(error) => error.response("req_sim"),
-    }
+    shared.look_up(&headers, || check::model(&id))
 }
 
 async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    match check::headers(&headers, shared.config.api_key.as_ref()) {
-        Ok(()) => json_response(&check::models(), "req_sim"),
-        Err(error) => error.response("req_sim"),
-    }
+    shared.look_up(&headers, || Ok(check::models()))
 }
 
-/// Not billed, and no part of the record.
+/// Not billed, and not recorded.
 async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
-    let checked = check::headers(&headers, shared.config.api_key.as_ref())
-        .and_then(|()| check::to_count(&body, &shared.good_schema));
-    match checked {
-        Ok(asked) => {
-            let system = asked.system.as_ref().map_or(0, |(system, _)| tokens(system));
-            let input_tokens = system + tokens(&asked.prompt) + asked.schema_bytes as u64 / 4;
-            json_response(&json!({ "input_tokens": input_tokens }), "req_sim")
-        }
-        Err(error) => error.response("req_sim"),
-    }
+    shared.look_up(&headers, || {
+        let asked = check::to_count(&body, &shared.good_schema)?;
+        let system = asked.system.as_ref().map_or(0, |(system, _)| tokens(system));
+        Ok(json!({ "input_tokens": system + tokens(&asked.prompt) + asked.schema_bytes as u64 / 4 }))
+    })
 }
 
 async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
@@ -531,7 +314,7 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
     // Looked at before the call is on record, so a release after that is not missed.
     let mut releases = shared.releases.subscribe();
     let released = *releases.borrow() + 1;
-    let mut flight = shared.receive(Call {
+    let mut flight = shared.record.receive(Call {
         at: SystemTime::now(),
         request_id: request_id.clone(),
         model: checked.as_ref().map(|asked| asked.model.clone()).unwrap_or_default(),
@@ -572,30 +355,28 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
         stop_reason: &plan.stop_reason,
         usage: plan.usage,
     };
-    let response = if asked.stream && fault != Fault::Unstreamed {
-        let mut steps = message.steps(plan.start, plan.latency, shared.config.writes, &fault);
-        let body = match steps.as_mut_slice() {
-            [Step::Send(bytes)] => {
-                flight.land();
-                sse::whole(std::mem::take(bytes))
-            }
-            _ => sse::body(steps, flight, end),
-        };
-        let mut response = Response::new(body);
-        put(response.headers_mut(), "content-type", "text/event-stream; charset=utf-8");
-        put(response.headers_mut(), "request-id", &request_id);
-        response
-    } else {
+    if !asked.stream || fault == Fault::Unstreamed {
         let response = json_response(&message.json(), &request_id);
         let start = plan.start.map_or(Duration::ZERO, |start| start.first + start.thinking);
         tokio::time::sleep(start + plan.latency).await;
         flight.land();
-        response
-    };
+        return shared.with_limits(response);
+    }
+    let steps = message.steps(plan.start, plan.latency, shared.config.writes, &fault);
+    let mut response = Response::new(sse::body(steps, flight, end));
+    put(response.headers_mut(), "content-type", "text/event-stream; charset=utf-8");
+    put(response.headers_mut(), "request-id", &request_id);
     shared.with_limits(response)
 }
 
 impl Shared {
+    fn look_up(&self, headers: &HeaderMap, answer: impl FnOnce() -> Result<Value, ErrorAnswer>) -> Response {
+        match check::headers(headers, self.config.api_key.as_ref()).and_then(|()| answer()) {
+            Ok(answer) => json_response(&answer, "req_sim"),
+            Err(error) => error.response("req_sim"),
+        }
+    }
+
     /// What the next call gets.
     fn next_fault(&self, request: &[u8]) -> Fault {
         match &*self.storm.lock() {
@@ -649,7 +430,7 @@ impl Shared {
         let counted = usage.input_tokens + usage.cache_creation_input_tokens;
         let taken = self.account.lock().take(counted, usage.output_tokens, Instant::now());
         taken.map_err(|Exceeded { limit, wait }| {
-            self.counters.send_modify(|counters| counters.limited += 1);
+            self.record.count(|counters| counters.limited += 1);
             let message = format!("This request would exceed your organization's rate limit of {limit}");
             let seconds = wait.as_secs_f64().ceil().max(1.0);
             ErrorAnswer::status(429).message(message).header("retry-after", seconds.to_string())
@@ -692,27 +473,6 @@ impl Shared {
         }
     }
 
-    /// Puts a call on record.
-    fn receive(self: &Arc<Self>, call: Call) -> Flight {
-        let usage = call.usage;
-        let mut record = self.record.lock();
-        if record.len() == MAX_RECORDED_CALLS {
-            record.pop_front();
-        }
-        record.push_back(call);
-        drop(record);
-        self.counters.send_modify(|counters| {
-            counters.calls += 1;
-            counters.in_flight += 1;
-            counters.peak_in_flight = counters.peak_in_flight.max(counters.in_flight);
-            counters.usage.input_tokens += usage.input_tokens;
-            counters.usage.output_tokens += usage.output_tokens;
-            counters.usage.cache_creation_input_tokens += usage.cache_creation_input_tokens;
-            counters.usage.cache_read_input_tokens += usage.cache_read_input_tokens;
-        });
-        Flight { shared: self.clone(), landed: false }
-    }
-
     fn with_limits(&self, mut response: Response) -> Response {
         for (name, value) in self.account.lock().headers() {
             put(response.headers_mut(), &name, &value);
@@ -726,24 +486,6 @@ fn json_response(value: &Value, request_id: &str) -> Response {
     put(response.headers_mut(), "content-type", "application/json");
     put(response.headers_mut(), "request-id", request_id);
     response
-}
-
-/// The API's error envelope.
-fn error_body(error_type: &str, message: &str, error_code: Option<&str>, request_id: &str) -> Value {
-    let mut body = json!({
-        "type": "error", "request_id": request_id, "error": {"type": error_type, "message": message},
-    });
-    if let Some(code) = error_code {
-        body["error"]["details"] = json!({"error_code": code});
-    }
-    body
-}
-
-/// Sets a header; one that cannot be a header is left out.
-fn put(headers: &mut HeaderMap, name: &str, value: &str) {
-    if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-        headers.insert(name, value);
-    }
 }
 
 #[cfg(test)]

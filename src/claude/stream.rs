@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::error::{CallError, ErrorKind, MAX_ERROR_BODY_BYTES, cause};
 use super::events::{Event, Events, Item, MAX_EVENT_BYTES};
+use super::intake::{Endless, Intake};
 use super::message::{OnProgress, Progress, StopReason, Usage};
 use super::wire::{
     BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, WholeMessage, Wtf8,
@@ -96,18 +97,22 @@ pub(super) async fn read<B: AsRef<[u8]>>(
     let (mut held, mut form) = (Vec::new(), None);
     // Only a whole event or comment is a sign of life, so bytes that make neither are silence.
     let mut alive = Instant::now();
+    let (mut intake, mut stopped) = (Intake::new(), None);
     loop {
+        // Once the stop reason is known, pings are no reason to wait on.
+        let since = if answer.stop.is_some() { *stopped.get_or_insert_with(Instant::now) } else { alive };
         let idle = if answer.stop.is_some() { idle.min(STOP_TIMEOUT) } else { idle };
-        let Some(chunk) = timeout_at(alive + idle, body.next()).await.map_err(|_| silent(idle))? else { break };
+        let Some(chunk) = timeout_at(since + idle, body.next()).await.map_err(|_| silent(idle))? else { break };
         let chunk = chunk.map_err(|error| lost(&error))?;
         let mut bytes = chunk.as_ref();
+        let pause = intake.add(bytes).map_err(|Endless| malformed("more events than an answer can have"))?;
         if form != Some(Form::Events) {
             held.extend_from_slice(bytes);
             form = Form::of(&held, is_stream, false);
             match form {
                 Some(Form::Events) => {}
                 Some(Form::Page) if held.len() >= MAX_ERROR_BODY_BYTES => break,
-                _ if held.len() > MAX_ANSWER_BYTES => return Err(endless()),
+                _ if held.len() > MAX_ANSWER_BYTES => return Err(too_large()),
                 Some(Form::Whole | Form::Page) => {
                     alive = Instant::now();
                     continue;
@@ -129,6 +134,12 @@ pub(super) async fn read<B: AsRef<[u8]>>(
                 return Ok(());
             }
         }
+        if let Some(until) = pause {
+            if answer.stop.is_some() {
+                return Err(silent(idle));
+            }
+            sleep_until(until).await;
+        }
     }
     match form.or_else(|| Form::of(&held, is_stream, true)) {
         Some(Form::Whole) => return answer.take_whole(&held, on_progress),
@@ -148,8 +159,8 @@ pub(super) async fn read<B: AsRef<[u8]>>(
 impl Answer {
     /// Whether the answer is there although its stream failed so: only the end was missing.
     pub(super) fn has_ended(&self, error: &CallError) -> bool {
-        use ErrorKind::{ConnectionLost, Silent, StreamCut, TotalTimeout};
-        self.stop.is_some() && matches!(error.kind, StreamCut | ConnectionLost | Silent | TotalTimeout)
+        use ErrorKind::{ConnectionLost, Malformed, Silent, StreamCut, TotalTimeout};
+        self.stop.is_some() && matches!(error.kind, StreamCut | ConnectionLost | Silent | TotalTimeout | Malformed)
     }
 
     fn take(&mut self, event: &Event, on_progress: OnProgress<'_>) -> Result<(), CallError> {
@@ -169,7 +180,7 @@ impl Answer {
             }
             "message_stop" => self.is_complete = true,
             "error" => {
-                let error = ErrorObject::within(&event.data).as_ref().map(CallError::of_event);
+                let error = ErrorObject::within(&event.data).as_ref().map(CallError::from_event);
                 return Err(error.unwrap_or_else(|| {
                     CallError::new(ErrorKind::StreamError, format!("Claude broke off its answer: {}", event.data))
                 }));
@@ -181,7 +192,7 @@ impl Answer {
                     return self.take(&Event { name: kind, data: event.data.clone() }, on_progress);
                 }
                 None if event.data.starts_with('{') => {
-                    let error = ErrorObject::within(&event.data).as_ref().map(CallError::of_event);
+                    let error = ErrorObject::within(&event.data).as_ref().map(CallError::from_event);
                     return Err(error.unwrap_or_else(|| malformed("an event without a type")));
                 }
                 _ => {}
@@ -195,7 +206,7 @@ impl Answer {
         let text = String::from_utf8_lossy(body);
         let text = text.trim_start_matches('\u{feff}');
         if let Some(object) = ErrorObject::within(text) {
-            return Err(CallError::of_event(&object));
+            return Err(CallError::from_event(&object));
         }
         let unreadable = |error: serde_json::Error| malformed(&format!("a message can't be read: {error}"));
         let message: WholeMessage = from_json(text).map_err(unreadable)?;
@@ -269,7 +280,7 @@ impl Answer {
 
     fn append_input(&mut self, input: Wtf8) -> Result<(), CallError> {
         self.tools.push_str(&self.inputs.join(input));
-        if self.tools.len() > MAX_ANSWER_BYTES { Err(endless()) } else { Ok(()) }
+        if self.tools.len() > MAX_ANSWER_BYTES { Err(too_large()) } else { Ok(()) }
     }
 
     fn append(&mut self, text: &str, on_progress: OnProgress<'_>) -> Result<(), CallError> {
@@ -277,7 +288,7 @@ impl Answer {
             return Ok(());
         }
         if self.text.len() + text.len() > MAX_ANSWER_BYTES {
-            return Err(endless());
+            return Err(too_large());
         }
         self.has_content = true;
         self.text.push_str(text);
@@ -324,7 +335,7 @@ fn too_long() -> CallError {
     malformed(&format!("an event of more than {MAX_EVENT_BYTES} bytes"))
 }
 
-fn endless() -> CallError {
+fn too_large() -> CallError {
     malformed(&format!("an answer of more than {MAX_ANSWER_BYTES} bytes"))
 }
 

@@ -117,8 +117,8 @@ async fn every_error_status_has_its_kind_and_whom_it_concerns() {
         (402, K::Billing, Account),
         (403, K::Permission, Model),
         (404, K::NotFound, Model),
-        (408, K::RequestTimeout, Passing),
-        (409, K::Conflict, Passing),
+        (408, K::Timeout, Passing),
+        (409, K::ApiError, Passing),
         (413, K::TooLarge, Question),
         (422, K::InvalidRequest, Question),
         (429, K::RateLimit, Limit),
@@ -142,7 +142,7 @@ async fn every_error_status_has_its_kind_and_whom_it_concerns() {
 async fn a_spend_limit_holds_the_queue_and_a_ramp_limit_only_waits() {
     for code in ["enforced_spend_limit_reached", "contract_spend_limit_reached"] {
         let error = failure(ErrorAnswer::status(429).error_code(code)).await;
-        assert_eq!((error.kind, error.fault()), (ErrorKind::SpendLimit, Concern::Account));
+        assert_eq!((error.kind, error.fault()), (ErrorKind::Billing, Concern::Account));
     }
     let ramp = ErrorAnswer::status(429).error_code("ramp_limit_exceeded").header("retry-after", "7");
     let error = failure(ramp).await;
@@ -315,7 +315,7 @@ async fn an_error_event_after_200_means_what_its_type_says() {
         ("billing_error", ErrorKind::Billing, Concern::Account),
         ("permission_error", ErrorKind::Permission, Concern::Model),
         ("not_found_error", ErrorKind::NotFound, Concern::Model),
-        ("conflict_error", ErrorKind::Conflict, Concern::Passing),
+        ("conflict_error", ErrorKind::ApiError, Concern::Passing),
         ("request_too_large", ErrorKind::TooLarge, Concern::Question),
         ("error_of_tomorrow", ErrorKind::StreamError, Concern::Passing),
     ];

@@ -129,9 +129,9 @@ struct Format<'a> {
 pub(super) fn body(request: &MessageRequest) -> Result<Vec<u8>, serde_json::Error> {
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let mut messages = vec![turn("user", &request.prompt)];
-    if let Some(again) = &request.again {
+    if let Some(rejected) = &request.rejected {
         // The last is the user's, as the API takes no prefill.
-        messages.extend([turn("assistant", &again.answer), turn("user", &again.complaint)]);
+        messages.extend([turn("assistant", &rejected.answer), turn("user", &rejected.complaint)]);
     }
     serde_json::to_vec(&Body {
         model: &request.model,

@@ -16,8 +16,8 @@ use super::{
     local_service::LocalService,
     logging,
     outcome::{self, Form},
-    output::given,
     progress, serve,
+    terminal::given,
 };
 use crate::{app::Tuning, claude::simulator::SimulatorConfig, config::text};
 
@@ -83,6 +83,10 @@ pub struct Analyze {
     /// Send a signed webhook to this URL when the job ends
     #[arg(long, value_name = "URL")]
     callback_url: Option<String>,
+
+    /// Send it only for these events, with commas: job.succeeded, job.needs_information, job.failed, job.cancelled
+    #[arg(long, value_name = "EVENTS", value_delimiter = ',', requires = "callback_url")]
+    callback_events: Vec<String>,
 
     /// A label for the job; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
@@ -199,6 +203,7 @@ impl Analyze {
             "run_at": self.run_at,
             "deadline_seconds": self.deadline,
             "callback_url": self.callback_url,
+            "callback_events": self.callback_events,
             "metadata": labels,
         })))
     }

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::output::clean;
+use super::terminal::clean;
 use crate::{
     app,
     config::{ServiceAddress, Settings},
@@ -238,11 +238,11 @@ impl ClientError {
 }
 
 pub(super) fn job_path(id: &str) -> String {
-    format!("/api/v1/jobs/{}", escaped(id))
+    format!("/api/v1/jobs/{}", path_segment(id))
 }
 
 /// An id as part of a path. Characters that no id contains become `_`.
-pub(super) fn escaped(id: &str) -> String {
+pub(super) fn path_segment(id: &str) -> String {
     id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 

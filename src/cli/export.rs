@@ -12,6 +12,7 @@ use reqwest::{Method, Url, header};
 use super::{
     client::{ClientError, Connection},
     serve,
+    terminal::Escaping,
 };
 use crate::app;
 
@@ -43,7 +44,7 @@ impl Export {
 
     fn salvage(&self) -> anyhow::Result<ExitCode> {
         hush_sled();
-        let mut out = BufWriter::new(std::io::stdout().lock());
+        let mut out = Escaping(BufWriter::new(std::io::stdout().lock()));
         let summary = app::salvage(&self.connection.settings, &mut out)?;
         write!(std::io::stderr(), "{summary}")?;
         Ok(if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
@@ -53,7 +54,7 @@ impl Export {
     fn live(&self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
-            let mut out = std::io::stdout().lock();
+            let mut out = Escaping(std::io::stdout().lock());
             let mut next = Some("/api/v1/admin/export".to_owned());
             let mut jobs = 0;
             while let Some(path) = next {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     client::{Client, base, local_base},
-    output,
+    terminal,
 };
 use crate::config::Settings;
 
@@ -48,7 +48,7 @@ impl Healthcheck {
             let at = client.at(path);
             if !self.ready {
                 ensure!(status.is_success(), "{at} answers {status}");
-                writeln!(std::io::stdout(), "{text}")?;
+                writeln!(std::io::stdout(), "{}", terminal::escaped(&text))?;
                 return Ok(ExitCode::SUCCESS);
             }
             let answer: Value = serde_json::from_str(&text).map_err(|_| anyhow!("{at} answers {status}"))?;
@@ -62,7 +62,7 @@ impl Healthcheck {
             writeln!(out, "{state}")?;
             let reasons = ["reasons", "errors"].into_iter().filter_map(|name| answer[name].as_array());
             for reason in reasons.flatten() {
-                writeln!(out, "  {}: {}", output::text(reason, "field"), output::text(reason, "message"))?;
+                writeln!(out, "  {}: {}", terminal::text(reason, "field"), terminal::text(reason, "message"))?;
             }
             Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         })

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use super::{
     client::{Client, Connection},
     export::INCOMPLETE,
-    output::clean,
     serve,
+    terminal::clean,
 };
 
 /// Most lines of one request.

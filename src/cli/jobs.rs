@@ -15,10 +15,10 @@ use self::{
     show::describe,
 };
 use super::{
-    client::{Client, Connection, escaped, job_path},
+    client::{Client, Connection, job_path, path_segment},
     outcome::{self, Form},
-    output::{clean, listing, print_listing, text},
     progress, serve,
+    terminal::{self, clean, listing, print_listing, text},
 };
 
 /// Most jobs on a page of the service.
@@ -118,7 +118,7 @@ impl Jobs {
                 }
                 Action::Watch(show) => {
                     let client = show.connection.client()?;
-                    outcome::show(&progress::follow(&client, &escaped(&show.id)).await?, show.form)
+                    outcome::show(&progress::follow(&client, &path_segment(&show.id)).await?, show.form)
                 }
                 Action::Cancel(several) => several.run(CANCEL).await,
                 Action::Retry(several) => several.run(RETRY).await,
@@ -140,7 +140,7 @@ impl List {
             let page = self.page(&client, left.min(PAGE), cursor.as_deref()).await?;
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
-                    writeln!(std::io::stdout(), "{job}")?;
+                    writeln!(std::io::stdout(), "{}", terminal::escaped(&job.to_string()))?;
                 } else {
                     table.add_row(row(job));
                 }

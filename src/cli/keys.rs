@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::{
     client::Connection,
-    output::{clean, given, listing, print_json, print_listing, text},
     serve,
+    terminal::{clean, given, listing, print_json, print_listing, text},
 };
 
 const PATH: &str = "/api/v1/admin/keys";

@@ -39,8 +39,8 @@ use self::{
 };
 use super::{
     local_service::{LocalService, make_folder},
-    output,
     serve::{self, Signals},
+    terminal,
 };
 use crate::{
     app::Tuning,
@@ -167,7 +167,7 @@ impl Loadtest {
         };
         // Clients that still wait after the last question finish their wait.
         let steps = Duration::from_secs_f64(self.load.duration.ceil().max(1.0)).as_secs();
-        let bar = output::bar(steps, "{pos}/{len} s  {msg}")?;
+        let bar = terminal::bar(steps, "{pos}/{len} s  {msg}")?;
         let (loading, storm) = (load::run(self.load, pace, &target, &tally), self.storm(own));
         tokio::pin!(loading, storm);
         let mut looks = tokio::time::interval(LOOK);

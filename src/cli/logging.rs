@@ -22,6 +22,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use super::terminal;
 use crate::{
     config::{LogFormat, Settings, values::LogLevel},
     telemetry,
@@ -64,13 +65,20 @@ struct Lines(SyncSender<Vec<u8>>);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = self.0.try_send(line.to_vec());
+        let _ = self.0.try_send(printable(line));
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The line without characters that a terminal obeys. It is given at once, so a line break inside it is text of others.
+fn printable(line: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(line);
+    let Some(text) = text.strip_suffix('\n') else { return line.to_vec() };
+    (terminal::escaped(text).replace('\n', "\\n") + "\n").into_bytes()
 }
 
 /// Waits for the last lines when it is dropped.

@@ -10,7 +10,7 @@ use console::Style;
 use textwrap::WrapAlgorithm;
 use textwrap::core::display_width;
 
-use super::output::clean;
+use super::terminal::clean;
 use crate::analysis::{
     document::{Block, Column, Detail, Document, Item, Marker, ScoreTable, Tone},
     memo::Memo,

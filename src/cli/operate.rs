@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::{
     client::Connection,
-    output::{clean, colours, dollars, print_json, text},
     serve,
+    terminal::{clean, colours, dollars, print_json, text},
 };
 
 #[derive(clap::Args, Debug)]

@@ -6,9 +6,8 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::{
-    memo,
-    output::{clean, colours, print_json, text, width},
-    progress,
+    memo, progress,
+    terminal::{clean, colours, print_json, text, width},
 };
 use crate::analysis::{markdown::markdown, memo::Memo};
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     client::{Client, PATIENCE, RETRY_PAUSE},
-    output::{self, clean},
+    terminal::{self, clean},
 };
 
 /// Steps of the bar, enough to move smoothly.
@@ -17,7 +17,7 @@ const USUAL: Duration = Duration::from_secs(20);
 
 /// Waits for the end of a job, also while the service restarts. Returns the ended job.
 pub(super) async fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
-    let bar = output::bar(STEPS, "{elapsed:>4}  {msg}")?;
+    let bar = terminal::bar(STEPS, "{elapsed:>4}  {msg}")?;
     let mut away_since = None;
     loop {
         // A short wait, so that the bar moves.

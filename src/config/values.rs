@@ -1,7 +1,7 @@
 //! Settings that are more than a number or a word, and how their text is read: amounts with their units, separated by
 //! commas (`25 USD, 2000000 tokens`), prices, where JWTs come from, log levels.
 
-use std::{net::IpAddr, num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{fmt, net::IpAddr, num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::Targets;
@@ -105,6 +105,37 @@ pub fn network(text: &str) -> Result<Network, &'static str> {
         Some(Network { address, prefix })
     };
     read().ok_or("must be IP addresses or networks, separated by commas, for example 10.0.0.0/8,192.168.1.7,fd00::/8")
+}
+
+/// Scheme and host of web pages, as browsers send them in `Origin`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Origin {
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https://")
+    }
+
+    /// Host and port, as browsers send them in `Host`.
+    pub fn host(&self) -> &str {
+        self.0.split_once("://").map_or("", |(_, host)| host)
+    }
+}
+
+pub fn origin(text: &str) -> Result<Origin, String> {
+    let text = text.trim().trim_end_matches('/');
+    let url = reqwest::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    // The same without a path, a user or characters that a browser writes in another way.
+    let origin = url.map(|url| url.origin().ascii_serialization()).filter(|origin| origin.eq_ignore_ascii_case(text));
+    origin
+        .map(Origin)
+        .ok_or_else(|| format!("{text:?} is not an origin. Use scheme and host only, for example https://ceo.example"))
 }
 
 /// A filter of log events in the syntax of `tracing_subscriber::filter::Targets`.

@@ -94,6 +94,35 @@ pub(super) async fn retry(
     pages.change(&reader, id, "retry", &mark).await
 }
 
+/// `POST /jobs/{id}/resend-webhook`
+pub(super) async fn resend_webhook(
+    State(pages): State<Arc<Pages>>,
+    reader: Reader,
+    Path(id): Path<Uuid>,
+    Form(Mark { mark }): Form<Mark>,
+) -> Page {
+    pages.change(&reader, id, "resend-webhook", &mark).await
+}
+
+/// `POST /jobs/{id}/delete`
+pub(super) async fn delete(
+    State(pages): State<Arc<Pages>>,
+    reader: Reader,
+    Path(id): Path<Uuid>,
+    Form(Mark { mark }): Form<Mark>,
+) -> Page {
+    if reader.session.is_some() {
+        pages.check_mark(&reader, &mark)?;
+    }
+    let path = format!("/api/v1/jobs/{id}");
+    let answer = pages.api.ask(&reader.caller, Method::DELETE, &path, HeaderMap::new(), None).await;
+    if answer.status == StatusCode::CONFLICT {
+        return Ok(Redirect::to(&format!("/jobs/{id}")).into_response());
+    }
+    pages.done(&reader, answer)?;
+    Ok(pages.message(&reader, StatusCode::OK, "deleted_title", "deleted_do"))
+}
+
 impl Pages {
     async fn job(&self, reader: &Reader, id: &str) -> Result<Value, Instead> {
         let Ok(id) = Uuid::from_str(id) else {

@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     extract::{FromRequestParts, Request, State},
-    http::{HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{Html, IntoResponse, Redirect, Response},
 };
@@ -143,6 +143,16 @@ impl Pages {
             None => Err(sign_in_first("/admin").into()),
         }
     }
+}
+
+/// An address without a page: browsers get a page that says so, programs the API's answer.
+pub(super) async fn not_found(State(pages): State<Arc<Pages>>, reader: Reader, request: Request) -> Response {
+    let accept = request.headers().get_all(header::ACCEPT).iter();
+    if accept.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html")) {
+        return pages.message(&reader, StatusCode::NOT_FOUND, "no_page_title", "no_page_do");
+    }
+    let method = request.method().clone();
+    pages.api.send(&reader.caller, method, &reader.here, HeaderMap::new(), None).await
 }
 
 /// What every template gets besides what its page shows.

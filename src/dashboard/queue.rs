@@ -9,40 +9,49 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use minijinja::{context, value::Serde};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json as object};
+use strum::VariantNames;
 
 use super::{
+    filter::{Pairs, chips, conditions, encode, given, json},
     history::{Charts, Range},
     pages::{Mark, Page, Pages, sign_in_first},
     reader::Reader,
 };
+use crate::job::FailureCode;
 
 /// Jobs on a page: two screens.
 const JOBS: usize = 30;
 
-/// Audit entries on a page.
-const ENTRIES: usize = 50;
+/// The actions on many jobs, and the statuses of the jobs that each applies to.
+const ACTIONS: [(&str, &[&str]); 3] = [
+    ("cancel", &["queued", "scheduled", "running"]),
+    ("retry", &["failed", "cancelled"]),
+    ("delete", &["succeeded", "failed", "cancelled"]),
+];
 
-/// Conditions that a filter of the API takes once, and those that it takes as lists.
-const SINGLE: [&str; 5] = ["text", "model", "caller", "created_from", "created_before"];
-const LISTS: [&str; 3] = ["status", "priority", "code"];
-
-/// The pairs of an address.
-type Pairs = Vec<(String, String)>;
+/// The button of an action on all jobs of the filter.
+#[derive(Serialize)]
+struct Button {
+    action: &'static str,
+    statuses: &'static [&'static str],
+    /// How many jobs; none if counting takes too long.
+    count: Option<u64>,
+}
 
 /// `GET /admin`
 pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Response {
     if reader.session.is_none() {
         return sign_in_first(&reader.here);
     }
-    // What a form leaves empty is no condition.
-    let pairs: Pairs = pairs.into_iter().filter(|(_, value)| !value.trim().is_empty()).collect();
+    let pairs = given(pairs);
     // How far back the charts go does not concern the list.
     let (ranges, listed): (Pairs, Pairs) = pairs.iter().cloned().partition(|(name, _)| name == "range");
     let range: Range = ranges.last().and_then(|(_, name)| name.parse().ok()).unwrap_or_default();
     let conditions = conditions(&pairs);
-    let listing = format!("/api/v1/admin/jobs?{}", encode(listed.iter().cloned().chain([limit(JOBS)])));
+    let counted = ("count".to_owned(), "true".to_owned());
+    let listing = format!("/api/v1/admin/jobs?{}", encode(listed.iter().cloned().chain([limit(JOBS), counted])));
     let history = format!("/api/v1/admin/history?resolution={}", range.resolution());
     let running = format!("/api/v1/admin/jobs?{}", encode([("status".into(), "running".into()), limit(JOBS)]));
     let (list, running, stats, usage, hour, history) = tokio::join!(
@@ -75,7 +84,11 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(
         stats => stats.ok().ok().map(Serde),
         usage => usage.ok().ok().map(Serde),
         problem,
-        given => Serde(pairs.iter().cloned().collect::<BTreeMap<String, String>>()),
+        given => Serde(values(&pairs)),
+        codes => Serde(FailureCode::VARIANTS),
+        chips => Serde(chips(&pairs)),
+        buttons => Serde(buttons(&list.body["matched"])),
+        page_size => JOBS,
         filter => encode(conditions.iter().cloned()),
         next => address(&list.body["next_cursor"]),
         previous => address(&list.body["prev_cursor"]),
@@ -84,33 +97,42 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(
     pages.render(&reader, StatusCode::OK, "queue.html", shown)
 }
 
-/// What to do to all jobs of a filter.
-#[derive(Deserialize)]
-pub(super) struct Bulk {
-    mark: String,
-    action: String,
-    /// Conditions, as in the address.
-    #[serde(default)]
-    filter: String,
-    /// Do it, and not just tell what would be done.
-    #[serde(default)]
-    confirmed: bool,
-    /// Where the step before left off.
-    #[serde(default)]
-    cursor: String,
+/// The values of each parameter.
+fn values(pairs: &Pairs) -> BTreeMap<&str, Vec<&str>> {
+    let mut values = BTreeMap::<&str, Vec<&str>>::new();
+    for (name, value) in pairs {
+        values.entry(name).or_default().push(value);
+    }
+    values
 }
 
-/// `POST /admin/actions`
-pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(bulk): Form<Bulk>) -> Page {
-    pages.check_mark(&reader, &bulk.mark)?;
-    let pairs: Pairs = form_urlencoded::parse(bulk.filter.as_bytes()).into_owned().collect();
-    let mut body = json!({ "action": bulk.action, "filter": filter(&pairs), "dry_run": !bulk.confirmed });
-    if !bulk.cursor.is_empty() {
-        body["cursor"] = Value::from(bulk.cursor);
+fn buttons(matched: &Value) -> Vec<Button> {
+    let button = |(action, statuses): (&'static str, &'static [&'static str])| {
+        let counts: Option<Vec<u64>> = statuses.iter().map(|status| matched[*status].as_u64()).collect();
+        Button { action, statuses, count: counts.map(|counts| counts.iter().sum()) }
+    };
+    ACTIONS.map(button).into()
+}
+
+/// `POST /admin/actions`: a dry run or, once confirmed, the action, on the selected jobs or, without any, on all of the
+/// filter.
+pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(form): Form<Pairs>) -> Page {
+    let field = |name: &str| form.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value.as_str());
+    pages.check_mark(&reader, field("mark"))?;
+    let selected: Pairs = form.iter().filter(|(name, _)| name == "ids").cloned().collect();
+    let filter = if selected.is_empty() {
+        form_urlencoded::parse(field("filter").as_bytes()).into_owned().collect()
+    } else {
+        selected
+    };
+    let action = field("action");
+    let mut body = object!({ "action": action, "filter": json(&filter), "dry_run": field("confirmed") != "true" });
+    if !field("cursor").is_empty() {
+        body["cursor"] = Value::from(field("cursor"));
     }
     let answer = pages.api.post(&reader.caller, "/api/v1/admin/jobs/actions", Some(&body)).await;
-    let report = Serde(pages.done(&reader, answer)?);
-    let shown = context! { report, action => bulk.action, filter => bulk.filter, conditions => Serde(pairs) };
+    let (report, conditions) = (Serde(pages.done(&reader, answer)?), Serde(filter.clone()));
+    let shown = context! { report, action, filter => encode(filter), conditions };
     Ok(pages.render(&reader, StatusCode::OK, "bulk.html", shown))
 }
 
@@ -170,56 +192,6 @@ pub(super) async fn set_limits(
     Ok(Redirect::to("/admin/limits?saved=1").into_response())
 }
 
-/// `GET /admin/audit`
-pub(super) async fn audit(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Page {
-    let cursor = pairs.into_iter().filter(|(name, _)| name == "cursor");
-    let path = format!("/api/v1/admin/audit?{}", encode(cursor.chain([limit(ENTRIES)])));
-    pages.answer_page(&reader, &path, "audit.html", false).await
-}
-
 fn limit(limit: usize) -> (String, String) {
     ("limit".to_owned(), limit.to_string())
-}
-
-fn encode(pairs: impl IntoIterator<Item = (String, String)>) -> String {
-    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
-}
-
-/// The pairs that say which jobs are meant, without those that say which page of them.
-fn conditions(pairs: &Pairs) -> Pairs {
-    let is_condition = |name: &str| SINGLE.contains(&name) || LISTS.contains(&name) || name == "metadata";
-    pairs.iter().filter(|(name, _)| is_condition(name)).cloned().collect()
-}
-
-/// The same as the API takes it in a body.
-fn filter(pairs: &Pairs) -> Value {
-    let mut filter = Map::new();
-    for (name, value) in pairs {
-        if LISTS.contains(&name.as_str()) {
-            if let Some(list) = filter.entry(name).or_insert_with(|| json!([])).as_array_mut() {
-                list.push(Value::from(value.as_str()));
-            }
-        } else if let ("metadata", Some((key, label))) = (name.as_str(), value.split_once('=')) {
-            filter.entry(name).or_insert_with(|| json!({}))[key] = Value::from(label);
-        } else {
-            filter.insert(name.clone(), Value::from(value.as_str()));
-        }
-    }
-    Value::from(filter)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_becomes_the_filter_that_means_the_same() {
-        let query = "status=failed&status=cancelled&text=a%26b&metadata=team%3Dops&order=oldest&cursor=x";
-        let pairs: Pairs = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-        let meant = conditions(&pairs);
-        assert_eq!(encode(meant.clone()), "status=failed&status=cancelled&text=a%26b&metadata=team%3Dops");
-        let expected = json!({"status": ["failed", "cancelled"], "text": "a&b", "metadata": {"team": "ops"}});
-        assert_eq!(filter(&meant), expected);
-        assert_eq!(filter(&Pairs::new()), json!({}), "which means all");
-    }
 }

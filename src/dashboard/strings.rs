@@ -82,11 +82,11 @@ mod tests {
     use crate::{
         analysis::labels::Labels,
         job::{AttemptOutcome, FailureCode, JobStatus},
-        queue::WaitingFor,
+        queue::{WaitingFor, audit},
     };
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.
-    const FAMILIES: [&str; 17] = [
+    const FAMILIES: [&str; 22] = [
         "status_",
         "code_",
         "wait_",
@@ -104,6 +104,11 @@ mod tests {
         "chart_",
         "scope_",
         "series_",
+        "delivery_",
+        "filter_",
+        "audit_do_",
+        "deleted_",
+        "no_page_",
     ];
 
     fn word(value: impl serde::Serialize) -> String {
@@ -163,7 +168,8 @@ mod tests {
             AttemptOutcome::OutcomeUnknown,
         ]
         .map(|outcome| format!("outcome_{outcome}"));
-        for key in statuses.chain(codes).chain(waits).chain(outcomes) {
+        let actions = audit::ACTIONS.into_iter().map(|action| format!("audit_do_{action}"));
+        for key in statuses.chain(codes).chain(waits).chain(outcomes).chain(actions) {
             assert!(all.contains_key(&key), "{key} has no text");
         }
     }

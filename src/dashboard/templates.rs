@@ -10,7 +10,7 @@ use super::schema;
 use crate::{analysis::labels::Labels, clock::Timestamp};
 
 /// The templates, by name. All end in `.html`, for which they are escaped.
-pub(super) const TEMPLATES: [(&str, &str); 14] = [
+pub(super) const TEMPLATES: [(&str, &str); 15] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("ask.html", include_str!("templates/ask.html")),
@@ -23,6 +23,7 @@ pub(super) const TEMPLATES: [(&str, &str); 14] = [
     ("audit.html", include_str!("templates/audit.html")),
     ("history.html", include_str!("templates/history.html")),
     ("keys.html", include_str!("templates/keys.html")),
+    ("webhooks.html", include_str!("templates/webhooks.html")),
     ("docs.html", include_str!("templates/docs.html")),
     ("message.html", include_str!("templates/message.html")),
 ];

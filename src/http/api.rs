@@ -19,13 +19,14 @@ use crate::{
     agent::models::Models,
     auth::Auth,
     clock::Timestamp,
-    config::values::Network,
+    config::values::{Network, Origin},
     digest::Lane,
     job::{Job, JobRecord, callback::Callbacks, caller::Caller},
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
     queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
+    webhook::Webhooks,
 };
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -52,9 +53,13 @@ pub struct Api {
     /// Proxies whose X-Forwarded-For is believed.
     pub trusted_proxies: Arc<[Network]>,
     /// Origins whose web pages may call the API from a browser.
-    pub cors_origins: Vec<HeaderValue>,
+    pub cors_origins: Vec<Origin>,
+    /// The address by which browsers reach the service, if it is set.
+    pub public_url: Option<Origin>,
     /// Which callback URLs are accepted.
     pub callbacks: Callbacks,
+    /// Sends test messages, and has the secrets that sign webhooks.
+    pub webhooks: Webhooks,
     /// Most characters in a query.
     pub max_query_length: usize,
 }

@@ -25,16 +25,20 @@ use super::{
         UNAUTHORIZED, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
     },
 };
-use crate::{auth::Scope, webhook::Message};
+use crate::{
+    auth::Scope,
+    webhook::message::{Message, TestMessage},
+};
 
 /// The name of the security scheme `Authorization: Bearer`.
 const BEARER: &str = "bearer";
 
 /// Operations that submissions are counted by.
-const SUBMITTING: [&str; 3] = ["analyze", "analyze_batch", "retry_job"];
+const SUBMITTING: [&str; 5] = ["analyze", "analyze_batch", "resend_webhook", "retry_job", "test_webhook"];
 
 /// Operations that answer page by page.
-const LISTING: [&str; 4] = ["export_jobs", "list_audit", "list_jobs", "list_own_jobs"];
+const LISTING: [&str; 6] =
+    ["export_jobs", "list_audit", "list_failing_webhooks", "list_jobs", "list_own_failing_webhooks", "list_own_jobs"];
 
 /// The document before its routes.
 #[derive(OpenApi)]
@@ -54,7 +58,7 @@ const LISTING: [&str; 4] = ["export_jobs", "list_audit", "list_jobs", "list_own_
         (name = "service", description = "Health and metrics, for monitoring"),
         (name = "webhooks", description = "Requests that the service sends")
     ),
-    components(schemas(ProblemBody<'static>, Label, Message<'static>)),
+    components(schemas(ProblemBody<'static>, Label, Message<'static>, TestMessage<'static>)),
     modifiers(&Finish)
 )]
 pub(super) struct Document;
@@ -175,7 +179,8 @@ impl Route {
         let scope = match path.strip_prefix("/api/v1/") {
             None => None,
             Some(rest) if rest.starts_with("admin/") => Some(Scope::Admin),
-            Some(_) if looks => Some(Scope::Read),
+            // Whoever has the secret can forge messages to the caller's receivers.
+            Some(rest) if looks && rest != "webhooks/secret" => Some(Scope::Read),
             Some(_) => Some(Scope::Analyze),
         };
         let body = operation.request_body.as_ref().and_then(|body| match body {

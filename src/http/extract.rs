@@ -97,13 +97,46 @@ impl FromRequestParts<Arc<Api>> for Named {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Named, Problem> {
         let caller = authenticate(parts, api, Scope::Read)?;
-        let anonymous = || {
-            let detail = "without an API key the service does not know which jobs are yours; send your key, or use GET \
-                          /api/v1/admin/jobs with the admin token";
-            Problem::new(UNAUTHORIZED, detail)
-        };
-        caller.name.map(Named).ok_or_else(anonymous)
+        caller.name.map(Named).ok_or_else(|| nameless(parts))
     }
+}
+
+/// The answer to a caller without a name on a route that shows what belongs to the caller.
+fn nameless(parts: &Parts) -> Problem {
+    let path = parts.uri.path().replacen("/api/v1/", "/api/v1/admin/", 1);
+    let detail = format!(
+        "without an API key the service does not know what is yours; send your key, or use {} {path} with the admin token",
+        parts.method
+    );
+    Problem::new(UNAUTHORIZED, detail)
+}
+
+/// A caller who may see and replace the secret of their webhooks.
+pub(super) struct SecretOwner {
+    /// The name that their jobs have; `None` for an operator of an open service.
+    pub(super) name: Option<String>,
+    /// The operator's name for the audit log, if the caller is an operator.
+    pub(super) operator: Option<String>,
+}
+
+impl FromRequestParts<Arc<Api>> for SecretOwner {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<SecretOwner, Problem> {
+        let caller = authenticate(parts, api, Scope::Analyze)?;
+        let operator = (caller.scope == Scope::Admin).then(|| caller.actor().to_owned());
+        let name = job_name(caller, api);
+        if name.is_none() && operator.is_none() {
+            return Err(nameless(parts));
+        }
+        Ok(SecretOwner { name, operator })
+    }
+}
+
+/// The name that the jobs of a caller have. In an open service most callers have no name, so a job that an operator submits
+/// is everybody's too.
+fn job_name(caller: Caller, api: &Api) -> Option<String> {
+    caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open())
 }
 
 /// A caller who may submit jobs.
@@ -120,9 +153,7 @@ impl FromRequestParts<Arc<Api>> for Submitter {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Submitter, Problem> {
         let caller = authenticate(parts, api, Scope::Analyze)?;
         let by = digest(&caller, address(parts, api));
-        // In an open service most callers have no name, so a job that an operator submits is everybody's too.
-        let name = caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open());
-        Ok(Submitter { name, by })
+        Ok(Submitter { name: job_name(caller, api), by })
     }
 }
 

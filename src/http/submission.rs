@@ -17,7 +17,7 @@ use super::{
 use crate::{
     agent::models::Models,
     clock::Timestamp,
-    job::{Depth, JobRequest, Priority, callback::Callbacks},
+    job::{Depth, JobRequest, Priority, callback::Callbacks, delivery::CallbackEvent},
     prompts::Prompts,
     queue::Submission,
 };
@@ -127,10 +127,13 @@ pub(super) struct Body {
     /// `brief`, `full` or `auto` (default). `auto` means `full`, or `brief` if the client waits and a full memo would not be
     /// ready in time.
     depth: Option<Depth>,
-    /// Send a signed webhook (Standard Webhooks) to this URL when the job ends. An https URL with a public address. The
-    /// service needs a WEBHOOK_SECRET.
+    /// Send a signed webhook (Standard Webhooks) to this URL when the job ends. An https URL with a public address.
     #[schema(max_length = 2_048, example = "https://example.com/hook")]
     callback_url: Option<String>,
+    /// The events that the webhook is sent for. Default: `job.succeeded`, `job.failed` and `job.cancelled`. A memo that asks
+    /// for more information is sent as `job.needs_information` if that is in the list, else as `job.succeeded`.
+    #[schema(min_items = 1, max_items = 4)]
+    callback_events: Option<Vec<CallbackEvent>>,
     /// A prompt version from `GET /api/v1/admin/prompts`. Default: the newest version.
     prompt_version: Option<String>,
     /// Your own labels: up to 16, keys up to 64 characters, values up to 512.
@@ -237,6 +240,9 @@ fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, indexes: impl Iterator
     if let Some(why) = body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()) {
         wrong("callback_url", why);
     }
+    if let Some(message) = body.callback_events.as_deref().and_then(|events| wrong_events(events, body)) {
+        wrong("callback_events", message);
+    }
     if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| bounds.prompts.check(version)) {
         wrong("prompt_version", error.to_string());
     }
@@ -263,6 +269,16 @@ fn check_metadata<'a>(
     }
 }
 
+fn wrong_events(events: &[CallbackEvent], body: &Body) -> Option<String> {
+    let repeated = (1..).zip(events).find_map(|(next, event)| events.get(next..)?.contains(event).then_some(event));
+    match (events, repeated) {
+        ([], _) => Some("must not be empty; leave it out for every end of the job".to_owned()),
+        (_, Some(event)) => Some(format!("must not have {event} twice")),
+        (_, None) if body.callback_url.is_none() => Some("needs a callback_url to send them to".to_owned()),
+        (_, None) => None,
+    }
+}
+
 fn submission(body: Body) -> Submission {
     Submission {
         request: JobRequest {
@@ -272,7 +288,7 @@ fn submission(body: Body) -> Submission {
             model: body.model,
             depth: body.depth.unwrap_or_default(),
             callback_url: body.callback_url,
-            callback_events: Vec::new(),
+            callback_events: body.callback_events.unwrap_or_default(),
             prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
             caller: None,
@@ -413,6 +429,26 @@ mod tests {
     fn no_option_may_be_given_twice() {
         let errors = wrong_text(&json!({"query": "q", "options": ["Buy", "build", " buy ", "Lease"]}).to_string());
         assert_eq!(errors, [FieldError::new("options[2]", "must not be the same as options[0]")]);
+    }
+
+    #[test]
+    fn callback_events_are_known_ones_each_once_and_have_a_url() {
+        let of =
+            |events: Value| json!({"query": "q", "callback_url": "https://example.com/", "callback_events": events});
+        assert!(wrong(&of(json!(["job.failed", "job.needs_information"]))).is_empty());
+        assert!(wrong(&of(json!(null))).is_empty());
+        for (body, message) in [
+            (of(json!([])), "must not be empty"),
+            (of(json!(["job.failed", "job.cancelled", "job.failed"])), "must not have job.failed twice"),
+            (json!({"query": "q", "callback_events": ["job.failed"]}), "needs a callback_url"),
+        ] {
+            let errors = wrong_text(&body.to_string());
+            assert!(errors[0].field == "callback_events" && errors[0].message.starts_with(message), "{errors:?}");
+        }
+        let errors = wrong_text(&of(json!(["job.done"])).to_string());
+        let message =
+            "must be one of job.succeeded, job.needs_information, job.failed, job.cancelled, not \"job.done\"";
+        assert_eq!(errors, [FieldError::new("callback_events[0]", message)]);
     }
 
     #[test]

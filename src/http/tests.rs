@@ -27,6 +27,8 @@ use crate::{
     prompts::Prompts,
     queue::{Policy, Queue},
     store::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit},
+    webhook::Webhooks,
+    webhook::{Webhooks, secrets::Secrets},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -179,13 +181,16 @@ fn api(closing: &CancellationToken) -> Api {
 fn api_over(store: Broken, closing: &CancellationToken) -> Api {
     let (metrics, least) = (Metrics::new(), Some(NonZeroU32::MIN));
     let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
+    let secrets = Secrets::derived(&"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(), queue.clone()).unwrap();
     Api {
+        webhooks: Webhooks::new(queue.clone(), secrets, Callbacks::default(), None, metrics.clone()).unwrap(),
         auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
         memory: MemoryBudget::new(64 << 20),
         refusals: observe::RefusalLog::default(),
         failures: Failures::default(),
         trusted_proxies: Arc::default(),
         cors_origins: Vec::new(),
+        public_url: None,
         models: Models::new("m".to_owned(), Vec::new(), Vec::new()),
         notes: Arc::new(Vec::new),
         queue,
@@ -383,13 +388,21 @@ fn the_document_has_every_route_and_no_dangling_reference() {
             "/api/v1/admin/queue/resume",
             "/api/v1/admin/stats",
             "/api/v1/admin/usage",
+            "/api/v1/admin/webhooks/failing",
+            "/api/v1/admin/webhooks/secret",
+            "/api/v1/admin/webhooks/secret/rotate",
             "/api/v1/analyze",
             "/api/v1/analyze/batch",
             "/api/v1/jobs",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/events",
+            "/api/v1/jobs/{id}/resend-webhook",
             "/api/v1/jobs/{id}/retry",
+            "/api/v1/webhooks/failing",
+            "/api/v1/webhooks/secret",
+            "/api/v1/webhooks/secret/rotate",
+            "/api/v1/webhooks/test",
             "/health",
             "/health/ready",
             "/metrics"

@@ -22,7 +22,7 @@ use crate::{
     job::{
         AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState,
         JobStatus, Priority, TokenUsage,
-        delivery::{Delivery, DeliveryState, DeliveryTry},
+        delivery::{CallbackEvent, Delivery, DeliveryState, DeliveryTry},
     },
     ledger::dollars,
     queue::Outlook,
@@ -118,6 +118,9 @@ pub(super) struct JobView<'a> {
     /// Where the webhook is sent when the job ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     callback_url: Option<&'a str>,
+    /// The events that it is sent for, as submitted. Absent for every end of the job.
+    #[serde(skip_serializing_if = "<[CallbackEvent]>::is_empty")]
+    callback_events: &'a [CallbackEvent],
     /// State of that webhook.
     #[serde(skip_serializing_if = "Option::is_none")]
     delivery: Option<DeliveryView<'a>>,
@@ -290,6 +293,9 @@ pub(super) struct Links {
     /// POST to retry the job. Present if it has failed or was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry: Option<String>,
+    /// POST to send the webhook again. Present if the job has ended and has a `callback_url`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resend_webhook: Option<String>,
 }
 
 impl<'a> JobView<'a> {
@@ -320,6 +326,7 @@ impl<'a> JobView<'a> {
             metadata: &request.metadata,
             caller: request.caller.as_deref(),
             callback_url: request.callback_url.as_deref(),
+            callback_events: &request.callback_events,
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt, include.raw_answer)).collect(),
@@ -336,7 +343,7 @@ impl<'a> JobView<'a> {
             usage: usage(attempts),
             cost_usd: cost(attempts).map(dollars),
             error: record.error(),
-            links: links(job),
+            links: Links { resend_webhook: resend_link(job, request.callback_url.as_deref()), ..links(job) },
         }
     }
 
@@ -457,7 +464,18 @@ pub(super) fn links(job: &Job) -> Links {
         JobState::Succeeded => (None, None),
         JobState::Failed { .. } | JobState::Cancelled => (None, link("retry")),
     };
-    Links { events: format!("{this}/events"), page: format!("/jobs/{}", job.id), this, cancel, retry }
+    Links {
+        events: format!("{this}/events"),
+        page: format!("/jobs/{}", job.id),
+        this,
+        cancel,
+        retry,
+        resend_webhook: None,
+    }
+}
+
+fn resend_link(job: &Job, callback_url: Option<&str>) -> Option<String> {
+    callback_url.filter(|_| job.state.is_final()).map(|_| format!("{}/resend-webhook", path(job.id)))
 }
 
 fn json(body: Vec<u8>) -> impl IntoResponse {

@@ -3,120 +3,82 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The share of a limit that is used: clocks and networks are not exact, and a call turned away costs more than one
-/// that comes a little later.
+/// The share of a limit that is used: clocks and networks are not exact, and a refused call costs more than a later one.
 const SHARE: f64 = 0.98;
 
-/// A bucket of so many units a minute.
+/// So many units a minute.
 #[derive(Debug)]
-pub(super) struct Bucket(Mutex<State>);
-
-#[derive(Debug)]
-struct State {
-    /// The operator's cap, if there is one.
+pub(super) struct Bucket {
+    /// The operator's.
     cap: Option<NonZeroU32>,
-    /// What counts until the upstream has told its limit.
+    /// In force until the upstream names its limit.
     start: NonZeroU32,
-    /// As the upstream told it, if it did.
-    told: Option<NonZeroU32>,
-    /// When the call began whose answer told it.
-    told_at: Option<Instant>,
-    /// What may be used at once.
+    /// The upstream's limit, and when the call began whose answer named it.
+    named: Option<(NonZeroU32, Instant)>,
+    /// As much can be used at once as refills in this time.
     burst: Duration,
     limiter: DefaultDirectRateLimiter,
     clock: DefaultClock,
-    /// Units that were reserved and not used, or, below zero, used and not reserved.
+    /// Units that were reserved and not used; below zero, used and not reserved.
     balance: i64,
 }
 
 impl Bucket {
-    /// As many units a minute as the upstream tells and `cap` allows, `start` of them until it does; as many can be used
-    /// at once as refill in `burst`.
     pub(super) fn new(cap: Option<NonZeroU32>, start: NonZeroU32, burst: Duration) -> Bucket {
-        let per_minute = cap.unwrap_or(start);
-        Bucket(Mutex::new(State {
-            cap,
-            start,
-            told: None,
-            told_at: None,
-            burst,
-            limiter: limiter(per_minute, burst),
-            clock: DefaultClock::default(),
-            balance: 0,
-        }))
+        let limiter = limiter(cap.unwrap_or(start), burst);
+        Bucket { cap, start, named: None, burst, limiter, clock: DefaultClock::default(), balance: 0 }
     }
 
-    /// Takes `units` at once, or tells how long to wait for them.
-    pub(super) fn take(&self, units: u32) -> Result<(), Duration> {
-        let mut state = self.0.lock();
-        while state.balance < 0 {
-            let debt = u32::try_from(-state.balance).unwrap_or(u32::MAX).min(state.capacity());
-            state.draw(debt)?;
-            state.balance += i64::from(debt);
+    /// Takes `units` at once, or returns how long to wait for them.
+    pub(super) fn take(&mut self, units: u32) -> Result<(), Duration> {
+        while self.balance < 0 {
+            let debt = u32::try_from(-self.balance).unwrap_or(u32::MAX).min(self.capacity());
+            self.draw(debt)?;
+            self.balance += i64::from(debt);
         }
-        let Ok(needed @ 1..) = u32::try_from(i64::from(units) - state.balance) else {
-            state.balance -= i64::from(units);
+        let Ok(needed @ 1..) = u32::try_from(i64::from(units) - self.balance) else {
+            self.balance -= i64::from(units);
             return Ok(());
         };
-        // What is more than the bucket ever holds is owed.
-        let now = needed.min(state.capacity());
-        state.draw(now)?;
-        state.balance = -i64::from(needed - now);
+        // More than the bucket ever holds is owed.
+        let now = needed.min(self.capacity());
+        self.draw(now)?;
+        self.balance = -i64::from(needed - now);
         Ok(())
     }
 
-    /// Gives back what was taken and not used, or owes what was used and not taken.
-    pub(super) fn settle(&self, taken: u32, used: u32) {
-        let mut state = self.0.lock();
-        // Credit is bounded as the bucket is: what was long unused can't be used at once later.
-        let most = i64::from(state.capacity());
-        state.balance = (state.balance + i64::from(taken) - i64::from(used)).min(most);
+    /// Returns what was taken and not used, or owes what was used and not taken.
+    pub(super) fn settle(&mut self, taken: u32, used: u32) {
+        // Credit is bounded like the bucket: what was unused for long can't be used at once later.
+        let most = i64::from(self.capacity());
+        self.balance = (self.balance + i64::from(taken) - i64::from(used)).min(most);
     }
 
-    /// Changes the cap.
-    pub(super) fn set(&self, cap: Option<NonZeroU32>) {
-        let mut state = self.0.lock();
-        state.cap = cap;
-        state.apply();
+    pub(super) fn set(&mut self, cap: Option<NonZeroU32>) {
+        self.cap = cap;
+        self.apply();
     }
 
-    /// Takes note of the limit that the upstream tells, which counts where it is lower than the cap. It told it to a
-    /// call that began at `called_at`; what it told a later call is newer, whichever was answered first.
-    pub(super) fn learn(&self, per_minute: NonZeroU32, called_at: Instant) {
-        let mut state = self.0.lock();
-        if state.told_at.is_some_and(|told_at| told_at > called_at) {
+    /// Records the upstream's limit. A call that began later knows better, whichever was answered first.
+    pub(super) fn learn(&mut self, per_minute: NonZeroU32, called_at: Instant) {
+        if self.named.is_some_and(|(_, named_at)| named_at > called_at) {
             return;
         }
-        state.told_at = Some(called_at);
-        if state.told != Some(per_minute) {
-            let before = state.per_minute();
-            state.told = Some(per_minute);
-            if state.per_minute() != before {
-                state.apply();
-            }
+        let before = self.per_minute();
+        self.named = Some((per_minute, called_at));
+        if self.per_minute() != before {
+            self.apply();
         }
     }
 
-    /// Units a minute that count: the operator's cap, or the upstream's limit if that is less.
+    /// The operator's cap, or the upstream's limit if that is lower.
     pub(super) fn per_minute(&self) -> NonZeroU32 {
-        self.0.lock().per_minute()
-    }
-
-    /// The operator's cap.
-    #[cfg(test)]
-    pub(super) fn cap(&self) -> Option<NonZeroU32> {
-        self.0.lock().cap
-    }
-}
-
-impl State {
-    fn per_minute(&self) -> NonZeroU32 {
-        match (self.cap, self.told) {
-            (Some(cap), Some(told)) => cap.min(told),
-            (limit, None) | (None, limit) => limit.unwrap_or(self.start),
+        match (self.cap, self.named) {
+            (Some(cap), Some((named, _))) => cap.min(named),
+            (None, Some((named, _))) => named,
+            (cap, None) => cap.unwrap_or(self.start),
         }
     }
 
@@ -124,7 +86,7 @@ impl State {
         capacity(self.per_minute(), self.burst).get()
     }
 
-    /// Takes `units` of the bucket itself, at most its capacity, or tells how long to wait for them.
+    /// Takes at most the capacity.
     fn draw(&self, units: u32) -> Result<(), Duration> {
         let Some(cells) = NonZeroU32::new(units) else { return Ok(()) };
         match self.limiter.check_n(cells) {
@@ -136,9 +98,8 @@ impl State {
 
     fn apply(&mut self) {
         self.limiter = limiter(self.per_minute(), self.burst);
-        // A new bucket is full, but what the account has left is not known, and calls were made a moment ago.
+        // A new bucket is full, but it is not known what the account has left.
         let _ = self.limiter.check_n(capacity(self.per_minute(), self.burst));
-        // What was owed stays owed.
         self.balance = self.balance.min(0);
     }
 }
@@ -166,24 +127,24 @@ mod tests {
     }
 
     /// How many single units can be taken right now.
-    fn left(bucket: &Bucket) -> usize {
+    fn left(bucket: &mut Bucket) -> usize {
         (0..10_000).take_while(|_| bucket.take(1).is_ok()).count()
     }
 
     #[test]
     fn a_burst_is_what_refills_in_its_time_and_then_the_wait_is_told() {
-        let bucket = bucket(60);
-        assert_eq!(left(&bucket), 1);
+        let mut bucket = bucket(60);
+        assert_eq!(left(&mut bucket), 1);
         let wait = bucket.take(1).unwrap_err();
         assert!(wait > Duration::from_millis(900) && wait <= Duration::from_millis(1_030), "{wait:?}");
     }
 
     #[test]
     fn what_was_not_used_can_be_taken_again_and_what_was_used_besides_is_owed() {
-        let bucket = bucket(60 * 100);
+        let mut bucket = bucket(60 * 100);
         bucket.take(100).unwrap();
         bucket.settle(100, 40);
-        assert!((60..70).contains(&left(&bucket)));
+        assert!((60..70).contains(&left(&mut bucket)));
         bucket.settle(0, 300);
         let wait = bucket.take(1).unwrap_err();
         assert!(
@@ -194,9 +155,9 @@ mod tests {
 
     #[test]
     fn what_is_more_than_the_bucket_holds_is_lent_and_paid_back_before_the_next() {
-        let bucket = bucket(60 * 1_000);
+        let mut bucket = bucket(60 * 1_000);
         bucket.take(1_200).unwrap();
-        assert!(bucket.take(1).is_err() && bucket.0.lock().balance == -200, "no deeper into debt");
+        assert!(bucket.take(1).is_err() && bucket.balance == -200, "no deeper into debt");
         let start = std::time::Instant::now();
         while bucket.take(1).is_err() {
             std::thread::yield_now();
@@ -206,21 +167,21 @@ mod tests {
 
     #[test]
     fn the_lower_of_the_cap_and_what_the_upstream_tells_counts() {
-        let bucket = bucket(60 * 100);
+        let mut bucket = bucket(60 * 100);
         let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
         let now = Instant::now();
         bucket.learn(limit(600), now);
         bucket.learn(limit(1_200), now - Duration::from_secs(1));
-        assert_eq!((bucket.per_minute().get(), bucket.cap(), left(&bucket)), (600, Some(limit(6_000)), 0));
+        assert_eq!((bucket.per_minute().get(), bucket.cap, left(&mut bucket)), (600, Some(limit(6_000)), 0));
         bucket.set(Some(limit(120)));
-        assert_eq!((bucket.per_minute().get(), left(&bucket)), (120, 0), "it fills from nothing");
+        assert_eq!((bucket.per_minute().get(), left(&mut bucket)), (120, 0), "it fills from nothing");
         bucket.learn(limit(60_000), now);
         assert_eq!(bucket.per_minute().get(), 120);
     }
     #[test]
     fn without_a_cap_the_upstreams_limit_counts_and_until_it_is_known_the_start() {
         let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
-        let bucket = Bucket::new(None, limit(1_000), Duration::from_secs(1));
+        let mut bucket = Bucket::new(None, limit(1_000), Duration::from_secs(1));
         assert_eq!(bucket.per_minute(), limit(1_000));
         bucket.learn(limit(5_000), Instant::now());
         assert_eq!(bucket.per_minute(), limit(5_000), "also where it is more");

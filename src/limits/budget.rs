@@ -1,12 +1,11 @@
-//! What may be spent a day, in tokens and money.
+//! The daily budget, in tokens and money.
 //!
-//! Before a call is made, the most that it can need is *reserved*; once its end is in the ledger, the reservation goes.
-//! A call is made only if what was spent, what is reserved and its own need fit together, so the budget holds however
-//! many calls are under way. Reserving what is usual would not keep that promise; the price is that at the end of a day
-//! up to one call's `MAX_TOKENS` are left unused. What is at risk, in calls of unknown end, counts as spent.
+//! The most that a call can need is *reserved* before it is made, until its end is in the ledger. A call is made only if what
+//! was spent, what is reserved and its own need fit together, so the budget holds with any number of calls under way. At the
+//! end of a day up to one call's `MAX_TOKENS` stay unused. What is at risk, in calls of unknown outcome, counts as spent.
 //!
-//! One exception: a call that needs more than a whole day's budget is made when nothing else was spent or is under way,
-//! since its job would otherwise hold the queue for ever.
+//! One exception: a call that needs more than the whole budget is made if nothing else was spent or is under way. Otherwise
+//! its job would block the queue for ever.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -16,30 +15,21 @@ use tracing::{info, warn};
 
 use crate::{
     clock::{Clock, Timestamp},
+    config::values::DailyBudget,
     ledger::{Day, Sums, dollars},
 };
 
-/// From this part of a budget on there is a warning, in per cent.
+/// A warning is logged from this part of a budget on.
 pub const WARN_PERCENT: u64 = 80;
 
-/// A call that needs so many per cent of the usual is large: if it does not fit, it alone is put off. Where a call of about
-/// the usual size does not fit, hardly any other would, so the queue is held.
+/// A call that needs so many per cent of the usual is large. If it does not fit, it alone is put off. If a call of about the
+/// usual size does not fit, hardly any other would, so the queue is put off.
 const LARGE_PERCENT: u64 = 125;
 
-/// For so long a call that was put off is taken to be the next one still. Its job may have been cancelled, and must not
-/// hold up smaller ones for the rest of the day: after this, one more claim finds out.
+/// For so long, a call that was put off counts as the next one. Its job may be cancelled, and must not hold up smaller ones
+/// for the rest of the day.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
-/// A day's budget; `None` is no bound.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Daily {
-    /// Tokens of all kinds.
-    pub tokens: Option<u64>,
-    /// Nano-dollars.
-    pub nanodollars: Option<u64>,
-}
-
-/// What one call needs at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     /// Tokens of all kinds.
@@ -58,18 +48,14 @@ impl Need {
 /// What waits where a call does not fit into what is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PutOff {
-    /// That call alone: smaller ones may fit.
     Call,
-    /// All calls.
     Queue,
 }
 
-/// Tells what was spent on a day, durably.
 pub type Spent = Arc<dyn Fn(Day) -> Sums + Send + Sync>;
 
-/// The budget.
 pub struct Budget {
-    daily: Daily,
+    daily: DailyBudget,
     /// What a call needs at most, as long as nothing is known of it.
     usual: Need,
     clock: Clock,
@@ -79,7 +65,6 @@ pub struct Budget {
 
 #[derive(Default)]
 struct State {
-    /// Of calls under way.
     reserved: Amount,
     /// What the next call needs, where one had to be put off for it, and when that was.
     next: Option<(Need, Instant)>,
@@ -102,7 +87,6 @@ pub(super) struct Reservation {
 /// One bound of the budget, today.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// What may be spent.
     pub limit: u64,
     /// What was spent, and what may have been.
     pub spent: u64,
@@ -110,18 +94,13 @@ pub struct Line {
     pub reserved: u64,
 }
 
-/// The budget as it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Tokens, if they are bounded.
     pub tokens: Option<Line>,
-    /// Nano-dollars, if they are bounded.
     pub nanodollars: Option<Line>,
     /// The next call does not fit into what is left: the queue is held until the day turns.
     pub is_reached: bool,
-    /// When that is.
     pub day_ends_at: Timestamp,
-    /// How long until then.
     pub day_ends_in: Duration,
 }
 
@@ -140,8 +119,7 @@ impl Line {
         u128::from(self.spent) * 100 >= u128::from(self.limit) * u128::from(WARN_PERCENT)
     }
 
-    /// Whether so much more fits, with what is reserved counted or not. A need beyond the whole budget counts as the
-    /// whole.
+    /// A need beyond the whole budget counts as the whole.
     fn fits(&self, need: u64, beside_reserved: bool) -> bool {
         let reserved = if beside_reserved { self.reserved } else { 0 };
         self.spent.saturating_add(reserved).saturating_add(need.min(self.limit)) <= self.limit
@@ -149,12 +127,10 @@ impl Line {
 }
 
 impl Status {
-    /// Both bounds, as far as there are any.
     pub fn lines(&self) -> impl Iterator<Item = Line> {
         self.tokens.into_iter().chain(self.nanodollars)
     }
 
-    /// True from [`WARN_PERCENT`] of a budget on.
     pub fn is_nearly_used(&self) -> bool {
         self.lines().any(|line| line.is_nearly_used())
     }
@@ -165,7 +141,6 @@ impl Status {
     }
 }
 
-/// As for a log line or a problem: `81000 of 100000 tokens`.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tokens = self.tokens.map(|line| format!("{} of {} tokens", line.spent, line.limit));
@@ -176,12 +151,10 @@ impl fmt::Display for Status {
 }
 
 impl Budget {
-    /// A budget of so much a day. `usual` is what a call needs at most, as long as nothing is known of it.
-    pub fn new(daily: Daily, usual: Need, clock: Clock, spent: Spent) -> Budget {
+    pub fn new(daily: DailyBudget, usual: Need, clock: Clock, spent: Spent) -> Budget {
         Budget { daily, usual, clock, spent, state: Mutex::default() }
     }
 
-    /// The budget as it stands.
     pub fn status(&self) -> Status {
         self.status_with(&self.state.lock())
     }
@@ -193,7 +166,7 @@ impl Budget {
         let line = |limit: Option<u64>, spent, reserved| limit.map(|limit| Line { limit, spent, reserved });
         let mut status = Status {
             tokens: line(self.daily.tokens, spent.most_tokens(), state.reserved.tokens),
-            nanodollars: line(self.daily.nanodollars, spent.most_nanodollars(), state.reserved.nanodollars),
+            nanodollars: line(self.daily.cost.map(|cost| cost.0), spent.most_nanodollars(), state.reserved.nanodollars),
             is_reached: false,
             day_ends_at: day.end(),
             day_ends_in: day.end().since(now),
@@ -225,7 +198,6 @@ impl Budget {
         None
     }
 
-    /// What the next call needs at most.
     fn next(&self, state: &State) -> Need {
         let put_off = state.next.filter(|(_, at)| at.elapsed() < PUT_OFF_FOR);
         put_off.map_or(self.usual, |(need, _)| need)
@@ -245,21 +217,14 @@ impl Budget {
     }
 }
 
-impl fmt::Debug for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Budget").field("daily", &self.daily).finish_non_exhaustive()
-    }
-}
-
 impl Reservation {
     /// Whether money is bounded, so that a call must have a price.
     pub(super) fn needs_price(&self) -> bool {
-        self.budget.daily.nanodollars.is_some()
+        self.budget.daily.cost.is_some()
     }
 
-    /// Changes it to what the call needs, now that it is known which one it is.
-    /// Errors: What is put off if there is not enough. Of a call of about the usual size it is the queue: the next reservation will
-    /// be of so much, since that call is still the next one.
+    /// Changes it to the need of the call. If that does not fit, a large call is put off alone. Otherwise the queue is put off,
+    /// and the next reservation will be of this need.
     pub(super) fn adjust(&mut self, need: Need) -> Result<(), PutOff> {
         let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
@@ -311,7 +276,10 @@ impl Amount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Risk, Tokens};
+    use crate::{
+        config::values::Nanodollars,
+        ledger::{Risk, Tokens},
+    };
 
     /// The moment at which these tests begin.
     fn start() -> Timestamp {
@@ -325,7 +293,7 @@ mod tests {
         spent: Arc<Mutex<Sums>>,
     }
 
-    fn desk(daily: Daily, usual: Need) -> Desk {
+    fn desk(daily: DailyBudget, usual: Need) -> Desk {
         let clock = Clock::manual(start());
         let spent = Arc::new(Mutex::new(Sums::default()));
         let read = {
@@ -341,7 +309,7 @@ mod tests {
     }
 
     fn of_tokens(limit: u64, usual: u64) -> Desk {
-        desk(Daily { tokens: Some(limit), nanodollars: None }, tokens(usual))
+        desk(DailyBudget { tokens: Some(limit), cost: None }, tokens(usual))
     }
 
     fn spend(desk: &Desk, tokens: u64) {
@@ -415,7 +383,7 @@ mod tests {
 
     #[test]
     fn money_and_what_is_at_risk_count_too() {
-        let daily = Daily { tokens: Some(1_000_000), nanodollars: Some(100) };
+        let daily = DailyBudget { tokens: Some(1_000_000), cost: Some(Nanodollars(100)) };
         let usual = Need { tokens: 1, nanodollars: Some(10) };
         let desk = desk(daily, usual);
         assert!(desk.budget.reserve().unwrap().needs_price());

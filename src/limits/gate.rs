@@ -1,32 +1,32 @@
-//! The gate: stops all calls while every one of them would fail alike, and finds out when that is over.
+//! The gate: stops calls while all of them would fail alike, and finds out when that is over.
 //!
-//! A failure that concerns every call closes the gate: for a time, as a rate limit does, or until a call is answered, as a
-//! refused key does (*held*). It never rests on one question alone for long:
+//! A failure that concerns every call closes the gate: for a time (a rate limit), or until a call is answered (a refused key).
+//! One question alone never closes it for long:
 //!
 //! ```text
 //!  open ──block, enough different questions met it──▶ closed ──its time is over, or a probe is answered──▶ open
 //!    └──block, too few──▶ only that job is set aside    └──a probe fails──▶ closed, next probe later
 //! ```
 //!
-//! - While it is closed, one call at a time probes. The queue gives the probe another job than the one that closed it, as
-//!   that one is released until after the probe.
-//! - Where one question alone met the failure, the first probe follows after [`FIRST_PROBE`], else after [`HOLD`], or at the
-//!   end of the rate limit. A question that was proved wrong by a probe closes the gate again only together with another.
-//! - What may as well be the fault of one question (a firewall's page, an unknown 400) needs two or three questions at once.
+//! - While it is closed, one call at a time probes. The probe takes another job than the one that closed the gate, because
+//!   that job is released until after the probe.
+//! - If only one question met the failure, the first probe follows after [`FIRST_PROBE`]; else after [`BLOCK_PAUSE`], or at the end of
+//!   the rate limit. A question that a probe disproved closes the gate again only together with another.
+//! - A failure that may be the fault of one question (a firewall's page, an unknown 400) needs two or three questions.
 //!
-//! Pure: the time is passed in. `Limits` owns the gate and wakes those who wait for it.
+//! Pure: the time is passed in.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// Pause between probes where several questions met the failure and only a person can end it.
-pub(super) const HOLD: Duration = Duration::from_secs(30);
+/// Pause between probes if several questions met the failure and only a person can end it.
+pub(super) const BLOCK_PAUSE: Duration = Duration::from_secs(30);
 
-/// Pause before the first probe where one question alone met the failure.
+/// Pause before the first probe if only one question met the failure.
 const FIRST_PROBE: Duration = Duration::from_secs(1);
 
-/// The part of a closing that is added at random, so that callers of one account do not all come back at once.
+/// The random part of a closing, so that callers of one account do not all come back at once.
 const JITTER: f64 = 0.1;
 
 /// Most failures since the last answer that are remembered: more than any block needs.
@@ -52,7 +52,6 @@ pub struct Block<'a> {
     pub opens_after: Option<Duration>,
 }
 
-/// What comes of a [`Block`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ruling {
     /// The gate is closed.
@@ -66,7 +65,6 @@ pub enum Ruling {
     Alone,
 }
 
-/// A closed gate.
 #[derive(Clone, Debug)]
 pub struct Closed {
     /// When it opens by itself; `None`: it is held until a call is answered.
@@ -88,7 +86,6 @@ impl Closed {
     }
 }
 
-/// Whether a call may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Open,
@@ -100,7 +97,6 @@ pub(super) enum Admission {
     Probing,
 }
 
-/// The gate of one model, or of the account.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     closed: Option<Closed>,
@@ -112,7 +108,6 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Whether a call may be made.
     pub(super) fn admit(&mut self, now: Instant) -> Admission {
         let Some(closed) = self.closed(now) else { return Admission::Open };
         let (opens_at, next_probe) = (closed.opens_at, closed.next_probe);
@@ -123,13 +118,11 @@ impl Gate {
         }
     }
 
-    /// How it is closed, if it is.
     pub(super) fn closed(&mut self, now: Instant) -> Option<&Closed> {
         self.closed.take_if(|closed| closed.opens_at.is_some_and(|at| at <= now));
         self.closed.as_ref()
     }
 
-    /// A call was admitted as a probe.
     pub(super) fn begin_probe(&mut self) {
         self.is_probing = true;
     }
@@ -165,7 +158,7 @@ impl Gate {
             _ if met_by == 1 => FIRST_PROBE,
             Some(at) => at - now,
             None if needed > 1 => quick(probes),
-            None => HOLD.mul_f64(stretch),
+            None => BLOCK_PAUSE.mul_f64(stretch),
         };
         let next_probe = opens_at.map_or(now + pause, |at| at.min(now + pause));
         let is_news = self.closed.as_ref().is_none_or(|closed| closed.reason != block.reason);
@@ -211,7 +204,7 @@ impl Gate {
 
 /// The pause before probe number `probes` where another question is likely to be answered.
 fn quick(probes: u32) -> Duration {
-    FIRST_PROBE.saturating_mul(1 << probes.min(8)).min(HOLD)
+    FIRST_PROBE.saturating_mul(1 << probes.min(8)).min(BLOCK_PAUSE)
 }
 
 #[cfg(test)]
@@ -249,9 +242,12 @@ mod tests {
         assert_eq!(gate.block(&hold(1, 1), now, 0.0), Ruling::Closed { is_news: true, probe_in: SECOND });
         assert_eq!(gate.admit(now), Admission::Wait(SECOND));
         probe(&mut gate, now + SECOND);
-        assert_eq!(gate.block(&hold(2, 1), now + SECOND, 0.0), Ruling::Closed { is_news: false, probe_in: HOLD });
+        assert_eq!(
+            gate.block(&hold(2, 1), now + SECOND, 0.0),
+            Ruling::Closed { is_news: false, probe_in: BLOCK_PAUSE }
+        );
         gate.end_probe(true, now + SECOND);
-        assert_eq!(gate.admit(now + SECOND), Admission::Wait(HOLD));
+        assert_eq!(gate.admit(now + SECOND), Admission::Wait(BLOCK_PAUSE));
         assert!(gate.answered(3, now + SECOND));
         assert_eq!(gate.admit(now), Admission::Open);
     }

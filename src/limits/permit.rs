@@ -1,51 +1,42 @@
-//! Permission to make one call, and the call's part of the daily budget.
+//! Permission to make one call, and its part of the daily budget.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Limits, Tokens,
     budget::{Need, PutOff, Reservation},
     gate::Admission,
+    model::Tokens,
+    state::{Inner, Reserved},
 };
 use crate::digest::{Lane, ModelKey};
 
-/// How long a job waits for the probe of another to end.
+/// How long a job waits for the probe of another job.
 const PROBE_POLL: Duration = Duration::from_secs(1);
 
-/// Permission to make one call. Settle it with what the call needed; one that is dropped unsettled counts as not used.
+/// Permission to make one call. A permit that is dropped unsettled counts as not used.
 #[derive(Debug)]
 pub struct Permit {
-    limits: Limits,
+    shared: Arc<Inner>,
     /// A call of each model whose job may be claimed; once the call is known, of its model alone.
     reserved: Vec<Reserved>,
-    /// The lanes whose jobs may be claimed.
     lanes: Vec<Lane>,
-    /// Tells when the call may be made, if not yet.
-    turn: Option<oneshot::Receiver<()>>,
-    /// None: not used.
+    /// Signals that the call may be made, if it may not yet.
+    signal: Option<oneshot::Receiver<()>>,
+    /// `None`: not used.
     used: Option<Tokens>,
-    /// Bytes of the call, once it is known.
+    /// Set once the call is known.
     bytes: Option<usize>,
     /// The call finds out whether the account's gate can be opened.
     is_account_probe: bool,
-    kept: Option<Kept>,
+    share: Option<BudgetShare>,
 }
 
-/// A call of a model that nobody else can make.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reserved {
-    pub(super) key: ModelKey,
-    pub(super) taken: Tokens,
-    /// The call finds out whether the model's gate can be opened.
-    pub(super) is_probe: bool,
-}
-
-/// A call's part of the daily budget. To be dropped once the ledger has what the call cost, and not before.
+/// A call's part of the daily budget. Drop it when the ledger has the cost of the call, and not before.
 #[derive(Debug)]
-pub struct Kept {
-    limits: Limits,
+pub struct BudgetShare {
+    shared: Arc<Inner>,
     // Dropped before the waiting workers are woken.
     reservation: Option<Reservation>,
 }
@@ -53,20 +44,18 @@ pub struct Kept {
 /// Whether the daily budget has room for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// It has, and so much is kept for it.
+    /// It is reserved.
     Yes,
-    /// Not now, and the next permit will be for a call of this size.
+    /// The next permit will be for a call of this size.
     NotNow,
-    /// Not for a call of this size: smaller ones may fit.
+    /// Smaller calls may fit.
     TooLarge,
-    /// Nobody can tell: money is bounded, and the model has no price.
+    /// Money is bounded, and the model has no price.
     NoPrice,
 }
 
-/// Why the call of a permit can't be made now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotNow {
-    /// When it may be.
     pub after: Duration,
     /// What the model's gate is closed for, if it is.
     pub reason: Option<&'static str>,
@@ -74,26 +63,26 @@ pub struct NotNow {
 
 impl Permit {
     pub(super) fn new(
-        limits: Limits,
+        shared: Arc<Inner>,
         reserved: Vec<Reserved>,
         lanes: Vec<Lane>,
-        turn: Option<oneshot::Receiver<()>>,
+        signal: Option<oneshot::Receiver<()>>,
         is_account_probe: bool,
         reservation: Option<Reservation>,
     ) -> Permit {
-        let kept = reservation.map(|reservation| Kept { limits: limits.clone(), reservation: Some(reservation) });
-        Permit { limits, reserved, lanes, turn, used: None, bytes: None, is_account_probe, kept }
+        let share =
+            reservation.map(|reservation| BudgetShare { shared: Arc::clone(&shared), reservation: Some(reservation) });
+        Permit { shared, reserved, lanes, signal, used: None, bytes: None, is_account_probe, share }
     }
 
-    /// The lanes of which a job may be claimed.
     pub fn lanes(&self) -> &[Lane] {
         &self.lanes
     }
 
-    /// Waits until the call may be made. False if it must not be, as Claude has turned others away meanwhile.
-    pub async fn turn(&mut self) -> bool {
-        match self.turn.take() {
-            Some(turn) => turn.await.is_ok(),
+    /// Waits until the call may be made. False if it must not be made, because Claude refused others meanwhile.
+    pub async fn ready(&mut self) -> bool {
+        match self.signal.take() {
+            Some(signal) => signal.await.is_ok(),
             None => true,
         }
     }
@@ -103,13 +92,12 @@ impl Permit {
         self.is_account_probe || self.reserved.iter().any(|one| one.is_probe)
     }
 
-    /// Now that the call is known, gives the reservations of other models back, and takes what its input is likely to need
-    /// instead of what is usual: as many tokens as the model has needed for so many bytes. If that is too little, later calls
-    /// make up for it, so the limit holds over time.
-    /// Errors: Where nothing is reserved of the model and it can't be called now.
+    /// Called once the call is known. Returns the reservations of other models, and reserves the likely need of so many bytes.
+    /// If that is too little, later calls wait longer, so the limit holds over time. Fails if the model is not reserved and
+    /// can't be called now.
     pub fn expect(&mut self, model: &str, bytes: usize) -> Result<(), NotNow> {
         let (key, now) = (ModelKey::of(model), Instant::now());
-        let mut state = self.limits.0.state.lock();
+        let mut state = self.shared.state.lock();
         let place = self.reserved.iter().position(|one| one.key == key);
         let own = match place {
             Some(place) => self.reserved.swap_remove(place),
@@ -133,13 +121,15 @@ impl Permit {
         self.reserved.push(Reserved { taken, ..own });
         self.bytes = Some(bytes);
         drop(state);
-        self.limits.0.changed.notify_one();
+        self.shared.changed.notify_one();
         Ok(())
     }
 
-    /// Keeps the call's part of the daily budget, now that it is known which call it is; `need` is what it needs at most.
+    /// Reserves the call's part of the daily budget, once the call is known. `need` is the most that it can need.
     pub fn make_room(&mut self, need: impl FnOnce() -> Need) -> Room {
-        let Some(reservation) = self.kept.as_mut().and_then(|kept| kept.reservation.as_mut()) else { return Room::Yes };
+        let Some(reservation) = self.share.as_mut().and_then(|share| share.reservation.as_mut()) else {
+            return Room::Yes;
+        };
         let need = need();
         if need.nanodollars.is_none() && reservation.needs_price() {
             return Room::NoPrice;
@@ -151,22 +141,21 @@ impl Permit {
         }
     }
 
-    /// The call's part of the daily budget, to be kept for longer than the permit; none without a budget.
-    pub fn keep(&mut self) -> Option<Kept> {
-        self.kept.take()
+    /// The call's part of the daily budget, which outlives the permit.
+    pub fn budget_share(&mut self) -> Option<BudgetShare> {
+        self.share.take()
     }
 
-    /// The call failed and needed so many tokens; if that is not known, it counts with what was taken for it. A failure
-    /// says nothing of what calls usually need.
+    /// Unknown tokens count as reserved. A failure does not change what calls usually need.
     pub fn settle_failed(mut self, tokens: Option<Tokens>) {
         self.used = Some(tokens.unwrap_or_else(|| self.taken()));
     }
 
-    /// The call took so long and needed so many tokens; if these are not known, it counts with what was taken for it.
+    /// Unknown tokens count as reserved.
     pub fn settle(mut self, took: Duration, tokens: Option<Tokens>) {
         self.used = Some(tokens.unwrap_or_else(|| self.taken()));
         let Some(own) = self.reserved.first() else { return };
-        let mut state = self.limits.0.state.lock();
+        let mut state = self.shared.state.lock();
         let model = state.model(own.key);
         model.learn_seconds(took);
         if let Some(tokens) = tokens.filter(|tokens| *tokens != Tokens::default()) {
@@ -174,34 +163,20 @@ impl Permit {
         }
     }
 
-    /// Whether the call waits for another to end.
     #[cfg(test)]
     pub(super) fn is_ahead(&self) -> bool {
-        self.turn.is_some()
+        self.signal.is_some()
     }
 
-    /// What was taken for the call.
     pub(super) fn taken(&self) -> Tokens {
         self.reserved.first().map(|own| own.taken).unwrap_or_default()
     }
 }
 
-impl super::State {
-    /// Gives back a call that is not made.
-    fn unreserve(&mut self, reserved: Reserved, now: Instant) {
-        let model = self.model(reserved.key);
-        model.give_back(reserved.taken);
-        model.under_way -= 1;
-        if reserved.is_probe {
-            model.gate.end_probe(false, now);
-        }
-    }
-}
-
 impl Drop for Permit {
     fn drop(&mut self) {
-        let (inner, now) = (&self.limits.0, Instant::now());
-        drop(self.turn.take());
+        let (inner, now) = (&self.shared, Instant::now());
+        drop(self.signal.take());
         let is_probe = self.is_probe();
         let is_known = self.bytes.is_some() || self.used.is_some();
         let mut state = inner.state.lock();
@@ -225,16 +200,16 @@ impl Drop for Permit {
         if self.is_account_probe {
             state.account.end_probe(is_known, now);
         }
-        state.give_turns();
+        state.release_ahead();
         drop(state);
-        // Whoever waits for a probe to end has to look at the clock again.
+        // Callers that wait for the end of a probe have to look at the clock again.
         if is_probe { inner.changed.notify_waiters() } else { inner.changed.notify_one() }
     }
 }
 
-impl Drop for Kept {
+impl Drop for BudgetShare {
     fn drop(&mut self) {
         self.reservation = None;
-        self.limits.0.changed.notify_one();
+        self.shared.changed.notify_one();
     }
 }

@@ -1,7 +1,7 @@
-//! Whether Claude can be reached. Calls that find no connection close no gate, because each job is tried again by itself;
-//! readiness and an alarm report them.
+//! Whether Claude can be reached. Calls without a connection do not close the gate, because each job is retried by itself.
+//! Readiness and an alarm report them.
 //!
-//! Pure: the time is passed in. `Limits` owns it.
+//! Pure: the time is passed in.
 
 use std::time::Duration;
 
@@ -21,9 +21,7 @@ const FORGET_AFTER: Duration = Duration::from_mins(10);
 pub struct Unreachable {
     /// A stable snake_case word: how the last call failed.
     pub reason: &'static str,
-    /// What the last call met.
     pub detail: String,
-    /// How many calls there were.
     pub failures: u32,
     question: u64,
     is_of_several: bool,
@@ -75,7 +73,6 @@ impl Reach {
         self.0.take().is_some_and(|failing| failing.counts(now))
     }
 
-    /// The calls that failed, if Claude counts as unreachable.
     pub(super) fn unreachable(&self, now: Instant) -> Option<&Unreachable> {
         self.0.as_ref().filter(|failing| failing.counts(now))
     }

@@ -1,10 +1,11 @@
 //! The limits on real buckets and in paused time.
-use std::pin::pin;
+use std::{num::NonZeroU32, pin::pin};
 
 use futures_util::poll;
 
 use super::{
     model::{BACKOFF_PAUSE, FIRST_CALLS, USUAL_TOKENS},
+    state::MAX_MODELS,
     *,
 };
 
@@ -57,7 +58,7 @@ async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
     }
     let start = Instant::now();
     let mut probe = next(&limits).await;
-    assert!(start.elapsed() >= gate::HOLD);
+    assert!(start.elapsed() >= gate::BLOCK_PAUSE);
     assert!(limits.try_permit(None).is_none(), "one at a time, whatever else is under way");
     probe.expect("a", 1).unwrap();
     probe.settle_failed(None);
@@ -194,14 +195,14 @@ async fn a_call_that_was_claimed_ahead_is_made_when_another_ends_and_before_any_
     assert_eq!((calls.len(), ahead.len()), (2, 2));
     let mut second = ahead.pop().unwrap();
     let mut first = ahead.pop().unwrap();
-    assert!(poll!(pin!(calls[0].turn())).is_ready(), "a call that may be made waits for nothing");
-    let mut turn = Box::pin(first.turn());
+    assert!(poll!(pin!(calls[0].ready())).is_ready(), "a call that may be made waits for nothing");
+    let mut turn = Box::pin(first.ready());
     assert!(poll!(&mut turn).is_pending());
     calls.pop().unwrap().settle(Duration::from_secs(20), None);
     assert!(turn.await);
     let late = limits.try_permit(None).expect("there is a place ahead again");
     drop(first);
-    assert!(second.turn().await, "and not the one that came later");
+    assert!(second.ready().await, "and not the one that came later");
     drop((second, calls));
     assert!(limits.try_permit(None).is_some_and(|permit| !permit.is_ahead()));
     drop(late);
@@ -214,10 +215,10 @@ async fn who_gives_up_a_place_ahead_keeps_nobody_from_a_turn() {
     let call = limits.try_permit(None).unwrap();
     limits.claim_ahead(2);
     let (mut gone, mut next) = (limits.try_permit(None).unwrap(), limits.try_permit(None).unwrap());
-    assert!(poll!(pin!(gone.turn())).is_pending());
+    assert!(poll!(pin!(gone.ready())).is_pending());
     drop(gone);
     call.settle(Duration::from_secs(20), None);
-    assert!(next.turn().await);
+    assert!(next.ready().await);
 }
 
 #[tokio::test]
@@ -227,14 +228,14 @@ async fn nothing_is_claimed_ahead_of_a_closed_gate_or_an_overload_and_what_was_i
     let mut calls = take_all(&limits);
     let mut ahead = calls.pop().unwrap();
     limits.block(None, &block(1, Some(Duration::from_secs(20))));
-    assert!(!ahead.turn().await);
+    assert!(!ahead.ready().await);
     let limits = limits_with(1_000_000, 1_000_000_000, 2);
     limits.claim_ahead(1);
     let mut calls = take_all(&limits);
     let mut ahead = calls.pop().unwrap();
     limits.overloaded("a", 1);
     limits.overloaded("a", 2);
-    assert!(!ahead.turn().await);
+    assert!(!ahead.ready().await);
     drop((ahead, calls));
     assert_eq!(take_all(&limits).len(), 1);
 }

@@ -31,6 +31,21 @@ const LONGEST_ENTRY: Duration = Duration::from_hours(1);
 /// How long entries are stored: a year and a month.
 const STORED_FOR: Duration = Duration::from_hours(400 * 24);
 
+/// The words of the actions.
+pub const ACTIONS: [&str; 11] = [
+    "pause",
+    "resume",
+    "limits",
+    "cancel",
+    "retry",
+    "delete",
+    "reparse",
+    "import",
+    "prompts_reload",
+    "key_create",
+    "key_revoke",
+];
+
 /// Actions of an operator: one, or the same action repeated within ten minutes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = AuditEntry)]
@@ -49,7 +64,7 @@ pub struct Entry {
     /// The operator: `admin_token`, the name of the API key, or the subject of the token.
     pub actor: String,
     /// Stable word: `pause`, `resume`, `limits`, `cancel`, `retry`, `delete`, `reparse`, `import`, `prompts_reload`,
-    /// `key_create`, `key_revoke`.
+    /// `key_create`, `key_revoke`, `webhook_secret_rotate`, `webhook_resend`.
     pub action: String,
     /// The targets or the new values of each action, separated by commas, up to 1 KiB of text; then `…`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,6 +162,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`]; the action is recorded with the next one then.
     pub async fn record(&self, action: AuditAction<'_>, jobs: Option<usize>) -> Result<Arc<OpenEntry>, QueueError> {
+        debug_assert!(ACTIONS.contains(&action.action), "{} is missing in ACTIONS", action.action);
         let detail = action.detail.map(|detail| &detail[..detail.floor_char_boundary(MAX_DETAIL)]);
         let action = AuditAction { detail, ..action };
         info!(

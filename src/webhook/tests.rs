@@ -82,7 +82,9 @@ impl World {
         let store = Arc::new(FaultStore::over(store));
         let closing = CancellationToken::new();
         let queue = Queue::new(store.clone(), clock.clone(), policy, Metrics::new(), closing.clone());
-        let webhooks = Webhooks::new(queue.clone(), &SECRET.into(), callbacks, Metrics::new()).unwrap();
+        let secrets = Secrets::of_setting(&SECRET.into(), queue.clone()).unwrap();
+        let public_url = Some(crate::config::values::origin("https://ceo.example").unwrap());
+        let webhooks = Webhooks::new(queue.clone(), secrets, callbacks, public_url, Metrics::new()).unwrap();
         tokio::spawn(webhooks.run(closing.clone()));
         World { queue, store, clock, url, arrived, closing, _folder: folder }
     }
@@ -129,6 +131,7 @@ async fn an_end_is_told_with_all_that_is_to_know() {
     assert_eq!(body["timestamp"], body["data"]["finished_at"]);
     assert_eq!(body["data"]["callback_url"], format!("{}/hook", world.url));
     assert_eq!((&body["data"]["id"], &body["data"]["metadata"]["team"]), (&id.to_string().into(), &"ops".into()));
+    assert_eq!(body["data"]["page"], format!("https://ceo.example/jobs/{id}"));
     let delivery = world.tried(id, 1).await;
     assert_eq!((delivery.state, delivery.tries[0].http_status), (DeliveryState::Delivered, Some(204)));
 }
@@ -175,6 +178,20 @@ async fn a_second_end_is_a_second_message() {
     assert_eq!(world.queue.get(id).await.unwrap().delivery.unwrap().state, DeliveryState::Waiting);
     world.queue.cancel(id).await.unwrap();
     assert_ne!(world.arrived.recv().await.unwrap().id, first.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_resent_while_its_next_try_is_hours_away_goes_at_once() {
+    let mut world = World::new(local(), vec![StatusCode::INTERNAL_SERVER_ERROR.into_response()]).await;
+    let id = world.ended(&world.url).await;
+    let first = world.arrived.recv().await.unwrap();
+    let failed = world.tried(id, 1).await;
+    assert!(failed.next_at().unwrap() > world.clock.now());
+    let resent = world.queue.resend_webhook(id, None).await.unwrap();
+    assert_eq!(resent.delivery.unwrap().next_at(), Some(world.clock.now()));
+    assert_eq!(world.arrived.recv().await.unwrap().id, first.id);
+    let delivered = world.tried(id, 2).await;
+    assert_eq!((delivered.state, delivered.failed), (DeliveryState::Delivered, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

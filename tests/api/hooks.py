@@ -8,9 +8,10 @@ import urllib3.util.connection
 # An answer can be held for 30 s, of a queue that schemathesis has paused or slowed down: enough to show that it is held.
 LONGEST_WAIT = 0.1
 
-# Fields of a question whose values no schema can tell to be right: without a WEBHOOK_SECRET no callback is, of the
-# prompts there is one version, and of the models only those with a price are allowed. Questions that are meant to be right go without, or hardly any would be.
-ONLY_HERE = {"callback_url", "prompt_version", "model"}
+# Fields whose values no schema can tell to be right: nothing may be sent to a callback URL from a test, of the prompts
+# there is one version, and of the models only those with a price are allowed. Requests that are meant to be right go
+# without them, or hardly any would be.
+ONLY_HERE = {"callback_url", "callback_events", "prompt_version", "model"}
 
 
 # Wrong credentials are limited by address. So that this does not hide what a single try gets, each call is a connection of

@@ -322,16 +322,16 @@ def check_signing_in(browser, service):
 def check_queue(browser, service, claude):
     """Filter, search, act on all matches, pause, see it live."""
     browser.open("/admin")
-    Select(browser.find("#status")).select_by_value("failed")
+    browser.find("[name=status][value=failed]").click()
     browser.goes(browser.button("Filter"), "/admin?")
     assert "status=failed" in browser.path
     failed = len(FAILING)
     assert {row.text for row in browser.find_all(".rowlink")} == FAILING, browser.text
-    browser.goes(browser.button("Retry …"), "/admin/actions")
+    browser.goes(browser.button(f"Retry {failed} jobs"), "/admin/actions")
     browser.sees(f"Retry {failed} jobs?")
     assert service.api("/api/v1/admin/jobs?status=failed&limit=1")["total"]["failed"] == failed, "nothing is changed yet"
     claude.hold()
-    browser.goes(browser.button("Confirm"), "/admin/actions")
+    browser.goes(browser.button(f"Retry {failed} jobs"), "/admin/actions")
     browser.sees(f"{failed} jobs changed")
 
     browser.open("/admin")
@@ -362,8 +362,59 @@ def check_queue(browser, service, claude):
     browser.goes(browser.button("Filter"), "/admin?")
     browser.sees("No jobs match the filter")
     browser.open("/admin/audit")
-    for action in ("pause", "resume", "retry"):
+    for action in ("paused the queue", "resumed the queue", "retried jobs", "Status: Failed"):
         browser.sees(action)
+    browser.check_clean()
+
+
+def check_selection(browser, service):
+    """Chips, selected rows that survive a live update, a deletion, and a search that continues by itself."""
+    jobs = [service.ask(f"Selected plan {n}?") for n in range(3)]
+    browser.open("/admin?text=selected+plan&priority=normal")
+    browser.button("Delete 3 jobs")
+    browser.find(f"[name=ids][value='{jobs[0]}']").click()
+    browser.button("Delete 1 job")
+    assert not browser.button("Cancel 0 jobs").is_enabled()
+    service.ask("Selected plan 3?")
+    browser.sees("Selected plan 3?")
+    assert browser.find(f"[name=ids][value='{jobs[0]}']").is_selected(), "the selection is lost with the live update"
+    browser.find("[data-all]").click()
+    browser.button("Delete 4 jobs")
+    for id in jobs[1:]:
+        browser.find(f"[name=ids][value='{id}']").click()
+    assert browser.find("[data-all]").get_property("indeterminate")
+    browser.goes(browser.button("Delete 2 jobs"), "/admin/actions")
+    browser.sees("Delete 2 jobs permanently?")
+    browser.goes(browser.button("Delete 2 jobs"), "/admin/actions")
+    browser.sees("2 jobs changed.")
+
+    browser.open("/admin?text=selected+plan&priority=normal")
+    assert len(browser.find_all(".rowlink")) == 2
+    browser.goes(browser.driver.find_element(By.XPATH, "//a[contains(@class, 'chip')][contains(., 'Priority')]"), "/admin?")
+    assert browser.path == "/admin?text=selected+plan", browser.path
+    browser.goes(browser.driver.find_element(By.LINK_TEXT, "Clear"), "/admin")
+    browser.open(f"/jobs/{jobs[1]}")
+    browser.driver.find_element(By.XPATH, "//summary[contains(., 'Delete')]").click()
+    browser.goes(browser.button("Delete"), "/jobs/")
+    browser.sees("The job is deleted")
+    browser.open("/nowhere")
+    browser.sees("Page not found")
+
+    # As if the time of the search had been over after two rows, and after none.
+    browser.open("/admin")
+    rows = [row.text for row in browser.find_all(".rowlink")]
+    for shown in (2, 0):
+        page = service.api(f"/api/v1/admin/jobs?limit={max(shown, 1)}")
+        browser.script("""
+            const jobs = document.getElementById("jobs");
+            [...jobs.querySelectorAll("tbody tr")].slice(arguments[0]).forEach((row) => row.remove());
+            if (arguments[0] === 0) jobs.querySelector(".wide").remove();
+            jobs.insertAdjacentHTML("beforeend", `<p data-continue="${arguments[1]}" data-enough="30"></p>`);
+        """, shown, f"/admin?cursor={page['next_cursor']}")
+        browser.driver.execute_async_script("continueSearch().then(arguments[0])")
+        found = [row.text for row in browser.find_all(".rowlink")]
+        assert found == (rows if shown else rows[1:]), (shown, found, rows)
+        browser.open("/admin")
     browser.check_clean()
 
 
@@ -505,6 +556,7 @@ def main(binary, axe_path):
         asked = {query: service.ask(query) for query in QUESTIONS}
         check_signing_in(browser, service)
         check_queue(browser, service, claude)
+        check_selection(browser, service)
         print("signing in and the queue: all is well")
         check_escaping(browser, service)
         browser.open("/admin")
@@ -528,10 +580,13 @@ def main(binary, axe_path):
             "login": "/admin/login",
             "queue": "/admin",
             "empty": "/admin?text=no+such+words",
+            "filtered": "/admin?status=succeeded&status=failed&priority=normal&created_from=2026-01-01T00:00&text=a",
+            "missing": "/nowhere",
             "wrong": "/admin?created_from=yesterday",
             "limits": "/admin/limits",
             "week": "/admin?range=week",
             "keys": "/admin/keys",
+            "webhooks": "/admin/webhooks",
             "audit": "/admin/audit",
             "docs": "/docs",
         }, axe)

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     cgroup::MemoryLimit,
-    harness::{PATIENCE, Service, Setup, send, simulator},
+    harness::{ADMIN_TOKEN, PATIENCE, Service, Setup, send, simulator},
 };
 
 /// Resident memory of the service, in MiB.
@@ -334,7 +334,7 @@ async fn where_connections_run_out_health_is_still_answered_and_another_address_
 async fn a_browser_that_knows_an_open_service_by_a_foreign_name_is_refused_and_a_program_is_not() {
     let claude = simulator().await;
     let named = "http://ceo.example:8000";
-    let open = Setup::new(&claude.base_url()).with("CORS_ORIGINS", named).start();
+    let open = Setup::new(&claude.base_url()).with("PUBLIC_URL", named).start();
     let ask = async |service: &Service, host: &str, from: &[(&'static str, &str)]| {
         let mut request = service.request(reqwest::Method::POST, "/api/v1/analyze").header("host", host);
         for (name, value) in from {
@@ -353,6 +353,16 @@ async fn a_browser_that_knows_an_open_service_by_a_foreign_name_is_refused_and_a
     let page =
         open.request(reqwest::Method::GET, "/admin").header("host", "evil.example").header("sec-fetch-site", "none");
     crate::harness::send(page).await.assert_problem(403, "foreign_host");
+    for (url, cookie) in [(named, "ceoagent_session="), ("https://ceo.example", "__Host-ceoagent_session=")] {
+        let service = Setup::new(&claude.base_url()).with("PUBLIC_URL", url).start();
+        let form = format!("token={ADMIN_TOKEN}");
+        let head = "POST /admin/login HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Forwarded-Proto: https\r\n";
+        let head =
+            format!("{head}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n", form.len());
+        let said = exchange(&service, format!("{head}\r\n{form}").as_bytes()).await;
+        let set = said.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap_or_default();
+        assert!(set.starts_with(cookie) && set.contains("; Secure") == url.starts_with("https"), "{url}: {said}");
+    }
     let closed = Setup::new(&claude.base_url()).with("REQUIRE_API_KEY", "true").start();
     ask(&closed, "ceo.example", &rebound).await.assert_problem(401, "unauthorized");
 }

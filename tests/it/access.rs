@@ -31,7 +31,9 @@ fn setup(base_url: &str) -> Setup {
 #[tokio::test]
 async fn every_route_lets_in_whom_it_should_and_nobody_else() {
     let claude = simulator().await;
-    let service = setup(&claude.base_url()).start();
+    // Wrong keys are limited by address.
+    let service = setup(&claude.base_url()).with("TRUSTED_PROXIES", "127.0.0.1").start();
+    let mut addresses = (1..=254).map(|last| format!("192.0.2.{last}"));
     let question = || Some(json!({"query": "Mine?", "run_at": "2030-01-01T00:00:00Z"}));
     let job = async || {
         let soon = Some(json!({"query": "Mine?", "deadline_seconds": 600}));
@@ -58,6 +60,14 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         (Method::DELETE, "/api/v1/jobs/{id}", changing),
         (Method::POST, "/api/v1/jobs/{id}/cancel", changing),
         (Method::POST, "/api/v1/jobs/{id}/retry", changing),
+        (Method::POST, "/api/v1/jobs/{id}/resend-webhook", changing),
+        (Method::GET, "/api/v1/webhooks/secret", asking),
+        (Method::POST, "/api/v1/webhooks/secret/rotate", asking),
+        (Method::POST, "/api/v1/webhooks/test", asking),
+        (Method::GET, "/api/v1/webhooks/failing", reading),
+        (Method::GET, "/api/v1/admin/webhooks/secret", admin),
+        (Method::POST, "/api/v1/admin/webhooks/secret/rotate", admin),
+        (Method::GET, "/api/v1/admin/webhooks/failing", admin),
         (Method::GET, "/api/v1/admin/jobs", admin),
         (Method::POST, "/api/v1/admin/jobs/actions", admin),
         (Method::GET, "/api/v1/admin/stats", admin),
@@ -116,6 +126,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
                 _ => Some(json!({})),
             };
             let request = service.request(method.clone(), &path);
+            let request = request.header("x-forwarded-for", addresses.next().unwrap());
             let request = key.map_or(request.try_clone().unwrap(), |key| request.bearer_auth(key));
             let answer = body.map_or(request.try_clone().unwrap(), |body| request.json(&body)).send().await.unwrap();
             let status = answer.status().as_u16();
@@ -417,6 +428,7 @@ fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
         ("API_KEYS", "alice:change-me-change-me", "API_KEYS: the key of entry 1 is a placeholder"),
         ("JWT_AUTH", "keys=/nowhere", "must name all of keys, issuer and audience"),
         ("CORS_ORIGINS", "*", "\"*\" is not an origin"),
+        ("PUBLIC_URL", "https://ceo.example/memos", "Use scheme and host only, for example https://ceo.example"),
     ] {
         let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);
         assert!(status.code() == Some(2) && output.contains(said), "{name}: {output}");

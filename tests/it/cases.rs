@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use crate::harness::{Service, Setup};
 
 /// A memo that is whole.
-const MEMO: &str = include_str!("../../src/analysis/samples/english.json");
+pub(crate) const MEMO: &str = include_str!("../../src/analysis/samples/english.json");
 
-const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+pub(crate) const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
 
 /// An upstream that answers the n-th `POST` with the n-th of its answers, and every further one with the last.
 struct Upstream {
@@ -61,7 +61,7 @@ impl Upstream {
 }
 
 /// The head of the next request on a connection, whose body is read too.
-fn request(connection: &mut TcpStream) -> Option<String> {
+pub(crate) fn request(connection: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     let mut piece = [0; 65_536];
     loop {
@@ -80,12 +80,12 @@ fn request(connection: &mut TcpStream) -> Option<String> {
     }
 }
 
-fn event(name: &str, data: &Value) -> String {
+pub(crate) fn event(name: &str, data: &Value) -> String {
     format!("event: {name}\ndata: {data}\n\n")
 }
 
 /// The events of an answer, as the API sends them.
-fn events(text: &str) -> Vec<String> {
+pub(crate) fn events(text: &str) -> Vec<String> {
     let start = json!({"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant",
         "model": "claude-sonnet-5-5", "content": [], "usage": {"input_tokens": 900, "output_tokens": 1}}});
     let block = json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}});

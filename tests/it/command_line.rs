@@ -144,7 +144,7 @@ async fn jobs_are_listed_shown_watched_cancelled_and_retried() {
     claude.script([Fault::Normal, Fault::Refusal, Fault::Hold]);
     let setup = Setup::new(&claude.base_url()).with("WORKERS", "1");
     let service = setup.start();
-    let done = service.submit("Done\u{1b}[31m?").await.id();
+    let done = service.submit("Done\u{1b}[31m\u{9b}31m\u{202e}?").await.id();
     service.ended(&done).await;
     let failed = service.submit("Failed?").await.id();
     service.ended(&failed).await;
@@ -163,6 +163,11 @@ async fn jobs_are_listed_shown_watched_cancelled_and_retried() {
     let ids: Vec<String> =
         some.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].to_string()).collect();
     assert_eq!(ids, [format!("{failed:?}"), format!("{done:?}")]);
+    let shown = run(client(&setup, &service, &["jobs", "show", &done, "--json"])).await;
+    let exported = run(client(&setup, &service, &["export"])).await;
+    for json in [&some.out, &shown.out, &exported.out] {
+        assert!(json.contains("Done\\u001b[31m\\u009b31m\\u202e?"), "a terminal would obey them: {json}");
+    }
     let one = run(client(&setup, &service, &["jobs", "list", "--limit=1"])).await;
     assert_eq!(one.out.lines().count(), 2);
 

@@ -16,6 +16,7 @@ mod disk_fault;
 mod disk_floor;
 mod disk_full;
 mod drain;
+mod endless;
 mod first_start;
 mod follow;
 mod golden;

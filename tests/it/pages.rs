@@ -29,6 +29,7 @@ impl Browser {
     }
 
     async fn send(&mut self, request: RequestBuilder) -> Page {
+        let request = request.header("accept", "text/html,*/*;q=0.8");
         let answer = request.header("cookie", self.cookies.join("; ")).send().await.unwrap();
         let policy = answer.headers()["content-security-policy"].to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
@@ -216,13 +217,20 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
     assert!(browser.get("/admin?text=which+of&status=queued&order=oldest").await.text.contains(&sent.location));
     assert!(!browser.get("/admin?text=nothing").await.text.contains(&sent.location));
     let bulk = [("mark", &*mark), ("filter", "text=which+of"), ("action", "cancel")];
-    let trial = browser.post("/admin/actions", &bulk).await;
-    assert!(trial.text.contains("Cancel 1 jobs?"), "{}", trial.text);
+    let dry_run = browser.post("/admin/actions", &bulk).await;
+    assert!(dry_run.text.contains("Cancel 1 job?"), "{}", dry_run.text);
     let done = browser.post("/admin/actions", &[&bulk[..], &[("confirmed", "true")]].concat()).await;
-    assert!(done.text.contains("1 jobs changed."), "{}", done.text);
+    assert!(done.text.contains("1 job changed."), "{}", done.text);
     assert_eq!(browser.post("/admin/resume", &[("mark", &mark)]).await.location, "/admin");
     let audit = browser.get("/admin/audit").await;
-    assert!(["pause", "resume", "cancel"].iter().all(|action| audit.text.contains(action)), "{}", audit.text);
+    let words =
+        ["paused the queue", "resumed the queue", "cancelled jobs", "Question contains: <strong>which of</strong>"];
+    assert!(words.iter().all(|words| audit.text.contains(words)), "{}", audit.text);
+    browser.get("/?lang=zh").await;
+    let chinese = browser.get("/admin/audit").await.text;
+    let words = ["暂停了队列", "取消了任务", "问题包含: <strong>which of</strong>"];
+    assert!(words.iter().all(|words| chinese.contains(words)), "{chinese}");
+    browser.get("/?lang=en").await;
     let limits = [("mark", &*mark), ("requests_per_minute", "77"), ("input_tokens_per_minute", "")];
     assert_eq!(browser.post("/admin/limits", &limits).await.location, "/admin/limits?saved=1");
     assert!(browser.get("/admin/limits").await.text.contains("value=\"77\""));
@@ -242,6 +250,94 @@ async fn the_queue_is_for_those_who_sign_in_and_no_other_site_acts_in_their_name
 
     assert_eq!(browser.post("/admin/logout", &[("mark", &mark)]).await.location, "/");
     assert_eq!(browser.get("/admin").await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn every_condition_has_a_field_and_a_chip_and_actions_name_their_number_or_take_the_selected_rows() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let mut browser = Browser::of(&service);
+    let mark = browser.sign_in().await;
+    browser.post("/admin/pause", &[("mark", &mark)]).await;
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        let body = json!({"query": format!("Plan {n}?"), "metadata": {"team": "ops"}, "priority": "high"});
+        ids.push(service.post("/api/v1/analyze", &body).await.id());
+    }
+    let all = browser.get("/admin?text=plan").await.text;
+    for label in ["Cancel 3 jobs", "Retry 0 jobs", "Delete 0 jobs"] {
+        assert!(all.contains(&format!(">{label}</button>")), "{label}: {all}");
+    }
+    let filter = format!(
+        "text=plan&status=queued&status=failed&priority=high&code=refused&model=m&caller=c&metadata=team%3Dops\
+         &created_from=2026-01-01T10%3A00&created_before=2099-01-01T10%3A00%3A30&ids={}&order=oldest",
+        ids[0]
+    );
+    let page = browser.get(&format!("/admin?{filter}")).await;
+    assert_eq!((page.status, page.text.matches("<a class=\"chip\"").count()), (StatusCode::OK, 11), "{}", page.text);
+    for part in [
+        "name=\"text\" type=\"search\" value=\"plan\"",
+        "name=\"status\" value=\"failed\" checked",
+        "name=\"priority\" value=\"high\" checked",
+        "type=\"hidden\" name=\"code\" value=\"refused\"",
+        "name=\"model\" value=\"m\"",
+        "name=\"caller\" value=\"c\"",
+        "type=\"hidden\" name=\"metadata\" value=\"team=ops\"",
+        "type=\"datetime-local\" step=\"1\" value=\"2026-01-01T10:00:00\"",
+        "type=\"datetime-local\" step=\"1\" value=\"2099-01-01T10:00:30\"",
+        &format!("type=\"hidden\" name=\"ids\" value=\"{}\"", ids[0]),
+        "Status: <strong>Failed</strong>",
+        "Error code: <strong>Claude refused to answer</strong>",
+    ] {
+        assert!(page.text.contains(part), "{part} is missing: {}", page.text);
+    }
+    assert!(!page.text.contains("role=\"alert\""), "the API takes each of them: {}", page.text);
+
+    let bulk = [("mark", &*mark), ("filter", "text=plan"), ("ids", &ids[0]), ("ids", &ids[2]), ("action", "cancel")];
+    let dry_run = browser.post("/admin/actions", &bulk).await.text;
+    assert!(
+        dry_run.contains("Cancel 2 jobs?") && dry_run.contains(&format!("ids={}&amp;ids={}", ids[0], ids[2])),
+        "{dry_run}"
+    );
+    let confirmed = [
+        ("mark", &*mark),
+        ("filter", &format!("ids={}&ids={}", ids[0], ids[2])),
+        ("action", "cancel"),
+        ("confirmed", "true"),
+    ];
+    assert!(browser.post("/admin/actions", &confirmed).await.text.contains("2 jobs changed."));
+    let left = browser.get("/admin?text=plan").await.text;
+    for label in ["Cancel 1 job", "Retry 2 jobs", "Delete 2 jobs"] {
+        assert!(left.contains(&format!(">{label}</button>")), "{label}: {left}");
+    }
+
+    let path = format!("/jobs/{}", ids[0]);
+    assert!(browser.get(&path).await.text.contains(&format!("action=\"{path}/delete\"")));
+    let pending = format!("/jobs/{}", ids[1]);
+    assert!(!browser.get(&pending).await.text.contains("/delete\""), "a job that has not ended can't be deleted");
+    assert_eq!(browser.post(&format!("{path}/delete"), &[]).await.status, StatusCode::FORBIDDEN);
+    let early = browser.post(&format!("{pending}/delete"), &[("mark", &mark)]).await;
+    assert_eq!(early.location, pending);
+    let deleted = browser.post(&format!("{path}/delete"), &[("mark", &mark)]).await;
+    assert!(deleted.status == StatusCode::OK && deleted.text.contains("The job is deleted"), "{}", deleted.text);
+    assert_eq!(browser.get(&path).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn browsers_get_a_page_for_what_is_not_found_and_programs_a_problem() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let mut browser = Browser::of(&service);
+    for path in ["/nowhere", "/admin/nowhere", "/api/v2/jobs", "/assets/x/y"] {
+        let page = browser.get(path).await;
+        assert_eq!(page.status, StatusCode::NOT_FOUND);
+        assert!(page.text.contains("<h1>Page not found</h1>"), "{path}: {}", page.text);
+        service.get(path).await.assert_problem(404, "not_found");
+    }
+    let posted = service.post("/nowhere", &json!({})).await;
+    posted.assert_problem(404, "not_found");
+    browser.get("/?lang=zh").await;
+    assert!(browser.get("/nowhere").await.text.contains("<h1>未找到页面</h1>"));
 }
 
 #[tokio::test]
@@ -348,7 +444,7 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
     let mut operator = Browser::of(&service);
     operator.sign_in().await;
     let queue = operator.get("/admin").await.text;
-    assert!(queue.contains("<th scope=\"col\">Submitted by</th>") && queue.contains("<td>alice</td>"), "{queue}");
+    assert!(!queue.contains("no-callers") && queue.contains("<td class=\"caller\">alice</td>"), "{queue}");
     let job = operator.get(&sent.location).await.text;
     assert!(job.contains("Submitted by alice"), "{job}");
 }
@@ -365,4 +461,42 @@ async fn wrong_tries_to_sign_in_are_limited_and_never_shut_out_the_right_token()
     assert_eq!(late.status, StatusCode::TOO_MANY_REQUESTS);
     let right = browser.post("/admin/login", &[("token", ADMIN_TOKEN)]).await;
     assert_eq!(right.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn a_failing_webhook_is_on_a_page_of_its_own_and_on_its_jobs_with_a_button_that_sends_it_again() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8").start();
+    let mut browser = Browser::of(&service);
+    let mark = browser.sign_in().await;
+    let empty = browser.get("/admin/webhooks").await.text;
+    assert!(empty.contains("No webhook is failing.") && empty.contains("aria-current=\"page\">Webhooks"), "{empty}");
+    // Nobody listens there.
+    let question = json!({ "query": format!("Who listens? {EVIL}"), "callback_url": "http://127.0.0.1:1/hook" });
+    let id = service.post("/api/v1/analyze", &question).await.id();
+    let tries = async |count: usize| loop {
+        let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
+        if job["delivery"]["tries"].as_array().is_some_and(|tries| tries.len() >= count) {
+            break job;
+        }
+        tokio::task::yield_now().await;
+    };
+    let job = tries(1).await;
+    let why = job["delivery"]["tries"][0]["error"].as_str().unwrap().to_owned();
+    let button = format!("action=\"/jobs/{id}/resend-webhook\"");
+    for path in ["/admin/webhooks".to_owned(), format!("/jobs/{id}")] {
+        let page = browser.get(&path).await.text;
+        assert!(page.contains(&button) && page.contains("Send again") && page.contains("will be sent"), "{page}");
+        assert!(page.contains(why.split(':').next().unwrap()) && !page.contains(EVIL), "{page}");
+    }
+    let path = format!("/jobs/{id}/resend-webhook");
+    assert_eq!(browser.post(&path, &[("mark", "forged")]).await.status, StatusCode::FORBIDDEN);
+    let sent = browser.post(&path, &[("mark", &mark)]).await;
+    assert_eq!((sent.status, sent.location), (StatusCode::SEE_OTHER, format!("/jobs/{id}")));
+    tries(2).await;
+    browser.get("/admin/webhooks?lang=zh").await;
+    let chinese = browser.get("/admin/webhooks").await.text;
+    assert!(chinese.contains("未送达的 Webhook") && chinese.contains("重新发送"), "{chinese}");
+    let mut stranger = Browser::of(&service);
+    assert_eq!(stranger.get("/admin/webhooks").await.location, "/admin/login?next=%2Fadmin%2Fwebhooks");
 }

@@ -15,8 +15,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::harness::{Service, Setup, send, simulator};
+use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
 
+const ALICE: &str = "alice-has-this-key";
+const BOB: &str = "bob-has-this-other-key";
+const READER: &str = "alices-reader-has-this";
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
 /// Exits with 0 if the message on standard input is genuine: secret, headers and body, a line each.
@@ -128,22 +131,256 @@ async fn a_message_is_genuine_to_the_specifications_own_library_and_a_changed_on
     assert!(metrics.as_str().unwrap().contains("ceoagent_webhooks_total{kind=\"delivered\"} 1"));
 }
 
+/// Without WEBHOOK_SECRET: each caller has a secret of its own.
+fn derived(claude: &str) -> Setup {
+    let keys = format!("alice:{ALICE},bob:{BOB},alice-reads:read:{READER}");
+    Setup::new(claude).with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8").with("API_KEYS", &keys)
+}
+
+async fn as_caller(service: &Service, key: &str, method: Method, path: &str, body: Option<&Value>) -> Answer {
+    let request = service.request(method, path).bearer_auth(key);
+    send(body.map_or(request.try_clone().unwrap(), |body| request.json(body))).await
+}
+
+/// The secret that a caller gets of the service.
+async fn secret(service: &Service, key: &str) -> String {
+    let answer = as_caller(service, key, Method::GET, "/api/v1/webhooks/secret", None).await;
+    assert_eq!(answer.status, 200, "{answer:#?}");
+    answer.body["secret"].as_str().unwrap().to_owned()
+}
+
+/// Has alice send a job to the receiver; gives what arrived, which was accepted.
+async fn message_of(
+    service: &Service,
+    key: &str,
+    url: &str,
+    arrived: &mut UnboundedReceiver<Arrived>,
+) -> (BTreeMap<String, String>, String) {
+    let question = json!({ "query": "Signed?", "callback_url": url });
+    let answer = as_caller(service, key, Method::POST, "/api/v1/analyze", Some(&question)).await;
+    assert_eq!(answer.status, 202, "{answer:#?}");
+    arrived.recv().await.unwrap().take(200)
+}
+
+/// What `ceoagent ARGS` prints and says, and whether it succeeds.
+async fn cli(setup: &Setup, service: &Service, args: &[&str]) -> (bool, String, String) {
+    let mut command = setup.command();
+    command.args(args).args(["--url", service.base()]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_secret_one_is_made_at_the_first_start_and_stored_for_its_owner_alone() {
+async fn each_caller_has_a_secret_of_its_own_from_the_first_start_on() {
     let claude = simulator().await;
-    let setup = Setup::new(&claude.base_url()).with("WEBHOOK_ALLOW_PRIVATE", "127.0.0.0/8");
+    let setup = derived(&claude.base_url());
     let service = setup.start();
-    let file = setup.folder().join("data/webhook-secret");
-    let secret = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+    let file = setup.folder().join("data/webhook-root");
+    let root = std::fs::read_to_string(&file).unwrap().trim().to_owned();
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let (of_alice, of_bob) = (secret(&service, ALICE).await, secret(&service, BOB).await);
+    assert!(of_alice != of_bob && of_alice != root);
     let (url, mut arrived) = receiver().await;
-    ask(&service, "Signed with it?", &url).await;
-    let (headers, body) = arrived.recv().await.unwrap().take(200);
-    assert!(is_genuine(&secret, &headers, &body));
+    let (headers, body) = message_of(&service, ALICE, &url, &mut arrived).await;
+    assert!(is_genuine(&of_alice, &headers, &body));
+    assert!(!is_genuine(&of_bob, &headers, &body) && !is_genuine(&root, &headers, &body));
+
+    let path = "/api/v1/webhooks/secret";
+    as_caller(&service, READER, Method::GET, path, None).await.assert_problem(403, "forbidden");
+    service.get(path).await.assert_problem(401, "unauthorized");
+    let shown = service.admin_get("/api/v1/admin/webhooks/secret?caller=alice").await.body;
+    assert_eq!(shown, json!({ "caller": "alice", "secret": of_alice, "previous": [] }));
+    let (done, printed, said) = cli(&setup, &service, &["webhooks", "secret", "--caller", "bob"]).await;
+    assert!(done && said.is_empty(), "{said}");
+    assert_eq!(printed, format!("{of_bob}\n"));
+
     let log = service.kill();
-    assert!(!log.contains(&secret));
-    drop(setup.start());
-    assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), secret, "the next start uses it again");
+    assert!(!log.contains(&root) && !log.contains(&of_alice));
+    let service = setup.start();
+    assert_eq!(secret(&service, ALICE).await, of_alice, "the next start has the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_rotation_both_secrets_sign_also_across_a_restart_until_the_overlap_is_ended() {
+    let claude = simulator().await;
+    let setup = derived(&claude.base_url());
+    let service = setup.start();
+    let (url, mut arrived) = receiver().await;
+    let old = secret(&service, ALICE).await;
+    let rotate = "/api/v1/webhooks/secret/rotate";
+    let rotated = as_caller(&service, ALICE, Method::POST, rotate, Some(&json!({}))).await;
+    let new = rotated.body["secret"].as_str().unwrap().to_owned();
+    assert_ne!(new, old);
+    assert!(rotated.body["previous"][0]["expires_at"].is_string(), "{rotated:#?}");
+    service.kill();
+    let service = setup.start();
+    let (headers, body) = message_of(&service, ALICE, &url, &mut arrived).await;
+    assert_eq!(headers["webhook-signature"].split(' ').count(), 2);
+    assert!(is_genuine(&old, &headers, &body) && is_genuine(&new, &headers, &body));
+
+    // It has leaked: an operator ends all old ones.
+    let (done, newest, said) =
+        cli(&setup, &service, &["webhooks", "rotate", "--caller", "alice", "--overlap-hours", "0"]).await;
+    assert!(done && said.is_empty(), "{said}");
+    let (headers, body) = message_of(&service, ALICE, &url, &mut arrived).await;
+    assert!(is_genuine(newest.trim(), &headers, &body));
+    assert!(!is_genuine(&old, &headers, &body) && !is_genuine(&new, &headers, &body));
+    let entry = service.admin_get("/api/v1/admin/audit?limit=1").await.body["entries"][0].clone();
+    assert_eq!((&entry["action"], &entry["detail"]), (&"webhook_secret_rotate".into(), &"alice".into()));
+    let wrong = as_caller(&service, ALICE, Method::POST, rotate, Some(&json!({ "overlap_hours": 169 }))).await;
+    wrong.assert_problem(422, "validation_failed");
+    for _ in 0..4 {
+        assert_eq!(as_caller(&service, ALICE, Method::POST, rotate, Some(&json!({}))).await.status, 200);
+    }
+    as_caller(&service, ALICE, Method::POST, rotate, Some(&json!({}))).await.assert_problem(409, "conflict");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_setting_signs_for_all_callers_with_each_secret_that_it_lists() {
+    let claude = simulator().await;
+    let other = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let setup = derived(&claude.base_url()).with("WEBHOOK_SECRET", &format!("{other},{SECRET}"));
+    let service = setup.start();
+    assert!(!setup.folder().join("data/webhook-root").exists());
+    let (url, mut arrived) = receiver().await;
+    let (headers, body) = message_of(&service, ALICE, &url, &mut arrived).await;
+    assert!(is_genuine(other, &headers, &body) && is_genuine(SECRET, &headers, &body));
+    let own = as_caller(&service, ALICE, Method::GET, "/api/v1/webhooks/secret", None).await;
+    own.assert_problem(409, "conflict");
+    let (done, printed, _) = cli(&setup, &service, &["webhooks", "secret"]).await;
+    assert!(done && printed.trim() == other, "{printed}");
+    let (done, _, said) = cli(&setup, &service, &["webhooks", "rotate"]).await;
+    assert!(!done && said.contains("WEBHOOK_SECRET=<new>,<old>"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_message_is_signed_like_a_real_one_and_marked_as_a_test() {
+    let claude = simulator().await;
+    let setup = derived(&claude.base_url()).with("SUBMITS_PER_MINUTE", "3");
+    let service = setup.start();
+    let (url, mut arrived) = receiver().await;
+    let test = async |url: &str| {
+        let body = json!({ "callback_url": url });
+        as_caller(&service, ALICE, Method::POST, "/api/v1/webhooks/test", Some(&body)).await
+    };
+    let answered = async |arrived: &mut UnboundedReceiver<Arrived>, status| arrived.recv().await.unwrap().take(status);
+    let (answer, (headers, body)) = tokio::join!(test(&url), answered(&mut arrived, 204));
+    assert!(is_genuine(&secret(&service, ALICE).await, &headers, &body));
+    let message: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(message["type"], "webhook.test");
+    assert_eq!(message["data"], json!({ "test": true, "caller": "alice", "callback_url": url }));
+    assert_eq!((&answer.body["accepted"], &answer.body["http_status"]), (&true.into(), &204.into()), "{answer:#?}");
+    assert_eq!(answer.body["id"], headers["webhook-id"].as_str());
+
+    test("https://no-such-host.invalid/").await;
+    let private = test("https://10.0.0.1/").await;
+    private.assert_problem(422, "validation_failed");
+    assert_eq!(private.body["errors"][0]["field"], "callback_url");
+    let dead = test("http://127.0.0.1:1/").await.body;
+    assert!(dead["accepted"] == false && dead["error"].is_string() && dead.get("http_status").is_none(), "{dead:#}");
+    test(&url).await.assert_problem(429, "rate_limited");
+
+    let refuse = tokio::spawn(async move { arrived.recv().await.unwrap().take(401) });
+    let (done, _, said) = cli(&setup, &service, &["webhooks", "test", &url]).await;
+    assert!(!done && said.contains("did not accept the test message: HTTP 401"), "{said}");
+    refuse.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_webhook_is_listed_and_sent_again_by_hand_under_its_id() {
+    let claude = simulator().await;
+    let setup = derived(&claude.base_url());
+    let service = setup.start();
+    let (url, mut arrived) = receiver().await;
+    let question = json!({ "query": "Who fails?", "callback_url": url });
+    let id = as_caller(&service, ALICE, Method::POST, "/api/v1/analyze", Some(&question)).await.id();
+    let gone = arrived.recv().await.unwrap();
+    let message_id = gone.headers["webhook-id"].clone();
+    gone.take(410);
+    let job = format!("/api/v1/jobs/{id}");
+    let get = async || as_caller(&service, ALICE, Method::GET, &job, None).await.body;
+    while get().await["delivery"]["state"] != "disabled" {
+        tokio::task::yield_now().await;
+    }
+    for (key, path, count) in [
+        (ALICE, "/api/v1/webhooks/failing", 1),
+        (BOB, "/api/v1/webhooks/failing", 0),
+        (ADMIN_TOKEN, "/api/v1/admin/webhooks/failing", 1),
+        (ADMIN_TOKEN, "/api/v1/admin/webhooks/failing?caller=bob", 0),
+    ] {
+        let list = as_caller(&service, key, Method::GET, path, None).await.body;
+        let jobs = list["jobs"].as_array().unwrap();
+        assert_eq!(jobs.len(), count, "{path}: {list:#}");
+        for job in jobs {
+            assert_eq!((&job["id"], &job["delivery"]["tries"][0]["http_status"]), (&id.as_str().into(), &410.into()));
+        }
+    }
+    for key in [ALICE, ADMIN_TOKEN] {
+        let (done, printed, said) = cli(&setup, &service, &["webhooks", "failing", "--token", key]).await;
+        assert!(done && printed.contains(&id) && printed.contains("HTTP 410"), "{printed}{said}");
+    }
+
+    let resend = format!("{job}/resend-webhook");
+    assert_eq!(get().await["links"]["resend_webhook"], resend);
+    as_caller(&service, BOB, Method::POST, &resend, None).await.assert_problem(404, "job_not_found");
+    let (done, printed, said) = cli(&setup, &service, &["webhooks", "resend", &id]).await;
+    assert!(done && printed.contains(&message_id), "{printed}{said}");
+    let again = arrived.recv().await.unwrap();
+    assert_eq!(again.headers["webhook-id"], message_id);
+    again.take(200);
+    while get().await["delivery"]["state"] != "delivered" {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get().await["delivery"]["tries"].as_array().unwrap().len(), 2, "the page shows both tries");
+    let list = service.admin_get("/api/v1/admin/webhooks/failing").await.body;
+    assert_eq!(list, json!({ "jobs": [], "next_cursor": null }));
+    let entry = service.admin_get("/api/v1/admin/audit?limit=1").await.body["entries"][0].clone();
+    assert_eq!((&entry["action"], &entry["detail"]), (&"webhook_resend".into(), &id.as_str().into()));
+
+    let silent =
+        as_caller(&service, ALICE, Method::POST, "/api/v1/analyze", Some(&json!({ "query": "No hook" }))).await;
+    let path = format!("/api/v1/jobs/{}/resend-webhook", silent.id());
+    as_caller(&service, ALICE, Method::POST, &path, None).await.assert_problem(409, "conflict");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_chosen_events_are_sent_and_a_memo_that_asks_for_information_is_one() {
+    let claude = simulator().await;
+    let asks = include_str!("../../src/analysis/samples/info.json");
+    let asks = serde_json::from_str::<Value>(asks).unwrap()["answer"].to_string();
+    claude.script([Fault::Normal, Fault::Refusal, Fault::Answer(asks.clone()), Fault::Answer(asks)]);
+    let service = setup(&claude.base_url()).with("WORKERS", "1").start();
+    let (url, mut arrived) = receiver().await;
+    let ask = async |query: &str, events: Value| {
+        let question = json!({ "query": query, "callback_url": url, "callback_events": events });
+        service.post("/api/v1/analyze", &question).await
+    };
+    let chosen = json!(["job.failed", "job.needs_information"]);
+    let quiet = ask("A good memo?", chosen.clone()).await;
+    assert_eq!(quiet.body["callback_events"], chosen);
+    delivery(&service, &quiet.id(), "skipped").await;
+    ask("Refused?", chosen.clone()).await;
+    let failed = arrived.recv().await.unwrap();
+    assert_eq!(failed.json()["type"], "job.failed");
+    failed.take(200);
+    ask("Can you know?", chosen).await;
+    let asking = arrived.recv().await.unwrap();
+    let message = asking.json();
+    assert_eq!(message["type"], "job.needs_information", "{message:#}");
+    assert_eq!(message["data"]["result"]["status"], "needs_information");
+    asking.take(200);
+    // Who chose nothing gets the three ends of a job and no other event.
+    service.post("/api/v1/analyze", &json!({ "query": "And now?", "callback_url": url })).await;
+    let plain = arrived.recv().await.unwrap();
+    assert_eq!(plain.json()["type"], "job.succeeded");
+    plain.take(200);
+
+    service.post(&format!("/api/v1/jobs/{}/resend-webhook", quiet.id()), &json!({})).await;
+    let wanted = arrived.recv().await.unwrap();
+    assert_eq!((&wanted.json()["type"], &wanted.json()["data"]["id"]), (&"job.succeeded".into(), &quiet.id().into()));
+    wanted.take(200);
+    ask("Why?", json!(["job.done"])).await.assert_problem(422, "validation_failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ fn answer(status: u16, body: &str, headers: &[(&'static str, &str)]) -> CallErro
     let headers = headers
         .iter()
         .map(|(name, value)| (reqwest::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
-    CallError::of_answer(status, &headers.collect(), body.as_bytes(), SystemTime::UNIX_EPOCH)
+    CallError::from_answer(status, &headers.collect(), body.as_bytes(), SystemTime::UNIX_EPOCH)
 }
 
 /// The API's own envelope.
@@ -37,8 +37,8 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
     (402, "billing_error", "", "payment required", K::Billing, Fault::Account),
     (403, "permission_error", "", "not allowed", K::Permission, Fault::Model),
     (404, "not_found_error", "", "model: claude-no-such", K::NotFound, Fault::Model),
-    (408, "timeout_error", "", "timed out", K::RequestTimeout, Fault::Passing),
-    (409, "conflict_error", "", "conflict", K::Conflict, Fault::Passing),
+    (408, "timeout_error", "", "timed out", K::Timeout, Fault::Passing),
+    (409, "conflict_error", "", "conflict", K::ApiError, Fault::Passing),
     (412, "invalid_request_error", "", "precondition failed", K::InvalidRequest, Fault::Question),
     (413, "request_too_large", "", "too large", K::TooLarge, Fault::Question),
     (413, "invalid_request_error", "request_body_too_large_after_decoding", "too large", K::TooLarge, Fault::Question),
@@ -79,7 +79,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "invalid_request_error",
         "",
         "You have reached your specified API usage limits. You will regain access on 2026-12-01.",
-        K::SpendLimit,
+        K::Billing,
         Fault::Account,
     ),
     (
@@ -87,7 +87,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "invalid_request_error",
         "",
         "You have reached your specified workspace API usage limits.",
-        K::SpendLimit,
+        K::Billing,
         Fault::Account,
     ),
     (400, "invalid_request_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
@@ -98,13 +98,13 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
     (403, "permission_error", "sandbox_egress_restricted", "sandbox", K::OnHold, Fault::Account),
     (403, "permission_error", "organization_type_not_supported", "type", K::OnHold, Fault::Account),
     (400, "invalid_request_error", "linked_organization_billing_unavailable", "pay", K::Billing, Fault::Account),
-    (400, "invalid_request_error", "linked_organization_spend_limit_reached", "pay", K::SpendLimit, Fault::Account),
+    (400, "invalid_request_error", "linked_organization_spend_limit_reached", "pay", K::Billing, Fault::Account),
     (403, "permission_error", "user_profile_billing_not_authorized", "pay", K::Billing, Fault::Account),
     (403, "permission_error", "user_profile_not_billable", "pay", K::Billing, Fault::Account),
     (400, "invalid_request_error", "cmek_key_unreachable", "retry", K::ApiError, Fault::Passing),
     (500, "api_error", "cmek_context_unavailable", "retry", K::ApiError, Fault::Passing),
-    (429, "rate_limit_error", "enforced_spend_limit_reached", "spent", K::SpendLimit, Fault::Account),
-    (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::SpendLimit, Fault::Account),
+    (429, "rate_limit_error", "enforced_spend_limit_reached", "spent", K::Billing, Fault::Account),
+    (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::Billing, Fault::Account),
     (429, "rate_limit_error", "ramp_limit_exceeded", "slow", K::RateLimit, Fault::Limit),
     // The request's own shape.
     (
@@ -211,7 +211,7 @@ fn every_error_has_its_kind_and_whom_it_concerns() {
     for (status, error_type, code, message, kind, fault) in ROWS {
         let body = envelope(error_type, code, message);
         let error = match status {
-            200 => CallError::of_event(&ErrorObject::parse(body.as_bytes()).unwrap()),
+            200 => CallError::from_event(&ErrorObject::parse(body.as_bytes()).unwrap()),
             _ => answer(status, &body, &[]),
         };
         assert_eq!((error.kind, error.fault()), (kind, fault), "{status} {error_type} {code} {message}");
@@ -322,9 +322,9 @@ fn a_retry_after_counts_if_it_is_a_time_to_come_in_whatever_form() {
 #[test]
 fn what_gateways_say_of_an_account_or_a_model_is_no_fault_of_the_question() {
     for (status, message, kind) in [
-        (400, "Budget has been exceeded! Current cost: 3.1, Max budget: 3.0", K::SpendLimit),
+        (400, "Budget has been exceeded! Current cost: 3.1, Max budget: 3.0", K::Billing),
         (402, "Insufficient credits. Add more using the console", K::Billing),
-        (429, "You exceeded your current quota, please check your plan and billing details.", K::SpendLimit),
+        (429, "You exceeded your current quota, please check your plan and billing details.", K::Billing),
         (400, "Your account has been disabled.", K::OnHold),
         (400, "This workspace has been archived", K::OnHold),
         (400, "API key not valid. Please pass a valid API key.", K::Authentication),
@@ -332,7 +332,7 @@ fn what_gateways_say_of_an_account_or_a_model_is_no_fault_of_the_question() {
         (400, "The provided model identifier is invalid.", K::NotFound),
         (400, "Invocation of model ID anthropic.claude-x with on-demand throughput isn't supported", K::NotFound),
         (410, "this model was removed", K::NotFound),
-        (425, "too early", K::Conflict),
+        (425, "too early", K::ApiError),
         (500, "litellm.APIError: Your credit balance is too low", K::Billing),
         (400, "Unknown name \"output_config\": Cannot find field.", K::Parameter(P::OutputConfig)),
         (

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::ErrorAnswer;
+use super::fault::ErrorAnswer;
 use crate::claude::message::CacheTtl;
 
 /// Over this many `max_tokens` the API wants a request to stream.
@@ -88,6 +88,7 @@ pub(super) struct Asked {
 /// Every field of the API, so that an unknown one can be told from one that is merely of no use here.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "known fields that make no difference here")]
 struct Body<'a> {
     model: Option<String>,
     max_tokens: Option<i64>,
@@ -99,18 +100,13 @@ struct Body<'a> {
     temperature: Option<IgnoredAny>,
     top_p: Option<IgnoredAny>,
     top_k: Option<IgnoredAny>,
-    tool_choice: Option<ToolChoice>,
-    #[serde(rename = "tools")]
-    _tools: Option<IgnoredAny>,
-    thinking: Option<Thinking>,
-    #[serde(rename = "metadata")]
-    _metadata: Option<IgnoredAny>,
-    #[serde(rename = "service_tier")]
-    _service_tier: Option<IgnoredAny>,
-    #[serde(rename = "stop_sequences")]
-    _stop_sequences: Option<IgnoredAny>,
-    #[serde(rename = "cache_control")]
-    _cache_control: Option<IgnoredAny>,
+    tool_choice: Option<Typed>,
+    tools: Option<IgnoredAny>,
+    thinking: Option<Typed>,
+    metadata: Option<IgnoredAny>,
+    service_tier: Option<IgnoredAny>,
+    stop_sequences: Option<IgnoredAny>,
+    cache_control: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -153,12 +149,7 @@ struct Format<'a> {
 }
 
 #[derive(Deserialize)]
-struct Thinking {
-    r#type: String,
-}
-
-#[derive(Deserialize)]
-struct ToolChoice {
+struct Typed {
     r#type: String,
 }
 
@@ -209,21 +200,12 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let body: Body<'_> = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| invalid(format!("{}: {}", error.path(), error.inner())))?;
-    let required = |field| invalid(format!("{field}: Field required"));
     let model = body.model.ok_or_else(|| required("model"))?;
     let max_tokens = body.max_tokens.ok_or_else(|| required("max_tokens"))?;
     let messages = body.messages.ok_or_else(|| required("messages"))?;
     let max_tokens = u64::try_from(max_tokens).ok().filter(|max| *max > 0);
     let max_tokens = max_tokens.ok_or_else(|| invalid("max_tokens: Input should be greater than or equal to 1"))?;
-    match messages.last().map(|message| message.role.as_str()) {
-        None => return Err(invalid("messages: at least one message is required")),
-        Some("assistant") => return Err(invalid("messages: this model does not support assistant message prefill")),
-        Some("user") => {}
-        Some(role) => return Err(invalid(format!("messages: unexpected role \"{role}\""))),
-    }
-    if messages.iter().any(|message| message.content.is_blank()) {
-        return Err(invalid("messages: text content blocks must be non-empty"));
-    }
+    check_messages(&messages)?;
     let sampling = [("temperature", body.temperature), ("top_p", body.top_p), ("top_k", body.top_k)];
     if let Some((name, _)) = sampling.iter().find(|(_, value)| value.is_some()) {
         return Err(invalid(format!("{name}: sampling parameters are not supported on this model")));
@@ -235,31 +217,10 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
     if !stream && max_tokens > MAX_TOKENS_UNSTREAMED {
         return Err(invalid(format!("max_tokens: over {MAX_TOKENS_UNSTREAMED} a request must stream")));
     }
-    let mut schema_bytes = 0;
     let (effort, format) = body.output_config.map_or((None, None), |config| (config.effort, config.format));
-    if effort.as_ref().is_some_and(|effort| !EFFORTS.contains(&effort.as_str())) {
-        return Err(invalid(format!("output_config.effort: Input should be one of {}", EFFORTS.join(", "))));
-    }
     let thinking = body.thinking.map(|thinking| thinking.r#type);
-    match thinking.as_deref() {
-        Some("disabled") => return Err(invalid("thinking.type: 'disabled' is not supported on this model")),
-        Some("between_tools") if effort.as_deref().is_some_and(|effort| matches!(effort, "xhigh" | "max")) => {
-            return Err(invalid("thinking.type: 'between_tools' needs an effort of at most high"));
-        }
-        _ => {}
-    }
-    if let Some(format) = format {
-        if format.r#type != "json_schema" {
-            return Err(invalid("output_config.format.type: Input should be 'json_schema'"));
-        }
-        let raw = format.schema.ok_or_else(|| required("output_config.format.schema"))?.get();
-        let mut good = good_schema.lock();
-        if *good != raw {
-            check_schema(&serde_json::from_str(raw).map_err(|error| invalid(error.to_string()))?)?;
-            raw.clone_into(&mut good);
-        }
-        schema_bytes = raw.len();
-    }
+    check_thinking(effort.as_deref(), thinking.as_deref())?;
+    let schema_bytes = format.map_or(Ok(0), |format| check_format(&format, good_schema))?;
     if !MODELS.iter().any(|known| known.id == model && known.lifecycle != RETIRED) {
         return Err(no_model(&model));
     }
@@ -274,6 +235,46 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
         effort,
         thinking,
     })
+}
+
+fn check_messages(messages: &[Message]) -> Result<(), ErrorAnswer> {
+    match messages.last().map(|message| message.role.as_str()) {
+        None => return Err(invalid("messages: at least one message is required")),
+        Some("assistant") => return Err(invalid("messages: this model does not support assistant message prefill")),
+        Some("user") => {}
+        Some(role) => return Err(invalid(format!("messages: unexpected role \"{role}\""))),
+    }
+    if messages.iter().any(|message| message.content.is_blank()) {
+        return Err(invalid("messages: text content blocks must be non-empty"));
+    }
+    Ok(())
+}
+
+fn check_thinking(effort: Option<&str>, thinking: Option<&str>) -> Result<(), ErrorAnswer> {
+    if effort.is_some_and(|effort| !EFFORTS.contains(&effort)) {
+        return Err(invalid(format!("output_config.effort: Input should be one of {}", EFFORTS.join(", "))));
+    }
+    match (thinking, effort) {
+        (Some("disabled"), _) => Err(invalid("thinking.type: 'disabled' is not supported on this model")),
+        (Some("between_tools"), Some("xhigh" | "max")) => {
+            Err(invalid("thinking.type: 'between_tools' needs an effort of at most high"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The bytes of the schema.
+fn check_format(format: &Format<'_>, good_schema: &Mutex<String>) -> Result<usize, ErrorAnswer> {
+    if format.r#type != "json_schema" {
+        return Err(invalid("output_config.format.type: Input should be 'json_schema'"));
+    }
+    let raw = format.schema.ok_or_else(|| required("output_config.format.schema"))?.get();
+    let mut good = good_schema.lock();
+    if *good != raw {
+        check_schema(&serde_json::from_str(raw).map_err(|error| invalid(error.to_string()))?)?;
+        raw.clone_into(&mut good);
+    }
+    Ok(raw.len())
 }
 
 /// As [`body`], for a request that is only to be counted and so has no `max_tokens`.
@@ -320,6 +321,10 @@ fn check_schema(schema: &Value) -> Result<(), ErrorAnswer> {
         Value::Array(items) => items.iter().try_for_each(check_schema),
         _ => Ok(()),
     }
+}
+
+fn required(field: &str) -> ErrorAnswer {
+    invalid(format!("{field}: Field required"))
 }
 
 fn invalid(message: impl Into<String>) -> ErrorAnswer {

@@ -9,7 +9,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fault, Flight, error_body, pace::Timing};
+use super::{
+    fault::{Fault, error_body},
+    pace::Timing,
+    record::Flight,
+};
 use crate::claude::message::Usage;
 
 /// Characters of text in one event when the answer is spread over time: about what a few tokens come to.
@@ -165,7 +169,7 @@ impl Events {
             bytes.push_str(r#"{"type":"content_block_delta","index":"#);
             bytes.push_str(if index == 0 { "0" } else { "1" });
             bytes.extend([r#","delta":{"type":""#, kind, r#"",""#, field, r#"":"#]);
-            bytes.push_str(&json_string(text));
+            bytes.push_str(&Value::from(text).to_string());
             bytes.push_str("}}");
         });
     }
@@ -186,7 +190,11 @@ impl Events {
 }
 
 /// A body that goes out step by step, its pauses counted from now. `flight` lands with the last step.
-pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> Body {
+pub(super) fn body(mut steps: Vec<Step>, mut flight: Flight, end: CancellationToken) -> Body {
+    if let [Step::Send(bytes)] = steps.as_mut_slice() {
+        flight.land();
+        return Body::from(std::mem::take(bytes));
+    }
     let state = (steps.into_iter(), Instant::now(), flight, end);
     Body::from_stream(stream::unfold(state, |(mut steps, mut due, mut flight, end)| async move {
         loop {
@@ -220,11 +228,6 @@ pub(super) fn body(steps: Vec<Step>, flight: Flight, end: CancellationToken) -> 
             }
         }
     }))
-}
-
-/// A whole body, as it is.
-pub(super) fn whole(bytes: impl Into<Bytes>) -> Body {
-    Body::from(bytes.into())
 }
 
 fn spread(bytes: &Bytes, ends: &[usize], start: Option<Timing>, latency: Duration, writes: u32) -> Vec<Step> {
@@ -261,8 +264,4 @@ fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
         rest = after;
         (!piece.is_empty()).then_some(piece)
     })
-}
-
-fn json_string(text: &str) -> String {
-    Value::from(text).to_string()
 }

@@ -103,7 +103,7 @@ async fn the_record_keeps_the_newest_calls_and_the_counters_go_on() {
         usage: Usage { input_tokens: 1, ..Usage::default() },
     };
     for n in 0..MAX_RECORDED_CALLS + 5 {
-        simulator.shared.receive(Call { prompt: n.to_string(), ..call.clone() }).land();
+        simulator.shared.record.receive(Call { prompt: n.to_string(), ..call.clone() }).land();
     }
     assert_eq!(simulator.calls().len(), MAX_RECORDED_CALLS);
     assert_eq!(simulator.calls()[0].prompt, "5");

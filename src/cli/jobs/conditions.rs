@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use crate::cli::output::given;
+use crate::cli::terminal::given;
 
 /// The conditions. A job must match all that are given.
 #[derive(clap::Args, Debug)]

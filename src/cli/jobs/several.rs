@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::conditions::Conditions;
 use crate::cli::{
     client::{Client, ClientError, Connection, REFUSED, job_path},
-    output::{clean, dollars, text},
+    terminal::{clean, dollars, text},
 };
 
 const STDIN: &str = "-";

@@ -5,8 +5,9 @@ use std::io::Write;
 use serde_json::Value;
 
 use crate::cli::{
-    output::{clean, colours, dollars, text},
     progress,
+    terminal::{clean, colours, dollars, text},
+    webhooks::outcome,
 };
 
 /// Writes the job to standard output, one line for each fact.
@@ -94,13 +95,11 @@ fn webhook(job: &Value) -> String {
         Some("waiting") => "sent when the job ends".to_owned(),
         Some("given_up") => "not delivered, no further tries".to_owned(),
         Some("disabled") => "disabled by the receiver".to_owned(),
+        Some("skipped") => "not sent, because callback_events does not have the event".to_owned(),
         Some(state) => clean(state),
     };
     let tries = delivery["tries"].as_array().map_or(&[][..], Vec::as_slice);
-    let tried = tries.last().map(|last| {
-        let answer = last["http_status"].as_u64().map(|status| format!("HTTP {status}"));
-        format!("try {}: {}", tries.len(), answer.unwrap_or_else(|| text(last, "error")))
-    });
+    let tried = tries.last().map(|last| format!("try {}: {}", tries.len(), outcome(last)));
     let next = delivery["next_at"].as_str().map(|at| format!("next try {}", clean(at)));
     let state = [Some(state), tried, next].into_iter().flatten().collect::<Vec<_>>().join(", ");
     format!("{state}, to {}", text(job, "callback_url"))

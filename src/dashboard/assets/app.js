@@ -26,12 +26,17 @@ function localise(within) {
   }
 }
 
-// Loads this page again and puts the parts with these ids in place of the old ones, if they differ.
-async function refresh(ids) {
-  const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+async function load(address) {
+  const answer = await fetch(address, { headers: { accept: "text/html" } });
   if (answer.redirected && new URL(answer.url).pathname !== location.pathname) return location.reload();
   if (!answer.ok && answer.status !== 404) throw new Error(String(answer.status));
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  return new DOMParser().parseFromString(await answer.text(), "text/html");
+}
+
+// Loads this page again and puts the parts with these ids in place of the old ones, if they differ.
+async function refresh(ids) {
+  const page = await load(location.href);
+  if (!page) return;
   for (const id of ids) {
     const [old, now] = [document.getElementById(id), page.getElementById(id)];
     if (!old || !now) continue;
@@ -39,11 +44,14 @@ async function refresh(ids) {
     if (old.innerHTML === now.innerHTML) continue;
     const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
     const open = [...old.querySelectorAll("details")].map((part) => part.open);
+    const selected = [...old.querySelectorAll("[name=ids]:checked")].map((box) => box.value);
     old.replaceChildren(...now.childNodes);
+    old.querySelectorAll("[name=ids]").forEach((box) => { box.checked = selected.includes(box.value); });
     old.dataset.status = now.dataset.status ?? "";
     old.querySelectorAll("details").forEach((part, place) => { part.open = open[place] ?? part.open; });
     if (focused) document.getElementById(focused)?.focus();
   }
+  countSelected();
   return page;
 }
 
@@ -133,9 +141,58 @@ function showDraft(draft, value, labels) {
 function watch() {
   const ids = [...document.querySelectorAll("[data-live]")].map((part) => part.id);
   if (ids.length === 0) return;
-  setInterval(() => {
-    if (document.visibilityState === "visible") refresh(ids).catch(() => {});
-  }, 4000);
+  const look = async () => {
+    const started = performance.now();
+    if (document.visibilityState === "visible") await refresh(ids).catch(() => {});
+    // A page with a slow search is loaded less often.
+    setTimeout(look, Math.max(4000, 20 * (performance.now() - started)));
+  };
+  setTimeout(look, 4000);
+}
+
+// The buttons of actions on many jobs name the number of selected rows that they apply to, if rows are selected.
+function countSelected() {
+  const rows = [...document.querySelectorAll("[form=bulk]:checked")];
+  for (const button of document.querySelectorAll("[data-statuses]")) {
+    button.dataset.label ??= button.textContent;
+    button.dataset.idle ??= String(button.disabled);
+    const count = rows.filter((row) => button.dataset.statuses.split(" ").includes(row.dataset.status)).length;
+    const label = count === 1 ? button.dataset.one : button.dataset.many.replace("{n}", count.toLocaleString(locale));
+    button.textContent = rows.length ? label : button.dataset.label;
+    button.disabled = rows.length ? count === 0 : button.dataset.idle === "true";
+  }
+  const boxes = document.querySelectorAll("[form=bulk]").length;
+  const all = document.querySelector("[data-all]");
+  if (!all) return;
+  all.checked = boxes > 0 && rows.length === boxes;
+  all.indeterminate = rows.length > 0 && rows.length < boxes;
+}
+
+// Continues a search whose time was over, until the page is full or all jobs are searched.
+async function continueSearch() {
+  const jobs = document.getElementById("jobs");
+  for (;;) {
+    const note = jobs?.querySelector("[data-continue]");
+    if (!note || jobs.querySelectorAll(".rowlink").length >= Number(note.dataset.enough)) return;
+    const more = (await load(note.dataset.continue))?.getElementById("jobs");
+    if (!more) return;
+    localise(more);
+    const [table, next] = [jobs, more].map((part) => part.querySelector("table"));
+    if (table && next) {
+      if (!table.matches(".no-callers")) next.classList.remove("no-callers");
+      next.tBodies[0].prepend(...table.tBodies[0].rows);
+    } else if (table) {
+      more.querySelector("p.hint:not([role])")?.remove();
+      more.prepend(table.parentElement);
+    }
+    for (const rel of ["prev", "first"]) {
+      const [old, now] = [jobs, more].map((part) => part.querySelector(`.pages [rel=${rel}]`));
+      if (old) now?.replaceWith(old);
+      else now?.remove();
+    }
+    jobs.replaceChildren(...more.childNodes);
+    countSelected();
+  }
 }
 
 function move(step) {
@@ -145,7 +202,7 @@ function move(step) {
 }
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest?.("input, textarea, select, dialog");
+  const typing = event.target.closest?.("input:not([type=checkbox]), textarea, select, dialog");
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return event.target.form?.requestSubmit();
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const keys = {
@@ -176,7 +233,16 @@ document.addEventListener("click", async (event) => {
   }
 });
 
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-all]")) {
+    document.querySelectorAll("[form=bulk]").forEach((box) => { box.checked = event.target.checked; });
+  }
+  if (event.target.matches("[data-all], [form=bulk]")) countSelected();
+});
+
 localise(document);
+countSelected();
+continueSearch().catch(() => {});
 setInterval(() => localise(document), 20000);
 const state = document.querySelector("[data-follow]");
 if (state) follow(state);

@@ -8,7 +8,7 @@ use utoipa::openapi::{
 use crate::http::problem::codes;
 
 /// Enums that can get new values within a version of the API (docs/api-policy.md).
-const OPEN: [&str; 5] = ["AttemptOutcome", "FailureCode", "FlagCode", "ProblemCode", "WaitingFor"];
+const OPEN: [&str; 6] = ["AttemptOutcome", "CallbackEvent", "FailureCode", "FlagCode", "ProblemCode", "WaitingFor"];
 
 /// Opens the enums in all answers, and describes the codes of failures.
 pub(super) fn complete(components: &mut Components) {

@@ -2,10 +2,13 @@
 
 use utoipa::{
     Path,
-    openapi::{HttpMethod, Paths, path::PathItem},
+    openapi::{
+        HttpMethod, Paths,
+        path::{Operation, PathItem},
+    },
 };
 
-use crate::webhook::Message;
+use crate::webhook::message::{Message, TestMessage};
 
 /// A job has ended
 ///
@@ -29,8 +32,30 @@ use crate::webhook::Message;
 #[expect(dead_code, reason = "only for the OpenAPI document")]
 fn job_webhook() {}
 
+/// A test
+///
+/// Sent once by `POST /api/v1/webhooks/test`, signed like the message of a job. It reports nothing.
+#[utoipa::path(
+    post, path = "/", operation_id = "webhook_test", tag = "webhooks",
+    params(
+        ("webhook-id" = String, Header, description = "The id of the message"),
+        ("webhook-timestamp" = i64, Header, description = "When the message was sent, in seconds since 1970"),
+        ("webhook-signature" = String, Header, description = "As that of the message of a job")
+    ),
+    request_body = TestMessage<'static>,
+    responses(
+        (status = "2XX", description = "The message is accepted"),
+        (status = "default", description = "The test has failed")
+    )
+)]
+#[expect(dead_code, reason = "only for the OpenAPI document")]
+fn webhook_test() {}
+
 pub(super) fn webhooks() -> Paths {
-    let mut operation = __path_job_webhook::operation();
-    operation.security = Some(Vec::new());
-    Paths::builder().path("job", PathItem::new(HttpMethod::Post, operation)).build()
+    let path = |mut operation: Operation| {
+        operation.security = Some(Vec::new());
+        PathItem::new(HttpMethod::Post, operation)
+    };
+    let (job, test) = (__path_job_webhook::operation(), __path_webhook_test::operation());
+    Paths::builder().path("job", path(job)).path("test", path(test)).build()
 }

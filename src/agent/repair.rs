@@ -2,7 +2,7 @@
 
 use crate::{
     analysis::RepairRequest,
-    claude::message::Again,
+    claude::message::Rejected,
     job::{Attempt, FailureCode},
 };
 
@@ -14,11 +14,11 @@ const MAX_COMPLAINT_CHARS: usize = 2_000;
 
 /// Returns the answer with the complaint, as turns of the conversation, if that helps to repair it; else adds advice to the
 /// question. A [`RepairRequest`] is returned if only parts of the answer are to be written again.
-pub(super) fn again(
+pub(super) fn repair_prompt(
     question: &mut String,
     rejected: &Attempt,
     max_tokens: u32,
-) -> (Option<Again>, Option<RepairRequest>) {
+) -> (Option<Rejected>, Option<RepairRequest>) {
     let report = &rejected.report;
     let Some(error) = &report.error else { return (None, None) };
     if error.code == FailureCode::AnswerTruncated {
@@ -44,7 +44,7 @@ pub(super) fn again(
     };
     let complaint = format!("That answer can't be used: {wrong}. {request}, in the language of the question.");
     match sent_back {
-        Some(answer) => (Some(Again { answer: answer.to_owned(), complaint }), repair),
+        Some(answer) => (Some(Rejected { answer: answer.to_owned(), complaint }), repair),
         None => {
             question.push_str(&format!("\n\nYou were asked this before. {complaint}"));
             (None, None)
@@ -66,7 +66,7 @@ mod tests {
         code: FailureCode,
         message: &str,
         answer: Option<&str>,
-    ) -> (String, Option<Again>, Option<RepairRequest>) {
+    ) -> (String, Option<Rejected>, Option<RepairRequest>) {
         let report = AttemptReport {
             error: Some(AttemptError { code, message: message.to_owned() }),
             raw_answer: answer.map(str::to_owned),
@@ -77,7 +77,7 @@ mod tests {
         let outcome = AttemptOutcome::Failed;
         let rejected = Attempt { number: 1, started_at, finished_at, outcome, folded: 0, report: Arc::new(report) };
         let mut question = "Buy?".to_owned();
-        let (again, repair) = again(&mut question, &rejected, 800);
+        let (again, repair) = repair_prompt(&mut question, &rejected, 800);
         (question, again, repair)
     }
 

@@ -1,0 +1,178 @@
+//! What the handles of the limits share, under one lock.
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    budget::Budget,
+    gate::Gate,
+    model::{Model, Refusal, Tokens},
+    reach::Reach,
+};
+use crate::{config::values::RateCaps, digest::ModelKey};
+
+/// Most models that are known at a time; jobs can name any.
+pub(super) const MAX_MODELS: usize = 64;
+
+/// The model for jobs that name none.
+pub(super) type InUse = Arc<dyn Fn() -> ModelKey + Send + Sync>;
+
+pub(super) struct Inner {
+    pub(super) in_use: InUse,
+    pub(super) budget: Option<Arc<Budget>>,
+    pub(super) state: Mutex<State>,
+    pub(super) reach: Mutex<Reach>,
+    /// Wakes waiting callers.
+    pub(super) changed: Notify,
+}
+
+pub(super) struct State {
+    /// The operator's, on each model.
+    pub(super) caps: RateCaps,
+    /// Stops the calls of all models.
+    pub(super) account: Gate,
+    pub(super) models: HashMap<ModelKey, Model>,
+    /// Permits given and not yet dropped.
+    pub(super) permits: usize,
+    /// How many of them may wait for another call to end.
+    pub(super) most_ahead: usize,
+    pub(super) workers: usize,
+    /// Callers that a limit keeps waiting for a permit.
+    pub(super) waiting: usize,
+}
+
+/// A call of a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reserved {
+    pub(super) key: ModelKey,
+    pub(super) taken: Tokens,
+    /// The call finds out whether the model's gate can be opened.
+    pub(super) is_probe: bool,
+}
+
+/// Counts a caller as waiting for a limit until it is dropped.
+pub(super) struct Waiting<'a>(&'a Inner);
+
+pub(super) struct Admitted {
+    /// Each with whether its call is a probe.
+    pub(super) models: Vec<(ModelKey, bool)>,
+    /// The call of the one model waits for another to end.
+    pub(super) is_ahead: bool,
+    /// Why the others may not.
+    pub(super) refusal: Refusal,
+}
+
+impl State {
+    pub(super) fn model(&mut self, key: ModelKey) -> &mut Model {
+        if self.models.len() >= MAX_MODELS && !self.models.contains_key(&key) {
+            let now = Instant::now();
+            let idle = self.models.iter_mut().filter_map(|(key, model)| Some((model.idle_since(now)?, *key)));
+            if let Some((_, oldest)) = idle.min() {
+                self.models.remove(&oldest);
+            }
+        }
+        let caps = self.caps;
+        self.models.entry(key).or_insert_with(|| Model::new(caps))
+    }
+
+    pub(super) fn named(&mut self, name: &str) -> &mut Model {
+        let model = self.model(ModelKey::of(name));
+        if model.name.is_empty() {
+            name.clone_into(&mut model.name);
+        }
+        model
+    }
+
+    pub(super) fn calling(&self) -> usize {
+        self.permits.saturating_sub(self.ahead())
+    }
+
+    pub(super) fn ahead(&self) -> usize {
+        self.models.values().map(|model| model.ahead.len()).sum()
+    }
+
+    /// Which of these models may be called by their gates and the calls under way.
+    pub(super) fn admit(&mut self, keys: &[ModelKey], is_account_probe: bool, now: Instant) -> Admitted {
+        let (workers, is_full) = (self.workers, self.calling() >= self.workers);
+        let (mut models, mut busy, mut refusal) = (Vec::new(), Vec::new(), None::<Refusal>);
+        for key in keys {
+            let admitted = self.model(*key).admit(is_account_probe, workers, now);
+            let admitted = match admitted {
+                Ok(false) if is_full && !is_account_probe => Err(Refusal::Busy),
+                admitted => admitted,
+            };
+            match admitted {
+                Ok(is_probe) => models.push((*key, is_probe)),
+                Err(one) => {
+                    if matches!(one, Refusal::Busy) {
+                        busy.push((*key, false));
+                    }
+                    refusal = Some(refusal.map_or(one, |before| before.or(one)));
+                }
+            }
+        }
+        let is_ahead = models.is_empty() && self.ahead() < self.most_ahead;
+        if is_ahead {
+            models.extend(busy.first());
+        }
+        Admitted { is_ahead: is_ahead && !models.is_empty(), models, refusal: refusal.unwrap_or(Refusal::UntilChanged) }
+    }
+
+    /// Reserves a call of a model, or returns how long to wait for its limits.
+    pub(super) fn reserve(&mut self, key: ModelKey, is_probe: bool) -> Result<Reserved, Duration> {
+        let model = self.model(key);
+        let taken = model.usual();
+        model.take(taken)?;
+        model.under_way += 1;
+        model.used_at = Instant::now();
+        if is_probe {
+            model.gate.begin_probe();
+        }
+        Ok(Reserved { key, taken, is_probe })
+    }
+
+    /// Lets permits given ahead make their calls, as far as more calls may be under way.
+    pub(super) fn release_ahead(&mut self) {
+        let workers = self.workers;
+        // Closed ones belong to workers that gave up.
+        self.models.values_mut().for_each(|model| model.ahead.retain(|signal| !signal.is_closed()));
+        let mut room = workers.saturating_sub(self.calling());
+        for model in self.models.values_mut() {
+            while room > 0 && !model.ahead.is_empty() && model.has_room(workers) {
+                model.ahead.pop_front().map(|signal| signal.send(()));
+                room -= 1;
+            }
+        }
+    }
+
+    /// The call is not made.
+    pub(super) fn unreserve(&mut self, reserved: Reserved, now: Instant) {
+        let model = self.model(reserved.key);
+        model.give_back(reserved.taken);
+        model.under_way -= 1;
+        if reserved.is_probe {
+            model.gate.end_probe(false, now);
+        }
+    }
+}
+
+impl<'a> Waiting<'a> {
+    pub(super) fn new(inner: &'a Inner) -> Waiting<'a> {
+        inner.state.lock().waiting += 1;
+        Waiting(inner)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().waiting -= 1;
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limits").finish_non_exhaustive()
+    }
+}

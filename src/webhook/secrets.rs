@@ -1,0 +1,291 @@
+//! The secrets that sign webhooks. Each caller has its own, derived from one root, so that no caller can sign a message to
+//! a receiver of another. Only a rotation is stored: the generation in use, and until when the ones before it sign too.
+//!
+//! With the setting WEBHOOK_SECRET, all callers share what it lists, and nothing is rotated here.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use ring::hmac;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::WebhookError;
+use crate::{
+    clock::Timestamp,
+    queue::{Queue, QueueError},
+};
+
+/// Prefix of a secret, by the specification.
+const PREFIX: &str = "whsec_";
+
+/// Replaced secrets of a caller that can be valid at a time: each makes a message's header longer by a signature.
+const MAX_PREVIOUS: usize = 4;
+
+/// The name of the stored setting for callers without a name.
+const NAMELESS: &str = "webhook-secret";
+
+/// Prefix of the stored settings for callers with a name.
+const NAMED: &str = "caller-webhook-secret/";
+
+/// The secrets of all callers. Clones share everything.
+#[derive(Clone)]
+pub struct Secrets(Arc<Inner>);
+
+struct Inner {
+    source: Source,
+    queue: Queue,
+    /// Held from reading a rotation until the next one is stored.
+    changing: Mutex<()>,
+}
+
+enum Source {
+    /// The setting: the current secret of every caller, and those that sign too.
+    Setting(SecretString, Vec<SecretString>),
+    /// Each caller's secrets are derived from this key.
+    Root(hmac::Key),
+}
+
+/// What signs the messages of a caller.
+pub struct CallerSecrets {
+    /// The secret that receivers should have.
+    pub current: SecretString,
+    /// Those that it replaced and that sign too for now, newest first; of the setting, they have no end.
+    pub previous: Vec<(SecretString, Option<Timestamp>)>,
+}
+
+/// Why a secret can't be rotated.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    /// The setting decides.
+    #[error(
+        "the setting WEBHOOK_SECRET signs all webhooks, so it is rotated there: set WEBHOOK_SECRET=<new>,<old>, restart \
+         the service, and remove <old> when all receivers have the new one"
+    )]
+    OfSetting,
+    /// Each rotation leaves a secret valid for a while.
+    #[error(
+        "{MAX_PREVIOUS} replaced secrets are still valid, the first of them until {until}. Wait until then, or set \
+         overlap_hours to 0 to end them all now"
+    )]
+    TooMany {
+        /// When the first of them ends.
+        until: Timestamp,
+    },
+    /// The store can't be used.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// How often a caller's secret was replaced.
+#[derive(Default, Serialize, Deserialize)]
+struct Rotation {
+    generation: u32,
+    previous: Vec<Replaced>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Replaced {
+    generation: u32,
+    expires_at: Timestamp,
+}
+
+impl Secrets {
+    /// These sign the messages of every caller: one or several with commas, the first is the current one.
+    ///
+    /// # Errors
+    /// [`WebhookError::Secret`].
+    pub fn of_setting(listed: &SecretString, queue: Queue) -> Result<Secrets, WebhookError> {
+        let mut secrets: Vec<SecretString> = listed.expose_secret().split(',').map(|text| text.trim().into()).collect();
+        if secrets.iter().any(|secret| decoded(secret).is_none()) {
+            return Err(WebhookError::Secret);
+        }
+        let current = secrets.remove(0);
+        Ok(Secrets::from_source(Source::Setting(current, secrets), queue))
+    }
+
+    /// A secret for each caller, derived from `root`.
+    ///
+    /// # Errors
+    /// [`WebhookError::Root`].
+    pub fn derived(root: &SecretString, queue: Queue) -> Result<Secrets, WebhookError> {
+        let root = decoded(root).ok_or(WebhookError::Root)?;
+        Ok(Secrets::from_source(Source::Root(hmac::Key::new(hmac::HMAC_SHA256, &root)), queue))
+    }
+
+    fn from_source(source: Source, queue: Queue) -> Secrets {
+        Secrets(Arc::new(Inner { source, queue, changing: Mutex::default() }))
+    }
+
+    /// Whether all callers share the secrets of the setting.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.0.source, Source::Setting(..))
+    }
+
+    /// What signs the messages of `caller`; of `None`, of all callers without a name.
+    pub fn of(&self, caller: Option<&str>) -> CallerSecrets {
+        match &self.0.source {
+            Source::Setting(current, others) => CallerSecrets {
+                current: current.clone(),
+                previous: others.iter().map(|secret| (secret.clone(), None)).collect(),
+            },
+            Source::Root(root) => self.of_rotation(root, caller, &self.rotation(caller)),
+        }
+    }
+
+    fn of_rotation(&self, root: &hmac::Key, caller: Option<&str>, rotation: &Rotation) -> CallerSecrets {
+        let now = self.0.queue.now();
+        let previous = rotation.previous.iter().filter(|replaced| replaced.expires_at > now);
+        CallerSecrets {
+            current: derive(root, caller, rotation.generation),
+            previous: previous
+                .map(|replaced| (derive(root, caller, replaced.generation), Some(replaced.expires_at)))
+                .collect(),
+        }
+    }
+
+    /// Replaces the secret of `caller`. The old ones sign too for `overlap`, unless they end before.
+    ///
+    /// # Errors
+    /// [`RotationError`].
+    pub async fn rotate(&self, caller: Option<&str>, overlap: Duration) -> Result<CallerSecrets, RotationError> {
+        let Source::Root(root) = &self.0.source else { return Err(RotationError::OfSetting) };
+        let _changing = self.0.changing.lock().await;
+        let Rotation { generation, mut previous } = self.rotation(caller);
+        let now = self.0.queue.now();
+        let until = now.plus(overlap);
+        previous.insert(0, Replaced { generation, expires_at: until });
+        previous.iter_mut().for_each(|replaced| replaced.expires_at = replaced.expires_at.min(until));
+        previous.retain(|replaced| replaced.expires_at > now);
+        if previous.len() > MAX_PREVIOUS {
+            let until = previous.iter().map(|replaced| replaced.expires_at).min().unwrap_or(until);
+            return Err(RotationError::TooMany { until });
+        }
+        let rotation = Rotation { generation: generation.wrapping_add(1), previous };
+        let text = serde_json::to_string(&rotation).map_err(|error| QueueError::Unavailable(error.to_string()))?;
+        self.0.queue.keep(setting(caller), Some(text)).await?;
+        Ok(self.of_rotation(root, caller, &rotation))
+    }
+
+    fn rotation(&self, caller: Option<&str>) -> Rotation {
+        let name = setting(caller);
+        let stored = self.0.queue.kept(&name).into_iter().find(|(known, _)| *known == name);
+        stored.and_then(|(_, text)| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
+
+    /// The signatures of a message, as its header has them: one of each valid secret of the caller.
+    pub(super) fn sign(&self, caller: Option<&str>, id: &str, seconds: i64, body: &str) -> String {
+        let CallerSecrets { current, previous } = self.of(caller);
+        let signed = format!("{id}.{seconds}.{body}");
+        let signature = |secret: &SecretString| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &decoded(secret).unwrap_or_default());
+            format!("v1,{}", BASE64_STANDARD.encode(hmac::sign(&key, signed.as_bytes())))
+        };
+        let all = std::iter::once(&current).chain(previous.iter().map(|(secret, _)| secret));
+        all.map(signature).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn setting(caller: Option<&str>) -> String {
+    caller.map_or_else(|| NAMELESS.to_owned(), |name| format!("{NAMED}{name}"))
+}
+
+/// No two callers and generations have the same text here: a number has no slash.
+fn derive(root: &hmac::Key, caller: Option<&str>, generation: u32) -> SecretString {
+    let of = caller.map_or_else(|| generation.to_string(), |name| format!("{generation}/{name}"));
+    format!("{PREFIX}{}", BASE64_STANDARD.encode(hmac::sign(root, of.as_bytes()))).into()
+}
+
+fn decoded(secret: &SecretString) -> Option<Vec<u8>> {
+    BASE64_STANDARD.decode(secret.expose_secret().strip_prefix(PREFIX)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        metrics::Metrics,
+        queue::Policy,
+        store::{
+            contract::at,
+            sled::{SledConfig, SledStore},
+        },
+    };
+
+    const ROOT: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn queue() -> (Queue, Clock, tempfile::TempDir) {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(at(0)));
+        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
+        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
+        let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), CancellationToken::new());
+        (queue, clock, folder)
+    }
+
+    fn all(secrets: &Secrets, caller: Option<&str>) -> Vec<String> {
+        let CallerSecrets { current, previous } = secrets.of(caller);
+        let all = std::iter::once(current).chain(previous.into_iter().map(|(secret, _)| secret));
+        all.map(|secret| secret.expose_secret().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn each_caller_has_a_secret_of_its_own_that_stays_after_a_restart() {
+        let (queue, _clock, _folder) = queue();
+        let secrets = Secrets::derived(&ROOT.into(), queue.clone()).unwrap();
+        let of = |caller| all(&secrets, caller).remove(0);
+        let known = [of(None), of(Some("alice")), of(Some("bob")), of(Some("0"))];
+        for (place, secret) in known.iter().enumerate() {
+            assert!(secret.starts_with(PREFIX) && secret != ROOT && !known[..place].contains(secret), "{secret}");
+        }
+        let bob = of(Some("bob"));
+        secrets.rotate(Some("alice"), HOUR).await.unwrap();
+        assert_eq!(of(Some("bob")), bob, "only the secret of the caller changes");
+        assert_eq!(all(&secrets, Some("alice"))[1..], [known[1].clone()]);
+        let again = Secrets::derived(&ROOT.into(), queue).unwrap();
+        assert_eq!(all(&again, Some("alice")), all(&secrets, Some("alice")));
+    }
+
+    #[tokio::test]
+    async fn replaced_secrets_sign_until_their_overlap_is_over_and_only_so_many() {
+        let (queue, clock, _folder) = queue();
+        let secrets = Secrets::derived(&ROOT.into(), queue).unwrap();
+        let signatures = || secrets.sign(None, "msg_1", 1, "{}").split(' ').count();
+        assert_eq!(signatures(), 1);
+        for count in 1..=MAX_PREVIOUS {
+            secrets.rotate(None, HOUR).await.unwrap();
+            assert_eq!(signatures(), 1 + count);
+            clock.advance(Duration::from_mins(1));
+        }
+        let refused = secrets.rotate(None, HOUR).await.err().unwrap().to_string();
+        assert!(refused.contains(&at(3_600).to_string()), "{refused}");
+        clock.advance(HOUR - Duration::from_mins(4));
+        assert_eq!(signatures(), MAX_PREVIOUS, "the first is over");
+        let newest = all(&secrets, None).remove(0);
+        secrets.rotate(None, Duration::from_mins(1)).await.unwrap();
+        assert!(
+            secrets
+                .of(None)
+                .previous
+                .iter()
+                .all(|(_, until)| until.unwrap() <= clock.now().plus(Duration::from_mins(1)))
+        );
+        let now = secrets.rotate(None, Duration::ZERO).await.unwrap();
+        assert!(now.previous.is_empty() && now.current.expose_secret() != newest);
+    }
+
+    #[tokio::test]
+    async fn the_setting_lists_secrets_that_all_sign_for_everybody() {
+        let (queue, _clock, _folder) = queue();
+        let both = format!("{ROOT}, whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD");
+        let secrets = Secrets::of_setting(&both.as_str().into(), queue.clone()).unwrap();
+        assert_eq!(all(&secrets, Some("alice")), all(&secrets, None));
+        assert_eq!(secrets.sign(None, "msg_1", 1, "{}").split(' ').count(), 2);
+        assert!(matches!(secrets.rotate(None, HOUR).await, Err(RotationError::OfSetting)));
+        assert!(Secrets::of_setting(&"whsec_?".into(), queue).is_err());
+    }
+}
