@@ -27,7 +27,6 @@ use crate::{
     prompts::Prompts,
     queue::{Policy, Queue},
     store::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit},
-    webhook::Webhooks,
     webhook::{Webhooks, secrets::Secrets},
 };
 
