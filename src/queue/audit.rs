@@ -32,7 +32,7 @@ const LONGEST_ENTRY: Duration = Duration::from_hours(1);
 const STORED_FOR: Duration = Duration::from_hours(400 * 24);
 
 /// The words of the actions.
-pub const ACTIONS: [&str; 11] = [
+pub const ACTIONS: [&str; 13] = [
     "pause",
     "resume",
     "limits",
@@ -44,6 +44,8 @@ pub const ACTIONS: [&str; 11] = [
     "prompts_reload",
     "key_create",
     "key_revoke",
+    "webhook_secret_rotate",
+    "webhook_resend",
 ];
 
 /// Actions of an operator: one, or the same action repeated within ten minutes.
