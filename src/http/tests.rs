@@ -215,7 +215,7 @@ async fn serve(router: Router) -> String {
 }
 
 async fn start() -> String {
-    serve(router(api(&CancellationToken::new()), |_| Router::new())).await
+    serve(router(api(&CancellationToken::new()), |api| Router::new().fallback_service(api))).await
 }
 
 fn client() -> Client {
