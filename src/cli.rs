@@ -79,7 +79,7 @@ enum Command {
     Demo(Box<demo::Demo>),
     /// Submit a question and show its memo
     Analyze(Box<analyze::Analyze>),
-    /// List, show, watch, cancel and retry jobs
+    /// List, show, watch, cancel, retry and delete jobs
     Jobs(jobs::Jobs),
     /// List, create and revoke the API keys of callers; needs the admin token
     Keys(keys::Keys),
@@ -213,7 +213,25 @@ fn command() -> clap::Command {
         let help = "IP address to listen on. Default: 127.0.0.1, only reachable from this machine";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
-    ignore_empty_environment(command)
+    ignore_empty_environment(hide_refused_flag(command))
+}
+
+/// Hides the flag that [`refuse_key_as_flag`] refuses. The help of `serve` names its setting instead.
+fn hide_refused_flag(mut command: clap::Command) -> clap::Command {
+    fn hide(command: clap::Command) -> clap::Command {
+        let hidden = |arg: clap::Arg| match arg.get_id().as_str() {
+            "anthropic_api_key" => arg.hide(true),
+            _ => arg,
+        };
+        command.mut_args(hidden).mut_subcommands(hide)
+    }
+    command = command.mut_subcommands(hide);
+    command.mut_subcommand("serve", |serve| {
+        serve.after_help(
+            "The key of the Claude API is the setting ANTHROPIC_API_KEY, in the environment or in .env only: a flag would \
+             show in the process list.",
+        )
+    })
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {

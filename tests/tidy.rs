@@ -58,6 +58,39 @@ fn imports_point_down() {
     assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
+/// Other words for a thing that has one name in the API, the pages, the command line and the documentation, and that name.
+const OTHER_NAMES: [(&str, &str); 13] = [
+    ("requeue", "retry"),
+    ("queue it again", "retry it"),
+    ("queue them again", "retry them"),
+    ("queued again", "retried"),
+    ("resubmit", "retry"),
+    ("abort a job", "cancel a job"),
+    ("abort the job", "cancel the job"),
+    ("stop the job", "cancel the job"),
+    ("requests a minute", "requests per minute"),
+    ("requests/minute", "requests per minute"),
+    ("requests_limit", "requests_per_minute"),
+    ("tokens a minute", "tokens per minute"),
+    ("remove a job", "delete a job"),
+];
+
+#[test]
+fn a_thing_has_one_name_in_the_api_the_pages_the_command_line_and_the_documentation() {
+    let is_for_users = |path: &Path| !path.starts_with("docs/dev") && !path.ends_with("CONTRIBUTING.md");
+    let mut texts: Vec<PathBuf> = files("docs", "md").into_iter().filter(|path| is_for_users(path)).collect();
+    texts.extend(files("src/dashboard/templates", "html"));
+    let others = ["README.md", "src/dashboard/strings.json", "tests/golden/help.txt", "tests/golden/openapi.json"];
+    texts.extend(others.map(PathBuf::from));
+    let mut wrong = Vec::new();
+    for path in texts {
+        let text = fs::read_to_string(&path).unwrap().to_lowercase().replace("\n", " ");
+        let found = OTHER_NAMES.iter().filter(|(other, _)| text.contains(other));
+        wrong.extend(found.map(|(other, name)| format!("{}: {other:?} is {name:?}", path.display())));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn nothing_is_left_unfinished() {
     for path in sources("src").iter().chain(&sources("tests")) {
@@ -142,11 +175,16 @@ fn a_circle_of_files_is_found_and_what_only_leads_to_it_is_not_part_of_it() {
 
 /// The Rust files below `folder`.
 fn sources(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+    files(folder, "rs")
+}
+
+/// All files of a folder, and of those in it, whose names end so.
+fn files(folder: impl AsRef<Path>, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
         if path.is_dir() {
-            found.extend(sources(path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.extend(files(path, extension));
+        } else if path.extension().is_some_and(|found| found == extension) {
             found.push(path);
         }
     }

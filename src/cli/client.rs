@@ -147,6 +147,10 @@ impl Client {
         Ok(Client { http: builder.build().map_err(ClientError::Client)?, base, token })
     }
 
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.send(self.request(Method::GET, path)).await
     }

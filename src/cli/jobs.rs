@@ -1,4 +1,4 @@
-//! `ceoagent jobs`: lists, shows, watches, cancels and retries jobs.
+//! `ceoagent jobs`: lists, shows, watches, cancels, retries and deletes jobs.
 
 mod conditions;
 mod several;
@@ -11,15 +11,19 @@ use serde_json::Value;
 
 use self::{
     conditions::Conditions,
-    several::{CANCEL, RETRY, Several},
+    several::{CANCEL, DELETE, RETRY, Several},
     show::describe,
 };
 use super::{
-    client::{Client, Connection, job_path, path_segment},
+    client::{Client, ClientError, Connection, Refusal, job_path, path_segment},
     outcome::{self, Form},
     progress, serve,
     terminal::{self, clean, listing, print_listing, text},
 };
+
+/// The routes that list all jobs and the caller's own.
+const ALL_JOBS: &str = "/api/v1/admin/jobs";
+const OWN_JOBS: &str = "/api/v1/jobs";
 
 /// Most jobs on a page of the service.
 const PAGE: usize = 200;
@@ -38,7 +42,7 @@ pub struct Jobs {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// List jobs, newest first; needs the admin token
+    /// List jobs, newest first: all jobs with the admin token, your own with your API key
     List(Box<List>),
     /// Show a job with its attempts and memo
     Show(Box<Show>),
@@ -48,6 +52,8 @@ enum Action {
     Cancel(Box<Several>),
     /// Retry failed or cancelled jobs, by their ids or by a filter
     Retry(Box<Several>),
+    /// Delete ended jobs with their memos, by their ids or by a filter
+    Delete(Box<Several>),
 }
 
 #[derive(clap::Args, Debug)]
@@ -122,6 +128,7 @@ impl Jobs {
                 }
                 Action::Cancel(several) => several.run(CANCEL).await,
                 Action::Retry(several) => several.run(RETRY).await,
+                Action::Delete(several) => several.run(DELETE).await,
             }
         })
     }
@@ -131,13 +138,20 @@ impl List {
     async fn run(&self) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
         let mut left = if self.all { usize::MAX } else { self.limit };
-        let mut table = listing(["ID", "STATUS", "CREATED", "TRIES", "CALLER", "QUESTION"]);
-        if let Some(tries) = table.column_mut(3) {
-            tries.set_cell_alignment(CellAlignment::Right);
+        let mut table = listing(["ID", "STATUS", "CREATED", "ATTEMPTS", "CALLER", "QUESTION"]);
+        if let Some(attempts) = table.column_mut(3) {
+            attempts.set_cell_alignment(CellAlignment::Right);
         }
         let mut cursor = self.cursor.clone();
+        let mut route = ALL_JOBS;
         while left > 0 {
-            let page = self.page(&client, left.min(PAGE), cursor.as_deref()).await?;
+            let page = match self.page(&client, route, left.min(PAGE), cursor.as_deref()).await {
+                Err(ClientError::Refused(refusal)) if route == ALL_JOBS && is_caller(&client, &refusal) => {
+                    route = OWN_JOBS;
+                    continue;
+                }
+                page => page?,
+            };
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
                     writeln!(std::io::stdout(), "{}", terminal::escaped(&job.to_string()))?;
@@ -160,15 +174,25 @@ impl List {
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn page(&self, client: &Client, limit: usize, cursor: Option<&str>) -> anyhow::Result<Value> {
+    async fn page(
+        &self,
+        client: &Client,
+        route: &str,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<Value, ClientError> {
         let mut params = self.conditions.params();
         params.extend(self.oldest.then_some(("order", "oldest")));
         params.extend(cursor.map(|cursor| ("cursor", cursor)));
         let limit = limit.to_string();
         params.push(("limit", &limit));
-        let request = client.request(reqwest::Method::GET, "/api/v1/admin/jobs");
-        Ok(client.send(request.query(&params)).await?)
+        client.send(client.request(reqwest::Method::GET, route).query(&params)).await
     }
+}
+
+/// Whether the request was refused because it came from a caller and not from an operator.
+fn is_caller(client: &Client, refusal: &Refusal) -> bool {
+    refusal.code == "forbidden" || (refusal.code == "unauthorized" && !client.has_token())
 }
 
 fn row(job: &Value) -> [String; 6] {
@@ -176,6 +200,6 @@ fn row(job: &Value) -> [String; 6] {
     // Without milliseconds.
     let created = created.split_once('.').map_or(created.as_str(), |(start, _)| start).replace('T', " ");
     let question = console::truncate_str(&text(job, "query"), QUESTION_WIDTH, "…").into_owned();
-    let tries = job["attempts_made"].to_string();
-    [text(job, "id"), text(job, "status"), created, tries, text(job, "caller"), question]
+    let attempts = job["attempts_made"].to_string();
+    [text(job, "id"), text(job, "status"), created, attempts, text(job, "caller"), question]
 }

@@ -174,6 +174,61 @@ mod tests {
         }
     }
 
+    /// A word of the English texts, and the one word for it in the Chinese texts.
+    const GLOSSARY: [(&str, &str); 23] = [
+        ("admin token", "管理令牌"),
+        ("api key", "API 密钥"),
+        ("attempt", "尝试"),
+        ("audit log", "审计日志"),
+        ("budget", "预算"),
+        ("caller", "调用者"),
+        ("cancel", "取消"),
+        ("cost", "费用"),
+        ("deadline", "截止时间"),
+        ("delete", "删除"),
+        ("filter", "筛选"),
+        ("job", "任务"),
+        ("memo", "备忘录"),
+        ("model", "模型"),
+        ("operator", "管理员"),
+        ("priority", "优先级"),
+        ("prompt", "提示词"),
+        ("queue", "队列"),
+        ("retry", "重试"),
+        ("revoke", "吊销"),
+        ("tokens per minute", "Token 数"),
+        ("tokens", "Token 数"),
+        ("workers", "工作线程"),
+    ];
+
+    /// Chinese words that the glossary does not use.
+    const OTHER_WORDS: [&str; 9] =
+        ["作业", "工作者", "工作进程", "令牌数", "词元", "提交者", "密匙", "撤销", "再试一次"];
+
+    /// Texts in which the English word means something else.
+    const OTHERWISE: [(&str, &str); 1] = [("login_later", "tokens")];
+
+    #[test]
+    fn a_thing_has_one_name_in_chinese() {
+        let mut wrong = Vec::new();
+        for (key, [en, zh]) in all() {
+            let en = en.to_lowercase();
+            let has = |word: &str| {
+                en.match_indices(word).any(|(at, _)| {
+                    let after = en[at + word.len()..].trim_start_matches('s');
+                    !en[..at].ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric)
+                })
+            };
+            for (word, name) in GLOSSARY {
+                if has(word) && !zh.contains(name) && !OTHERWISE.contains(&(key.as_str(), word)) {
+                    wrong.push(format!("{key}: {word} is {name}, not in {zh}"));
+                }
+            }
+            wrong.extend(OTHER_WORDS.iter().filter(|word| zh.contains(**word)).map(|word| format!("{key}: {word}")));
+        }
+        assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    }
+
     #[test]
     fn the_first_language_that_there_is_counts() {
         assert_eq!(Lang::accepted("zh-CN,zh;q=0.9,en;q=0.8"), Some(Lang::Zh));

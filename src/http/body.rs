@@ -199,9 +199,12 @@ fn read_around_mistakes<T: DeserializeOwned>(
     }
 }
 
-/// Adds the errors that a check of the read values found, but for those of fields that could not be read.
+/// Adds the errors that a check of the read values found, but for those of fields and lists that could not be read.
 pub(super) fn add_found(errors: &mut Vec<FieldError>, mut found: Vec<FieldError>) {
-    found.retain(|error| errors.iter().all(|known| known.field != error.field));
+    let is_of = |field: &str, known: &str| {
+        known.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+    };
+    found.retain(|error| !errors.iter().any(|known| is_of(&error.field, &known.field)));
     errors.append(&mut found);
 }
 

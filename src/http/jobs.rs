@@ -144,7 +144,7 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator, 
     post, path = "/api/v1/jobs/{id}/retry", operation_id = "retry_job", tag = "analysis",
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
-        (status = 202, description = "The job, queued again", body = JobView<'static>, headers(("Retry-After" = u64, description = "Seconds to wait before the next poll"))),
+        (status = 202, description = "The job, retried: it is queued", body = JobView<'static>, headers(("Retry-After" = u64, description = "Seconds to wait before the next poll"))),
         (status = 409, description = "`conflict`: the job is pending or has succeeded"),
         (status = 429, description = "`rate_limited` or `too_many_pending`, as for a submission"),
         (status = 503, description = "`queue_full`, `storage_low`, `storage_unavailable`")

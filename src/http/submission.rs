@@ -446,8 +446,8 @@ mod tests {
             assert!(errors[0].field == "callback_events" && errors[0].message.starts_with(message), "{errors:?}");
         }
         let errors = wrong_text(&of(json!(["job.done"])).to_string());
-        let message =
-            "must be one of job.succeeded, job.needs_information, job.failed, job.cancelled, not \"job.done\"";
+        let message = "unknown variant `job.done`, expected one of `job.succeeded`, `job.needs_information`, `job.failed`, \
+                       `job.cancelled`";
         assert_eq!(errors, [FieldError::new("callback_events[0]", message)]);
     }
 

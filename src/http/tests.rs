@@ -232,7 +232,8 @@ fn post(base: &str) -> RequestBuilder {
 async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
-    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+    assert_eq!(kind, Some("application/problem+json"), "{response:?}");
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["request_id"], id, "{body}");
@@ -300,7 +301,7 @@ async fn every_answer_has_the_request_id_of_its_request() {
 #[tokio::test]
 async fn a_service_that_shuts_down_is_not_ready_but_alive() {
     let closing = CancellationToken::new();
-    let base = serve(router(api(&closing), |_| Router::new())).await;
+    let base = serve(router(api(&closing), |api| Router::new().fallback_service(api))).await;
     closing.cancel();
     let (status, body) = problem(post(&base).json(&json!({"query": "q"}))).await;
     assert_eq!((status.as_u16(), body["code"].as_str().unwrap()), (503, "shutting_down"));
@@ -432,7 +433,10 @@ async fn a_waiting_client_is_answered_within_thirty_seconds_even_if_the_disk_han
             .body(axum::body::Body::from(r#"{"query": "q"}"#))
             .unwrap();
         let asked = Instant::now();
-        let response = router(api_over(store, &closing), |_| Router::new()).oneshot(question).await.unwrap();
+        let response = router(api_over(store, &closing), |api| Router::new().fallback_service(api))
+            .oneshot(question)
+            .await
+            .unwrap();
         assert_eq!(response.status(), status, "wait={wait}");
         assert!(asked.elapsed() < Duration::from_millis(29_600), "wait={wait}: {:?}", asked.elapsed());
     }

@@ -232,6 +232,50 @@ async fn all_jobs_that_meet_conditions_are_retried_or_cancelled_once_that_is_con
     assert_eq!(refused.code, Some(4), "{}", refused.err);
     let label = jobs(&["cancel", "--metadata=team", "--yes"]).await;
     assert!(label.code == Some(1) && label.err.contains("KEY=VALUE"), "{}", label.err);
+
+    let deleted = jobs(&["delete", "--text", "Refused 1", "--yes"]).await;
+    assert_eq!(deleted.out, "11 jobs deleted\n", "{}", deleted.err);
+    assert!(deleted.err.contains("11 jobs will be deleted; deleted jobs can't be restored"), "{}", deleted.err);
+    let waits =
+        service.admin_get("/api/v1/admin/jobs?limit=1").await.body["jobs"][0]["id"].as_str().unwrap().to_owned();
+    let early = jobs(&["delete", &waits]).await;
+    assert!(early.code == Some(4) && early.err.contains("cancel it before you delete it"), "{}", early.err);
+    assert_eq!(jobs(&["cancel", &waits]).await.code, Some(0));
+    assert_eq!(jobs(&["delete", &waits]).await.out, format!("{waits} deleted\n"));
+}
+
+#[tokio::test]
+async fn the_key_of_a_caller_lists_its_own_jobs_and_without_a_key_the_service_says_what_it_needs() {
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url()).with("API_KEYS", "alice:a-key-of-alice-1234,bob:a-key-of-bob-567890");
+    let service = setup.start();
+    let list = async |token: Option<&str>, args: &[&str]| {
+        let mut command = client(&setup, &service, &[&["jobs", "list", "--json"], args].concat());
+        // Without them, the command finds the admin token of the service on this machine.
+        command.env("DATA_DIR", "nowhere").env_remove("ADMIN_TOKEN");
+        run(match token {
+            Some(token) => {
+                command.env("CEOAGENT_TOKEN", token);
+                command
+            }
+            None => command,
+        })
+        .await
+    };
+    let mut ids = Vec::new();
+    for key in ["a-key-of-alice-1234", "a-key-of-bob-567890"] {
+        let request = service.request(reqwest::Method::POST, "/api/v1/analyze").bearer_auth(key);
+        ids.push(send(request.json(&serde_json::json!({"query": "Mine?"}))).await.id());
+    }
+    let own = list(Some("a-key-of-alice-1234"), &["--text", "mine"]).await;
+    assert_eq!((own.code, own.out.lines().count()), (Some(0), 1), "{}{}", own.out, own.err);
+    assert!(own.out.contains(&ids[0]), "{}", own.out);
+    let unnamed = list(None, &[]).await;
+    assert!(unnamed.code == Some(4) && unnamed.err.contains("CEOAGENT_TOKEN"), "{}", unnamed.err);
+    let wrong = list(Some("a-key-of-nobody-12"), &[]).await;
+    assert!(wrong.code == Some(4) && wrong.err.contains("unauthorized"), "{}", wrong.err);
+    let others = list(Some("a-key-of-alice-1234"), &["--caller", "bob"]).await;
+    assert!(others.code == Some(4) && others.err.contains("caller: is not a parameter"), "{}", others.err);
 }
 
 #[tokio::test]
@@ -416,7 +460,9 @@ fn help_has_examples_and_its_own_options_and_completions_know_every_command() {
         assert!(analyze.contains(words), "{words:?} is not in {analyze}");
     }
     assert!(!analyze.contains("--max-retries"), "{analyze}");
-    assert!(help(&["serve", "--help"]).contains("--max-retries"));
+    let serve = help(&["serve", "--help"]);
+    assert!(serve.contains("--max-retries") && serve.contains("ANTHROPIC_API_KEY"), "{serve}");
+    assert!(!serve.contains("--anthropic-api-key"), "a flag that is always refused: {serve}");
     for command in [&["demo"][..], &["loadtest"], &["healthcheck"], &["own-data"], &["jobs", "list"], &["stats"]] {
         let text = help(&[command, &["--help"]].concat());
         assert!(!text.contains("--max-retries") && text.lines().count() <= 60, "{command:?}: {text}");
@@ -475,6 +521,7 @@ async fn a_listing_takes_every_condition_of_the_service_and_goes_on_from_a_curso
         (&["--text", "ROTTER"][..], &all[1..2]),
         (&["--priority", "low"], &all[1..2]),
         (&["--code", "refused", "--code", "overloaded"], &all[2..]),
+        (&["--ids", &format!("{low},{refused}")], &all[1..]),
         (&["--metadata", "team=ops", "--metadata", "floor=2"], &all[..1]),
         (&["--model", "no-such-model"], &[]),
         (&["--caller", "nobody"], &[]),

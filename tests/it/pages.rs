@@ -108,7 +108,10 @@ async fn a_question_asked_on_the_page_becomes_a_memo_at_its_own_address() {
     let chinese = browser.get(&format!("{}?lang=zh", sent.location)).await;
     assert_eq!((chinese.status, &chinese.location), (StatusCode::SEE_OTHER, &sent.location));
     let both = browser.get(&sent.location).await.text;
-    assert!(both.contains("分析过程") && both.contains("Bottom line"), "the words of a memo are in its own language");
+    assert!(
+        both.contains("备忘录的生成过程") && both.contains("Bottom line"),
+        "the words of a memo are in its own language"
+    );
 }
 
 #[tokio::test]
@@ -341,6 +344,20 @@ async fn browsers_get_a_page_for_what_is_not_found_and_programs_a_problem() {
 }
 
 #[tokio::test]
+async fn the_page_of_the_api_is_named_as_english_to_chinese_readers_and_marked_so() {
+    let claude = simulator().await;
+    let service = Setup::new(&claude.base_url()).start();
+    let text = in_chinese(&service, "/docs").await;
+    assert!(text.contains("<h1>API 文档（英文）</h1>") && text.contains("<p class=\"lead\" lang=\"en\">"), "{text}");
+}
+
+/// A page in Chinese, however large it is.
+async fn in_chinese(service: &Service, path: &str) -> String {
+    let request = service.request(Method::GET, path).header("accept-language", "zh-CN");
+    request.send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test]
 async fn a_service_that_is_open_beyond_this_machine_says_so_at_start_and_on_its_admin_page() {
     let claude = simulator().await;
     for (set, is_exposed) in [
@@ -446,7 +463,7 @@ async fn who_has_a_key_asks_on_the_pages_and_reads_its_own_memos_only() {
     let queue = operator.get("/admin").await.text;
     assert!(!queue.contains("no-callers") && queue.contains("<td class=\"caller\">alice</td>"), "{queue}");
     let job = operator.get(&sent.location).await.text;
-    assert!(job.contains("Submitted by alice"), "{job}");
+    assert!(job.contains("Caller alice"), "{job}");
 }
 
 #[tokio::test]

@@ -12,6 +12,10 @@ use crate::cli::terminal::given;
 #[command(next_help_heading = "Filter")]
 #[group(id = "conditions", multiple = true)]
 pub(super) struct Conditions {
+    /// Jobs with these ids, with commas; repeatable
+    #[arg(id = "filter_ids", long = "ids", value_name = "ID", value_delimiter = ',')]
+    ids: Vec<String>,
+
     /// Jobs with this status (queued, scheduled, running, succeeded, failed, cancelled); repeatable
     #[arg(long)]
     status: Vec<String>,
@@ -50,8 +54,8 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    fn several(&self) -> [(&'static str, &[String]); 3] {
-        [("status", &self.status), ("priority", &self.priority), ("code", &self.code)]
+    fn several(&self) -> [(&'static str, &[String]); 4] {
+        [("ids", &self.ids), ("status", &self.status), ("priority", &self.priority), ("code", &self.code)]
     }
 
     fn single(&self) -> impl Iterator<Item = (&'static str, &str)> {
@@ -115,6 +119,7 @@ mod tests {
     fn a_filter_holds_each_condition_and_no_other() {
         assert!(conditions(&[]).is_empty() && conditions(&[]).filter().unwrap() == json!({}));
         let all = conditions(&[
+            "--ids=a,b",
             "--status=failed",
             "--status=cancelled",
             "--priority=low",
@@ -128,11 +133,11 @@ mod tests {
             "--created-before=y",
         ]);
         let expected = json!({
-            "status": ["failed", "cancelled"], "priority": ["low"], "code": ["overloaded"], "text": "a", "model": "m",
+            "ids": ["a", "b"], "status": ["failed", "cancelled"], "priority": ["low"], "code": ["overloaded"], "text": "a", "model": "m",
             "caller": "c", "metadata": {"team": "ops", "floor": "2"}, "created_from": "x", "created_before": "y"
         });
         assert_eq!(all.filter().unwrap(), expected);
-        assert_eq!(all.params().len(), 11, "each of them is a parameter");
+        assert_eq!(all.params().len(), 13, "each of them is a parameter");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `ceoagent jobs cancel` and `retry`, by ids or by a filter.
+//! `ceoagent jobs cancel`, `retry` and `delete`, by ids or by a filter.
 
 use std::{
     io::{BufRead, IsTerminal, Write, stderr, stdin, stdout},
@@ -25,17 +25,19 @@ pub(super) struct Action {
     word: &'static str,
     done: &'static str,
     /// What it does to the expected tokens.
-    effect: &'static str,
+    effect: Option<&'static str>,
 }
 
-pub(super) const CANCEL: Action = Action { word: "cancel", done: "cancelled", effect: "this saves" };
-pub(super) const RETRY: Action = Action { word: "retry", done: "retried", effect: "this takes" };
+pub(super) const CANCEL: Action = Action { word: "cancel", done: "cancelled", effect: Some("this saves") };
+pub(super) const RETRY: Action = Action { word: "retry", done: "retried", effect: Some("this takes") };
+pub(super) const DELETE: Action = Action { word: "delete", done: "deleted", effect: None };
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent jobs retry 019ab…
   ceoagent jobs retry --status failed --code overloaded
   ceoagent jobs cancel --caller alice --yes
+  ceoagent jobs delete --status failed --created-before 2026-11-23T00:00:00Z
   ceoagent jobs list --all --json | jq -r 'select(.attempts_made > 3) | .id' |
     ceoagent jobs cancel -
 
@@ -113,7 +115,12 @@ impl Several {
 
 /// Applies the action to one job. A refusal is printed, and the command continues with the next job.
 async fn each(client: &Client, id: &str, action: Action, code: &mut ExitCode) -> anyhow::Result<()> {
-    match client.post(&format!("{}/{}", job_path(id), action.word)).await {
+    let request = match action.word {
+        "delete" => client.request(Method::DELETE, &job_path(id)),
+        word => client.request(Method::POST, &format!("{}/{word}", job_path(id))),
+    };
+    match client.send(request).await {
+        Ok(Value::Null) => writeln!(stdout(), "{id} {}", action.done)?,
         Ok(job) => writeln!(stdout(), "{id} {}", text(&job, "status"))?,
         Err(ClientError::Refused(refusal)) => {
             writeln!(stderr(), "{}: {refusal}", clean(id))?;
@@ -137,9 +144,10 @@ struct Sum {
 
 impl Sum {
     fn estimate(&self, action: Action) -> String {
+        let Some(effect) = action.effect else { return "; deleted jobs can't be restored".to_owned() };
         let cost = self.cost_usd.map_or(String::new(), |cost| format!(", {}", dollars(cost)));
         let Sum { input_tokens, output_tokens, .. } = self;
-        format!("; {} about {input_tokens} input and at most {output_tokens} output tokens{cost}", action.effect)
+        format!("; {effect} about {input_tokens} input and at most {output_tokens} output tokens{cost}")
     }
 }
 
