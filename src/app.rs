@@ -52,6 +52,7 @@ use crate::{
     },
     dashboard,
     http::{self, api::Api, failures::Failures, memory::MemoryBudget, observe::RefusalLog},
+    job::callback::Callbacks,
     metrics::Metrics,
     prompts::Prompts,
     queue::{Queue, QueueError, audit::AuditAction},
@@ -146,27 +147,7 @@ impl App {
             DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone());
         let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
         let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks.clone(), warm_up_after).await;
-        let api = Api {
-            queue: queue.clone(),
-            limits,
-            models: agent.planner.models.clone(),
-            notes: {
-                let planner = agent.planner.clone();
-                Arc::new(move || upkeep::notes(&planner, clock.now()))
-            },
-            prompts: prompts.clone(),
-            metrics,
-            auth: Arc::clone(&auth),
-            memory: MemoryBudget::new(machine::body_budget_bytes()),
-            refusals: RefusalLog::default(),
-            failures: Failures::default(),
-            trusted_proxies: settings.trusted_proxies.clone().into(),
-            cors_origins: settings.cors_origins.clone(),
-            public_url: settings.public_url.clone(),
-            callbacks,
-            webhooks,
-            max_query_length: settings.max_query_length,
-        };
+        let api = api(settings, &worker, &prompts, &auth, webhooks, callbacks, clock);
         let shown = parts::shown(settings, tuning, address);
         let pages_queue = queue.clone();
         let router = http::router(api, |api| dashboard::router(api, pages_queue, shown));
@@ -311,6 +292,38 @@ async fn start_tasks(
     tracker.spawn(sweeper::history::run(queue, closing.clone()));
     tracker.spawn(webhooks.run(closing));
     tracker
+}
+
+fn api(
+    settings: &Settings,
+    worker: &Worker,
+    prompts: &Prompts,
+    auth: &Arc<Auth>,
+    webhooks: Webhooks,
+    callbacks: Callbacks,
+    clock: Clock,
+) -> Api {
+    Api {
+        queue: worker.queue.clone(),
+        limits: worker.limits.clone(),
+        models: worker.agent.planner.models.clone(),
+        notes: {
+            let planner = worker.agent.planner.clone();
+            Arc::new(move || upkeep::notes(&planner, clock.now()))
+        },
+        prompts: prompts.clone(),
+        metrics: worker.metrics.clone(),
+        auth: Arc::clone(auth),
+        memory: MemoryBudget::new(machine::body_budget_bytes()),
+        refusals: RefusalLog::default(),
+        failures: Failures::default(),
+        trusted_proxies: settings.trusted_proxies.clone().into(),
+        cors_origins: settings.cors_origins.clone(),
+        public_url: settings.public_url.clone(),
+        callbacks,
+        webhooks,
+        max_query_length: settings.max_query_length,
+    }
 }
 
 /// Looks the models up in the background: the service accepts questions meanwhile.

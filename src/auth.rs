@@ -4,6 +4,7 @@
 //! routes need a key. If they need none, the service is open: a key names its caller, and any other credential is ignored.
 //! The admin routes always need the admin token or a key of scope admin.
 
+mod caller;
 pub mod jwt;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tokio::sync::Mutex;
 use tracing::{error, info};
-use utoipa::ToSchema;
 
+pub use self::caller::{Caller, Scope};
 use self::jwt::Tokens;
 use crate::{
     clock::Timestamp,
@@ -43,45 +44,6 @@ const MAX_REVOKED: usize = 1_000;
 const MAX_NAME: usize = 64;
 
 const SETTING: &str = "key/";
-
-/// What a caller may do. Each scope includes those before it.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    ToSchema,
-    strum::Display,
-    strum::EnumString,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum Scope {
-    /// Read the caller's own jobs.
-    Read,
-    /// Submit jobs; cancel and retry the caller's own jobs.
-    Analyze,
-    /// Everything, on all jobs.
-    Admin,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// Name of the key, `jwt:` and the subject of the token, or [`ADMIN_TOKEN`]; none where the service is open.
-    pub name: Option<String>,
-    pub scope: Scope,
-}
-
-impl Caller {
-    pub fn actor(&self) -> &str {
-        self.name.as_deref().unwrap_or("anonymous")
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {

@@ -39,15 +39,13 @@ use error::{CallError, ErrorKind, MAX_ERROR_BODY_BYTES, cause};
 use message::{MessageRequest, OnProgress, Progress, Reply, StopReason};
 use stream::Answer;
 
-/// How long after the last byte TCP probes an idle connection, so that one that died silently (NAT, suspended peer)
-/// leaves the pool.
+/// TCP probes idle connections after this time, so that one that died silently (NAT, suspended peer) leaves the pool.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// An idle connection is dropped after this time: nginx and most load balancers close theirs after 60 s or more.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
-/// A reused connection that closes within this time after a call went out was closed for being idle. Later, the server
-/// may have begun to work on the call.
+/// A reused connection that closes within this time after a call went out was idle. Later, the call may have begun.
 const IDLE_CLOSE: Duration = Duration::from_secs(2);
 
 /// Most tokens that the API adds to a request, for instance for structured output. Other tokens have at least a byte.
@@ -96,15 +94,13 @@ pub struct ModelInfo {
     pub id: String,
     /// `active`, `deprecated` or `retired`.
     pub lifecycle: Option<String>,
-    /// When it retires (RFC 3339), if that is set.
     pub retires_at: Option<String>,
     pub max_input_tokens: Option<u64>,
     pub max_tokens: Option<u64>,
 }
 
 impl Claude {
-    /// Builds a client; connects to nothing yet. Proxies come from the environment
-    /// (`HTTPS_PROXY` and the like), but for a base URL on this machine.
+    /// Does not connect yet. Proxies come from the environment (`HTTPS_PROXY` and the like).
     pub fn new(config: ClientConfig) -> Result<Claude, ClientError> {
         let messages_url = access::messages_url(&config.base_url)?;
         let (headers, secrets) = access::headers(config.api_key, config.auth_token, config.custom_headers)?;
@@ -112,7 +108,7 @@ impl Claude {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder();
         if access::is_loopback(&messages_url) {
-            // A gateway or simulator on this machine is not behind the network's proxy.
+            // A gateway on this machine is not behind the network's proxy.
             builder = builder.no_proxy();
         }
         let http = builder
@@ -124,7 +120,7 @@ impl Claude {
             .connector_layer(reuse::connections())
             // A redirect to elsewhere would take the key along.
             .redirect(reqwest::redirect::Policy::none())
-            // One call is one request, but for what `answered` repeats.
+            // Only `answered` repeats a request.
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| ClientError::Http(cause(&error)))?;
@@ -203,7 +199,6 @@ impl Claude {
         stream::read(response.bytes_stream(), is_stream, idle, answer, on_progress).await
     }
 
-    /// Sends `call` and returns its answer if that is a success, without its body.
     async fn answered(&self, call: RequestBuilder, idle: Duration, head: &mut Head) -> Result<Response, CallError> {
         let mut call = call.headers(self.inner.headers.clone());
         let response = loop {
@@ -259,7 +254,7 @@ impl Claude {
         if access::is_loopback(url) { None } else { proxy_of(url.scheme()) }
     }
 
-    /// The proxy answered 407, to the request or to the opening of a tunnel.
+    /// For a 407, to the request or to CONNECT.
     fn proxy_refused(&self) -> CallError {
         let (name, address) = self.proxy().unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
         let message = format!(
@@ -299,7 +294,6 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, CallErr
     })
 }
 
-/// From the head of an answer.
 #[derive(Default)]
 struct Head {
     status: Option<u16>,

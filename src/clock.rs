@@ -394,6 +394,18 @@ impl ServiceTime {
     }
 }
 
+/// The pause that a `Retry-After` header asks for, in seconds or until a date (of HTTP or RFC 3339). Zero for a past date.
+pub fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse::<f64>() {
+        // A billion seconds is more than any caller waits.
+        return Duration::try_from_secs_f64(seconds.min(1e9)).ok().filter(|_| seconds.is_finite());
+    }
+    let date = || text.parse::<jiff::Timestamp>().map(SystemTime::from).ok();
+    let date = httpdate::parse_http_date(text).ok().or_else(date)?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
 fn moment(micros: i64) -> Timestamp {
     Timestamp::from_millis(micros.div_euclid(1_000))
 }

@@ -57,25 +57,13 @@ impl fmt::Display for Day {
 pub struct Sums {
     /// Calls for which tokens were reported, whether or not their answer was of use.
     pub calls: u64,
-    pub tokens: Tokens,
+    pub tokens: TokenUsage,
     /// What these cost, as far as the models have a price.
     pub nanodollars: u64,
     /// Calls of models without a price: their cost is not in the sum.
     pub unpriced_calls: u64,
     /// What may come on top.
     pub at_risk: Risk,
-}
-
-/// Tokens by what they cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tokens {
-    /// Input at the full price.
-    pub input: u64,
-    pub output: u64,
-    /// Input written to the prompt cache.
-    pub cache_write: u64,
-    /// Input read from the prompt cache.
-    pub cache_read: u64,
 }
 
 /// The most that calls of unknown end may have cost beyond what was reported of them.
@@ -90,28 +78,10 @@ pub struct Risk {
     pub unpriced_calls: u64,
 }
 
-impl Tokens {
-    /// All of them, whatever they cost.
-    pub fn total(&self) -> u64 {
-        [self.output, self.cache_write, self.cache_read].into_iter().fold(self.input, u64::saturating_add)
-    }
-}
-
-impl From<TokenUsage> for Tokens {
-    fn from(usage: TokenUsage) -> Tokens {
-        Tokens {
-            input: usage.input_tokens,
-            output: usage.output_tokens,
-            cache_write: usage.cache_creation_input_tokens,
-            cache_read: usage.cache_read_input_tokens,
-        }
-    }
-}
-
 impl Sums {
     /// What a call adds; `None` if it cost nothing and can't have.
     pub fn of(report: &AttemptReport) -> Option<Sums> {
-        let tokens = report.usage.map(Tokens::from).filter(|tokens| tokens.total() > 0);
+        let tokens = report.usage.filter(|tokens| tokens.total() > 0);
         let mut sums = Sums::default();
         if let Some(tokens) = tokens {
             sums.calls = 1;
@@ -122,13 +92,13 @@ impl Sums {
         if report.may_have_been_billed {
             let most = report.at_risk;
             let reported = tokens.unwrap_or_default();
-            let input = reported.input.saturating_add(reported.cache_write).saturating_add(reported.cache_read);
+            let input = reported.total_input();
             let beyond = |most: Option<u64>, reported: u64| most.unwrap_or(0).saturating_sub(reported);
             let cost = most.and_then(|most| most.nanodollars);
             sums.at_risk = Risk {
                 calls: 1,
                 input_tokens: beyond(most.map(|most| most.input_tokens), input),
-                output_tokens: beyond(most.map(|most| most.output_tokens), reported.output),
+                output_tokens: beyond(most.map(|most| most.output_tokens), reported.output_tokens),
                 nanodollars: beyond(cost, sums.nanodollars),
                 unpriced_calls: u64::from(cost.is_none()),
             };
@@ -140,10 +110,10 @@ impl Sums {
     pub fn add(&mut self, other: &Sums) {
         let pairs = [
             (&mut self.calls, other.calls),
-            (&mut self.tokens.input, other.tokens.input),
-            (&mut self.tokens.output, other.tokens.output),
-            (&mut self.tokens.cache_write, other.tokens.cache_write),
-            (&mut self.tokens.cache_read, other.tokens.cache_read),
+            (&mut self.tokens.input_tokens, other.tokens.input_tokens),
+            (&mut self.tokens.output_tokens, other.tokens.output_tokens),
+            (&mut self.tokens.cache_creation_input_tokens, other.tokens.cache_creation_input_tokens),
+            (&mut self.tokens.cache_read_input_tokens, other.tokens.cache_read_input_tokens),
             (&mut self.nanodollars, other.nanodollars),
             (&mut self.unpriced_calls, other.unpriced_calls),
             (&mut self.at_risk.calls, other.at_risk.calls),

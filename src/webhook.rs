@@ -37,7 +37,7 @@ use self::{
     slots::{MAX_PER_HOST, Slots},
 };
 use crate::{
-    clock::Timestamp,
+    clock::{self, Timestamp},
     config::values::Origin,
     job::{
         JobId, JobRecord,
@@ -317,13 +317,8 @@ fn owed(record: &JobRecord) -> Option<&Delivery> {
 
 /// The pause that a receiver requests, in seconds or until a date.
 fn retry_after(headers: &header::HeaderMap, wall: Timestamp) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let date = || {
-        let date = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
-        let date = Timestamp::from_millis(i64::try_from(date.as_millis()).ok()?);
-        Some(date.since(wall))
-    };
-    value.parse().ok().map(Duration::from_secs).or_else(date)
+    let now = UNIX_EPOCH + Duration::from_millis(wall.as_millis().cast_unsigned());
+    clock::retry_after(headers.get(header::RETRY_AFTER)?.to_str().ok()?, now)
 }
 
 /// An error with its causes, in one line.

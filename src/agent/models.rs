@@ -39,19 +39,14 @@ pub struct Models(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    own: Vec<Model>,
+    own: Vec<String>,
     allowed: BTreeSet<String>,
     learnt: Mutex<HashMap<String, Shape>>,
 }
 
-#[derive(Debug)]
-struct Model {
-    id: String,
-    out_until: Mutex<Option<Instant>>,
-}
-
 #[derive(Clone, Debug, Default)]
 struct Shape {
+    out_until: Option<Instant>,
     left_out: BTreeSet<&'static str>,
     max_tokens: Option<u32>,
     gaps: Gaps,
@@ -80,9 +75,8 @@ pub struct Known {
 impl Models {
     /// `first`, and what stands in for it. A job may also name one of `allowed`.
     pub fn new(first: String, others: Vec<String>, allowed: Vec<String>) -> Models {
-        let ids: Vec<String> = std::iter::once(first).chain(others).collect();
-        let allowed = allowed.into_iter().chain(ids.iter().cloned()).collect();
-        let own = ids.into_iter().map(|id| Model { id, out_until: Mutex::default() }).collect();
+        let own: Vec<String> = std::iter::once(first).chain(others).collect();
+        let allowed = allowed.into_iter().chain(own.iter().cloned()).collect();
         Models(Arc::new(Inner { own, allowed, learnt: Mutex::default() }))
     }
 
@@ -97,27 +91,26 @@ impl Models {
 
     /// The model to ask now, except those in `refused_by`. If all are out, it is the preferred one, so that its failure shows.
     pub fn pick(&self, refused_by: &[String]) -> &str {
-        let asked = |model: &&Model| !refused_by.contains(&model.id);
-        let usable = self.0.own.iter().filter(asked).find(|model| !model.is_out());
-        let first = || self.0.own.iter().find(asked);
-        &usable.or_else(first).unwrap_or(&self.0.own[0]).id
+        let learnt = self.0.learnt.lock();
+        let asked = |id: &&String| !refused_by.contains(id);
+        let usable = self.0.own.iter().filter(asked).find(|id| !is_out(&learnt, id));
+        usable.or_else(|| self.0.own.iter().find(asked)).unwrap_or(&self.0.own[0])
     }
 
     pub(super) fn have_all_refused(&self, refused_by: &[String]) -> bool {
-        self.0.own.iter().all(|model| refused_by.contains(&model.id))
+        self.0.own.iter().all(|id| refused_by.contains(id))
     }
 
     /// Passes `id` over for a while. Returns whether another model can be asked meanwhile.
     pub fn pass_over(&self, id: &str, time: Duration) -> bool {
-        if let Some(model) = self.0.own.iter().find(|model| model.id == id) {
-            *model.out_until.lock() = Some(Instant::now() + time);
-        }
-        self.0.own.iter().any(|model| !model.is_out())
+        self.learn(id, |shape| shape.out_until = Some(Instant::now() + time));
+        let learnt = self.0.learnt.lock();
+        self.0.own.iter().any(|id| !is_out(&learnt, id))
     }
 
     /// The preferred one first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
-        self.0.own.iter().map(|model| model.id.as_str())
+        self.0.own.iter().map(String::as_str)
     }
 
     pub(super) fn has(&self, id: &str) -> bool {
@@ -126,7 +119,7 @@ impl Models {
 
     /// Whether it stands in for the preferred one.
     pub(super) fn is_fallback(&self, id: &str) -> bool {
-        self.0.own[0].id != id && self.has(id)
+        self.0.own[0] != id && self.has(id)
     }
 
     /// The most output tokens a call may ask for, of `wanted`.
@@ -210,7 +203,6 @@ impl Models {
         others.sort_unstable();
         let known = |id: &str| {
             let shape = learnt.get(id).cloned().unwrap_or_default();
-            let is_passed_over = self.0.own.iter().any(|model| model.id == id && model.is_out());
             let is_cached = !shape.left_out.contains(<&str>::from(Parameter::CacheControl));
             let cache_ttl = if is_cached { shape.gaps.ttl() } else { CacheTtl::Off }.into();
             Known {
@@ -219,17 +211,15 @@ impl Models {
                 max_tokens: shape.max_tokens,
                 cache_ttl,
                 schema_used_at: shape.schema_used_at,
-                is_passed_over,
+                is_passed_over: is_out(&learnt, id),
             }
         };
         self.ids().chain(others).map(known).collect()
     }
 }
 
-impl Model {
-    fn is_out(&self) -> bool {
-        self.out_until.lock().is_some_and(|until| until > Instant::now())
-    }
+fn is_out(learnt: &HashMap<String, Shape>, id: &str) -> bool {
+    learnt.get(id).and_then(|shape| shape.out_until).is_some_and(|until| until > Instant::now())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use ring::{
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 use serde::Deserialize;
 
-use super::{Caller, Scope};
+use super::caller::{Caller, Scope};
 
 /// Shortest shared secret: as long as the hash it is used with (RFC 7518, 3.2).
 const MIN_SECRET: usize = 32;

@@ -54,7 +54,6 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// The headers of every call, and what of them is secret.
 pub(super) fn headers(
     api_key: Option<SecretString>,
     auth_token: Option<SecretString>,

@@ -16,6 +16,7 @@ use super::{
     message::{LEAST_MAX_TOKENS, Usage},
     wire::ErrorObject,
 };
+use crate::clock;
 
 /// Longer ones count as this: one header must not close the gate for a day.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -449,18 +450,9 @@ impl ErrorKind {
 
 /// `retry-after-ms`, else `retry-after` in seconds or as a date: the first that can be read and is more than zero.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
-    let number = |name| text(name)?.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
-    let date = || {
-        let text = text("retry-after")?;
-        let date = httpdate::parse_http_date(text).ok();
-        let date = date.or_else(|| text.parse::<jiff::Timestamp>().ok().map(SystemTime::from))?;
-        Some(date.duration_since(now).ok()?.as_secs_f64())
-    };
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after")).or_else(date)?;
-    let bounded = seconds.min(MAX_RETRY_AFTER.as_secs_f64());
-    let wait = Duration::try_from_secs_f64(bounded).ok().filter(|wait| !wait.is_zero())?;
-    Some(wait.max(MIN_RETRY_AFTER))
+    let wait = |name| clock::retry_after(headers.get(name)?.to_str().ok()?, now).filter(|wait| !wait.is_zero());
+    let wait = wait("retry-after-ms").map(|wait| wait / 1_000).or_else(|| wait("retry-after"))?;
+    Some(wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
 /// How long until the limits that are used up have room again, by the `anthropic-ratelimit-*` headers.

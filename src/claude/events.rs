@@ -1,17 +1,15 @@
 //! Server-sent events: bytes in, events out, by the WHATWG grammar, bounded in size.
 //!
-//! <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>. It differs in one point: an
-//! event that the stream ends in, without the blank line, counts ([`Events::finish`]). No I/O, no JSON.
+//! <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>. The one difference: an
+//! event without the blank line at the end of the stream counts ([`Events::finish`]).
 
 /// Longest single event, in bytes. Those of the API have a few hundred.
 pub(super) const MAX_EVENT_BYTES: usize = 128 << 10;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What a stream holds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item {
-    /// An event with data.
     Event(Event),
     /// A comment: a sign of life.
     Comment,
@@ -24,11 +22,9 @@ pub(super) struct Event {
     pub(super) data: String,
 }
 
-/// More than [`MAX_EVENT_BYTES`] came without the end of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooLong;
 
-/// A parser in the middle of a stream.
 #[derive(Default)]
 pub(super) struct Events {
     /// The current line, without its end.

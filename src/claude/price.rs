@@ -78,7 +78,6 @@ impl Prices {
     }
 }
 
-/// The models on the list, which are the current ones.
 pub fn current_models() -> impl Iterator<Item = &'static str> {
     LIST.iter().map(|(model, _)| *model)
 }
@@ -99,7 +98,7 @@ impl Price {
             (usage.cache_read_input_tokens, self.read),
         ];
         let Rates { input: rate, output } = self.rates(usage.total_input());
-        // Wide, as the counts come from the network and the sum must not overflow, whatever they say.
+        // Wide, as the counts come from the network and must not overflow the sum.
         let part = |tokens: u64, rate: u64, thousandths: u64| {
             u128::from(tokens) * u128::from(rate) * u128::from(thousandths) / 1_000
         };
@@ -109,8 +108,7 @@ impl Price {
         u64::try_from(sum).unwrap_or(u64::MAX)
     }
 
-    /// The most that a call of so many tokens can cost: its whole prompt may be written to the cache for an hour, and the
-    /// account may be bound to the United States.
+    /// The most that a call can cost: its whole prompt may be written to the cache for an hour, in the United States only.
     pub fn most(self, input_tokens: u64, output_tokens: u64) -> u64 {
         self.cost(&Usage {
             cache_creation_input_tokens: input_tokens,

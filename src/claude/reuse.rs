@@ -1,7 +1,7 @@
 //! Whether a call went out on a connection that had been used before.
 //!
-//! Servers close idle connections, at times just as the next call goes out. Such a call ends without a byte of an answer
-//! and can be made again at no risk. On a new connection the same end may mean anything.
+//! A server may close an idle connection just as the next call goes out. That call can be repeated without risk. On a new
+//! connection the same end may mean anything.
 
 use std::{cell::Cell, error::Error};
 
@@ -11,7 +11,7 @@ tokio::task_local! {
     static HAS_CONNECTED: Cell<bool>;
 }
 
-/// Runs a call, and says whether it went out on a connection used before: none was begun for it.
+/// Runs a call. Returns also whether it went out on a connection used before.
 pub(super) async fn watch<T>(call: impl Future<Output = T>) -> (T, bool) {
     let watched = async {
         let outcome = call.await;

@@ -80,11 +80,11 @@ pub struct SimulatorConfig {
     /// Where to listen; port 0 picks a free one.
     pub addr: SocketAddr,
     pub latency: Latency,
-    /// Into how many writes a streamed answer is spread over its latency, at most. Fewer are cheaper.
+    /// Most writes of a streamed answer. Fewer are cheaper.
     pub writes: u32,
-    /// The only key accepted; any, if none is given.
+    /// Any key is accepted if `None`.
     pub api_key: Option<SecretString>,
-    /// Limits to enforce; if none, it tells those of [`AccountLimits::UNLIMITED`].
+    /// Without limits, the headers have [`AccountLimits::UNLIMITED`].
     pub limits: Option<AccountLimits>,
 }
 
@@ -100,14 +100,11 @@ impl Default for SimulatorConfig {
     }
 }
 
-/// How long a whole answer takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Latency {
-    /// No longer than the work itself.
     Zero,
     /// As long as real memos take: until the first token, thinking in silence, text by its length.
     Claude,
-    /// Always as long.
     Fixed(Duration),
     /// Log-normally distributed, as the times of a real model are.
     LogNormal {
@@ -124,7 +121,6 @@ pub struct Simulator {
     shared: Arc<Shared>,
 }
 
-/// Which requests meet a fault, and which one.
 type Rule = (Box<dyn Fn(&Value) -> bool + Send + Sync>, Fault);
 
 struct Shared {
@@ -172,7 +168,7 @@ impl Simulator {
         let accepted = Arc::clone(&shared.record);
         let listener = listener.tap_io(move |socket| {
             accepted.count(|counters| counters.connections += 1);
-            // Only a loss of speed where it fails.
+            // Without it, answers are only slower.
             let _ = socket.set_nodelay(true);
         });
         let end = shared.end.clone().cancelled_owned();
@@ -184,7 +180,6 @@ impl Simulator {
         format!("http://{}", self.addr)
     }
 
-    /// The next calls get these, in order; then all is normal again.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.shared.script.lock().extend(faults);
     }
@@ -199,8 +194,7 @@ impl Simulator {
         self.shared.rules.lock().clear();
     }
 
-    /// Changes the account's limits from this moment, as the API may do at any time; none takes them away. What has been
-    /// used of them already stays used.
+    /// Changes the account's limits. What has been used stays used.
     pub fn set_limits(&self, limits: Option<AccountLimits>) {
         self.shared.account.lock().set(limits, Instant::now());
     }
@@ -219,12 +213,12 @@ impl Simulator {
         *self.shared.record.counters.borrow()
     }
 
-    /// Waits until `n` calls in all have been received. A parked call counts, and [`Simulator::release`] finds it.
+    /// Waits until `n` calls in all have been received, parked ones included.
     pub async fn wait_for_calls(&self, n: usize) {
         self.wait_until(|counters| counters.calls >= n).await;
     }
 
-    /// Waits until `n` calls in all have been left by their callers before their answers were out.
+    /// Waits until `n` calls in all were aborted by their callers.
     pub async fn wait_for_aborted(&self, n: usize) {
         self.wait_until(|counters| counters.aborted >= n).await;
     }
@@ -235,7 +229,6 @@ impl Simulator {
     }
 
     async fn wait_until(&self, reached: impl FnMut(&Counters) -> bool) {
-        // The sender lives in `self`, so waiting cannot fail.
         let _ = self.shared.record.counters.subscribe().wait_for(reached).await;
     }
 }
@@ -269,14 +262,12 @@ impl Latency {
     }
 }
 
-/// What a call is to be answered with.
 struct Plan {
     text: Arc<str>,
     stop_reason: String,
     usage: Usage,
     /// Before the text.
     start: Option<Timing>,
-    /// Of the text.
     latency: Duration,
 }
 
@@ -311,7 +302,7 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
         Fault::Error(answer) => Err(answer.clone()),
         _ => checked.as_ref().map_err(Clone::clone).and_then(|asked| shared.plan(asked, &fault)),
     };
-    // Looked at before the call is on record, so a release after that is not missed.
+    // Before the call is recorded, so that no release is missed.
     let mut releases = shared.releases.subscribe();
     let released = *releases.borrow() + 1;
     let mut flight = shared.record.receive(Call {
@@ -343,9 +334,8 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
             () = shared.end.cancelled() => {}
         }
     }
-    let end = shared.end.clone();
     if fault == Fault::CloseBeforeAnswer {
-        return Response::new(sse::body(vec![Step::Break], flight, end));
+        return Response::new(sse::body(vec![Step::Break], flight, shared.end.clone()));
     }
     let message = Message {
         id: &request_id.replace("req", "msg"),
@@ -363,7 +353,7 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
         return shared.with_limits(response);
     }
     let steps = message.steps(plan.start, plan.latency, shared.config.writes, &fault);
-    let mut response = Response::new(sse::body(steps, flight, end));
+    let mut response = Response::new(sse::body(steps, flight, shared.end.clone()));
     put(response.headers_mut(), "content-type", "text/event-stream; charset=utf-8");
     put(response.headers_mut(), "request-id", &request_id);
     shared.with_limits(response)
@@ -377,7 +367,6 @@ impl Shared {
         }
     }
 
-    /// What the next call gets.
     fn next_fault(&self, request: &[u8]) -> Fault {
         match &*self.storm.lock() {
             Some((until, answer)) if Instant::now() < *until => answer.clone().into(),
@@ -394,7 +383,6 @@ impl Shared {
         rules.iter().find(|(matches, _)| matches(&request)).map_or(Fault::Normal, |(_, fault)| fault.clone())
     }
 
-    /// Makes up the answer to a good request, if the account's limits let it pass.
     fn plan(&self, asked: &Asked, fault: &Fault) -> Result<Plan, ErrorAnswer> {
         let mut text = match fault {
             Fault::Answer(text) => text.clone(),
@@ -438,13 +426,12 @@ impl Shared {
         let (start, latency) = match (fault, timing) {
             (Fault::Takes(time), _) => (None, *time),
             (_, Some(timing)) => (Some(timing), timing.writing),
-            // Checked at the start.
             (_, None) => (None, self.config.latency.sample().unwrap_or_default()),
         };
         Ok(Plan { text: text.into(), stop_reason: stop_reason.to_owned(), usage, start, latency })
     }
 
-    /// Input tokens, the system prompt's counted as the prompt cache would.
+    /// Counts the system prompt as the prompt cache would.
     fn input_usage(&self, asked: &Asked) -> Usage {
         let fresh = tokens(&asked.prompt) + asked.schema_bytes as u64 / 4;
         let Some((system, cached)) = &asked.system else {

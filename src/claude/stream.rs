@@ -1,7 +1,6 @@
-//! Reading the event stream of one answer: bytes to events to text, usage and a stop reason.
+//! Reads the event stream of one answer: bytes to events to text, usage and a stop reason.
 //!
-//! Expects no order of the events. A stream is complete when `message_stop` came, and has ended all the same if only
-//! that is missing. Sizes and silences are bounded here; the whole call's time is bounded by the client.
+//! The order of the events does not matter. Sizes and silences are bounded here, the time of the whole call by the client.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -19,32 +18,28 @@ use super::wire::{
     event_type, from_json, pieces,
 };
 
-/// Longest answer taken, in bytes of text. The 128,000 tokens a model can give come to some 512 KiB; only a runaway
-/// stream is twice that.
+/// Longest answer, in bytes of text. The 128,000 tokens that a model can give are about 512 KiB.
 pub(super) const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// How long to wait for the end of the body after `message_stop`. It usually comes in the same packet; where it does
-/// not, a new connection is cheaper than a late answer.
+/// How long to wait for the end of the body after `message_stop`: a new connection is cheaper than a late answer.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How long to wait for `message_stop` once the stop reason is known. All that counts is there by then.
+/// How long to wait for `message_stop` once the stop reason, and so the whole answer, is there.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What has been read of an answer so far. It outlives a failed read, so the error can say how far it came.
+/// The part of an answer that has been read. It outlives a failed read.
 #[derive(Default)]
 pub(super) struct Answer {
     pub(super) text: String,
     pub(super) model: String,
     /// Unknown until the API reported any.
     counts: Option<Counts>,
-    /// The output count is that of the whole answer, not the one that `message_start` begins with.
+    /// The output count is that of the whole answer, not of `message_start`.
     has_final_output: bool,
     pub(super) stop: Option<StopReason>,
-    /// The last event came, or the whole message.
     pub(super) is_complete: bool,
-    /// Any content came, thinking included: what makes a refusal one that is billed.
+    /// Any content came, thinking included: then a refusal is billed.
     pub(super) has_content: bool,
-    /// Tokens that the thinking seen so far comes to.
     thinking_tokens: u64,
     texts: Joiner,
     thoughts: Joiner,
@@ -65,7 +60,6 @@ enum Form {
 }
 
 impl Form {
-    /// How events begin.
     const FIELDS: [&[u8]; 5] = [b"data", b"event", b"id", b"retry", b":"];
 
     /// `None` if more bytes are needed. `is_stream`: by its type it is a stream.
@@ -157,7 +151,7 @@ pub(super) async fn read<B: AsRef<[u8]>>(
 }
 
 impl Answer {
-    /// Whether the answer is there although its stream failed so: only the end was missing.
+    /// Whether the answer is whole although its stream failed: only the end was missing.
     pub(super) fn has_ended(&self, error: &CallError) -> bool {
         use ErrorKind::{ConnectionLost, Malformed, Silent, StreamCut, TotalTimeout};
         self.stop.is_some() && matches!(error.kind, StreamCut | ConnectionLost | Silent | TotalTimeout | Malformed)
@@ -201,7 +195,6 @@ impl Answer {
         Ok(())
     }
 
-    /// Takes in a body that is no stream but a whole message.
     pub(super) fn take_whole(&mut self, body: &[u8], on_progress: OnProgress<'_>) -> Result<(), CallError> {
         let text = String::from_utf8_lossy(body);
         let text = text.trim_start_matches('\u{feff}');
@@ -247,8 +240,8 @@ impl Answer {
         Ok(())
     }
 
-    /// Takes note of the end, however it came. Gateways emulate structured output by a tool: then its input is the
-    /// answer, or the end of it. Counts beyond what was sent and allowed are not believed.
+    /// Call it at the end, also after an error. Gateways emulate structured output by a tool: then its input is the answer, or
+    /// the end of it. Impossible counts are dropped.
     pub(super) fn finish(&mut self, on_progress: OnProgress<'_>, most_input: u64, most_output: u64) {
         let tools = std::mem::take(&mut self.tools);
         let tools = if self.text.is_empty() { tools.trim_start() } else { &tools };
@@ -261,13 +254,11 @@ impl Answer {
         }
     }
 
-    /// Whether input and output tokens were both reported.
     pub(super) fn has_whole_usage(&self) -> bool {
         self.has_final_output && self.counts.is_some_and(|counts| counts.is_complete())
     }
 
-    /// The tokens of the answer. The API counts its output only at the end, so that of an answer that broke off is
-    /// estimated from what came, thinking included.
+    /// The API counts output only at the end. If that did not come, it is estimated from the text and thinking that did.
     pub(super) fn usage(&self) -> Option<Usage> {
         let seen = tokens(&self.text) + self.thinking_tokens;
         let known = self.counts.map(|counts| counts.usage());
@@ -304,7 +295,6 @@ pub(super) fn tokens(text: &str) -> u64 {
     (ascii.div_ceil(4) + others) as u64
 }
 
-/// The error for no sign of life within `idle`.
 pub(super) fn silent(idle: Duration) -> CallError {
     CallError::new(
         ErrorKind::Silent,
@@ -312,7 +302,6 @@ pub(super) fn silent(idle: Duration) -> CallError {
     )
 }
 
-/// The error for something the API would not send.
 pub(super) fn malformed(what: &str) -> CallError {
     CallError::new(ErrorKind::Malformed, format!("Claude's answer does not follow the API: {what}"))
 }
@@ -321,7 +310,6 @@ fn parse<T: DeserializeOwned>(event: &Event) -> Result<T, CallError> {
     from_json(&event.data).map_err(|error| malformed(&format!("event {}: {error}", event.name)))
 }
 
-/// The error for a page that came with 200 instead of an answer.
 fn page(body: &[u8]) -> CallError {
     let body = String::from_utf8_lossy(body);
     let message = format!(

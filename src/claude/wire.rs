@@ -12,10 +12,10 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::message::{CacheTtl, MessageRequest, StopReason, Usage};
 
-/// The version of the API this client is written against, sent with every request.
+/// Sent with every request.
 pub(super) const API_VERSION: &str = "2026-10-21";
 
-/// Counts as the API reports them, cumulative. Whatever can't be read as a count is unknown.
+/// Cumulative counts. A count that can't be read is unknown.
 #[derive(Default, Clone, Copy)]
 pub(super) struct Counts {
     input: Option<u64>,
@@ -56,7 +56,7 @@ impl Counts {
         self.output.is_some()
     }
 
-    /// Drops counts that can't be: one absurd number would use up a day's budget.
+    /// One absurd number would use up a day's budget.
     pub(super) fn drop_impossible(&mut self, most_input: u64, most_output: u64) {
         if self.usage().total_input() > most_input {
             *self = Counts { output: self.output, is_us: self.is_us, ..Counts::default() };
@@ -68,7 +68,6 @@ impl Counts {
         self.input.is_some() && self.output.is_some()
     }
 
-    /// The counts, of which unknown ones are 0.
     pub(super) fn usage(&self) -> Usage {
         let cache_creation = self.cache_creation.unwrap_or(0);
         Usage {
@@ -125,7 +124,6 @@ struct Format<'a> {
     schema: &'a RawValue,
 }
 
-/// The body of `POST /v1/messages`.
 pub(super) fn body(request: &MessageRequest) -> Result<Vec<u8>, serde_json::Error> {
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let mut messages = vec![turn("user", &request.prompt)];
@@ -204,7 +202,7 @@ pub(super) struct BlockDelta {
     pub(super) delta: Option<Piece>,
 }
 
-/// A piece of a content block; of what is not listed here, only the type is read.
+/// A piece of a content block.
 #[derive(Deserialize, Default)]
 pub(super) struct Piece {
     /// Empty where a gateway drops it.
@@ -245,8 +243,8 @@ impl Piece {
     }
 }
 
-/// A text as JSON has it, in which a half of a surrogate pair may stand alone: where a stream was cut into deltas by
-/// UTF-16 units, the other half is in the next one. Such a half is three bytes here, as serde_json has it.
+/// A text that may have half of a surrogate pair, as serde_json's three bytes: a stream that was cut into deltas by UTF-16
+/// units has the other half in the next one.
 #[derive(Default)]
 pub(super) struct Wtf8(pub(super) Vec<u8>);
 
@@ -308,7 +306,6 @@ fn utf16(mut bytes: &[u8]) -> Vec<u16> {
     units
 }
 
-/// `message_delta`: why the message ended, and the tokens so far.
 #[derive(Deserialize)]
 pub(super) struct MessageDelta {
     #[serde(default)]
@@ -361,7 +358,7 @@ pub(super) fn event_type(data: &str) -> Option<String> {
     from_json::<Typed>(data).ok()?.r#type
 }
 
-/// Reads JSON. Python writes numbers that are none as `NaN` and `Infinity`, which count as null.
+/// `NaN` and `Infinity`, which Python writes, count as null.
 pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
     serde_json::from_str(text).or_else(|error| match without_nan(text) {
         Some(text) => serde_json::from_str(&text),
@@ -369,7 +366,7 @@ pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json
     })
 }
 
-/// `text` with `NaN` and the like, outside of its strings, replaced by null. `None` if it has no such value.
+/// Replaces `NaN` and the like outside of strings; `None` if there are none.
 fn without_nan(text: &str) -> Option<String> {
     let (mut json, mut rest, mut found) = (String::new(), text, false);
     let (mut is_text, mut is_escaped) = (false, false);
@@ -388,7 +385,7 @@ fn without_nan(text: &str) -> Option<String> {
     found.then_some(json)
 }
 
-/// A value of another type than `T`, such as null, is the default: gateways send many.
+/// A value of another type, such as null, is the default: gateways send many.
 fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
 }
@@ -397,7 +394,7 @@ fn counts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Counts, D::Error
     Ok(Counts::of(&Value::deserialize(deserializer)?))
 }
 
-/// The API's error envelope, in an error answer and in an `error` event alike.
+/// The API's error envelope, of an error answer or an `error` event.
 #[derive(Deserialize)]
 pub(super) struct ErrorObject {
     pub(super) error: ErrorBody,
@@ -415,12 +412,11 @@ pub(super) struct ErrorBody {
 }
 
 impl ErrorObject {
-    /// Reads an envelope; `None` when `body` is anything else.
     pub(super) fn parse(body: &[u8]) -> Option<ErrorObject> {
         serde_json::from_slice(body).ok()
     }
 
-    /// The error that a JSON object of any gateway tells of.
+    /// The error in a JSON object of any gateway.
     pub(super) fn within(data: &str) -> Option<ErrorObject> {
         if let Some(object) = ErrorObject::parse(data.as_bytes()) {
             return Some(object);
@@ -438,7 +434,6 @@ impl ErrorObject {
         Some(ErrorObject { error: ErrorBody { kind, message, details }, request_id: text(&value["request_id"]) })
     }
 
-    /// `error.details.error_code`: tells a spend limit from a rate limit.
     pub(super) fn code(&self) -> Option<&str> {
         self.error.details.get("error_code")?.as_str()
     }

@@ -6,24 +6,11 @@ use std::{env, io, net::Ipv4Addr};
 use clap::{Args, Command};
 use secrecy::SecretString;
 
-use super::{OTLP_ENDPOINT, ServiceAddress, Settings, text};
+use super::{OTLP_ENDPOINT, ServiceAddress, Settings, proxy, text};
 
 /// Variables of Anthropic's SDKs, which hold secrets and are no flags.
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const CUSTOM_HEADERS: &str = "ANTHROPIC_CUSTOM_HEADERS";
-
-/// Variables that libraries read. Quotes around their values are removed too.
-const STANDARD: [&str; 9] = [
-    OTLP_ENDPOINT,
-    "HTTPS_PROXY",
-    "https_proxy",
-    "HTTP_PROXY",
-    "http_proxy",
-    "ALL_PROXY",
-    "all_proxy",
-    "NO_PROXY",
-    "no_proxy",
-];
 
 /// Why the environment can't be used. No message holds a value.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +40,9 @@ pub fn tidy() -> Result<(), EnvironmentError> {
     let settings = settings();
     let names = settings.iter().map(|(name, is_secret)| (name.as_str(), *is_secret));
     let names = names.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]);
-    let names: Vec<(&str, bool)> = names.chain(STANDARD.map(|name| (name, false))).collect();
+    // Libraries read these.
+    let standard = proxy::NAMES.into_iter().chain([OTLP_ENDPOINT, "NO_PROXY", "no_proxy"]);
+    let names: Vec<(&str, bool)> = names.chain(standard.map(|name| (name, false))).collect();
     let changed = changes(&names, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
     // Setting a variable is unsafe while there are threads; dotenvy does it for a process that has none.
     dotenvy::from_read_override(assignments(&changed).as_bytes()).map_err(EnvironmentError::Unusable)

@@ -96,6 +96,10 @@ impl Network {
     }
 }
 
+pub(super) fn is_visible_ascii(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 pub fn network(text: &str) -> Result<Network, &'static str> {
     let read = || {
         let (address, prefix) = text.trim().split_once('/').map_or((text.trim(), None), |(a, b)| (a, Some(b)));
@@ -271,10 +275,6 @@ fn decimal(text: &str, places: usize) -> Option<u64> {
         return None;
     }
     format!("{whole}{part:0<places$}").parse().ok()
-}
-
-pub(super) fn is_visible_ascii(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]

@@ -20,7 +20,9 @@ use super::{
     problem::{INVALID_PARAMETER, Problem},
     view::{Include, JobView},
 };
-use crate::job::{FailureCode, JobFilter, JobStatus, Listing, Order, Priority, StatusCounts, UnfinishedSearch};
+use crate::job::{
+    FailureCode, JobFilter, JobPage, JobStatus, Listing, Order, Priority, StatusCounts, UnfinishedSearch,
+};
 
 /// Longest time that a listing counts the jobs of its filter.
 const COUNT_TIME: Duration = Duration::from_millis(500);
@@ -39,8 +41,8 @@ const TAKEN: &str = "ids, status, priority, code, created_from, created_before, 
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "only for the OpenAPI document")]
 pub(super) struct Listed {
-    /// Jobs with one of these ids; repeat the parameter or separate the ids with commas; up to 1,000
-    #[param(max_items = 1000)]
+    /// Jobs with one of these ids; repeat the parameter or separate the ids with commas; up to 200
+    #[param(max_items = 200)]
     ids: Option<Vec<Uuid>>,
     /// Jobs with this status; repeat the parameter for several
     status: Option<Vec<JobStatus>>,
@@ -125,24 +127,31 @@ pub(super) async fn list(
     here: Here,
 ) -> Result<Response, Problem> {
     let Wanted { listing, include, is_counted } = wanted(&params, None)?;
-    let _place = api.memory.list_place().await;
-    let counted = is_counted.then(|| listing.filter.clone());
-    let page = api.queue.list(listing).await?;
-    let matched = match counted {
-        Some(filter) => api.queue.count(filter, Instant::now() + COUNT_TIME).await?,
-        None => None,
+    let (queue, memory) = (api.queue.clone(), api.memory.clone());
+    let read = async move {
+        let counted = is_counted.then(|| listing.filter.clone());
+        let page = queue.list(listing).await?;
+        let matched = match counted {
+            Some(filter) => queue.count(filter, Instant::now() + COUNT_TIME).await?,
+            None => None,
+        };
+        Ok((page, matched))
     };
-    let now = api.queue.now();
-    here.link_next("cursor", page.next.map(encode_cursor));
-    let list = JobList {
-        jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
-        next_cursor: page.next.map(encode_cursor),
-        prev_cursor: page.prev.map(encode_cursor),
-        unfinished_search: page.unfinished,
-        matched,
-        total: api.queue.counts(),
+    let make = move |(page, matched): (JobPage, _)| {
+        let now = api.queue.now();
+        let list = JobList {
+            jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
+            next_cursor: page.next.map(encode_cursor),
+            prev_cursor: page.prev.map(encode_cursor),
+            unfinished_search: page.unfinished,
+            matched,
+            total: api.queue.counts(),
+        };
+        (Json(list).into_response(), page.next)
     };
-    Ok(Json(list).into_response())
+    let (answer, next) = memory.list(read, make).await?;
+    here.link_next("cursor", next.map(encode_cursor));
+    Ok(answer)
 }
 
 /// What the parameters of a listing ask for.

@@ -109,8 +109,10 @@ pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<V
     let mut body = Vec::new();
     let mut size = 0;
     while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(|_| late())? {
-        let chunk =
-            chunk.map_err(|_| Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"))?;
+        let chunk = chunk.map_err(|_| match said > limit as u64 {
+            true => too_large(limit),
+            false => Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"),
+        })?;
         size += chunk.len();
         if size <= limit {
             body.extend_from_slice(&chunk);

@@ -179,10 +179,10 @@ fn spending(api: &Api) {
     let metrics = &api.metrics;
     let at_risk = spent.at_risk.input_tokens.saturating_add(spent.at_risk.output_tokens);
     for (name, tokens) in [
-        ("input", spent.tokens.input),
-        ("output", spent.tokens.output),
-        ("cache_write", spent.tokens.cache_write),
-        ("cache_read", spent.tokens.cache_read),
+        ("input", spent.tokens.input_tokens),
+        ("output", spent.tokens.output_tokens),
+        ("cache_write", spent.tokens.cache_creation_input_tokens),
+        ("cache_read", spent.tokens.cache_read_input_tokens),
         ("at_risk", at_risk),
     ] {
         metrics.tokens_today.get_or_create(&kind(name)).set(i64::try_from(tokens).unwrap_or(i64::MAX));

@@ -22,7 +22,7 @@ use super::{
     wait::{PREFERENCE_APPLIED, Wait},
 };
 use crate::{
-    job::{JobId, UnfinishedSearch},
+    job::{JobId, JobPage, UnfinishedSearch},
     queue::audit::AuditAction,
 };
 
@@ -57,17 +57,21 @@ pub(super) async fn list(
     here: Here,
 ) -> Result<Response, Problem> {
     let Wanted { listing, include, .. } = wanted(&params, Some(caller))?;
-    let _place = api.memory.list_place().await;
-    let page = api.queue.list(listing).await?;
-    let now = api.queue.now();
-    here.link_next("cursor", page.next.map(encode_cursor));
-    let jobs = OwnJobs {
-        jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
-        next_cursor: page.next.map(encode_cursor),
-        prev_cursor: page.prev.map(encode_cursor),
-        unfinished_search: page.unfinished,
+    let (queue, memory) = (api.queue.clone(), api.memory.clone());
+    let read = async move { Ok(queue.list(listing).await?) };
+    let make = move |page: JobPage| {
+        let now = api.queue.now();
+        let jobs = OwnJobs {
+            jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
+            next_cursor: page.next.map(encode_cursor),
+            prev_cursor: page.prev.map(encode_cursor),
+            unfinished_search: page.unfinished,
+        };
+        (Json(jobs).into_response(), page.next)
     };
-    Ok(Json(jobs).into_response())
+    let (answer, next) = memory.list(read, make).await?;
+    here.link_next("cursor", next.map(encode_cursor));
+    Ok(answer)
 }
 
 /// Get a job

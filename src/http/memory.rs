@@ -1,7 +1,8 @@
 //! One bound on the memory that request bodies and answers hold, for all clients together and for each address.
 //!
-//! The bytes of a body count from when they arrive until its request is answered, those of an answer until they are
-//! written. A request that finds no room is answered `503` and can be sent again.
+//! A body of known length holds its memory from before its first byte is read, a chunked one from when its bytes arrive, both
+//! until the request is answered; an answer holds memory until it is written. A request that finds no room is answered
+//! `503` and can be sent again.
 
 use std::{
     collections::HashMap,
@@ -17,14 +18,19 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     extract::Request,
+    http::{StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::{
+    sync::Semaphore,
+    task::{self, JoinError},
+};
+use tracing::error;
 
-use super::problem::{Problem, SERVER_BUSY};
+use super::problem::{INTERNAL, Problem, SERVER_BUSY};
 
 /// The first bytes of a body or an answer are free: connections have buffers of this size anyway, and most requests
 /// need no more.
@@ -32,6 +38,10 @@ const FREE_BYTES: usize = 16 << 10;
 
 /// A body above this size may not use the last quarter of the budget, which is for the small requests of others.
 const SMALL_BODY_BYTES: usize = 256 << 10;
+
+/// Most bytes of a refused body that are read and dropped, so that its sender gets to read the refusal. Connections are
+/// reset if they are closed with bytes unread.
+const DRAINED_BYTES: usize = 8 << 20;
 
 /// Most bytes of an answer that are passed to the connection at once.
 const SLICE_BYTES: usize = 64 << 10;
@@ -54,7 +64,7 @@ pub struct MemoryBudget(Arc<Budget>);
 struct Budget {
     bytes: usize,
     /// Lists that are made at the same time. Each reads up to 4 MiB from disk, and is as large again as JSON.
-    lists: Semaphore,
+    lists: Arc<Semaphore>,
     held: Mutex<Shares>,
 }
 
@@ -97,12 +107,27 @@ impl Shares {
 
 impl MemoryBudget {
     pub fn new(bytes: usize) -> MemoryBudget {
-        MemoryBudget(Arc::new(Budget { bytes, lists: Semaphore::new(LISTS_AT_ONCE), held: Mutex::default() }))
+        MemoryBudget(Arc::new(Budget { bytes, lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)), held: Mutex::default() }))
     }
 
-    /// Waits until a list may be made.
-    pub(super) async fn list_place(&self) -> Option<SemaphorePermit<'_>> {
-        self.0.lists.acquire().await.ok()
+    /// Makes a list once there is room for it: reads the page, and then makes the answer of it on a thread where that
+    /// delays no other request. If the client leaves, both go on to their end, so that their memory stays counted.
+    pub(super) async fn list<P: Send + 'static, A: Send + 'static>(
+        &self,
+        read: impl Future<Output = Result<P, Problem>> + Send + 'static,
+        make: impl FnOnce(P) -> A + Send + 'static,
+    ) -> Result<A, Problem> {
+        let failed = |error: JoinError| {
+            error!(%error, "failed to make a list");
+            Problem::new(INTERNAL, "internal error")
+        };
+        let place = Arc::clone(&self.0.lists).acquire_owned().await;
+        let made = tokio::spawn(async move {
+            let _place = place;
+            let page = read.await?;
+            task::spawn_blocking(move || make(page)).await.map_err(failed)
+        });
+        made.await.map_err(failed)?
     }
 
     fn hold(&self, address: IpAddr) -> Arc<Hold> {
@@ -156,9 +181,11 @@ pub(super) async fn counted(memory: &MemoryBudget, address: IpAddr, request: Req
         next.run(request).await
     } else {
         let hold = memory.hold(address);
-        let request = request.map(|body| Body::new(Arriving { body, free: FREE_BYTES, hold: Arc::clone(&hold) }));
+        let waits = request.headers().contains_key(header::EXPECT);
+        let request = request.map(|body| Body::new(Arriving::new(body, Arc::clone(&hold), waits)));
         let answer = next.run(request).await;
-        if hold.is_refused.load(Ordering::Relaxed) {
+        // One that is too large in any case is not worth another try.
+        if hold.is_refused.load(Ordering::Relaxed) && answer.status() != StatusCode::PAYLOAD_TOO_LARGE {
             return busy("has no memory for this body; send it again soon");
         }
         answer
@@ -180,8 +207,29 @@ pub(super) fn busy(why: &str) -> Response {
 /// The body of a request, counted as it arrives.
 struct Arriving {
     body: Body,
+    /// The length that the client announced, until its memory is held.
+    announced: Option<usize>,
+    /// How many more bytes need no memory.
     free: usize,
+    /// How many more bytes are read and dropped once there is no memory: none if the client waits for `100 Continue`.
+    drained: usize,
     hold: Arc<Hold>,
+}
+
+impl Arriving {
+    fn new(body: Body, hold: Arc<Hold>, waits: bool) -> Arriving {
+        let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
+        Arriving { body, announced, free: FREE_BYTES, drained: if waits { 0 } else { DRAINED_BYTES }, hold }
+    }
+
+    /// Holds memory for more bytes. Those that are free are used up first.
+    fn hold(&mut self, bytes: usize) {
+        let counted = bytes.saturating_sub(self.free);
+        self.free -= bytes - counted;
+        if counted > 0 {
+            self.hold.grow(counted);
+        }
+    }
 }
 
 impl HttpBody for Arriving {
@@ -192,14 +240,24 @@ impl HttpBody for Arriving {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
-        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        let counted = bytes.saturating_sub(self.free);
-        self.free -= bytes - counted;
-        if counted > 0 && !self.hold.grow(counted) {
-            return Poll::Ready(Some(Err(axum::Error::new("no memory"))));
+        if let Some(announced) = self.announced.take() {
+            self.hold(announced);
+            self.free += announced;
         }
-        Poll::Ready(frame)
+        loop {
+            if self.hold.is_refused.load(Ordering::Relaxed) && self.drained == 0 {
+                return Poll::Ready(Some(Err(axum::Error::new("no memory"))));
+            }
+            let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+            let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+            if !self.hold.is_refused.load(Ordering::Relaxed) {
+                self.hold(bytes);
+            }
+            if !self.hold.is_refused.load(Ordering::Relaxed) {
+                return Poll::Ready(frame);
+            }
+            self.drained = if frame.is_some() { self.drained.saturating_sub(bytes) } else { 0 };
+        }
     }
 
     fn is_end_stream(&self) -> bool {

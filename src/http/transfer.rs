@@ -21,7 +21,7 @@ use super::{
     problem::{INTERNAL, INVALID_BODY, Problem},
 };
 use crate::{
-    job::{Cursor, Listing, Order, archive},
+    job::{Cursor, JobPage, Listing, Order, archive},
     queue::audit::AuditAction,
 };
 
@@ -78,14 +78,20 @@ pub(super) async fn export(
     here: Here,
 ) -> Result<Response, Problem> {
     let (order, cursor) = (Order::OldestFirst, after(&params)?);
-    let page = api.queue.list(Listing { order, cursor, limit: EXPORT_PAGE, ..Listing::default() }).await?;
-    let mut lines = String::new();
-    for record in &page.jobs {
-        let line = archive::write(record).map_err(|error| Problem::new(INTERNAL, error.to_string()))?;
-        lines.push_str(&line);
-        lines.push('\n');
-    }
-    here.link_next("after", page.next.map(encode_cursor));
+    let queue = api.queue.clone();
+    let listing = Listing { order, cursor, limit: EXPORT_PAGE, ..Listing::default() };
+    let read = async move { Ok(queue.list(listing).await?) };
+    let make = |page: JobPage| {
+        let mut lines = String::new();
+        for record in &page.jobs {
+            let line = archive::write(record).map_err(|error| Problem::new(INTERNAL, error.to_string()))?;
+            lines.push_str(&line);
+            lines.push('\n');
+        }
+        Ok::<_, Problem>((lines, page.next))
+    };
+    let (lines, next) = api.memory.list(read, make).await??;
+    here.link_next("after", next.map(encode_cursor));
     Ok(([(header::CONTENT_TYPE, NDJSON)], lines).into_response())
 }
 

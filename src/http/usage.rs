@@ -205,10 +205,10 @@ impl From<Sums> for SumsView {
     fn from(sums: Sums) -> SumsView {
         SumsView {
             calls: sums.calls,
-            input_tokens: sums.tokens.input,
-            output_tokens: sums.tokens.output,
-            cache_creation_input_tokens: sums.tokens.cache_write,
-            cache_read_input_tokens: sums.tokens.cache_read,
+            input_tokens: sums.tokens.input_tokens,
+            output_tokens: sums.tokens.output_tokens,
+            cache_creation_input_tokens: sums.tokens.cache_creation_input_tokens,
+            cache_read_input_tokens: sums.tokens.cache_read_input_tokens,
             cost_usd: dollars(sums.nanodollars),
             unpriced_calls: sums.unpriced_calls,
             at_risk: AtRiskSums {

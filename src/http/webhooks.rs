@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{JobFilter, Listing},
+    job::{JobFilter, JobPage, Listing},
     queue::audit::AuditAction,
     webhook::secrets::{CallerSecrets, RotationError},
 };
@@ -249,7 +249,7 @@ pub(super) async fn own_failing(
     params: Params,
     here: Here,
 ) -> Result<Response, Problem> {
-    failing(&api, &params, &here, Some(caller)).await
+    failing(api, &params, &here, Some(caller)).await
 }
 
 /// List failing webhooks
@@ -274,10 +274,10 @@ pub(super) async fn all_failing(
     params: Params,
     here: Here,
 ) -> Result<Response, Problem> {
-    failing(&api, &params, &here, None).await
+    failing(api, &params, &here, None).await
 }
 
-async fn failing(api: &Api, params: &Params, here: &Here, own: Option<String>) -> Result<Response, Problem> {
+async fn failing(api: Arc<Api>, params: &Params, here: &Here, own: Option<String>) -> Result<Response, Problem> {
     let (mut limit, most) = FAILING_LIMIT;
     let (mut cursor, mut caller) = (None, None);
     let known = if own.is_some() { "limit and cursor" } else { "caller, limit and cursor" };
@@ -288,15 +288,20 @@ async fn failing(api: &Api, params: &Params, here: &Here, own: Option<String>) -
         _ => None,
     })?;
     let filter = JobFilter { caller: own.or(caller), ..JobFilter::default() };
-    let _place = api.memory.list_place().await;
-    let page = api.queue.failing_webhooks(Listing { filter, limit, cursor, ..Listing::default() }).await?;
-    let now = api.queue.now();
-    here.link_next("cursor", page.next.map(encode_cursor));
-    let list = FailingWebhooks {
-        jobs: page.jobs.iter().map(|record| api.listed(record, now, Include::default())).collect(),
-        next_cursor: page.next.map(encode_cursor),
+    let (queue, memory) = (api.queue.clone(), api.memory.clone());
+    let listing = Listing { filter, limit, cursor, ..Listing::default() };
+    let read = async move { Ok(queue.failing_webhooks(listing).await?) };
+    let make = move |page: JobPage| {
+        let now = api.queue.now();
+        let list = FailingWebhooks {
+            jobs: page.jobs.iter().map(|record| api.listed(record, now, Include::default())).collect(),
+            next_cursor: page.next.map(encode_cursor),
+        };
+        (Json(list).into_response(), page.next)
     };
-    Ok(Json(list).into_response())
+    let (answer, next) = memory.list(read, make).await?;
+    here.link_next("cursor", next.map(encode_cursor));
+    Ok(answer)
 }
 
 fn caller_name(value: &str) -> Result<String, String> {

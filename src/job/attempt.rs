@@ -372,3 +372,13 @@ pub struct TokenUsage {
     #[serde(default)]
     pub cache_read_input_tokens: u64,
 }
+
+impl TokenUsage {
+    pub fn total_input(&self) -> u64 {
+        self.input_tokens.saturating_add(self.cache_creation_input_tokens).saturating_add(self.cache_read_input_tokens)
+    }
+
+    pub fn total(&self) -> u64 {
+        self.total_input().saturating_add(self.output_tokens)
+    }
+}

@@ -276,10 +276,7 @@ impl Amount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::values::Nanodollars,
-        ledger::{Risk, Tokens},
-    };
+    use crate::{config::values::Nanodollars, ledger::Risk};
 
     /// The moment at which these tests begin.
     fn start() -> Timestamp {
@@ -313,7 +310,7 @@ mod tests {
     }
 
     fn spend(desk: &Desk, tokens: u64) {
-        desk.spent.lock().tokens.output += tokens;
+        desk.spent.lock().tokens.output_tokens += tokens;
     }
 
     #[test]
@@ -388,7 +385,7 @@ mod tests {
         let desk = desk(daily, usual);
         assert!(desk.budget.reserve().unwrap().needs_price());
         let at_risk = Risk { nanodollars: 45, ..Risk::default() };
-        *desk.spent.lock() = Sums { nanodollars: 46, at_risk, tokens: Tokens::default(), ..Sums::default() };
+        *desk.spent.lock() = Sums { nanodollars: 46, at_risk, ..Sums::default() };
         let status = desk.budget.status();
         assert!(status.is_reached && status.is_nearly_used());
         assert_eq!(status.to_string(), "0 of 1000000 tokens and 0.00 of 0.00 US dollars");

@@ -34,7 +34,7 @@ use crate::{
         AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, PRIORITY_OFFSET,
         Priority, TokenUsage, disposition::Disposition,
     },
-    ledger::{Risk, Tokens, total},
+    ledger::{Risk, total},
     store::{
         Pick,
         fault::{Call, FaultStore, Moment},
@@ -360,7 +360,7 @@ impl Expected {
         for (_, outcome) in &self.history {
             match outcome {
                 AttemptOutcome::Succeeded | AttemptOutcome::Failed => {
-                    let tokens = Tokens { output: COST.output_tokens, ..Tokens::default() };
+                    let tokens = TokenUsage { output_tokens: COST.output_tokens, ..TokenUsage::default() };
                     spent.add(&Sums { calls: 1, tokens, unpriced_calls: 1, ..Sums::default() });
                 }
                 // As the policy estimates it.

@@ -545,7 +545,7 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
     let day = |seconds| Day::of(at(seconds));
     let sums = |calls, tokens| {
         let mut sums = Sums { calls, nanodollars: tokens * 10, ..Sums::default() };
-        sums.tokens.output = tokens;
+        sums.tokens.output_tokens = tokens;
         sums
     };
     let settle = async |n: u32, event, now| store.transition(job(n).id, event, at(now)).await.unwrap();

@@ -1,7 +1,17 @@
 //! Clients that mean harm or know no better: the service's memory stays bounded, and others are served meanwhile.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
+use ceoagent::claude::simulator::{Latency, Simulator, SimulatorConfig};
 use reqwest::Method;
 use serde_json::json;
 use tokio::{
@@ -246,11 +256,66 @@ async fn attack(service: &Service, count: usize, part: &[u8]) -> Vec<TcpStream> 
     held
 }
 
+/// What others met while something went on: how long `/health` took on new connections, and a question to its memo.
+struct Met {
+    health: Vec<Duration>,
+    questions: Vec<Duration>,
+}
+
+impl Met {
+    /// The largest of 99 in a hundred.
+    fn health_p99(&self) -> Duration {
+        let mut sorted = self.health.clone();
+        sorted.sort_unstable();
+        sorted[sorted.len() * 99 / 100]
+    }
+
+    fn question(&self) -> Duration {
+        self.questions.iter().sum::<Duration>() / u32::try_from(self.questions.len()).unwrap()
+    }
+}
+
+/// Looks on from a thread and a runtime of its own, which no attack delays, until `is_over` and some questions later.
+fn look_on(base: &str, is_over: Arc<AtomicBool>) -> thread::JoinHandle<Met> {
+    const QUESTIONS: usize = 5;
+    let base = base.to_owned();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut health, mut questions) = (Vec::new(), Vec::new());
+            let client = || reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+            let asked = async {
+                while questions.len() < QUESTIONS || !is_over.load(Ordering::Relaxed) {
+                    let question = json!({ "query": format!("Question {}?", rand::random::<u64>()), "wait": true });
+                    let (began, request) = (Instant::now(), client().post(format!("{base}/api/v1/analyze")));
+                    assert_eq!(request.json(&question).send().await.unwrap().status(), 200);
+                    questions.push(began.elapsed());
+                }
+            };
+            let probed = async {
+                loop {
+                    let (client, began) = (client(), Instant::now());
+                    let answer = client.get(format!("{base}/health")).send().await.unwrap();
+                    assert_eq!(answer.status(), 200);
+                    health.push(began.elapsed());
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! {
+                () = asked => {}
+                () = probed => {}
+            }
+            Met { health, questions }
+        })
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn under_256_mib_no_half_sent_request_and_no_unread_answer_ends_the_service() {
+async fn under_256_mib_no_half_sent_request_and_no_unread_answer_ends_or_starves_the_service() {
     let pid = std::process::id().to_string();
     assert!(Command::new("prlimit").args(["--pid", &pid, "--nofile=16000:"]).status().unwrap().success());
-    let claude = simulator().await;
+    let latency = Latency::Fixed(Duration::from_secs(2));
+    let claude = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() }).await.unwrap();
     let setup = Setup::new(&claude.base_url()).with("SUBMITS_PER_MINUTE", "0").with("PATH", env!("PATH"));
     let limit = MemoryLimit::mib(256);
     let service = limit.start(&setup);
@@ -258,22 +323,40 @@ async fn under_256_mib_no_half_sent_request_and_no_unread_answer_ends_the_servic
         let question = json!({ "query": format!("Question {n}?"), "context": "x".repeat(50_000) });
         assert_eq!(service.post("/api/v1/analyze", &question).await.status, 202);
     }
+    while service.admin_get("/api/v1/admin/jobs?status=queued&status=running&limit=1").await.body["jobs"][0].is_object()
+    {
+    }
     let part = |target: &str, kind: &str, size: usize| {
         let head = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n");
         let head = format!("{head}Content-Length: {}\r\n\r\n", size + 1);
         [head.into_bytes(), vec![b' '; size]].concat()
     };
     let form = part("/admin/login", "application/x-www-form-urlencoded", 1 << 20);
-    drop(attack(&service, 1_400, &form).await);
     let batch = part("/api/v1/analyze/batch", "application/json", (8 << 20) - 1_024);
-    drop(attack(&service, 100, &batch).await);
-    let head = format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: {}", "x".repeat(63 << 10));
-    drop(attack(&service, 2_000, head.as_bytes()).await);
+    let head = format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: {}", "x".repeat(63 << 10)).into_bytes();
     let list = "GET /api/v1/admin/jobs?limit=200&include=context,result HTTP/1.1\r\nHost: localhost\r\nAuthorization: \
                 Bearer a-token-for-tests-only\r\n\r\n";
-    let unread = attack(&service, 400, list.as_bytes()).await;
-    assert_eq!(reqwest_health(&service).await, Some(200));
-    drop(unread);
+    let alone = look_on(service.base(), Arc::new(AtomicBool::new(true))).join().unwrap();
+    println!("alone: /health p99 {:?}, a question {:?}", alone.health_p99(), alone.question());
+    for (name, count, part) in [
+        ("unfinished forms of 1 MiB", 1_400, form.as_slice()),
+        ("half-sent batches of 8 MiB", 100, &batch),
+        ("half-sent heads of 63 KiB", 2_000, &head),
+        ("lists that are not read", 400, list.as_bytes()),
+    ] {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let others = look_on(service.base(), Arc::clone(&is_over));
+        let held = attack(&service, count, part).await;
+        is_over.store(true, Ordering::Relaxed);
+        let met = tokio::task::spawn_blocking(move || others.join().unwrap()).await.unwrap();
+        drop(held);
+        let (p99, question) = (met.health_p99(), met.question());
+        let part = question.as_secs_f64() / alone.question().as_secs_f64();
+        println!("{count} {name}: /health p99 {p99:?} of {}, a question {question:?}, {part:.2}×", met.health.len());
+        // Figures for docs/security.md; a busy machine must not fail the test.
+        assert!(p99 < Duration::from_secs(5) && part < 5.0, "{name}: others are starved");
+    }
+    println!("resident memory: {} MiB", resident_mb(&service));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,31 +364,38 @@ async fn a_batch_that_finds_no_memory_gets_503_and_one_of_another_address_finds_
     let claude = simulator().await;
     let limit = MemoryLimit::mib(256);
     let service = limit.start(&Setup::new(&claude.base_url()).with("PATH", env!("PATH")));
-    let head = "POST /api/v1/analyze/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    let part = [format!("{head}Content-Length: 8000000\r\n\r\n").into_bytes(), vec![b' '; 7_999_999]].concat();
-    // An address gets half of 32 MiB: two of these four, if they come one after the other, and fewer side by side.
+    let head = |target: &str, length: usize| {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
+        format!("{head}Content-Length: {length}\r\n")
+    };
+    // An address gets half of 32 MiB: room for two of these, which have not sent a byte of their bodies.
+    let waiting = head("/api/v1/analyze/batch", 8_000_000) + "Expect: 100-continue\r\n\r\n";
     let mut held = Vec::new();
-    for _ in 0..4 {
-        held.extend(send_part(&service, &part).await);
+    for answer in ["HTTP/1.1 100", "HTTP/1.1 100", "HTTP/1.1 503", "HTTP/1.1 503"] {
+        let mut stream = send_part(&service, waiting.as_bytes()).await.unwrap();
+        let mut said = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut said)).await.expect("it is answered at its head").unwrap();
+        assert_eq!(String::from_utf8_lossy(&said), answer);
+        held.push(stream);
+    }
+    // One that sends all of its body without waiting gets to read why it was refused; one that is too large is told so.
+    let body = vec![b' '; 7_000_000];
+    for (target, answer) in [("/api/v1/analyze/batch", "HTTP/1.1 503"), ("/api/v1/analyze", "HTTP/1.1 413")] {
+        let head = head(target, body.len()) + "Connection: close\r\n\r\n";
+        let mut stream = connect_from_elsewhere(&service).await.unwrap();
+        let mut said = String::new();
+        let exchange = async {
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&body).await?;
+            stream.read_to_string(&mut said).await
+        };
+        timeout(PATIENCE, exchange).await.expect("it is answered").unwrap();
+        assert!(said.starts_with(answer), "{said}");
+        assert_eq!(said.contains("server_busy") && said.contains("retry-after: 2"), answer.ends_with("503"), "{said}");
     }
     let requests = vec![json!({ "query": "And mine?", "context": "x".repeat(40_000) }); 50];
     assert_eq!(service.post("/api/v1/analyze/batch", &json!({ "requests": requests })).await.status, 202);
-    let mut refused = 4 - held.len();
-    for mut stream in held {
-        let mut answer = Vec::new();
-        // A body that breaks off in the middle of being sent may cost its sender the answer.
-        drop(timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the service closes the connection"));
-        let answer = String::from_utf8_lossy(&answer);
-        if !answer.starts_with("HTTP/1.1 408") {
-            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
-            assert!(
-                answer.is_empty() || answer.contains("server_busy") && answer.contains("retry-after: 2"),
-                "{answer}"
-            );
-            refused += 1;
-        }
-    }
-    assert!(refused >= 2, "{refused}");
+    drop(held);
 }
 
 #[tokio::test(flavor = "multi_thread")]

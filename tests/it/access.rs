@@ -1,9 +1,10 @@
 //! Who may do what: every route by everybody, keys made and revoked, tokens, and how much of it.
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{ADMIN_TOKEN, Answer, Service, Setup, send, simulator};
+use crate::harness::{ADMIN_TOKEN, Answer, PATIENCE, Service, Setup, send, simulator};
 
 const ALICE: &str = "a-key-of-alice-1234";
 const BOB: &str = "a-key-of-bob-567890";
@@ -433,4 +434,43 @@ fn settings_that_would_let_the_wrong_ones_in_stop_the_start() {
         let (status, output) = Setup::new("http://127.0.0.1:1").with(name, value).run(&["serve"]);
         assert!(status.code() == Some(2) && output.contains(said), "{name}: {output}");
     }
+}
+
+#[tokio::test]
+async fn tokens_with_an_unknown_extension_or_a_long_life_are_refused_and_a_hangup_signal_changes_the_keys() {
+    const OLD: &[u8] = b"the old shared secret, of more than 32 bytes";
+    const NEW: &[u8] = b"the new shared secret, of more than 32 bytes";
+    let token = |secret: &[u8], life_days: u64, header: Value| {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let exp = now + life_days * 24 * 3_600;
+        let claims =
+            json!({"iss": "https://id.example", "aud": "ceoagent", "sub": "alice", "exp": exp, "scope": "analyze"});
+        let [header, claims] = [header, claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part.to_string()));
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
+        let signature = ring::hmac::sign(&key, format!("{header}.{claims}").as_bytes());
+        format!("{header}.{claims}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+    };
+    let plain = || json!({"alg": "HS256", "typ": "JWT"});
+    let claude = simulator().await;
+    let setup = Setup::new(&claude.base_url());
+    let file = setup.folder().join("jwt-secret");
+    std::fs::write(&file, OLD).unwrap();
+    let names = format!("keys={}, issuer=https://id.example, audience=ceoagent", file.display());
+    let service = setup.with("JWT_AUTH", &names).start();
+    let ask = async |token: &str| ask(&service, Some(token), Method::GET, "/api/v1/jobs", None).await.status;
+    assert_eq!(ask(&token(OLD, 30, plain())).await, 200);
+    let critical = json!({"alg": "HS256", "crit": ["urn:example:only-from-here"], "urn:example:only-from-here": true});
+    for refused in [token(OLD, 32, plain()), token(OLD, 1, critical), token(NEW, 1, plain())] {
+        assert_eq!(ask(&refused).await, 401, "{refused}");
+    }
+    // A file that can't be used leaves the keys as they were.
+    std::fs::write(&file, "short").unwrap();
+    service.signal("HUP");
+    service.until_said("failed to reload the keys of JWT_AUTH");
+    assert_eq!(ask(&token(OLD, 1, plain())).await, 200);
+    std::fs::write(&file, NEW).unwrap();
+    service.signal("HUP");
+    let changed = async { while ask(&token(NEW, 1, plain())).await != 200 {} };
+    tokio::time::timeout(PATIENCE, changed).await.expect("the new key is known");
+    assert_eq!(ask(&token(OLD, 1, plain())).await, 401, "the old key is not");
 }

@@ -10,19 +10,16 @@ const NEEDED: f64 = 1.0;
 /// An organization's limits per minute, for one class of models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccountLimits {
-    /// Requests.
     pub requests: u32,
     /// Input tokens, cache reads not counted.
     pub input_tokens: u32,
-    /// Output tokens.
     pub output_tokens: u32,
-    /// How much may come at once: the buckets hold what refills in this time. The API may enforce 60 requests per
-    /// minute as one per second.
+    /// The buckets hold what refills in this time: the API may enforce 60 requests per minute as one per second.
     pub burst: Duration,
 }
 
 impl AccountLimits {
-    /// More than anybody can use: what an account without limits tells in its headers.
+    /// For the headers of an account without limits.
     pub const UNLIMITED: AccountLimits = AccountLimits {
         requests: 1_000_000_000,
         input_tokens: 1_000_000_000,
@@ -39,7 +36,6 @@ impl AccountLimits {
     };
 }
 
-/// How full the buckets are.
 pub(super) struct Account {
     /// Whether anything is ever turned away.
     enforced: bool,
@@ -54,14 +50,13 @@ struct Bucket {
     at: Instant,
 }
 
-/// A limit that is reached, and when it is not any more.
 pub(super) struct Exceeded {
     pub(super) limit: String,
     pub(super) wait: Duration,
 }
 
 impl Account {
-    /// An account with these limits; if none, it tells those of [`AccountLimits::UNLIMITED`] and holds nobody to them.
+    /// Without limits, the headers have [`AccountLimits::UNLIMITED`].
     pub(super) fn new(limits: Option<AccountLimits>, now: Instant) -> Account {
         let enforced = limits.is_some();
         let limits = limits.unwrap_or(AccountLimits::UNLIMITED);
@@ -89,8 +84,7 @@ impl Account {
         *self = changed;
     }
 
-    /// Takes one request with so many tokens off the buckets, or nothing at all if one is empty. A bucket may go
-    /// below zero: the tokens of an answer are known only afterwards.
+    /// All or nothing. A bucket may go below zero: the tokens of an answer are known only afterwards.
     pub(super) fn take(&mut self, input_tokens: u64, output_tokens: u64, now: Instant) -> Result<(), Exceeded> {
         if !self.enforced {
             return Ok(());
@@ -108,7 +102,6 @@ impl Account {
         Ok(())
     }
 
-    /// The `anthropic-ratelimit-*` headers.
     pub(super) fn headers(&self) -> impl Iterator<Item = (String, String)> {
         let now = SystemTime::now();
         self.buckets.iter().flat_map(move |bucket| {

@@ -1,7 +1,6 @@
 //! The text of a simulated answer: a fixed memo for each language and depth, into which the words of the question are put.
 //!
-//! It has the schema and the length of a real memo, and says that it is simulated. No thought goes into it: the first
-//! option is always the one recommended.
+//! It has the schema and the length of a real memo, and says that it is simulated. It always recommends the first option.
 
 use std::sync::LazyLock;
 
@@ -16,16 +15,14 @@ const MAX_BRIEF_OPTIONS: usize = 3;
 /// Longest part of the question, in characters, restated in full; options are cut likewise.
 const MAX_QUESTION_CHARS: usize = 400;
 
-/// Longest part of the question, in characters, that is woven into sentences.
 const MAX_TOPIC_CHARS: usize = 60;
 
 /// The id of the option that changes nothing, the last of each template.
 const STATUS_QUO: &str = "status_quo";
 
-/// What a brief memo is asked for by, in the shipped prompts.
+/// Asks for a brief memo in the shipped prompts.
 const BRIEF: &str = "Write a brief decision memo";
 
-/// A language an answer can be in.
 struct Language {
     /// The largest memo, with blanks.
     template: DecisionAnalysis,
@@ -59,7 +56,6 @@ fn template(json: &str) -> DecisionAnalysis {
     serde_json::from_str(json).expect("the memo is part of this program")
 }
 
-/// How long a memo is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
     /// A brief memo: some 800 tokens.
@@ -69,8 +65,7 @@ pub(super) enum Size {
 }
 
 impl Size {
-    /// The size of the answer to a user message: as it asks for, and of full memos one of three, always the same for
-    /// the same message.
+    /// As the message asks for. A full memo has one of three sizes, always the same for the same message.
     pub(super) fn of(prompt: &str) -> Size {
         if prompt.contains(BRIEF) {
             return Size::Brief;
@@ -79,7 +74,6 @@ impl Size {
         Size::Full([0, 1, 2][sum as usize % 3])
     }
 
-    /// Whichever of these fits: for a brief memo, and for full ones from the smallest.
     fn pick(self, brief: usize, full: [usize; 3]) -> usize {
         match self {
             Size::Brief => brief,
@@ -88,12 +82,10 @@ impl Size {
     }
 }
 
-/// Answers the user message `prompt`, with a memo in JSON.
 pub(super) fn compose(prompt: &str) -> String {
     write(prompt, Size::of(prompt))
 }
 
-/// Answers the user message `prompt` with a memo of this size, in the language of its question.
 pub(super) fn write(prompt: &str, size: Size) -> String {
     let question = elements(prompt, "question").pop().unwrap_or_else(|| prompt.to_owned());
     let language = if question.chars().any(is_cjk) { &CHINESE } else { &ENGLISH };
@@ -109,7 +101,6 @@ pub(super) fn write(prompt: &str, size: Size) -> String {
     serde_json::to_string(&memo).expect("a memo can be written as JSON")
 }
 
-/// The names of the options, the status quo last.
 fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
     let (status_quo, mut names): (Vec<_>, Vec<_>) = elements(prompt, "option").into_iter().partition(|option| {
         let option = option.to_lowercase();
@@ -124,7 +115,6 @@ fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
     names.iter().map(|name| shortened(name, MAX_QUESTION_CHARS)).collect()
 }
 
-/// Takes out of the largest memo what one of this size does not have.
 fn shorten(memo: &mut DecisionAnalysis, size: Size) {
     memo.material.truncate(size.pick(0, [1, 1, 2]));
     memo.assumptions.truncate(size.pick(0, [1, 3, 5]));
@@ -152,7 +142,7 @@ fn shorten(memo: &mut DecisionAnalysis, size: Size) {
     }
 }
 
-/// The options of these names, with their scores, in the place of the template's.
+/// Replaces the options of the template, with their scores.
 fn put_options(memo: &mut DecisionAnalysis, names: &[String], asked_by_name: bool) {
     let (templates, status_quo) = memo.options.split_at(memo.options.len() - 1);
     let place = |number: usize| number.min(templates.len() - 1);

@@ -18,10 +18,8 @@ const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
 const UNSUPPORTED_KEYWORDS: [&str; 7] =
     ["minimum", "maximum", "minLength", "maxLength", "maxItems", "multipleOf", "$schema"];
 
-/// How hard a model can be asked to think.
 const EFFORTS: [&str; 5] = ["low", "medium", "high", "xhigh", "max"];
 
-/// The models the simulator knows.
 const MODELS: [Model; 5] = [
     Model::active("claude-sonnet-5-5", "Claude Sonnet 5.5"),
     Model::active("claude-haiku-5-5", "Claude Haiku 5.5"),
@@ -40,7 +38,6 @@ const MODELS: [Model; 5] = [
 
 const RETIRED: &str = "retired";
 
-/// A model as `GET /v1/models/{id}` tells of it.
 #[derive(Serialize)]
 struct Model {
     r#type: &'static str,
@@ -59,7 +56,7 @@ impl Model {
             r#type: "model",
             id,
             display_name,
-            // What the API tells where the date is not known.
+            // The API's date if it is unknown.
             created_at: "1970-01-01T00:00:00Z",
             lifecycle: "active",
             retires_at: None,
@@ -69,7 +66,6 @@ impl Model {
     }
 }
 
-/// What is wanted of a good request.
 pub(super) struct Asked {
     pub(super) model: String,
     pub(super) max_tokens: u64,
@@ -78,14 +74,12 @@ pub(super) struct Asked {
     pub(super) system: Option<(String, CacheTtl)>,
     /// All messages' text; the last is the user's.
     pub(super) prompt: String,
-    /// Bytes of the schema.
     pub(super) schema_bytes: usize,
-    /// How hard to think, and how.
     pub(super) effort: Option<String>,
     pub(super) thinking: Option<String>,
 }
 
-/// Every field of the API, so that an unknown one can be told from one that is merely of no use here.
+/// Every field of the API; others are refused.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "known fields that make no difference here")]
@@ -176,8 +170,7 @@ impl Content {
     }
 }
 
-/// Checks the headers: the key, which must be `key` if one is given, and the version. The key may come as `x-api-key`
-/// or, as Anthropic's SDKs send it with this version of the API, as a bearer token.
+/// The key may come as `x-api-key`, or as a bearer token, as Anthropic's SDKs send it.
 pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result<(), ErrorAnswer> {
     let bearer = || headers.get("authorization")?.as_bytes().strip_prefix(b"Bearer ");
     let given = headers.get("x-api-key").map(HeaderValue::as_bytes).or_else(bearer);
@@ -195,7 +188,7 @@ pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result
     Ok(())
 }
 
-/// Checks a body. `good_schema` remembers the last good schema, as callers send the same one over and over.
+/// `good_schema` is the last good schema: callers send the same one over and over.
 pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let body: Body<'_> = serde_path_to_error::deserialize(&mut json)
@@ -263,7 +256,6 @@ fn check_thinking(effort: Option<&str>, thinking: Option<&str>) -> Result<(), Er
     }
 }
 
-/// The bytes of the schema.
 fn check_format(format: &Format<'_>, good_schema: &Mutex<String>) -> Result<usize, ErrorAnswer> {
     if format.r#type != "json_schema" {
         return Err(invalid("output_config.format.type: Input should be 'json_schema'"));
@@ -292,7 +284,6 @@ pub(super) fn models() -> Value {
     json!({ "data": MODELS, "has_more": false, "first_id": first.id, "last_id": last.id })
 }
 
-/// The answer of `GET /v1/models/{id}`.
 pub(super) fn model(id: &str) -> Result<Value, ErrorAnswer> {
     let model = MODELS.iter().find(|known| known.id == id).ok_or_else(|| no_model(id))?;
     Ok(json!(model))

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use crate::claude::message::Usage;
 
-/// What goes wrong with one call, or is special about it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// Nothing: takes this place in the script.
@@ -31,7 +30,10 @@ pub enum Fault {
     /// The stream falls silent after so many events, without end.
     StallAfter(usize),
     /// The whole stream comes in pieces of so many bytes, with a pause after each.
-    SlowBytes { bytes: usize, pause: Duration },
+    SlowBytes {
+        bytes: usize,
+        pause: Duration,
+    },
     /// An event in the middle is not JSON.
     Malformed,
     /// An `error` event of this type comes in the middle.
@@ -46,11 +48,8 @@ pub enum Fault {
     StopAtHalf(String),
     /// A thinking block precedes the text.
     ThinkingFirst,
-    /// This text is the answer.
     Answer(String),
-    /// The answer is billed as these tokens.
     Usage(Usage),
-    /// The answer takes so long.
     Takes(Duration),
     /// The connection is closed with no answer at all; nothing is billed.
     CloseBeforeAnswer,
@@ -106,7 +105,6 @@ impl ErrorAnswer {
         ErrorAnswer { error_code: Some(code.into()), ..self }
     }
 
-    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> ErrorAnswer {
         self.headers.push((name.into(), value.into()));

@@ -1,5 +1,5 @@
-//! How long Claude takes for an answer: what was measured of real memos. The same question always takes as long, so that a
-//! load test can tell afterwards what could have been answered.
+//! How long Claude takes for an answer, as measured of real memos. The same question always takes as long, so a load test can
+//! compute which questions could have been answered.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -8,24 +8,19 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Until the first token.
 const FIRST_TOKEN: Duration = Duration::from_millis(1_200);
 
 /// Tokens a second, of text as of thinking.
 const TOKENS_PER_SECOND: f64 = 90.0;
 
-/// Tokens of a brief memo and of a full one.
 const BRIEF: Range<f64> = 700.0..900.0;
 const FULL: Range<f64> = 1_300.0..3_700.0;
 
-/// A brief memo is longer where the caller names many options or the text is Chinese. Above this many tokens its own length
-/// counts.
+/// A brief memo with many options, or in Chinese, may be longer. Above this many tokens its own length counts.
 const LONG_BRIEF: u64 = 1_100;
 
-/// What an answer takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
-    /// Until the first token.
     pub first: Duration,
     /// In silence.
     pub thinking: Duration,
@@ -62,12 +57,10 @@ impl Timing {
         if tokens > LONG_BRIEF { Timing { writing, ..self } } else { self }
     }
 
-    /// All of it.
     pub fn total(&self) -> Duration {
         self.first + self.thinking + self.writing
     }
 
-    /// Tokens of thinking and text.
     pub(super) fn tokens(&self) -> u64 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
         {
@@ -76,7 +69,7 @@ impl Timing {
     }
 }
 
-/// The question within a prompt; the whole prompt where it has none.
+/// The question within a prompt, else the whole prompt.
 pub(super) fn question(prompt: &str) -> &str {
     let inner = prompt.split_once("<question>").and_then(|(_, rest)| rest.split_once("</question>"));
     inner.map_or(prompt, |(question, _)| question)

@@ -12,11 +12,9 @@ use crate::claude::message::Usage;
 /// Only the newest calls are recorded; a demo may run for long. The counters go on.
 pub const MAX_RECORDED_CALLS: usize = 1_000;
 
-/// One call, as received and answered.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub at: SystemTime,
-    /// The `request-id` it was answered with.
     pub request_id: String,
     /// The model asked for; empty if the request was not understood.
     pub model: String,

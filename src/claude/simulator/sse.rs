@@ -19,7 +19,7 @@ use crate::claude::message::Usage;
 /// Characters of text in one event when the answer is spread over time: about what a few tokens come to.
 const DELTA_CHARS: usize = 48;
 
-/// Characters of text in one event when the answer is due at once: few events, as they cost the load test's CPU.
+/// The same for an answer that is due at once: events cost CPU in load tests.
 const DELTA_CHARS_AT_ONCE: usize = 1_024;
 
 /// Pause between two writes of an answer that is spread over time, at least.
@@ -28,7 +28,6 @@ const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// Events before those of the text: `message_start`, `ping`, and the four of the thinking.
 const EVENTS_BEFORE_TEXT: usize = 6;
 
-/// A complete answer, before it is put into bytes.
 pub(super) struct Message<'a> {
     pub(super) id: &'a str,
     pub(super) model: &'a str,
@@ -38,7 +37,6 @@ pub(super) struct Message<'a> {
     pub(super) usage: Usage,
 }
 
-/// One thing to do while a body goes out.
 pub(super) enum Step {
     Send(Bytes),
     Wait(Duration),
@@ -48,14 +46,12 @@ pub(super) enum Step {
     Hang,
 }
 
-/// The events of a stream: their bytes, and where each ends.
 struct Events {
     bytes: String,
     ends: Vec<usize>,
 }
 
 impl Message<'_> {
-    /// The answer as one JSON object.
     pub(super) fn json(&self) -> Value {
         let mut content = vec![json!({"type": "text", "text": self.text})];
         if self.thinking {
@@ -68,8 +64,7 @@ impl Message<'_> {
         })
     }
 
-    /// The steps in which the answer streams out, after `start` over `latency`, in at most `writes` writes, broken as
-    /// `fault` says.
+    /// Streams the answer after `start` over `latency`, in at most `writes` writes.
     pub(super) fn steps(&self, start: Option<Timing>, latency: Duration, writes: u32, fault: &Fault) -> Vec<Step> {
         let at_once = latency.is_zero() && start.is_none() && matches!(fault, Fault::Normal);
         let Events { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
@@ -140,7 +135,6 @@ impl Message<'_> {
     }
 }
 
-/// Usage as the API reports it.
 fn wire(usage: &Usage) -> Value {
     let written_1h = usage.cache_creation_1h_input_tokens;
     json!({
@@ -204,7 +198,7 @@ pub(super) fn body(mut steps: Vec<Step>, mut flight: Flight, end: CancellationTo
             };
             match step {
                 Step::Send(bytes) => {
-                    // Not only when asked for more: a caller who has all may leave before that.
+                    // A caller who has all may leave without asking for more.
                     if steps.len() == 0 {
                         flight.land();
                     }
@@ -212,7 +206,7 @@ pub(super) fn body(mut steps: Vec<Step>, mut flight: Flight, end: CancellationTo
                 }
                 // Lets the server flush what it has.
                 Step::Wait(Duration::ZERO) => tokio::task::yield_now().await,
-                // To a moment: what each of many pauses is late by would add up to an answer slower than it was to be.
+                // Until a moment: otherwise the delays of many pauses would add up.
                 Step::Wait(time) => {
                     due += time;
                     tokio::time::sleep_until(due).await;
@@ -234,7 +228,7 @@ fn spread(bytes: &Bytes, ends: &[usize], start: Option<Timing>, latency: Duratio
     let mut steps = Vec::new();
     let mut first = 1;
     if let Some(Timing { first: until, thinking, .. }) = start {
-        // The head comes halfway to the first token; of the thinking nothing is heard but its end.
+        // The head comes halfway to the first token; thinking is silent.
         first = EVENTS_BEFORE_TEXT;
         let begun = ends[1];
         steps.extend([Step::Wait(until / 2), Step::Send(bytes.slice(..begun)), Step::Wait(until / 2 + thinking)]);
@@ -255,7 +249,6 @@ fn spread(bytes: &Bytes, ends: &[usize], start: Option<Timing>, latency: Duratio
     steps
 }
 
-/// `text` in pieces of `size` characters.
 fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

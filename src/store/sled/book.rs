@@ -212,8 +212,8 @@ fn merged(records: &[ByModel]) -> ByModel {
 mod tests {
     use super::*;
     use crate::{
-        job::{Job, JobEvent},
-        ledger::{Risk, Tokens},
+        job::{Job, JobEvent, TokenUsage},
+        ledger::Risk,
         store::contract::{at, job, success},
     };
 
@@ -295,7 +295,12 @@ mod tests {
     #[test]
     fn the_largest_record_stays_within_sleds_one_file() {
         let most = u64::MAX;
-        let tokens = Tokens { input: most, output: most, cache_write: most, cache_read: most };
+        let tokens = TokenUsage {
+            input_tokens: most,
+            output_tokens: most,
+            cache_creation_input_tokens: most,
+            cache_read_input_tokens: most,
+        };
         let at_risk =
             Risk { calls: most, input_tokens: most, output_tokens: most, nanodollars: most, unpriced_calls: most };
         let sums = Sums { calls: most, tokens, nanodollars: most, unpriced_calls: most, at_risk };

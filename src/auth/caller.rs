@@ -1,0 +1,43 @@
+//! A caller and its scope.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a caller may do. Each scope includes those before it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::Display,
+    strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Scope {
+    /// Read the caller's own jobs.
+    Read,
+    /// Submit jobs; cancel and retry the caller's own jobs.
+    Analyze,
+    /// Everything, on all jobs.
+    Admin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Name of the key, `jwt:` and the subject of the token, or [`ADMIN_TOKEN`](crate::job::caller::ADMIN_TOKEN); none where the service is open.
+    pub name: Option<String>,
+    pub scope: Scope,
+}
+
+impl Caller {
+    pub fn actor(&self) -> &str {
+        self.name.as_deref().unwrap_or("anonymous")
+    }
+}
