@@ -41,8 +41,8 @@ const TAKEN: &str = "ids, status, priority, code, created_from, created_before, 
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "only for the OpenAPI document")]
 pub(super) struct Listed {
-    /// Jobs with one of these ids; repeat the parameter or separate the ids with commas; up to 1,000
-    #[param(max_items = 1000)]
+    /// Jobs with one of these ids; repeat the parameter or separate the ids with commas; up to 200
+    #[param(max_items = 200)]
     ids: Option<Vec<Uuid>>,
     /// Jobs with this status; repeat the parameter for several
     status: Option<Vec<JobStatus>>,

@@ -19,6 +19,7 @@ use utoipa::{
 
 use super::{
     admin::Label,
+    events::JobEvent,
     problem::{
         BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, FOREIGN_HOST, INTERNAL, INVALID_BODY, INVALID_HOST, INVALID_JOB_ID,
         INVALID_JSON, INVALID_PARAMETER, JOB_NOT_FOUND, Kind, ProblemBody, SERVER_BUSY, TIMEOUT, TOO_MANY_FAILURES,
@@ -58,7 +59,7 @@ const LISTING: [&str; 6] =
         (name = "service", description = "Health and metrics, for monitoring"),
         (name = "webhooks", description = "Requests that the service sends")
     ),
-    components(schemas(ProblemBody<'static>, Label, Message<'static>, TestMessage<'static>)),
+    components(schemas(ProblemBody<'static>, Label, JobEvent<'static>, Message<'static>, TestMessage<'static>)),
     modifiers(&Finish)
 )]
 pub(super) struct Document;
@@ -260,6 +261,7 @@ mod tests {
             ("Attempt", "outcome", "AttemptOutcome"),
             ("Outlook", "waiting_for", "WaitingFor"),
             ("Flag", "code", "FlagCode"),
+            ("WebhookMessage", "type", "CallbackEvent"),
         ] {
             let open = json!([{"$ref": format!("#/components/schemas/{known}")}, {"type": "string"}]);
             assert_eq!(property(schema, name)["anyOf"], open, "{schema}.{name}");

@@ -42,8 +42,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Follow a job
 ///
-/// Server-sent events, `status`, `progress` and, as the last one, `done`. The schema shows each with its type and with its
-/// `data` as parsed JSON. Ignore types that you do not know.
+/// Server-sent events: `status`, `progress` and, as the last one, `done`. The schema `JobEvent` has each type with its `data`,
+/// which is JSON. Ignore types that you do not know.
 ///
 /// The stream ends after at most 29 s. Reconnect with `Last-Event-ID`, which every `EventSource` does by itself. The stream
 /// then continues where it ended, also after a restart of the service. `204` means that no more events will come.
@@ -54,7 +54,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last received event")
     ),
     responses(
-        (status = 200, description = "The stream of events", body = JobEvent<'static>, content_type = "text/event-stream"),
+        (status = 200, description = "The stream of events", body = StreamEvent, content_type = "text/event-stream"),
         (status = 204, description = "The job has ended and `Last-Event-ID` is the id of its `done` event"),
         (status = 400, description = "`invalid_parameter`: the route has no query parameters")
     )
@@ -103,7 +103,20 @@ struct Telling {
     ends_at: Instant,
 }
 
-/// An event of a job's stream.
+/// An event as it is sent: a field a line.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only for the OpenAPI document")]
+pub(super) struct StreamEvent {
+    /// For `Last-Event-ID`.
+    id: String,
+    /// `status`, `progress` or `done`.
+    event: String,
+    /// The `data` of a `JobEvent` of this type.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
+/// An event of a job's stream, with its `data` as parsed JSON.
 #[derive(Serialize, ToSchema, strum::IntoStaticStr)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]

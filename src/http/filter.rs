@@ -19,6 +19,9 @@ const MAX_TEXT: usize = 500;
 /// Most ids of a filter: five pages of a listing.
 const MAX_IDS: usize = 1_000;
 
+/// Most ids in query parameters: those of one page. More would not fit into the head of a request.
+const MAX_IDS_IN_QUERY: usize = 200;
+
 /// A job must match all conditions. An empty filter matches all jobs.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[schema(as = JobFilter)]
@@ -71,7 +74,11 @@ impl Conditions {
         let taken = match name {
             "ids" => value.split(',').try_for_each(|id| {
                 let wrong = |_| format!("must be ids of jobs, separated by commas, not {id:?}");
-                id.parse().map(|id| self.ids.get_or_insert_default().push(id)).map_err(wrong)
+                let ids = self.ids.get_or_insert_default();
+                if ids.len() == MAX_IDS_IN_QUERY {
+                    return Err(format!("must be at most {MAX_IDS_IN_QUERY} ids"));
+                }
+                id.parse().map(|id| ids.push(id)).map_err(wrong)
             }),
             "status" => one_of(value, JobStatus::VARIANTS).map(|status| self.status.push(status)),
             "priority" => one_of(value, Priority::VARIANTS).map(|priority| self.priority.push(priority)),

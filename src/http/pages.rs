@@ -1,13 +1,14 @@
 //! The links between the pages of a list.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
     http::{HeaderValue, header, request::Parts, uri::Authority},
 };
 
-use super::observe;
+use super::{Api, observe};
+use crate::config::values::Origin;
 
 /// The address of this request, as the client knows it.
 pub(super) struct Here {
@@ -16,20 +17,26 @@ pub(super) struct Here {
     query: String,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Here {
+impl FromRequestParts<Arc<Api>> for Here {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Here, Infallible> {
-        let text = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        // A wrong value leads nobody astray but the client that sent it.
-        let is_by_tls = text("x-forwarded-proto") == Some("https");
-        let host = parts.uri.authority().map(Authority::as_str).or(text("host")).unwrap_or("localhost");
-        let path = format!("{}://{host}{}", if is_by_tls { "https" } else { "http" }, parts.uri.path());
-        Ok(Here { path, query: parts.uri.query().unwrap_or_default().to_owned() })
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Here, Infallible> {
+        Ok(Here::new(parts, api.public_url.as_ref()))
     }
 }
 
 impl Here {
+    fn new(parts: &Parts, public_url: Option<&Origin>) -> Here {
+        let text = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let base = public_url.map(ToString::to_string).unwrap_or_else(|| {
+            // A wrong value leads nobody astray but the client that sent it.
+            let scheme = if text("x-forwarded-proto") == Some("https") { "https" } else { "http" };
+            let host = parts.uri.authority().map(Authority::as_str).or(text("host")).unwrap_or("localhost");
+            format!("{scheme}://{host}")
+        });
+        Here { path: format!("{base}{}", parts.uri.path()), query: parts.uri.query().unwrap_or_default().to_owned() }
+    }
+
     /// Adds the address of the next page to the answer, if there is one, as `Link` (RFC 8288): the same request with another
     /// cursor.
     pub(super) fn link_next(&self, parameter: &str, cursor: Option<String>) {
@@ -52,19 +59,21 @@ mod tests {
     use axum::http::Request;
 
     use super::*;
+    use crate::config::values::origin;
 
-    async fn next(host: &str, proto: &str, uri: &str) -> String {
+    fn next(host: &str, proto: &str, uri: &str, public_url: Option<&Origin>) -> String {
         let request = Request::get(uri).header("host", host).header("x-forwarded-proto", proto).body(()).unwrap();
-        let Ok(here) = Here::from_request_parts(&mut request.into_parts().0, &()).await;
-        here.at("cursor", "AbC")
+        Here::new(&request.into_parts().0, public_url).at("cursor", "AbC")
     }
 
-    #[tokio::test]
-    async fn the_next_page_is_the_same_request_with_its_cursor() {
+    #[test]
+    fn the_next_page_is_the_same_request_with_its_cursor() {
         let uri = "/api/v1/jobs?status=failed&status=queued&text=a%20%26b&cursor=old";
         let all = "http://localhost:8000/api/v1/jobs?status=failed&status=queued&text=a+%26b&cursor=AbC";
-        assert_eq!(next("localhost:8000", "http", uri).await, all);
-        assert_eq!(next("ceo.example", "https", "/x").await, "https://ceo.example/x?cursor=AbC");
-        assert_eq!(next("ceo.example", "javascript", "/x").await, "http://ceo.example/x?cursor=AbC");
+        assert_eq!(next("localhost:8000", "http", uri, None), all);
+        assert_eq!(next("ceo.example", "https", "/x", None), "https://ceo.example/x?cursor=AbC");
+        assert_eq!(next("ceo.example", "javascript", "/x", None), "http://ceo.example/x?cursor=AbC");
+        let public = origin("https://ceo.example").unwrap();
+        assert_eq!(next("10.0.0.7:8000", "http", "/x", Some(&public)), "https://ceo.example/x?cursor=AbC");
     }
 }

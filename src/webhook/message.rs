@@ -22,8 +22,7 @@ const TEST: &str = "webhook.test";
 #[derive(Serialize, ToSchema)]
 #[schema(as = WebhookMessage)]
 pub struct Message<'a> {
-    /// `job.succeeded`, `job.needs_information`, `job.failed` or `job.cancelled`. Ignore types that you do not know.
-    #[schema(value_type = String)]
+    /// Ignore types that you do not know.
     r#type: CallbackEvent,
     /// When the job ended.
     #[schema(value_type = Option<String>, format = DateTime)]

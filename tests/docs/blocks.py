@@ -24,6 +24,8 @@ NOT_RUN = {
     "docker": "needs a container engine; tests/docker/run.sh covers it",
     "kubectl": "needs a cluster; tests/deploy/run.sh validates the manifests",
     "git": "needs the network",
+    "pip": "needs the network; tests/api/run.sh covers it",
+    "npm": "needs the network; tests/api/run.sh covers it",
     "cargo": "compiles for minutes; tests/run.sh covers it",
     "bash": "runs tests within the tests",
     "sudo": "changes the machine",
