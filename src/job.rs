@@ -41,17 +41,45 @@ pub use self::{
     filter::{Cursor, JobFilter, JobPage, JobSelection, Listing, Order, Side, UnfinishedSearch},
     record::{Depth, IdempotencyKey, JobRecord, JobRequest, JobStatus, StatusCounts},
 };
-use crate::{clock::Timestamp, digest::ModelKey};
+use crate::{
+    clock::Timestamp,
+    digest::{ModelKey, sha256},
+};
 
 /// Names a job for clients: a UUID of version 7, so ids sort by time of creation.
 pub type JobId = Uuid;
 
+/// Who makes an attempt: a node, and which start of it (its *incarnation*).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner(NonZeroU64);
+
+impl Owner {
+    /// One of the tests'.
+    #[cfg(test)]
+    pub(crate) const ANY: Owner = Owner(NonZeroU64::MIN);
+
+    /// The node of this name. Its next start must come with another number.
+    pub fn new(node: &str, incarnation: u32) -> Owner {
+        let [a, b, c, d, ..] = sha256(&[node.as_bytes()]);
+        let node = u64::from(u32::from_be_bytes([a, b, c, d]).max(1));
+        Owner(NonZeroU64::new(node << 32 | u64::from(incarnation)).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// Whether `other` is an earlier start of this node: then its attempts are nobody's.
+    pub fn follows(self, other: Owner) -> bool {
+        self != other && self.0.get() >> 32 == other.0.get() >> 32
+    }
+}
+
 /// The life-cycle part of a job: small, kept in memory for every job there is.
 ///
 /// What was asked is the [`JobRequest`], what came of it are the [`Attempt`]s.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Stores write it as it is here, by the position of its fields: do not reorder them once this is released.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// Given at submission, never reused.
+    #[serde(with = "uuid::serde::compact")]
     pub id: JobId,
     /// Moves the job in the order of claiming, see [`Job::effective_at`].
     pub priority: Priority,
@@ -86,6 +114,8 @@ pub struct Job {
     pub is_timed: bool,
     /// If still queued then, the job fails with `deadline_exceeded`.
     pub deadline_at: Option<Timestamp>,
+    /// Who makes the running attempt; set exactly while there is one.
+    pub owner: Option<Owner>,
     /// When the running or last attempt was claimed.
     pub started_at: Option<Timestamp>,
     /// When the job reached its end; set exactly in the final states.
@@ -162,6 +192,8 @@ pub const PRIORITY_OFFSET: Duration = Duration::from_mins(10);
 pub enum JobEvent {
     /// A worker takes the job; its attempt gets the next number.
     Claim {
+        /// Who makes the attempt.
+        owner: Owner,
         /// First end of the lease.
         lease_until: Timestamp,
     },
@@ -250,8 +282,6 @@ pub enum JobEvent {
     Requeue {
         /// Not before.
         run_at: Timestamp,
-        /// Who wants it: their bounds apply.
-        by: Caller,
     },
 }
 
@@ -318,6 +348,7 @@ impl Job {
             due_at: created_at,
             is_timed: false,
             deadline_at: None,
+            owner: None,
             started_at: None,
             finished_at: None,
         }
@@ -331,7 +362,7 @@ impl Job {
     pub fn apply(&self, event: &JobEvent, now: Timestamp) -> Result<Job, TransitionError> {
         let mut job = self.clone();
         match event {
-            JobEvent::Claim { lease_until } => {
+            JobEvent::Claim { owner, lease_until } => {
                 let JobState::Queued { run_at } = self.state else { return Err(self.illegal("claimed")) };
                 if run_at > now {
                     return Err(self.illegal("claimed before its run_at"));
@@ -342,7 +373,7 @@ impl Job {
                 job.state = JobState::Running { lease_until: *lease_until };
                 job.is_timed = false;
                 job.attempt = self.next_attempt()?;
-                job.started_at = Some(now);
+                (job.owner, job.started_at) = (Some(*owner), Some(now));
             }
             JobEvent::Extend { attempt, lease_until } => {
                 self.check_fence(*attempt)?;
@@ -423,7 +454,7 @@ impl Job {
                 job.question = None;
                 job.finish(JobState::Succeeded, now);
             }
-            JobEvent::Requeue { run_at, .. } => {
+            JobEvent::Requeue { run_at } => {
                 let (JobState::Failed { .. } | JobState::Cancelled) = self.state else {
                     return Err(self.illegal("retried"));
                 };
@@ -436,6 +467,7 @@ impl Job {
                 job.finished_at = None;
             }
         }
+        job.owner = job.owner.filter(|_| job.is_running());
         Ok(job)
     }
 

@@ -17,7 +17,8 @@
 //! # A question's way
 //!
 //! `POST /api/v1/analyze` → [`http`] checks it → [`queue::Queue::enqueue`] → [`store`] has it on disk, synced → `202`.
-//! A [`worker`] sees it → gets a permit from [`limits`] → claims it, durably → [`agent`] renders the [`prompts`], asks
+//! The store's feed puts it on the queue's board of pending jobs → a [`worker`] gets a permit from [`limits`] → the board
+//! proposes the job, the store claims it, durably → [`agent`] renders the [`prompts`], asks
 //! [`claude`], has [`analysis`] read the answer → [`queue::Queue::settle`], durably → whoever waits is woken.
 //!
 //! # What holds, and where

@@ -3,15 +3,19 @@
 //!
 //! - `admission`: the bounds on pending jobs
 //! - `audit`: what operators did, on record
+//! - `board`: all pending jobs in memory, and which can be claimed
 //! - `bulk`: one action for many jobs
 //! - `claim`: what workers take, keep and settle
 //! - `estimate`: when the answer of a queued job comes
+//! - `fair_queue`: callers take turns
 //! - `follow`: news of a job for those who follow it
 //! - `history`: how the service fared over time
 //! - `hold`: clients that are held for an answer
+//! - `listener`: what news from the store brings about
 //! - `order`: which job is claimed next while clients wait
 //! - `outlook`: why a job waits and when its answer may come
 //! - `pause`: no job is claimed until an operator says so
+//! - `refused`: why a job can't become pending
 //! - `reparse`: reading kept answers again
 //! - `retry`: what becomes of a job after an attempt
 //! - `service_time`: how long attempts last
@@ -24,15 +28,19 @@
 
 mod admission;
 pub mod audit;
+mod board;
 pub mod bulk;
 mod claim;
 mod estimate;
+mod fair_queue;
 mod follow;
 pub mod history;
 mod hold;
+mod listener;
 mod order;
 mod outlook;
 mod pause;
+mod refused;
 mod reparse;
 pub mod retry;
 mod service_time;
@@ -42,7 +50,6 @@ mod wait;
 mod webhooks;
 
 use std::{
-    borrow::Cow,
     num::{NonZeroU32, NonZeroU64},
     sync::{
         Arc,
@@ -54,15 +61,17 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
-use uuid::Uuid;
+use uuid::{ContextV7, Uuid};
 
 pub use self::{
     admission::Quota,
     claim::{Claim, Next},
+    fair_queue::Lanes,
     follow::{Draft, Follower, News, Seen},
     order::Waiting,
     outlook::{Allowance, Hold, Outlook, WaitingFor},
     pause::Pause,
+    refused::Refused,
     service_time::Kind,
     submit::{Accepted, Submission},
     wait::{Intent, Permit},
@@ -70,27 +79,29 @@ pub use self::{
 use self::{
     admission::{Bounds, DiskSpace, Rates},
     audit::AuditLog,
+    board::{Arrivals, Board},
     history::History,
+    listener::Listener,
     order::Order,
     pause::Switch,
+    refused::Shortage,
     retry::RetryBounds,
     service_time::ServiceTime,
     wait::{Running, Standby, Waiters, Work},
 };
-pub use crate::store::Lanes;
-pub use crate::store::{Due, bounds::Refused};
+pub use crate::store::Due;
 use crate::{
     clock::{Clock, Timestamp},
     digest::{Lane, sha256},
     job::{
-        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobState, JobStatus, Listing,
+        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobStatus, Listing, Owner,
         StatusCounts, TransitionError,
         caller::{self, Caller, Kind as CallerKind},
         delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     metrics::{Metrics, kind},
-    store::{Insertion, JobStore, StoreError, bounds::Shortage},
+    store::{Insertion, JobStore, StoreError},
 };
 
 /// A waiter looks at its job at least so often, should it have missed a signal.
@@ -109,6 +120,8 @@ pub type Allowances = Arc<dyn Fn(Lane) -> Allowance + Send + Sync>;
 /// Settings of the queue.
 #[derive(Clone)]
 pub struct Policy {
+    /// Who makes the attempts that are claimed here.
+    pub owner: Owner,
     /// Most attempts under way at once, whatever the limits allow.
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
@@ -150,6 +163,7 @@ impl Policy {
     /// One that tries nothing again and keeps everything.
     pub(crate) fn plain() -> Policy {
         Policy {
+            owner: Owner::ANY,
             workers: 1,
             deadlines_first: true,
             max_pending: usize::MAX,
@@ -216,7 +230,6 @@ impl From<StoreError> for QueueError {
         match error {
             StoreError::NotFound(id) => QueueError::NotFound(id),
             StoreError::Transition(error) => QueueError::Conflict(error.to_string()),
-            StoreError::Refused(refused) => QueueError::Refused(refused),
             StoreError::KeyReused => QueueError::KeyReused,
             error @ (StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 QueueError::Unavailable(error.to_string())
@@ -231,9 +244,12 @@ pub struct Queue(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn JobStore>,
+    ids: std::sync::Mutex<ContextV7>,
     clock: Clock,
     policy: Policy,
     metrics: Metrics,
+    /// All pending jobs.
+    board: Arc<Board>,
     /// For a job's end.
     waiters: Arc<Waiters>,
     /// For every change of a job.
@@ -245,7 +261,7 @@ struct Inner {
     service_time: ServiceTime,
     history: History,
     audit: AuditLog,
-    bounds: Arc<Bounds>,
+    bounds: Bounds,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
     paused: Switch,
@@ -265,23 +281,22 @@ impl Queue {
         closing: CancellationToken,
     ) -> Queue {
         let (paused, history) = (Switch::of(&*store), History::of(&*store));
-        let bounds = Arc::new(Bounds {
+        let bounds = Bounds {
             max_pending: policy.max_pending,
             max_scheduled: policy.max_scheduled,
             max_pending_per_caller: policy.max_pending_per_caller,
             rates: Rates::new(policy.submits_per_minute),
             disk_space: DiskSpace::default(),
             is_folder_gone: AtomicBool::new(false),
-        });
-        store.admit_by(Box::new({
-            let bounds = Arc::clone(&bounds);
-            move |asked| bounds.admit(asked)
-        }));
+        };
+        let board = Arc::new(Board::new(clock.clone()));
         let queue = Queue(Arc::new(Inner {
             store,
+            ids: std::sync::Mutex::new(ContextV7::new()),
             clock,
             policy,
             metrics,
+            board,
             waiters: Arc::default(),
             followers: Arc::default(),
             order: Arc::default(),
@@ -298,33 +313,16 @@ impl Queue {
             closing,
         }));
         let inner = &queue.0;
-        let (waiters, followers) = (Arc::clone(&inner.waiters), Arc::clone(&inner.followers));
-        let (running, work) = (Arc::clone(&inner.running), Arc::clone(&inner.work));
-        let (due, ended) = (Arc::clone(&inner.due), Arc::clone(&inner.ended));
-        let (order, clock) = (Arc::clone(&inner.order), inner.clock.clone());
-        inner.store.observe(Box::new(move |jobs, held_back| {
-            let now = clock.now();
-            // Before any worker wakes.
-            order.note(&in_service_time(jobs, clock.lead()), now, |job| held_back.contains(&job.id));
-            let (mut ready, mut later) = (0, false);
-            for job in jobs {
-                running.check(job);
-                followers.notify(job.id);
-                match job.state {
-                    JobState::Queued { run_at } if run_at <= now => ready += 1,
-                    JobState::Queued { .. } => later = true,
-                    JobState::Running { .. } => {}
-                    JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
-                        waiters.notify(job.id);
-                        ended.notify_one();
-                    }
-                }
-                later |= job.deadline_at.is_some();
-            }
-            work.wake(ready);
-            if later {
-                due.notify_one();
-            }
+        inner.store.subscribe(Arc::new(Listener {
+            clock: inner.clock.clone(),
+            board: Arc::clone(&inner.board),
+            order: Arc::clone(&inner.order),
+            running: Arc::clone(&inner.running),
+            waiters: Arc::clone(&inner.waiters),
+            followers: Arc::clone(&inner.followers),
+            work: Arc::clone(&inner.work),
+            due: Arc::clone(&inner.due),
+            ended: Arc::clone(&inner.ended),
         }));
         queue
     }
@@ -339,7 +337,7 @@ impl Queue {
 
     /// The life-cycle part of a job alone, which costs no look at the disk.
     pub fn peek(&self, id: JobId) -> Option<Job> {
-        self.0.store.peek(id)
+        self.0.board.get(id).map(|job| (*job).clone()).or_else(|| self.0.store.peek(id))
     }
 
     /// The job as soon as it has reached an end, or as it is at `until` or when the service shuts down.
@@ -350,7 +348,7 @@ impl Queue {
         let interest = self.0.waiters.register(id);
         loop {
             let signalled = interest.signal().notified();
-            let job = self.0.store.peek(id).ok_or(QueueError::NotFound(id))?;
+            let job = self.peek(id).ok_or(QueueError::NotFound(id))?;
             if job.state.is_final() || self.0.closing.is_cancelled() || Instant::now() >= until {
                 return self.get(id).await;
             }
@@ -389,7 +387,7 @@ impl Queue {
 
     /// What the attempt of a running job may cost. If its request can't be read, that of the usual one.
     async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
-        self.0.store.peek(id).filter(Job::is_running)?;
+        self.peek(id).filter(Job::is_running)?;
         let request = match self.0.running.request(id) {
             Some(request) => request,
             None => self.0.store.get(id).await.ok().flatten().map_or_else(Arc::default, |record| record.request),
@@ -403,8 +401,17 @@ impl Queue {
     /// # Errors
     /// As [`Queue::cancel`], and [`QueueError::Refused`].
     pub async fn requeue(&self, id: JobId, by: Caller) -> Result<JobRecord, QueueError> {
-        self.transition(id, JobEvent::Requeue { run_at: self.now(), by }).await?;
+        self.put_back(id, by).await?;
         self.get(id).await
+    }
+
+    /// As [`Queue::requeue`], without a look at the job afterwards.
+    async fn put_back(&self, id: JobId, by: Caller) -> Result<(), QueueError> {
+        let (now, job) = (self.now(), self.peek(id).ok_or(QueueError::NotFound(id))?);
+        let event = JobEvent::Requeue { run_at: now };
+        let after = job.apply(&event, now).map_err(StoreError::from)?;
+        let _arrives = self.0.board.admit(&self.0.bounds, (by, job.caller), &[&after])?;
+        Ok(self.transition(id, event).await.map(drop)?)
     }
 
     /// Deletes a job that has ended, with its memo.
@@ -413,7 +420,7 @@ impl Queue {
     /// [`QueueError::Conflict`] if the job has not ended, [`QueueError::NotFound`], [`QueueError::Unavailable`].
     pub async fn delete(&self, id: JobId) -> Result<(), QueueError> {
         loop {
-            let job = self.0.store.peek(id).ok_or(QueueError::NotFound(id))?;
+            let job = self.peek(id).ok_or(QueueError::NotFound(id))?;
             if !job.state.is_final() {
                 let status = job.status(self.now());
                 return Err(QueueError::Conflict(format!("the job is {status}; cancel it before you delete it")));
@@ -450,7 +457,12 @@ impl Queue {
                 key.expires_at = key.expires_at.min(now.plus(self.0.policy.idempotency_window));
             }
         }
-        let insertions = self.0.store.import(records).await?;
+        let is_new = |job: &&Job| self.peek(job.id).is_none();
+        let new: Vec<&Job> = records.iter().map(|record| &record.job).filter(is_new).collect();
+        // An operator brings them, whosever they are.
+        let arrivals = self.0.board.admit(&self.0.bounds, (caller::operator(), None), &new)?;
+        let store = Arc::clone(&self.0.store);
+        let insertions = store_admitted(arrivals, async move { store.import(records).await }).await?;
         self.0.due.notify_one();
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }
@@ -462,7 +474,7 @@ impl Queue {
             Some(name) => job.caller == caller::named(name),
             None => caller::kind(job.caller) != CallerKind::Named,
         };
-        self.0.store.peek(id).map(is_of)
+        self.peek(id).map(is_of)
     }
 
     /// What is left of a caller's submissions this minute, if they are limited.
@@ -483,21 +495,14 @@ impl Queue {
         self.0.store.kept(prefix)
     }
 
-    /// Whether a job is due and can't be claimed, as another one that asks the same is running.
-    fn is_held_back(&self, job: &Job, now: Timestamp) -> bool {
-        matches!(job.state, JobState::Queued { run_at } if run_at <= now)
-            && job.question.is_some_and(|question| self.0.store.is_under_way(question))
-    }
-
     /// Has the clients of a job take the place that its state calls for.
     fn place(&self, job: &Job, now: Timestamp) {
-        let jobs = in_service_time(std::slice::from_ref(job), self.0.clock.lead());
-        self.0.order.note(&jobs, now, |job| self.is_held_back(job, now));
+        self.0.order.note([job], (now, self.0.clock.lead()), |job| self.0.board.is_held_back(job.id));
     }
 
     /// How many jobs there are in each state.
     pub fn counts(&self) -> StatusCounts {
-        self.0.store.counts(self.now())
+        self.0.board.counts()
     }
 
     /// The used share of the places in the queue: of all, or of those for jobs for later, whichever is larger.
@@ -531,7 +536,7 @@ impl Queue {
 
     /// How long the oldest job has waited that could run.
     pub fn oldest_queued_age(&self) -> Duration {
-        self.0.store.oldest_queued().map_or(Duration::ZERO, |due_at| self.now().since(due_at))
+        self.0.board.oldest_queued().map_or(Duration::ZERO, |due_at| self.now().since(due_at))
     }
 
     /// How many clients wait for a job's end or follow one.
@@ -649,10 +654,17 @@ impl Queue {
         }
     }
 
+    /// A new id. Ids sort by time of creation, and those of one process also within a millisecond.
+    fn new_id(&self, now: Timestamp) -> Uuid {
+        let millis = millis(now);
+        let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
+        Uuid::new_v7(uuid::Timestamp::from_unix(&self.0.ids, millis / 1_000, nanos))
+    }
+
     /// Every transition of the queue goes through here, so that each is counted once.
     async fn transition(&self, id: JobId, event: JobEvent) -> Result<Job, StoreError> {
         let now = self.now();
-        let is_running = || self.0.store.peek(id).is_some_and(|job| job.is_running());
+        let is_running = || self.0.board.get(id).is_some_and(|job| job.is_running());
         let outcome = match &event {
             JobEvent::Succeed { .. } => Some("succeeded"),
             JobEvent::Retry { .. } | JobEvent::Fail { .. } | JobEvent::FindUnreadable { .. } => Some("failed"),
@@ -666,7 +678,10 @@ impl Queue {
             }
         };
         let changed = match event {
-            JobEvent::Succeed { attempt, report } => self.0.store.succeed(id, attempt, report, now).await,
+            JobEvent::Succeed { attempt, report } => {
+                let followers = self.0.board.followers(id);
+                self.0.store.succeed(id, attempt, report, followers, now).await
+            }
             event => self.0.store.transition(id, event, now).await.map(|job| vec![job]),
         };
         let mut changed = changed?;
@@ -696,18 +711,18 @@ impl Queue {
     }
 }
 
-/// Jobs with the time of their next claim as service time, also those that wait for a wall clock which is `lead` behind.
-fn in_service_time(jobs: &[Job], lead: Duration) -> Cow<'_, [Job]> {
-    if lead.is_zero() || jobs.iter().all(|job| !job.is_timed) {
-        return Cow::Borrowed(jobs);
-    }
-    let moved = jobs.iter().map(|job| match job.state {
-        JobState::Queued { run_at } if job.is_timed => {
-            Job { state: JobState::Queued { run_at: run_at.plus(lead) }, ..job.clone() }
-        }
-        _ => job.clone(),
+/// Has the store take jobs that were admitted. In a task of its own, so that the bounds count them until the store has
+/// answered, even if the client hangs up in this moment.
+async fn store_admitted<T: Send + 'static>(
+    arrivals: Arrivals,
+    taken: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, QueueError> {
+    let task = tokio::spawn(async move {
+        let taken = taken.await;
+        drop(arrivals);
+        taken
     });
-    moved.collect()
+    Ok(task.await.map_err(|error| QueueError::Unavailable(error.to_string()))??)
 }
 
 /// The first half of a SHA-256: no two texts are known to share even that.
@@ -721,11 +736,9 @@ fn note_caller(filter: &mut JobFilter) {
     filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
 }
 
-/// A new id; ids sort by time of creation.
-fn new_id(now: Timestamp) -> JobId {
-    let millis = u64::try_from(now.as_millis()).unwrap_or(0);
-    let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
-    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, millis / 1_000, nanos))
+/// As ids have the time.
+fn millis(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millis()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
 //! Where jobs are kept: the contract of every store, and what a crash leaves of each call.
 //!
-//! A store makes the pure transitions of [`crate::job`] atomic and durable and answers questions about jobs; it decides
-//! nothing. Its one caller is `queue`. Every implementation passes the suite [`contract`].
+//! A store makes the pure transitions of [`crate::job`] atomic and durable and answers questions about jobs. It knows no
+//! order and decides nothing: `queue`, its one caller, has all pending jobs in memory, fed by [`Feed`]. Every implementation passes the suite [`contract`].
 
-pub mod bounds;
 pub mod sled;
-pub(crate) mod turns;
 
 #[cfg(test)]
 pub mod contract;
 #[cfg(test)]
 pub(crate) mod fault;
+#[cfg(test)]
+pub(crate) mod memory;
 
 use std::{num::NonZeroU64, sync::Arc};
 
@@ -18,14 +18,11 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::bounds::{Admit, Refused};
-pub use self::turns::Lanes;
 use crate::{
     clock::Timestamp,
-    digest::Lane,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        StatusCounts, TransitionError, caller::Caller, delivery::Delivery,
+        Owner, TransitionError, caller::Caller, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
 };
@@ -41,21 +38,19 @@ pub const MAX_AUDIT_BYTES: usize = 64 << 20;
 /// again tells, and the fence makes a repeated settle harmless.
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
-    /// Adds a job: queued, or already claimed for a worker that stands by. One that comes claimed is queued
-    /// nevertheless if another job with its question is running ([`Insertion::Unclaimed`]). If too many jobs are queued
-    /// with the same question, the new one loses its question and is asked by itself. A job whose idempotency key is in
-    /// force already is not added, however many ask at once; a key stays in force if its job is pruned.
+    /// Adds a job: queued, or already claimed for a worker that stands by. A job whose idempotency key is in force already
+    /// is not added, however many are inserted at once; a key stays in force if its job is pruned.
     ///
     /// *Returned*: the job is durable, and its claim and its key with it. *Crashed before*: the whole job is there, or
     /// nothing of it.
     ///
     /// # Errors
-    /// [`StoreError::KeyReused`], [`StoreError::Refused`], [`StoreError::Unavailable`].
+    /// [`StoreError::KeyReused`], [`StoreError::Unavailable`].
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError>;
 
-    /// Adds jobs that belong together, all or none: none if not all may become pending, or if one has an idempotency key
-    /// that is in force for another request. Where every key is in force already, each job is
-    /// the one that its key stands for. One that had its answer before it comes with its history.
+    /// Adds jobs that belong together, all or none: none if one has an idempotency key that is in force for another
+    /// request. Where every key is in force already, each job is the one that its key stands for. A job that was answered
+    /// before it was added comes with its history.
     ///
     /// *Returned*: all of them are durable. *Crashed before*: all of them are there, or none.
     ///
@@ -69,30 +64,24 @@ pub trait JobStore: Send + Sync + 'static {
     /// again adds what is missing.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when those of them that are pending may not be; then none is added.
     /// [`StoreError::Unavailable`].
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
-    /// Takes a ready job of these lanes, if there is one, for a new attempt: the one picked, or the first in order. A job is not ready
-    /// while another one of its [`Job::question`] is running; meanwhile its deadline waits too. Jobs whose deadline has
-    /// passed are not taken: they fail in the same step.
-    ///
-    /// *The order*: callers take turns, one job a turn, each its own first by [`Job::effective_at`], then in the order of
-    /// submission. A database that knows no turns comes near by `ORDER BY row_number() OVER (PARTITION BY caller ORDER
-    /// BY effective_at, seq), effective_at, seq … FOR UPDATE SKIP LOCKED`.
+    /// Claims a queued job whose time has come for a new attempt of `owner`.
     ///
     /// *Returned*: the claim is durable, so the record of a call is older than the call itself. *Crashed before*: the job
     /// is queued, or running with nobody at work; then recovery at the next start ends the attempt as outcome unknown.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]; [`StoreError::Corrupt`] if the job's request can't be read: it stays queued.
+    /// [`StoreError::NotFound`]; [`StoreError::Transition`] if the job is not what the caller believes; it stays as it is.
+    /// [`StoreError::Unavailable`]. [`StoreError::Corrupt`] if the job's request can't be read: it stays queued.
     async fn claim(
         &self,
-        pick: Pick,
-        lanes: Lanes,
+        id: JobId,
+        owner: Owner,
         lease_until: Timestamp,
         now: Timestamp,
-    ) -> Result<Claimed, StoreError>;
+    ) -> Result<ClaimedJob, StoreError>;
 
     /// Applies an event and, where it ends an attempt, adds that to the history, and what it cost to the ledger.
     ///
@@ -100,13 +89,12 @@ pub trait JobStore: Send + Sync + 'static {
     /// before*: all are there or none.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::Transition`] when the life cycle refuses and [`StoreError::Refused`] when an
-    /// ended job may not become pending again (nothing changes), [`StoreError::Unavailable`].
+    /// [`StoreError::NotFound`], [`StoreError::Transition`] when the life cycle refuses (nothing changes),
+    /// [`StoreError::Unavailable`].
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError>;
 
-    /// As [`JobStore::transition`] with [`JobEvent::Succeed`]; and those jobs take the answer with it, by
-    /// [`JobEvent::Share`], which are queued with the same [`Job::question`]. Of very many only some do, and one of the
-    /// others is to ask anew. Gives the job and then these.
+    /// As [`JobStore::transition`] with [`JobEvent::Succeed`]; and those of the `followers` that are still queued take the
+    /// answer with it, by [`JobEvent::Share`]. Of very many followers only some do. Returns the job and then these.
     ///
     /// *Returned*: all that is durable. *Crashed before*: of each job all of it is there or nothing.
     ///
@@ -117,6 +105,7 @@ pub trait JobStore: Send + Sync + 'static {
         id: JobId,
         attempt: u32,
         report: Arc<AttemptReport>,
+        followers: Vec<JobId>,
         now: Timestamp,
     ) -> Result<Vec<Job>, StoreError>;
 
@@ -193,9 +182,6 @@ pub trait JobStore: Send + Sync + 'static {
     /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
     fn peek(&self, id: JobId) -> Option<Job>;
 
-    /// Whether a job of this question is running.
-    fn is_under_way(&self, question: NonZeroU64) -> bool;
-
     /// The job that succeeded last of those of this question; none if the store was not made to keep track of them.
     fn newest_answer(&self, question: NonZeroU64) -> Option<Job>;
 
@@ -233,34 +219,6 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError>;
 
-    /// How many jobs there are in each state; counters, never a scan.
-    fn counts(&self, now: Timestamp) -> StatusCounts;
-
-    /// How many jobs a claim could take now.
-    fn claimable(&self, now: Timestamp) -> usize;
-
-    /// The models that those jobs name, and `None` if some name none.
-    fn ready_lanes(&self, now: Timestamp) -> Vec<Lane>;
-
-    /// How many of them nobody asked to wait for, as of the last time that [`JobStore::claimable`] was asked.
-    fn claimable_unwaited(&self) -> usize;
-
-    /// How many ready jobs go before this one in the order of claiming; for listings, so never by scan.
-    fn ahead_of(&self, job: &Job) -> Ahead;
-
-    /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
-    fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job>;
-
-    /// The next moment at which waiting alone changes something: a job becomes ready, a lease or a deadline ends. Past if
-    /// that has not been acted on yet.
-    fn next_due(&self) -> Option<Timestamp>;
-
-    /// When the job was due that is ready and was submitted before all others that are; never by scan.
-    fn oldest_queued(&self) -> Option<Timestamp>;
-
-    /// Every running job. At the start of a process that owns its store alone they are orphans.
-    fn running(&self) -> Vec<Job>;
-
     /// What the attempts cost that ended on `day`, over all models: cheap enough to be asked before every call.
     fn spent(&self, day: Day) -> Sums;
 
@@ -268,12 +226,9 @@ pub trait JobStore: Send + Sync + 'static {
     /// than [`crate::ledger::DAYS_KEPT`] days are forgotten.
     fn ledger(&self, days: usize) -> Vec<DaySums>;
 
-    /// Has `admit` decide, in the step that would make jobs pending, whether they may be: of two such steps the second sees
-    /// what the first has added. Set once, before the first call; without it there is no bound.
-    fn admit_by(&self, admit: Admit);
-
-    /// Has `observer` called after every durable change. Set once, before the first call.
-    fn observe(&self, observer: Observer);
+    /// Has the feed told of all pending jobs, in this call, and from then on of every change. Called once, before the
+    /// first change.
+    fn subscribe(&self, feed: Arc<dyn Feed>);
 
     /// Why the store can't be used at the moment, if so.
     fn trouble(&self) -> Option<String>;
@@ -285,31 +240,22 @@ pub trait JobStore: Send + Sync + 'static {
     async fn close(&self);
 }
 
-/// Called with the jobs that changed, once the change is durable and visible, from a thread of the store: it must be
-/// quick and must not block. A hint, never the truth: a listener that missed one finds out by reading.
-///
-/// Among them are the jobs that have become ready or not with the change of another; the second list has those that are
-/// due and not ready, because their question is under way.
-pub type Observer = Box<dyn Fn(&[Job], &[JobId]) + Send + Sync>;
+/// Hears of every change, in the order of the commits. It is called on a thread of the store, once the change is durable
+/// and visible and before its caller is answered, so it must be quick and must not block.
+pub trait Feed: Send + Sync {
+    /// These are all the pending jobs. Comes first, and again whenever the store can't tell what has changed since.
+    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts);
 
-/// Which of the ready jobs a claim is to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pick {
-    /// The first in order.
-    First,
-    /// The first of those that nobody asked to wait for ([`Job::waited_for`]); if there is none, the first of all.
-    Unwaited,
-    /// This one, of whatever lane; if it is not ready, the first of all.
-    Job(JobId),
+    /// These jobs have changed, in this order, and are like this now. Jobs that were removed are counted only.
+    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts);
 }
 
-/// How many ready jobs go before one.
+/// How many jobs have ended, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ahead {
-    /// Of all.
-    pub all: usize,
-    /// Of those that nobody asked to wait for.
-    pub unwaited: usize,
+pub struct EndedCounts {
+    pub succeeded: usize,
+    pub failed: usize,
+    pub cancelled: usize,
 }
 
 /// A message that is due.
@@ -326,19 +272,8 @@ pub struct Due {
 pub enum Insertion {
     /// The job is there now.
     Accepted,
-    /// The job is there now, but queued: it came claimed, and its question is under way.
-    Unclaimed,
     /// Its idempotency key stands for this job, which may have been pruned since; or, of an import, it is here itself.
     Existing(JobId),
-}
-
-/// What came of a claim.
-#[derive(Clone, Debug, Default)]
-pub struct Claimed {
-    /// The job, if there was one.
-    pub job: Option<ClaimedJob>,
-    /// Jobs that failed instead, because their deadline had passed.
-    pub expired: Vec<Job>,
 }
 
 /// A job that has just been claimed.
@@ -359,9 +294,6 @@ pub enum StoreError {
     /// The life cycle does not allow it.
     #[error(transparent)]
     Transition(#[from] TransitionError),
-    /// Jobs may not become pending.
-    #[error(transparent)]
-    Refused(#[from] Refused),
     /// The idempotency key is in force for another request.
     #[error("the idempotency key was used for another request")]
     KeyReused,

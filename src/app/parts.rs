@@ -22,7 +22,7 @@ use crate::{
     dashboard::Shown,
     digest::ModelKey,
     http,
-    job::{IdempotencyKey, JobRequest, callback::Callbacks},
+    job::{IdempotencyKey, JobRequest, Owner, callback::Callbacks},
     ledger::dollars,
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
@@ -175,6 +175,8 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
     Policy {
+        // The store is opened by one process at a time, so all its processes are starts of one node.
+        owner: Owner::new("embedded", rand::random()),
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,
         max_pending: settings.max_queued_jobs,

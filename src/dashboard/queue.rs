@@ -45,12 +45,13 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(
     if reader.session.is_none() {
         return sign_in_first(&reader.here);
     }
-    let pairs = given(pairs);
+    // The script continues a search without counting all matches again.
+    let (uncounted, pairs): (Pairs, Pairs) = given(pairs).into_iter().partition(|(name, _)| name == "count");
     // How far back the charts go does not concern the list.
     let (ranges, listed): (Pairs, Pairs) = pairs.iter().cloned().partition(|(name, _)| name == "range");
     let range: Range = ranges.last().and_then(|(_, name)| name.parse().ok()).unwrap_or_default();
     let conditions = conditions(&pairs);
-    let counted = ("count".to_owned(), "true".to_owned());
+    let counted = ("count".to_owned(), uncounted.is_empty().to_string());
     let listing = format!("/api/v1/admin/jobs?{}", encode(listed.iter().cloned().chain([limit(JOBS), counted])));
     let history = format!("/api/v1/admin/history?resolution={}", range.resolution());
     let running = format!("/api/v1/admin/jobs?{}", encode([("status".into(), "running".into()), limit(JOBS)]));

@@ -14,14 +14,14 @@ use crate::{
     agent::models::Models,
     clock::{Clock, Timestamp},
     config::values::RateCaps,
-    digest::{Lane, ModelKey},
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        Priority, StatusCounts, callback::Callbacks, delivery::Delivery,
+        Owner, Priority, callback::Callbacks, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     queue::Policy,
-    store::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit},
+    store::{ClaimedJob, Due, Feed, Insertion, JobStore, StoreError},
     webhook::secrets::Secrets,
 };
 
@@ -58,13 +58,20 @@ impl JobStore for Broken {
     async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         self.fault().await
     }
-    async fn claim(&self, _: Pick, _: Lanes, _: Timestamp, _: Timestamp) -> Result<Claimed, StoreError> {
+    async fn claim(&self, _: JobId, _: Owner, _: Timestamp, _: Timestamp) -> Result<ClaimedJob, StoreError> {
         self.fault().await
     }
     async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {
         self.fault().await
     }
-    async fn succeed(&self, _: JobId, _: u32, _: Arc<AttemptReport>, _: Timestamp) -> Result<Vec<Job>, StoreError> {
+    async fn succeed(
+        &self,
+        _: JobId,
+        _: u32,
+        _: Arc<AttemptReport>,
+        _: Vec<JobId>,
+        _: Timestamp,
+    ) -> Result<Vec<Job>, StoreError> {
         self.fault().await
     }
     async fn prune(&self, _: Timestamp, _: usize, _: usize) -> Result<usize, StoreError> {
@@ -97,9 +104,6 @@ impl JobStore for Broken {
     async fn read_audit(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
         self.fault().await
     }
-    fn is_under_way(&self, _: std::num::NonZeroU64) -> bool {
-        false
-    }
     fn newest_answer(&self, _: std::num::NonZeroU64) -> Option<Job> {
         None
     }
@@ -121,35 +125,8 @@ impl JobStore for Broken {
     async fn note_delivery(&self, _: JobId, _: Delivery) -> Result<(), StoreError> {
         self.fault().await
     }
-    fn ahead_of(&self, _: &Job) -> Ahead {
-        Ahead::default()
-    }
-    fn ready_lanes(&self, _: Timestamp) -> Vec<Lane> {
-        Vec::new()
-    }
-    fn claimable_unwaited(&self) -> usize {
-        0
-    }
     fn peek(&self, id: JobId) -> Option<Job> {
         (*self == Broken::HangsLater).then(|| Job::new(id, Priority::Normal, Timestamp::from_millis(0)))
-    }
-    fn counts(&self, _: Timestamp) -> StatusCounts {
-        StatusCounts::default()
-    }
-    fn claimable(&self, _: Timestamp) -> usize {
-        0
-    }
-    fn overdue(&self, _: Timestamp, _: usize) -> Vec<Job> {
-        Vec::new()
-    }
-    fn next_due(&self) -> Option<Timestamp> {
-        None
-    }
-    fn oldest_queued(&self) -> Option<Timestamp> {
-        None
-    }
-    fn running(&self) -> Vec<Job> {
-        Vec::new()
     }
     fn spent(&self, _: Day) -> Sums {
         Sums::default()
@@ -157,8 +134,7 @@ impl JobStore for Broken {
     fn ledger(&self, _: usize) -> Vec<DaySums> {
         Vec::new()
     }
-    fn admit_by(&self, _: Admit) {}
-    fn observe(&self, _: Observer) {}
+    fn subscribe(&self, _: Arc<dyn Feed>) {}
     fn lost(&self) -> CancellationToken {
         CancellationToken::new()
     }

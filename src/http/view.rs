@@ -496,7 +496,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        job::{AttemptReport, FailureClass, Job, JobEvent, JobRequest},
+        job::{AttemptReport, FailureClass, Job, JobEvent, JobRequest, Owner},
         queue::WaitingFor,
     };
 
@@ -518,7 +518,7 @@ mod tests {
     }
 
     fn claim() -> JobEvent {
-        JobEvent::Claim { lease_until: at(60) }
+        JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) }
     }
 
     fn failing(code: FailureCode) -> Arc<AttemptReport> {

@@ -185,6 +185,8 @@ impl From<Job> for Life {
             due_at,
             is_timed,
             deadline_at,
+            // Nobody makes its attempt elsewhere.
+            owner: _,
             started_at,
             finished_at,
         } = job;
@@ -258,6 +260,7 @@ impl TryFrom<Life> for Job {
             due_at: life.due_at,
             is_timed: life.is_timed,
             deadline_at: life.deadline_at,
+            owner: None,
             started_at: life.started_at,
             finished_at: life.finished_at,
         })
@@ -269,7 +272,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::job::{AttemptReport, JobEvent};
+    use crate::job::{AttemptReport, JobEvent, Owner};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -294,20 +297,21 @@ mod tests {
             raw_answer: Some("as it came\n".to_owned()),
             ..AttemptReport::default()
         };
-        let claim = JobEvent::Claim { lease_until: at(60) };
+        let claim = JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) };
         record(&[claim, JobEvent::Succeed { attempt: 1, report: Arc::new(report) }])
     }
 
     #[test]
     fn a_job_in_any_state_comes_back_as_it_was_written() {
-        let claim = || JobEvent::Claim { lease_until: at(60) };
+        let claim = || JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) };
         let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() };
         let cancel = JobEvent::Cancel { at_risk: None };
         for record in [record(&[]), record(&[claim()]), record(&[claim(), fail]), record(&[cancel]), succeeded()] {
             let line = write(&record).unwrap();
             assert!(!line.contains('\n'), "{line}");
             let back = read(&line).unwrap();
-            assert_eq!((&back.job, &back.request), (&record.job, &record.request));
+            let unowned = Job { owner: None, ..record.job.clone() };
+            assert_eq!((&back.job, &back.request), (&unowned, &record.request));
             assert_eq!(write(&back).unwrap(), line, "attempts too");
         }
         let back = read(&write(&succeeded()).unwrap()).unwrap();

@@ -61,7 +61,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
     let time = (0i64..60).prop_map(at);
     let report = Just(Arc::<AttemptReport>::default());
     prop_oneof![
-        4 => (0i64..3).prop_map(at).prop_map(|lease_until| JobEvent::Claim { lease_until }),
+        4 => (0i64..3).prop_map(at).prop_map(|lease_until| JobEvent::Claim { owner: Owner::ANY, lease_until }),
         1 => (attempt.clone(), (0i64..3).prop_map(at)).prop_map(|(attempt, lease_until)| JobEvent::Extend { attempt, lease_until }),
         1 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Succeed { attempt, report }),
         2 => (attempt.clone(), time.clone(), report.clone())
@@ -82,7 +82,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
             |(attempt, lease_until, retry_at)| JobEvent::Expire { attempt, lease_until, retry_at, at_risk: None }
         ),
         1 => Just(JobEvent::MissDeadline),
-        2 => time.prop_map(|run_at| JobEvent::Requeue { run_at, by: None }),
+        2 => time.prop_map(|run_at| JobEvent::Requeue { run_at }),
     ]
 }
 
@@ -140,7 +140,9 @@ proptest! {
 }
 
 fn running() -> Job {
-    Job::new(Uuid::nil(), Priority::Normal, at(0)).apply(&JobEvent::Claim { lease_until: at(30) }, at(1)).unwrap()
+    Job::new(Uuid::nil(), Priority::Normal, at(0))
+        .apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(30) }, at(1))
+        .unwrap()
 }
 
 #[test]
@@ -148,7 +150,7 @@ fn a_late_settle_of_an_expired_attempt_changes_nothing() {
     let second = running()
         .apply(&JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: Some(at(31)), at_risk: None }, at(31))
         .unwrap()
-        .apply(&JobEvent::Claim { lease_until: at(90) }, at(32))
+        .apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(90) }, at(32))
         .unwrap();
     let late = JobEvent::Succeed { attempt: 1, report: Arc::default() };
     assert_eq!(
@@ -193,7 +195,7 @@ fn a_kept_answer_that_reads_after_all_is_an_entry_of_its_own_and_the_end() {
     assert_eq!((read.state, read.attempt, read.finished_at), (JobState::Succeeded, 2, Some(at(9))));
     assert_eq!(read.failures, failed.failures);
     assert!(read.apply(&reparse(2), at(9)).is_err(), "a memo once given stays");
-    let retried = failed.apply(&JobEvent::Requeue { run_at: at(3), by: None }, at(3)).unwrap();
+    let retried = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
     assert!(retried.apply(&reparse(1), at(4)).is_err(), "it is tried again already");
 }
 
@@ -238,11 +240,11 @@ fn a_requeued_job_starts_its_count_of_attempts_afresh() {
     let failed = running()
         .apply(&JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() }, at(2))
         .unwrap();
-    let again = failed.apply(&JobEvent::Requeue { run_at: at(3), by: None }, at(3)).unwrap();
+    let again = failed.apply(&JobEvent::Requeue { run_at: at(3) }, at(3)).unwrap();
     assert_eq!((again.failures, again.attempt, again.due_at, again.finished_at), (Failures::default(), 1, at(3), None));
 }
 
 #[test]
 fn a_job_stays_small_as_all_of_them_are_in_memory() {
-    assert_eq!(size_of::<Job>(), 128);
+    assert_eq!(size_of::<Job>(), 136);
 }

@@ -1,5 +1,6 @@
-//! The bounds on pending jobs: how many, of whom, how fast, and whether the disk has room. The store asks in the step that
-//! makes jobs pending ([`crate::store::bounds`]), so each bound holds for every route.
+//! The bounds on pending jobs: how many, of whom, how fast, and whether the disk has room. Every route to a pending job
+//! passes them: a submission, a batch, a retry of one job or many, an import. The board asks while it counts
+//! ([`super::board::Board::admit`]), so no two requests can pass a bound side by side.
 //!
 //! The floor of disk space lies well above zero, so that what was accepted still fits when nothing new does: claims,
 //! answers, and what the store needs to open again. The sweeper looks, and tells the queue.
@@ -14,10 +15,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::{
-    job::caller::{self, Caller, Kind},
-    store::bounds::{Admission, Refused, Shortage},
-};
+use super::refused::{Refused, Shortage};
+use crate::job::caller::{self, Caller, Kind};
 
 /// This part of the queue is reserved for callers with a name and operators, ...
 const NAMED_PART: usize = 10;
@@ -29,6 +28,27 @@ const OPERATOR_PART: usize = 100;
 const MAX_REMEMBERED: usize = 10_000;
 
 const MINUTE: Duration = Duration::from_mins(1);
+
+/// Jobs that are about to become pending together, and what is pending at this moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Admission {
+    /// Who wants them pending.
+    pub(super) by: Caller,
+    /// Whose jobs they are; `None` where no caller's own bound applies.
+    pub(super) owner: Caller,
+    /// Jobs wanted, those included that have their answer already.
+    pub(super) submits: usize,
+    /// Jobs that become pending.
+    pub(super) jobs: usize,
+    /// Those of them that are for later.
+    pub(super) scheduled: usize,
+    /// Pending jobs.
+    pub(super) pending: usize,
+    /// Those of them that are for later.
+    pub(super) pending_scheduled: usize,
+    /// Pending jobs of the owner.
+    pub(super) pending_of_owner: usize,
+}
 
 /// The bounds.
 #[derive(Debug)]

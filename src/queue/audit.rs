@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Queue, QueueError, new_id};
+use super::{Queue, QueueError, millis};
 use crate::clock::Timestamp;
 
 /// Longest text of an entry's details, in bytes.
@@ -140,7 +140,7 @@ impl OpenEntry {
 
 impl AuditLog {
     /// Adds the action to an entry that takes it, or starts one.
-    fn add(&self, action: AuditAction<'_>, jobs: Option<usize>, now: Timestamp) -> Arc<OpenEntry> {
+    fn add(&self, id: Uuid, action: AuditAction<'_>, jobs: Option<usize>, now: Timestamp) -> Arc<OpenEntry> {
         let AuditAction { actor, action, detail } = action;
         let mut open = self.0.lock();
         open.retain(|_, entry| entry.takes_more(now));
@@ -151,7 +151,7 @@ impl AuditLog {
         }
         let (actor, action) = key.clone();
         let detail = detail.map(str::to_owned);
-        let entry = Entry { id: new_id(now), at: now, last_at: now, count: 1, actor, action, detail, jobs };
+        let entry = Entry { id, at: now, last_at: now, count: 1, actor, action, detail, jobs };
         let entry = Arc::new(OpenEntry { state: Mutex::new((entry, 1)), written: AsyncMutex::new(0) });
         open.insert(key, Arc::clone(&entry));
         entry
@@ -174,7 +174,7 @@ impl Queue {
             audit.jobs = jobs,
             "operator action"
         );
-        let entry = self.0.audit.add(action, jobs, self.now());
+        let entry = self.0.audit.add(self.new_id(self.now()), action, jobs, self.now());
         self.write(&entry).await?;
         Ok(entry)
     }
@@ -201,7 +201,8 @@ impl Queue {
             (entry.id, text, *changes)
         };
         // A clock that has jumped ahead makes nothing old.
-        let oldest = new_id(self.now().minus(STORED_FOR).minus(self.0.clock.skipped(STORED_FOR)));
+        let oldest = self.now().minus(STORED_FOR).minus(self.0.clock.skipped(STORED_FOR));
+        let oldest = uuid::Builder::from_unix_timestamp_millis(millis(oldest), &[0; 10]).into_uuid();
         self.0.store.append_audit(id, text, oldest).await?;
         *written = changes;
         Ok(())

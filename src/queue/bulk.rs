@@ -11,10 +11,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::{Queue, QueueError, audit::OpenEntry, note_caller, outlook::Allowance};
-use crate::{
-    job::{AtRisk, Cursor, JobEvent, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller},
-    store::StoreError,
-};
+use crate::job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller};
 
 /// Jobs changed at once: they share one group commit, which is short enough for a submission to wait for.
 const STEP: usize = 256;
@@ -197,20 +194,19 @@ impl Queue {
         for result in join_all(ids.into_iter().map(|id| self.act_on_one(action, id))).await {
             match result {
                 Ok(()) => changed += 1,
-                Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {}
-                Err(refused @ StoreError::Refused(_)) => stopped = Some(refused.into()),
-                Err(error) => return Err(error.into()),
+                Err(QueueError::Conflict(_) | QueueError::NotFound(_)) => {}
+                Err(refused @ QueueError::Refused(_)) => stopped = Some(refused),
+                Err(error) => return Err(error),
             }
         }
         Ok((changed, stopped))
     }
 
-    async fn act_on_one(&self, action: Action, id: JobId) -> Result<(), StoreError> {
+    async fn act_on_one(&self, action: Action, id: JobId) -> Result<(), QueueError> {
         if let Action::Retry = action {
-            let event = JobEvent::Requeue { run_at: self.now(), by: caller::operator() };
-            self.transition(id, event).await.map(drop)
+            self.put_back(id, caller::operator()).await
         } else {
-            self.give_up(id).await.map(drop)
+            Ok(self.give_up(id).await.map(drop)?)
         }
     }
 }

@@ -8,6 +8,8 @@ use tracing::{error, warn};
 
 use super::{
     Inner, Queue, QueueError,
+    board::Pick,
+    fair_queue::{Lanes, List},
     follow::Draft,
     retry::{event_after, failure_report},
     service_time::{Kind, Observed},
@@ -19,8 +21,11 @@ use crate::{
     job::{
         Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest, disposition::Disposition,
     },
-    store::{Lanes, Pick, StoreError},
+    store::{ClaimedJob, StoreError},
 };
+
+/// Most jobs that one claim tries: of some the store may know more than the board.
+const MAX_PROPOSALS: usize = 8;
 
 /// Longest pause between two tries to settle an attempt while the store is unavailable.
 const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
@@ -82,7 +87,7 @@ impl Queue {
 
     /// The models that ready jobs name, and `None` if some name none.
     pub fn ready_lanes(&self) -> Vec<Lane> {
-        if self.is_paused() { Vec::new() } else { self.0.store.ready_lanes(self.now()) }
+        if self.is_paused() { Vec::new() } else { self.0.board.ready_lanes() }
     }
 
     /// Signalled when more jobs are ready.
@@ -98,33 +103,44 @@ impl Queue {
         if self.is_paused() {
             return Ok(None);
         }
-        let now = self.now();
-        let pick = self.pick(now, &lanes);
-        let claimed = self.0.store.claim(pick, lanes, now.plus(self.0.policy.lease), now).await;
-        let taken = claimed.as_ref().ok().and_then(|claimed| claimed.job.as_ref()).map(|claimed| claimed.job.id);
+        let pick = self.pick(self.now(), &lanes);
+        #[cfg(test)]
+        self.0.board.picks.lock().push(pick);
+        let claimed = self.take(pick, &lanes).await;
+        let taken = claimed.as_ref().ok().and_then(|claimed| claimed.as_ref()).map(|claimed| claimed.job.id);
         if let Pick::Job(id) = pick
             && taken != Some(id)
-            && let Some(job) = self.0.store.peek(id)
+            && let Some(job) = self.peek(id)
         {
             // Nobody else may have noticed, so that it would have lost its place.
-            self.place(&job, now);
+            self.place(&job, self.now());
         }
         drop(intent);
-        let claimed = match claimed {
-            Ok(claimed) => {
-                claimed.expired.iter().for_each(|job| self.note_end(job, now));
-                let Some(claimed) = claimed.job else { return Ok(None) };
-                claimed
-            }
-            Err(StoreError::Corrupt { id, reason }) => {
-                self.fail_unreadable(id, &reason).await?;
-                return Ok(None);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let (job, request) = (claimed.job, claimed.request);
+        let Some(ClaimedJob { job, request }) = claimed? else { return Ok(None) };
         let (useless, refused_by) = self.heard_before(&job).await;
         Ok(Some(Claim { refused_by, ..self.begin(job, request, useless) }))
+    }
+
+    /// Claims a job of these lanes in the store, if there is one.
+    async fn take(&self, pick: Pick, lanes: &Lanes) -> Result<Option<ClaimedJob>, QueueError> {
+        for _ in 0..MAX_PROPOSALS {
+            let Some(proposal) = self.0.board.propose(pick, lanes) else { break };
+            let (id, now) = (proposal.job.id, self.now());
+            match self.0.store.claim(id, self.0.policy.owner, now.plus(self.0.policy.lease), now).await {
+                Ok(claimed) => {
+                    proposal.confirm(&claimed.job);
+                    return Ok(Some(claimed));
+                }
+                // It was cancelled in this moment, or its deadline has passed.
+                Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {}
+                Err(StoreError::Corrupt { id, reason }) => {
+                    self.fail_unreadable(id, &reason).await?;
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
     }
 
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
@@ -161,18 +177,18 @@ impl Queue {
 
     /// Which job the next claim is to take.
     pub(super) fn pick(&self, now: Timestamp, lanes: &Lanes) -> Pick {
-        let Inner { policy, order, store, service_time, .. } = &*self.0;
+        let Inner { policy, order, board, service_time, .. } = &*self.0;
         if !policy.deadlines_first {
             return Pick::First;
         }
         let free = self.workers().saturating_sub(self.running_attempts());
         let is_met = |kind: &Kind, left, is_contested| self.is_met(&service_time.expectation(kind), left, is_contested);
-        order.pick(now, policy.ordinary_share, free, lanes, is_met, || store.claimable_unwaited() > 0)
+        order.pick(now, policy.ordinary_share, free, lanes, is_met, || board.ready(Some(List::Unwaited)) > 0)
     }
 
     /// How many jobs a worker could claim now.
     pub(super) fn claimable(&self) -> usize {
-        if self.is_paused() || self.is_folder_gone() { 0 } else { self.0.store.claimable(self.now()) }
+        if self.is_paused() || self.is_folder_gone() { 0 } else { self.0.board.ready(None) }
     }
 
     /// Begins an attempt's stay in this process.
@@ -186,7 +202,7 @@ impl Queue {
         // Its followers heard of the claim before there was a draft to read.
         self.0.followers.notify(job.id);
         // Whoever cancelled the job in between did not find the token yet.
-        if let Some(current) = self.0.store.peek(job.id) {
+        if let Some(current) = self.peek(job.id) {
             self.0.running.check(&current);
         }
         Claim { job, request, useless, refused_by: Vec::new(), lost, draft, _stay: stay }

@@ -6,10 +6,7 @@ use super::{
     outlook::{self, Allowance, Figures, Outlook},
     service_time::Kind,
 };
-use crate::{
-    clock::Timestamp,
-    job::{Job, JobState},
-};
+use crate::job::{Job, JobState};
 
 /// A rush is expected to last this part longer of the time that it has lasted. Its end can't be known. Over the jobs of a
 /// rush, half as long again makes the smallest median error: most of them come late in it.
@@ -22,24 +19,24 @@ impl Queue {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.now();
         let own_time = self.0.service_time.whole(kind);
-        if self.is_held_back(job, now) {
+        if self.0.board.is_held_back(job.id) {
             return Some(outlook::behind_the_same(own_time));
         }
         let allowance = allowance();
-        let (place, claims, background) = self.ahead_of(job, allowance, now);
+        let (place, claims, background) = self.ahead_of(job, allowance);
         outlook::outlook(job, &Figures { place, own_time, ..self.figures(claims, background) }, allowance, now)
     }
 
     /// How many jobs go before this one as things stand, how many are likely to be claimed before it, and of how many of
     /// those nobody waits for the answer.
-    fn ahead_of(&self, job: &Job, allowance: Allowance, now: Timestamp) -> (usize, usize, usize) {
-        let Inner { order, store, policy, .. } = &*self.0;
+    fn ahead_of(&self, job: &Job, allowance: Allowance) -> (usize, usize, usize) {
+        let Inner { order, board, policy, .. } = &*self.0;
         if let Some(ahead) = order.ahead_of_job(job.id) {
             return (ahead, ahead, 0);
         }
-        let (ahead, interactive) = (store.ahead_of(job), order.ready());
+        let (ahead, interactive) = (board.ahead_of(job), order.ready());
         // Those that clients wait for go first, wherever they stand.
-        let all = (ahead.all + interactive).min(store.claimable(now).saturating_sub(1)).max(ahead.all);
+        let all = (ahead.all + interactive).min(board.ready(None).saturating_sub(1)).max(ahead.all);
         let demoted = ahead.all.saturating_sub(ahead.unwaited + interactive);
         let share = policy.ordinary_share as usize;
         let demoted_share = share * TURNED_SHARE as usize;

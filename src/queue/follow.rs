@@ -127,7 +127,7 @@ impl Queue {
     /// [`QueueError::NotFound`].
     pub fn follow(&self, id: JobId, seen: Seen) -> Result<Follower, QueueError> {
         let interest = self.0.followers.register(id);
-        self.0.store.peek(id).ok_or(QueueError::NotFound(id))?;
+        self.peek(id).ok_or(QueueError::NotFound(id))?;
         Ok(Follower { queue: self.clone(), id, interest, seen, next_piece_at: Instant::now() })
     }
 }
@@ -140,7 +140,7 @@ impl Follower {
 
     /// True if the job has ended and the follower knows.
     pub fn is_over(&self) -> bool {
-        let job = self.queue.0.store.peek(self.id);
+        let job = self.queue.peek(self.id);
         job.is_some_and(|job| job.state.is_final() && self.knows(&job))
     }
 
@@ -162,7 +162,7 @@ impl Follower {
         let (queue, signal) = (self.queue.clone(), Arc::clone(self.interest.signal()));
         loop {
             let changed = signal.notified();
-            let job = queue.0.store.peek(self.id).ok_or(QueueError::NotFound(self.id))?;
+            let job = queue.peek(self.id).ok_or(QueueError::NotFound(self.id))?;
             if !self.knows(&job) {
                 if !job.state.is_final() {
                     self.note(&job);

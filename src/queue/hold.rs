@@ -38,7 +38,7 @@ impl Queue {
         let interest = self.0.waiters.register(waiting.job());
         loop {
             let signalled = interest.signal().notified();
-            let job = self.0.store.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
+            let job = self.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
             let now = Instant::now();
             let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
             if is_over || !self.may_be_met(&job, waiting) {
@@ -69,7 +69,7 @@ impl Queue {
             return draft.is_none_or(|draft| !is_forlorn(draft.progress()));
         };
         // The same question is already running, or the claim is being stored: the attempt has as good as begun.
-        if waiting.is_picked() || self.is_held_back(job, self.now()) {
+        if waiting.is_picked() || self.0.board.is_held_back(job.id) {
             return true;
         }
         let held = match (self.0.policy.allowance)(job.model).hold {

@@ -31,15 +31,15 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use super::service_time::Kind;
+use super::{
+    board::Pick,
+    fair_queue::{FairQueue, Lanes, List, Place, Wanted},
+    service_time::Kind,
+};
 use crate::{
     clock::Timestamp,
     digest::{Lane, ModelKey},
-    job::{Job, JobId, JobState},
-    store::{
-        Lanes, Pick,
-        turns::{Caller, List, Place, Turns, Wanted},
-    },
+    job::{Job, JobId, JobState, caller::Caller},
 };
 
 /// How many times rarer than those that nobody asked to wait for, jobs that have turned ordinary get a share.
@@ -61,7 +61,7 @@ struct State {
     /// The clients of each job.
     by_job: HashMap<JobId, Vec<u64>>,
     /// Clients whose job can be claimed.
-    ready: Turns<Rank>,
+    ready: FairQueue<Rank>,
     /// Clients whose job can be claimed at a later moment.
     later: BTreeSet<(Timestamp, u64)>,
     next_number: u64,
@@ -166,8 +166,13 @@ impl Order {
     }
 
     /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is held back
-    /// can't be claimed though it is due.
-    pub(super) fn note(&self, jobs: &[Job], now: Timestamp, is_held_back: impl Fn(&Job) -> bool) {
+    /// can't be claimed though it is due. The service time is `lead` ahead of the wall clock.
+    pub(super) fn note<'a>(
+        &self,
+        jobs: impl IntoIterator<Item = &'a Job>,
+        (now, lead): (Timestamp, Duration),
+        is_held_back: impl Fn(&Job) -> bool,
+    ) {
         let mut state = self.0.lock();
         if state.clients.is_empty() {
             return;
@@ -177,7 +182,7 @@ impl Order {
                 if is_held_back(job) {
                     state.displace(number);
                 } else {
-                    state.place(number, job, now);
+                    state.place(number, job, (now, lead));
                 }
             }
         }
@@ -263,7 +268,7 @@ impl Order {
 
 impl State {
     /// Gives a client the place that its job's state calls for.
-    fn place(&mut self, number: u64, job: &Job, now: Timestamp) {
+    fn place(&mut self, number: u64, job: &Job, (now, lead): (Timestamp, Duration)) {
         self.displace(number);
         let Some(client) = self.clients.get_mut(&number) else { return };
         client.standing.is_picked.store(false, Ordering::SeqCst);
@@ -271,12 +276,14 @@ impl State {
             return;
         }
         match job.state {
-            JobState::Queued { run_at } if run_at <= now => {
-                self.ready.insert(client.place(), (client.until, number));
-            }
             JobState::Queued { run_at } => {
-                client.at = Some(run_at);
-                self.later.insert((run_at, number));
+                let run_at = if job.is_timed { run_at.plus(lead) } else { run_at };
+                if run_at <= now {
+                    self.ready.insert(client.place(), (client.until, number));
+                } else {
+                    client.at = Some(run_at);
+                    self.later.insert((run_at, number));
+                }
             }
             JobState::Running { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
         }
@@ -355,7 +362,7 @@ mod tests {
         let enter = |(n, hold): (u128, &u64)| {
             let waiting =
                 order.enter(JobId::from_u128(n), NonZeroU64::new(caller), kind(None), Instant::now() + seconds(*hold));
-            order.note(&[job(n)], at(0), |_| false);
+            order.note(&[job(n)], (at(0), Duration::ZERO), |_| false);
             waiting
         };
         (first..).zip(holds).map(enter).collect()
@@ -388,7 +395,7 @@ mod tests {
         assert_eq!(picks(&order, 2, 5, false), [2, 0]);
         heard.await;
         assert!(clients[0].has_turned() && !clients[1].has_turned());
-        order.note(&[job(1)], at(0), |_| false);
+        order.note(&[job(1)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(picks(&order, 1, 1, false), [0], "it stays so");
     }
 
@@ -399,7 +406,7 @@ mod tests {
         assert!(!clients[0].is_picked());
         assert_eq!(picks(&order, 1, 5, false), [1]);
         assert!(clients[0].is_picked());
-        order.note(&[job(1)], at(0), |_| false);
+        order.note(&[job(1)], (at(0), Duration::ZERO), |_| false);
         assert!(!clients[0].is_picked());
     }
 
@@ -435,7 +442,7 @@ mod tests {
         let order = Arc::default();
         let _clients = clients(&order, 0, 1, &[20]);
         let retried = Job { state: JobState::Queued { run_at: at(3) }, ..job(1) };
-        order.note(&[retried], at(1), |_| false);
+        order.note(&[retried], (at(1), Duration::ZERO), |_| false);
         assert_eq!(picks(&order, 1, 5, false), [0]);
         let pick = order.pick(at(3), 5, 1, &Lanes::All, |_, left, _| seconds(5) <= left, || false);
         assert_eq!(pick, Pick::Job(JobId::from_u128(1)));
@@ -445,9 +452,9 @@ mod tests {
     async fn a_job_that_is_held_back_has_no_place_until_it_is_let_go() {
         let order = Arc::default();
         let clients = clients(&order, 0, 1, &[10, 20]);
-        order.note(&[job(1)], at(0), |_| true);
+        order.note(&[job(1)], (at(0), Duration::ZERO), |_| true);
         assert_eq!((order.ready(), picks(&order, 2, 5, false)), (1, vec![2, 0]));
-        order.note(&[job(1)], at(0), |_| false);
+        order.note(&[job(1)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(picks(&order, 2, 5, false), [1, 0]);
         assert!(!clients[0].has_turned());
     }
@@ -478,7 +485,7 @@ mod tests {
         let until = Instant::now() + seconds(10);
         let _slow = order.enter(JobId::from_u128(1), None, kind(Some("slow")), until);
         let _quick = order.enter(JobId::from_u128(2), None, kind(None), until);
-        order.note(&[job(1), job(2)], at(0), |_| false);
+        order.note(&[job(1), job(2)], (at(0), Duration::ZERO), |_| false);
         let is_met = |kind: &Kind, _, is_contested: bool| kind.model.is_none() || !is_contested;
         assert_eq!(
             order.pick(at(0), 5, 1, &Lanes::All, is_met, || false),
@@ -486,14 +493,14 @@ mod tests {
             "it is the surer one"
         );
         let _slow = order.enter(JobId::from_u128(3), None, kind(Some("slow")), until);
-        order.note(&[job(3)], at(0), |_| false);
+        order.note(&[job(3)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(
             order.pick(at(0), 5, 1, &Lanes::All, is_met, || false),
             Pick::Job(JobId::from_u128(3)),
             "it is the only one"
         );
         let _both = [4, 5].map(|n| order.enter(JobId::from_u128(n), None, kind(Some("slow")), until));
-        order.note(&[job(4), job(5)], at(0), |_| false);
+        order.note(&[job(4), job(5)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(
             order.pick(at(0), 5, 2, &Lanes::All, is_met, || false),
             Pick::Job(JobId::from_u128(4)),

@@ -6,11 +6,17 @@ use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Claim, Queue, QueueError, digest, hold, new_id,
+    Claim, Queue, QueueError,
+    board::Arrivals,
+    digest,
+    fair_queue::List,
+    hold,
     order::{self, Waiting},
     outlook::{self, Allowance},
+    refused::Refused,
     retry::failure_report,
     service_time::Kind,
+    store_admitted,
 };
 use crate::{
     clock::Timestamp,
@@ -86,7 +92,7 @@ impl Queue {
         let hold = |question: Option<NonZeroU64>, request: &JobRequest| {
             // Of an answer that is on its way already nobody knows better than whoever waits for it.
             !self.0.policy.deadlines_first
-                || question.is_some_and(|question| self.0.store.is_under_way(question))
+                || self.0.board.is_under_way(question)
                 || !self.is_paused() && self.can_be_met(by, request, until, allowance)
         };
         let accepted = self.accept(submission, Some((until, hold))).await?;
@@ -107,7 +113,7 @@ impl Queue {
     ) -> bool {
         let interactive = self.0.order.ahead_of(by, until);
         // One in so many claims is for another job.
-        let has_background = self.0.store.claimable_unwaited() > 0;
+        let has_background = self.0.board.ready(Some(List::Unwaited)) > 0;
         let share = self.0.policy.ordinary_share as usize;
         let share = if has_background { share } else { share * order::TURNED_SHARE as usize };
         let others = interactive / share.saturating_sub(1).max(1);
@@ -161,31 +167,22 @@ impl Queue {
         if !is_replay && let Some(answered) = self.answered_before(&job, &request, now).await {
             return Ok((self.accept_answered(answered).await?, None));
         }
+        let arrivals = if is_replay { Arrivals::default() } else { self.admit(&[&job])? };
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
         let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));
         let waiting = enter(job.id);
-        let due = !job.is_timed && !job.is_overdue(now);
-        let inserted = if due
-            && !is_replay
-            && !self.is_paused()
-            && self.0.store.claimable(now) == 0
-            && !self.is_held_back(&job, now)
-            && let Some(hand) = self.0.standby.take(job.model)
-        {
-            let queued = job.clone();
-            job = job
-                .apply(&JobEvent::Claim { lease_until: now.plus(self.0.policy.lease) }, now)
-                .map_err(StoreError::from)?;
-            let inserted = self.hand_over(job.clone(), Arc::clone(&request), hand).await?;
-            if inserted == Insertion::Unclaimed {
-                job = queued;
-            }
-            inserted
-        } else {
-            self.0.store.insert(job.clone(), Arc::clone(&request)).await?
-        };
-        match inserted {
-            Insertion::Accepted | Insertion::Unclaimed => {
+        let is_due = !job.is_timed && !job.is_overdue(now);
+        let board = &self.0.board;
+        let is_next = || board.ready(None) == 0 && !board.is_under_way(job.question);
+        let may_start = is_due && !is_replay && !self.is_paused() && is_next();
+        let hand = if may_start { self.0.standby.take(job.model) } else { None };
+        let hand = hand.filter(|_| board.arrives_claimed(&job));
+        if hand.is_some() {
+            let claim = JobEvent::Claim { owner: self.0.policy.owner, lease_until: now.plus(self.0.policy.lease) };
+            job = job.apply(&claim, now).map_err(StoreError::from)?;
+        }
+        match self.insert(job.clone(), Arc::clone(&request), arrivals, hand).await? {
+            Insertion::Accepted => {
                 self.0.metrics.jobs_submitted.inc();
                 Ok((Accepted { record: JobRecord::fresh(job, request), replayed: false }, waiting))
             }
@@ -215,9 +212,16 @@ impl Queue {
         Some(JobRecord { attempts: vec![Arc::new(attempt)], ..JobRecord::fresh(job, Arc::clone(request)) })
     }
 
+    /// Asks the bounds of their caller whether these jobs may be accepted.
+    fn admit(&self, jobs: &[&Job]) -> Result<Arrivals, Refused> {
+        let caller = jobs.first().and_then(|job| job.caller);
+        self.0.board.admit(&self.0.bounds, (caller, caller), jobs)
+    }
+
     /// Accepts a job that has its answer already.
     async fn accept_answered(&self, record: JobRecord) -> Result<Accepted, QueueError> {
-        let inserted = self.0.store.insert_all(vec![record.clone()]).await?;
+        let arrivals = self.admit(&[&record.job])?;
+        let inserted = self.insert_all(vec![record.clone()], arrivals).await?;
         if let Some(Insertion::Existing(id)) = inserted.first() {
             let record = self.0.store.get(*id).await?.ok_or(QueueError::Removed(*id))?;
             return Ok(Accepted { record, replayed: true });
@@ -260,10 +264,11 @@ impl Queue {
             jobs.push(answered.unwrap_or_else(|| JobRecord::fresh(job, request)));
         }
         let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();
-        let inserted = self.0.store.insert_all(jobs).await?;
+        let arrivals = if is_replay { Arrivals::default() } else { self.admit(&accepted.iter().collect::<Vec<_>>())? };
+        let inserted = self.insert_all(jobs, arrivals).await?;
         let existing = inserted.into_iter().filter_map(|insertion| match insertion {
-            Insertion::Existing(id) => Some(self.0.store.peek(id).ok_or(QueueError::Removed(id))),
-            Insertion::Accepted | Insertion::Unclaimed => None,
+            Insertion::Existing(id) => Some(self.peek(id).ok_or(QueueError::Removed(id))),
+            Insertion::Accepted => None,
         });
         let existing = existing.collect::<Result<Vec<Job>, QueueError>>()?;
         if !existing.is_empty() {
@@ -311,29 +316,35 @@ impl Queue {
         }
     }
 
-    /// Accepts a job that nobody is ahead of and gives it to a worker on standby: one commit for both, which halves the
-    /// way to Claude of a question asked of an idle service.
-    async fn hand_over(
+    /// Stores a job that was admitted. One that arrives claimed goes to the worker on standby that it is for: one commit for
+    /// both halves the way to Claude of a question asked of an idle service.
+    async fn insert(
         &self,
         job: Job,
         request: Arc<JobRequest>,
-        hand: oneshot::Sender<Claim>,
+        arrivals: Arrivals,
+        hand: Option<oneshot::Sender<Claim>>,
     ) -> Result<Insertion, QueueError> {
         let queue = self.clone();
-        // In a task of its own: the job must reach its worker even if its client hangs up in this moment.
-        let handing = tokio::spawn(async move {
+        store_admitted(arrivals, async move {
             let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
-            if inserted != Insertion::Accepted {
-                return Ok(inserted);
-            }
-            let claim = queue.begin(job.clone(), request, None);
-            if let Err(_unclaimed) = hand.send(claim) {
-                let report = failure_report(FailureCode::Shutdown, "the service stopped before the call".to_owned());
-                queue.settle(&job, &Disposition::released(FailureCode::Shutdown), report).await;
+            if let Some(hand) = hand.filter(|_| inserted == Insertion::Accepted) {
+                let claim = queue.begin(job.clone(), request, None);
+                if let Err(_unclaimed) = hand.send(claim) {
+                    let why = "the service stopped before the call".to_owned();
+                    let report = failure_report(FailureCode::Shutdown, why);
+                    queue.settle(&job, &Disposition::released(FailureCode::Shutdown), report).await;
+                }
             }
             Ok(inserted)
-        });
-        handing.await.map_err(|error| QueueError::Unavailable(error.to_string()))?
+        })
+        .await
+    }
+
+    /// Stores jobs that were admitted, all or none.
+    async fn insert_all(&self, jobs: Vec<JobRecord>, arrivals: Arrivals) -> Result<Vec<Insertion>, QueueError> {
+        let store = Arc::clone(&self.0.store);
+        store_admitted(arrivals, async move { store.insert_all(jobs).await }).await
     }
 
     /// The job that a submission becomes.
@@ -345,7 +356,7 @@ impl Queue {
         now: Timestamp,
     ) -> Job {
         let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own, by: _ } = submission;
-        let mut job = Job::new(new_id(now), *priority, now);
+        let mut job = Job::new(self.new_id(now), *priority, now);
         job.deadline_at = deadline.map(|deadline| now.plus(deadline));
         // The client's clock is compared with the machine's, which may be behind the service time, but with no jump ahead.
         if let Some(run_at) = run_at.filter(|run_at| *run_at > now.minus(self.0.clock.lead())) {
@@ -357,7 +368,8 @@ impl Queue {
         job.model = submission.request.model.as_deref().map(ModelKey::of);
         job.waited_for = is_waited_for;
         if !wants_its_own {
-            job.question = (self.0.policy.identify)(request, is_waited_for, now);
+            let question = (self.0.policy.identify)(request, is_waited_for, now);
+            job.question = question.filter(|question| !self.0.board.is_crowded(*question));
         }
         job
     }

@@ -18,13 +18,15 @@ const SWEEP_STEP: usize = 64;
 const SWEEP_STEP_BEHIND: usize = 512;
 
 impl Queue {
-    /// Ends every attempt that the store believes to be running. For the start of a process that owns its store alone:
-    /// whoever ran them is dead. Returns how many there were.
+    /// Ends the attempts of this node's former incarnations: whoever made them is dead. Those of other nodes end with their
+    /// leases. Returns how many there were.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn recover(&self) -> Result<usize, QueueError> {
-        let orphans = self.0.store.running();
+        let owner = self.0.policy.owner;
+        let mut orphans = self.0.board.running();
+        orphans.retain(|job| job.owner.is_none_or(|other| owner.follows(other)));
         for job in &orphans {
             if let JobState::Running { lease_until } = job.state {
                 self.expire(job, lease_until, "the process ended").await?;
@@ -41,12 +43,12 @@ impl Queue {
     pub async fn sweep(&self) -> Result<bool, QueueError> {
         let now = self.now();
         // Jobs that have become ready by the passing of time wake workers here.
-        self.0.work.wake(self.0.store.claimable(now).min(SWEEP_STEP));
+        self.0.work.wake(self.0.board.ready(None).min(SWEEP_STEP));
         let ended = self.end_overdue().await?;
         let keep_for = self.0.policy.keep_finished_for;
         // A clock that has jumped ahead makes nothing old.
         let before = now.minus(keep_for).minus(self.0.clock.skipped(keep_for));
-        let counts = self.0.store.counts(now);
+        let counts = self.counts();
         let finished = counts.succeeded + counts.failed + counts.cancelled;
         // The further behind, the larger the step, so that any load finds its level.
         let surplus = finished.saturating_sub(self.0.policy.max_finished);
@@ -63,7 +65,7 @@ impl Queue {
     /// [`QueueError::Unavailable`].
     pub async fn end_overdue(&self) -> Result<usize, QueueError> {
         let now = self.now();
-        let overdue = self.0.store.overdue(now, SWEEP_STEP);
+        let overdue = self.0.board.overdue(SWEEP_STEP);
         for job in &overdue {
             match job.state {
                 // The store or the clock kept its heartbeat from coming in time: no reason to pay for another call.
@@ -82,7 +84,7 @@ impl Queue {
     /// Waits until there is something to sweep, at most `at_most`.
     pub async fn until_due(&self, at_most: Duration) {
         let now = self.now();
-        let wait = self.0.store.next_due().map_or(at_most, |due| due.since(now).min(at_most));
+        let wait = self.0.board.next_due().map_or(at_most, |due| due.since(now).min(at_most));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = self.0.due.notified() => {}

@@ -28,16 +28,16 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::{hold::CHANCE_POLL, *};
+use super::{board::Pick, hold::CHANCE_POLL, *};
 use crate::{
     job::{
-        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, PRIORITY_OFFSET,
-        Priority, TokenUsage, disposition::Disposition,
+        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, JobState,
+        PRIORITY_OFFSET, Priority, TokenUsage, disposition::Disposition,
     },
     ledger::{Risk, total},
     store::{
-        Pick,
         fault::{Call, FaultStore, Moment},
+        memory::MemoryStore,
         sled::{SledConfig, SledStore},
     },
 };
@@ -217,7 +217,8 @@ struct Expected {
 impl Expected {
     /// Whether it is due and can be claimed while these questions are being asked.
     fn is_ready(&self, under_way: &HashSet<NonZeroU64>, clock: &Clock) -> bool {
-        self.is_due(clock) && !self.is_asked(under_way)
+        let is_overdue = self.deadline_at.is_some_and(|deadline| deadline <= clock.now());
+        self.is_due(clock) && !self.is_asked(under_way) && !is_overdue
     }
 
     fn is_due(&self, clock: &Clock) -> bool {
@@ -438,6 +439,7 @@ struct Held {
 }
 
 /// What an [`Op`] brought.
+#[expect(clippy::large_enum_variant, reason = "few at a time")]
 enum Done {
     Settled,
     Extended(Result<bool, QueueError>),
@@ -465,8 +467,6 @@ struct World {
     /// The turns of the callers that have jobs ready, or had their turn early; the turn served last.
     turns: HashMap<Option<NonZeroU64>, u64>,
     turn: u64,
-    /// Some change was not announced, so that the order of those who wait may be another.
-    was_deaf: bool,
     /// The wall clock was set: waiting clients of jobs with a `run_at` may have another order.
     was_set: bool,
     lives: HashMap<JobId, Life>,
@@ -486,6 +486,7 @@ fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledSto
 impl World {
     fn new(retry_unknown_outcome: bool) -> World {
         let policy = Policy {
+            owner: Owner::new("node", 0),
             retries: RetryBounds { other: 2, overload: 2, ..Policy::plain().retries },
             lease: LEASE,
             retry_unknown_outcome,
@@ -515,7 +516,6 @@ impl World {
             clients: Vec::new(),
             turns: HashMap::new(),
             turn: 0,
-            was_deaf: false,
             was_set: false,
             lives: HashMap::new(),
             late: 0,
@@ -540,19 +540,6 @@ impl World {
         self.jobs.iter().filter(|job| !job.state.is_final()).count()
     }
 
-    /// The job that a claim must take: those before it whose deadline has passed end.
-    fn taken(&mut self, pick: Pick) -> Option<&mut Expected> {
-        let now = self.now();
-        loop {
-            let job = self.first(pick)?;
-            let id = job.id;
-            if job.deadline_at.is_none_or(|deadline| deadline > now) {
-                return self.job(id);
-            }
-            job.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
-        }
-    }
-
     /// The first job for a claim, with its caller's turn served.
     fn first(&mut self, pick: Pick) -> Option<&mut Expected> {
         let (clock, under_way) = (self.clock.clone(), self.under_way());
@@ -568,7 +555,7 @@ impl World {
         let (turn, caller) = callers.map(|caller| (self.turns[&caller], caller)).min()?;
         self.turns.insert(caller, turn.max(self.turn) + 1);
         self.turn = self.turn.max(turn);
-        self.jobs.iter_mut().filter(may).filter(|job| job.caller() == caller).min_by_key(|job| job.place())
+        self.jobs.iter_mut().filter(may).filter(|job| job.caller() == caller).min_by_key(|job| (job.place(), job.id))
     }
 
     /// Callers that have jobs ready come in at the turn served last, unless theirs is a later one.
@@ -592,7 +579,7 @@ impl World {
         let earlier = earlier.filter(|job| !(self.was_set && job.is_timed));
         let passed =
             earlier.filter(|job| Some(job.caller()) == caller && job.is_ready(&under_way, &self.clock)).count();
-        assert!(passed == 0 || self.was_deaf, "{id} is claimed before {passed} with an earlier deadline");
+        assert!(passed == 0, "{id} is claimed before {passed} with an earlier deadline");
     }
 
     fn job(&mut self, id: JobId) -> Option<&mut Expected> {
@@ -621,7 +608,6 @@ impl World {
             self.store.fail_after(calls, moment);
         }
         self.store.set_deaf(deaf);
-        self.was_deaf |= deaf;
         self.was_set |= matches!(step, Step::SetClock { .. });
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
@@ -643,6 +629,11 @@ impl World {
         }
         self.store.take_fired();
         self.store.set_deaf(false);
+        if deaf {
+            // The board has started anew.
+            (self.turns, self.turn) = (HashMap::new(), 0);
+            self.jobs.iter_mut().for_each(|job| job.is_reached = false);
+        }
         if fault.is_some() && !deaf {
             tokio::time::resume();
         }
@@ -776,9 +767,8 @@ impl World {
             Poll::Ready(Some(Next::Ready(intent))) => {
                 assert!(self.ready() > 0, "woken for nothing");
                 let claim = queue.claim(intent, Lanes::All).await;
-                let [pick] = self.store.take_picks()[..] else { panic!("one claim") };
                 self.note_callers();
-                self.claimed(claim, pick);
+                self.claimed(vec![claim]);
             }
             Poll::Ready(Some(Next::NotHanded)) => assert!(chosen && !answered, "it was accepted, or never chosen"),
             Poll::Ready(None) => panic!("nothing stops"),
@@ -801,39 +791,39 @@ impl World {
         }
         assert_eq!(intents.len(), workers.min(self.ready()), "workers are called as there are jobs");
         let claims = join_all(intents.into_iter().map(|intent| self.queue.claim(intent, Lanes::All))).await;
-        let picks = self.store.take_picks();
-        assert_eq!(picks.len(), claims.len());
-        for (claim, pick) in claims.into_iter().zip(picks) {
-            self.claimed(claim, pick);
-        }
+        self.claimed(claims);
     }
 
-    fn claimed(&mut self, result: Result<Option<Claim>, QueueError>, pick: Pick) {
-        let now = self.now();
+    /// What came of claims that were made at once: each takes the next job.
+    fn claimed(&mut self, results: Vec<Result<Option<Claim>, QueueError>>) {
+        let (now, picks) = (self.now(), self.take_picks());
         let fired = self.store.take_fired();
-        if let Pick::Job(id) = pick {
-            self.assert_first_of_its_caller(id);
-        }
-        match (result, fired.first()) {
-            (Ok(claim), _) => {
-                let Some(job) = self.taken(pick) else {
-                    assert!(claim.is_none(), "all that were ready asked the same as a job that was claimed");
-                    return;
-                };
-                let claim = claim.expect("a job was ready");
+        assert_eq!((picks.len(), fired.len()), (results.len(), results.iter().filter(|claim| claim.is_err()).count()));
+        let mut expected = Vec::new();
+        for (pick, result) in picks.into_iter().zip(&results) {
+            if let Pick::Job(id) = pick {
+                self.assert_first_of_its_caller(id);
+            }
+            let fault = fired.first().filter(|_| result.is_err()).map(|(_, moment)| *moment);
+            let job = self.first(pick);
+            expected.push(job.as_ref().map(|job| job.id));
+            // After a fault it runs, and nobody is at work on it, until its lease is over.
+            if let Some(job) = job.filter(|_| fault != Some(Moment::Before)) {
                 job.claim(now);
-                assert_eq!((claim.job.id, claim.job.attempt), (job.id, job.attempt), "claims follow the order");
-                assert_eq!(claim.request.query, job.query);
-                self.hold(claim);
             }
-            (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::Before))) => {}
-            // It runs, and nobody is at work on it, until its lease is over.
-            (Err(QueueError::Unavailable(_)), Some((Call::Claim, Moment::After))) => {
-                if let Some(job) = self.taken(pick) {
-                    job.claim(now);
+        }
+        for (result, expected) in results.into_iter().zip(expected) {
+            match result {
+                Ok(claim) => {
+                    // All that were ready may have asked the same as a job that was claimed.
+                    assert_eq!(claim.as_ref().map(|claim| claim.job.id), expected, "claims follow the order");
+                    let Some(claim) = claim else { continue };
+                    let job = self.job(claim.job.id).unwrap();
+                    assert_eq!((claim.job.attempt, &claim.request.query), (job.attempt, &job.query));
+                    self.hold(claim);
                 }
+                Err(error) => assert!(matches!(error, QueueError::Unavailable(_)), "{error}"),
             }
-            (Err(error), fired) => panic!("{error} after {fired:?}"),
         }
     }
 
@@ -864,13 +854,18 @@ impl World {
             };
             works.push((op, job, id));
         }
+        // What a requeue and an answer's followers depend on may be looked at before the changes beside them, or after.
+        let mut places = MAX_PENDING - self.pending().min(MAX_PENDING);
+        let ended = |job: &Expected| matches!(job.state, JobState::Failed { .. } | JobState::Cancelled);
+        let ended: HashSet<JobId> = self.jobs.iter().filter(|job| ended(job)).map(|job| job.id).collect();
+        let due = |job: &Expected| matches!(job.state, JobState::Queued { .. }) && job.is_due(&self.clock);
+        let due: HashSet<JobId> = self.jobs.iter().filter(|job| due(job)).map(|job| job.id).collect();
         let results = join_all(works.iter().map(|(op, job, id)| act(&self.queue, op, job.as_ref(), *id))).await;
         let fired = self.store.take_fired();
         let fired = fired.first().map(|(_, moment)| *moment);
         let policy = self.policy.clone();
         for ((op, claimed, id), done) in works.into_iter().zip(results) {
             let owns = claimed.is_some_and(|claimed| self.job(id).is_some_and(|job| job.owned_by(&claimed)));
-            let is_full = self.pending() >= MAX_PENDING;
             let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else {
                 // It was pruned, or never was.
                 match (&done, fired) {
@@ -889,7 +884,10 @@ impl World {
                         job.settle(how, &policy, now);
                         let answered = job.question.filter(|_| job.state == JobState::Succeeded);
                         if answered.is_some() {
-                            let same = |job: &&mut Expected| job.question == answered;
+                            let is_late = |job: &Expected| !due.contains(&job.id) && !self.is_answered(job.id);
+                            let late: HashSet<JobId> =
+                                self.jobs.iter().filter(|job| is_late(job)).map(|job| job.id).collect();
+                            let same = |job: &&mut Expected| job.question == answered && !late.contains(&job.id);
                             self.jobs.iter_mut().filter(same).for_each(|job| job.share(now));
                         }
                     }
@@ -906,17 +904,20 @@ impl World {
                     }
                     self.late += u64::from(!owns && fired.is_none());
                 }
+                (Op::Requeue(_), Done::Changed(Err(QueueError::Conflict(_)))) if !ended.contains(&id) => {}
+                (Op::Requeue(_), Done::Changed(Err(QueueError::Refused(Refused::Full { .. })))) => {
+                    assert_eq!(places, 0, "refused, and there is room");
+                }
                 (Op::Cancel(_) | Op::Requeue(_), Done::Changed(result)) if fired == Some(Moment::Before) => {
                     assert!(matches!(result, Err(QueueError::Unavailable(_))), "{result:?}");
                 }
-                (Op::Requeue(_), Done::Changed(result))
-                    if is_full && matches!(job.state, JobState::Failed { .. } | JobState::Cancelled) =>
-                {
-                    let is_refused = matches!(result, Err(QueueError::Refused(Refused::Full { .. })));
-                    assert!(is_refused || fired.is_some(), "{result:?}");
-                }
                 (op @ (Op::Cancel(_) | Op::Requeue(_)), Done::Changed(result)) => {
-                    let may = if let Op::Cancel(_) = op { job.cancel(now) } else { job.requeue(now) };
+                    let may = if let Op::Cancel(_) = op {
+                        job.cancel(now)
+                    } else {
+                        places = places.saturating_sub(1);
+                        job.requeue(now)
+                    };
                     match result {
                         Ok(record) => assert_eq!((record.job.id, may, fired), (id, true, None)),
                         Err(QueueError::Conflict(_)) => assert_eq!((may, fired), (false, None)),
@@ -1011,6 +1012,7 @@ impl World {
         self.late = 0;
         self.clock = self.clock.restarted();
         self.store = open(self.folder.path(), &self.clock, &self.metrics);
+        self.policy.owner = Owner::new("node", u32::try_from(self.process).unwrap());
         self.queue = queue_over(&self.store, &self.clock, &self.policy, &self.metrics);
         if let Some((calls, moment)) = fault {
             self.store.fail_after(calls, moment);
@@ -1035,8 +1037,16 @@ impl World {
         }
     }
 
+    fn is_answered(&self, id: JobId) -> bool {
+        self.store.peek(id).is_some_and(|job| job.state == JobState::Succeeded)
+    }
+
+    /// What claims were to take since this was last asked.
+    fn take_picks(&self) -> Vec<Pick> {
+        std::mem::take(&mut *self.queue.0.board.picks.lock())
+    }
+
     async fn check(&mut self, deaf: bool) {
-        let now = self.now();
         self.store.inner().assert_consistent();
         self.announced();
         for job in &self.jobs {
@@ -1050,7 +1060,8 @@ impl World {
         let pending = counts.queued + counts.scheduled + counts.running;
         assert_eq!(pending, self.pending());
         assert_eq!(pending + counts.succeeded + counts.failed + counts.cancelled, self.jobs.len(), "nothing besides");
-        assert_eq!(self.store.claimable(now), self.ready());
+        assert_eq!(self.queue.0.board.ready(None), self.ready());
+        self.queue.0.board.assert_consistent(self.store.inner().pending());
         for job in &mut self.jobs {
             job.is_reached |= job.is_due(&self.clock);
         }
@@ -1297,13 +1308,14 @@ async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
         let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
         let claim = tokio::spawn({
             let (store, now) = (Arc::clone(&queue.0.store), clock.now());
-            async move { store.claim(Pick::Job(id), Lanes::All, now.plus(LEASE), now).await.unwrap() }
+            async move { store.claim(id, Owner::ANY, now.plus(LEASE), now).await }
         });
         let cancel = tokio::spawn({
             let queue = queue.clone();
             async move { queue.cancel(id).await.unwrap() }
         });
-        claim.await.unwrap();
+        let claimed = claim.await.unwrap();
+        assert!(matches!(claimed, Ok(_) | Err(StoreError::Transition(_))), "{claimed:?}");
         let record = cancel.await.unwrap();
         assert_eq!(record.job.state, JobState::Cancelled);
         for attempt in record.attempts {
@@ -1723,4 +1735,38 @@ async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_wor
         assert_eq!(queue.peek(job.id).unwrap().state, JobState::Succeeded);
     }
     assert_eq!(queue.0.metrics.answers_shared.get(), 3);
+}
+
+#[tokio::test]
+async fn a_start_ends_the_attempts_of_its_own_nodes_former_starts_alone() {
+    let (clock, store) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Arc::new(MemoryStore::default()));
+    let start = |node: &str, incarnation| {
+        let policy = Policy { owner: Owner::new(node, incarnation), lease: LEASE, ..Policy::plain() };
+        let store = Arc::clone(&store) as Arc<dyn JobStore>;
+        Queue::new(store, clock.clone(), policy, Metrics::new(), CancellationToken::new())
+    };
+    let (first, second) = (start("a", 1), start("b", 1));
+    let ids = [0, 1].map(|_| async { first.enqueue(Submission::default()).await.unwrap().record.job.id });
+    let ids = join_all(ids).await;
+    let (lost, kept) = (claimed(&first).await, claimed(&second).await);
+    assert_eq!([lost.job.id, kept.job.id], ids[..], "two nodes share the jobs of one store");
+    drop(first);
+    let again = start("a", 2);
+    assert_eq!(again.recover().await, Ok(1));
+    assert_eq!(again.peek(lost.job.id).unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+    assert!(lost.lost.is_cancelled() && !kept.lost.is_cancelled());
+    assert_eq!(start("a", 3).recover().await, Ok(0));
+
+    answer(&second, &kept).await;
+    assert_eq!(again.peek(kept.job.id).unwrap().state, JobState::Succeeded, "the other node's attempt lived on");
+    let third = first_of(&again).await;
+    clock.advance(LEASE);
+    second.end_overdue().await.unwrap();
+    assert_eq!(again.peek(third.job.id).unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+}
+
+/// A job of its own, claimed.
+async fn first_of(queue: &Queue) -> Claim {
+    queue.enqueue(Submission::default()).await.unwrap();
+    claimed(queue).await
 }

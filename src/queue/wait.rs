@@ -58,6 +58,10 @@ impl Waiters {
         }
     }
 
+    pub(super) fn notify_all(&self) {
+        self.0.lock().values().for_each(|waited| waited.signal.notify_waiters());
+    }
+
     /// How many clients wait.
     pub(super) fn len(&self) -> usize {
         self.0.lock().values().map(|waited| waited.clients).sum()

@@ -4,37 +4,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
-use futures_util::future::join_all;
-
-use super::{
-    Ahead, Insertion, JobStore, Lanes, Pick, StoreError,
-    bounds::{Admission, Refused},
-};
+use super::{EndedCounts, Feed, Insertion, JobStore, StoreError};
 use crate::{
     clock::Timestamp,
     job::{
         AtRisk, AttemptOutcome, AttemptReport, FailureClass, FailureCode, IdempotencyKey, Job, JobEvent, JobFilter,
-        JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, MAX_ATTEMPTS, Order, Priority, StatusCounts,
-        TokenUsage, TransitionError, caller,
+        JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, MAX_ATTEMPTS, Order, Owner, Priority, TokenUsage,
+        TransitionError, caller,
         delivery::{Delivery, DeliveryTry},
     },
     ledger::{Day, Risk, Sums, UNKNOWN_MODEL},
 };
-
-/// The pending bound of those tests that need one.
-const MAX_PENDING: usize = 8;
-
-/// Has the store bound its pending jobs.
-fn bound(store: &impl JobStore) {
-    store.admit_by(Box::new(|asked| {
-        let (pending, limit) = (asked.pending, MAX_PENDING);
-        let is_full = asked.jobs > 0 && pending + asked.jobs > limit;
-        if is_full { Err(Refused::Full { pending, limit, max: limit }) } else { Ok(()) }
-    }));
-}
 
 /// What a call may cost.
 pub(crate) const RISK: AtRisk = AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) };
@@ -67,22 +49,14 @@ pub(crate) fn success(attempt: u32, bytes: usize) -> JobEvent {
 
 /// Everything, on a fresh store each.
 pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
-    claims_in_order_of_effective_time(&fresh().await).await;
-    lets_callers_take_turns(&fresh().await).await;
-    takes_the_job_that_is_picked(&fresh().await).await;
-    asks_whenever_jobs_become_pending_and_says_what_is(&fresh().await).await;
-    passes_no_bound_however_many_come_at_once(fresh().await).await;
-    prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(&fresh().await).await;
-    claims_a_scheduled_job_at_its_time_and_not_before(&fresh().await).await;
-    ends_a_job_past_its_deadline_instead_of_claiming_it(&fresh().await).await;
+    tells_the_feed_of_every_change_in_order(&fresh().await).await;
+    gives_each_job_to_one_claimant(fresh().await).await;
+    takes_a_job_together_with_its_claim(&fresh().await).await;
+    gives_an_answer_to_the_followers_that_still_want_it(&fresh().await).await;
     refuses_a_cancel_that_does_not_know_of_the_attempt(&fresh().await).await;
     keeps_requests_results_and_history(&fresh().await).await;
     folds_releases_in_a_row_and_bounds_the_history(&fresh().await).await;
-    tells_how_many_go_before_a_job(&fresh().await).await;
     refuses_what_the_life_cycle_refuses_and_changes_nothing(&fresh().await).await;
-    bounds_pending_jobs_but_not_what_ends_them(&fresh().await).await;
-    tells_what_is_overdue_and_when_the_next_thing_is_due(&fresh().await).await;
-    takes_a_job_together_with_its_claim(&fresh().await).await;
     lists_page_by_page_in_both_orders_and_both_ways(&fresh().await).await;
     looks_for_what_was_asked_and_answered(&fresh().await).await;
     removes_what_has_ended_and_nothing_else(&fresh().await).await;
@@ -90,17 +64,12 @@ pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
     prunes_oldest_ends_first(&fresh().await).await;
     keeps_jobs_whose_message_is_due(&fresh().await).await;
     bounds_jobs_whose_message_is_due(&fresh().await).await;
-    tells_the_observer_after_the_change_is_visible(fresh().await).await;
-    gives_each_job_to_one_claimant(fresh().await).await;
     keeps_one_job_a_key(fresh().await).await;
     takes_jobs_together_or_not_at_all(&fresh().await).await;
     takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
     owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
     sends_a_message_again_and_lists_those_that_fail(&fresh().await).await;
     adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
-    asks_once_for_all_that_ask_the_same(&fresh().await).await;
-    claims_one_of_those_that_ask_the_same_however_many_try(fresh().await).await;
-    tells_the_observer_who_is_held_back_and_who_is_let_go(&fresh().await).await;
 }
 
 /// What an attempt saw that used so many tokens of a model.
@@ -119,142 +88,147 @@ async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
     }
 }
 
-async fn claim(store: &impl JobStore, now: u32) -> Option<Job> {
-    pick(store, Pick::First, now).await
+/// Claims job `n`.
+pub(crate) async fn claim(store: &impl JobStore, n: u32, now: u32) -> Job {
+    store.claim(job(n).id, Owner::ANY, at(now + 30), at(now)).await.unwrap().job
 }
 
-async fn pick(store: &impl JobStore, pick: Pick, now: u32) -> Option<Job> {
-    store.claim(pick, Lanes::All, at(now + 30), at(now)).await.unwrap().job.map(|claimed| claimed.job)
-}
+/// A feed that notes what it hears.
+#[derive(Default)]
+pub(crate) struct Heard(Mutex<(BTreeMap<JobId, Job>, Vec<JobId>, EndedCounts)>);
 
-async fn claims_in_order_of_effective_time(store: &impl JobStore) {
-    let with = |n, priority| Job { priority, ..job(n) };
-    add(store, [with(0, Priority::Low), with(1, Priority::Normal), with(2, Priority::Normal), with(3, Priority::High)])
-        .await;
-    let mut order = Vec::new();
-    while let Some(claimed) = claim(store, 10).await {
-        order.push(claimed.id);
+impl Heard {
+    /// Of the changes of this store.
+    pub(crate) fn of(store: &impl JobStore) -> Arc<Heard> {
+        let heard = Arc::<Heard>::default();
+        store.subscribe(Arc::clone(&heard) as Arc<dyn Feed>);
+        heard
     }
-    assert_eq!(order, [job(3).id, job(1).id, job(2).id, job(0).id]);
-}
 
-/// A job of a caller.
-fn by(n: u32, caller: u64) -> Job {
-    Job { caller: std::num::NonZeroU64::new(caller), ..job(n) }
-}
-
-async fn lets_callers_take_turns(store: &impl JobStore) {
-    let urgent = Job { priority: Priority::High, ..by(4, 1) };
-    add(store, [by(0, 1), by(1, 1), by(2, 1), by(3, 2), urgent.clone(), job(5)]).await;
-    assert_eq!(store.ahead_of(&by(2, 1)).all, 5, "everybody else's one and three of its own go before it");
-    let mut order = Vec::new();
-    while let Some(claimed) = claim(store, 10).await {
-        order.push(claimed);
+    /// The pending jobs.
+    pub(crate) fn pending(&self) -> Vec<Job> {
+        self.0.lock().unwrap().0.values().cloned().collect()
     }
-    let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
-    let own: Vec<Job> = order.iter().filter(|job| job.caller == urgent.caller).cloned().collect();
-    assert_eq!(ids(&own), [4, 0, 1, 2].map(|n| job(n).id), "priority moves a job among its caller's own");
-    let mut first_round = ids(&order[..3]);
-    first_round.sort();
-    assert_eq!(first_round, [3, 4, 5].map(|n| job(n).id), "one of each, those without a name being one caller");
+
+    pub(crate) fn ended(&self) -> EndedCounts {
+        self.0.lock().unwrap().2
+    }
+
+    /// Every change since the last time, by its job.
+    fn take_changes(&self) -> Vec<JobId> {
+        std::mem::take(&mut self.0.lock().unwrap().1)
+    }
 }
 
-async fn asks_whenever_jobs_become_pending_and_says_what_is(store: &impl JobStore) {
-    let seen: Arc<Mutex<Vec<Admission>>> = Arc::default();
-    let asked = Arc::clone(&seen);
-    store.admit_by(Box::new(move |admission| {
-        asked.lock().unwrap().push(*admission);
-        Ok(())
-    }));
-    let one = std::num::NonZeroU64::new(1);
-    let later = Job { state: JobState::Queued { run_at: at(50) }, is_timed: true, ..by(1, 1) };
-    add(store, [by(0, 1), later.clone(), by(2, 2), job(3)]).await;
-    let admission = |by, pending, pending_scheduled, pending_of_owner| Admission {
-        by,
-        owner: by,
-        submits: 1,
-        jobs: 1,
-        scheduled: 0,
-        pending,
-        pending_scheduled,
-        pending_of_owner,
-    };
-    let asked = || std::mem::take(&mut *seen.lock().unwrap());
-    let expected = [
-        admission(one, 0, 0, 0),
-        Admission { scheduled: 1, ..admission(one, 1, 0, 1) },
-        admission(std::num::NonZeroU64::new(2), 2, 1, 0),
-        admission(None, 3, 1, 0),
-    ];
-    assert_eq!(asked(), expected);
-    let claimed = pick(store, Pick::Job(job(0).id), 10).await.unwrap();
-    store.transition(claimed.id, success(1, 1), at(11)).await.unwrap();
-    store.transition(later.id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
-    assert_eq!(asked(), [], "nothing that was pending before asks again");
-    let by_another = std::num::NonZeroU64::new(7);
-    store.transition(later.id, JobEvent::Requeue { run_at: at(12), by: by_another }, at(12)).await.unwrap();
-    assert_eq!(asked(), [Admission { owner: one, ..admission(by_another, 2, 0, 0) }]);
-    let records = [by(10, 1), by(11, 1)].map(|job| JobRecord::fresh(job, request(0)));
-    store.insert_all(records.to_vec()).await.unwrap();
-    assert_eq!(asked(), [Admission { submits: 2, jobs: 2, ..admission(one, 3, 0, 1) }]);
-    let records = [by(20, 1), by(11, 1)].map(|job| JobRecord::fresh(job, request(0)));
-    store.import(records.to_vec()).await.unwrap();
-    let import = Admission { by: caller::operator(), owner: None, ..admission(None, 5, 0, 0) };
-    assert_eq!(asked(), [import], "for those that are new here");
+impl Feed for Heard {
+    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
+        let pending = pending.into_iter().map(|job| (job.id, (*job).clone())).collect();
+        *self.0.lock().unwrap() = (pending, Vec::new(), ended);
+    }
+
+    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts) {
+        let mut heard = self.0.lock().unwrap();
+        for job in jobs {
+            heard.1.push(job.id);
+            heard.0.remove(&job.id);
+            if !job.state.is_final() {
+                heard.0.insert(job.id, (**job).clone());
+            }
+        }
+        heard.2 = ended;
+    }
 }
 
-async fn passes_no_bound_however_many_come_at_once<S: JobStore>(store: S) {
-    bound(&store);
-    let batch = |first: u32| (first..first + 3).map(|n| JobRecord::fresh(job(n), request(n))).collect::<Vec<_>>();
-    let batches = join_all((0..20).map(|n| store.insert_all(batch(n * 3)))).await;
-    assert_eq!(batches.iter().filter(|result| result.is_ok()).count(), 2);
-    assert_eq!(store.counts(at(100)).queued, 6);
+async fn tells_the_feed_of_every_change_in_order(store: &impl JobStore) {
+    add(store, [job(0), job(1)]).await;
+    let heard = Heard::of(store);
+    assert_eq!((heard.pending(), heard.ended()), (vec![job(0), job(1)], EndedCounts::default()), "what was there");
+    add(store, [job(2)]).await;
+    let claimed = claim(store, 0, 10).await;
+    assert_eq!(heard.pending(), [claimed.clone(), job(1), job(2)]);
+    store.transition(job(0).id, success(1, 1), at(11)).await.unwrap();
+    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    assert_eq!(heard.take_changes(), [2, 0, 0, 1].map(|n| job(n).id));
+    let ended = EndedCounts { succeeded: 1, cancelled: 1, ..EndedCounts::default() };
+    assert_eq!((heard.pending(), heard.ended()), (vec![job(2)], ended));
+    store.transition(job(1).id, JobEvent::Requeue { run_at: at(12) }, at(12)).await.unwrap();
+    assert_eq!((heard.pending().len(), heard.ended().cancelled), (2, 0));
+    assert_eq!(store.remove(vec![job(0).id], at(13)).await, Ok(1));
+    store.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(13)).await.unwrap();
+    assert_eq!(heard.ended(), EndedCounts { cancelled: 1, ..EndedCounts::default() });
+    assert!(store.transition(job(2).id, success(1, 1), at(14)).await.is_err());
+    assert_eq!(heard.take_changes(), [1, 2].map(|n| job(n).id), "what was refused changes nothing");
 }
 
-async fn takes_the_job_that_is_picked(store: &impl JobStore) {
-    let later = Job { state: JobState::Queued { run_at: at(50) }, ..job(3) };
-    add(store, [job(0), job(1), job(2), later.clone()]).await;
-    assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(2).id));
-    assert_eq!(pick(store, Pick::Job(job(2).id), 10).await.map(|job| job.id), Some(job(0).id), "it runs");
-    assert_eq!(pick(store, Pick::Job(later.id), 10).await.map(|job| job.id), Some(job(1).id), "its time has not come");
-    assert_eq!(pick(store, Pick::Job(job(9).id), 10).await, None, "there is neither such a job nor another one");
+async fn gives_each_job_to_one_claimant<S: JobStore>(store: S) {
+    let store = Arc::new(store);
+    let later = Job { state: JobState::Queued { run_at: at(50) }, ..job(1) };
+    add(&*store, [job(0), later, Job { deadline_at: Some(at(5)), ..job(2) }]).await;
+    let claims: Vec<_> = (0..8)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.claim(job(0).id, Owner::ANY, at(40), at(10)).await })
+        })
+        .collect();
+    let mut given = Vec::new();
+    for claim in claims {
+        match claim.await.unwrap() {
+            Ok(claimed) => given.push(claimed),
+            Err(error) => assert!(matches!(error, StoreError::Transition(_)), "{error}"),
+        }
+    }
+    let [claimed] = &given[..] else { panic!("one claim, not {}", given.len()) };
+    assert_eq!((claimed.job.state, claimed.job.attempt), (JobState::Running { lease_until: at(40) }, 1));
+    assert_eq!(claimed.request, request(0));
+    for n in [1, 2] {
+        let refused = store.claim(job(n).id, Owner::ANY, at(40), at(10)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Transition(TransitionError::Illegal { .. })), "{refused}");
+    }
+    assert_eq!(store.claim(job(9).id, Owner::ANY, at(40), at(10)).await.unwrap_err(), StoreError::NotFound(job(9).id));
+    assert_eq!(claim(&*store, 1, 50).await.attempt, 1);
 }
 
-async fn prefers_jobs_that_nobody_asked_to_wait_for_where_asked_to(store: &impl JobStore) {
-    let waited = |n| Job { waited_for: true, ..job(n) };
-    add(store, [waited(0), waited(1), job(2), job(3)]).await;
-    assert_eq!((store.claimable(at(10)), store.claimable_unwaited()), (4, 2));
-    assert_eq!(store.ahead_of(&job(3)), Ahead { all: 3, unwaited: 1 });
-    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(2).id));
-    assert_eq!(claim(store, 10).await.map(|job| job.id), Some(job(0).id));
-    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(3).id));
-    assert_eq!(pick(store, Pick::Unwaited, 10).await.map(|job| job.id), Some(job(1).id), "rather that than none");
+async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
+    let claimed = job(0).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(30) }, at(1)).unwrap();
+    add(store, [claimed.clone()]).await;
+    assert_eq!(store.peek(claimed.id), Some(claimed.clone()));
+    assert!(store.claim(claimed.id, Owner::ANY, at(40), at(2)).await.is_err(), "it has its worker");
+    let done = store.transition(claimed.id, success(1, 1), at(3)).await.unwrap();
+    assert_eq!(done.status(at(3)), JobStatus::Succeeded);
 }
 
-async fn claims_a_scheduled_job_at_its_time_and_not_before(store: &impl JobStore) {
-    let mut later = job(0);
-    later.state = JobState::Queued { run_at: at(50) };
-    add(store, [later]).await;
-    assert_eq!(store.claimable(at(49)), 0);
-    assert_eq!(claim(store, 49).await, None);
-    assert_eq!(store.counts(at(49)).scheduled, 1);
-    assert_eq!(store.next_due(), Some(at(50)));
-    assert_eq!(store.oldest_queued(), None);
-    assert_eq!(store.claimable(at(50)), 1);
-    assert_eq!(store.oldest_queued(), Some(job(0).due_at));
-    assert_eq!(claim(store, 50).await.map(|job| job.attempt), Some(1));
-    assert_eq!(store.oldest_queued(), None);
+async fn gives_an_answer_to_the_followers_that_still_want_it(store: &impl JobStore) {
+    let later = Job { state: JobState::Queued { run_at: at(50) }, due_at: at(50), ..asking(3, 7) };
+    add(store, [asking(0, 7), asking(1, 7), asking(2, 7), later]).await;
+    claim(store, 0, 10).await;
+    store.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
+    let JobEvent::Succeed { report, .. } = success(1, 60_000) else { unreachable!() };
+    let report = Arc::new(AttemptReport { result: report.result.clone(), ..(*spending("a", 5)).clone() });
+    let followers: Vec<JobId> = [1, 2, 3, 9].map(|n| job(n).id).to_vec();
+    let late = store.succeed(job(0).id, 2, Arc::clone(&report), followers.clone(), at(12)).await;
+    assert!(late.is_err(), "of another attempt");
+    assert_eq!(store.peek(job(1).id).unwrap().state, asking(1, 7).state);
+    let answered = store.succeed(job(0).id, 1, report, followers, at(12)).await.unwrap();
+    let ids: Vec<JobId> = answered.iter().map(|job| job.id).collect();
+    assert_eq!(ids, [0, 1].map(|n| job(n).id), "one was cancelled, one is for later, one never was");
+    let [own, shared] = [store.get(job(0).id).await.unwrap().unwrap(), store.get(job(1).id).await.unwrap().unwrap()];
+    assert_eq!([&own.job, &shared.job], [&answered[0], &answered[1]]);
+    assert_eq!(shared.result().unwrap().get(), own.result().unwrap().get());
+    let attempt = shared.answer().unwrap();
+    assert_eq!((attempt.outcome, attempt.report.shared_with), (AttemptOutcome::Shared, Some(job(0).id)));
+    assert_eq!((attempt.report.model.as_deref(), attempt.report.usage), (Some("a"), None));
+    assert_eq!(store.spent(Day::of(at(12))).calls, 1, "paid for once");
 }
 
 async fn keeps_requests_results_and_history(store: &impl JobStore) {
     add(store, [job(0)]).await;
-    claim(store, 1).await.unwrap();
+    claim(store, 0, 1).await;
     let report = Arc::new(AttemptReport { http_status: Some(529), ..AttemptReport::default() });
     store
         .transition(job(0).id, JobEvent::Retry { attempt: 1, run_at: at(2), class: FailureClass::Other, report }, at(2))
         .await
         .unwrap();
-    claim(store, 3).await.unwrap();
+    claim(store, 0, 3).await;
     let running = store.get(job(0).id).await.unwrap().unwrap();
     assert_eq!((running.request, running.attempts.len()), (request(0), 1));
     store.transition(job(0).id, success(2, 100_000), at(4)).await.unwrap();
@@ -272,7 +246,7 @@ async fn folds_releases_in_a_row_and_bounds_the_history(store: &impl JobStore) {
     let mut now = 1;
     let mut run = async |event: fn(u32, u32) -> JobEvent| {
         now += 1;
-        let attempt = claim(store, now).await.unwrap().attempt;
+        let attempt = claim(store, 0, now).await.attempt;
         store.transition(job(0).id, event(attempt, now), at(now)).await.unwrap();
     };
     let release = |attempt, now| JobEvent::Release {
@@ -304,79 +278,21 @@ async fn folds_releases_in_a_row_and_bounds_the_history(store: &impl JobStore) {
     assert_eq!(numbers, (53..153).collect::<Vec<u32>>(), "the newest");
 }
 
-async fn tells_how_many_go_before_a_job(store: &impl JobStore) {
-    let urgent = Job { priority: Priority::High, ..job(3) };
-    add(store, [job(0), job(1), job(2), urgent.clone()]).await;
-    let ahead = || [&job(0), &job(1), &job(2), &urgent].map(|job| store.ahead_of(job).all);
-    assert_eq!(ahead(), [1, 2, 3, 0]);
-    claim(store, 10).await.unwrap();
-    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(11)).await.unwrap();
-    assert_eq!(ahead(), [0, 1, 1, 0]);
-}
-
 async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl JobStore) {
     add(store, [job(0)]).await;
     assert_eq!(
         store.transition(job(7).id, JobEvent::Cancel { at_risk: None }, at(1)).await.unwrap_err(),
         StoreError::NotFound(job(7).id)
     );
-    let claimed = claim(store, 1).await.unwrap();
+    let claimed = claim(store, 0, 1).await;
     let late = store.transition(claimed.id, success(7, 1), at(2)).await.unwrap_err();
     assert!(matches!(late, StoreError::Transition(TransitionError::LeaseLost { attempt: 7, current: 1, .. })));
     assert_eq!(store.peek(claimed.id), Some(claimed));
 }
 
-async fn bounds_pending_jobs_but_not_what_ends_them(store: &impl JobStore) {
-    let limit = u32::try_from(MAX_PENDING).unwrap();
-    bound(store);
-    add(store, (0..limit).map(job)).await;
-    let refused = store.insert(job(limit), request(limit)).await.unwrap_err();
-    assert!(matches!(refused, StoreError::Refused(Refused::Full { pending: MAX_PENDING, .. })), "{refused}");
-    assert_eq!(store.peek(job(limit).id), None, "a refused job is not there");
-    claim(store, 20).await.unwrap();
-    store.insert(job(limit), request(limit)).await.unwrap_err();
-    store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(21)).await.unwrap();
-    store.insert(job(limit), request(limit)).await.unwrap();
-    let requeue = JobEvent::Requeue { run_at: at(22), by: None };
-    store.transition(job(1).id, requeue, at(22)).await.unwrap_err();
-    assert_eq!(store.peek(job(1).id).unwrap().state, JobState::Cancelled, "a refused retry changes nothing");
-}
-
-async fn tells_what_is_overdue_and_when_the_next_thing_is_due(store: &impl JobStore) {
-    let with_deadline = Job { deadline_at: Some(at(90)), ..job(1) };
-    add(store, [job(0), with_deadline.clone()]).await;
-    let running = claim(store, 10).await.unwrap();
-    assert_eq!(store.next_due(), Some(at(40)));
-    assert!(store.overdue(at(39), 10).is_empty());
-    assert_eq!(store.overdue(at(40), 10), std::slice::from_ref(&running));
-    assert_eq!(store.running(), std::slice::from_ref(&running));
-    let beat = JobEvent::Extend { attempt: 1, lease_until: at(200) };
-    store.transition(running.id, beat, at(30)).await.unwrap();
-    assert_eq!(store.next_due(), Some(at(90)));
-    assert_eq!(store.overdue(at(90), 10), std::slice::from_ref(&with_deadline));
-    let failed = store.transition(with_deadline.id, JobEvent::MissDeadline, at(91)).await.unwrap();
-    assert_eq!(failed.state, crate::job::JobState::Failed { code: FailureCode::DeadlineExceeded });
-}
-
-async fn ends_a_job_past_its_deadline_instead_of_claiming_it(store: &impl JobStore) {
-    let with_deadline = |n| Job { deadline_at: Some(at(20)), ..job(n) };
-    add(store, [with_deadline(0), with_deadline(1), job(2), with_deadline(3)]).await;
-    let claimed = store.claim(Pick::Job(job(1).id), Lanes::All, at(60), at(20)).await.unwrap();
-    assert_eq!(claimed.job.unwrap().job.id, job(2).id);
-    let expired = JobState::Failed { code: FailureCode::DeadlineExceeded };
-    let ended: Vec<_> = claimed.expired.iter().map(|job| (job.id, job.state)).collect();
-    assert_eq!(ended, [(job(1).id, expired), (job(0).id, expired)]);
-    let claimed = store.claim(Pick::First, Lanes::All, at(60), at(20)).await.unwrap();
-    assert!(claimed.job.is_none() && claimed.expired.len() == 1);
-    for n in [0, 1, 3] {
-        let record = store.get(job(n).id).await.unwrap().unwrap();
-        assert_eq!((record.job.state, record.job.attempt, record.attempts.len()), (expired, 0, 0));
-    }
-}
-
 async fn refuses_a_cancel_that_does_not_know_of_the_attempt(store: &impl JobStore) {
     add(store, [job(0)]).await;
-    let claimed = claim(store, 1).await.unwrap();
+    let claimed = claim(store, 0, 1).await;
     let refused = store.transition(claimed.id, JobEvent::Cancel { at_risk: None }, at(2)).await.unwrap_err();
     assert!(
         matches!(refused, StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })),
@@ -386,15 +302,6 @@ async fn refuses_a_cancel_that_does_not_know_of_the_attempt(store: &impl JobStor
     store.transition(claimed.id, JobEvent::Cancel { at_risk: Some(RISK) }, at(3)).await.unwrap();
     let record = store.get(claimed.id).await.unwrap().unwrap();
     assert_eq!((record.job.state, record.attempts[0].report.at_risk), (JobState::Cancelled, Some(RISK)));
-}
-
-async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
-    let claimed = job(0).apply(&JobEvent::Claim { lease_until: at(30) }, at(1)).unwrap();
-    add(store, [claimed.clone()]).await;
-    assert_eq!(store.running(), std::slice::from_ref(&claimed));
-    assert_eq!(claim(store, 2).await, None, "it has its worker");
-    let done = store.transition(claimed.id, success(1, 1), at(3)).await.unwrap();
-    assert_eq!(done.status(at(3)), JobStatus::Succeeded);
 }
 
 async fn lists_page_by_page_in_both_orders_and_both_ways(store: &impl JobStore) {
@@ -426,7 +333,6 @@ async fn lists_page_by_page_in_both_orders_and_both_ways(store: &impl JobStore) 
     assert!(more.is_some());
     let (scheduled, _, _) = page(&[JobStatus::Scheduled], Order::NewestFirst, 4, None).await;
     assert!(scheduled.is_empty());
-    assert_eq!(store.counts(at(10)), StatusCounts { queued: 3, cancelled: 2, ..StatusCounts::default() });
 }
 
 async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
@@ -439,7 +345,7 @@ async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
         ..JobRequest::default()
     };
     store.insert(job(4), Arc::new(labelled)).await.unwrap();
-    claim(store, 10).await.unwrap();
+    claim(store, 0, 10).await;
     let report = AttemptReport { model: Some("answered".to_owned()), ..AttemptReport::default() };
     let failed = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::new(report) };
     store.transition(job(0).id, failed, at(11)).await.unwrap();
@@ -485,7 +391,6 @@ async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
     assert_eq!(store.remove(ids, at(10)).await.unwrap(), 1);
     assert!(store.get(job(0).id).await.unwrap().is_none());
     assert!(store.peek(job(1).id).is_some() && store.peek(job(2).id).is_some());
-    assert_eq!(store.counts(at(10)), StatusCounts { queued: 1, cancelled: 1, ..StatusCounts::default() });
 }
 
 async fn keeps_settings_and_an_audit_log(store: &impl JobStore) {
@@ -550,19 +455,19 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
     };
     let settle = async |n: u32, event, now| store.transition(job(n).id, event, at(now)).await.unwrap();
     add(store, (0..4).map(job)).await;
-    claim(store, 10).await.unwrap();
+    claim(store, 0, 10).await;
     let (run_at, class) = (at(11), FailureClass::Other);
     settle(0, JobEvent::Retry { attempt: 1, run_at, class, report: spending("a", 5) }, 11).await;
     assert_eq!(store.spent(day(11)), sums(1, 5), "a failed attempt is billed all the same");
-    claim(store, 12).await.unwrap();
+    claim(store, 0, 12).await;
     settle(0, JobEvent::Succeed { attempt: 2, report: spending("b", 7) }, DAY).await;
     assert_eq!((store.spent(day(11)), store.spent(day(DAY))), (sums(1, 5), sums(1, 7)), "by the day of its end");
     store.transition(job(0).id, JobEvent::Succeed { attempt: 2, report: spending("b", 7) }, at(DAY)).await.unwrap_err();
 
     let at_risk = Some(AtRisk { input_tokens: 3, output_tokens: 4, nanodollars: Some(9) });
-    claim(store, 13).await.unwrap();
+    claim(store, 1, 13).await;
     settle(1, JobEvent::Expire { attempt: 1, lease_until: at(43), retry_at: None, at_risk }, DAY + 1).await;
-    claim(store, 14).await.unwrap();
+    claim(store, 2, 14).await;
     settle(2, JobEvent::Cancel { at_risk }, DAY + 2).await;
     settle(3, JobEvent::Cancel { at_risk }, DAY + 2).await;
     let risk = Risk { calls: 2, input_tokens: 6, output_tokens: 8, nanodollars: 18, unpriced_calls: 0 };
@@ -589,7 +494,6 @@ async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {
     };
     let first = [named(0, 1, 1), named(1, 2, 1), named(2, 3, 1)];
     assert_eq!(store.insert_all(batch(&first)).await, Ok(vec![Insertion::Accepted; 3]));
-    assert_eq!(store.counts(at(3)).queued, 3);
     assert_eq!(store.get(first[2].id).await.unwrap().unwrap().request, request(2));
 
     let again = [named(10, 1, 1), named(11, 2, 1), named(12, 3, 1)];
@@ -598,20 +502,14 @@ async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {
     for other in [[named(10, 1, 1), named(11, 2, 9)], [named(10, 4, 1), named(11, 2, 1)]] {
         assert_eq!(store.insert_all(batch(&other)).await, Err(StoreError::KeyReused));
     }
-    bound(store);
-    let too_many: Vec<Job> = (20..26).map(job).collect();
-    let full = Refused::Full { pending: 3, limit: MAX_PENDING, max: MAX_PENDING };
-    assert_eq!(store.insert_all(batch(&too_many)).await, Err(full.into()));
-    assert_eq!(store.counts(at(30)).queued, 3, "what was refused is not there in part");
-    assert_eq!(store.insert_all(batch(&too_many[..5])).await, Ok(vec![Insertion::Accepted; 5]));
-    assert_eq!(claim(store, 30).await.map(|job| job.id), Some(first[0].id));
+    assert_eq!(Heard::of(store).pending().len(), 3, "what was refused is not there in part");
 }
 
 async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl JobStore) {
     add(from, (0..5).map(job)).await;
-    claim(from, 10).await.unwrap();
+    claim(from, 0, 10).await;
     from.transition(job(0).id, success(1, 60_000), at(11)).await.unwrap();
-    claim(from, 12).await.unwrap();
+    claim(from, 1, 12).await;
     from.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(13)).await.unwrap();
     let all = |cursor, limit| Listing { order: Order::OldestFirst, cursor, limit, ..Listing::default() };
     let first = from.list(all(None, 3), at(10)).await.unwrap();
@@ -634,106 +532,11 @@ async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl Jo
     }
     let memo = to.get(ids[0]).await.unwrap().unwrap();
     assert!(memo.attempts[0].report.result.as_ref().unwrap().get().len() > 60_000);
-    assert_eq!(to.running().iter().map(|job| job.id).collect::<Vec<_>>(), [ids[1]]);
-    let more = (10..20).map(|n| JobRecord { job: job(n), ..records[4].clone() }).collect();
-    bound(to);
-    assert!(matches!(to.import(more).await, Err(StoreError::Refused(Refused::Full { .. }))));
-    assert_eq!(to.list(all(None, 100), at(10)).await.unwrap().jobs.len(), 5, "none of them");
 }
 
 /// A job that shares its answer with all of this question.
 pub(crate) fn asking(n: u32, question: u64) -> Job {
     Job { question: std::num::NonZeroU64::new(question), ..job(n) }
-}
-
-/// As it is when it is claimed at its submission.
-fn claimed_at_once(job: &Job) -> Job {
-    job.apply(&JobEvent::Claim { lease_until: job.created_at.plus(Duration::from_secs(30)) }, job.created_at).unwrap()
-}
-
-async fn asks_once_for_all_that_ask_the_same(store: &impl JobStore) {
-    let later = Job { state: JobState::Queued { run_at: at(50) }, due_at: at(50), ..asking(4, 7) };
-    let hurried = Job { deadline_at: Some(at(32)), ..asking(1, 7) };
-    add(store, [asking(0, 7), hurried, asking(2, 7), asking(3, 8), later, job(5)]).await;
-    let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
-    let claimed = [claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap(), claim(store, 10).await.unwrap()];
-    assert_eq!(ids(&claimed), [0, 3, 5].map(|n| job(n).id));
-    let seven = claimed[0].question.unwrap();
-    assert_eq!((claim(store, 10).await, store.claimable(at(11))), (None, 0));
-    assert_eq!(pick(store, Pick::Job(job(2).id), 11).await, None, "not even by name");
-    assert!(store.is_under_way(seven));
-    let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
-    store.transition(job(0).id, extend, at(20)).await.unwrap();
-    assert_eq!((store.claimable(at(20)), store.overdue(at(35), 9)), (0, Vec::new()), "its deadline waits too");
-    assert_eq!(store.insert(claimed_at_once(&asking(6, 7)), request(6)).await, Ok(Insertion::Unclaimed));
-    assert_eq!(store.peek(job(6).id), Some(asking(6, 7)));
-
-    store.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(20)).await.unwrap();
-    let release = JobEvent::Release { attempt: 1, run_at: at(21), is_demoted: false, report: Arc::default() };
-    store.transition(job(0).id, release, at(21)).await.unwrap();
-    assert_eq!((store.claimable(at(21)), ids(&store.overdue(at(35), 9))), (3, vec![job(1).id]));
-    assert_eq!(claim(store, 21).await.unwrap().id, job(0).id);
-    let fail = JobEvent::Fail { attempt: 2, code: FailureCode::Refused, report: Arc::default() };
-    store.transition(job(0).id, fail, at(22)).await.unwrap();
-    assert_eq!(claim(store, 22).await.unwrap().id, job(1).id, "the next one asks");
-
-    let JobEvent::Succeed { report, .. } = success(1, 60_000) else { unreachable!() };
-    let report = AttemptReport { result: report.result.clone(), ..(*spending("a", 5)).clone() };
-    assert!(store.succeed(job(1).id, 2, Arc::new(report.clone()), at(23)).await.is_err(), "of another attempt");
-    let answered = store.succeed(job(1).id, 1, Arc::new(report), at(23)).await.unwrap();
-    assert_eq!(ids(&answered), [1, 6].map(|n| job(n).id), "one is scheduled for later");
-    let [own, shared] = [store.get(job(1).id).await.unwrap().unwrap(), store.get(job(6).id).await.unwrap().unwrap()];
-    assert_eq!([&own.job, &shared.job], [&answered[0], &answered[1]]);
-    assert_eq!(shared.result().unwrap().get(), own.result().unwrap().get());
-    let attempt = shared.answer().unwrap();
-    assert_eq!((attempt.outcome, attempt.report.shared_with), (AttemptOutcome::Shared, Some(job(1).id)));
-    assert_eq!((attempt.report.model.as_deref(), attempt.report.usage), (Some("a"), None));
-    assert_eq!(store.spent(Day::of(at(23))).calls, 1);
-    assert!(!store.is_under_way(seven));
-    assert_eq!(claim(store, 50).await.unwrap().id, job(4).id, "what was asked for later is asked then");
-}
-
-async fn claims_one_of_those_that_ask_the_same_however_many_try<S: JobStore>(store: S) {
-    let store = Arc::new(store);
-    add(&*store, (0..4).map(|n| asking(n, 7))).await;
-    let claims: Vec<_> = (0..4)
-        .map(|_| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move { claim(&*store, 10).await })
-        })
-        .collect();
-    let inserts: Vec<_> = (4..8)
-        .map(|n| {
-            let store = Arc::clone(&store);
-            let job = claimed_at_once(&asking(n, 8));
-            tokio::spawn(async move { store.insert(job, request(n)).await.unwrap() })
-        })
-        .collect();
-    let (mut given, mut taken) = (0, 0);
-    for claim in claims {
-        given += usize::from(claim.await.unwrap().is_some());
-    }
-    for insert in inserts {
-        taken += usize::from(insert.await.unwrap() == Insertion::Accepted);
-    }
-    assert_eq!((given, taken, store.running().len()), (1, 1, 2));
-}
-
-async fn tells_the_observer_who_is_held_back_and_who_is_let_go(store: &impl JobStore) {
-    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    store.observe(Box::new(move |jobs, held_back| {
-        let _ = told.send((jobs.iter().map(|job| job.id).collect::<Vec<_>>(), held_back.to_vec()));
-    }));
-    let mut next = async || heard.recv().await.unwrap();
-    let [first, second, third] = [0, 1, 2].map(|n| job(n).id);
-    add(store, [asking(0, 7), asking(1, 7)]).await;
-    assert_eq!([next().await, next().await], [(vec![first], vec![]), (vec![second], vec![])]);
-    claim(store, 10).await.unwrap();
-    assert_eq!(next().await, (vec![first, second], vec![second]));
-    add(store, [asking(2, 7)]).await;
-    assert_eq!(next().await, (vec![third], vec![third]));
-    store.transition(first, JobEvent::Cancel { at_risk: Some(RISK) }, at(11)).await.unwrap();
-    assert_eq!(next().await, (vec![first, second, third], vec![]));
 }
 
 /// As [`request`], of somebody who wants to be told.
@@ -768,7 +571,7 @@ async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobSt
     store.note_delivery(job(0).id, taken.clone()).await.unwrap();
     assert_eq!((delivery().await, store.next_delivery_after(at(0))), (taken.clone(), None));
 
-    store.transition(job(0).id, JobEvent::Requeue { run_at: at(20), by: None }, at(20)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Requeue { run_at: at(20) }, at(20)).await.unwrap();
     cancel(0, 21).await;
     let second = delivery().await;
     assert_eq!((second.number, second.next_at()), (2, Some(at(21))));
@@ -857,7 +660,7 @@ async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {
     assert_eq!(store.prune(at(99), 1, 9).await, Ok(2), "what is settled is as any other");
     assert_eq!((there(), due(store, 99)), (vec![0], vec![job(0).id]));
     // Queued again and told of another end, it is kept for that one.
-    store.transition(job(0).id, JobEvent::Requeue { run_at: at(30), by: None }, at(30)).await.unwrap();
+    store.transition(job(0).id, JobEvent::Requeue { run_at: at(30) }, at(30)).await.unwrap();
     store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(31)).await.unwrap();
     assert_eq!(store.prune(at(99), 5, 9).await, Ok(0));
     note(0, 200).await;
@@ -886,38 +689,4 @@ async fn prunes_oldest_ends_first(store: &impl JobStore) {
     assert!(store.peek(job(3).id).is_none());
     assert_eq!(store.prune(at(0), 0, 2).await.unwrap(), 2, "no more than the limit");
     assert!(store.peek(job(0).id).is_some() && store.peek(job(5).id).is_some());
-}
-
-async fn tells_the_observer_after_the_change_is_visible<S: JobStore>(store: S) {
-    let store = Arc::new(store);
-    let seen: Arc<Mutex<Vec<bool>>> = Arc::default();
-    let (watched, log) = (Arc::clone(&store), Arc::clone(&seen));
-    let (signal, mut signalled) = tokio::sync::mpsc::unbounded_channel();
-    store.observe(Box::new(move |jobs, _| {
-        let visible = jobs.iter().all(|job| watched.peek(job.id).as_ref() == Some(job));
-        log.lock().unwrap().push(visible);
-        let _ = signal.send(());
-    }));
-    add(&*store, [job(0)]).await;
-    signalled.recv().await.unwrap();
-    claim(&*store, 1).await.unwrap();
-    signalled.recv().await.unwrap();
-    assert_eq!(*seen.lock().unwrap(), [true, true]);
-}
-
-async fn gives_each_job_to_one_claimant<S: JobStore>(store: S) {
-    let store = Arc::new(store);
-    add(&*store, (0..8).map(job)).await;
-    let claims: Vec<_> = (0..16)
-        .map(|_| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move { claim(&*store, 10).await })
-        })
-        .collect();
-    let mut given = Vec::new();
-    for claim in claims {
-        given.extend(tokio::time::timeout(Duration::from_secs(30), claim).await.unwrap().unwrap());
-    }
-    given.sort_by_key(|job| job.id);
-    assert_eq!(given.iter().map(|job| job.id).collect::<Vec<_>>(), (0..8).map(|n| job(n).id).collect::<Vec<_>>());
 }

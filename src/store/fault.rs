@@ -1,11 +1,10 @@
 //! A store that fails by script: [`FaultStore`] wraps any other and makes a call of the test's choice fail before it is
-//! done, or after, when only the caller doesn't know. It can also keep a change from the observer, which is no more than
-//! a hint.
+//! done, or after, when only the caller doesn't know. It can also keep a change from the feed.
 //!
 //! Calls are those that change something; reads have nothing to commit and never fail here.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -14,13 +13,12 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit};
+use super::{ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, StoreError};
 use crate::{
     clock::Timestamp,
-    digest::Lane,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        StatusCounts, delivery::Delivery,
+        Owner, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
 };
@@ -67,17 +65,31 @@ struct Script {
     next: Option<(usize, Moment)>,
     /// What has failed since it was last asked for.
     fired: Vec<(Call, Moment)>,
-    /// What claims were to take since it was last asked for.
-    picks: Vec<Pick>,
 }
 
-/// What comes of announcements.
+/// Between the store and its feed.
 #[derive(Default)]
 struct Ears {
-    /// The observer is told nothing.
+    feed: OnceLock<Arc<dyn Feed>>,
+    /// The feed is told nothing.
     deaf: AtomicBool,
     /// Every job announced since it was last asked for, told or not.
     announced: Mutex<Vec<Job>>,
+}
+
+impl Feed for Ears {
+    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
+        if let Some(feed) = self.feed.get() {
+            feed.reset(pending, ended);
+        }
+    }
+
+    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts) {
+        self.announced.lock().extend(jobs.iter().map(|job| (**job).clone()));
+        if let Some(feed) = self.feed.get().filter(|_| !self.deaf.load(Ordering::SeqCst)) {
+            feed.changed(jobs, ended);
+        }
+    }
 }
 
 impl<S: JobStore> FaultStore<S> {
@@ -106,14 +118,12 @@ impl<S: JobStore> FaultStore<S> {
         std::mem::take(&mut *self.script.lock()).fired
     }
 
-    /// What claims were to take since the last time, failed ones included.
-    pub(crate) fn take_picks(&self) -> Vec<Pick> {
-        std::mem::take(&mut self.script.lock().picks)
-    }
-
-    /// Keeps changes from the observer from now on, or tells them again.
+    /// Keeps changes from the feed from now on, or tells it of all pending jobs again, as a store does that has lost what it
+    /// should have told.
     pub(crate) fn set_deaf(&self, deaf: bool) {
-        self.ears.deaf.store(deaf, Ordering::SeqCst);
+        if self.ears.deaf.swap(deaf, Ordering::SeqCst) && !deaf {
+            self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>);
+        }
     }
 
     /// The jobs announced since the last time, in order, whether the observer was told or not.
@@ -164,13 +174,12 @@ impl<S: JobStore> JobStore for FaultStore<S> {
 
     async fn claim(
         &self,
-        pick: Pick,
-        lanes: Lanes,
+        id: JobId,
+        owner: Owner,
         lease_until: Timestamp,
         now: Timestamp,
-    ) -> Result<Claimed, StoreError> {
-        self.script.lock().picks.push(pick);
-        self.call(Call::Claim, self.inner.claim(pick, lanes, lease_until, now)).await
+    ) -> Result<ClaimedJob, StoreError> {
+        self.call(Call::Claim, self.inner.claim(id, owner, lease_until, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -182,9 +191,10 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         id: JobId,
         attempt: u32,
         report: Arc<AttemptReport>,
+        followers: Vec<JobId>,
         now: Timestamp,
     ) -> Result<Vec<Job>, StoreError> {
-        self.call(Call::Transition(id), self.inner.succeed(id, attempt, report, now)).await
+        self.call(Call::Transition(id), self.inner.succeed(id, attempt, report, followers, now)).await
     }
 
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
@@ -231,10 +241,6 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.peek(id)
     }
 
-    fn is_under_way(&self, question: std::num::NonZeroU64) -> bool {
-        self.inner.is_under_way(question)
-    }
-
     fn newest_answer(&self, question: std::num::NonZeroU64) -> Option<Job> {
         self.inner.newest_answer(question)
     }
@@ -263,42 +269,6 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.call(Call::NoteDelivery(id), self.inner.note_delivery(id, delivery)).await
     }
 
-    fn ahead_of(&self, job: &Job) -> Ahead {
-        self.inner.ahead_of(job)
-    }
-
-    fn counts(&self, now: Timestamp) -> StatusCounts {
-        self.inner.counts(now)
-    }
-
-    fn claimable(&self, now: Timestamp) -> usize {
-        self.inner.claimable(now)
-    }
-
-    fn ready_lanes(&self, now: Timestamp) -> Vec<Lane> {
-        self.inner.ready_lanes(now)
-    }
-
-    fn claimable_unwaited(&self) -> usize {
-        self.inner.claimable_unwaited()
-    }
-
-    fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
-        self.inner.overdue(now, limit)
-    }
-
-    fn next_due(&self) -> Option<Timestamp> {
-        self.inner.next_due()
-    }
-
-    fn oldest_queued(&self) -> Option<Timestamp> {
-        self.inner.oldest_queued()
-    }
-
-    fn running(&self) -> Vec<Job> {
-        self.inner.running()
-    }
-
     fn spent(&self, day: Day) -> Sums {
         self.inner.spent(day)
     }
@@ -307,18 +277,9 @@ impl<S: JobStore> JobStore for FaultStore<S> {
         self.inner.ledger(days)
     }
 
-    fn admit_by(&self, admit: Admit) {
-        self.inner.admit_by(admit);
-    }
-
-    fn observe(&self, observer: Observer) {
-        let ears = Arc::clone(&self.ears);
-        self.inner.observe(Box::new(move |jobs, held_back| {
-            ears.announced.lock().extend_from_slice(jobs);
-            if !ears.deaf.load(Ordering::SeqCst) {
-                observer(jobs, held_back);
-            }
-        }));
+    fn subscribe(&self, feed: Arc<dyn Feed>) {
+        let _ = self.ears.feed.set(feed);
+        self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>);
     }
 
     fn trouble(&self) -> Option<String> {
@@ -341,7 +302,7 @@ mod tests {
         clock::Clock,
         metrics::Metrics,
         store::{
-            contract::{self, at, job, request, success},
+            contract::{self, Heard, at, job, request, success},
             sled::{SledConfig, SledStore},
         },
     };
@@ -374,9 +335,9 @@ mod tests {
         assert!(store.peek(job(0).id).is_some() && store.peek(job(1).id).is_none());
 
         store.fail_after(0, Moment::After);
-        let error = store.claim(Pick::First, Lanes::All, at(30), at(1)).await.unwrap_err();
+        let error = store.claim(job(0).id, Owner::ANY, at(30), at(1)).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
-        assert_eq!(store.running().len(), 1, "it is claimed all the same");
+        assert!(store.peek(job(0).id).unwrap().is_running(), "it is claimed all the same");
         store.fail_after(0, Moment::After);
         store.transition(job(0).id, success(1, 1), at(2)).await.unwrap_err();
         let again = store.transition(job(0).id, success(1, 1), at(2)).await.unwrap_err();
@@ -385,17 +346,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deaf_observer_hears_nothing_of_what_happens() {
+    async fn a_deaf_feed_hears_nothing_and_then_all_there_is() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder);
-        let heard = Arc::new(Mutex::new(0));
-        let count = Arc::clone(&heard);
-        store.observe(Box::new(move |jobs, _| *count.lock() += jobs.len()));
+        let heard = Heard::of(&store);
         store.insert(job(0), request(0)).await.unwrap();
         store.set_deaf(true);
         store.insert(job(1), request(1)).await.unwrap();
-        store.set_deaf(false);
-        assert_eq!(*heard.lock(), 1);
+        assert_eq!(heard.pending(), [job(0)]);
         assert_eq!(store.take_announced().len(), 2);
+        store.set_deaf(false);
+        assert_eq!(heard.pending(), [job(0), job(1)]);
     }
 }

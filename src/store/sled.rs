@@ -75,13 +75,12 @@ use self::{
     recent::{Bodies, Recent},
     writer::Writer,
 };
-use super::{Ahead, Claimed, Due, Insertion, JobStore, Lanes, Observer, Pick, StoreError, bounds::Admit, turns::List};
+use super::{ClaimedJob, Due, Feed, Insertion, JobStore, StoreError};
 use crate::{
     clock::{Clock, Timestamp},
-    digest::Lane,
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
-        Listing, StatusCounts, delivery::Delivery,
+        Listing, Owner, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
     metrics::Metrics,
@@ -134,8 +133,7 @@ struct Shared {
     trouble: Mutex<Option<String>>,
     /// Cancelled once the writer has given up.
     lost: CancellationToken,
-    admit: OnceLock<Admit>,
-    observer: OnceLock<Observer>,
+    feed: OnceLock<Arc<dyn Feed>>,
     metrics: Metrics,
 }
 
@@ -157,8 +155,7 @@ impl SledStore {
             disk: RwLock::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
-            admit: OnceLock::new(),
-            observer: OnceLock::new(),
+            feed: OnceLock::new(),
             metrics,
         });
         let next_seq = shared.open()?;
@@ -199,6 +196,12 @@ impl SledStore {
         index.assert_consistent();
         let pending = deliveries.pending().collect();
         assert_eq!(index.untold(), pending, "the unnotified jobs disagree with the webhooks");
+    }
+
+    /// Every pending job.
+    #[cfg(test)]
+    pub(crate) fn pending(&self) -> Vec<Arc<Job>> {
+        self.shared.index.read().pending()
     }
 
     /// Loses what a job asks and damages nothing else, as a page that went bad on disk does.
@@ -246,12 +249,12 @@ impl JobStore for SledStore {
 
     async fn claim(
         &self,
-        pick: Pick,
-        lanes: Lanes,
+        id: JobId,
+        owner: Owner,
         lease_until: Timestamp,
         now: Timestamp,
-    ) -> Result<Claimed, StoreError> {
-        self.ask(|reply| Command::Claim { pick, lanes, lease_until, now, reply }).await
+    ) -> Result<ClaimedJob, StoreError> {
+        self.ask(|reply| Command::Claim { id, owner, lease_until, now, reply }).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -263,9 +266,10 @@ impl JobStore for SledStore {
         id: JobId,
         attempt: u32,
         report: Arc<AttemptReport>,
+        followers: Vec<JobId>,
         now: Timestamp,
     ) -> Result<Vec<Job>, StoreError> {
-        self.ask(|reply| Command::Succeed { id, attempt, report, now, reply }).await
+        self.ask(|reply| Command::Succeed { id, attempt, report, followers, now, reply }).await
     }
 
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
@@ -344,25 +348,12 @@ impl JobStore for SledStore {
         index.get(index.seq(id)?).cloned()
     }
 
-    fn is_under_way(&self, question: NonZeroU64) -> bool {
-        self.shared.index.read().is_under_way(Some(question))
-    }
-
     fn newest_answer(&self, question: NonZeroU64) -> Option<Job> {
         self.shared.index.read().newest_answer(question).cloned()
     }
 
     fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
         self.shared.keys.read().find(key, self.shared.key_time(now)).is_some()
-    }
-
-    fn counts(&self, now: Timestamp) -> StatusCounts {
-        self.shared.index.read().counts(now)
-    }
-
-    fn claimable(&self, now: Timestamp) -> usize {
-        self.shared.promote(now);
-        self.shared.index.read().ready_len(None)
     }
 
     fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
@@ -388,35 +379,6 @@ impl JobStore for SledStore {
         self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
     }
 
-    fn ready_lanes(&self, now: Timestamp) -> Vec<Lane> {
-        self.shared.promote(now);
-        self.shared.index.read().ready_lanes()
-    }
-
-    fn claimable_unwaited(&self) -> usize {
-        self.shared.index.read().ready_len(Some(List::Unwaited))
-    }
-
-    fn ahead_of(&self, job: &Job) -> Ahead {
-        self.shared.index.read().ahead_of(job)
-    }
-
-    fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
-        self.shared.index.read().overdue(now, limit)
-    }
-
-    fn next_due(&self) -> Option<Timestamp> {
-        self.shared.index.read().next_due()
-    }
-
-    fn oldest_queued(&self) -> Option<Timestamp> {
-        self.shared.index.read().oldest_queued()
-    }
-
-    fn running(&self) -> Vec<Job> {
-        self.shared.index.read().running().cloned().collect()
-    }
-
     fn spent(&self, day: Day) -> Sums {
         self.shared.book.read().day(day)
     }
@@ -425,12 +387,9 @@ impl JobStore for SledStore {
         self.shared.book.read().newest(days)
     }
 
-    fn admit_by(&self, admit: Admit) {
-        let _ = self.shared.admit.set(admit);
-    }
-
-    fn observe(&self, observer: Observer) {
-        let _ = self.shared.observer.set(observer);
+    fn subscribe(&self, feed: Arc<dyn Feed>) {
+        let _ = self.shared.feed.set(feed);
+        self.shared.reset_feed();
     }
 
     fn trouble(&self) -> Option<String> {
@@ -479,7 +438,19 @@ impl Shared {
         *self.beside.write() = beside;
         *self.disk.write() = Some(Arc::new(disk));
         *self.trouble.lock() = None;
+        self.reset_feed();
         Ok(next_seq)
+    }
+
+    /// Tells the feed of all pending jobs.
+    fn reset_feed(&self) {
+        if let Some(feed) = self.feed.get() {
+            let (pending, ended) = {
+                let index = self.index.read();
+                (index.pending(), index.ended())
+            };
+            feed.reset(pending, ended);
+        }
     }
 
     /// As [`Shared::open`], after a fault. What the kernel has in its cache is not trusted: after a failed sync it may show
@@ -553,7 +524,7 @@ impl Shared {
         self.trouble.lock().clone()
     }
 
-    /// Makes ready what was queued for a moment that has come.
+    /// Lists as queued what was scheduled for a moment that has come.
     fn promote(&self, now: Timestamp) {
         let lead = self.clock.lead();
         // A statement of its own: the lock for reading must be gone before that for writing is asked for.

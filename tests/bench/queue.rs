@@ -28,7 +28,7 @@ use ceoagent::{
     claude::simulator::{Latency, Simulator, SimulatorConfig},
     clock::Clock,
     job::{
-        AtRisk, AttemptReport, Cursor, FailureCode, JobFilter, JobRequest, JobStatus, Listing, Side, TokenUsage,
+        AtRisk, AttemptReport, Cursor, FailureCode, JobFilter, JobRequest, JobStatus, Listing, Owner, Side, TokenUsage,
         disposition::Disposition,
     },
     metrics::Metrics,
@@ -77,6 +77,7 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
             is_exhausted: false,
             hold: None,
         }),
+        owner: Owner::new("bench", std::process::id()),
         workers: 64,
         deadlines_first: true,
         max_pending: usize::MAX,

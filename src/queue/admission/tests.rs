@@ -258,6 +258,29 @@ async fn every_bound_holds_for_every_route_that_makes_jobs_pending() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_bound_is_passed_however_many_requests_come_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
+    let clock = Clock::system();
+    let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
+    let policy = Policy { max_pending: 10, ..Policy::plain() };
+    let queue = Queue::new(Arc::new(store), clock, policy, Metrics::new(), CancellationToken::new());
+    let batches = (0..20).map(|_| {
+        let queue = queue.clone();
+        tokio::spawn(async move { queue.enqueue_all(vec![Submission::default(); 2], None).await })
+    });
+    let mut accepted = 0;
+    for batch in batches.collect::<Vec<_>>() {
+        match batch.await.unwrap() {
+            Ok(_) => accepted += 2,
+            Err(error) => assert!(matches!(error, QueueError::Refused(Refused::Full { .. })), "{error}"),
+        }
+    }
+    // A place in ten is for callers with a name.
+    assert_eq!((accepted, queue.counts().queued), (8, 8));
+}
+
 #[tokio::test]
 async fn a_caller_that_cancels_and_retries_again_and_again_spends_its_quota() {
     let world = World::new(Met::SubmitsPerMinute).await;

@@ -212,7 +212,7 @@ fn merged(records: &[ByModel]) -> ByModel {
 mod tests {
     use super::*;
     use crate::{
-        job::{Job, JobEvent, TokenUsage},
+        job::{Job, JobEvent, Owner, TokenUsage},
         ledger::Risk,
         store::contract::{at, job, success},
     };
@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn running(n: u32) -> Job {
-        job(n).apply(&JobEvent::Claim { lease_until: at(60) }, at(9)).unwrap()
+        job(n).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) }, at(9)).unwrap()
     }
 
     fn settled(n: u32) -> Job {

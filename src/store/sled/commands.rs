@@ -7,9 +7,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::beside::BesideChange;
 use crate::{
     clock::Timestamp,
-    job::{AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, delivery::Delivery},
+    job::{AttemptReport, Job, JobEvent, JobId, JobRecord, JobRequest, Owner, delivery::Delivery},
     ledger::{Day, Sums},
-    store::{Claimed, Insertion, Lanes, Pick, StoreError},
+    store::{ClaimedJob, Insertion, StoreError},
 };
 
 /// Most jobs that a group changes: bounds how long its first change waits for the last.
@@ -24,18 +24,71 @@ pub(super) const MAX_BYTES: usize = 4 << 20;
 
 /// A change, and where its answer goes.
 pub(super) enum Command {
-    Insert { new: NewJob, reply: Reply<Insertion> },
-    InsertAll { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
-    Import { all: Vec<NewJob>, reply: Reply<Vec<Insertion>> },
-    Claim { pick: Pick, lanes: Lanes, lease_until: Timestamp, now: Timestamp, reply: Reply<Claimed> },
-    Transition { id: JobId, event: JobEvent, now: Timestamp, reply: Reply<Job> },
-    Succeed { id: JobId, attempt: u32, report: Arc<AttemptReport>, now: Timestamp, reply: Reply<Vec<Job>> },
-    NoteDelivery { id: JobId, delivery: Delivery, reply: Reply<()> },
-    Resend { id: JobId, now: Timestamp, reply: Reply<()> },
-    Prune { before: Timestamp, keep: usize, limit: usize, now: Timestamp, reply: Reply<usize> },
-    Remove { ids: Vec<JobId>, now: Timestamp, reply: Reply<usize> },
-    Beside { change: BesideChange, reply: Reply<()> },
-    Book { day: Day, model: String, sums: Sums, reply: Reply<()> },
+    Insert {
+        new: NewJob,
+        reply: Reply<Insertion>,
+    },
+    InsertAll {
+        all: Vec<NewJob>,
+        reply: Reply<Vec<Insertion>>,
+    },
+    Import {
+        all: Vec<NewJob>,
+        reply: Reply<Vec<Insertion>>,
+    },
+    Claim {
+        id: JobId,
+        owner: Owner,
+        lease_until: Timestamp,
+        now: Timestamp,
+        reply: Reply<ClaimedJob>,
+    },
+    Transition {
+        id: JobId,
+        event: JobEvent,
+        now: Timestamp,
+        reply: Reply<Job>,
+    },
+    Succeed {
+        id: JobId,
+        attempt: u32,
+        report: Arc<AttemptReport>,
+        followers: Vec<JobId>,
+        now: Timestamp,
+        reply: Reply<Vec<Job>>,
+    },
+    NoteDelivery {
+        id: JobId,
+        delivery: Delivery,
+        reply: Reply<()>,
+    },
+    Resend {
+        id: JobId,
+        now: Timestamp,
+        reply: Reply<()>,
+    },
+    Prune {
+        before: Timestamp,
+        keep: usize,
+        limit: usize,
+        now: Timestamp,
+        reply: Reply<usize>,
+    },
+    Remove {
+        ids: Vec<JobId>,
+        now: Timestamp,
+        reply: Reply<usize>,
+    },
+    Beside {
+        change: BesideChange,
+        reply: Reply<()>,
+    },
+    Book {
+        day: Day,
+        model: String,
+        sums: Sums,
+        reply: Reply<()>,
+    },
 }
 
 /// A job to be added. Its request comes with its bytes, so that the writer need not write them out.

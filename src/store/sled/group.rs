@@ -1,10 +1,6 @@
 //! A group of commands that one sync makes durable, as far as it is staged.
 
-use std::{
-    collections::{HashMap, HashSet},
-    num::NonZeroU64,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     beside::BesideChange,
@@ -15,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{Attempt, Job, JobRequest, JobState, caller::Caller, delivery::Delivery},
+    job::{Attempt, Job, JobRequest, delivery::Delivery},
     store::StoreError,
 };
 
@@ -27,20 +23,15 @@ type Answer = Box<dyn FnOnce(Option<StoreError>)>;
 pub(super) struct Group {
     pub(super) answers: Vec<Answer>,
     /// In order; none removes the job.
-    pub(super) changes: Vec<(Seq, Option<Job>, Timestamp)>,
+    pub(super) changes: Vec<(Seq, Option<Arc<Job>>, Timestamp)>,
     /// The newest state of every job that the group has touched.
-    pub(super) staged: HashMap<Seq, Option<Job>>,
+    pub(super) staged: HashMap<Seq, Option<Arc<Job>>>,
     /// What is owed to callback URLs, where the group changes that.
     pub(super) deliveries: HashMap<Seq, Delivery>,
     /// Records that no metadata spoke of before.
     pub(super) bodies: Vec<(Seq, Body)>,
-    pub(super) change: Change,
     /// Attempts that leave the history.
     pub(super) obsolete: Vec<(Seq, u32)>,
-    /// Questions of jobs that the group claims.
-    pub(super) under_way: HashSet<NonZeroU64>,
-    /// Jobs that the group makes queued, by their question.
-    pub(super) asking: HashMap<NonZeroU64, Vec<Seq>>,
     /// Jobs that take the answer of another, and the bytes of it.
     pub(super) shared: (usize, usize),
     /// Jobs that are there together or not at all, each batch by its first.
@@ -57,15 +48,6 @@ pub(super) struct Group {
     pub(super) beside: Vec<BesideChange>,
     /// Something was written besides jobs.
     pub(super) wrote: bool,
-}
-
-/// What a group changes in the number of pending jobs, which the index does not know yet.
-#[derive(Default)]
-pub(super) struct Change {
-    pub(super) pending: isize,
-    pub(super) of_caller: HashMap<Caller, isize>,
-    /// New jobs for later.
-    pub(super) scheduled: usize,
 }
 
 /// A record beside a job's metadata, with its size on disk.
@@ -90,19 +72,8 @@ impl Group {
         self.answers.push(Box::new(move |fault| drop(reply.send(fault.map_or(Ok(value), Err)))));
     }
 
-    /// Counts a job that is new or has another state.
-    pub(super) fn count(&mut self, before: Option<&Job>, after: &Job) {
-        let is_pending = |job: &Job| !job.state.is_final();
-        let change = isize::from(is_pending(after)) - isize::from(before.is_some_and(is_pending));
-        self.change.pending += change;
-        *self.change.of_caller.entry(after.caller).or_default() += change;
-        self.change.scheduled += usize::from(before.is_none() && after.is_timed);
-    }
-
     pub(super) fn note(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
-        if let Some(Job { question: Some(question), state: JobState::Queued { .. }, .. }) = &job {
-            self.asking.entry(*question).or_default().push(seq);
-        }
+        let job = job.map(Arc::new);
         self.staged.insert(seq, job.clone());
         self.changes.push((seq, job, now));
     }

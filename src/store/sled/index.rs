@@ -1,10 +1,11 @@
-//! The in-memory index: authoritative for order, counts and the state of every job; rebuilt at start from the metadata
-//! records. Holds only what is durable: the writer changes it after the disk has it.
+//! The in-memory index of the store: the state of every job, and the lists that reads and retention need; rebuilt at start
+//! from the metadata records. Holds only what is durable: the writer changes it after the disk has it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
     num::NonZeroU64,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,37 +14,21 @@ use hashbrown::HashTable;
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
-    digest::Lane,
-    job::{Job, JobId, JobState, JobStatus, Side, StatusCounts, UnfinishedSearch, caller::Caller, delivery},
-    store::{
-        Ahead, Pick,
-        turns::{Lanes, List, Place, Turns, Wanted},
-    },
+    job::{Job, JobId, JobState, JobStatus, Side, UnfinishedSearch, delivery},
+    store::EndedCounts,
 };
 
 /// Jobs whose webhook is still to be sent may be this part of the finished jobs that stay: dead receivers must not push out
 /// all others.
 const UNTOLD_PART: usize = 2;
 
-/// All jobs, and each in the one list of its state.
+/// All jobs, and each in the lists of its state.
 ///
 /// [`Index::replace`] is the only function that changes a job, so a job and its lists can't disagree.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    jobs: BTreeMap<Seq, Job>,
+    jobs: BTreeMap<Seq, Arc<Job>>,
     by_id: ById,
-    /// Queued and due, in the order of claiming. Not those that the writer is about to change.
-    ready: Turns<(Timestamp, Seq)>,
-    /// Queued for later, by their time.
-    scheduled: BTreeSet<(Timestamp, Seq)>,
-    /// Queued for a wall-clock time that their clients asked for ([`Job::is_timed`]), by it.
-    timed: BTreeSet<(Timestamp, Seq)>,
-    /// How far the service time is ahead of the wall clock.
-    lead: Duration,
-    /// Running, by the end of their lease.
-    leases: BTreeSet<(Timestamp, Seq)>,
-    /// Queued with a deadline, by it.
-    deadlines: BTreeSet<(Timestamp, Seq)>,
     /// In a final state, by when they got there.
     finished: BTreeSet<(Timestamp, Seq)>,
     /// As `finished`, but somebody is still to be told of that end: a list of its own, so that retention need not walk
@@ -52,42 +37,36 @@ pub(super) struct Index {
     /// Each status in order of submission, for listings. A job queued for later stands with the scheduled until it is
     /// promoted.
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
-    /// How many pending jobs each caller has.
-    pending: HashMap<NonZeroU64, usize>,
-    questions: Questions,
+    /// The scheduled, by their time.
+    scheduled: BTreeSet<(Timestamp, Seq)>,
+    /// How far the service time is ahead of the wall clock.
+    lead: Duration,
+    /// Succeeded jobs by their question and end; none where nobody looks for answers.
+    answers: Option<BTreeSet<(NonZeroU64, Timestamp, Seq)>>,
     /// The sum of the fingerprints of all jobs.
     fingerprint: u64,
 }
 
 impl Index {
-    /// Makes `seq` stand for `job`, or for nothing. A queued job whose time has come by `now` is ready.
-    pub(super) fn replace(&mut self, seq: Seq, job: Option<&Job>, now: Timestamp) {
+    /// Makes `seq` stand for `job`, or for nothing. A job queued for a moment after `now` is scheduled.
+    pub(super) fn replace(&mut self, seq: Seq, job: Option<Arc<Job>>, now: Timestamp) {
         let old = self.jobs.remove(&seq);
-        // A heartbeat is no news to those who wait for the answer.
-        let asks = |job: &Job| (job.question, std::mem::discriminant(&job.state));
-        let asks_anew = old.as_ref().map(asks) != job.map(asks);
         let is_untold = old.as_ref().is_some_and(|old| self.untold.contains(&(end_of(old), seq)));
         if let Some(old) = &old {
             self.unlist(seq, old);
-            self.fingerprint = self.fingerprint.wrapping_sub(fingerprint(seq, old));
             if job.is_none() {
                 self.by_id.remove(old.id, seq);
             }
-            if asks_anew && let Some(question) = self.questions.forget(seq, old) {
-                self.let_go(question);
-            }
         }
         let Some(job) = job else { return };
-        self.jobs.insert(seq, job.clone());
-        if asks_anew && let Some(question) = self.questions.note(seq, job) {
-            self.hold_back(question);
-        }
-        self.list(seq, job, now);
+        let id = job.id;
+        self.list(seq, &job, now);
+        self.jobs.insert(seq, job);
         if is_untold {
             self.set_untold(seq, true);
         }
         if old.is_none() {
-            self.by_id.insert(job.id, seq, &self.jobs);
+            self.by_id.insert(id, seq, &self.jobs);
         }
     }
 
@@ -103,226 +82,88 @@ impl Index {
         }
     }
 
-    /// The index of all these jobs, in the order of their numbers, where the service time is `lead` ahead of the wall clock. Answers can be looked for by their question if
-    /// `keep_answers`.
+    /// The index of all these jobs, in the order of their numbers, where the service time is `lead` ahead of the wall clock.
+    /// Answers can be looked for by their question if `keep_answers`.
     pub(super) fn of(
         jobs: impl IntoIterator<Item = (Seq, Job)>,
         keep_answers: bool,
         now: Timestamp,
         lead: Duration,
     ) -> Index {
-        let mut index = Index { lead, ..Index::default() };
+        let mut index = Index { answers: keep_answers.then(BTreeSet::new), lead, ..Index::default() };
         let listed = jobs.into_iter().inspect(|(seq, job)| index.list(*seq, job, now));
-        let jobs: Vec<(Seq, Job)> = listed.collect();
+        let jobs: Vec<(Seq, Arc<Job>)> = listed.map(|(seq, job)| (seq, Arc::new(job))).collect();
         // Room for all at once: it would have to find every job again to make more.
         index.by_id.reserve(jobs.len());
-        for (seq, job) in &jobs {
-            index.by_id.insert(job.id, *seq, &index.jobs);
-        }
-        index.questions = Questions::of(&jobs, keep_answers);
         // Collected, for then its nodes are full; of insertions in order they would be half empty.
         index.jobs = jobs.into_iter().collect();
-        for question in index.questions.under_way.keys().copied().collect::<Vec<_>>() {
-            index.hold_back(question);
+        for (seq, job) in &index.jobs {
+            index.by_id.insert(job.id, *seq, &index.jobs);
         }
-        index.take_moved();
         index
     }
 
     fn list(&mut self, seq: Seq, job: &Job, now: Timestamp) {
         self.fingerprint = self.fingerprint.wrapping_add(fingerprint(seq, job));
-        if let Some(caller) = job.caller.filter(|_| !job.state.is_final()) {
-            *self.pending.entry(caller).or_default() += 1;
-        }
         let reached = if job.is_timed { now.minus(self.lead) } else { now };
-        let is_due = matches!(job.state, JobState::Queued { run_at } if run_at <= reached);
-        self.move_list(seq, None, Some(job.status(reached)));
-        match job.state {
-            JobState::Queued { run_at } => {
-                if !is_due {
-                    self.later(job.is_timed).insert((run_at, seq));
-                } else if self.is_under_way(job.question) {
-                    return;
-                } else {
-                    self.make_ready(seq, job);
-                }
-                if let Some(deadline) = job.deadline_at {
-                    self.deadlines.insert((deadline, seq));
-                }
+        self.by_status.entry(job.status(reached)).or_default().insert(seq);
+        if let JobState::Queued { run_at } = job.state {
+            if run_at > reached {
+                self.scheduled.insert((run_at, seq));
             }
-            JobState::Running { lease_until } => {
-                self.leases.insert((lease_until, seq));
-            }
-            JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
-                self.finished.insert((end_of(job), seq));
-            }
+        } else if job.state.is_final() {
+            self.finished.insert((end_of(job), seq));
+        }
+        if let (Some(answers), Some(answer)) = (&mut self.answers, answer_of(seq, job)) {
+            answers.insert(answer);
         }
     }
 
     fn unlist(&mut self, seq: Seq, old: &Job) {
-        if let Some(caller) = old.caller.filter(|_| !old.state.is_final())
-            && let Some(pending) = self.pending.get_mut(&caller)
-        {
-            *pending -= 1;
-            if *pending == 0 {
-                self.pending.remove(&caller);
-            }
-        }
+        self.fingerprint = self.fingerprint.wrapping_sub(fingerprint(seq, old));
         let mut status = old.status(old.created_at);
-        match old.state {
-            JobState::Queued { run_at } => {
-                let waits = self.later(old.is_timed).remove(&(run_at, seq));
-                status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
-                self.ready.remove(Place::of(old), &(old.effective_at(), seq));
-                if let Some(deadline) = old.deadline_at {
-                    self.deadlines.remove(&(deadline, seq));
-                }
-            }
-            JobState::Running { lease_until } => {
-                self.leases.remove(&(lease_until, seq));
-            }
-            JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
-                if !self.finished.remove(&(end_of(old), seq)) {
-                    self.untold.remove(&(end_of(old), seq));
-                }
-            }
+        if let JobState::Queued { run_at } = old.state {
+            let waits = self.scheduled.remove(&(run_at, seq));
+            status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
+        } else if old.state.is_final() && !self.finished.remove(&(end_of(old), seq)) {
+            self.untold.remove(&(end_of(old), seq));
         }
-        self.move_list(seq, Some(status), None);
-    }
-
-    /// Takes the due jobs of a question that is under way out of the order of claiming: they wait for its answer, and
-    /// while they do, their deadlines wait too.
-    pub(super) fn hold_back(&mut self, question: NonZeroU64) {
-        for seq in self.due(question) {
-            let Some(job) = self.jobs.get(&seq) else { continue };
-            if let Some(deadline) = job.deadline_at {
-                self.deadlines.remove(&(deadline, seq));
-            }
-            if self.ready.remove(Place::of(job), &(job.effective_at(), seq)) {
-                self.questions.moved.push(seq);
-            }
+        if let Some(list) = self.by_status.get_mut(&status) {
+            list.remove(&seq);
         }
-    }
-
-    /// The question is no longer under way: puts its due jobs back into the order of claiming.
-    fn let_go(&mut self, question: NonZeroU64) {
-        for seq in self.due(question) {
-            let Some(job) = self.jobs.get(&seq) else { continue };
-            self.ready.insert(Place::of(job), (job.effective_at(), seq));
-            if let Some(deadline) = job.deadline_at {
-                self.deadlines.insert((deadline, seq));
-            }
-            self.questions.moved.push(seq);
+        if let (Some(answers), Some(answer)) = (&mut self.answers, answer_of(seq, old)) {
+            answers.remove(&answer);
         }
-    }
-
-    /// Queued jobs of a question whose time has come.
-    fn due(&self, question: NonZeroU64) -> Vec<Seq> {
-        self.asking(question).filter(|seq| self.jobs.get(seq).is_some_and(|job| self.is_due(*seq, job))).collect()
-    }
-
-    /// Whether a job is queued and its time has come, as of the last promotion.
-    fn is_due(&self, seq: Seq, job: &Job) -> bool {
-        let later = if job.is_timed { &self.timed } else { &self.scheduled };
-        matches!(job.state, JobState::Queued { run_at } if !later.contains(&(run_at, seq)))
-    }
-
-    /// The list in which a job waits for its time.
-    fn later(&mut self, is_timed: bool) -> &mut BTreeSet<(Timestamp, Seq)> {
-        if is_timed { &mut self.timed } else { &mut self.scheduled }
-    }
-
-    /// Whether a job of this question is running.
-    pub(super) fn is_under_way(&self, question: Option<NonZeroU64>) -> bool {
-        question.is_some_and(|question| self.questions.under_way.contains_key(&question))
-    }
-
-    /// Queued jobs of this question, in the order of their submission.
-    pub(super) fn asking(&self, question: NonZeroU64) -> impl Iterator<Item = Seq> + '_ {
-        self.questions.asking(question)
     }
 
     /// The job of this question whose answer is the newest.
     pub(super) fn newest_answer(&self, question: NonZeroU64) -> Option<&Job> {
         let all =
             (question, Timestamp::from_millis(i64::MIN), 0)..=(question, Timestamp::from_millis(i64::MAX), Seq::MAX);
-        let (_, _, seq) = self.questions.answers.as_ref()?.range(all).next_back()?;
-        self.jobs.get(seq)
+        let (_, _, seq) = self.answers.as_ref()?.range(all).next_back()?;
+        self.get(*seq)
     }
 
-    /// The jobs that have been held back or let go since this was last asked.
-    pub(super) fn take_moved(&mut self) -> Vec<Seq> {
-        std::mem::take(&mut self.questions.moved)
-    }
-
-    /// Whether a job is due and not ready, as its question is under way.
-    pub(super) fn is_held_back(&self, seq: Seq) -> bool {
-        self.jobs.get(&seq).is_some_and(|job| self.is_under_way(job.question) && self.is_due(seq, job))
-    }
-
-    /// Moves a job from the list of one status to that of another.
-    fn move_list(&mut self, seq: Seq, from: Option<JobStatus>, to: Option<JobStatus>) {
-        if let Some(list) = from.and_then(|status| self.by_status.get_mut(&status)) {
-            list.remove(&seq);
-        }
-        if let Some(status) = to {
-            self.by_status.entry(status).or_default().insert(seq);
-        }
-    }
-
-    fn make_ready(&mut self, seq: Seq, job: &Job) {
-        self.ready.insert(Place::of(job), (job.effective_at(), seq));
-    }
-
-    /// Takes a ready job of these lanes out of the order of claiming, to be changed or put back.
-    pub(super) fn take(&mut self, pick: Pick, lanes: &Lanes) -> Option<Seq> {
-        let picked = match pick {
-            Pick::First => None,
-            Pick::Unwaited => self.ready.take(Wanted { list: Some(List::Unwaited), lanes }).map(|(_, seq)| seq),
-            Pick::Job(id) => self.seq(id).filter(|seq| {
-                let place = self.jobs.get(seq).map(|job| (Place::of(job), job.effective_at()));
-                place.is_some_and(|(place, at)| self.ready.remove(place, &(at, *seq)))
-            }),
-        };
-        picked.or_else(|| self.ready.take(Wanted { list: None, lanes }).map(|(_, seq)| seq))
-    }
-
-    /// Puts a job that was taken and not changed back into the order of claiming.
-    pub(super) fn put_back(&mut self, seq: Seq) {
-        if let Some(job) = self.jobs.get(&seq).filter(|job| !self.is_under_way(job.question)).cloned() {
-            self.make_ready(seq, &job);
-        }
-    }
-
-    /// Makes ready what was queued for a moment that has come. The service time is `lead` ahead of the wall clock.
+    /// Lists as queued what was scheduled for a moment that has come. A job whose client set that moment waits for the wall
+    /// clock, which the service time is `lead` ahead of.
     pub(super) fn promote(&mut self, now: Timestamp, lead: Duration) {
         self.lead = lead;
-        for (is_timed, now) in [(false, now), (true, now.minus(lead))] {
-            self.promote_list(is_timed, now);
-        }
-    }
-
-    fn promote_list(&mut self, is_timed: bool, now: Timestamp) {
-        while let Some(&(run_at, seq)) = self.later(is_timed).first().filter(|(run_at, _)| *run_at <= now) {
-            self.later(is_timed).remove(&(run_at, seq));
-            if let Some(job) = self.jobs.get(&seq) {
-                if self.is_under_way(job.question) {
-                    if let Some(deadline) = job.deadline_at {
-                        self.deadlines.remove(&(deadline, seq));
-                    }
-                } else {
-                    let place = (job.effective_at(), seq);
-                    self.ready.insert(Place::of(job), place);
-                }
-                self.move_list(seq, Some(JobStatus::Scheduled), Some(JobStatus::Queued));
+        let due = self.scheduled.range(..=(now, Seq::MAX)).copied();
+        let is_due = |(run_at, seq): &(Timestamp, Seq)| {
+            *run_at <= now.minus(lead) || self.jobs.get(seq).is_some_and(|job| !job.is_timed)
+        };
+        for (run_at, seq) in due.filter(is_due).collect::<Vec<_>>() {
+            self.scheduled.remove(&(run_at, seq));
+            if let Some(list) = self.by_status.get_mut(&JobStatus::Scheduled) {
+                list.remove(&seq);
             }
+            self.by_status.entry(JobStatus::Queued).or_default().insert(seq);
         }
     }
 
-    /// True if [`Index::promote`] has something to do.
+    /// True if [`Index::promote`] may have something to do.
     pub(super) fn has_due(&self, now: Timestamp, lead: Duration) -> bool {
-        let is_due = |list: &BTreeSet<(Timestamp, Seq)>, now| list.first().is_some_and(|(run_at, _)| *run_at <= now);
-        is_due(&self.scheduled, now) || is_due(&self.timed, now.minus(lead)) || self.lead < lead
+        self.scheduled.first().is_some_and(|(run_at, _)| *run_at <= now) || self.lead < lead
     }
 
     /// The sum of the fingerprints of all jobs.
@@ -335,62 +176,21 @@ impl Index {
     }
 
     pub(super) fn get(&self, seq: Seq) -> Option<&Job> {
-        self.jobs.get(&seq)
+        self.jobs.get(&seq).map(|job| &**job)
     }
 
-    /// How many ready jobs come before this one.
-    pub(super) fn ahead_of(&self, job: &Job) -> Ahead {
-        let Some(seq) = self.seq(job.id) else { return Ahead::default() };
-        let ahead = |list| self.ready.ahead_of(job.caller, &(job.effective_at(), seq), list);
-        Ahead { all: ahead(None), unwaited: ahead(Some(List::Unwaited)) }
+    /// Every pending job.
+    pub(super) fn pending(&self) -> Vec<Arc<Job>> {
+        self.jobs.values().filter(|job| !job.state.is_final()).cloned().collect()
     }
 
-    /// How many ready jobs there are, of a list or of both.
-    pub(super) fn ready_len(&self, list: Option<List>) -> usize {
-        self.ready.len(list)
-    }
-
-    /// The models that ready jobs name, and whether some name none.
-    pub(super) fn ready_lanes(&self) -> Vec<Lane> {
-        self.ready.lanes()
-    }
-
-    /// Queued, scheduled and running jobs: what the bound on pending jobs counts.
-    pub(super) fn pending_len(&self) -> usize {
-        self.jobs.len() - self.finished.len() - self.untold.len()
-    }
-
-    /// Jobs whose clients asked for a later time.
-    pub(super) fn scheduled_len(&self) -> usize {
-        self.timed.len()
-    }
-
-    /// Pending jobs of a caller.
-    pub(super) fn pending_of(&self, caller: Caller) -> usize {
-        caller.and_then(|caller| self.pending.get(&caller)).copied().unwrap_or(0)
-    }
-
-    pub(super) fn running(&self) -> impl Iterator<Item = &Job> + '_ {
-        self.leases.iter().filter_map(|(_, seq)| self.jobs.get(seq))
-    }
-
-    /// Running jobs whose lease is over and queued ones past their deadline.
-    pub(super) fn overdue(&self, now: Timestamp, limit: usize) -> Vec<Job> {
-        let over = |(end, _): &&(Timestamp, Seq)| *end <= now;
-        let leases = self.leases.iter().take_while(over);
-        let deadlines = self.deadlines.iter().take_while(over);
-        leases.chain(deadlines).filter_map(|(_, seq)| self.jobs.get(seq)).take(limit).cloned().collect()
-    }
-
-    pub(super) fn next_due(&self) -> Option<Timestamp> {
-        let timed = self.timed.first().map(|(at, _)| at.plus(self.lead));
-        let lists = [&self.scheduled, &self.leases, &self.deadlines];
-        lists.iter().filter_map(|list| list.first()).map(|(at, _)| *at).chain(timed).min()
-    }
-
-    pub(super) fn oldest_queued(&self) -> Option<Timestamp> {
-        let first = self.by_status.get(&JobStatus::Queued)?.first()?;
-        self.jobs.get(first).map(|job| job.due_at)
+    pub(super) fn ended(&self) -> EndedCounts {
+        let count = |status| self.by_status.get(&status).map_or(0, BTreeSet::len);
+        EndedCounts {
+            succeeded: count(JobStatus::Succeeded),
+            failed: count(JobStatus::Failed),
+            cancelled: count(JobStatus::Cancelled),
+        }
     }
 
     /// Finished jobs to remove, oldest end first: those that ended before `before`, and those beyond the newest `keep`.
@@ -427,7 +227,7 @@ impl Index {
             Side::Newer => (from, Unbounded),
         };
         if statuses.is_empty() {
-            let jobs = self.jobs.range(range).map(|(seq, job)| (*seq, job));
+            let jobs = self.jobs.range(range).map(|(seq, job)| (*seq, &**job));
             return match side {
                 Side::Older => Box::new(jobs.rev()),
                 Side::Newer => Box::new(jobs),
@@ -450,7 +250,7 @@ impl Index {
             heads[place] = next(&mut lists[place]);
             Some(seq)
         });
-        Box::new(merged.filter_map(|seq| Some((seq, self.jobs.get(&seq)?))))
+        Box::new(merged.filter_map(|seq| Some((seq, self.get(seq)?))))
     }
 
     /// As [`Index::walk`], but those of these ids.
@@ -466,7 +266,7 @@ impl Index {
             (Side::Newer, Some(from)) => *seq > from,
         };
         let seqs: BTreeSet<Seq> = ids.iter().filter_map(|id| self.seq(*id)).filter(is_ahead).collect();
-        let job = |seq: Seq| Some((seq, self.jobs.get(&seq)?));
+        let job = |seq: Seq| Some((seq, self.get(seq)?));
         match side {
             Side::Older => Box::new(seqs.into_iter().rev().filter_map(job)),
             Side::Newer => Box::new(seqs.into_iter().filter_map(job)),
@@ -486,52 +286,30 @@ impl Index {
         Some(UnfinishedSearch { searched_to, percent })
     }
 
-    pub(super) fn counts(&self, now: Timestamp) -> StatusCounts {
-        let of = |status| self.by_status.get(&status).map_or(0, BTreeSet::len);
-        // Due but not yet promoted: few, and only for moments.
-        let due = |list: &BTreeSet<(Timestamp, Seq)>, now| list.iter().take_while(|(run_at, _)| *run_at <= now).count();
-        let due = due(&self.scheduled, now) + due(&self.timed, now.minus(self.lead));
-        StatusCounts {
-            queued: of(JobStatus::Queued) + due,
-            scheduled: self.scheduled.len() + self.timed.len() - due,
-            running: of(JobStatus::Running),
-            succeeded: of(JobStatus::Succeeded),
-            failed: of(JobStatus::Failed),
-            cancelled: of(JobStatus::Cancelled),
-        }
-    }
-
     /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
     #[cfg(test)]
     pub(super) fn assert_consistent(&self) {
-        let mut rebuilt =
-            Index::of(Vec::new(), self.questions.answers.is_some(), Timestamp::from_millis(0), Duration::ZERO);
+        let answers = self.answers.as_ref().map(|_| BTreeSet::new());
+        let mut rebuilt = Index { answers, ..Index::default() };
         for (seq, job) in &self.jobs {
             // A queued job stands in one of two lists, by the moment of the last promotion.
-            let waits = matches!(job.state, JobState::Queued { .. }) && !self.is_due(*seq, job);
-            rebuilt.replace(*seq, Some(job), Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }));
+            let waits = matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
+            rebuilt.replace(
+                *seq,
+                Some(Arc::clone(job)),
+                Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }),
+            );
         }
         self.untold.iter().for_each(|(_, seq)| rebuilt.set_untold(*seq, true));
         for list in self.by_status.keys() {
             rebuilt.by_status.entry(*list).or_default();
         }
-        let lists = |index: &Index| {
-            let Index { scheduled, timed, leases, deadlines, finished, untold, .. } = index;
-            [scheduled, timed, leases, deadlines, finished, untold].map(Clone::clone)
-        };
+        let lists = |index: &Index| [&index.scheduled, &index.finished, &index.untold].map(Clone::clone);
         assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
         assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
         assert_eq!(self.by_status, rebuilt.by_status, "the lists by status disagree with the jobs");
-        assert_eq!(self.pending, rebuilt.pending, "the callers' counts disagree with the jobs");
-        let questions = |index: &Index| {
-            let Questions { queued, under_way, answers, moved: _ } = &index.questions;
-            (queued.clone(), under_way.clone(), answers.clone())
-        };
-        assert_eq!(questions(self), questions(&rebuilt), "the questions disagree with the jobs");
+        assert_eq!(self.answers, rebuilt.answers, "the answers disagree with the jobs");
         assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
-        let ready = |index: &Index| -> BTreeSet<_> { index.ready.iter().map(|(place, job)| (place, *job)).collect() };
-        assert_eq!(ready(self), ready(&rebuilt), "the order of claiming disagrees with the jobs");
-        self.ready.assert_consistent();
     }
 }
 
@@ -540,86 +318,9 @@ fn end_of(job: &Job) -> Timestamp {
     job.finished_at.unwrap_or(job.created_at)
 }
 
-/// The jobs that may share an answer, by their question ([`Job::question`]).
-#[derive(Debug, Default)]
-struct Questions {
-    /// Of queued jobs.
-    queued: BTreeSet<(NonZeroU64, Seq)>,
-    /// Of running jobs, and how many of each: mostly one, as the others are held back.
-    under_way: HashMap<NonZeroU64, usize>,
-    /// Of succeeded jobs, by when they did; none where nobody looks for them.
-    answers: Option<BTreeSet<(NonZeroU64, Timestamp, Seq)>>,
-    /// Jobs held back or let go, until somebody asks.
-    moved: Vec<Seq>,
-}
-
-impl Questions {
-    /// Those of all these jobs.
-    fn of(jobs: &[(Seq, Job)], keep_answers: bool) -> Questions {
-        let entries = || jobs.iter().filter_map(|(seq, job)| Some((job.question?, *seq, job)));
-        let queued = entries().filter(|(_, _, job)| matches!(job.state, JobState::Queued { .. }));
-        let answers = || entries().filter(|(_, _, job)| job.state == JobState::Succeeded);
-        // Collected, which takes less time than to insert one by one, and less room.
-        let mut under_way = HashMap::new();
-        for (question, _, _) in entries().filter(|(_, _, job)| job.is_running()) {
-            *under_way.entry(question).or_default() += 1;
-        }
-        Questions {
-            under_way,
-            queued: queued.map(|(question, seq, _)| (question, seq)).collect(),
-            answers: keep_answers.then(|| {
-                answers().filter_map(|(question, seq, job)| Some((question, job.finished_at?, seq))).collect()
-            }),
-            ..Questions::default()
-        }
-    }
-
-    /// Takes note of a job; tells its question if that is under way from now on.
-    fn note(&mut self, seq: Seq, job: &Job) -> Option<NonZeroU64> {
-        let question = job.question?;
-        match job.state {
-            JobState::Queued { .. } => drop(self.queued.insert((question, seq))),
-            JobState::Running { .. } => {
-                let running = self.under_way.entry(question).or_default();
-                *running += 1;
-                return (*running == 1).then_some(question);
-            }
-            JobState::Succeeded => {
-                if let (Some(answers), Some(finished_at)) = (&mut self.answers, job.finished_at) {
-                    answers.insert((question, finished_at, seq));
-                }
-            }
-            JobState::Failed { .. } | JobState::Cancelled => {}
-        }
-        None
-    }
-
-    /// Forgets a job as it was; tells its question if that is under way no more.
-    fn forget(&mut self, seq: Seq, old: &Job) -> Option<NonZeroU64> {
-        let question = old.question?;
-        match old.state {
-            JobState::Queued { .. } => drop(self.queued.remove(&(question, seq))),
-            JobState::Running { .. } => {
-                let running = self.under_way.get_mut(&question)?;
-                *running -= 1;
-                if *running == 0 {
-                    self.under_way.remove(&question);
-                    return Some(question);
-                }
-            }
-            JobState::Succeeded => {
-                if let (Some(answers), Some(finished_at)) = (&mut self.answers, old.finished_at) {
-                    answers.remove(&(question, finished_at, seq));
-                }
-            }
-            JobState::Failed { .. } | JobState::Cancelled => {}
-        }
-        None
-    }
-
-    fn asking(&self, question: NonZeroU64) -> impl Iterator<Item = Seq> + '_ {
-        self.queued.range((question, 0)..=(question, Seq::MAX)).map(|(_, seq)| *seq)
-    }
+/// By which a job is found whose answer may be given to others.
+fn answer_of(seq: Seq, job: &Job) -> Option<(NonZeroU64, Timestamp, Seq)> {
+    Some((job.question.filter(|_| job.state == JobState::Succeeded)?, job.finished_at?, seq))
 }
 
 /// Numbers by id: of each job its number alone, as the id stands in the job itself. A table of both would take 50 MB for a
@@ -637,7 +338,7 @@ impl ById {
     }
 
     /// `jobs` holds every job inserted before.
-    fn insert(&mut self, id: JobId, seq: Seq, jobs: &BTreeMap<Seq, Job>) {
+    fn insert(&mut self, id: JobId, seq: Seq, jobs: &BTreeMap<Seq, Arc<Job>>) {
         let ById { seqs, hasher } = self;
         seqs.insert_unique(hasher.hash_one(id), seq, |seq| jobs.get(seq).map_or(0, |job| hasher.hash_one(job.id)));
     }
@@ -648,7 +349,7 @@ impl ById {
         }
     }
 
-    fn get(&self, id: JobId, jobs: &BTreeMap<Seq, Job>) -> Option<Seq> {
+    fn get(&self, id: JobId, jobs: &BTreeMap<Seq, Arc<Job>>) -> Option<Seq> {
         let is = |seq: &Seq| jobs.get(seq).is_some_and(|job| job.id == id);
         self.seqs.find(self.hasher.hash_one(id), is).copied()
     }

@@ -1,14 +1,14 @@
-//! What a command makes of jobs: its records are written, its jobs are staged in the group. Bounds, deadlines and the life
-//! cycle are checked here, in the step that uses them.
+//! What a command makes of jobs: its records are written, its jobs are staged in the group. The life cycle is checked here,
+//! in the step that uses it.
 
-use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     book::Entry,
     codec::{read_chunks, write_chunks},
     commands::{Command, MAX_BYTES, NewJob, answer_bytes},
     disk::Disk,
-    group::{Body, Change, Fault, Group},
+    group::{Body, Fault, Group},
     idempotency::{self, Known},
     keys::{self, Seq},
     writer::Writer,
@@ -16,11 +16,11 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{
-        Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, JobRequest, JobState, MAX_ATTEMPTS,
-        TransitionError, caller, delivery::Delivery,
+        Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, JobRequest, MAX_ATTEMPTS, TransitionError,
+        delivery::Delivery,
     },
     ledger::{Day, Sums, UNKNOWN_MODEL},
-    store::{Claimed, ClaimedJob, Insertion, Lanes, Pick, StoreError, bounds::Admission},
+    store::{ClaimedJob, Insertion, StoreError},
 };
 
 /// Most jobs that a group removes: their list must fit into one record.
@@ -29,11 +29,7 @@ const MAX_REMOVED: usize = 2_048;
 /// Idempotency keys that a group forgets: of most there is no record, and the record of the others is small.
 const PRUNED_KEYS: usize = 1_024;
 
-/// Most jobs that a claim ends because their deadline has passed; the sweeper ends the others.
-const MAX_OVERDUE: usize = 64;
-
-/// Most queued jobs that ask the same, and most of a group that take the answer of another: each gets a copy of it, and
-/// all are moved when one of them is claimed. What comes beyond has an answer of its own.
+/// Most jobs of a group that take the answer of another, as each gets a copy of it.
 const MAX_SHARED: usize = 512;
 
 /// Stands in the ledger for calls that belong to no job. No job has this number.
@@ -50,12 +46,8 @@ impl Writer {
                     Some(Known::Job(id)) => group.answer(reply, Insertion::Existing(id)),
                     Some(Known::OtherRequest) => drop(reply.send(Err(StoreError::KeyReused))),
                     None => {
-                        if let Err(refused) = self.admit_new(group, &[&new.job]) {
-                            drop(reply.send(Err(refused)));
-                            return Ok(());
-                        }
-                        let insertion = self.insert(disk, group, new)?;
-                        group.answer(reply, insertion);
+                        self.insert(disk, group, new)?;
+                        group.answer(reply, Insertion::Accepted);
                     }
                 }
                 Ok(())
@@ -73,17 +65,13 @@ impl Writer {
                     }
                     return Ok(());
                 }
-                if let Err(refused) = self.admit_new(group, &all.iter().map(|new| &new.job).collect::<Vec<_>>()) {
-                    drop(reply.send(Err(refused)));
-                    return Ok(());
-                }
                 // One alone has its commit point in its metadata.
                 if all.len() > 1 {
                     disk.begin_batch(self.next_seq, all.len())?;
                     group.batches.push(self.next_seq);
                 }
                 group.answer(reply, vec![Insertion::Accepted; all.len()]);
-                all.into_iter().try_for_each(|new| self.insert(disk, group, new).map(drop))
+                all.into_iter().try_for_each(|new| self.insert(disk, group, new))
             }
             Command::Import { all, reply } => {
                 // Of the same id twice, in two imports or in one, the first counts.
@@ -92,13 +80,6 @@ impl Writer {
                     let index = self.shared.index.read();
                     all.iter().map(|new| index.seq(new.job.id).is_some() || !ids.insert(new.job.id)).collect()
                 };
-                let new = all.iter().zip(&is_here).filter(|(_, is_here)| !**is_here).map(|(new, _)| &new.job);
-                // An operator brings them, whosever they are.
-                let asked = Admission { by: caller::operator(), ..asked(new) };
-                if let Err(refused) = self.admit(group, asked) {
-                    drop(reply.send(Err(refused)));
-                    return Ok(());
-                }
                 let mut insertions = Vec::with_capacity(all.len());
                 for (new, is_here) in all.into_iter().zip(is_here) {
                     if is_here {
@@ -111,8 +92,8 @@ impl Writer {
                 group.answer(reply, insertions);
                 Ok(())
             }
-            Command::Claim { pick, lanes, lease_until, now, reply } => {
-                match self.claim(disk, group, (pick, &lanes), lease_until, now)? {
+            Command::Claim { id, owner, lease_until, now, reply } => {
+                match self.claim(disk, group, id, &JobEvent::Claim { owner, lease_until }, now)? {
                     Ok(claimed) => group.answer(reply, claimed),
                     Err(refused) => drop(reply.send(Err(refused))),
                 }
@@ -129,7 +110,7 @@ impl Writer {
                 }
                 Ok(())
             }
-            Command::Succeed { id, attempt, report, now, reply } => {
+            Command::Succeed { id, attempt, report, followers, now, reply } => {
                 let Some((seq, job)) = self.newest(group, id) else {
                     let _ = reply.send(Err(StoreError::NotFound(id)));
                     return Ok(());
@@ -138,9 +119,7 @@ impl Writer {
                 match self.transit(disk, group, (seq, &job), &event, now)? {
                     Ok(after) => {
                         let mut jobs = vec![after];
-                        if let Some(question) = job.question {
-                            jobs.extend(self.share(disk, group, question, &report.shared(id), now)?);
-                        }
+                        jobs.extend(self.share(disk, group, followers, &report.shared(id), now)?);
                         group.answer(reply, jobs);
                     }
                     Err(refused) => drop(reply.send(Err(refused))),
@@ -212,44 +191,22 @@ impl Writer {
         }
     }
 
-    /// Stages the claim of a ready job, and the end of those before it whose deadline has passed. The outer error is the
-    /// disk's.
+    /// Stages the claim of a queued job. The outer error is the disk's.
     fn claim(
         &self,
         disk: &Disk,
         group: &mut Group,
-        (pick, lanes): (Pick, &Lanes),
-        lease_until: Timestamp,
+        id: JobId,
+        claim: &JobEvent,
         now: Timestamp,
-    ) -> Result<Result<Claimed, StoreError>, Fault> {
-        let mut claimed = Claimed::default();
-        while claimed.expired.len() < MAX_OVERDUE
-            && let Some((seq, job)) = self.take(group, pick, lanes, now)
-        {
-            // What is ready is due, also by a clock that another caller looked at a moment ago.
-            let JobState::Queued { run_at } = job.state else { unreachable!("only queued jobs are ready") };
-            let at = now.max(run_at);
-            if job.is_overdue(at) {
-                let ended = self.transit(disk, group, (seq, &job), &JobEvent::MissDeadline, at)?;
-                claimed.expired.extend(ended.ok());
-                continue;
-            }
-            let request = self.request(disk, seq, job.id)?;
-            let taken = job.apply(&JobEvent::Claim { lease_until }, at).map_err(StoreError::from);
-            match request.and_then(|request| Ok(ClaimedJob { job: taken?, request })) {
-                Ok(taken) => {
-                    self.hold_back(group, &taken.job);
-                    group.note(seq, Some(taken.job.clone()), now);
-                    claimed.job = Some(taken);
-                    break;
-                }
-                Err(refused) => {
-                    self.shared.index.write().put_back(seq);
-                    return Ok(Err(refused));
-                }
-            }
-        }
-        Ok(Ok(claimed))
+    ) -> Result<Result<ClaimedJob, StoreError>, Fault> {
+        let Some((seq, job)) = self.newest(group, id) else { return Ok(Err(StoreError::NotFound(id))) };
+        let request = match self.request(disk, seq, id)? {
+            Ok(request) => request,
+            Err(corrupt) => return Ok(Err(corrupt)),
+        };
+        let claimed = self.transit(disk, group, (seq, &job), claim, now)?;
+        Ok(claimed.map(|job| ClaimedJob { job, request }))
     }
 
     /// Stages what an event makes of a job, and writes what belongs to it. The outer error is the disk's, the inner one
@@ -266,12 +223,6 @@ impl Writer {
             Ok(after) => after,
             Err(refused) => return Ok(Err(refused.into())),
         };
-        if let JobEvent::Requeue { by, .. } = event
-            && let Err(refused) =
-                self.admit(group, Admission { by: *by, owner: job.caller, scheduled: 0, ..asked([&after]) })
-        {
-            return Ok(Err(refused));
-        }
         if let Some(delivery) = self.delivery_after(disk, group, seq, job, &after, now)? {
             disk.write_delivery(seq, &delivery).map_err(Fault)?;
             group.deliveries.insert(seq, delivery);
@@ -283,7 +234,6 @@ impl Writer {
             write_chunks(disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
             group.bodies.push((seq, Body::Attempt(Arc::new(attempt), bytes.len())));
         }
-        group.count(Some(job), &after);
         group.note(seq, Some(after.clone()), now);
         Ok(Ok(after))
     }
@@ -309,31 +259,24 @@ impl Writer {
         Ok(attempt)
     }
 
-    /// Gives an answer to those who ask the same, as far as a group has room for it.
+    /// Gives an answer to those of the followers that are still queued, as far as a group has room for it.
     fn share(
         &self,
         disk: &Disk,
         group: &mut Group,
-        question: NonZeroU64,
+        followers: Vec<JobId>,
         report: &AttemptReport,
         now: Timestamp,
     ) -> Result<Vec<Job>, Fault> {
-        let here = group.asking.get(&question).into_iter().flatten().copied();
-        let asking: Vec<Seq> = self.shared.index.read().asking(question).chain(here).collect();
         let (size, event) = (answer_bytes(report), JobEvent::Share { report: Arc::new(report.clone()) });
         let mut answered = Vec::new();
-        for seq in asking {
-            // As it is by now: a job that became queued more than once in this group is here as often.
-            let newest = match group.staged.get(&seq) {
-                Some(staged) => staged.clone(),
-                None => self.shared.index.read().get(seq).cloned(),
-            };
-            let Some(job) = newest else { continue };
+        for id in followers {
             let (jobs, bytes) = group.shared;
             if jobs == MAX_SHARED || bytes > MAX_BYTES {
                 break;
             }
-            // Whoever isn't due, or has come to an end a moment ago, goes its own way.
+            let Some((seq, job)) = self.newest(group, id) else { continue };
+            // One that isn't due, or has come to an end a moment ago, goes its own way.
             if let Ok(after) = self.transit(disk, group, (seq, &job), &event, now)? {
                 group.shared = (jobs + 1, bytes + size);
                 answered.push(after);
@@ -425,44 +368,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Asks whether new jobs, all of one caller, may become pending.
-    fn admit_new(&self, group: &Group, jobs: &[&Job]) -> Result<(), StoreError> {
-        let caller = jobs.first().and_then(|job| job.caller);
-        self.admit(group, Admission { by: caller, owner: caller, ..asked(jobs.iter().copied()) })
-    }
-
-    /// Asks whether jobs may become pending, beside what is by now.
-    fn admit(&self, group: &Group, asked: Admission) -> Result<(), StoreError> {
-        let Change { pending, of_caller, scheduled } = &group.change;
-        let of_owner = of_caller.get(&asked.owner).copied().unwrap_or(0);
-        let admission = {
-            let index = self.shared.index.read();
-            Admission {
-                pending: index.pending_len().saturating_add_signed(*pending),
-                pending_scheduled: index.scheduled_len() + scheduled,
-                pending_of_owner: index.pending_of(asked.owner).saturating_add_signed(of_owner),
-                ..asked
-            }
-        };
-        self.shared.admit.get().map_or(Ok(()), |admit| Ok(admit(&admission)?))
-    }
-
     /// Writes a new job's request and stages the job.
-    fn insert(&mut self, disk: &Disk, group: &mut Group, new: NewJob) -> Result<Insertion, Fault> {
-        let NewJob { mut job, request, bytes, history, is_import } = new;
-        let mut insertion = Insertion::Accepted;
-        job.question = job.question.filter(|question| {
-            let here = group.asking.get(question).map_or(0, Vec::len);
-            here + self.shared.index.read().asking(*question).take(MAX_SHARED).count() < MAX_SHARED
-        });
-        if let Some(question) = job.question.filter(|_| job.is_running() && !is_import) {
-            if group.under_way.contains(&question) || self.shared.index.read().is_under_way(Some(question)) {
-                (job.state, job.attempt, job.started_at) = (JobState::Queued { run_at: job.due_at }, 0, None);
-                insertion = Insertion::Unclaimed;
-            } else {
-                self.hold_back(group, &job);
-            }
-        }
+    fn insert(&mut self, disk: &Disk, group: &mut Group, new: NewJob) -> Result<(), Fault> {
+        let NewJob { job, request, bytes, history, is_import } = new;
         let seq = self.next_seq;
         self.next_seq += 1;
         group.keys.note(&job);
@@ -482,44 +390,8 @@ impl Writer {
             group.bodies.push((seq, Body::Request(request, bytes.len())));
         }
         let created_at = job.created_at;
-        group.count(None, &job);
         group.note(seq, Some(job), created_at);
-        Ok(insertion)
-    }
-
-    /// Takes the job picked out of the order of claiming. Jobs whose time has come become ready here.
-    ///
-    /// It is gone from there at once, so that the next claim of the group finds the next job. If the group fails, the
-    /// whole index is read anew.
-    fn take(&self, group: &Group, pick: Pick, lanes: &Lanes, now: Timestamp) -> Option<(Seq, Job)> {
-        let lead = self.shared.clock.lead();
-        let mut index = self.shared.index.write();
-        if index.has_due(now, lead) {
-            index.promote(now, lead);
-        }
-        loop {
-            let seq = index.take(pick, lanes)?;
-            // What this group has changed already gets its place when the group is published.
-            if group.staged.contains_key(&seq) {
-                continue;
-            }
-            let job = index.get(seq)?.clone();
-            // The index knows nothing yet of what this group claims, and a reader may have made the job ready since.
-            if let Some(question) = job.question.filter(|question| group.under_way.contains(question)) {
-                index.put_back(seq);
-                index.hold_back(question);
-                continue;
-            }
-            return Some((seq, job));
-        }
-    }
-
-    /// Keeps the next claims of the group from what asks the same as a job that it claims.
-    fn hold_back(&self, group: &mut Group, job: &Job) {
-        if let Some(question) = job.question {
-            group.under_way.insert(question);
-            self.shared.index.write().hold_back(question);
-        }
+        Ok(())
     }
 
     /// What the job's key, if it has one, stands for as the group sees it.
@@ -547,7 +419,7 @@ impl Writer {
         let index = self.shared.index.read();
         let seq = index.seq(id)?;
         let job = match group.staged.get(&seq) {
-            Some(staged) => staged.clone()?,
+            Some(staged) => (**staged.as_ref()?).clone(),
             None => index.get(seq)?.clone(),
         };
         Some((seq, job))
@@ -566,56 +438,9 @@ impl Writer {
     }
 }
 
-/// What is asked of the bounds for jobs as they are to be.
-fn asked<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Admission {
-    jobs.into_iter().fold(Admission::default(), |mut asked, job| {
-        asked.submits += 1;
-        asked.jobs += usize::from(!job.state.is_final());
-        asked.scheduled += usize::from(job.is_timed);
-        asked
-    })
-}
-
 /// What the attempt that ended adds to the ledger, if anything.
 fn entry(seq: Seq, attempt: &Attempt) -> Option<Entry> {
     let sums = Sums::of(&attempt.report)?;
     let model = attempt.report.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
     Some(Entry { day: Day::of(attempt.finished_at), seq, attempt: attempt.number, model, sums })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-    use crate::{
-        clock::Clock,
-        metrics::Metrics,
-        store::{
-            JobStore,
-            contract::{at, job, request},
-            sled::{SledConfig, SledStore},
-        },
-    };
-
-    #[tokio::test]
-    async fn a_job_that_a_reader_makes_ready_while_the_same_question_is_claimed_waits_for_its_answer() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-        let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap();
-        let asking = |n| Job { question: NonZeroU64::new(7), ..job(n) };
-        let later = Job { state: JobState::Queued { run_at: at(20) }, ..asking(1) };
-        store.insert(asking(0), request(0)).await.unwrap();
-        store.insert(later.clone(), request(1)).await.unwrap();
-        // The store's own writer has nothing to do. This one stands between the claims of a group.
-        let writer = Writer::new(Arc::clone(&store.shared), mpsc::channel().1, 9);
-        let (disk, mut group) = (store.shared.disk().unwrap(), Group::default());
-        let mut claim = |pick, now| {
-            writer.claim(&disk, &mut group, (pick, &Lanes::All), at(60), at(now)).ok().unwrap().unwrap().job
-        };
-        assert_eq!(claim(Pick::First, 10).unwrap().job.id, job(0).id);
-        assert_eq!(store.claimable(at(20)), 1, "a reader makes it ready");
-        assert!(claim(Pick::First, 20).is_none() && claim(Pick::Job(later.id), 20).is_none());
-        assert_eq!(store.claimable(at(20)), 0);
-    }
 }

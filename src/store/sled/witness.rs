@@ -60,25 +60,26 @@ fn others(index: &Index, touched: &[Seq]) -> u64 {
 mod tests {
     use super::*;
     use crate::{
-        job::{Job, JobEvent},
+        job::{Job, JobEvent, Owner},
         store::contract::{at, job},
     };
 
     #[test]
     fn it_speaks_of_all_jobs_but_those_that_its_group_touches() {
         let mut index = Index::default();
-        (1..5).for_each(|seq| index.replace(u64::from(seq), Some(&job(seq)), at(9)));
+        (1..5).for_each(|seq| index.replace(u64::from(seq), Some(job(seq).into()), at(9)));
         let witness = Witness::new(7, vec![2, 9], &index, SavedTime::default());
         assert_eq!(Witness::decode(&witness.encode().unwrap()).unwrap(), witness);
-        let claimed = |n| -> Job { job(n).apply(&JobEvent::Claim { lease_until: at(60) }, at(9)).unwrap() };
-        index.replace(2, Some(&claimed(2)), at(9));
-        index.replace(9, Some(&job(8)), at(9));
+        let claimed =
+            |n| -> Job { job(n).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) }, at(9)).unwrap() };
+        index.replace(2, Some(claimed(2).into()), at(9));
+        index.replace(9, Some(job(8).into()), at(9));
         assert!(witness.confirms(&index), "the group is there");
         index.replace(2, None, at(9));
         assert!(witness.confirms(&index), "it may touch a job in any way");
-        index.replace(3, Some(&claimed(3)), at(9));
+        index.replace(3, Some(claimed(3).into()), at(9));
         assert!(!witness.confirms(&index), "another job is not as it was");
-        index.replace(3, Some(&job(3)), at(9));
+        index.replace(3, Some(job(3).into()), at(9));
         assert!(witness.confirms(&index));
         index.replace(4, None, at(9));
         assert!(!witness.confirms(&index), "another job is gone");

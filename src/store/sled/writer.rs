@@ -25,7 +25,10 @@ use super::{
     keys::{self, Seq},
     recent::Bodies,
 };
-use crate::{job::Job, store::StoreError};
+use crate::{
+    job::Job,
+    store::{EndedCounts, StoreError},
+};
 
 /// First and longest pause between two tries to open the database again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -188,14 +191,13 @@ impl Writer {
             book.forget_surplus();
             group.pages.into_iter().for_each(|page| book.settle(page));
         }
-        // With those that have become ready or not with the change of another.
-        let (mut moved, mut held_back) = (Vec::new(), Vec::new());
+        let mut ended = EndedCounts::default();
         if !group.changes.is_empty() || !group.deliveries.is_empty() {
             let mut index = self.shared.index.write();
             // With the jobs, never before: nobody may find a message due whose job has not ended.
             let mut deliveries = self.shared.deliveries.write();
             for (seq, job, now) in &group.changes {
-                index.replace(*seq, job.as_ref(), *now);
+                index.replace(*seq, job.clone(), *now);
                 if job.is_none() {
                     recent.remove(*seq);
                     deliveries.replace(*seq, None);
@@ -209,17 +211,7 @@ impl Writer {
                     deliveries.replace(seq, Some((caller, delivery)));
                 }
             }
-            drop(deliveries);
-            let mut seqs = index.take_moved();
-            // What has changed itself is told with its change.
-            seqs.retain(|seq| !group.staged.contains_key(seq));
-            seqs.sort_unstable();
-            seqs.dedup();
-            moved.extend(seqs.iter().filter_map(|seq| index.get(*seq).cloned()));
-            let touched = group.changes.iter().map(|(seq, _, _)| seq).chain(&seqs);
-            held_back.extend(
-                touched.filter_map(|seq| index.get(*seq).filter(|_| index.is_held_back(*seq))).map(|job| job.id),
-            );
+            ended = index.ended();
         }
         if !group.changes.is_empty() {
             let metrics = &self.shared.metrics;
@@ -227,9 +219,11 @@ impl Writer {
             metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
         }
         // Workers first: their way to Claude is longer than an answer's to its client.
-        if let Some(observer) = self.shared.observer.get() {
-            let changed: Vec<Job> = group.changes.into_iter().filter_map(|(_, job, _)| job).chain(moved).collect();
-            observer(&changed, &held_back);
+        if !group.changes.is_empty()
+            && let Some(feed) = self.shared.feed.get()
+        {
+            let changed: Vec<Arc<Job>> = group.changes.into_iter().filter_map(|(_, job, _)| job).collect();
+            feed.changed(&changed, ended);
         }
         group.answers.into_iter().for_each(|answer| answer(None));
     }

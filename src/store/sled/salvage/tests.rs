@@ -10,7 +10,7 @@ use crate::{
     metrics::Metrics,
     store::{
         JobStore,
-        contract::{at, job, success},
+        contract::{at, claim, job, success},
         sled::{SledConfig, SledStore},
     },
 };
@@ -32,21 +32,11 @@ async fn fill(path: &Path, jobs: u32) {
         let request = JobRequest { query: question(n, 12_000), ..JobRequest::default() };
         store.insert(job(n), Arc::new(request)).await.unwrap();
         if n + 2 < jobs {
-            store
-                .claim(crate::store::Pick::First, crate::store::Lanes::All, at(n + 30), at(n))
-                .await
-                .unwrap()
-                .job
-                .unwrap();
+            claim(&store, n, n).await;
             store.transition(job(n).id, success(1, 30_000), at(n + 1)).await.unwrap();
         }
     }
-    store
-        .claim(crate::store::Pick::First, crate::store::Lanes::All, at(jobs + 30), at(jobs))
-        .await
-        .unwrap()
-        .job
-        .unwrap();
+    claim(&store, jobs - 2, jobs).await;
     store.close().await;
 }
 

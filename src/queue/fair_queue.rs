@@ -1,7 +1,7 @@
 //! Whose turn it is: callers take turns, one job a turn, so that one caller's thousand jobs don't delay another's one.
 //!
 //! Each caller has a list for each [`Lane`]: jobs whose clients asked to wait, and the others, for each model that they name.
-//! Every list has its own order (by age and priority in the index, by deadline in the queue). So the jobs of a model whose calls
+//! Every list has its own order (by age and priority on the board, by deadline among held clients). So the jobs of a model whose calls
 //! are stopped are passed over at once. A caller's *turn* is a number: the caller with the lowest one goes
 //! next and gets the next number. Who comes anew, or again, starts at the turn that was served last, so nobody saves
 //! turns up and nobody is made to wait for having been quick. It is start-time fair queueing (Goyal et al., 1996) with
@@ -10,22 +10,19 @@
 //!
 //! Every step takes O(log n) in jobs and callers, and O(n) in lanes, which are few; a place in the order O(callers).
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    num::NonZeroU64,
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::{
+    digest::Lane,
+    job::{Job, caller::Caller},
 };
-
-use crate::{digest::Lane, job::Job};
-
-/// A caller, by the digest that jobs carry.
-pub(crate) type Caller = Option<NonZeroU64>;
 
 /// Items of a node of a list: many callers have few jobs, and an empty list has the room of a node.
 const NODE: usize = 256;
 
 /// Whether the clients of the jobs of a list asked to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum List {
+pub(super) enum List {
     /// They did not.
     Unwaited,
     /// They did.
@@ -52,14 +49,14 @@ impl Lanes {
 
 /// Which jobs to look at: of one list or of both, in some lanes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
-    pub(crate) list: Option<List>,
-    pub(crate) lanes: &'a Lanes,
+pub(super) struct Wanted<'a> {
+    pub(super) list: Option<List>,
+    pub(super) lanes: &'a Lanes,
 }
 
 impl Wanted<'_> {
     #[cfg(test)]
-    pub(crate) const ALL: Wanted<'static> = Wanted { list: None, lanes: &Lanes::All };
+    pub(super) const ALL: Wanted<'static> = Wanted { list: None, lanes: &Lanes::All };
 
     fn has(self, (list, lane): Key) -> bool {
         self.list.is_none_or(|wanted| wanted == list) && self.lanes.has(lane)
@@ -68,15 +65,15 @@ impl Wanted<'_> {
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    pub(crate) caller: Caller,
-    pub(crate) list: List,
-    pub(crate) lane: Lane,
+pub(super) struct Place {
+    pub(super) caller: Caller,
+    pub(super) list: List,
+    pub(super) lane: Lane,
 }
 
 impl Place {
     /// The place of a job.
-    pub(crate) fn of(job: &Job) -> Place {
+    pub(super) fn of(job: &Job) -> Place {
         let list = if job.waited_for { List::Waited } else { List::Unwaited };
         Place { caller: job.caller, list, lane: job.model }
     }
@@ -90,7 +87,7 @@ type Key = (List, Lane);
 
 /// All callers with their jobs.
 #[derive(Debug)]
-pub(crate) struct Turns<T: Ord> {
+pub(super) struct FairQueue<T: Ord> {
     callers: HashMap<Caller, Lists<T>>,
     /// For each list of a lane, the callers that have jobs in it, by their turns. None is empty.
     order: BTreeMap<Key, BTreeSet<(u64, Caller)>>,
@@ -107,15 +104,15 @@ struct Lists<T: Ord> {
     jobs: BTreeMap<Key, indexset::BTreeSet<T>>,
 }
 
-impl<T: Ord> Default for Turns<T> {
-    fn default() -> Turns<T> {
-        Turns { callers: HashMap::new(), order: BTreeMap::new(), lengths: BTreeMap::new(), now: 0 }
+impl<T: Ord> Default for FairQueue<T> {
+    fn default() -> FairQueue<T> {
+        FairQueue { callers: HashMap::new(), order: BTreeMap::new(), lengths: BTreeMap::new(), now: 0 }
     }
 }
 
-impl<T: Ord + Clone> Turns<T> {
+impl<T: Ord + Clone> FairQueue<T> {
     /// Adds a job. One that is there already stays.
-    pub(crate) fn insert(&mut self, place: Place, job: T) {
+    pub(super) fn insert(&mut self, place: Place, job: T) {
         let (now, key) = (self.now, place.key());
         let lists = self.callers.entry(place.caller).or_insert_with(|| Lists { turn: now, jobs: BTreeMap::new() });
         if lists.jobs.is_empty() {
@@ -129,7 +126,7 @@ impl<T: Ord + Clone> Turns<T> {
     }
 
     /// Removes a job; tells whether it was there. Whose turn it is stays as it was.
-    pub(crate) fn remove(&mut self, place: Place, job: &T) -> bool {
+    pub(super) fn remove(&mut self, place: Place, job: &T) -> bool {
         let key = place.key();
         let Some(lists) = self.callers.get_mut(&place.caller) else { return false };
         let Some(jobs) = lists.jobs.get_mut(&key) else { return false };
@@ -147,12 +144,12 @@ impl<T: Ord + Clone> Turns<T> {
     }
 
     /// The next job of those wanted.
-    pub(crate) fn first(&self, wanted: Wanted<'_>) -> Option<&T> {
+    pub(super) fn first(&self, wanted: Wanted<'_>) -> Option<&T> {
         self.next(wanted).map(|(_, job)| job)
     }
 
     /// Takes the next job of those wanted; its caller has had its turn.
-    pub(crate) fn take(&mut self, wanted: Wanted<'_>) -> Option<T> {
+    pub(super) fn take(&mut self, wanted: Wanted<'_>) -> Option<T> {
         let (place, job) = self.next(wanted).map(|(place, job)| (place, job.clone()))?;
         self.serve(place.caller);
         self.remove(place, &job);
@@ -185,7 +182,7 @@ impl<T: Ord + Clone> Turns<T> {
     }
 
     /// How many jobs of a list, or of both, go before this one, which need not be there.
-    pub(crate) fn ahead_of(&self, caller: Caller, job: &T, list: Option<List>) -> usize {
+    pub(super) fn ahead_of(&self, caller: Caller, job: &T, list: Option<List>) -> usize {
         let wanted = Wanted { list, lanes: &Lanes::All };
         let of = |lists: &Lists<T>, count: &dyn Fn(&indexset::BTreeSet<T>) -> usize| -> usize {
             lists.jobs.iter().filter(|(key, _)| wanted.has(**key)).map(|(_, jobs)| count(jobs)).sum()
@@ -202,18 +199,18 @@ impl<T: Ord + Clone> Turns<T> {
     }
 
     /// How many jobs there are in a list, or in both.
-    pub(crate) fn len(&self, list: Option<List>) -> usize {
+    pub(super) fn len(&self, list: Option<List>) -> usize {
         self.lengths.iter().filter(|(one, _)| list.is_none_or(|list| list == **one)).map(|(_, length)| length).sum()
     }
 
     /// The lanes that have jobs.
-    pub(crate) fn lanes(&self) -> Vec<Lane> {
+    pub(super) fn lanes(&self) -> Vec<Lane> {
         self.order.keys().map(|(_, lane)| *lane).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Every job with its place, in no order.
     #[cfg(test)]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Place, &T)> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Place, &T)> + '_ {
         self.callers.iter().flat_map(|(caller, lists)| {
             lists.jobs.iter().flat_map(|((list, lane), jobs)| {
                 jobs.iter().map(|job| (Place { caller: *caller, list: *list, lane: *lane }, job))
@@ -223,7 +220,7 @@ impl<T: Ord + Clone> Turns<T> {
 
     /// Panics unless the callers' order and the lengths agree with their jobs.
     #[cfg(test)]
-    pub(crate) fn assert_consistent(&self) {
+    pub(super) fn assert_consistent(&self) {
         let (mut order, mut lengths) = (BTreeMap::<Key, BTreeSet<_>>::new(), BTreeMap::<List, usize>::new());
         for (caller, lists) in &self.callers {
             for (key, jobs) in &lists.jobs {
@@ -252,6 +249,8 @@ fn leave(order: &mut BTreeMap<Key, BTreeSet<(u64, Caller)>>, key: Key, turn: (u6
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -265,17 +264,17 @@ mod tests {
         Place { caller, list, lane: None }
     }
 
-    fn take(turns: &mut Turns<u32>) -> Option<u32> {
+    fn take(turns: &mut FairQueue<u32>) -> Option<u32> {
         turns.take(Wanted::ALL)
     }
 
-    fn all(turns: &mut Turns<u32>) -> Vec<u32> {
+    fn all(turns: &mut FairQueue<u32>) -> Vec<u32> {
         std::iter::from_fn(|| take(turns)).collect()
     }
 
     #[test]
     fn a_thousand_jobs_of_one_caller_do_not_delay_anothers_one() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         (0..1_000).for_each(|job| turns.insert(at(caller(1), List::Unwaited), job));
         assert_eq!(take(&mut turns), Some(0));
         turns.insert(at(caller(2), List::Unwaited), 5_000);
@@ -286,7 +285,7 @@ mod tests {
 
     #[test]
     fn who_comes_again_and_again_with_one_job_waits_for_its_turn_too() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         (10..20).for_each(|job| turns.insert(at(caller(2), List::Unwaited), job));
         let mut taken = Vec::new();
         for job in 0..4 {
@@ -299,7 +298,7 @@ mod tests {
 
     #[test]
     fn one_list_alone_can_be_asked_for() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         (0..3).for_each(|job| turns.insert(at(None, List::Waited), job));
         turns.insert(at(None, List::Unwaited), 3);
         let unwaited = Wanted { list: Some(List::Unwaited), lanes: &Lanes::All };
@@ -311,7 +310,7 @@ mod tests {
 
     #[test]
     fn the_jobs_of_some_lanes_are_passed_over_and_keep_their_places() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         let lane = |model: &str| Some(ModelKey::of(model));
         for (n, model) in [(0, None), (1, lane("a")), (2, None), (3, lane("b")), (4, lane("a"))] {
             turns.insert(Place { caller: caller(u64::from(n % 2)), list: List::Unwaited, lane: model }, n);
@@ -337,7 +336,7 @@ mod tests {
             jobs in proptest::collection::btree_map(0u32..500, (0u64..5, any::<bool>()), 1..60),
             before in 0usize..20,
         ) {
-            let mut turns = Turns::default();
+            let mut turns = FairQueue::default();
             for (job, (of, waited)) in &jobs {
                 let list = if *waited { List::Waited } else { List::Unwaited };
                 turns.insert(Place { lane: (job % 3 == 0).then(|| ModelKey::of("a")), ..at(caller(*of), list) }, *job);

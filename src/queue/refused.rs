@@ -1,41 +1,12 @@
-//! The question that a store asks before jobs become pending, in the step that makes them so, and the answers.
-//!
-//! Every route to a pending job passes it: a submission, a batch, a retry of one job or many, an import. So no two requests
-//! can pass a bound side by side. The queue decides; the store counts.
+//! Why jobs can't become pending, in words.
 
 use std::{fmt, time::Duration};
-
-use crate::job::caller::Caller;
 
 /// Above a shortage of disk space, this part of the floor must be free before jobs are accepted again, ...
 const MARGIN_PART: u64 = 8;
 
 /// ... but no more than this. Without a margin, submissions would go on and off with every few records.
 const MAX_MARGIN_BYTES: u64 = 64 << 20;
-
-/// Jobs that are about to become pending together, and what is pending in the store at this moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Admission {
-    /// Who wants them pending.
-    pub by: Caller,
-    /// Whose jobs they are; `None` where no caller's own bound applies.
-    pub owner: Caller,
-    /// Jobs wanted, those included that have their answer already.
-    pub submits: usize,
-    /// Jobs that become pending.
-    pub jobs: usize,
-    /// Those of them that are for later.
-    pub scheduled: usize,
-    /// Pending jobs in the store.
-    pub pending: usize,
-    /// Those of them that are for later.
-    pub pending_scheduled: usize,
-    /// Pending jobs of the owner.
-    pub pending_of_owner: usize,
-}
-
-/// Decides whether jobs become pending. Called on the store's own thread: it must be quick and must not block.
-pub type Admit = Box<dyn Fn(&Admission) -> Result<(), Refused> + Send + Sync>;
 
 /// Why jobs can't become pending.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,0 +1,598 @@
+//! The board: every pending job, in memory, and which of them can be claimed. The store feeds it ([`Feed`]), so it is the
+//! same over any store.
+//!
+//! It is synchronous, and it only proposes: a job that is picked here is claimed by the store, which refuses what is no
+//! longer as the board has it. Between the two the job is *proposed*, so that no other claim picks it. A job that was
+//! admitted and has not come through the feed yet is *arriving*: bounds count it.
+//!
+//! Jobs that ask the same ([`Job::question`]) are asked one at a time. While one of them runs, is proposed or arrives
+//! claimed, the others are *held back*: they are due and can't be claimed, and their deadlines wait.
+//!
+//! [`Feed`]: crate::store::Feed
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    num::NonZeroU64,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{
+    admission::{Admission, Bounds},
+    fair_queue::{FairQueue, Lanes, List, Place, Wanted},
+    refused::Refused,
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    digest::Lane,
+    job::{Job, JobId, JobState, StatusCounts, caller::Caller},
+    store::EndedCounts,
+};
+
+/// Most queued jobs that ask the same: all are moved when one of them is claimed, and each gets a copy of the answer. A job
+/// beyond that is asked by itself.
+const MAX_SAME_QUESTION: usize = 512;
+
+type Question = NonZeroU64;
+
+/// Which of the ready jobs a claim is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pick {
+    /// The first in order.
+    First,
+    /// The first of those that nobody asked to wait for ([`Job::waited_for`]); if there is none, the first of all.
+    Unwaited,
+    /// This one, of whatever lane; if it is not ready, the first of all.
+    Job(JobId),
+}
+
+/// How many ready jobs go before one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// Of all.
+    pub(super) all: usize,
+    /// Of those that nobody asked to wait for.
+    pub(super) unwaited: usize,
+}
+
+/// What a change of some jobs did to others.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    /// Jobs that were held back, or are no longer.
+    pub(super) jobs: Vec<Arc<Job>>,
+    /// Of these and of the jobs that changed: those that are held back.
+    pub(super) held_back: HashSet<JobId>,
+}
+
+/// The board.
+#[derive(Debug)]
+pub(super) struct Board {
+    clock: Clock,
+    state: Mutex<State>,
+    /// What claims were to take, for tests to see.
+    #[cfg(test)]
+    pub(super) picks: Mutex<Vec<Pick>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Queued and running jobs. Ids sort by submission.
+    jobs: BTreeMap<JobId, Arc<Job>>,
+    /// Queued, due and neither held back, proposed nor expired, in the order of claiming.
+    ready: FairQueue<(Timestamp, JobId)>,
+    /// Queued for later, by their time.
+    scheduled: BTreeSet<(Timestamp, JobId)>,
+    /// Queued for a wall-clock time that their clients asked for ([`Job::is_timed`]), by it.
+    timed: BTreeSet<(Timestamp, JobId)>,
+    /// How far the service time is ahead of the wall clock.
+    lead: Duration,
+    /// Running, by the end of their lease.
+    leases: BTreeSet<(Timestamp, JobId)>,
+    /// Queued with a deadline that does not wait, by it.
+    deadlines: BTreeSet<(Timestamp, JobId)>,
+    /// Queued, and their deadline has passed: they can't be claimed.
+    expired: BTreeSet<JobId>,
+    /// How many pending jobs each caller has, arriving ones included.
+    pending_of: HashMap<NonZeroU64, usize>,
+    /// Queued jobs by their question.
+    asking: BTreeSet<(Question, JobId)>,
+    /// Questions of jobs that run, are proposed or arrive claimed, and of how many: mostly one.
+    under_way: HashMap<Question, usize>,
+    /// Jobs picked for a claim that the store has not confirmed yet.
+    proposed: HashSet<JobId>,
+    arriving: HashMap<JobId, Arrival>,
+    ended: EndedCounts,
+    /// Jobs that were held back or let go since the feed last told of changes.
+    moved: Vec<JobId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    caller: Caller,
+    is_timed: bool,
+    /// Its question, if it arrives claimed.
+    question: Option<Question>,
+}
+
+/// Jobs that were admitted. Those that the store did not take are forgotten when this is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    board: Option<Arc<Board>>,
+    ids: Vec<JobId>,
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        let Some(board) = &self.board else { return };
+        let mut state = board.state.lock();
+        for id in &self.ids {
+            let question = state.arrive(*id);
+            state.set_under_way(question, None);
+        }
+    }
+}
+
+/// A job that was picked for a claim. Withdrawn when this is dropped, unless the store has confirmed the claim by then.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    board: Arc<Board>,
+    pub(super) job: Arc<Job>,
+}
+
+impl Proposal {
+    /// The store has claimed the job. The feed tells so too, maybe a moment later.
+    pub(super) fn confirm(&self, claimed: &Job) {
+        let (now, mut state) = (self.board.clock.now(), self.board.state.lock());
+        if state.proposed.contains(&claimed.id) {
+            state.change(&Arc::new(claimed.clone()), now);
+        }
+    }
+}
+
+impl Drop for Proposal {
+    fn drop(&mut self) {
+        self.board.withdraw(self.job.id);
+    }
+}
+
+impl Board {
+    pub(super) fn new(clock: Clock) -> Board {
+        Board {
+            clock,
+            state: Mutex::default(),
+            #[cfg(test)]
+            picks: Mutex::default(),
+        }
+    }
+
+    /// The state as of now: what has become due is ready, and what has missed its deadline is not.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let (now, mut state) = (self.clock.now(), self.state.lock());
+        state.promote(now, self.clock.lead());
+        state.expire(now);
+        state
+    }
+
+    /// Starts anew with these pending jobs. Claims that are under way get their answer from the store.
+    pub(super) fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
+        let mut state = self.state.lock();
+        let arriving = std::mem::take(&mut state.arriving);
+        *state = State { ended, lead: self.clock.lead(), ..State::default() };
+        for (id, arrival) in arriving {
+            state.count(arrival.caller, true);
+            state.set_under_way(None, arrival.question);
+            state.arriving.insert(id, arrival);
+        }
+        for job in &pending {
+            let question = state.arrive(job.id);
+            state.set_under_way(question, job.question.filter(|_| job.is_running()));
+        }
+        // Those that are held back have to be known by now.
+        pending.iter().for_each(|job| state.list(job, self.clock.now()));
+        // Collected, for then its nodes are full; of insertions in order they would be half empty.
+        state.jobs = pending.into_iter().map(|job| (job.id, job)).collect();
+        state.moved.clear();
+    }
+
+    /// Takes note of jobs as they are now.
+    pub(super) fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts) -> Moved {
+        let mut state = self.state.lock();
+        state.ended = ended;
+        for job in jobs {
+            state.change(job, self.clock.now());
+        }
+        let changed: HashSet<JobId> = jobs.iter().map(|job| job.id).collect();
+        let mut moved = std::mem::take(&mut state.moved);
+        moved.retain(|id| !changed.contains(id));
+        moved.sort_unstable();
+        moved.dedup();
+        let touched = moved.iter().chain(&changed);
+        Moved {
+            held_back: touched.filter(|id| state.is_held_back(**id)).copied().collect(),
+            jobs: moved.iter().filter_map(|id| state.jobs.get(id).cloned()).collect(),
+        }
+    }
+
+    /// Asks the bounds whether jobs of `owner` may become pending, and counts them from now on if they may.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        bounds: &Bounds,
+        (by, owner): (Caller, Caller),
+        jobs: &[&Job],
+    ) -> Result<Arrivals, Refused> {
+        let mut state = self.state.lock();
+        let pending = || jobs.iter().filter(|job| !job.state.is_final() && !state.jobs.contains_key(&job.id));
+        bounds.admit(&Admission {
+            by,
+            owner,
+            submits: jobs.len(),
+            jobs: pending().count(),
+            scheduled: pending().filter(|job| job.is_timed).count(),
+            pending: state.jobs.len() + state.arriving.len(),
+            pending_scheduled: state.timed.len() + state.arriving.values().filter(|arrival| arrival.is_timed).count(),
+            pending_of_owner: owner.and_then(|owner| state.pending_of.get(&owner)).copied().unwrap_or(0),
+        })?;
+        let arrivals =
+            pending().map(|job| (job.id, Arrival { caller: job.caller, is_timed: job.is_timed, question: None }));
+        let arrivals: Vec<_> = arrivals.collect();
+        for (id, arrival) in &arrivals {
+            if state.arriving.insert(*id, *arrival).is_none() {
+                state.count(arrival.caller, true);
+            }
+        }
+        Ok(Arrivals { board: Some(Arc::clone(self)), ids: arrivals.into_iter().map(|(id, _)| id).collect() })
+    }
+
+    /// Whether an arriving job may arrive claimed: no other can be claimed, and none that asks the same is under way. From
+    /// now on it is under way itself.
+    pub(super) fn arrives_claimed(&self, job: &Job) -> bool {
+        let mut state = self.state();
+        if state.ready.len(None) > 0 || state.is_under_way(job.question) {
+            return false;
+        }
+        let Some(arrival) = state.arriving.get_mut(&job.id) else { return false };
+        arrival.question = job.question;
+        state.set_under_way(None, job.question);
+        true
+    }
+
+    /// Picks a ready job of these lanes for a claim.
+    pub(super) fn propose(self: &Arc<Self>, pick: Pick, lanes: &Lanes) -> Option<Proposal> {
+        let mut state = self.state();
+        let id = state.take(pick, lanes)?;
+        let job = state.jobs.get(&id).cloned()?;
+        state.proposed.insert(id);
+        state.set_under_way(None, job.question);
+        Some(Proposal { board: Arc::clone(self), job })
+    }
+
+    /// A job that was proposed has not been claimed: it takes its place again, if it is still queued.
+    fn withdraw(&self, id: JobId) {
+        let mut state = self.state.lock();
+        if !state.proposed.remove(&id) {
+            return;
+        }
+        let Some(job) = state.jobs.get(&id).cloned() else { return };
+        state.set_under_way(job.question, None);
+        if !state.is_under_way(job.question) {
+            state.make_ready(&job);
+        }
+    }
+
+    /// The job, if it is pending.
+    pub(super) fn get(&self, id: JobId) -> Option<Arc<Job>> {
+        self.state.lock().jobs.get(&id).cloned()
+    }
+
+    /// How many jobs can be claimed now, of a list or of both.
+    pub(super) fn ready(&self, list: Option<List>) -> usize {
+        self.state().ready.len(list)
+    }
+
+    /// The models that ready jobs name, and `None` if some name none.
+    pub(super) fn ready_lanes(&self) -> Vec<Lane> {
+        self.state().ready.lanes()
+    }
+
+    /// How many ready jobs go before this one.
+    pub(super) fn ahead_of(&self, job: &Job) -> Ahead {
+        let state = self.state.lock();
+        let ahead = |list| state.ready.ahead_of(job.caller, &(job.effective_at(), job.id), list);
+        Ahead { all: ahead(None), unwaited: ahead(Some(List::Unwaited)) }
+    }
+
+    /// Whether a job of this question is under way.
+    pub(super) fn is_under_way(&self, question: Option<Question>) -> bool {
+        self.state.lock().is_under_way(question)
+    }
+
+    /// Whether the job is due and held back.
+    pub(super) fn is_held_back(&self, id: JobId) -> bool {
+        self.state().is_held_back(id)
+    }
+
+    /// Whether no more jobs may be queued with this question.
+    pub(super) fn is_crowded(&self, question: Question) -> bool {
+        self.state.lock().asking(question).take(MAX_SAME_QUESTION).count() == MAX_SAME_QUESTION
+    }
+
+    /// The queued jobs that a running job's answer is an answer to as well.
+    pub(super) fn followers(&self, id: JobId) -> Vec<JobId> {
+        let state = self.state();
+        let question = state.jobs.get(&id).and_then(|job| job.question);
+        question.map_or(Vec::new(), |question| state.due(question))
+    }
+
+    /// How many jobs there are in each state.
+    pub(super) fn counts(&self) -> StatusCounts {
+        let state = self.state();
+        let (scheduled, running) = (state.scheduled.len() + state.timed.len(), state.leases.len());
+        let EndedCounts { succeeded, failed, cancelled } = state.ended;
+        let queued = state.jobs.len() - scheduled - running;
+        StatusCounts { queued, scheduled, running, succeeded, failed, cancelled }
+    }
+
+    /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
+    pub(super) fn overdue(&self, limit: usize) -> Vec<Arc<Job>> {
+        let (now, state) = (self.clock.now(), self.state());
+        let leases = state.leases.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| id);
+        leases.chain(&state.expired).filter_map(|id| state.jobs.get(id)).take(limit).cloned().collect()
+    }
+
+    /// The next moment at which waiting alone changes something: a job becomes ready, a lease or a deadline ends. Past if
+    /// that has not been acted on yet.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        let state = self.state.lock();
+        let timed = state.timed.first().map(|(at, _)| at.plus(state.lead));
+        let expired = state.expired.first().and_then(|id| state.jobs.get(id)?.deadline_at);
+        let lists = [&state.scheduled, &state.leases, &state.deadlines];
+        lists.iter().filter_map(|list| list.first()).map(|(at, _)| *at).chain(timed).chain(expired).min()
+    }
+
+    /// When the job was due that was submitted before all others that are queued and due.
+    pub(super) fn oldest_queued(&self) -> Option<Timestamp> {
+        let state = self.state();
+        state.jobs.values().find(|job| state.is_due(job)).map(|job| job.due_at)
+    }
+
+    /// Every running job.
+    pub(super) fn running(&self) -> Vec<Arc<Job>> {
+        let state = self.state.lock();
+        state.leases.iter().filter_map(|(_, id)| state.jobs.get(id).cloned()).collect()
+    }
+
+    /// Panics unless every list agrees with the jobs, and these with the store's.
+    #[cfg(test)]
+    pub(super) fn assert_consistent(&self, pending: Vec<Arc<Job>>) {
+        let state = self.state();
+        assert!(state.proposed.is_empty() && state.arriving.is_empty(), "nothing is under way");
+        let pending = pending.into_iter().map(|job| (job.id, job)).collect();
+        assert_eq!(state.jobs, pending, "the board disagrees with the store");
+        let mut fresh = State::default();
+        for job in pending.values().filter(|job| job.is_running()) {
+            fresh.set_under_way(None, job.question);
+        }
+        for job in pending.values() {
+            // A queued job stands in one of two lists, by the moment of the last promotion.
+            let waits = matches!(job.state, JobState::Queued { .. }) && !state.is_due(job);
+            fresh.list(job, Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }));
+        }
+        fresh.jobs.clone_from(&state.jobs);
+        fresh.expire(self.clock.now());
+        let lists = |state: &State| {
+            let State { scheduled, timed, leases, deadlines, .. } = state;
+            ([scheduled, timed, leases, deadlines].map(Clone::clone), state.expired.clone())
+        };
+        assert_eq!(lists(&state), lists(&fresh), "a list disagrees with the jobs");
+        assert_eq!(state.pending_of, fresh.pending_of, "the callers' counts disagree with the jobs");
+        assert_eq!((&state.asking, &state.under_way), (&fresh.asking, &fresh.under_way), "the questions disagree");
+        let ready = |state: &State| -> BTreeSet<_> { state.ready.iter().map(|(place, job)| (place, *job)).collect() };
+        assert_eq!(ready(&state), ready(&fresh), "the order of claiming disagrees with the jobs");
+        state.ready.assert_consistent();
+    }
+}
+
+impl State {
+    /// Makes a job what it is now.
+    fn change(&mut self, job: &Arc<Job>, now: Timestamp) {
+        let arrived = self.arrive(job.id);
+        let old = self.jobs.remove(&job.id);
+        let was_proposed = self.proposed.remove(&job.id);
+        let was_under_way = old.as_ref().filter(|old| was_proposed || old.is_running()).and_then(|old| old.question);
+        if let Some(old) = &old {
+            self.unlist(old);
+        }
+        let is_under_way = job.question.filter(|_| job.is_running());
+        let was_under_way = was_under_way.or(arrived);
+        // The end of another's turn lets this one go too.
+        if was_under_way != is_under_way {
+            self.set_under_way(was_under_way, None);
+        }
+        if !job.state.is_final() {
+            self.jobs.insert(job.id, Arc::clone(job));
+            self.list(job, now);
+        }
+        if was_under_way != is_under_way {
+            self.set_under_way(None, is_under_way);
+        }
+    }
+
+    /// An arriving job has arrived, or never will: gives its question if it was to arrive claimed.
+    fn arrive(&mut self, id: JobId) -> Option<Question> {
+        let arrival = self.arriving.remove(&id)?;
+        self.count(arrival.caller, false);
+        arrival.question
+    }
+
+    /// Counts a pending job of a caller, or one less.
+    fn count(&mut self, caller: Caller, is_pending: bool) {
+        let Some(caller) = caller else { return };
+        let count = self.pending_of.entry(caller).or_default();
+        *count = if is_pending { *count + 1 } else { *count - 1 };
+        if *count == 0 {
+            self.pending_of.remove(&caller);
+        }
+    }
+
+    fn list(&mut self, job: &Job, now: Timestamp) {
+        self.count(job.caller, true);
+        match job.state {
+            JobState::Queued { run_at } => {
+                if let Some(question) = job.question {
+                    self.asking.insert((question, job.id));
+                }
+                let reached = if job.is_timed { now.minus(self.lead) } else { now };
+                if run_at > reached {
+                    self.later(job.is_timed).insert((run_at, job.id));
+                    self.deadlines.extend(job.deadline_at.map(|deadline| (deadline, job.id)));
+                } else if !self.is_under_way(job.question) {
+                    self.make_ready(job);
+                }
+            }
+            JobState::Running { lease_until } => {
+                self.leases.insert((lease_until, job.id));
+            }
+            JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
+        }
+    }
+
+    fn unlist(&mut self, old: &Job) {
+        self.count(old.caller, false);
+        match old.state {
+            JobState::Queued { run_at } => {
+                if let Some(question) = old.question {
+                    self.asking.remove(&(question, old.id));
+                }
+                self.later(old.is_timed).remove(&(run_at, old.id));
+                self.make_unready(old);
+            }
+            JobState::Running { lease_until } => {
+                self.leases.remove(&(lease_until, old.id));
+            }
+            JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
+        }
+    }
+
+    fn make_ready(&mut self, job: &Job) {
+        self.ready.insert(Place::of(job), (job.effective_at(), job.id));
+        self.deadlines.extend(job.deadline_at.map(|deadline| (deadline, job.id)));
+    }
+
+    /// Tells whether it was ready, or would have been but for its deadline.
+    fn make_unready(&mut self, job: &Job) -> bool {
+        if let Some(deadline) = job.deadline_at {
+            self.deadlines.remove(&(deadline, job.id));
+        }
+        self.ready.remove(Place::of(job), &(job.effective_at(), job.id)) | self.expired.remove(&job.id)
+    }
+
+    /// Jobs whose deadline has passed can't be claimed any more.
+    fn expire(&mut self, now: Timestamp) {
+        while let Some(&(deadline, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now) {
+            self.deadlines.remove(&(deadline, id));
+            self.expired.insert(id);
+            if let Some(job) = self.jobs.get(&id) {
+                self.ready.remove(Place::of(job), &(job.effective_at(), id));
+            }
+        }
+    }
+
+    /// The list in which a job waits for its time.
+    fn later(&mut self, is_timed: bool) -> &mut BTreeSet<(Timestamp, JobId)> {
+        if is_timed { &mut self.timed } else { &mut self.scheduled }
+    }
+
+    /// Whether a job is queued and its time has come, as of the last promotion.
+    fn is_due(&self, job: &Job) -> bool {
+        let later = if job.is_timed { &self.timed } else { &self.scheduled };
+        matches!(job.state, JobState::Queued { run_at } if !later.contains(&(run_at, job.id)))
+    }
+
+    fn is_under_way(&self, question: Option<Question>) -> bool {
+        question.is_some_and(|question| self.under_way.contains_key(&question))
+    }
+
+    fn is_held_back(&self, id: JobId) -> bool {
+        let job = self.jobs.get(&id).filter(|job| !self.proposed.contains(&job.id));
+        job.is_some_and(|job| self.is_under_way(job.question) && self.is_due(job))
+    }
+
+    fn asking(&self, question: Question) -> impl Iterator<Item = JobId> + '_ {
+        self.asking.range((question, JobId::nil())..=(question, JobId::max())).map(|(_, id)| *id)
+    }
+
+    /// Queued jobs of a question whose time has come.
+    fn due(&self, question: Question) -> Vec<JobId> {
+        self.asking(question).filter(|id| self.jobs.get(id).is_some_and(|job| self.is_due(job))).collect()
+    }
+
+    /// One job's turn to ask a question is over, or one's begins: those that ask the same are let go, or held back.
+    fn set_under_way(&mut self, ends: Option<Question>, begins: Option<Question>) {
+        if let Some(question) = ends
+            && let Some(count) = self.under_way.get_mut(&question)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.under_way.remove(&question);
+                self.move_due(question, |state, job| {
+                    state.make_ready(job);
+                    true
+                });
+            }
+        }
+        if let Some(question) = begins {
+            let count = self.under_way.entry(question).or_default();
+            *count += 1;
+            if *count == 1 {
+                self.move_due(question, State::make_unready);
+            }
+        }
+    }
+
+    fn move_due(&mut self, question: Question, shift: impl Fn(&mut State, &Job) -> bool) {
+        for id in self.due(question) {
+            if let Some(job) = self.jobs.get(&id).cloned()
+                && shift(self, &job)
+            {
+                self.moved.push(id);
+            }
+        }
+    }
+
+    /// Takes a ready job of these lanes out of the order of claiming.
+    fn take(&mut self, pick: Pick, lanes: &Lanes) -> Option<JobId> {
+        let picked = match pick {
+            Pick::First => None,
+            Pick::Unwaited => self.ready.take(Wanted { list: Some(List::Unwaited), lanes }).map(|(_, id)| id),
+            Pick::Job(id) => {
+                let job = self.jobs.get(&id).cloned();
+                job.filter(|job| self.ready.remove(Place::of(job), &(job.effective_at(), id))).map(|job| job.id)
+            }
+        };
+        picked.or_else(|| self.ready.take(Wanted { list: None, lanes }).map(|(_, id)| id))
+    }
+
+    /// Makes ready what was queued for a moment that has come. The service time is `lead` ahead of the wall clock.
+    fn promote(&mut self, now: Timestamp, lead: Duration) {
+        self.lead = lead;
+        for (is_timed, now) in [(false, now), (true, now.minus(lead))] {
+            while let Some(&(run_at, id)) = self.later(is_timed).first().filter(|(run_at, _)| *run_at <= now) {
+                self.later(is_timed).remove(&(run_at, id));
+                let Some(job) = self.jobs.get(&id).cloned() else { continue };
+                if self.is_under_way(job.question) {
+                    self.make_unready(&job);
+                } else {
+                    self.make_ready(&job);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! What the queue makes of news from the store: the board is brought up to date, and whoever waits for a job is woken.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::{
+    board::{Board, Moved},
+    order::Order,
+    wait::{Running, Waiters, Work},
+};
+use crate::{
+    clock::Clock,
+    job::{Job, JobState},
+    store::{EndedCounts, Feed},
+};
+
+pub(super) struct Listener {
+    pub(super) clock: Clock,
+    pub(super) board: Arc<Board>,
+    pub(super) order: Arc<Order>,
+    pub(super) running: Arc<Running>,
+    pub(super) waiters: Arc<Waiters>,
+    pub(super) followers: Arc<Waiters>,
+    pub(super) work: Arc<Work>,
+    /// Signalled when something became due earlier than the sweeper may expect.
+    pub(super) due: Arc<Notify>,
+    /// Signalled when a job has ended that may owe a message to its callback URL.
+    pub(super) ended: Arc<Notify>,
+}
+
+impl Feed for Listener {
+    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
+        self.board.reset(pending.clone(), ended);
+        let times = (self.clock.now(), self.clock.lead());
+        self.order.note(pending.iter().map(|job| &**job), times, |job| self.board.is_held_back(job.id));
+        self.waiters.notify_all();
+        self.followers.notify_all();
+        self.work.wake(self.board.ready(None));
+        self.due.notify_one();
+        self.ended.notify_one();
+    }
+
+    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts) {
+        let Moved { jobs: moved, held_back } = self.board.changed(jobs, ended);
+        let (now, lead) = (self.clock.now(), self.clock.lead());
+        let all = || jobs.iter().chain(&moved).map(|job| &**job);
+        // Before any worker wakes.
+        self.order.note(all(), (now, lead), |job| held_back.contains(&job.id));
+        let (mut ready, mut later) = (0, false);
+        for job in all() {
+            self.running.check(job);
+            self.followers.notify(job.id);
+            match job.state {
+                JobState::Queued { run_at } => {
+                    let is_due = run_at <= if job.is_timed { now.minus(lead) } else { now };
+                    ready += usize::from(is_due);
+                    later |= !is_due;
+                }
+                JobState::Running { .. } => {}
+                JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
+                    self.waiters.notify(job.id);
+                    self.ended.notify_one();
+                }
+            }
+            later |= job.deadline_at.is_some();
+        }
+        self.work.wake(ready);
+        if later {
+            self.due.notify_one();
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! A store in memory alone: the contract told as plainly as it can be, for tests. Nothing survives its end.
+//!
+//! Several queues can stand over one such store, as the nodes of a cluster stand over one database.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, MAX_AUDIT_BYTES, StoreError};
+use crate::{
+    clock::Timestamp,
+    job::{
+        Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
+        JobState, Listing, MAX_ATTEMPTS, Owner, Side, TransitionError,
+        caller::Caller,
+        delivery::{Delivery, KEPT_UNTOLD},
+    },
+    ledger::{Day, DaySums, Sums, UNKNOWN_MODEL},
+};
+
+/// The store.
+#[derive(Default)]
+pub(crate) struct MemoryStore {
+    state: Mutex<State>,
+    feeds: Mutex<Vec<Arc<dyn Feed>>>,
+    lost: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    /// By the number of their submission.
+    jobs: BTreeMap<u64, JobRecord>,
+    next_number: u64,
+    keys: BTreeMap<[u8; 16], (IdempotencyKey, JobId)>,
+    kept: BTreeMap<String, String>,
+    audit: BTreeMap<Uuid, String>,
+    ledger: BTreeMap<Day, BTreeMap<String, Sums>>,
+    is_closed: bool,
+}
+
+impl State {
+    fn number(&self, id: JobId) -> Option<u64> {
+        self.jobs.iter().find(|(_, record)| record.job.id == id).map(|(number, _)| *number)
+    }
+
+    fn record(&self, id: JobId) -> Option<&JobRecord> {
+        self.jobs.values().find(|record| record.job.id == id)
+    }
+
+    /// What a job's idempotency key stands for.
+    fn known(&self, job: &Job) -> Result<Option<Insertion>, StoreError> {
+        let Some(key) = job.idempotency.as_deref() else { return Ok(None) };
+        let known = self.keys.get(&key.key).filter(|(known, _)| known.expires_at > job.created_at);
+        known.map_or(Ok(None), |(known, id)| {
+            if known.body == key.body { Ok(Some(Insertion::Existing(*id))) } else { Err(StoreError::KeyReused) }
+        })
+    }
+
+    fn add(&mut self, record: JobRecord) {
+        if let Some(key) = record.job.idempotency.as_deref() {
+            self.keys.insert(key.key, (*key, record.job.id));
+        }
+        self.next_number += 1;
+        self.jobs.insert(self.next_number, record);
+    }
+
+    fn apply(&mut self, id: JobId, event: &JobEvent, now: Timestamp) -> Result<Job, StoreError> {
+        let number = self.number(id).ok_or(StoreError::NotFound(id))?;
+        let Some(record) = self.jobs.get_mut(&number) else { return Err(StoreError::NotFound(id)) };
+        let (before, after) = (record.job.clone(), record.job.apply(event, now)?);
+        if let Some(attempt) = before.closed_attempt(event, now) {
+            if let Some(sums) = Sums::of(&attempt.report) {
+                let model = attempt.report.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
+                self.ledger.entry(Day::of(now)).or_default().entry(model).or_default().add(&sums);
+            }
+            add_attempt(&mut record.attempts, attempt);
+        }
+        record.delivery =
+            record.delivery.take().map(|delivery| match (before.state.is_final(), after.state.is_final()) {
+                (false, true) => delivery.due(now),
+                (true, false) => delivery.withdrawn(),
+                (true, true) if before.state != after.state => delivery.due(now),
+                (true, true) | (false, false) => delivery,
+            });
+        record.job = after.clone();
+        Ok(after)
+    }
+
+    fn remove(&mut self, numbers: &[u64]) -> usize {
+        numbers.iter().filter(|number| self.jobs.remove(number).is_some()).count()
+    }
+
+    /// The jobs of a listing, in its order, with their numbers, and the cursors beside them.
+    fn page(&self, listing: &Listing, now: Timestamp, is_wanted: impl Fn(&JobRecord) -> bool) -> JobPage {
+        let Listing { filter, limit, cursor, .. } = listing;
+        let takes = |record: &JobRecord| {
+            let attempts = || record.attempts.iter().map(|attempt| &**attempt);
+            filter.takes(&record.job, now)
+                && filter.takes_request(&record.request)
+                && filter.takes_model(&record.request).unwrap_or_else(|| filter.takes_answers(attempts()))
+        };
+        let is_ahead = |number: u64| {
+            cursor.is_none_or(|cursor| match cursor.side {
+                Side::Older => number < cursor.from,
+                Side::Newer => number > cursor.from,
+            })
+        };
+        let all = self.jobs.iter().filter(|(number, record)| is_ahead(**number) && takes(record) && is_wanted(record));
+        let mut found: Vec<(u64, JobRecord)> = all.map(|(number, record)| (*number, record.clone())).collect();
+        if listing.side() == Side::Older {
+            found.reverse();
+        }
+        let end = (found.len() > *limit).then(|| found[limit - 1].0);
+        found.truncate(*limit);
+        let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
+        let (next, prev) = listing.neighbours(&numbers, end);
+        let mut jobs: Vec<JobRecord> = found.into_iter().map(|(_, record)| record).collect();
+        if listing.side() != listing.order.onward() {
+            jobs.reverse();
+        }
+        JobPage { jobs, next, prev, unfinished: None }
+    }
+
+    fn pending(&self) -> Vec<Arc<Job>> {
+        let pending = self.jobs.values().filter(|record| !record.job.state.is_final());
+        pending.map(|record| Arc::new(record.job.clone())).collect()
+    }
+
+    fn ended(&self) -> EndedCounts {
+        let mut ended = EndedCounts::default();
+        for record in self.jobs.values() {
+            match record.job.state {
+                JobState::Succeeded => ended.succeeded += 1,
+                JobState::Failed { .. } => ended.failed += 1,
+                JobState::Cancelled => ended.cancelled += 1,
+                JobState::Queued { .. } | JobState::Running { .. } => {}
+            }
+        }
+        ended
+    }
+}
+
+/// Adds an attempt to a history: of releases in a row only the last stays, and of very many attempts the newest.
+fn add_attempt(history: &mut Vec<Arc<Attempt>>, attempt: Attempt) {
+    let attempt = match history.last() {
+        Some(before) => attempt.fold(before),
+        None => attempt,
+    };
+    history.retain(|before| !attempt.stands_for(before.number));
+    history.push(Arc::new(attempt));
+    let surplus = history.len().saturating_sub(MAX_ATTEMPTS);
+    history.drain(..surplus);
+}
+
+impl MemoryStore {
+    fn open(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        let state = self.state.lock();
+        let closed = StoreError::Unavailable { reason: "the store is closed".to_owned() };
+        if state.is_closed { Err(closed) } else { Ok(state) }
+    }
+
+    /// Makes a change, and tells the feeds of the jobs that it gives.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<(T, Vec<Job>), StoreError>) -> Result<T, StoreError> {
+        // Held while the feeds are told, so that each hears of changes in their order.
+        let feeds = self.feeds.lock();
+        let (result, jobs, ended) = {
+            let mut state = self.open()?;
+            let (result, jobs) = change(&mut state)?;
+            (result, jobs.into_iter().map(Arc::new).collect::<Vec<_>>(), state.ended())
+        };
+        feeds.iter().for_each(|feed| feed.changed(&jobs, ended));
+        Ok(result)
+    }
+}
+
+#[async_trait]
+impl JobStore for MemoryStore {
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
+        self.change(|state| {
+            if let Some(existing) = state.known(&job)? {
+                return Ok((existing, Vec::new()));
+            }
+            state.add(with_delivery(JobRecord::fresh(job.clone(), request)));
+            Ok((Insertion::Accepted, vec![job]))
+        })
+    }
+
+    async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        self.change(|state| {
+            let known = jobs.iter().map(|record| state.known(&record.job)).collect::<Result<Vec<_>, _>>()?;
+            if known.iter().any(Option::is_some) {
+                let existing: Option<Vec<Insertion>> = known.into_iter().collect();
+                return existing.map(|existing| (existing, Vec::new())).ok_or(StoreError::KeyReused);
+            }
+            let accepted = vec![Insertion::Accepted; jobs.len()];
+            let changed = jobs.iter().map(|record| record.job.clone()).collect();
+            jobs.into_iter().for_each(|record| state.add(with_delivery(record)));
+            Ok((accepted, changed))
+        })
+    }
+
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        self.change(|state| {
+            let (mut insertions, mut changed) = (Vec::new(), Vec::new());
+            for record in records {
+                let is_here = state.record(record.job.id).is_some();
+                insertions.push(if is_here { Insertion::Existing(record.job.id) } else { Insertion::Accepted });
+                if !is_here {
+                    changed.push(record.job.clone());
+                    let is_open = !record.job.state.is_final();
+                    state.add(if is_open { with_delivery(record) } else { JobRecord { delivery: None, ..record } });
+                }
+            }
+            Ok((insertions, changed))
+        })
+    }
+
+    async fn claim(
+        &self,
+        id: JobId,
+        owner: Owner,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedJob, StoreError> {
+        self.change(|state| {
+            let job = state.apply(id, &JobEvent::Claim { owner, lease_until }, now)?;
+            let request = state.record(id).map(|record| Arc::clone(&record.request)).unwrap_or_default();
+            Ok((ClaimedJob { job: job.clone(), request }, vec![job]))
+        })
+    }
+
+    async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
+        self.change(|state| {
+            let job = state.apply(id, &event, now)?;
+            Ok((job.clone(), vec![job]))
+        })
+    }
+
+    async fn succeed(
+        &self,
+        id: JobId,
+        attempt: u32,
+        report: Arc<AttemptReport>,
+        followers: Vec<JobId>,
+        now: Timestamp,
+    ) -> Result<Vec<Job>, StoreError> {
+        self.change(|state| {
+            let share = JobEvent::Share { report: Arc::new(report.shared(id)) };
+            let mut jobs = vec![state.apply(id, &JobEvent::Succeed { attempt, report }, now)?];
+            jobs.extend(followers.into_iter().filter_map(|follower| state.apply(follower, &share, now).ok()));
+            Ok((jobs.clone(), jobs))
+        })
+    }
+
+    async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
+        self.change(|state| {
+            let (mut told, mut untold) = (Vec::new(), Vec::new());
+            for (number, record) in &state.jobs {
+                let is_due = record.delivery.as_ref().is_some_and(|delivery| delivery.next_at().is_some());
+                let ends = if is_due { &mut untold } else { &mut told };
+                ends.extend(record.job.finished_at.map(|end| (end, *number)));
+            }
+            told.sort_unstable();
+            untold.sort_unstable();
+            let untold_surplus = untold.len().saturating_sub(keep.div_ceil(2));
+            let surplus = (told.len() + untold.len() - untold_surplus).saturating_sub(keep);
+            let gone = |ends: Vec<(Timestamp, u64)>, surplus: usize, before: Timestamp| {
+                let ends = ends.into_iter().enumerate();
+                ends.take_while(move |(place, (end, _))| *place < surplus || *end < before)
+                    .map(|(_, (_, number))| number)
+            };
+            let numbers: Vec<u64> = gone(told, surplus, before)
+                .chain(gone(untold, untold_surplus, before.minus(KEPT_UNTOLD)))
+                .take(limit)
+                .collect();
+            Ok((state.remove(&numbers), Vec::new()))
+        })
+    }
+
+    async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        Ok(self.open()?.record(id).cloned())
+    }
+
+    async fn remove(&self, ids: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {
+        self.change(|state| {
+            let ended = state.jobs.iter().filter(|(_, record)| record.job.state.is_final());
+            let numbers: Vec<u64> =
+                ended.filter(|(_, record)| ids.contains(&record.job.id)).map(|(number, _)| *number).collect();
+            Ok((state.remove(&numbers), Vec::new()))
+        })
+    }
+
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
+        Ok(self.open()?.page(&listing, now, |_| true))
+    }
+
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+        let JobPage { jobs, next, .. } = self.open()?.page(&listing, now, |_| true);
+        Ok(JobSelection { ids: jobs.into_iter().map(|record| record.job.id).collect(), next })
+    }
+
+    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
+        let mut state = self.open()?;
+        match value {
+            Some(value) => drop(state.kept.insert(name, value)),
+            None => drop(state.kept.remove(&name)),
+        }
+        Ok(())
+    }
+
+    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
+        let state = self.state.lock();
+        let kept = state.kept.iter().filter(|(name, _)| name.starts_with(prefix));
+        kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.open()?.ledger.entry(day).or_default().entry(model).or_default().add(&sums);
+        Ok(())
+    }
+
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
+        let mut state = self.open()?;
+        state.audit.insert(id, entry);
+        state.audit.retain(|other, _| *other >= oldest);
+        while state.audit.values().map(String::len).sum::<usize>() > MAX_AUDIT_BYTES {
+            state.audit.pop_first();
+        }
+        Ok(())
+    }
+
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        let state = self.open()?;
+        let older = state.audit.iter().rev().filter(|(id, _)| before.is_none_or(|before| **id < before));
+        Ok(older.take(limit).map(|(id, entry)| (*id, entry.clone())).collect())
+    }
+
+    fn peek(&self, id: JobId) -> Option<Job> {
+        self.state.lock().record(id).map(|record| record.job.clone())
+    }
+
+    fn newest_answer(&self, question: std::num::NonZeroU64) -> Option<Job> {
+        let state = self.state.lock();
+        let answers = state.jobs.values().map(|record| &record.job);
+        let answers = answers.filter(|job| job.question == Some(question) && job.state == JobState::Succeeded);
+        answers.max_by_key(|job| job.finished_at).cloned()
+    }
+
+    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
+        self.state.lock().keys.get(&key.key).is_some_and(|(known, _)| known.expires_at > now)
+    }
+
+    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
+        let state = self.state.lock();
+        let mut due: Vec<(Timestamp, Due)> = Vec::new();
+        for JobRecord { job, delivery, .. } in state.jobs.values() {
+            let Some(delivery) = delivery.as_ref() else { continue };
+            let Some(next_at) = delivery.next_at().filter(|next_at| *next_at <= now) else { continue };
+            due.push((next_at, Due { job: job.id, caller: job.caller, host: delivery.host.as_str().into() }));
+        }
+        due.sort_by_key(|(next_at, _)| *next_at);
+        let mut taken: BTreeMap<(Caller, Arc<str>), usize> = BTreeMap::new();
+        due.retain(|(_, due)| {
+            let lane = taken.entry((due.caller, Arc::clone(&due.host))).or_default();
+            *lane += 1;
+            *lane <= most
+        });
+        due.into_iter().map(|(_, due)| due).collect()
+    }
+
+    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
+        let state = self.state.lock();
+        let next = state.jobs.values().filter_map(|record| record.delivery.as_ref()?.next_at());
+        next.filter(|next_at| *next_at > now).min()
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        let mut state = self.open()?;
+        let number = state.number(id).ok_or(StoreError::NotFound(id))?;
+        let Some(JobRecord { job, delivery: Some(delivery), .. }) = state.jobs.get_mut(&number) else {
+            return Err(StoreError::NotFound(id));
+        };
+        if !job.state.is_final() {
+            return Err(TransitionError::Illegal { status: job.status(now), wanted: "resent" }.into());
+        }
+        *delivery = delivery.clone().resent(now);
+        Ok(())
+    }
+
+    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        let is_failing = |record: &JobRecord| record.delivery.as_ref().is_some_and(Delivery::is_failing);
+        Ok(self.open()?.page(&listing, Timestamp::from_millis(0), is_failing))
+    }
+
+    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        let mut state = self.open()?;
+        let Some(number) = state.number(id) else { return Ok(()) };
+        if let Some(JobRecord { delivery: Some(current), .. }) = state.jobs.get_mut(&number)
+            && current.next_at().is_some()
+            && current.is_same_round(&delivery)
+        {
+            *current = delivery;
+        }
+        Ok(())
+    }
+
+    fn spent(&self, day: Day) -> Sums {
+        let state = self.state.lock();
+        let mut sums = Sums::default();
+        state.ledger.get(&day).into_iter().flat_map(BTreeMap::values).for_each(|model| sums.add(model));
+        sums
+    }
+
+    fn ledger(&self, days: usize) -> Vec<DaySums> {
+        let state = self.state.lock();
+        let days = state.ledger.iter().rev().take(days);
+        days.map(|(day, models)| DaySums { day: *day, models: models.clone() }).collect()
+    }
+
+    fn subscribe(&self, feed: Arc<dyn Feed>) {
+        let mut feeds = self.feeds.lock();
+        let (pending, ended) = {
+            let state = self.state.lock();
+            (state.pending(), state.ended())
+        };
+        feed.reset(pending, ended);
+        if !feeds.iter().any(|other| Arc::ptr_eq(other, &feed)) {
+            feeds.push(feed);
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.open().err().map(|error| error.to_string())
+    }
+
+    fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
+    async fn close(&self) {
+        self.state.lock().is_closed = true;
+    }
+}
+
+/// A record with what its callback URL is owed.
+fn with_delivery(record: JobRecord) -> JobRecord {
+    let delivery = record.request.callback_url.as_deref().map(|url| {
+        let delivery = Delivery::to(url);
+        if record.job.state.is_final() { delivery.due(record.job.created_at) } else { delivery }
+    });
+    JobRecord { delivery, ..record }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::contract;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn it_keeps_the_contract() {
+        contract::holds_for(async || MemoryStore::default()).await;
+    }
+}
