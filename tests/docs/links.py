@@ -83,7 +83,8 @@ class Program:
         return shown.stdout if shown.returncode == 0 else None
 
     def settings(self):
-        return set(re.findall(r"\[env: (\w+)", self.help("serve")))
+        # That of the key has no flag.
+        return set(re.findall(r"(?:\[env: |the setting )([A-Z_]+)", self.help("serve")))
 
     def routes(self):
         return {f"{method.upper()} {path}" for path, methods in self.document["paths"].items() for method in methods}
