@@ -51,7 +51,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard,
-    http::{self, Api, failures::Failures, memory::MemoryBudget, observe::RefusalLog},
+    http::{self, api::Api, failures::Failures, memory::MemoryBudget, observe::RefusalLog},
     job::callback::Callbacks,
     metrics::Metrics,
     prompts::Prompts,

@@ -9,11 +9,11 @@ pub mod import;
 pub mod jobs;
 pub mod keys;
 pub mod loadtest;
+mod local_service;
 mod logging;
 pub mod memo;
 pub mod operate;
 mod outcome;
-mod own;
 pub mod own_data;
 mod progress;
 pub mod serve;
@@ -34,7 +34,10 @@ use clap::{
 };
 use clap_complete::Shell;
 
-use self::{client::ClientError, serve::Signals};
+use self::{
+    client::{ClientError, REFUSED},
+    serve::Signals,
+};
 use crate::{
     app::error::StartError,
     config::{
@@ -129,20 +132,16 @@ const BRIEF: [(&str, &[&str]); 13] = [
 /// The heading of the settings in the help of these commands.
 const SOME_SETTINGS: &str = "Settings, with all others of `ceoagent serve --help`";
 
-/// Exit code if the service refused the request. 2 means a wrong command line.
-const REFUSED: u8 = 4;
-
 /// Exit code if the settings can't be used, as for a wrong command line. A service manager need not try again.
 const WRONG_SETTINGS: u8 = 2;
 
-/// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
     match try_run() {
         Ok(code) => code,
         // The reader has closed the pipe: `ceoagent jobs list | head` is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", terminal::escaped(&told(&error)));
+            let _ = writeln!(io::stderr(), "error: {}", terminal::escaped(&chain(&error)));
             match error.downcast_ref() {
                 Some(ClientError::Refused(_)) => ExitCode::from(REFUSED),
                 _ if is_of_settings(&error) => ExitCode::from(WRONG_SETTINGS),
@@ -159,17 +158,17 @@ fn is_of_settings(error: &anyhow::Error) -> bool {
         || error.downcast_ref().is_some_and(StartError::is_of_settings)
 }
 
-/// The chain of causes on one line, without causes that the text before contains already.
-fn told(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+/// The chain of causes on one line, without repetitions.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |chain, cause| match chain.as_str() {
         "" => cause,
-        before if before.contains(&cause) => told,
+        before if before.contains(&cause) => chain,
         before => format!("{before}: {cause}"),
     })
 }
 
-/// Adds to an error about a value from the environment or .env where the value comes from.
-fn tell_source(error: &mut clap::Error, dotenv: &Dotenv) {
+/// Names the source of a wrong value that comes from the environment or .env.
+fn name_source(error: &mut clap::Error, dotenv: &Dotenv) {
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return };
     // `--max-retries <MAX_RETRIES>`
     let flag = arg.split([' ', '=']).next().unwrap_or_default().to_owned();
@@ -185,30 +184,22 @@ fn tell_source(error: &mut clap::Error, dotenv: &Dotenv) {
     }
 }
 
-/// Refuses a key on the command line, because the process list would show it.
-fn refuse_key_as_flag(matches: &clap::ArgMatches) -> anyhow::Result<()> {
-    let given = matches.subcommand().is_some_and(|(_, given)| {
-        given.try_contains_id("anthropic_api_key").is_ok()
-            && given.value_source("anthropic_api_key") == Some(ValueSource::CommandLine)
-    });
-    if given {
-        anyhow::bail!(
-            "--anthropic-api-key would show the key in the process list; set ANTHROPIC_API_KEY in the environment or in .env"
-        );
-    }
-    Ok(())
+/// The source of a setting's value; `None` if the command does not have the setting, or it has no value.
+fn source(matches: &clap::ArgMatches, setting: &str) -> Option<ValueSource> {
+    let (_, given) = matches.subcommand()?;
+    given.try_contains_id(setting).ok()?;
+    given.value_source(setting)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The command line for parsing, help and completions.
 fn command() -> clap::Command {
     let command = BRIEF.iter().fold(Cli::command(), |command, (name, shown)| {
         let shorten = |arg: clap::Arg| match arg.get_help_heading() {
             Some(SETTINGS | FURTHER) if shown.contains(&arg.get_id().as_str()) => {
-                // Listed with what each means, they would have the whole help take four lines an option.
+                // A list of values with their meaning would make all options of the help take four lines.
                 arg.help_heading(SOME_SETTINGS).hide_possible_values(true).hide_short_help(false)
             }
             Some(SETTINGS | FURTHER) => arg.hide(true),
@@ -253,13 +244,14 @@ fn try_run() -> anyhow::Result<ExitCode> {
     }
     environment::tidy()?;
     let matches = command().try_get_matches().unwrap_or_else(|mut error| {
-        tell_source(&mut error, &dotenv);
+        name_source(&mut error, &dotenv);
         error.exit()
     });
-    refuse_key_as_flag(&matches)?;
-    let host_is_set = matches.subcommand().is_some_and(|(_, given)| {
-        given.try_contains_id("host").is_ok() && given.value_source("host") != Some(ValueSource::DefaultValue)
-    });
+    anyhow::ensure!(
+        source(&matches, "anthropic_api_key") != Some(ValueSource::CommandLine),
+        "--anthropic-api-key would show the key in the process list; set ANTHROPIC_API_KEY in the environment or in .env"
+    );
+    let is_set = |setting: &str| source(&matches, setting).is_some_and(|source| source != ValueSource::DefaultValue);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
         Command::Serve(settings) => {
@@ -268,25 +260,22 @@ fn try_run() -> anyhow::Result<ExitCode> {
         }
         Command::Demo(demo) => {
             demo.settings.validate()?;
-            demo.run(host_is_set)
+            demo.run(is_set("host"))
         }
         Command::Analyze(analyze) => analyze.run(),
         Command::Jobs(jobs) => jobs.run(),
         Command::Keys(keys) => keys.run(),
         Command::Webhooks(webhooks) => webhooks.run(),
-        Command::Stats(operate) => operate.run(operate::Deed::Look),
-        Command::Pause(operate) => operate.run(operate::Deed::Pause),
-        Command::Resume(operate) => operate.run(operate::Deed::Resume),
+        Command::Stats(operate) => operate.run(operate::Action::Stats),
+        Command::Pause(operate) => operate.run(operate::Action::Pause),
+        Command::Resume(operate) => operate.run(operate::Action::Resume),
         Command::Healthcheck(check) => check.run(),
         Command::Export(export) => export.run(),
         Command::OwnData(own_data) => own_data.run(),
         Command::Import(import) => import.run(),
         Command::Loadtest(test) => {
             test.settings.validate()?;
-            let given = matches.subcommand().map(|(_, given)| given);
-            test.run(|setting| {
-                given.is_some_and(|given| given.value_source(setting) != Some(ValueSource::DefaultValue))
-            })
+            test.run(is_set("port"))
         }
         Command::Openapi => {
             let document = crate::http::openapi().to_pretty_json()?;
@@ -312,8 +301,8 @@ mod tests {
     #[test]
     fn a_cause_is_printed_once() {
         let error = anyhow!("in use (os error 98)").context("can't listen on x: in use (os error 98); stop it");
-        assert_eq!(told(&error), "can't listen on x: in use (os error 98); stop it");
+        assert_eq!(chain(&error), "can't listen on x: in use (os error 98); stop it");
         let error = anyhow!("no route").context("no answer").context("it broke off");
-        assert_eq!(told(&error), "it broke off: no answer: no route");
+        assert_eq!(chain(&error), "it broke off: no answer: no route");
     }
 }

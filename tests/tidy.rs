@@ -41,6 +41,9 @@ const LEAVES: [&str; 5] = ["config", "clock", "digest", "metrics", "telemetry"];
 /// Leave to import the module around these is no leave to import them.
 const NAMED_ONLY: [&str; 2] = ["store::sled", "claude::simulator"];
 
+/// Folders whose files may still import each other in circles.
+const TANGLED: [&str; 6] = ["auth", "config", "job", "queue", "store", "webhook"];
+
 /// Marks of unfinished work, in two parts so that this file holds none.
 const UNFINISHED: [&str; 4] =
     [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("unimpl", "emented!"), concat!("to", "do!")];
@@ -146,6 +149,30 @@ fn what_is_allowed_passes() {
     }
 }
 
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let files: Vec<(String, String)> = sources("src")
+        .iter()
+        .filter(|path| !["lib.rs", "main.rs"].iter().any(|root| path.ends_with(root)))
+        .map(|path| (module(path), fs::read_to_string(path).unwrap()))
+        .filter(|(module, _)| !TANGLED.iter().any(|folder| lies_in(module, folder)))
+        .collect();
+    assert_eq!(circles(&files), [""; 0]);
+}
+
+#[test]
+fn a_circle_of_files_is_found_and_what_only_leads_to_it_is_not_part_of_it() {
+    let files = [
+        ("a", "mod b;"),
+        ("a::b", "use super::{super::c::C, d};"),
+        ("a::d", "pub(in crate::a) fn f() {}"),
+        ("c", "mod d;\nuse self::d::D;"),
+        ("c::d", "use crate::c::C; use super::tests::T;"),
+        ("c::tests", "use super::*;"),
+    ];
+    assert_eq!(circles(&files.map(|(module, code)| (module.to_owned(), code.to_owned()))), ["c", "c::d"]);
+}
+
 /// The Rust files below `folder`.
 fn sources(folder: impl AsRef<Path>) -> Vec<PathBuf> {
     files(folder, "rs")
@@ -164,6 +191,80 @@ fn files(folder: impl AsRef<Path>, extension: &str) -> Vec<PathBuf> {
     found
 }
 
+/// The module of a file: `http::problem` for `src/http/problem.rs`.
+fn module(file: &Path) -> String {
+    let path = file.with_extension("");
+    path.iter().skip(1).map(|name| name.to_str().unwrap()).collect::<Vec<_>>().join("::")
+}
+
+fn lies_in(module: &str, folder: &str) -> bool {
+    module.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+/// The modules on a circle of imports, or between two circles. A module imports its submodules, because it wires them.
+fn circles(files: &[(String, String)]) -> Vec<&str> {
+    let modules: Vec<&str> = files.iter().map(|(module, _)| module.as_str()).collect();
+    let file_of = |path: &str| {
+        let named = modules.iter().copied().filter(|module| lies_in(path, module));
+        named.max_by_key(|module| module.len())
+    };
+    let imports = |module: &str, code: &str| -> Vec<&str> {
+        let named = relative_imports(module, code);
+        let wired = modules.iter().copied().filter(|other| other.rsplit_once("::").is_some_and(|(up, _)| up == module));
+        named.iter().filter_map(|path| file_of(path)).chain(wired).filter(|other| *other != module).collect()
+    };
+    let is_test = |module: &str| ["tests", "fuzz", "contract"].contains(&module.rsplit("::").next().unwrap());
+    let mut left: Vec<(&str, Vec<&str>)> = files
+        .iter()
+        .filter(|(module, _)| !is_test(module))
+        .map(|(module, code)| (module.as_str(), imports(module, code)))
+        .collect();
+    loop {
+        let before = left.clone();
+        let is_left = |module: &str| before.iter().any(|(other, _)| *other == module);
+        let is_imported = |module: &str| before.iter().any(|(_, imports)| imports.contains(&module));
+        left.retain(|(module, imports)| is_imported(module) && imports.iter().any(|other| is_left(other)));
+        if left.len() == before.len() {
+            return left.into_iter().map(|(module, _)| module).collect();
+        }
+    }
+}
+
+/// The paths below the crate's root that `module` names, also by `super` and `self`.
+fn relative_imports(module: &str, code: &str) -> Vec<String> {
+    let code = without_tests(code).replace("pub(in crate::", "pub(in ");
+    let folders: Vec<&str> = module.split("::").collect();
+    let roots = [
+        ("crate::", String::new()),
+        ("self::", format!("{module}::")),
+        ("super::", folders[..folders.len() - 1].iter().map(|folder| format!("{folder}::")).collect()),
+    ];
+    let mut named: Vec<(usize, &str, &str)> = Vec::new();
+    for (root, base) in &roots {
+        named.extend(code.match_indices(root).map(|(start, _)| (start, *root, base.as_str())));
+    }
+    named.sort_unstable();
+    let (mut found, mut read) = (Vec::new(), 0);
+    for (start, root, base) in named {
+        let is_within = code[..start].ends_with(|before: char| before.is_alphanumeric() || "_$:".contains(before));
+        if start >= read && !is_within {
+            read = code.len() - expand(&code[start + root.len()..], base, &mut found).len();
+        }
+    }
+    let resolved = found.iter().map(|path| {
+        let mut steps = Vec::new();
+        for step in path.split("::") {
+            if step == "super" {
+                steps.pop();
+            } else {
+                steps.push(step);
+            }
+        }
+        steps.join("::")
+    });
+    resolved.collect()
+}
+
 /// What `file`, which holds `code`, imports against the rules.
 fn violations(file: &Path, code: &str) -> Vec<String> {
     let modules = file.with_extension("");
@@ -176,8 +277,7 @@ fn violations(file: &Path, code: &str) -> Vec<String> {
 }
 
 fn is_allowed(layer: &str, import: &str) -> bool {
-    let lies_in =
-        |module: &str| import.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    let lies_in = |folder: &str| lies_in(import, folder);
     let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == layer) else {
         return lies_in(layer); // a leaf, or a module without a place
     };
@@ -191,8 +291,7 @@ fn is_allowed(layer: &str, import: &str) -> bool {
 
 /// The paths below the crate's root that `code` names; `depth` is how many `super` lead there.
 fn imports(code: &str, depth: usize) -> Vec<String> {
-    let code = code.split("#[cfg(test)]\nmod tests").next().unwrap();
-    let code: String = code.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
+    let code = without_tests(code);
     let to_root = "super::".repeat(depth);
     let mut found = Vec::new();
     for root in ["crate::", "ceoagent::", &to_root] {
@@ -203,6 +302,12 @@ fn imports(code: &str, depth: usize) -> Vec<String> {
         }
     }
     found
+}
+
+/// `code` without its tests and comments.
+fn without_tests(code: &str) -> String {
+    let code = code.split("#[cfg(test)]\nmod tests").next().unwrap();
+    code.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect()
 }
 
 /// Reads one path or `{…}` tree at the start of `tree`, whose names all begin with `prefix`; returns what follows it.

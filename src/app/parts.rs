@@ -194,7 +194,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         estimate_risk,
         allowance: {
             let limits = limits.clone();
-            Arc::new(move |lane| http::allowance(&limits, lane))
+            Arc::new(move |lane| http::api::allowance(&limits, lane))
         },
         identify,
         cache_for: settings.cache_ttl,

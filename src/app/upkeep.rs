@@ -19,7 +19,7 @@ use crate::{
     claude::price::MAX_AGE_DAYS,
     clock::Timestamp,
     digest::sha256,
-    http::Note,
+    http::api::Note,
     job::AttemptReport,
     ledger::{Day, Sums, UNKNOWN_MODEL, dollars},
     limits::{Limits, Room, Tokens, budget::Need},

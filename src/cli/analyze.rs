@@ -2,22 +2,24 @@
 //! it starts one for this question.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
+    net::Ipv4Addr,
     process::ExitCode,
 };
 
-use anyhow::{Context, bail, ensure};
-use reqwest::Method;
-use serde_json::{Map, Value, json};
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
 
 use super::{
     client::{Client, ClientError, Connection},
+    local_service::LocalService,
     logging,
     outcome::{self, Form},
-    own::Own,
     progress, serve,
+    terminal::given,
 };
-use crate::{claude::simulator::SimulatorConfig, config::text};
+use crate::{app::Tuning, claude::simulator::SimulatorConfig, config::text};
 
 /// The data folder of a service started for one question, within the data folder.
 const DATA_FOLDER: &str = "analyze";
@@ -28,7 +30,6 @@ const INTERRUPTED: u8 = 130;
 /// Most bytes of a question on standard input: more than any service accepts.
 const MAX_STDIN: u64 = 4 << 20;
 
-/// The arguments of `analyze`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent analyze \"Should we build or buy our CRM?\" --option Build --option Buy
@@ -111,25 +112,20 @@ pub struct Analyze {
 }
 
 impl Analyze {
-    /// Submits the question, waits and shows the memo.
-    ///
-    /// # Errors
-    /// If the service can't be asked, or refuses.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let body = self.body()?;
         let _log = logging::start(&self.connection.settings, true);
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
             match self.submit(&client, &body).await {
-                Err(ClientError::Unreachable { source, .. }) if source.is_connect() && !self.connection.is_told() => {
-                    self.ask_own(&body).await
+                Err(ClientError::Unreachable { source, .. }) if source.is_connect() && !self.connection.has_url() => {
+                    self.ask_local(&body).await
                 }
                 accepted => self.finish(&client, &accepted?).await,
             }
         })
     }
 
-    /// The memo of a job that the service has accepted.
     async fn finish(&self, client: &Client, accepted: &Value) -> anyhow::Result<ExitCode> {
         let id = id(accepted)?;
         if self.detach {
@@ -147,7 +143,7 @@ impl Analyze {
     }
 
     /// Like [`Analyze::finish`], with a service started for this question.
-    async fn ask_own(&self, body: &Value) -> anyhow::Result<ExitCode> {
+    async fn ask_local(&self, body: &Value) -> anyhow::Result<ExitCode> {
         ensure!(!self.detach, "--detach needs a running service; start one with `ceoagent serve`");
         // Webhooks are sent and repeated after the job's end, when this service is gone.
         ensure!(self.callback_url.is_none(), "--callback-url needs a running service; start one with `ceoagent serve`");
@@ -156,13 +152,15 @@ impl Analyze {
         settings.validate()?;
         // Any free port, because another program may use the default one.
         settings.port = 0;
-        let own = Own::start(settings, DATA_FOLDER, false, SimulatorConfig::default()).await?;
-        if own.is_simulated() {
+        settings.host = Ipv4Addr::LOCALHOST.into();
+        settings.data_dir = settings.data_dir.join(DATA_FOLDER);
+        let service = LocalService::start(settings, SimulatorConfig::default(), Tuning::default()).await?;
+        if service.simulator.is_some() {
             let note =
                 "No service runs and ANTHROPIC_API_KEY is not set: Claude is SIMULATED. The memo is only an example.";
             writeln!(std::io::stderr(), "{note}")?;
         }
-        let client = Client::new(own.base(), Some(own.app.admin_token().clone()))?;
+        let client = service.client()?;
         let answer = async {
             let accepted = self.submit(&client, body).await?;
             let id = id(&accepted)?;
@@ -176,12 +174,12 @@ impl Analyze {
             }
         };
         let answer = answer.await;
-        own.app.stop().await;
+        service.app.stop().await;
         answer
     }
 
     async fn submit(&self, client: &Client, body: &Value) -> Result<Value, ClientError> {
-        let mut request = client.request(Method::POST, "/api/v1/analyze").json(body);
+        let mut request = client.analyze(body);
         if let Some(key) = &self.idempotency_key {
             request = request.header("idempotency-key", key);
         }
@@ -193,33 +191,21 @@ impl Analyze {
 
     fn body(&self) -> anyhow::Result<Value> {
         let question = if self.question == "-" { read_stdin()? } else { self.question.clone() };
-        let mut body = json!({ "query": question });
-        let texts = [
-            ("context", &self.context),
-            ("priority", &self.priority),
-            ("depth", &self.depth),
-            ("model", &self.model),
-            ("prompt_version", &self.prompt_version),
-            ("run_at", &self.run_at),
-            ("callback_url", &self.callback_url),
-        ];
-        for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))) {
-            body[name] = json!(text);
-        }
-        if let Some(seconds) = self.deadline {
-            body["deadline_seconds"] = json!(seconds);
-        }
-        if !self.callback_events.is_empty() {
-            body["callback_events"] = json!(self.callback_events);
-        }
-        if !self.options.is_empty() {
-            body["options"] = json!(self.options);
-        }
-        if !self.metadata.is_empty() {
-            let labels: Map<String, Value> = self.metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-            body["metadata"] = Value::Object(labels);
-        }
-        Ok(body)
+        let labels: BTreeMap<_, _> = self.metadata.iter().cloned().collect();
+        Ok(given(json!({
+            "query": question,
+            "context": self.context,
+            "options": self.options,
+            "priority": self.priority,
+            "depth": self.depth,
+            "model": self.model,
+            "prompt_version": self.prompt_version,
+            "run_at": self.run_at,
+            "deadline_seconds": self.deadline,
+            "callback_url": self.callback_url,
+            "callback_events": self.callback_events,
+            "metadata": labels,
+        })))
     }
 }
 
@@ -233,9 +219,7 @@ fn read_stdin() -> anyhow::Result<String> {
     let count = read.context("can't read the question from standard input")?;
     ensure!((count as u64) < MAX_STDIN, "the question on standard input is longer than any service accepts");
     let text = text::decode(bytes).context("can't read the question from standard input as text")?;
-    if text.trim().is_empty() {
-        bail!("standard input has no question");
-    }
+    ensure!(!text.trim().is_empty(), "standard input has no question");
     Ok(text.trim().to_owned())
 }
 

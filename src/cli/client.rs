@@ -24,17 +24,18 @@ pub(super) const DEMO_FOLDER: &str = "demo";
 /// Longest silence of a connection. The service answers within 30 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to retry while the service does not answer: it may be restarting.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Pause between two tries.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Most characters that an error quotes from an answer of another program.
 const MAX_QUOTED: usize = 200;
+
+/// Exit code if the service refused the request. 2 means a wrong command line.
+pub(super) const REFUSED: u8 = 4;
 
 /// The address of the service and the token for it.
 #[derive(clap::Args, Debug)]
@@ -47,7 +48,6 @@ pub(super) struct Connection {
     pub(super) settings: Settings,
 }
 
-/// A service to talk to.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     http: reqwest::Client,
@@ -55,43 +55,30 @@ pub(super) struct Client {
     token: Option<SecretString>,
 }
 
-/// Why there is no good answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// The address makes no sense.
     #[error("{0:?} is not the URL of a service: --url and CEOAGENT_URL must be like http://localhost:8000")]
     Address(String),
-    /// Nobody is there.
     #[error(
         "no service answers at {base}: start one with `ceoagent serve`, or set its address with --url or CEOAGENT_URL"
     )]
-    Unreachable {
-        /// Where it was looked for.
-        base: String,
-        /// What happened.
-        source: reqwest::Error,
-    },
-    /// Somebody else is there.
+    Unreachable { base: String, source: reqwest::Error },
     #[error(
         "the answer from {base} does not come from ceoagent but from another program or a proxy: {status}, {text:?}"
     )]
     Foreign {
-        /// Where.
         base: String,
-        /// The HTTP status.
         status: StatusCode,
-        /// How its answer begins.
+        /// The beginning of its answer.
         text: String,
     },
-    /// The service refuses.
     #[error("{0}")]
     Refused(Box<Refusal>),
-    /// The client itself can't be made.
     #[error("failed to create the HTTP client")]
     Client(#[source] reqwest::Error),
 }
 
-/// A problem as the service tells it.
+/// A problem of the API.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -146,8 +133,7 @@ impl Connection {
         Client::new(base, self.address.token.clone().or(token))
     }
 
-    /// Whether --url or CEOAGENT_URL is set.
-    pub(super) fn is_told(&self) -> bool {
+    pub(super) fn has_url(&self) -> bool {
         self.address.url.is_some()
     }
 }
@@ -173,6 +159,10 @@ impl Client {
         self.send(self.request(Method::POST, path)).await
     }
 
+    pub(super) fn analyze(&self, body: &Value) -> RequestBuilder {
+        self.request(Method::POST, "/api/v1/analyze").json(body)
+    }
+
     /// A request to `path`, with the token if there is one.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, self.at(path));
@@ -196,17 +186,12 @@ impl Client {
         }
     }
 
-    /// The URL of `path`.
     pub(super) fn at(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
 
-    /// The status and text of any answer.
-    pub(super) async fn answer(&self, request: RequestBuilder) -> Result<(StatusCode, String), ClientError> {
-        self.whole(request).await.map(|(status, _, text)| (status, text))
-    }
-
-    async fn whole(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, String), ClientError> {
+    /// The status, headers and text of any answer.
+    pub(super) async fn answer(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, String), ClientError> {
         let unreachable = |error: reqwest::Error| ClientError::Unreachable {
             base: self.base.clone(),
             // The message has the address already.
@@ -219,7 +204,7 @@ impl Client {
 
     /// The headers and text of a successful answer.
     pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
-        let (status, headers, text) = self.whole(request).await?;
+        let (status, headers, text) = self.answer(request).await?;
         if status.is_success() {
             return Ok((headers, text));
         }
@@ -254,6 +239,15 @@ impl ClientError {
             ClientError::Address(_) | ClientError::Foreign { .. } | ClientError::Client(_) => false,
         }
     }
+}
+
+pub(super) fn job_path(id: &str) -> String {
+    format!("/api/v1/jobs/{}", path_segment(id))
+}
+
+/// An id as part of a path. Characters that no id contains become `_`.
+pub(super) fn path_segment(id: &str) -> String {
+    id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 
 /// The checked address of a service, without a slash at the end.

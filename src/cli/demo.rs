@@ -1,21 +1,19 @@
 //! `ceoagent demo`: the whole service on this machine, one question asked over HTTP, its memo shown as a person would
 //! like to read it. Without a key, Claude is simulated, and everything says so.
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, net::Ipv4Addr, process::ExitCode};
 
 use anyhow::Context;
-use reqwest::Method;
-use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::{
     client::{Client, DEMO_FOLDER},
+    local_service::LocalService,
     outcome::{self, Form},
-    own::Own,
     progress, serve,
 };
 use crate::{
-    app,
+    app::{self, Tuning},
     claude::simulator::{Latency, SimulatorConfig},
     config::Settings,
 };
@@ -23,7 +21,6 @@ use crate::{
 /// The question that is asked if none is given.
 const QUESTION: &str = "Should we expand to new markets next year, or deepen our position at home first?";
 
-/// Settings of the demo.
 #[derive(clap::Args, Debug)]
 pub struct Demo {
     /// The question to ask
@@ -40,19 +37,21 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Runs the demo. It listens on this machine only, unless HOST is set.
-    ///
-    /// # Errors
-    /// Whatever keeps the service from starting, or the question from being answered.
+    /// Listens on this machine only, unless HOST is set.
     pub fn run(self, host_is_set: bool) -> anyhow::Result<ExitCode> {
         let _log = super::logging::start(&self.settings, true);
         serve::runtime()?.block_on(async {
             let mut signals = serve::Signals::listen()?;
             let simulator = SimulatorConfig { latency: Latency::Claude, ..SimulatorConfig::default() };
-            let mut own = Own::start(self.settings.clone(), DEMO_FOLDER, host_is_set, simulator).await?;
-            let base = own.base();
+            let folder = self.settings.data_dir.join(DEMO_FOLDER);
+            let mut settings = Settings { data_dir: folder.clone(), ..self.settings.clone() };
+            if !host_is_set {
+                settings.host = Ipv4Addr::LOCALHOST.into();
+            }
+            let mut service = LocalService::start(settings, simulator, Tuning::default()).await?;
+            let base = service.base();
             let mut out = std::io::stdout();
-            if own.is_simulated() {
+            if service.simulator.is_some() {
                 writeln!(
                     out,
                     "No ANTHROPIC_API_KEY is set: Claude is SIMULATED. The memo below shows the form, not a real analysis."
@@ -61,17 +60,16 @@ impl Demo {
                 writeln!(out, "Asking {} with your key.", self.settings.model())?;
             }
             writeln!(out, "Question: {}\n", self.question)?;
-            let token = own.app.admin_token().clone();
+            let client = service.client()?;
             let shown = tokio::select! {
-                job = ask(&base, &token, &self.question) => outcome::show(&job?, Form::default())?,
+                job = ask(&client, &self.question) => outcome::show(&job?, Form::default())?,
                 _ = signals.next() => ExitCode::FAILURE,
-                error = own.app.unfit() => return Err(error.into()),
+                error = service.app.unfit() => return Err(error.into()),
             };
             if shown != ExitCode::SUCCESS {
-                serve::stop(own.app, signals).await;
+                serve::stop(service.app, signals).await;
                 return Ok(shown);
             }
-            let folder = self.settings.data_dir.join(DEMO_FOLDER);
             let token = match self.settings.admin_token {
                 Some(_) => "your ADMIN_TOKEN".to_owned(),
                 None => format!("the admin token in {}", app::admin_token_file(&folder).display()),
@@ -88,21 +86,18 @@ impl Demo {
                 writeln!(out, "  Ask by curl:               curl {base}/api/v1/analyze?wait=30 \\")?;
                 writeln!(out, "                               -H 'Content-Type: application/json' \\")?;
                 writeln!(out, "                               -d '{{\"query\": \"Should we buy or build our CRM?\"}}'")?;
-                serve::show_new_token(&own.app, &folder, self.settings.log_format)?;
+                serve::show_new_token(&service.app, &folder, self.settings.log_format)?;
                 out.flush()?;
                 signals.next().await;
             }
-            Ok(serve::stop(own.app, signals).await)
+            Ok(serve::stop(service.app, signals).await)
         })
     }
 }
 
-/// Asks the service as any client would that may, with a bar while it waits.
-async fn ask(base: &str, token: &SecretString, question: &str) -> anyhow::Result<Value> {
-    let client = Client::new(base.to_owned(), Some(token.clone()))?;
-    // A person waits, so the memo is to be a quick one; its text is shown as it comes.
-    let request = client.request(Method::POST, "/api/v1/analyze").json(&json!({ "query": question, "wait": 1 }));
-    let accepted = client.send(request).await?;
+/// Submits the question, as any client would. A person waits, so a short memo is asked for.
+async fn ask(client: &Client, question: &str) -> anyhow::Result<Value> {
+    let accepted = client.send(client.analyze(&json!({ "query": question, "wait": 1 }))).await?;
     let id = accepted["id"].as_str().context("the service gave no job id")?;
-    Ok(progress::follow(&client, id).await?)
+    progress::follow(client, id).await
 }

@@ -19,7 +19,6 @@ use crate::app;
 /// Exit code if something could not be read. 2 means a wrong command line.
 pub(super) const INCOMPLETE: u8 = 3;
 
-/// The arguments of `export`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent export > jobs.jsonl                from the running service on this machine
@@ -39,9 +38,6 @@ pub struct Export {
 
 impl Export {
     /// Writes the jobs to standard output and a summary to standard error.
-    ///
-    /// # Errors
-    /// If the jobs can't be read or written.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         if self.salvage { self.salvage() } else { self.live() }
     }

@@ -9,14 +9,13 @@ use serde_json::Value;
 
 use super::{
     client::{Client, base, local_base},
-    terminal::{self, clean},
+    terminal,
 };
 use crate::config::Settings;
 
 /// A service that takes longer is not healthy.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The command.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent healthcheck                       liveness, for container engines
@@ -39,17 +38,13 @@ pub struct Healthcheck {
 }
 
 impl Healthcheck {
-    /// Checks the service.
-    ///
-    /// # Errors
-    /// If there is no answer, or a bad one.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let base = self.url.as_deref().map_or_else(|| Ok(local_base(&self.settings)), base)?;
         super::serve::runtime()?.block_on(async {
             // The route is public, so no token is sent.
             let client = Client::new(base, None)?;
             let path = if self.ready { "/health/ready" } else { "/health" };
-            let (status, text) = client.answer(client.request(Method::GET, path).timeout(TIMEOUT)).await?;
+            let (status, _, text) = client.answer(client.request(Method::GET, path).timeout(TIMEOUT)).await?;
             let at = client.at(path);
             if !self.ready {
                 ensure!(status.is_success(), "{at} answers {status}");
@@ -67,8 +62,7 @@ impl Healthcheck {
             writeln!(out, "{state}")?;
             let reasons = ["reasons", "errors"].into_iter().filter_map(|name| answer[name].as_array());
             for reason in reasons.flatten() {
-                let of = |name: &str| clean(reason[name].as_str().unwrap_or_default());
-                writeln!(out, "  {}: {}", of("field"), of("message"))?;
+                writeln!(out, "  {}: {}", terminal::text(reason, "field"), terminal::text(reason, "message"))?;
             }
             Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         })

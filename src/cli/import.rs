@@ -22,7 +22,6 @@ const PAGE_LINES: usize = 100;
 /// Most bytes of one request, without its last line.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// The arguments of `import`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent import < jobs.jsonl
@@ -38,7 +37,6 @@ pub struct Import {
     connection: Connection,
 }
 
-/// The service's answer to a request.
 #[derive(Default, Deserialize)]
 struct Imported {
     imported: usize,
@@ -53,10 +51,6 @@ struct Refused {
 }
 
 impl Import {
-    /// Reads jobs from standard input.
-    ///
-    /// # Errors
-    /// If the lines can't be read, or the service fails or refuses them.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
@@ -95,7 +89,7 @@ impl Import {
     }
 }
 
-/// `begun`: the service has answered before, so wait while it restarts.
+/// Waits while the service restarts if it has answered before (`begun`).
 async fn send(client: &Client, lines: &str, begun: bool) -> anyhow::Result<Imported> {
     if lines.is_empty() {
         return Ok(Imported::default());

@@ -6,19 +6,19 @@ mod show;
 
 use std::{io::Write, process::ExitCode};
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
+use comfy_table::CellAlignment;
 use serde_json::Value;
 
 use self::{
     conditions::Conditions,
-    several::{Deed, Several},
+    several::{CANCEL, DELETE, RETRY, Several},
     show::describe,
 };
 use super::{
-    client::{Client, ClientError, Connection, Refusal},
+    client::{Client, ClientError, Connection, Refusal, job_path, path_segment},
     outcome::{self, Form},
     progress, serve,
-    terminal::{self, clean},
+    terminal::{self, clean, listing, print_listing, text},
 };
 
 /// The routes that list all jobs and the caller's own.
@@ -34,10 +34,6 @@ const SCREEN: usize = 20;
 /// Longest question in a listing; longer ones are cut.
 const QUESTION_WIDTH: usize = 60;
 
-/// A table without borders.
-pub(super) const BARE: TableStyle = TableStyle::new();
-
-/// The arguments of `jobs`.
 #[derive(clap::Args, Debug)]
 pub struct Jobs {
     #[command(subcommand)]
@@ -109,16 +105,12 @@ struct Show {
 }
 
 impl Jobs {
-    /// Runs the subcommand.
-    ///
-    /// # Errors
-    /// If the service can't be reached, or refuses the request.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             match self.action {
                 Action::List(list) => list.run().await,
                 Action::Show(show) => {
-                    let job = show.connection.client()?.get(&path(&show.id, "")).await?;
+                    let job = show.connection.client()?.get(&job_path(&show.id)).await?;
                     let is_plain = show.form == Form::default();
                     if is_plain {
                         describe(&job)?;
@@ -132,11 +124,11 @@ impl Jobs {
                 }
                 Action::Watch(show) => {
                     let client = show.connection.client()?;
-                    outcome::show(&progress::follow(&client, &escaped(&show.id)).await?, show.form)
+                    outcome::show(&progress::follow(&client, &path_segment(&show.id)).await?, show.form)
                 }
-                Action::Cancel(several) => several.run(Deed::Cancel).await,
-                Action::Retry(several) => several.run(Deed::Retry).await,
-                Action::Delete(several) => several.run(Deed::Delete).await,
+                Action::Cancel(several) => several.run(CANCEL).await,
+                Action::Retry(several) => several.run(RETRY).await,
+                Action::Delete(several) => several.run(DELETE).await,
             }
         })
     }
@@ -146,11 +138,11 @@ impl List {
     async fn run(&self) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
         let mut left = if self.all { usize::MAX } else { self.limit };
-        let mut table = Table::new();
-        table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["ID", "STATUS", "CREATED", "ATTEMPTS", "CALLER", "QUESTION"]);
+        let mut table = listing(["ID", "STATUS", "CREATED", "ATTEMPTS", "CALLER", "QUESTION"]);
+        if let Some(attempts) = table.column_mut(3) {
+            attempts.set_cell_alignment(CellAlignment::Right);
+        }
         let mut cursor = self.cursor.clone();
-        let mut out = std::io::stdout().lock();
         let mut route = ALL_JOBS;
         while left > 0 {
             let page = match self.page(&client, route, left.min(PAGE), cursor.as_deref()).await {
@@ -162,7 +154,7 @@ impl List {
             };
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
-                    writeln!(out, "{}", terminal::escaped(&job.to_string()))?;
+                    writeln!(std::io::stdout(), "{}", terminal::escaped(&job.to_string()))?;
                 } else {
                     table.add_row(row(job));
                 }
@@ -177,14 +169,8 @@ impl List {
             writeln!(std::io::stderr(), "for more jobs add: --cursor {}", clean(&cursor))?;
         }
         if !self.json {
-            if let Some(attempts) = table.column_mut(3) {
-                attempts.set_cell_alignment(CellAlignment::Right);
-            }
-            for line in table.lines() {
-                writeln!(out, "{}", line.trim())?;
-            }
+            print_listing(&table)?;
         }
-        out.flush()?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -216,18 +202,4 @@ fn row(job: &Value) -> [String; 6] {
     let question = console::truncate_str(&text(job, "query"), QUESTION_WIDTH, "…").into_owned();
     let attempts = job["attempts_made"].to_string();
     [text(job, "id"), text(job, "status"), created, attempts, text(job, "caller"), question]
-}
-
-/// A field as text without control characters; empty if it is missing.
-pub(super) fn text(object: &Value, field: &str) -> String {
-    clean(object[field].as_str().unwrap_or_default())
-}
-
-pub(super) fn path(id: &str, action: &str) -> String {
-    format!("/api/v1/jobs/{}{action}", escaped(id))
-}
-
-/// An id as part of a path. Characters that no id contains become `_`.
-fn escaped(id: &str) -> String {
-    id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }

@@ -1,22 +1,21 @@
-//! `ceoagent keys`: the API keys of callers, to list, make and revoke.
+//! `ceoagent keys`: lists, creates and revokes the API keys of callers.
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{Write, stderr, stdout},
+    process::ExitCode,
+};
 
-use comfy_table::{ContentArrangement, Table};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     client::Connection,
-    jobs::{BARE, text},
     serve,
-    terminal::{self, clean},
+    terminal::{clean, given, listing, print_json, print_listing, text},
 };
 
-/// Where the service has its keys.
 const PATH: &str = "/api/v1/admin/keys";
 
-/// What to do with keys.
 #[derive(clap::Args, Debug)]
 pub struct Keys {
     #[command(subcommand)]
@@ -26,52 +25,38 @@ pub struct Keys {
 #[derive(clap::Subcommand, Debug)]
 enum Action {
     /// List all keys, also revoked ones; the secret keys are not shown
-    List(Box<List>),
+    List(Box<Common>),
     /// Create a key and print it; it is shown only once
-    Create(Box<Create>),
-    /// Revoke a key at once and for good
-    Revoke(Box<Revoke>),
-}
-
-#[derive(clap::Args, Debug)]
-struct List {
-    /// Print the service's answer as JSON
-    #[arg(long)]
-    json: bool,
-
-    #[command(flatten)]
-    connection: Connection,
-}
-
-#[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:
+    #[command(after_help = "Examples:
   ceoagent keys create alice
   ceoagent keys create alice/reports --scope read --json | jq -r .key > reports.key
 
 Callers need a key only if the service runs with REQUIRE_API_KEY=true. Otherwise a key only names
 its caller.
 Exit codes: 0 success; 1 other error; 4 the service refused the request.")]
-struct Create {
-    /// Name of the key and its caller, or CALLER/KEY for one of several keys: up to 64 letters, digits or . _ - @
-    name: String,
+    Create {
+        /// Name of the key and its caller, or CALLER/KEY for one of several keys: up to 64 letters, digits or . _ - @
+        name: String,
 
-    /// What the key allows: read, analyze or admin. Default: analyze
-    #[arg(long)]
-    scope: Option<String>,
+        /// What the key allows: read, analyze or admin. Default: analyze
+        #[arg(long)]
+        scope: Option<String>,
 
-    /// Print the service's answer as JSON
-    #[arg(long)]
-    json: bool,
+        #[command(flatten)]
+        common: Box<Common>,
+    },
+    /// Revoke a key at once and for good
+    Revoke {
+        /// The key's name
+        name: String,
 
-    #[command(flatten)]
-    connection: Connection,
+        #[command(flatten)]
+        common: Box<Common>,
+    },
 }
 
 #[derive(clap::Args, Debug)]
-struct Revoke {
-    /// The key's name
-    name: String,
-
+struct Common {
     /// Print the service's answer as JSON
     #[arg(long)]
     json: bool,
@@ -81,79 +66,54 @@ struct Revoke {
 }
 
 impl Keys {
-    /// Does it.
-    ///
-    /// # Errors
-    /// If the service can't be asked, or refuses.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             match self.action {
-                Action::List(list) => list.run().await,
-                Action::Create(create) => create.run().await,
-                Action::Revoke(revoke) => revoke.run().await,
+                Action::List(common) => list(&common).await?,
+                Action::Create { name, scope, common } => create(&name, scope.as_deref(), &common).await?,
+                Action::Revoke { name, common } => revoke(&name, &common).await?,
             }
+            Ok(ExitCode::SUCCESS)
         })
     }
 }
 
-impl List {
-    async fn run(&self) -> anyhow::Result<ExitCode> {
-        let answer = self.connection.client()?.get(PATH).await?;
-        let mut out = std::io::stdout().lock();
-        if self.json {
-            writeln!(out, "{}", terminal::json(&answer)?)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut table = Table::new();
-        table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["NAME", "SCOPE", "CREATED", "BY", "REVOKED"]);
-        for key in answer["keys"].as_array().into_iter().flatten() {
-            table.add_row(["name", "scope", "created_at", "created_by", "revoked_at"].map(|field| text(key, field)));
-        }
-        for line in table.lines() {
-            writeln!(out, "{}", line.trim())?;
-        }
-        Ok(ExitCode::SUCCESS)
+async fn list(common: &Common) -> anyhow::Result<()> {
+    let answer = common.connection.client()?.get(PATH).await?;
+    if common.json {
+        return print_json(&answer);
     }
+    let mut table = listing(["NAME", "SCOPE", "CREATED", "BY", "REVOKED"]);
+    for key in answer["keys"].as_array().into_iter().flatten() {
+        table.add_row(["name", "scope", "created_at", "created_by", "revoked_at"].map(|field| text(key, field)));
+    }
+    Ok(print_listing(&table)?)
 }
 
-impl Create {
-    async fn run(&self) -> anyhow::Result<ExitCode> {
-        let client = self.connection.client()?;
-        let mut wanted = json!({ "name": self.name });
-        if let Some(scope) = &self.scope {
-            wanted["scope"] = scope.as_str().into();
-        }
-        let key = client.send(client.request(Method::POST, PATH).json(&wanted)).await?;
-        let mut out = std::io::stdout().lock();
-        if self.json {
-            writeln!(out, "{}", terminal::json(&key)?)?;
-        } else {
-            // The key alone goes to standard output, for a script to take.
-            writeln!(out, "{}", text(&key, "key"))?;
-            let name = text(&key, "name");
-            writeln!(std::io::stderr(), "the key {name:?} of scope {}; it is shown only once", text(&key, "scope"))?;
-            if let Some(notice) = key["notice"].as_str() {
-                writeln!(std::io::stderr(), "{}", clean(notice))?;
-            }
-        }
-        Ok(ExitCode::SUCCESS)
+async fn create(name: &str, scope: Option<&str>, common: &Common) -> anyhow::Result<()> {
+    let client = common.connection.client()?;
+    let wanted = given(json!({ "name": name, "scope": scope }));
+    let key = client.send(client.request(Method::POST, PATH).json(&wanted)).await?;
+    if common.json {
+        return print_json(&key);
     }
+    // The key alone goes to standard output, for a script to take.
+    writeln!(stdout(), "{}", text(&key, "key"))?;
+    let (name, scope) = (text(&key, "name"), text(&key, "scope"));
+    writeln!(stderr(), "the key {name:?} of scope {scope}; it is shown only once")?;
+    if let Some(notice) = key["notice"].as_str() {
+        writeln!(stderr(), "{}", clean(notice))?;
+    }
+    Ok(())
 }
 
-impl Revoke {
-    async fn run(&self) -> anyhow::Result<ExitCode> {
-        let client = self.connection.client()?;
-        let path = format!("{PATH}/{}", in_path(&self.name));
-        let key: Value = client.send(client.request(Method::DELETE, &path)).await?;
-        let mut out = std::io::stdout().lock();
-        if self.json {
-            writeln!(out, "{}", terminal::json(&key)?)?;
-        } else {
-            writeln!(out, "{} revoked", clean(&self.name))?;
-        }
-        Ok(ExitCode::SUCCESS)
+async fn revoke(name: &str, common: &Common) -> anyhow::Result<()> {
+    let client = common.connection.client()?;
+    let key = client.send(client.request(Method::DELETE, &format!("{PATH}/{}", in_path(name)))).await?;
+    if common.json {
+        return print_json(&key);
     }
+    Ok(writeln!(stdout(), "{} revoked", clean(name))?)
 }
 
 /// A name as one segment of a path. Characters that no name contains become `~`, which no name contains either.

@@ -18,7 +18,7 @@ mod tally;
 
 use std::{
     fs,
-    io::{IsTerminal, Write},
+    io::Write,
     net::Ipv4Addr,
     num::NonZeroU32,
     os::unix::fs::PermissionsExt,
@@ -29,40 +29,30 @@ use std::{
 };
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
-    load::Target,
+    load::{Load, MAX_DURATION, MAX_RATE, Target, positive},
     report::{Report, Setup},
     tally::Tally,
 };
 use super::{
-    own::make_folder,
+    local_service::{LocalService, make_folder},
     serve::{self, Signals},
+    terminal,
 };
 use crate::{
-    app::{App, Tuning},
-    claude::simulator::{ErrorAnswer, Latency, Simulator, SimulatorConfig},
-    clock::Clock,
+    app::Tuning,
+    claude::simulator::{ErrorAnswer, Latency, SimulatorConfig},
     config::{Settings, values::RateCaps},
 };
-
-/// Most questions a second: above that, sending them takes the CPU time that the service needs.
-const MAX_RATE: u32 = 10_000;
-
-/// Longest load, in seconds.
-const MAX_DURATION: u32 = 3_600;
 
 /// Longest time to wait for the jobs after the load, in seconds.
 const MAX_DRAIN: u32 = 24 * 3_600;
 
 /// Longest answer time of the simulated Claude, in seconds.
 const MAX_LATENCY: u32 = 600;
-
-/// Longest query, in bytes: the service accepts it with every setting.
-const MAX_QUERY_BYTES: usize = 100_000;
 
 /// Calls at once of the service started here, if WORKERS is not set: its simulated account has no limits to derive it from.
 const WORKERS: usize = 20;
@@ -73,7 +63,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// `retry-after` of the 429s, in seconds.
 const STORM_RETRY_AFTER: &str = "2";
 
-/// Which job goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ClaimOrder {
     /// Interactive jobs that can end in time, by deadline; then all other jobs by age.
@@ -82,7 +71,6 @@ enum ClaimOrder {
     Fifo,
 }
 
-/// The arguments of `loadtest`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "`in time N of M possible` in the report:
   N  memos that came within 30 s of their question
@@ -99,29 +87,8 @@ pub struct Loadtest {
     #[arg(long, value_name = "KEY", requires = "url")]
     api_key: Option<String>,
 
-    /// Average number of questions a second, submitted at random times
-    #[arg(long, default_value = "10", value_parser = positive::<MAX_RATE>)]
-    rate: f64,
-
-    /// Seconds to submit questions (up to 3600)
-    #[arg(long, default_value = "60", value_parser = positive::<MAX_DURATION>)]
-    duration: f64,
-
-    /// Share of clients that wait for the answer (0 to 1)
-    #[arg(long, default_value = "1", value_parser = share)]
-    waiters: f64,
-
-    /// Longest wait of a client, in seconds (up to 30)
-    #[arg(long, default_value = "30", value_parser = positive::<30>)]
-    wait: f64,
-
-    /// Share of waiting clients that disconnect within ten seconds (0 to 1)
-    #[arg(long, default_value = "0", value_parser = share)]
-    hang_up: f64,
-
-    /// Length of each question in bytes
-    #[arg(long, default_value = "256", value_parser = query_bytes)]
-    query_bytes: usize,
+    #[command(flatten)]
+    load: Load,
 
     /// Seconds per answer of the simulated Claude. If unset, it answers at the pace of the real one: a brief memo to a
     /// client that waits, a full one to the others
@@ -162,11 +129,7 @@ pub struct Loadtest {
 }
 
 impl Loadtest {
-    /// Runs the load test. `is_set` says whether a setting of the service was given.
-    ///
-    /// # Errors
-    /// If the load can't start, or the report can't be written.
-    pub fn run(mut self, is_set: impl Fn(&str) -> bool) -> anyhow::Result<ExitCode> {
+    pub fn run(mut self, port_is_set: bool) -> anyhow::Result<ExitCode> {
         for file in [&self.json, &self.html].into_iter().flatten() {
             // Fail before the load, not after it.
             fs::File::create(file).with_context(|| format!("can't write {}", file.display()))?;
@@ -176,13 +139,13 @@ impl Loadtest {
             let mut signals = Signals::listen()?;
             let own = match self.url {
                 Some(_) => None,
-                None => Some(Own::start(&mut self, is_set).await?),
+                None => Some(Own::start(&mut self, port_is_set).await?),
             };
             let report = self.load(own.as_ref(), &mut signals).await?;
             write!(std::io::stdout(), "{report}")?;
             self.write(&report)?;
             match own {
-                Some(own) => Ok(serve::stop(own.app, signals).await),
+                Some(own) => Ok(serve::stop(own.service.app, signals).await),
                 None => Ok(ExitCode::SUCCESS),
             }
         })
@@ -191,30 +154,21 @@ impl Loadtest {
     /// Submits the questions until all are answered or a signal arrives.
     async fn load(&self, own: Option<&Own>, signals: &mut Signals) -> anyhow::Result<Report> {
         let (base, token) = match own {
-            Some(own) => {
-                (format!("http://{}", own.app.address()), Some(own.app.admin_token().expose_secret().to_owned()))
-            }
+            Some(own) => (own.service.base(), Some(own.service.app.admin_token().expose_secret().to_owned())),
             None => (self.url.clone().unwrap_or_default().trim_end_matches('/').to_owned(), self.api_key.clone()),
         };
         let target = Target::new(base, token)?;
         target.check().await?;
-        let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.duration)));
+        let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.load.duration)));
         let pace = match (own, self.latency) {
             (None, _) => load::Pace::Unknown,
             (Some(_), Some(latency)) => load::Pace::Fixed(Duration::from_secs_f64(latency)),
             (Some(_), None) => load::Pace::Claude,
         };
-        let plan = load::Plan {
-            rate: self.rate,
-            duration: Duration::from_secs_f64(self.duration),
-            waiters: self.waiters,
-            wait_seconds: self.wait,
-            hang_up: self.hang_up,
-            query_bytes: self.query_bytes,
-            pace,
-        };
-        let bar = self.bar()?;
-        let (loading, storm) = (load::run(plan, &target, &tally), self.storm(own));
+        // Clients that still wait after the last question finish their wait.
+        let steps = Duration::from_secs_f64(self.load.duration.ceil().max(1.0)).as_secs();
+        let bar = terminal::bar(steps, "{pos}/{len} s  {msg}")?;
+        let (loading, storm) = (load::run(self.load, pace, &target, &tally), self.storm(own));
         tokio::pin!(loading, storm);
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -243,12 +197,7 @@ impl Loadtest {
         let setup = Setup {
             simulated: own.is_some(),
             interrupted,
-            rate_per_second: self.rate,
-            duration_seconds: self.duration,
-            waiters_share: self.waiters,
-            wait_seconds: self.wait,
-            hang_up_share: self.hang_up,
-            query_bytes: self.query_bytes,
+            load: self.load,
             capacity_per_second: own.map(|own| own.capacity).or(self.capacity),
             workers: own.map(|own| own.workers),
             service: own.map(|own| match self.latency {
@@ -264,18 +213,10 @@ impl Loadtest {
         if let (Some(own), Some(at)) = (own, self.storm_at) {
             tokio::time::sleep(Duration::from_secs_f64(at)).await;
             let answer = ErrorAnswer::status(429).header("retry-after", STORM_RETRY_AFTER);
-            own.simulator.turn_away(Instant::now() + Duration::from_secs_f64(self.storm_for), answer);
+            if let Some(simulator) = &own.service.simulator {
+                simulator.turn_away(Instant::now() + Duration::from_secs_f64(self.storm_for), answer);
+            }
         }
-    }
-
-    fn bar(&self) -> anyhow::Result<ProgressBar> {
-        // Clients that still wait after the last question finish their wait.
-        let bar = ProgressBar::new(Duration::from_secs_f64(self.duration.ceil().max(1.0)).as_secs());
-        if !std::io::stderr().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        bar.set_style(ProgressStyle::with_template("[{bar:30}] {pos}/{len} s  {msg}")?.progress_chars("=> "));
-        Ok(bar)
     }
 
     fn write(&self, report: &Report) -> anyhow::Result<()> {
@@ -302,8 +243,7 @@ async fn drained(target: &Target) {
 
 /// The service started here and its simulated Claude.
 struct Own {
-    app: App,
-    simulator: Simulator,
+    service: LocalService,
     /// Answers a second.
     capacity: f64,
     /// Calls at once.
@@ -313,10 +253,9 @@ struct Own {
 }
 
 impl Own {
-    async fn start(test: &mut Loadtest, is_set: impl Fn(&str) -> bool) -> anyhow::Result<Own> {
+    async fn start(test: &mut Loadtest, port_is_set: bool) -> anyhow::Result<Own> {
         let settings = &mut test.settings;
-        make_folder(&settings.data_dir)
-            .with_context(|| format!("the data folder {} can't be made", settings.data_dir.display()))?;
+        make_folder(&settings.data_dir)?;
         let for_owner = fs::Permissions::from_mode(0o700);
         let folder =
             tempfile::Builder::new().prefix("loadtest-").permissions(for_owner).tempdir_in(&settings.data_dir)?;
@@ -325,7 +264,7 @@ impl Own {
         // The load test needs neither API keys nor quotas.
         (settings.api_keys, settings.jwt_auth, settings.submits_per_minute) = (None, None, 0);
         settings.require_api_key = Some(false);
-        if !is_set("port") {
+        if !port_is_set {
             settings.port = 0;
         }
         // The simulated Claude has no rate limits. The default is that of a real account.
@@ -337,39 +276,12 @@ impl Own {
         });
         let workers = *settings.workers.get_or_insert(WORKERS);
         let latency = test.latency.map_or(Latency::Claude, |latency| Latency::Fixed(Duration::from_secs_f64(latency)));
-        let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.waiters));
+        let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.load.waiters));
         // Never the real Claude, even if a key is set.
-        let simulator = Simulator::start(SimulatorConfig { latency, ..SimulatorConfig::default() })
-            .await
-            .context("the simulated Claude can't be started")?;
-        settings.anthropic_base_url = simulator.base_url();
-        settings.anthropic_api_key = Some("simulated".into());
-        let deadlines_first = test.order == ClaimOrder::Deadline;
-        let tuning = Tuning { is_simulated: true, deadlines_first, ..Tuning::default() };
-        let app = App::start_tuned(settings, tuning, Clock::system()).await?;
-        Ok(Own { app, simulator, capacity: workers as f64 / mean, workers, _folder: folder })
+        settings.anthropic_api_key = None;
+        let simulator = SimulatorConfig { latency, ..SimulatorConfig::default() };
+        let tuning = Tuning { deadlines_first: test.order == ClaimOrder::Deadline, ..Tuning::default() };
+        let service = LocalService::start(settings.clone(), simulator, tuning).await?;
+        Ok(Own { service, capacity: workers as f64 / mean, workers, _folder: folder })
     }
-}
-
-/// A number above 0 and up to `MAX`.
-fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if number > 0.0 && number <= f64::from(MAX) {
-        return Ok(number);
-    }
-    Err(format!("must be above 0 and at most {MAX}"))
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 1".to_owned()) }
-}
-
-fn query_bytes(text: &str) -> Result<usize, String> {
-    let bytes: usize = text.parse().map_err(|_| format!("{text:?} is not a whole number"))?;
-    let allowed = load::MIN_QUERY_BYTES..=MAX_QUERY_BYTES;
-    if allowed.contains(&bytes) {
-        return Ok(bytes);
-    }
-    Err(format!("must be from {} to {}", allowed.start(), allowed.end()))
 }

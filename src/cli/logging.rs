@@ -28,10 +28,10 @@ use crate::{
     telemetry,
 };
 
-/// Lines in memory at most, 40 bytes each while empty: almost half a second's worth at full load.
+/// Most lines in memory, 40 bytes each while empty: almost half a second of full load.
 const BUFFERED_LINES: usize = 16_000;
 
-/// How long the end of the process waits for the last lines, should nobody read them.
+/// How long the end of the process waits until the last lines are read.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Starts logging; keep the guard to the end of the process, it waits for the last lines. `quiet` leaves warnings only.
@@ -59,7 +59,7 @@ pub(super) fn start(settings: &Settings, quiet: bool) -> Guard {
     guard
 }
 
-/// Gives lines to the thread that writes them. Where it can't keep up, lines are dropped.
+/// Sends lines to the thread that writes them, and drops them if it can't keep up.
 #[derive(Clone)]
 struct Lines(SyncSender<Vec<u8>>);
 
@@ -81,7 +81,7 @@ fn printable(line: &[u8]) -> Vec<u8> {
     (terminal::escaped(text).replace('\n', "\\n") + "\n").into_bytes()
 }
 
-/// Has the last lines written when dropped.
+/// Waits for the last lines when it is dropped.
 pub(super) struct Guard {
     lines: Lines,
     is_closing: Arc<AtomicBool>,
@@ -91,13 +91,12 @@ pub(super) struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.is_closing.store(true, Relaxed);
-        // Wakes the thread, should it be waiting for a line.
+        // Wakes the thread if it waits for a line.
         let _ = self.lines.write(&[]);
         let _ = self.written.recv_timeout(LAST_LINES);
     }
 }
 
-/// Starts the thread that writes lines.
 fn write_behind() -> (Lines, Guard) {
     let (lines, waiting) = sync_channel::<Vec<u8>>(BUFFERED_LINES);
     let (end, written) = channel();
@@ -120,7 +119,7 @@ fn write_behind() -> (Lines, Guard) {
     (Lines(lines), guard)
 }
 
-/// Lines as another format has them, with the trace at their end: as further words, or as further members of the object.
+/// A format of lines with the trace at their end.
 struct Traced<F> {
     lines: F,
     is_json: bool,

@@ -6,11 +6,10 @@ use serde_json::Value;
 
 use super::{
     client::Connection,
-    outcome, serve,
-    terminal::{self, clean},
+    serve,
+    terminal::{clean, colours, dollars, print_json, text},
 };
 
-/// The arguments of these commands.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent stats
@@ -31,39 +30,35 @@ pub struct Operate {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
-    Look,
+pub(super) enum Action {
+    Stats,
     Pause,
     Resume,
 }
 
 impl Operate {
-    /// Runs the command.
-    ///
-    /// # Errors
-    /// If the service can't be reached, or refuses the request.
-    pub(super) fn run(&self, deed: Deed) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(&self, action: Action) -> anyhow::Result<ExitCode> {
         serve::runtime()?.block_on(async {
             let client = self.connection.client()?;
             let mut stats = client.get("/api/v1/admin/stats").await?;
-            let (answer, said) = match deed {
-                Deed::Look => {
+            let (answer, said) = match action {
+                Action::Stats => {
                     let mut usage = client.get("/api/v1/admin/usage?days=1").await?;
                     // Only today is shown.
                     usage.as_object_mut().and_then(|usage| usage.remove("days"));
                     stats["usage"] = usage;
-                    let said = told(&stats, outcome::colours());
+                    let said = told(&stats, colours());
                     (stats, said)
                 }
                 // The answer does not say whether the queue was paused before.
-                Deed::Pause => {
+                Action::Pause => {
                     let said = match pause(&stats) {
                         Some(before) => format!("the queue is already paused, {before}\n"),
                         None => "the queue is paused\n".to_owned(),
                     };
                     (client.post("/api/v1/admin/queue/pause").await?, said)
                 }
-                Deed::Resume => {
+                Action::Resume => {
                     let said = match pause(&stats) {
                         Some(before) => format!("the queue is resumed; it was paused {before}\n"),
                         None => "the queue was not paused\n".to_owned(),
@@ -71,10 +66,9 @@ impl Operate {
                     (client.post("/api/v1/admin/queue/resume").await?, said)
                 }
             };
-            let mut out = std::io::stdout().lock();
             match self.json {
-                true => writeln!(out, "{}", terminal::json(&answer)?)?,
-                false => write!(out, "{said}")?,
+                true => print_json(&answer)?,
+                false => write!(std::io::stdout(), "{said}")?,
             }
             Ok(ExitCode::SUCCESS)
         })
@@ -93,9 +87,9 @@ fn pause(stats: &Value) -> Option<String> {
 fn told(stats: &Value, colours: bool) -> String {
     let dim = console::Style::new().force_styling(colours).dim();
     let loud = console::Style::new().force_styling(colours).yellow();
-    let mut text = String::new();
+    let mut page = String::new();
     let mut line = |name: &str, value: String| {
-        text.push_str(&format!("{} {value}\n", dim.apply_to(format!("{name:<12}"))));
+        page.push_str(&format!("{} {value}\n", dim.apply_to(format!("{name:<12}"))));
     };
     let count = |object: &str, field: &str| stats[object][field].as_u64().unwrap_or_default();
     let jobs = ["queued", "scheduled", "running", "succeeded", "failed", "cancelled"];
@@ -129,7 +123,7 @@ fn told(stats: &Value, colours: bool) -> String {
         line("Gate", loud.apply_to(format!("closed: {}", clean(gate))).to_string());
     }
     if budget["is_reached"] == true {
-        let until = clean(budget["resets_at"].as_str().unwrap_or_default());
+        let until = text(budget, "resets_at");
         let why = format!("the rest of the daily budget is too small for a call; the queue continues at {until}");
         line("Blocked", loud.apply_to(why).to_string());
     }
@@ -137,9 +131,9 @@ fn told(stats: &Value, colours: bool) -> String {
         line("Paused", loud.apply_to(pause).to_string());
     }
     for trouble in stats["troubles"].as_array().into_iter().flatten() {
-        line("Trouble", loud.apply_to(clean(trouble["message"].as_str().unwrap_or_default())).to_string());
+        line("Trouble", loud.apply_to(text(trouble, "message")).to_string());
     }
-    text
+    page
 }
 
 /// Tokens and cost of a day.
@@ -147,8 +141,8 @@ fn spent(sums: &Value) -> String {
     let count = |sums: &Value, field: &str| sums[field].as_u64().unwrap_or_default();
     let kinds = ["input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
     let tokens = |sums: &Value| kinds.iter().map(|kind| count(sums, kind)).sum::<u64>();
-    let dollars = |sums: &Value| outcome::dollars(sums["cost_usd"].as_f64().unwrap_or_default());
-    let mut text = format!("{} tokens, {}, {} calls", tokens(sums), dollars(sums), count(sums, "calls"));
+    let cost = |sums: &Value| dollars(sums["cost_usd"].as_f64().unwrap_or_default());
+    let mut text = format!("{} tokens, {}, {} calls", tokens(sums), cost(sums), count(sums, "calls"));
     let unpriced = count(sums, "unpriced_calls");
     if unpriced > 0 {
         text.push_str(&format!(" ({unpriced} of models without a known price)"));
@@ -158,7 +152,7 @@ fn spent(sums: &Value) -> String {
         text.push_str(&format!(
             "; at most {} tokens, {} more for calls with unknown outcome",
             tokens(risk),
-            dollars(risk)
+            cost(risk)
         ));
     }
     text

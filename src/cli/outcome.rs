@@ -7,14 +7,13 @@ use serde_json::Value;
 
 use super::{
     memo, progress,
-    terminal::{self, clean},
+    terminal::{clean, colours, print_json, text, width},
 };
 use crate::analysis::{markdown::markdown, memo::Memo};
 
 /// Exit code for a job that failed or was cancelled.
 pub(super) const NO_MEMO: u8 = 3;
 
-/// The form of the output.
 #[derive(clap::Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Form {
     /// Print the job with its memo as JSON
@@ -27,37 +26,32 @@ pub(super) struct Form {
 }
 
 /// Prints an ended job: the memo to standard output, a failure to standard error. As JSON, also a pending job.
-///
-/// # Errors
-/// If it can't be written, or the memo can't be read.
 pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
     if form.json {
-        writeln!(out, "{}", terminal::json(job)?)?;
-    }
-    if form.json && !progress::has_ended(job) {
-        return Ok(ExitCode::SUCCESS);
+        print_json(job)?;
+        if !progress::has_ended(job) {
+            return Ok(ExitCode::SUCCESS);
+        }
     }
     if job["status"] != "succeeded" {
-        let why = match job["error"]["message"].as_str() {
-            Some(message) => {
-                format!("failed: {} ({})", clean(message), clean(job["error"]["code"].as_str().unwrap_or_default()))
-            }
+        let error = &job["error"];
+        let why = match error["message"].as_str() {
+            Some(message) => format!("failed: {} ({})", clean(message), text(error, "code")),
             None => "was cancelled".to_owned(),
         };
-        let id = clean(job["id"].as_str().unwrap_or_default());
-        writeln!(std::io::stderr(), "job {id} {why}")?;
+        writeln!(std::io::stderr(), "job {} {why}", text(job, "id"))?;
         return Ok(ExitCode::from(NO_MEMO));
     }
     if !form.json {
+        let mut out = std::io::stdout().lock();
         let memo: Memo = serde_json::from_value(job["result"].clone()).context("can't read the memo")?;
         let text = if form.markdown { markdown(&memo) } else { memo::render(&memo, width(), colours()) };
         write!(out, "{text}")?;
         if let Some(origin) = origin(job) {
             writeln!(out, "\n{origin}")?;
         }
+        out.flush()?;
     }
-    out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -71,19 +65,4 @@ fn origin(job: &Value) -> Option<String> {
     }
     let (other, at) = (text(&job["cached"]["job_id"])?, text(&job["cached"]["finished_at"])?);
     Some(format!("This memo comes from the cache: job {other} got it at {at}. This job cost nothing."))
-}
-
-/// An amount of money, to the hundredth of a cent: a call costs a few cents.
-pub(super) fn dollars(amount: f64) -> String {
-    format!("{amount:.4} US dollars")
-}
-
-/// The terminal's width, or a page's.
-pub(super) fn width() -> usize {
-    console::Term::stdout().size_checked().map_or(80, |(_, columns)| usize::from(columns))
-}
-
-/// Whether to use colours on standard output. NO_COLOR overrides everything, see <https://no-color.org>.
-pub(super) fn colours() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && console::colors_enabled()
 }

@@ -14,7 +14,6 @@ pub struct Owner {
     group: u32,
 }
 
-/// The arguments of `own-data`.
 #[derive(clap::Args, Debug)]
 pub struct OwnData {
     /// The new owner as numeric USER:GROUP, for example 10001:10001
@@ -36,10 +35,6 @@ fn owner(text: &str) -> Result<Owner, String> {
 }
 
 impl OwnData {
-    /// Changes the owner of DATA_DIR and of everything in it.
-    ///
-    /// # Errors
-    /// If the settings can't be used, the folder does not exist, or the process is not root.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         if self.check_settings {
             self.settings.validate()?;

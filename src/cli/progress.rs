@@ -1,16 +1,12 @@
 //! The progress bar of a pending job: its stage and the estimated time left.
 
-use std::{
-    io::IsTerminal,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use super::{
-    client::{Client, ClientError, PATIENCE, RETRY_PAUSE},
-    terminal::clean,
+    client::{Client, PATIENCE, RETRY_PAUSE},
+    terminal::{self, clean},
 };
 
 /// Steps of the bar, enough to move smoothly.
@@ -19,64 +15,40 @@ const STEPS: u64 = 1_000;
 /// The usual time of an answer, if the service has no estimate.
 const USUAL: Duration = Duration::from_secs(20);
 
-/// Waits for the end of a job, with a bar on standard error if that is a terminal. Returns the ended job.
-///
-/// # Errors
-/// If the service refuses, or does not answer for longer than a restart takes.
-pub(super) async fn follow(client: &Client, id: &str) -> Result<Value, ClientError> {
-    let bar = Bar::new();
+/// Waits for the end of a job, also while the service restarts. Returns the ended job.
+pub(super) async fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
+    let bar = terminal::bar(STEPS, "{elapsed:>4}  {msg}")?;
     let mut away_since = None;
     loop {
         // A short wait, so that the bar moves.
         match client.get(&format!("/api/v1/jobs/{id}?wait=1")).await {
             Ok(job) if has_ended(&job) => {
-                bar.0.finish_and_clear();
+                bar.finish_and_clear();
                 return Ok(job);
             }
             Ok(job) => {
                 away_since = None;
-                bar.show(&job);
+                let left = job["queue"]["eta_seconds"].as_u64().map(Duration::from_secs);
+                bar.set_message(stage(&job));
+                bar.set_position(bar.position().max(filled(bar.elapsed(), left)));
             }
             Err(error) if error.may_pass() => {
                 let since = *away_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > PATIENCE {
-                    return Err(error);
+                    return Err(error.into());
                 }
-                bar.0.set_message("the service does not answer; trying again".to_owned());
+                bar.set_message("the service does not answer; trying again".to_owned());
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// Whether a job has ended.
 pub(super) fn has_ended(job: &Value) -> bool {
     matches!(job["status"].as_str(), Some("succeeded" | "failed" | "cancelled"))
 }
 
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Bar {
-        let bar = ProgressBar::new(STEPS);
-        if !std::io::stderr().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        if let Ok(style) = ProgressStyle::with_template("[{bar:30}] {elapsed:>4}  {msg}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        Bar(bar)
-    }
-
-    fn show(&self, job: &Value) {
-        let left = job["queue"]["eta_seconds"].as_u64().map(Duration::from_secs);
-        self.0.set_message(stage(job));
-        self.0.set_position(self.0.position().max(filled(self.0.elapsed(), left)));
-    }
-}
-
-/// The stage of a pending job, in words.
 fn stage(job: &Value) -> String {
     let queue = &job["queue"];
     let stage = match (job["status"].as_str(), queue["waiting_for"].as_str()) {

@@ -19,18 +19,14 @@ use crate::{
     telemetry,
 };
 
-/// What a shell adds to a signal's number for the exit code of whoever it ended.
+/// Exit code of a process that a signal ended, as in shells, less the signal's number.
 const ENDED_BY_SIGNAL: i32 = 128;
 
-/// Serves until told to stop.
-///
-/// # Errors
-/// Whatever keeps the service from starting.
 pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<ExitCode> {
     let endpoint = config::otlp_endpoint()?;
     config::proxy::check()?;
     let _log = logging::start(settings, false);
-    // Ends before the log does, which it may have something to say in.
+    // Dropped before the log, because its end may be logged.
     let _telemetry = telemetry::start(endpoint.as_deref())?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
@@ -53,13 +49,13 @@ pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<E
         let code = stop(app, signals).await;
         unfit.map_or(Ok(code), |error| Err(error.into()))
     });
-    // What has not stopped by now is not waited for.
+    // Does not wait for tasks that are still running.
     runtime.shutdown_background();
     ended
 }
 
-/// Shows the admin token that this start created: the token itself, once, to a person at a terminal. A log that is
-/// collected gets the name of its file.
+/// Shows the admin token that this start created: the token itself at a terminal, the name of its file in a log that is
+/// collected.
 pub(super) fn show_new_token(app: &App, data_dir: &Path, format: LogFormat) -> anyhow::Result<()> {
     let Some(token) = app.new_admin_token() else { return Ok(()) };
     let file = app::admin_token_file(data_dir);
@@ -73,8 +69,8 @@ pub(super) fn show_new_token(app: &App, data_dir: &Path, format: LogFormat) -> a
     Ok(())
 }
 
-/// Drains and gives the exit code. A second signal ends the process at once, as a failure; that loses nothing, since
-/// what was answered is on disk.
+/// Drains. A second signal ends the process at once, with a failure; that loses nothing, because what was answered is on
+/// disk.
 pub(super) async fn stop(app: App, mut signals: Signals) -> ExitCode {
     tokio::select! {
         () = app.stop() => ExitCode::SUCCESS,
@@ -94,17 +90,16 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Listens for the signals to stop.
     pub(super) fn listen() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("can't listen for signals");
         let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
         Ok(Signals { terminate, interrupt, hangup: None })
     }
 
-    /// Listens for all signals of a service, before there is a runtime. Signals that arrive from now on wait until they are
-    /// asked for. SIGHUP is for `serve` alone, or the demo would outlive its terminal.
+    /// Listens for all signals of a service, before there is a runtime. Signals that arrive from now on are not lost.
+    /// SIGHUP is for `serve` alone, or the demo would outlive its terminal.
     pub(super) fn listen_early() -> anyhow::Result<Signals> {
-        // A runtime without threads, because variables of the environment are still to be set. The handlers stay.
+        // Without threads, because variables of the environment are still to be set. The handlers outlive the runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         let runtime = runtime.context("can't listen for signals")?;
         let _entered = runtime.enter();
@@ -120,7 +115,6 @@ impl Signals {
     }
 }
 
-/// The next SIGHUP, where it is listened for.
 async fn hung_up(hangup: &mut Option<Signal>) {
     match hangup {
         Some(hangup) => drop(hangup.recv().await),

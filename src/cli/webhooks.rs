@@ -2,15 +2,13 @@
 
 use std::{io::Write, process::ExitCode};
 
-use comfy_table::{ContentArrangement, Table};
 use reqwest::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
-    client::{Client, ClientError, Connection},
-    jobs::{BARE, path, text},
+    client::{Client, ClientError, Connection, job_path},
     serve,
-    terminal::clean,
+    terminal::{clean, escaped, given, listing, print_json, print_listing, text},
 };
 
 /// The routes of a caller, and the same routes for operators.
@@ -130,8 +128,6 @@ struct Resend {
 }
 
 impl Webhooks {
-    /// Runs the subcommand.
-    ///
     /// # Errors
     /// If the service can't be reached, or refuses the request.
     pub fn run(self) -> anyhow::Result<ExitCode> {
@@ -139,9 +135,8 @@ impl Webhooks {
             match self.action {
                 Action::Secret(secret) => secret.whose.run(Method::GET, "/secret", None).await,
                 Action::Rotate(rotate) => {
-                    let mut wanted = Map::new();
-                    wanted.extend(rotate.overlap_hours.map(|hours| ("overlap_hours".to_owned(), json!(hours))));
-                    rotate.whose.run(Method::POST, "/secret/rotate", Some(Value::Object(wanted))).await
+                    let wanted = given(json!({ "overlap_hours": rotate.overlap_hours }));
+                    rotate.whose.run(Method::POST, "/secret/rotate", Some(wanted)).await
                 }
                 Action::Test(test) => test.run().await,
                 Action::Failing(failing) => failing.run().await,
@@ -163,13 +158,12 @@ impl Whose {
             request = request.json(&body);
         }
         let answer = client.send(request).await?;
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?;
+            print_json(&answer)?;
             return Ok(ExitCode::SUCCESS);
         }
         // Only the secret goes to standard output, for scripts.
-        writeln!(out, "{}", text(&answer, "secret"))?;
+        writeln!(std::io::stdout(), "{}", text(&answer, "secret"))?;
         for previous in answer["previous"].as_array().into_iter().flatten() {
             let until = previous["expires_at"].as_str().map_or(String::new(), |at| format!(" until {}", clean(at)));
             writeln!(std::io::stderr(), "an old secret signs too{until}")?;
@@ -184,12 +178,11 @@ impl Test {
         let request = client.request(Method::POST, &format!("{OWN}/test"));
         let answer = client.send(request.json(&json!({ "callback_url": self.receiver }))).await?;
         let is_accepted = answer["accepted"] == true;
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?;
+            print_json(&answer)?;
         } else if is_accepted {
             writeln!(
-                out,
+                std::io::stdout(),
                 "the receiver accepted the test message after {} ms: {}",
                 answer["duration_ms"],
                 outcome(&answer)
@@ -204,10 +197,7 @@ impl Test {
 impl Failing {
     async fn run(&self) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
-        let mut table = Table::new();
-        table.load_style(BARE).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["JOB", "CALLER", "STATE", "TRIES", "LAST ANSWER", "NEXT TRY", "URL"]);
-        let mut out = std::io::stdout().lock();
+        let mut table = listing(["JOB", "CALLER", "STATE", "TRIES", "LAST ANSWER", "NEXT TRY", "URL"]);
         let mut base = ADMIN;
         let mut cursor: Option<String> = None;
         loop {
@@ -223,7 +213,7 @@ impl Failing {
             };
             for job in page["jobs"].as_array().into_iter().flatten() {
                 if self.json {
-                    writeln!(out, "{job}")?;
+                    writeln!(std::io::stdout(), "{}", escaped(&job.to_string()))?;
                 } else {
                     table.add_row(row(job));
                 }
@@ -234,9 +224,7 @@ impl Failing {
             }
         }
         if !self.json {
-            for line in table.lines() {
-                writeln!(out, "{}", line.trim())?;
-            }
+            print_listing(&table)?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -251,12 +239,16 @@ impl Failing {
 
 impl Resend {
     async fn run(&self) -> anyhow::Result<ExitCode> {
-        let job = self.connection.client()?.post(&path(&self.id, "/resend-webhook")).await?;
-        let mut out = std::io::stdout().lock();
+        let job = self.connection.client()?.post(&format!("{}/resend-webhook", job_path(&self.id))).await?;
         if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&job)?)?;
+            print_json(&job)?;
         } else {
-            writeln!(out, "{} is sent again to {}", text(&job["delivery"], "id"), text(&job, "callback_url"))?;
+            writeln!(
+                std::io::stdout(),
+                "{} is sent again to {}",
+                text(&job["delivery"], "id"),
+                text(&job, "callback_url")
+            )?;
         }
         Ok(ExitCode::SUCCESS)
     }

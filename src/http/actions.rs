@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Api,
+    api::Api,
     body::JsonBody,
     extract::Admin,
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},

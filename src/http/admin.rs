@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
-    Api,
+    api::Api,
     extract::{Admin, Params, count_up_to},
     filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
     pages::Here,

@@ -11,7 +11,8 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use super::{
-    Api, body,
+    api::Api,
+    body,
     extract::{Params, Submitter, wants_its_own},
     observe,
     problem::{FieldError, INVALID_PARAMETER, Problem},

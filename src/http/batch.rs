@@ -13,8 +13,8 @@ use tracing::info;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
     analyze::{IDEMPOTENCY_REPLAYED, idempotency_key},
+    api::Api,
     body,
     extract::{Submitter, wants_its_own},
     observe,

@@ -21,7 +21,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
+    api::Api,
     extract::{Access, Id, Params},
     observe,
     problem::Problem,

@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::{
-    Api,
+    api::Api,
     problem::{FORBIDDEN, FieldError, INVALID_JOB_ID, INVALID_PARAMETER, Problem, UNAUTHORIZED},
     wait::Wait,
 };

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
+    api::{Api, Note},
     problem::{FieldError, NOT_READY, Problem},
 };
 use crate::{clock::Timestamp, job::FailureCode, ledger::dollars, limits::budget::Status, metrics::kind};
@@ -38,17 +38,6 @@ pub(super) struct Readiness {
     /// What an operator should look at. The service works all the same.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<Note>,
-}
-
-/// Something that an operator should look at, though the service works.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Note {
-    /// The part of the service: `prices`.
-    pub field: &'static str,
-    /// Stable code, for programs: `price_outdated`.
-    pub code: &'static str,
-    /// What to do, for people.
-    pub message: String,
 }
 
 /// Why accepted jobs do not run.

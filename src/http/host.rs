@@ -14,7 +14,7 @@ use axum::{
 };
 
 use super::{
-    Api,
+    api::Api,
     problem::{FOREIGN_HOST, INVALID_HOST, Problem},
 };
 use crate::config::values::Origin;

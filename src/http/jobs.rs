@@ -12,8 +12,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
     admin::{Listed, Wanted, wanted},
+    api::Api,
     extract::{Id, Named, Params},
     filter::encode_cursor,
     pages::Here,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Api,
+    api::Api,
     body::JsonBody,
     extract::Admin,
     problem::{CONFLICT, FieldError, KEY_NOT_FOUND, Problem, VALIDATION_FAILED},

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Api,
+    api::Api,
     body::{self, JsonBody},
     extract::Admin,
     problem::{FieldError, Problem},

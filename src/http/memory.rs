@@ -17,8 +17,8 @@ use std::{
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Request, State},
-    http::{HeaderValue, StatusCode, header},
+    extract::Request,
+    http::{StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -30,11 +30,7 @@ use tokio::{
 };
 use tracing::error;
 
-use super::{
-    Api, extract,
-    observe::PROBES,
-    problem::{INTERNAL, Problem, SERVER_BUSY},
-};
+use super::problem::{INTERNAL, Problem, SERVER_BUSY};
 
 /// The first bytes of a body or an answer are free: connections have buffers of this size anyway, and most requests
 /// need no more.
@@ -177,18 +173,8 @@ impl Drop for Hold {
     }
 }
 
-/// Counts the bodies of requests and answers, and keeps places for monitoring.
-pub(super) async fn bound(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let is_monitoring_only = request.extensions().get::<MonitoringOnly>().is_some();
-    if is_monitoring_only && !PROBES.contains(&request.uri().path()) {
-        return last(busy("has as many connections as it can hold; only health and metrics are answered"));
-    }
-    let address = extract::address_of(request.extensions(), request.headers(), &api);
-    let answer = counted(&api.memory, address, request, next).await;
-    if is_monitoring_only { last(answer) } else { answer }
-}
-
-async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next: Next) -> Response {
+/// Answers a request whose bodies count as memory of `address`.
+pub(super) async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next: Next) -> Response {
     // A stream has no exact size.
     let is_small = |hint: SizeHint| hint.exact().is_some_and(|bytes| bytes <= FREE_BYTES as u64);
     let answer = if is_small(request.body().size_hint()) {
@@ -214,17 +200,11 @@ async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next:
     answer.map(|body| Body::new(Leaving { body, bytes: Bytes::new(), left: bytes, _hold: hold }))
 }
 
-fn busy(why: &str) -> Response {
+pub(super) fn busy(why: &str) -> Response {
     Problem::new(SERVER_BUSY, format!("the service {why}")).retry_after(BUSY_RETRY_AFTER).into_response()
 }
 
-/// Closes the connection after this answer.
-fn last(mut answer: Response) -> Response {
-    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    answer
-}
-
-/// The body of a request.
+/// The body of a request, counted as it arrives.
 struct Arriving {
     body: Body,
     /// The length that the client announced, until its memory is held.

@@ -13,9 +13,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Api,
+    api::{Api, Note},
     extract::{Admin, Params, count_up_to},
-    health::Note,
     limits::{self, LimitsView},
     pages::Here,
     problem::{FieldError, Problem},

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderValue, header, request::Parts, uri::Authority},
 };
 
-use super::{Api, observe};
+use super::{api::Api, observe};
 use crate::config::values::Origin;
 
 /// The address of this request, as the client knows it.

@@ -4,6 +4,9 @@
 //! - `codes`: the list of all codes, with their description in docs/errors.md
 
 pub(super) mod codes;
+mod kinds;
+
+use std::time::Duration;
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -12,84 +15,18 @@ use axum::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tracing::warn;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema, schema::Type},
+};
 
 use self::codes::ProblemCode;
-use super::{observe, view::JobView, whole_seconds};
+pub(super) use self::kinds::*;
+use super::observe;
 use crate::{
     job::FailureCode,
     queue::{QueueError, Refused},
 };
-
-/// A kind of problem: its status, its stable code, and its title.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kind(StatusCode, &'static str, &'static str);
-
-impl Kind {
-    pub(super) fn status(self) -> StatusCode {
-        self.0
-    }
-
-    pub(super) fn code(self) -> &'static str {
-        self.1
-    }
-}
-
-/// Defines the kinds of problems, and their list.
-macro_rules! kinds {
-    ($($name:ident = $kind:expr;)*) => {
-        $(pub(super) const $name: Kind = $kind;)*
-
-        /// All kinds of problems of a request.
-        const KINDS: &[Kind] = &[$($name),*];
-    };
-}
-
-kinds! {
-    INVALID_JSON = Kind(StatusCode::BAD_REQUEST, "invalid_json", "The body is not valid JSON");
-    INVALID_BODY = Kind(StatusCode::BAD_REQUEST, "invalid_body", "The body could not be read");
-    INVALID_PARAMETER = Kind(StatusCode::BAD_REQUEST, "invalid_parameter", "A query parameter is not valid");
-    INVALID_JOB_ID = Kind(StatusCode::BAD_REQUEST, "invalid_job_id", "The job id is not a UUID");
-    UNAUTHORIZED = Kind(StatusCode::UNAUTHORIZED, "unauthorized", "Authentication required");
-    FORBIDDEN = Kind(StatusCode::FORBIDDEN, "forbidden", "The key or token has too small a scope");
-    INVALID_HOST = Kind(StatusCode::BAD_REQUEST, "invalid_host", "The Host header is not valid");
-    FOREIGN_HOST = Kind(StatusCode::FORBIDDEN, "foreign_host", "This name is not one of the service");
-    RATE_LIMITED = Kind(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many jobs submitted in a minute");
-    TOO_MANY_FAILURES = Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many wrong credentials");
-    ROUTE_NOT_FOUND = Kind(StatusCode::NOT_FOUND, "not_found", "Route not found");
-    KEY_NOT_FOUND = Kind(StatusCode::NOT_FOUND, "key_not_found", "API key not found");
-    JOB_NOT_FOUND = Kind(StatusCode::NOT_FOUND, "job_not_found", "Job not found");
-    METHOD_NOT_ALLOWED = Kind(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed");
-    CONFLICT = Kind(StatusCode::CONFLICT, "conflict", "Conflict with the current state");
-    CANCELLED = Kind(StatusCode::CONFLICT, "cancelled", "The job was cancelled");
-    BODY_TIMEOUT = Kind(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body took too long to arrive");
-    BODY_TOO_LARGE = Kind(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large");
-    UNSUPPORTED_MEDIA_TYPE =
-        Kind(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON");
-    VALIDATION_FAILED = Kind(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "The request is not valid");
-    INTERNAL = Kind(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error");
-    QUEUE_FULL = Kind(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "The queue is full");
-    TOO_MANY_PENDING = Kind(StatusCode::TOO_MANY_REQUESTS, "too_many_pending", "You have too many pending jobs");
-    IDEMPOTENCY_KEY_REUSED = Kind(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "idempotency_key_reused",
-        "The Idempotency-Key belongs to another request",
-    );
-    JOB_REMOVED = Kind(StatusCode::GONE, "job_removed", "The job was removed");
-    ANSWER_UNREADABLE =
-        Kind(StatusCode::UNPROCESSABLE_ENTITY, "answer_unreadable", "The stored answer can't be parsed");
-    PROMPTS_INVALID = Kind(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "prompts_invalid",
-        "The new prompts are not valid; the old ones stay in use",
-    );
-    STORAGE_LOW = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_low", "The disk is almost full");
-    SHUTTING_DOWN = Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
-    STORAGE_UNAVAILABLE = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store is unavailable");
-    NOT_READY = Kind(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready");
-    SERVER_BUSY = Kind(StatusCode::SERVICE_UNAVAILABLE, "server_busy", "Too many requests at once");
-    TIMEOUT = Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long to answer");
-}
 
 /// `Retry-After` of a full queue, in seconds: about the time of one answer.
 const FULL_RETRY_AFTER: u64 = 10;
@@ -155,10 +92,15 @@ pub(super) struct ProblemBody<'a> {
     /// All invalid fields or parameters, at most 33.
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
     errors: &'a [FieldError],
-    /// The job that failed or was cancelled while the client waited.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<JobView<'static>>)]
+    #[schema(schema_with = a_job)]
     job: Option<&'a RawValue>,
+}
+
+fn a_job() -> RefOr<Schema> {
+    let what = "The job that failed or was cancelled while the client waited.";
+    let job = Ref::builder().ref_location_from_schema_name("Job").description(Some(what)).build();
+    OneOfBuilder::new().item(job).item(ObjectBuilder::new().schema_type(Type::Null)).into()
 }
 
 impl Problem {
@@ -177,13 +119,9 @@ impl Problem {
         Problem { errors, ..Problem::new(kind, messages.join("; ")) }
     }
 
-    /// The answer to a client whose job failed or, if it has no error, was cancelled while the client waited.
-    pub(super) fn of_job(job: &JobView<'_>) -> Problem {
-        let (kind, detail) = match &job.error {
-            Some(error) => (kind_of(error.code), error.message.clone()),
-            None => (CANCELLED, "the job was cancelled while you waited for it".to_owned()),
-        };
-        Problem { job: serde_json::value::to_raw_value(job).ok(), ..Problem::new(kind, detail) }
+    /// With the job that failed or was cancelled.
+    pub(super) fn with_job(self, job: &impl Serialize) -> Problem {
+        Problem { job: serde_json::value::to_raw_value(job).ok(), ..self }
     }
 
     fn of_bound(refused: &Refused, detail: String) -> Problem {
@@ -204,7 +142,7 @@ impl Problem {
 }
 
 /// The problem that a waiting client gets for a failed job.
-fn kind_of(code: FailureCode) -> Kind {
+pub(super) fn kind_of(code: FailureCode) -> Kind {
     let status = match code {
         FailureCode::DeadlineExceeded | FailureCode::Timeout | FailureCode::TimeLimit => StatusCode::GATEWAY_TIMEOUT,
         FailureCode::Refused | FailureCode::ModelUnpriced => StatusCode::UNPROCESSABLE_ENTITY,
@@ -261,7 +199,7 @@ impl From<QueueError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Kind(status, code, title) = self.kind;
+        let (status, code, title) = (self.kind.status(), self.kind.code(), self.kind.title());
         let family = if self.job.is_some() { "failure" } else { "problem" };
         let request_id = observe::request_id();
         let body = ProblemBody {
@@ -291,6 +229,11 @@ impl IntoResponse for Problem {
     }
 }
 
+/// The unit of `Retry-After` and `RateLimit`. Rounded up, so that a client does not come too early.
+pub(super) fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,7 +242,7 @@ mod tests {
     fn every_failure_of_a_job_is_an_error_with_its_own_code() {
         use strum::IntoEnumIterator;
         for failure in FailureCode::iter() {
-            let Kind(status, code, _) = kind_of(failure);
+            let (status, code) = (kind_of(failure).status(), kind_of(failure).code());
             assert!(status.is_client_error() || status.is_server_error(), "{failure}");
             assert_eq!(code, failure.to_string());
         }

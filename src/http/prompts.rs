@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
+    api::Api,
     extract::Admin,
     problem::{INTERNAL, PROMPTS_INVALID, Problem},
 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{extract::State, http::StatusCode, response::Response};
 
 use super::{
-    Api,
+    api::Api,
     extract::{Admin, Id},
     jobs::put_on_record,
     problem::Problem,

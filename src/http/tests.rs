@@ -6,12 +6,14 @@ use async_trait::async_trait;
 use axum::routing;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::*;
+use super::{failures::Failures, memory::MemoryBudget, *};
 use crate::{
     agent::models::Models,
+    auth::Auth,
     clock::{Clock, Timestamp},
     config::values::RateCaps,
     digest::ModelKey,
@@ -20,9 +22,12 @@ use crate::{
         Owner, Priority, callback::Callbacks, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
-    queue::Policy,
+    limits::Limits,
+    metrics::Metrics,
+    prompts::Prompts,
+    queue::{Policy, Queue},
     store::{ClaimedJob, Due, Feed, Insertion, JobStore, StoreError},
-    webhook::secrets::Secrets,
+    webhook::{Webhooks, secrets::Secrets},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
@@ -287,7 +292,7 @@ async fn a_panic_is_answered_without_internal_details_and_the_next_request_is_se
     let api = Arc::new(api(&CancellationToken::new()));
     let panics: Router = Router::new()
         .route("/", routing::get(|| async { panic!("the secret recipe") as StatusCode }))
-        .layer(middleware::from_fn_with_state(api, observe::observe));
+        .layer(from_fn_with_state(api, middleware::observe));
     let base = serve(panics).await;
     for _ in 0..2 {
         let (status, body) = problem(client().get(&base)).await;
@@ -303,7 +308,7 @@ async fn a_request_whose_handler_hangs_is_answered_within_thirty_seconds() {
     let api = Arc::new(api(&CancellationToken::new()));
     let hangs: Router = Router::new()
         .route("/", routing::get(std::future::pending::<StatusCode>))
-        .layer(middleware::from_fn_with_state(api, observe::observe));
+        .layer(from_fn_with_state(api, middleware::observe));
     let start = tokio::time::Instant::now();
     let response = hangs.oneshot(axum::extract::Request::new(axum::body::Body::empty())).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

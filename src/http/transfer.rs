@@ -13,7 +13,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Api, body,
+    api::Api,
+    body,
     extract::{Admin, Params},
     filter::{decode_cursor, encode_cursor},
     pages::Here,

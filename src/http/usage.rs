@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
+    api::Api,
     extract::{Admin, Params, count_up_to},
     problem::Problem,
 };

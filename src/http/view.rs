@@ -9,7 +9,10 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{etag, problem::Problem};
+use super::{
+    etag,
+    problem::{CANCELLED, Problem, kind_of},
+};
 use crate::{
     analysis::{
         decision::Asked,
@@ -394,9 +397,18 @@ impl<'a> JobView<'a> {
         let status = match self.status {
             JobStatus::Succeeded => StatusCode::OK,
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => StatusCode::ACCEPTED,
-            JobStatus::Failed | JobStatus::Cancelled => return self.located(Problem::of_job(self).into_response()),
+            JobStatus::Failed | JobStatus::Cancelled => return self.located(self.problem().into_response()),
         };
         self.located(self.respond(status, now))
+    }
+
+    /// The answer to a client whose job failed or, if it has no error, was cancelled while the client waited.
+    fn problem(&self) -> Problem {
+        let problem = match &self.error {
+            Some(error) => Problem::new(kind_of(error.code), error.message.clone()),
+            None => Problem::new(CANCELLED, "the job was cancelled while you waited for it"),
+        };
+        problem.with_job(self)
     }
 
     fn located(&self, mut response: Response) -> Response {

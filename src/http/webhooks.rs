@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, body,
+    api::Api,
+    body,
     body::JsonBody,
     extract::{Admin, Id, Named, Params, SecretOwner, Submitter, count_up_to},
     filter::{WRONG_CURSOR, decode_cursor, encode_cursor},

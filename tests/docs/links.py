@@ -83,8 +83,8 @@ class Program:
         return shown.stdout if shown.returncode == 0 else None
 
     def settings(self):
-        # The key of the Claude API is no flag, so the help names it in a sentence.
-        return {"ANTHROPIC_API_KEY", *re.findall(r"\[env: (\w+)", self.help("serve"))}
+        # That of the key has no flag.
+        return set(re.findall(r"(?:\[env: |the setting )([A-Z_]+)", self.help("serve")))
 
     def routes(self):
         return {f"{method.upper()} {path}" for path, methods in self.document["paths"].items() for method in methods}

@@ -21,7 +21,7 @@ fn the_openapi_document_is_its_golden_file() {
 /// Codes of refused requests with their status, then the codes of failed jobs.
 #[test]
 fn the_codes_of_errors_are_their_golden_file() {
-    let source = include_str!("../../src/http/problem.rs");
+    let source = include_str!("../../src/http/problem/kinds.rs");
     let kinds = source.split("Kind(").filter_map(|kind| kind.trim_start().strip_prefix("StatusCode::"));
     let code =
         |kind: &str| kind.replace(',', "").split('"').take(2).map(str::trim).collect::<Vec<_>>().join(" ") + "\n";

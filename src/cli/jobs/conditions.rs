@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use crate::cli::terminal::given;
 
 /// The conditions. A job must match all that are given.
 #[derive(clap::Args, Debug)]
@@ -52,12 +54,10 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    /// Repeatable conditions.
     fn several(&self) -> [(&'static str, &[String]); 4] {
         [("ids", &self.ids), ("status", &self.status), ("priority", &self.priority), ("code", &self.code)]
     }
 
-    /// Conditions with one value.
     fn single(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let single = [
             ("text", &self.text),
@@ -69,7 +69,6 @@ impl Conditions {
         single.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)))
     }
 
-    /// Whether no condition is given.
     pub(super) fn is_empty(&self) -> bool {
         self.params().is_empty()
     }
@@ -83,17 +82,7 @@ impl Conditions {
     }
 
     /// The filter of an action.
-    ///
-    /// # Errors
-    /// If a label is not valid or contradicts another.
     pub(super) fn filter(&self) -> anyhow::Result<Value> {
-        let mut filter = Map::new();
-        for (name, values) in self.several().into_iter().filter(|(_, values)| !values.is_empty()) {
-            filter.insert(name.to_owned(), json!(values));
-        }
-        for (name, value) in self.single() {
-            filter.insert(name.to_owned(), json!(value));
-        }
         let mut labels = BTreeMap::new();
         for label in &self.metadata {
             let (key, value) =
@@ -104,10 +93,14 @@ impl Conditions {
                 "--metadata {label}: this key has another value already; a job has one value for each key"
             );
         }
-        if !labels.is_empty() {
-            filter.insert("metadata".to_owned(), json!(labels));
+        let mut filter = json!({ "metadata": labels });
+        for (name, values) in self.several() {
+            filter[name] = json!(values);
         }
-        Ok(Value::Object(filter))
+        for (name, value) in self.single() {
+            filter[name] = json!(value);
+        }
+        Ok(given(filter))
     }
 }
 

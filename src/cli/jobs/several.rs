@@ -6,29 +6,32 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::{CommandFactory, error::ErrorKind};
+use clap::{Command, error::ErrorKind};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{conditions::Conditions, path, text};
+use super::conditions::Conditions;
 use crate::cli::{
-    Cli, REFUSED,
-    client::{Client, ClientError, Connection},
-    outcome,
-    terminal::clean,
+    client::{Client, ClientError, Connection, REFUSED, job_path},
+    terminal::{clean, dollars, text},
 };
 
-/// Stands for ids on standard input.
 const STDIN: &str = "-";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
-    Cancel,
-    Retry,
-    Delete,
+/// An action on several jobs.
+#[derive(Clone, Copy)]
+pub(super) struct Action {
+    /// The API's word for it.
+    word: &'static str,
+    done: &'static str,
+    /// What it does to the expected tokens.
+    effect: Option<&'static str>,
 }
 
-/// The arguments of `jobs cancel`, `jobs retry` and `jobs delete`.
+pub(super) const CANCEL: Action = Action { word: "cancel", done: "cancelled", effect: Some("this saves") };
+pub(super) const RETRY: Action = Action { word: "retry", done: "retried", effect: Some("this takes") };
+pub(super) const DELETE: Action = Action { word: "delete", done: "deleted", effect: None };
+
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   ceoagent jobs retry 019ab…
@@ -60,62 +63,64 @@ pub(super) struct Several {
 }
 
 impl Several {
-    pub(super) async fn run(&self, deed: Deed) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(&self, action: Action) -> anyhow::Result<ExitCode> {
         if self.conditions.is_empty() && self.ids.is_empty() {
             let message = "which jobs? Give their ids, - to read ids from standard input, or a filter such as \
                            --status failed";
-            Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit();
+            Command::new("ceoagent")
+                .override_usage("ceoagent <COMMAND>")
+                .error(ErrorKind::MissingRequiredArgument, message)
+                .exit();
         }
         let client = self.connection.client()?;
         if !self.conditions.is_empty() {
-            return self.all(&client, deed).await;
+            return self.all(&client, action).await;
         }
         let mut code = ExitCode::SUCCESS;
         for id in &self.ids {
             if id != STDIN {
-                each(&client, id, deed, &mut code).await?;
+                each(&client, id, action, &mut code).await?;
                 continue;
             }
             for line in stdin().lock().lines() {
                 let line = line.context("can't read the ids from standard input")?;
                 for id in line.split_whitespace() {
-                    each(&client, id, deed, &mut code).await?;
+                    each(&client, id, action, &mut code).await?;
                 }
             }
         }
         Ok(code)
     }
 
-    /// Applies the action to all jobs that match the filter.
-    async fn all(&self, client: &Client, deed: Deed) -> anyhow::Result<ExitCode> {
+    async fn all(&self, client: &Client, action: Action) -> anyhow::Result<ExitCode> {
         let filter = self.conditions.filter()?;
-        let trial = act(client, deed, &filter, true).await?;
+        let trial = act(client, action, &filter, true).await?;
         if trial.matched == 0 {
-            writeln!(stdout(), "0 jobs match the filter and can be {}", deed.done())?;
+            writeln!(stdout(), "0 jobs match the filter and can be {}", action.done)?;
             return Ok(ExitCode::SUCCESS);
         }
-        writeln!(stderr(), "{} jobs will be {}{}", trial.matched, deed.done(), trial.estimate(deed))?;
+        writeln!(stderr(), "{} jobs will be {}{}", trial.matched, action.done, trial.estimate(action))?;
         if !self.yes && !is_confirmed()? {
             bail!("nothing was changed");
         }
-        let done = act(client, deed, &filter, false).await?;
+        let done = act(client, action, &filter, false).await?;
         let others = match done.matched.saturating_sub(done.changed) {
             0 => String::new(),
             others => format!("; {others} others changed their state in the meantime"),
         };
-        writeln!(stdout(), "{} jobs {}{others}", done.changed, deed.done())?;
+        writeln!(stdout(), "{} jobs {}{others}", done.changed, action.done)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Applies the action to one job. A refusal is printed, and the command continues with the next job.
-async fn each(client: &Client, id: &str, deed: Deed, code: &mut ExitCode) -> anyhow::Result<()> {
-    let request = match deed {
-        Deed::Cancel | Deed::Retry => client.request(Method::POST, &path(id, &format!("/{}", deed.word()))),
-        Deed::Delete => client.request(Method::DELETE, &path(id, "")),
+async fn each(client: &Client, id: &str, action: Action, code: &mut ExitCode) -> anyhow::Result<()> {
+    let request = match action.word {
+        "delete" => client.request(Method::DELETE, &job_path(id)),
+        word => client.request(Method::POST, &format!("{}/{word}", job_path(id))),
     };
     match client.send(request).await {
-        Ok(Value::Null) => writeln!(stdout(), "{id} {}", deed.done())?,
+        Ok(Value::Null) => writeln!(stdout(), "{id} {}", action.done)?,
         Ok(job) => writeln!(stdout(), "{id} {}", text(&job, "status"))?,
         Err(ClientError::Refused(refusal)) => {
             writeln!(stderr(), "{}: {refusal}", clean(id))?;
@@ -124,25 +129,6 @@ async fn each(client: &Client, id: &str, deed: Deed, code: &mut ExitCode) -> any
         Err(error) => return Err(error.into()),
     }
     Ok(())
-}
-
-impl Deed {
-    /// The API's word for it.
-    fn word(self) -> &'static str {
-        match self {
-            Deed::Cancel => "cancel",
-            Deed::Retry => "retry",
-            Deed::Delete => "delete",
-        }
-    }
-
-    fn done(self) -> &'static str {
-        match self {
-            Deed::Cancel => "cancelled",
-            Deed::Retry => "retried",
-            Deed::Delete => "deleted",
-        }
-    }
 }
 
 /// The sums over all steps of an action.
@@ -157,25 +143,21 @@ struct Sum {
 }
 
 impl Sum {
-    /// The estimated tokens and cost, in words.
-    fn estimate(&self, deed: Deed) -> String {
-        let cost = self.cost_usd.map_or(String::new(), |cost| format!(", {}", outcome::dollars(cost)));
-        let what = match deed {
-            Deed::Cancel => "this saves",
-            Deed::Retry => "this takes",
-            Deed::Delete => return "; deleted jobs can't be restored".to_owned(),
-        };
-        format!("; {what} about {} input and at most {} output tokens{cost}", self.input_tokens, self.output_tokens)
+    fn estimate(&self, action: Action) -> String {
+        let Some(effect) = action.effect else { return "; deleted jobs can't be restored".to_owned() };
+        let cost = self.cost_usd.map_or(String::new(), |cost| format!(", {}", dollars(cost)));
+        let Sum { input_tokens, output_tokens, .. } = self;
+        format!("; {effect} about {input_tokens} input and at most {output_tokens} output tokens{cost}")
     }
 }
 
 /// Runs the action or its dry run on all jobs that match the filter. Each request works for a limited time, so it takes
 /// several requests.
-async fn act(client: &Client, deed: Deed, filter: &Value, is_trial: bool) -> anyhow::Result<Sum> {
+async fn act(client: &Client, action: Action, filter: &Value, is_trial: bool) -> anyhow::Result<Sum> {
     let mut sum = Sum { cost_usd: Some(0.0), ..Sum::default() };
     let mut cursor = Value::Null;
     loop {
-        let body = json!({"action": deed.word(), "filter": filter, "dry_run": is_trial, "cursor": cursor});
+        let body = json!({"action": action.word, "filter": filter, "dry_run": is_trial, "cursor": cursor});
         let request = client.request(Method::POST, "/api/v1/admin/jobs/actions").json(&body);
         let answer = client.send(request).await.map_err(|error| match sum.changed {
             0 => anyhow::Error::from(error),
@@ -196,7 +178,6 @@ async fn act(client: &Client, deed: Deed, filter: &Value, is_trial: bool) -> any
     }
 }
 
-/// Asks the person at the terminal.
 fn is_confirmed() -> anyhow::Result<bool> {
     if !stdin().is_terminal() || !stderr().is_terminal() {
         bail!("nothing was changed: use --yes, because there is no terminal to ask for confirmation");

@@ -4,13 +4,16 @@ use std::io::Write;
 
 use serde_json::Value;
 
-use super::text;
-use crate::cli::{outcome, progress, terminal::clean, webhooks::outcome as outcome_of_try};
+use crate::cli::{
+    progress,
+    terminal::{clean, colours, dollars, text},
+    webhooks::outcome,
+};
 
 /// Writes the job to standard output, one line for each fact.
 pub(super) fn describe(job: &Value) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    let dim = console::Style::new().force_styling(outcome::colours()).dim();
+    let dim = console::Style::new().force_styling(colours()).dim();
     for (name, value) in lines(job) {
         writeln!(out, "{} {value}", dim.apply_to(format!("{name:<10}")))?;
     }
@@ -58,7 +61,7 @@ fn lines(job: &Value) -> Vec<(&'static str, String)> {
     if job["usage"].is_object() {
         line("Tokens", tokens(&job["usage"]));
     }
-    line("Cost", job["cost_usd"].as_f64().map_or(String::new(), outcome::dollars));
+    line("Cost", job["cost_usd"].as_f64().map_or(String::new(), dollars));
     line("Webhook", webhook(job));
     let labels = job["metadata"].as_object().into_iter().flatten();
     let labels = labels.map(|(key, value)| clean(&format!("{key}={}", value.as_str().unwrap_or_default())));
@@ -85,7 +88,6 @@ fn tokens(usage: &Value) -> String {
     format!("{input} input{cached}, {} output", count("output_tokens"))
 }
 
-/// The state of the webhook.
 fn webhook(job: &Value) -> String {
     let delivery = &job["delivery"];
     let state = match delivery["state"].as_str() {
@@ -97,7 +99,7 @@ fn webhook(job: &Value) -> String {
         Some(state) => clean(state),
     };
     let tries = delivery["tries"].as_array().map_or(&[][..], Vec::as_slice);
-    let tried = tries.last().map(|last| format!("try {}: {}", tries.len(), outcome_of_try(last)));
+    let tried = tries.last().map(|last| format!("try {}: {}", tries.len(), outcome(last)));
     let next = delivery["next_at"].as_str().map(|at| format!("next try {}", clean(at)));
     let state = [Some(state), tried, next].into_iter().flatten().collect::<Vec<_>>().join(", ");
     format!("{state}, to {}", text(job, "callback_url"))

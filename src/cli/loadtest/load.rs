@@ -19,8 +19,17 @@ use tokio::{
 use super::tally::{Met, Pending, Tally};
 use crate::{claude::simulator::pace::Timing, clock::Timestamp, job::JobId};
 
+/// Most questions a second: above that, sending them takes the CPU time that the service needs.
+pub(super) const MAX_RATE: u32 = 10_000;
+
+/// Longest load, in seconds.
+pub(super) const MAX_DURATION: u32 = 3_600;
+
+/// Longest query, in bytes: the service accepts it with every setting.
+const MAX_QUERY_BYTES: usize = 100_000;
+
 /// The shortest question: it must have room for its number, so that no two are equal.
-pub(super) const MIN_QUERY_BYTES: usize = 64;
+const MIN_QUERY_BYTES: usize = 64;
 
 /// Questions from which a mean is computed.
 const SAMPLE: u64 = 1_000;
@@ -34,19 +43,39 @@ const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Jobs that are read at the same time after the load.
 const LOOKS_AT_ONCE: usize = 32;
 
-/// The load.
-#[derive(Clone, Copy)]
-pub(super) struct Plan {
+#[derive(clap::Args, Clone, Copy, Debug, serde::Serialize)]
+pub(super) struct Load {
+    /// Average number of questions a second, submitted at random times
+    #[arg(long, default_value = "10", value_parser = positive::<MAX_RATE>)]
+    #[serde(rename = "rate_per_second")]
     pub(super) rate: f64,
-    pub(super) duration: Duration,
+
+    /// Seconds to submit questions (up to 3600)
+    #[arg(long, default_value = "60", value_parser = positive::<MAX_DURATION>)]
+    #[serde(rename = "duration_seconds")]
+    pub(super) duration: f64,
+
+    /// Share of clients that wait for the answer (0 to 1)
+    #[arg(long, default_value = "1", value_parser = share)]
+    #[serde(rename = "waiters_share")]
     pub(super) waiters: f64,
-    pub(super) wait_seconds: f64,
+
+    /// Longest wait of a client, in seconds (up to 30)
+    #[arg(long, default_value = "30", value_parser = positive::<30>)]
+    #[serde(rename = "wait_seconds")]
+    pub(super) wait: f64,
+
+    /// Share of waiting clients that disconnect within ten seconds (0 to 1)
+    #[arg(long, default_value = "0", value_parser = share)]
+    #[serde(rename = "hang_up_share")]
     pub(super) hang_up: f64,
+
+    /// Length of each question in bytes
+    #[arg(long, default_value = "256", value_parser = query_bytes)]
     pub(super) query_bytes: usize,
-    pub(super) pace: Pace,
 }
 
-/// How long answers take, as far as it is known.
+/// How long answers take.
 #[derive(Clone, Copy)]
 pub(super) enum Pace {
     Unknown,
@@ -77,7 +106,6 @@ pub(super) fn mean_of_claude(waiters: f64) -> f64 {
     (waiters * mean(true) + (1.0 - waiters) * mean(false)) / SAMPLE as f64
 }
 
-/// The service under load.
 #[derive(Clone)]
 pub(super) struct Target {
     http: Client,
@@ -85,7 +113,6 @@ pub(super) struct Target {
     token: Option<String>,
 }
 
-/// The needed fields of a job.
 #[derive(Deserialize)]
 struct JobAnswer {
     id: JobId,
@@ -99,26 +126,26 @@ struct OutlookAnswer {
     eta_seconds: Option<u64>,
 }
 
-/// Submits all questions of `plan` and waits until each has its result.
-pub(super) async fn run(plan: Plan, target: &Target, tally: &Arc<Tally>) {
+/// Submits all questions of the load and waits until each has its result.
+pub(super) async fn run(load: Load, pace: Pace, target: &Target, tally: &Arc<Tally>) {
     let started = tally.start();
     let mut clients = JoinSet::new();
     let mut at = Duration::ZERO;
     for number in 1.. {
         // Exponential gaps: clients are independent of each other.
-        at += Duration::from_secs_f64(-(1.0 - rand::random::<f64>()).ln() / plan.rate);
-        if at >= plan.duration {
+        at += Duration::from_secs_f64(-(1.0 - rand::random::<f64>()).ln() / load.rate);
+        if at.as_secs_f64() >= load.duration {
             break;
         }
         sleep_until(started + at).await;
-        let waits = rand::rng().random_bool(plan.waiters);
-        let hangs_up = waits && rand::rng().random_bool(plan.hang_up);
+        let waits = rand::rng().random_bool(load.waiters);
+        let hangs_up = waits && rand::rng().random_bool(load.hang_up);
         let patience = if hangs_up { HANG_UP_WITHIN.mul_f64(rand::random()) } else { GIVE_UP };
         tally.note_sent(waits, started.elapsed().saturating_sub(at));
         let (target, tally) = (target.clone(), Arc::clone(tally));
-        let query = question(number, plan.query_bytes);
-        let wait = waits.then_some(plan.wait_seconds);
-        let takes = plan.pace.of(&query, waits);
+        let query = question(number, load.query_bytes);
+        let wait = waits.then_some(load.wait);
+        let takes = pace.of(&query, waits);
         clients.spawn(async move {
             let met = match timeout(patience, target.ask(&query, wait)).await {
                 Ok(met) => met,
@@ -230,6 +257,29 @@ impl Target {
 
 fn now() -> Timestamp {
     crate::clock::Clock::system().now()
+}
+
+/// A number above 0 and up to `MAX`.
+pub(super) fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if number > 0.0 && number <= f64::from(MAX) {
+        return Ok(number);
+    }
+    Err(format!("must be above 0 and at most {MAX}"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 1".to_owned()) }
+}
+
+fn query_bytes(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|_| format!("{text:?} is not a whole number"))?;
+    let allowed = MIN_QUERY_BYTES..=MAX_QUERY_BYTES;
+    if allowed.contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(format!("must be from {} to {}", allowed.start(), allowed.end()))
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ const ORANGE: &str = "#e67e22";
 const PURPLE: &str = "#7d3c98";
 const GREY: &str = "#787878";
 
-/// A line of a chart.
 struct Line {
     name: &'static str,
     colour: &'static str,
@@ -24,7 +23,7 @@ struct Line {
 }
 
 impl Line {
-    /// What `figure` gives of each part, at its middle; parts of which it gives nothing are left out.
+    /// A point at the middle of each part for which there is a figure.
     fn new(name: &'static str, colour: &'static str, report: &Report, figure: impl Fn(&Part) -> Option<f64>) -> Line {
         let middle = report.part_seconds / 2.0;
         let point = |part: &Part| Some((part.second + middle, figure(part)?));
@@ -32,7 +31,6 @@ impl Line {
     }
 }
 
-/// The page.
 pub(super) fn render(report: &Report) -> anyhow::Result<String> {
     let line = |name, colour, figure: &dyn Fn(&Part) -> Option<f64>| Line::new(name, colour, report, figure);
     let seconds = |ms: Option<f64>| ms.map(|ms| ms / 1e3);

@@ -5,44 +5,37 @@ use std::fmt;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::oracle::{self, First};
-use super::tally::{Bin, Counts, IN_TIME, LONGEST_HOLD, Tally};
+use super::{
+    load::Load,
+    oracle::{self, First},
+    tally::{Bin, Counts, IN_TIME, LONGEST_HOLD, Tally},
+};
 
-/// What was run.
 #[derive(Serialize)]
 pub(super) struct Setup {
-    /// Claude was simulated.
     pub(super) simulated: bool,
-    /// It was ended before its time: the report is of what there was.
+    /// A signal ended it early: the report covers the time until then.
     pub(super) interrupted: bool,
-    pub(super) rate_per_second: f64,
-    pub(super) duration_seconds: f64,
-    pub(super) waiters_share: f64,
-    pub(super) wait_seconds: f64,
-    pub(super) hang_up_share: f64,
-    pub(super) query_bytes: usize,
+    #[serde(flatten)]
+    pub(super) load: Load,
     /// Answers a second that the account allows, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) capacity_per_second: Option<f64>,
     /// Calls at once, if the service was started for this load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) workers: Option<usize>,
-    /// The service, if it was started for this load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) service: Option<String>,
 }
 
-/// The whole report.
 #[derive(Serialize)]
 pub(super) struct Report {
     pub(super) setup: Setup,
-    /// For how long questions were sent.
     pub(super) loaded_seconds: f64,
-    /// Questions sent.
     pub(super) sent: u64,
     /// Of clients that wait.
     pub(super) sent_by_waiters: u64,
-    /// What they met; what is missing was open when the load was interrupted.
+    /// Results; missing ones were open when the load was interrupted.
     pub(super) met: Counts,
     /// `200`s within 30 s of the question.
     pub(super) answered_in_time: u64,
@@ -56,7 +49,7 @@ pub(super) struct Report {
     /// Clients that wait and got their `202` at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) declined: Option<Declined>,
-    /// The one as a share of the other.
+    /// `answered_in_time` as a share of `answerable`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) share_of_answerable: Option<f64>,
     /// From the moment of the question to the `200`.
@@ -75,7 +68,6 @@ pub(super) struct Report {
 /// Clients that wait and got their `202` at once.
 #[derive(Serialize)]
 pub(super) struct Declined {
-    /// How many there were.
     pub(super) count: u64,
     /// Those of them for whom no worker was free for long enough.
     pub(super) right: u64,
@@ -91,7 +83,7 @@ pub(super) struct Latency {
     pub(super) max_ms: f64,
 }
 
-/// `eta_seconds` against what became of the job, where that was seen.
+/// `eta_seconds` compared with the real time, of jobs whose end was seen.
 #[derive(Serialize)]
 pub(super) struct Estimates {
     pub(super) compared: u64,
@@ -100,7 +92,7 @@ pub(super) struct Estimates {
     pub(super) median_error: Option<f64>,
 }
 
-/// Jobs that nobody waited for to their end.
+/// Jobs whose clients did not wait for their end.
 #[derive(Serialize)]
 pub(super) struct Ordinary {
     /// Of clients that did not wait, accepted.
@@ -111,10 +103,8 @@ pub(super) struct Ordinary {
     pub(super) of_waiters_finished: u64,
 }
 
-/// A part of the time.
 #[derive(Serialize)]
 pub(super) struct Part {
-    /// Its begin.
     pub(super) second: f64,
     pub(super) met: Counts,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -231,14 +221,13 @@ fn rounded(number: f64) -> f64 {
     (number * 1e3).round() / 1e3
 }
 
-/// For the terminal.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { setup, met, .. } = self;
         if setup.interrupted {
             writeln!(f, "Interrupted: the report covers the time until then.")?;
         }
-        write!(f, "{:.0} s of {} questions/s on average", self.loaded_seconds, setup.rate_per_second)?;
+        write!(f, "{:.0} s of {} questions/s on average", self.loaded_seconds, setup.load.rate)?;
         match &setup.service {
             Some(service) => writeln!(f, ", Claude SIMULATED: {service}")?,
             None => writeln!(f)?,

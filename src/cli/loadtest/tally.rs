@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::oracle::Asked;
 use crate::{clock::Timestamp, job::JobId};
 
-/// Parts that the time is cut into, unless they would be shorter than a second.
+/// Parts of the time, unless a part would be shorter than a second.
 const BINS: u32 = 120;
 
-/// What the service promises.
+/// The service answers within this time.
 pub(super) const IN_TIME: Duration = Duration::from_secs(30);
 
 /// The longest that the service holds a client.
@@ -23,29 +23,22 @@ pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(29);
 /// A `202` that comes within this time came at once.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Most questions whose times are kept.
+/// Most questions whose times are stored.
 const MAX_ASKED: usize = 400_000;
 
-/// Most accepted jobs that are looked after; of more, a random choice.
+/// Most accepted jobs that are read after the load; of more, a random choice.
 const MAX_PENDING: usize = 20_000;
 
-/// The longest latency told apart, in microseconds: longer than any client waits.
+/// The longest latency of the histograms, in microseconds: longer than any client waits.
 const MAX_MICROS: u64 = 120_000_000;
 
-/// What a client met.
 #[derive(Clone, Copy)]
 pub(super) enum Met {
-    /// `200` with the memo.
     Answer,
-    /// `202` with the job.
     Accepted(Pending),
-    /// `503` or `429`.
     Refused,
-    /// Any other status.
     Failed,
-    /// No answer, or only a part of one.
     Nothing,
-    /// It hung up itself.
     HungUp,
 }
 
@@ -85,17 +78,12 @@ pub(super) struct Bin {
     /// Waiting clients by the moment of their question, and those of them answered in time; without those that hung up.
     pub(super) waiters: u64,
     pub(super) waiters_in_time: u64,
-    /// Jobs queued, as last seen.
     pub(super) queued: Option<u64>,
 }
 
-/// What is known so far.
 pub(super) struct Known {
-    /// Questions sent.
     pub(super) sent: u64,
-    /// Of clients that wait.
     pub(super) waiters: u64,
-    /// What they met.
     pub(super) counts: Counts,
     /// `200`s within 30 s of the moment of the question.
     pub(super) in_time: u64,
@@ -103,7 +91,7 @@ pub(super) struct Known {
     pub(super) latency: Histogram<u64>,
     /// Of all answers, in microseconds.
     pub(super) answers: Histogram<u64>,
-    /// The latest that this program was with a question.
+    /// The longest delay of this program before it sent a question.
     pub(super) lag: Duration,
     pub(super) bins: Vec<Bin>,
     /// How far estimates were off, as a part of the time that it took, in thousandths.
@@ -125,7 +113,6 @@ pub(super) struct Known {
     takes: HashMap<JobId, (Duration, Duration)>,
 }
 
-/// The counts of a load.
 pub(super) struct Tally {
     duration: Duration,
     bin: Duration,
@@ -134,7 +121,6 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Of a load of `duration`.
     pub(super) fn new(duration: Duration) -> Tally {
         let bin = (duration / BINS).max(Duration::from_secs(1));
         // The last answers come up to 30 s after the last question.
@@ -166,27 +152,22 @@ impl Tally {
         Tally { duration, bin, started: OnceLock::new(), known: Mutex::new(known) }
     }
 
-    /// Time runs from now.
     pub(super) fn start(&self) -> Instant {
         *self.started.get_or_init(Instant::now)
     }
 
-    /// Time since the start.
     pub(super) fn elapsed(&self) -> Duration {
         self.started.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// How long a part is.
     pub(super) fn bin(&self) -> Duration {
         self.bin
     }
 
-    /// How long questions came for.
     pub(super) fn loaded_for(&self) -> Duration {
         self.elapsed().min(self.duration)
     }
 
-    /// All that is known.
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock()
     }
@@ -209,8 +190,8 @@ impl Tally {
         known.lag = known.lag.max(lag);
     }
 
-    /// The question of the moment `at` met its end now.
-    /// Its client waited so many seconds at most, if it did; its answer takes so long, if that is known.
+    /// The client of the question of the moment `at` has its result now. `wait`: for how many seconds it waits at most, if
+    /// it waits. `takes`: how long its answer takes, if that is known.
     pub(super) fn note_met(&self, at: Duration, wait: Option<f64>, takes: Option<Duration>, met: Met) {
         let waits = wait.is_some();
         let ended = self.elapsed();
@@ -251,14 +232,12 @@ impl Tally {
         }
     }
 
-    /// So many jobs are queued at the moment.
     pub(super) fn note_queued(&self, queued: Option<u64>) {
         let mut known = self.known();
         let place = self.place(self.elapsed(), known.bins.len());
         known.bins[place].queued = queued;
     }
 
-    /// The jobs to look after.
     pub(super) fn pending(&self) -> Vec<Pending> {
         self.known().pending.clone()
     }
@@ -286,7 +265,7 @@ fn eta_error(eta_seconds: u64, took: Duration) -> u64 {
 }
 
 impl Known {
-    /// Records what the schedule of one who knows all is made from.
+    /// Records the times from which the oracle makes its schedule.
     fn note_takes(&mut self, at: Duration, ended: Duration, wait: Option<f64>, takes: Duration, met: Met) {
         let asked = wait.map(|wait| Asked { at, takes, until: at + Duration::from_secs_f64(wait).min(LONGEST_HOLD) });
         self.asked.extend(asked);
@@ -300,7 +279,7 @@ impl Known {
         }
     }
 
-    /// Keeps the job for later, or one of those before in its place, each with the same chance.
+    /// Stores the job, or drops one of the jobs, each with the same chance (reservoir sampling).
     fn keep(&mut self, pending: Pending) {
         self.pendings_seen += 1;
         if self.pending.len() < MAX_PENDING {
@@ -314,7 +293,6 @@ impl Known {
     }
 }
 
-/// As the progress bar has it.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = self.known();

@@ -10,7 +10,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, extensions::Extensions, schema::Type},
 };
 
-use super::KINDS;
+use super::kinds::KINDS;
 use crate::job::FailureCode;
 
 const ERRORS: &str = include_str!("../../../docs/errors.md");

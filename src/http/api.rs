@@ -1,0 +1,138 @@
+//! What the routes share: the parts of the service that they use, and how they show a job.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderName, HeaderValue};
+use serde::Serialize;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use super::{
+    failures::Failures,
+    memory::MemoryBudget,
+    observe::{self, RefusalLog},
+    problem::whole_seconds,
+    submission::Bounds,
+    view::{Include, JobView},
+};
+use crate::{
+    agent::models::Models,
+    auth::Auth,
+    clock::Timestamp,
+    config::values::{Network, Origin},
+    digest::Lane,
+    job::{Job, JobRecord, callback::Callbacks, caller::Caller},
+    limits::Limits,
+    metrics::Metrics,
+    prompts::Prompts,
+    queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
+    webhook::Webhooks,
+};
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// Everything the routes need.
+pub struct Api {
+    pub queue: Queue,
+    /// The limits on calls. Readiness and metrics show their gate.
+    pub limits: Limits,
+    /// The prompt versions that a request may name.
+    pub prompts: Prompts,
+    pub metrics: Metrics,
+    /// What is known of each model.
+    pub models: Models,
+    /// What an operator should know, though the service works.
+    pub notes: Arc<dyn Fn() -> Vec<Note> + Send + Sync>,
+    pub auth: Arc<Auth>,
+    /// The bound on memory for request bodies and answers.
+    pub memory: MemoryBudget,
+    pub refusals: RefusalLog,
+    /// The rate limit of wrong credentials.
+    pub failures: Failures,
+    /// Proxies whose X-Forwarded-For is believed.
+    pub trusted_proxies: Arc<[Network]>,
+    /// Origins whose web pages may call the API from a browser.
+    pub cors_origins: Vec<Origin>,
+    /// The address by which browsers reach the service, if it is set.
+    pub public_url: Option<Origin>,
+    /// Which callback URLs are accepted.
+    pub callbacks: Callbacks,
+    /// Sends test messages, and has the secrets that sign webhooks.
+    pub webhooks: Webhooks,
+    /// Most characters in a query.
+    pub max_query_length: usize,
+}
+
+impl Api {
+    /// The job as clients see it at `now`.
+    pub(super) fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
+        self.listed(record, now, Include::ALL)
+    }
+
+    /// The job as lists show it, with those of its large parts that `include` names.
+    pub(super) fn listed<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
+        let kind = Kind::of(&record.request, record.job.waited_for);
+        JobView::new(record, now, include).with_outlook(self.outlook(&record.job, &kind))
+    }
+
+    /// Adds the caller's quota to the response, if submissions are limited.
+    pub(super) fn show_quota(&self, by: Caller) {
+        let Some(Quota { per_minute, left, full_in }) = self.queue.quota(by) else { return };
+        let policy = format!("\"submits\";q={per_minute};w=60");
+        let state = format!("\"submits\";r={left};t={}", whole_seconds(full_in));
+        for (name, text) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                observe::add_header(name, value);
+            }
+        }
+    }
+
+    /// The bounds on submissions.
+    pub(super) fn bounds(&self) -> Bounds<'_> {
+        Bounds {
+            max_query_length: self.max_query_length,
+            callbacks: &self.callbacks,
+            prompts: &self.prompts,
+            models: &self.models,
+        }
+    }
+
+    /// Why a job waits, if it does.
+    pub(super) fn outlook(&self, job: &Job, kind: &Kind) -> Option<Outlook> {
+        self.queue.outlook(job, kind, || self.allowance(job.model))
+    }
+
+    /// What the limits on calls allow jobs of a lane at the moment.
+    pub(super) fn allowance(&self, lane: Lane) -> Allowance {
+        allowance(&self.limits, lane)
+    }
+}
+
+/// What the limits on calls allow jobs of a lane at the moment.
+pub fn allowance(limits: &Limits, lane: Lane) -> Allowance {
+    let gate = limits
+        .gate(lane)
+        .map(|closed| Hold { waiting_for: WaitingFor::Gate, opens_in: closed.opens_in(Instant::now()) });
+    let budget = limits
+        .budget()
+        .filter(|budget| budget.is_reached)
+        .map(|budget| Hold { waiting_for: WaitingFor::Budget, opens_in: Some(budget.day_ends_in) });
+    Allowance {
+        calls_per_second: limits.calls_per_second(lane),
+        calls_at_once: limits.calls_at_once(lane),
+        is_exhausted: limits.is_exhausted(),
+        hold: gate.into_iter().chain(budget).max_by_key(|hold| (hold.opens_in.is_none(), hold.opens_in)),
+    }
+}
+
+/// Something that an operator should look at, though the service works.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Note {
+    /// The part of the service: `prices`.
+    pub field: &'static str,
+    /// Stable code, for programs: `price_outdated`.
+    pub code: &'static str,
+    /// What to do, for people.
+    pub message: String,
+}
