@@ -310,6 +310,8 @@ fn caller_name(value: &str) -> Result<String, String> {
 }
 
 /// Get the webhook secret of a caller
+///
+/// What signs the messages of the jobs that this caller submitted.
 #[utoipa::path(
     get, path = "/api/v1/admin/webhooks/secret", operation_id = "get_callers_webhook_secret", tag = "admin",
     params(

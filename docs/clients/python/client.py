@@ -57,7 +57,7 @@ class Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         try:
             message = WebhookMessage.from_dict(Webhook(SECRET).verify(body, dict(self.headers)))
-            # All callers of the service share the secret.
+            # Callers without an API key share a secret.
             is_accepted = message.data.callback_url == URL
         except WebhookVerificationError:
             is_accepted = False

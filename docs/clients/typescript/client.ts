@@ -55,7 +55,7 @@ const receiver = createServer(async (request, response) => {
   try {
     const headers = request.headers as Record<string, string>;
     const message = new Webhook(secret).verify(await text(request), headers) as Schemas["WebhookMessage"];
-    if (message.data.callback_url !== url) throw new Error("a message of another caller of the service");
+    if (message.data.callback_url !== url) throw new Error("the job of another caller");
     response.writeHead(204).end();
     console.log("webhook:", message.type, message.data.id);
   } catch {
