@@ -15,6 +15,7 @@
 //! - `order`: which job is claimed next while clients wait
 //! - `outlook`: why a job waits and when its answer may come
 //! - `pause`: no job is claimed until an operator says so
+//! - `policy`: the queue's settings
 //! - `refused`: why a job can't become pending
 //! - `reparse`: reading kept answers again
 //! - `retry`: what becomes of a job after an attempt
@@ -40,6 +41,7 @@ mod listener;
 mod order;
 mod outlook;
 mod pause;
+mod policy;
 mod refused;
 mod reparse;
 pub mod retry;
@@ -50,7 +52,6 @@ mod wait;
 mod webhooks;
 
 use std::{
-    num::{NonZeroU32, NonZeroU64},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -71,6 +72,7 @@ pub use self::{
     order::Waiting,
     outlook::{Allowance, Hold, Outlook, WaitingFor},
     pause::Pause,
+    policy::Policy,
     refused::Refused,
     service_time::Kind,
     submit::{Accepted, Submission},
@@ -85,17 +87,15 @@ use self::{
     order::Order,
     pause::Switch,
     refused::Shortage,
-    retry::RetryBounds,
     service_time::ServiceTime,
     wait::{Running, Standby, Waiters, Work},
 };
 pub use crate::store::Due;
 use crate::{
     clock::{Clock, Timestamp},
-    digest::{Lane, sha256},
+    digest::sha256,
     job::{
-        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobStatus, Listing, Owner,
-        StatusCounts, TransitionError,
+        AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobStatus, Listing, StatusCounts, TransitionError,
         caller::{self, Caller, Kind as CallerKind},
         delivery::Delivery,
     },
@@ -106,95 +106,6 @@ use crate::{
 
 /// A waiter looks at its job at least so often, should it have missed a signal.
 const WAIT_POLL: Duration = Duration::from_secs(5);
-
-/// What a call for a request may cost, at most.
-pub type EstimateRisk = Arc<dyn Fn(&JobRequest) -> AtRisk + Send + Sync>;
-
-/// A digest of all that makes the answer to a request, which may be waited for, at a moment; and of who asks, as callers
-/// share no answers. None if the request wants one of its own.
-pub type Identify = Arc<dyn Fn(&JobRequest, bool, Timestamp) -> Option<NonZeroU64> + Send + Sync>;
-
-/// What the limits on calls allow jobs of a lane at the moment of the question.
-pub type Allowances = Arc<dyn Fn(Lane) -> Allowance + Send + Sync>;
-
-/// Settings of the queue.
-#[derive(Clone)]
-pub struct Policy {
-    /// Who makes the attempts that are claimed here.
-    pub owner: Owner,
-    /// Most attempts under way at once, whatever the limits allow.
-    pub workers: usize,
-    /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
-    pub deadlines_first: bool,
-    /// Most pending jobs.
-    pub max_pending: usize,
-    /// Most of them that are for later.
-    pub max_scheduled: usize,
-    /// Most pending jobs of one caller, by name or by network.
-    pub max_pending_per_caller: usize,
-    /// Most submissions and retries a minute of one caller; `None` is no limit.
-    pub submits_per_minute: Option<NonZeroU32>,
-    /// One in so many claims goes to jobs that nobody asked to wait for, whoever waits.
-    pub ordinary_share: u32,
-    /// How often a job is tried again.
-    pub retries: RetryBounds,
-    /// Estimates what an attempt of unknown outcome may have cost.
-    pub estimate_risk: EstimateRisk,
-    /// What the limits on calls allow at the moment.
-    pub allowance: Allowances,
-    /// Tells which jobs ask the same: of those only one is asked at a time, and its answer is that of all.
-    pub identify: Identify,
-    /// For how long an answer is given to whoever asks the same again; none if zero.
-    pub cache_for: Duration,
-    /// How long an idempotency key is in force.
-    pub idempotency_window: Duration,
-    /// How long a claim lasts without a heartbeat.
-    pub lease: Duration,
-    /// Whether a job whose attempt ended with an unknown outcome is tried again; else it fails.
-    pub retry_unknown_outcome: bool,
-    /// How long a finished job is kept.
-    pub keep_finished_for: Duration,
-    /// How many finished jobs are kept at most.
-    pub max_finished: usize,
-}
-
-#[cfg(test)]
-impl Policy {
-    /// One that tries nothing again and keeps everything.
-    pub(crate) fn plain() -> Policy {
-        Policy {
-            owner: Owner::ANY,
-            workers: 1,
-            deadlines_first: true,
-            max_pending: usize::MAX,
-            max_scheduled: usize::MAX,
-            max_pending_per_caller: usize::MAX,
-            submits_per_minute: None,
-            ordinary_share: 5,
-            retries: RetryBounds {
-                other: 0,
-                connect: 0,
-                overload: 0,
-                invalid_output: 0,
-                give_back_for: Duration::from_hours(1_000_000),
-            },
-            estimate_risk: Arc::new(|_| AtRisk { input_tokens: 1, output_tokens: 1, nanodollars: Some(1) }),
-            allowance: Arc::new(|_| Allowance {
-                calls_per_second: 1e6,
-                calls_at_once: 1_000,
-                is_exhausted: false,
-                hold: None,
-            }),
-            identify: Arc::new(|_, _, _| None),
-            cache_for: Duration::ZERO,
-            idempotency_window: Duration::from_hours(1),
-            lease: Duration::from_secs(30),
-            retry_unknown_outcome: false,
-            keep_finished_for: Duration::from_hours(1_000_000),
-            max_finished: usize::MAX,
-        }
-    }
-}
 
 /// Why the queue could not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

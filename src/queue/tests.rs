@@ -28,11 +28,11 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::{board::Pick, hold::CHANCE_POLL, *};
+use super::{board::Pick, hold::CHANCE_POLL, retry::RetryBounds, *};
 use crate::{
     job::{
-        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, JobState,
-        PRIORITY_OFFSET, Priority, TokenUsage, disposition::Disposition,
+        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, JobRequest, JobState,
+        Owner, PRIORITY_OFFSET, Priority, TokenUsage, disposition::Disposition,
     },
     ledger::{Risk, total},
     store::{
