@@ -24,6 +24,12 @@ bash tests/deploy/unit.sh
 say "Workflows and the compose file"
 "$tools/deploy/bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
 "$tools/deploy/bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
+"$python" - <<'END'
+import re, yaml
+images = [service["image"] for service in yaml.safe_load(open("docker-compose.yml"))["services"].values()]
+for image in images:
+    assert image.startswith("ceoagent:") or re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image), f"{image} has no digest"
+END
 
 say "Alarms"
 promtool check config deploy/prometheus/prometheus.yml
