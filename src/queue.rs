@@ -200,7 +200,8 @@ impl Queue {
             disk_space: DiskSpace::default(),
             is_folder_gone: AtomicBool::new(false),
         };
-        let board = Arc::new(Board::new(clock.clone()));
+        let work = Arc::<Work>::default();
+        let board = Arc::new(Board::new(clock.clone(), Arc::clone(&work)));
         let queue = Queue(Arc::new(Inner {
             store,
             ids: std::sync::Mutex::new(ContextV7::new()),
@@ -212,7 +213,7 @@ impl Queue {
             followers: Arc::default(),
             order: Arc::default(),
             running: Arc::default(),
-            work: Arc::default(),
+            work,
             standby: Standby::default(),
             service_time: ServiceTime::default(),
             history,
@@ -321,8 +322,9 @@ impl Queue {
         let (now, job) = (self.now(), self.peek(id).ok_or(QueueError::NotFound(id))?);
         let event = JobEvent::Requeue { run_at: now };
         let after = job.apply(&event, now).map_err(StoreError::from)?;
-        let _arrives = self.0.board.admit(&self.0.bounds, (by, job.caller), &[&after])?;
-        Ok(self.transition(id, event).await.map(drop)?)
+        let arrivals = self.0.board.admit(&self.0.bounds, (by, job.caller), &[&after])?;
+        let queue = self.clone();
+        store_admitted(arrivals, async move { queue.transition(id, event).await.map(drop) }).await
     }
 
     /// Deletes a job that has ended, with its memo.

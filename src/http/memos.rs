@@ -6,7 +6,10 @@ use quick_cache::{Weighter, sync::Cache};
 use serde_json::value::RawValue;
 
 use super::view;
-use crate::job::{JobId, JobRecord};
+use crate::{
+    clock::Timestamp,
+    job::{JobId, JobRecord},
+};
 
 /// Most bytes of memos in memory.
 const MAX_BYTES: u64 = 8 << 20;
@@ -14,15 +17,18 @@ const MAX_BYTES: u64 = 8 << 20;
 /// A memo of usual size; the cache sizes its tables by it.
 const USUAL_BYTES: u64 = 8 << 10;
 
-/// By the job and the attempt that brought the answer, which never changes.
+/// A job, and the attempt that brought its answer, which never changes. The end tells it from one of a job that was imported
+/// again.
+type Key = (JobId, u32, Timestamp);
+
 #[derive(Debug)]
-pub struct Memos(Cache<(JobId, u32), Arc<RawValue>, Weight>);
+pub struct Memos(Cache<Key, Arc<RawValue>, Weight>);
 
 #[derive(Clone, Debug)]
 struct Weight;
 
-impl Weighter<(JobId, u32), Arc<RawValue>> for Weight {
-    fn weight(&self, _: &(JobId, u32), memo: &Arc<RawValue>) -> u64 {
+impl Weighter<Key, Arc<RawValue>> for Weight {
+    fn weight(&self, _: &Key, memo: &Arc<RawValue>) -> u64 {
         memo.get().len() as u64
     }
 }
@@ -37,7 +43,8 @@ impl Default for Memos {
 impl Memos {
     /// The memo of a job, with what is computed from it.
     pub(super) fn of(&self, record: &JobRecord) -> Option<Arc<RawValue>> {
-        let key = (record.job.id, record.answer()?.number);
+        let answer = record.answer()?;
+        let key = (record.job.id, answer.number, answer.finished_at);
         if let Some(memo) = self.0.get(&key) {
             return Some(memo);
         }

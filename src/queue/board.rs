@@ -11,7 +11,7 @@
 //! [`Feed`]: crate::store::Feed
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     num::NonZeroU64,
     sync::Arc,
     time::Duration,
@@ -23,6 +23,7 @@ use super::{
     admission::{Admission, Bounds},
     fair_queue::{FairQueue, Lanes, List, Place, Wanted},
     refused::Refused,
+    wait::Work,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -71,6 +72,8 @@ pub(super) struct Moved {
 pub(super) struct Board {
     clock: Clock,
     state: Mutex<State>,
+    /// Idle workers.
+    work: Arc<Work>,
     /// What claims were to take, for tests to see.
     #[cfg(test)]
     pub(super) picks: Mutex<Vec<Pick>>,
@@ -103,6 +106,11 @@ struct State {
     /// Jobs picked for a claim that the store has not confirmed yet.
     proposed: HashSet<JobId>,
     arriving: HashMap<JobId, Arrival>,
+    /// How many of them are for later.
+    arriving_timed: usize,
+    /// Queued jobs that missed the answer to their question: they were stored while it was, or there were very many. By the
+    /// job that has it.
+    answered_by: HashMap<JobId, JobId>,
     ended: EndedCounts,
     /// Jobs that were held back or let go since the feed last told of changes.
     moved: Vec<JobId>,
@@ -131,6 +139,8 @@ impl Drop for Arrivals {
             let question = state.arrive(*id);
             state.set_under_way(question, None);
         }
+        // Others that ask the same may have become ready.
+        board.wake(&state);
     }
 }
 
@@ -139,13 +149,16 @@ impl Drop for Arrivals {
 pub(super) struct Proposal {
     board: Arc<Board>,
     pub(super) job: Arc<Job>,
+    /// The job whose answer is this one's too, so that no call is needed.
+    pub(super) answered_by: Option<JobId>,
 }
 
 impl Proposal {
     /// The store has claimed the job. The feed tells so too, maybe a moment later.
     pub(super) fn confirm(&self, claimed: &Job) {
         let (now, mut state) = (self.board.clock.now(), self.board.state.lock());
-        if state.proposed.contains(&claimed.id) {
+        let is_news = state.jobs.get(&claimed.id).is_some_and(|job| job.attempt < claimed.attempt);
+        if is_news && state.proposed.contains(&claimed.id) {
             state.change(&Arc::new(claimed.clone()), now);
         }
     }
@@ -158,10 +171,11 @@ impl Drop for Proposal {
 }
 
 impl Board {
-    pub(super) fn new(clock: Clock) -> Board {
+    pub(super) fn new(clock: Clock, work: Arc<Work>) -> Board {
         Board {
             clock,
             state: Mutex::default(),
+            work,
             #[cfg(test)]
             picks: Mutex::default(),
         }
@@ -170,9 +184,15 @@ impl Board {
     /// The state as of now: what has become due is ready, and what has missed its deadline is not.
     fn state(&self) -> MutexGuard<'_, State> {
         let (now, mut state) = (self.clock.now(), self.state.lock());
-        state.promote(now, self.clock.lead());
+        let promoted = state.promote(now, self.clock.lead());
         state.expire(now);
+        self.work.wake(promoted);
         state
+    }
+
+    /// Wakes a worker if a job is ready, after a change that the feed does not tell of.
+    fn wake(&self, state: &State) {
+        self.work.wake(state.ready.len(None).min(1));
     }
 
     /// Starts anew with these pending jobs. Claims that are under way get their answer from the store.
@@ -182,6 +202,7 @@ impl Board {
         *state = State { ended, lead: self.clock.lead(), ..State::default() };
         for (id, arrival) in arriving {
             state.count(arrival.caller, true);
+            state.arriving_timed += usize::from(arrival.is_timed);
             state.set_under_way(None, arrival.question);
             state.arriving.insert(id, arrival);
         }
@@ -234,18 +255,22 @@ impl Board {
             jobs: pending().count(),
             scheduled: pending().filter(|job| job.is_timed).count(),
             pending: state.jobs.len() + state.arriving.len(),
-            pending_scheduled: state.timed.len() + state.arriving.values().filter(|arrival| arrival.is_timed).count(),
+            pending_scheduled: state.timed.len() + state.arriving_timed,
             pending_of_owner: owner.and_then(|owner| state.pending_of.get(&owner)).copied().unwrap_or(0),
         })?;
         let arrivals =
             pending().map(|job| (job.id, Arrival { caller: job.caller, is_timed: job.is_timed, question: None }));
-        let arrivals: Vec<_> = arrivals.collect();
-        for (id, arrival) in &arrivals {
-            if state.arriving.insert(*id, *arrival).is_none() {
+        let mut ids = Vec::new();
+        for (id, arrival) in arrivals.collect::<Vec<_>>() {
+            // One that arrives already is another request's.
+            if let Entry::Vacant(place) = state.arriving.entry(id) {
+                place.insert(arrival);
+                ids.push(id);
                 state.count(arrival.caller, true);
+                state.arriving_timed += usize::from(arrival.is_timed);
             }
         }
-        Ok(Arrivals { board: Some(Arc::clone(self)), ids: arrivals.into_iter().map(|(id, _)| id).collect() })
+        Ok(Arrivals { board: Some(Arc::clone(self)), ids })
     }
 
     /// Whether an arriving job may arrive claimed: no other can be claimed, and none that asks the same is under way. From
@@ -268,7 +293,8 @@ impl Board {
         let job = state.jobs.get(&id).cloned()?;
         state.proposed.insert(id);
         state.set_under_way(None, job.question);
-        Some(Proposal { board: Arc::clone(self), job })
+        let answered_by = state.answered_by.get(&id).copied();
+        Some(Proposal { board: Arc::clone(self), job, answered_by })
     }
 
     /// A job that was proposed has not been claimed: it takes its place again, if it is still queued.
@@ -282,6 +308,7 @@ impl Board {
         if !state.is_under_way(job.question) {
             state.make_ready(&job);
         }
+        self.wake(&state);
     }
 
     /// The job, if it is pending.
@@ -321,11 +348,11 @@ impl Board {
         self.state.lock().asking(question).take(MAX_SAME_QUESTION).count() == MAX_SAME_QUESTION
     }
 
-    /// The queued jobs that a running job's answer is an answer to as well.
+    /// The queued jobs that ask what a running job asks. Its answer is theirs too, unless they are for later.
     pub(super) fn followers(&self, id: JobId) -> Vec<JobId> {
         let state = self.state();
         let question = state.jobs.get(&id).and_then(|job| job.question);
-        question.map_or(Vec::new(), |question| state.due(question))
+        question.into_iter().flat_map(|question| state.asking(question)).collect()
     }
 
     /// How many jobs there are in each state.
@@ -354,10 +381,10 @@ impl Board {
         lists.iter().filter_map(|list| list.first()).map(|(at, _)| *at).chain(timed).chain(expired).min()
     }
 
-    /// When the job was due that was submitted before all others that are queued and due.
+    /// When the job was due that has waited longest of those that go first among their caller's.
     pub(super) fn oldest_queued(&self) -> Option<Timestamp> {
         let state = self.state();
-        state.jobs.values().find(|job| state.is_due(job)).map(|job| job.due_at)
+        state.ready.heads().filter_map(|(_, id)| state.jobs.get(id)).map(|job| job.due_at).min()
     }
 
     /// Every running job.
@@ -407,8 +434,13 @@ impl State {
         if let Some(old) = &old {
             self.unlist(old);
         }
+        self.answered_by.remove(&job.id);
         let is_under_way = job.question.filter(|_| job.is_running());
         let was_under_way = was_under_way.or(arrived);
+        if let (JobState::Succeeded, Some(question)) = (job.state, was_under_way) {
+            let missed = self.due(question).into_iter().map(|follower| (follower, job.id));
+            self.answered_by.extend(missed.collect::<Vec<_>>());
+        }
         // The end of another's turn lets this one go too.
         if was_under_way != is_under_way {
             self.set_under_way(was_under_way, None);
@@ -426,6 +458,7 @@ impl State {
     fn arrive(&mut self, id: JobId) -> Option<Question> {
         let arrival = self.arriving.remove(&id)?;
         self.count(arrival.caller, false);
+        self.arriving_timed -= usize::from(arrival.is_timed);
         arrival.question
     }
 
@@ -577,9 +610,11 @@ impl State {
         picked.or_else(|| self.ready.take(Wanted { list: None, lanes }).map(|(_, id)| id))
     }
 
-    /// Makes ready what was queued for a moment that has come. The service time is `lead` ahead of the wall clock.
-    fn promote(&mut self, now: Timestamp, lead: Duration) {
+    /// Makes ready what was queued for a moment that has come, and tells how many. The service time is `lead` ahead of the
+    /// wall clock.
+    fn promote(&mut self, now: Timestamp, lead: Duration) -> usize {
         self.lead = lead;
+        let before = self.ready.len(None);
         for (is_timed, now) in [(false, now), (true, now.minus(lead))] {
             while let Some(&(run_at, id)) = self.later(is_timed).first().filter(|(run_at, _)| *run_at <= now) {
                 self.later(is_timed).remove(&(run_at, id));
@@ -591,6 +626,7 @@ impl State {
                 }
             }
         }
+        self.ready.len(None) - before
     }
 }
 

@@ -8,7 +8,7 @@ use tracing::{error, warn};
 
 use super::{
     Inner, Queue, QueueError,
-    board::Pick,
+    board::{Pick, Proposal},
     fair_queue::{Lanes, List},
     follow::Draft,
     retry::{event_after, failure_report},
@@ -126,6 +126,11 @@ impl Queue {
         for _ in 0..MAX_PROPOSALS {
             let Some(proposal) = self.0.board.propose(pick, lanes) else { break };
             let (id, now) = (proposal.job.id, self.now());
+            if let Some(report) = self.missed_answer(&proposal).await
+                && self.try_transition(id, JobEvent::Share { report }).await?.is_some()
+            {
+                continue;
+            }
             match self.0.store.claim(id, self.0.policy.owner, now.plus(self.0.policy.lease), now).await {
                 Ok(claimed) => {
                     proposal.confirm(&claimed.job);
@@ -141,6 +146,13 @@ impl Queue {
             }
         }
         Ok(None)
+    }
+
+    /// The answer that a job has missed, so that it is not asked and paid for again.
+    async fn missed_answer(&self, proposal: &Proposal) -> Option<Arc<AttemptReport>> {
+        let source = self.0.store.get(proposal.answered_by?).await.ok()??;
+        let report = &source.answer()?.report;
+        report.result.as_ref().map(|_| Arc::new(report.shared(source.job.id)))
     }
 
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.

@@ -198,6 +198,11 @@ impl<T: Ord + Clone> FairQueue<T> {
         before + others.sum::<usize>()
     }
 
+    /// The first job of each list of each caller.
+    pub(super) fn heads(&self) -> impl Iterator<Item = &T> + '_ {
+        self.callers.values().flat_map(|lists| lists.jobs.values().filter_map(indexset::BTreeSet::first))
+    }
+
     /// How many jobs there are in a list, or in both.
     pub(super) fn len(&self, list: Option<List>) -> usize {
         self.lengths.iter().filter(|(one, _)| list.is_none_or(|list| list == **one)).map(|(_, length)| length).sum()

@@ -34,6 +34,7 @@ impl Feed for Listener {
         self.board.reset(pending.clone(), ended);
         let times = (self.clock.now(), self.clock.lead());
         self.order.note(pending.iter().map(|job| &**job), times, |job| self.board.is_held_back(job.id));
+        self.running.check_all(|id| self.board.get(id));
         self.waiters.notify_all();
         self.followers.notify_all();
         self.work.wake(self.board.ready(None));

@@ -841,6 +841,20 @@ impl World {
     async fn together(&mut self, ops: Vec<Op>) {
         let now = self.now();
         let mut works = Vec::new();
+        // A requeue is sent by a task of its own, so its order beside another change of its job, or an answer, is open.
+        let target = |op: &Op| match op {
+            Op::Settle(n, _) | Op::Extend(n) => {
+                let among = self.claims.len().clamp(1, 10);
+                self.claims.iter().rev().nth(n % among).map(|held| held.claim.job.id)
+            }
+            Op::Cancel(n) | Op::Requeue(n) => Some(self.named(*n)),
+        };
+        let targets: Vec<Option<JobId>> = ops.iter().map(target).collect();
+        let answers = ops.iter().any(|op| matches!(op, Op::Settle(_, How::Succeed)));
+        let is_alone = |id: &Option<JobId>| targets.iter().filter(|other| *other == id).count() == 1;
+        let ops = ops.into_iter().zip(&targets);
+        let ops = ops.filter(|(op, id)| !matches!(op, Op::Requeue(_)) || !answers && is_alone(id));
+        let ops: Vec<Op> = ops.map(|(op, _)| op).collect();
         for op in ops {
             let (job, id) = match op {
                 Op::Settle(n, _) | Op::Extend(n) => {
@@ -854,12 +868,10 @@ impl World {
             };
             works.push((op, job, id));
         }
-        // What a requeue and an answer's followers depend on may be looked at before the changes beside them, or after.
+        // What a requeue depends on may be looked at before the changes beside it, or after.
         let mut places = MAX_PENDING - self.pending().min(MAX_PENDING);
         let ended = |job: &Expected| matches!(job.state, JobState::Failed { .. } | JobState::Cancelled);
         let ended: HashSet<JobId> = self.jobs.iter().filter(|job| ended(job)).map(|job| job.id).collect();
-        let due = |job: &Expected| matches!(job.state, JobState::Queued { .. }) && job.is_due(&self.clock);
-        let due: HashSet<JobId> = self.jobs.iter().filter(|job| due(job)).map(|job| job.id).collect();
         let results = join_all(works.iter().map(|(op, job, id)| act(&self.queue, op, job.as_ref(), *id))).await;
         let fired = self.store.take_fired();
         let fired = fired.first().map(|(_, moment)| *moment);
@@ -884,10 +896,7 @@ impl World {
                         job.settle(how, &policy, now);
                         let answered = job.question.filter(|_| job.state == JobState::Succeeded);
                         if answered.is_some() {
-                            let is_late = |job: &Expected| !due.contains(&job.id) && !self.is_answered(job.id);
-                            let late: HashSet<JobId> =
-                                self.jobs.iter().filter(|job| is_late(job)).map(|job| job.id).collect();
-                            let same = |job: &&mut Expected| job.question == answered && !late.contains(&job.id);
+                            let same = |job: &&mut Expected| job.question == answered;
                             self.jobs.iter_mut().filter(same).for_each(|job| job.share(now));
                         }
                     }
@@ -1035,10 +1044,6 @@ impl World {
         for job in self.store.take_announced() {
             self.lives.entry(job.id).or_default().go_on(&job);
         }
-    }
-
-    fn is_answered(&self, id: JobId) -> bool {
-        self.store.peek(id).is_some_and(|job| job.state == JobState::Succeeded)
     }
 
     /// What claims were to take since this was last asked.
@@ -1769,4 +1774,23 @@ async fn a_start_ends_the_attempts_of_its_own_nodes_former_starts_alone() {
 async fn first_of(queue: &Queue) -> Claim {
     queue.enqueue(Submission::default()).await.unwrap();
     claimed(queue).await
+}
+
+#[tokio::test]
+async fn a_job_that_was_stored_while_its_answer_was_gets_it_without_a_call() {
+    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let policy = Policy { identify: Arc::new(|_, _, _| NonZeroU64::new(7)), ..Policy::plain() };
+    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let [first, second] = [0, 1].map(|_| queue.enqueue(Submission::default()));
+    let (first, second) = (first.await.unwrap().record.job.id, second.await.unwrap().record.job.id);
+    let claim = claimed(&queue).await;
+    assert_eq!(claim.job.id, first);
+    let result = serde_json::value::to_raw_value("the memo").ok();
+    let report = Arc::new(AttemptReport { result, ..AttemptReport::default() });
+    // The store was told of no follower.
+    queue.0.store.succeed(first, 1, report, Vec::new(), clock.now()).await.unwrap();
+    let Some(Next::Ready(intent)) = queue.next(&(Arc::new(|_| false) as Permit)).await else { panic!("it is ready") };
+    assert!(queue.claim(intent, Lanes::All).await.unwrap().is_none());
+    let record = queue.get(second).await.unwrap();
+    assert_eq!((record.job.state, record.answer().unwrap().outcome), (JobState::Succeeded, AttemptOutcome::Shared));
 }

@@ -166,6 +166,17 @@ impl Running {
         }
     }
 
+    /// Stops the attempts whose jobs are, by now, not theirs. `pending` gives a job as long as it has not ended.
+    pub(super) fn check_all(&self, pending: impl Fn(JobId) -> Option<Arc<Job>>) {
+        let ids: Vec<JobId> = self.0.lock().keys().copied().collect();
+        for id in ids {
+            match pending(id) {
+                Some(job) => self.check(&job),
+                None => self.0.lock().get(&id).into_iter().for_each(|under_way| under_way.lost.cancel()),
+            }
+        }
+    }
+
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
         if let Some(UnderWay { attempt, lost, .. }) = self.0.lock().get(&job.id) {

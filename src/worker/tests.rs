@@ -267,8 +267,8 @@ async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_sett
     // Nobody tells the attempt, so the heartbeat has to find out.
     shop.store.set_deaf(true);
     shop.take_lease(id).await;
-    shop.store.set_deaf(false);
     assert_eq!(next(&mut told).await, "stopped");
+    shop.store.set_deaf(false);
     assert_eq!(shop.metrics.leases_lost.get(), 1);
     let lost = shop.queue.get(id).await.unwrap();
     assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });

@@ -16,7 +16,7 @@ struct World {
 impl World {
     fn new(jobs: impl IntoIterator<Item = Job>) -> World {
         let clock = Clock::manual(at(10));
-        let world = World { board: Arc::new(Board::new(clock.clone())), clock };
+        let world = World { board: Arc::new(Board::new(clock.clone(), Arc::default())), clock };
         world.feed(jobs);
         world
     }
@@ -182,7 +182,7 @@ fn jobs_that_ask_the_same_are_held_back_while_one_of_them_runs() {
     assert!(world.board.is_held_back(job(1).id) && !world.board.is_held_back(job(3).id));
     world.pass(25);
     assert!(world.board.overdue(9).is_empty(), "its deadline waits too");
-    assert_eq!(world.board.followers(job(0).id), ids([1, 2]));
+    assert_eq!(world.board.followers(job(0).id), ids([1, 2, 3]));
 
     let release = JobEvent::Release { attempt: 1, run_at: at(35), is_demoted: false, report: Arc::default() };
     let moved = world.apply(job(0).id, &release);
@@ -194,6 +194,24 @@ fn jobs_that_ask_the_same_are_held_back_while_one_of_them_runs() {
     let fail = JobEvent::Fail { attempt: 2, code: crate::job::FailureCode::Refused, report: Arc::default() };
     world.apply(job(0).id, &fail);
     assert_eq!(world.claim(Pick::First), Some(job(2).id), "the next one asks");
+}
+
+#[test]
+fn a_follower_that_missed_the_answer_is_known_by_the_job_that_has_it() {
+    let later = Job { state: JobState::Queued { run_at: at(50) }, due_at: at(50), ..asking(2, 7) };
+    let world = World::new([asking(0, 7), later]);
+    world.claim(Pick::First).unwrap();
+    world.feed([asking(1, 7)]);
+    world.apply(job(0).id, &JobEvent::Succeed { attempt: 1, report: Arc::default() });
+    let answered_by = |id| {
+        let proposal = world.board.propose(Pick::Job(id), &Lanes::All).unwrap();
+        assert_eq!(proposal.job.id, id);
+        proposal.answered_by
+    };
+    assert_eq!(answered_by(job(1).id), Some(job(0).id));
+    world.apply(job(1).id, &JobEvent::Share { report: Arc::default() });
+    world.pass(40);
+    assert_eq!(answered_by(job(2).id), None, "what was asked for later is asked then");
 }
 
 #[test]
@@ -235,6 +253,11 @@ fn bounds_count_what_is_pending_and_what_arrives() {
     drop(arrivals);
     assert!(admit(&world, 3..6).is_ok(), "one was not taken");
     assert!(admit(&world, 3..7).is_err());
+    let (first, again) =
+        (admit(&world, 3..6).unwrap(), [job(3)].map(|job| Job { caller: caller::named("alice"), ..job }));
+    drop(world.board.admit(&bounds(), (caller::operator(), None), &[&again[0]]).unwrap());
+    assert!(admit(&world, 6..7).is_err(), "the same job twice counts until the first has arrived");
+    drop(first);
     world.apply(job(0).id, &JobEvent::Cancel { at_risk: None });
     assert!(admit(&world, 3..7).is_ok(), "what has ended does not count");
 }
