@@ -52,10 +52,13 @@ mod wait;
 mod webhooks;
 
 use std::{
+    future::poll_fn,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -624,18 +627,35 @@ impl Queue {
     }
 }
 
-/// Has the store take jobs that were admitted. In a task of its own, so that the bounds count them until the store has
-/// answered, even if the client hangs up in this moment.
+/// Has the store take jobs that were admitted. The bounds count them until the store has answered, even if the client hangs
+/// up in this moment: then a task of its own waits for the answer.
 async fn store_admitted<T: Send + 'static>(
     arrivals: Arrivals,
     taken: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, QueueError> {
-    let task = tokio::spawn(async move {
+    let mut call = Outliving(Some(Box::pin(async move {
         let taken = taken.await;
         drop(arrivals);
         taken
+    })));
+    let result = poll_fn(|context| match &mut call.0 {
+        Some(call) => call.as_mut().poll(context),
+        None => Poll::Pending,
     });
-    Ok(task.await.map_err(|error| QueueError::Unavailable(error.to_string()))??)
+    let result = result.await;
+    call.0 = None;
+    Ok(result?)
+}
+
+/// A call that goes on if it is dropped before its end.
+struct Outliving<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
+
+impl<T: Send + 'static> Drop for Outliving<T> {
+    fn drop(&mut self) {
+        if let (Some(call), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(call);
+        }
+    }
 }
 
 /// The first half of a SHA-256: no two texts are known to share even that.

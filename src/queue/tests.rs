@@ -753,8 +753,11 @@ impl World {
             && chosen
         {
             job.claim(now);
-            if leaves && answered {
-                job.give_back(now);
+            let id = job.id;
+            // It may have reached the worker the moment before that left; then nobody is at work on it.
+            let is_given_back = leaves && answered && !self.store.peek(id).is_some_and(|job| job.is_running());
+            if is_given_back {
+                self.job(id).unwrap().give_back(now);
                 self.late += u64::from(matches!(fired[..], [(Call::Transition(_), Moment::After)]));
             }
         }

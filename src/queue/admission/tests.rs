@@ -282,6 +282,24 @@ async fn no_bound_is_passed_however_many_requests_come_at_once() {
 }
 
 #[tokio::test]
+async fn a_question_whose_client_hangs_up_is_stored_and_counts_from_the_first_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
+    let clock = Clock::system();
+    let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
+    let policy = Policy { max_pending: 1, ..Policy::plain() };
+    let queue = Queue::new(Arc::new(store), clock, policy, Metrics::new(), CancellationToken::new());
+    let mut submission = Box::pin(queue.enqueue(Submission::default()));
+    assert!(futures_util::poll!(&mut submission).is_pending(), "it is on its way to the disk");
+    drop(submission);
+    let second = queue.enqueue(Submission::default()).await.unwrap_err();
+    assert!(matches!(second, QueueError::Refused(Refused::Full { pending: 1, .. })), "{second}");
+    while queue.counts().queued == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_cancels_and_retries_again_and_again_spends_its_quota() {
     let world = World::new(Met::SubmitsPerMinute).await;
     for _ in 0..3 {
