@@ -222,7 +222,7 @@ impl Webhooks {
         };
         let Some(delivery) = owed(&record).cloned() else { return true };
         let message = Message::new(&record, self.public_url.as_ref());
-        // Whoever resends a message wants it in any case.
+        // A person had it resent, so it is sent even if its event was not chosen.
         if delivery.resends == 0 && !message.is_chosen(&record.request.callback_events) {
             self.record(id, delivery.skipped()).await;
             return true;

@@ -268,7 +268,7 @@ fn row(job: &Value) -> [String; 7] {
     ]
 }
 
-/// The receiver's answer, or why there is none.
+/// The receiver's answer, or why no answer came.
 pub(super) fn outcome(tried: &Value) -> String {
     let status = tried["http_status"].as_u64().map(|status| format!("HTTP {status}"));
     status.unwrap_or_else(|| text(tried, "error"))

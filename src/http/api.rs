@@ -75,9 +75,7 @@ impl Api {
     /// The job as lists show it, with those of its large parts that `include` names.
     pub(super) fn listed<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
         let kind = Kind::of(&record.request, record.job.waited_for);
-        let (with_memo, include) = include.split_result();
-        let memo = if with_memo { self.memos.of(record) } else { None };
-        JobView::new(record, now, include).with_memo(memo).with_outlook(self.outlook(&record.job, &kind))
+        JobView::new(record, now, include, &self.memos).with_outlook(self.outlook(&record.job, &kind))
     }
 
     /// Adds the caller's quota to the response, if submissions are limited.

@@ -180,7 +180,7 @@ impl Route {
         let scope = match path.strip_prefix("/api/v1/") {
             None => None,
             Some(rest) if rest.starts_with("admin/") => Some(Scope::Admin),
-            // Whoever has the secret can forge messages to the caller's receivers.
+            // With the secret, anybody can forge messages to the caller's receivers.
             Some(rest) if looks && rest != "webhooks/secret" => Some(Scope::Read),
             Some(_) => Some(Scope::Analyze),
         };

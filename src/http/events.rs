@@ -187,7 +187,8 @@ impl Telling {
                 self.event(&JobEvent::Progress(TextUpdate { attempt, reset: from_start, text: &text }))
             }
             News::Ended(record) => {
-                self.event(&JobEvent::Done(Box::new(JobView::new(&record, self.api.queue.now(), Include::ALL))))
+                let done = JobView::new(&record, self.api.queue.now(), Include::ALL, &self.api.memos);
+                self.event(&JobEvent::Done(Box::new(done)))
             }
         }
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use quick_cache::{Weighter, sync::Cache};
 use serde_json::value::RawValue;
 
-use super::view;
 use crate::{
+    analysis::{decision::Asked, memo::Shown},
     clock::Timestamp,
     job::{JobId, JobRecord},
 };
@@ -48,8 +48,14 @@ impl Memos {
         if let Some(memo) = self.0.get(&key) {
             return Some(memo);
         }
-        let memo: Arc<RawValue> = serde_json::value::to_raw_value(&view::shown(record)?).ok()?.into();
+        let memo: Arc<RawValue> = serde_json::value::to_raw_value(&shown(record)?).ok()?.into();
         self.0.insert(key, Arc::clone(&memo));
         Some(memo)
     }
+}
+
+/// The memo of a job, with what is computed when it is read.
+fn shown(record: &JobRecord) -> Option<Shown<'_>> {
+    let asked = Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
+    Some(Shown::new(record.result()?, &asked))
 }

@@ -12,13 +12,11 @@ use utoipa::ToSchema;
 
 use super::{
     etag,
+    memos::Memos,
     problem::{CANCELLED, Problem, kind_of},
 };
 use crate::{
-    analysis::{
-        decision::Asked,
-        memo::{Memo, Shown},
-    },
+    analysis::memo::Memo,
     clock::Timestamp,
     job::{
         AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState,
@@ -48,11 +46,6 @@ pub(super) struct Include {
 
 impl Include {
     pub(super) const ALL: Include = Include { context: true, result: true, raw_answer: true };
-
-    /// Whether the memo is wanted; the same without it.
-    pub(super) fn split_result(self) -> (bool, Include) {
-        (self.result, Include { result: false, ..self })
-    }
 
     /// Adds the parts of a list such as `result,context`.
     pub(super) fn add(&mut self, parts: &str) -> Result<(), String> {
@@ -138,7 +131,7 @@ pub(super) struct JobView<'a> {
     /// The memo of a succeeded job.
     #[schema(value_type = Option<Memo>)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<MemoText<'a>>,
+    result: Option<Arc<RawValue>>,
     /// The model that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     answered_by: Option<&'a str>,
@@ -283,14 +276,6 @@ impl AtRiskView {
     }
 }
 
-/// The memo of a job.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum MemoText<'a> {
-    Computed(Shown<'a>),
-    Known(Arc<RawValue>),
-}
-
 /// Paths of the actions that the job's state allows.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Links {
@@ -314,7 +299,7 @@ pub(super) struct Links {
 
 impl<'a> JobView<'a> {
     /// The job with those of its large parts that `include` names.
-    pub(super) fn new(record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
+    pub(super) fn new(record: &'a JobRecord, now: Timestamp, include: Include, memos: &Memos) -> JobView<'a> {
         let JobRecord { job, request, attempts, delivery } = record;
         let status = job.status(now);
         let run_at = match job.state {
@@ -344,7 +329,7 @@ impl<'a> JobView<'a> {
             delivery: delivery.as_ref().map(|delivery| DeliveryView::new(job.id, delivery)),
             request_id: request.request_id.as_deref(),
             attempts: attempts.iter().map(|attempt| AttemptView::new(attempt, include.raw_answer)).collect(),
-            result: include.result.then(|| shown(record).map(MemoText::Computed)).flatten(),
+            result: include.result.then(|| memos.of(record)).flatten(),
             answered_by: record.answer().and_then(|attempt| attempt.report.model.as_deref()),
             refused_by: attempts
                 .iter()
@@ -359,11 +344,6 @@ impl<'a> JobView<'a> {
             error: record.error(),
             links: Links { resend_webhook: resend_link(job, request.callback_url.as_deref()), ..links(job) },
         }
-    }
-
-    /// With a memo that was computed before.
-    pub(super) fn with_memo(self, memo: Option<Arc<RawValue>>) -> JobView<'a> {
-        JobView { result: memo.map(MemoText::Known), ..self }
     }
 
     pub(super) fn with_outlook(self, queue: Option<Outlook>) -> JobView<'a> {
@@ -469,12 +449,6 @@ impl<'a> AttemptView<'a> {
     }
 }
 
-/// The memo of a job, with what is computed when it is read.
-pub(super) fn shown(record: &JobRecord) -> Option<Shown<'_>> {
-    let asked = Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
-    Some(Shown::new(record.result()?, &asked))
-}
-
 pub(super) fn links(job: &Job) -> Links {
     let this = path(job.id);
     let link = |action| Some(format!("{this}/{action}"));
@@ -565,7 +539,7 @@ mod tests {
     }
 
     fn json_of(record: &JobRecord, now: Timestamp) -> Value {
-        serde_json::to_value(JobView::new(record, now, Include::ALL)).unwrap()
+        serde_json::to_value(JobView::new(record, now, Include::ALL, &Memos::default())).unwrap()
     }
 
     #[test]
@@ -607,7 +581,7 @@ mod tests {
         seen.result = result;
         seen.error = None;
         let record = record(&[claim(), retry, claim(), JobEvent::Succeed { attempt: 2, report }]);
-        let view = JobView::new(&record, at(9), Include::ALL);
+        let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         let text = serde_json::to_string(&view).unwrap();
         assert!(text.contains(stored), "{text}");
         let json = json_of(&record, at(9));
@@ -623,7 +597,7 @@ mod tests {
     fn a_waiting_client_gets_a_failed_job_as_a_problem() {
         let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: failing(FailureCode::Refused) };
         let record = record(&[claim(), fail]);
-        let view = JobView::new(&record, at(9), Include::ALL);
+        let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         assert_eq!(view.error.as_ref().unwrap().message, "it did not work");
         let response = view.respond_to_asker(at(9));
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
@@ -641,7 +615,7 @@ mod tests {
         };
         let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
         let record = record(&[claim(), extend, retry, JobEvent::MissDeadline]);
-        let view = JobView::new(&record, at(9), Include::ALL);
+        let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::GATEWAY_TIMEOUT);
     }
@@ -649,7 +623,7 @@ mod tests {
     #[test]
     fn a_waiting_client_gets_a_cancelled_job_as_a_conflict_and_can_retry_it() {
         let record = record(&[JobEvent::Cancel { at_risk: None }]);
-        let view = JobView::new(&record, at(9), Include::ALL);
+        let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::CONFLICT);
         let json = json_of(&record, at(9));
         assert_eq!(json["links"]["retry"], format!("{}/retry", path(JobId::nil())));
@@ -660,8 +634,9 @@ mod tests {
     fn a_job_that_waits_for_an_operator_asks_pollers_to_wait_a_minute() {
         let record = record(&[]);
         let outlook = Outlook { position: Some(1), eta_seconds: None, waiting_for: WaitingFor::Gate };
-        let response =
-            JobView::new(&record, at(0), Include::ALL).with_outlook(Some(outlook)).respond(StatusCode::OK, at(0));
+        let response = JobView::new(&record, at(0), Include::ALL, &Memos::default())
+            .with_outlook(Some(outlook))
+            .respond(StatusCode::OK, at(0));
         assert_eq!(response.headers()[header::RETRY_AFTER], "60");
     }
 
@@ -669,7 +644,7 @@ mod tests {
     fn a_scheduled_job_asks_pollers_to_wait_until_its_time() {
         let mut record = record(&[]);
         record.job.state = JobState::Queued { run_at: at(90) };
-        let view = JobView::new(&record, at(30), Include::ALL);
+        let view = JobView::new(&record, at(30), Include::ALL, &Memos::default());
         let response = view.respond_to_asker(at(30));
         assert_eq!(response.status(), StatusCode::ACCEPTED);
         assert_eq!(response.headers()[header::RETRY_AFTER], "60");

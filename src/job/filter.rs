@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority};
 use crate::clock::Timestamp;
 
-/// The jobs that match every condition; all jobs if there is none.
+/// The jobs that match every condition. Without conditions, all jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobFilter {
     /// One of these, if set.

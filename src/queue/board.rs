@@ -43,7 +43,7 @@ type Question = NonZeroU64;
 pub(super) enum Pick {
     /// The first in order.
     First,
-    /// The first of those that nobody asked to wait for ([`Job::waited_for`]); if there is none, the first of all.
+    /// The first job whose client did not ask to wait ([`Job::waited_for`]), else the first of all.
     Unwaited,
     /// This one, of whatever lane; if it is not ready, the first of all.
     Job(JobId),
@@ -108,8 +108,8 @@ struct State {
     arriving: HashMap<JobId, Arrival>,
     /// How many of them are for later.
     arriving_timed: usize,
-    /// Queued jobs that missed the answer to their question: they were stored while it was, or there were very many. By the
-    /// job that has it.
+    /// Queued jobs that missed the answer to their question, each with the job that has the answer. They were stored at the
+    /// same time as the answer, or were too many for one commit.
     answered_by: HashMap<JobId, JobId>,
     ended: EndedCounts,
     /// Jobs that were held back or let go since the feed last told of changes.
@@ -137,7 +137,7 @@ impl Drop for Arrivals {
         let mut state = board.state.lock();
         for id in &self.ids {
             let question = state.arrive(*id);
-            state.set_under_way(question, None);
+            state.end(question);
         }
         // Others that ask the same may have become ready.
         board.wake(&state);
@@ -195,25 +195,24 @@ impl Board {
         self.work.wake(state.ready.len(None).min(1));
     }
 
-    /// Starts anew with these pending jobs. Claims that are under way get their answer from the store.
-    pub(super) fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
+    /// Replaces all jobs by these pending ones. Claims in flight hear from the store what became of them.
+    pub(super) fn reset(&self, pending: &[Arc<Job>], ended: EndedCounts) {
         let mut state = self.state.lock();
         let arriving = std::mem::take(&mut state.arriving);
         *state = State { ended, lead: self.clock.lead(), ..State::default() };
         for (id, arrival) in arriving {
-            state.count(arrival.caller, true);
-            state.arriving_timed += usize::from(arrival.is_timed);
-            state.set_under_way(None, arrival.question);
-            state.arriving.insert(id, arrival);
+            state.expect(id, arrival);
+            state.begin(arrival.question);
         }
-        for job in &pending {
+        for job in pending {
             let question = state.arrive(job.id);
-            state.set_under_way(question, job.question.filter(|_| job.is_running()));
+            state.end(question);
+            state.begin(job.question.filter(|_| job.is_running()));
         }
         // Those that are held back have to be known by now.
         pending.iter().for_each(|job| state.list(job, self.clock.now()));
         // Collected, for then its nodes are full; of insertions in order they would be half empty.
-        state.jobs = pending.into_iter().map(|job| (job.id, job)).collect();
+        state.jobs = pending.iter().map(|job| (job.id, Arc::clone(job))).collect();
         state.moved.clear();
     }
 
@@ -260,29 +259,25 @@ impl Board {
         })?;
         let arrivals =
             pending().map(|job| (job.id, Arrival { caller: job.caller, is_timed: job.is_timed, question: None }));
-        let mut ids = Vec::new();
-        for (id, arrival) in arrivals.collect::<Vec<_>>() {
-            // One that arrives already is another request's.
-            if let Entry::Vacant(place) = state.arriving.entry(id) {
-                place.insert(arrival);
-                ids.push(id);
-                state.count(arrival.caller, true);
-                state.arriving_timed += usize::from(arrival.is_timed);
-            }
-        }
+        let mut arrivals: Vec<(JobId, Arrival)> = arrivals.collect();
+        // One that arrives already is another request's.
+        arrivals.retain(|(id, arrival)| state.expect(*id, *arrival));
+        let ids = arrivals.into_iter().map(|(id, _)| id).collect();
         Ok(Arrivals { board: Some(Arc::clone(self)), ids })
     }
 
-    /// Whether an arriving job may arrive claimed: no other can be claimed, and none that asks the same is under way. From
-    /// now on it is under way itself.
+    /// Whether an arriving job can be claimed at once: no other job is ready, and none that asks the same is under way.
+    pub(super) fn is_next(&self, job: &Job) -> bool {
+        self.state().is_next(job)
+    }
+
+    /// As [`Board::is_next`], and if so, it arrives claimed: its question is under way from now on.
     pub(super) fn arrives_claimed(&self, job: &Job) -> bool {
         let mut state = self.state();
-        if state.ready.len(None) > 0 || state.is_under_way(job.question) {
-            return false;
-        }
-        let Some(arrival) = state.arriving.get_mut(&job.id) else { return false };
+        let is_next = state.is_next(job);
+        let Some(arrival) = state.arriving.get_mut(&job.id).filter(|_| is_next) else { return false };
         arrival.question = job.question;
-        state.set_under_way(None, job.question);
+        state.begin(job.question);
         true
     }
 
@@ -292,7 +287,7 @@ impl Board {
         let id = state.take(pick, lanes)?;
         let job = state.jobs.get(&id).cloned()?;
         state.proposed.insert(id);
-        state.set_under_way(None, job.question);
+        state.begin(job.question);
         let answered_by = state.answered_by.get(&id).copied();
         Some(Proposal { board: Arc::clone(self), job, answered_by })
     }
@@ -304,7 +299,7 @@ impl Board {
             return;
         }
         let Some(job) = state.jobs.get(&id).cloned() else { return };
-        state.set_under_way(job.question, None);
+        state.end(job.question);
         if !state.is_under_way(job.question) {
             state.make_ready(&job);
         }
@@ -402,7 +397,7 @@ impl Board {
         assert_eq!(state.jobs, pending, "the board disagrees with the store");
         let mut fresh = State::default();
         for job in pending.values().filter(|job| job.is_running()) {
-            fresh.set_under_way(None, job.question);
+            fresh.begin(job.question);
         }
         for job in pending.values() {
             // A queued job stands in one of two lists, by the moment of the last promotion.
@@ -443,15 +438,24 @@ impl State {
         }
         // The end of another's turn lets this one go too.
         if was_under_way != is_under_way {
-            self.set_under_way(was_under_way, None);
+            self.end(was_under_way);
         }
         if !job.state.is_final() {
             self.jobs.insert(job.id, Arc::clone(job));
             self.list(job, now);
         }
         if was_under_way != is_under_way {
-            self.set_under_way(None, is_under_way);
+            self.begin(is_under_way);
         }
+    }
+
+    /// Counts a job that arrives from now on; false if it does already.
+    fn expect(&mut self, id: JobId, arrival: Arrival) -> bool {
+        let Entry::Vacant(place) = self.arriving.entry(id) else { return false };
+        place.insert(arrival);
+        self.count(arrival.caller, true);
+        self.arriving_timed += usize::from(arrival.is_timed);
+        true
     }
 
     /// An arriving job has arrived, or never will: gives its question if it was to arrive claimed.
@@ -550,6 +554,10 @@ impl State {
         question.is_some_and(|question| self.under_way.contains_key(&question))
     }
 
+    fn is_next(&self, job: &Job) -> bool {
+        self.ready.len(None) == 0 && !self.is_under_way(job.question)
+    }
+
     fn is_held_back(&self, id: JobId) -> bool {
         let job = self.jobs.get(&id).filter(|job| !self.proposed.contains(&job.id));
         job.is_some_and(|job| self.is_under_way(job.question) && self.is_due(job))
@@ -564,26 +572,27 @@ impl State {
         self.asking(question).filter(|id| self.jobs.get(id).is_some_and(|job| self.is_due(job))).collect()
     }
 
-    /// One job's turn to ask a question is over, or one's begins: those that ask the same are let go, or held back.
-    fn set_under_way(&mut self, ends: Option<Question>, begins: Option<Question>) {
-        if let Some(question) = ends
-            && let Some(count) = self.under_way.get_mut(&question)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.under_way.remove(&question);
-                self.move_due(question, |state, job| {
-                    state.make_ready(job);
-                    true
-                });
-            }
+    /// A job begins to ask a question: the others that ask it are held back.
+    fn begin(&mut self, question: Option<Question>) {
+        let Some(question) = question else { return };
+        let count = self.under_way.entry(question).or_default();
+        *count += 1;
+        if *count == 1 {
+            self.move_due(question, State::make_unready);
         }
-        if let Some(question) = begins {
-            let count = self.under_way.entry(question).or_default();
-            *count += 1;
-            if *count == 1 {
-                self.move_due(question, State::make_unready);
-            }
+    }
+
+    /// A job no longer asks a question. If it was the last one, those that were held back can be claimed.
+    fn end(&mut self, question: Option<Question>) {
+        let Some(question) = question else { return };
+        let Some(count) = self.under_way.get_mut(&question) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.under_way.remove(&question);
+            self.move_due(question, |state, job| {
+                state.make_ready(job);
+                true
+            });
         }
     }
 

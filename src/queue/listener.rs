@@ -1,4 +1,4 @@
-//! What the queue makes of news from the store: the board is brought up to date, and whoever waits for a job is woken.
+//! Handles changes in the store: updates the board, then wakes the clients and workers that wait for a job.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(super) struct Listener {
 
 impl Feed for Listener {
     fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
-        self.board.reset(pending.clone(), ended);
+        self.board.reset(&pending, ended);
         let times = (self.clock.now(), self.clock.lead());
         self.order.note(pending.iter().map(|job| &**job), times, |job| self.board.is_held_back(job.id));
         self.running.check_all(|id| self.board.get(id));

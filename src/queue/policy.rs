@@ -40,7 +40,7 @@ pub struct Policy {
     pub max_pending_per_caller: usize,
     /// Most submissions and retries a minute of one caller; `None` is no limit.
     pub submits_per_minute: Option<NonZeroU32>,
-    /// One in so many claims goes to jobs that nobody asked to wait for, whoever waits.
+    /// One in so many claims goes to jobs whose clients did not ask to wait, even while other clients wait.
     pub ordinary_share: u32,
     /// How often a job is tried again.
     pub retries: RetryBounds,
@@ -50,7 +50,7 @@ pub struct Policy {
     pub allowance: Allowances,
     /// Tells which jobs ask the same: of those only one is asked at a time, and its answer is that of all.
     pub identify: Identify,
-    /// For how long an answer is given to whoever asks the same again; none if zero.
+    /// For how long an answer is reused for the same question. Zero turns this off.
     pub cache_for: Duration,
     /// How long an idempotency key is in force.
     pub idempotency_window: Duration,

@@ -173,8 +173,7 @@ impl Queue {
         let waiting = enter(job.id);
         let is_due = !job.is_timed && !job.is_overdue(now);
         let board = &self.0.board;
-        let is_next = || board.ready(None) == 0 && !board.is_under_way(job.question);
-        let may_start = is_due && !is_replay && !self.is_paused() && is_next();
+        let may_start = is_due && !is_replay && !self.is_paused() && board.is_next(&job);
         let hand = if may_start { self.0.standby.take(job.model) } else { None };
         let hand = hand.filter(|_| board.arrives_claimed(&job));
         if hand.is_some() {

@@ -18,7 +18,7 @@ const SWEEP_STEP: usize = 64;
 const SWEEP_STEP_BEHIND: usize = 512;
 
 impl Queue {
-    /// Ends the attempts of this node's former incarnations: whoever made them is dead. Those of other nodes end with their
+    /// Ends the attempts of this node's former incarnations, which have stopped. Attempts of other nodes end with their
     /// leases. Returns how many there were.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Queue {
     /// [`QueueError::Unavailable`].
     pub async fn sweep(&self) -> Result<bool, QueueError> {
         let now = self.now();
-        // Jobs that have become ready by the passing of time wake workers here.
+        // A worker that missed a signal is woken here.
         self.0.work.wake(self.0.board.ready(None).min(SWEEP_STEP));
         let ended = self.end_overdue().await?;
         let keep_for = self.0.policy.keep_finished_for;

@@ -630,7 +630,7 @@ impl World {
         self.store.take_fired();
         self.store.set_deaf(false);
         if deaf {
-            // The board has started anew.
+            // The board was rebuilt.
             (self.turns, self.turn) = (HashMap::new(), 0);
             self.jobs.iter_mut().for_each(|job| job.is_reached = false);
         }

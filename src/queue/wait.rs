@@ -195,6 +195,9 @@ impl Drop for Stay {
     }
 }
 
+/// Most workers that are woken at once: more than most services have.
+const MAX_WOKEN: usize = 1_024;
+
 /// Wakes idle workers, no more than there are jobs for.
 ///
 /// A worker that has seen a job announces its *intent* before it waits for a permit, so that a permit is asked for once
@@ -225,9 +228,9 @@ impl Work {
         }
     }
 
-    /// Lets up to `jobs` idle workers look again.
+    /// Lets up to `jobs` idle workers look again. Of very many jobs the others are found by the workers that have claimed.
     pub(super) fn wake(&self, jobs: usize) {
-        for _ in 0..jobs {
+        for _ in 0..jobs.min(MAX_WOKEN) {
             self.signal.notify_one();
             self.more.notify_one();
         }

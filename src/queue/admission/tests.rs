@@ -166,10 +166,17 @@ fn submission(later: bool) -> Submission {
     Submission { request, run_at, ..Submission::default() }
 }
 
+/// A queue over a store of its own.
+fn queue_with(policy: Policy) -> (tempfile::TempDir, Queue) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
+    let store = SledStore::open(config, Clock::system(), Metrics::new()).unwrap();
+    let queue = Queue::new(Arc::new(store), Clock::system(), policy, Metrics::new(), CancellationToken::new());
+    (folder, queue)
+}
+
 impl World {
     async fn new(met: Met) -> World {
-        let folder = tempfile::tempdir().unwrap();
-        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
         let policy = match met {
             Met::MaxPending => Policy { max_pending: 3, ..Policy::plain() },
             Met::MaxScheduled => Policy { max_scheduled: 1, ..Policy::plain() },
@@ -177,8 +184,7 @@ impl World {
             Met::SubmitsPerMinute => Policy { submits_per_minute: NonZeroU32::new(2), ..Policy::plain() },
             Met::DiskFloor => Policy::plain(),
         };
-        let store = SledStore::open(config, Clock::system(), Metrics::new()).unwrap();
-        let queue = Queue::new(Arc::new(store), Clock::system(), policy, Metrics::new(), CancellationToken::new());
+        let (folder, queue) = queue_with(policy);
         let cancelled = queue.enqueue(submission(false)).await.unwrap().record.job.id;
         queue.cancel(cancelled).await.unwrap();
         let others = |later| Submission { by: caller::operator(), ..submission(later) };
@@ -260,12 +266,7 @@ async fn every_bound_holds_for_every_route_that_makes_jobs_pending() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_bound_is_passed_however_many_requests_come_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-    let clock = Clock::system();
-    let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
-    let policy = Policy { max_pending: 10, ..Policy::plain() };
-    let queue = Queue::new(Arc::new(store), clock, policy, Metrics::new(), CancellationToken::new());
+    let (_folder, queue) = queue_with(Policy { max_pending: 10, ..Policy::plain() });
     let batches = (0..20).map(|_| {
         let queue = queue.clone();
         tokio::spawn(async move { queue.enqueue_all(vec![Submission::default(); 2], None).await })
@@ -283,12 +284,7 @@ async fn no_bound_is_passed_however_many_requests_come_at_once() {
 
 #[tokio::test]
 async fn a_question_whose_client_hangs_up_is_stored_and_counts_from_the_first_moment() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-    let clock = Clock::system();
-    let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
-    let policy = Policy { max_pending: 1, ..Policy::plain() };
-    let queue = Queue::new(Arc::new(store), clock, policy, Metrics::new(), CancellationToken::new());
+    let (_folder, queue) = queue_with(Policy { max_pending: 1, ..Policy::plain() });
     let mut submission = Box::pin(queue.enqueue(Submission::default()));
     assert!(futures_util::poll!(&mut submission).is_pending(), "it is on its way to the disk");
     drop(submission);

@@ -293,7 +293,7 @@ fn a_reset_board_is_as_one_that_heard_of_every_change() {
     let running = asking(0, 7).apply(&claim(), at(10)).unwrap();
     let ended = EndedCounts { succeeded: 1, ..EndedCounts::default() };
     let pending = || [running.clone(), asking(1, 7), by(2, 3), Job { caller: caller::named("alice"), ..job(8) }];
-    world.board.reset(pending().map(Arc::new).to_vec(), ended);
+    world.board.reset(&pending().map(Arc::new), ended);
     drop(proposal);
     assert_eq!((world.board.ready(None), world.board.counts().succeeded), (2, 1));
     assert!(world.board.is_held_back(job(1).id) && world.board.get(job(3).id).is_none());

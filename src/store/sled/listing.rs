@@ -63,7 +63,7 @@ impl Shared {
         Ok(JobPage { prev: None, ..page })
     }
 
-    /// The records of what was found.
+    /// Reads the records of the jobs that were found.
     fn page(&self, disk: &Disk, listing: &Listing, found: Found) -> Result<JobPage, StoreError> {
         let Found { jobs: mut found, mut end, mut unfinished } = found;
         let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.len()), 0, 0);
