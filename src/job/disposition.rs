@@ -2,36 +2,21 @@
 
 use std::time::Duration;
 
-use super::{FailureClass, FailureCode};
+use super::attempt::{FailureClass, FailureCode};
 
 /// What becomes of a job after an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// There is a memo in the report.
     Succeed,
-    /// Another attempt may succeed, as often as the class allows.
-    Retry {
-        /// Why.
-        code: FailureCode,
-        /// What the failure counts as.
-        class: FailureClass,
-        /// The upstream's own wish, which outranks the backoff.
-        after: Option<Duration>,
-    },
-    /// The attempt spent nothing and does not count: the job is queued again.
-    Release {
-        /// Why.
-        code: FailureCode,
-        /// Not before so much time has passed.
-        after: Duration,
-        /// It lets all jobs that are queued by then go first: it may be the only one that fails.
-        is_demoted: bool,
-    },
+    /// Another attempt may succeed, as often as the class allows. `after` is the upstream's own wish, which outranks the
+    /// backoff.
+    Retry { code: FailureCode, class: FailureClass, after: Option<Duration> },
+    /// The attempt spent nothing and does not count: the job is queued again. A demoted one may be the only one that
+    /// fails, so all jobs queued by then go first.
+    Release { code: FailureCode, after: Duration, is_demoted: bool },
     /// Every attempt would fail alike.
-    Fail {
-        /// Why.
-        code: FailureCode,
-    },
+    Fail { code: FailureCode },
     /// Other calls may fail alike: the gate decides whether they do.
     Block(Blocked),
 }
@@ -39,9 +24,7 @@ pub enum Disposition {
 /// A failure that other calls may meet too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocked {
-    /// Why.
     pub code: FailureCode,
-    /// Which other calls.
     pub scope: Scope,
     /// The same for failures that count as one.
     pub signature: u64,

@@ -16,7 +16,7 @@ use crate::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
         JobState, Listing, MAX_ATTEMPTS, Owner, Side, TransitionError,
         caller::Caller,
-        delivery::{Delivery, KEPT_UNTOLD},
+        delivery::{Delivery, UNNOTIFIED_RETENTION},
     },
     ledger::{Day, DaySums, Sums, UNKNOWN_MODEL},
 };
@@ -273,7 +273,7 @@ impl JobStore for MemoryStore {
                     .map(|(_, (_, number))| number)
             };
             let numbers: Vec<u64> = gone(told, surplus, before)
-                .chain(gone(untold, untold_surplus, before.minus(KEPT_UNTOLD)))
+                .chain(gone(untold, untold_surplus, before.minus(UNNOTIFIED_RETENTION)))
                 .take(limit)
                 .collect();
             Ok((state.remove(&numbers), Vec::new()))
