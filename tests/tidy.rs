@@ -26,7 +26,7 @@ const LAYERS: [(&str, &str); 18] = [
     ("agent", "prompts claude analysis job"),
     ("queue", "store ledger job"),
     ("store", "ledger job"),
-    ("limits", "ledger"),
+    ("limits", "ledger job"),
     ("prompts", ""),
     // Its simulator writes memos.
     ("claude", "analysis"),

@@ -9,39 +9,47 @@ use super::attempt::{FailureClass, FailureCode};
 pub enum Disposition {
     /// There is a memo in the report.
     Succeed,
-    /// Another attempt may succeed, as often as the class allows. `after` is the upstream's own wish, which outranks the
-    /// backoff.
-    Retry { code: FailureCode, class: FailureClass, after: Option<Duration> },
-    /// The attempt spent nothing and does not count: the job is queued again. A demoted one may be the only one that
-    /// fails, so all jobs queued by then go first.
-    Release { code: FailureCode, after: Duration, is_demoted: bool },
+    /// Another attempt may succeed, as often as the class allows.
+    Retry {
+        code: FailureCode,
+        class: FailureClass,
+        /// The upstream's own wish, which outranks the backoff.
+        after: Option<Duration>,
+    },
+    /// The attempt spent nothing and does not count: the job is queued again.
+    Release {
+        code: FailureCode,
+        after: Duration,
+        /// It lets all jobs that are queued by then go first: it may be the only one that fails.
+        is_demoted: bool,
+    },
     /// Every attempt would fail alike.
     Fail { code: FailureCode },
     /// Other calls may fail alike: the gate decides whether they do.
-    Block(Blocked),
+    Block {
+        failure: SharedFailure,
+        /// What becomes of the job while too few others have met it.
+        alone: Box<Disposition>,
+    },
 }
 
 /// A failure that other calls may meet too.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocked {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedFailure {
     pub code: FailureCode,
     pub scope: Scope,
     /// The same for failures that count as one.
     pub signature: u64,
-    /// How many different questions must meet it before it counts as everyone's.
+    /// How many different questions must have met it since the last answer before it counts as everyone's.
     pub witnesses: usize,
     /// It ends by itself after so long; `None`: a person must act.
     pub opens_after: Option<Duration>,
-    /// What becomes of the job while too few others have met it.
-    pub alone: Box<Disposition>,
 }
 
 /// Which calls a failure concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of the account.
     Account,
-    /// Those of the model.
     Model,
 }
 
