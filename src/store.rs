@@ -119,7 +119,7 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Removes finished jobs, oldest end first, at most `limit`: those that ended before `before`, and those beyond the
     /// newest `keep`. Tells how many. Those whose message to their callback URL is still due go by their age not before
-    /// [`crate::job::delivery::KEPT_UNTOLD`]; of these, the newest half of `keep` stay.
+    /// [`crate::job::delivery::UNNOTIFIED_RETENTION`]; of these, the newest half of `keep` stay.
     ///
     /// *Crashed before*: each job is gone entirely or still there entirely.
     ///

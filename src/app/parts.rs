@@ -226,10 +226,7 @@ pub(super) fn budget(
         return Err(StartError::NoPrice { model: model.to_owned() });
     }
     let shortest = planner.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
-    let usual = Need {
-        tokens: shortest.input_tokens.saturating_add(shortest.output_tokens),
-        nanodollars: shortest.nanodollars,
-    };
+    let usual = Need::from(shortest);
     let check = |given: Option<u64>, need: u64, in_words: fn(u64) -> String| match given {
         Some(given) if given < need => Err(StartError::BudgetTooSmall { given: in_words(given), need: in_words(need) }),
         _ => Ok(()),

@@ -22,7 +22,7 @@ use crate::{
     http::api::Note,
     job::AttemptReport,
     ledger::{Day, Sums, UNKNOWN_MODEL, dollars},
-    limits::{Limits, Room, Tokens, budget::Need},
+    limits::{Limits, Tokens, budget::Room},
     queue::Queue,
     registry::{Registry, Unavailable},
     store::Ledger,
@@ -89,11 +89,8 @@ impl Upkeep {
         let now = self.queue.now();
         let Some(warm_up) = self.agent.planner.warm_up(now).filter(|_| is_idle) else { return };
         let Some(mut permit) = self.limits.try_permit(None) else { return };
-        let need = Need {
-            tokens: warm_up.at_risk.input_tokens.saturating_add(warm_up.at_risk.output_tokens),
-            nanodollars: warm_up.at_risk.nanodollars,
-        };
-        if permit.expect(warm_up.model(), warm_up.input_bytes()).is_err() || permit.make_room(|| need) != Room::Yes {
+        let is_expected = permit.expect(warm_up.model(), warm_up.input_bytes()).is_ok();
+        if !is_expected || permit.make_room(warm_up.at_risk) != Room::Yes {
             return;
         }
         let _share = permit.budget_share();

@@ -75,7 +75,7 @@ struct GateView {
 
 impl From<Closed> for GateView {
     fn from(closed: Closed) -> GateView {
-        GateView { reason: closed.reason, detail: closed.detail }
+        GateView { reason: closed.code.into(), detail: closed.detail }
     }
 }
 

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::{
     clock::{Clock, Timestamp},
     config::values::DailyBudget,
+    job::AtRisk,
     ledger::{Day, Spending, dollars},
 };
 
@@ -38,6 +39,12 @@ pub struct Need {
     pub nanodollars: Option<u64>,
 }
 
+impl From<AtRisk> for Need {
+    fn from(most: AtRisk) -> Need {
+        Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars }
+    }
+}
+
 impl Need {
     fn is_large_beside(self, usual: Need) -> bool {
         let is_large = |need: u64, usual: u64| need.saturating_mul(100) > usual.saturating_mul(LARGE_PERCENT);
@@ -45,11 +52,17 @@ impl Need {
     }
 }
 
-/// What waits where a call does not fit into what is left.
+/// Whether the daily budget has room for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PutOff {
-    Call,
-    Queue,
+pub enum Room {
+    /// It is reserved.
+    Yes,
+    /// The next permit will be for a call of this size.
+    NotNow,
+    /// Smaller calls may fit.
+    TooLarge,
+    /// Money is bounded, and the model has no price.
+    NoPrice,
 }
 
 pub struct Budget {
@@ -76,7 +89,7 @@ struct Amount {
     nanodollars: u64,
 }
 
-/// Part of the budget, kept for a call until it is dropped.
+/// Part of the budget, reserved for a call until it is dropped.
 pub(super) struct Reservation {
     budget: Arc<Budget>,
     amount: Amount,
@@ -216,14 +229,12 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Whether money is bounded, so that a call must have a price.
-    pub(super) fn needs_price(&self) -> bool {
-        self.budget.daily.cost.is_some()
-    }
-
     /// Changes it to the need of the call. If that does not fit, a large call is put off alone. Otherwise the queue is put off,
     /// and the next reservation will be of this need.
-    pub(super) fn adjust(&mut self, need: Need) -> Result<(), PutOff> {
+    pub(super) fn adjust(&mut self, need: Need) -> Room {
+        if need.nanodollars.is_none() && self.budget.daily.cost.is_some() {
+            return Room::NoPrice;
+        }
         let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
         self.amount = Amount::default();
@@ -231,13 +242,13 @@ impl Reservation {
             state.next = None;
             self.amount = Amount::of(need);
             state.reserved.add(self.amount);
-            return Ok(());
+            return Room::Yes;
         }
         if need.is_large_beside(self.budget.usual) {
-            return Err(PutOff::Call);
+            return Room::TooLarge;
         }
         state.next = Some((need, Instant::now()));
-        Err(PutOff::Queue)
+        Room::NotNow
     }
 }
 
@@ -345,7 +356,7 @@ mod tests {
     async fn a_call_that_was_put_off_and_never_comes_again_holds_others_for_a_minute_only() {
         let desk = of_tokens(100, 10);
         spend(&desk, 89);
-        assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(12)), Err(PutOff::Queue));
+        assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(12)), Room::NotNow);
         assert!(desk.budget.reserve().is_none() && desk.budget.status().is_reached);
         tokio::time::advance(PUT_OFF_FOR).await;
         assert!(desk.budget.reserve().is_some() && !desk.budget.status().is_reached);
@@ -355,27 +366,27 @@ mod tests {
     fn a_call_too_large_for_what_is_left_is_put_off_alone_and_smaller_ones_go_on() {
         let desk = of_tokens(100, 10);
         let mut first = desk.budget.reserve().unwrap();
-        assert_eq!(first.adjust(tokens(60)), Ok(()));
+        assert_eq!(first.adjust(tokens(60)), Room::Yes);
         let mut second = desk.budget.reserve().unwrap();
-        assert_eq!(second.adjust(tokens(50)), Err(PutOff::Call), "50 beside 60 are too many");
+        assert_eq!(second.adjust(tokens(50)), Room::TooLarge, "50 beside 60 are too many");
         drop(second);
         let small = desk.budget.reserve();
         assert!(small.is_some() && !desk.budget.status().is_reached);
         drop((first, small));
         let mut again = desk.budget.reserve().unwrap();
-        assert_eq!(again.adjust(tokens(50)), Ok(()));
+        assert_eq!(again.adjust(tokens(50)), Room::Yes);
     }
 
     #[test]
     fn a_call_larger_than_the_whole_budget_is_made_alone_on_a_fresh_day() {
         let desk = of_tokens(100, 10);
         let mut large = desk.budget.reserve().unwrap();
-        assert_eq!(large.adjust(tokens(500)), Ok(()));
+        assert_eq!(large.adjust(tokens(500)), Room::Yes);
         assert!(desk.budget.reserve().is_none(), "alone");
         drop(large);
         spend(&desk, 1);
         let mut large = desk.budget.reserve().unwrap();
-        assert_eq!(large.adjust(tokens(500)), Err(PutOff::Call), "not on a day that has begun");
+        assert_eq!(large.adjust(tokens(500)), Room::TooLarge, "not on a day that has begun");
     }
 
     #[test]
@@ -383,7 +394,7 @@ mod tests {
         let daily = DailyBudget { tokens: Some(1_000_000), cost: Some(Nanodollars(100)) };
         let usual = Need { tokens: 1, nanodollars: Some(10) };
         let desk = desk(daily, usual);
-        assert!(desk.budget.reserve().unwrap().needs_price());
+        assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(1)), Room::NoPrice);
         let at_risk = Risk { nanodollars: 45, ..Risk::default() };
         let sums = Sums { nanodollars: 46, at_risk, ..Sums::default() };
         desk.spending.set(Spent { day: Day::of(start()), sums });

@@ -19,7 +19,7 @@ use crate::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
         JobState, Listing, MAX_ATTEMPTS, Owner, Side, TransitionError,
         caller::Caller,
-        delivery::{Delivery, KEPT_UNTOLD},
+        delivery::{Delivery, UNNOTIFIED_RETENTION},
     },
     ledger::{self, Day, DaySums, Spent, Sums, UNKNOWN_MODEL},
 };
@@ -288,7 +288,7 @@ impl JobStore for MemoryStore {
                     .map(|(_, (_, number))| number)
             };
             let numbers: Vec<u64> = gone(told, surplus, before)
-                .chain(gone(untold, untold_surplus, before.minus(KEPT_UNTOLD)))
+                .chain(gone(untold, untold_surplus, before.minus(UNNOTIFIED_RETENTION)))
                 .take(limit)
                 .collect();
             Ok((state.remove(&numbers), Vec::new()))

@@ -11,7 +11,10 @@ use crate::{
     clock::Clock,
     config::values::RateCaps,
     digest::ModelKey,
-    job::{AtRisk, AttemptOutcome, Depth, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing},
+    job::{
+        AtRisk, AttemptOutcome, Depth, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing,
+        disposition::{Scope, SharedFailure},
+    },
     ledger::Spending,
     queue::{Policy, Submission},
     store::{
@@ -334,8 +337,9 @@ async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
     assert_eq!(*calls.lock().unwrap(), 0);
 }
 
-fn block(reason: &'static str, opens_after: Option<Duration>) -> Block<'static> {
-    Block { reason, detail: "no", signature: 1, question: 1, witnesses: 1, opens_after }
+fn block(shop: &Shop, code: FailureCode, opens_after: Option<Duration>) {
+    let failure = SharedFailure { code, scope: Scope::Account, signature: 1, witnesses: 1, opens_after };
+    shop.limits.block("scripted", &failure, 1, "no");
 }
 
 /// A shop where a call is under way and the job behind it is claimed already, in this order.
@@ -381,8 +385,8 @@ async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_it_must_not_be_
                 shop.queue.pause("ann").await.unwrap();
                 shop.queue.cancel(called).await.unwrap();
             }
-            "gate" => drop(shop.limits.block(None, &block("rate_limited", Some(PATIENCE)))),
-            "hold" => drop(shop.limits.block(None, &block("billing_failed", None))),
+            "gate" => block(&shop, code, Some(PATIENCE)),
+            "hold" => block(&shop, code, None),
             _ => [1, 2].into_iter().for_each(|question| shop.limits.overloaded("scripted", question)),
         }
         let job = shop.until(ahead, |job| !job.is_running()).await;

@@ -11,7 +11,7 @@ use crate::{
     clock::SavedTime,
     job::{
         FailureClass, JobFilter, JobState, JobStatus, Owner, Priority,
-        delivery::{DeliveryTry, KEPT_UNTOLD},
+        delivery::{DeliveryTry, UNNOTIFIED_RETENTION},
     },
     store::{
         EndedCounts,
@@ -441,7 +441,7 @@ async fn a_message_that_is_due_keeps_its_job_across_a_restart_and_for_so_long() 
     drop(store);
     let store = open(folder.path());
     store.assert_consistent();
-    let long_after = at(5).plus(KEPT_UNTOLD);
+    let long_after = at(5).plus(UNNOTIFIED_RETENTION);
     store.shared.clock.advance(long_after.since(at(0)));
     assert_eq!(store.prune(long_after, 9, 9).await, Ok(0));
     store.shared.clock.advance(Duration::from_millis(1));
