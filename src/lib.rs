@@ -44,6 +44,7 @@ pub mod clock;
 pub mod config;
 pub mod dashboard;
 pub mod digest;
+pub mod dispatch;
 pub mod history;
 pub mod http;
 pub mod ids;
