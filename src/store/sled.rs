@@ -66,7 +66,7 @@ use self::{
     writer::Writer,
 };
 pub use self::{error::OpenError, shared::SledConfig};
-use super::{ClaimedJob, Due, Feed, Insertion, JobStore, StoreError};
+use super::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -147,28 +147,6 @@ impl SledStore {
         self.requests.lock().take();
         self.writer.lock().take()
     }
-
-    /// Panics unless every list of the index agrees with its jobs.
-    #[cfg(test)]
-    pub(crate) fn assert_consistent(&self) {
-        let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
-        index.assert_consistent();
-        let pending = deliveries.pending().collect();
-        assert_eq!(index.unnotified(), pending, "the unnotified jobs disagree with the webhooks");
-    }
-
-    #[cfg(test)]
-    pub(crate) fn pending(&self) -> Vec<Arc<Job>> {
-        self.shared.index.read().pending()
-    }
-
-    /// Loses what a job asks and damages nothing else, as a page that went bad on disk does.
-    #[cfg(test)]
-    pub(crate) fn lose_request(&self, id: JobId) {
-        let seq = self.shared.index.read().seq(id).unwrap();
-        self.shared.disk().unwrap().tree().remove(keys::chunk(&keys::request(seq), 0)).unwrap();
-        self.shared.cache.remove(seq);
-    }
 }
 
 #[async_trait]
@@ -195,7 +173,7 @@ impl JobStore for SledStore {
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError> {
         let claim = JobEvent::Claim { owner, lease_until };
-        self.write(Size::change(1, 0), move |batch| batch.claim(id, &claim, now)).await
+        self.write(Size::ONE, move |batch| batch.claim(id, &claim, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -255,23 +233,91 @@ impl JobStore for SledStore {
         self.read(move |shared, disk| shared.select(disk, &listing, now)).await
     }
 
-    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
-        let size = Size::change(1, value.as_ref().map_or(0, String::len));
-        self.write(size, |batch| batch.put_setting(name, value)).await
+    async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        let index = self.shared.index.read();
+        Ok(index.seq(id).and_then(|seq| index.get(seq).cloned()))
     }
 
-    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
+    async fn newest_answer(&self, question: NonZeroU64) -> Result<Option<Job>, StoreError> {
+        Ok(self.shared.index.read().newest_answer(question).cloned())
+    }
+
+    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError> {
+        Ok(self.shared.keys.read().find(key, self.shared.key_time(now)).is_some())
+    }
+
+    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
+        let _ = self.shared.feed.set(feed);
+        self.shared.reset_feed();
+        Ok(())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
+    fn lost(&self) -> CancellationToken {
+        self.shared.lost.clone()
+    }
+
+    async fn close(&self) {
+        let writer = self.dismiss_writer();
+        // It has to finish what was accepted, which takes a moment.
+        let _ = tokio::task::spawn_blocking(move || writer.map(thread::JoinHandle::join)).await;
+    }
+}
+
+#[async_trait]
+impl Ledger for SledStore {
+    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.write(Size::ONE, move |batch| batch.add_cost(day, model, sums)).await
+    }
+
+    async fn days(&self, most: usize) -> Result<Vec<DaySums>, StoreError> {
+        Ok(self.shared.ledger.read().newest(most))
+    }
+}
+
+#[async_trait]
+impl Outbox for SledStore {
+    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>, StoreError> {
+        let due = self.shared.deliveries.read().due(now, most);
+        let index = self.shared.index.read();
+        let due = due.into_iter().filter_map(|(seq, caller, host)| Some(Due { job: index.get(seq)?.id, caller, host }));
+        Ok(due.collect())
+    }
+
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.shared.deliveries.read().next_after(now))
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.write(Size::ONE, move |batch| batch.resend(id, now)).await
+    }
+
+    async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.read(move |shared, disk| shared.failing_deliveries(disk, &listing)).await
+    }
+
+    async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.write(Size::ONE, move |batch| batch.record_delivery(id, delivery)).await
+    }
+}
+
+#[async_trait]
+impl Registry for SledStore {
+    async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
+        self.write(Size::change(1, value.len()), |batch| batch.put_setting(name, Some(value))).await
+    }
+
+    async fn delete(&self, name: String) -> Result<(), StoreError> {
+        self.write(Size::ONE, |batch| batch.put_setting(name, None)).await
+    }
+
+    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
         let settings = self.shared.settings.read();
         let named = settings.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
-        named.map(|(name, value)| (name.clone(), value.clone())).collect()
-    }
-
-    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
-        self.write(Size::change(1, 0), move |batch| {
-            batch.add_cost(day, model, sums);
-            Ok(())
-        })
-        .await
+        Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
@@ -290,69 +336,6 @@ impl JobStore for SledStore {
             Ok(entries)
         })
         .await
-    }
-
-    fn peek(&self, id: JobId) -> Option<Job> {
-        let index = self.shared.index.read();
-        index.get(index.seq(id)?).cloned()
-    }
-
-    fn newest_answer(&self, question: NonZeroU64) -> Option<Job> {
-        self.shared.index.read().newest_answer(question).cloned()
-    }
-
-    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.shared.keys.read().find(key, self.shared.key_time(now)).is_some()
-    }
-
-    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
-        let due = self.shared.deliveries.read().due(now, most);
-        let index = self.shared.index.read();
-        let due = due.into_iter().filter_map(|(seq, caller, host)| Some(Due { job: index.get(seq)?.id, caller, host }));
-        due.collect()
-    }
-
-    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
-        self.shared.deliveries.read().next_after(now)
-    }
-
-    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
-        self.write(Size::change(1, 0), move |batch| batch.resend(id, now)).await
-    }
-
-    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
-        self.read(move |shared, disk| shared.failing_deliveries(disk, &listing)).await
-    }
-
-    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
-        self.write(Size::change(1, 0), move |batch| batch.record_delivery(id, delivery)).await
-    }
-
-    fn spent(&self, day: Day) -> Sums {
-        self.shared.ledger.read().day(day)
-    }
-
-    fn ledger(&self, days: usize) -> Vec<DaySums> {
-        self.shared.ledger.read().newest(days)
-    }
-
-    fn subscribe(&self, feed: Arc<dyn Feed>) {
-        let _ = self.shared.feed.set(feed);
-        self.shared.reset_feed();
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.shared.trouble()
-    }
-
-    fn lost(&self) -> CancellationToken {
-        self.shared.lost.clone()
-    }
-
-    async fn close(&self) {
-        let writer = self.dismiss_writer();
-        // It has to finish what was accepted, which takes a moment.
-        let _ = tokio::task::spawn_blocking(move || writer.map(thread::JoinHandle::join)).await;
     }
 }
 

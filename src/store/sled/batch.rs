@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, delivery::Delivery},
-    store::{EndedCounts, StoreError},
+    store::{StoreError, Totals},
 };
 
 /// Sends the reply to a command, or the error with which the batch failed.
@@ -29,14 +29,18 @@ pub(super) struct Batch<'a> {
     pub(super) shared: &'a Shared,
     pub(super) disk: &'a Disk,
     pub(super) next_seq: &'a mut Seq,
+    pub(super) staged: Staged,
+}
+
+#[derive(Default)]
+pub(super) struct Staged {
     replies: Vec<Reply>,
     /// In order; none removes the job.
     changes: Vec<(Seq, Option<Arc<Job>>, Timestamp)>,
-    /// The newest state of every job that the batch touches.
-    staged: HashMap<Seq, Option<Arc<Job>>>,
-    /// The webhooks that the batch changes.
+    /// The newest state of every job touched.
+    jobs: HashMap<Seq, Option<Arc<Job>>>,
     deliveries: HashMap<Seq, Delivery>,
-    /// What to show before the jobs.
+    /// Before the jobs.
     effects: Vec<Effect>,
     /// Attempts that leave the history.
     pub(super) obsolete: Vec<(Seq, u32)>,
@@ -46,50 +50,28 @@ pub(super) struct Batch<'a> {
     pub(super) unfinished_inserts: Vec<Seq>,
     /// Keys of the jobs inserted.
     pub(super) keys: Keys,
-    /// What the attempts that end in this batch cost.
+    /// What the attempts that end cost, and the ledger's records with these entries.
     pub(super) entries: Vec<LedgerEntry>,
-    /// The ledger's records with these entries.
     records: Vec<LedgerRecord>,
     pub(super) removed: Vec<Seq>,
     /// Something was written besides jobs.
     pub(super) has_other_writes: bool,
 }
 
-impl<'a> Batch<'a> {
-    pub(super) fn new(shared: &'a Shared, disk: &'a Disk, next_seq: &'a mut Seq) -> Batch<'a> {
-        Batch {
-            shared,
-            disk,
-            next_seq,
-            replies: Vec::new(),
-            changes: Vec::new(),
-            staged: HashMap::new(),
-            deliveries: HashMap::new(),
-            effects: Vec::new(),
-            obsolete: Vec::new(),
-            shared_answers: (0, 0),
-            unfinished_inserts: Vec::new(),
-            keys: Keys::default(),
-            entries: Vec::new(),
-            records: Vec::new(),
-            removed: Vec::new(),
-            has_other_writes: false,
-        }
-    }
-
+impl Batch<'_> {
     pub(super) fn reply(&mut self, reply: impl FnOnce(Option<StoreError>) + 'static) {
-        self.replies.push(Box::new(reply));
+        self.staged.replies.push(Box::new(reply));
     }
 
     /// What to show to readers once the batch is durable.
     pub(super) fn show(&mut self, effect: impl FnOnce(&Shared) + 'static) {
-        self.effects.push(Box::new(effect));
+        self.staged.effects.push(Box::new(effect));
     }
 
     /// The job as the batch leaves it so far.
     pub(super) fn job(&self, id: JobId) -> Result<(Seq, Job), StoreError> {
         let index = self.shared.index.read();
-        let found = index.seq(id).and_then(|seq| match self.staged.get(&seq) {
+        let found = index.seq(id).and_then(|seq| match self.staged.jobs.get(&seq) {
             Some(staged) => Some((seq, Job::clone(staged.as_ref()?))),
             None => Some((seq, index.get(seq)?.clone())),
         });
@@ -98,23 +80,23 @@ impl<'a> Batch<'a> {
 
     /// The ids of the jobs staged.
     pub(super) fn staged_ids(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.staged.values().flatten().map(|job| job.id)
+        self.staged.jobs.values().flatten().map(|job| job.id)
     }
 
     pub(super) fn is_staged(&self, seq: Seq) -> bool {
-        self.staged.contains_key(&seq)
+        self.staged.jobs.contains_key(&seq)
     }
 
     /// Stages the new state of a job, or its removal.
     pub(super) fn stage(&mut self, seq: Seq, job: Option<Job>, now: Timestamp) {
         let job = job.map(Arc::new);
-        self.staged.insert(seq, job.clone());
-        self.changes.push((seq, job, now));
+        self.staged.jobs.insert(seq, job.clone());
+        self.staged.changes.push((seq, job, now));
     }
 
     /// The webhook of a job, unless it is settled.
     pub(super) fn open_delivery(&self, seq: Seq) -> Option<Delivery> {
-        self.deliveries.get(&seq).cloned().or_else(|| self.shared.deliveries.read().get(seq).cloned())
+        self.staged.deliveries.get(&seq).cloned().or_else(|| self.shared.deliveries.read().get(seq).cloned())
     }
 
     /// The webhook of a job, if it has one.
@@ -127,23 +109,23 @@ impl<'a> Batch<'a> {
 
     pub(super) fn set_delivery(&mut self, seq: Seq, delivery: Delivery) -> Result<(), StoreError> {
         self.disk.write_delivery(seq, &delivery)?;
-        self.deliveries.insert(seq, delivery);
+        self.staged.deliveries.insert(seq, delivery);
         Ok(())
     }
 
     /// Writes the metadata of all jobs touched, the commit point of their changes, and syncs.
     pub(super) fn write(&mut self) -> Result<(), StoreError> {
-        if self.changes.is_empty() && !self.has_other_writes {
+        if self.staged.changes.is_empty() && !self.staged.has_other_writes {
             return Ok(());
         }
         let (disk, shared) = (self.disk, self.shared);
-        let mut touched: Vec<Seq> = self.staged.keys().copied().collect();
+        let mut touched: Vec<Seq> = self.staged.jobs.keys().copied().collect();
         touched.sort_unstable();
         disk.begin(touched.clone(), &shared.index.read(), shared.clock.save())?;
         // Before the metadata: an entry whose metadata a crash cuts off will not count.
         self.write_ledger()?;
         for seq in &touched {
-            match &self.staged[seq] {
+            match &self.staged.jobs[seq] {
                 Some(job) => drop(disk.tree().insert(keys::metadata(*seq), encode(job)?)?),
                 None => {
                     disk.tree().remove(keys::metadata(*seq))?;
@@ -153,10 +135,10 @@ impl<'a> Batch<'a> {
             }
         }
         // After the metadata: until then the history may have to be as it was.
-        for (seq, number) in &self.obsolete {
+        for (seq, number) in &self.staged.obsolete {
             disk.remove_attempt(*seq, *number)?;
         }
-        for first in &self.unfinished_inserts {
+        for first in &self.staged.unfinished_inserts {
             disk.end_insert_all(*first)?;
         }
         let syncing = Instant::now();
@@ -166,15 +148,15 @@ impl<'a> Batch<'a> {
     }
 
     fn write_ledger(&mut self) -> Result<(), StoreError> {
-        if self.entries.is_empty() {
+        if self.staged.entries.is_empty() {
             return Ok(());
         }
         let ledger = self.shared.ledger.read();
-        self.records = ledger.records(&self.entries);
+        self.staged.records = ledger.records(&self.staged.entries);
         for key in ledger.surplus() {
             self.disk.tree().remove(key)?;
         }
-        for record in &self.records {
+        for record in &self.staged.records {
             self.disk.tree().insert(record.key(), record.encode()?)?;
         }
         Ok(())
@@ -183,56 +165,58 @@ impl<'a> Batch<'a> {
     /// Shows a durable batch to readers, announces its changes and sends its replies.
     pub(super) fn publish(mut self, started: Instant) {
         let shared = self.shared;
-        self.effects.drain(..).for_each(|effect| effect(shared));
-        if !self.changes.is_empty() {
+        self.staged.effects.drain(..).for_each(|effect| effect(shared));
+        if !self.staged.changes.is_empty() {
             let mut keys = shared.keys.write();
-            self.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.record(job));
+            self.staged.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.record(job));
         }
         // Before the jobs: who sees an attempt ended finds its cost.
-        if !self.records.is_empty() {
+        let has_spent = !self.staged.records.is_empty();
+        if has_spent {
             let mut ledger = shared.ledger.write();
             ledger.forget_surplus();
-            self.records.drain(..).for_each(|record| ledger.apply(record));
+            self.staged.records.drain(..).for_each(|record| ledger.apply(record));
         }
-        let ended = self.show_jobs();
-        if !self.changes.is_empty() {
+        self.show_jobs();
+        let has_jobs = !self.staged.changes.is_empty();
+        if has_jobs {
             shared.metrics.store_commits.inc();
             shared.metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
-            // Before the replies: a worker's way to Claude is longer than a reply's to its client.
-            if let Some(feed) = shared.feed.get() {
-                let changed: Vec<Arc<Job>> = self.changes.drain(..).filter_map(|(_, job, _)| job).collect();
-                feed.changed(&changed, ended);
-            }
         }
-        self.replies.into_iter().for_each(|reply| reply(None));
+        // Before the replies: a worker's way to Claude is longer than a reply's to its client.
+        if let Some(feed) = shared.feed.get().filter(|_| has_jobs || has_spent) {
+            let changed: Vec<Arc<Job>> = self.staged.changes.drain(..).filter_map(|(_, job, _)| job).collect();
+            let totals = Totals { ended: shared.index.read().ended(), spent: shared.ledger.read().spent() };
+            feed.changed(&changed, totals);
+        }
+        self.staged.replies.into_iter().for_each(|reply| reply(None));
     }
 
-    fn show_jobs(&mut self) -> EndedCounts {
-        if self.changes.is_empty() && self.deliveries.is_empty() {
-            return EndedCounts::default();
+    fn show_jobs(&mut self) {
+        if self.staged.changes.is_empty() && self.staged.deliveries.is_empty() {
+            return;
         }
         let mut index = self.shared.index.write();
         // With the jobs, never before: a message must not be due while its job has not ended.
         let mut deliveries = self.shared.deliveries.write();
-        for (seq, job, now) in &self.changes {
+        for (seq, job, now) in &self.staged.changes {
             index.replace(*seq, job.clone(), *now);
             if job.is_none() {
                 self.shared.cache.remove(*seq);
                 deliveries.replace(*seq, None);
             }
         }
-        for (seq, delivery) in self.deliveries.drain() {
+        for (seq, delivery) in self.staged.deliveries.drain() {
             // A job removed by the batch has no webhook any more.
             if let Some(caller) = index.get(seq).map(|job| job.caller) {
                 index.set_unnotified(seq, delivery.next_at().is_some());
                 deliveries.replace(seq, Some((caller, delivery)));
             }
         }
-        index.ended()
     }
 
     /// Replies to every command staged that the batch failed.
     pub(super) fn fail(self, fault: &StoreError) {
-        self.replies.into_iter().for_each(|reply| reply(Some(fault.clone())));
+        self.staged.replies.into_iter().for_each(|reply| reply(Some(fault.clone())));
     }
 }

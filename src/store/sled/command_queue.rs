@@ -28,12 +28,11 @@ pub(super) struct Size {
 }
 
 impl Size {
+    /// A change of one job that writes little.
+    pub(super) const ONE: Size = Size { is_insert: false, jobs: 1, bytes: 0 };
+
     pub(super) fn change(jobs: usize, bytes: usize) -> Size {
         Size { is_insert: false, jobs: jobs.max(1), bytes }
-    }
-
-    pub(super) fn insert(jobs: usize, bytes: usize) -> Size {
-        Size { is_insert: true, jobs: jobs.max(1), bytes }
     }
 }
 

@@ -194,14 +194,9 @@ impl Index {
     pub(super) fn prunable(&self, before: Timestamp, keep: usize, limit: usize, now: Timestamp) -> Vec<Seq> {
         let unnotified_surplus = self.unnotified.len().saturating_sub(keep.div_ceil(UNNOTIFIED_PART));
         let surplus = (self.finished.len() + self.unnotified.len() - unnotified_surplus).saturating_sub(keep);
-        let given_up = before.min(now.minus(delivery::KEPT_UNTOLD));
+        let given_up = before.min(now.minus(delivery::UNNOTIFIED_RETENTION));
         let notified = oldest(&self.finished, surplus, before);
         notified.chain(oldest(&self.unnotified, unnotified_surplus, given_up)).take(limit).collect()
-    }
-
-    #[cfg(test)]
-    pub(super) fn unnotified(&self) -> BTreeSet<Seq> {
-        self.unnotified.iter().map(|(_, seq)| *seq).collect()
     }
 
     /// The jobs that can meet the filter on one side of `from`, the nearest first: by its ids, or else its statuses, which
@@ -246,33 +241,6 @@ impl Index {
         // The job itself may have been removed meanwhile.
         let searched_to = self.jobs.range(seq..).next().map_or(newest, |(_, job)| job).created_at;
         Some(UnfinishedSearch { searched_to, percent })
-    }
-
-    /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
-    #[cfg(test)]
-    pub(super) fn assert_consistent(&self) {
-        let answers = self.answers.as_ref().map(|_| BTreeSet::new());
-        let mut rebuilt = Index { answers, ..Index::default() };
-        for (seq, job) in &self.jobs {
-            // A queued job stands in one of two lists, by the moment of the last promotion.
-            let waits = matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
-            rebuilt.replace(
-                *seq,
-                Some(Arc::clone(job)),
-                Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }),
-            );
-        }
-        self.unnotified.iter().for_each(|(_, seq)| rebuilt.set_unnotified(*seq, true));
-        let lists = |index: &Index| [&index.scheduled, &index.finished, &index.unnotified].map(Clone::clone);
-        assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
-        assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
-        let filled = |index: &Index| -> HashMap<JobStatus, BTreeSet<Seq>> {
-            let lists = index.by_status.iter().filter(|(_, list)| !list.is_empty());
-            lists.map(|(status, list)| (*status, list.clone())).collect()
-        };
-        assert_eq!(filled(self), filled(&rebuilt), "the lists by status disagree with the jobs");
-        assert_eq!(self.answers, rebuilt.answers, "the answers disagree with the jobs");
-        assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
     }
 }
 
@@ -333,11 +301,48 @@ impl ById {
     }
 }
 
-/// Each hashes with keys of its own, so what they hold is compared.
 #[cfg(test)]
-impl PartialEq for ById {
-    fn eq(&self, other: &ById) -> bool {
-        let sorted = |table: &ById| table.seqs.iter().copied().collect::<BTreeSet<Seq>>();
-        self.seqs.len() == other.seqs.len() && sorted(self) == sorted(other)
+mod tests {
+    use super::*;
+
+    impl Index {
+        pub(crate) fn unnotified(&self) -> BTreeSet<Seq> {
+            self.unnotified.iter().map(|(_, seq)| *seq).collect()
+        }
+
+        /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
+        pub(crate) fn assert_consistent(&self) {
+            let answers = self.answers.as_ref().map(|_| BTreeSet::new());
+            let mut rebuilt = Index { answers, ..Index::default() };
+            for (seq, job) in &self.jobs {
+                // A queued job stands in one of two lists, by the moment of the last promotion.
+                let waits =
+                    matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
+                rebuilt.replace(
+                    *seq,
+                    Some(Arc::clone(job)),
+                    Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }),
+                );
+            }
+            self.unnotified.iter().for_each(|(_, seq)| rebuilt.set_unnotified(*seq, true));
+            let lists = |index: &Index| [&index.scheduled, &index.finished, &index.unnotified].map(Clone::clone);
+            assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
+            assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
+            let filled = |index: &Index| -> HashMap<JobStatus, BTreeSet<Seq>> {
+                let lists = index.by_status.iter().filter(|(_, list)| !list.is_empty());
+                lists.map(|(status, list)| (*status, list.clone())).collect()
+            };
+            assert_eq!(filled(self), filled(&rebuilt), "the lists by status disagree with the jobs");
+            assert_eq!(self.answers, rebuilt.answers, "the answers disagree with the jobs");
+            assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
+        }
+    }
+
+    /// Each hashes with keys of its own, so what they hold is compared.
+    impl PartialEq for ById {
+        fn eq(&self, other: &ById) -> bool {
+            let sorted = |table: &ById| table.seqs.iter().copied().collect::<BTreeSet<Seq>>();
+            self.seqs.len() == other.seqs.len() && sorted(self) == sorted(other)
+        }
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     job::Attempt,
-    ledger::{ByModel, DAYS_KEPT, Day, DaySums, Sums, UNKNOWN_MODEL, total},
+    ledger::{ByModel, DAYS_KEPT, Day, DaySums, Spent, Sums, UNKNOWN_MODEL, total},
 };
 
 /// Most entries in a record: with [`MAX_MODELS`] it stays below what sled keeps in its one file.
@@ -162,8 +162,10 @@ impl LedgerDays {
         }
     }
 
-    pub(super) fn day(&self, day: Day) -> Sums {
-        total(self.days.get(&day).into_iter().flatten().flat_map(BTreeMap::values))
+    /// What the newest day cost.
+    pub(super) fn spent(&self) -> Spent {
+        let newest = self.days.last_key_value().map(|(day, records)| Spent { day: *day, sums: sum(records) });
+        newest.unwrap_or_default()
     }
 
     /// The newest days that have any sums, newest first.
@@ -211,6 +213,10 @@ impl LedgerRecord {
     }
 }
 
+fn sum(records: &[ByModel]) -> Sums {
+    total(records.iter().flat_map(BTreeMap::values))
+}
+
 fn merge(records: &[ByModel]) -> ByModel {
     let mut merged = ByModel::new();
     for (model, sums) in records.iter().flatten() {
@@ -227,6 +233,12 @@ mod tests {
         ledger::Risk,
         store::contract::{at, job, success},
     };
+
+    impl LedgerDays {
+        pub(crate) fn day(&self, day: Day) -> Sums {
+            sum(self.days.get(&day).map_or(&[], Vec::as_slice))
+        }
+    }
 
     fn entry(seq: Seq, day: u32, model: &str) -> LedgerEntry {
         let sums = Sums { calls: 1, nanodollars: 100, ..Sums::default() };

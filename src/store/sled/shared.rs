@@ -25,7 +25,7 @@ use crate::{
     clock::{Clock, Timestamp},
     job::{Job, JobId, JobRecord, JobRequest, delivery::Delivery},
     metrics::Metrics,
-    store::{Feed, StoreError},
+    store::{Feed, StoreError, Totals},
 };
 
 /// Why a store that was closed on purpose does nothing.
@@ -128,7 +128,7 @@ impl Shared {
                 let index = self.index.read();
                 (index.pending(), index.ended())
             };
-            feed.reset(pending, ended);
+            feed.reset(pending, Totals { ended, spent: self.ledger.read().spent() });
         }
     }
 

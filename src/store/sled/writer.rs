@@ -15,7 +15,7 @@ use std::{
 use tracing::{error, info, warn};
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Staged},
     command_queue::{CommandQueue, Request},
     error::Fault,
     keys::Seq,
@@ -87,7 +87,8 @@ impl Writer {
             requests.for_each(|request| request.fail(self.unavailable()));
             return false;
         };
-        let mut batch = Batch::new(&self.shared, &disk, &mut self.next_seq);
+        let (next_seq, staged) = (&mut self.next_seq, Staged::default());
+        let mut batch = Batch { shared: &self.shared, disk: &disk, next_seq, staged };
         // A panic inside sled must cost a batch, not the service.
         let written = catch_unwind(AssertUnwindSafe(|| {
             requests.by_ref().try_for_each(|request| request.stage(&mut batch))?;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A job to be added, with its records encoded, so that the writer need not do it.
-pub(in crate::store::sled) struct NewJob {
+pub(crate) struct NewJob {
     job: Job,
     request: Arc<JobRequest>,
     request_bytes: Vec<u8>,
@@ -20,7 +20,7 @@ pub(in crate::store::sled) struct NewJob {
 }
 
 impl NewJob {
-    pub(in crate::store::sled) fn from_records(records: Vec<JobRecord>) -> Result<Vec<NewJob>, StoreError> {
+    pub(crate) fn from_records(records: Vec<JobRecord>) -> Result<Vec<NewJob>, StoreError> {
         records.into_iter().map(NewJob::from_record).collect()
     }
 
@@ -33,14 +33,15 @@ impl NewJob {
         Ok(NewJob { job, request, request_bytes, attempts })
     }
 
-    pub(in crate::store::sled) fn size(all: &[NewJob]) -> Size {
+    pub(crate) fn size(all: &[NewJob]) -> Size {
         let attempts = |new: &NewJob| new.attempts.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
-        Size::insert(all.len(), all.iter().map(|new| new.request_bytes.len() + attempts(new)).sum())
+        let bytes = all.iter().map(|new| new.request_bytes.len() + attempts(new)).sum();
+        Size { is_insert: true, jobs: all.len().max(1), bytes }
     }
 }
 
 impl Batch<'_> {
-    pub(in crate::store::sled) fn insert_all(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>, StoreError> {
+    pub(crate) fn insert_all(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>, StoreError> {
         let known: Vec<Option<Known>> = all.iter().map(|new| self.known(&new.job)).collect();
         if known.iter().any(Option::is_some) {
             // One may be a job of this very batch: the reply is sent only once that is durable.
@@ -53,14 +54,14 @@ impl Batch<'_> {
         // The commit point of a single job is its metadata.
         if all.len() > 1 {
             self.disk.begin_insert_all(*self.next_seq, all.len())?;
-            self.unfinished_inserts.push(*self.next_seq);
+            self.staged.unfinished_inserts.push(*self.next_seq);
         }
         let insertions = vec![Insertion::Accepted; all.len()];
         all.into_iter().try_for_each(|new| self.insert(new, false))?;
         Ok(insertions)
     }
 
-    pub(in crate::store::sled) fn import(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>, StoreError> {
+    pub(crate) fn import(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>, StoreError> {
         // If an id comes twice, in two imports or in one, the first counts.
         let mut ids: HashSet<JobId> = self.staged_ids().collect();
         let mut insertions = Vec::with_capacity(all.len());
@@ -79,14 +80,14 @@ impl Batch<'_> {
     /// What the job's idempotency key, if it has one, stands for.
     fn known(&self, job: &Job) -> Option<Known> {
         let (key, now) = (job.idempotency.as_ref()?, self.shared.key_time(job.created_at));
-        self.keys.find(key, now).or_else(|| self.shared.keys.read().find(key, now))
+        self.staged.keys.find(key, now).or_else(|| self.shared.keys.read().find(key, now))
     }
 
     fn insert(&mut self, new: NewJob, is_import: bool) -> Result<(), StoreError> {
         let NewJob { job, request, request_bytes, attempts } = new;
         let seq = *self.next_seq;
         *self.next_seq += 1;
-        self.keys.record(&job);
+        self.staged.keys.record(&job);
         write_chunks(self.disk.tree(), &keys::request(seq), &request_bytes)?;
         for (number, attempt) in &attempts {
             write_chunks(self.disk.tree(), &keys::attempt(seq, *number), attempt)?;

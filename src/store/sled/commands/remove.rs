@@ -20,7 +20,7 @@ const MAX_REMOVED: usize = 2_048;
 const PRUNED_KEYS: usize = 1_024;
 
 impl Batch<'_> {
-    pub(in crate::store::sled) fn prune(
+    pub(crate) fn prune(
         &mut self,
         before: Timestamp,
         keep: usize,
@@ -32,7 +32,7 @@ impl Batch<'_> {
         for key in &expired {
             self.disk.tree().remove(keys::idempotency(key))?;
         }
-        self.has_other_writes |= !expired.is_empty();
+        self.staged.has_other_writes |= !expired.is_empty();
         let has_more = expired.len() >= PRUNED_KEYS;
         self.show(move |shared| {
             let mut keys = shared.keys.write();
@@ -42,7 +42,7 @@ impl Batch<'_> {
         Ok(if has_more { limit } else { removed })
     }
 
-    pub(in crate::store::sled) fn remove(&mut self, ids: &[JobId], now: Timestamp) -> Result<usize, StoreError> {
+    pub(crate) fn remove(&mut self, ids: &[JobId], now: Timestamp) -> Result<usize, StoreError> {
         let seqs: Vec<Seq> = {
             let index = self.shared.index.read();
             let is_final = |seq: &Seq| index.get(*seq).is_some_and(|job| job.state.is_final());
@@ -54,13 +54,13 @@ impl Batch<'_> {
     /// Stages the removal of jobs, as far as the batch has room and no other change of them. Their keys outlive them.
     fn remove_jobs(&mut self, mut seqs: Vec<Seq>, now: Timestamp) -> Result<usize, StoreError> {
         seqs.retain(|seq| !self.is_staged(*seq));
-        seqs.truncate(MAX_REMOVED.saturating_sub(self.removed.len()));
+        seqs.truncate(MAX_REMOVED.saturating_sub(self.staged.removed.len()));
         if seqs.is_empty() {
             return Ok(0);
         }
         self.save_keys(&seqs, now)?;
-        self.removed.extend_from_slice(&seqs);
-        let list: Vec<u8> = self.removed.iter().flat_map(|seq| seq.to_be_bytes()).collect();
+        self.staged.removed.extend_from_slice(&seqs);
+        let list: Vec<u8> = self.staged.removed.iter().flat_map(|seq| seq.to_be_bytes()).collect();
         self.disk.tree().insert(keys::PRUNING, list)?;
         seqs.iter().for_each(|seq| self.stage(*seq, None, now));
         Ok(seqs.len())

@@ -22,30 +22,20 @@ use crate::{
 const MAX_SHARED: usize = 512;
 
 impl Batch<'_> {
-    pub(in crate::store::sled) fn claim(
-        &mut self,
-        id: JobId,
-        claim: &JobEvent,
-        now: Timestamp,
-    ) -> Result<ClaimedJob, StoreError> {
+    pub(crate) fn claim(&mut self, id: JobId, claim: &JobEvent, now: Timestamp) -> Result<ClaimedJob, StoreError> {
         let (seq, job) = self.job(id)?;
         let request = self.shared.request(self.disk, seq, id)?;
         let request = request.ok_or(StoreError::Corrupt { id, reason: "its request is missing".to_owned() })?;
         Ok(ClaimedJob { job: self.apply(seq, &job, claim, now)?, request })
     }
 
-    pub(in crate::store::sled) fn transition(
-        &mut self,
-        id: JobId,
-        event: &JobEvent,
-        now: Timestamp,
-    ) -> Result<Job, StoreError> {
+    pub(crate) fn transition(&mut self, id: JobId, event: &JobEvent, now: Timestamp) -> Result<Job, StoreError> {
         let (seq, job) = self.job(id)?;
         self.apply(seq, &job, event, now)
     }
 
     /// Returns the job, and the followers that took its answer, as far as a batch has room for it.
-    pub(in crate::store::sled) fn succeed(
+    pub(crate) fn succeed(
         &mut self,
         id: JobId,
         attempt: u32,
@@ -57,13 +47,13 @@ impl Batch<'_> {
         let report = report.shared(id);
         let (size, share) = (answer_bytes(&report), JobEvent::Share { report: Arc::new(report) });
         for follower in followers {
-            let (count, bytes) = self.shared_answers;
+            let (count, bytes) = self.staged.shared_answers;
             if count == MAX_SHARED || bytes > MAX_BYTES {
                 break;
             }
             match self.transition(*follower, &share, now) {
                 Ok(job) => {
-                    self.shared_answers = (count + 1, bytes + size);
+                    self.staged.shared_answers = (count + 1, bytes + size);
                     jobs.push(job);
                 }
                 // It is not due, or ended a moment ago.
@@ -81,7 +71,7 @@ impl Batch<'_> {
             self.set_delivery(seq, delivery)?;
         }
         if let Some(attempt) = job.closed_attempt(event, now) {
-            self.entries.extend(LedgerEntry::from_attempt(seq, &attempt));
+            self.staged.entries.extend(LedgerEntry::from_attempt(seq, &attempt));
             let attempt = Arc::new(self.shorten_history(seq, job.id, attempt)?);
             let bytes = serde_json::to_vec(&attempt).map_err(Fault::from)?;
             write_chunks(self.disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
@@ -121,17 +111,17 @@ impl Batch<'_> {
             _ => attempt,
         };
         if attempt.folded > 0 {
-            self.obsolete.push((seq, before));
+            self.staged.obsolete.push((seq, before));
         } else if before as usize >= MAX_ATTEMPTS {
             let numbers = self.disk.attempts(seq)?;
             let surplus = (numbers.len() + 1).saturating_sub(MAX_ATTEMPTS);
-            self.obsolete.extend(numbers.into_iter().take(surplus).map(|number| (seq, number)));
+            self.staged.obsolete.extend(numbers.into_iter().take(surplus).map(|number| (seq, number)));
         }
         Ok(attempt)
     }
 }
 
 /// About how much an answer takes.
-pub(in crate::store::sled) fn answer_bytes(report: &AttemptReport) -> usize {
+pub(crate) fn answer_bytes(report: &AttemptReport) -> usize {
     report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl Batch<'_> {
-    pub(in crate::store::sled) fn resend(&mut self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+    pub(crate) fn resend(&mut self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
         let (seq, job) = self.job(id)?;
         if !job.state.is_final() {
             let wanted = "sent to its callback URL";
@@ -22,17 +22,17 @@ impl Batch<'_> {
                 Delivery::to(request.callback_url.as_deref().ok_or(StoreError::NotFound(id))?)
             }
         };
-        self.has_other_writes = true;
+        self.staged.has_other_writes = true;
         self.set_delivery(seq, delivery.resent(now))
     }
 
-    pub(in crate::store::sled) fn record_delivery(&mut self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+    pub(crate) fn record_delivery(&mut self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
         let Ok((seq, _)) = self.job(id) else { return Ok(()) };
         if let Some(current) = self.open_delivery(seq)
             && current.next_at().is_some()
             && current.is_same_round(&delivery)
         {
-            self.has_other_writes = true;
+            self.staged.has_other_writes = true;
             self.set_delivery(seq, delivery)?;
         }
         Ok(())
