@@ -71,8 +71,12 @@ impl FromRequestParts<Arc<Api>> for Id {
             Problem::new(INVALID_JOB_ID, detail)
         })?;
         // The handler answers an unknown id, in the same words.
-        if caller.scope < Scope::Admin && api.queue.is_of(id, caller.name.as_deref()) == Some(false) {
-            return Err(QueueError::NotFound(id).into());
+        if caller.scope < Scope::Admin {
+            match api.queue.is_of(id, caller.name.as_deref()).await {
+                Ok(true) | Err(QueueError::NotFound(_)) => {}
+                Ok(false) => return Err(QueueError::NotFound(id).into()),
+                Err(error) => return Err(error.into()),
+            }
         }
         let operator = (caller.scope == Scope::Admin).then(|| caller.actor().to_owned());
         let by = if operator.is_some() { caller::operator() } else { digest(&caller, address(parts, api)) };
