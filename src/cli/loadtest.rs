@@ -78,7 +78,7 @@ enum ClaimOrder {
      in time, in the order of the questions, with WORKERS calls at once (20 if unset).
      With --url: --capacity times the seconds of the load and of the last wait, or the number of
      waiting clients if that is less")]
-pub struct Loadtest {
+pub(super) struct Loadtest {
     /// Test this service instead of one started here. If it uses the real Claude, every question is billed
     #[arg(long, value_name = "URL")]
     url: Option<String>,
@@ -125,30 +125,28 @@ pub struct Loadtest {
 
     /// Settings of the service started here; it uses a temporary folder in DATA_DIR
     #[command(flatten)]
-    pub settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Loadtest {
-    pub fn run(mut self, port_is_set: bool) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(mut self, port_is_set: bool) -> anyhow::Result<ExitCode> {
         for file in [&self.json, &self.html].into_iter().flatten() {
             // Fail before the load, not after it.
             fs::File::create(file).with_context(|| format!("can't write {}", file.display()))?;
         }
         let _log = super::logging::start(&self.settings, true);
-        serve::runtime()?.block_on(async {
-            let mut signals = Signals::listen()?;
-            let own = match self.url {
-                Some(_) => None,
-                None => Some(Own::start(&mut self, port_is_set).await?),
-            };
-            let report = self.load(own.as_ref(), &mut signals).await?;
-            write!(std::io::stdout(), "{report}")?;
-            self.write(&report)?;
-            match own {
-                Some(own) => Ok(serve::stop(own.service.app, signals).await),
-                None => Ok(ExitCode::SUCCESS),
-            }
-        })
+        let mut signals = Signals::listen()?;
+        let own = match self.url {
+            Some(_) => None,
+            None => Some(Own::start(&mut self, port_is_set).await?),
+        };
+        let report = self.load(own.as_ref(), &mut signals).await?;
+        write!(std::io::stdout(), "{report}")?;
+        self.write(&report)?;
+        match own {
+            Some(own) => Ok(serve::stop(own.service.app, signals).await),
+            None => Ok(ExitCode::SUCCESS),
+        }
     }
 
     /// Submits the questions until all are answered or a signal arrives.
