@@ -2,7 +2,7 @@
 //! Content-Security-Policy keeps browsers from asking other hosts.
 //!
 //! The pages are a client of the API ([`api`]): they call it in process with the credential of the session. So only the
-//! API has validation, rights, limits and the audit log. The queue only stores the sessions. Reading works without
+//! API has validation, rights, limits and the audit log. The pages only store their sessions. Reading works without
 //! script; the script only keeps pages up to date. Templates escape the texts of users and of the model.
 //!
 //! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `login`: signing in and out
@@ -41,9 +41,8 @@ use axum::{
     routing::{get, post},
 };
 
-pub use self::pages::Shown;
-use self::{pages::Pages, session::Sessions, templates::Templates};
-use crate::queue::Queue;
+use self::{pages::Pages, templates::Templates};
+pub use self::{pages::Shown, session::Sessions};
 
 /// Largest form of a question: the largest that the API takes, with up to three bytes for each byte. The API refuses
 /// larger ones itself.
@@ -55,9 +54,9 @@ const MAX_ACTION_BYTES: usize = 64 << 10;
 /// Largest other form: a name, a token, a few numbers.
 const MAX_FORM_BYTES: usize = 4 << 10;
 
-/// The pages, over `api`; `queue` stores their sessions.
-pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
-    let pages = Arc::new(Pages { routes: api, templates: Templates::new(), sessions: Sessions::of(queue), shown });
+/// The pages, over `api`.
+pub fn router(api: Router, sessions: Sessions, shown: Shown) -> Router {
+    let pages = Arc::new(Pages { routes: api, templates: Templates::new(), sessions, shown });
     Router::new()
         .route("/", get(ask::form).post(ask::submit).layer(DefaultBodyLimit::max(MAX_QUESTION_BYTES)))
         .route("/docs", get(docs::show))
