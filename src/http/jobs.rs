@@ -182,7 +182,7 @@ pub(super) async fn delete(
     State(api): State<Arc<Api>>,
     Id { job: id, operator, .. }: Id,
 ) -> Result<StatusCode, Problem> {
-    api.queue.delete(id).await?;
+    api.operations.delete(id).await?;
     put_on_record(&api, operator.as_deref(), "delete", id, true).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -217,7 +217,7 @@ pub(super) async fn test(
         api.callbacks.check(&url).map_err(wrong)?;
         Ok(url)
     })?;
-    let charged = api.queue.charge(by);
+    let charged = api.operations.charge(by);
     api.show_quota(by);
     charged?;
     let busy = || Problem::new(SERVER_BUSY, "too many test webhooks are being sent; try again soon");
@@ -288,9 +288,9 @@ async fn failing(api: Arc<Api>, params: &Params, here: &Here, own: Option<String
         _ => None,
     })?;
     let filter = JobFilter { caller: own.or(caller), ..JobFilter::default() };
-    let (queue, memory) = (api.queue.clone(), api.memory.clone());
+    let (operations, memory) = (api.operations.clone(), api.memory.clone());
     let listing = Listing { filter, limit, cursor, ..Listing::default() };
-    let read = async move { Ok(queue.failing_webhooks(listing).await?) };
+    let read = async move { Ok(operations.failing_webhooks(listing).await?) };
     let make = move |page: JobPage| {
         let now = api.queue.now();
         let list = FailingWebhooks {
@@ -394,7 +394,7 @@ pub(super) async fn resend(
     State(api): State<Arc<Api>>,
     Id { job: id, operator, by, .. }: Id,
 ) -> Result<Response, Problem> {
-    let record = api.queue.resend_webhook(id, by).await;
+    let record = api.operations.resend_webhook(id, by).await;
     api.show_quota(by);
     let record = record?;
     put_on_record(&api, operator.as_deref(), "webhook_resend", id, true).await?;

@@ -11,7 +11,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{metrics::Metrics, queue::Queue};
+use crate::{metrics::Metrics, queue::WorkQueue};
 
 /// Looks so often: short enough that full load can't eat a floor of usual height in between.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ impl DiskWatch {
     }
 
     /// Looks at once, so that no submission comes before the first look.
-    pub async fn look(&self, queue: &Queue) {
+    pub async fn look(&self, queue: &WorkQueue) {
         let (folder, path) = (self.folder.clone(), self.folder.join(&self.name));
         // A look at a file system of another host may take its time.
         match tokio::task::spawn_blocking(move || (file_id(&path), space(folder))).await {
@@ -70,7 +70,7 @@ impl DiskWatch {
     }
 
     /// Looks every [`LOOK_INTERVAL`] until `closing` is cancelled.
-    pub async fn run(self, queue: Queue, closing: CancellationToken) {
+    pub async fn run(self, queue: WorkQueue, closing: CancellationToken) {
         let looks = async {
             loop {
                 tokio::time::sleep(LOOK_INTERVAL).await;
