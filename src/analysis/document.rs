@@ -31,34 +31,18 @@ pub struct Section {
     pub blocks: Vec<Block>,
 }
 
+/// `Headline` is the recommendation in a line, a `Note` a paragraph to be noticed, `Facts` are details of the recommendation,
+/// `Robustness` is that of the totals.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Block {
-    /// The recommendation in a line.
-    Headline {
-        text: String,
-        tone: Tone,
-    },
-    Paragraph {
-        text: String,
-    },
-    /// A paragraph to be noticed.
-    Note {
-        text: String,
-    },
-    /// Details of the recommendation.
-    Facts {
-        facts: Vec<Detail>,
-    },
+    Headline { text: String, tone: Tone },
+    Paragraph { text: String },
+    Note { text: String },
+    Facts { facts: Vec<Detail> },
     Item(Item),
     Table(ScoreTable),
-    /// How robust the totals are.
-    Robustness {
-        label: &'static str,
-        word: &'static str,
-        text: String,
-        tone: Tone,
-    },
+    Robustness { label: &'static str, word: &'static str, text: String, tone: Tone },
 }
 
 /// An item of a list.

@@ -63,11 +63,11 @@ pub enum DeliveryState {
     /// The job has not ended.
     #[default]
     Waiting,
-    /// To be sent.
-    Pending {
-        next_at: Timestamp,
-    },
+    /// To be sent, not before `next_at`.
+    Pending { next_at: Timestamp },
+    /// The receiver accepted the message.
     Delivered,
+    /// No try of a day succeeded.
     GivenUp,
     /// The receiver answered `410`: it gets no further message of this job.
     Disabled,
