@@ -37,13 +37,11 @@ pub enum ParseError {
     /// `path` is a field such as `options[1].pros`, or `.` for the whole object.
     #[error("the answer's JSON is not a decision memo: {message} (at `{path}`)")]
     WrongShape { path: String, message: String },
-    /// The right shape, but it can't be shown.
     #[error("the memo can't be shown: {}", .0.iter().map(|violation| violation.message.as_str()).collect::<Vec<_>>().join("; "))]
     Inconsistent(Vec<Violation>),
 }
 
 impl ParseError {
-    /// A stable name of the kind, such as `wrong_shape`.
     pub fn code(&self) -> &'static str {
         self.into()
     }

@@ -18,7 +18,6 @@ const MAX_VIOLATIONS: usize = 50;
 pub struct Violation {
     /// The top-level field whose repair would be enough; `None` if others depend on it.
     pub part: Option<&'static str>,
-    /// The path of the field and what is wrong with it.
     pub message: String,
 }
 
@@ -32,7 +31,6 @@ impl Violation {
     }
 }
 
-/// All that is wrong with `analysis`, at most [`MAX_VIOLATIONS`].
 pub(super) fn violations(analysis: &DecisionAnalysis) -> Vec<Violation> {
     let mut found = Vec::new();
     match analysis.kind {

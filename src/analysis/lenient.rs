@@ -16,7 +16,6 @@ pub(super) enum Repair {
     ControlCharacter,
     /// `True`, `None` and the like.
     Literal,
-    /// Full-width punctuation.
     Punctuation,
     /// Curly, full-width or single quotes around a text.
     QuoteCharacter,
@@ -67,7 +66,6 @@ pub(super) fn rewrite(text: &str) -> Option<Rewritten> {
             _ if quote(c).is_some() => scanner.string(c),
             _ if is_blank(c) => scanner.json.push(if c.is_ascii() { c } else { ' ' }),
             number @ ('-' | '+' | '.' | '0'..='9') => scanner.structural(c, number),
-            // The exponent of a number.
             'e' | 'E' if scanner.json.ends_with(|c: char| c.is_ascii_digit()) => scanner.json.push(c),
             _ => scanner.word(c)?,
         }

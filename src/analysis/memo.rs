@@ -129,7 +129,6 @@ fn sentence(robustness: &Robustness, analysis: &DecisionAnalysis, labels: Labels
     labels.fill(if falls { "robustness_score_falls" } else { "robustness_score_rises" }, &blanks)
 }
 
-/// A number with at most two places.
 fn number(value: f64) -> String {
     format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
