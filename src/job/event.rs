@@ -44,7 +44,6 @@ pub enum JobEvent {
     Requeue { run_at: Timestamp },
 }
 
-/// Why an event changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransitionError {
     /// The event speaks for an attempt that does not own the job (any more).
@@ -56,7 +55,6 @@ pub enum TransitionError {
 }
 
 impl JobEvent {
-    /// The attempt that has to own the job.
     pub(super) fn fence(&self) -> Option<u32> {
         match self {
             JobEvent::Extend { attempt, .. }

@@ -300,7 +300,6 @@ impl Job {
         matches!(self.state, JobState::Running { .. })
     }
 
-    /// How many attempts are history: the newest one is, unless it still runs.
     pub fn closed_attempts(&self) -> u32 {
         if self.is_running() { self.attempt.saturating_sub(1) } else { self.attempt }
     }
