@@ -129,7 +129,8 @@ impl App {
         let callbacks = parts::callbacks(settings);
         let secrets = secrets::webhook_secrets(settings, queue.clone())?;
         let webhooks =
-            Webhooks::new(queue.clone(), secrets, callbacks.clone(), settings.public_url.clone(), metrics.clone())?;
+            Webhooks::new(queue.clone(), secrets, callbacks.clone(), settings.public_url.clone(), metrics.clone())
+                .map_err(StartError::Webhooks)?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         recover(&queue).await.map_err(StartError::Recovery)?;
