@@ -4,6 +4,8 @@ use std::hash::Hasher;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
+use super::extract::members;
+
 /// The tag of exactly these bytes. 64 bits of SipHash are enough: a client that forges a tag deceives only itself.
 pub(super) fn of(body: &[u8]) -> HeaderValue {
     let mut hasher = std::hash::DefaultHasher::new();
@@ -15,13 +17,7 @@ pub(super) fn of(body: &[u8]) -> HeaderValue {
 /// Whether the client has the answer with this tag. Weak tags count too, because compressing proxies make tags weak.
 pub(super) fn is_known(asked: &HeaderMap, tag: &HeaderValue) -> bool {
     let Ok(tag) = tag.to_str() else { return false };
-    asked
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
+    members(asked, header::IF_NONE_MATCH).any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
 }
 
 #[cfg(test)]

@@ -18,7 +18,9 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 /// Pause between probes if several questions met the failure and only a person can end it.
 pub(super) const BLOCK_PAUSE: Duration = Duration::from_secs(30);
@@ -65,17 +67,23 @@ pub enum Ruling {
     Alone,
 }
 
-#[derive(Clone, Debug)]
+/// The closed gate.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Gate)]
 pub struct Closed {
     /// When it opens by itself; `None`: it is held until a call is answered.
+    #[serde(skip)]
     pub opens_at: Option<Instant>,
-    /// A stable snake_case word: what for.
+    /// Stable code of the reason.
     pub reason: &'static str,
-    /// What the upstream said.
+    /// Claude's message.
     pub detail: String,
+    #[serde(skip)]
     since: Instant,
+    #[serde(skip)]
     next_probe: Instant,
     /// Probes that failed.
+    #[serde(skip)]
     probes: u32,
 }
 
