@@ -22,7 +22,7 @@ mod verdict;
 pub mod warm_up;
 
 use self::{
-    plan::{Plan, Planner, failed},
+    plan::{Assignment, Plan, Planner, failed},
     verdict::{after_failure, after_refusal, code_of},
     warm_up::WarmUp,
 };
@@ -32,25 +32,37 @@ use crate::{
     claude::{
         Claude,
         error::{CallError, ErrorKind},
-        message::{Reply, StopReason, Usage},
+        message::{OnProgress, Reply, StopReason, Usage},
     },
     job::{AtRisk, AttemptReport, FailureClass, FailureCode, TokenUsage, disposition::Disposition},
 };
 
-/// Asks Claude. Cheap to clone.
+/// Makes attempts. Tests of the workers have their own.
+pub trait Analyst: Clone + Send + Sync + 'static {
+    /// Resolves the call of an attempt. The error is the report of an attempt that can't be made, now or later.
+    fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>>;
+
+    /// Makes one HTTP request. Dropping the future aborts it.
+    fn attempt(
+        &self,
+        plan: &Plan,
+        on_progress: OnProgress<'_>,
+    ) -> impl Future<Output = (Disposition, AttemptReport)> + Send;
+}
+
+/// Asks Claude.
 #[derive(Clone, Debug)]
 pub struct Agent {
     pub claude: Claude,
     pub planner: Planner,
 }
 
-impl Agent {
-    /// Makes one HTTP request. Dropping the future aborts it.
-    pub async fn attempt(
-        &self,
-        plan: &Plan,
-        on_progress: &(dyn Fn(Progress<'_>) + Send + Sync),
-    ) -> (Disposition, AttemptReport) {
+impl Analyst for Agent {
+    fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
+        self.planner.plan(assignment)
+    }
+
+    async fn attempt(&self, plan: &Plan, on_progress: OnProgress<'_>) -> (Disposition, AttemptReport) {
         let model = plan.model();
         let mut report = AttemptReport {
             asked_again_after: plan.asked_again_after,
@@ -81,7 +93,9 @@ impl Agent {
             }
         }
     }
+}
 
+impl Agent {
     /// Makes the call. The report says what it cost; its error, why the schema may not be compiled.
     pub async fn compile(&self, warm_up: &WarmUp) -> AttemptReport {
         let (call, model) = (&warm_up.call, warm_up.model());

@@ -20,11 +20,11 @@ use tracing::{error, info};
 pub use self::caller::{Caller, Scope};
 use self::jwt::Tokens;
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     config::placeholder::is_guessable,
     digest::sha256,
     job::caller::ADMIN_TOKEN,
-    queue::{Queue, QueueError},
+    registry::{Registry, Unavailable},
 };
 
 /// Prefix of keys, so that secret scanners can recognise them.
@@ -73,6 +73,8 @@ pub enum AuthError {
     IsAdminToken(String),
     #[error("API_KEYS: the name {0} is used twice; each key needs its own name")]
     Twice(String),
+    #[error("the stored API keys can't be read: {0}")]
+    Unavailable(#[from] Unavailable),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +93,7 @@ pub enum KeyError {
     #[error("the limit of {MAX_KEYS} keys is reached; revoke one that is no longer used")]
     TooMany,
     #[error(transparent)]
-    Queue(#[from] QueueError),
+    Unavailable(#[from] Unavailable),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,24 +122,24 @@ pub struct Auth {
     revocations: AtomicU64,
     tokens: Option<Tokens>,
     is_key_required: bool,
-    queue: Queue,
+    registry: Registry,
+    clock: Clock,
 }
 
 impl Auth {
-    pub fn new(
+    pub async fn load(
         admin_token: SecretString,
         api_keys: Option<&SecretString>,
         tokens: Option<Tokens>,
         is_key_required: bool,
-        queue: Queue,
+        registry: Registry,
+        clock: Clock,
     ) -> Result<Auth, AuthError> {
         let mut keys = of_settings(api_keys)?;
-        for (name, text) in queue.kept(SETTING) {
-            match serde_json::from_str::<Key>(&text) {
-                // The settings outrank the store, as they do everywhere.
-                Ok(key) if keys.iter().any(|known| known.name == key.name) => {}
-                Ok(key) => keys.push(key),
-                Err(error) => error!(name, %error, "failed to read a stored API key; it is not valid"),
+        for (_, key) in registry.load::<Key>(SETTING).await? {
+            // The settings outrank the store, as they do everywhere.
+            if !keys.iter().any(|known| known.name == key.name) {
+                keys.push(key);
             }
         }
         let admin = hash(admin_token.expose_secret().as_bytes());
@@ -151,7 +153,8 @@ impl Auth {
             revocations: AtomicU64::new(0),
             tokens,
             is_key_required,
-            queue,
+            registry,
+            clock,
         })
     }
 
@@ -213,7 +216,7 @@ impl Auth {
             name: name.to_owned(),
             scope,
             hash: hash(secret.as_bytes()),
-            created_at: Some(self.queue.now()),
+            created_at: Some(self.clock.now()),
             created_by: Some(by.to_owned()),
             revoked_at: None,
         };
@@ -238,7 +241,7 @@ impl Auth {
         if in_force.created_at.is_none() {
             return Err(KeyError::OfSettings(name.to_owned()));
         }
-        let key = Key { revoked_at: Some(self.queue.now()), ..in_force.clone() };
+        let key = Key { revoked_at: Some(self.clock.now()), ..in_force.clone() };
         // Before the store has it: the client may disconnect while the store writes.
         self.remember(key.clone());
         self.revocations.fetch_add(1, Ordering::Release);
@@ -256,15 +259,14 @@ impl Auth {
         let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| key.revoked_at.is_some()).collect();
         revoked.sort_by_key(|key| key.revoked_at);
         for key in &revoked[..revoked.len().saturating_sub(MAX_REVOKED)] {
-            self.queue.keep(format!("{SETTING}{}", key.name), None).await?;
+            self.registry.delete(format!("{SETTING}{}", key.name)).await?;
             self.keys.write().retain(|known| known.name != key.name);
         }
         Ok(())
     }
 
     async fn save(&self, key: &Key) -> Result<(), KeyError> {
-        let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
-        self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;
+        self.registry.put(format!("{SETTING}{}", key.name), key).await?;
         self.remember(key.clone());
         Ok(())
     }
@@ -352,16 +354,15 @@ pub(crate) fn is_name(name: &str) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use futures_util::FutureExt;
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
     use crate::{
-        clock::Clock,
         metrics::Metrics,
-        queue::Policy,
-        store::sled::{SledConfig, SledStore},
+        store::{
+            memory::MemoryStore,
+            sled::{SledConfig, SledStore},
+        },
     };
+    use futures_util::FutureExt;
 
     const KEY: &str = "0123456789abcdef";
 
@@ -421,8 +422,8 @@ mod tests {
         let path = folder.path().to_owned();
         let config = SledConfig { path, cache_bytes: 16 << 20, keep_answers: false };
         let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
-        let queue = Queue::new(store, clock, Policy::plain(), Metrics::new(), CancellationToken::new());
-        let auth = Auth::new("s3cret".into(), None, None, true, queue.clone()).unwrap();
+        let registry = Registry::new(store);
+        let auth = Auth::load("s3cret".into(), None, None, true, registry.clone(), clock.clone()).await.unwrap();
         let (_, key) = auth.create("ci", Scope::Analyze, ADMIN_TOKEN).await.unwrap();
         let header = format!("Bearer {}", key.expose_secret());
         assert!(auth.identify(Some(header.as_bytes())).is_ok());
@@ -430,24 +431,23 @@ mod tests {
         assert_eq!(auth.identify(Some(header.as_bytes())), Err(Refused::Wrong));
         // What the store was told before the next change is done before it.
         auth.create("other", Scope::Read, ADMIN_TOKEN).await.unwrap();
-        let again = Auth::new("s3cret".into(), None, None, true, queue).unwrap();
+        let again = Auth::load("s3cret".into(), None, None, true, registry, clock).await.unwrap();
         assert_eq!(again.identify(Some(header.as_bytes())), Err(Refused::Wrong));
     }
 
     #[tokio::test]
     async fn revoked_keys_take_no_place_of_others_and_the_oldest_are_forgotten() {
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
-        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
-        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
-        let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), CancellationToken::new());
-        let auth = Auth::new("s3cret".into(), None, None, true, queue.clone()).unwrap();
+        let registry = Registry::new(Arc::<MemoryStore>::default());
+        let open =
+            async || Auth::load("s3cret".into(), None, None, true, registry.clone(), clock.clone()).await.unwrap();
+        let auth = open().await;
         for n in 0..MAX_REVOKED + 2 {
             auth.create(&format!("key{n}"), Scope::Read, "ops").await.unwrap();
             auth.revoke(&format!("key{n}")).await.unwrap();
             clock.advance(std::time::Duration::from_millis(1));
         }
-        for auth in [auth, Auth::new("s3cret".into(), None, None, true, queue).unwrap()] {
+        for auth in [auth, open().await] {
             let names: Vec<String> = auth.keys().into_iter().map(|key| key.name).collect();
             assert_eq!(names.len(), MAX_REVOKED);
             assert!(!names.contains(&"key1".to_owned()) && names.contains(&"key2".to_owned()));

@@ -27,7 +27,11 @@ mod permit;
 pub mod reach;
 mod state;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -39,18 +43,22 @@ use utoipa::ToSchema;
 
 use self::{
     budget::{Budget, Status},
-    gate::{Admission, Block, Closed, Gate, Ruling},
-    model::{Model, Refusal},
+    gate::{Closed, Gate, Refusal, Ruling},
+    model::Model,
     reach::Unreachable,
     state::{Admitted, Inner, State, Waiting},
 };
 pub use self::{
     model::{PerMinute, Tokens},
-    permit::{BudgetShare, Permit, Room},
+    permit::{BudgetShare, Permit},
 };
 use crate::{
     config::values::RateCaps,
     digest::{Lane, ModelKey},
+    job::{
+        FailureCode,
+        disposition::{Scope, SharedFailure},
+    },
 };
 
 /// How often a used up budget is checked: the day may turn at any moment, as the wall clock can be set.
@@ -100,8 +108,8 @@ impl Limits {
     }
 
     /// A call of this question found no connection. Returns whether Claude counts as unreachable from now on.
-    pub fn connection_failed(&self, question: u64, reason: &'static str, detail: &str) -> bool {
-        self.0.reach.lock().failed(question, reason, detail, Instant::now())
+    pub fn connection_failed(&self, question: u64, code: FailureCode, detail: &str) -> bool {
+        self.0.reach.lock().failed(question, code, detail, Instant::now())
     }
 
     /// A call was answered, if only by an error. Returns whether Claude counted as unreachable until now.
@@ -149,27 +157,18 @@ impl Limits {
     fn take(&self, ready: &[Lane]) -> Result<Permit, Refusal> {
         let (inner, now, in_use) = (&self.0, Instant::now(), (self.0.in_use)());
         let mut state = inner.state.lock();
-        let is_account_probe = match state.account.admit(now) {
-            Admission::Open => false,
-            Admission::Probe => true,
-            Admission::Wait(wait) => return Err(Refusal::For(wait)),
-            Admission::Probing => return Err(Refusal::UntilChanged),
-        };
+        let is_account_probe = state.account.admit(now)?;
         // Another worker may have taken the last job.
         let ready = if ready.is_empty() { &[None][..] } else { ready };
-        let mut keys: Vec<ModelKey> = ready.iter().map(|lane| lane.unwrap_or(in_use)).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        let Admitted { mut models, is_ahead, mut refusal } = state.admit(&keys, is_account_probe, now);
+        let keys: BTreeSet<ModelKey> = ready.iter().map(|lane| lane.unwrap_or(in_use)).collect();
+        let Admitted { models, is_ahead, mut refusal } = state.admit(&keys, is_account_probe, now);
         if models.is_empty() {
             return Err(refusal);
         }
-        let share = match &inner.budget {
-            None => None,
-            Some(budget) => Some(budget.reserve().ok_or(Refusal::For(BUDGET_POLL))?),
-        };
+        let reserve = |budget: &Arc<Budget>| budget.reserve().ok_or(Refusal::For(BUDGET_POLL));
+        let reservation = inner.budget.as_ref().map(reserve).transpose()?;
         let mut reserved = Vec::with_capacity(models.len());
-        for (key, is_probe) in models.drain(..) {
+        for (key, is_probe) in models {
             match state.reserve(key, is_probe) {
                 Ok(one) => reserved.push(one),
                 Err(wait) => refusal = refusal.or(Refusal::For(wait)),
@@ -184,25 +183,27 @@ impl Limits {
         }
         let signal = is_ahead.then(|| {
             let (sender, signal) = oneshot::channel();
-            let key = reserved.first().map_or(in_use, |one| one.key);
-            state.model(key).ahead.push_back(sender);
+            state.model(reserved[0].key).ahead.push_back(sender);
             signal
         });
         drop(state);
         let has = |lane: &Lane| reserved.iter().any(|one| one.key == lane.unwrap_or(in_use));
-        let lanes = ready.iter().copied().filter(has).collect();
-        Ok(Permit::new(Arc::clone(inner), reserved, lanes, signal, is_account_probe, share))
+        Ok(Permit {
+            shared: Arc::clone(inner),
+            lanes: ready.iter().copied().filter(has).collect(),
+            reserved,
+            signal,
+            used: None,
+            bytes: None,
+            is_account_probe,
+            share: reservation.map(|one| BudgetShare { shared: Arc::clone(inner), reservation: Some(one) }),
+        })
     }
 
     /// Allows up to `most` more permits while as many calls are under way as may be. There are none for a model that is
     /// overloaded or whose gate is closed.
     pub fn claim_ahead(&self, most: usize) {
-        let mut state = self.0.state.lock();
-        let before = std::mem::replace(&mut state.most_ahead, most);
-        drop(state);
-        if most > before {
-            self.0.changed.notify_waiters();
-        }
+        self.change(|state| most > std::mem::replace(&mut state.most_ahead, most));
     }
 
     /// The limits in force for a lane: the upstream's, or the operator's cap if that is lower.
@@ -216,13 +217,13 @@ impl Limits {
 
     pub fn set_caps(&self, caps: RateCaps) {
         let in_use = (self.0.in_use)();
-        let mut state = self.0.state.lock();
-        // Creates the model, so that its new limits begin with nothing: the old ones may be used up.
-        state.model(in_use);
-        state.caps = caps;
-        state.models.values_mut().for_each(|model| model.set(caps));
-        drop(state);
-        self.0.changed.notify_waiters();
+        self.change(|state| {
+            // Creates the model, so that its new limits begin with nothing: the old ones may be used up.
+            state.model(in_use);
+            state.caps = caps;
+            state.models.values_mut().for_each(|model| model.set(caps));
+            true
+        });
     }
 
     /// Records the requests, input tokens and output tokens a minute that the head of an answer named. Its call began at
@@ -231,14 +232,12 @@ impl Limits {
         if limits.iter().all(Option::is_none) {
             return;
         }
-        let mut state = self.0.state.lock();
-        let known = state.named(model);
-        let was_known = known.is_known;
-        known.learn(limits, called_at);
-        drop(state);
-        if !was_known {
-            self.0.changed.notify_waiters();
-        }
+        self.change(|state| {
+            let known = state.named(model);
+            let was_known = known.is_known;
+            known.learn(limits, called_at);
+            !was_known
+        });
     }
 
     /// Fewer calls of a model at once, until it answers again.
@@ -272,35 +271,34 @@ impl Limits {
         self.0.state.lock().waiting > 0
     }
 
-    /// A call met a failure that may concern others. Closes the gate of `model`, or of the account, if enough different questions
-    /// met it.
-    pub fn block(&self, model: Option<&str>, block: &Block<'_>) -> Ruling {
-        let (mut state, now, random) = (self.0.state.lock(), Instant::now(), rand::random());
-        let ruling = match model {
-            Some(model) => state.named(model).gate.block(block, now, random),
-            None => state.account.block(block, now, random),
-        };
-        if ruling != Ruling::Alone {
-            match model {
-                Some(model) => state.named(model).ahead.clear(),
-                None => state.models.values_mut().for_each(|model| model.ahead.clear()),
+    /// A call of `model` met a failure that may concern others. Closes the gate of the model or of the account, if enough
+    /// different questions met it.
+    pub fn block(&self, model: &str, failure: &SharedFailure, question: u64, detail: &str) -> Ruling {
+        let (now, random) = (Instant::now(), rand::random());
+        let mut ruling = Ruling::Alone;
+        self.change(|state| {
+            let gate = match failure.scope {
+                Scope::Account => &mut state.account,
+                Scope::Model => &mut state.named(model).gate,
+            };
+            ruling = gate.block(failure, question, detail, now, random);
+            let is_closed = ruling != Ruling::Alone;
+            match failure.scope {
+                Scope::Account if is_closed => state.models.values_mut().for_each(|model| model.ahead.clear()),
+                Scope::Model if is_closed => state.named(model).ahead.clear(),
+                _ => {}
             }
-            drop(state);
-            self.0.changed.notify_waiters();
-        }
+            is_closed
+        });
         ruling
     }
 
     /// A call of `model` that began at `begun` is being answered. Returns whether that opened a gate.
     pub fn reached(&self, model: &str, question: u64, begun: Instant) -> bool {
-        let mut state = self.0.state.lock();
-        let account = state.account.answered(question, begun);
-        let has_opened = state.named(model).gate.answered(question, begun) || account;
-        drop(state);
-        if has_opened {
-            self.0.changed.notify_waiters();
-        }
-        has_opened
+        self.change(|state| {
+            let account = state.account.answered(question, begun);
+            state.named(model).gate.answered(question, begun) || account
+        })
     }
 
     pub fn budget(&self) -> Option<Status> {
@@ -328,6 +326,15 @@ impl Limits {
         let mut models: Vec<ModelLimits> = named.map(limits).collect();
         models.sort_unstable_by(|one, other| one.model.cmp(&other.model));
         models
+    }
+
+    /// Changes the state. Wakes the waiting callers if `change` returns true: more may be called than before.
+    fn change(&self, change: impl FnOnce(&mut State) -> bool) -> bool {
+        let wakes = change(&mut self.0.state.lock());
+        if wakes {
+            self.0.changed.notify_waiters();
+        }
+        wakes
     }
 
     fn with_model<T>(&self, lane: Lane, read: impl FnOnce(&Model, usize) -> T) -> T {

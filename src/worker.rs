@@ -1,12 +1,12 @@
-//! The pool of workers. Each: wait for a job → permit → claim → its turn to call → attempt → settle.
+//! The pool of workers. Each: wait for a job → permit → claim → permission to call → attempt → settle.
 //!
-//! - `pace`: how many jobs are claimed before a call ends, where a claim takes long beside a call
+//! - `prefetch`: how many jobs are claimed before a call ends, where a claim takes long compared with a call
 //!
-//! While an attempt runs, its worker extends the lease; a lost lease, a cancelled job and the time limit stop the
-//! attempt at once. A panic fails the attempt, not the worker. On shutdown a worker claims no more and finishes what
-//! it has; whoever runs the pool decides how long it may.
+//! While an attempt runs, its worker extends the lease. A lost lease, a cancelled job and the time limit stop the attempt at
+//! once. A panic fails the attempt, not the worker. On shutdown a worker claims no more and finishes its attempt; the caller
+//! decides how long that may take.
 
-mod pace;
+mod prefetch;
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -24,22 +24,15 @@ use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
-use self::pace::Pace;
+use self::prefetch::Prefetch;
 use crate::{
     agent::{
-        Agent, Progress,
+        Agent, Analyst, Progress,
         plan::{Assignment, Plan},
     },
     clock::Timestamp,
-    job::{
-        AttemptReport, FailureClass, FailureCode, JobRequest,
-        disposition::{Blocked, Disposition, Scope},
-    },
-    limits::{
-        self, Limits, Room, Tokens,
-        budget::Need,
-        gate::{Block, Ruling},
-    },
+    job::{AttemptReport, FailureClass, FailureCode, JobRequest, disposition::Disposition},
+    limits::{self, Limits, Tokens, budget::Room, gate::Ruling},
     metrics::{Metrics, kind},
     queue::{Claim, Lanes, Next, Permit, Queue, retry::failure_report},
     telemetry::Span,
@@ -51,64 +44,28 @@ const HEARTBEATS_PER_LEASE: u32 = 3;
 /// Pause after a claim that failed because the store is unavailable.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
-/// How much later than the client of Claude a worker gives an attempt up: the client knows what came of the answer, and
-/// what it cost.
+/// How much later than the client of Claude a worker gives an attempt up: the client knows what the answer cost.
 const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
 
-/// How much later than the next probe the job that closed the gate is tried again: the probe takes another.
+/// How much later than the next probe the job that closed the gate is tried again: the probe takes another job.
 const AFTER_PROBE: Duration = Duration::from_millis(250);
 
-/// Who makes an attempt. There is one, the [`Agent`]; tests have others.
-pub trait Analyst: Clone + Send + Sync + 'static {
-    /// Resolves the call of an attempt.
-    ///
-    /// # Errors
-    /// The report of an attempt that can't be made, now or later.
-    fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>>;
-
-    /// Makes the attempt. Dropping the future aborts it.
-    fn attempt(
-        &self,
-        plan: &Plan,
-        on_progress: &(dyn Fn(Progress<'_>) + Send + Sync),
-    ) -> impl Future<Output = (Disposition, AttemptReport)> + Send;
-}
-
-impl Analyst for Agent {
-    fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
-        self.planner.plan(assignment)
-    }
-
-    async fn attempt(
-        &self,
-        plan: &Plan,
-        on_progress: &(dyn Fn(Progress<'_>) + Send + Sync),
-    ) -> (Disposition, AttemptReport) {
-        Agent::attempt(self, plan, on_progress).await
-    }
-}
-
-/// What a worker works with.
 #[derive(Clone)]
 pub struct Worker<A = Agent> {
-    /// Where jobs come from and go to.
     pub queue: Queue,
-    /// Who may call when.
     pub limits: Limits,
-    /// Who makes the attempt.
     pub agent: A,
-    /// Where attempts are counted.
     pub metrics: Metrics,
     /// Cancelled: claim no more.
     pub closing: CancellationToken,
 }
 
 /// Whether the call of a claimed job may be made.
-enum Turn {
+enum Permission {
     Call,
-    /// It may not, and here is why.
-    GiveBack(FailureCode, &'static str),
-    /// It is not ours any more.
+    /// The job is queued again.
+    Release(FailureCode, &'static str),
+    /// The job belongs to another attempt.
     Lost,
 }
 
@@ -116,13 +73,13 @@ impl<A: Analyst> Worker<A> {
     /// Starts workers for at most `count` calls at once, which `tracker` follows to their end. They are twice as many, so
     /// that claims and settlements go on beside the calls; the limits see to it that the calls are not more.
     pub fn start_pool(&self, count: usize, tracker: &TaskTracker) {
-        let pace = Arc::new(Pace::default());
+        let prefetch = Arc::new(Prefetch::default());
         for _ in 0..2 * count {
-            tracker.spawn(self.clone().run(Arc::clone(&pace)));
+            tracker.spawn(self.clone().run(Arc::clone(&prefetch)));
         }
     }
 
-    async fn run(self, pace: Arc<Pace>) {
+    async fn run(self, prefetch: Arc<Prefetch>) {
         // Where a permit is left that was taken in this worker's absence, when it was handed a job.
         let taken: Arc<Mutex<Option<limits::Permit>>> = Arc::default();
         let permit: Permit = {
@@ -139,7 +96,7 @@ impl<A: Analyst> Worker<A> {
             let intent = match next {
                 Next::Claimed(claim) => {
                     // On the heap: most workers are idle and should cost little.
-                    Box::pin(self.attempt(&claim, taken, &pace)).await;
+                    Box::pin(self.attempt(&claim, taken, &prefetch)).await;
                     continue;
                 }
                 // Others need its permit, which is dropped here.
@@ -153,8 +110,8 @@ impl<A: Analyst> Worker<A> {
             // Never dropped half-way: a claim that the store has made durable must reach its worker.
             match self.queue.claim(intent, lanes).await {
                 Ok(Some(claim)) => {
-                    self.limits.claim_ahead(pace.claimed(begun.elapsed(), self.limits.calls_at_once(None)));
-                    Box::pin(self.attempt(&claim, Some(permit), &pace)).await;
+                    self.limits.claim_ahead(prefetch.claimed(begun.elapsed(), self.limits.calls_at_once(None)));
+                    Box::pin(self.attempt(&claim, Some(permit), &prefetch)).await;
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -166,20 +123,20 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Makes the attempt once it is its turn, or gives it back.
-    async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>, pace: &Pace) {
-        match self.turn(claim, permit.as_mut()).await {
-            Turn::Call => self.call(claim, permit, pace).await,
-            Turn::GiveBack(code, why) => {
+    /// Makes the attempt once its call may be made, or releases the job.
+    async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>, prefetch: &Prefetch) {
+        match self.permission(claim, permit.as_mut()).await {
+            Permission::Call => self.call(claim, permit, prefetch).await,
+            Permission::Release(code, why) => {
                 self.queue.settle(&claim.job, &Disposition::released(code), failure_report(code, why.to_owned())).await;
             }
-            Turn::Lost => info!(job.id = %claim.job.id, "no call was made: the attempt lost its lease"),
+            Permission::Lost => info!(job.id = %claim.job.id, "no call was made: the attempt lost its lease"),
         }
     }
 
     /// Waits until the call of a job that was claimed ahead may be made.
-    async fn turn(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Turn {
-        let granted = async {
+    async fn permission(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Permission {
+        let ready = async {
             match permit {
                 Some(permit) => permit.ready().await,
                 None => true,
@@ -187,25 +144,24 @@ impl<A: Analyst> Worker<A> {
         };
         tokio::select! {
             biased;
-            () = self.closing.cancelled() => Turn::GiveBack(FailureCode::Shutdown, "the service stopped before the call"),
-            () = claim.lost.cancelled() => Turn::Lost,
-            granted = granted => {
-                if !granted {
-                    let reason = self.limits.gate(claim.job.model).and_then(|closed| closed.reason.parse().ok());
-                    let code = reason.unwrap_or(FailureCode::Overloaded);
-                    Turn::GiveBack(code, "the queue was blocked before the call")
+            () = self.closing.cancelled() => Permission::Release(FailureCode::Shutdown, "the service stopped before the call"),
+            () = claim.lost.cancelled() => Permission::Lost,
+            is_allowed = ready => {
+                if !is_allowed {
+                    let code = self.limits.gate(claim.job.model).map_or(FailureCode::Overloaded, |closed| closed.code);
+                    Permission::Release(code, "the queue was blocked before the call")
                 } else if self.queue.paused().is_some() {
-                    Turn::GiveBack(FailureCode::Shutdown, "an operator paused the queue before the call")
+                    Permission::Release(FailureCode::Shutdown, "an operator paused the queue before the call")
                 } else {
-                    Turn::Call
+                    Permission::Call
                 }
             }
-            () = self.heartbeat(claim) => Turn::Lost,
+            () = self.heartbeat(claim) => Permission::Lost,
         }
     }
 
-    /// Resolves the call and makes it, or says why it can't be made.
-    async fn call(&self, claim: &Claim, mut permit: Option<limits::Permit>, pace: &Pace) {
+    /// Resolves the call and makes it, or settles why it can't be made.
+    async fn call(&self, claim: &Claim, mut permit: Option<limits::Permit>, prefetch: &Prefetch) {
         let plan = match self.agent.plan(assignment(claim, self.queue.now())) {
             Ok(plan) => plan,
             Err(report) => {
@@ -221,17 +177,23 @@ impl<A: Analyst> Worker<A> {
         }
         // Until the ledger has what the call cost.
         let _share = permit.as_mut().and_then(limits::Permit::budget_share);
-        // As a step of the trace of its question.
         let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
         span.note("job.id", claim.job.id.to_string());
         span.note("job.attempt", i64::from(claim.job.attempt));
-        span.scope(self.ask(claim, &plan, permit, &span, pace)).await;
+        span.scope(self.ask(claim, &plan, permit, &span, prefetch)).await;
     }
 
-    async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: Option<limits::Permit>, span: &Span, pace: &Pace) {
+    async fn ask(
+        &self,
+        claim: &Claim,
+        plan: &Plan,
+        mut permit: Option<limits::Permit>,
+        span: &Span,
+        prefetch: &Prefetch,
+    ) {
         let Claim { job, lost, draft, .. } = claim;
         if let Some(Err(not_now)) = permit.as_mut().map(|permit| permit.expect(plan.model(), plan.input_bytes)) {
-            let code = not_now.reason.and_then(|reason| reason.parse().ok()).unwrap_or(FailureCode::RateLimited);
+            let code = not_now.code.unwrap_or(FailureCode::RateLimited);
             let message = format!("the limits of {} allow no call at the moment", plan.model());
             let disposition = Disposition::Release { code, after: not_now.after, is_demoted: false };
             self.queue.settle(job, &disposition, failure_report(code, message)).await;
@@ -241,13 +203,13 @@ impl<A: Analyst> Worker<A> {
         let call = span.client(|| "chat".to_owned());
         let is_probe = permit.as_ref().is_some_and(limits::Permit::is_probe);
         let question = question(&claim.request);
-        let is_heard = AtomicBool::new(false);
+        let is_answered = AtomicBool::new(false);
         let on_progress = |progress: Progress<'_>| match progress {
             // From the head: the calls of other workers need not wait for the end of this one.
             Progress::Head(limits) => self.limits.learn(plan.model(), limits, started),
             Progress::Text(piece) => {
                 // From the first piece: an answer may take a minute, and a closed gate need not wait for its end.
-                if !is_heard.swap(true, Ordering::Relaxed) {
+                if !is_answered.swap(true, Ordering::Relaxed) {
                     self.reached(plan, question, started);
                 }
                 draft.push(piece);
@@ -274,48 +236,40 @@ impl<A: Analyst> Worker<A> {
             Some(Err(_)) => {
                 self.metrics.panics.inc();
                 error!(job.id = %job.id, attempt = job.attempt, "the attempt panicked");
-                let report = AttemptReport {
-                    may_have_been_billed: true,
-                    at_risk: Some(plan.at_risk),
-                    ..failure_report(FailureCode::Internal, "the attempt panicked; the log has the details".to_owned())
-                };
-                (retry(FailureCode::Internal), report)
+                unknown_end(plan, FailureCode::Internal, "the attempt panicked; the log has the details".to_owned())
             }
             Some(Ok(Err(_))) => {
                 let limit = plan.call.time_limit.as_secs();
                 let message = format!("the attempt did not end after its time limit of {limit} s");
-                let report = AttemptReport {
-                    may_have_been_billed: true,
-                    at_risk: Some(plan.at_risk),
-                    ..failure_report(FailureCode::Timeout, message)
-                };
-                (retry(FailureCode::Timeout), report)
+                unknown_end(plan, FailureCode::Timeout, message)
             }
         };
-        pace.called(started.elapsed());
-        tell(call, &report);
+        prefetch.called(started.elapsed());
+        describe(&call, &report);
+        drop(call);
         settle_permit(permit, started.elapsed(), Some(&report));
         self.log(claim, &report, started.elapsed(), is_probe);
         self.queue.settle(job, &disposition, report).await;
     }
 
-    /// What an attempt saw of Claude's load.
+    /// Records what the attempt shows of Claude's state.
     fn heed(&self, plan: &Plan, question: u64, started: Instant, report: &AttemptReport) {
-        // A page that comes with 200 is no answer of Claude's.
-        let is_page = report.error.as_ref().is_some_and(|error| error.code == FailureCode::MalformedResponse);
-        if report.error.is_none() || report.http_status == Some(200) && !is_page {
+        let code = report.error.as_ref().map(|error| error.code);
+        // A page that comes with 200 is not an answer of Claude's.
+        let is_page = code == Some(FailureCode::MalformedResponse);
+        if code.is_none() || report.http_status == Some(200) && !is_page {
             self.reached(plan, question, started);
         }
         let is_lost = |code| matches!(code, FailureCode::ConnectFailed | FailureCode::ConnectionLost);
         if let Some(error) = report.error.as_ref().filter(|error| is_lost(error.code)) {
-            if self.limits.connection_failed(question, error.code.into(), &error.message) {
+            if self.limits.connection_failed(question, error.code, &error.message) {
                 error!(detail = error.message, "Claude can't be reached: jobs are tried again until it can");
             }
         } else if report.http_status.is_some() && self.limits.connected() {
             info!("Claude can be reached again");
         }
-        match &report.error {
-            Some(error) if error.code == FailureCode::Overloaded => self.limits.overloaded(plan.model(), question),
+        match code {
+            Some(FailureCode::Overloaded) => self.limits.overloaded(plan.model(), question),
             None => self.limits.answered(plan.model()),
             Some(_) => {}
         }
@@ -328,7 +282,7 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Keeps the lease; returns when it is lost.
+    /// Extends the lease; returns when it is lost.
     async fn heartbeat(&self, claim: &Claim) {
         let mut beat = tokio::time::interval(self.queue.lease() / HEARTBEATS_PER_LEASE);
         beat.tick().await;
@@ -342,22 +296,19 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// What becomes of the job, now that the gate has decided whether a failure is everyone's.
+    /// What becomes of the job, once the gate has decided whether a failure concerns all.
     fn decide(&self, plan: &Plan, question: u64, disposition: Disposition, report: &AttemptReport) -> Disposition {
-        let Disposition::Block(Blocked { code, scope, signature, witnesses, opens_after, alone }) = disposition else {
-            return disposition;
-        };
+        let Disposition::Block { failure, alone } = disposition else { return disposition };
+        let code = failure.code;
         let detail = report.error.as_ref().map_or("", |error| error.message.as_str());
-        let reason = code.into();
-        let block = Block { reason, detail, signature, question, witnesses, opens_after };
-        let model = (scope == Scope::Model).then(|| plan.model());
-        match self.limits.block(model, &block) {
+        match self.limits.block(plan.model(), &failure, question, detail) {
             Ruling::Alone => *alone,
             Ruling::Closed { is_news, probe_in } => {
-                if is_news && opens_after.is_none() {
+                let needs_person = failure.opens_after.is_none();
+                if is_news && needs_person {
                     error!(reason = %code, detail, "Claude refuses every call: the queue is blocked until a call succeeds");
                 }
-                Disposition::Release { code, after: probe_in + AFTER_PROBE, is_demoted: opens_after.is_none() }
+                Disposition::Release { code, after: probe_in + AFTER_PROBE, is_demoted: needs_person }
             }
         }
     }
@@ -399,39 +350,40 @@ impl<A: Analyst> Worker<A> {
     }
 }
 
-/// Why the call can't be made, if so: the daily budget has no room.
+/// What becomes of the job if the daily budget has no room for its call.
 fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, AttemptReport)> {
-    let most = plan.at_risk;
-    let need = || Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars };
-    match permit.make_room(need) {
-        Room::Yes => None,
-        room @ (Room::NotNow | Room::TooLarge) => {
+    let room = permit.make_room(plan.at_risk);
+    let (disposition, code, message) = match room {
+        Room::Yes => return None,
+        Room::NotNow | Room::TooLarge => {
             let (code, is_demoted) = (FailureCode::BudgetReached, room == Room::TooLarge);
-            let message = "the rest of the daily budget may be too small for this call".to_owned();
             let disposition = Disposition::Release { code, after: Duration::ZERO, is_demoted };
-            Some((disposition, failure_report(code, message)))
+            (disposition, code, "the rest of the daily budget may be too small for this call")
         }
         Room::NoPrice => {
             let message = "no call was made: the price of its model is not known, so DAILY_BUDGET can't be applied; \
                 choose another model, or have the operator set MODEL_PRICES";
             let code = FailureCode::ModelUnpriced;
-            Some((Disposition::Fail { code }, failure_report(code, message.to_owned())))
+            (Disposition::Fail { code }, code, message)
         }
-    }
+    };
+    Some((disposition, failure_report(code, message.to_owned())))
 }
 
-/// A digest of what is asked, by which one question is told from another.
+/// The end of an attempt whose call may have been billed.
+fn unknown_end(plan: &Plan, code: FailureCode, message: String) -> (Disposition, AttemptReport) {
+    let report = failure_report(code, message);
+    let report = AttemptReport { may_have_been_billed: true, at_risk: Some(plan.at_risk), ..report };
+    (Disposition::Retry { code, class: FailureClass::Other, after: None }, report)
+}
+
+/// A digest of what is asked, to tell questions apart.
 fn question(request: &JobRequest) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&request.query, &request.context, &request.options).hash(&mut hasher);
     hasher.finish()
 }
 
-fn retry(code: FailureCode) -> Disposition {
-    Disposition::Retry { code, class: FailureClass::Other, after: None }
-}
-
-/// What is to be done about a claimed job.
 fn assignment(claim: &Claim, now: Timestamp) -> Assignment<'_> {
     Assignment {
         request: &claim.request,
@@ -442,9 +394,9 @@ fn assignment(claim: &Claim, now: Timestamp) -> Assignment<'_> {
     }
 }
 
-/// Ends the step of the call in the job's trace, by the conventions for generative AI:
+/// Describes the call in the job's trace, by the conventions for generative AI:
 /// <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
-fn tell(call: Span, report: &AttemptReport) {
+fn describe(call: &Span, report: &AttemptReport) {
     call.note("gen_ai.operation.name", "chat");
     call.note("gen_ai.provider.name", "anthropic");
     if let Some(model) = &report.model {
@@ -458,15 +410,14 @@ fn tell(call: Span, report: &AttemptReport) {
         call.note("error.type", error.code.to_string());
         call.fail(&error.message);
     }
-    drop(call);
 }
 
-/// Tells the limits what a call needed, as far as that is known (no report: the attempt was stopped).
+/// Settles the limits with what the call needed, as far as that is known. Without a report the attempt was stopped.
 fn settle_permit(permit: Option<limits::Permit>, took: Duration, report: Option<&AttemptReport>) {
     let Some(permit) = permit else { return };
     let code = report.and_then(|report| report.error.as_ref()).map(|error| error.code);
     if code == Some(FailureCode::ConnectFailed) {
-        // Dropped, as nothing was sent.
+        // Nothing was sent, so the permit is dropped unused.
         return;
     }
     let fits = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
@@ -475,12 +426,9 @@ fn settle_permit(permit: Option<limits::Permit>, took: Duration, report: Option<
         input: fits(usage.input_tokens.saturating_add(usage.cache_creation_input_tokens)),
         output: fits(usage.output_tokens),
     });
-    let turned_away = report.is_some_and(|report| report.http_status.is_some_and(|status| status != 200));
-    let used = used.or_else(|| turned_away.then(Tokens::default));
-    match code {
-        None if report.is_some() => permit.settle(took, used),
-        _ => permit.settle_failed(used),
-    }
+    let was_refused = report.is_some_and(|report| report.http_status.is_some_and(|status| status != 200));
+    let used = used.or_else(|| was_refused.then(Tokens::default));
+    if report.is_some() && code.is_none() { permit.settle(took, used) } else { permit.settle_failed(used) }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::{
     claude::error::{CallError, DEFAULT_RETRY_AFTER, ErrorKind, Fault},
     job::{
         FailureClass, FailureCode,
-        disposition::{Blocked, Disposition, Scope},
+        disposition::{Disposition, Scope, SharedFailure},
     },
 };
 
@@ -33,10 +33,10 @@ pub(super) fn after_failure(models: &Models, plan: &Plan, error: &CallError) -> 
     match error.fault() {
         Fault::Passing => after_passing(models, plan, error),
         Fault::Limit => {
-            let wait = error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER);
-            let alone = Box::new(Disposition::Retry { code, class: FailureClass::Suspect, after: Some(wait) });
-            let (scope, signature, opens_after) = (Scope::Model, signature(code), Some(wait));
-            Disposition::Block(Blocked { code, scope, signature, witnesses: 1, opens_after, alone })
+            let opens_after = Some(error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER));
+            let alone = Disposition::Retry { code, class: FailureClass::Suspect, after: opens_after };
+            let (scope, signature) = (Scope::Model, signature(code));
+            blocked(SharedFailure { code, scope, signature, witnesses: 1, opens_after }, alone)
         }
         Fault::Account => block(error, code, Scope::Account),
         Fault::Model if plan.is_of_caller => after_a_callers_model(error, code),
@@ -114,21 +114,19 @@ fn after_a_bad_request(models: &Models, plan: &Plan, error: &CallError, code: Fa
     if error.kind == ErrorKind::TooLarge || error.fault() != error.kind.fault() || plan.is_of_caller {
         return fail;
     }
-    Disposition::Block(Blocked {
-        code,
-        scope: Scope::Model,
-        signature: signature(letters(&error.message)),
-        witnesses: BREAKER_WITNESSES,
-        opens_after: None,
-        alone: Box::new(fail),
-    })
+    let (scope, signature) = (Scope::Model, signature(letters(&error.message)));
+    blocked(SharedFailure { code, scope, signature, witnesses: BREAKER_WITNESSES, opens_after: None }, fail)
 }
 
 /// Every call would fail alike until a person acts. A page that is not the API's may be the fault of one question.
 fn block(error: &CallError, code: FailureCode, scope: Scope) -> Disposition {
     let witnesses = if error.is_certain { 1 } else { DOUBTFUL_WITNESSES };
-    let alone = Box::new(set_aside(error, code));
-    Disposition::Block(Blocked { code, scope, signature: signature(code), witnesses, opens_after: None, alone })
+    let failure = SharedFailure { code, scope, signature: signature(code), witnesses, opens_after: None };
+    blocked(failure, set_aside(error, code))
+}
+
+fn blocked(failure: SharedFailure, alone: Disposition) -> Disposition {
+    Disposition::Block { failure, alone: Box::new(alone) }
 }
 
 fn set_aside(error: &CallError, code: FailureCode) -> Disposition {

@@ -23,14 +23,14 @@ use crate::{
     digest::ModelKey,
     http,
     job::{IdempotencyKey, JobRequest, Owner, callback::Callbacks},
-    ledger::dollars,
+    ledger::{Spending, dollars},
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
         budget::{Budget, Need},
     },
     prompts::Prompts,
     queue::{Policy, retry::RetryBounds},
-    store::{JobStore, sled::SledConfig},
+    store::sled::SledConfig,
 };
 
 const STORE_FOLDER: &str = "queue";
@@ -219,28 +219,21 @@ pub(super) fn budget(
     settings: &Settings,
     planner: &Planner,
     clock: &Clock,
-    store: &Arc<dyn JobStore>,
+    spending: Spending,
 ) -> Result<Option<Budget>, StartError> {
     let Some(daily) = settings.daily_budget else { return Ok(None) };
     if let Some(model) = planner.unpriced_model().filter(|_| daily.cost.is_some()) {
         return Err(StartError::NoPrice { model: model.to_owned() });
     }
     let shortest = planner.at_risk(Assignment::of(&JobRequest::default(), clock.now()));
-    let usual = Need {
-        tokens: shortest.input_tokens.saturating_add(shortest.output_tokens),
-        nanodollars: shortest.nanodollars,
-    };
+    let usual = Need::from(shortest);
     let check = |given: Option<u64>, need: u64, in_words: fn(u64) -> String| match given {
         Some(given) if given < need => Err(StartError::BudgetTooSmall { given: in_words(given), need: in_words(need) }),
         _ => Ok(()),
     };
     check(daily.tokens, usual.tokens, |tokens| format!("{tokens} tokens"))?;
     check(daily.cost.map(|cost| cost.0), usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
-    let spent = {
-        let store = Arc::clone(store);
-        Arc::new(move |day| store.spent(day))
-    };
-    Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
+    Ok(Some(Budget::new(daily, usual, clock.clone(), spending)))
 }
 
 #[cfg(test)]

@@ -15,12 +15,10 @@ use super::{
     problem::{FieldError, INTERNAL, Problem},
 };
 use crate::{
+    audit::AuditAction,
     job::Cursor,
     ledger::dollars,
-    queue::{
-        audit::AuditAction,
-        bulk::{Action, Bulk, Outcome, Trial},
-    },
+    queue::bulk::{Action, Bulk, Outcome, Trial},
 };
 
 /// How long one request works. One more step may follow, and the answer must be sent within 30 s.
@@ -149,8 +147,8 @@ async fn dry_run(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
 }
 
 async fn apply(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
-    let entry = api.queue.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
-    let Outcome { matched, changed, next } = api.queue.act(bulk, &entry).await?;
+    let entry = api.audit.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
+    let Outcome { matched, changed, next } = api.queue.act(bulk, (&api.audit, &entry)).await?;
     Ok(ActionReport::new(bulk.action, matched, Some(changed), next))
 }
 

@@ -42,17 +42,7 @@ const LISTING: &[&str] =
     &["export_jobs", "list_audit", "list_failing_webhooks", "list_jobs", "list_own_failing_webhooks", "list_own_jobs"];
 
 /// Operations with a scope that do not need the store.
-const IN_MEMORY: &[&str] = &[
-    "get_callers_webhook_secret",
-    "get_history",
-    "get_limits",
-    "get_stats",
-    "get_usage",
-    "get_webhook_secret",
-    "list_keys",
-    "list_prompts",
-    "test_webhook",
-];
+const IN_MEMORY: &[&str] = &["get_history", "get_limits", "get_stats", "list_keys", "list_prompts", "test_webhook"];
 
 /// The document before its routes.
 #[derive(OpenApi)]

@@ -16,6 +16,7 @@ use super::{
     problem::{FORBIDDEN, FieldError, INVALID_JOB_ID, INVALID_PARAMETER, Problem, UNAUTHORIZED},
 };
 use crate::{
+    audit::AuditAction,
     auth::{Auth, Caller, Refused, Scope},
     config::values::Network,
     job::{
@@ -23,7 +24,8 @@ use crate::{
         caller::{self, ADMIN_TOKEN},
     },
     metrics::ReasonLabel,
-    queue::{QueueError, audit::AuditAction},
+    queue::QueueError,
+    registry::Unavailable,
 };
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -61,11 +63,11 @@ impl Access {
 impl Id {
     /// Writes an operator's action on the job to the audit log, with whether it changed the job. Actions of callers on
     /// their own jobs are not logged.
-    pub(super) async fn record(&self, api: &Api, action: &str, changed: bool) -> Result<(), QueueError> {
+    pub(super) async fn record(&self, api: &Api, action: &str, changed: bool) -> Result<(), Unavailable> {
         if let Some(actor) = &self.operator {
             let detail = self.job.to_string();
             let action = AuditAction { actor, action, detail: Some(&detail) };
-            api.queue.record(action, Some(usize::from(changed))).await?;
+            api.audit.record(action, Some(usize::from(changed))).await?;
         }
         Ok(())
     }
@@ -83,8 +85,12 @@ impl FromRequestParts<Arc<Api>> for Id {
             Problem::new(INVALID_JOB_ID, detail)
         })?;
         // The handler answers an unknown id, in the same words.
-        if caller.scope < Scope::Admin && api.queue.is_of(id, caller.name.as_deref()) == Some(false) {
-            return Err(QueueError::NotFound(id).into());
+        if caller.scope < Scope::Admin {
+            match api.queue.is_of(id, caller.name.as_deref()).await {
+                Ok(true) | Err(QueueError::NotFound(_)) => {}
+                Ok(false) => return Err(QueueError::NotFound(id).into()),
+                Err(error) => return Err(error.into()),
+            }
         }
         let operator = (caller.scope == Scope::Admin).then(|| caller.actor().to_owned());
         let by = if operator.is_some() { caller::operator() } else { digest(&caller, address(parts, api)) };
@@ -306,8 +312,8 @@ pub(super) struct Admin {
 }
 
 impl Admin {
-    pub(super) async fn record(&self, api: &Api, action: &str, detail: Option<&str>) -> Result<(), QueueError> {
-        api.queue.record(AuditAction { actor: &self.actor, action, detail }, None).await.map(drop)
+    pub(super) async fn record(&self, api: &Api, action: &str, detail: Option<&str>) -> Result<(), Unavailable> {
+        api.audit.record(AuditAction { actor: &self.actor, action, detail }, None).await.map(drop)
     }
 }
 

@@ -92,11 +92,11 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     }
     let gate = api.limits.gate(None).map(|closed| {
         let until = closed.opens_in(Instant::now()).map(|opens_in| api.queue.now().plus(opens_in));
-        Reason { field: "claude", code: closed.reason, message: closed.detail, until }
+        Reason { field: "claude", code: closed.code.into(), message: closed.detail, until }
     });
     let unreachable = api.limits.unreachable().map(|calls| Reason {
         field: "claude",
-        code: calls.reason,
+        code: calls.code.into(),
         message: format!("{} calls in a row found no connection: {}", calls.failures, calls.detail),
         until: None,
     });
@@ -193,8 +193,7 @@ fn spending(api: &Api) {
     let used = budget.iter().flat_map(Status::lines).map(|line| line.used()).fold(0.0, f64::max);
     metrics.budget_used.set(used);
     metrics.budget_warning.set(i64::from(budget.is_some_and(|budget| budget.is_nearly_used())));
-    let held = api.limits.gate(None).filter(|closed| closed.opens_at.is_none()).map(|closed| closed.reason);
-    let reached: &str = FailureCode::BudgetReached.into();
+    let held = api.limits.gate(None).filter(|closed| closed.opens_at.is_none()).map(|closed| closed.code);
     for code in [
         FailureCode::AuthenticationFailed,
         FailureCode::BillingFailed,
@@ -205,8 +204,8 @@ fn spending(api: &Api) {
         FailureCode::MalformedResponse,
         FailureCode::BudgetReached,
     ] {
-        let name: &'static str = code.into();
-        let is_held = held == Some(name) || (name == reached && budget.is_some_and(|budget| budget.is_reached));
-        metrics.held.get_or_create(&kind(name)).set(i64::from(is_held));
+        let is_reached = code == FailureCode::BudgetReached && budget.is_some_and(|budget| budget.is_reached);
+        let is_held = held == Some(code) || is_reached;
+        metrics.held.get_or_create(&kind(code.into())).set(i64::from(is_held));
     }
 }

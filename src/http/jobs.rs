@@ -122,7 +122,7 @@ pub(super) async fn get(
     )
 )]
 pub(super) async fn cancel(State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
-    let was_pending = api.queue.peek(id.job).is_some_and(|job| !job.state.is_final());
+    let was_pending = api.queue.find(id.job).await.is_ok_and(|job| !job.state.is_final());
     let record = api.queue.cancel(id.job).await?;
     id.record(&api, "cancel", was_pending).await?;
     Ok(api.respond(StatusCode::OK, &record))
@@ -180,7 +180,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, id: Id) -> Result<Status
     )
 )]
 pub(super) async fn reparse(_: Admin, State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
-    let had_failed = api.queue.peek(id.job).is_some_and(|job| matches!(job.state, JobState::Failed { .. }));
+    let had_failed = api.queue.find(id.job).await.is_ok_and(|job| matches!(job.state, JobState::Failed { .. }));
     let read = |text: &str| analysis::read_memo(text).map(|memo| (memo.json, memo.repaired));
     let record = api.queue.reparse(id.job, read).await?;
     id.record(&api, "reparse", had_failed).await?;

@@ -152,7 +152,7 @@ impl From<KeyError> for Problem {
             KeyError::Exists(_) | KeyError::OfSettings(_) | KeyError::TooMany => Problem::new(CONFLICT, detail),
             KeyError::NotFound(_) => Problem::new(KEY_NOT_FOUND, detail),
             KeyError::BadName => Problem::listing(VALIDATION_FAILED, vec![FieldError::new("name", detail)]),
-            KeyError::Queue(error) => error.into(),
+            KeyError::Unavailable(error) => error.into(),
         }
     }
 }

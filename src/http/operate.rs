@@ -17,10 +17,11 @@ use super::{
 };
 use crate::{
     agent::models::Known,
+    audit::Entry,
     clock::Timestamp,
     job::{JobFilter, JobStatus, Listing, Order, StatusCounts},
     metrics::kind,
-    queue::{Pause, audit::Entry},
+    queue::Pause,
 };
 
 /// State of the service.
@@ -162,7 +163,7 @@ pub(super) async fn audit(
     let wrong = |_| "is not a next_cursor of this route; start without a cursor".to_owned();
     let before = params.last("cursor", |value| value.parse().map_err(wrong));
     params.end()?;
-    let mut entries = api.queue.audit(before, limit + 1).await?;
+    let mut entries = api.audit.read(before, limit + 1).await?;
     let is_more = entries.len() > limit;
     entries.truncate(limit);
     let next_cursor = entries.last().filter(|_| is_more).map(|entry| entry.id);

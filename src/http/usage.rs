@@ -15,6 +15,7 @@ use crate::{
     clock::Timestamp,
     ledger::{DAYS_KEPT, Day, DaySums, Sums, dollars, total},
     limits::budget::{Line, Status},
+    queue::QueueError,
 };
 
 /// Default number of days.
@@ -148,7 +149,7 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, mut params: Param
         today: Day::of(api.queue.now()).to_string(),
         spent_today: SumsView::from(api.queue.spent_today()),
         budget: api.limits.budget().map(BudgetView::from),
-        days: api.queue.ledger(days).into_iter().map(DayView::from).collect(),
+        days: api.ledger.days(days).await.map_err(QueueError::from)?.into_iter().map(DayView::from).collect(),
     }))
 }
 

@@ -19,9 +19,9 @@ use super::{
     view::{Include, JobView},
 };
 use crate::{
+    audit::AuditAction,
     clock::Timestamp,
     job::{JobFilter, JobPage, Listing},
-    queue::audit::AuditAction,
     webhook::{
         Tested,
         secrets::{CallerSecrets, RotationError},
@@ -126,7 +126,7 @@ pub(super) async fn secret(owner: SecretOwner, State(api): State<Arc<Api>>) -> R
             "the setting WEBHOOK_SECRET signs the webhooks of all callers; ask the operator of the service for it";
         return Err(Problem::new(CONFLICT, detail));
     }
-    let found = secrets.of(owner.name.as_deref());
+    let found = secrets.of(owner.name.as_deref()).await?;
     Ok(Json(WebhookSecret::new(owner.name, &found)))
 }
 
@@ -271,7 +271,7 @@ pub(super) async fn callers_secret(
 ) -> Result<Json<WebhookSecret>, Problem> {
     let caller = params.last("caller", caller_name);
     params.end()?;
-    let secrets = api.webhooks.secrets().of(caller.as_deref());
+    let secrets = api.webhooks.secrets().of(caller.as_deref()).await?;
     Ok(Json(WebhookSecret::new(caller, &secrets)))
 }
 
@@ -312,7 +312,7 @@ async fn replace(
     let rotated = api.webhooks.secrets().rotate(caller.as_deref(), overlap).await?;
     if let Some(actor) = operator {
         let detail = Some(caller.as_deref().unwrap_or("callers without a name"));
-        api.queue.record(AuditAction { actor, action: "webhook_secret_rotate", detail }, None).await?;
+        api.audit.record(AuditAction { actor, action: "webhook_secret_rotate", detail }, None).await?;
     }
     Ok(Json(WebhookSecret::new(caller, &rotated)))
 }
@@ -343,7 +343,7 @@ impl From<RotationError> for Problem {
         let detail = error.to_string();
         match error {
             RotationError::OfSetting | RotationError::TooMany { .. } => Problem::new(CONFLICT, detail),
-            RotationError::Queue(error) => error.into(),
+            RotationError::Unavailable(error) => error.into(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FailureClass, FailureCode};
+use super::attempt::{FailureClass, FailureCode};
 
 /// What becomes of a job after an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,54 +11,45 @@ pub enum Disposition {
     Succeed,
     /// Another attempt may succeed, as often as the class allows.
     Retry {
-        /// Why.
         code: FailureCode,
-        /// What the failure counts as.
         class: FailureClass,
         /// The upstream's own wish, which outranks the backoff.
         after: Option<Duration>,
     },
     /// The attempt spent nothing and does not count: the job is queued again.
     Release {
-        /// Why.
         code: FailureCode,
-        /// Not before so much time has passed.
         after: Duration,
         /// It lets all jobs that are queued by then go first: it may be the only one that fails.
         is_demoted: bool,
     },
     /// Every attempt would fail alike.
-    Fail {
-        /// Why.
-        code: FailureCode,
-    },
+    Fail { code: FailureCode },
     /// Other calls may fail alike: the gate decides whether they do.
-    Block(Blocked),
+    Block {
+        failure: SharedFailure,
+        /// What becomes of the job while too few others have met it.
+        alone: Box<Disposition>,
+    },
 }
 
 /// A failure that other calls may meet too.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocked {
-    /// Why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedFailure {
     pub code: FailureCode,
-    /// Which other calls.
     pub scope: Scope,
     /// The same for failures that count as one.
     pub signature: u64,
-    /// How many different questions must meet it before it counts as everyone's.
+    /// How many different questions must have met it since the last answer before it counts as everyone's.
     pub witnesses: usize,
     /// It ends by itself after so long; `None`: a person must act.
     pub opens_after: Option<Duration>,
-    /// What becomes of the job while too few others have met it.
-    pub alone: Box<Disposition>,
 }
 
 /// Which calls a failure concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of the account.
     Account,
-    /// Those of the model.
     Model,
 }
 

@@ -16,7 +16,8 @@ use tracing::{info, warn};
 use crate::{
     clock::{Clock, Timestamp},
     config::values::DailyBudget,
-    ledger::{Day, Sums, dollars},
+    job::AtRisk,
+    ledger::{Day, Spending, dollars},
 };
 
 /// A warning is logged from this part of a budget on.
@@ -38,6 +39,12 @@ pub struct Need {
     pub nanodollars: Option<u64>,
 }
 
+impl From<AtRisk> for Need {
+    fn from(most: AtRisk) -> Need {
+        Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars }
+    }
+}
+
 impl Need {
     fn is_large_beside(self, usual: Need) -> bool {
         let is_large = |need: u64, usual: u64| need.saturating_mul(100) > usual.saturating_mul(LARGE_PERCENT);
@@ -45,21 +52,25 @@ impl Need {
     }
 }
 
-/// What waits where a call does not fit into what is left.
+/// Whether the daily budget has room for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PutOff {
-    Call,
-    Queue,
+pub enum Room {
+    /// It is reserved.
+    Yes,
+    /// The next permit will be for a call of this size.
+    NotNow,
+    /// Smaller calls may fit.
+    TooLarge,
+    /// Money is bounded, and the model has no price.
+    NoPrice,
 }
-
-pub type Spent = Arc<dyn Fn(Day) -> Sums + Send + Sync>;
 
 pub struct Budget {
     daily: DailyBudget,
     /// What a call needs at most, as long as nothing is known of it.
     usual: Need,
     clock: Clock,
-    spent: Spent,
+    spending: Spending,
     state: Mutex<State>,
 }
 
@@ -78,7 +89,7 @@ struct Amount {
     nanodollars: u64,
 }
 
-/// Part of the budget, kept for a call until it is dropped.
+/// Part of the budget, reserved for a call until it is dropped.
 pub(super) struct Reservation {
     budget: Arc<Budget>,
     amount: Amount,
@@ -151,8 +162,8 @@ impl fmt::Display for Status {
 }
 
 impl Budget {
-    pub fn new(daily: DailyBudget, usual: Need, clock: Clock, spent: Spent) -> Budget {
-        Budget { daily, usual, clock, spent, state: Mutex::default() }
+    pub fn new(daily: DailyBudget, usual: Need, clock: Clock, spending: Spending) -> Budget {
+        Budget { daily, usual, clock, spending, state: Mutex::default() }
     }
 
     pub fn status(&self) -> Status {
@@ -162,7 +173,7 @@ impl Budget {
     fn status_with(&self, state: &State) -> Status {
         let now = self.clock.now();
         let day = Day::of(now);
-        let spent = (self.spent)(day);
+        let spent = self.spending.on(day);
         let line = |limit: Option<u64>, spent, reserved| limit.map(|limit| Line { limit, spent, reserved });
         let mut status = Status {
             tokens: line(self.daily.tokens, spent.most_tokens(), state.reserved.tokens),
@@ -218,14 +229,12 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Whether money is bounded, so that a call must have a price.
-    pub(super) fn needs_price(&self) -> bool {
-        self.budget.daily.cost.is_some()
-    }
-
     /// Changes it to the need of the call. If that does not fit, a large call is put off alone. Otherwise the queue is put off,
     /// and the next reservation will be of this need.
-    pub(super) fn adjust(&mut self, need: Need) -> Result<(), PutOff> {
+    pub(super) fn adjust(&mut self, need: Need) -> Room {
+        if need.nanodollars.is_none() && self.budget.daily.cost.is_some() {
+            return Room::NoPrice;
+        }
         let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
         self.amount = Amount::default();
@@ -233,13 +242,13 @@ impl Reservation {
             state.next = None;
             self.amount = Amount::of(need);
             state.reserved.add(self.amount);
-            return Ok(());
+            return Room::Yes;
         }
         if need.is_large_beside(self.budget.usual) {
-            return Err(PutOff::Call);
+            return Room::TooLarge;
         }
         state.next = Some((need, Instant::now()));
-        Err(PutOff::Queue)
+        Room::NotNow
     }
 }
 
@@ -276,7 +285,10 @@ impl Amount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::values::Nanodollars, ledger::Risk};
+    use crate::{
+        config::values::Nanodollars,
+        ledger::{Risk, Spent, Sums},
+    };
 
     /// The moment at which these tests begin.
     fn start() -> Timestamp {
@@ -287,18 +299,14 @@ mod tests {
     struct Desk {
         budget: Arc<Budget>,
         clock: Clock,
-        spent: Arc<Mutex<Sums>>,
+        spending: Spending,
     }
 
     fn desk(daily: DailyBudget, usual: Need) -> Desk {
         let clock = Clock::manual(start());
-        let spent = Arc::new(Mutex::new(Sums::default()));
-        let read = {
-            let spent = Arc::clone(&spent);
-            move |day| if day == Day::of(start()) { *spent.lock() } else { Sums::default() }
-        };
-        let budget = Arc::new(Budget::new(daily, usual, clock.clone(), Arc::new(read)));
-        Desk { budget, clock, spent }
+        let spending = Spending::default();
+        let budget = Arc::new(Budget::new(daily, usual, clock.clone(), spending.clone()));
+        Desk { budget, clock, spending }
     }
 
     fn tokens(tokens: u64) -> Need {
@@ -310,7 +318,10 @@ mod tests {
     }
 
     fn spend(desk: &Desk, tokens: u64) {
-        desk.spent.lock().tokens.output_tokens += tokens;
+        let day = Day::of(start());
+        let mut sums = desk.spending.on(day);
+        sums.tokens.output_tokens += tokens;
+        desk.spending.set(Spent { day, sums });
     }
 
     #[test]
@@ -345,7 +356,7 @@ mod tests {
     async fn a_call_that_was_put_off_and_never_comes_again_holds_others_for_a_minute_only() {
         let desk = of_tokens(100, 10);
         spend(&desk, 89);
-        assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(12)), Err(PutOff::Queue));
+        assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(12)), Room::NotNow);
         assert!(desk.budget.reserve().is_none() && desk.budget.status().is_reached);
         tokio::time::advance(PUT_OFF_FOR).await;
         assert!(desk.budget.reserve().is_some() && !desk.budget.status().is_reached);
@@ -355,27 +366,27 @@ mod tests {
     fn a_call_too_large_for_what_is_left_is_put_off_alone_and_smaller_ones_go_on() {
         let desk = of_tokens(100, 10);
         let mut first = desk.budget.reserve().unwrap();
-        assert_eq!(first.adjust(tokens(60)), Ok(()));
+        assert_eq!(first.adjust(tokens(60)), Room::Yes);
         let mut second = desk.budget.reserve().unwrap();
-        assert_eq!(second.adjust(tokens(50)), Err(PutOff::Call), "50 beside 60 are too many");
+        assert_eq!(second.adjust(tokens(50)), Room::TooLarge, "50 beside 60 are too many");
         drop(second);
         let small = desk.budget.reserve();
         assert!(small.is_some() && !desk.budget.status().is_reached);
         drop((first, small));
         let mut again = desk.budget.reserve().unwrap();
-        assert_eq!(again.adjust(tokens(50)), Ok(()));
+        assert_eq!(again.adjust(tokens(50)), Room::Yes);
     }
 
     #[test]
     fn a_call_larger_than_the_whole_budget_is_made_alone_on_a_fresh_day() {
         let desk = of_tokens(100, 10);
         let mut large = desk.budget.reserve().unwrap();
-        assert_eq!(large.adjust(tokens(500)), Ok(()));
+        assert_eq!(large.adjust(tokens(500)), Room::Yes);
         assert!(desk.budget.reserve().is_none(), "alone");
         drop(large);
         spend(&desk, 1);
         let mut large = desk.budget.reserve().unwrap();
-        assert_eq!(large.adjust(tokens(500)), Err(PutOff::Call), "not on a day that has begun");
+        assert_eq!(large.adjust(tokens(500)), Room::TooLarge, "not on a day that has begun");
     }
 
     #[test]
@@ -383,9 +394,10 @@ mod tests {
         let daily = DailyBudget { tokens: Some(1_000_000), cost: Some(Nanodollars(100)) };
         let usual = Need { tokens: 1, nanodollars: Some(10) };
         let desk = desk(daily, usual);
-        assert!(desk.budget.reserve().unwrap().needs_price());
+        assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(1)), Room::NoPrice);
         let at_risk = Risk { nanodollars: 45, ..Risk::default() };
-        *desk.spent.lock() = Sums { nanodollars: 46, at_risk, ..Sums::default() };
+        let sums = Sums { nanodollars: 46, at_risk, ..Sums::default() };
+        desk.spending.set(Spent { day: Day::of(start()), sums });
         let status = desk.budget.status();
         assert!(status.is_reached && status.is_nearly_used());
         assert_eq!(status.to_string(), "0 of 1000000 tokens and 0.00 of 0.00 US dollars");

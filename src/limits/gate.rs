@@ -22,6 +22,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
+use crate::job::{FailureCode, disposition::SharedFailure};
+
 /// Pause between probes if several questions met the failure and only a person can end it.
 pub(super) const BLOCK_PAUSE: Duration = Duration::from_secs(30);
 
@@ -31,32 +33,14 @@ const FIRST_PROBE: Duration = Duration::from_secs(1);
 /// The random part of a closing, so that callers of one account do not all come back at once.
 const JITTER: f64 = 0.1;
 
-/// Most failures since the last answer that are remembered: more than any block needs.
+/// Most failures since the last answer that are remembered: more than any failure needs.
 const MAX_MET: usize = 64;
 
 /// Most questions that are remembered as proved wrong, the newest.
 const MAX_DISPROVED: usize = 256;
 
-/// A failure that every call may meet.
-#[derive(Clone, Copy, Debug)]
-pub struct Block<'a> {
-    /// A stable snake_case word: what for.
-    pub reason: &'static str,
-    /// What the upstream said.
-    pub detail: &'a str,
-    /// The same for failures that count as one.
-    pub signature: u64,
-    /// The question that met it.
-    pub question: u64,
-    /// How many different questions must have met it since the last answer.
-    pub witnesses: usize,
-    /// It ends by itself after so long; `None`: a person must act.
-    pub opens_after: Option<Duration>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ruling {
-    /// The gate is closed.
     Closed {
         /// It was open, or closed for another reason.
         is_news: bool,
@@ -71,11 +55,13 @@ pub enum Ruling {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Gate)]
 pub struct Closed {
-    /// When it opens by itself; `None`: it is held until a call is answered.
+    /// When it opens by itself; `None`: it is closed until a call is answered.
     #[serde(skip)]
     pub opens_at: Option<Instant>,
     /// Stable code of the reason.
-    pub reason: &'static str,
+    #[serde(rename = "reason")]
+    #[schema(value_type = String)]
+    pub code: FailureCode,
     /// Claude's message.
     pub detail: String,
     #[serde(skip)]
@@ -88,21 +74,32 @@ pub struct Closed {
 }
 
 impl Closed {
-    /// How long until it opens by itself; none if a call must be answered first.
     pub fn opens_in(&self, now: Instant) -> Option<Duration> {
         self.opens_at.map(|at| at.saturating_duration_since(now))
     }
 }
 
+/// Why no call may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    Open,
-    /// As a probe: see [`Gate::begin_probe`].
-    Probe,
-    /// Not before so long.
-    Wait(Duration),
-    /// Not before the probe under way has ended.
-    Probing,
+pub(super) enum Refusal {
+    /// A limit or the gate, for so long.
+    For(Duration),
+    /// A limit or the gate, until something changes.
+    UntilChanged,
+    /// As many calls are under way as may be.
+    Busy,
+}
+
+impl Refusal {
+    /// Of two lanes: the first to end. A busy lane is not a limit that keeps a caller waiting.
+    pub(super) fn or(self, other: Refusal) -> Refusal {
+        match (self, other) {
+            (Refusal::For(one), Refusal::For(other)) => Refusal::For(one.min(other)),
+            (Refusal::For(wait), _) | (_, Refusal::For(wait)) => Refusal::For(wait),
+            (Refusal::Busy, _) | (_, Refusal::Busy) => Refusal::Busy,
+            (Refusal::UntilChanged, Refusal::UntilChanged) => Refusal::UntilChanged,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -116,13 +113,15 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn admit(&mut self, now: Instant) -> Admission {
-        let Some(closed) = self.closed(now) else { return Admission::Open };
-        let (opens_at, next_probe) = (closed.opens_at, closed.next_probe);
-        match () {
-            () if self.is_probing => opens_at.map_or(Admission::Probing, |at| Admission::Wait(at - now)),
-            () if next_probe <= now => Admission::Probe,
-            () => Admission::Wait(next_probe - now),
+    /// Allows a call; true if it is a probe: see [`Gate::begin_probe`].
+    pub(super) fn admit(&mut self, now: Instant) -> Result<bool, Refusal> {
+        let is_probing = self.is_probing;
+        let Some(closed) = self.closed(now) else { return Ok(false) };
+        match closed.opens_at {
+            Some(at) if is_probing => Err(Refusal::For(at - now)),
+            None if is_probing => Err(Refusal::UntilChanged),
+            _ if closed.next_probe <= now => Ok(true),
+            _ => Err(Refusal::For(closed.next_probe - now)),
         }
     }
 
@@ -145,23 +144,31 @@ impl Gate {
     }
 
     /// A call met a failure that may concern all. `random` in 0..1 is the jitter.
-    pub(super) fn block(&mut self, block: &Block<'_>, now: Instant, random: f64) -> Ruling {
-        let witness = (block.signature, block.question);
+    pub(super) fn block(
+        &mut self,
+        failure: &SharedFailure,
+        question: u64,
+        detail: &str,
+        now: Instant,
+        random: f64,
+    ) -> Ruling {
+        let witness = (failure.signature, question);
         if !self.met.contains(&witness) {
             if self.met.len() == MAX_MET {
                 self.met.remove(0);
             }
             self.met.push(witness);
         }
-        let met_by = self.met.iter().filter(|(signature, _)| *signature == block.signature).count();
-        let is_disproved = self.disproved.contains(&block.question);
-        let needed = if is_disproved { block.witnesses.max(2) } else { block.witnesses };
+        let met_by = self.met.iter().filter(|(signature, _)| *signature == failure.signature).count();
+        let is_disproved = self.disproved.contains(&question);
+        let needed = if is_disproved { failure.witnesses.max(2) } else { failure.witnesses };
         if met_by < needed {
             return Ruling::Alone;
         }
-        let probes = self.closed(now).map_or(0, |closed| closed.probes + 1);
+        let before = self.closed(now).cloned();
+        let probes = before.as_ref().map_or(0, |closed| closed.probes + 1);
         let stretch = 1.0 + JITTER * random;
-        let opens_at = block.opens_after.map(|time| now + time.mul_f64(stretch));
+        let opens_at = failure.opens_after.map(|time| now + time.mul_f64(stretch));
         let pause = match opens_at {
             _ if met_by == 1 => FIRST_PROBE,
             Some(at) => at - now,
@@ -169,22 +176,25 @@ impl Gate {
             None => BLOCK_PAUSE.mul_f64(stretch),
         };
         let next_probe = opens_at.map_or(now + pause, |at| at.min(now + pause));
-        let is_news = self.closed.as_ref().is_none_or(|closed| closed.reason != block.reason);
-        match (&mut self.closed, opens_at) {
+        let is_news = before.as_ref().is_none_or(|closed| closed.code != failure.code);
+        let closed = match before {
             // A limit ends nothing that a person must end, and a shorter one no longer one.
-            (Some(closed), Some(_)) if closed.opens_at.is_none_or(|at| Some(at) > opens_at) => {
+            Some(closed) if opens_at.is_some() && closed.opens_at.is_none_or(|at| Some(at) > opens_at) => {
                 let at = closed.opens_at.filter(|_| met_by > 1).unwrap_or(next_probe);
-                closed.next_probe = closed.next_probe.max(at);
-                closed.probes = probes;
+                Closed { next_probe: closed.next_probe.max(at), probes, ..closed }
             }
-            _ => {
-                let since = self.closed.as_ref().map_or(now, |closed| closed.since);
-                let (reason, detail) = (block.reason, block.detail.to_owned());
-                self.closed = Some(Closed { opens_at, reason, detail, since, next_probe, probes });
-            }
-        }
-        let ends_at = self.closed.as_ref().map_or(next_probe, |closed| closed.opens_at.unwrap_or(closed.next_probe));
-        Ruling::Closed { is_news, probe_in: ends_at.saturating_duration_since(now) }
+            before => Closed {
+                opens_at,
+                code: failure.code,
+                detail: detail.to_owned(),
+                since: before.map_or(now, |closed| closed.since),
+                next_probe,
+                probes,
+            },
+        };
+        let probe_in = closed.opens_at.unwrap_or(closed.next_probe).saturating_duration_since(now);
+        self.closed = Some(closed);
+        Ruling::Closed { is_news, probe_in }
     }
 
     /// A call that began at `begun` was answered. Returns whether that opened the gate.
@@ -218,25 +228,29 @@ fn quick(probes: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::disposition::Scope;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn hold(question: u64, witnesses: usize) -> Block<'static> {
-        let detail = "no";
-        let (reason, signature) = ("permission_denied", 403);
-        Block { reason, detail, signature, question, witnesses, opens_after: None }
+    fn denied(witnesses: usize) -> SharedFailure {
+        let (code, scope) = (FailureCode::PermissionDenied, Scope::Account);
+        SharedFailure { code, scope, signature: 403, witnesses, opens_after: None }
     }
 
-    fn limit(question: u64, seconds: u64) -> Block<'static> {
+    fn limit(seconds: u64) -> SharedFailure {
         let opens_after = Some(Duration::from_secs(seconds));
-        Block { reason: "rate_limited", signature: 429, opens_after, ..hold(question, 1) }
+        SharedFailure { code: FailureCode::RateLimited, signature: 429, opens_after, ..denied(1) }
+    }
+
+    fn block(gate: &mut Gate, question: u64, failure: SharedFailure, now: Instant) -> Ruling {
+        gate.block(&failure, question, "no", now, 0.0)
     }
 
     /// A probe of a closed gate, which must be due.
     fn probe(gate: &mut Gate, now: Instant) {
-        assert_eq!(gate.admit(now), Admission::Probe);
+        assert_eq!(gate.admit(now), Ok(true));
         gate.begin_probe();
-        assert!(matches!(gate.admit(now), Admission::Probing | Admission::Wait(_)), "one at a time");
+        assert!(gate.admit(now).is_err(), "one at a time");
     }
 
     fn closed_for(ruling: Ruling) -> Duration {
@@ -245,99 +259,102 @@ mod tests {
     }
 
     #[test]
-    fn what_one_question_met_is_probed_after_a_second_and_what_two_met_after_a_hold() {
+    fn what_one_question_met_is_probed_after_a_second_and_what_two_met_after_a_pause() {
         let (mut gate, now) = (Gate::default(), Instant::now());
-        assert_eq!(gate.block(&hold(1, 1), now, 0.0), Ruling::Closed { is_news: true, probe_in: SECOND });
-        assert_eq!(gate.admit(now), Admission::Wait(SECOND));
+        assert_eq!(block(&mut gate, 1, denied(1), now), Ruling::Closed { is_news: true, probe_in: SECOND });
+        assert_eq!(gate.admit(now), Err(Refusal::For(SECOND)));
         probe(&mut gate, now + SECOND);
         assert_eq!(
-            gate.block(&hold(2, 1), now + SECOND, 0.0),
+            block(&mut gate, 2, denied(1), now + SECOND),
             Ruling::Closed { is_news: false, probe_in: BLOCK_PAUSE }
         );
         gate.end_probe(true, now + SECOND);
-        assert_eq!(gate.admit(now + SECOND), Admission::Wait(BLOCK_PAUSE));
+        assert_eq!(gate.admit(now + SECOND), Err(Refusal::For(BLOCK_PAUSE)));
         assert!(gate.answered(3, now + SECOND));
-        assert_eq!(gate.admit(now), Admission::Open);
+        assert_eq!(gate.admit(now), Ok(false));
     }
 
     #[test]
     fn a_firewalls_page_concerns_its_question_alone_until_a_different_one_meets_it_too() {
         let (mut gate, now) = (Gate::default(), Instant::now());
         for _ in 0..10 {
-            assert_eq!(gate.block(&hold(1, 2), now, 0.0), Ruling::Alone, "the same question again is no witness");
+            assert_eq!(block(&mut gate, 1, denied(2), now), Ruling::Alone, "the same question again is no witness");
         }
         gate.answered(2, now);
-        assert_eq!(gate.block(&hold(3, 2), now, 0.0), Ruling::Alone, "one was answered in between");
-        assert_eq!(closed_for(gate.block(&hold(1, 2), now, 0.0)), SECOND);
+        assert_eq!(block(&mut gate, 3, denied(2), now), Ruling::Alone, "one was answered in between");
+        assert_eq!(closed_for(block(&mut gate, 1, denied(2), now)), SECOND);
         for pause in [2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
-            assert_eq!(closed_for(gate.block(&hold(1, 2), now, 0.0)), pause);
+            assert_eq!(closed_for(block(&mut gate, 1, denied(2), now)), pause);
         }
     }
 
     #[test]
     fn a_question_that_a_probe_proved_wrong_never_closes_the_gate_alone_again_until_it_is_answered() {
-        for first in [hold(1, 1), limit(1, 3600)] {
+        for first in [denied(1), limit(3600)] {
             let (mut gate, now) = (Gate::default(), Instant::now());
-            closed_for(gate.block(&first, now, 0.0));
+            closed_for(block(&mut gate, 1, first, now));
             probe(&mut gate, now + SECOND);
             assert!(gate.answered(2, now + SECOND));
             gate.end_probe(true, now + SECOND);
             for _ in 0..10 {
-                assert_eq!(gate.block(&first, now + SECOND, 0.0), Ruling::Alone);
+                assert_eq!(block(&mut gate, 1, first, now + SECOND), Ruling::Alone);
                 gate.answered(3, now + SECOND);
             }
-            assert_eq!(gate.block(&first, now + SECOND, 0.0), Ruling::Alone);
-            closed_for(gate.block(&Block { question: 4, ..first }, now + SECOND, 0.0));
+            assert_eq!(block(&mut gate, 1, first, now + SECOND), Ruling::Alone);
+            closed_for(block(&mut gate, 4, first, now + SECOND));
             gate.answered(1, now + SECOND);
-            closed_for(gate.block(&first, now + SECOND, 0.0));
+            closed_for(block(&mut gate, 1, first, now + SECOND));
         }
     }
 
     #[test]
     fn an_hour_of_retry_after_for_one_question_costs_the_others_a_second() {
         let (mut gate, now) = (Gate::default(), Instant::now());
-        assert_eq!(closed_for(gate.block(&limit(1, 3600), now, 0.0)), Duration::from_hours(1));
-        assert_eq!(gate.admit(now), Admission::Wait(SECOND));
+        assert_eq!(closed_for(block(&mut gate, 1, limit(3600), now)), Duration::from_hours(1));
+        assert_eq!(gate.admit(now), Err(Refusal::For(SECOND)));
         probe(&mut gate, now + SECOND);
-        gate.block(&limit(2, 3599), now + SECOND, 0.0);
+        block(&mut gate, 2, limit(3599), now + SECOND);
         gate.end_probe(true, now + SECOND);
-        assert_eq!(gate.admit(now + SECOND), Admission::Wait(Duration::from_secs(3599)), "it is true of all");
-        assert_eq!(gate.admit(now + Duration::from_hours(2)), Admission::Open);
+        assert_eq!(gate.admit(now + SECOND), Err(Refusal::For(Duration::from_secs(3599))), "it is true of all");
+        assert_eq!(gate.admit(now + Duration::from_hours(2)), Ok(false));
     }
 
     #[test]
     fn a_probe_that_fails_in_another_way_is_followed_by_the_next_after_a_pause() {
         let (mut gate, now) = (Gate::default(), Instant::now());
-        gate.block(&hold(1, 1), now, 0.0);
+        block(&mut gate, 1, denied(1), now);
         let mut at = now + SECOND;
         for pause in [2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
             probe(&mut gate, at);
             gate.end_probe(true, at);
-            assert_eq!(gate.admit(at), Admission::Wait(pause));
+            assert_eq!(gate.admit(at), Err(Refusal::For(pause)));
             at += pause;
         }
         probe(&mut gate, at);
         gate.end_probe(false, at);
-        assert_eq!(gate.admit(at), Admission::Probe, "no call was made");
+        assert_eq!(gate.admit(at), Ok(true), "no call was made");
     }
 
     #[test]
     fn only_a_call_that_began_after_the_closing_opens_it() {
         let (mut gate, now) = (Gate::default(), Instant::now() + SECOND);
-        gate.block(&hold(1, 1), now, 0.0);
+        block(&mut gate, 1, denied(1), now);
         assert!(!gate.answered(2, now - SECOND));
         assert!(gate.answered(2, now));
     }
 
     #[test]
-    fn a_limit_ends_no_hold_and_a_shorter_limit_no_longer_one() {
+    fn a_limit_ends_no_closing_by_a_person_and_a_shorter_limit_no_longer_one() {
         let (mut gate, now) = (Gate::default(), Instant::now());
-        gate.block(&hold(1, 1), now, 0.0);
-        gate.block(&limit(2, 5), now, 0.0);
-        assert_eq!(gate.closed(now + Duration::from_secs(6)).map(|closed| closed.reason), Some("permission_denied"));
+        block(&mut gate, 1, denied(1), now);
+        block(&mut gate, 2, limit(5), now);
+        assert_eq!(
+            gate.closed(now + Duration::from_secs(6)).map(|closed| closed.code),
+            Some(FailureCode::PermissionDenied)
+        );
         let mut gate = Gate::default();
-        gate.block(&limit(1, 60), now, 0.0);
-        gate.block(&limit(2, 5), now, 0.0);
+        block(&mut gate, 1, limit(60), now);
+        block(&mut gate, 2, limit(5), now);
         assert!(gate.closed(now + Duration::from_secs(59)).is_some());
         assert!(gate.closed(now + Duration::from_secs(60)).is_none());
     }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::{
     bucket::Bucket,
-    gate::{Admission, Gate},
+    gate::{Gate, Refusal},
 };
 use crate::config::values::RateCaps;
 
@@ -105,29 +105,6 @@ pub(super) struct Model {
     input_per_byte: Option<f64>,
 }
 
-/// Why no call of a model may begin.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Refusal {
-    /// A limit or the gate, for so long.
-    For(Duration),
-    /// A limit or the gate, until something changes.
-    UntilChanged,
-    /// As many calls are under way as may be.
-    Busy,
-}
-
-impl Refusal {
-    /// Of two lanes: the first to end. A busy lane is not a limit that keeps a caller waiting.
-    pub(super) fn or(self, other: Refusal) -> Refusal {
-        match (self, other) {
-            (Refusal::For(one), Refusal::For(other)) => Refusal::For(one.min(other)),
-            (Refusal::For(wait), _) | (_, Refusal::For(wait)) => Refusal::For(wait),
-            (Refusal::Busy, _) | (_, Refusal::Busy) => Refusal::Busy,
-            (Refusal::UntilChanged, Refusal::UntilChanged) => Refusal::UntilChanged,
-        }
-    }
-}
-
 impl Model {
     pub(super) fn new(caps: RateCaps) -> Model {
         Model {
@@ -152,12 +129,7 @@ impl Model {
 
     /// Whether the gate and the calls under way allow a call; true if it is a probe. `any` is a probe of the whole account.
     pub(super) fn admit(&mut self, any: bool, workers: usize, now: Instant) -> Result<bool, Refusal> {
-        let is_probe = match self.gate.admit(now) {
-            Admission::Open => false,
-            Admission::Probe => true,
-            Admission::Wait(wait) => return Err(Refusal::For(wait)),
-            Admission::Probing => return Err(Refusal::UntilChanged),
-        };
+        let is_probe = self.gate.admit(now)?;
         // A probe waits for no other call. Permits given ahead come first.
         match () {
             () if is_probe || any => Ok(is_probe),

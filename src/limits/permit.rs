@@ -5,12 +5,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    budget::{Need, PutOff, Reservation},
-    gate::Admission,
+    budget::{Need, Reservation, Room},
+    gate::Refusal,
     model::Tokens,
     state::{Inner, Reserved},
 };
-use crate::digest::{Lane, ModelKey};
+use crate::{
+    digest::{Lane, ModelKey},
+    job::FailureCode,
+};
 
 /// How long a job waits for the probe of another job.
 const PROBE_POLL: Duration = Duration::from_secs(1);
@@ -18,63 +21,38 @@ const PROBE_POLL: Duration = Duration::from_secs(1);
 /// Permission to make one call. A permit that is dropped unsettled counts as not used.
 #[derive(Debug)]
 pub struct Permit {
-    shared: Arc<Inner>,
+    pub(super) shared: Arc<Inner>,
     /// A call of each model whose job may be claimed; once the call is known, of its model alone.
-    reserved: Vec<Reserved>,
-    lanes: Vec<Lane>,
+    pub(super) reserved: Vec<Reserved>,
+    pub(super) lanes: Vec<Lane>,
     /// Signals that the call may be made, if it may not yet.
-    signal: Option<oneshot::Receiver<()>>,
+    pub(super) signal: Option<oneshot::Receiver<()>>,
     /// `None`: not used.
-    used: Option<Tokens>,
+    pub(super) used: Option<Tokens>,
     /// Set once the call is known.
-    bytes: Option<usize>,
+    pub(super) bytes: Option<usize>,
     /// The call finds out whether the account's gate can be opened.
-    is_account_probe: bool,
-    share: Option<BudgetShare>,
+    pub(super) is_account_probe: bool,
+    pub(super) share: Option<BudgetShare>,
 }
 
 /// A call's part of the daily budget. Drop it when the ledger has the cost of the call, and not before.
 #[derive(Debug)]
 pub struct BudgetShare {
-    shared: Arc<Inner>,
+    pub(super) shared: Arc<Inner>,
     // Dropped before the waiting workers are woken.
-    reservation: Option<Reservation>,
+    pub(super) reservation: Option<Reservation>,
 }
 
-/// Whether the daily budget has room for a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// It is reserved.
-    Yes,
-    /// The next permit will be for a call of this size.
-    NotNow,
-    /// Smaller calls may fit.
-    TooLarge,
-    /// Money is bounded, and the model has no price.
-    NoPrice,
-}
-
+/// A model can't be called now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotNow {
     pub after: Duration,
     /// What the model's gate is closed for, if it is.
-    pub reason: Option<&'static str>,
+    pub code: Option<FailureCode>,
 }
 
 impl Permit {
-    pub(super) fn new(
-        shared: Arc<Inner>,
-        reserved: Vec<Reserved>,
-        lanes: Vec<Lane>,
-        signal: Option<oneshot::Receiver<()>>,
-        is_account_probe: bool,
-        reservation: Option<Reservation>,
-    ) -> Permit {
-        let share =
-            reservation.map(|reservation| BudgetShare { shared: Arc::clone(&shared), reservation: Some(reservation) });
-        Permit { shared, reserved, lanes, signal, used: None, bytes: None, is_account_probe, share }
-    }
-
     pub fn lanes(&self) -> &[Lane] {
         &self.lanes
     }
@@ -98,24 +76,19 @@ impl Permit {
     pub fn expect(&mut self, model: &str, bytes: usize) -> Result<(), NotNow> {
         let (key, now) = (ModelKey::of(model), Instant::now());
         let mut state = self.shared.state.lock();
-        let place = self.reserved.iter().position(|one| one.key == key);
-        let own = match place {
+        let own = match self.reserved.iter().position(|one| one.key == key) {
             Some(place) => self.reserved.swap_remove(place),
             None => {
-                let known = state.named(model);
-                let is_probe = match known.gate.admit(now) {
-                    Admission::Open => false,
-                    Admission::Probe => true,
-                    closed => {
-                        let after = if let Admission::Wait(wait) = closed { wait } else { PROBE_POLL };
-                        return Err(NotNow { after, reason: known.gate.closed(now).map(|closed| closed.reason) });
-                    }
-                };
-                state.reserve(key, is_probe).map_err(|after| NotNow { after, reason: None })?
+                let gate = &mut state.named(model).gate;
+                let is_probe = gate.admit(now).map_err(|refusal| NotNow {
+                    after: if let Refusal::For(wait) = refusal { wait } else { PROBE_POLL },
+                    code: gate.closed(now).map(|closed| closed.code),
+                })?;
+                state.reserve(key, is_probe).map_err(|after| NotNow { after, code: None })?
             }
         };
-        for other in std::mem::take(&mut self.reserved) {
-            state.unreserve(other, now);
+        for other in self.reserved.drain(..) {
+            state.end(&other, None, false, now);
         }
         let taken = state.named(model).expect(own.taken, bytes);
         self.reserved.push(Reserved { taken, ..own });
@@ -126,19 +99,9 @@ impl Permit {
     }
 
     /// Reserves the call's part of the daily budget, once the call is known. `need` is the most that it can need.
-    pub fn make_room(&mut self, need: impl FnOnce() -> Need) -> Room {
-        let Some(reservation) = self.share.as_mut().and_then(|share| share.reservation.as_mut()) else {
-            return Room::Yes;
-        };
-        let need = need();
-        if need.nanodollars.is_none() && reservation.needs_price() {
-            return Room::NoPrice;
-        }
-        match reservation.adjust(need) {
-            Ok(()) => Room::Yes,
-            Err(PutOff::Queue) => Room::NotNow,
-            Err(PutOff::Call) => Room::TooLarge,
-        }
+    pub fn make_room(&mut self, need: impl Into<Need>) -> Room {
+        let reservation = self.share.as_mut().and_then(|share| share.reservation.as_mut());
+        reservation.map_or(Room::Yes, |reservation| reservation.adjust(need.into()))
     }
 
     /// The call's part of the daily budget, which outlives the permit.
@@ -152,15 +115,16 @@ impl Permit {
     }
 
     /// Unknown tokens count as reserved.
-    pub fn settle(mut self, took: Duration, tokens: Option<Tokens>) {
-        self.used = Some(tokens.unwrap_or_else(|| self.taken()));
-        let Some(own) = self.reserved.first() else { return };
-        let mut state = self.shared.state.lock();
-        let model = state.model(own.key);
-        model.learn_seconds(took);
-        if let Some(tokens) = tokens.filter(|tokens| *tokens != Tokens::default()) {
-            model.learn_tokens(tokens, self.bytes);
+    pub fn settle(self, took: Duration, tokens: Option<Tokens>) {
+        if let Some(own) = self.reserved.first() {
+            let mut state = self.shared.state.lock();
+            let model = state.model(own.key);
+            model.learn_seconds(took);
+            if let Some(tokens) = tokens.filter(|tokens| *tokens != Tokens::default()) {
+                model.learn_tokens(tokens, self.bytes);
+            }
         }
+        self.settle_failed(tokens);
     }
 
     #[cfg(test)]
@@ -178,27 +142,14 @@ impl Drop for Permit {
         let (inner, now) = (&self.shared, Instant::now());
         drop(self.signal.take());
         let is_probe = self.is_probe();
-        let is_known = self.bytes.is_some() || self.used.is_some();
+        let was_made = self.bytes.is_some() || self.used.is_some();
         let mut state = inner.state.lock();
         state.permits -= 1;
-        for one in std::mem::take(&mut self.reserved) {
-            match self.used {
-                None if !is_known => state.unreserve(one, now),
-                used => {
-                    let model = state.model(one.key);
-                    match used {
-                        None => model.give_back(one.taken),
-                        Some(used) => model.settle(one.taken, used),
-                    }
-                    model.under_way -= 1;
-                    if one.is_probe {
-                        model.gate.end_probe(true, now);
-                    }
-                }
-            }
+        for one in self.reserved.drain(..) {
+            state.end(&one, self.used, was_made, now);
         }
         if self.is_account_probe {
-            state.account.end_probe(is_known, now);
+            state.account.end_probe(was_made, now);
         }
         state.release_ahead();
         drop(state);

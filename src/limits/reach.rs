@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::job::FailureCode;
+
 /// So many calls in a row without a connection ...
 const FAILURES: u32 = 3;
 
@@ -19,8 +21,8 @@ const FORGET_AFTER: Duration = Duration::from_mins(10);
 /// Calls in a row that found no connection.
 #[derive(Clone, Debug)]
 pub struct Unreachable {
-    /// A stable snake_case word: how the last call failed.
-    pub reason: &'static str,
+    /// How the last call failed.
+    pub code: FailureCode,
     pub detail: String,
     pub failures: u32,
     question: u64,
@@ -42,26 +44,18 @@ pub(super) struct Reach(Option<Unreachable>);
 
 impl Reach {
     /// A call found no connection. Returns whether Claude counts as unreachable from now on.
-    pub(super) fn failed(&mut self, question: u64, reason: &'static str, detail: &str, now: Instant) -> bool {
+    pub(super) fn failed(&mut self, question: u64, code: FailureCode, detail: &str, now: Instant) -> bool {
         let before = self.0.take().filter(|before| now - before.last < FORGET_AFTER);
         let was_unreachable = before.as_ref().is_some_and(|before| before.counts(now));
-        let first = Unreachable {
-            reason,
+        let before = before.as_ref();
+        let failing = Unreachable {
+            code,
             detail: detail.to_owned(),
-            failures: 1,
+            failures: before.map_or(0, |before| before.failures).saturating_add(1),
             question,
-            is_of_several: false,
-            since: now,
+            is_of_several: before.is_some_and(|before| before.is_of_several || before.question != question),
+            since: before.map_or(now, |before| before.since),
             last: now,
-        };
-        let failing = match before {
-            None => first,
-            Some(before) => Unreachable {
-                failures: before.failures.saturating_add(1),
-                is_of_several: before.is_of_several || before.question != question,
-                since: before.since,
-                ..first
-            },
         };
         let counts = failing.counts(now);
         self.0 = Some(failing);
@@ -90,7 +84,7 @@ mod tests {
         questions
             .iter()
             .zip(moments)
-            .map(|(question, now)| reach.failed(*question, "connect_failed", "x", now))
+            .map(|(question, now)| reach.failed(*question, FailureCode::ConnectFailed, "x", now))
             .collect()
     }
 
@@ -108,7 +102,7 @@ mod tests {
     fn one_question_counts_only_if_it_goes_on_for_half_a_minute() {
         let (mut reach, now) = (Reach::default(), Instant::now());
         assert!(!fail(&mut reach, now, &[1; 30]).contains(&true));
-        assert!(reach.failed(1, "connect_failed", "x", now + LASTING));
+        assert!(reach.failed(1, FailureCode::ConnectFailed, "x", now + LASTING));
     }
 
     #[test]
@@ -118,6 +112,6 @@ mod tests {
         let last = now + 2 * SECOND;
         assert!(reach.unreachable(last + FORGET_AFTER - SECOND).is_some());
         assert!(reach.unreachable(last + FORGET_AFTER).is_none());
-        assert!(!reach.failed(4, "connect_failed", "x", last + FORGET_AFTER), "the first of a new row");
+        assert!(!reach.failed(4, FailureCode::ConnectFailed, "x", last + FORGET_AFTER), "the first of a new row");
     }
 }

@@ -1,14 +1,19 @@
 //! What the handles of the limits share, under one lock.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
     budget::Budget,
-    gate::Gate,
-    model::{Model, Refusal, Tokens},
+    gate::{Gate, Refusal},
+    model::{Model, Tokens},
     reach::Reach,
 };
 use crate::{config::values::RateCaps, digest::ModelKey};
@@ -94,24 +99,22 @@ impl State {
     }
 
     /// Which of these models may be called by their gates and the calls under way.
-    pub(super) fn admit(&mut self, keys: &[ModelKey], is_account_probe: bool, now: Instant) -> Admitted {
+    pub(super) fn admit(&mut self, keys: &BTreeSet<ModelKey>, is_account_probe: bool, now: Instant) -> Admitted {
         let (workers, is_full) = (self.workers, self.calling() >= self.workers);
         let (mut models, mut busy, mut refusal) = (Vec::new(), Vec::new(), None::<Refusal>);
-        for key in keys {
-            let admitted = self.model(*key).admit(is_account_probe, workers, now);
-            let admitted = match admitted {
-                Ok(false) if is_full && !is_account_probe => Err(Refusal::Busy),
-                admitted => admitted,
-            };
-            match admitted {
-                Ok(is_probe) => models.push((*key, is_probe)),
-                Err(one) => {
-                    if matches!(one, Refusal::Busy) {
-                        busy.push((*key, false));
-                    }
-                    refusal = Some(refusal.map_or(one, |before| before.or(one)));
+        for &key in keys {
+            let one = match self.model(key).admit(is_account_probe, workers, now) {
+                Ok(false) if is_full && !is_account_probe => Refusal::Busy,
+                Ok(is_probe) => {
+                    models.push((key, is_probe));
+                    continue;
                 }
+                Err(one) => one,
+            };
+            if one == Refusal::Busy {
+                busy.push((key, false));
             }
+            refusal = Some(refusal.map_or(one, |before| before.or(one)));
         }
         let is_ahead = models.is_empty() && self.ahead() < self.most_ahead;
         if is_ahead {
@@ -147,13 +150,16 @@ impl State {
         }
     }
 
-    /// The call is not made.
-    pub(super) fn unreserve(&mut self, reserved: Reserved, now: Instant) {
+    /// The call has ended, or is not made.
+    pub(super) fn end(&mut self, reserved: &Reserved, used: Option<Tokens>, was_made: bool, now: Instant) {
         let model = self.model(reserved.key);
-        model.give_back(reserved.taken);
+        match used {
+            Some(used) => model.settle(reserved.taken, used),
+            None => model.give_back(reserved.taken),
+        }
         model.under_way -= 1;
         if reserved.is_probe {
-            model.gate.end_probe(false, now);
+            model.gate.end_probe(was_made, now);
         }
     }
 }

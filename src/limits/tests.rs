@@ -30,16 +30,17 @@ fn take_all(limits: &Limits) -> Vec<Permit> {
     std::iter::from_fn(|| limits.try_permit(None)).take(1_000).collect()
 }
 
-fn block(question: u64, opens_after: Option<Duration>) -> Block<'static> {
-    let (reason, detail) = if opens_after.is_some() { ("rate_limited", "slow down") } else { ("billing_failed", "no") };
-    Block { reason, detail, signature: 1, question, witnesses: 1, opens_after }
+/// A call of the model "a" meets a failure of this scope.
+fn block(limits: &Limits, scope: Scope, question: u64, opens_after: Option<Duration>) {
+    let code = if opens_after.is_some() { FailureCode::RateLimited } else { FailureCode::BillingFailed };
+    limits.block("a", &SharedFailure { code, scope, signature: 1, witnesses: 1, opens_after }, question, "no");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_gate_that_two_questions_closed_for_a_time_lets_nobody_through_before() {
     let limits = limits(60_000, 8);
     for question in [1, 2] {
-        limits.block(None, &block(question, Some(Duration::from_secs(20))));
+        block(&limits, Scope::Account, question, Some(Duration::from_secs(20)));
     }
     assert!(limits.try_permit(None).is_none());
     let start = Instant::now();
@@ -54,7 +55,7 @@ async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
     let limits = limits(1_000_000, 8);
     let calls = [limits.try_permit(None).unwrap(), limits.try_permit(None).unwrap()];
     for question in [1, 2] {
-        limits.block(None, &block(question, None));
+        block(&limits, Scope::Account, question, None);
     }
     let start = Instant::now();
     let mut probe = next(&limits).await;
@@ -75,7 +76,7 @@ async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_a_permit_gets_one_when_the_gate_opens_early() {
     let limits = limits(60_000, 8);
-    limits.block(None, &block(1, Some(Duration::from_hours(1))));
+    block(&limits, Scope::Account, 1, Some(Duration::from_hours(1)));
     let start = Instant::now();
     let probe = next(&limits).await;
     assert!(start.elapsed() < Duration::from_secs(2), "one question alone met it");
@@ -227,7 +228,7 @@ async fn nothing_is_claimed_ahead_of_a_closed_gate_or_an_overload_and_what_was_i
     limits.claim_ahead(1);
     let mut calls = take_all(&limits);
     let mut ahead = calls.pop().unwrap();
-    limits.block(None, &block(1, Some(Duration::from_secs(20))));
+    block(&limits, Scope::Account, 1, Some(Duration::from_secs(20)));
     assert!(!ahead.ready().await);
     let limits = limits_with(1_000_000, 1_000_000_000, 2);
     limits.claim_ahead(1);
@@ -326,24 +327,24 @@ fn lane(model: &str) -> Lane {
 async fn a_closed_gate_of_a_model_passes_its_jobs_over_and_no_others() {
     let limits = limits(1_000_000, 1);
     for question in [1, 2] {
-        limits.block(Some("a"), &block(question, None));
+        block(&limits, Scope::Model, question, None);
     }
     assert!(limits.try_permit(None).is_none() && limits.try_permit(lane("a")).is_none());
     let permit = limits.permit(|| vec![None, lane("a"), lane("b")], &Notify::new()).await;
     assert_eq!(permit.lanes(), [lane("b")]);
     assert!(limits.gate(None).is_some() && limits.gate(lane("b")).is_none());
     drop(permit);
-    limits.block(None, &block(3, None));
-    limits.block(None, &block(4, None));
+    block(&limits, Scope::Account, 3, None);
+    block(&limits, Scope::Account, 4, None);
     assert!(limits.try_permit(lane("b")).is_none(), "the account's gate stops all");
-    assert_eq!(limits.gate(lane("b")).map(|closed| closed.reason), Some("billing_failed"));
+    assert_eq!(limits.gate(lane("b")).map(|closed| closed.code), Some(FailureCode::BillingFailed));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_job_of_another_model_that_becomes_ready_is_let_through_a_closed_gate() {
     let (limits, more) = (limits(1_000_000, 1), Notify::new());
     for question in [1, 2] {
-        limits.block(Some("a"), &block(question, None));
+        block(&limits, Scope::Model, question, None);
     }
     let ready = Mutex::new(vec![None]);
     let mut waiting = pin!(limits.permit(|| ready.lock().clone(), &more));

@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::Timestamp,
-    job::{
-        AttemptError, AttemptReport, FailureClass, FailureCode, Job, JobEvent,
-        disposition::{Blocked, Disposition},
-    },
+    job::{AttemptError, AttemptReport, FailureClass, FailureCode, Job, JobEvent, disposition::Disposition},
 };
 
 /// First step of the backoff, doubled with each attempt: the official SDKs' own.
@@ -101,7 +98,7 @@ pub fn event_after(
             JobEvent::Release { attempt, run_at, is_demoted, report: Arc::new(report) }
         }
         // Nobody was asked whether others met it.
-        Disposition::Block(Blocked { ref alone, .. }) => event_after(job, alone, report, bounds, random, now),
+        Disposition::Block { ref alone, .. } => event_after(job, alone, report, bounds, random, now),
     }
 }
 

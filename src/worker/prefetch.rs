@@ -19,10 +19,11 @@ const NEWEST_WEIGHT: f64 = 0.1;
 /// More than the mean of what is claimed within the time of a claim: calls end in bunches.
 const RESERVE: f64 = 1.5;
 
-/// Running means, in seconds.
+/// Shared by all workers.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<Means>);
+pub(super) struct Prefetch(Mutex<Means>);
 
+/// In seconds.
 #[derive(Debug)]
 struct Means {
     claim: f64,
@@ -35,8 +36,8 @@ impl Default for Means {
     }
 }
 
-impl Pace {
-    /// A claim took so long. Gives how many jobs to claim ahead of at most `calls` at once: as many as calls end in the
+impl Prefetch {
+    /// A claim took so long. Returns how many jobs to claim ahead, with at most `calls` at once: as many as calls end in the
     /// time of a claim, and some.
     pub(super) fn claimed(&self, took: Duration, calls: usize) -> usize {
         let mut means = self.0.lock();
@@ -51,7 +52,6 @@ impl Pace {
         }
     }
 
-    /// A call took so long.
     pub(super) fn called(&self, took: Duration) {
         let mut means = self.0.lock();
         means.call += NEWEST_WEIGHT * (took.max(SHORTEST_CALL).as_secs_f64() - means.call);
@@ -64,12 +64,12 @@ mod tests {
 
     /// What is claimed ahead once claims and calls have taken so many milliseconds for a while.
     fn ahead(calls: usize, claim: u64, call: u64) -> usize {
-        let pace = Pace::default();
+        let prefetch = Prefetch::default();
         for _ in 0..100 {
-            pace.called(Duration::from_millis(call));
-            pace.claimed(Duration::from_millis(claim), calls);
+            prefetch.called(Duration::from_millis(call));
+            prefetch.claimed(Duration::from_millis(claim), calls);
         }
-        pace.claimed(Duration::from_millis(claim), calls)
+        prefetch.claimed(Duration::from_millis(claim), calls)
     }
 
     #[test]
