@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     audit::AuditAction,
-    auth::{Auth, Caller, Refused, Scope},
+    auth::{Auth, Identity, Refused, Scope},
     config::values::Network,
     job::{
         JobId,
@@ -44,7 +44,7 @@ pub(super) struct Id {
 /// What a request was let in by, to be looked at again while its answer goes on.
 pub(super) struct Access {
     header: Option<HeaderValue>,
-    caller: Caller,
+    caller: Identity,
     revocations: u64,
 }
 
@@ -157,7 +157,7 @@ impl FromRequestParts<Arc<Api>> for SecretOwner {
 
 /// The name that the jobs of a caller have. In an open service most callers have no name, so a job that an operator submits
 /// is everybody's too.
-fn job_name(caller: Caller, api: &Api) -> Option<String> {
+fn job_name(caller: Identity, api: &Api) -> Option<String> {
     caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open())
 }
 
@@ -180,18 +180,18 @@ impl FromRequestParts<Arc<Api>> for Submitter {
 }
 
 /// The caller's digest, by which bounds are counted.
-fn digest(caller: &Caller, address: IpAddr) -> caller::Caller {
+fn digest(caller: &Identity, address: IpAddr) -> caller::Caller {
     caller.name.as_deref().map_or_else(|| caller::unnamed(address), caller::named)
 }
 
 /// The caller, if their scope is at least `needed`. Refusals are counted.
-fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Caller, Problem> {
+fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identity, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION);
     let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
         Ok(caller) if caller.scope >= needed => return Ok(caller),
         // Without API keys callers are anonymous, but admin routes still need a token.
-        Ok(Caller { name: None, .. }) if header.is_none() => missing(),
-        Ok(Caller { name: None, .. }) => wrong(parts, api),
+        Ok(Identity { name: None, .. }) if header.is_none() => missing(),
+        Ok(Identity { name: None, .. }) => wrong(parts, api),
         Ok(caller) => {
             let detail = format!("needs scope {needed}, but {} has scope {}", caller.actor(), caller.scope);
             ("forbidden", Problem::new(FORBIDDEN, detail))
