@@ -13,9 +13,10 @@ use tracing::{debug, info, warn};
 use super::{
     api::Api,
     body,
-    extract::{Params, Submitter, wants_its_own},
+    extract::{Params, Submitter},
+    headers::{IDEMPOTENCY_REPLAYED, idempotency_key, wants_its_own},
     observe,
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    problem::Problem,
     submission::{self, Body, max_body_bytes},
     view::JobView,
     wait::{Held, PREFERENCE_APPLIED, Wait},
@@ -28,14 +29,6 @@ use crate::{
 
 /// How long reading an ended job may take once the wait is over. After that the answer is the job as it was.
 const READ_GRACE: Duration = Duration::from_millis(250);
-
-/// Longest idempotency key: UUIDs and the like with room to spare.
-const MAX_IDEMPOTENCY_KEY: usize = 255;
-
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-
-/// Marks an answer with an existing job of the same Idempotency-Key.
-pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Submit a question
 ///
@@ -147,18 +140,4 @@ async fn hold(queue: &Queue, waiting: &Waiting) -> Option<JobRecord> {
         }
         Err(_) => None,
     }
-}
-
-/// The Idempotency-Key: an RFC 8941 string, with or without quotes.
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
-    let Some(value) = given.next() else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim();
-    let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    let key = quoted.map_or_else(|| text.to_owned(), |inner| inner.replace("\\\"", "\"").replace("\\\\", "\\"));
-    if given.next().is_some() || !(1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) {
-        let message = format!("must be given once and have 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
-        return Err(Problem::listing(INVALID_PARAMETER, vec![FieldError::new("Idempotency-Key", message)]));
-    }
-    Ok(Some(key))
 }

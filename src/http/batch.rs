@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    analyze::{IDEMPOTENCY_REPLAYED, idempotency_key},
     api::Api,
     body,
-    extract::{Submitter, wants_its_own},
+    extract::Submitter,
+    headers::{IDEMPOTENCY_REPLAYED, idempotency_key, wants_its_own},
     observe,
     problem::Problem,
     submission::{self, BatchBody, MAX_BATCH_BYTES},

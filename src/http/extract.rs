@@ -13,6 +13,7 @@ use axum::{
 
 use super::{
     api::Api,
+    headers::members,
     problem::{FORBIDDEN, FieldError, INVALID_JOB_ID, INVALID_PARAMETER, Problem, UNAUTHORIZED},
 };
 use crate::{
@@ -97,18 +98,6 @@ impl FromRequestParts<Arc<Api>> for Id {
         let access = Access { header: parts.headers.get(header::AUTHORIZATION).cloned(), caller, revocations };
         Ok(Id { job: id, operator, by, access })
     }
-}
-
-/// Whether `Cache-Control` (RFC 9111) asks for a call of its own instead of a cached or shared answer.
-pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
-    members(headers, header::CACHE_CONTROL)
-        .any(|directive| ["no-cache", "no-store"].iter().any(|own| directive.eq_ignore_ascii_case(own)))
-}
-
-/// The members of a header whose value is a list.
-pub(super) fn members(headers: &HeaderMap, name: HeaderName) -> impl DoubleEndedIterator<Item = &str> {
-    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
 /// The name of a caller who lists their own jobs. In an open service only callers with a key have one.

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    etag,
+    headers,
     memos::Memos,
     problem::{CANCELLED, Problem, kind_of},
 };
@@ -338,8 +338,8 @@ impl<'a> JobView<'a> {
     /// The job as an answer, or `304` if the client has it already.
     pub(super) fn respond_if_new(&self, asked: &HeaderMap, now: Timestamp) -> Response {
         let body = self.body();
-        let tag = etag::of(&body);
-        let response = match etag::is_known(asked, &tag) {
+        let tag = headers::etag(&body);
+        let response = match headers::is_known(asked, &tag) {
             true => StatusCode::NOT_MODIFIED.into_response(),
             false => json(body).into_response(),
         };

@@ -10,7 +10,7 @@ use utoipa::{
     openapi::{OneOfBuilder, RefOr, Schema, schema::Type},
 };
 
-use super::{extract::members, observe};
+use super::{headers::members, observe};
 use crate::{
     job::JobState,
     metrics::{Metrics, kind},
