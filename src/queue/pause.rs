@@ -71,7 +71,7 @@ impl Queue {
         }
         self.0.registry.delete(SETTING.to_owned()).await?;
         self.0.paused.set(None);
-        self.0.work.wake(self.workers());
+        self.0.ready.notify_one();
         Ok(())
     }
 
