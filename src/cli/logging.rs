@@ -31,7 +31,6 @@ use crate::{
 /// Most lines in memory, 40 bytes each while empty: almost half a second of full load.
 const BUFFERED_LINES: usize = 16_000;
 
-/// How long the end of the process waits until the last lines are read.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Starts logging; keep the guard to the end of the process, it waits for the last lines. `quiet` leaves warnings only.
@@ -119,7 +118,6 @@ fn write_behind() -> (Lines, Guard) {
     (Lines(lines), guard)
 }
 
-/// A format of lines with the trace at their end.
 struct Traced<F> {
     lines: F,
     is_json: bool,

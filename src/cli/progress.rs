@@ -9,10 +9,8 @@ use super::{
     terminal::{self, clean},
 };
 
-/// Steps of the bar, enough to move smoothly.
 const STEPS: u64 = 1_000;
 
-/// The usual time of an answer, if the service has no estimate.
 const USUAL: Duration = Duration::from_secs(20);
 
 /// Waits for the end of a job, also while the service restarts. Returns the ended job.
@@ -75,7 +73,6 @@ fn stage(job: &Value) -> String {
     }
 }
 
-/// A duration for people.
 pub(super) fn readable(seconds: u64) -> String {
     match seconds {
         0..100 => format!("{seconds} s"),
