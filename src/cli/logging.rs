@@ -31,7 +31,7 @@ use crate::{
 /// Most lines in memory, 40 bytes each while empty: almost half a second of full load.
 const BUFFERED_LINES: usize = 16_000;
 
-const LAST_LINES: Duration = Duration::from_secs(1);
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts logging; keep the guard to the end of the process, it waits for the last lines. `quiet` leaves warnings only.
 pub(super) fn start(settings: &Settings, quiet: bool) -> Guard {
@@ -92,7 +92,7 @@ impl Drop for Guard {
         self.is_closing.store(true, Relaxed);
         // Wakes the thread if it waits for a line.
         let _ = self.lines.write(&[]);
-        let _ = self.written.recv_timeout(LAST_LINES);
+        let _ = self.written.recv_timeout(LAST_LINES_TIMEOUT);
     }
 }
 
