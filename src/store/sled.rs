@@ -66,7 +66,7 @@ use self::{
     writer::Writer,
 };
 pub use self::{error::OpenError, shared::SledConfig};
-use super::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError};
+use super::traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError};
 use crate::{
     clock::{Clock, Timestamp},
     job::{

@@ -8,7 +8,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{error::Fault, keys};
-use crate::store::MAX_AUDIT_BYTES;
+use crate::store::traits::MAX_AUDIT_BYTES;
 
 /// Most old entries that one new entry removes: more at once would delay jobs.
 const REMOVED_AT_ONCE: usize = 64;

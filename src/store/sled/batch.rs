@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, delivery::Delivery},
-    store::{StoreError, Totals},
+    store::traits::{StoreError, Totals},
 };
 
 /// Sends the reply to a command, or the error with which the batch failed.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::batch::Batch;
-use crate::store::StoreError;
+use crate::store::traits::StoreError;
 
 /// Most jobs that a batch changes: bounds how long its first change waits for the last.
 const MAX_CHANGES: usize = 1_024;

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::store::StoreError;
+use crate::store::traits::StoreError;
 
 /// Version of the key layout, in the record [`super::keys::FORMAT`].
 pub(super) const FORMAT_VERSION: u8 = 1;

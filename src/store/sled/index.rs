@@ -19,7 +19,7 @@ use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
     job::{Job, JobFilter, JobId, JobState, JobStatus, Side, UnfinishedSearch, delivery},
-    store::EndedCounts,
+    store::traits::EndedCounts,
 };
 
 /// Of the finished jobs that stay, at most this part may be those whose webhook is still to be sent: dead receivers must not

@@ -9,7 +9,7 @@ use super::{disk::Disk, keys::Seq, shared::Shared};
 use crate::{
     clock::Timestamp,
     job::{Cursor, Job, JobFilter, JobPage, JobRecord, JobSelection, Listing, UnfinishedSearch},
-    store::StoreError,
+    store::traits::StoreError,
 };
 
 /// Longest search for one page. A million jobs in memory, or some 100,000 records, are searched within it.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     job::{Attempt, Job, JobId, JobRequest, delivery::Delivery},
-    store::StoreError,
+    store::traits::StoreError,
 };
 
 impl Disk {

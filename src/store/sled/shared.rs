@@ -25,7 +25,7 @@ use crate::{
     clock::{Clock, Timestamp},
     job::{Job, JobId, JobRecord, JobRequest, delivery::Delivery},
     metrics::Metrics,
-    store::{Feed, StoreError, Totals},
+    store::traits::{Feed, StoreError, Totals},
 };
 
 /// Why a store that was closed on purpose does nothing.

@@ -21,7 +21,7 @@ use super::{
     keys::Seq,
     shared::{CLOSED, Shared},
 };
-use crate::store::StoreError;
+use crate::store::traits::StoreError;
 
 /// First and longest pause between two tries to open the database again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));

@@ -2,12 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use super::super::{batch::Batch, cache::Bodies, codec::write_chunks, command_queue::Size, idempotency::Known, keys};
 use crate::{
     job::{Job, JobId, JobRecord, JobRequest, delivery::Delivery},
-    store::{
-        Insertion, StoreError,
-        sled::{batch::Batch, cache::Bodies, codec::write_chunks, command_queue::Size, idempotency::Known, keys},
-    },
+    store::traits::{Insertion, StoreError},
 };
 
 /// A job to be added, with its records encoded, so that the writer need not do it.

@@ -2,12 +2,10 @@
 
 use uuid::Uuid;
 
+use super::super::{batch::Batch, keys, ledger::LedgerEntry};
 use crate::{
     ledger::{Day, Sums},
-    store::{
-        StoreError,
-        sled::{batch::Batch, keys, ledger::LedgerEntry},
-    },
+    store::traits::StoreError,
 };
 
 impl Batch<'_> {

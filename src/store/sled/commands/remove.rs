@@ -1,17 +1,11 @@
 //! Retention and deletion.
 
-use crate::{
-    clock::Timestamp,
-    job::JobId,
-    store::{
-        StoreError,
-        sled::{
-            batch::Batch,
-            idempotency,
-            keys::{self, Seq},
-        },
-    },
+use super::super::{
+    batch::Batch,
+    idempotency,
+    keys::{self, Seq},
 };
+use crate::{clock::Timestamp, job::JobId, store::traits::StoreError};
 
 /// Most jobs that a batch removes: their list must fit into one record.
 const MAX_REMOVED: usize = 2_048;

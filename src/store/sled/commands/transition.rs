@@ -2,20 +2,18 @@
 
 use std::sync::Arc;
 
+use super::super::{
+    batch::Batch,
+    codec::write_chunks,
+    command_queue::MAX_BYTES,
+    error::Fault,
+    keys::{self, Seq},
+    ledger::LedgerEntry,
+};
 use crate::{
     clock::Timestamp,
     job::{Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, MAX_ATTEMPTS, delivery::Delivery},
-    store::{
-        ClaimedJob, StoreError,
-        sled::{
-            batch::Batch,
-            codec::write_chunks,
-            command_queue::MAX_BYTES,
-            error::Fault,
-            keys::{self, Seq},
-            ledger::LedgerEntry,
-        },
-    },
+    store::traits::{ClaimedJob, StoreError},
 };
 
 /// Most jobs of a batch that take the answer of another, because each gets a copy of it.

@@ -1,9 +1,10 @@
 //! Webhooks of ended jobs.
 
+use super::super::batch::Batch;
 use crate::{
     clock::Timestamp,
     job::{JobId, TransitionError, delivery::Delivery},
-    store::{StoreError, sled::batch::Batch},
+    store::traits::StoreError,
 };
 
 impl Batch<'_> {
