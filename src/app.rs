@@ -143,7 +143,8 @@ impl App {
             parts::callbacks(settings),
             settings.public_url.clone(),
             metrics.clone(),
-        )?;
+        );
+        let webhooks = webhooks.map_err(StartError::Webhooks)?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let sessions = Sessions::load(registry.clone(), clock.clone()).await?;

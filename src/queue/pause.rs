@@ -20,7 +20,6 @@ const SETTING: &str = "paused";
 pub struct Pause {
     /// The operator, as in the audit log.
     pub by: String,
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
 
