@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::batch::Batch;
+use super::{batch::Batch, error::Result};
 use crate::store::traits::StoreError;
 
 /// Most jobs that a batch changes: bounds how long its first change waits for the last.
@@ -37,10 +37,10 @@ impl Size {
 }
 
 /// Where the reply to a command arrives.
-pub(super) type Reply<T> = oneshot::Receiver<Result<T, StoreError>>;
+pub(super) type Reply<T> = oneshot::Receiver<Result<T>>;
 
 /// Stages the command in a batch, or replies with the error. Fails if the batch must fail.
-type Run = dyn FnOnce(Result<&mut Batch<'_>, StoreError>) -> Result<(), StoreError> + Send;
+type Run = dyn FnOnce(Result<&mut Batch<'_>>) -> Result<()> + Send;
 
 /// A command with its permit for the bounded queue.
 pub(super) struct Request {
@@ -54,12 +54,12 @@ impl Request {
     pub(super) fn new<T: Send + 'static>(
         size: Size,
         permit: OwnedSemaphorePermit,
-        command: impl FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send + 'static,
+        command: impl FnOnce(&mut Batch<'_>) -> Result<T> + Send + 'static,
     ) -> (Request, Reply<T>) {
         let (sender, reply) = oneshot::channel();
         // Nobody may be listening any more.
         let send = |result| drop(sender.send(result));
-        let run = move |batch: Result<&mut Batch<'_>, StoreError>| {
+        let run = move |batch: Result<&mut Batch<'_>>| {
             let batch = match batch {
                 Ok(batch) => batch,
                 Err(fault) => {
@@ -78,7 +78,7 @@ impl Request {
         (Request { size, run: Box::new(run), _permit: permit }, reply)
     }
 
-    pub(super) fn stage(self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
+    pub(super) fn stage(self, batch: &mut Batch<'_>) -> Result<()> {
         (self.run)(Ok(batch))
     }
 

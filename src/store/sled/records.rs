@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::{
     codec::{self, read_chunks},
     disk::Disk,
-    error::Fault,
+    error::{Fault, Result},
     keys::{self, Seq},
 };
 use crate::{
@@ -28,16 +28,16 @@ impl Disk {
     }
 
     /// A job's request, if it has a record, and the size of that.
-    pub(super) fn request(&self, seq: Seq, id: JobId) -> Result<Option<(Arc<JobRequest>, usize)>, StoreError> {
+    pub(super) fn request(&self, seq: Seq, id: JobId) -> Result<Option<(Arc<JobRequest>, usize)>> {
         self.json(&keys::request(seq), id)
     }
 
     /// As [`Disk::request`].
-    pub(super) fn attempt(&self, seq: Seq, n: u32, id: JobId) -> Result<Option<(Arc<Attempt>, usize)>, StoreError> {
+    pub(super) fn attempt(&self, seq: Seq, n: u32, id: JobId) -> Result<Option<(Arc<Attempt>, usize)>> {
         self.json(&keys::attempt(seq, n), id)
     }
 
-    fn json<T: DeserializeOwned>(&self, record: &[u8], id: JobId) -> Result<Option<(T, usize)>, StoreError> {
+    fn json<T: DeserializeOwned>(&self, record: &[u8], id: JobId) -> Result<Option<(T, usize)>> {
         let Some(bytes) = read_chunks(self.tree(), record)? else { return Ok(None) };
         let value = serde_json::from_slice(&bytes);
         let value = value.map_err(|error| StoreError::Corrupt { id, reason: error.to_string() })?;

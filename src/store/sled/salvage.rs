@@ -214,14 +214,6 @@ struct Records {
     keys: BTreeSet<Vec<u8>>,
 }
 
-/// A record as far as it can be read.
-enum Found {
-    Nothing,
-    Whole(Vec<u8>),
-    /// With what is left of it.
-    Broken(Vec<u8>),
-}
-
 impl Records {
     fn new(log: Log, copy: Result<Copy, String>) -> Records {
         let mut keys: BTreeSet<Vec<u8>> = log.keys().cloned().collect();
@@ -247,22 +239,20 @@ impl Records {
         self.trouble.is_some() || self.copy.as_ref().is_some_and(|copy| copy.keys.contains(key))
     }
 
-    /// The record whose chunks' keys begin with `record`.
-    fn chunks(&self, record: &[u8]) -> Found {
+    /// What is left of the record whose chunks' keys begin with `record`, and whether that is all of it.
+    fn chunks(&self, record: &[u8]) -> Option<(Vec<u8>, bool)> {
         let end = keys::chunk(record, u16::MAX);
-        let mut keys = self.keys.range(record.to_vec()..=end).zip(0_u16..).peekable();
-        if keys.peek().is_none() {
-            return Found::Nothing;
+        let mut found = None;
+        for (key, number) in self.keys.range(record.to_vec()..=end).zip(0_u16..) {
+            let (bytes, is_whole) = found.get_or_insert((Vec::new(), false));
+            let chunk = self.get(key).filter(|_| *key == keys::chunk(record, number));
+            *is_whole = chunk.as_ref().is_some_and(|chunk| codec::is_last_chunk(chunk));
+            match chunk {
+                Some(chunk) => bytes.extend(chunk),
+                None => break,
+            }
         }
-        let (mut bytes, mut is_whole) = (Vec::new(), false);
-        for (key, number) in keys {
-            let Some(chunk) = self.get(key).filter(|_| *key == keys::chunk(record, number)) else {
-                return Found::Broken(bytes);
-            };
-            is_whole = codec::is_last_chunk(&chunk);
-            bytes.extend(chunk);
-        }
-        if is_whole { Found::Whole(bytes) } else { Found::Broken(bytes) }
+        found
     }
 
     fn write(&self, path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
@@ -378,21 +368,19 @@ struct Line {
 
 impl Line {
     /// The record as JSON, or an entry that it can't be read. One that is not expected may be missing.
-    fn parse(&mut self, name: String, record: Found, is_expected: bool) -> Option<Box<RawValue>> {
-        let left = match record {
-            Found::Nothing if !is_expected => return None,
-            Found::Nothing => Vec::new(),
-            Found::Broken(bytes) => bytes,
-            Found::Whole(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(value) => return Some(value),
-                Err(_) => bytes,
-            },
-        };
-        if !left.is_empty() {
-            self.fragments.insert(name.clone(), String::from_utf8_lossy(&left).into_owned());
+    fn parse(&mut self, name: String, found: Option<(Vec<u8>, bool)>, is_expected: bool) -> Option<Box<RawValue>> {
+        if found.is_none() && !is_expected {
+            return None;
         }
-        self.unreadable.push(name);
-        None
+        let (bytes, is_whole) = found.unwrap_or_default();
+        let value = serde_json::from_slice(&bytes).ok().filter(|_| is_whole);
+        if value.is_none() {
+            if !bytes.is_empty() {
+                self.fragments.insert(name.clone(), String::from_utf8_lossy(&bytes).into_owned());
+            }
+            self.unreadable.push(name);
+        }
+        value
     }
 }
 
