@@ -89,7 +89,6 @@ const PERMIT_BYTES: usize = 8 << 10;
 
 pub struct SledStore {
     shared: Arc<Shared>,
-    /// None once the store is closed.
     requests: Mutex<Option<Sender<Request>>>,
     change_permits: Arc<Semaphore>,
     new_permits: Arc<Semaphore>,
@@ -115,7 +114,6 @@ impl SledStore {
         })
     }
 
-    /// Sends a command to the writer and waits for its reply.
     async fn write<T: Send + 'static>(
         &self,
         size: Size,

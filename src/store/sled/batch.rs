@@ -25,7 +25,6 @@ use crate::{
 /// Sends the reply to a command, or the error with which the batch failed.
 type Reply = Box<dyn FnOnce(Option<StoreError>)>;
 
-/// Shows something to readers.
 type Effect = Box<dyn FnOnce(&mut View, &RecordCache)>;
 
 pub(super) struct Batch<'a> {
@@ -66,7 +65,6 @@ impl Batch<'_> {
         self.staged.replies.push(Box::new(reply));
     }
 
-    /// What to show to readers once the batch is durable.
     pub(super) fn show(&mut self, effect: impl FnOnce(&mut View, &RecordCache) + 'static) {
         self.staged.effects.push(Box::new(effect));
     }
@@ -81,7 +79,6 @@ impl Batch<'_> {
         found.ok_or(StoreError::NotFound(id))
     }
 
-    /// The ids of the jobs staged.
     pub(super) fn staged_ids(&self) -> impl Iterator<Item = JobId> + '_ {
         self.staged.jobs.values().flatten().map(|job| job.id)
     }

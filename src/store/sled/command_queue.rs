@@ -17,7 +17,6 @@ const MAX_NEW: usize = 128;
 /// Most bytes of each kind in a batch, for the same reason. One command is taken however large it is.
 pub(super) const MAX_BYTES: usize = 4 << 20;
 
-/// How much of a batch a command takes.
 #[derive(Clone, Copy)]
 pub(super) struct Size {
     /// Whether it inserts new jobs; all others change jobs that are there, or records beside the jobs.
@@ -28,7 +27,6 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// A change of one job that writes little.
     pub(super) const ONE: Size = Size { is_insert: false, jobs: 1, bytes: 0 };
 
     pub(super) fn change(jobs: usize, bytes: usize) -> Size {
@@ -36,7 +34,6 @@ impl Size {
     }
 }
 
-/// Where the reply to a command arrives.
 pub(super) type Reply<T> = oneshot::Receiver<Result<T>>;
 
 /// Stages the command in a batch, or replies with the error. Fails if the batch must fail.
@@ -106,7 +103,6 @@ impl CommandQueue {
         self.changes.is_empty() && self.inserts.is_empty()
     }
 
-    /// Takes the commands of the next batch.
     pub(super) fn pop_batch(&mut self) -> Vec<Request> {
         let mut batch = Vec::new();
         for (lane, most) in [(&mut self.changes, MAX_CHANGES), (&mut self.inserts, MAX_NEW)] {

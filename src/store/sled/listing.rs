@@ -23,7 +23,6 @@ const MAX_PAGE_BYTES: usize = 4 << 20;
 const LOOK_STEP: usize = 4_096;
 
 struct Found {
-    /// In the order of the search.
     jobs: Vec<(Seq, Job)>,
     /// How far the search went, if there may be more.
     end: Option<Seq>,
@@ -38,7 +37,6 @@ impl Shared {
         self.page(disk, listing, self.find(disk, listing, now, look_time)?)
     }
 
-    /// The ids of a page of jobs.
     pub(super) fn select(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobSelection> {
         let found = self.find(disk, listing, now, LOOK_TIME)?;
         let (next, _) = neighbours(listing, &found);
@@ -65,7 +63,6 @@ impl Shared {
         Ok(JobPage { prev: None, ..page })
     }
 
-    /// Reads the records of the jobs that were found.
     fn page(&self, disk: &Disk, listing: &Listing, mut found: Found) -> Result<JobPage> {
         let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.jobs.len()), 0, 0);
         for &(seq, ref job) in &found.jobs {

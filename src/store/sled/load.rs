@@ -83,7 +83,6 @@ fn load_jobs(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(Index, K
     Ok((index, keys, newest))
 }
 
-/// Sends all jobs in their order, in batches.
 fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), Fault> {
     let mut jobs = disk.jobs();
     loop {

@@ -5,8 +5,7 @@
 //! and has every record of every job, and the log has no other job, that is the store as `serve` sees it, and all was read.
 //! Otherwise each record is taken from the log, or from sled where the log lacks it.
 //!
-//! To open sled without its snapshot files is not a third source: it then takes a damaged segment for an unused one, and jobs
-//! would be missing without a word.
+//! sled without its snapshot files is not a third source: it takes a damaged segment for an unused one, and jobs would be missing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +35,6 @@ use crate::job::{
 /// Most unreadable records that the summary names; the output marks all.
 const MAX_NAMED: usize = 100;
 
-/// Memory for sled's cache: each record is read once.
 const CACHE_BYTES: u64 = 64 << 20;
 
 /// Why nothing could be read at all.
@@ -57,14 +55,12 @@ pub enum SalvageError {
     Output(io::Error),
 }
 
-/// A summary for people.
 #[derive(Debug, Default)]
 pub struct Summary {
     path: PathBuf,
     jobs: usize,
     /// Why sled alone was not enough, if so.
     trouble: Option<String>,
-    /// Jobs that sled does not know.
     only_in_log: usize,
     unreadable: Vec<String>,
     /// Numbers of jobs of which no record is left, and that may have been removed as old.
@@ -72,7 +68,6 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Whether all was read.
     pub fn is_complete(&self) -> bool {
         self.trouble.is_none() && self.unreadable.is_empty() && self.only_in_log == 0
     }
@@ -130,10 +125,8 @@ pub fn export(path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError>
 
 /// sled, opened on a copy.
 struct Copy {
-    /// There until this is dropped.
     tree: Option<sled::Db>,
     keys: BTreeSet<Vec<u8>>,
-    /// Why it is not the whole store, if so.
     trouble: Option<String>,
     _folder: tempfile::TempDir,
 }
@@ -205,7 +198,6 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The records of both sources.
 struct Records {
     log: Log,
     copy: Option<Copy>,
@@ -278,7 +270,6 @@ impl Records {
         Ok(summary)
     }
 
-    /// The numbers of the jobs of which there is any record.
     fn job_numbers(&self) -> BTreeSet<Seq> {
         let keys = self.keys.iter().take_while(|key| key[0] <= keys::ATTEMPT[0]);
         keys.filter_map(|key| keys::parse_seq(key)).collect()
@@ -344,12 +335,10 @@ impl Records {
     }
 }
 
-/// A job in the output.
 #[derive(Default, Serialize)]
 struct Line {
     format: u32,
     number: Seq,
-    /// Its life-cycle part, if that can be read.
     #[serde(flatten)]
     life: Option<Life>,
     /// What was asked; null if that can't be read.

@@ -23,10 +23,8 @@ use crate::{
     store::traits::{Feed, StoreError},
 };
 
-/// Why a store that was closed on purpose does nothing.
 pub(super) const CLOSED: &str = "the job store is closed";
 
-/// Where and how the store is kept.
 #[derive(Clone, Debug)]
 pub struct SledConfig {
     /// The folder, created if need be. Its parent must allow that.
@@ -52,7 +50,6 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Without a database, until [`Shared::open`].
     pub(super) fn new(config: SledConfig, clock: Clock, metrics: Metrics) -> Shared {
         Shared {
             config,
@@ -98,7 +95,6 @@ impl Shared {
         drop(disk);
     }
 
-    /// Sends the feed all pending jobs.
     pub(super) fn reset_feed(&self) {
         if let Some(feed) = self.feed.get() {
             let (pending, totals) = {

@@ -6,7 +6,6 @@ use super::super::{batch::Batch, error::Result, keys, ledger::LedgerEntry};
 use crate::ledger::{Day, Sums};
 
 impl Batch<'_> {
-    /// Without a value, removes the setting.
     pub(crate) fn put_setting(&mut self, name: String, value: Option<String>) -> Result<()> {
         match &value {
             Some(value) => self.disk.tree().insert(keys::setting(&name), value.as_bytes())?,

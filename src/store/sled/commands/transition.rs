@@ -113,7 +113,6 @@ impl Batch<'_> {
     }
 }
 
-/// About how much an answer takes.
 pub(crate) fn answer_bytes(report: &AttemptReport) -> usize {
     report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }
