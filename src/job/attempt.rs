@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{id::JobId, request::Depth};
 use crate::clock::Timestamp;
@@ -173,10 +174,8 @@ impl AttemptReport {
 /// The job that a cached answer comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cached {
-    #[schema(value_type = String, format = Uuid)]
-    pub job_id: JobId,
+    pub job_id: Uuid,
     /// When that job got its answer.
-    #[schema(value_type = String, format = DateTime)]
     pub finished_at: Timestamp,
 }
 

@@ -57,8 +57,9 @@ pub struct Delivery {
 }
 
 /// The drawing is at the top of this module.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum DeliveryState {
     /// The job has not ended.
     #[default]
@@ -111,7 +112,6 @@ pub enum CallbackEvent {
 /// One try to deliver a webhook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeliveryTry {
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// The HTTP status of the receiver's answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -158,7 +158,6 @@ impl Listing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct UnfinishedSearch {
     /// Submission time of the last job that was searched.
-    #[schema(value_type = String, format = DateTime)]
     pub searched_to: Timestamp,
     /// The searched part of all jobs, in percent.
     #[schema(maximum = 99)]
