@@ -21,7 +21,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    codec,
+    checksum::Checksum,
+    codec, commit_counter,
     disk::{self, DB},
     error::OpenError,
     keys::{self, Seq},
@@ -65,17 +66,20 @@ pub struct Summary {
     unreadable: Vec<String>,
     /// Numbers of jobs of which no record is left, and that may have been removed as old.
     gaps: Vec<(Seq, Seq)>,
+    /// Commits that were acknowledged and are not in the store.
+    missing_commits: u64,
 }
 
 impl Summary {
     pub fn is_complete(&self) -> bool {
-        self.trouble.is_none() && self.unreadable.is_empty() && self.only_in_log == 0
+        let Summary { trouble, only_in_log, unreadable, missing_commits, .. } = self;
+        trouble.is_none() && unreadable.is_empty() && *only_in_log == 0 && *missing_commits == 0
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { path, jobs, trouble, only_in_log, unreadable, gaps } = self;
+        let Summary { path, jobs, trouble, only_in_log, unreadable, gaps, missing_commits } = self;
         writeln!(f, "{jobs} jobs read from {}", path.display())?;
         if self.is_complete() {
             return writeln!(f, "all records were read");
@@ -86,6 +90,9 @@ impl fmt::Display for Summary {
         }
         if *only_in_log > 0 {
             writeln!(f, "{only_in_log} of the jobs were found only in the store's log")?;
+        }
+        if *missing_commits > 0 {
+            writeln!(f, "the last {missing_commits} commits are missing")?;
         }
         writeln!(f, "{} records could not be read", unreadable.len())?;
         for record in unreadable.iter().take(MAX_NAMED) {
@@ -248,7 +255,14 @@ impl Records {
     }
 
     fn write(&self, path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
-        let mut summary = Summary { path: path.to_owned(), trouble: self.trouble.clone(), ..Summary::default() };
+        let commits = self.get(keys::CHECKSUM).and_then(|record| Checksum::decode(&record).ok());
+        let commits = commits.map_or(0, |checksum| checksum.commits);
+        let mut summary = Summary {
+            path: path.to_owned(),
+            trouble: self.trouble.clone(),
+            missing_commits: commit_counter::load(path).saturating_sub(commits),
+            ..Summary::default()
+        };
         let mut next = 1;
         for seq in self.job_numbers() {
             if seq > next && self.trouble.is_some() {
