@@ -107,14 +107,10 @@ impl Sums {
         (sums != Sums::default()).then_some(sums)
     }
 
-    /// Saturates.
     pub fn add(&mut self, other: &Sums) {
+        self.tokens = self.tokens.plus(other.tokens);
         let pairs = [
             (&mut self.calls, other.calls),
-            (&mut self.tokens.input_tokens, other.tokens.input_tokens),
-            (&mut self.tokens.output_tokens, other.tokens.output_tokens),
-            (&mut self.tokens.cache_creation_input_tokens, other.tokens.cache_creation_input_tokens),
-            (&mut self.tokens.cache_read_input_tokens, other.tokens.cache_read_input_tokens),
             (&mut self.nanodollars, other.nanodollars),
             (&mut self.unpriced_calls, other.unpriced_calls),
             (&mut self.at_risk.calls, other.at_risk.calls),
@@ -128,13 +124,13 @@ impl Sums {
         }
     }
 
-    /// Tokens of all kinds, those at risk included: what counts against a budget.
+    /// What counts against a budget.
     pub fn most_tokens(&self) -> u64 {
         let at_risk = self.at_risk.input_tokens.saturating_add(self.at_risk.output_tokens);
         self.tokens.total().saturating_add(at_risk)
     }
 
-    /// The cost, what is at risk included: what counts against a budget.
+    /// What counts against a budget.
     pub fn most_nanodollars(&self) -> u64 {
         self.nanodollars.saturating_add(self.at_risk.nanodollars)
     }

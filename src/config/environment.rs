@@ -22,7 +22,6 @@ pub enum EnvironmentError {
     Unusable(dotenvy::Error),
 }
 
-/// The variable of a setting.
 #[derive(Clone, Debug)]
 pub struct Variable {
     pub name: String,
@@ -48,7 +47,7 @@ pub fn tidy(settings: &[Variable]) -> Result<(), EnvironmentError> {
     let standard = proxy::NAMES.into_iter().chain(["NO_PROXY", "no_proxy"]).map(|name| (name, false));
     let all = settings.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]).chain(standard);
     let changed = changes(all, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
-    // Setting a variable is unsafe while there are threads; dotenvy does it for a process that has none.
+    // Setting a variable is unsafe while there are threads. dotenvy hides that.
     dotenvy::from_read_override(assignments(&changed).as_bytes()).map_err(EnvironmentError::Unusable)
 }
 
@@ -89,7 +88,6 @@ fn meant(value: &str) -> &str {
     quoted('"').or_else(|| quoted('\'')).map_or(value, str::trim)
 }
 
-/// The variables as lines of a settings file.
 pub(super) fn assignments(variables: &[(String, String)]) -> String {
     let escaped = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$");
     variables.iter().map(|(name, value)| format!("{name}=\"{}\"\n", escaped(value))).collect()

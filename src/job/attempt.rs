@@ -10,16 +10,13 @@ use uuid::Uuid;
 use super::{id::JobId, request::Depth};
 use crate::clock::Timestamp;
 
-/// Most entries in the history of a job; the oldest go first. A job that is retried again and again must not grow without
-/// end.
+/// Most entries in the history of a job; the oldest go first. A job may be retried again and again.
 pub const MAX_ATTEMPTS: usize = 100;
 
 /// An ended attempt: an entry of the job's append-only history. Usually it made a call to Claude; the outcome says if not.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attempt {
-    /// 1 for the first.
     pub number: u32,
-    /// When the job was claimed for it.
     pub started_at: Timestamp,
     /// When it was settled, cancelled or given up.
     pub finished_at: Timestamp,
@@ -51,7 +48,6 @@ impl Attempt {
         Attempt { started_at: before.started_at, folded: before.folded + 1, ..self }
     }
 
-    /// Whether this entry stands for that attempt too.
     pub fn stands_for(&self, number: u32) -> bool {
         (self.number - self.folded..=self.number).contains(&number)
     }
@@ -78,7 +74,6 @@ pub enum AttemptOutcome {
     Shared,
 }
 
-/// What an attempt recorded about its call.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AttemptReport {
@@ -112,11 +107,10 @@ pub struct AttemptReport {
     /// Set if the result was there before the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached: Option<Cached>,
-    /// Tokens the upstream reported; absent where it reported none. The output of an answer that broke off is estimated
-    /// from the text and the thinking that came.
+    /// As the upstream reported it. The output of an answer that broke off is estimated from the text that came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
-    /// What they cost, in nano-dollars (1e-9 $); absent where the model had no price, which is not a price of zero.
+    /// The cost, in nano-dollars (1e-9 $); absent if the model had no price, which is not a price of zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nanodollars: Option<u64>,
     /// The call was sent and its end is not known.
@@ -147,17 +141,16 @@ impl AttemptReport {
         }
     }
 
-    /// The report of a job that waited while job `with` was asked the same.
+    /// The report of a job that waited for the answer to the same question.
     pub fn shared(&self, with: JobId) -> AttemptReport {
         AttemptReport { shared_with: Some(with), ..self.answer() }
     }
 
-    /// The report of a job that was asked after `from` had its answer.
+    /// The report of a job whose answer was there before.
     pub fn cached(&self, from: Cached) -> AttemptReport {
         AttemptReport { cached: Some(from), ..self.answer() }
     }
 
-    /// The result and what made it, without what that cost.
     fn answer(&self) -> AttemptReport {
         AttemptReport {
             model: self.model.clone(),
@@ -255,7 +248,7 @@ pub enum FailureCode {
     TimeLimit,
 }
 
-/// An estimate from above of what a call cost whose end is not known, made before the call.
+/// The most that a call of unknown outcome may have cost, estimated before the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AtRisk {
     /// Estimated from the length of the prompt.
@@ -350,6 +343,17 @@ pub struct TokenUsage {
 }
 
 impl TokenUsage {
+    #[must_use]
+    pub fn plus(self, other: TokenUsage) -> TokenUsage {
+        TokenUsage {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            cache_creation_input_tokens: (self.cache_creation_input_tokens)
+                .saturating_add(other.cache_creation_input_tokens),
+            cache_read_input_tokens: self.cache_read_input_tokens.saturating_add(other.cache_read_input_tokens),
+        }
+    }
+
     pub fn total_input(&self) -> u64 {
         self.input_tokens.saturating_add(self.cache_creation_input_tokens).saturating_add(self.cache_read_input_tokens)
     }
