@@ -89,18 +89,17 @@ struct Inner {
 }
 
 /// The answer of `GET /v1/models/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct ModelInfo {
     pub id: String,
     /// `active`, `deprecated` or `retired`.
     pub lifecycle: Option<String>,
     pub retires_at: Option<String>,
-    pub max_input_tokens: Option<u64>,
     pub max_tokens: Option<u64>,
 }
 
 impl Claude {
-    /// Does not connect yet. Proxies come from the environment (`HTTPS_PROXY` and the like).
+    /// Connects later. Proxies come from the environment (`HTTPS_PROXY` and the like).
     pub fn new(config: ClientConfig) -> Result<Claude, ClientError> {
         let messages_url = access::messages_url(&config.base_url)?;
         let (headers, secrets) = access::headers(config.api_key, config.auth_token, config.custom_headers)?;
@@ -169,8 +168,8 @@ impl Claude {
         }
         let ask = async {
             let response = self.answered(self.inner.http.get(url), self.inner.idle_timeout, &mut head).await?;
-            let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
-            serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("model {id}: {error}")))
+            let body = self.bounded_body(response).await;
+            serde_json::from_slice(&body).map_err(|error| stream::malformed(format!("model {id}: {error}")))
         };
         let outcome = within(LOOKUP_TIMEOUT, ask).await;
         outcome.map_err(|error| CallError { surely_unbilled: true, ..self.finish(error, head) })
@@ -191,11 +190,9 @@ impl Claude {
             on_progress(Progress::Head(head.rate_limits));
         }
         let response = answered?;
-        let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let kind = String::from_utf8_lossy(kind).to_ascii_lowercase();
-        let kind = kind.split(';').next().unwrap_or_default().trim();
+        let kind = text(response.headers(), "content-type").and_then(|kind| kind.split(';').next()).unwrap_or_default();
         // Gateways may send a stream under another type: then its first bytes decide.
-        let is_stream = matches!(kind, "text/event-stream" | "");
+        let is_stream = kind.is_empty() || kind.trim().eq_ignore_ascii_case("text/event-stream");
         stream::read(response.bytes_stream(), is_stream, idle, answer, on_progress).await
     }
 
@@ -228,7 +225,7 @@ impl Claude {
             return Err(self.proxy_refused());
         }
         let headers = headers.clone();
-        let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
+        let body = self.bounded_body(response).await;
         Err(CallError::from_answer(status.as_u16(), &headers, &body, SystemTime::now()))
     }
 
@@ -264,11 +261,11 @@ impl Claude {
     }
 
     /// The part of a body that comes within the bounds of size and silence.
-    async fn bounded_body(&self, mut response: Response, limit: usize) -> Vec<u8> {
+    async fn bounded_body(&self, mut response: Response) -> Vec<u8> {
         let mut body = Vec::new();
         while let Ok(Ok(Some(chunk))) = timeout(self.inner.idle_timeout, response.chunk()).await {
-            body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
-            if body.len() == limit {
+            body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY_BYTES - body.len())]);
+            if body.len() == MAX_ERROR_BODY_BYTES {
                 break;
             }
         }

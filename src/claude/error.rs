@@ -332,7 +332,7 @@ impl CallError {
     }
 
     pub(super) fn from_answer(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> CallError {
-        let envelope = ErrorObject::parse(body);
+        let envelope: Option<ErrorObject> = serde_json::from_slice(body).ok();
         let seen = Seen::of(status, envelope.as_ref(), body);
         let (kind, is_certain) = seen.classify();
         let said = match &envelope {

@@ -211,7 +211,7 @@ fn every_error_has_its_kind_and_whom_it_concerns() {
     for (status, error_type, code, message, kind, fault) in ROWS {
         let body = envelope(error_type, code, message);
         let error = match status {
-            200 => CallError::from_event(&ErrorObject::parse(body.as_bytes()).unwrap()),
+            200 => CallError::from_event(&serde_json::from_str(&body).unwrap()),
             _ => answer(status, &body, &[]),
         };
         assert_eq!((error.kind, error.fault()), (kind, fault), "{status} {error_type} {code} {message}");
