@@ -294,7 +294,7 @@ impl CallError {
         CallError {
             kind,
             status: None,
-            message: one_line(message.as_ref()),
+            message: one_line(message.as_ref(), MAX_MESSAGE_CHARS),
             request_id: None,
             retry_after: None,
             should_retry: None,
@@ -341,17 +341,18 @@ impl CallError {
             None => format!("with a body that is not the API's: {}", String::from_utf8_lossy(body)),
         };
         let advice = kind.advice();
+        let wait = retry_after(headers, now).or_else(|| reset_after(headers, now).filter(|_| status == 429));
         CallError {
             status: Some(status),
             request_id: envelope.as_ref().and_then(|object| object.request_id.clone()),
-            retry_after: retry_after(headers, now).or_else(|| reset_after(headers, now).filter(|_| status == 429)),
+            retry_after: wait.map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)),
             should_retry: match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
                 Some(value) if value.eq_ignore_ascii_case(b"true") => Some(true),
                 Some(value) if value.eq_ignore_ascii_case(b"false") => Some(false),
                 _ => None,
             },
             surely_unbilled: envelope.is_some() || !matches!(status, 500..=502 | 504..=528 | 530..),
-            message: format!("{}{advice}", one_line(&format!("Claude answered {status} {said}"))),
+            message: format!("{}{advice}", one_line(&format!("Claude answered {status} {said}"), MAX_MESSAGE_CHARS)),
             is_certain,
             ..CallError::new(kind, "")
         }
@@ -451,8 +452,7 @@ impl ErrorKind {
 /// `retry-after-ms`, else `retry-after` in seconds or as a date: the first that can be read and is more than zero.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let wait = |name| clock::retry_after(headers.get(name)?.to_str().ok()?, now).filter(|wait| !wait.is_zero());
-    let wait = wait("retry-after-ms").map(|wait| wait / 1_000).or_else(|| wait("retry-after"))?;
-    Some(wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+    wait("retry-after-ms").map(|wait| wait / 1_000).or_else(|| wait("retry-after"))
 }
 
 /// How long until the limits that are used up have room again, by the `anthropic-ratelimit-*` headers.
@@ -463,24 +463,25 @@ fn reset_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let at: SystemTime = text(name, "reset").filter(|_| !has_room)?.parse::<jiff::Timestamp>().ok()?.into();
         at.duration_since(now).ok()
     });
-    resets.max().filter(|wait| !wait.is_zero()).map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+    resets.max().filter(|wait| !wait.is_zero())
 }
 
-/// The root of a failure in words, without the URLs the outer errors carry.
+/// The error and its causes, the outermost first.
+pub(super) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The root of a failure in words, without the URLs of the outer errors.
 pub(super) fn cause(error: &(dyn Error + 'static)) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.to_string()
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Control characters can't forge log lines.
-fn one_line(text: &str) -> String {
+/// `text` on one line, cut after `limit` characters. Control characters can't forge log lines.
+pub(super) fn one_line(text: &str, limit: usize) -> String {
     let words: Vec<_> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
     let mut line = words.join(" ");
-    if let Some((end, _)) = line.char_indices().nth(MAX_MESSAGE_CHARS) {
+    if let Some((end, _)) = line.char_indices().nth(limit) {
         line.truncate(end);
         line.push('…');
     }

@@ -136,18 +136,17 @@ pub(super) async fn read<B: AsRef<[u8]>>(
         }
     }
     match form.or_else(|| Form::of(&held, is_stream, true)) {
-        Some(Form::Whole) => return answer.take_whole(&held, on_progress),
-        Some(Form::Page) => return Err(page(&held)),
-        Some(Form::Events) | None => {}
+        Some(Form::Whole) => answer.take_whole(&held, on_progress),
+        Some(Form::Page) => Err(CallError::new(
+            ErrorKind::Page,
+            format!(
+                "a web page or other text came instead of Claude's answer (check the base URL and what is between here \
+                 and Claude): {}",
+                String::from_utf8_lossy(&held)
+            ),
+        )),
+        Some(Form::Events) | None => answer.take_end(events, on_progress),
     }
-    if let Some(event) = events.finish() {
-        answer.take(&event, on_progress)?;
-    }
-    if answer.is_complete {
-        return Ok(());
-    }
-    let message = "Claude's stream ended without message_stop and without a stop reason, so the answer is incomplete";
-    Err(CallError::new(ErrorKind::StreamCut, message))
 }
 
 impl Answer {
@@ -155,6 +154,19 @@ impl Answer {
     pub(super) fn has_ended(&self, error: &CallError) -> bool {
         use ErrorKind::{ConnectionLost, Malformed, Silent, StreamCut, TotalTimeout};
         self.stop.is_some() && matches!(error.kind, StreamCut | ConnectionLost | Silent | TotalTimeout | Malformed)
+    }
+
+    /// The events ended without `message_stop`, but perhaps within an event.
+    fn take_end(&mut self, events: Events, on_progress: OnProgress<'_>) -> Result<(), CallError> {
+        if let Some(event) = events.finish() {
+            self.take(&event, on_progress)?;
+        }
+        if self.is_complete {
+            return Ok(());
+        }
+        let message =
+            "Claude's stream ended without message_stop and without a stop reason, so the answer is incomplete";
+        Err(CallError::new(ErrorKind::StreamCut, message))
     }
 
     fn take(&mut self, event: &Event, on_progress: OnProgress<'_>) -> Result<(), CallError> {
@@ -303,15 +315,6 @@ pub(super) fn malformed(what: impl Display) -> CallError {
 
 fn parse<T: DeserializeOwned>(event: &Event) -> Result<T, CallError> {
     from_json(&event.data).map_err(|error| malformed(format!("event {}: {error}", event.name)))
-}
-
-fn page(body: &[u8]) -> CallError {
-    let body = String::from_utf8_lossy(body);
-    let message = format!(
-        "a web page or other text came instead of Claude's answer (check the base URL and what is between here and \
-         Claude): {body}"
-    );
-    CallError::new(ErrorKind::Page, message)
 }
 
 fn too_large() -> CallError {

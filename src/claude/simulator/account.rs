@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::fault::ErrorAnswer;
+
 /// What a bucket must hold for a request to pass: one request, or any tokens at all.
 const NEEDED: f64 = 1.0;
 
@@ -50,11 +52,6 @@ struct Bucket {
     at: Instant,
 }
 
-pub(super) struct Exceeded {
-    pub(super) limit: String,
-    pub(super) wait: Duration,
-}
-
 impl Account {
     /// Without limits, the headers have [`AccountLimits::UNLIMITED`].
     pub(super) fn new(limits: Option<AccountLimits>, now: Instant) -> Account {
@@ -85,16 +82,16 @@ impl Account {
     }
 
     /// All or nothing. A bucket may go below zero: the tokens of an answer are known only afterwards.
-    pub(super) fn take(&mut self, input_tokens: u64, output_tokens: u64, now: Instant) -> Result<(), Exceeded> {
+    pub(super) fn take(&mut self, input_tokens: u64, output_tokens: u64, now: Instant) -> Result<(), ErrorAnswer> {
         if !self.enforced {
             return Ok(());
         }
         self.buckets.iter_mut().for_each(|bucket| bucket.refill(now));
         if let Some(empty) = self.buckets.iter().find(|bucket| bucket.level < NEEDED) {
-            return Err(Exceeded {
-                limit: format!("{} {} per minute", empty.limit, empty.name.replace('-', " ")),
-                wait: empty.time_to(NEEDED),
-            });
+            let limit = format!("{} {} per minute", empty.limit, empty.name.replace('-', " "));
+            let message = format!("This request would exceed your organization's rate limit of {limit}");
+            let seconds = empty.time_to(NEEDED).as_secs_f64().ceil().max(1.0);
+            return Err(ErrorAnswer::status(429).message(message).header("retry-after", seconds.to_string()));
         }
         for (bucket, taken) in self.buckets.iter_mut().zip([1, input_tokens, output_tokens]) {
             bucket.level -= taken as f64;

@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 
 use crate::analysis::decision::{Criterion, DecisionAnalysis, DecisionOption, Origin};
+use crate::claude::error::one_line;
 
 /// Most options in a memo, the status quo included.
 const MAX_OPTIONS: usize = 8;
@@ -87,18 +88,23 @@ pub(super) fn compose(prompt: &str) -> String {
 }
 
 pub(super) fn write(prompt: &str, size: Size) -> String {
-    let question = elements(prompt, "question").pop().unwrap_or_else(|| prompt.to_owned());
+    let question = question(prompt);
     let language = if question.chars().any(is_cjk) { &CHINESE } else { &ENGLISH };
     let mut memo = language.template.clone();
     let names = options(prompt, language, size);
     shorten(&mut memo, size);
     let asked_by_name = !elements(prompt, "option").is_empty();
     put_options(&mut memo, &names, asked_by_name);
-    let (restated, topic) = (shortened(&question, MAX_QUESTION_CHARS), shortened(&question, MAX_TOPIC_CHARS));
+    let (restated, topic) = (one_line(&question, MAX_QUESTION_CHARS), one_line(&question, MAX_TOPIC_CHARS));
     let blanks = [("{question}", restated.as_str()), ("{topic}", &topic), ("{o1}", &names[0])];
     memo.for_each_text(&mut |_, text| *text = filled(text, &blanks));
     memo.material.iter_mut().for_each(|item| item.quote = filled(&item.quote, &blanks));
     serde_json::to_string(&memo).expect("a memo can be written as JSON")
+}
+
+/// The question within a prompt, else the whole prompt.
+pub(super) fn question(prompt: &str) -> String {
+    elements(prompt, "question").pop().unwrap_or_else(|| prompt.to_owned())
 }
 
 fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
@@ -112,7 +118,7 @@ fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
     }
     names.truncate(MAX_OPTIONS - 1);
     names.push(status_quo.into_iter().next().unwrap_or_else(|| language.status_quo.to_owned()));
-    names.iter().map(|name| shortened(name, MAX_QUESTION_CHARS)).collect()
+    names.iter().map(|name| one_line(name, MAX_QUESTION_CHARS)).collect()
 }
 
 fn shorten(memo: &mut DecisionAnalysis, size: Size) {
@@ -218,16 +224,6 @@ fn unescaped(text: &str) -> String {
     entities.into_iter().chain([("&amp;", "&")]).fold(text.to_owned(), |text, (entity, c)| text.replace(entity, c))
 }
 
-/// `text` on one line and at most `limit` characters long.
-fn shortened(text: &str, limit: usize) -> String {
-    let mut line = text.split_whitespace().take(limit).collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(limit) {
-        line.truncate(end);
-        line.push('…');
-    }
-    line
-}
-
 fn is_cjk(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{323af}')
 }
@@ -281,6 +277,12 @@ mod tests {
         assert_eq!(named(&["The status quo"]), "Start with a limited pilot, Go ahead in full now, The status quo");
         let many = ["Oslo", "Rome", "Bern", "Kyiv", "Lima", "Cairo", "Quito", "Tokyo"];
         assert_eq!(named(&many), "Oslo, Rome, Bern, Kyiv, Lima, Cairo, Quito, Keep things as they are");
+    }
+
+    #[test]
+    fn the_question_is_found_in_the_prompt() {
+        assert_eq!(question("Today.\n<question>\nBuy?\n</question>\nAnswer."), "Buy?");
+        assert_eq!(question("Buy?"), "Buy?");
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use axum::{
-    body::Body,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
@@ -13,9 +12,8 @@ use crate::claude::message::Usage;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
-    /// Nothing: takes this place in the script.
+    /// A usual answer: takes this place in the script.
     Normal,
-    /// An answer as given, usually an error.
     Error(ErrorAnswer),
     /// The stream ends properly after so many events.
     CutAfter(usize),
@@ -69,7 +67,7 @@ pub struct ErrorAnswer {
 }
 
 impl ErrorAnswer {
-    /// The API's error type for this status.
+    /// With the API's error type for this status.
     pub fn status(status: u16) -> ErrorAnswer {
         let error_type = match status {
             401 => "authentication_error",
@@ -125,10 +123,9 @@ impl ErrorAnswer {
                 ("application/json", error_body(self.error_type, &self.message, code, request_id).to_string())
             }
         };
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        put(response.headers_mut(), "content-type", content_type);
-        put(response.headers_mut(), "request-id", request_id);
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = [("content-type", content_type), ("request-id", request_id)];
+        let mut response = (status, headers, body).into_response();
         for (name, value) in &self.headers {
             put(response.headers_mut(), name, value);
         }
@@ -153,7 +150,7 @@ pub(super) fn error_body(error_type: &str, message: &str, error_code: Option<&st
     body
 }
 
-/// Sets a header; one that cannot be a header is left out.
+/// Sets a header, if it can be one.
 pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) {
     if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
         headers.insert(name, value);

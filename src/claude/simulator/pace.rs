@@ -69,12 +69,6 @@ impl Timing {
     }
 }
 
-/// The question within a prompt, else the whole prompt.
-pub(super) fn question(prompt: &str) -> &str {
-    let inner = prompt.split_once("<question>").and_then(|(_, rest)| rest.split_once("</question>"));
-    inner.map_or(prompt, |(question, _)| question)
-}
-
 fn at(range: &Range<f64>, part: f64) -> f64 {
     range.start + (range.end - range.start) * part
 }
@@ -95,11 +89,5 @@ mod tests {
         assert_eq!(brief(1).with_length(1_350).writing, Duration::from_secs(15), "with many options");
         let full = Timing::of("question 1", false, Some("high"), None);
         assert!(full.thinking >= Duration::from_secs(5) && full.writing >= Duration::from_secs(14), "{full:?}");
-    }
-
-    #[test]
-    fn the_question_is_found_in_the_prompt() {
-        assert_eq!(question("Today.\n<question>\nBuy?\n</question>\nAnswer.").trim(), "Buy?");
-        assert_eq!(question("Buy?"), "Buy?");
     }
 }

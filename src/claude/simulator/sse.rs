@@ -1,7 +1,6 @@
 //! An answer as the bytes that go out: the events of a stream or one JSON object, whole or broken on purpose.
 
-use std::io;
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
 use axum::body::{Body, Bytes};
 use futures_util::stream;
@@ -28,13 +27,17 @@ const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// Events before those of the text: `message_start`, `ping`, and the four of the thinking.
 const EVENTS_BEFORE_TEXT: usize = 6;
 
-pub(super) struct Message<'a> {
-    pub(super) id: &'a str,
-    pub(super) model: &'a str,
-    pub(super) text: &'a str,
-    pub(super) thinking: bool,
-    pub(super) stop_reason: &'a str,
+pub(super) struct Message {
+    pub(super) id: String,
+    pub(super) model: String,
+    pub(super) text: Arc<str>,
+    pub(super) has_thinking: bool,
+    pub(super) stop_reason: String,
     pub(super) usage: Usage,
+    /// Before the text.
+    pub(super) start: Option<Timing>,
+    /// Of the text.
+    pub(super) latency: Duration,
 }
 
 pub(super) enum Step {
@@ -51,10 +54,15 @@ struct Events {
     ends: Vec<usize>,
 }
 
-impl Message<'_> {
+impl Message {
+    /// The time before the text.
+    pub(super) fn silence(&self) -> Duration {
+        self.start.map_or(Duration::ZERO, |start| start.first + start.thinking)
+    }
+
     pub(super) fn json(&self) -> Value {
-        let mut content = vec![json!({"type": "text", "text": self.text})];
-        if self.thinking {
+        let mut content = vec![json!({"type": "text", "text": &*self.text})];
+        if self.has_thinking {
             content.insert(0, json!({"type": "thinking", "thinking": THOUGHT, "signature": "c2lt"}));
         }
         json!({
@@ -64,9 +72,9 @@ impl Message<'_> {
         })
     }
 
-    /// Streams the answer after `start` over `latency`, in at most `writes` writes.
-    pub(super) fn steps(&self, start: Option<Timing>, latency: Duration, writes: u32, fault: &Fault) -> Vec<Step> {
-        let at_once = latency.is_zero() && start.is_none() && matches!(fault, Fault::Normal);
+    /// Streams the answer in at most `writes` writes.
+    pub(super) fn steps(&self, writes: u32, fault: &Fault) -> Vec<Step> {
+        let at_once = self.latency.is_zero() && self.start.is_none() && matches!(fault, Fault::Normal);
         let Events { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
         let bytes = Bytes::from(bytes);
         let upto = |events: usize| bytes.slice(..events.checked_sub(1).map_or(0, |n| ends[n.min(ends.len() - 1)]));
@@ -85,11 +93,11 @@ impl Message<'_> {
                 vec![Step::Send(upto(middle)), Step::Send("event: content_block_delta\ndata: {\"type\":\n\n".into())]
             }
             Fault::ErrorEvent(error_type) => {
-                let error = error_body(error_type, "simulated error in the middle of the answer", None, self.id);
+                let error = error_body(error_type, "simulated error in the middle of the answer", None, &self.id);
                 vec![Step::Send(upto(middle)), Step::Send(format!("event: error\ndata: {error}\n\n").into())]
             }
             _ if at_once => vec![Step::Send(bytes)],
-            _ => spread(&bytes, &ends, start, latency, writes),
+            _ => self.spread(&bytes, &ends, writes),
         }
     }
 
@@ -104,8 +112,8 @@ impl Message<'_> {
             }}),
         );
         events.push("ping", &json!({"type": "ping"}));
-        let text_index = usize::from(self.thinking);
-        if self.thinking {
+        let text_index = usize::from(self.has_thinking);
+        if self.has_thinking {
             events.block(0, &json!({"type": "thinking", "thinking": "", "signature": ""}), |events| {
                 events.delta(0, "thinking_delta", "thinking", THOUGHT);
                 events.delta(0, "signature_delta", "signature", "c2lt");
@@ -113,7 +121,7 @@ impl Message<'_> {
         }
         if !self.text.is_empty() {
             events.block(text_index, &json!({"type": "text", "text": ""}), |events| {
-                for piece in pieces(self.text, delta_chars) {
+                for piece in pieces(&self.text, delta_chars) {
                     events.delta(text_index, "text_delta", "text", piece);
                 }
             });
@@ -127,6 +135,31 @@ impl Message<'_> {
         );
         events.push("message_stop", &json!({"type": "message_stop"}));
         events
+    }
+
+    fn spread(&self, bytes: &Bytes, ends: &[usize], writes: u32) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut first = 1;
+        if let Some(Timing { first: until, thinking, .. }) = self.start {
+            // The head comes halfway to the first token; thinking is silent.
+            first = EVENTS_BEFORE_TEXT;
+            let begun = ends[1];
+            steps.extend([Step::Wait(until / 2), Step::Send(bytes.slice(..begun)), Step::Wait(until / 2 + thinking)]);
+            steps.push(Step::Send(bytes.slice(begun..ends[first - 1])));
+        } else {
+            steps.push(Step::Send(bytes.slice(..ends[0])));
+        }
+        let rest = ends.len() - first;
+        let fitting = self.latency.as_nanos() / MIN_PAUSE.as_nanos();
+        let writes = usize::try_from(fitting).unwrap_or(usize::MAX).min(writes as usize).clamp(1, rest.max(1));
+        let pause = self.latency.div_f64(writes as f64);
+        let mut sent = ends[first - 1];
+        for write in 1..=writes {
+            let end = ends[first - 1 + rest * write / writes];
+            steps.extend([Step::Wait(pause), Step::Send(bytes.slice(sent..end))]);
+            sent = end;
+        }
+        steps
     }
 
     fn stop_details(&self) -> Option<Value> {
@@ -222,31 +255,6 @@ pub(super) fn body(mut steps: Vec<Step>, mut flight: Flight, end: CancellationTo
             }
         }
     }))
-}
-
-fn spread(bytes: &Bytes, ends: &[usize], start: Option<Timing>, latency: Duration, writes: u32) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut first = 1;
-    if let Some(Timing { first: until, thinking, .. }) = start {
-        // The head comes halfway to the first token; thinking is silent.
-        first = EVENTS_BEFORE_TEXT;
-        let begun = ends[1];
-        steps.extend([Step::Wait(until / 2), Step::Send(bytes.slice(..begun)), Step::Wait(until / 2 + thinking)]);
-        steps.push(Step::Send(bytes.slice(begun..ends[first - 1])));
-    } else {
-        steps.push(Step::Send(bytes.slice(..ends[0])));
-    }
-    let rest = ends.len() - first;
-    let fitting = latency.as_nanos() / MIN_PAUSE.as_nanos();
-    let writes = usize::try_from(fitting).unwrap_or(usize::MAX).min(writes as usize).clamp(1, rest.max(1));
-    let pause = latency.div_f64(writes as f64);
-    let mut sent = ends[first - 1];
-    for write in 1..=writes {
-        let end = ends[first - 1 + rest * write / writes];
-        steps.extend([Step::Wait(pause), Step::Send(bytes.slice(sent..end))]);
-        sent = end;
-    }
-    steps
 }
 
 fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
