@@ -1,7 +1,7 @@
 //! One attempt at a job: plan the call, ask Claude, read the answer.
 //!
 //! It counts no retries, has no limits and stores nothing. What happened is an [`AttemptReport`], and what becomes of the job
-//! a [`Disposition`]. Called by `worker`.
+//! a [`Disposition`].
 //!
 //! - `repair`: the repair prompt for a rejected answer
 //! - `gaps`: how long the system prompt is cached
@@ -50,7 +50,6 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = (Disposition, AttemptReport)> + Send;
 }
 
-/// Asks Claude.
 #[derive(Clone, Debug)]
 pub struct Agent {
     pub claude: Claude,

@@ -51,7 +51,6 @@ const IDLE_CLOSE: Duration = Duration::from_secs(2);
 /// Most tokens that the API adds to a request, for instance for structured output. Other tokens have at least a byte.
 const MAX_ADDED_TOKENS: u64 = 10_000;
 
-/// Longest time to look up a model.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The HTTP client's error if a proxy answers 407 to CONNECT.
@@ -61,18 +60,17 @@ const PROXY_REFUSED: &str = "proxy authorization required";
 pub struct ClientConfig {
     /// `https://api.anthropic.com` or a gateway's address; may carry a path prefix and end in `/` or `/v1` or neither.
     pub base_url: String,
-    /// Sent as `x-api-key`. Never logged, never part of an error.
+    /// The three credentials are never logged and never part of an error.
     pub api_key: Option<SecretString>,
-    /// Sent as `Authorization: Bearer`, likewise.
     pub auth_token: Option<SecretString>,
-    /// Further headers, as lines of `name: value`; their values are secrets too.
+    /// As lines of `name: value`.
     pub custom_headers: Option<SecretString>,
     pub connect_timeout: Duration,
     /// Longest silence: no answer yet, or no event and no ping.
     pub idle_timeout: Duration,
 }
 
-/// The client. Clones share one pool of connections.
+/// Clones share one pool of connections.
 #[derive(Debug, Clone)]
 pub struct Claude {
     inner: Arc<Inner>,
@@ -83,16 +81,13 @@ struct Inner {
     http: reqwest::Client,
     messages_url: Url,
     headers: HeaderMap,
-    /// Blanked out in errors.
     secrets: Vec<SecretString>,
     idle_timeout: Duration,
 }
 
-/// The answer of `GET /v1/models/{id}`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ModelInfo {
     pub id: String,
-    /// `active`, `deprecated` or `retired`.
     pub lifecycle: Option<String>,
     pub retires_at: Option<String>,
     pub max_tokens: Option<u64>,
@@ -128,8 +123,7 @@ impl Claude {
         })
     }
 
-    /// Sends one request and reads the whole answer. Dropping the future aborts the HTTP call. An error has the part of the
-    /// answer that came.
+    /// Makes one call. Dropping the future aborts it. An error has the part of the answer that came.
     pub async fn send(&self, request: &MessageRequest, on_progress: OnProgress<'_>) -> Result<Reply, CallError> {
         let mut head = Head::default();
         let mut answer = Answer::default();
@@ -159,7 +153,6 @@ impl Claude {
         }
     }
 
-    /// Looks up a model. Not billed.
     pub async fn model(&self, id: &str) -> Result<ModelInfo, CallError> {
         let mut head = Head::default();
         let mut url = self.inner.messages_url.clone();
@@ -251,7 +244,6 @@ impl Claude {
         if access::is_loopback(url) { None } else { proxy_of(url.scheme()) }
     }
 
-    /// For a 407, to the request or to CONNECT.
     fn proxy_refused(&self) -> CallError {
         let (name, address) = self.proxy().unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
         let message = format!(
@@ -272,7 +264,6 @@ impl Claude {
         body
     }
 
-    /// Adds the head, and blanks secrets that a server repeats.
     fn finish(&self, error: CallError, head: Head) -> CallError {
         let secrets = self.inner.secrets.iter();
         CallError {

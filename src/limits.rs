@@ -12,12 +12,11 @@
 //! the number of workers and the budget are common to all. Jobs whose model can't be called are passed over.
 //!
 //! A worker first gets a [`Permit`] and then claims a job, so jobs wait in the queue. A permit reserves a call of each model
-//! that ready jobs need and that may be called, and the claim takes a job of one of these ([`Permit::lanes`]). It reserves the
-//! tokens that a call usually needs; the likely need of its text once the call is known; and at the end it is settled with
-//! what was used.
+//! that ready jobs need and that may be called ([`Permit::lanes`]): first the tokens that a call usually needs, then the likely
+//! need of its text. At the end it is settled with what was used.
 //!
-//! If a claim takes long compared with a call, a few permits more are given while all calls are under way
-//! ([`Limits::claim_ahead`]). Their jobs are claimed meanwhile, and their calls wait until another ends ([`Permit::ready`]).
+//! If claims take long compared with calls, a few more permits are given ([`Limits::claim_ahead`]). Their jobs are claimed
+//! meanwhile, and their calls wait until another ends ([`Permit::ready`]).
 
 mod bucket;
 pub mod budget;
@@ -65,7 +64,6 @@ const BUDGET_POLL: Duration = Duration::from_secs(1);
 /// Most calls at once without WORKERS.
 pub const MAX_CALLS_AT_ONCE: usize = 512;
 
-/// Clones are handles to the same limits.
 #[derive(Clone, Debug)]
 pub struct Limits(Arc<Inner>);
 
@@ -142,12 +140,10 @@ impl Limits {
         }
     }
 
-    /// A permit for one call of a lane, if one can be had at this moment.
     pub fn try_permit(&self, lane: Lane) -> Option<Permit> {
         self.take(&[lane]).ok()
     }
 
-    /// A permit for a job of one of these lanes, or the reason for the refusal.
     fn take(&self, ready: &[Lane]) -> Result<Permit, Refusal> {
         let (inner, now, in_use) = (&self.0, Instant::now(), (self.0.in_use)());
         let mut state = inner.state.lock();
@@ -194,8 +190,7 @@ impl Limits {
         })
     }
 
-    /// Allows up to `most` more permits while as many calls are under way as may be. There are none for a model that is
-    /// overloaded or whose gate is closed.
+    /// Allows up to `most` more permits than calls, but not for a model that is overloaded or whose gate is closed.
     pub fn claim_ahead(&self, most: usize) {
         self.change(|state| most > std::mem::replace(&mut state.most_ahead, most));
     }
@@ -220,8 +215,8 @@ impl Limits {
         });
     }
 
-    /// Records the requests, input tokens and output tokens a minute that the head of an answer named. Its call began at
-    /// `called_at`: answers overtake each other, and the later call counts.
+    /// Records the requests, input tokens and output tokens a minute that the head of an answer named. Answers overtake each
+    /// other: the later call counts.
     pub fn learn(&self, model: &str, limits: [Option<u64>; 3], called_at: Instant) {
         if limits.iter().all(Option::is_none) {
             return;
@@ -234,7 +229,6 @@ impl Limits {
         });
     }
 
-    /// Fewer calls of a model at once, until it answers again.
     pub fn overloaded(&self, model: &str, question: u64) {
         let mut state = self.0.state.lock();
         let workers = state.workers;
@@ -265,8 +259,7 @@ impl Limits {
         self.0.state.lock().waiting > 0
     }
 
-    /// A call of `model` met a failure that may concern others. Closes the gate of the model or of the account, if enough
-    /// different questions met it.
+    /// Closes the gate of the model or of the account, if enough different questions met the failure.
     pub fn block(&self, model: &str, failure: &SharedFailure, question: u64, detail: &str) -> Ruling {
         let (now, random) = (Instant::now(), rand::random());
         let mut ruling = Ruling::Alone;
@@ -306,7 +299,6 @@ impl Limits {
         account.or_else(|| state.models.get_mut(&key)?.gate.closed(now).cloned())
     }
 
-    /// Of each model that was called, by name.
     pub fn models(&self) -> Vec<ModelLimits> {
         let (mut state, now) = (self.0.state.lock(), Instant::now());
         let workers = state.workers;

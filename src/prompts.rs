@@ -3,9 +3,8 @@
 //! The version with the highest number (`v10` is above `v9`) is the default. A folder of another name, such as `draft`, is
 //! used only by questions that name it. A reload is all or nothing: one broken version, and the loaded ones stay in use.
 //!
-//! Loading checks syntax, unknown and unused variables in every branch, and renders samples of all combinations of
-//! optional parts. So rendering does not fail later. What callers write is data: it never runs as a template, and it can't
-//! leave the tag around it.
+//! Loading checks the variables and renders samples of all combinations of optional parts, so rendering does not fail later.
+//! What callers write is data: it never runs as a template, and it can't leave the tag around it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,9 +24,7 @@ const USER: &str = "decision_analysis.txt";
 /// What `decision_analysis.txt` may use and must use: the fields of [`Question`].
 const VARIABLES: [&str; 5] = ["context", "depth", "options", "query", "today"];
 
-/// The `depth` of a memo that a client waits for.
 pub const BRIEF: &str = "brief";
-/// The `depth` of a memo with everything.
 pub const FULL: &str = "full";
 
 const MAX_VERSION_NAME: usize = 32;
@@ -92,12 +89,7 @@ pub enum PromptError {
     #[error("can't read the prompt {}: {source}; PROMPTS_DIR must have a folder for each version with {SYSTEM} and {USER}", path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the prompt {}{} is not valid: {message}", path.display(), line.map(|line| format!(", line {line},")).unwrap_or_default())]
-    Invalid {
-        path: PathBuf,
-        /// The line at fault, from 1, where there is one.
-        line: Option<usize>,
-        message: String,
-    },
+    Invalid { path: PathBuf, line: Option<usize>, message: String },
     #[error(
         "the prompts folder {} has no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
         path.display()
@@ -121,7 +113,6 @@ impl Prompts {
         Ok(())
     }
 
-    /// Renders `version`, or the default without one.
     pub fn render(&self, version: Option<&str>, question: &Question<'_>) -> Result<Rendered, PromptError> {
         let versions = self.versions();
         let name = version.unwrap_or_else(|| default(&versions));
@@ -249,8 +240,7 @@ impl Template {
         }
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        // `|e` escapes no more than the tags need, so that "I'd" reaches the model as it was written. A variable
-        // without `|e` is caught by the automatic escaping.
+        // `|e` escapes no more than the tags need: "I'd" stays as written. The automatic escaping catches the rest.
         environment.set_auto_escape_callback(|_| AutoEscape::Html);
         environment.add_filter("e", escape_tags);
         environment.add_filter("escape", escape_tags);

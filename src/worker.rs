@@ -41,7 +41,6 @@ use crate::{
 /// Heartbeats in the time of a lease: two may be lost before the lease is.
 const HEARTBEATS_PER_LEASE: u32 = 3;
 
-/// Pause after a claim that failed because the store is unavailable.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
 /// How much later than the client of Claude a worker gives an attempt up: the client knows what the answer cost.
@@ -60,10 +59,8 @@ pub struct Worker<A = Agent> {
     pub closing: CancellationToken,
 }
 
-/// Whether the call of a claimed job may be made.
 enum Permission {
     Call,
-    /// The job is queued again.
     Release(FailureCode, &'static str),
     /// The job belongs to another attempt.
     Lost,
@@ -123,7 +120,6 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Makes the attempt once its call may be made, or releases the job.
     async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>, prefetch: &Prefetch) {
         match self.permission(claim, permit.as_mut()).await {
             Permission::Call => self.call(claim, permit, prefetch).await,
@@ -160,7 +156,6 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Resolves the call and makes it, or settles why it can't be made.
     async fn call(&self, claim: &Claim, mut permit: Option<limits::Permit>, prefetch: &Prefetch) {
         let plan = match self.agent.plan(assignment(claim, self.queue.now())) {
             Ok(plan) => plan,
@@ -275,7 +270,6 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// A call is being answered, so the gate can be opened.
     fn reached(&self, plan: &Plan, question: u64, started: Instant) {
         if self.limits.reached(plan.model(), question, started) {
             info!("Claude answers again: the queue continues");
@@ -377,7 +371,6 @@ fn unknown_end(plan: &Plan, code: FailureCode, message: String) -> (Disposition,
     (Disposition::Retry { code, class: FailureClass::Other, after: None }, report)
 }
 
-/// A digest of what is asked, to tell questions apart.
 fn question(request: &JobRequest) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&request.query, &request.context, &request.options).hash(&mut hasher);
@@ -412,12 +405,11 @@ fn describe(call: &Span, report: &AttemptReport) {
     }
 }
 
-/// Settles the limits with what the call needed, as far as that is known. Without a report the attempt was stopped.
+/// Without a report the attempt was stopped.
 fn settle_permit(permit: Option<limits::Permit>, took: Duration, report: Option<&AttemptReport>) {
     let Some(permit) = permit else { return };
     let code = report.and_then(|report| report.error.as_ref()).map(|error| error.code);
     if code == Some(FailureCode::ConnectFailed) {
-        // Nothing was sent, so the permit is dropped unused.
         return;
     }
     let fits = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);

@@ -108,7 +108,6 @@ impl Models {
         self.0.own.iter().any(|id| !is_out(&learnt, id))
     }
 
-    /// The preferred one first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.0.own.iter().map(String::as_str)
     }
@@ -117,7 +116,6 @@ impl Models {
         self.ids().any(|own| own == id)
     }
 
-    /// Whether it stands in for the preferred one.
     pub(super) fn is_fallback(&self, id: &str) -> bool {
         self.0.own[0] != id && self.has(id)
     }
@@ -145,8 +143,7 @@ impl Models {
         call.cache = if has(Parameter::CacheControl) { CacheTtl::Off } else { shape.gaps.ttl() };
     }
 
-    /// A model refused `parameter` of `call`, and may have named the most. Returns what changes; `None` if the call had no such
-    /// parameter.
+    /// Learns from a refused parameter. Returns what changes; `None` if the call had no such parameter.
     pub(super) fn refused(&self, call: &MessageRequest, parameter: Parameter, named: Option<u32>) -> Option<String> {
         let was_sent = match parameter {
             Parameter::Effort => call.effort.is_some(),

@@ -5,12 +5,11 @@ use std::num::NonZeroU64;
 use super::plan::{Planner, least_thinking};
 use crate::{clock::Timestamp, digest::sha256, job::JobRequest};
 
-/// A day as prompts have it, in UTC.
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 impl Planner {
-    /// A digest of the caller and of all that determines the answer: the question, the prompts as they are loaded now, their
-    /// day, and how Claude is asked. White space does not count. `None` if the prompt version does not exist.
+    /// A digest of the caller and of all that determines the answer. White space does not count. `None` if the prompt version
+    /// does not exist.
     pub fn question(&self, request: &JobRequest, is_waited_for: bool, now: Timestamp) -> Option<NonZeroU64> {
         // Without `..`, so that a new field of requests is considered here.
         let JobRequest {

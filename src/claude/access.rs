@@ -18,10 +18,8 @@ pub enum ClientError {
     /// The base URL cannot be used. It is not repeated here, as it might hold a password.
     #[error("the base URL of the Claude API {0}")]
     BaseUrl(&'static str),
-    /// The key cannot be a header value. It is not shown.
     #[error("the Claude API key is empty or has a character that is not allowed, such as a space or a line break")]
     ApiKey,
-    /// The further headers can't be read. They are not shown.
     #[error("ANTHROPIC_CUSTOM_HEADERS must be lines of `name: value`, such as `x-team: ops`")]
     CustomHeaders,
     #[error("the HTTPS client for Claude could not be set up (are CA certificates installed?): {0}")]

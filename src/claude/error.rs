@@ -24,7 +24,6 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Shorter ones count as this: a job must not be tried many times a second.
 pub const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The wait at a rate limit without `retry-after`.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// In characters: enough for any message of the API, and no flood of a proxy's HTML page.
@@ -42,7 +41,6 @@ const VAGUE: [u16; 3] = [200, 400, 500];
 struct Row {
     statuses: RangeInclusive<u16>,
     error_type: &'static str,
-    /// `error.details.error_code`.
     code: &'static str,
     /// Found anywhere in the message, in small letters.
     message: &'static str,
@@ -182,9 +180,7 @@ pub struct CallError {
     pub kind: ErrorKind,
     /// The HTTP status, when there was an answer. 200 for a failure in the middle of a stream.
     pub status: Option<u16>,
-    /// What failed, with what, in one line of bounded length.
     pub message: String,
-    /// Anthropic's `request-id`, when one came.
     pub request_id: Option<String>,
     /// How long the server asked to wait: from [`MIN_RETRY_AFTER`] to [`MAX_RETRY_AFTER`].
     pub retry_after: Option<Duration>,
@@ -192,10 +188,8 @@ pub struct CallError {
     pub should_retry: Option<bool>,
     /// Tokens reported before the failure, which are billed. Boxed to keep `Result`s small.
     pub usage: Option<Box<Usage>>,
-    /// The part of the answer that came before the failure.
     pub text: Option<String>,
-    /// The error is the API's own, or its code or message names it. Otherwise it may be a firewall's or gateway's page, which
-    /// may concern one question or all.
+    /// The API's own error. Otherwise it may be a firewall's or gateway's page, which may concern one question or all.
     pub is_certain: bool,
     /// Whether the call certainly produced nothing that is billed.
     pub(super) surely_unbilled: bool,
@@ -207,27 +201,19 @@ pub enum ErrorKind {
     InvalidRequest,
     /// 400 for a parameter that the service added by itself.
     Parameter(Parameter),
-    /// 400: a filter blocked the answer.
     Filtered,
-    /// 401: the key is missing, wrong or revoked.
     Authentication,
     /// 402, 400 without credit, or a spend limit: nothing is answered until it is raised or the month ends.
     Billing,
-    /// The organization is on hold, or its encryption key is disabled.
     OnHold,
-    /// 403: the key may not do this.
     Permission,
     /// 404: the model is retired or unknown, or the base URL is wrong.
     NotFound,
-    /// 407: the proxy wants a user name and password.
     ProxyAuth,
     /// 413, or 400 for a question that is too long.
     TooLarge,
-    /// 429: the organization's rate limit.
     RateLimit,
-    /// 409, 425, 500, 502, 503 and other 5xx.
     ApiError,
-    /// 408 or 504.
     Timeout,
     /// 529: Claude as a whole is overloaded; it says nothing of our own limits.
     Overloaded,
@@ -235,15 +221,10 @@ pub enum ErrorKind {
     Redirect,
     /// No connection, so nothing was sent.
     ConnectFailed,
-    /// The connection broke after the request was sent.
     ConnectionLost,
-    /// No event and no ping for the idle timeout.
     Silent,
-    /// The whole call took longer than the request timeout.
     TotalTimeout,
-    /// The stream ended properly, but without `message_stop`.
     StreamCut,
-    /// Something came that is not what the API promises.
     Malformed,
     /// A web page or other text came with 200: the base URL is wrong, or a firewall blocked the question.
     Page,
@@ -255,17 +236,14 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::Display, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Parameter {
-    /// `output_config.effort`.
     Effort,
     /// `output_config.format`: structured output.
     Format,
     /// `output_config` as a whole.
     OutputConfig,
-    /// `thinking`.
     Thinking,
     /// `max_tokens` over the model's limit.
     MaxTokens,
-    /// `cache_control`.
     CacheControl,
 }
 
@@ -278,13 +256,10 @@ pub enum Fault {
     Limit,
     /// Every call, until a person acts: the key, the account, the base URL, the proxy.
     Account,
-    /// Every call of the model, until a person acts.
     Model,
-    /// Every call with this parameter, of the model.
     Parameter(Parameter),
     /// The question, of this model: another may answer.
     Declined,
-    /// The question.
     Question,
 }
 
@@ -325,8 +300,7 @@ impl CallError {
         self.message.contains(model)
     }
 
-    /// Whether the call may have been billed: it was sent, and no error of the API came back. A gateway's own 5xx page does not
-    /// count as one, because the API behind it may have done the work.
+    /// It was sent, and no error of the API came back. Behind a gateway's own 5xx page the API may have done the work.
     pub fn may_have_been_billed(&self) -> bool {
         !self.surely_unbilled
     }
@@ -358,7 +332,6 @@ impl CallError {
         }
     }
 
-    /// The error for an `error` event in a stream that began with 200.
     pub(super) fn from_event(object: &ErrorObject) -> CallError {
         let (kind, is_certain) = Seen::of(200, Some(object), &[]).classify();
         let said = format!("Claude broke off its answer with {}: {}", object.error.kind, object.error.message);

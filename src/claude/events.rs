@@ -17,7 +17,6 @@ pub(super) enum Item {
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Event {
-    /// Empty if the stream gives no name.
     pub(super) name: String,
     pub(super) data: String,
 }
@@ -27,7 +26,6 @@ pub(super) struct TooLong;
 
 #[derive(Default)]
 pub(super) struct Events {
-    /// The current line, without its end.
     line: Vec<u8>,
     event: Event,
     /// Whether `event` has a `data` line, which may be blank.

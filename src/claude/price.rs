@@ -29,7 +29,6 @@ const LONG_PROMPT: u64 = 100_000;
 /// Writing to the prompt cache for five minutes, in thousandths of the input rate.
 const WRITE_5M: u64 = 1_250;
 
-/// Writing to it for an hour.
 const WRITE_1H: u64 = 2_000;
 
 /// Answering in the United States only, in thousandths of the whole price.
@@ -53,7 +52,6 @@ pub struct Price {
     as_of: Option<&'static str>,
 }
 
-/// Clones share them.
 #[derive(Debug, Clone)]
 pub struct Prices(Arc<BTreeMap<String, Price>>);
 
@@ -87,7 +85,6 @@ impl Price {
         Price { rates: Rates { input, output }, long: None, read: 100, as_of: Some(as_of) }
     }
 
-    /// In nano-dollars.
     pub fn cost(self, usage: &Usage) -> u64 {
         let written_1h = usage.cache_creation_1h_input_tokens.min(usage.cache_creation_input_tokens);
         let written_5m = usage.cache_creation_input_tokens - written_1h;

@@ -1,8 +1,7 @@
 //! A simulated Claude: a server on a real socket that speaks the Messages API.
 //!
-//! The demo, the tests and the load tests use it over HTTP. It checks requests as the API does, streams or not, has an
-//! account's rate limits, and fails if a script says so. Every answer says that it is simulated. It serves
-//! `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` and `GET /v1/models/{id}`: no batches, no tools.
+//! The demo, the tests and the load tests use it over HTTP. It checks requests as the API does, has an account's rate
+//! limits, and fails if a script says so. Every answer says that it is simulated. No batches, no tools.
 //!
 //! - `account`: the rate limits
 //! - `answer`: the memo
@@ -63,7 +62,6 @@ use super::{
     stream::tokens,
 };
 
-/// The API's own bound on a request.
 const MAX_REQUEST_BYTES: usize = 32 << 20;
 
 /// No answer takes longer than this, whatever the distribution draws.
@@ -77,12 +75,10 @@ const MIN_CACHED_TOKENS: u64 = 1_024;
 
 #[derive(Debug, Clone)]
 pub struct SimulatorConfig {
-    /// Where to listen; port 0 picks a free one.
     pub addr: SocketAddr,
     pub latency: Latency,
     /// Most writes of a streamed answer. Fewer are cheaper.
     pub writes: u32,
-    /// Any key is accepted if `None`.
     pub api_key: Option<SecretString>,
     /// Without limits, the headers have [`AccountLimits::UNLIMITED`].
     pub limits: Option<AccountLimits>,
@@ -108,14 +104,12 @@ pub enum Latency {
     Fixed(Duration),
     /// Log-normally distributed, as the times of a real model are.
     LogNormal {
-        /// Half the answers are faster.
         median: Duration,
         /// The standard deviation of the logarithm; 0.5 has its p99 at 3.2 medians.
         sigma: f64,
     },
 }
 
-/// A running simulator. Dropping it stops it.
 pub struct Simulator {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -129,7 +123,6 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     record: Arc<Record>,
     releases: watch::Sender<u64>,
-    /// Until when every call gets this.
     storm: Mutex<Option<(Instant, ErrorAnswer)>>,
     account: Mutex<Account>,
     cached_prompts: Mutex<HashSet<u64>>,
@@ -189,7 +182,6 @@ impl Simulator {
         self.shared.rules.lock().push((Box::new(matches), fault.into()));
     }
 
-    /// Forgets what [`Simulator::always`] said.
     pub fn relent(&self) {
         self.shared.rules.lock().clear();
     }
@@ -218,12 +210,10 @@ impl Simulator {
         self.wait_until(|counters| counters.calls >= n).await;
     }
 
-    /// Waits until `n` calls in all were aborted by their callers.
     pub async fn wait_for_aborted(&self, n: usize) {
         self.wait_until(|counters| counters.aborted >= n).await;
     }
 
-    /// Lets all parked calls go on.
     pub fn release(&self) {
         self.shared.releases.send_modify(|releases| *releases += 1);
     }
@@ -270,7 +260,6 @@ async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
     shared.look_up(&headers, || Ok(check::models()))
 }
 
-/// Not billed, and not recorded.
 async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
     shared.look_up(&headers, || {
         let asked = check::to_count(&body, &shared.good_schema)?;
@@ -417,7 +406,6 @@ impl Shared {
         })
     }
 
-    /// Counts the system prompt as the prompt cache would.
     fn input_usage(&self, asked: &Asked) -> Usage {
         let fresh = tokens(&asked.prompt) + asked.schema_bytes as u64 / 4;
         let Some((system, cached)) = &asked.system else {

@@ -47,12 +47,10 @@ pub(super) struct Answer {
     inputs: Joiner,
 }
 
-/// What a body holds, by its first bytes: gateways send whole messages as streams, streams under any type, and firewalls
-/// pages with 200.
+/// What a body holds, by its first bytes: the types of gateways and firewalls can't be trusted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Events,
-    /// One JSON message.
     Whole,
     /// Nothing that the API sends.
     Page,
@@ -76,8 +74,7 @@ impl Form {
     }
 }
 
-/// Reads `body` into `answer` until it is complete, giving each piece of it to `on_progress` as it comes. `is_stream`: by its
-/// type it is a stream.
+/// Reads `body` into `answer` until it is complete. `is_stream`: by its type it is a stream.
 pub(super) async fn read<B: AsRef<[u8]>>(
     body: impl Stream<Item = Result<B, reqwest::Error>>,
     is_stream: bool,
@@ -247,8 +244,7 @@ impl Answer {
         Ok(())
     }
 
-    /// Call it at the end, also after an error. Gateways emulate structured output by a tool: then its input is the answer, or
-    /// the end of it. Impossible counts are dropped.
+    /// Call it at the end, also after an error. Gateways emulate structured output by a tool, whose input is the answer.
     pub(super) fn finish(&mut self, on_progress: OnProgress<'_>, most_input: u64, most_output: u64) {
         let tools = std::mem::take(&mut self.tools);
         let tools = if self.text.is_empty() { tools.trim_start() } else { &tools };

@@ -178,17 +178,14 @@ pub(super) struct MessageStart {
     pub(super) message: Message,
 }
 
-/// The start of a content block, or more of it.
 #[derive(Deserialize)]
 pub(super) struct BlockEvent {
     #[serde(alias = "delta")]
     pub(super) content_block: Option<Piece>,
 }
 
-/// A piece of a content block.
 #[derive(Deserialize, Default)]
 pub(super) struct Piece {
-    /// Empty where a gateway drops it.
     #[serde(rename = "type", default, deserialize_with = "or_default")]
     kind: String,
     text: Option<Wtf8>,
@@ -224,8 +221,7 @@ impl Piece {
     }
 }
 
-/// A text that may have half of a surrogate pair, as serde_json's three bytes: a stream that was cut into deltas by UTF-16
-/// units has the other half in the next one.
+/// A text that may have half of a surrogate pair, as serde_json's three bytes: the next delta has the other half.
 #[derive(Default)]
 pub(super) struct Wtf8(pub(super) Vec<u8>);
 
@@ -247,10 +243,8 @@ impl<'de> Deserialize<'de> for Wtf8 {
     }
 }
 
-/// Joins texts whose surrogate pairs may be split between them.
 #[derive(Default)]
 pub(super) struct Joiner {
-    /// The first half of a pair, whose second half is to come.
     half: Option<u16>,
 }
 
@@ -343,7 +337,6 @@ pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json
     })
 }
 
-/// Replaces `NaN` and the like outside of strings; `None` if there are none.
 fn without_nan(text: &str) -> Option<String> {
     let (mut json, mut rest, mut found) = (String::new(), text, false);
     let (mut is_text, mut is_escaped) = (false, false);

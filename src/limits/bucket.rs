@@ -8,7 +8,6 @@ use tokio::time::Instant;
 /// The share of a limit that is used: clocks and networks are not exact, and a refused call costs more than a later one.
 const SHARE: f64 = 0.98;
 
-/// So many units a minute.
 #[derive(Debug)]
 pub(super) struct Bucket {
     /// The operator's.
@@ -31,7 +30,6 @@ impl Bucket {
         Bucket { cap, start, named: None, burst, limiter, clock: DefaultClock::default(), balance: 0 }
     }
 
-    /// Takes `units` at once, or returns how long to wait for them.
     pub(super) fn take(&mut self, units: u32) -> Result<(), Duration> {
         while self.balance < 0 {
             let debt = u32::try_from(-self.balance).unwrap_or(u32::MAX).min(self.capacity());
@@ -49,7 +47,6 @@ impl Bucket {
         Ok(())
     }
 
-    /// Returns what was taken and not used, or owes what was used and not taken.
     pub(super) fn settle(&mut self, taken: u32, used: u32) {
         // Credit is bounded like the bucket: what was unused for long can't be used at once later.
         let most = i64::from(self.capacity());
@@ -86,7 +83,6 @@ impl Bucket {
         capacity(self.per_minute(), self.burst).get()
     }
 
-    /// Takes at most the capacity.
     fn draw(&self, units: u32) -> Result<(), Duration> {
         let Some(cells) = NonZeroU32::new(units) else { return Ok(()) };
         match self.limiter.check_n(cells) {

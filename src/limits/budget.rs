@@ -20,20 +20,17 @@ use crate::{
     ledger::{Day, Sums, dollars},
 };
 
-/// A warning is logged from this part of a budget on.
 pub const WARN_PERCENT: u64 = 80;
 
-/// A call that needs so many per cent of the usual is large. If it does not fit, it alone is put off. If a call of about the
-/// usual size does not fit, hardly any other would, so the queue is put off.
+/// A call that needs more per cent of the usual is large: if it does not fit, it alone waits. If a call of about the usual size
+/// does not fit, hardly any other would, so the queue waits.
 const LARGE_PERCENT: u64 = 125;
 
-/// For so long, a call that was put off counts as the next one. Its job may be cancelled, and must not hold up smaller ones
-/// for the rest of the day.
+/// For so long, the queue waits for the call that did not fit. Its job may be cancelled meanwhile.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
-    /// Tokens of all kinds.
     pub tokens: u64,
     /// Nano-dollars; none if the model has no price.
     pub nanodollars: Option<u64>,
@@ -52,10 +49,8 @@ impl Need {
     }
 }
 
-/// Whether the daily budget has room for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// It is reserved.
     Yes,
     /// The next permit will be for a call of this size.
     NotNow,
@@ -97,7 +92,6 @@ pub(super) struct Reservation {
     amount: Amount,
 }
 
-/// One bound of the budget, today.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     pub limit: u64,
@@ -118,12 +112,10 @@ pub struct Status {
 }
 
 impl Line {
-    /// The part that is used up, 1 for all.
     pub fn used(&self) -> f64 {
         self.spent as f64 / self.limit as f64
     }
 
-    /// What is left for calls to come.
     pub fn left(&self) -> u64 {
         self.limit.saturating_sub(self.spent).saturating_sub(self.reserved)
     }
@@ -231,8 +223,7 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Changes it to the need of the call. If that does not fit, a large call is put off alone. Otherwise the queue is put off,
-    /// and the next reservation will be of this need.
+    /// Changes it to the need of the call, if that fits.
     pub(super) fn adjust(&mut self, need: Need) -> Room {
         if need.nanodollars.is_none() && self.budget.daily.cost.is_some() {
             return Room::NoPrice;

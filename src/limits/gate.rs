@@ -8,13 +8,10 @@
 //!    └──block, too few──▶ only that job is set aside    └──a probe fails──▶ closed, next probe later
 //! ```
 //!
-//! - While it is closed, one call at a time probes. The probe takes another job than the one that closed the gate, because
-//!   that job is released until after the probe.
+//! - While it is closed, one call at a time probes, with another job than the one that closed it.
 //! - If only one question met the failure, the first probe follows after [`FIRST_PROBE`]; else after [`BLOCK_PAUSE`], or at the end of
 //!   the rate limit. A question that a probe disproved closes the gate again only together with another.
 //! - A failure that may be the fault of one question (a firewall's page, an unknown 400) needs two or three questions.
-//!
-//! Pure: the time is passed in.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -34,7 +31,6 @@ const JITTER: f64 = 0.1;
 /// Most failures since the last answer that are remembered: more than any failure needs.
 const MAX_MET: usize = 64;
 
-/// Most questions that are remembered as proved wrong, the newest.
 const MAX_DISPROVED: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +38,6 @@ pub enum Ruling {
     Closed {
         /// It was open, or closed for another reason.
         is_news: bool,
-        /// When the next call is made, by another question.
         probe_in: Duration,
     },
     /// Too few questions met it: it concerns this one alone until others do.
@@ -54,11 +49,9 @@ pub struct Closed {
     /// When it opens by itself; `None`: it is closed until a call is answered.
     pub opens_at: Option<Instant>,
     pub code: FailureCode,
-    /// What the upstream said.
     pub detail: String,
     since: Instant,
     next_probe: Instant,
-    /// Probes that failed.
     probes: u32,
 }
 
@@ -68,7 +61,6 @@ impl Closed {
     }
 }
 
-/// Why no call may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// A limit or the gate, for so long.

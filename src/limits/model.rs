@@ -19,10 +19,8 @@ const REQUEST_BURST: Duration = Duration::from_millis(500);
 /// Anthropic's buckets hold as many, and the need of a call is known only afterwards.
 const TOKEN_BURST: Duration = Duration::from_secs(60);
 
-/// Assumed for the first call.
 const USUAL_SECONDS: f64 = 20.0;
 
-/// Calls at once that any account allows.
 const LEAST_AT_ONCE: f64 = 16.0;
 
 /// More calls at once than begin in the mean time of one: some last twice as long.
@@ -34,7 +32,6 @@ pub(super) const USUAL_TOKENS: Tokens = Tokens { input: 6_000, output: 4_000 };
 /// Most calls at once until the first answer has named the account's limits: few enough for any account.
 pub(super) const FIRST_CALLS: usize = 8;
 
-/// The weight of the newest call in a running mean.
 const NEWEST_WEIGHT: f64 = 0.1;
 
 /// The share of calls at once that stays after an overload, as in congestion control.
@@ -90,10 +87,8 @@ pub(super) struct Model {
     pub(super) under_way: usize,
     /// Those of them whose calls wait for another to end, the next one first.
     pub(super) ahead: VecDeque<oneshot::Sender<()>>,
-    /// Most calls under way while the model is overloaded.
     backed_off: Option<f64>,
     backed_off_at: Option<Instant>,
-    /// The question that met the last overload.
     overloaded_by: Option<u64>,
     /// An answer came, which named the limits.
     pub(super) is_known: bool,
@@ -101,7 +96,6 @@ pub(super) struct Model {
     usual_seconds: f64,
     usual_input: f64,
     usual_output: f64,
-    /// Running mean of input tokens by the byte.
     input_per_byte: Option<f64>,
 }
 
@@ -140,7 +134,6 @@ impl Model {
         }
     }
 
-    /// Whether one more call may be under way.
     pub(super) fn has_room(&self, workers: usize) -> bool {
         self.under_way - self.ahead.len() < self.at_once(workers)
     }
@@ -149,7 +142,6 @@ impl Model {
         Tokens { input: whole(self.usual_input), output: whole(self.usual_output) }
     }
 
-    /// All or nothing.
     pub(super) fn take(&mut self, tokens: Tokens) -> Result<(), Duration> {
         self.requests.take(1)?;
         self.input_tokens.take(tokens.input).inspect_err(|_| self.requests.settle(1, 0))?;
@@ -234,7 +226,6 @@ impl Model {
         begun.ceil().max(LEAST_AT_ONCE).min(workers as f64)
     }
 
-    /// Calls a second by the narrowest limit.
     pub(super) fn rate(&self) -> f64 {
         let per_minute = self.per_minute();
         let calls = f64::from(per_minute.requests.get());

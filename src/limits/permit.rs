@@ -15,7 +15,6 @@ use crate::{
     job::FailureCode,
 };
 
-/// How long a job waits for the probe of another job.
 const PROBE_POLL: Duration = Duration::from_secs(1);
 
 /// Permission to make one call. A permit that is dropped unsettled counts as not used.
@@ -25,13 +24,9 @@ pub struct Permit {
     /// A call of each model whose job may be claimed; once the call is known, of its model alone.
     pub(super) reserved: Vec<Reserved>,
     pub(super) lanes: Vec<Lane>,
-    /// Signals that the call may be made, if it may not yet.
     pub(super) signal: Option<oneshot::Receiver<()>>,
-    /// `None`: not used.
     pub(super) used: Option<Tokens>,
-    /// Set once the call is known.
     pub(super) bytes: Option<usize>,
-    /// The call finds out whether the account's gate can be opened.
     pub(super) is_account_probe: bool,
     pub(super) share: Option<BudgetShare>,
 }
@@ -44,11 +39,9 @@ pub struct BudgetShare {
     pub(super) reservation: Option<Reservation>,
 }
 
-/// A model can't be called now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotNow {
     pub after: Duration,
-    /// What the model's gate is closed for, if it is.
     pub code: Option<FailureCode>,
 }
 
@@ -71,8 +64,7 @@ impl Permit {
     }
 
     /// Called once the call is known. Returns the reservations of other models, and reserves the likely need of so many bytes.
-    /// If that is too little, later calls wait longer, so the limit holds over time. Fails if the model is not reserved and
-    /// can't be called now.
+    /// Fails if the model is not reserved and can't be called now.
     pub fn expect(&mut self, model: &str, bytes: usize) -> Result<(), NotNow> {
         let (key, now) = (ModelKey::of(model), Instant::now());
         let mut state = self.shared.state.lock();
@@ -104,7 +96,6 @@ impl Permit {
         reservation.map_or(Room::Yes, |reservation| reservation.adjust(need.into()))
     }
 
-    /// The call's part of the daily budget, which outlives the permit.
     pub fn budget_share(&mut self) -> Option<BudgetShare> {
         self.share.take()
     }
@@ -114,7 +105,6 @@ impl Permit {
         self.used = Some(tokens.unwrap_or_else(|| self.taken()));
     }
 
-    /// Unknown tokens count as reserved.
     pub fn settle(self, took: Duration, tokens: Option<Tokens>) {
         if let Some(own) = self.reserved.first() {
             let mut state = self.shared.state.lock();

@@ -29,14 +29,11 @@ pub(super) struct Inner {
     pub(super) budget: Option<Arc<Budget>>,
     pub(super) state: Mutex<State>,
     pub(super) reach: Mutex<Reach>,
-    /// Wakes waiting callers.
     pub(super) changed: Notify,
 }
 
 pub(super) struct State {
-    /// The operator's, on each model.
     pub(super) caps: RateCaps,
-    /// Stops the calls of all models.
     pub(super) account: Gate,
     pub(super) models: HashMap<ModelKey, Model>,
     /// Permits given and not yet dropped.
@@ -48,12 +45,10 @@ pub(super) struct State {
     pub(super) waiting: usize,
 }
 
-/// A call of a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reserved {
     pub(super) key: ModelKey,
     pub(super) taken: Tokens,
-    /// The call finds out whether the model's gate can be opened.
     pub(super) is_probe: bool,
 }
 
@@ -61,7 +56,6 @@ pub(super) struct Reserved {
 pub(super) struct Waiting<'a>(&'a Inner);
 
 pub(super) struct Admitted {
-    /// Each with whether its call is a probe.
     pub(super) models: Vec<(ModelKey, bool)>,
     /// The call of the one model waits for another to end.
     pub(super) is_ahead: bool,
@@ -150,7 +144,6 @@ impl State {
         }
     }
 
-    /// The call has ended, or is not made.
     pub(super) fn end(&mut self, reserved: &Reserved, used: Option<Tokens>, was_made: bool, now: Instant) {
         let model = self.model(reserved.key);
         match used {

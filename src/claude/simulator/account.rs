@@ -21,7 +21,6 @@ pub struct AccountLimits {
 }
 
 impl AccountLimits {
-    /// For the headers of an account without limits.
     pub const UNLIMITED: AccountLimits = AccountLimits {
         requests: 1_000_000_000,
         input_tokens: 1_000_000_000,
@@ -39,7 +38,6 @@ impl AccountLimits {
 }
 
 pub(super) struct Account {
-    /// Whether anything is ever turned away.
     enforced: bool,
     buckets: [Bucket; 3],
 }

@@ -7,7 +7,6 @@ use std::sync::LazyLock;
 use crate::analysis::decision::{Criterion, DecisionAnalysis, DecisionOption, Origin};
 use crate::claude::error::one_line;
 
-/// Most options in a memo, the status quo included.
 const MAX_OPTIONS: usize = 8;
 
 /// Most options in a brief memo, unless the caller names more.
@@ -25,12 +24,9 @@ const STATUS_QUO: &str = "status_quo";
 const BRIEF: &str = "Write a brief decision memo";
 
 struct Language {
-    /// The largest memo, with blanks.
     template: DecisionAnalysis,
     status_quo: &'static str,
-    /// Used when the caller names no options.
     usual_options: [&'static str; 4],
-    /// What makes an option the status quo.
     status_quo_words: &'static [&'static str],
 }
 
@@ -102,7 +98,6 @@ pub(super) fn write(prompt: &str, size: Size) -> String {
     serde_json::to_string(&memo).expect("a memo can be written as JSON")
 }
 
-/// The question within a prompt, else the whole prompt.
 pub(super) fn question(prompt: &str) -> String {
     elements(prompt, "question").pop().unwrap_or_else(|| prompt.to_owned())
 }
@@ -148,7 +143,6 @@ fn shorten(memo: &mut DecisionAnalysis, size: Size) {
     }
 }
 
-/// Replaces the options of the template, with their scores.
 fn put_options(memo: &mut DecisionAnalysis, names: &[String], asked_by_name: bool) {
     let (templates, status_quo) = memo.options.split_at(memo.options.len() - 1);
     let place = |number: usize| number.min(templates.len() - 1);

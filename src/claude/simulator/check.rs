@@ -14,7 +14,6 @@ use crate::claude::message::CacheTtl;
 /// Over this many `max_tokens` the API wants a request to stream.
 const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
 
-/// Schema keywords the API's structured output does not take.
 const UNSUPPORTED_KEYWORDS: [&str; 7] =
     ["minimum", "maximum", "minLength", "maxLength", "maxItems", "multipleOf", "$schema"];
 
@@ -28,7 +27,6 @@ pub(super) struct Asked {
     pub(super) model: String,
     pub(super) max_tokens: u64,
     pub(super) stream: bool,
-    /// The system prompt, and how long it is to be cached.
     pub(super) system: Option<(String, CacheTtl)>,
     /// All messages' text; the last is the user's.
     pub(super) prompt: String,
@@ -231,7 +229,6 @@ pub(super) fn to_count(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Aske
     body(request.to_string().as_bytes(), good_schema)
 }
 
-/// The answer of `GET /v1/models`, on one page.
 pub(super) fn models() -> Value {
     let [first, last] = [MODELS.first(), MODELS.last()].map(|model| model.map(|model| &model["id"]));
     json!({ "data": *MODELS, "has_more": false, "first_id": first, "last_id": last })

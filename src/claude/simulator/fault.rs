@@ -17,13 +17,11 @@ pub enum Fault {
     Error(ErrorAnswer),
     /// The stream ends properly after so many events.
     CutAfter(usize),
-    /// The stream ends properly before its last event.
     CutBeforeLast,
     /// The stream ends properly after its text, before its stop reason.
     CutBeforeStop,
     /// One JSON message comes instead of a stream, as from a gateway that can't stream.
     Unstreamed,
-    /// The connection breaks after so many events.
     DropAfter(usize),
     /// The stream falls silent after so many events, without end.
     StallAfter(usize),
@@ -32,19 +30,14 @@ pub enum Fault {
         bytes: usize,
         pause: Duration,
     },
-    /// An event in the middle is not JSON.
     Malformed,
-    /// An `error` event of this type comes in the middle.
     ErrorEvent(String),
     /// The model declines before any output, which is not billed though its usage is shown.
     Refusal,
     /// The answer is cut off at half, as by `max_tokens`.
     MaxTokens,
-    /// A whole answer with this stop reason.
     Stop(String),
-    /// The answer is cut off at half, with this stop reason.
     StopAtHalf(String),
-    /// A thinking block precedes the text.
     ThinkingFirst,
     Answer(String),
     Usage(Usage),
@@ -55,7 +48,6 @@ pub enum Fault {
     Hold,
 }
 
-/// An HTTP answer other than a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorAnswer {
     pub(super) status: u16,
@@ -67,7 +59,6 @@ pub struct ErrorAnswer {
 }
 
 impl ErrorAnswer {
-    /// With the API's error type for this status.
     pub fn status(status: u16) -> ErrorAnswer {
         let error_type = match status {
             401 => "authentication_error",
@@ -97,7 +88,6 @@ impl ErrorAnswer {
         ErrorAnswer { message: message.into(), ..self }
     }
 
-    /// `error.details.error_code`.
     #[must_use]
     pub fn error_code(self, code: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { error_code: Some(code.into()), ..self }
@@ -139,7 +129,6 @@ impl From<ErrorAnswer> for Fault {
     }
 }
 
-/// The API's error envelope.
 pub(super) fn error_body(error_type: &str, message: &str, error_code: Option<&str>, request_id: &str) -> Value {
     let mut body = json!({
         "type": "error", "request_id": request_id, "error": {"type": error_type, "message": message},
@@ -150,7 +139,6 @@ pub(super) fn error_body(error_type: &str, message: &str, error_code: Option<&st
     body
 }
 
-/// Sets a header, if it can be one.
 pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) {
     if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
         headers.insert(name, value);

@@ -1,5 +1,5 @@
-//! How long Claude takes for an answer, as measured of real memos. The same question always takes as long, so a load test can
-//! compute which questions could have been answered.
+//! How long Claude takes for an answer, as real memos took. The same question always takes as long, so a load test knows
+//! which questions could have been answered.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -10,7 +10,6 @@ use rand::{RngExt, SeedableRng};
 
 const FIRST_TOKEN: Duration = Duration::from_millis(1_200);
 
-/// Tokens a second, of text as of thinking.
 const TOKENS_PER_SECOND: f64 = 90.0;
 
 const BRIEF: Range<f64> = 700.0..900.0;
@@ -22,7 +21,6 @@ const LONG_BRIEF: u64 = 1_100;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
     pub first: Duration,
-    /// In silence.
     pub thinking: Duration,
     /// From the first token of the text to the last.
     pub writing: Duration,

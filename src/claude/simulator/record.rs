@@ -33,7 +33,6 @@ impl Call {
     }
 }
 
-/// Counts since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     pub connections: usize,

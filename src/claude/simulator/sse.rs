@@ -34,9 +34,7 @@ pub(super) struct Message {
     pub(super) has_thinking: bool,
     pub(super) stop_reason: String,
     pub(super) usage: Usage,
-    /// Before the text.
     pub(super) start: Option<Timing>,
-    /// Of the text.
     pub(super) latency: Duration,
 }
 
@@ -55,7 +53,6 @@ struct Events {
 }
 
 impl Message {
-    /// The time before the text.
     pub(super) fn silence(&self) -> Duration {
         self.start.map_or(Duration::ZERO, |start| start.first + start.thinking)
     }
