@@ -1,6 +1,6 @@
 //! From a failed call to the [`Disposition`] of its job.
 //!
-//! [`Fault`] says whom a failure concerns; this adds whose model it was. A model that the caller named can fail only that
+//! [`Concern`] says whom a failure concerns; this adds whose model it was. A model that the caller named can fail only that
 //! job. A fallback model never fails a job, because the preferred model may answer it.
 
 use std::{
@@ -15,7 +15,7 @@ use super::{
     plan::Plan,
 };
 use crate::{
-    claude::error::{CallError, DEFAULT_RETRY_AFTER, ErrorKind, Fault},
+    claude::error::{CallError, Concern, DEFAULT_RETRY_AFTER, ErrorKind},
     job::{
         FailureClass, FailureCode,
         disposition::{Disposition, Scope, SharedFailure},
@@ -30,18 +30,18 @@ const BREAKER_WITNESSES: usize = 3;
 
 pub(super) fn after_failure(models: &Models, plan: &Plan, error: &CallError) -> Disposition {
     let code = code_of(error.kind);
-    match error.fault() {
-        Fault::Passing => after_passing(models, plan, error),
-        Fault::Limit => {
+    match error.concern() {
+        Concern::Passing => after_passing(models, plan, error),
+        Concern::Limit => {
             let opens_after = Some(error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER));
             let alone = Disposition::Retry { code, class: FailureClass::Suspect, after: opens_after };
             let (scope, signature) = (Scope::Model, signature(code));
             blocked(SharedFailure { code, scope, signature, witnesses: 1, opens_after }, alone)
         }
-        Fault::Account => block(error, code, Scope::Account),
-        Fault::Model if plan.is_of_caller => after_a_callers_model(error, code),
-        Fault::Model => after_our_model(models, plan, error, code),
-        Fault::Parameter(parameter) => {
+        Concern::Account => block(error, code, Scope::Account),
+        Concern::Model if plan.is_of_caller => after_a_callers_model(error, code),
+        Concern::Model => after_our_model(models, plan, error, code),
+        Concern::Parameter(parameter) => {
             let named = error.max_tokens_named(plan.call.max_tokens);
             match models.refused(&plan.call, parameter, named) {
                 Some(change) => {
@@ -52,8 +52,8 @@ pub(super) fn after_failure(models: &Models, plan: &Plan, error: &CallError) -> 
                 None => after_a_bad_request(models, plan, error, code),
             }
         }
-        Fault::Declined => after_refusal(models, plan),
-        Fault::Question => after_a_bad_request(models, plan, error, code),
+        Concern::Declined => after_refusal(models, plan),
+        Concern::Question => after_a_bad_request(models, plan, error, code),
     }
 }
 
@@ -111,7 +111,7 @@ fn after_a_bad_request(models: &Models, plan: &Plan, error: &CallError, code: Fa
     }
     let fail = Disposition::Fail { code };
     // These say themselves that it is the question.
-    if error.kind == ErrorKind::TooLarge || error.fault() != error.kind.fault() || plan.is_of_caller {
+    if error.kind == ErrorKind::TooLarge || error.concern() != error.kind.concern() || plan.is_of_caller {
         return fail;
     }
     let (scope, signature) = (Scope::Model, signature(letters(&error.message)));

@@ -1,6 +1,6 @@
-//! What can go wrong with one call to Claude, and whose fault it is.
+//! What can go wrong with one call to Claude, and whom it concerns.
 //!
-//! [`TABLE`] finds the kind of an error answer by its status, error type, error code and message. [`ErrorKind::fault`] says
+//! [`TABLE`] finds the kind of an error answer by its status, error type, error code and message. [`ErrorKind::concern`] says
 //! whom a kind concerns. Nothing else in the service looks at a status or a message. The table and `retry-after` follow
 //! Anthropic's official SDKs.
 
@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use Sign::{Code, Message, Status, Type};
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use super::{
@@ -38,100 +39,86 @@ const ANY: RangeInclusive<u16> = 0..=999;
 /// Statuses that say less than the error type beside them; 200 is an `error` event.
 const VAGUE: [u16; 3] = [200, 400, 500];
 
-struct Row {
-    statuses: RangeInclusive<u16>,
-    error_type: &'static str,
-    code: &'static str,
+/// By what an error is known.
+enum Sign {
+    /// `error.details.error_code`.
+    Code(&'static str),
     /// Found anywhere in the message, in small letters.
-    message: &'static str,
-    kind: ErrorKind,
-}
-
-const fn by_code(code: &'static str, kind: ErrorKind) -> Row {
-    Row { statuses: ANY, error_type: "", code, message: "", kind }
-}
-
-const fn by_message(statuses: RangeInclusive<u16>, message: &'static str, kind: ErrorKind) -> Row {
-    Row { statuses, error_type: "", code: "", message, kind }
-}
-
-const fn by_status(statuses: RangeInclusive<u16>, kind: ErrorKind) -> Row {
-    Row { statuses, error_type: "", code: "", message: "", kind }
-}
-
-const fn by_type(error_type: &'static str, kind: ErrorKind) -> Row {
-    Row { statuses: ANY, error_type, code: "", message: "", kind }
+    Message(RangeInclusive<u16>, &'static str),
+    Status(RangeInclusive<u16>),
+    /// Where the status is [`VAGUE`].
+    Type(&'static str),
 }
 
 /// The first row that matches counts. Codes and messages come first, as some faults of the account come with a 400.
-const TABLE: [Row; 66] = [
-    by_code("organization_on_hold", ErrorKind::OnHold),
-    by_code("cmek_key_disabled", ErrorKind::OnHold),
-    by_code("cmek_key_network_blocked", ErrorKind::OnHold),
-    by_code("sandbox_egress_restricted", ErrorKind::OnHold),
-    by_code("organization_type_not_supported", ErrorKind::OnHold),
-    by_code("cmek_key_unreachable", ErrorKind::ApiError),
-    by_code("cmek_context_unavailable", ErrorKind::ApiError),
-    by_code("enforced_spend_limit_reached", ErrorKind::Billing),
-    by_code("contract_spend_limit_reached", ErrorKind::Billing),
-    by_code("linked_organization_spend_limit_reached", ErrorKind::Billing),
-    by_code("linked_organization_billing_unavailable", ErrorKind::Billing),
-    by_code("user_profile_billing_not_authorized", ErrorKind::Billing),
-    by_code("user_profile_not_billable", ErrorKind::Billing),
-    by_code("ramp_limit_exceeded", ErrorKind::RateLimit),
+const TABLE: [(Sign, ErrorKind); 66] = [
+    (Code("organization_on_hold"), ErrorKind::OnHold),
+    (Code("cmek_key_disabled"), ErrorKind::OnHold),
+    (Code("cmek_key_network_blocked"), ErrorKind::OnHold),
+    (Code("sandbox_egress_restricted"), ErrorKind::OnHold),
+    (Code("organization_type_not_supported"), ErrorKind::OnHold),
+    (Code("cmek_key_unreachable"), ErrorKind::ApiError),
+    (Code("cmek_context_unavailable"), ErrorKind::ApiError),
+    (Code("enforced_spend_limit_reached"), ErrorKind::Billing),
+    (Code("contract_spend_limit_reached"), ErrorKind::Billing),
+    (Code("linked_organization_spend_limit_reached"), ErrorKind::Billing),
+    (Code("linked_organization_billing_unavailable"), ErrorKind::Billing),
+    (Code("user_profile_billing_not_authorized"), ErrorKind::Billing),
+    (Code("user_profile_not_billable"), ErrorKind::Billing),
+    (Code("ramp_limit_exceeded"), ErrorKind::RateLimit),
     // At any status: gateways wrap them, also in a 500 or in an answer with 200.
-    by_message(ANY, "credit balance is too low", ErrorKind::Billing),
-    by_message(ANY, "insufficient credits", ErrorKind::Billing),
-    by_message(ANY, "reached your specified api usage limits", ErrorKind::Billing),
-    by_message(ANY, "workspace api usage limits", ErrorKind::Billing),
-    by_message(ANY, "budget has been exceeded", ErrorKind::Billing),
-    by_message(ANY, "exceeded your current quota", ErrorKind::Billing),
-    by_message(ANY, "organization has been disabled", ErrorKind::OnHold),
-    by_message(ANY, "account has been disabled", ErrorKind::OnHold),
-    by_message(ANY, "workspace has been archived", ErrorKind::OnHold),
-    by_message(400..=422, "api key not valid", ErrorKind::Authentication),
-    by_message(400..=422, "no api key passed", ErrorKind::Authentication),
-    by_message(400..=422, "model identifier is invalid", ErrorKind::NotFound),
-    by_message(400..=422, "on-demand throughput", ErrorKind::NotFound),
-    by_message(400..=422, "blocked by content filtering policy", ErrorKind::Filtered),
-    by_message(400..=422, "prompt is too long", ErrorKind::TooLarge),
-    by_message(400..=422, "exceed context limit", ErrorKind::TooLarge),
-    by_message(400..=422, "maximum context length", ErrorKind::TooLarge),
-    by_status(300..=399, ErrorKind::Redirect),
-    by_status(401..=401, ErrorKind::Authentication),
-    by_status(402..=402, ErrorKind::Billing),
-    by_status(403..=403, ErrorKind::Permission),
-    by_status(404..=404, ErrorKind::NotFound),
-    by_status(407..=407, ErrorKind::ProxyAuth),
-    by_status(408..=408, ErrorKind::Timeout),
-    by_status(409..=409, ErrorKind::ApiError),
-    by_status(410..=410, ErrorKind::NotFound),
-    by_status(413..=413, ErrorKind::TooLarge),
-    by_status(425..=425, ErrorKind::ApiError),
-    by_status(429..=429, ErrorKind::RateLimit),
-    by_status(504..=504, ErrorKind::Timeout),
-    by_status(529..=529, ErrorKind::Overloaded),
-    by_type("authentication_error", ErrorKind::Authentication),
-    by_type("billing_error", ErrorKind::Billing),
-    by_type("permission_error", ErrorKind::Permission),
-    by_type("not_found_error", ErrorKind::NotFound),
-    by_type("conflict_error", ErrorKind::ApiError),
-    by_type("request_too_large", ErrorKind::TooLarge),
-    by_type("rate_limit_error", ErrorKind::RateLimit),
-    by_type("timeout_error", ErrorKind::Timeout),
-    by_type("overloaded_error", ErrorKind::Overloaded),
-    by_message(400..=422, "effort", ErrorKind::Parameter(Parameter::Effort)),
-    by_message(400..=422, "output_config.format", ErrorKind::Parameter(Parameter::Format)),
-    by_message(400..=422, "schema", ErrorKind::Parameter(Parameter::Format)),
-    by_message(400..=422, "structured output", ErrorKind::Parameter(Parameter::Format)),
-    by_message(400..=422, "output_config", ErrorKind::Parameter(Parameter::OutputConfig)),
-    by_message(400..=422, "cache_control", ErrorKind::Parameter(Parameter::CacheControl)),
-    by_message(400..=422, "system: input should be a valid string", ErrorKind::Parameter(Parameter::CacheControl)),
-    by_message(400..=422, "thinking", ErrorKind::Parameter(Parameter::Thinking)),
-    by_message(400..=422, "max_tokens", ErrorKind::Parameter(Parameter::MaxTokens)),
-    by_status(400..=499, ErrorKind::InvalidRequest),
-    by_status(500..=599, ErrorKind::ApiError),
-    Row { statuses: 200..=200, ..by_type("invalid_request_error", ErrorKind::InvalidRequest) },
+    (Message(ANY, "credit balance is too low"), ErrorKind::Billing),
+    (Message(ANY, "insufficient credits"), ErrorKind::Billing),
+    (Message(ANY, "reached your specified api usage limits"), ErrorKind::Billing),
+    (Message(ANY, "workspace api usage limits"), ErrorKind::Billing),
+    (Message(ANY, "budget has been exceeded"), ErrorKind::Billing),
+    (Message(ANY, "exceeded your current quota"), ErrorKind::Billing),
+    (Message(ANY, "organization has been disabled"), ErrorKind::OnHold),
+    (Message(ANY, "account has been disabled"), ErrorKind::OnHold),
+    (Message(ANY, "workspace has been archived"), ErrorKind::OnHold),
+    (Message(400..=422, "api key not valid"), ErrorKind::Authentication),
+    (Message(400..=422, "no api key passed"), ErrorKind::Authentication),
+    (Message(400..=422, "model identifier is invalid"), ErrorKind::NotFound),
+    (Message(400..=422, "on-demand throughput"), ErrorKind::NotFound),
+    (Message(400..=422, "blocked by content filtering policy"), ErrorKind::Filtered),
+    (Message(400..=422, "prompt is too long"), ErrorKind::TooLarge),
+    (Message(400..=422, "exceed context limit"), ErrorKind::TooLarge),
+    (Message(400..=422, "maximum context length"), ErrorKind::TooLarge),
+    (Status(300..=399), ErrorKind::Redirect),
+    (Status(401..=401), ErrorKind::Authentication),
+    (Status(402..=402), ErrorKind::Billing),
+    (Status(403..=403), ErrorKind::Permission),
+    (Status(404..=404), ErrorKind::NotFound),
+    (Status(407..=407), ErrorKind::ProxyAuth),
+    (Status(408..=408), ErrorKind::Timeout),
+    (Status(409..=409), ErrorKind::ApiError),
+    (Status(410..=410), ErrorKind::NotFound),
+    (Status(413..=413), ErrorKind::TooLarge),
+    (Status(425..=425), ErrorKind::ApiError),
+    (Status(429..=429), ErrorKind::RateLimit),
+    (Status(504..=504), ErrorKind::Timeout),
+    (Status(529..=529), ErrorKind::Overloaded),
+    (Type("authentication_error"), ErrorKind::Authentication),
+    (Type("billing_error"), ErrorKind::Billing),
+    (Type("permission_error"), ErrorKind::Permission),
+    (Type("not_found_error"), ErrorKind::NotFound),
+    (Type("conflict_error"), ErrorKind::ApiError),
+    (Type("request_too_large"), ErrorKind::TooLarge),
+    (Type("rate_limit_error"), ErrorKind::RateLimit),
+    (Type("timeout_error"), ErrorKind::Timeout),
+    (Type("overloaded_error"), ErrorKind::Overloaded),
+    (Message(400..=422, "effort"), ErrorKind::Parameter(Parameter::Effort)),
+    (Message(400..=422, "output_config.format"), ErrorKind::Parameter(Parameter::Format)),
+    (Message(400..=422, "schema"), ErrorKind::Parameter(Parameter::Format)),
+    (Message(400..=422, "structured output"), ErrorKind::Parameter(Parameter::Format)),
+    (Message(400..=422, "output_config"), ErrorKind::Parameter(Parameter::OutputConfig)),
+    (Message(400..=422, "cache_control"), ErrorKind::Parameter(Parameter::CacheControl)),
+    (Message(400..=422, "system: input should be a valid string"), ErrorKind::Parameter(Parameter::CacheControl)),
+    (Message(400..=422, "thinking"), ErrorKind::Parameter(Parameter::Thinking)),
+    (Message(400..=422, "max_tokens"), ErrorKind::Parameter(Parameter::MaxTokens)),
+    (Status(400..=499), ErrorKind::InvalidRequest),
+    (Status(500..=599), ErrorKind::ApiError),
+    (Type("invalid_request_error"), ErrorKind::InvalidRequest),
 ];
 
 /// An answer with one of these is the API's own, and not the page of a firewall or gateway.
@@ -249,7 +236,7 @@ pub enum Parameter {
 
 /// Whom a failed call concerns, and so which other calls would fail alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub enum Concern {
     /// Nobody: it passes, and another try may be answered.
     Passing,
     /// The account's limit for the model, for a while.
@@ -281,11 +268,11 @@ impl CallError {
     }
 
     /// Whom it concerns; `x-should-retry` overrules the table where it speaks of the call alone.
-    pub fn fault(&self) -> Fault {
-        match (self.should_retry, self.kind.fault()) {
-            (Some(true), Fault::Question | Fault::Declined) => Fault::Passing,
-            (Some(false), Fault::Passing | Fault::Limit) => Fault::Question,
-            (_, fault) => fault,
+    pub fn concern(&self) -> Concern {
+        match (self.should_retry, self.kind.concern()) {
+            (Some(true), Concern::Question | Concern::Declined) => Concern::Passing,
+            (Some(false), Concern::Passing | Concern::Limit) => Concern::Question,
+            (_, concern) => concern,
         }
     }
 
@@ -361,40 +348,44 @@ impl<'a> Seen<'a> {
     /// The kind by the table, and whether it is certain.
     fn classify(&self) -> (ErrorKind, bool) {
         let is_own = OWN_TYPES.contains(&self.error_type);
-        match TABLE.iter().find(|row| self.matches(row)) {
-            Some(row) => {
-                let is_told = !row.code.is_empty() || !row.message.is_empty() || row.kind == ErrorKind::ProxyAuth;
-                (row.kind, is_own || is_told)
+        match TABLE.iter().find(|(sign, kind)| self.matches(sign, *kind)) {
+            Some((sign, kind)) => {
+                let is_named = matches!(sign, Code(_) | Message(..)) || *kind == ErrorKind::ProxyAuth;
+                (*kind, is_own || is_named)
             }
             None if self.status == 200 => (ErrorKind::StreamError, is_own),
             None => (ErrorKind::Malformed, is_own),
         }
     }
 
-    fn matches(&self, row: &Row) -> bool {
-        let is_parameter = matches!(row.kind, ErrorKind::Parameter(_));
-        row.statuses.contains(&self.status)
-            && (row.error_type.is_empty() || (row.error_type == self.error_type && VAGUE.contains(&self.status)))
-            && (row.code.is_empty() || row.code == self.code)
-            && self.message.contains(row.message)
-            && (!is_parameter || REFUSING.iter().any(|word| self.message.contains(word)))
+    fn matches(&self, sign: &Sign, kind: ErrorKind) -> bool {
+        let refuses = || REFUSING.iter().any(|word| self.message.contains(word));
+        match sign {
+            Code(code) => self.code == *code,
+            Message(statuses, words) => {
+                let is_parameter = matches!(kind, ErrorKind::Parameter(_));
+                statuses.contains(&self.status) && self.message.contains(words) && (!is_parameter || refuses())
+            }
+            Status(statuses) => statuses.contains(&self.status),
+            Type(name) => self.error_type == *name && VAGUE.contains(&self.status),
+        }
     }
 }
 
 impl ErrorKind {
-    pub fn fault(self) -> Fault {
+    pub fn concern(self) -> Concern {
         match self {
-            ErrorKind::InvalidRequest | ErrorKind::TooLarge => Fault::Question,
-            ErrorKind::Filtered => Fault::Declined,
-            ErrorKind::Parameter(parameter) => Fault::Parameter(parameter),
-            ErrorKind::Permission | ErrorKind::NotFound => Fault::Model,
+            ErrorKind::InvalidRequest | ErrorKind::TooLarge => Concern::Question,
+            ErrorKind::Filtered => Concern::Declined,
+            ErrorKind::Parameter(parameter) => Concern::Parameter(parameter),
+            ErrorKind::Permission | ErrorKind::NotFound => Concern::Model,
             ErrorKind::Authentication
             | ErrorKind::Billing
             | ErrorKind::OnHold
             | ErrorKind::ProxyAuth
             | ErrorKind::Redirect
-            | ErrorKind::Page => Fault::Account,
-            ErrorKind::RateLimit => Fault::Limit,
+            | ErrorKind::Page => Concern::Account,
+            ErrorKind::RateLimit => Concern::Limit,
             ErrorKind::ApiError
             | ErrorKind::Timeout
             | ErrorKind::Overloaded
@@ -404,7 +395,7 @@ impl ErrorKind {
             | ErrorKind::TotalTimeout
             | ErrorKind::StreamCut
             | ErrorKind::StreamError
-            | ErrorKind::Malformed => Fault::Passing,
+            | ErrorKind::Malformed => Concern::Passing,
         }
     }
 

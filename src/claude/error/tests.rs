@@ -23,7 +23,7 @@ fn envelope(error_type: &str, code: &str, message: &str) -> String {
 }
 
 /// Status, error type, error code, message → kind, whom it concerns.
-const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
+const ROWS: [(u16, &str, &str, &str, ErrorKind, Concern); 69] = [
     // The classes of the SDK, by status.
     (
         400,
@@ -31,40 +31,47 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "messages: at least one message is required",
         K::InvalidRequest,
-        Fault::Question,
+        Concern::Question,
     ),
-    (401, "authentication_error", "", "invalid x-api-key", K::Authentication, Fault::Account),
-    (402, "billing_error", "", "payment required", K::Billing, Fault::Account),
-    (403, "permission_error", "", "not allowed", K::Permission, Fault::Model),
-    (404, "not_found_error", "", "model: claude-no-such", K::NotFound, Fault::Model),
-    (408, "timeout_error", "", "timed out", K::Timeout, Fault::Passing),
-    (409, "conflict_error", "", "conflict", K::ApiError, Fault::Passing),
-    (412, "invalid_request_error", "", "precondition failed", K::InvalidRequest, Fault::Question),
-    (413, "request_too_large", "", "too large", K::TooLarge, Fault::Question),
-    (413, "invalid_request_error", "request_body_too_large_after_decoding", "too large", K::TooLarge, Fault::Question),
-    (422, "invalid_request_error", "", "unprocessable", K::InvalidRequest, Fault::Question),
-    (429, "rate_limit_error", "", "slow down", K::RateLimit, Fault::Limit),
-    (431, "invalid_request_error", "", "header fields too large", K::InvalidRequest, Fault::Question),
-    (499, "invalid_request_error", "", "client closed request", K::InvalidRequest, Fault::Question),
-    (500, "api_error", "", "internal", K::ApiError, Fault::Passing),
-    (501, "api_error", "", "not implemented", K::ApiError, Fault::Passing),
-    (502, "api_error", "", "bad gateway", K::ApiError, Fault::Passing),
-    (503, "api_error", "", "unavailable", K::ApiError, Fault::Passing),
-    (504, "timeout_error", "", "timed out", K::Timeout, Fault::Passing),
-    (529, "overloaded_error", "", "Overloaded", K::Overloaded, Fault::Passing),
-    (302, "api_error", "", "elsewhere", K::Redirect, Fault::Account),
-    (407, "api_error", "", "who are you", K::ProxyAuth, Fault::Account),
-    (999, "api_error", "", "what", K::Malformed, Fault::Passing),
+    (401, "authentication_error", "", "invalid x-api-key", K::Authentication, Concern::Account),
+    (402, "billing_error", "", "payment required", K::Billing, Concern::Account),
+    (403, "permission_error", "", "not allowed", K::Permission, Concern::Model),
+    (404, "not_found_error", "", "model: claude-no-such", K::NotFound, Concern::Model),
+    (408, "timeout_error", "", "timed out", K::Timeout, Concern::Passing),
+    (409, "conflict_error", "", "conflict", K::ApiError, Concern::Passing),
+    (412, "invalid_request_error", "", "precondition failed", K::InvalidRequest, Concern::Question),
+    (413, "request_too_large", "", "too large", K::TooLarge, Concern::Question),
+    (
+        413,
+        "invalid_request_error",
+        "request_body_too_large_after_decoding",
+        "too large",
+        K::TooLarge,
+        Concern::Question,
+    ),
+    (422, "invalid_request_error", "", "unprocessable", K::InvalidRequest, Concern::Question),
+    (429, "rate_limit_error", "", "slow down", K::RateLimit, Concern::Limit),
+    (431, "invalid_request_error", "", "header fields too large", K::InvalidRequest, Concern::Question),
+    (499, "invalid_request_error", "", "client closed request", K::InvalidRequest, Concern::Question),
+    (500, "api_error", "", "internal", K::ApiError, Concern::Passing),
+    (501, "api_error", "", "not implemented", K::ApiError, Concern::Passing),
+    (502, "api_error", "", "bad gateway", K::ApiError, Concern::Passing),
+    (503, "api_error", "", "unavailable", K::ApiError, Concern::Passing),
+    (504, "timeout_error", "", "timed out", K::Timeout, Concern::Passing),
+    (529, "overloaded_error", "", "Overloaded", K::Overloaded, Concern::Passing),
+    (302, "api_error", "", "elsewhere", K::Redirect, Concern::Account),
+    (407, "api_error", "", "who are you", K::ProxyAuth, Concern::Account),
+    (999, "api_error", "", "what", K::Malformed, Concern::Passing),
     // Types that say more than a vague status.
-    (400, "billing_error", "", "pay", K::Billing, Fault::Account),
-    (400, "authentication_error", "", "key", K::Authentication, Fault::Account),
-    (400, "permission_error", "", "no", K::Permission, Fault::Model),
-    (400, "not_found_error", "", "none", K::NotFound, Fault::Model),
-    (400, "rate_limit_error", "", "slow", K::RateLimit, Fault::Limit),
-    (400, "request_too_large", "", "big", K::TooLarge, Fault::Question),
-    (500, "overloaded_error", "", "busy", K::Overloaded, Fault::Passing),
-    (500, "timeout_error", "", "late", K::Timeout, Fault::Passing),
-    (500, "error_of_tomorrow", "", "odd", K::ApiError, Fault::Passing),
+    (400, "billing_error", "", "pay", K::Billing, Concern::Account),
+    (400, "authentication_error", "", "key", K::Authentication, Concern::Account),
+    (400, "permission_error", "", "no", K::Permission, Concern::Model),
+    (400, "not_found_error", "", "none", K::NotFound, Concern::Model),
+    (400, "rate_limit_error", "", "slow", K::RateLimit, Concern::Limit),
+    (400, "request_too_large", "", "big", K::TooLarge, Concern::Question),
+    (500, "overloaded_error", "", "busy", K::Overloaded, Concern::Passing),
+    (500, "timeout_error", "", "late", K::Timeout, Concern::Passing),
+    (500, "error_of_tomorrow", "", "odd", K::ApiError, Concern::Passing),
     // 400s that are not the question's.
     (
         400,
@@ -72,7 +79,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "Your credit balance is too low to access the Claude API.",
         K::Billing,
-        Fault::Account,
+        Concern::Account,
     ),
     (
         400,
@@ -80,7 +87,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "You have reached your specified API usage limits. You will regain access on 2026-12-01.",
         K::Billing,
-        Fault::Account,
+        Concern::Account,
     ),
     (
         400,
@@ -88,24 +95,24 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "You have reached your specified workspace API usage limits.",
         K::Billing,
-        Fault::Account,
+        Concern::Account,
     ),
-    (400, "invalid_request_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "cmek_key_disabled", "disabled", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "cmek_key_network_blocked", "blocked", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "", "This organization has been disabled.", K::OnHold, Fault::Account),
-    (403, "permission_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
-    (403, "permission_error", "sandbox_egress_restricted", "sandbox", K::OnHold, Fault::Account),
-    (403, "permission_error", "organization_type_not_supported", "type", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "linked_organization_billing_unavailable", "pay", K::Billing, Fault::Account),
-    (400, "invalid_request_error", "linked_organization_spend_limit_reached", "pay", K::Billing, Fault::Account),
-    (403, "permission_error", "user_profile_billing_not_authorized", "pay", K::Billing, Fault::Account),
-    (403, "permission_error", "user_profile_not_billable", "pay", K::Billing, Fault::Account),
-    (400, "invalid_request_error", "cmek_key_unreachable", "retry", K::ApiError, Fault::Passing),
-    (500, "api_error", "cmek_context_unavailable", "retry", K::ApiError, Fault::Passing),
-    (429, "rate_limit_error", "enforced_spend_limit_reached", "spent", K::Billing, Fault::Account),
-    (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::Billing, Fault::Account),
-    (429, "rate_limit_error", "ramp_limit_exceeded", "slow", K::RateLimit, Fault::Limit),
+    (400, "invalid_request_error", "organization_on_hold", "on hold", K::OnHold, Concern::Account),
+    (400, "invalid_request_error", "cmek_key_disabled", "disabled", K::OnHold, Concern::Account),
+    (400, "invalid_request_error", "cmek_key_network_blocked", "blocked", K::OnHold, Concern::Account),
+    (400, "invalid_request_error", "", "This organization has been disabled.", K::OnHold, Concern::Account),
+    (403, "permission_error", "organization_on_hold", "on hold", K::OnHold, Concern::Account),
+    (403, "permission_error", "sandbox_egress_restricted", "sandbox", K::OnHold, Concern::Account),
+    (403, "permission_error", "organization_type_not_supported", "type", K::OnHold, Concern::Account),
+    (400, "invalid_request_error", "linked_organization_billing_unavailable", "pay", K::Billing, Concern::Account),
+    (400, "invalid_request_error", "linked_organization_spend_limit_reached", "pay", K::Billing, Concern::Account),
+    (403, "permission_error", "user_profile_billing_not_authorized", "pay", K::Billing, Concern::Account),
+    (403, "permission_error", "user_profile_not_billable", "pay", K::Billing, Concern::Account),
+    (400, "invalid_request_error", "cmek_key_unreachable", "retry", K::ApiError, Concern::Passing),
+    (500, "api_error", "cmek_context_unavailable", "retry", K::ApiError, Concern::Passing),
+    (429, "rate_limit_error", "enforced_spend_limit_reached", "spent", K::Billing, Concern::Account),
+    (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::Billing, Concern::Account),
+    (429, "rate_limit_error", "ramp_limit_exceeded", "slow", K::RateLimit, Concern::Limit),
     // The request's own shape.
     (
         400,
@@ -113,7 +120,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "This model does not support the effort parameter.",
         K::Parameter(P::Effort),
-        Fault::Parameter(P::Effort),
+        Concern::Parameter(P::Effort),
     ),
     (
         400,
@@ -121,7 +128,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "output_config.effort: Input should be one of low, high",
         K::Parameter(P::Effort),
-        Fault::Parameter(P::Effort),
+        Concern::Parameter(P::Effort),
     ),
     (
         400,
@@ -129,7 +136,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "output_config: Extra inputs are not permitted",
         K::Parameter(P::OutputConfig),
-        Fault::Parameter(P::OutputConfig),
+        Concern::Parameter(P::OutputConfig),
     ),
     (
         422,
@@ -137,7 +144,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "output_config.format: Extra inputs are not permitted",
         K::Parameter(P::Format),
-        Fault::Parameter(P::Format),
+        Concern::Parameter(P::Format),
     ),
     (
         400,
@@ -145,7 +152,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "Schema is too complex for compilation",
         K::Parameter(P::Format),
-        Fault::Parameter(P::Format),
+        Concern::Parameter(P::Format),
     ),
     (
         400,
@@ -153,7 +160,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "claude-x does not support structured output",
         K::Parameter(P::Format),
-        Fault::Parameter(P::Format),
+        Concern::Parameter(P::Format),
     ),
     (
         400,
@@ -161,7 +168,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "thinking.type: \"between_tools\" is not supported",
         K::Parameter(P::Thinking),
-        Fault::Parameter(P::Thinking),
+        Concern::Parameter(P::Thinking),
     ),
     (
         400,
@@ -169,7 +176,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "max_tokens: 16000 > 8192, which is the maximum allowed",
         K::Parameter(P::MaxTokens),
-        Fault::Parameter(P::MaxTokens),
+        Concern::Parameter(P::MaxTokens),
     ),
     (
         400,
@@ -177,7 +184,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "system.0.cache_control: Extra inputs are not permitted",
         K::Parameter(P::CacheControl),
-        Fault::Parameter(P::CacheControl),
+        Concern::Parameter(P::CacheControl),
     ),
     // The question's own, though they name a parameter.
     (
@@ -186,7 +193,7 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "prompt is too long: 1000001 tokens > 1000000 maximum",
         K::TooLarge,
-        Fault::Question,
+        Concern::Question,
     ),
     (
         400,
@@ -194,27 +201,27 @@ const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
         "",
         "input length and `max_tokens` exceed context limit: 999000 + 16000 > 1000000",
         K::TooLarge,
-        Fault::Question,
+        Concern::Question,
     ),
-    (400, "invalid_request_error", "", "Output blocked by content filtering policy", K::Filtered, Fault::Declined),
-    (400, "invalid_request_error", "", "messages.0: the effort of reading this", K::InvalidRequest, Fault::Question),
+    (400, "invalid_request_error", "", "Output blocked by content filtering policy", K::Filtered, Concern::Declined),
+    (400, "invalid_request_error", "", "messages.0: the effort of reading this", K::InvalidRequest, Concern::Question),
     // `error` events of a stream that began with 200.
-    (200, "overloaded_error", "", "Overloaded", K::Overloaded, Fault::Passing),
-    (200, "api_error", "", "internal", K::StreamError, Fault::Passing),
-    (200, "invalid_request_error", "", "bad", K::InvalidRequest, Fault::Question),
-    (200, "rate_limit_error", "", "slow", K::RateLimit, Fault::Limit),
-    (200, "error_of_tomorrow", "", "odd", K::StreamError, Fault::Passing),
+    (200, "overloaded_error", "", "Overloaded", K::Overloaded, Concern::Passing),
+    (200, "api_error", "", "internal", K::StreamError, Concern::Passing),
+    (200, "invalid_request_error", "", "bad", K::InvalidRequest, Concern::Question),
+    (200, "rate_limit_error", "", "slow", K::RateLimit, Concern::Limit),
+    (200, "error_of_tomorrow", "", "odd", K::StreamError, Concern::Passing),
 ];
 
 #[test]
 fn every_error_has_its_kind_and_whom_it_concerns() {
-    for (status, error_type, code, message, kind, fault) in ROWS {
+    for (status, error_type, code, message, kind, concern) in ROWS {
         let body = envelope(error_type, code, message);
         let error = match status {
             200 => CallError::from_event(&serde_json::from_str(&body).unwrap()),
             _ => answer(status, &body, &[]),
         };
-        assert_eq!((error.kind, error.fault()), (kind, fault), "{status} {error_type} {code} {message}");
+        assert_eq!((error.kind, error.concern()), (kind, concern), "{status} {error_type} {code} {message}");
         let told = !code.is_empty() || matches!(kind, K::ProxyAuth);
         assert!(error.is_certain || (error_type == "error_of_tomorrow" && !told), "{status} {error_type} {message}");
     }
@@ -251,15 +258,15 @@ fn what_gateways_make_of_the_apis_errors_is_read_all_the_same() {
 
 #[test]
 fn x_should_retry_overrules_the_table_for_the_call_alone() {
-    let fault = |status, error_type, should| {
-        answer(status, &envelope(error_type, "", "x"), &[("x-should-retry", should)]).fault()
+    let concern = |status, error_type, should| {
+        answer(status, &envelope(error_type, "", "x"), &[("x-should-retry", should)]).concern()
     };
-    assert_eq!(fault(400, "invalid_request_error", "true"), Fault::Passing);
-    assert_eq!(fault(529, "overloaded_error", "false"), Fault::Question);
-    assert_eq!(fault(429, "rate_limit_error", "false"), Fault::Question);
-    assert_eq!(fault(529, "overloaded_error", "maybe"), Fault::Passing);
+    assert_eq!(concern(400, "invalid_request_error", "true"), Concern::Passing);
+    assert_eq!(concern(529, "overloaded_error", "false"), Concern::Question);
+    assert_eq!(concern(429, "rate_limit_error", "false"), Concern::Question);
+    assert_eq!(concern(529, "overloaded_error", "maybe"), Concern::Passing);
     for should in ["true", "false"] {
-        assert_eq!(fault(401, "authentication_error", should), Fault::Account, "every call fails alike");
+        assert_eq!(concern(401, "authentication_error", should), Concern::Account, "every call fails alike");
     }
 }
 
