@@ -43,6 +43,7 @@ pub use self::{
 };
 use crate::{
     agent::Agent,
+    audit::{AuditAction, AuditLog},
     auth::{self, Auth},
     claude::Claude,
     clock::Clock,
@@ -50,14 +51,15 @@ use crate::{
         Settings,
         environment::{self, GatewayAccess},
     },
-    dashboard,
+    dashboard::{self, Sessions},
     http::{self, api::Api, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
-    job::callback::Callbacks,
+    ledger::Spending,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Queue, QueueError, audit::AuditAction},
+    queue::{Queue, QueueError},
+    registry::Registry,
     store::{
-        JobStore,
+        Store,
         sled::{
             SledStore,
             salvage::{self, SalvageError, Summary},
@@ -95,7 +97,8 @@ pub struct App {
     prompts: Prompts,
     auth: Arc<Auth>,
     queue: Queue,
-    store: Arc<dyn JobStore>,
+    audit: Arc<AuditLog>,
+    store: Arc<dyn Store>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
     /// Receives an error if no model of the settings can be used.
@@ -118,20 +121,40 @@ impl App {
         let (store, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
-        let budget = parts::budget(settings, &agent.planner, &clock, &store)?;
+        let spending = Spending::default();
+        let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
         let policy = parts::policy(settings, tuning, &agent.planner, &limits, &clock);
-        let queue = Queue::new(Arc::clone(&store), clock.clone(), policy, metrics.clone(), closing.clone());
+        let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
+        let queue = queue.await.map_err(StartError::Recovery)?;
+        let (registry, audit) =
+            (Registry::new(Arc::clone(&store) as _), AuditLog::new(Arc::clone(&store) as _, clock.clone()));
         let keys = settings.api_keys.as_ref();
-        let auth = Auth::new(admin_token.clone(), keys, tokens, settings.requires_api_key(), queue.clone());
-        let auth = Arc::new(auth?);
-        let callbacks = parts::callbacks(settings);
-        let secrets = secrets::webhook_secrets(settings, queue.clone())?;
-        let webhooks =
-            Webhooks::new(queue.clone(), secrets, callbacks.clone(), settings.public_url.clone(), metrics.clone())?;
+        let needs_key = settings.requires_api_key();
+        let auth = Auth::load(admin_token.clone(), keys, tokens, needs_key, registry.clone(), clock.clone()).await?;
+        let (auth, audit) = (Arc::new(auth), Arc::new(audit));
+        let secrets = secrets::webhook_secrets(settings, registry.clone(), clock.clone())?;
+        let webhooks = Webhooks::new(
+            queue.clone(),
+            Arc::clone(&store) as _,
+            secrets,
+            parts::callbacks(settings),
+            settings.public_url.clone(),
+            metrics.clone(),
+        )?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
+        let sessions = Sessions::load(registry.clone(), clock.clone()).await?;
+        let upkeep = Upkeep {
+            queue: queue.clone(),
+            registry,
+            ledger: Arc::clone(&store) as _,
+            limits: limits.clone(),
+            agent: agent.clone(),
+            closing: closing.clone(),
+        };
+        upkeep.load().await?;
         recover(&queue).await.map_err(StartError::Recovery)?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
@@ -146,11 +169,11 @@ impl App {
         let disk =
             DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone());
         let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
-        let tracker = start_tasks(&worker, parts::workers(settings), disk, webhooks.clone(), warm_up_after).await;
-        let api = api(settings, &worker, &prompts, &auth, webhooks, callbacks, clock);
+        let tracker =
+            start_tasks(&worker, parts::workers(settings), disk, webhooks.clone(), upkeep.run(warm_up_after)).await;
+        let api = api(settings, &worker, &prompts, &auth, (&store, &audit), webhooks, clock);
         let shown = parts::shown(settings, tuning, address);
-        let pages_queue = queue.clone();
-        let router = http::router(api, |api| dashboard::router(api, pages_queue, shown));
+        let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         let no_model = check_models(agent, closing.clone());
         let url = settings.public_url.as_ref().map_or_else(|| format!("http://{address}"), ToString::to_string);
@@ -167,6 +190,7 @@ impl App {
             prompts,
             auth,
             queue,
+            audit,
             store,
             http,
             server,
@@ -205,7 +229,7 @@ impl App {
         match task::spawn_blocking(reload).await {
             Ok(Ok(())) => {
                 let action = AuditAction { actor, action: "prompts_reload", detail: None };
-                if let Err(error) = self.queue.record(action, None).await {
+                if let Err(error) = self.audit.record(action, None).await {
                     warn!(%error, "the prompts are reloaded, but the audit log has no entry");
                 }
             }
@@ -228,7 +252,7 @@ impl App {
         if let Err(error) = self.server.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             error!(%error, "the HTTP server failed");
         }
-        if let Err(error) = self.queue.note_history(self.queue.now()).await {
+        if let Err(error) = self.queue.history().record(self.queue.now(), self.queue.counts()).await {
             warn!(%error, "the last minute of the history is lost");
         }
         self.store.close().await;
@@ -248,7 +272,7 @@ async fn open(
     access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
-) -> Result<(Arc<dyn JobStore>, Claude), StartError> {
+) -> Result<(Arc<dyn Store>, Claude), StartError> {
     let opening = task::spawn_blocking({
         let config = parts::store(settings);
         let (clock, metrics) = (clock.clone(), metrics.clone());
@@ -258,7 +282,7 @@ async fn open(
         let config = parts::client(settings, access);
         move || Claude::new(config)
     });
-    let store: Arc<dyn JobStore> = Arc::new(opening.await??);
+    let store: Arc<dyn Store> = Arc::new(opening.await??);
     Ok((store, client.await??))
 }
 
@@ -278,18 +302,16 @@ async fn start_tasks(
     workers: usize,
     disk: DiskWatch,
     webhooks: Webhooks,
-    warm_up_after: Option<Duration>,
+    upkeep: impl Future<Output = ()> + Send + 'static,
 ) -> TaskTracker {
-    let Worker { queue, limits, agent, closing, .. } = worker.clone();
+    let Worker { queue, closing, .. } = worker.clone();
     disk.look(&queue).await;
-    let upkeep = Upkeep { queue: queue.clone(), limits, agent, closing: closing.clone() };
-    upkeep.load();
     let tracker = TaskTracker::new();
     worker.start_pool(workers, &tracker);
-    tracker.spawn(upkeep.run(warm_up_after));
+    tracker.spawn(upkeep);
     tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
     tracker.spawn(disk.run(queue.clone(), closing.clone()));
-    tracker.spawn(sweeper::history::run(queue, closing.clone()));
+    tracker.spawn(sweeper::history::run(Arc::clone(queue.history()), queue, closing.clone()));
     tracker.spawn(webhooks.run(closing));
     tracker
 }
@@ -299,12 +321,14 @@ fn api(
     worker: &Worker,
     prompts: &Prompts,
     auth: &Arc<Auth>,
+    (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
     webhooks: Webhooks,
-    callbacks: Callbacks,
     clock: Clock,
 ) -> Api {
     Api {
         queue: worker.queue.clone(),
+        ledger: Arc::clone(store) as _,
+        audit: Arc::clone(audit),
         limits: worker.limits.clone(),
         models: worker.agent.planner.models.clone(),
         notes: {
@@ -320,7 +344,7 @@ fn api(
         trusted_proxies: settings.trusted_proxies.clone().into(),
         cors_origins: settings.cors_origins.clone(),
         public_url: settings.public_url.clone(),
-        callbacks,
+        callbacks: parts::callbacks(settings),
         webhooks,
         max_query_length: settings.max_query_length,
         memos: Memos::default(),

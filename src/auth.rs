@@ -4,11 +4,12 @@
 //! routes need a key. If they need none, the service is open: a key names its caller, and any other credential is ignored.
 //! The admin routes always need the admin token or a key of scope admin.
 
-mod caller;
+mod identity;
 pub mod jwt;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hex::FromHex;
 use parking_lot::RwLock;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
@@ -17,14 +18,14 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Mutex;
 use tracing::{error, info};
 
-pub use self::caller::{Caller, Scope};
+pub use self::identity::{Identity, Scope};
 use self::jwt::Tokens;
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     config::placeholder::is_guessable,
     digest::sha256,
     job::caller::ADMIN_TOKEN,
-    queue::{Queue, QueueError},
+    registry::{Registry, Unavailable},
 };
 
 /// Prefix of keys, so that secret scanners can recognise them.
@@ -38,7 +39,7 @@ const MIN_KEY: usize = 16;
 /// Most keys in force: every request is compared with all of them.
 const MAX_KEYS: usize = 1_000;
 
-/// Most revoked keys that are remembered; the oldest are forgotten.
+/// Most revoked keys that are stored; the oldest are deleted.
 const MAX_REVOKED: usize = 1_000;
 
 const MAX_NAME: usize = 64;
@@ -73,6 +74,8 @@ pub enum AuthError {
     IsAdminToken(String),
     #[error("API_KEYS: the name {0} is used twice; each key needs its own name")]
     Twice(String),
+    #[error("the stored API keys can't be read: {0}")]
+    Unavailable(#[from] Unavailable),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +94,7 @@ pub enum KeyError {
     #[error("the limit of {MAX_KEYS} keys is reached; revoke one that is no longer used")]
     TooMany,
     #[error(transparent)]
-    Queue(#[from] QueueError),
+    Unavailable(#[from] Unavailable),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +115,12 @@ pub struct Key {
     pub revoked_at: Option<Timestamp>,
 }
 
+impl Key {
+    fn is_valid(&self) -> bool {
+        self.revoked_at.is_none()
+    }
+}
+
 pub struct Auth {
     admin_token: SecretString,
     keys: RwLock<Vec<Key>>,
@@ -120,28 +129,28 @@ pub struct Auth {
     revocations: AtomicU64,
     tokens: Option<Tokens>,
     is_key_required: bool,
-    queue: Queue,
+    registry: Registry,
+    clock: Clock,
 }
 
 impl Auth {
-    pub fn new(
+    pub async fn load(
         admin_token: SecretString,
         api_keys: Option<&SecretString>,
         tokens: Option<Tokens>,
         is_key_required: bool,
-        queue: Queue,
+        registry: Registry,
+        clock: Clock,
     ) -> Result<Auth, AuthError> {
         let mut keys = of_settings(api_keys)?;
-        for (name, text) in queue.kept(SETTING) {
-            match serde_json::from_str::<Key>(&text) {
-                // The settings outrank the store, as they do everywhere.
-                Ok(key) if keys.iter().any(|known| known.name == key.name) => {}
-                Ok(key) => keys.push(key),
-                Err(error) => error!(name, %error, "failed to read a stored API key; it is not valid"),
+        for (_, key) in registry.load::<Key>(SETTING).await? {
+            // The settings outrank the store, as they do everywhere.
+            if !keys.iter().any(|known| known.name == key.name) {
+                keys.push(key);
             }
         }
         let admin = hash(admin_token.expose_secret().as_bytes());
-        if let Some(key) = keys.iter().find(|key| key.hash == admin && key.revoked_at.is_none()) {
+        if let Some(key) = keys.iter().find(|key| key.hash == admin && key.is_valid()) {
             return Err(AuthError::IsAdminToken(key.name.clone()));
         }
         Ok(Auth {
@@ -151,7 +160,8 @@ impl Auth {
             revocations: AtomicU64::new(0),
             tokens,
             is_key_required,
-            queue,
+            registry,
+            clock,
         })
     }
 
@@ -172,29 +182,28 @@ impl Auth {
         }
     }
 
-    pub fn identify(&self, header: Option<&[u8]>) -> Result<Caller, Refused> {
-        // An open service may stand behind a gateway with credentials of its own.
-        let otherwise = |refused| {
-            if self.is_open() { Ok(Caller { name: None, scope: Scope::Analyze }) } else { Err(refused) }
+    pub fn identify(&self, header: Option<&[u8]>) -> Result<Identity, Refused> {
+        let identity = match header {
+            None => Err(Refused::Missing),
+            Some(header) => bearer(header).and_then(|given| self.identity(given)).ok_or(Refused::Wrong),
         };
-        let Some(header) = header else { return otherwise(Refused::Missing) };
-        let Some(given) = bearer(header) else { return otherwise(Refused::Wrong) };
-        let named = |name: &str, scope| Ok(Caller { name: Some(name.to_owned()), scope });
+        // An open service may stand behind a gateway with credentials of its own.
+        let anonymous = Identity { name: None, scope: Scope::Analyze };
+        if self.is_open() { Ok(identity.unwrap_or(anonymous)) } else { identity }
+    }
+
+    fn identity(&self, given: &[u8]) -> Option<Identity> {
+        let named = |name: &str, scope| Some(Identity { name: Some(name.to_owned()), scope });
         if matches(self.admin_token.expose_secret().as_bytes(), given) {
             return named(ADMIN_TOKEN, Scope::Admin);
         }
         let hash = hash(given);
-        let keys = self.keys.read();
-        let in_force = keys.iter().filter(|key| key.revoked_at.is_none());
         // In constant time: compares with every key.
-        let found = in_force.fold(None, |found, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { found });
-        if let Some(key) = found {
-            return named(caller(&key.name), key.scope);
-        }
-        drop(keys);
-        match &self.tokens {
-            Some(tokens) => tokens.identify(given).map_or_else(|| otherwise(Refused::Wrong), Ok),
-            None => otherwise(Refused::Wrong),
+        let matching = |found, key: &Key| if bool::from(key.hash.ct_eq(&hash)) { Some(key.clone()) } else { found };
+        let found = self.keys.read().iter().filter(|key| key.is_valid()).fold(None, matching);
+        match found {
+            Some(key) => named(caller(&key.name), key.scope),
+            None => self.tokens.as_ref()?.identify(given),
         }
     }
 
@@ -213,19 +222,17 @@ impl Auth {
             name: name.to_owned(),
             scope,
             hash: hash(secret.as_bytes()),
-            created_at: Some(self.queue.now()),
+            created_at: Some(self.clock.now()),
             created_by: Some(by.to_owned()),
             revoked_at: None,
         };
         let _changing = self.changing.lock().await;
-        {
-            let keys = self.keys.read();
-            if keys.iter().any(|known| known.name == name && known.revoked_at.is_none()) {
-                return Err(KeyError::Exists(name.to_owned()));
-            }
-            if keys.iter().filter(|known| known.revoked_at.is_none()).count() >= MAX_KEYS {
-                return Err(KeyError::TooMany);
-            }
+        let valid: Vec<Key> = self.keys().into_iter().filter(Key::is_valid).collect();
+        if valid.iter().any(|known| known.name == name) {
+            return Err(KeyError::Exists(name.to_owned()));
+        }
+        if valid.len() >= MAX_KEYS {
+            return Err(KeyError::TooMany);
         }
         self.save(&key).await?;
         Ok((key, secret.into()))
@@ -233,16 +240,16 @@ impl Auth {
 
     pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
         let _changing = self.changing.lock().await;
-        let found = self.keys().into_iter().find(|key| key.name == name && key.revoked_at.is_none());
-        let in_force = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
-        if in_force.created_at.is_none() {
+        let found = self.keys().into_iter().find(|key| key.name == name && key.is_valid());
+        let valid = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
+        if valid.created_at.is_none() {
             return Err(KeyError::OfSettings(name.to_owned()));
         }
-        let key = Key { revoked_at: Some(self.queue.now()), ..in_force.clone() };
+        let key = Key { revoked_at: Some(self.clock.now()), ..valid.clone() };
         // Before the store has it: the client may disconnect while the store writes.
         self.remember(key.clone());
         self.revocations.fetch_add(1, Ordering::Release);
-        self.save(&key).await.inspect_err(|_| self.remember(in_force))?;
+        self.save(&key).await.inspect_err(|_| self.remember(valid))?;
         self.forget_old().await?;
         Ok(key)
     }
@@ -253,18 +260,17 @@ impl Auth {
     }
 
     async fn forget_old(&self) -> Result<(), KeyError> {
-        let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| key.revoked_at.is_some()).collect();
+        let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| !key.is_valid()).collect();
         revoked.sort_by_key(|key| key.revoked_at);
         for key in &revoked[..revoked.len().saturating_sub(MAX_REVOKED)] {
-            self.queue.keep(format!("{SETTING}{}", key.name), None).await?;
+            self.registry.delete(format!("{SETTING}{}", key.name)).await?;
             self.keys.write().retain(|known| known.name != key.name);
         }
         Ok(())
     }
 
     async fn save(&self, key: &Key) -> Result<(), KeyError> {
-        let text = serde_json::to_string(key).map_err(|error| QueueError::Unavailable(error.to_string()))?;
-        self.queue.keep(format!("{SETTING}{}", key.name), Some(text)).await?;
+        self.registry.put(format!("{SETTING}{}", key.name), key).await?;
         self.remember(key.clone());
         Ok(())
     }
@@ -322,18 +328,16 @@ fn parse_entry(entry: &str) -> Option<Key> {
         _ => (Scope::Analyze, rest),
     };
     let hash = match secret.strip_prefix("sha256:") {
-        Some(hex) => {
-            let mut hash = [0; 32];
-            hex::decode_to_slice(hex, &mut hash).ok()?;
-            hash
-        }
-        None => {
-            let is_fit = secret.len() >= MIN_KEY && secret.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
-            is_fit.then(|| hash(secret.as_bytes()))?
-        }
+        Some(hex) => <[u8; 32]>::from_hex(hex).ok()?,
+        None if is_key(secret) => hash(secret.as_bytes()),
+        None => return None,
     };
     let name = is_name(name).then(|| name.to_owned())?;
     Some(Key { name, scope, hash, created_at: None, created_by: None, revoked_at: None })
+}
+
+fn is_key(text: &str) -> bool {
+    text.len() >= MIN_KEY && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
 }
 
 fn caller(name: &str) -> &str {
@@ -353,14 +357,14 @@ mod tests {
     use std::sync::Arc;
 
     use futures_util::FutureExt;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
-        clock::Clock,
         metrics::Metrics,
-        queue::Policy,
-        store::sled::{SledConfig, SledStore},
+        store::{
+            memory::MemoryStore,
+            sled::{SledConfig, SledStore},
+        },
     };
 
     const KEY: &str = "0123456789abcdef";
@@ -421,8 +425,8 @@ mod tests {
         let path = folder.path().to_owned();
         let config = SledConfig { path, cache_bytes: 16 << 20, keep_answers: false };
         let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
-        let queue = Queue::new(store, clock, Policy::plain(), Metrics::new(), CancellationToken::new());
-        let auth = Auth::new("s3cret".into(), None, None, true, queue.clone()).unwrap();
+        let registry = Registry::new(store);
+        let auth = Auth::load("s3cret".into(), None, None, true, registry.clone(), clock.clone()).await.unwrap();
         let (_, key) = auth.create("ci", Scope::Analyze, ADMIN_TOKEN).await.unwrap();
         let header = format!("Bearer {}", key.expose_secret());
         assert!(auth.identify(Some(header.as_bytes())).is_ok());
@@ -430,24 +434,23 @@ mod tests {
         assert_eq!(auth.identify(Some(header.as_bytes())), Err(Refused::Wrong));
         // What the store was told before the next change is done before it.
         auth.create("other", Scope::Read, ADMIN_TOKEN).await.unwrap();
-        let again = Auth::new("s3cret".into(), None, None, true, queue).unwrap();
+        let again = Auth::load("s3cret".into(), None, None, true, registry, clock).await.unwrap();
         assert_eq!(again.identify(Some(header.as_bytes())), Err(Refused::Wrong));
     }
 
     #[tokio::test]
-    async fn revoked_keys_take_no_place_of_others_and_the_oldest_are_forgotten() {
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    async fn revoked_keys_do_not_count_against_the_limit_and_the_oldest_are_deleted() {
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
-        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
-        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
-        let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), CancellationToken::new());
-        let auth = Auth::new("s3cret".into(), None, None, true, queue.clone()).unwrap();
+        let registry = Registry::new(Arc::<MemoryStore>::default());
+        let open =
+            async || Auth::load("s3cret".into(), None, None, true, registry.clone(), clock.clone()).await.unwrap();
+        let auth = open().await;
         for n in 0..MAX_REVOKED + 2 {
             auth.create(&format!("key{n}"), Scope::Read, "ops").await.unwrap();
             auth.revoke(&format!("key{n}")).await.unwrap();
             clock.advance(std::time::Duration::from_millis(1));
         }
-        for auth in [auth, Auth::new("s3cret".into(), None, None, true, queue).unwrap()] {
+        for auth in [auth, open().await] {
             let names: Vec<String> = auth.keys().into_iter().map(|key| key.name).collect();
             assert_eq!(names.len(), MAX_REVOKED);
             assert!(!names.contains(&"key1".to_owned()) && names.contains(&"key2".to_owned()));

@@ -41,10 +41,9 @@ use self::{
 use crate::{
     app::error::StartError,
     config::{
-        ConfigError, FURTHER, SETTINGS, Settings,
+        self, ConfigError, FURTHER, SETTINGS, Settings,
         dotenv::{self, Dotenv},
         environment::{self, EnvironmentError},
-        ignore_empty_environment,
     },
 };
 
@@ -213,7 +212,7 @@ fn command() -> clap::Command {
         let help = "IP address to listen on. Default: 127.0.0.1, only reachable from this machine";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
     });
-    ignore_empty_environment(hide_refused_flag(command))
+    config::finish(hide_refused_flag(command))
 }
 
 /// Hides the flag that [`refuse_key_as_flag`] refuses. The help of `serve` names its setting instead.
@@ -238,11 +237,12 @@ fn try_run() -> anyhow::Result<ExitCode> {
     // First of all: as the first process of a container, the service would miss a signal that it does not listen for.
     let signals =
         env::args_os().nth(1).filter(|command| command == "serve").map(|_| Signals::listen_early()).transpose()?;
-    let dotenv = dotenv::load()?;
+    let settings = config::variables();
+    let dotenv = dotenv::load(&settings)?;
     for (name, meant) in &dotenv.misspelt {
         writeln!(io::stderr(), "warning: unknown setting {name} in .env. Did you mean {meant}?")?;
     }
-    environment::tidy()?;
+    environment::tidy(&settings)?;
     let matches = command().try_get_matches().unwrap_or_else(|mut error| {
         name_source(&mut error, &dotenv);
         error.exit()

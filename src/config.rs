@@ -3,21 +3,15 @@
 //! A setting is taken from its flag, else its environment variable, else `.env` in the working folder, else its default.
 //! The flag is the variable's name in lower case: `MAX_RETRIES` is `--max-retries`. An empty variable counts as unset,
 //! because that is what `X=${X:-}` in a compose file leaves behind. The commands call, in this order,
-//! [`dotenv::load`], [`environment::tidy`], [`ignore_empty_environment`] on the command before it parses, and [`Settings::validate`].
+//! [`dotenv::load`], [`environment::tidy`], [`finish`] on the command before it parses, and [`Settings::validate`].
 //!
 //! Only what an operator decides is a setting. What the service can find out (memory, open files, the account's limits)
 //! it finds out; what nobody sets is a constant beside the code that uses it. Checks that need another part stay there:
 //! whether the folders can be used, the prompts are valid and the model exists.
-//!
-//! - `dotenv`: the file `.env`
-//! - `environment`: variables as people and platforms write them
-//! - `placeholder`: values that stand in examples where a secret belongs
-//! - `proxy`: the proxies of the environment
-//! - `text`: text files in any Unicode encoding
-//! - `values`: settings that are more than a number or a word
 
 pub mod dotenv;
 pub mod environment;
+mod error;
 pub mod placeholder;
 pub mod proxy;
 #[cfg(test)]
@@ -25,14 +19,16 @@ mod tests;
 pub mod text;
 pub mod values;
 
-use std::{env, fmt::Display, io, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+use std::{env, fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use clap::{ArgAction, Args, Command, ValueEnum};
+use clap::{Arg, ArgAction, Args, Command, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::values::{
-    DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, Origin, RateCaps, Retention, is_visible_ascii,
+pub use self::error::ConfigError;
+use self::{
+    environment::Variable,
+    values::{DailyBudget, JwtAuth, LogLevel, ModelPrice, Network, Origin, RateCaps, Retention, is_visible_ascii},
 };
 
 /// The OpenTelemetry specification's variable for where traces are sent.
@@ -40,7 +36,7 @@ const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// A shorter admin token could be guessed: 16 random characters of base64 are 96 bits.
 const MIN_ADMIN_TOKEN_CHARS: usize = 16;
 
-/// Headings of the settings in the help. `.env.example` has only the first group, `-h` only those that a first run may need.
+/// Headings of the settings in the help. `.env.example` has only the first group, `-h` only what a first run may need of it.
 pub const SETTINGS: &str = "Settings";
 pub const FURTHER: &str = "Further settings";
 
@@ -90,7 +86,7 @@ pub struct Settings {
     pub data_dir: PathBuf,
 
     /// Folder of the prompts, with one folder for each version; the highest version is the default
-    #[arg(long, env, default_value = "prompts", help_heading = FURTHER, hide_short_help = true)]
+    #[arg(long, env, default_value = "prompts", help_heading = FURTHER)]
     pub prompts_dir: PathBuf,
 
     /// Log level: error, warn, info or debug, or a filter such as warn,ceoagent=debug; info if unset
@@ -103,18 +99,12 @@ pub struct Settings {
 
     /// URL of the Claude API or of a gateway
     // Checked by `validate`, and hidden in the help, because a mistaken one may hold a password.
-    #[arg(
-        long, env, hide_env_values = true, default_value = "https://api.anthropic.com", help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, hide_env_values = true, default_value = "https://api.anthropic.com", help_heading = FURTHER)]
     pub anthropic_base_url: String,
 
     /// Most tokens of one answer, including thinking (1 to 128000)
     // The upper bound is the largest that any model takes.
-    #[arg(
-        long, env, default_value = "16000", value_parser = within(1..=128_000_u32), help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, default_value = "16000", value_parser = within(1..=128_000_u32), help_heading = FURTHER)]
     pub max_tokens: u32,
 
     /// How hard Claude thinks: low, medium, high, xhigh, max, none (not sent), or auto (low if a client waits, else high)
@@ -135,21 +125,15 @@ pub struct Settings {
     pub daily_budget: Option<DailyBudget>,
 
     /// Prices of models that the built-in table lacks: MODEL=INPUT/OUTPUT in US dollars per million tokens, with commas
-    #[arg(
-        long, env, value_delimiter = ',', value_parser = values::model_price, help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, value_delimiter = ',', value_parser = values::model_price, help_heading = FURTHER)]
     pub model_prices: Vec<ModelPrice>,
 
     /// Models that a question may name, besides those of MODEL_NAME, with commas; if unset, every model with a price
-    #[arg(long, env, value_delimiter = ',', value_parser = model_name, help_heading = FURTHER, hide_short_help = true)]
+    #[arg(long, env, value_delimiter = ',', value_parser = model_name, help_heading = FURTHER)]
     pub allowed_models: Vec<String>,
 
     /// Most jobs in the queue; one caller may have a tenth of them (1 to 10000000)
-    #[arg(
-        long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize), help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, default_value = "100000", value_parser = within(1..=10_000_000_usize), help_heading = FURTHER)]
     pub max_queued_jobs: usize,
 
     /// How long finished jobs stay, and how many of them
@@ -157,24 +141,15 @@ pub struct Settings {
     pub retention: Retention,
 
     /// Seconds for which an identical question gets the same answer; 0 calls Claude each time (0 to 2592000)
-    #[arg(
-        long, env, default_value = "0", value_parser = seconds(0..=2_592_000), help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, default_value = "0", value_parser = seconds(0..=2_592_000), help_heading = FURTHER)]
     pub cache_ttl: Duration,
 
     /// What to do with a call that a crash interrupted: retry (it may be billed twice) or fail
-    #[arg(
-        long, env, default_value = "retry", ignore_case = true, hide_possible_values = true, help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, default_value = "retry", ignore_case = true, hide_possible_values = true, help_heading = FURTHER)]
     pub on_unknown_outcome: OnUnknownOutcome,
 
     /// Seconds that running calls get to finish when the service stops (0 to 600)
-    #[arg(
-        long, env, default_value = "25", value_parser = seconds(0..=600), help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, default_value = "25", value_parser = seconds(0..=600), help_heading = FURTHER)]
     pub shutdown_grace: Duration,
 
     /// Whether callers need an API key or a JWT (true or false); if unset, true if API_KEYS or JWT_AUTH is set
@@ -185,12 +160,12 @@ pub struct Settings {
     pub require_api_key: Option<bool>,
 
     /// API keys as name:key, name:scope:key or name:sha256:hash, with commas; `ceoagent keys create` makes more
-    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]
+    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER)]
     pub api_keys: Option<SecretString>,
 
     /// Accept JWTs, for example `keys=jwks.json, issuer=https://login.example, audience=ceoagent`; the file holds a JWKS,
     /// a public key in PEM form or a shared secret
-    #[arg(long, env, value_parser = values::jwt_auth, help_heading = FURTHER, hide_short_help = true)]
+    #[arg(long, env, value_parser = values::jwt_auth, help_heading = FURTHER)]
     pub jwt_auth: Option<JwtAuth>,
 
     /// Token for the admin pages and commands, 16 or more characters; if unset, it is made and stored in DATA_DIR
@@ -203,7 +178,7 @@ pub struct Settings {
     pub submits_per_minute: u32,
 
     /// Proxies whose X-Forwarded-For is trusted: IP addresses or networks, with commas, for example 10.0.0.0/8
-    #[arg(long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER, hide_short_help = true)]
+    #[arg(long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER)]
     pub trusted_proxies: Vec<Network>,
 
     /// Origins whose web pages may call the API, with commas, for example https://app.example
@@ -212,18 +187,15 @@ pub struct Settings {
 
     /// Address by which browsers reach the service, for example https://ceo.example: for links, for secure cookies, and
     /// accepted from browsers while no key is required
-    #[arg(long, env, value_parser = values::origin, help_heading = FURTHER, hide_short_help = true)]
+    #[arg(long, env, value_parser = values::origin, help_heading = FURTHER)]
     pub public_url: Option<Origin>,
 
     /// Secrets that sign all webhooks, with commas: whsec_ and 24 to 64 bytes in base64; if unset, each caller has its own
-    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER, hide_short_help = true)]
+    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER)]
     pub webhook_secret: Option<SecretString>,
 
     /// Private networks that webhooks may be sent to, also without TLS, with commas, for example 10.0.0.0/8
-    #[arg(
-        long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER,
-        hide_short_help = true
-    )]
+    #[arg(long, env, value_delimiter = ',', value_parser = values::network, help_heading = FURTHER)]
     pub webhook_allow_private: Vec<Network>,
 }
 
@@ -243,7 +215,6 @@ pub enum Effort {
 }
 
 impl Effort {
-    /// The level for a job: `Auto` depends on whether a client waits.
     pub fn resolved(self, is_waited_for: bool) -> Effort {
         match self {
             Effort::Auto if is_waited_for => Effort::Low,
@@ -284,32 +255,6 @@ pub enum LogFormat {
 pub enum OnUnknownOutcome {
     Retry,
     Fail,
-}
-
-/// Settings that can't be used. No message holds a secret's value.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("can't read the settings file {}: {source}", path.display())]
-    DotenvUnreadable { path: PathBuf, source: io::Error },
-    /// A line of `.env` is not a setting. The line itself is left out: it may hold a secret.
-    #[error(
-        "line {line} of the settings file {} can't be read. Write NAME=value, and close quotes; put a value with blanks, \
-         #, $ or \\ in single quotes, for example DAILY_BUDGET='25 USD'",
-        path.display()
-    )]
-    DotenvLine { path: PathBuf, line: usize },
-    #[error("{name}: {value:?} is not allowed. It must be {allowed}")]
-    Value { name: &'static str, value: String, allowed: &'static str },
-    #[error("{name}: the value (not shown) is not allowed. It must be {allowed}")]
-    SecretValue { name: &'static str, allowed: &'static str },
-    #[error("{name}: the value (not shown) is a placeholder or easy to guess. Put {instead} there")]
-    Placeholder { name: &'static str, instead: &'static str },
-    /// A proxy of the environment can't be used. Its address may hold a password, so only what is wrong is named.
-    #[error(
-        "{name}: {problem}. Use a proxy of the scheme http, https, socks4, socks4a, socks5 or socks5h, for example \
-         {name}=http://proxy.example:3128"
-    )]
-    Proxy { name: &'static str, problem: String },
 }
 
 /// How long a call may take where a client waits, unless REQUEST_TIMEOUT is set.
@@ -358,10 +303,8 @@ impl Settings {
 pub fn check_admin_token(token: &SecretString) -> Result<(), ConfigError> {
     let (name, token) = ("ADMIN_TOKEN", token.expose_secret());
     if placeholder::is_guessable(token) {
-        return Err(ConfigError::Placeholder {
-            name,
-            instead: "a random token, for example of `openssl rand -hex 16`,",
-        });
+        let instead = "a random token, for example of `openssl rand -hex 16`,";
+        return Err(ConfigError::Placeholder { name, instead });
     }
     if token.len() < MIN_ADMIN_TOKEN_CHARS || !is_visible_ascii(token) {
         const { assert!(MIN_ADMIN_TOKEN_CHARS == 16, "the message says so") };
@@ -380,14 +323,27 @@ pub fn otlp_endpoint() -> Result<Option<String>, ConfigError> {
     Ok(Some(endpoint))
 }
 
-/// Makes variables that are set but empty count as unset, in `command` and all its subcommands.
-pub fn ignore_empty_environment(command: Command) -> Command {
-    command
-        .mut_args(|arg| {
-            let empty = arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
-            if empty { arg.env(None::<&'static str>) } else { arg }
-        })
-        .mut_subcommands(ignore_empty_environment)
+/// What holds for the settings in `command` and all its subcommands: variables that are set but empty count as unset, and
+/// the further settings have no place in the short help.
+pub fn finish(command: Command) -> Command {
+    let finish_arg = |arg: Arg| {
+        let is_further = arg.get_help_heading() == Some(FURTHER);
+        let is_empty = arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
+        let arg = if is_further { arg.hide_short_help(true) } else { arg };
+        if is_empty { arg.env(None::<&'static str>) } else { arg }
+    };
+    command.mut_args(finish_arg).mut_subcommands(finish)
+}
+
+/// The variables of all settings.
+pub fn variables() -> Vec<Variable> {
+    let command = ServiceAddress::augment_args(Settings::augment_args(Command::new("settings")));
+    let variable = |arg: &Arg| {
+        let name = arg.get_env()?.to_string_lossy().into_owned();
+        Some(Variable { name, is_secret: arg.is_hide_env_values_set() })
+    };
+    let otlp_endpoint = Variable { name: OTLP_ENDPOINT.to_owned(), is_secret: false };
+    command.get_arguments().filter_map(variable).chain([otlp_endpoint]).collect()
 }
 
 fn check_url(name: &'static str, url: &str, allowed: &'static str, no_secret: &'static str) -> Result<(), ConfigError> {

@@ -2,7 +2,7 @@
 //! Content-Security-Policy keeps browsers from asking other hosts.
 //!
 //! The pages are a client of the API ([`api`]): they call it in process with the credential of the session, so that
-//! validation, rights, limits and the audit log are the API's alone. They use the queue only to store sessions. Reading
+//! validation, rights, limits and the audit log are the API's alone. They store only sessions themselves. Reading
 //! works without script; the script only keeps pages up to date. Templates escape what users and the model wrote.
 //!
 //! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `login`: signing in and out
@@ -42,9 +42,8 @@ use axum::{
     routing::{get, post},
 };
 
-pub use self::pages::Shown;
-use self::{api::Api, pages::Pages, session::Sessions, templates::Templates};
-use crate::queue::Queue;
+use self::{api::Api, pages::Pages, templates::Templates};
+pub use self::{pages::Shown, session::Sessions};
 
 /// Largest form of a question: the largest that the API takes, in a form's encoding of up to three bytes a byte. What is
 /// too large for the API, the API says itself.
@@ -56,10 +55,9 @@ const MAX_ACTION_BYTES: usize = 64 << 10;
 /// Largest other form: a name, a token, a few numbers.
 const MAX_FORM_BYTES: usize = 4 << 10;
 
-/// The pages, over `api`; `queue` stores their sessions.
-pub fn router(api: Router, queue: Queue, shown: Shown) -> Router {
-    let pages =
-        Arc::new(Pages { api: Api::new(api), templates: Templates::new(), sessions: Sessions::of(queue), shown });
+/// The pages, over `api`.
+pub fn router(api: Router, sessions: Sessions, shown: Shown) -> Router {
+    let pages = Arc::new(Pages { api: Api::new(api), templates: Templates::new(), sessions, shown });
     Router::new()
         .route("/", get(ask::form).post(ask::submit).layer(DefaultBodyLimit::max(MAX_QUESTION_BYTES)))
         .route("/docs", get(docs::show))

@@ -4,8 +4,9 @@
 //! unknown outcome (a crash, a cancelled call, a broken connection) may have cost. The true bill lies between the first and
 //! the sum of both. Money is in whole nano-dollars (1e-9 $), so sums are exact.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -22,7 +23,7 @@ pub const UNKNOWN_MODEL: &str = "unknown";
 const DAY: Duration = Duration::from_hours(24);
 
 /// A day of UTC, as in the Claude Console, by its number since 1970-01-01.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Day(u32);
 
 impl Day {
@@ -136,6 +137,28 @@ impl Sums {
     /// The cost, what is at risk included: what counts against a budget.
     pub fn most_nanodollars(&self) -> u64 {
         self.nanodollars.saturating_add(self.at_risk.nanodollars)
+    }
+}
+
+/// What was spent on the newest day of the ledger, over all models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    pub day: Day,
+    pub sums: Sums,
+}
+
+/// [`Spent`] as of the newest commit, for those who need it before each call. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Spending(Arc<RwLock<Spent>>);
+
+impl Spending {
+    pub fn on(&self, day: Day) -> Sums {
+        let spent = *self.0.read();
+        if spent.day == day { spent.sums } else { Sums::default() }
+    }
+
+    pub fn set(&self, spent: Spent) {
+        *self.0.write() = spent;
     }
 }
 

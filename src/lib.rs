@@ -6,8 +6,8 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · dashboard · worker · sweeper · webhook ─▶ queue ─▶ store (trait) ─▶ ledger ─▶ job
-//!                 │        └▶ auth ─▶ queue
+//! main ─▶ cli ─▶ app ─▶ http · dashboard · worker · sweeper · webhook ─▶ queue ─▶ audit · history ─▶ registry ─▶ store (traits) ─▶ ledger ─▶ job
+//!                 │        └▶ auth ─▶ registry
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
 //!                 └▶ store::sled, named nowhere else
@@ -36,6 +36,7 @@
 pub mod agent;
 pub mod analysis;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod claude;
 pub mod cli;
@@ -43,13 +44,16 @@ pub mod clock;
 pub mod config;
 pub mod dashboard;
 pub mod digest;
+pub mod history;
 pub mod http;
+pub mod ids;
 pub mod job;
 pub mod ledger;
 pub mod limits;
 pub mod metrics;
 pub mod prompts;
 pub mod queue;
+pub mod registry;
 pub mod store;
 pub mod sweeper;
 pub mod telemetry;

@@ -2,14 +2,12 @@
 //! keeps jobs, and everybody who wants something of them.
 //!
 //! - `admission`: the bounds on pending jobs
-//! - `audit`: what operators did, on record
 //! - `board`: all pending jobs in memory, and which can be claimed
 //! - `bulk`: one action for many jobs
 //! - `claim`: what workers take, keep and settle
 //! - `estimate`: when the answer of a queued job comes
 //! - `fair_queue`: callers take turns
 //! - `follow`: news of a job for those who follow it
-//! - `history`: how the service fared over time
 //! - `hold`: clients that are held for an answer
 //! - `listener`: what news from the store brings about
 //! - `order`: which job is claimed next while clients wait
@@ -28,14 +26,12 @@
 //! It runs no job (`worker` does) and watches no clock of its own (`sweeper` does).
 
 mod admission;
-pub mod audit;
 mod board;
 pub mod bulk;
 mod claim;
 mod estimate;
 mod fair_queue;
 mod follow;
-pub mod history;
 mod hold;
 mod listener;
 mod order;
@@ -65,7 +61,6 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
-use uuid::{ContextV7, Uuid};
 
 pub use self::{
     admission::Quota,
@@ -83,9 +78,7 @@ pub use self::{
 };
 use self::{
     admission::{Bounds, DiskSpace, Rates},
-    audit::AuditLog,
     board::{Arrivals, Board},
-    history::History,
     listener::Listener,
     order::Order,
     pause::Switch,
@@ -93,18 +86,19 @@ use self::{
     service_time::ServiceTime,
     wait::{Running, Standby, Waiters, Work},
 };
-pub use crate::store::Due;
 use crate::{
     clock::{Clock, Timestamp},
     digest::sha256,
+    history::History,
+    ids::Ids,
     job::{
         AtRisk, Job, JobEvent, JobFilter, JobId, JobPage, JobRecord, JobStatus, Listing, StatusCounts, TransitionError,
         caller::{self, Caller, Kind as CallerKind},
-        delivery::Delivery,
     },
-    ledger::{Day, DaySums, Sums},
+    ledger::{Day, Spending, Sums},
     metrics::{Metrics, kind},
-    store::{Insertion, JobStore, StoreError},
+    registry::{Registry, Unavailable},
+    store::{Insertion, JobStore, Outbox, Store, StoreError},
 };
 
 /// A waiter looks at its job at least so often, should it have missed a signal.
@@ -139,6 +133,12 @@ pub enum QueueError {
     Unavailable(String),
 }
 
+impl From<Unavailable> for QueueError {
+    fn from(error: Unavailable) -> QueueError {
+        QueueError::Unavailable(error.to_string())
+    }
+}
+
 impl From<StoreError> for QueueError {
     fn from(error: StoreError) -> QueueError {
         match error {
@@ -158,7 +158,8 @@ pub struct Queue(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn JobStore>,
-    ids: std::sync::Mutex<ContextV7>,
+    outbox: Arc<dyn Outbox>,
+    ids: Ids,
     clock: Clock,
     policy: Policy,
     metrics: Metrics,
@@ -173,8 +174,9 @@ struct Inner {
     work: Arc<Work>,
     standby: Standby,
     service_time: ServiceTime,
-    history: History,
-    audit: AuditLog,
+    history: Arc<History>,
+    registry: Registry,
+    spending: Spending,
     bounds: Bounds,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     ended: Arc<tokio::sync::Notify>,
@@ -185,16 +187,23 @@ struct Inner {
 }
 
 impl Queue {
-    /// A queue over `store`, whose observer it becomes. Cancel `closing` to have it accept and give out no more jobs
-    /// and answer those who wait.
-    pub fn new(
-        store: Arc<dyn JobStore>,
+    /// A queue over `store`, which feeds its board. Cancel `closing` to have it accept and give out no more jobs and answer
+    /// those who wait.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn open(
+        store: Arc<dyn Store>,
         clock: Clock,
         policy: Policy,
         metrics: Metrics,
+        spending: Spending,
         closing: CancellationToken,
-    ) -> Queue {
-        let (paused, history) = (Switch::of(&*store), History::of(&*store));
+    ) -> Result<Queue, QueueError> {
+        let registry = Registry::new(Arc::clone(&store) as _);
+        let history = History::load(registry.clone(), clock.clone(), metrics.clone()).await?;
+        let paused = Switch::load(&registry).await?;
+        let (outbox, store): (Arc<dyn Outbox>, Arc<dyn JobStore>) = (Arc::clone(&store) as _, store);
         let bounds = Bounds {
             max_pending: policy.max_pending,
             max_scheduled: policy.max_scheduled,
@@ -207,7 +216,8 @@ impl Queue {
         let board = Arc::new(Board::new(clock.clone(), Arc::clone(&work)));
         let queue = Queue(Arc::new(Inner {
             store,
-            ids: std::sync::Mutex::new(ContextV7::new()),
+            outbox,
+            ids: Ids::default(),
             clock,
             policy,
             metrics,
@@ -219,8 +229,9 @@ impl Queue {
             work,
             standby: Standby::default(),
             service_time: ServiceTime::default(),
-            history,
-            audit: AuditLog::default(),
+            history: Arc::new(history),
+            registry,
+            spending,
             bounds,
             ended: Arc::default(),
             paused,
@@ -228,7 +239,7 @@ impl Queue {
             closing,
         }));
         let inner = &queue.0;
-        inner.store.subscribe(Arc::new(Listener {
+        let listener = Arc::new(Listener {
             clock: inner.clock.clone(),
             board: Arc::clone(&inner.board),
             order: Arc::clone(&inner.order),
@@ -238,8 +249,10 @@ impl Queue {
             work: Arc::clone(&inner.work),
             due: Arc::clone(&inner.due),
             ended: Arc::clone(&inner.ended),
-        }));
-        queue
+            spending: inner.spending.clone(),
+        });
+        inner.store.subscribe(listener).await?;
+        Ok(queue)
     }
 
     /// The job with its request and history.
@@ -250,9 +263,15 @@ impl Queue {
         self.0.store.get(id).await?.ok_or(QueueError::NotFound(id))
     }
 
-    /// The life-cycle part of a job alone, which costs no look at the disk.
-    pub fn peek(&self, id: JobId) -> Option<Job> {
-        self.0.board.get(id).map(|job| (*job).clone()).or_else(|| self.0.store.peek(id))
+    /// The job without its request and history.
+    ///
+    /// # Errors
+    /// As [`Queue::get`].
+    pub async fn find(&self, id: JobId) -> Result<Job, QueueError> {
+        match self.0.board.get(id) {
+            Some(job) => Ok((*job).clone()),
+            None => self.0.store.find(id).await?.ok_or(QueueError::NotFound(id)),
+        }
     }
 
     /// The job as soon as it has reached an end, or as it is at `until` or when the service shuts down.
@@ -263,7 +282,7 @@ impl Queue {
         let interest = self.0.waiters.register(id);
         loop {
             let signalled = interest.signal().notified();
-            let job = self.peek(id).ok_or(QueueError::NotFound(id))?;
+            let job = self.find(id).await?;
             if job.state.is_final() || self.0.closing.is_cancelled() || Instant::now() >= until {
                 return self.get(id).await;
             }
@@ -302,7 +321,7 @@ impl Queue {
 
     /// What the attempt of a running job may cost. If its request can't be read, that of the usual one.
     async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
-        self.peek(id).filter(Job::is_running)?;
+        self.0.board.get(id).filter(|job| job.is_running())?;
         let request = match self.0.running.request(id) {
             Some(request) => request,
             None => self.0.store.get(id).await.ok().flatten().map_or_else(Arc::default, |record| record.request),
@@ -322,7 +341,7 @@ impl Queue {
 
     /// As [`Queue::requeue`], without a look at the job afterwards.
     async fn put_back(&self, id: JobId, by: Caller) -> Result<(), QueueError> {
-        let (now, job) = (self.now(), self.peek(id).ok_or(QueueError::NotFound(id))?);
+        let (now, job) = (self.now(), self.find(id).await?);
         let event = JobEvent::Requeue { run_at: now };
         let after = job.apply(&event, now).map_err(StoreError::from)?;
         let arrivals = self.0.board.admit(&self.0.bounds, (by, job.caller), &[&after])?;
@@ -336,7 +355,7 @@ impl Queue {
     /// [`QueueError::Conflict`] if the job has not ended, [`QueueError::NotFound`], [`QueueError::Unavailable`].
     pub async fn delete(&self, id: JobId) -> Result<(), QueueError> {
         loop {
-            let job = self.peek(id).ok_or(QueueError::NotFound(id))?;
+            let job = self.find(id).await?;
             if !job.state.is_final() {
                 let status = job.status(self.now());
                 return Err(QueueError::Conflict(format!("the job is {status}; cancel it before you delete it")));
@@ -373,8 +392,10 @@ impl Queue {
                 key.expires_at = key.expires_at.min(now.plus(self.0.policy.idempotency_window));
             }
         }
-        let is_new = |job: &&Job| self.peek(job.id).is_none();
-        let new: Vec<&Job> = records.iter().map(|record| &record.job).filter(is_new).collect();
+        let mut new: Vec<&Job> = Vec::new();
+        for JobRecord { job, .. } in &records {
+            new.extend(self.0.store.find(job.id).await?.is_none().then_some(job));
+        }
         // An operator brings them, whosever they are.
         let arrivals = self.0.board.admit(&self.0.bounds, (caller::operator(), None), &new)?;
         let store = Arc::clone(&self.0.store);
@@ -383,14 +404,17 @@ impl Queue {
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }
 
-    /// Whether `name` submitted the job; `None` if there is no such job. Jobs of callers without a name are everybody's who
-    /// has none. By a digest of the name that is in memory.
-    pub fn is_of(&self, id: JobId, name: Option<&str>) -> Option<bool> {
-        let is_of = |job: Job| match name {
+    /// Whether `name` submitted the job. Jobs of callers without a name are everybody's who has none. By a digest of the
+    /// name that is in memory.
+    ///
+    /// # Errors
+    /// As [`Queue::get`].
+    pub async fn is_of(&self, id: JobId, name: Option<&str>) -> Result<bool, QueueError> {
+        let job = self.find(id).await?;
+        Ok(match name {
             Some(name) => job.caller == caller::named(name),
             None => caller::kind(job.caller) != CallerKind::Named,
-        };
-        self.peek(id).map(is_of)
+        })
     }
 
     /// What is left of a caller's submissions this minute, if they are limited.
@@ -398,17 +422,9 @@ impl Queue {
         self.0.bounds.rates.quota(caller, Instant::now())
     }
 
-    /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn keep(&self, name: String, value: Option<String>) -> Result<(), QueueError> {
-        Ok(self.0.store.keep(name, value).await?)
-    }
-
-    /// The settings kept whose names begin with `prefix`, by name.
-    pub fn kept(&self, prefix: &str) -> Vec<(String, String)> {
-        self.0.store.kept(prefix)
+    /// How the service fared over time.
+    pub fn history(&self) -> &Arc<History> {
+        &self.0.history
     }
 
     /// Has the clients of a job take the place that its state calls for.
@@ -429,25 +445,12 @@ impl Queue {
 
     /// What was spent today, durably.
     pub fn spent_today(&self) -> Sums {
-        self.0.store.spent(Day::of(self.now()))
-    }
-
-    /// The newest days on which anything was spent, at most so many, newest first.
-    pub fn ledger(&self, days: usize) -> Vec<DaySums> {
-        self.0.store.ledger(days)
+        self.0.spending.on(Day::of(self.now()))
     }
 
     /// How many jobs were accepted since the start.
     pub fn submitted(&self) -> u64 {
         self.0.metrics.jobs_submitted.get()
-    }
-
-    /// Adds the cost of a call that belongs to no job to the ledger.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), QueueError> {
-        Ok(self.0.store.book(day, model, sums).await?)
     }
 
     /// How long the oldest job has waited that could run.
@@ -465,27 +468,9 @@ impl Queue {
         self.0.running.len()
     }
 
-    /// Messages to callback URLs that are due: of each caller the earliest `most` to each host.
-    pub fn deliveries_due(&self, most: usize) -> Vec<Due> {
-        self.0.store.deliveries_due(self.now(), most)
-    }
-
-    /// Notes what came of sending a job's message.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), QueueError> {
-        Ok(self.0.store.note_delivery(id, delivery).await?)
-    }
-
-    /// Waits until another message may be due, at most `at_most`.
-    pub async fn until_delivery_due(&self, at_most: Duration) {
-        let now = self.now();
-        let wait = self.0.store.next_delivery_after(now).map_or(at_most, |due| due.since(now).min(at_most));
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = self.0.ended.notified() => {}
-        }
+    /// Signalled when a job has ended that may owe a message to its callback URL.
+    pub fn ended(&self) -> &tokio::sync::Notify {
+        &self.0.ended
     }
 
     /// How many attempts can be under way at once.
@@ -568,13 +553,6 @@ impl Queue {
             Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// A new id. Ids sort by time of creation, and those of one process also within a millisecond.
-    fn new_id(&self, now: Timestamp) -> Uuid {
-        let millis = millis(now);
-        let nanos = u32::try_from(millis % 1_000).unwrap_or(0) * 1_000_000;
-        Uuid::new_v7(uuid::Timestamp::from_unix(&self.0.ids, millis / 1_000, nanos))
     }
 
     /// Every transition of the queue goes through here, so that each is counted once.
@@ -667,11 +645,6 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
 /// Adds what tells the caller's jobs from others without reading them.
 fn note_caller(filter: &mut JobFilter) {
     filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
-}
-
-/// As ids have the time.
-fn millis(at: Timestamp) -> u64 {
-    u64::try_from(at.as_millis()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
-//! Where jobs are kept: the contract of every store, and what a crash leaves of each call.
+//! The contract of every store, and what a crash leaves of each call. It has four parts: jobs ([`JobStore`]), what calls
+//! cost ([`Ledger`]), messages to callback URLs ([`Outbox`]), and runtime settings with the audit log ([`Registry`]).
 //!
-//! A store makes the pure transitions of [`crate::job`] atomic and durable and answers questions about jobs. It knows no
-//! order and decides nothing: `queue`, its one caller, has all pending jobs in memory, fed by [`Feed`]. Every implementation passes the suite [`contract`].
+//! A store makes the pure transitions of [`crate::job`] atomic and durable, and answers questions about jobs. It knows no
+//! order and decides nothing: the board of `queue` has all pending jobs in memory, fed by [`Feed`]. Every method that
+//! reads or writes is async and may fail. Calls made at the same time share a commit, so callers need no batches of their own.
+//! Every implementation passes the suite [`contract`].
 
 pub mod sled;
 
@@ -24,14 +27,19 @@ use crate::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner, TransitionError, caller::Caller, delivery::Delivery,
     },
-    ledger::{Day, DaySums, Sums},
+    ledger::{Day, DaySums, Spent, Sums},
 };
 
 /// Most bytes of the audit log. An operator who sends every action once in ten minutes writes 2 MB a day, so it takes a
 /// month to get here.
 pub const MAX_AUDIT_BYTES: usize = 64 << 20;
 
-/// Durable jobs, runtime settings and the audit log.
+/// All parts of a store.
+pub trait Store: JobStore + Ledger + Outbox + Registry {}
+
+impl<S: JobStore + Ledger + Outbox + Registry> Store for S {}
+
+/// Durable jobs.
 ///
 /// **Durable**: what a call returned holds after a crash or a power cut at any later moment. **Visible**: a read shows
 /// only what is durable. A call that fails or never returns may have happened or not, entirely or not at all; asking
@@ -111,7 +119,7 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Removes finished jobs, oldest end first, at most `limit`: those that ended before `before`, and those beyond the
     /// newest `keep`. Tells how many. Those whose message to their callback URL is still due go by their age not before
-    /// [`crate::job::delivery::KEPT_UNTOLD`]; of these, the newest half of `keep` stay.
+    /// [`crate::job::delivery::UNNOTIFIED_RETENTION`]; of these, the newest half of `keep` stay.
     ///
     /// *Crashed before*: each job is gone entirely or still there entirely.
     ///
@@ -124,6 +132,24 @@ pub trait JobStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError>;
+
+    /// The job without its request and history: cheap enough to be read at every wake-up.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError>;
+
+    /// The job that succeeded last of those with this question; `None` if the store was not made to keep track of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn newest_answer(&self, question: NonZeroU64) -> Result<Option<Job>, StoreError>;
+
+    /// Whether the key is in force: a hint, as it may be taken by the time of an insert.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError>;
 
     /// Removes those of these jobs that are finished. Tells how many; a few of very many may be left for another call.
     ///
@@ -145,55 +171,56 @@ pub trait JobStore: Send + Sync + 'static {
     /// As [`JobStore::get`].
     async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError>;
 
-    /// Keeps a setting that is made while the service runs, or (without a value) forgets it.
-    ///
-    /// *Returned*: the change is durable. *Crashed before*: the setting is as it was or as it should be.
+    /// Resets the feed with all pending jobs, in this call, and from then on notifies it of every change. Called once,
+    /// before the first change.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError>;
+    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError>;
 
-    /// The settings kept whose names begin with `prefix`, by name.
-    fn kept(&self, prefix: &str) -> Vec<(String, String)>;
+    /// Why the store can't be used at the moment, if so.
+    fn trouble(&self) -> Option<String>;
 
-    /// Adds the cost of a call that belongs to no job to the ledger.
+    /// Cancelled when the store has given up recovering by itself: the process has to be started again.
+    fn lost(&self) -> CancellationToken;
+
+    /// Ends all work that was accepted and closes the store. Later calls are [`StoreError::Unavailable`].
+    async fn close(&self);
+}
+
+/// What calls cost. What an attempt cost is added by the change that ends it.
+#[async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    /// Adds the cost of a call that belongs to no job.
     ///
     /// *Returned*: it is durable. *Crashed before*: it is in the ledger or not.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError>;
+    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError>;
 
-    /// Writes an entry of the audit log or replaces it. Ids order the entries. Removes entries before `oldest`, and the
-    /// oldest beyond [`MAX_AUDIT_BYTES`]; of very many a part is left to the next call.
-    ///
-    /// *Returned*: the entry is durable. *Crashed before*: the entry is the old or the new one.
+    /// The newest days on which anything was spent, at most so many, newest first. Outlives the jobs; the oldest of more
+    /// than [`crate::ledger::DAYS_KEPT`] days are forgotten.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError>;
+    async fn days(&self, most: usize) -> Result<Vec<DaySums>, StoreError>;
+}
 
-    /// Entries of the audit log before `before`, newest first.
+/// Messages to callback URLs. One is owed whenever a job that has such a URL ends: it is durable together with the end.
+#[async_trait]
+pub trait Outbox: Send + Sync + 'static {
+    /// Messages that are due: of each caller the earliest `most` to each host.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError>;
-
-    /// The life-cycle part of a job alone: cheap enough to be asked at every wake-up.
-    fn peek(&self, id: JobId) -> Option<Job>;
-
-    /// The job that succeeded last of those of this question; none if the store was not made to keep track of them.
-    fn newest_answer(&self, question: NonZeroU64) -> Option<Job>;
-
-    /// Whether the key is in force: a hint, as it may be taken by the time of an insert.
-    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool;
-
-    /// Messages to callback URLs that are due: of each caller the earliest `most` to each host. A store owes one whenever a
-    /// job that has such a URL ends: the message is durable together with the end.
-    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due>;
+    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>, StoreError>;
 
     /// When the next message is due after `now`.
-    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp>;
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError>;
 
     /// Makes the newest message of an ended job due at `now`, whatever became of it.
     ///
@@ -209,7 +236,7 @@ pub trait JobStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`JobStore::get`].
-    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError>;
+    async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError>;
 
     /// Records the outcome of a try, unless the job has ended again or a person had the message resent in the meantime.
     ///
@@ -217,37 +244,66 @@ pub trait JobStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError>;
-
-    /// What the attempts cost that ended on `day`, over all models: cheap enough to be asked before every call.
-    fn spent(&self, day: Day) -> Sums;
-
-    /// The newest days on which anything was spent, at most so many, newest first. Outlives the jobs; the oldest of more
-    /// than [`crate::ledger::DAYS_KEPT`] days are forgotten.
-    fn ledger(&self, days: usize) -> Vec<DaySums>;
-
-    /// Has the feed told of all pending jobs, in this call, and from then on of every change. Called once, before the
-    /// first change.
-    fn subscribe(&self, feed: Arc<dyn Feed>);
-
-    /// Why the store can't be used at the moment, if so.
-    fn trouble(&self) -> Option<String>;
-
-    /// Cancelled when the store has given up recovering by itself: the process has to be started again.
-    fn lost(&self) -> CancellationToken;
-
-    /// Ends all work that was accepted and closes the store. Later calls are [`StoreError::Unavailable`].
-    async fn close(&self);
+    async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError>;
 }
 
-/// Hears of every change, in the order of the commits. It is called on a thread of the store, once the change is durable
+/// Settings that are made while the service runs, and the audit log.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Saves a setting.
+    ///
+    /// *Returned*: it is durable. *Crashed before*: the setting has its old or its new value.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn put(&self, name: String, value: String) -> Result<(), StoreError>;
+
+    /// Removes a setting, if there is one of this name.
+    ///
+    /// *Returned*: it is gone. *Crashed before*: it is there or not.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn delete(&self, name: String) -> Result<(), StoreError>;
+
+    /// The settings whose names begin with `prefix`, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError>;
+
+    /// Writes an entry of the audit log or replaces it. Ids order the entries. Removes entries before `oldest`, and the
+    /// oldest beyond [`MAX_AUDIT_BYTES`]; of very many a part is left to the next call.
+    ///
+    /// *Returned*: the entry is durable. *Crashed before*: the entry is the old or the new one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError>;
+
+    /// Entries of the audit log before `before`, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError>;
+}
+
+/// Is notified of every change, in the order of the commits. It is called on a thread of the store, once the change is durable
 /// and visible and before its caller is answered, so it must be quick and must not block.
 pub trait Feed: Send + Sync {
     /// These are all the pending jobs. Comes first, and again whenever the store can't tell what has changed since.
-    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts);
+    fn reset(&self, pending: Vec<Arc<Job>>, totals: Totals);
 
-    /// These jobs have changed, in this order, and are like this now. Jobs that were removed are counted only.
-    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts);
+    /// These jobs have changed, in this order, and are like this now. Jobs that were removed are only counted. No jobs: only the totals have changed.
+    fn changed(&self, jobs: &[Arc<Job>], totals: Totals);
+}
+
+/// Sums over all jobs, as of a commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub ended: EndedCounts,
+    /// The newest day of the ledger, over all models.
+    pub spent: Spent,
 }
 
 /// How many jobs have ended, by state.

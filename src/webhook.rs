@@ -29,7 +29,7 @@ use reqwest::{
 };
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{
     message::{Message, TestMessage},
@@ -46,6 +46,7 @@ use crate::{
     },
     metrics::{Metrics, kind},
     queue::{Queue, QueueError},
+    store::{Due, Outbox},
     telemetry::{Span, TRACEPARENT},
 };
 
@@ -88,6 +89,7 @@ pub enum WebhookError {
 #[derive(Clone)]
 pub struct Webhooks {
     queue: Queue,
+    outbox: Arc<dyn Outbox>,
     http: reqwest::Client,
     secrets: Secrets,
     callbacks: Callbacks,
@@ -126,6 +128,7 @@ impl Webhooks {
     /// [`WebhookError`].
     pub fn new(
         queue: Queue,
+        outbox: Arc<dyn Outbox>,
         secrets: Secrets,
         callbacks: Callbacks,
         public_url: Option<Origin>,
@@ -145,6 +148,7 @@ impl Webhooks {
             .build()?;
         Ok(Webhooks {
             queue,
+            outbox,
             http,
             secrets,
             callbacks,
@@ -182,7 +186,7 @@ impl Webhooks {
         let mut slots = Slots::default();
         while !closing.is_cancelled() {
             // Those under way stay due until their outcome is written.
-            for due in slots.take(self.queue.deliveries_due(2 * MAX_PER_HOST), Instant::now()) {
+            for due in slots.take(self.due().await, Instant::now()) {
                 let (webhooks, id) = (self.clone(), due.job);
                 // It comes back with its id whatever happens: else the job would stay under way for ever.
                 sending.spawn(async move {
@@ -201,11 +205,29 @@ impl Webhooks {
                         slots.give_back(id, is_answered, Instant::now());
                     }
                 }
-                () = self.queue.until_delivery_due(POLL) => tokio::time::sleep(LEAST_POLL).await,
+                () = self.until_due() => tokio::time::sleep(LEAST_POLL).await,
                 () = closing.cancelled() => {}
             }
         }
         while sending.join_next().await.is_some() {}
+    }
+
+    /// Messages that are due. None while the store can't be used.
+    async fn due(&self) -> Vec<Due> {
+        let due = self.outbox.due(self.queue.now(), 2 * MAX_PER_HOST).await;
+        due.inspect_err(|error| debug!(%error, "failed to look for due webhooks")).unwrap_or_default()
+    }
+
+    /// Waits until another message may be due, at most [`POLL`].
+    async fn until_due(&self) {
+        let ended = self.queue.ended().notified();
+        let now = self.queue.now();
+        let next = self.outbox.next_due(now).await.ok().flatten();
+        let wait = next.map_or(POLL, |due| due.since(now).min(POLL));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = ended => {}
+        }
     }
 
     /// Sends a job's message once and records the outcome. False if its receiver did not answer.
@@ -268,7 +290,7 @@ impl Webhooks {
 
     /// Stores the outcome of a try.
     async fn record(&self, id: JobId, delivery: Delivery) {
-        if let Err(error) = self.queue.note_delivery(id, delivery).await {
+        if let Err(error) = self.outbox.record(id, delivery).await {
             warn!(job.id = %id, %error, "failed to store the result of a webhook; it will be sent again");
             tokio::time::sleep(UNWRITTEN_PAUSE).await;
         }
@@ -280,7 +302,7 @@ impl Webhooks {
         // Checked again, because the setting may have changed since the job was accepted.
         let url = self.callbacks.check(url).map_err(|why| format!("the callback URL {why}"))?;
         let seconds = wall.as_millis().div_euclid(1_000);
-        let signatures = self.secrets.sign(caller, &id, seconds, &body);
+        let signatures = self.secrets.sign(caller, &id, seconds, &body).await.map_err(|error| error.to_string())?;
         let mut request = self
             .http
             .post(url)

@@ -9,22 +9,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
-const LAYERS: [(&str, &str); 18] = [
+const LAYERS: [(&str, &str); 22] = [
     ("main", "cli"),
     ("cli", "app http::openapi analysis claude::simulator job"),
     (
         "app",
-        "http auth dashboard worker sweeper webhook agent queue store store::sled limits prompts claude analysis ledger job",
+        "http auth dashboard worker sweeper webhook agent queue audit history registry store store::sled limits prompts claude analysis ledger job",
     ),
     // These two show memos, and why calls to Claude are held.
-    ("http", "auth agent::models webhook queue limits prompts analysis ledger job"),
-    ("dashboard", "queue limits analysis ledger job"),
+    ("http", "auth agent::models webhook queue audit history registry store limits prompts analysis ledger job"),
+    ("dashboard", "queue audit registry limits analysis ledger job"),
     ("worker", "agent queue limits job"),
-    ("sweeper", "queue job"),
-    ("webhook", "queue analysis job"),
-    ("auth", "queue job"),
+    ("sweeper", "queue history job"),
+    ("webhook", "queue registry store analysis job"),
+    ("auth", "registry job"),
     ("agent", "prompts claude analysis job"),
-    ("queue", "store ledger job"),
+    ("queue", "audit history registry store ids ledger job"),
+    ("audit", "registry store ids"),
+    ("history", "registry job"),
+    ("registry", "store"),
     ("store", "ledger job"),
     ("limits", "ledger job"),
     ("prompts", ""),
@@ -33,6 +36,7 @@ const LAYERS: [(&str, &str); 18] = [
     ("analysis", ""),
     ("ledger", "job"),
     ("job", ""),
+    ("ids", ""),
 ];
 
 /// Anyone may import these; they import nothing of the crate.
@@ -42,7 +46,7 @@ const LEAVES: [&str; 5] = ["config", "clock", "digest", "metrics", "telemetry"];
 const NAMED_ONLY: [&str; 2] = ["store::sled", "claude::simulator"];
 
 /// Folders whose files may still import each other in circles.
-const TANGLED: [&str; 6] = ["auth", "config", "job", "queue", "store", "webhook"];
+const TANGLED: [&str; 3] = ["queue", "store", "webhook"];
 
 /// Marks of unfinished work, in two parts so that this file holds none.
 const UNFINISHED: [&str; 4] =
@@ -113,7 +117,7 @@ fn the_table_itself_points_down() {
 #[test]
 fn a_broken_rule_is_found_however_it_is_written() {
     let cases = [
-        ("src/http/jobs.rs", "use crate::store::JobStore;", "store::JobStore"),
+        ("src/http/jobs.rs", "use crate::worker::Worker;", "worker::Worker"),
         ("src/http.rs", "fn f(claude: &crate::claude::Claude) {}", "claude::Claude"),
         ("src/queue.rs", "use crate::{\n    job::Job,\n    store::{self as s, sled::{A, B}},\n};", "store::sled::A"),
         ("src/store.rs", "use crate::{job::*, queue as q};", "queue"),

@@ -10,6 +10,7 @@ use crate::{
     config::ConfigError,
     prompts::PromptError,
     queue::QueueError,
+    registry::Unavailable,
     store::sled::OpenError,
     webhook::WebhookError,
 };
@@ -28,6 +29,8 @@ pub enum StartError {
     Store(#[from] OpenError),
     #[error("the jobs of the last run can't be recovered: {0}")]
     Recovery(QueueError),
+    #[error("what the last run stored besides jobs can't be read: {0}")]
+    Registry(#[from] Unavailable),
     #[error("the {what} can't be stored in {}: {source}. Make DATA_DIR writable, or set {setting}", path.display())]
     Secret { what: &'static str, setting: &'static str, path: PathBuf, source: io::Error },
     #[error(
@@ -71,6 +74,14 @@ impl StartError {
     /// Whether a person must change a setting or a file before the service can start; else another start may succeed.
     pub fn is_of_settings(&self) -> bool {
         match self {
+            StartError::Keys(AuthError::Unavailable(_))
+            | StartError::Listen { .. }
+            | StartError::Store(_)
+            | StartError::Recovery(_)
+            | StartError::Registry(_)
+            | StartError::Secret { .. }
+            | StartError::Panicked(_)
+            | StartError::StoreLost => false,
             StartError::Prompts(_)
             | StartError::Claude(_)
             | StartError::OpenSecret { .. }
@@ -82,12 +93,6 @@ impl StartError {
             | StartError::BudgetTooSmall { .. }
             | StartError::NoPrice { .. }
             | StartError::NoKey => true,
-            StartError::Listen { .. }
-            | StartError::Store(_)
-            | StartError::Recovery(_)
-            | StartError::Secret { .. }
-            | StartError::Panicked(_)
-            | StartError::StoreLost => false,
         }
     }
 }

@@ -23,14 +23,14 @@ use crate::{
     digest::ModelKey,
     http,
     job::{IdempotencyKey, JobRequest, Owner, callback::Callbacks},
-    ledger::dollars,
+    ledger::{Spending, dollars},
     limits::{
         Limits, MAX_CALLS_AT_ONCE,
         budget::{Budget, Need},
     },
     prompts::Prompts,
     queue::{Policy, retry::RetryBounds},
-    store::{JobStore, sled::SledConfig},
+    store::sled::SledConfig,
 };
 
 const STORE_FOLDER: &str = "queue";
@@ -219,7 +219,7 @@ pub(super) fn budget(
     settings: &Settings,
     planner: &Planner,
     clock: &Clock,
-    store: &Arc<dyn JobStore>,
+    spending: Spending,
 ) -> Result<Option<Budget>, StartError> {
     let Some(daily) = settings.daily_budget else { return Ok(None) };
     if let Some(model) = planner.unpriced_model().filter(|_| daily.cost.is_some()) {
@@ -233,11 +233,7 @@ pub(super) fn budget(
     };
     check(daily.tokens, usual.tokens, |tokens| format!("{tokens} tokens"))?;
     check(daily.cost.map(|cost| cost.0), usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
-    let spent = {
-        let store = Arc::clone(store);
-        Arc::new(move |day| store.spent(day))
-    };
-    Ok(Some(Budget::new(daily, usual, clock.clone(), spent)))
+    Ok(Some(Budget::new(daily, usual, clock.clone(), spending)))
 }
 
 #[cfg(test)]

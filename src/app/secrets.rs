@@ -15,8 +15,9 @@ use tracing::{info, warn};
 
 use super::error::StartError;
 use crate::{
+    clock::Clock,
     config::{Settings, check_admin_token},
-    queue::Queue,
+    registry::Registry,
     webhook::secrets::Secrets,
 };
 
@@ -54,15 +55,15 @@ pub(super) fn admin_token(settings: &Settings) -> Result<(SecretString, bool), S
 }
 
 /// The webhook secrets of the settings, or those derived from the stored root.
-pub(super) fn webhook_secrets(settings: &Settings, queue: Queue) -> Result<Secrets, StartError> {
+pub(super) fn webhook_secrets(settings: &Settings, registry: Registry, clock: Clock) -> Result<Secrets, StartError> {
     if let Some(listed) = &settings.webhook_secret {
-        return Ok(Secrets::of_setting(listed, queue)?);
+        return Ok(Secrets::from_setting(listed, registry, clock)?);
     }
     let what = "root of the webhook secrets";
     let failed = |path, source| StartError::Secret { what, setting: "WEBHOOK_SECRET", path, source };
     let generate = || format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
     let (root, _) = stored_or(settings.data_dir.join(WEBHOOK_FILE), generate, failed)?;
-    Ok(Secrets::derived(&root, queue)?)
+    Ok(Secrets::derived(&root, registry, clock)?)
 }
 
 fn stored_or(

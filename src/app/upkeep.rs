@@ -7,7 +7,7 @@
 //! the call, so a service that restarts again and again pays once a day. Without a warm-up, the first question gets three more
 //! minutes.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,9 @@ use crate::{
     job::AttemptReport,
     ledger::{Day, Sums, UNKNOWN_MODEL, dollars},
     limits::{Limits, Tokens, budget::Room},
-    queue::{Queue, QueueError},
+    queue::Queue,
+    registry::{Registry, Unavailable},
+    store::Ledger,
 };
 
 const TICK: Duration = Duration::from_mins(1);
@@ -41,6 +43,8 @@ struct Use {
 
 pub(super) struct Upkeep {
     pub(super) queue: Queue,
+    pub(super) registry: Registry,
+    pub(super) ledger: Arc<dyn Ledger>,
     pub(super) limits: Limits,
     pub(super) agent: Agent,
     pub(super) closing: CancellationToken,
@@ -48,14 +52,18 @@ pub(super) struct Upkeep {
 
 impl Upkeep {
     /// Reads what the last run stored. Before the first call.
-    pub(super) fn load(&self) {
-        for (name, text) in self.queue.kept(SCHEMAS) {
-            let stored = serde_json::from_str::<Use>(&text).ok().filter(|stored| stored.schema == schema_digest());
-            if let (Some(stored), Some(model)) = (stored, name.strip_prefix(SCHEMAS)) {
-                // A clock that was set back must not make it the newest use for years.
-                self.agent.planner.models.schema_used(model, stored.at.min(self.queue.now()));
-            }
+    pub(super) async fn load(&self) -> Result<(), Unavailable> {
+        for (model, stored) in self.uses().await? {
+            // A clock that was set back must not make it the newest use for years.
+            self.agent.planner.models.schema_used(&model, stored.at.min(self.queue.now()));
         }
+        Ok(())
+    }
+
+    /// The stored uses of today's schema, by model.
+    async fn uses(&self) -> Result<HashMap<String, Use>, Unavailable> {
+        let stored = self.registry.load::<Use>(SCHEMAS).await?.into_iter();
+        Ok(stored.filter(|(_, stored)| stored.schema == schema_digest()).collect())
     }
 
     pub(super) async fn run(self, warm_up_after: Option<Duration>) {
@@ -103,10 +111,10 @@ impl Upkeep {
         let booked = match Sums::of(report) {
             Some(sums) => {
                 let model = report.model.clone().unwrap_or_else(|| UNKNOWN_MODEL.to_owned());
-                self.queue.book(Day::of(self.queue.now()), model, sums).await
+                self.ledger.add(Day::of(self.queue.now()), model, sums).await.map_err(Unavailable::from)
             }
             // It cost nothing, so the next start may try it again.
-            None => self.queue.keep(format!("{SCHEMAS}{}", warm_up.model()), None).await,
+            None => self.registry.delete(format!("{SCHEMAS}{}", warm_up.model())).await,
         };
         if let Err(error) = booked {
             warn!(%error, "the cost of compiling the schema is not in the ledger");
@@ -123,14 +131,13 @@ impl Upkeep {
 
     /// Stores each use that is later than the stored one by more than `least`.
     async fn store_uses(&self, least: Duration) {
-        let stored = self.queue.kept(SCHEMAS);
+        let Ok(stored) = self.uses().await.inspect_err(|error| warn!(%error, "failed to read the uses of the schema"))
+        else {
+            return;
+        };
         for known in self.agent.planner.models.known() {
             let Some(at) = known.schema_used_at else { continue };
-            let name = format!("{SCHEMAS}{}", known.model);
-            let before = stored.iter().find(|(stored, _)| *stored == name);
-            let before = before.and_then(|(_, text)| serde_json::from_str::<Use>(text).ok());
-            let before = before.filter(|before| before.schema == schema_digest());
-            if before.is_none_or(|before| at.since(before.at) > least)
+            if stored.get(&known.model).is_none_or(|before| at.since(before.at) > least)
                 && let Err(error) = self.store_use(&known.model, at).await
             {
                 warn!(%error, "the last use of the schema is not stored");
@@ -138,9 +145,8 @@ impl Upkeep {
         }
     }
 
-    async fn store_use(&self, model: &str, at: Timestamp) -> Result<(), QueueError> {
-        let text = serde_json::to_string(&Use { schema: schema_digest(), at }).unwrap_or_default();
-        self.queue.keep(format!("{SCHEMAS}{model}"), Some(text)).await
+    async fn store_use(&self, model: &str, at: Timestamp) -> Result<(), Unavailable> {
+        self.registry.put(format!("{SCHEMAS}{model}"), &Use { schema: schema_digest(), at }).await
     }
 
     /// Warns once a day of list prices that may have changed: costs and the budget would be wrong.

@@ -1,25 +1,22 @@
 //! The file `.env` in the working folder: read into the environment, where variables that are set win.
 
-use std::{
-    env, io,
-    path::{Path, PathBuf},
-};
+use std::{env, io, path::Path};
 
 use strsim::osa_distance;
 
 use super::{
-    ConfigError, OTLP_ENDPOINT,
-    environment::{assignments, settings},
+    environment::{Variable, assignments},
+    error::ConfigError,
     text,
 };
 
 /// Looked for in the working folder only: a parent's would surprise.
 pub(super) const FILE: &str = ".env";
 
-/// What was taken from `.env`.
 #[derive(Clone, Debug, Default)]
 pub struct Dotenv {
-    taken: Vec<String>,
+    /// The variables that have their value from the file.
+    loaded: Vec<String>,
     /// Names in it that are almost a setting's name, each with that one.
     pub misspelt: Vec<(String, String)>,
 }
@@ -28,8 +25,8 @@ impl Dotenv {
     /// Where the value of a variable comes from, in words, if it has one.
     pub fn source(&self, name: &str) -> Option<String> {
         let is_set = env::var_os(name).is_some_and(|value| !value.is_empty());
-        let from_file = self.taken.iter().any(|taken| taken == name);
-        is_set.then(|| match from_file {
+        let is_loaded = self.loaded.iter().any(|loaded| loaded == name);
+        is_set.then(|| match is_loaded {
             true => format!("{name} in the settings file {FILE}"),
             false => format!("the environment variable {name}"),
         })
@@ -38,29 +35,23 @@ impl Dotenv {
 
 /// Loads `.env` of the working folder into the environment: variables that are unset or empty get the file's value. Call it
 /// before any thread is started. After an error nothing is loaded.
-pub fn load() -> Result<Dotenv, ConfigError> {
-    let unset = |name: &str| env::var_os(name).is_none_or(|value| value.is_empty());
+pub fn load(settings: &[Variable]) -> Result<Dotenv, ConfigError> {
+    let is_unset = |name: &str| env::var_os(name).is_none_or(|value| value.is_empty());
     let path = Path::new(FILE);
     let entries = read(path)?;
-    let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
-    let misspelt = misspelt(&names);
-    let missing: Vec<(String, String)> = entries.into_iter().filter(|(name, _)| unset(name)).collect();
+    let misspelt = entries.iter().filter_map(|(name, _)| misspelt(name, settings)).collect();
+    let missing: Vec<(String, String)> = entries.into_iter().filter(|(name, _)| is_unset(name)).collect();
     let lines = assignments(&missing);
     // dotenvy overrides either all variables or none, so it gets only the missing ones.
     dotenvy::from_read_override(lines.as_bytes()).map_err(|error| explain(path, &lines, error))?;
-    Ok(Dotenv { taken: missing.into_iter().map(|(name, _)| name).collect(), misspelt })
+    Ok(Dotenv { loaded: missing.into_iter().map(|(name, _)| name).collect(), misspelt })
 }
 
-/// Those of `names` that are almost the name of a setting, with that name. Others may belong to other programs.
-pub(super) fn misspelt(names: &[&str]) -> Vec<(String, String)> {
-    let known = settings();
-    let mut known: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
-    known.push(OTLP_ENDPOINT);
-    let meant = |name: &str| {
-        let (edits, meant) = known.iter().map(|known| (osa_distance(&name.to_uppercase(), known), known)).min()?;
-        (edits <= name.len() / 4).then(|| (name.to_owned(), (*meant).to_owned()))
-    };
-    names.iter().filter(|name| !known.contains(name)).filter_map(|name| meant(name)).collect()
+/// A name that is almost that of a setting, with that one. Others may belong to other programs.
+pub(super) fn misspelt(name: &str, settings: &[Variable]) -> Option<(String, String)> {
+    let by_edits = settings.iter().map(|setting| (osa_distance(&name.to_uppercase(), &setting.name), &setting.name));
+    let (edits, meant) = by_edits.min()?;
+    (name != meant && edits <= name.len() / 4).then(|| (name.to_owned(), meant.clone()))
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
@@ -77,7 +68,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
 
 /// dotenvy's error shows the line, which may hold a secret, but not its number.
 fn explain(path: &Path, text: &str, error: dotenvy::Error) -> ConfigError {
-    let path: PathBuf = path.to_owned();
+    let path = path.to_owned();
     let broken = match error {
         dotenvy::Error::LineParse(broken, _) => broken,
         dotenvy::Error::Io(source) => return ConfigError::DotenvUnreadable { path, source },

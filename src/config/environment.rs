@@ -3,12 +3,11 @@
 
 use std::{env, io, net::Ipv4Addr};
 
-use clap::{Args, Command};
 use secrecy::SecretString;
 
-use super::{OTLP_ENDPOINT, ServiceAddress, Settings, proxy, text};
+use super::{proxy, text};
 
-/// Variables of Anthropic's SDKs, which hold secrets and are no flags.
+/// Variables of Anthropic's SDKs, which hold secrets and are not settings.
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const CUSTOM_HEADERS: &str = "ANTHROPIC_CUSTOM_HEADERS";
 
@@ -21,6 +20,13 @@ pub enum EnvironmentError {
     Twice { name: String },
     #[error("the environment can't be set: {0}")]
     Unusable(dotenvy::Error),
+}
+
+/// The variable of a setting.
+#[derive(Clone, Debug)]
+pub struct Variable {
+    pub name: String,
+    pub is_secret: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,53 +42,41 @@ pub fn gateway_access() -> GatewayAccess {
 
 /// Trims and unquotes the variables of all settings, and reads secrets from their files. Call it before any thread is
 /// started.
-pub fn tidy() -> Result<(), EnvironmentError> {
-    let settings = settings();
-    let names = settings.iter().map(|(name, is_secret)| (name.as_str(), *is_secret));
-    let names = names.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]);
+pub fn tidy(settings: &[Variable]) -> Result<(), EnvironmentError> {
+    let settings = settings.iter().map(|variable| (variable.name.as_str(), variable.is_secret));
     // Libraries read these.
-    let standard = proxy::NAMES.into_iter().chain([OTLP_ENDPOINT, "NO_PROXY", "no_proxy"]);
-    let names: Vec<(&str, bool)> = names.chain(standard.map(|name| (name, false))).collect();
-    let changed = changes(&names, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
+    let standard = proxy::NAMES.into_iter().chain(["NO_PROXY", "no_proxy"]).map(|name| (name, false));
+    let all = settings.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]).chain(standard);
+    let changed = changes(all, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
     // Setting a variable is unsafe while there are threads; dotenvy does it for a process that has none.
     dotenvy::from_read_override(assignments(&changed).as_bytes()).map_err(EnvironmentError::Unusable)
 }
 
-/// The variables of all settings, each with whether it is a secret.
-pub(super) fn settings() -> Vec<(String, bool)> {
-    let known = ServiceAddress::augment_args(Settings::augment_args(Command::new("known")));
-    let variables = known.get_arguments().filter_map(|arg| Some((arg.get_env()?, arg.is_hide_env_values_set())));
-    variables.map(|(name, is_secret)| (name.to_string_lossy().into_owned(), is_secret)).collect()
-}
-
-/// The variables that get another value: of `names`, each with whether it is a secret.
-fn changes(
-    names: &[(&str, bool)],
+/// The variables that get another value: of those given, each with whether it is a secret.
+fn changes<'a>(
+    variables: impl IntoIterator<Item = (&'a str, bool)>,
     get: impl Fn(&str) -> Option<String>,
 ) -> Result<Vec<(String, String)>, EnvironmentError> {
     let mut changes = Vec::new();
-    for (name, is_secret) in names {
-        let given = get(name);
-        let file = get(&format!("{name}_FILE")).filter(|_| *is_secret);
+    for (variable, is_secret) in variables {
+        let name = variable.to_owned();
+        let given = get(variable);
+        let file = get(&format!("{name}_FILE")).filter(|_| is_secret);
         let value = match (&given, file) {
             (None, None) => continue,
+            (Some(_), Some(_)) => return Err(EnvironmentError::Twice { name }),
             // An address is listened on, and a name could stand for several.
-            (Some(value), _) if *name == "HOST" && meant(value).eq_ignore_ascii_case("localhost") => {
+            (Some(value), None) if name == "HOST" && meant(value).eq_ignore_ascii_case("localhost") => {
                 Ipv4Addr::LOCALHOST.to_string()
             }
-            (Some(_), Some(_)) => return Err(EnvironmentError::Twice { name: (*name).to_owned() }),
             (Some(value), None) => meant(value).to_owned(),
-            (None, Some(path)) => {
-                let text = text::read(path.trim()).map_err(|source| EnvironmentError::Unreadable {
-                    name: (*name).to_owned(),
-                    path,
-                    source,
-                })?;
-                meant(&text).to_owned()
-            }
+            (None, Some(path)) => match text::read(path.trim()) {
+                Ok(text) => meant(&text).to_owned(),
+                Err(source) => return Err(EnvironmentError::Unreadable { name, path, source }),
+            },
         };
         if given.as_ref() != Some(&value) {
-            changes.push(((*name).to_owned(), value));
+            changes.push((name, value));
         }
     }
     Ok(changes)
@@ -109,7 +103,7 @@ mod tests {
 
     fn changed(given: &[(&str, &str)]) -> Result<Vec<(String, String)>, String> {
         let get = |name: &str| given.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        changes(&[("KEY", true), ("HOST", false)], get).map_err(|error| error.to_string())
+        changes([("KEY", true), ("HOST", false)], get).map_err(|error| error.to_string())
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -132,7 +126,7 @@ mod tests {
         fs::write(&path, "\u{feff}sk-ant-test\r\n").unwrap();
         let path = path.to_str().unwrap();
         assert_eq!(changed(&[("KEY_FILE", path)]), Ok(pairs(&[("KEY", "sk-ant-test")])));
-        assert_eq!(changed(&[("HOST_FILE", path)]), Ok(vec![]), "what is no secret has no file");
+        assert_eq!(changed(&[("HOST_FILE", path)]), Ok(vec![]), "only secrets have files");
         assert!(changed(&[("KEY", "x"), ("KEY_FILE", path)]).unwrap_err().contains("both set"));
         assert!(changed(&[("KEY_FILE", "/none")]).unwrap_err().starts_with("KEY_FILE: can't read the file /none"));
     }

@@ -1,5 +1,7 @@
 //! Values that stand in examples where a secret belongs.
 
+use std::collections::HashSet;
+
 /// Texts that no secret has, in small letters. Long enough that no random token has one by chance.
 const MARKS: [&str; 12] = [
     "change-me",
@@ -16,7 +18,7 @@ const MARKS: [&str; 12] = [
     "example",
 ];
 
-/// Fewer different characters are no secret but a key that was held down.
+/// With fewer different characters, a key was held down.
 const MIN_DIFFERENT: usize = 5;
 
 /// Whether this is the placeholder of an example, such as `replace-me`, `<your-key>` or `sk-ant-...`.
@@ -29,8 +31,7 @@ pub fn is_placeholder(text: &str) -> bool {
 
 /// Whether anybody would guess this token: a placeholder, or a few characters again and again.
 pub fn is_guessable(token: &str) -> bool {
-    let different = token.bytes().enumerate().filter(|(at, byte)| !token.as_bytes()[..*at].contains(byte)).count();
-    different < MIN_DIFFERENT || is_placeholder(token)
+    token.bytes().collect::<HashSet<u8>>().len() < MIN_DIFFERENT || is_placeholder(token)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::env;
 
 use axum::http::{Uri, uri::Authority};
 
-use super::ConfigError;
+use super::error::ConfigError;
 
 pub(super) const NAMES: [&str; 6] =
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
@@ -13,7 +13,6 @@ pub(super) const NAMES: [&str; 6] =
 const SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
 
 /// Checks that the client can use every proxy of the environment.
-/// Errors: [`ConfigError::Proxy`] names the variable. It does not hold the address, which may have a password.
 pub fn check() -> Result<(), ConfigError> {
     NAMES.into_iter().try_for_each(|name| match value(name) {
         Some(value) => check_value(name, &value),

@@ -7,10 +7,9 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::Targets;
 use utoipa::ToSchema;
 
-/// Calls per minute that can be allowed.
 pub const REQUESTS_PER_MINUTE: RangeInclusive<NonZeroU32> = NonZeroU32::MIN..=not_zero(1_000_000);
 
-/// Tokens per minute that can be allowed: below a thousand no call would fit.
+/// Below a thousand no call would fit.
 pub const TOKENS_PER_MINUTE: RangeInclusive<NonZeroU32> = not_zero(1_000)..=not_zero(1_000_000_000);
 
 /// Nano-dollars in a US dollar have this many decimal places.
@@ -51,7 +50,7 @@ pub struct DailyBudget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nanodollars(pub u64);
 
-/// How long finished jobs stay, and how many: whatever ends first.
+/// How long finished jobs stay, and how many of them, whichever is less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     pub age: Duration,
@@ -61,7 +60,7 @@ pub struct Retention {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelPrice {
     pub model: String,
-    /// Of an input token at the full price; that of a million is a million times as much.
+    /// Of one input token at the full price.
     pub input: Nanodollars,
     pub output: Nanodollars,
 }
@@ -84,15 +83,12 @@ pub struct Network {
 impl Network {
     /// Whether the address is in the network. An IPv4 address that is written as an IPv6 one counts as IPv4.
     pub fn contains(self, address: IpAddr) -> bool {
-        let shift = |bits: u32| bits - self.prefix;
-        let difference = match (self.address, address.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                (own.to_bits() ^ other.to_bits()).checked_shr(shift(32)).map(u128::from)
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits() ^ other.to_bits()).checked_shr(shift(128)),
+        let shared_bits = match (self.address, address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => (own.to_bits() ^ other.to_bits()).leading_zeros(),
+            (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits() ^ other.to_bits()).leading_zeros(),
             _ => return false,
         };
-        difference.unwrap_or(0) == 0
+        shared_bits >= self.prefix
     }
 }
 
@@ -137,9 +133,8 @@ pub fn origin(text: &str) -> Result<Origin, String> {
     let url = reqwest::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     // The same without a path, a user or characters that a browser writes in another way.
     let origin = url.map(|url| url.origin().ascii_serialization()).filter(|origin| origin.eq_ignore_ascii_case(text));
-    origin
-        .map(Origin)
-        .ok_or_else(|| format!("{text:?} is not an origin. Use scheme and host only, for example https://ceo.example"))
+    let wrong = || format!("{text:?} is not an origin. Use scheme and host only, for example https://ceo.example");
+    origin.map(Origin).ok_or_else(wrong)
 }
 
 /// A filter of log events in the syntax of `tracing_subscriber::filter::Targets`.
@@ -257,9 +252,8 @@ pub(super) fn jwt_auth(text: &str) -> Result<JwtAuth, &'static str> {
         values.find(|(key, value)| *key == name && !value.is_empty()).map(|(_, value)| value.to_owned())
     };
     let read = || {
-        let is_whole = text.split(',').count() == 3;
         let auth = JwtAuth { keys: part("keys")?.into(), issuer: part("issuer")?, audience: part("audience")? };
-        is_whole.then_some(auth)
+        (text.split(',').count() == 3).then_some(auth)
     };
     read().ok_or(
         "must name all of keys, issuer and audience, for example `keys=jwks.json, issuer=https://login.example, \

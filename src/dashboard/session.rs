@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
-use crate::{clock::Timestamp, digest::sha256, queue::Queue};
+use crate::{
+    clock::{Clock, Timestamp},
+    digest::sha256,
+    registry::{Registry, Unavailable},
+};
 
 /// A working day, and no night: who runs the service signs in again.
 pub(super) const SESSION_HOURS: u64 = 12;
@@ -35,8 +39,9 @@ const SEALING: &str = "seal";
 const MARKING: &str = "mark";
 
 /// The sessions.
-pub(super) struct Sessions {
-    queue: Queue,
+pub struct Sessions {
+    registry: Registry,
+    clock: Clock,
     /// By what is derived from their names, so that the time it takes to find one tells nothing of a name.
     open: Mutex<HashMap<String, Session>>,
 }
@@ -59,21 +64,18 @@ pub(super) struct SessionView {
 }
 
 impl Sessions {
-    /// The sessions that `queue` keeps.
-    pub(super) fn of(queue: Queue) -> Sessions {
-        let kept = queue.kept(SETTING).into_iter();
-        let open = kept.filter_map(|(name, text)| {
-            let key = name.strip_prefix(SETTING)?.to_owned();
-            let read = serde_json::from_str(&text).inspect_err(|error| warn!(%error, "failed to read a session"));
-            Some((key, read.ok()?))
-        });
-        let open = Mutex::new(open.collect());
-        Sessions { queue, open }
+    /// The stored sessions.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn load(registry: Registry, clock: Clock) -> Result<Sessions, Unavailable> {
+        let open = registry.load(SETTING).await?.into_iter().collect();
+        Ok(Sessions { registry, clock, open: Mutex::new(open) })
     }
 
     /// Opens a session. Returns the name that the browser is to keep.
     pub(super) async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
-        let now = self.queue.now();
+        let now = self.clock.now();
         let name = Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
         let ends_at = now.plus(Duration::from_hours(SESSION_HOURS));
         let key = text_of(FINDING, &name);
@@ -91,9 +93,9 @@ impl Sessions {
             open.insert(key.clone(), session.clone());
             gone
         };
-        self.keep(&key, Some(&session)).await;
+        self.save(&key, &session).await;
         for key in gone {
-            self.keep(&key, None).await;
+            self.delete(&key).await;
         }
         name
     }
@@ -101,7 +103,7 @@ impl Sessions {
     /// The session of this name, with its credential.
     pub(super) fn find(&self, name: &str) -> Option<(SessionView, SecretString)> {
         let session = self.open.lock().get(&text_of(FINDING, name)).cloned()?;
-        if session.ends_at <= self.queue.now() {
+        if session.ends_at <= self.clock.now() {
             return None;
         }
         let credential = unseal(name, &session.sealed_credential)?;
@@ -112,15 +114,20 @@ impl Sessions {
     pub(super) async fn close(&self, name: &str) {
         let key = text_of(FINDING, name);
         if self.open.lock().remove(&key).is_some() {
-            self.keep(&key, None).await;
+            self.delete(&key).await;
         }
     }
 
-    /// Has the store keep a session, or forget it. Where it can't, the session holds until the next start.
-    async fn keep(&self, key: &str, session: Option<&Session>) {
-        let text = session.and_then(|session| serde_json::to_string(session).ok());
-        if let Err(error) = self.queue.keep(format!("{SETTING}{key}"), text).await {
+    /// A session that can't be stored holds until the next start.
+    async fn save(&self, key: &str, session: &Session) {
+        if let Err(error) = self.registry.put(format!("{SETTING}{key}"), session).await {
             warn!(%error, "failed to store a session");
+        }
+    }
+
+    async fn delete(&self, key: &str) {
+        if let Err(error) = self.registry.delete(format!("{SETTING}{key}")).await {
+            warn!(%error, "failed to delete a stored session");
         }
     }
 }
@@ -168,21 +175,12 @@ fn unseal(name: &str, sealed: &str) -> Option<SecretString> {
 mod tests {
     use std::sync::Arc;
 
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
-    use crate::{
-        clock::Clock,
-        metrics::Metrics,
-        queue::Policy,
-        store::sled::{SledConfig, SledStore},
-    };
+    use crate::store::{self, Registry as _, memory::MemoryStore};
 
-    fn sessions(folder: &std::path::Path, clock: &Clock) -> Sessions {
-        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-        let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
-        let closing = CancellationToken::new();
-        Sessions::of(Queue::new(Arc::new(store), clock.clone(), Policy::plain(), Metrics::new(), closing))
+    async fn sessions(store: &Arc<MemoryStore>, clock: &Clock) -> Sessions {
+        let registry = Registry::new(Arc::clone(store) as Arc<dyn store::Registry>);
+        Sessions::load(registry, clock.clone()).await.unwrap()
     }
 
     fn clock() -> Clock {
@@ -191,12 +189,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_session_is_found_by_its_name_until_it_ends_also_after_a_restart() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
-        let first = sessions(folder.path(), &clock);
+        let (store, clock) = (Arc::<MemoryStore>::default(), clock());
+        let first = sessions(&store, &clock).await;
         let name = first.open(&"secret".into(), true).await;
         let mark = first.find(&name).unwrap().0.mark;
         drop(first);
-        let sessions = sessions(folder.path(), &clock);
+        let sessions = sessions(&store, &clock).await;
         let (view, credential) = sessions.find(&name).unwrap();
         assert_eq!(credential.expose_secret(), "secret");
         assert!(view.made(&mark) && !view.made("") && !view.made(&name) && mark.len() == NAME_LENGTH);
@@ -204,13 +202,13 @@ mod tests {
         clock.advance(Duration::from_hours(SESSION_HOURS));
         assert!(sessions.find(&name).is_none());
         sessions.open(&"secret".into(), true).await;
-        assert_eq!(sessions.queue.kept(SETTING).len(), 1, "what is over is forgotten");
+        assert_eq!(store.prefix(SETTING).await.unwrap().len(), 1, "what is over is forgotten");
     }
 
     #[tokio::test]
     async fn a_jump_of_the_clock_neither_ends_a_session_nor_makes_it_longer() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
-        let sessions = sessions(folder.path(), &clock);
+        let (store, clock) = (Arc::<MemoryStore>::default(), clock());
+        let sessions = sessions(&store, &clock).await;
         let name = sessions.open(&"secret".into(), true).await;
         let month = Duration::from_hours(24 * 31);
         clock.set_forward(month);
@@ -224,10 +222,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_kept_tells_neither_the_credential_nor_the_name() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
-        let sessions = sessions(folder.path(), &clock);
+        let (store, clock) = (Arc::<MemoryStore>::default(), clock());
+        let sessions = sessions(&store, &clock).await;
         let name = sessions.open(&"the-secret-itself".into(), true).await;
-        let kept = format!("{:?}", sessions.queue.kept(SETTING));
+        let kept = format!("{:?}", store.prefix(SETTING).await.unwrap());
         let encoded = BASE64_URL_SAFE_NO_PAD.encode("the-secret-itself");
         assert!([&name, "the-secret-itself", &encoded].iter().all(|secret| !kept.contains(*secret)), "{kept}");
         let sealed = sessions.open.lock().values().next().unwrap().sealed_credential.clone();
@@ -236,8 +234,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_session_is_gone_for_good_and_the_oldest_makes_room() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
-        let open = sessions(folder.path(), &clock);
+        let (store, clock) = (Arc::<MemoryStore>::default(), clock());
+        let open = sessions(&store, &clock).await;
         let first = open.open(&"s".into(), true).await;
         clock.advance(Duration::from_secs(1));
         let second = open.open(&"s".into(), true).await;
@@ -251,7 +249,7 @@ mod tests {
         open.close(&second).await;
         assert!(open.find(&second).is_none());
         drop(open);
-        let reopened = sessions(folder.path(), &clock);
+        let reopened = sessions(&store, &clock).await;
         assert!(reopened.find(&first).is_none() && reopened.find(&second).is_none());
     }
 }

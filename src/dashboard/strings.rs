@@ -81,8 +81,9 @@ mod tests {
     use super::{super::templates::TEMPLATES, *};
     use crate::{
         analysis::labels::Labels,
+        audit,
         job::{AttemptOutcome, FailureCode, JobStatus},
-        queue::{WaitingFor, audit},
+        queue::WaitingFor,
     };
 
     /// Keys that are put together of a prefix and a word of the API, in templates and in code.

@@ -19,11 +19,9 @@ use super::{
     problem::{FieldError, INTERNAL, Problem},
 };
 use crate::{
+    audit::AuditAction,
     ledger::dollars,
-    queue::{
-        audit::AuditAction,
-        bulk::{Action, Bulk, Outcome, Trial},
-    },
+    queue::bulk::{Action, Bulk, Outcome, Trial},
 };
 
 /// How long one request works. One more step may follow, and the answer must be sent within 30 s.
@@ -171,8 +169,8 @@ async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
 }
 
 async fn act_on_record(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
-    let entry = api.queue.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
-    let Outcome { matched, changed, next } = api.queue.act(bulk, &entry).await?;
+    let entry = api.audit.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
+    let Outcome { matched, changed, next } = api.queue.act(bulk, (&api.audit, &entry)).await?;
     Ok(ActionReport {
         action: bulk.action,
         dry_run: false,

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     agent::models::Models,
+    audit::AuditLog,
     auth::Auth,
     clock::Timestamp,
     config::values::{Network, Origin},
@@ -27,6 +28,7 @@ use crate::{
     metrics::Metrics,
     prompts::Prompts,
     queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
+    store::Ledger,
     webhook::Webhooks,
 };
 
@@ -36,6 +38,9 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Everything the routes need.
 pub struct Api {
     pub queue: Queue,
+    /// What calls cost.
+    pub ledger: Arc<dyn Ledger>,
+    pub audit: Arc<AuditLog>,
     /// The limits on calls. Readiness and metrics show their gate.
     pub limits: Limits,
     /// The prompt versions that a request may name.

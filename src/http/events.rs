@@ -68,8 +68,8 @@ pub(super) async fn events(
     params.read("none", |_, _| None)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let EventId(seen) = last.unwrap_or_default();
-    let follower = api.queue.follow(id, seen)?;
-    if follower.is_over() {
+    let follower = api.queue.follow(id, seen).await?;
+    if follower.is_over().await {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let now = Instant::now();
@@ -173,7 +173,7 @@ impl Telling {
                 None
             }
             Err(_) if Instant::now() >= self.ends_at => None,
-            Err(_) => Some(self.beat()),
+            Err(_) => Some(self.beat().await),
         }
     }
 
@@ -194,9 +194,9 @@ impl Telling {
     }
 
     /// The heartbeat: the job's new outlook, or a comment.
-    fn beat(&mut self) -> Event {
+    async fn beat(&mut self) -> Event {
         let nothing = Event::default().comment("");
-        let Some(job) = self.api.queue.peek(self.id) else { return nothing };
+        let Ok(job) = self.api.queue.find(self.id).await else { return nothing };
         let outlook = self.api.outlook(&job, &self.kind);
         // The follower sends a changed status.
         if outlook == self.outlook || Some(job.status(self.api.queue.now())) != self.follower.seen().status {

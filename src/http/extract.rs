@@ -17,7 +17,7 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    auth::{Auth, Caller, Refused, Scope},
+    auth::{Auth, Identity, Refused, Scope},
     config::values::Network,
     job::{
         JobId,
@@ -43,7 +43,7 @@ pub(super) struct Id {
 /// What a request was let in by, to be looked at again while its answer goes on.
 pub(super) struct Access {
     header: Option<HeaderValue>,
-    caller: Caller,
+    caller: Identity,
     revocations: u64,
 }
 
@@ -71,8 +71,12 @@ impl FromRequestParts<Arc<Api>> for Id {
             Problem::new(INVALID_JOB_ID, detail)
         })?;
         // The handler answers an unknown id, in the same words.
-        if caller.scope < Scope::Admin && api.queue.is_of(id, caller.name.as_deref()) == Some(false) {
-            return Err(QueueError::NotFound(id).into());
+        if caller.scope < Scope::Admin {
+            match api.queue.is_of(id, caller.name.as_deref()).await {
+                Ok(true) | Err(QueueError::NotFound(_)) => {}
+                Ok(false) => return Err(QueueError::NotFound(id).into()),
+                Err(error) => return Err(error.into()),
+            }
         }
         let operator = (caller.scope == Scope::Admin).then(|| caller.actor().to_owned());
         let by = if operator.is_some() { caller::operator() } else { digest(&caller, address(parts, api)) };
@@ -135,7 +139,7 @@ impl FromRequestParts<Arc<Api>> for SecretOwner {
 
 /// The name that the jobs of a caller have. In an open service most callers have no name, so a job that an operator submits
 /// is everybody's too.
-fn job_name(caller: Caller, api: &Api) -> Option<String> {
+fn job_name(caller: Identity, api: &Api) -> Option<String> {
     caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open())
 }
 
@@ -158,18 +162,18 @@ impl FromRequestParts<Arc<Api>> for Submitter {
 }
 
 /// The caller's digest, by which bounds are counted.
-fn digest(caller: &Caller, address: IpAddr) -> caller::Caller {
+fn digest(caller: &Identity, address: IpAddr) -> caller::Caller {
     caller.name.as_deref().map_or_else(|| caller::unnamed(address), caller::named)
 }
 
 /// The caller, if their scope is at least `needed`. Refusals are counted.
-fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Caller, Problem> {
+fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identity, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION);
     let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
         Ok(caller) if caller.scope >= needed => return Ok(caller),
         // Without API keys callers are anonymous, but admin routes still need a token.
-        Ok(Caller { name: None, .. }) if header.is_none() => missing(),
-        Ok(Caller { name: None, .. }) => wrong(parts, api),
+        Ok(Identity { name: None, .. }) if header.is_none() => missing(),
+        Ok(Identity { name: None, .. }) => wrong(parts, api),
         Ok(caller) => {
             let detail = format!("needs scope {needed}, but {} has scope {}", caller.actor(), caller.scope);
             ("forbidden", Problem::new(FORBIDDEN, detail))

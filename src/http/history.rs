@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    queue::history::{Period, Resolution},
+    history::{Period, Resolution},
 };
 
 /// Activity by period.
@@ -105,7 +105,7 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -
     let period = resolution.period();
     // Minus one period, because the current one counts.
     let from = from.unwrap_or_else(|| api.queue.now().minus(span(resolution) - period));
-    let periods = api.queue.history(resolution, from);
+    let periods = api.queue.history().read(resolution, from, api.queue.counts());
     let mut total = periods.first().cloned();
     if let Some(total) = &mut total {
         periods[1..].iter().for_each(|period| total.add(period));

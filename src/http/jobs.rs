@@ -22,8 +22,8 @@ use super::{
     wait::{PREFERENCE_APPLIED, Wait},
 };
 use crate::{
+    audit::AuditAction,
     job::{JobId, JobPage, UnfinishedSearch},
-    queue::audit::AuditAction,
 };
 
 /// A page of a caller's jobs.
@@ -134,7 +134,7 @@ pub(super) async fn get(
     )
 )]
 pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator, .. }: Id) -> Result<Response, Problem> {
-    let was_pending = api.queue.peek(id).is_some_and(|job| !job.state.is_final());
+    let was_pending = api.queue.find(id).await.is_ok_and(|job| !job.state.is_final());
     let record = api.queue.cancel(id).await?;
     put_on_record(&api, operator.as_deref(), "cancel", id, was_pending).await?;
     let now = api.queue.now();
@@ -198,7 +198,7 @@ pub(super) async fn put_on_record(
 ) -> Result<(), Problem> {
     if let Some(actor) = operator {
         let detail = id.to_string();
-        api.queue.record(AuditAction { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
+        api.audit.record(AuditAction { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
     }
     Ok(())
 }

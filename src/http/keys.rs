@@ -18,8 +18,8 @@ use super::{
     problem::{CONFLICT, FieldError, KEY_NOT_FOUND, Problem, VALIDATION_FAILED},
 };
 use crate::{
+    audit::AuditAction,
     auth::{self, Key, KeyError, Scope},
-    queue::audit::AuditAction,
 };
 
 /// An API key to create.
@@ -122,7 +122,7 @@ pub(super) async fn create(
     })?;
     let (key, secret) = api.auth.create(&name, scope, &admin.actor).await?;
     let detail = format!("{name} ({scope})");
-    api.queue.record(AuditAction { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
+    api.audit.record(AuditAction { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
     let notice = api.auth.is_open().then_some(NO_KEY_REQUIRED);
     Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into(), notice })))
 }
@@ -148,7 +148,7 @@ pub(super) async fn revoke(
     // A name that is not UTF-8 is not the name of a key.
     let Path(name) = name.map_err(|_| KeyError::NotFound(String::new()))?;
     let key = api.auth.revoke(&name).await?;
-    api.queue.record(AuditAction { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;
+    api.audit.record(AuditAction { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;
     Ok(Json(key.into()))
 }
 
@@ -159,7 +159,7 @@ impl From<KeyError> for Problem {
             KeyError::Exists(_) | KeyError::OfSettings(_) | KeyError::TooMany => Problem::new(CONFLICT, detail),
             KeyError::NotFound(_) => Problem::new(KEY_NOT_FOUND, detail),
             KeyError::BadName => Problem::listing(VALIDATION_FAILED, vec![FieldError::new("name", detail)]),
-            KeyError::Queue(error) => error.into(),
+            KeyError::Unavailable(error) => error.into(),
         }
     }
 }

@@ -17,9 +17,9 @@ use super::{
     problem::{FieldError, Problem},
 };
 use crate::{
+    audit::AuditAction,
     config::values::{REQUESTS_PER_MINUTE, RateCaps, TOKENS_PER_MINUTE},
     limits::{ModelLimits, PerMinute, gate::Closed},
-    queue::audit::AuditAction,
 };
 
 /// The limits on calls to Claude.
@@ -130,7 +130,7 @@ pub(super) async fn patch(
     api.limits.set_caps(after);
     let detail = serde_json::to_string(&after).unwrap_or_default();
     let action = AuditAction { actor: &admin.actor, action: "limits", detail: Some(&detail) };
-    api.queue.record(action, None).await?;
+    api.audit.record(action, None).await?;
     Ok(Json(view(&api)).into_response())
 }
 

@@ -21,13 +21,11 @@ use super::{
 };
 use crate::{
     agent::models::Known,
+    audit::{AuditAction, Entry},
     clock::Timestamp,
     job::{JobFilter, JobStatus, Listing, Order, StatusCounts},
     metrics::kind,
-    queue::{
-        Pause,
-        audit::{AuditAction, Entry},
-    },
+    queue::Pause,
 };
 
 /// Default and largest number of audit entries on a page.
@@ -140,7 +138,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
 )]
 pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     let pause = api.queue.pause(&admin.actor).await?;
-    api.queue.record(AuditAction { actor: &admin.actor, action: "pause", detail: None }, None).await?;
+    api.audit.record(AuditAction { actor: &admin.actor, action: "pause", detail: None }, None).await?;
     Ok(Json(QueueState { paused: Some(pause) }))
 }
 
@@ -156,7 +154,7 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
 )]
 pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     api.queue.resume().await?;
-    api.queue.record(AuditAction { actor: &admin.actor, action: "resume", detail: None }, None).await?;
+    api.audit.record(AuditAction { actor: &admin.actor, action: "resume", detail: None }, None).await?;
     Ok(Json(QueueState { paused: None }))
 }
 
@@ -183,7 +181,7 @@ pub(super) async fn audit(
     here: Here,
 ) -> Result<Json<AuditPage>, Problem> {
     let (before, limit) = audit_page(&params)?;
-    let mut entries = api.queue.audit(before, limit + 1).await?;
+    let mut entries = api.audit.read(before, limit + 1).await?;
     let is_more = entries.len() > limit;
     entries.truncate(limit);
     let next_cursor = entries.last().filter(|_| is_more).map(|entry| entry.id);

@@ -26,6 +26,7 @@ use super::observe;
 use crate::{
     job::FailureCode,
     queue::{QueueError, Refused},
+    registry::Unavailable,
 };
 
 /// `Retry-After` of a full queue, in seconds: about the time of one answer.
@@ -171,6 +172,12 @@ pub(super) fn kind_of(code: FailureCode) -> Kind {
         | FailureCode::PromptVersionUnknown => StatusCode::BAD_GATEWAY,
     };
     Kind(status, code.into(), "The analysis failed")
+}
+
+impl From<Unavailable> for Problem {
+    fn from(error: Unavailable) -> Problem {
+        QueueError::from(error).into()
+    }
 }
 
 impl From<QueueError> for Problem {

@@ -11,7 +11,7 @@ use super::{
     extract::Admin,
     problem::{INTERNAL, PROMPTS_INVALID, Problem},
 };
-use crate::{prompts::VersionInfo, queue::audit::AuditAction};
+use crate::{audit::AuditAction, prompts::VersionInfo};
 
 /// The prompt versions.
 #[derive(Serialize, ToSchema)]
@@ -51,7 +51,7 @@ pub(super) async fn reload(admin: Admin, State(api): State<Arc<Api>>) -> Result<
     let read = tokio::task::spawn_blocking(move || prompts.reload()).await;
     match read {
         Ok(Ok(())) => {
-            api.queue.record(AuditAction { actor: &admin.actor, action: "prompts_reload", detail: None }, None).await?;
+            api.audit.record(AuditAction { actor: &admin.actor, action: "prompts_reload", detail: None }, None).await?;
             Ok(Json(PromptList { versions: api.prompts.list() }))
         }
         Ok(Err(error)) => Err(Problem::new(PROMPTS_INVALID, error.to_string())),

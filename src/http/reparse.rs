@@ -32,7 +32,7 @@ pub(super) async fn reparse(
     State(api): State<Arc<Api>>,
     Id { job: id, .. }: Id,
 ) -> Result<Response, Problem> {
-    let had_failed = api.queue.peek(id).is_some_and(|job| matches!(job.state, JobState::Failed { .. }));
+    let had_failed = api.queue.find(id).await.is_ok_and(|job| matches!(job.state, JobState::Failed { .. }));
     let record = api.queue.reparse(id, |text| analysis::read_memo(text).map(|memo| (memo.json, memo.repaired))).await?;
     put_on_record(&api, Some(&admin.actor), "reparse", id, had_failed).await?;
     let now = api.queue.now();

@@ -2,164 +2,61 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use axum::routing;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{failures::Failures, memory::MemoryBudget, *};
 use crate::{
     agent::models::Models,
+    audit::AuditLog,
     auth::Auth,
-    clock::{Clock, Timestamp},
+    clock::Clock,
     config::values::RateCaps,
     digest::ModelKey,
-    job::{
-        AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
-        Owner, Priority, callback::Callbacks, delivery::Delivery,
-    },
-    ledger::{Day, DaySums, Sums},
+    job::callback::Callbacks,
+    ledger::Spending,
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
     queue::{Policy, Queue},
-    store::{ClaimedJob, Due, Feed, Insertion, JobStore, StoreError},
+    registry::Registry,
+    store::{
+        fault::{FaultStore, Outage},
+        memory::MemoryStore,
+    },
     webhook::{Webhooks, secrets::Secrets},
 };
 
 const ID: &str = "019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
 
-/// A store that can't be used.
-#[derive(Clone, Copy, PartialEq)]
-enum Broken {
-    /// Every call fails.
-    Fails,
-    /// No call that needs the disk ever returns.
-    Hangs,
-    /// Jobs are accepted, then no call returns.
-    HangsLater,
+async fn api(closing: &CancellationToken) -> Api {
+    api_in(Some(Outage::Fails), closing).await
 }
 
-impl Broken {
-    async fn fault<T>(self) -> Result<T, StoreError> {
-        if self != Broken::Fails {
-            return std::future::pending().await;
-        }
-        Err(StoreError::Unavailable { reason: "no disk".to_owned() })
-    }
-}
-
-#[async_trait]
-impl JobStore for Broken {
-    async fn insert(&self, _: Job, _: Arc<JobRequest>) -> Result<Insertion, StoreError> {
-        if *self == Broken::HangsLater { Ok(Insertion::Accepted) } else { self.fault().await }
-    }
-    async fn insert_all(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
-        self.fault().await
-    }
-    async fn import(&self, _: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
-        self.fault().await
-    }
-    async fn claim(&self, _: JobId, _: Owner, _: Timestamp, _: Timestamp) -> Result<ClaimedJob, StoreError> {
-        self.fault().await
-    }
-    async fn transition(&self, _: JobId, _: JobEvent, _: Timestamp) -> Result<Job, StoreError> {
-        self.fault().await
-    }
-    async fn succeed(
-        &self,
-        _: JobId,
-        _: u32,
-        _: Arc<AttemptReport>,
-        _: Vec<JobId>,
-        _: Timestamp,
-    ) -> Result<Vec<Job>, StoreError> {
-        self.fault().await
-    }
-    async fn prune(&self, _: Timestamp, _: usize, _: usize) -> Result<usize, StoreError> {
-        self.fault().await
-    }
-    async fn get(&self, _: JobId) -> Result<Option<JobRecord>, StoreError> {
-        self.fault().await
-    }
-    async fn remove(&self, _: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {
-        self.fault().await
-    }
-    async fn list(&self, _: Listing, _: Timestamp) -> Result<JobPage, StoreError> {
-        self.fault().await
-    }
-    async fn select(&self, _: Listing, _: Timestamp) -> Result<JobSelection, StoreError> {
-        self.fault().await
-    }
-    async fn keep(&self, _: String, _: Option<String>) -> Result<(), StoreError> {
-        self.fault().await
-    }
-    fn kept(&self, _: &str) -> Vec<(String, String)> {
-        Vec::new()
-    }
-    async fn book(&self, _: Day, _: String, _: Sums) -> Result<(), StoreError> {
-        self.fault().await
-    }
-    async fn append_audit(&self, _: Uuid, _: String, _: Uuid) -> Result<(), StoreError> {
-        self.fault().await
-    }
-    async fn read_audit(&self, _: Option<Uuid>, _: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
-        self.fault().await
-    }
-    fn newest_answer(&self, _: std::num::NonZeroU64) -> Option<Job> {
-        None
-    }
-    fn is_key_known(&self, _: &IdempotencyKey, _: Timestamp) -> bool {
-        false
-    }
-    fn deliveries_due(&self, _: Timestamp, _: usize) -> Vec<Due> {
-        Vec::new()
-    }
-    fn next_delivery_after(&self, _: Timestamp) -> Option<Timestamp> {
-        None
-    }
-    async fn resend(&self, _: JobId, _: Timestamp) -> Result<(), StoreError> {
-        self.fault().await
-    }
-    async fn failing_deliveries(&self, _: Listing) -> Result<JobPage, StoreError> {
-        self.fault().await
-    }
-    async fn note_delivery(&self, _: JobId, _: Delivery) -> Result<(), StoreError> {
-        self.fault().await
-    }
-    fn peek(&self, id: JobId) -> Option<Job> {
-        (*self == Broken::HangsLater).then(|| Job::new(id, Priority::Normal, Timestamp::from_millis(0)))
-    }
-    fn spent(&self, _: Day) -> Sums {
-        Sums::default()
-    }
-    fn ledger(&self, _: usize) -> Vec<DaySums> {
-        Vec::new()
-    }
-    fn subscribe(&self, _: Arc<dyn Feed>) {}
-    fn lost(&self) -> CancellationToken {
-        CancellationToken::new()
-    }
-    fn trouble(&self) -> Option<String> {
-        Some("no disk".to_owned())
-    }
-    async fn close(&self) {}
-}
-
-fn api(closing: &CancellationToken) -> Api {
-    api_over(Broken::Fails, closing)
-}
-
-fn api_over(store: Broken, closing: &CancellationToken) -> Api {
+/// The routes over a store that breaks down after the start.
+async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
     let (metrics, least) = (Metrics::new(), Some(NonZeroU32::MIN));
-    let queue = Queue::new(Arc::new(store), Clock::system(), Policy::plain(), metrics.clone(), closing.clone());
-    let secrets = Secrets::derived(&"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(), queue.clone()).unwrap();
+    let (store, clock) = (Arc::new(FaultStore::over(MemoryStore::default())), Clock::system());
+    let spending = Spending::default();
+    let queue =
+        Queue::open(store.clone(), clock.clone(), Policy::plain(), metrics.clone(), spending, closing.clone()).await;
+    let queue = queue.unwrap();
+    let registry = Registry::new(store.clone());
+    let auth = Auth::load("s3cret".into(), None, None, false, registry.clone(), clock.clone()).await.unwrap();
+    let root = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into();
+    let secrets = Secrets::derived(&root, registry, clock.clone()).unwrap();
+    let webhooks = Webhooks::new(queue.clone(), store.clone(), secrets, Callbacks::default(), None, metrics.clone());
+    if let Some(outage) = outage {
+        store.break_down(outage);
+    }
     Api {
-        webhooks: Webhooks::new(queue.clone(), secrets, Callbacks::default(), None, metrics.clone()).unwrap(),
-        auth: Arc::new(Auth::new("s3cret".into(), None, None, false, queue.clone()).unwrap()),
+        webhooks: webhooks.unwrap(),
+        auth: Arc::new(auth),
+        audit: Arc::new(AuditLog::new(store.clone(), clock)),
+        ledger: store,
         memory: MemoryBudget::new(64 << 20),
         refusals: observe::RefusalLog::default(),
         failures: Failures::default(),
@@ -192,7 +89,7 @@ async fn serve(router: Router) -> String {
 }
 
 async fn start() -> String {
-    serve(router(api(&CancellationToken::new()), |api| Router::new().fallback_service(api))).await
+    serve(router(api(&CancellationToken::new()).await, |api| Router::new().fallback_service(api))).await
 }
 
 fn client() -> Client {
@@ -223,14 +120,18 @@ async fn problem(request: RequestBuilder) -> (StatusCode, Value) {
 #[tokio::test]
 async fn every_bad_request_is_a_problem_that_says_what_to_do() {
     let base = start().await;
+    let works = api_in(None, &CancellationToken::new()).await;
+    let works = serve(router(works, |api| Router::new().fallback_service(api))).await;
     let to = |path: &str| client().get(format!("{base}{path}"));
+    let job = |query: &str| client().get(format!("{works}/api/v1/jobs/{ID}?{query}"));
     let json = |body: &'static str| post(&base).header("content-type", "application/json").body(body);
     for (request, status, code, told) in [
         (to("/nowhere"), 404, "not_found", "/docs"),
         (to("/api/v1/analyze"), 405, "method_not_allowed", "GET"),
         (to("/api/v1/jobs/42"), 400, "invalid_job_id", "UUID"),
-        (to(&format!("/api/v1/jobs/{ID}?wait=x")), 400, "invalid_parameter", "number of seconds"),
-        (to(&format!("/api/v1/jobs/{ID}?wait=1")), 404, "job_not_found", ID),
+        (job("wait=x"), 400, "invalid_parameter", "number of seconds"),
+        (job("wait=1"), 404, "job_not_found", ID),
+        (to(&format!("/api/v1/jobs/{ID}")), 503, "storage_unavailable", "try again"),
         (to("/api/v1/admin/jobs"), 401, "unauthorized", "Bearer"),
         (to("/api/v1/admin/jobs").bearer_auth("wrong"), 401, "unauthorized", "not valid"),
         (to("/api/v1/admin/jobs?cursor=x").bearer_auth("s3cret"), 400, "invalid_parameter", "cursor"),
@@ -278,7 +179,7 @@ async fn every_answer_has_the_request_id_of_its_request() {
 #[tokio::test]
 async fn a_service_that_shuts_down_is_not_ready_but_alive() {
     let closing = CancellationToken::new();
-    let base = serve(router(api(&closing), |api| Router::new().fallback_service(api))).await;
+    let base = serve(router(api(&closing).await, |api| Router::new().fallback_service(api))).await;
     closing.cancel();
     let (status, body) = problem(post(&base).json(&json!({"query": "q"}))).await;
     assert_eq!((status.as_u16(), body["code"].as_str().unwrap()), (503, "shutting_down"));
@@ -290,7 +191,7 @@ async fn a_service_that_shuts_down_is_not_ready_but_alive() {
 
 #[tokio::test]
 async fn a_panic_is_answered_without_internal_details_and_the_next_request_is_served() {
-    let api = Arc::new(api(&CancellationToken::new()));
+    let api = Arc::new(api(&CancellationToken::new()).await);
     let panics: Router = Router::new()
         .route("/", routing::get(|| async { panic!("the secret recipe") as StatusCode }))
         .layer(from_fn_with_state(api, middleware::observe));
@@ -306,7 +207,7 @@ async fn a_panic_is_answered_without_internal_details_and_the_next_request_is_se
 async fn a_request_whose_handler_hangs_is_answered_within_thirty_seconds() {
     use tower::ServiceExt as _;
     tokio::time::pause();
-    let api = Arc::new(api(&CancellationToken::new()));
+    let api = Arc::new(api(&CancellationToken::new()).await);
     let hangs: Router = Router::new()
         .route("/", routing::get(std::future::pending::<StatusCode>))
         .layer(from_fn_with_state(api, middleware::observe));
@@ -397,11 +298,11 @@ fn the_document_has_every_route_and_no_dangling_reference() {
 #[tokio::test(start_paused = true)]
 async fn a_waiting_client_is_answered_within_thirty_seconds_even_if_the_disk_hangs() {
     use tower::ServiceExt;
-    for (store, wait, status) in [
-        (Broken::Hangs, "true", StatusCode::SERVICE_UNAVAILABLE),
-        (Broken::HangsLater, "true", StatusCode::ACCEPTED),
-        (Broken::HangsLater, "2", StatusCode::ACCEPTED),
-        (Broken::HangsLater, "false", StatusCode::ACCEPTED),
+    for (outage, wait, status) in [
+        (Outage::Hangs, "true", StatusCode::SERVICE_UNAVAILABLE),
+        (Outage::HangsAfterInsert, "true", StatusCode::ACCEPTED),
+        (Outage::HangsAfterInsert, "2", StatusCode::ACCEPTED),
+        (Outage::HangsAfterInsert, "false", StatusCode::ACCEPTED),
     ] {
         let closing = CancellationToken::new();
         let question = axum::http::Request::post(format!("/api/v1/analyze?wait={wait}"))
@@ -410,7 +311,7 @@ async fn a_waiting_client_is_answered_within_thirty_seconds_even_if_the_disk_han
             .body(axum::body::Body::from(r#"{"query": "q"}"#))
             .unwrap();
         let asked = Instant::now();
-        let response = router(api_over(store, &closing), |api| Router::new().fallback_service(api))
+        let response = router(api_in(Some(outage), &closing).await, |api| Router::new().fallback_service(api))
             .oneshot(question)
             .await
             .unwrap();

@@ -21,8 +21,8 @@ use super::{
     problem::{INTERNAL, INVALID_BODY, Problem},
 };
 use crate::{
+    audit::AuditAction,
     job::{Cursor, JobPage, Listing, Order, archive},
-    queue::audit::AuditAction,
 };
 
 /// Jobs on a page of an export. Fewer than in a listing, because each has all of Claude's answers.
@@ -124,7 +124,7 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
     }
     let count = records.len();
     let imported = api.queue.import(records).await?;
-    api.queue.record(AuditAction { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
+    api.audit.record(AuditAction { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
     Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
 }
 

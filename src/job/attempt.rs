@@ -6,8 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{Depth, JobId};
+use super::{id::JobId, request::Depth};
 use crate::clock::Timestamp;
+
+/// Most entries in the history of a job; the oldest go first. A job that is retried again and again must not grow without
+/// end.
+pub const MAX_ATTEMPTS: usize = 100;
 
 /// An ended attempt: an entry of the job's append-only history. Usually it made a call to Claude; the outcome says if not.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -18,13 +22,11 @@ pub struct Attempt {
     pub started_at: Timestamp,
     /// When it was settled, cancelled or given up.
     pub finished_at: Timestamp,
-    /// How it ended.
     pub outcome: AttemptOutcome,
     /// So many released attempts before it have no entry of their own: this one stands for them too, and began when the
     /// first of them did.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub folded: u32,
-    /// What it saw.
     pub report: Arc<AttemptReport>,
 }
 
@@ -32,10 +34,6 @@ pub struct Attempt {
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
-
-/// Most entries in the history of a job; the oldest go first. A job that is retried again and again must not grow without
-/// end.
-pub const MAX_ATTEMPTS: usize = 100;
 
 impl Attempt {
     /// Takes the place of the entry before it, if both only gave the job back.
@@ -83,10 +81,8 @@ pub enum AttemptOutcome {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AttemptReport {
-    /// Why it did not succeed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<AttemptError>,
-    /// The HTTP status of the answer, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_status: Option<u16>,
     /// The upstream's own id of the call, for its support.
@@ -95,25 +91,24 @@ pub struct AttemptReport {
     /// The model that answered, or was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The version of the prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_version: Option<String>,
     /// SHA-256 of those prompts, in hexadecimal: the same version may have been edited since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_sha256: Option<String>,
-    /// The depth of the memo that the call asked for: brief or full.
+    /// The depth that the call asked for: brief or full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<Depth>,
     /// The attempt whose rejected answer was shown to the model in this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asked_again_after: Option<u32>,
-    /// The attempt whose kept answer was read again.
+    /// The attempt whose stored answer was parsed again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reparsed_from: Option<u32>,
     /// The job whose call brought the result, while this one waited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_with: Option<JobId>,
-    /// The result was there before the job.
+    /// Set if the result was there before the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached: Option<Cached>,
     /// Tokens the upstream reported; absent where it reported none. The output of an answer that broke off is estimated
@@ -123,7 +118,7 @@ pub struct AttemptReport {
     /// What they cost, in nano-dollars (1e-9 $); absent where the model had no price, which is not a price of zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nanodollars: Option<u64>,
-    /// The call was sent and its end is not known: it may have been billed.
+    /// The call was sent and its end is not known.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub may_have_been_billed: bool,
     /// What it costs at most, if it was.
@@ -132,7 +127,7 @@ pub struct AttemptReport {
     /// The memo, as JSON; only where the attempt brought it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
-    /// Slips of the answer that were mended to read it, such as `trailing_comma`.
+    /// Slips of the answer that were recovered, such as `trailing_comma`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub repaired: Vec<String>,
     /// The text of the answer as it came, so that a better parser can read it again for nothing.
@@ -151,7 +146,17 @@ impl AttemptReport {
         }
     }
 
-    /// What another job may have of this report: the result and what made it, not what that cost.
+    /// The report of a job that waited while job `with` was asked the same.
+    pub fn shared(&self, with: JobId) -> AttemptReport {
+        AttemptReport { shared_with: Some(with), ..self.answer() }
+    }
+
+    /// The report of a job that was asked after `from` had its answer.
+    pub fn cached(&self, from: Cached) -> AttemptReport {
+        AttemptReport { cached: Some(from), ..self.answer() }
+    }
+
+    /// The result and what made it, without what that cost.
     fn answer(&self) -> AttemptReport {
         AttemptReport {
             model: self.model.clone(),
@@ -162,16 +167,6 @@ impl AttemptReport {
             repaired: self.repaired.clone(),
             ..AttemptReport::default()
         }
-    }
-
-    /// The report of a job that waited while job `with` was asked the same.
-    pub fn shared(&self, with: JobId) -> AttemptReport {
-        AttemptReport { shared_with: Some(with), ..self.answer() }
-    }
-
-    /// The report of a job that was asked after `from` had its answer.
-    pub fn cached(&self, from: Cached) -> AttemptReport {
-        AttemptReport { cached: Some(from), ..self.answer() }
     }
 }
 
@@ -196,23 +191,9 @@ pub struct AttemptError {
 
 // On disk a code is its place in this list: append only, never reorder.
 /// Stable code of a failure.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    Serialize,
-    Deserialize,
-    ToSchema,
-    strum::Display,
-    strum::EnumIter,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantNames,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::Display, strum::EnumIter, strum::EnumString, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum FailureCode {
     /// The job's deadline passed before it could run.
@@ -275,14 +256,14 @@ pub enum FailureCode {
     TimeLimit,
 }
 
-/// What a call may have cost whose end is not known: an estimate from above, made before the call.
+/// An estimate from above of what a call cost whose end is not known, made before the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AtRisk {
-    /// Input tokens, estimated from the length of the prompt.
+    /// Estimated from the length of the prompt.
     pub input_tokens: u64,
-    /// Output tokens: the most that were asked for.
+    /// The most that were asked for.
     pub output_tokens: u64,
-    /// Both at list prices, in nano-dollars (1e-9 $); absent if the model has none.
+    /// Both at list prices, in nano-dollars (1e-9 $); absent if the model has no price.
     pub nanodollars: Option<u64>,
 }
 
@@ -303,7 +284,7 @@ pub enum FailureClass {
     Other,
 }
 
-/// How often a job failed, by class.
+/// How often a job failed, by class, and how often it let others go first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Failures {
@@ -317,14 +298,13 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// So many failures of one class.
-    pub fn of(class: FailureClass, count: u16) -> Failures {
+    #[cfg(test)]
+    pub(crate) fn of(class: FailureClass, count: u16) -> Failures {
         let mut failures = Failures::default();
         (0..count).for_each(|_| failures.add(class));
         failures
     }
 
-    /// One more failure of a class.
     pub fn add(&mut self, class: FailureClass) {
         match class {
             FailureClass::Connect => self.connect = self.connect.saturating_add(1),
@@ -336,17 +316,6 @@ impl Failures {
         }
     }
 
-    /// The job was released and let others go first.
-    pub fn demote(&mut self) {
-        self.demoted = self.demoted.saturating_add(1);
-    }
-
-    /// How often the job let others go first.
-    pub fn demotions(self) -> u32 {
-        u32::from(self.demoted)
-    }
-
-    /// How many there were of a class.
     pub fn count(self, class: FailureClass) -> u32 {
         match class {
             FailureClass::Connect => self.connect.into(),
@@ -356,6 +325,14 @@ impl Failures {
             FailureClass::Refused => self.refused.into(),
             FailureClass::Other => self.other.into(),
         }
+    }
+
+    pub fn demote(&mut self) {
+        self.demoted = self.demoted.saturating_add(1);
+    }
+
+    pub fn demotions(self) -> u32 {
+        self.demoted.into()
     }
 }
 

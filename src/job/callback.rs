@@ -10,7 +10,6 @@ use reqwest::Url;
 
 use crate::config::values::Network;
 
-/// Longest callback URL.
 pub const MAX_CALLBACK_URL: usize = 2_048;
 
 /// Which callback URLs are accepted: those that lead to the public internet over TLS, and those that lead to the private
@@ -24,23 +23,19 @@ impl Callbacks {
         Callbacks(private.into())
     }
 
-    /// Whether URLs without TLS are accepted.
     pub fn allow_plain_http(&self) -> bool {
         !self.0.is_empty()
     }
 
-    /// The URL, if it may be called as far as that can be told by looking at it.
-    ///
-    /// # Errors
-    /// What is wrong with it.
+    /// The URL, if it may be called as far as that shows without a look-up of its host; else what is wrong with it.
     pub fn check(&self, url: &str) -> Result<Url, String> {
         if url.len() > MAX_CALLBACK_URL {
             return Err(format!("must be at most {MAX_CALLBACK_URL} bytes, not {}", url.len()));
         }
-        let wanted = if self.allow_plain_http() { "http:// or https://" } else { "https://" };
-        let schemes: &[&str] = if self.allow_plain_http() { &["http", "https"] } else { &["https"] };
-        let parsed = Url::parse(url).ok().filter(Url::has_host);
-        let Some(parsed) = parsed.filter(|url| schemes.contains(&url.scheme())) else {
+        let may_be_plain = self.allow_plain_http();
+        let is_fit = |url: &Url| url.has_host() && (url.scheme() == "https" || may_be_plain && url.scheme() == "http");
+        let Some(parsed) = Url::parse(url).ok().filter(is_fit) else {
+            let wanted = if may_be_plain { "http:// or https://" } else { "https://" };
             return Err(format!("must be a URL that starts with {wanted}, for example https://example.com/hook"));
         };
         if !parsed.username().is_empty() || parsed.password().is_some() {
@@ -54,7 +49,6 @@ impl Callbacks {
         }
     }
 
-    /// Whether an address may be called.
     pub fn allows(&self, address: IpAddr) -> bool {
         !is_never_allowed(address) && (is_public(address) || self.0.iter().any(|network| network.contains(address)))
     }
@@ -62,45 +56,50 @@ impl Callbacks {
 
 /// Host and port of a callback URL; empty if it is not a URL.
 pub fn host(url: &str) -> String {
-    let parsed = Url::parse(url).ok();
-    let parts = parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
-    parts.map_or_else(String::new, |(host, port)| format!("{host}:{port}"))
+    let read = || {
+        let url = Url::parse(url).ok()?;
+        Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))
+    };
+    read().unwrap_or_default()
 }
 
 /// The address that stands in a URL in place of a name. The parser has brought it to its usual form, however it was
 /// written (`127.1`, `0x7f000001`, `017700000001`).
 pub fn literal(url: &Url) -> Option<IpAddr> {
-    let host = url.host_str()?;
-    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+    url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
 /// Link-local addresses, and those of cloud metadata services elsewhere. No setting opens them.
 fn is_never_allowed(address: IpAddr) -> bool {
-    let four = match address {
-        IpAddr::V4(four) => Some(four),
-        IpAddr::V6(six) => carried(six),
-    };
     let metadata = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
-    match (four, address) {
-        (Some(four), _) => four.is_link_local() || metadata.contains(&four),
-        (None, IpAddr::V6(six)) => {
-            six.segments()[0] & 0xffc0 == 0xfe80 || six == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
-        }
-        (None, IpAddr::V4(_)) => false,
+    match unwrapped(address) {
+        IpAddr::V4(four) => four.is_link_local() || metadata.contains(&four),
+        IpAddr::V6(six) => six.is_unicast_link_local() || six == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
     }
 }
 
 /// Whether an address is of the public internet: not of any range that IANA's special-purpose registries (RFC 6890)
-/// keep for other uses, nor an IPv6 address that carries such an IPv4 one.
+/// reserve for other uses.
 fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => carried(address).map_or_else(|| is_public_v6(address), is_public_v4),
+    match unwrapped(address) {
+        IpAddr::V4(four) => is_public_v4(four),
+        IpAddr::V6(six) => is_public_v6(six),
+    }
+}
+
+/// The IPv4 address in an IPv6 one: mapped, compatible (and with it :: and ::1), translated (NAT64), 6to4.
+fn unwrapped(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(six) = address else { return address };
+    match six.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into()
+        }
+        _ => address,
     }
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    let special = match address.octets() {
+    let is_special = match address.octets() {
         // This network, which stands for this machine.
         [0, ..] => true,
         // Shared with the provider's other customers (RFC 6598).
@@ -111,25 +110,9 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         [198, 18..=19, ..] => true,
         // Multicast, reserved, broadcast.
         [224..=255, ..] => true,
-        _ => false,
+        _ => address.is_private() || address.is_loopback() || address.is_link_local() || address.is_documentation(),
     };
-    let special = special
-        || address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_documentation();
-    !special
-}
-
-/// The IPv4 address in an IPv6 one: mapped, compatible (and with it :: and ::1), translated (NAT64), 6to4.
-fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let (high, low) = match address.segments() {
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => (high, low),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
-        [0x2002, high, low, ..] => (high, low),
-        _ => return None,
-    };
-    Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
+    !is_special
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
@@ -142,12 +125,11 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::config::values::network;
 
-    /// Those with these private networks.
-    pub(crate) fn private(networks: &[&str]) -> Callbacks {
+    fn private(networks: &[&str]) -> Callbacks {
         Callbacks::new(networks.iter().map(|text| network(text).unwrap()).collect())
     }
 
@@ -231,14 +213,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_host_is_told_from_others_by_its_port_too() {
+    fn hosts_differ_by_their_port_too() {
         assert_eq!(host("https://Example.com/hook"), "example.com:443");
         assert_eq!(host("http://10.0.0.1:9000"), "10.0.0.1:9000");
         assert_eq!(host("nothing"), "");
     }
 
     #[test]
-    fn what_is_no_callback_is_told() {
+    fn a_bad_callback_url_is_refused_with_the_reason() {
         let long = format!("https://example.com/{}", "x".repeat(MAX_CALLBACK_URL));
         let (public, private) = (Callbacks::default(), private(&["10.0.0.0/8"]));
         let cases = [

@@ -12,26 +12,24 @@ use crate::digest::sha256;
 /// The caller name of the admin token, in the audit log and in jobs.
 pub const ADMIN_TOKEN: &str = "admin_token";
 
-/// A digest of a caller; `None` for jobs of which nothing is known, such as imported ones without a name.
+/// A digest of a caller; `None` if nothing is known, as of imported jobs without a name.
 pub type Caller = Option<NonZeroU64>;
 
-/// What tells a caller from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing but the network of its address.
-    Unnamed,
-    /// The name of its key or token.
-    Named,
+    /// Known by the network of its address.
+    Unnamed = 1,
+    /// Known by the name of its key or token.
+    Named = 2,
     /// The admin token.
-    Operator,
+    Operator = 3,
 }
 
-/// The caller with this name.
 pub fn named(name: &str) -> Caller {
     if name == ADMIN_TOKEN { operator() } else { digest(Kind::Named, name.as_bytes()) }
 }
 
-/// The callers without a name in the network of this address.
+/// All callers without a name in the network of this address.
 pub fn unnamed(address: IpAddr) -> Caller {
     let octets = match network(address) {
         IpAddr::V4(four) => four.to_ipv6_mapped().octets(),
@@ -40,12 +38,10 @@ pub fn unnamed(address: IpAddr) -> Caller {
     digest(Kind::Unnamed, &octets)
 }
 
-/// The holder of the admin token.
 pub fn operator() -> Caller {
     digest(Kind::Operator, ADMIN_TOKEN.as_bytes())
 }
 
-/// What tells this caller from others.
 pub fn kind(caller: Caller) -> Kind {
     match caller.map_or(0, |digest| digest.get() & 3) {
         2 => Kind::Named,
@@ -56,22 +52,15 @@ pub fn kind(caller: Caller) -> Kind {
 
 /// The address or, for IPv6, its /64 network, in which a client can use any address.
 pub fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(six) => six
-            .to_ipv4_mapped()
-            .map_or_else(|| Ipv6Addr::from_bits(six.to_bits() & (u128::MAX << 64)).into(), IpAddr::V4),
+    match address.to_canonical() {
+        IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & (u128::MAX << 64)).into(),
+        four => four,
     }
 }
 
 fn digest(kind: Kind, bytes: &[u8]) -> Caller {
     let [a, b, c, d, e, f, g, h, ..] = sha256(&[bytes]);
-    let tag = match kind {
-        Kind::Unnamed => 1,
-        Kind::Named => 2,
-        Kind::Operator => 3,
-    };
-    NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h]) & !3 | tag)
+    NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h]) & !3 | kind as u64)
 }
 
 #[cfg(test)]
@@ -79,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn callers_are_told_apart_by_name_or_by_network() {
+    fn callers_differ_by_name_or_by_network() {
         let from = |address: &str| unnamed(address.parse().unwrap());
         assert_ne!(named("alice"), named("bob"));
         assert_eq!(from("::ffff:192.0.2.1"), from("192.0.2.1"));

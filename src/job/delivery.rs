@@ -1,11 +1,11 @@
 //! The webhook of a job: one message each time that the job ends, tried until the receiver accepts it or a day has passed.
-//! Pure: stores keep it beside its job, `webhook` sends it.
+//! Pure: stores write it beside its job, `webhook` sends it.
 //!
 //! ```text
 //! Waiting ──the job ends──▶ Pending{next_at} ──2xx──▶ Delivered
 //!    ▲                          │  ▲  ├─ no more tries ─▶ GivenUp
 //!    │                          └──┘  ├─ 410 ─▶ Disabled: no further message of this job
-//!    │        any other answer, none  └─ the event was not chosen ─▶ Skipped
+//!    │    any other answer, or none   └─ the event was not chosen ─▶ Skipped
 //!    └── the job is queued again
 //! Delivered, GivenUp, Disabled, Skipped, Pending ──a person resends it──▶ Pending{now}
 //! ```
@@ -15,10 +15,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{JobId, callback};
+use super::{callback, id::JobId};
 use crate::clock::Timestamp;
 
-/// Pauses after a message that was not taken: after a short one for a hiccup ever longer ones, a day in all.
+/// Pauses after a failed try: a short one for a hiccup, then ever longer ones, a day in all.
 pub const PAUSES: [Duration; 8] = [
     Duration::from_secs(5),
     Duration::from_mins(5),
@@ -30,24 +30,24 @@ pub const PAUSES: [Duration; 8] = [
     Duration::from_hours(7),
 ];
 
-/// Longest pause that a receiver can ask for beyond our own.
+/// Longest pause that a receiver can ask for.
 const MAX_ASKED_PAUSE: Duration = Duration::from_hours(1);
 
-/// How long after its end retention keeps a job for a message that is still due. Time for all the pauses, also where the
+/// Retention spares a job whose message is still due for so long after its end. Time for all the pauses, also where the
 /// receiver asks for longer ones; not for ever, since a service that has lost its secret sends nothing.
-pub const KEPT_UNTOLD: Duration = Duration::from_hours(48);
+pub const UNNOTIFIED_RETENTION: Duration = Duration::from_hours(48);
 
-/// Tries that are remembered of a message: two rounds of them. People may resend it any number of times.
+/// Tries that are remembered of a message, which people may resend any number of times: two rounds.
 const MAX_TRIES: usize = 2 * (PAUSES.len() + 1);
 
-/// What is owed to a callback URL, and what came of it so far.
+/// The messages to a callback URL, and what came of the newest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     /// Host and port of the callback URL: messages to one host share its slots.
     pub host: String,
     /// The message's number among those of its job; 0 before the first.
     pub number: u32,
-    /// How often a person had this message resent.
+    /// How often a person resent this message.
     pub resends: u16,
     /// Failed tries since the job's end or the last resend: the pause after a try depends on it.
     pub failed: u16,
@@ -56,7 +56,7 @@ pub struct Delivery {
     pub tries: Vec<DeliveryTry>,
 }
 
-/// Where a delivery is; the drawing is at the top of this module.
+/// The drawing is at the top of this module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryState {
@@ -65,16 +65,13 @@ pub enum DeliveryState {
     Waiting,
     /// To be sent.
     Pending {
-        /// Not before.
         next_at: Timestamp,
     },
-    /// The receiver accepted it.
     Delivered,
-    /// No try of a day succeeded.
     GivenUp,
     /// The receiver answered `410`: it gets no further message of this job.
     Disabled,
-    /// The request did not choose this event.
+    /// The request did not choose the event of this message, and nobody resent it.
     Skipped,
 }
 
@@ -125,7 +122,6 @@ pub struct DeliveryTry {
 }
 
 impl Delivery {
-    /// Of a job that has not ended yet.
     pub fn to(callback_url: &str) -> Delivery {
         Delivery { host: callback::host(callback_url), ..Delivery::default() }
     }
@@ -143,7 +139,7 @@ impl Delivery {
         }
     }
 
-    /// A person resends the newest message, whatever became of it: its tries start again from the first.
+    /// A person resends the newest message: its tries start again from the first.
     pub fn resent(self, now: Timestamp) -> Delivery {
         Delivery {
             number: self.number.max(1),
@@ -154,7 +150,6 @@ impl Delivery {
         }
     }
 
-    /// The request did not choose the event of this message, and nobody had it resent.
     pub fn skipped(self) -> Delivery {
         Delivery { state: DeliveryState::Skipped, ..self }
     }
@@ -192,12 +187,12 @@ impl Delivery {
         self
     }
 
-    /// The message's name for its receiver: the same at every try, another for every message.
+    /// The same at every try, another for every message.
     pub fn message_id(&self, job: JobId) -> String {
         format!("msg_{}_{}", job.simple(), self.number)
     }
 
-    /// When it is to be tried, if it is.
+    /// When it is to be tried next.
     pub fn next_at(&self) -> Option<Timestamp> {
         match self.state {
             DeliveryState::Pending { next_at } => Some(next_at),
@@ -218,7 +213,7 @@ impl Delivery {
         }
     }
 
-    /// Whether there may be something to do for it yet.
+    /// Whether there may still be something to do for it.
     pub fn is_open(&self) -> bool {
         matches!(self.state, DeliveryState::Waiting | DeliveryState::Pending { .. })
     }
@@ -237,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_taken_is_tried_for_a_day_and_then_given_up() {
+    fn a_message_that_is_not_accepted_is_tried_for_a_day_and_then_given_up() {
         let mut delivery = Delivery::default().due(at(0));
         let mut tries = 0;
         let id = delivery.message_id(JobId::nil());
@@ -252,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_ends_it_a_gone_one_for_good_and_another_end_is_another_message() {
+    fn an_answer_ends_a_message_a_410_ends_all_and_the_next_end_of_the_job_is_another_message() {
         let first = Delivery::default().due(at(0));
         let taken = first.clone().tried(answered(at(1), 204), None);
         assert_eq!((taken.state, taken.next_at()), (DeliveryState::Delivered, None));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FailureClass, FailureCode};
+use super::attempt::{FailureClass, FailureCode};
 
 /// What becomes of a job after an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,6 @@ pub enum Disposition {
     /// The attempt spent nothing and does not count: the job is queued again.
     Release {
         code: FailureCode,
-        /// Not before so much time has passed.
         after: Duration,
         /// It lets all jobs that are queued by then go first: it may be the only one that fails.
         is_demoted: bool,
@@ -38,7 +37,6 @@ pub enum Disposition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedFailure {
     pub code: FailureCode,
-    /// Which other calls.
     pub scope: Scope,
     /// The same for failures that count as one.
     pub signature: u64,

@@ -5,38 +5,40 @@ use std::{collections::BTreeSet, num::NonZeroU64};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, JobState, JobStatus, Priority};
+use super::{
+    attempt::{Attempt, FailureCode},
+    id::JobId,
+    life::{Job, JobState},
+    record::JobRecord,
+    request::{JobRequest, Priority},
+    status::JobStatus,
+};
 use crate::clock::Timestamp;
 
-/// The jobs that match every condition. Without conditions, all jobs.
+/// The jobs that match every condition. A condition that is unset or an empty list holds for all jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobFilter {
-    /// One of these, if set.
     pub ids: Option<BTreeSet<JobId>>,
-    /// Any of these; all if empty.
     pub statuses: Vec<JobStatus>,
-    /// Any of these; all if empty.
     pub priorities: Vec<Priority>,
-    /// Failed with any of these; any or none if empty.
+    /// Failed with any of these.
     pub codes: Vec<FailureCode>,
     /// Accepted then or later.
     pub created_from: Option<Timestamp>,
-    /// Accepted before then.
     pub created_before: Option<Timestamp>,
-    /// The query holds this text, in upper or lower case. In lower case here, see [`JobFilter::with_text`].
+    /// The query contains this text. In lower case, see [`JobFilter::with_text`].
     pub text: Option<String>,
     /// The model asked for, or one that answered.
     pub model: Option<String>,
-    /// Has all of these labels; no job has two of one key.
+    /// All of these labels; no job has two of one key.
     pub metadata: BTreeSet<(String, String)>,
-    /// Who submitted it.
     pub caller: Option<String>,
     /// The digest of that name ([`Job::caller`]), by which most jobs are passed over unread. The queue adds it.
     pub caller_digest: Option<NonZeroU64>,
 }
 
 impl JobFilter {
-    /// Only jobs whose query holds `text`, in upper or lower case.
+    /// Only jobs whose query contains `text`, in upper or lower case.
     pub fn with_text(self, text: Option<&str>) -> JobFilter {
         JobFilter { text: text.map(str::to_lowercase), ..self }
     }
@@ -53,22 +55,21 @@ impl JobFilter {
             && self.created_before.is_none_or(|before| job.created_at < before)
     }
 
-    /// Whether there are conditions on what was asked, which has to be read for them.
+    /// Whether there are conditions on the request, which has to be read for them.
     pub fn needs_request(&self) -> bool {
         self.text.is_some() || self.model.is_some() || !self.metadata.is_empty() || self.caller.is_some()
     }
 
-    /// Whether what was asked meets the conditions on it, but for the model.
+    /// Whether the request meets the conditions on it, but for the model.
     pub fn takes_request(&self, request: &JobRequest) -> bool {
         self.caller.as_ref().is_none_or(|caller| request.caller.as_ref() == Some(caller))
             && self.metadata.iter().all(|(key, value)| request.metadata.get(key) == Some(value))
             && self.text.as_ref().is_none_or(|text| request.query.to_lowercase().contains(text.as_str()))
     }
 
-    /// Whether the model asked for meets the condition; none if only the attempts can tell.
+    /// Whether the model asked for meets the condition; `None` if that depends on the attempts.
     pub fn takes_model(&self, request: &JobRequest) -> Option<bool> {
-        let Some(model) = &self.model else { return Some(true) };
-        (request.model.as_ref() == Some(model)).then_some(true)
+        (self.model.is_none() || request.model == self.model).then_some(true)
     }
 
     /// Whether a model that answered meets the condition.
@@ -78,33 +79,12 @@ impl JobFilter {
     }
 }
 
-/// The order of a listing.
+/// The order of a listing: by submission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// By submission, the newest first.
     #[default]
     NewestFirst,
-    /// By submission, the oldest first.
     OldestFirst,
-}
-
-/// A side of a place in the order of submission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// What was submitted before.
-    Older,
-    /// What was submitted after.
-    Newer,
-}
-
-impl Side {
-    /// The other one.
-    pub fn opposite(self) -> Side {
-        match self {
-            Side::Older => Side::Newer,
-            Side::Newer => Side::Older,
-        }
-    }
 }
 
 impl Order {
@@ -117,10 +97,25 @@ impl Order {
     }
 }
 
+/// A side of a place in the order of submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Older,
+    Newer,
+}
+
+impl Side {
+    pub fn opposite(self) -> Side {
+        match self {
+            Side::Older => Side::Newer,
+            Side::Newer => Side::Older,
+        }
+    }
+}
+
 /// A place between two jobs, and the side to go to: a page begins there, whatever has been added or removed since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Where to go.
     pub side: Side,
     /// The store's number of the job that is passed already.
     pub from: u64,
@@ -129,18 +124,14 @@ pub struct Cursor {
 /// A page that is wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
-    /// Which jobs.
     pub filter: JobFilter,
-    /// In which order.
     pub order: Order,
-    /// From where; from the beginning if absent.
+    /// If unset, the page begins with the first job.
     pub cursor: Option<Cursor>,
-    /// At most so many.
     pub limit: usize,
 }
 
 impl Listing {
-    /// The side to look at.
     pub fn side(&self) -> Side {
         self.cursor.map_or(self.order.onward(), |cursor| cursor.side)
     }
@@ -179,20 +170,16 @@ pub struct UnfinishedSearch {
 pub struct JobPage {
     /// In the order asked for.
     pub jobs: Vec<JobRecord>,
-    /// Where the next page starts; none at the end.
     pub next: Option<Cursor>,
-    /// Where the page before starts; none at the beginning.
     pub prev: Option<Cursor>,
     /// Set if the time of the search was over before the page was full. Only then a page with a next one can be empty.
     pub unfinished: Option<UnfinishedSearch>,
 }
 
-/// The ids of a page of jobs.
+/// The ids of a page of jobs, in the order asked for.
 #[derive(Clone, Debug)]
 pub struct JobSelection {
-    /// In the order asked for.
     pub ids: Vec<JobId>,
-    /// Where the next page starts; none at the end.
     pub next: Option<Cursor>,
 }
 

@@ -1,6 +1,10 @@
+use std::{num::NonZeroU64, sync::Arc};
+
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
+use crate::clock::Timestamp;
 
 /// The life cycle once more, as a table of names: what `apply` must agree with.
 fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, wanted: bool, overdue: bool) -> Option<JobStatus> {

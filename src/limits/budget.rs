@@ -17,7 +17,7 @@ use crate::{
     clock::{Clock, Timestamp},
     config::values::DailyBudget,
     job::AtRisk,
-    ledger::{Day, Sums, dollars},
+    ledger::{Day, Spending, dollars},
 };
 
 pub const WARN_PERCENT: u64 = 80;
@@ -60,14 +60,12 @@ pub enum Room {
     NoPrice,
 }
 
-pub type Spent = Arc<dyn Fn(Day) -> Sums + Send + Sync>;
-
 pub struct Budget {
     daily: DailyBudget,
     /// What a call needs at most, as long as nothing is known of it.
     usual: Need,
     clock: Clock,
-    spent: Spent,
+    spending: Spending,
     state: Mutex<State>,
 }
 
@@ -156,8 +154,8 @@ impl fmt::Display for Status {
 }
 
 impl Budget {
-    pub fn new(daily: DailyBudget, usual: Need, clock: Clock, spent: Spent) -> Budget {
-        Budget { daily, usual, clock, spent, state: Mutex::default() }
+    pub fn new(daily: DailyBudget, usual: Need, clock: Clock, spending: Spending) -> Budget {
+        Budget { daily, usual, clock, spending, state: Mutex::default() }
     }
 
     pub fn status(&self) -> Status {
@@ -167,7 +165,7 @@ impl Budget {
     fn status_with(&self, state: &State) -> Status {
         let now = self.clock.now();
         let day = Day::of(now);
-        let spent = (self.spent)(day);
+        let spent = self.spending.on(day);
         let line = |limit: Option<u64>, spent, reserved| limit.map(|limit| Line { limit, spent, reserved });
         let mut status = Status {
             tokens: line(self.daily.tokens, spent.most_tokens(), state.reserved.tokens),
@@ -278,7 +276,10 @@ impl Amount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::values::Nanodollars, ledger::Risk};
+    use crate::{
+        config::values::Nanodollars,
+        ledger::{Risk, Spent, Sums},
+    };
 
     /// The moment at which these tests begin.
     fn start() -> Timestamp {
@@ -289,18 +290,14 @@ mod tests {
     struct Desk {
         budget: Arc<Budget>,
         clock: Clock,
-        spent: Arc<Mutex<Sums>>,
+        spending: Spending,
     }
 
     fn desk(daily: DailyBudget, usual: Need) -> Desk {
         let clock = Clock::manual(start());
-        let spent = Arc::new(Mutex::new(Sums::default()));
-        let read = {
-            let spent = Arc::clone(&spent);
-            move |day| if day == Day::of(start()) { *spent.lock() } else { Sums::default() }
-        };
-        let budget = Arc::new(Budget::new(daily, usual, clock.clone(), Arc::new(read)));
-        Desk { budget, clock, spent }
+        let spending = Spending::default();
+        let budget = Arc::new(Budget::new(daily, usual, clock.clone(), spending.clone()));
+        Desk { budget, clock, spending }
     }
 
     fn tokens(tokens: u64) -> Need {
@@ -312,7 +309,10 @@ mod tests {
     }
 
     fn spend(desk: &Desk, tokens: u64) {
-        desk.spent.lock().tokens.output_tokens += tokens;
+        let day = Day::of(start());
+        let mut sums = desk.spending.on(day);
+        sums.tokens.output_tokens += tokens;
+        desk.spending.set(Spent { day, sums });
     }
 
     #[test]
@@ -387,7 +387,8 @@ mod tests {
         let desk = desk(daily, usual);
         assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(1)), Room::NoPrice);
         let at_risk = Risk { nanodollars: 45, ..Risk::default() };
-        *desk.spent.lock() = Sums { nanodollars: 46, at_risk, ..Sums::default() };
+        let sums = Sums { nanodollars: 46, at_risk, ..Sums::default() };
+        desk.spending.set(Spent { day: Day::of(start()), sums });
         let status = desk.budget.status();
         assert!(status.is_reached && status.is_nearly_used());
         assert_eq!(status.to_string(), "0 of 1000000 tokens and 0.00 of 0.00 US dollars");

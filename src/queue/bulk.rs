@@ -10,8 +10,11 @@ use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Queue, QueueError, audit::OpenEntry, note_caller, outlook::Allowance};
-use crate::job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller};
+use super::{Queue, QueueError, note_caller, outlook::Allowance};
+use crate::{
+    audit::{AuditLog, OpenEntry},
+    job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller},
+};
 
 /// Jobs changed at once: they share one group commit, which is short enough for a submission to wait for.
 const STEP: usize = 256;
@@ -104,7 +107,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Refused`] where a bound lets no more jobs become pending, [`QueueError::Unavailable`]; the counted part
     /// is done.
-    pub async fn act(&self, bulk: &Bulk, entry: &OpenEntry) -> Result<Outcome, QueueError> {
+    pub async fn act(&self, bulk: &Bulk, (audit, entry): (&AuditLog, &OpenEntry)) -> Result<Outcome, QueueError> {
         let mut outcome = Outcome { next: bulk.cursor, ..Outcome::default() };
         loop {
             let Some(listing) = bulk.listing(self, outcome.next, STEP) else { return Ok(outcome) };
@@ -113,7 +116,7 @@ impl Queue {
             let (changed, stopped) = self.act_on(bulk.action, step.ids).await?;
             outcome.changed += changed;
             outcome.next = step.next;
-            if let Err(error) = self.record_jobs(entry, changed).await {
+            if let Err(error) = audit.record_jobs(entry, changed).await {
                 warn!(audit.jobs = outcome.changed, %error, "failed to update an audit entry");
             }
             if let Some(refused) = stopped {

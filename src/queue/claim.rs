@@ -110,7 +110,7 @@ impl Queue {
         let taken = claimed.as_ref().ok().and_then(|claimed| claimed.as_ref()).map(|claimed| claimed.job.id);
         if let Pick::Job(id) = pick
             && taken != Some(id)
-            && let Some(job) = self.peek(id)
+            && let Ok(job) = self.find(id).await
         {
             // Nobody else may have noticed, so that it would have lost its place.
             self.place(&job, self.now());
@@ -118,7 +118,7 @@ impl Queue {
         drop(intent);
         let Some(ClaimedJob { job, request }) = claimed? else { return Ok(None) };
         let (useless, refused_by) = self.heard_before(&job).await;
-        Ok(Some(Claim { refused_by, ..self.begin(job, request, useless) }))
+        Ok(Some(Claim { refused_by, ..self.begin(job, request, useless).await }))
     }
 
     /// Claims a job of these lanes in the store, if there is one.
@@ -204,7 +204,7 @@ impl Queue {
     }
 
     /// Begins an attempt's stay in this process.
-    pub(super) fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
+    pub(super) async fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
         if job.attempt == 1 {
             let waited = self.now().since(job.due_at);
             self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
@@ -214,7 +214,7 @@ impl Queue {
         // Its followers heard of the claim before there was a draft to read.
         self.0.followers.notify(job.id);
         // Whoever cancelled the job in between did not find the token yet.
-        if let Some(current) = self.peek(job.id) {
+        if let Ok(current) = self.find(job.id).await {
             self.0.running.check(&current);
         }
         Claim { job, request, useless, refused_by: Vec::new(), lost, draft, _stay: stay }

@@ -124,10 +124,10 @@ impl Queue {
     /// Follows a job from where somebody has `seen` it.
     ///
     /// # Errors
-    /// [`QueueError::NotFound`].
-    pub fn follow(&self, id: JobId, seen: Seen) -> Result<Follower, QueueError> {
+    /// As [`Queue::get`].
+    pub async fn follow(&self, id: JobId, seen: Seen) -> Result<Follower, QueueError> {
         let interest = self.0.followers.register(id);
-        self.peek(id).ok_or(QueueError::NotFound(id))?;
+        self.find(id).await?;
         Ok(Follower { queue: self.clone(), id, interest, seen, next_piece_at: Instant::now() })
     }
 }
@@ -139,9 +139,9 @@ impl Follower {
     }
 
     /// True if the job has ended and the follower knows.
-    pub fn is_over(&self) -> bool {
-        let job = self.queue.peek(self.id);
-        job.is_some_and(|job| job.state.is_final() && self.knows(&job))
+    pub async fn is_over(&self) -> bool {
+        let job = self.queue.find(self.id).await;
+        job.is_ok_and(|job| job.state.is_final() && self.knows(&job))
     }
 
     fn knows(&self, job: &Job) -> bool {
@@ -162,7 +162,7 @@ impl Follower {
         let (queue, signal) = (self.queue.clone(), Arc::clone(self.interest.signal()));
         loop {
             let changed = signal.notified();
-            let job = queue.peek(self.id).ok_or(QueueError::NotFound(self.id))?;
+            let job = queue.find(self.id).await?;
             if !self.knows(&job) {
                 if !job.state.is_final() {
                     self.note(&job);

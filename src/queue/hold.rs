@@ -38,7 +38,7 @@ impl Queue {
         let interest = self.0.waiters.register(waiting.job());
         loop {
             let signalled = interest.signal().notified();
-            let job = self.peek(waiting.job()).ok_or(QueueError::NotFound(waiting.job()))?;
+            let job = self.find(waiting.job()).await?;
             let now = Instant::now();
             let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
             if is_over || !self.may_be_met(&job, waiting) {

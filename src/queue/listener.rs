@@ -12,7 +12,8 @@ use super::{
 use crate::{
     clock::Clock,
     job::{Job, JobState},
-    store::{EndedCounts, Feed},
+    ledger::Spending,
+    store::{Feed, Totals},
 };
 
 pub(super) struct Listener {
@@ -27,11 +28,13 @@ pub(super) struct Listener {
     pub(super) due: Arc<Notify>,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     pub(super) ended: Arc<Notify>,
+    pub(super) spending: Spending,
 }
 
 impl Feed for Listener {
-    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
-        self.board.reset(&pending, ended);
+    fn reset(&self, pending: Vec<Arc<Job>>, totals: Totals) {
+        self.spending.set(totals.spent);
+        self.board.reset(&pending, totals.ended);
         let times = (self.clock.now(), self.clock.lead());
         self.order.note(pending.iter().map(|job| &**job), times, |job| self.board.is_held_back(job.id));
         self.running.check_all(|id| self.board.get(id));
@@ -42,8 +45,9 @@ impl Feed for Listener {
         self.ended.notify_one();
     }
 
-    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts) {
-        let Moved { jobs: moved, held_back } = self.board.changed(jobs, ended);
+    fn changed(&self, jobs: &[Arc<Job>], totals: Totals) {
+        self.spending.set(totals.spent);
+        let Moved { jobs: moved, held_back } = self.board.changed(jobs, totals.ended);
         let (now, lead) = (self.clock.now(), self.clock.lead());
         let all = || jobs.iter().chain(&moved).map(|job| &**job);
         // Before any worker wakes.

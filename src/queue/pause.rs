@@ -3,11 +3,14 @@
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
-use tracing::{error, warn};
+use tracing::warn;
 use utoipa::ToSchema;
 
 use super::{Queue, QueueError};
-use crate::{clock::Timestamp, store::JobStore};
+use crate::{
+    clock::Timestamp,
+    registry::{Registry, Unavailable},
+};
 
 /// The setting that holds it.
 const SETTING: &str = "paused";
@@ -27,17 +30,12 @@ pub(super) struct Switch(RwLock<Option<Pause>>);
 
 impl Switch {
     /// As it was left.
-    pub(super) fn of(store: &dyn JobStore) -> Switch {
-        let kept = store.kept(SETTING).into_iter().find(|(name, _)| name == SETTING);
-        let paused = kept.and_then(|(_, text)| {
-            serde_json::from_str::<Pause>(&text)
-                .inspect_err(|error| error!(%error, "failed to read the stored pause; the queue is not paused"))
-                .ok()
-        });
+    pub(super) async fn load(registry: &Registry) -> Result<Switch, Unavailable> {
+        let paused: Option<Pause> = registry.get(SETTING).await?;
         if let Some(Pause { by, at }) = &paused {
             warn!(by, %at, "the queue is paused: jobs are accepted but not run");
         }
-        Switch(RwLock::new(paused))
+        Ok(Switch(RwLock::new(paused)))
     }
 
     fn get(&self) -> Option<Pause> {
@@ -59,8 +57,7 @@ impl Queue {
             return Ok(paused);
         }
         let pause = Pause { by: by.to_owned(), at: self.now() };
-        let text = serde_json::to_string(&pause).map_err(|error| QueueError::Unavailable(error.to_string()))?;
-        self.0.store.keep(SETTING.to_owned(), Some(text)).await?;
+        self.0.registry.put(SETTING.to_owned(), &pause).await?;
         self.0.paused.set(Some(pause.clone()));
         Ok(pause)
     }
@@ -73,7 +70,7 @@ impl Queue {
         if self.paused().is_none() {
             return Ok(());
         }
-        self.0.store.keep(SETTING.to_owned(), None).await?;
+        self.0.registry.delete(SETTING.to_owned()).await?;
         self.0.paused.set(None);
         self.0.work.wake(self.workers());
         Ok(())

@@ -161,7 +161,7 @@ impl Queue {
         submission.request.depth = self.resolved_depth(&submission.request, wait.as_ref().map(|(until, _)| *until));
         let mut job = self.new_job(&submission, key, wait.is_some(), now);
         let caller = job.caller;
-        let is_replay = key.is_some_and(|key| self.0.store.is_key_known(&key, now));
+        let is_replay = self.is_replay(key.as_ref(), now).await?;
         let hold_until = wait.and_then(|(until, hold)| hold(job.question, &submission.request).then_some(until));
         let request = Arc::new(submission.request);
         if !is_replay && let Some(answered) = self.answered_before(&job, &request, now).await {
@@ -194,12 +194,20 @@ impl Queue {
         }
     }
 
+    /// Whether the key is in force, so that the submission most likely brings no new job.
+    async fn is_replay(&self, key: Option<&IdempotencyKey>, now: Timestamp) -> Result<bool, QueueError> {
+        match key {
+            Some(key) => Ok(self.0.store.is_key_known(key, now).await?),
+            None => Ok(false),
+        }
+    }
+
     /// The job at its end, if it asks what has been answered lately.
     async fn answered_before(&self, job: &Job, request: &Arc<JobRequest>, now: Timestamp) -> Option<JobRecord> {
         if self.0.policy.cache_for.is_zero() || job.is_timed {
             return None;
         }
-        let source = self.0.store.newest_answer(job.question?)?;
+        let source = self.0.store.newest_answer(job.question?).await.ok()??;
         let finished_at = source.finished_at.filter(|at| now.since(*at) < self.0.policy.cache_for)?;
         // Whatever is wrong with it, the question can still be asked.
         let source = self.0.store.get(source.id).await.ok()??;
@@ -252,7 +260,7 @@ impl Queue {
         }
         let now = self.now();
         let keys = key.map(|key| self.batch_keys(key, &submissions, now));
-        let is_replay = keys.iter().flatten().next().is_some_and(|key| self.0.store.is_key_known(key, now));
+        let is_replay = self.is_replay(keys.iter().flatten().next(), now).await?;
         let mut keys = keys.into_iter().flatten();
         let mut jobs = Vec::with_capacity(submissions.len());
         for mut submission in submissions {
@@ -265,11 +273,12 @@ impl Queue {
         let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();
         let arrivals = if is_replay { Arrivals::default() } else { self.admit(&accepted.iter().collect::<Vec<_>>())? };
         let inserted = self.insert_all(jobs, arrivals).await?;
-        let existing = inserted.into_iter().filter_map(|insertion| match insertion {
-            Insertion::Existing(id) => Some(self.peek(id).ok_or(QueueError::Removed(id))),
-            Insertion::Accepted => None,
-        });
-        let existing = existing.collect::<Result<Vec<Job>, QueueError>>()?;
+        let mut existing = Vec::new();
+        for insertion in inserted {
+            if let Insertion::Existing(id) = insertion {
+                existing.push(self.0.store.find(id).await?.ok_or(QueueError::Removed(id))?);
+            }
+        }
         if !existing.is_empty() {
             return Ok((existing, true));
         }
@@ -328,7 +337,7 @@ impl Queue {
         store_admitted(arrivals, async move {
             let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
             if let Some(hand) = hand.filter(|_| inserted == Insertion::Accepted) {
-                let claim = queue.begin(job.clone(), request, None);
+                let claim = queue.begin(job.clone(), request, None).await;
                 if let Err(_unclaimed) = hand.send(claim) {
                     let why = "the service stopped before the call".to_owned();
                     let report = failure_report(FailureCode::Shutdown, why);
@@ -355,7 +364,7 @@ impl Queue {
         now: Timestamp,
     ) -> Job {
         let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own, by: _ } = submission;
-        let mut job = Job::new(self.new_id(now), *priority, now);
+        let mut job = Job::new(self.0.ids.next(now), *priority, now);
         job.deadline_at = deadline.map(|deadline| now.plus(deadline));
         // The client's clock is compared with the machine's, which may be behind the service time, but with no jump ahead.
         if let Some(run_at) = run_at.filter(|run_at| *run_at > now.minus(self.0.clock.lead())) {

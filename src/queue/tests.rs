@@ -36,6 +36,7 @@ use crate::{
     },
     ledger::{Risk, total},
     store::{
+        Ledger as _,
         fault::{Call, FaultStore, Moment},
         memory::MemoryStore,
         sled::{SledConfig, SledStore},
@@ -484,7 +485,7 @@ fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledSto
 }
 
 impl World {
-    fn new(retry_unknown_outcome: bool) -> World {
+    async fn new(retry_unknown_outcome: bool) -> World {
         let policy = Policy {
             owner: Owner::new("node", 0),
             retries: RetryBounds { other: 2, overload: 2, ..Policy::plain().retries },
@@ -499,7 +500,7 @@ impl World {
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let (folder, metrics) = (folder(), Metrics::new());
         let store = open(folder.path(), &clock, &metrics);
-        let queue = queue_over(&store, &clock, &policy, &metrics);
+        let queue = Queue::over(store.clone(), &clock, &policy, &metrics).await;
         World {
             folder,
             clock,
@@ -607,7 +608,7 @@ impl World {
         {
             self.store.fail_after(calls, moment);
         }
-        self.store.set_deaf(deaf);
+        self.store.set_deaf(deaf).await;
         self.was_set |= matches!(step, Step::SetClock { .. });
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
@@ -628,7 +629,7 @@ impl World {
             Step::Restart { kill } => self.restart(kill, fault).await,
         }
         self.store.take_fired();
-        self.store.set_deaf(false);
+        self.store.set_deaf(false).await;
         if deaf {
             // The board was rebuilt.
             (self.turns, self.turn) = (HashMap::new(), 0);
@@ -664,7 +665,7 @@ impl World {
             by: None,
         };
         let expected = Expected {
-            id: Uuid::nil(),
+            id: JobId::nil(),
             query,
             priority: new.priority,
             caller,
@@ -755,7 +756,8 @@ impl World {
             job.claim(now);
             let id = job.id;
             // It may have reached the worker the moment before that left; then nobody is at work on it.
-            let is_given_back = leaves && answered && !self.store.peek(id).is_some_and(|job| job.is_running());
+            let is_given_back =
+                leaves && answered && !self.store.find(id).await.unwrap().is_some_and(|job| job.is_running());
             if is_given_back {
                 self.job(id).unwrap().give_back(now);
                 self.late += u64::from(matches!(fired[..], [(Call::Transition(_), Moment::After)]));
@@ -838,7 +840,7 @@ impl World {
 
     /// The `n`-th newest job, or one that never was.
     fn named(&self, n: usize) -> JobId {
-        self.jobs.iter().rev().nth(n).map_or(Uuid::nil(), |job| job.id)
+        self.jobs.iter().rev().nth(n).map_or(JobId::nil(), |job| job.id)
     }
 
     async fn together(&mut self, ops: Vec<Op>) {
@@ -978,7 +980,7 @@ impl World {
             let mut swept = job.clone();
             swept.sweep(&policy, &under_way, at_work.contains(&(job.id, job.attempt)), &self.clock);
             // An interrupted sweep did it or did not.
-            if result.is_ok() || self.store.peek(job.id).is_some_and(|is| is.state == swept.state) {
+            if result.is_ok() || self.store.find(job.id).await.unwrap().is_some_and(|is| is.state == swept.state) {
                 *job = swept;
             }
         }
@@ -1025,7 +1027,7 @@ impl World {
         self.clock = self.clock.restarted();
         self.store = open(self.folder.path(), &self.clock, &self.metrics);
         self.policy.owner = Owner::new("node", u32::try_from(self.process).unwrap());
-        self.queue = queue_over(&self.store, &self.clock, &self.policy, &self.metrics);
+        self.queue = Queue::over(self.store.clone(), &self.clock, &self.policy, &self.metrics).await;
         if let Some((calls, moment)) = fault {
             self.store.fail_after(calls, moment);
             if let Err(error) = self.queue.recover().await {
@@ -1062,7 +1064,7 @@ impl World {
         }
         let mut spent = self.spent_before;
         self.jobs.iter().for_each(|job| spent.add(&job.spent()));
-        let ledger = self.queue.ledger(usize::MAX);
+        let ledger = self.store.days(usize::MAX).await.unwrap();
         assert_eq!(total(ledger.iter().flat_map(|day| day.models.values())), spent, "the ledger is what attempts cost");
         let counts = self.queue.counts();
         let pending = counts.queued + counts.scheduled + counts.running;
@@ -1128,9 +1130,16 @@ impl World {
     }
 }
 
-fn queue_over(store: &Arc<FaultStore<SledStore>>, clock: &Clock, policy: &Policy, metrics: &Metrics) -> Queue {
-    let store = Arc::clone(store) as Arc<dyn JobStore>;
-    Queue::new(store, clock.clone(), policy.clone(), metrics.clone(), CancellationToken::new())
+impl Queue {
+    pub(crate) async fn over(store: Arc<dyn Store>, clock: &Clock, policy: &Policy, metrics: &Metrics) -> Queue {
+        let (policy, spending, closing) = (policy.clone(), Spending::default(), CancellationToken::new());
+        Queue::open(store, clock.clone(), policy, metrics.clone(), spending, closing).await.unwrap()
+    }
+
+    /// Over a store in memory.
+    async fn in_memory(clock: &Clock, policy: &Policy) -> Queue {
+        Queue::over(Arc::<MemoryStore>::default(), clock, policy, &Metrics::new()).await
+    }
 }
 
 /// The question of a request of the model: what its context says, of its caller.
@@ -1194,7 +1203,7 @@ fn walk(retry_unknown_outcome: bool) {
     proptest!(config, |(events in proptest::collection::vec(any_event(), 1..40))| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut world = World::new(retry_unknown_outcome);
+            let mut world = World::new(retry_unknown_outcome).await;
             for event in events {
                 world.take(event).await;
             }
@@ -1215,9 +1224,9 @@ fn so_it_is_where_an_unknown_outcome_fails_a_job() {
 
 #[tokio::test]
 async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
-    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let clock = Clock::system();
     let policy = Policy::plain();
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let permit: Permit = Arc::new(|_| true);
     let mut worker = Box::pin(queue.next(&permit));
     assert!(poll!(&mut worker).is_pending());
@@ -1231,8 +1240,8 @@ async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
 
 #[tokio::test]
 async fn an_idempotency_key_is_its_callers_own() {
-    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &Policy::plain(), &metrics);
+    let clock = Clock::system();
+    let queue = Queue::in_memory(&clock, &Policy::plain()).await;
     let submit = async |caller: Option<&str>| {
         let request = JobRequest { caller: caller.map(str::to_owned), ..JobRequest::default() };
         let submission = Submission { request, idempotency_key: Some("k".to_owned()), ..Submission::default() };
@@ -1246,17 +1255,19 @@ async fn an_idempotency_key_is_its_callers_own() {
 
 #[tokio::test]
 async fn an_attempt_under_way_outlives_its_lease_and_its_answer_counts() {
-    let folder = folder();
-    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let policy = Policy { lease: LEASE, ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let ask = async || queue.enqueue(Submission::default()).await.unwrap().record.job.id;
     ask().await;
     let claim = claimed(&queue).await;
     // The store can't be written to, or the clock is set forward: no heartbeat comes in time.
     clock.advance(LEASE * 10);
     queue.sweep().await.unwrap();
-    assert_eq!(queue.peek(claim.job.id).unwrap().state, JobState::Running { lease_until: clock.now().plus(LEASE) });
+    assert_eq!(
+        queue.find(claim.job.id).await.unwrap().state,
+        JobState::Running { lease_until: clock.now().plus(LEASE) }
+    );
     assert!(!claim.lost.is_cancelled());
     queue.settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
     let record = queue.get(claim.job.id).await.unwrap();
@@ -1275,18 +1286,18 @@ async fn a_job_whose_question_is_lost_on_disk_fails_and_stands_in_nobodys_way() 
     let folder = folder();
     let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
     let store = open(folder.path(), &clock, &metrics);
-    let queue = queue_over(&store, &clock, &Policy::plain(), &metrics);
+    let queue = Queue::over(store.clone(), &clock, &Policy::plain(), &metrics).await;
     let ask = async || queue.enqueue(Submission::default()).await.unwrap().record.job.id;
     let (lost, given_up, next) = (ask().await, ask().await, ask().await);
     store.inner().lose_request(lost);
     store.inner().lose_request(given_up);
     let _ = queue.cancel(given_up).await;
-    assert_eq!(queue.peek(given_up).unwrap().state, JobState::Cancelled);
+    assert_eq!(queue.find(given_up).await.unwrap().state, JobState::Cancelled);
     let Some(Next::Ready(intent)) = queue.next(&(Arc::new(|_| false) as Permit)).await else {
         panic!("a job is ready")
     };
     assert!(queue.claim(intent, Lanes::All).await.unwrap().is_none());
-    assert_eq!(queue.peek(lost).unwrap().state, JobState::Failed { code: FailureCode::Internal });
+    assert_eq!(queue.find(lost).await.unwrap().state, JobState::Failed { code: FailureCode::Internal });
     assert_eq!(claimed(&queue).await.job.id, next);
     let page = queue.list(Listing { limit: 9, ..Listing::default() }).await.unwrap();
     assert_eq!(page.jobs.iter().map(|record| record.job.id).collect::<Vec<_>>(), [next]);
@@ -1295,8 +1306,7 @@ async fn a_job_whose_question_is_lost_on_disk_fails_and_stands_in_nobodys_way() 
 
 #[tokio::test]
 async fn a_clock_that_is_set_back_holds_up_no_job() {
-    let folder = folder();
-    let (queue, clock) = sharing(&folder);
+    let (queue, clock) = sharing().await;
     let ids =
         [queue.enqueue(question("a")).await, queue.enqueue(question("b")).await, queue.enqueue(question("a")).await]
             .map(|accepted| accepted.unwrap().record.job.id);
@@ -1305,13 +1315,13 @@ async fn a_clock_that_is_set_back_holds_up_no_job() {
     assert_eq!(first.job.id, ids[0]);
     assert_eq!(claimed(&queue).await.job.id, ids[1]);
     answer(&queue, &first).await;
-    assert_eq!(queue.peek(ids[2]).unwrap().state, JobState::Succeeded, "it shares the answer, and pays for none");
+    assert_eq!(queue.find(ids[2]).await.unwrap().state, JobState::Succeeded, "it shares the answer, and pays for none");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
-    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &Policy::plain(), &metrics);
+    let clock = Clock::system();
+    let queue = Queue::in_memory(&clock, &Policy::plain()).await;
     for _ in 0..160 {
         let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
         let claim = tokio::spawn({
@@ -1333,10 +1343,10 @@ async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
 }
 
 /// A queue of one worker, whose attempts have all taken ten seconds so far.
-async fn queue_of_ten_seconds(folder: &TempDir) -> (Queue, Clock) {
-    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+async fn queue_of_ten_seconds() -> (Queue, Clock) {
+    let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let policy = Policy { lease: Duration::from_hours(1), ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     for _ in 0..5 {
         let until = Instant::now() + Duration::from_secs(29);
         let (_, _waiting) = queue.ask(Submission::default(), until, free).await.unwrap();
@@ -1368,8 +1378,7 @@ fn outlook(queue: &Queue, job: &Job) -> Outlook {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
-    let folder = folder();
-    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let (queue, _) = queue_of_ten_seconds().await;
     assert!(ask(&queue, 9).await.1.is_none(), "an attempt takes ten seconds");
     let _running = claimed(&queue).await;
     let (first, holds) = ask(&queue, 29).await;
@@ -1385,8 +1394,7 @@ async fn a_wait_that_can_not_be_met_is_declined_at_the_submission() {
 
 #[tokio::test(start_paused = true)]
 async fn in_a_rush_the_estimate_of_other_jobs_counts_their_share_and_the_time_after_the_rush() {
-    let folder = folder();
-    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let (queue, _) = queue_of_ten_seconds().await;
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let _running = claimed(&queue).await;
     let second = queue.enqueue(Submission::default()).await.unwrap().record.job;
@@ -1414,8 +1422,7 @@ async fn in_a_rush_the_estimate_of_other_jobs_counts_their_share_and_the_time_af
 
 #[tokio::test(start_paused = true)]
 async fn a_client_whose_answer_can_not_come_in_time_any_more_is_told_at_that_moment() {
-    let folder = folder();
-    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let (queue, _) = queue_of_ten_seconds().await;
     let (record, waiting) = ask(&queue, 29).await;
     let waiting = waiting.unwrap();
     let asked = Instant::now();
@@ -1427,10 +1434,9 @@ async fn a_client_whose_answer_can_not_come_in_time_any_more_is_told_at_that_mom
 
 #[tokio::test(start_paused = true)]
 async fn a_client_whose_answer_comes_too_slowly_is_told_long_before_the_end() {
-    let folder = folder();
-    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let policy = Policy { lease: Duration::from_hours(1), ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let (_, waiting) = ask(&queue, 29).await;
     let running = claimed(&queue).await;
     let waiting = waiting.unwrap();
@@ -1454,15 +1460,14 @@ async fn a_client_whose_answer_comes_too_slowly_is_told_long_before_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond_its_time() {
-    let folder = folder();
-    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let hold: Arc<parking_lot::Mutex<Option<Hold>>> = Arc::default();
     let allowance = {
         let hold = Arc::clone(&hold);
         Arc::new(move |_| Allowance { hold: *hold.lock(), ..free() })
     };
     let policy = Policy { allowance, ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let close = |waiting_for, seconds: Option<u64>| {
         *hold.lock() = Some(Hold { waiting_for, opens_in: seconds.map(Duration::from_secs) });
     };
@@ -1500,10 +1505,9 @@ async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond
 
 #[tokio::test(start_paused = true)]
 async fn a_memo_is_brief_where_a_client_waits_until_the_pace_shows_that_a_full_one_fits() {
-    let folder = folder();
-    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+    let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let policy = Policy { lease: Duration::from_hours(1), ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record;
     assert_eq!(ordinary.request.depth, Depth::Full);
     answer(&queue, &claimed(&queue).await).await;
@@ -1525,8 +1529,7 @@ async fn a_memo_is_brief_where_a_client_waits_until_the_pace_shows_that_a_full_o
 
 #[tokio::test(start_paused = true)]
 async fn a_client_whose_job_is_running_is_held_to_the_end() {
-    let folder = folder();
-    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let (queue, _) = queue_of_ten_seconds().await;
     let (_, waiting) = ask(&queue, 29).await;
     let _running = claimed(&queue).await;
     let asked = Instant::now();
@@ -1536,8 +1539,7 @@ async fn a_client_whose_job_is_running_is_held_to_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
-    let folder = folder();
-    let (queue, _) = queue_of_ten_seconds(&folder).await;
+    let (queue, _) = queue_of_ten_seconds().await;
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let (asked, waiting) = ask(&queue, 29).await;
     assert_eq!(queue.pick(queue.now(), &Lanes::All), Pick::Job(asked.job.id));
@@ -1550,10 +1552,9 @@ async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
 
 #[tokio::test(start_paused = true)]
 async fn in_the_order_of_submission_nobody_passes_and_nobody_is_declined() {
-    let folder = folder();
-    let (clock, metrics) = (Clock::system(), Metrics::new());
+    let clock = Clock::system();
     let policy = Policy { deadlines_first: false, ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let first = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let (_, waiting) = ask(&queue, 29).await;
     assert_eq!(claimed(&queue).await.job.id, first.id);
@@ -1564,9 +1565,9 @@ async fn in_the_order_of_submission_nobody_passes_and_nobody_is_declined() {
 
 #[tokio::test]
 async fn each_caller_has_its_own_bound_by_name_or_by_address() {
-    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let clock = Clock::system();
     let policy = Policy { max_pending_per_caller: 2, ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let by = |caller: Option<&str>| Submission {
         request: JobRequest { caller: caller.map(str::to_owned), ..JobRequest::default() },
         idempotency_key: Some(format!("one of {caller:?}")),
@@ -1593,15 +1594,15 @@ async fn each_caller_has_its_own_bound_by_name_or_by_address() {
 }
 
 /// A queue that knows what is the same by the question's text alone, and gives answers again for a minute.
-fn sharing(folder: &TempDir) -> (Queue, Clock) {
-    let (clock, metrics) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Metrics::new());
+async fn sharing() -> (Queue, Clock) {
+    let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let policy = Policy {
         identify: Arc::new(|request, _, _| caller::named(&request.query)),
         cache_for: Duration::from_mins(1),
         lease: Duration::from_hours(1),
         ..Policy::plain()
     };
-    (queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics), clock)
+    (Queue::in_memory(&clock, &policy).await, clock)
 }
 
 fn question(query: &str) -> Submission {
@@ -1620,8 +1621,7 @@ async fn answer(queue: &Queue, claim: &Claim) {
 
 #[tokio::test]
 async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
-    let folder = folder();
-    let (queue, clock) = sharing(&folder);
+    let (queue, clock) = sharing().await;
     let first = queue.enqueue(question("a")).await.unwrap().record.job;
     answer(&queue, &claimed(&queue).await).await;
     let finished_at = clock.now();
@@ -1634,7 +1634,7 @@ async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
     assert_eq!((job.state, job.finished_at), (JobState::Succeeded, Some(clock.now())));
     assert_eq!(report.cached, Some(Cached { job_id: first.id, finished_at }));
     assert_eq!((again.record.result().map(RawValue::get), report.usage), (Some("\"the memo\""), None));
-    assert_eq!(queue.deliveries_due(9)[0].job, job.id, "who wants to be told is told");
+    assert_eq!(queue.0.outbox.due(queue.now(), 9).await.unwrap()[0].job, job.id, "who wants to be told is told");
     let kept = queue.get(job.id).await.unwrap();
     assert_eq!((&kept.job, kept.attempts.len()), (job, 1));
     let replayed = queue.enqueue(told).await.unwrap();
@@ -1661,8 +1661,7 @@ async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
 
 #[tokio::test]
 async fn an_answer_is_given_again_no_more_once_its_job_is_gone() {
-    let folder = folder();
-    let (queue, clock) = sharing(&folder);
+    let (queue, clock) = sharing().await;
     let first = queue.enqueue(question("a")).await.unwrap().record.job;
     answer(&queue, &claimed(&queue).await).await;
     assert!(queue.enqueue(question("a")).await.unwrap().record.job.state.is_final());
@@ -1672,8 +1671,7 @@ async fn an_answer_is_given_again_no_more_once_its_job_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks_itself_without_it() {
-    let folder = folder();
-    let (queue, clock) = sharing(&folder);
+    let (queue, clock) = sharing().await;
     for n in 0..5 {
         let until = Instant::now() + Duration::from_secs(29);
         let (_, _waiting) = queue.ask(question(&format!("before {n}")), until, free).await.unwrap();
@@ -1711,8 +1709,7 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
 
 #[tokio::test]
 async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_workers_free() {
-    let folder = folder();
-    let (queue, _) = sharing(&folder);
+    let (queue, _) = sharing().await;
     let permit: Permit = Arc::new(|_| true);
     let mut workers = [Box::pin(queue.next(&permit)), Box::pin(queue.next(&permit))];
     for worker in &mut workers {
@@ -1740,7 +1737,7 @@ async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_wor
     assert_eq!(claims[1].job.id, other.id);
     answer(&queue, &claims[0]).await;
     for job in same {
-        assert_eq!(queue.peek(job.id).unwrap().state, JobState::Succeeded);
+        assert_eq!(queue.find(job.id).await.unwrap().state, JobState::Succeeded);
     }
     assert_eq!(queue.0.metrics.answers_shared.get(), 3);
 }
@@ -1748,29 +1745,28 @@ async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_wor
 #[tokio::test]
 async fn a_start_ends_the_attempts_of_its_own_nodes_former_starts_alone() {
     let (clock, store) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Arc::new(MemoryStore::default()));
-    let start = |node: &str, incarnation| {
+    let start = async |node: &str, incarnation| {
         let policy = Policy { owner: Owner::new(node, incarnation), lease: LEASE, ..Policy::plain() };
-        let store = Arc::clone(&store) as Arc<dyn JobStore>;
-        Queue::new(store, clock.clone(), policy, Metrics::new(), CancellationToken::new())
+        Queue::over(store.clone(), &clock, &policy, &Metrics::new()).await
     };
-    let (first, second) = (start("a", 1), start("b", 1));
+    let (first, second) = (start("a", 1).await, start("b", 1).await);
     let ids = [0, 1].map(|_| async { first.enqueue(Submission::default()).await.unwrap().record.job.id });
     let ids = join_all(ids).await;
     let (lost, kept) = (claimed(&first).await, claimed(&second).await);
     assert_eq!([lost.job.id, kept.job.id], ids[..], "two nodes share the jobs of one store");
     drop(first);
-    let again = start("a", 2);
+    let again = start("a", 2).await;
     assert_eq!(again.recover().await, Ok(1));
-    assert_eq!(again.peek(lost.job.id).unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+    assert_eq!(again.find(lost.job.id).await.unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
     assert!(lost.lost.is_cancelled() && !kept.lost.is_cancelled());
-    assert_eq!(start("a", 3).recover().await, Ok(0));
+    assert_eq!(start("a", 3).await.recover().await, Ok(0));
 
     answer(&second, &kept).await;
-    assert_eq!(again.peek(kept.job.id).unwrap().state, JobState::Succeeded, "the other node's attempt lived on");
+    assert_eq!(again.find(kept.job.id).await.unwrap().state, JobState::Succeeded, "the other node's attempt lived on");
     let third = first_of(&again).await;
     clock.advance(LEASE);
     second.end_overdue().await.unwrap();
-    assert_eq!(again.peek(third.job.id).unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+    assert_eq!(again.find(third.job.id).await.unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
 }
 
 /// A job of its own, claimed.
@@ -1781,9 +1777,9 @@ async fn first_of(queue: &Queue) -> Claim {
 
 #[tokio::test]
 async fn a_job_that_was_stored_while_its_answer_was_gets_it_without_a_call() {
-    let (folder, clock, metrics) = (folder(), Clock::system(), Metrics::new());
+    let clock = Clock::system();
     let policy = Policy { identify: Arc::new(|_, _, _| NonZeroU64::new(7)), ..Policy::plain() };
-    let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+    let queue = Queue::in_memory(&clock, &policy).await;
     let [first, second] = [0, 1].map(|_| queue.enqueue(Submission::default()));
     let (first, second) = (first.await.unwrap().record.job.id, second.await.unwrap().record.job.id);
     let claim = claimed(&queue).await;

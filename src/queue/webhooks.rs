@@ -13,7 +13,7 @@ impl Queue {
     /// [`QueueError::Unavailable`].
     pub async fn failing_webhooks(&self, mut listing: Listing) -> Result<JobPage, QueueError> {
         note_caller(&mut listing.filter);
-        Ok(self.0.store.failing_deliveries(listing).await?)
+        Ok(self.0.outbox.failing(listing).await?)
     }
 
     /// Sends the newest webhook of an ended job again, whatever became of it. It counts as a submission of `by`.
@@ -32,7 +32,7 @@ impl Queue {
             return Err(QueueError::Conflict(format!("the job is {status}; its webhook is sent when it ends")));
         }
         self.charge(by)?;
-        self.0.store.resend(id, self.now()).await?;
+        self.0.outbox.resend(id, self.now()).await?;
         self.0.ended.notify_one();
         self.get(id).await
     }

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::{EndedCounts, Feed, Insertion, JobStore, StoreError};
+use super::{EndedCounts, Feed, Insertion, Store, StoreError, Totals};
 use crate::{
     clock::Timestamp,
     job::{
@@ -15,7 +15,7 @@ use crate::{
         TransitionError, caller,
         delivery::{Delivery, DeliveryTry},
     },
-    ledger::{Day, Risk, Sums, UNKNOWN_MODEL},
+    ledger::{self, Day, Risk, Spent, Sums, UNKNOWN_MODEL},
 };
 
 /// What a call may cost.
@@ -48,7 +48,7 @@ pub(crate) fn success(attempt: u32, bytes: usize) -> JobEvent {
 }
 
 /// Everything, on a fresh store each.
-pub(crate) async fn holds_for<S: JobStore, F: AsyncFn() -> S>(fresh: F) {
+pub(crate) async fn holds_for<S: Store, F: AsyncFn() -> S>(fresh: F) {
     tells_the_feed_of_every_change_in_order(&fresh().await).await;
     gives_each_job_to_one_claimant(fresh().await).await;
     takes_a_job_together_with_its_claim(&fresh().await).await;
@@ -82,26 +82,45 @@ pub(crate) fn spending(model: &str, tokens: u64) -> Arc<AttemptReport> {
     })
 }
 
-async fn add(store: &impl JobStore, jobs: impl IntoIterator<Item = Job>) {
+async fn add(store: &impl Store, jobs: impl IntoIterator<Item = Job>) {
     for (n, job) in (0..).zip(jobs) {
         store.insert(job, request(n)).await.unwrap();
     }
 }
 
+async fn find(store: &impl Store, n: u32) -> Option<Job> {
+    store.find(job(n).id).await.unwrap()
+}
+
+/// Which of the first `count` jobs are there.
+async fn there(store: &impl Store, count: u32) -> Vec<u32> {
+    let mut there = Vec::new();
+    for n in 0..count {
+        there.extend(find(store, n).await.map(|_| n));
+    }
+    there
+}
+
+/// What a day cost.
+pub(crate) async fn spent(store: &impl Store, day: Day) -> Sums {
+    let days = store.days(usize::MAX).await.unwrap();
+    ledger::total(days.iter().filter(|sums| sums.day == day).flat_map(|sums| sums.models.values()))
+}
+
 /// Claims job `n`.
-pub(crate) async fn claim(store: &impl JobStore, n: u32, now: u32) -> Job {
+pub(crate) async fn claim(store: &impl Store, n: u32, now: u32) -> Job {
     store.claim(job(n).id, Owner::ANY, at(now + 30), at(now)).await.unwrap().job
 }
 
 /// A feed that notes what it hears.
 #[derive(Default)]
-pub(crate) struct Heard(Mutex<(BTreeMap<JobId, Job>, Vec<JobId>, EndedCounts)>);
+pub(crate) struct Heard(Mutex<(BTreeMap<JobId, Job>, Vec<JobId>, Totals)>);
 
 impl Heard {
     /// Of the changes of this store.
-    pub(crate) fn of(store: &impl JobStore) -> Arc<Heard> {
+    pub(crate) async fn of(store: &impl Store) -> Arc<Heard> {
         let heard = Arc::<Heard>::default();
-        store.subscribe(Arc::clone(&heard) as Arc<dyn Feed>);
+        store.subscribe(Arc::clone(&heard) as Arc<dyn Feed>).await.unwrap();
         heard
     }
 
@@ -111,7 +130,12 @@ impl Heard {
     }
 
     pub(crate) fn ended(&self) -> EndedCounts {
-        self.0.lock().unwrap().2
+        self.0.lock().unwrap().2.ended
+    }
+
+    /// What was spent on the newest day of the ledger.
+    fn spent(&self) -> Spent {
+        self.0.lock().unwrap().2.spent
     }
 
     /// Every change since the last time, by its job.
@@ -121,12 +145,12 @@ impl Heard {
 }
 
 impl Feed for Heard {
-    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
+    fn reset(&self, pending: Vec<Arc<Job>>, totals: Totals) {
         let pending = pending.into_iter().map(|job| (job.id, (*job).clone())).collect();
-        *self.0.lock().unwrap() = (pending, Vec::new(), ended);
+        *self.0.lock().unwrap() = (pending, Vec::new(), totals);
     }
 
-    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts) {
+    fn changed(&self, jobs: &[Arc<Job>], totals: Totals) {
         let mut heard = self.0.lock().unwrap();
         for job in jobs {
             heard.1.push(job.id);
@@ -135,13 +159,13 @@ impl Feed for Heard {
                 heard.0.insert(job.id, (**job).clone());
             }
         }
-        heard.2 = ended;
+        heard.2 = totals;
     }
 }
 
-async fn tells_the_feed_of_every_change_in_order(store: &impl JobStore) {
+async fn tells_the_feed_of_every_change_in_order(store: &impl Store) {
     add(store, [job(0), job(1)]).await;
-    let heard = Heard::of(store);
+    let heard = Heard::of(store).await;
     assert_eq!((heard.pending(), heard.ended()), (vec![job(0), job(1)], EndedCounts::default()), "what was there");
     add(store, [job(2)]).await;
     let claimed = claim(store, 0, 10).await;
@@ -160,7 +184,7 @@ async fn tells_the_feed_of_every_change_in_order(store: &impl JobStore) {
     assert_eq!(heard.take_changes(), [1, 2].map(|n| job(n).id), "what was refused changes nothing");
 }
 
-async fn gives_each_job_to_one_claimant<S: JobStore>(store: S) {
+async fn gives_each_job_to_one_claimant<S: Store>(store: S) {
     let store = Arc::new(store);
     let later = Job { state: JobState::Queued { run_at: at(50) }, ..job(1) };
     add(&*store, [job(0), later, Job { deadline_at: Some(at(5)), ..job(2) }]).await;
@@ -188,16 +212,16 @@ async fn gives_each_job_to_one_claimant<S: JobStore>(store: S) {
     assert_eq!(claim(&*store, 1, 50).await.attempt, 1);
 }
 
-async fn takes_a_job_together_with_its_claim(store: &impl JobStore) {
+async fn takes_a_job_together_with_its_claim(store: &impl Store) {
     let claimed = job(0).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(30) }, at(1)).unwrap();
     add(store, [claimed.clone()]).await;
-    assert_eq!(store.peek(claimed.id), Some(claimed.clone()));
+    assert_eq!(find(store, 0).await, Some(claimed.clone()));
     assert!(store.claim(claimed.id, Owner::ANY, at(40), at(2)).await.is_err(), "it has its worker");
     let done = store.transition(claimed.id, success(1, 1), at(3)).await.unwrap();
     assert_eq!(done.status(at(3)), JobStatus::Succeeded);
 }
 
-async fn gives_an_answer_to_the_followers_that_still_want_it(store: &impl JobStore) {
+async fn gives_an_answer_to_the_followers_that_still_want_it(store: &impl Store) {
     let later = Job { state: JobState::Queued { run_at: at(50) }, due_at: at(50), ..asking(3, 7) };
     add(store, [asking(0, 7), asking(1, 7), asking(2, 7), later]).await;
     claim(store, 0, 10).await;
@@ -207,7 +231,7 @@ async fn gives_an_answer_to_the_followers_that_still_want_it(store: &impl JobSto
     let followers: Vec<JobId> = [1, 2, 3, 9].map(|n| job(n).id).to_vec();
     let late = store.succeed(job(0).id, 2, Arc::clone(&report), followers.clone(), at(12)).await;
     assert!(late.is_err(), "of another attempt");
-    assert_eq!(store.peek(job(1).id).unwrap().state, asking(1, 7).state);
+    assert_eq!(find(store, 1).await.unwrap().state, asking(1, 7).state);
     let answered = store.succeed(job(0).id, 1, report, followers, at(12)).await.unwrap();
     let ids: Vec<JobId> = answered.iter().map(|job| job.id).collect();
     assert_eq!(ids, [0, 1].map(|n| job(n).id), "one was cancelled, one is for later, one never was");
@@ -217,10 +241,10 @@ async fn gives_an_answer_to_the_followers_that_still_want_it(store: &impl JobSto
     let attempt = shared.answer().unwrap();
     assert_eq!((attempt.outcome, attempt.report.shared_with), (AttemptOutcome::Shared, Some(job(0).id)));
     assert_eq!((attempt.report.model.as_deref(), attempt.report.usage), (Some("a"), None));
-    assert_eq!(store.spent(Day::of(at(12))).calls, 1, "paid for once");
+    assert_eq!(spent(store, Day::of(at(12))).await.calls, 1, "paid for once");
 }
 
-async fn keeps_requests_results_and_history(store: &impl JobStore) {
+async fn keeps_requests_results_and_history(store: &impl Store) {
     add(store, [job(0)]).await;
     claim(store, 0, 1).await;
     let report = Arc::new(AttemptReport { http_status: Some(529), ..AttemptReport::default() });
@@ -241,7 +265,7 @@ async fn keeps_requests_results_and_history(store: &impl JobStore) {
     assert!(store.get(job(9).id).await.unwrap().is_none());
 }
 
-async fn folds_releases_in_a_row_and_bounds_the_history(store: &impl JobStore) {
+async fn folds_releases_in_a_row_and_bounds_the_history(store: &impl Store) {
     add(store, [job(0)]).await;
     let mut now = 1;
     let mut run = async |event: fn(u32, u32) -> JobEvent| {
@@ -278,7 +302,7 @@ async fn folds_releases_in_a_row_and_bounds_the_history(store: &impl JobStore) {
     assert_eq!(numbers, (53..153).collect::<Vec<u32>>(), "the newest");
 }
 
-async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl JobStore) {
+async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl Store) {
     add(store, [job(0)]).await;
     assert_eq!(
         store.transition(job(7).id, JobEvent::Cancel { at_risk: None }, at(1)).await.unwrap_err(),
@@ -287,10 +311,10 @@ async fn refuses_what_the_life_cycle_refuses_and_changes_nothing(store: &impl Jo
     let claimed = claim(store, 0, 1).await;
     let late = store.transition(claimed.id, success(7, 1), at(2)).await.unwrap_err();
     assert!(matches!(late, StoreError::Transition(TransitionError::LeaseLost { attempt: 7, current: 1, .. })));
-    assert_eq!(store.peek(claimed.id), Some(claimed));
+    assert_eq!(find(store, 0).await, Some(claimed));
 }
 
-async fn refuses_a_cancel_that_does_not_know_of_the_attempt(store: &impl JobStore) {
+async fn refuses_a_cancel_that_does_not_know_of_the_attempt(store: &impl Store) {
     add(store, [job(0)]).await;
     let claimed = claim(store, 0, 1).await;
     let refused = store.transition(claimed.id, JobEvent::Cancel { at_risk: None }, at(2)).await.unwrap_err();
@@ -298,13 +322,13 @@ async fn refuses_a_cancel_that_does_not_know_of_the_attempt(store: &impl JobStor
         matches!(refused, StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })),
         "{refused}"
     );
-    assert_eq!(store.peek(claimed.id), Some(claimed.clone()));
+    assert_eq!(find(store, 0).await, Some(claimed.clone()));
     store.transition(claimed.id, JobEvent::Cancel { at_risk: Some(RISK) }, at(3)).await.unwrap();
     let record = store.get(claimed.id).await.unwrap().unwrap();
     assert_eq!((record.job.state, record.attempts[0].report.at_risk), (JobState::Cancelled, Some(RISK)));
 }
 
-async fn lists_page_by_page_in_both_orders_and_both_ways(store: &impl JobStore) {
+async fn lists_page_by_page_in_both_orders_and_both_ways(store: &impl Store) {
     add(store, (0..5).map(job)).await;
     store.transition(job(1).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
     store.transition(job(3).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
@@ -335,7 +359,7 @@ async fn lists_page_by_page_in_both_orders_and_both_ways(store: &impl JobStore) 
     assert!(scheduled.is_empty());
 }
 
-async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
+async fn looks_for_what_was_asked_and_answered(store: &impl Store) {
     add(store, (0..4).map(job)).await;
     let labelled = JobRequest {
         query: "Kaufen oder BAUEN?".to_owned(),
@@ -382,7 +406,7 @@ async fn looks_for_what_was_asked_and_answered(store: &impl JobStore) {
     assert_eq!((next.ids, next.next), (vec![job(0).id], None));
 }
 
-async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
+async fn removes_what_has_ended_and_nothing_else(store: &impl Store) {
     add(store, (0..3).map(job)).await;
     for n in [0, 1] {
         store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(9)).await.unwrap();
@@ -390,18 +414,20 @@ async fn removes_what_has_ended_and_nothing_else(store: &impl JobStore) {
     let ids = vec![job(0).id, job(2).id, job(7).id];
     assert_eq!(store.remove(ids, at(10)).await.unwrap(), 1);
     assert!(store.get(job(0).id).await.unwrap().is_none());
-    assert!(store.peek(job(1).id).is_some() && store.peek(job(2).id).is_some());
+    assert!(find(store, 1).await.is_some() && find(store, 2).await.is_some());
 }
 
-async fn keeps_settings_and_an_audit_log(store: &impl JobStore) {
-    let kept =
-        |prefix| store.kept(prefix).into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+async fn keeps_settings_and_an_audit_log(store: &impl Store) {
+    let settings = async |prefix| {
+        let settings = store.prefix(prefix).await.unwrap().into_iter();
+        settings.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+    };
     for (name, value) in [("b/1", "x"), ("a", "y"), ("b/2", "z"), ("b/1", "w")] {
-        store.keep(name.to_owned(), Some(value.to_owned())).await.unwrap();
+        store.put(name.to_owned(), value.to_owned()).await.unwrap();
     }
-    assert_eq!((kept("b/"), kept("")), (vec!["b/1=w".to_owned(), "b/2=z".to_owned()], kept("")));
-    store.keep("b/1".to_owned(), None).await.unwrap();
-    assert_eq!(kept(""), ["a=y", "b/2=z"]);
+    assert_eq!(settings("b/").await, ["b/1=w", "b/2=z"]);
+    store.delete("b/1".to_owned()).await.unwrap();
+    assert_eq!(settings("").await, ["a=y", "b/2=z"]);
 
     let id = |n: u128| uuid::Uuid::from_u128(n);
     for (n, text) in [(1, "one"), (2, "two"), (3, "three"), (2, "two again")] {
@@ -420,7 +446,7 @@ fn named(n: u32, name: u8, body: u8) -> Job {
     Job { idempotency: Some(Box::new(IdempotencyKey { key: [name; 16], body: [body; 16], expires_at })), ..job(n) }
 }
 
-async fn keeps_one_job_a_key<S: JobStore>(store: S) {
+async fn keeps_one_job_a_key<S: Store>(store: S) {
     let store = Arc::new(store);
     let racing: Vec<_> = (0..4)
         .map(|n| {
@@ -432,7 +458,7 @@ async fn keeps_one_job_a_key<S: JobStore>(store: S) {
     for insertion in racing {
         insertions.push(insertion.await.unwrap());
     }
-    let winners: Vec<u32> = (0..4).filter(|n| store.peek(job(*n).id).is_some()).collect();
+    let winners = there(&*store, 4).await;
     let [winner] = winners[..] else { panic!("one job, not {winners:?}") };
     insertions.retain(|insertion| *insertion != Insertion::Accepted);
     assert_eq!(insertions, [Insertion::Existing(job(winner).id); 3]);
@@ -445,7 +471,7 @@ async fn keeps_one_job_a_key<S: JobStore>(store: S) {
     assert_eq!(store.insert(named(winner + 100, 7, 2), request(0)).await, Ok(Insertion::Accepted), "out of force");
 }
 
-async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStore) {
+async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl Store) {
     const DAY: u32 = 24 * 60 * 60;
     let day = |seconds| Day::of(at(seconds));
     let sums = |calls, tokens| {
@@ -458,10 +484,14 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
     claim(store, 0, 10).await;
     let (run_at, class) = (at(11), FailureClass::Other);
     settle(0, JobEvent::Retry { attempt: 1, run_at, class, report: spending("a", 5) }, 11).await;
-    assert_eq!(store.spent(day(11)), sums(1, 5), "a failed attempt is billed all the same");
+    assert_eq!(spent(store, day(11)).await, sums(1, 5), "a failed attempt is billed all the same");
     claim(store, 0, 12).await;
     settle(0, JobEvent::Succeed { attempt: 2, report: spending("b", 7) }, DAY).await;
-    assert_eq!((store.spent(day(11)), store.spent(day(DAY))), (sums(1, 5), sums(1, 7)), "by the day of its end");
+    assert_eq!(
+        (spent(store, day(11)).await, spent(store, day(DAY)).await),
+        (sums(1, 5), sums(1, 7)),
+        "by the day of its end"
+    );
     store.transition(job(0).id, JobEvent::Succeed { attempt: 2, report: spending("b", 7) }, at(DAY)).await.unwrap_err();
 
     let at_risk = Some(AtRisk { input_tokens: 3, output_tokens: 4, nanodollars: Some(9) });
@@ -471,24 +501,31 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl JobStor
     settle(2, JobEvent::Cancel { at_risk }, DAY + 2).await;
     settle(3, JobEvent::Cancel { at_risk }, DAY + 2).await;
     let risk = Risk { calls: 2, input_tokens: 6, output_tokens: 8, nanodollars: 18, unpriced_calls: 0 };
-    assert_eq!(store.spent(day(DAY)), Sums { at_risk: risk, ..sums(1, 7) }, "job 3 was never called");
+    assert_eq!(spent(store, day(DAY)).await, Sums { at_risk: risk, ..sums(1, 7) }, "job 3 was never called");
 
     while store.prune(at(3 * DAY), 0, 10).await.unwrap() > 0 {}
     assert_eq!(store.get(job(0).id).await.unwrap().map(|record| record.job), None);
-    let ledger = store.ledger(9);
+    let ledger = store.days(9).await.unwrap();
     let [today, before] = &ledger[..] else { panic!("{ledger:?}") };
     assert_eq!((today.day, before.day), (day(DAY), day(11)));
     assert_eq!((today.models["b"], before.models["a"]), (sums(1, 7), sums(1, 5)));
     assert_eq!(today.models[UNKNOWN_MODEL].at_risk, risk);
-    assert_eq!(store.ledger(1).len(), 1);
-    assert_eq!(store.spent(day(2 * DAY)), Sums::default());
+    assert_eq!(store.days(1).await.unwrap().len(), 1);
+    assert_eq!(spent(store, day(2 * DAY)).await, Sums::default());
 
-    store.book(day(2 * DAY), "a".to_owned(), sums(1, 9)).await.unwrap();
-    store.book(day(DAY), "b".to_owned(), sums(1, 1)).await.unwrap();
-    assert_eq!((store.spent(day(2 * DAY)), store.ledger(9)[1].models["b"]), (sums(1, 9), sums(2, 8)), "of no job");
+    let heard = Heard::of(store).await;
+    assert_eq!(heard.spent(), Spent { day: day(DAY), sums: Sums { at_risk: risk, ..sums(1, 7) } });
+    store.add(day(2 * DAY), "a".to_owned(), sums(1, 9)).await.unwrap();
+    assert_eq!(heard.spent(), Spent { day: day(2 * DAY), sums: sums(1, 9) });
+    store.add(day(DAY), "b".to_owned(), sums(1, 1)).await.unwrap();
+    assert_eq!(
+        (spent(store, day(2 * DAY)).await, store.days(9).await.unwrap()[1].models["b"]),
+        (sums(1, 9), sums(2, 8)),
+        "of no job"
+    );
 }
 
-async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {
+async fn takes_jobs_together_or_not_at_all(store: &impl Store) {
     let batch = |jobs: &[Job]| {
         jobs.iter().zip(0..).map(|(job, n)| JobRecord::fresh(job.clone(), request(n))).collect::<Vec<_>>()
     };
@@ -502,10 +539,10 @@ async fn takes_jobs_together_or_not_at_all(store: &impl JobStore) {
     for other in [[named(10, 1, 1), named(11, 2, 9)], [named(10, 4, 1), named(11, 2, 1)]] {
         assert_eq!(store.insert_all(batch(&other)).await, Err(StoreError::KeyReused));
     }
-    assert_eq!(Heard::of(store).pending().len(), 3, "what was refused is not there in part");
+    assert_eq!(Heard::of(store).await.pending().len(), 3, "what was refused is not there in part");
 }
 
-async fn takes_over_the_jobs_of_another_store(from: &impl JobStore, to: &impl JobStore) {
+async fn takes_over_the_jobs_of_another_store(from: &impl Store, to: &impl Store) {
     add(from, (0..5).map(job)).await;
     claim(from, 0, 10).await;
     from.transition(job(0).id, success(1, 60_000), at(11)).await.unwrap();
@@ -547,46 +584,46 @@ pub(crate) fn request_with_callback(n: u32) -> Arc<JobRequest> {
 const CALLBACK: &str = "https://example.com/hook";
 
 /// Jobs whose message is due.
-pub(crate) fn due(store: &impl JobStore, now: u32) -> Vec<JobId> {
-    store.deliveries_due(at(now), 9).into_iter().map(|due| due.job).collect()
+pub(crate) async fn due(store: &impl Store, now: u32) -> Vec<JobId> {
+    store.due(at(now), 9).await.unwrap().into_iter().map(|due| due.job).collect()
 }
 
-async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl JobStore) {
+async fn owes_a_message_for_each_end_of_a_job_with_a_callback(store: &impl Store) {
     let cancel = async |n, now| store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(now)).await.unwrap();
     let delivery = async || store.get(job(0).id).await.unwrap().unwrap().delivery.unwrap();
     let answered = |now, status| DeliveryTry { at: at(now), http_status: Some(status), error: None };
     store.insert(job(0), request_with_callback(0)).await.unwrap();
     store.insert(job(1), request(1)).await.unwrap();
-    assert_eq!((delivery().await, store.deliveries_due(at(99), 9).len()), (Delivery::to(CALLBACK), 0));
+    assert_eq!((delivery().await, due(store, 99).await.len()), (Delivery::to(CALLBACK), 0));
     cancel(0, 5).await;
     cancel(1, 5).await;
-    assert_eq!((store.deliveries_due(at(4), 9).len(), due(store, 5)), (0, vec![job(0).id]));
+    assert_eq!((due(store, 4).await.len(), due(store, 5).await), (0, vec![job(0).id]));
     assert!(store.get(job(1).id).await.unwrap().unwrap().delivery.is_none());
 
     let failed = delivery().await.tried(answered(6, 500), None);
-    store.note_delivery(job(0).id, failed.clone()).await.unwrap();
-    assert_eq!((delivery().await, store.deliveries_due(at(10), 9).len()), (failed.clone(), 0));
-    assert_eq!(store.next_delivery_after(at(6)), Some(at(11)));
+    store.record(job(0).id, failed.clone()).await.unwrap();
+    assert_eq!((delivery().await, due(store, 10).await.len()), (failed.clone(), 0));
+    assert_eq!(store.next_due(at(6)).await.unwrap(), Some(at(11)));
     let taken = failed.clone().tried(answered(11, 200), None);
-    store.note_delivery(job(0).id, taken.clone()).await.unwrap();
-    assert_eq!((delivery().await, store.next_delivery_after(at(0))), (taken.clone(), None));
+    store.record(job(0).id, taken.clone()).await.unwrap();
+    assert_eq!((delivery().await, store.next_due(at(0)).await.unwrap()), (taken.clone(), None));
 
     store.transition(job(0).id, JobEvent::Requeue { run_at: at(20) }, at(20)).await.unwrap();
     cancel(0, 21).await;
     let second = delivery().await;
     assert_eq!((second.number, second.next_at()), (2, Some(at(21))));
-    store.note_delivery(job(0).id, taken).await.unwrap();
+    store.record(job(0).id, taken).await.unwrap();
     assert_eq!(delivery().await, second, "what came of an older message is no news");
     assert_eq!(
         store.remove(vec![job(0).id], at(99)).await,
         Ok(1),
         "whoever wants it gone need not wait for its message"
     );
-    assert!(store.deliveries_due(at(99), 9).is_empty());
-    store.note_delivery(job(0).id, second).await.unwrap();
+    assert!(due(store, 99).await.is_empty());
+    store.record(job(0).id, second).await.unwrap();
 }
 
-async fn sends_a_message_again_and_lists_those_that_fail(store: &impl JobStore) {
+async fn sends_a_message_again_and_lists_those_that_fail(store: &impl Store) {
     let cancel = async |n, now| store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(now)).await.unwrap();
     let delivery = async |n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
     let failing = async |name: Option<&str>| {
@@ -598,7 +635,7 @@ async fn sends_a_message_again_and_lists_those_that_fail(store: &impl JobStore) 
         let (mut ids, mut cursor) = (Vec::new(), None);
         loop {
             let listing = Listing { filter: filter.clone(), limit: 2, cursor, ..Listing::default() };
-            let page = store.failing_deliveries(listing).await.unwrap();
+            let page = store.failing(listing).await.unwrap();
             ids.extend(page.jobs.iter().map(|record| record.job.id));
             cursor = page.next;
             if cursor.is_none() {
@@ -617,7 +654,7 @@ async fn sends_a_message_again_and_lists_those_that_fail(store: &impl JobStore) 
     for (n, status) in [(0, 200), (1, 500), (2, 410), (3, 503), (4, 204)] {
         cancel(n, 5).await;
         let this = DeliveryTry { at: at(6), http_status: Some(status), error: None };
-        store.note_delivery(job(n).id, delivery(n).await.tried(this, None)).await.unwrap();
+        store.record(job(n).id, delivery(n).await.tried(this, None)).await.unwrap();
     }
     assert_eq!(failing(None).await, [job(3).id, job(2).id, job(1).id]);
     assert_eq!(failing(Some("alice")).await, [job(2).id, job(1).id]);
@@ -628,37 +665,36 @@ async fn sends_a_message_again_and_lists_those_that_fail(store: &impl JobStore) 
         store.resend(job(n).id, at(7)).await.unwrap();
         let resent = delivery(n).await;
         assert_eq!((resent.next_at(), resent.number, resent.resends), (Some(at(7)), before.number, 1));
-        store.note_delivery(job(n).id, before).await.unwrap();
+        store.record(job(n).id, before).await.unwrap();
         assert_eq!(delivery(n).await, resent, "a try from before the resend changes nothing");
     }
-    assert_eq!((failing(None).await, due(store, 7).len()), (vec![job(3).id], 3));
+    assert_eq!((failing(None).await, due(store, 7).await.len()), (vec![job(3).id], 3));
     store.remove(vec![job(3).id], at(9)).await.unwrap();
     assert!(failing(None).await.is_empty());
 }
 
-async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {
+async fn keeps_jobs_whose_message_is_due(store: &impl Store) {
     for n in 0..6 {
         let request = if n < 3 { request_with_callback(n) } else { request(n) };
         store.insert(job(n), request).await.unwrap();
         store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(10 + n)).await.unwrap();
     }
-    let there = || (0..6).filter(|n| store.peek(job(*n).id).is_some()).collect::<Vec<u32>>();
     assert_eq!(store.prune(at(0), 1, 2).await, Ok(2), "as many as asked for, though three older ones stay");
-    assert_eq!(there(), [0, 1, 2, 5], "by their number");
+    assert_eq!(there(store, 6).await, [0, 1, 2, 5], "by their number");
     assert_eq!(store.prune(at(99), 9, 9).await, Ok(1));
-    assert_eq!(there(), [0, 1, 2], "by their age");
+    assert_eq!(there(store, 6).await, [0, 1, 2], "by their age");
     assert_eq!(store.prune(at(99), 5, 9).await, Ok(0));
 
     let note = async |n, status| {
         let due = store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
         let this = DeliveryTry { at: at(20), http_status: Some(status), error: None };
-        store.note_delivery(job(n).id, due.tried(this, None)).await.unwrap();
+        store.record(job(n).id, due.tried(this, None)).await.unwrap();
     };
     note(0, 500).await;
     note(1, 200).await;
     note(2, 410).await;
     assert_eq!(store.prune(at(99), 1, 9).await, Ok(2), "what is settled is as any other");
-    assert_eq!((there(), due(store, 99)), (vec![0], vec![job(0).id]));
+    assert_eq!((there(store, 6).await, due(store, 99).await), (vec![0], vec![job(0).id]));
     // Queued again and told of another end, it is kept for that one.
     store.transition(job(0).id, JobEvent::Requeue { run_at: at(30) }, at(30)).await.unwrap();
     store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(31)).await.unwrap();
@@ -667,18 +703,17 @@ async fn keeps_jobs_whose_message_is_due(store: &impl JobStore) {
     assert_eq!(store.prune(at(99), 0, 9).await, Ok(1));
 }
 
-async fn bounds_jobs_whose_message_is_due(store: &impl JobStore) {
+async fn bounds_jobs_whose_message_is_due(store: &impl Store) {
     for n in 0..8 {
         let request = if n < 5 { request_with_callback(n) } else { request(n) };
         store.insert(job(n), request).await.unwrap();
         store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(10 + n)).await.unwrap();
     }
     assert_eq!(store.prune(at(0), 4, 9).await, Ok(4));
-    let there = (0..8).filter(|n| store.peek(job(*n).id).is_some()).collect::<Vec<u32>>();
-    assert_eq!(there, [3, 4, 6, 7], "the newest of those whose message is due, and of the others");
+    assert_eq!(there(store, 8).await, [3, 4, 6, 7], "the newest of those whose message is due, and of the others");
 }
 
-async fn prunes_oldest_ends_first(store: &impl JobStore) {
+async fn prunes_oldest_ends_first(store: &impl Store) {
     add(store, (0..6).map(job)).await;
     for n in 0..5 {
         store.transition(job(n).id, JobEvent::Cancel { at_risk: None }, at(100 - n)).await.unwrap();
@@ -686,7 +721,7 @@ async fn prunes_oldest_ends_first(store: &impl JobStore) {
     assert_eq!(store.prune(at(97), 100, 10).await.unwrap(), 1, "one ended before second 97");
     assert!(store.get(job(4).id).await.unwrap().is_none());
     assert_eq!(store.prune(at(0), 3, 10).await.unwrap(), 1, "one is beyond the three newest ends");
-    assert!(store.peek(job(3).id).is_none());
+    assert!(find(store, 3).await.is_none());
     assert_eq!(store.prune(at(0), 0, 2).await.unwrap(), 2, "no more than the limit");
-    assert!(store.peek(job(0).id).is_some() && store.peek(job(5).id).is_some());
+    assert!(find(store, 0).await.is_some() && find(store, 5).await.is_some());
 }

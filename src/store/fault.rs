@@ -1,7 +1,6 @@
-//! A store that fails by script: [`FaultStore`] wraps any other and makes a call of the test's choice fail before it is
-//! done, or after, when only the caller doesn't know. It can also keep a change from the feed.
-//!
-//! Calls are those that change something; reads have nothing to commit and never fail here.
+//! A store that fails by script: [`FaultStore`] wraps any other and makes a change of the test's choice fail before it is
+//! done, or after, when only the caller doesn't know. In an [`Outage`], every call fails or hangs, reads included. It can
+//! also keep a change from the feed.
 
 use std::sync::{
     Arc, OnceLock,
@@ -13,7 +12,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, StoreError};
+use super::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, Store, StoreError, Totals};
 use crate::{
     clock::Timestamp,
     job::{
@@ -34,6 +33,16 @@ pub(crate) enum Moment {
     Panic,
 }
 
+/// What becomes of all calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outage {
+    Fails,
+    /// No call ever returns.
+    Hangs,
+    /// As [`Outage::Hangs`], once a job was inserted.
+    HangsAfterInsert,
+}
+
 /// A call that changes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -48,14 +57,17 @@ pub(crate) enum Call {
     NoteDelivery(JobId),
     Resend(JobId),
     Remove,
-    Keep,
+    Put,
     AppendAudit,
 }
+
+const NO_DISK: &str = "no disk";
 
 /// The store.
 pub(crate) struct FaultStore<S> {
     inner: S,
     script: Mutex<Script>,
+    outage: Mutex<Option<Outage>>,
     ears: Arc<Ears>,
 }
 
@@ -78,24 +90,24 @@ struct Ears {
 }
 
 impl Feed for Ears {
-    fn reset(&self, pending: Vec<Arc<Job>>, ended: EndedCounts) {
+    fn reset(&self, pending: Vec<Arc<Job>>, totals: Totals) {
         if let Some(feed) = self.feed.get() {
-            feed.reset(pending, ended);
+            feed.reset(pending, totals);
         }
     }
 
-    fn changed(&self, jobs: &[Arc<Job>], ended: EndedCounts) {
+    fn changed(&self, jobs: &[Arc<Job>], totals: Totals) {
         self.announced.lock().extend(jobs.iter().map(|job| (**job).clone()));
         if let Some(feed) = self.feed.get().filter(|_| !self.deaf.load(Ordering::SeqCst)) {
-            feed.changed(jobs, ended);
+            feed.changed(jobs, totals);
         }
     }
 }
 
-impl<S: JobStore> FaultStore<S> {
+impl<S: Store> FaultStore<S> {
     /// Over `inner`, with no faults scripted. To be made before anybody observes `inner`.
     pub(crate) fn over(inner: S) -> FaultStore<S> {
-        FaultStore { inner, script: Mutex::default(), ears: Arc::default() }
+        FaultStore { inner, script: Mutex::default(), outage: Mutex::default(), ears: Arc::default() }
     }
 
     /// The store within.
@@ -120,9 +132,9 @@ impl<S: JobStore> FaultStore<S> {
 
     /// Keeps changes from the feed from now on, or tells it of all pending jobs again, as a store does that has lost what it
     /// should have told.
-    pub(crate) fn set_deaf(&self, deaf: bool) {
+    pub(crate) async fn set_deaf(&self, deaf: bool) {
         if self.ears.deaf.swap(deaf, Ordering::SeqCst) && !deaf {
-            self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>);
+            let _ = self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>).await;
         }
     }
 
@@ -131,7 +143,22 @@ impl<S: JobStore> FaultStore<S> {
         std::mem::take(&mut *self.ears.announced.lock())
     }
 
-    /// Makes a call, or fails it.
+    /// From now on.
+    pub(crate) fn break_down(&self, outage: Outage) {
+        *self.outage.lock() = Some(outage);
+    }
+
+    /// Makes a read, or fails it.
+    async fn read<T>(&self, done: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let outage = *self.outage.lock();
+        match outage {
+            None | Some(Outage::HangsAfterInsert) => done.await,
+            Some(Outage::Fails) => Err(StoreError::Unavailable { reason: NO_DISK.to_owned() }),
+            Some(Outage::Hangs) => std::future::pending().await,
+        }
+    }
+
+    /// Makes a change, or fails it.
     async fn call<T>(&self, call: Call, done: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let fault = {
             let mut script = self.script.lock();
@@ -149,7 +176,14 @@ impl<S: JobStore> FaultStore<S> {
             }
         };
         match fault {
-            None => return done.await,
+            None => {
+                let result = self.read(done).await;
+                if matches!(call, Call::Insert(_)) {
+                    let mut outage = self.outage.lock();
+                    *outage = outage.map(|outage| if outage == Outage::Fails { outage } else { Outage::Hangs });
+                }
+                return result;
+            }
             Some(Moment::Before) => {}
             Some(Moment::Panic) => panic!("a fault by script"),
             Some(Moment::After) => drop(done.await),
@@ -159,7 +193,7 @@ impl<S: JobStore> FaultStore<S> {
 }
 
 #[async_trait]
-impl<S: JobStore> JobStore for FaultStore<S> {
+impl<S: Store> JobStore for FaultStore<S> {
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
         self.call(Call::Insert(job.id), self.inner.insert(job, request)).await
     }
@@ -202,7 +236,7 @@ impl<S: JobStore> JobStore for FaultStore<S> {
     }
 
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-        self.inner.get(id).await
+        self.read(self.inner.get(id)).await
     }
 
     async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError> {
@@ -210,80 +244,33 @@ impl<S: JobStore> JobStore for FaultStore<S> {
     }
 
     async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
-        self.inner.list(listing, now).await
+        self.read(self.inner.list(listing, now)).await
     }
 
     async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
-        self.inner.select(listing, now).await
+        self.read(self.inner.select(listing, now)).await
     }
 
-    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
-        self.call(Call::Keep, self.inner.keep(name, value)).await
+    async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        self.read(self.inner.find(id)).await
     }
 
-    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
-        self.inner.kept(prefix)
+    async fn newest_answer(&self, question: std::num::NonZeroU64) -> Result<Option<Job>, StoreError> {
+        self.read(self.inner.newest_answer(question)).await
     }
 
-    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
-        self.call(Call::Keep, self.inner.book(day, model, sums)).await
+    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError> {
+        self.read(self.inner.is_key_known(key, now)).await
     }
 
-    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
-        self.call(Call::AppendAudit, self.inner.append_audit(id, entry, oldest)).await
-    }
-
-    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
-        self.inner.read_audit(before, limit).await
-    }
-
-    fn peek(&self, id: JobId) -> Option<Job> {
-        self.inner.peek(id)
-    }
-
-    fn newest_answer(&self, question: std::num::NonZeroU64) -> Option<Job> {
-        self.inner.newest_answer(question)
-    }
-
-    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.inner.is_key_known(key, now)
-    }
-
-    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
-        self.inner.deliveries_due(now, most)
-    }
-
-    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
-        self.inner.next_delivery_after(now)
-    }
-
-    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
-        self.call(Call::Resend(id), self.inner.resend(id, now)).await
-    }
-
-    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
-        self.inner.failing_deliveries(listing).await
-    }
-
-    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
-        self.call(Call::NoteDelivery(id), self.inner.note_delivery(id, delivery)).await
-    }
-
-    fn spent(&self, day: Day) -> Sums {
-        self.inner.spent(day)
-    }
-
-    fn ledger(&self, days: usize) -> Vec<DaySums> {
-        self.inner.ledger(days)
-    }
-
-    fn subscribe(&self, feed: Arc<dyn Feed>) {
+    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
         let _ = self.ears.feed.set(feed);
-        self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>);
+        self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>).await
     }
 
     fn trouble(&self) -> Option<String> {
-        self.inner.trouble()
+        let broken = (*self.outage.lock() == Some(Outage::Fails)).then(|| NO_DISK.to_owned());
+        broken.or_else(|| self.inner.trouble())
     }
 
     fn lost(&self) -> CancellationToken {
@@ -295,6 +282,63 @@ impl<S: JobStore> JobStore for FaultStore<S> {
     }
 }
 
+#[async_trait]
+impl<S: Store> Ledger for FaultStore<S> {
+    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.call(Call::Put, self.inner.add(day, model, sums)).await
+    }
+
+    async fn days(&self, most: usize) -> Result<Vec<DaySums>, StoreError> {
+        self.read(self.inner.days(most)).await
+    }
+}
+
+#[async_trait]
+impl<S: Store> Outbox for FaultStore<S> {
+    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>, StoreError> {
+        self.read(self.inner.due(now, most)).await
+    }
+
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        self.read(self.inner.next_due(now)).await
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.call(Call::Resend(id), self.inner.resend(id, now)).await
+    }
+
+    async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.read(self.inner.failing(listing)).await
+    }
+
+    async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.call(Call::NoteDelivery(id), self.inner.record(id, delivery)).await
+    }
+}
+
+#[async_trait]
+impl<S: Store> Registry for FaultStore<S> {
+    async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
+        self.call(Call::Put, self.inner.put(name, value)).await
+    }
+
+    async fn delete(&self, name: String) -> Result<(), StoreError> {
+        self.call(Call::Put, self.inner.delete(name)).await
+    }
+
+    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        self.read(self.inner.prefix(prefix)).await
+    }
+
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
+        self.call(Call::AppendAudit, self.inner.append_audit(id, entry, oldest)).await
+    }
+
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        self.read(self.inner.read_audit(before, limit)).await
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,41 +347,42 @@ mod tests {
         metrics::Metrics,
         store::{
             contract::{self, Heard, at, job, request, success},
+            memory::MemoryStore,
             sled::{SledConfig, SledStore},
         },
     };
 
-    fn open(folder: &tempfile::TempDir) -> FaultStore<SledStore> {
-        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-        FaultStore::over(SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap())
+    fn open() -> FaultStore<MemoryStore> {
+        FaultStore::over(MemoryStore::default())
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn without_a_fault_it_keeps_the_contract() {
+        contract::holds_for(async || open()).await;
         let folders = std::cell::RefCell::new(Vec::new());
         contract::holds_for(async || {
             let folder = tempfile::tempdir().unwrap();
-            let store = open(&folder);
+            let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
+            let store = SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap();
             folders.borrow_mut().push(folder);
-            store
+            FaultStore::over(store)
         })
         .await;
     }
 
     #[tokio::test]
     async fn a_call_that_fails_before_changes_nothing_and_one_that_fails_after_is_done() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(&folder);
+        let store = open();
         store.fail_after(1, Moment::Before);
         store.insert(job(0), request(0)).await.unwrap();
         store.insert(job(1), request(1)).await.unwrap_err();
         assert_eq!(store.take_fired(), [(Call::Insert(job(1).id), Moment::Before)]);
-        assert!(store.peek(job(0).id).is_some() && store.peek(job(1).id).is_none());
+        assert!(store.find(job(0).id).await.unwrap().is_some() && store.find(job(1).id).await.unwrap().is_none());
 
         store.fail_after(0, Moment::After);
         let error = store.claim(job(0).id, Owner::ANY, at(30), at(1)).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
-        assert!(store.peek(job(0).id).unwrap().is_running(), "it is claimed all the same");
+        assert!(store.find(job(0).id).await.unwrap().unwrap().is_running(), "it is claimed all the same");
         store.fail_after(0, Moment::After);
         store.transition(job(0).id, success(1, 1), at(2)).await.unwrap_err();
         let again = store.transition(job(0).id, success(1, 1), at(2)).await.unwrap_err();
@@ -347,15 +392,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_deaf_feed_hears_nothing_and_then_all_there_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(&folder);
-        let heard = Heard::of(&store);
+        let store = open();
+        let heard = Heard::of(&store).await;
         store.insert(job(0), request(0)).await.unwrap();
-        store.set_deaf(true);
+        store.set_deaf(true).await;
         store.insert(job(1), request(1)).await.unwrap();
         assert_eq!(heard.pending(), [job(0)]);
         assert_eq!(store.take_announced().len(), 2);
-        store.set_deaf(false);
+        store.set_deaf(false).await;
         assert_eq!(heard.pending(), [job(0), job(1)]);
     }
 }

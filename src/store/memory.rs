@@ -9,16 +9,19 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, MAX_AUDIT_BYTES, StoreError};
+use super::{
+    ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
+    Totals,
+};
 use crate::{
     clock::Timestamp,
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
         JobState, Listing, MAX_ATTEMPTS, Owner, Side, TransitionError,
         caller::Caller,
-        delivery::{Delivery, KEPT_UNTOLD},
+        delivery::{Delivery, UNNOTIFIED_RETENTION},
     },
-    ledger::{Day, DaySums, Sums, UNKNOWN_MODEL},
+    ledger::{self, Day, DaySums, Spent, Sums, UNKNOWN_MODEL},
 };
 
 /// The store.
@@ -35,7 +38,7 @@ struct State {
     jobs: BTreeMap<u64, JobRecord>,
     next_number: u64,
     keys: BTreeMap<[u8; 16], (IdempotencyKey, JobId)>,
-    kept: BTreeMap<String, String>,
+    settings: BTreeMap<String, String>,
     audit: BTreeMap<Uuid, String>,
     ledger: BTreeMap<Day, BTreeMap<String, Sums>>,
     is_closed: bool,
@@ -129,7 +132,7 @@ impl State {
         pending.map(|record| Arc::new(record.job.clone())).collect()
     }
 
-    fn ended(&self) -> EndedCounts {
+    fn totals(&self) -> Totals {
         let mut ended = EndedCounts::default();
         for record in self.jobs.values() {
             match record.job.state {
@@ -139,7 +142,9 @@ impl State {
                 JobState::Queued { .. } | JobState::Running { .. } => {}
             }
         }
-        ended
+        let newest = self.ledger.last_key_value();
+        let spent = newest.map(|(day, models)| Spent { day: *day, sums: ledger::total(models.values()) });
+        Totals { ended, spent: spent.unwrap_or_default() }
     }
 }
 
@@ -162,16 +167,20 @@ impl MemoryStore {
         if state.is_closed { Err(closed) } else { Ok(state) }
     }
 
-    /// Makes a change, and tells the feeds of the jobs that it gives.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<(T, Vec<Job>), StoreError>) -> Result<T, StoreError> {
-        // Held while the feeds are told, so that each hears of changes in their order.
+    /// Makes a change, and notifies the feeds of the jobs that it gives. Not in the first poll: a real store has to write.
+    async fn change<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<(T, Vec<Job>), StoreError>,
+    ) -> Result<T, StoreError> {
+        tokio::task::yield_now().await;
+        // Held while the feeds are notified, so that each hears of changes in their order.
         let feeds = self.feeds.lock();
-        let (result, jobs, ended) = {
+        let (result, jobs, totals) = {
             let mut state = self.open()?;
             let (result, jobs) = change(&mut state)?;
-            (result, jobs.into_iter().map(Arc::new).collect::<Vec<_>>(), state.ended())
+            (result, jobs.into_iter().map(Arc::new).collect::<Vec<_>>(), state.totals())
         };
-        feeds.iter().for_each(|feed| feed.changed(&jobs, ended));
+        feeds.iter().for_each(|feed| feed.changed(&jobs, totals));
         Ok(result)
     }
 }
@@ -186,6 +195,7 @@ impl JobStore for MemoryStore {
             state.add(with_delivery(JobRecord::fresh(job.clone(), request)));
             Ok((Insertion::Accepted, vec![job]))
         })
+        .await
     }
 
     async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
@@ -200,6 +210,7 @@ impl JobStore for MemoryStore {
             jobs.into_iter().for_each(|record| state.add(with_delivery(record)));
             Ok((accepted, changed))
         })
+        .await
     }
 
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
@@ -216,6 +227,7 @@ impl JobStore for MemoryStore {
             }
             Ok((insertions, changed))
         })
+        .await
     }
 
     async fn claim(
@@ -230,6 +242,7 @@ impl JobStore for MemoryStore {
             let request = state.record(id).map(|record| Arc::clone(&record.request)).unwrap_or_default();
             Ok((ClaimedJob { job: job.clone(), request }, vec![job]))
         })
+        .await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -237,6 +250,7 @@ impl JobStore for MemoryStore {
             let job = state.apply(id, &event, now)?;
             Ok((job.clone(), vec![job]))
         })
+        .await
     }
 
     async fn succeed(
@@ -253,6 +267,7 @@ impl JobStore for MemoryStore {
             jobs.extend(followers.into_iter().filter_map(|follower| state.apply(follower, &share, now).ok()));
             Ok((jobs.clone(), jobs))
         })
+        .await
     }
 
     async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
@@ -273,11 +288,12 @@ impl JobStore for MemoryStore {
                     .map(|(_, (_, number))| number)
             };
             let numbers: Vec<u64> = gone(told, surplus, before)
-                .chain(gone(untold, untold_surplus, before.minus(KEPT_UNTOLD)))
+                .chain(gone(untold, untold_surplus, before.minus(UNNOTIFIED_RETENTION)))
                 .take(limit)
                 .collect();
             Ok((state.remove(&numbers), Vec::new()))
         })
+        .await
     }
 
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -291,6 +307,7 @@ impl JobStore for MemoryStore {
                 ended.filter(|(_, record)| ids.contains(&record.job.id)).map(|(number, _)| *number).collect();
             Ok((state.remove(&numbers), Vec::new()))
         })
+        .await
     }
 
     async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
@@ -302,24 +319,137 @@ impl JobStore for MemoryStore {
         Ok(JobSelection { ids: jobs.into_iter().map(|record| record.job.id).collect(), next })
     }
 
-    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
-        let mut state = self.open()?;
-        match value {
-            Some(value) => drop(state.kept.insert(name, value)),
-            None => drop(state.kept.remove(&name)),
+    async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        Ok(self.open()?.record(id).map(|record| record.job.clone()))
+    }
+
+    async fn newest_answer(&self, question: std::num::NonZeroU64) -> Result<Option<Job>, StoreError> {
+        let state = self.open()?;
+        let answers = state.jobs.values().map(|record| &record.job);
+        let answers = answers.filter(|job| job.question == Some(question) && job.state == JobState::Succeeded);
+        Ok(answers.max_by_key(|job| job.finished_at).cloned())
+    }
+
+    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError> {
+        Ok(self.open()?.keys.get(&key.key).is_some_and(|(known, _)| known.expires_at > now))
+    }
+
+    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
+        let mut feeds = self.feeds.lock();
+        let (pending, totals) = {
+            let state = self.open()?;
+            (state.pending(), state.totals())
+        };
+        feed.reset(pending, totals);
+        if !feeds.iter().any(|other| Arc::ptr_eq(other, &feed)) {
+            feeds.push(feed);
         }
         Ok(())
     }
 
-    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
-        let state = self.state.lock();
-        let kept = state.kept.iter().filter(|(name, _)| name.starts_with(prefix));
-        kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+    fn trouble(&self) -> Option<String> {
+        self.open().err().map(|error| error.to_string())
     }
 
-    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
-        self.open()?.ledger.entry(day).or_default().entry(model).or_default().add(&sums);
+    fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
+    async fn close(&self) {
+        self.state.lock().is_closed = true;
+    }
+}
+
+#[async_trait]
+impl Ledger for MemoryStore {
+    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.change(|state| {
+            state.ledger.entry(day).or_default().entry(model).or_default().add(&sums);
+            Ok(((), Vec::new()))
+        })
+        .await
+    }
+
+    async fn days(&self, most: usize) -> Result<Vec<DaySums>, StoreError> {
+        let state = self.open()?;
+        let days = state.ledger.iter().rev().take(most);
+        Ok(days.map(|(day, models)| DaySums { day: *day, models: models.clone() }).collect())
+    }
+}
+
+#[async_trait]
+impl Outbox for MemoryStore {
+    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>, StoreError> {
+        let state = self.open()?;
+        let mut due: Vec<(Timestamp, Due)> = Vec::new();
+        for JobRecord { job, delivery, .. } in state.jobs.values() {
+            let Some(delivery) = delivery.as_ref() else { continue };
+            let Some(next_at) = delivery.next_at().filter(|next_at| *next_at <= now) else { continue };
+            due.push((next_at, Due { job: job.id, caller: job.caller, host: delivery.host.as_str().into() }));
+        }
+        due.sort_by_key(|(next_at, _)| *next_at);
+        let mut taken: BTreeMap<(Caller, Arc<str>), usize> = BTreeMap::new();
+        due.retain(|(_, due)| {
+            let lane = taken.entry((due.caller, Arc::clone(&due.host))).or_default();
+            *lane += 1;
+            *lane <= most
+        });
+        Ok(due.into_iter().map(|(_, due)| due).collect())
+    }
+
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let state = self.open()?;
+        let next = state.jobs.values().filter_map(|record| record.delivery.as_ref()?.next_at());
+        Ok(next.filter(|next_at| *next_at > now).min())
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        let mut state = self.open()?;
+        let number = state.number(id).ok_or(StoreError::NotFound(id))?;
+        let Some(JobRecord { job, delivery: Some(delivery), .. }) = state.jobs.get_mut(&number) else {
+            return Err(StoreError::NotFound(id));
+        };
+        if !job.state.is_final() {
+            return Err(TransitionError::Illegal { status: job.status(now), wanted: "resent" }.into());
+        }
+        *delivery = delivery.clone().resent(now);
         Ok(())
+    }
+
+    async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        let is_failing = |record: &JobRecord| record.delivery.as_ref().is_some_and(Delivery::is_failing);
+        Ok(self.open()?.page(&listing, Timestamp::from_millis(0), is_failing))
+    }
+
+    async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        let mut state = self.open()?;
+        let Some(number) = state.number(id) else { return Ok(()) };
+        if let Some(JobRecord { delivery: Some(current), .. }) = state.jobs.get_mut(&number)
+            && current.next_at().is_some()
+            && current.is_same_round(&delivery)
+        {
+            *current = delivery;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Registry for MemoryStore {
+    async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
+        self.open()?.settings.insert(name, value);
+        Ok(())
+    }
+
+    async fn delete(&self, name: String) -> Result<(), StoreError> {
+        self.open()?.settings.remove(&name);
+        Ok(())
+    }
+
+    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let state = self.open()?;
+        let settings = state.settings.iter().filter(|(name, _)| name.starts_with(prefix));
+        Ok(settings.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
@@ -336,112 +466,6 @@ impl JobStore for MemoryStore {
         let state = self.open()?;
         let older = state.audit.iter().rev().filter(|(id, _)| before.is_none_or(|before| **id < before));
         Ok(older.take(limit).map(|(id, entry)| (*id, entry.clone())).collect())
-    }
-
-    fn peek(&self, id: JobId) -> Option<Job> {
-        self.state.lock().record(id).map(|record| record.job.clone())
-    }
-
-    fn newest_answer(&self, question: std::num::NonZeroU64) -> Option<Job> {
-        let state = self.state.lock();
-        let answers = state.jobs.values().map(|record| &record.job);
-        let answers = answers.filter(|job| job.question == Some(question) && job.state == JobState::Succeeded);
-        answers.max_by_key(|job| job.finished_at).cloned()
-    }
-
-    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.state.lock().keys.get(&key.key).is_some_and(|(known, _)| known.expires_at > now)
-    }
-
-    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
-        let state = self.state.lock();
-        let mut due: Vec<(Timestamp, Due)> = Vec::new();
-        for JobRecord { job, delivery, .. } in state.jobs.values() {
-            let Some(delivery) = delivery.as_ref() else { continue };
-            let Some(next_at) = delivery.next_at().filter(|next_at| *next_at <= now) else { continue };
-            due.push((next_at, Due { job: job.id, caller: job.caller, host: delivery.host.as_str().into() }));
-        }
-        due.sort_by_key(|(next_at, _)| *next_at);
-        let mut taken: BTreeMap<(Caller, Arc<str>), usize> = BTreeMap::new();
-        due.retain(|(_, due)| {
-            let lane = taken.entry((due.caller, Arc::clone(&due.host))).or_default();
-            *lane += 1;
-            *lane <= most
-        });
-        due.into_iter().map(|(_, due)| due).collect()
-    }
-
-    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
-        let state = self.state.lock();
-        let next = state.jobs.values().filter_map(|record| record.delivery.as_ref()?.next_at());
-        next.filter(|next_at| *next_at > now).min()
-    }
-
-    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
-        let mut state = self.open()?;
-        let number = state.number(id).ok_or(StoreError::NotFound(id))?;
-        let Some(JobRecord { job, delivery: Some(delivery), .. }) = state.jobs.get_mut(&number) else {
-            return Err(StoreError::NotFound(id));
-        };
-        if !job.state.is_final() {
-            return Err(TransitionError::Illegal { status: job.status(now), wanted: "resent" }.into());
-        }
-        *delivery = delivery.clone().resent(now);
-        Ok(())
-    }
-
-    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
-        let is_failing = |record: &JobRecord| record.delivery.as_ref().is_some_and(Delivery::is_failing);
-        Ok(self.open()?.page(&listing, Timestamp::from_millis(0), is_failing))
-    }
-
-    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
-        let mut state = self.open()?;
-        let Some(number) = state.number(id) else { return Ok(()) };
-        if let Some(JobRecord { delivery: Some(current), .. }) = state.jobs.get_mut(&number)
-            && current.next_at().is_some()
-            && current.is_same_round(&delivery)
-        {
-            *current = delivery;
-        }
-        Ok(())
-    }
-
-    fn spent(&self, day: Day) -> Sums {
-        let state = self.state.lock();
-        let mut sums = Sums::default();
-        state.ledger.get(&day).into_iter().flat_map(BTreeMap::values).for_each(|model| sums.add(model));
-        sums
-    }
-
-    fn ledger(&self, days: usize) -> Vec<DaySums> {
-        let state = self.state.lock();
-        let days = state.ledger.iter().rev().take(days);
-        days.map(|(day, models)| DaySums { day: *day, models: models.clone() }).collect()
-    }
-
-    fn subscribe(&self, feed: Arc<dyn Feed>) {
-        let mut feeds = self.feeds.lock();
-        let (pending, ended) = {
-            let state = self.state.lock();
-            (state.pending(), state.ended())
-        };
-        feed.reset(pending, ended);
-        if !feeds.iter().any(|other| Arc::ptr_eq(other, &feed)) {
-            feeds.push(feed);
-        }
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.open().err().map(|error| error.to_string())
-    }
-
-    fn lost(&self) -> CancellationToken {
-        self.lost.clone()
-    }
-
-    async fn close(&self) {
-        self.state.lock().is_closed = true;
     }
 }
 

@@ -75,7 +75,7 @@ use self::{
     recent::{Bodies, Recent},
     writer::Writer,
 };
-use super::{ClaimedJob, Due, Feed, Insertion, JobStore, StoreError};
+use super::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError, Totals};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -312,16 +312,89 @@ impl JobStore for SledStore {
         self.read(move |shared, disk| shared.select(disk, &listing, now)).await
     }
 
-    async fn keep(&self, name: String, value: Option<String>) -> Result<(), StoreError> {
-        self.ask(|reply| Command::Beside { change: BesideChange::Keep { name, value }, reply }).await
+    async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        let index = self.shared.index.read();
+        Ok(index.seq(id).and_then(|seq| index.get(seq).cloned()))
     }
 
-    fn kept(&self, prefix: &str) -> Vec<(String, String)> {
-        self.shared.beside.read().kept(prefix)
+    async fn newest_answer(&self, question: NonZeroU64) -> Result<Option<Job>, StoreError> {
+        Ok(self.shared.index.read().newest_answer(question).cloned())
     }
 
-    async fn book(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError> {
+        Ok(self.shared.keys.read().find(key, self.shared.key_time(now)).is_some())
+    }
+
+    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
+        let _ = self.shared.feed.set(feed);
+        self.shared.reset_feed();
+        Ok(())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
+    fn lost(&self) -> CancellationToken {
+        self.shared.lost.clone()
+    }
+
+    async fn close(&self) {
+        let writer = self.dismiss_writer();
+        // It has to finish what was accepted, which takes a moment.
+        let _ = tokio::task::spawn_blocking(move || writer.map(thread::JoinHandle::join)).await;
+    }
+}
+
+#[async_trait]
+impl Ledger for SledStore {
+    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
         self.ask(|reply| Command::Book { day, model, sums, reply }).await
+    }
+
+    async fn days(&self, most: usize) -> Result<Vec<DaySums>, StoreError> {
+        Ok(self.shared.book.read().newest(most))
+    }
+}
+
+#[async_trait]
+impl Outbox for SledStore {
+    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>, StoreError> {
+        let due = self.shared.deliveries.read().due(now, most);
+        let index = self.shared.index.read();
+        let due = due.into_iter().filter_map(|(seq, caller, host)| Some(Due { job: index.get(seq)?.id, caller, host }));
+        Ok(due.collect())
+    }
+
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.shared.deliveries.read().next_after(now))
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Resend { id, now, reply }).await
+    }
+
+    async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.read(move |shared, disk| shared.failing_deliveries(disk, &listing)).await
+    }
+
+    async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
+    }
+}
+
+#[async_trait]
+impl Registry for SledStore {
+    async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Beside { change: BesideChange::Keep { name, value: Some(value) }, reply }).await
+    }
+
+    async fn delete(&self, name: String) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Beside { change: BesideChange::Keep { name, value: None }, reply }).await
+    }
+
+    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        Ok(self.shared.beside.read().kept(prefix))
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
@@ -341,69 +414,6 @@ impl JobStore for SledStore {
             Ok(entries)
         })
         .await
-    }
-
-    fn peek(&self, id: JobId) -> Option<Job> {
-        let index = self.shared.index.read();
-        index.get(index.seq(id)?).cloned()
-    }
-
-    fn newest_answer(&self, question: NonZeroU64) -> Option<Job> {
-        self.shared.index.read().newest_answer(question).cloned()
-    }
-
-    fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> bool {
-        self.shared.keys.read().find(key, self.shared.key_time(now)).is_some()
-    }
-
-    fn deliveries_due(&self, now: Timestamp, most: usize) -> Vec<Due> {
-        let due = self.shared.deliveries.read().due(now, most);
-        let index = self.shared.index.read();
-        let due = due.into_iter().filter_map(|(seq, caller, host)| Some(Due { job: index.get(seq)?.id, caller, host }));
-        due.collect()
-    }
-
-    fn next_delivery_after(&self, now: Timestamp) -> Option<Timestamp> {
-        self.shared.deliveries.read().next_after(now)
-    }
-
-    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
-        self.ask(|reply| Command::Resend { id, now, reply }).await
-    }
-
-    async fn failing_deliveries(&self, listing: Listing) -> Result<JobPage, StoreError> {
-        self.read(move |shared, disk| shared.failing_deliveries(disk, &listing)).await
-    }
-
-    async fn note_delivery(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
-        self.ask(|reply| Command::NoteDelivery { id, delivery, reply }).await
-    }
-
-    fn spent(&self, day: Day) -> Sums {
-        self.shared.book.read().day(day)
-    }
-
-    fn ledger(&self, days: usize) -> Vec<DaySums> {
-        self.shared.book.read().newest(days)
-    }
-
-    fn subscribe(&self, feed: Arc<dyn Feed>) {
-        let _ = self.shared.feed.set(feed);
-        self.shared.reset_feed();
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.shared.trouble()
-    }
-
-    fn lost(&self) -> CancellationToken {
-        self.shared.lost.clone()
-    }
-
-    async fn close(&self) {
-        let writer = self.dismiss_writer();
-        // It has to finish what was accepted, which takes a moment.
-        let _ = tokio::task::spawn_blocking(move || writer.map(thread::JoinHandle::join)).await;
     }
 }
 
@@ -449,7 +459,7 @@ impl Shared {
                 let index = self.index.read();
                 (index.pending(), index.ended())
             };
-            feed.reset(pending, ended);
+            feed.reset(pending, Totals { ended, spent: self.book.read().spent() });
         }
     }
 

@@ -13,8 +13,8 @@ use tokio::sync::Mutex;
 
 use super::WebhookError;
 use crate::{
-    clock::Timestamp,
-    queue::{Queue, QueueError},
+    clock::{Clock, Timestamp},
+    registry::{Registry, Unavailable},
 };
 
 /// Prefix of a secret, by the specification.
@@ -35,7 +35,8 @@ pub struct Secrets(Arc<Inner>);
 
 struct Inner {
     source: Source,
-    queue: Queue,
+    registry: Registry,
+    clock: Clock,
     /// Held from reading a rotation until the next one is stored.
     changing: Mutex<()>,
 }
@@ -75,7 +76,7 @@ pub enum RotationError {
     },
     /// The store can't be used.
     #[error(transparent)]
-    Queue(#[from] QueueError),
+    Unavailable(#[from] Unavailable),
 }
 
 /// How often a caller's secret was replaced.
@@ -96,26 +97,26 @@ impl Secrets {
     ///
     /// # Errors
     /// [`WebhookError::Secret`].
-    pub fn of_setting(listed: &SecretString, queue: Queue) -> Result<Secrets, WebhookError> {
+    pub fn from_setting(listed: &SecretString, registry: Registry, clock: Clock) -> Result<Secrets, WebhookError> {
         let mut secrets: Vec<SecretString> = listed.expose_secret().split(',').map(|text| text.trim().into()).collect();
         if secrets.iter().any(|secret| decoded(secret).is_none()) {
             return Err(WebhookError::Secret);
         }
         let current = secrets.remove(0);
-        Ok(Secrets::from_source(Source::Setting(current, secrets), queue))
+        Ok(Secrets::from_source(Source::Setting(current, secrets), registry, clock))
     }
 
     /// A secret for each caller, derived from `root`.
     ///
     /// # Errors
     /// [`WebhookError::Root`].
-    pub fn derived(root: &SecretString, queue: Queue) -> Result<Secrets, WebhookError> {
+    pub fn derived(root: &SecretString, registry: Registry, clock: Clock) -> Result<Secrets, WebhookError> {
         let root = decoded(root).ok_or(WebhookError::Root)?;
-        Ok(Secrets::from_source(Source::Root(hmac::Key::new(hmac::HMAC_SHA256, &root)), queue))
+        Ok(Secrets::from_source(Source::Root(hmac::Key::new(hmac::HMAC_SHA256, &root)), registry, clock))
     }
 
-    fn from_source(source: Source, queue: Queue) -> Secrets {
-        Secrets(Arc::new(Inner { source, queue, changing: Mutex::default() }))
+    fn from_source(source: Source, registry: Registry, clock: Clock) -> Secrets {
+        Secrets(Arc::new(Inner { source, registry, clock, changing: Mutex::default() }))
     }
 
     /// Whether all callers share the secrets of the setting.
@@ -124,18 +125,21 @@ impl Secrets {
     }
 
     /// What signs the messages of `caller`; of `None`, of all callers without a name.
-    pub fn of(&self, caller: Option<&str>) -> CallerSecrets {
-        match &self.0.source {
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn of(&self, caller: Option<&str>) -> Result<CallerSecrets, Unavailable> {
+        Ok(match &self.0.source {
             Source::Setting(current, others) => CallerSecrets {
                 current: current.clone(),
                 previous: others.iter().map(|secret| (secret.clone(), None)).collect(),
             },
-            Source::Root(root) => self.of_rotation(root, caller, &self.rotation(caller)),
-        }
+            Source::Root(root) => self.of_rotation(root, caller, &self.rotation(caller).await?),
+        })
     }
 
     fn of_rotation(&self, root: &hmac::Key, caller: Option<&str>, rotation: &Rotation) -> CallerSecrets {
-        let now = self.0.queue.now();
+        let now = self.0.clock.now();
         let previous = rotation.previous.iter().filter(|replaced| replaced.expires_at > now);
         CallerSecrets {
             current: derive(root, caller, rotation.generation),
@@ -152,8 +156,8 @@ impl Secrets {
     pub async fn rotate(&self, caller: Option<&str>, overlap: Duration) -> Result<CallerSecrets, RotationError> {
         let Source::Root(root) = &self.0.source else { return Err(RotationError::OfSetting) };
         let _changing = self.0.changing.lock().await;
-        let Rotation { generation, mut previous } = self.rotation(caller);
-        let now = self.0.queue.now();
+        let Rotation { generation, mut previous } = self.rotation(caller).await?;
+        let now = self.0.clock.now();
         let until = now.plus(overlap);
         previous.insert(0, Replaced { generation, expires_at: until });
         previous.iter_mut().for_each(|replaced| replaced.expires_at = replaced.expires_at.min(until));
@@ -163,27 +167,30 @@ impl Secrets {
             return Err(RotationError::TooMany { until });
         }
         let rotation = Rotation { generation: generation.wrapping_add(1), previous };
-        let text = serde_json::to_string(&rotation).map_err(|error| QueueError::Unavailable(error.to_string()))?;
-        self.0.queue.keep(setting(caller), Some(text)).await?;
+        self.0.registry.put(setting(caller), &rotation).await?;
         Ok(self.of_rotation(root, caller, &rotation))
     }
 
-    fn rotation(&self, caller: Option<&str>) -> Rotation {
-        let name = setting(caller);
-        let stored = self.0.queue.kept(&name).into_iter().find(|(known, _)| *known == name);
-        stored.and_then(|(_, text)| serde_json::from_str(&text).ok()).unwrap_or_default()
+    async fn rotation(&self, caller: Option<&str>) -> Result<Rotation, Unavailable> {
+        Ok(self.0.registry.get(&setting(caller)).await?.unwrap_or_default())
     }
 
     /// The signatures of a message, as its header has them: one of each valid secret of the caller.
-    pub(super) fn sign(&self, caller: Option<&str>, id: &str, seconds: i64, body: &str) -> String {
-        let CallerSecrets { current, previous } = self.of(caller);
+    pub(super) async fn sign(
+        &self,
+        caller: Option<&str>,
+        id: &str,
+        seconds: i64,
+        body: &str,
+    ) -> Result<String, Unavailable> {
+        let CallerSecrets { current, previous } = self.of(caller).await?;
         let signed = format!("{id}.{seconds}.{body}");
         let signature = |secret: &SecretString| {
             let key = hmac::Key::new(hmac::HMAC_SHA256, &decoded(secret).unwrap_or_default());
             format!("v1,{}", BASE64_STANDARD.encode(hmac::sign(&key, signed.as_bytes())))
         };
         let all = std::iter::once(&current).chain(previous.iter().map(|(secret, _)| secret));
-        all.map(signature).collect::<Vec<_>>().join(" ")
+        Ok(all.map(signature).collect::<Vec<_>>().join(" "))
     }
 }
 
@@ -203,89 +210,70 @@ fn decoded(secret: &SecretString) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
-    use crate::{
-        clock::Clock,
-        metrics::Metrics,
-        queue::Policy,
-        store::{
-            contract::at,
-            sled::{SledConfig, SledStore},
-        },
-    };
+    use crate::store::{contract::at, memory::MemoryStore};
 
     const ROOT: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     const HOUR: Duration = Duration::from_hours(1);
 
-    fn queue() -> (Queue, Clock, tempfile::TempDir) {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(at(0)));
-        let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
-        let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
-        let queue = Queue::new(store, clock.clone(), Policy::plain(), Metrics::new(), CancellationToken::new());
-        (queue, clock, folder)
+    fn registry() -> (Registry, Clock) {
+        (Registry::new(Arc::<MemoryStore>::default()), Clock::manual(at(0)))
     }
 
-    fn all(secrets: &Secrets, caller: Option<&str>) -> Vec<String> {
-        let CallerSecrets { current, previous } = secrets.of(caller);
+    async fn all(secrets: &Secrets, caller: Option<&str>) -> Vec<String> {
+        let CallerSecrets { current, previous } = secrets.of(caller).await.unwrap();
         let all = std::iter::once(current).chain(previous.into_iter().map(|(secret, _)| secret));
         all.map(|secret| secret.expose_secret().to_owned()).collect()
     }
 
     #[tokio::test]
     async fn each_caller_has_a_secret_of_its_own_that_stays_after_a_restart() {
-        let (queue, _clock, _folder) = queue();
-        let secrets = Secrets::derived(&ROOT.into(), queue.clone()).unwrap();
-        let of = |caller| all(&secrets, caller).remove(0);
-        let known = [of(None), of(Some("alice")), of(Some("bob")), of(Some("0"))];
+        let (registry, clock) = registry();
+        let secrets = Secrets::derived(&ROOT.into(), registry.clone(), clock.clone()).unwrap();
+        let of = async |caller| all(&secrets, caller).await.remove(0);
+        let known = [of(None).await, of(Some("alice")).await, of(Some("bob")).await, of(Some("0")).await];
         for (place, secret) in known.iter().enumerate() {
             assert!(secret.starts_with(PREFIX) && secret != ROOT && !known[..place].contains(secret), "{secret}");
         }
-        let bob = of(Some("bob"));
+        let bob = of(Some("bob")).await;
         secrets.rotate(Some("alice"), HOUR).await.unwrap();
-        assert_eq!(of(Some("bob")), bob, "only the secret of the caller changes");
-        assert_eq!(all(&secrets, Some("alice"))[1..], [known[1].clone()]);
-        let again = Secrets::derived(&ROOT.into(), queue).unwrap();
-        assert_eq!(all(&again, Some("alice")), all(&secrets, Some("alice")));
+        assert_eq!(of(Some("bob")).await, bob, "only the secret of the caller changes");
+        assert_eq!(all(&secrets, Some("alice")).await[1..], [known[1].clone()]);
+        let again = Secrets::derived(&ROOT.into(), registry, clock).unwrap();
+        assert_eq!(all(&again, Some("alice")).await, all(&secrets, Some("alice")).await);
     }
 
     #[tokio::test]
     async fn replaced_secrets_sign_until_their_overlap_is_over_and_only_so_many() {
-        let (queue, clock, _folder) = queue();
-        let secrets = Secrets::derived(&ROOT.into(), queue).unwrap();
-        let signatures = || secrets.sign(None, "msg_1", 1, "{}").split(' ').count();
-        assert_eq!(signatures(), 1);
+        let (registry, clock) = registry();
+        let secrets = Secrets::derived(&ROOT.into(), registry, clock.clone()).unwrap();
+        let signatures = async || secrets.sign(None, "msg_1", 1, "{}").await.unwrap().split(' ').count();
+        assert_eq!(signatures().await, 1);
         for count in 1..=MAX_PREVIOUS {
             secrets.rotate(None, HOUR).await.unwrap();
-            assert_eq!(signatures(), 1 + count);
+            assert_eq!(signatures().await, 1 + count);
             clock.advance(Duration::from_mins(1));
         }
         let refused = secrets.rotate(None, HOUR).await.err().unwrap().to_string();
         assert!(refused.contains(&at(3_600).to_string()), "{refused}");
         clock.advance(HOUR - Duration::from_mins(4));
-        assert_eq!(signatures(), MAX_PREVIOUS, "the first is over");
-        let newest = all(&secrets, None).remove(0);
+        assert_eq!(signatures().await, MAX_PREVIOUS, "the first is over");
+        let newest = all(&secrets, None).await.remove(0);
         secrets.rotate(None, Duration::from_mins(1)).await.unwrap();
-        assert!(
-            secrets
-                .of(None)
-                .previous
-                .iter()
-                .all(|(_, until)| until.unwrap() <= clock.now().plus(Duration::from_mins(1)))
-        );
+        let CallerSecrets { previous, .. } = secrets.of(None).await.unwrap();
+        assert!(previous.iter().all(|(_, until)| until.unwrap() <= clock.now().plus(Duration::from_mins(1))));
         let now = secrets.rotate(None, Duration::ZERO).await.unwrap();
         assert!(now.previous.is_empty() && now.current.expose_secret() != newest);
     }
 
     #[tokio::test]
     async fn the_setting_lists_secrets_that_all_sign_for_everybody() {
-        let (queue, _clock, _folder) = queue();
+        let (registry, clock) = registry();
         let both = format!("{ROOT}, whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD");
-        let secrets = Secrets::of_setting(&both.as_str().into(), queue.clone()).unwrap();
-        assert_eq!(all(&secrets, Some("alice")), all(&secrets, None));
-        assert_eq!(secrets.sign(None, "msg_1", 1, "{}").split(' ').count(), 2);
+        let secrets = Secrets::from_setting(&both.as_str().into(), registry.clone(), clock.clone()).unwrap();
+        assert_eq!(all(&secrets, Some("alice")).await, all(&secrets, None).await);
+        assert_eq!(secrets.sign(None, "msg_1", 1, "{}").await.unwrap().split(' ').count(), 2);
         assert!(matches!(secrets.rotate(None, HOUR).await, Err(RotationError::OfSetting)));
-        assert!(Secrets::of_setting(&"whsec_?".into(), queue).is_err());
+        assert!(Secrets::from_setting(&"whsec_?".into(), registry, clock).is_err());
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     job::{JobId, caller::Caller},
-    queue::Due,
+    store::Due,
 };
 
 /// Most messages under way at one time: a receiver may hold one for as long as it may take to answer.

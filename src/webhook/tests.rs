@@ -17,7 +17,9 @@ use super::*;
 use crate::{
     clock::Clock,
     job::{JobEvent, JobRequest},
+    ledger::Spending,
     queue::{Policy, Submission},
+    registry::Registry,
     store::{
         contract::{at, job, request_with_callback},
         fault::{Call, FaultStore, Moment},
@@ -81,10 +83,13 @@ impl World {
         let store = SledStore::open(config, clock.clone(), Metrics::new()).unwrap();
         let store = Arc::new(FaultStore::over(store));
         let closing = CancellationToken::new();
-        let queue = Queue::new(store.clone(), clock.clone(), policy, Metrics::new(), closing.clone());
-        let secrets = Secrets::of_setting(&SECRET.into(), queue.clone()).unwrap();
+        let queue =
+            Queue::open(store.clone(), clock.clone(), policy, Metrics::new(), Spending::default(), closing.clone());
+        let queue = queue.await.unwrap();
+        let secrets = Secrets::from_setting(&SECRET.into(), Registry::new(store.clone()), clock.clone()).unwrap();
         let public_url = Some(crate::config::values::origin("https://ceo.example").unwrap());
-        let webhooks = Webhooks::new(queue.clone(), secrets, callbacks, public_url, Metrics::new()).unwrap();
+        let webhooks =
+            Webhooks::new(queue.clone(), store.clone(), secrets, callbacks, public_url, Metrics::new()).unwrap();
         tokio::spawn(webhooks.run(closing.clone()));
         World { queue, store, clock, url, arrived, closing, _folder: folder }
     }

@@ -15,11 +15,12 @@ use crate::{
         AtRisk, AttemptOutcome, Depth, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing,
         disposition::{Scope, SharedFailure},
     },
+    ledger::Spending,
     queue::{Policy, Submission},
     store::{
-        JobStore,
+        JobStore as _,
         fault::{FaultStore, Moment},
-        sled::{SledConfig, SledStore},
+        memory::MemoryStore,
     },
 };
 
@@ -76,9 +77,8 @@ fn success() -> (Disposition, AttemptReport) {
 
 /// A pool for one call at once, and all that it works with.
 struct Shop {
-    _folder: tempfile::TempDir,
     clock: Clock,
-    store: Arc<FaultStore<SledStore>>,
+    store: Arc<FaultStore<MemoryStore>>,
     queue: Queue,
     limits: Limits,
     metrics: Metrics,
@@ -87,17 +87,15 @@ struct Shop {
 }
 
 impl Shop {
-    fn open(script: impl Fn(&str) -> Act + Send + Sync + 'static) -> Shop {
-        let folder = tempfile::tempdir().unwrap();
+    async fn open(script: impl Fn(&str) -> Act + Send + Sync + 'static) -> Shop {
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let metrics = Metrics::new();
-        let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-        let store = SledStore::open(config, clock.clone(), metrics.clone()).unwrap();
-        let store = Arc::new(FaultStore::over(store));
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
         let policy = Policy { lease: LEASE, ..Policy::plain() };
         let closing = CancellationToken::new();
-        let shared = Arc::clone(&store) as Arc<dyn JobStore>;
-        let queue = Queue::new(shared, clock.clone(), policy, metrics.clone(), closing.clone());
+        let (spending, clocked) = (Spending::default(), clock.clone());
+        let queue =
+            Queue::open(store.clone(), clocked, policy, metrics.clone(), spending, closing.clone()).await.unwrap();
         let most = Some(NonZeroU32::MAX);
         let per_minute = RateCaps { requests: most, input_tokens: most, output_tokens: most };
         let limits = Limits::new(per_minute, 1, None, Arc::new(|| ModelKey::of("scripted")));
@@ -110,7 +108,7 @@ impl Shop {
         };
         let tracker = TaskTracker::new();
         worker.start_pool(1, &tracker);
-        Shop { _folder: folder, clock, store, queue, limits, metrics, closing, tracker }
+        Shop { clock, store, queue, limits, metrics, closing, tracker }
     }
 
     async fn ask(&self, query: &str) -> JobId {
@@ -129,7 +127,7 @@ impl Shop {
     async fn take_lease(&self, id: JobId) {
         let expired = async {
             loop {
-                let job = self.store.peek(id).unwrap();
+                let job = self.store.find(id).await.unwrap().unwrap();
                 let (attempt, lease_until) = (job.attempt, lease_until(&job));
                 let event = JobEvent::Expire { attempt, lease_until, retry_at: None, at_risk: None };
                 // A heartbeat may have extended it in between.
@@ -145,7 +143,7 @@ impl Shop {
     async fn until(&self, id: JobId, wanted: impl Fn(&Job) -> bool) -> Job {
         let look = async {
             loop {
-                let job = self.store.peek(id).unwrap();
+                let job = self.store.find(id).await.unwrap().unwrap();
                 if wanted(&job) {
                     return job;
                 }
@@ -160,7 +158,6 @@ impl Shop {
         self.closing.cancel();
         self.tracker.close();
         timeout(PATIENCE, self.tracker.wait()).await.expect("the worker ends");
-        self.store.inner().assert_consistent();
     }
 }
 
@@ -174,7 +171,7 @@ impl Drop for Stopped {
 }
 
 /// A shop whose attempts never end by themselves, and what they tell.
-fn endless() -> (Shop, mpsc::UnboundedReceiver<&'static str>) {
+async fn endless() -> (Shop, mpsc::UnboundedReceiver<&'static str>) {
     let (sender, told) = mpsc::unbounded_channel();
     let shop = Shop::open(move |query| {
         let sender = sender.clone();
@@ -187,7 +184,8 @@ fn endless() -> (Shop, mpsc::UnboundedReceiver<&'static str>) {
             pending().await
         }
         .boxed()
-    });
+    })
+    .await;
     (shop, told)
 }
 
@@ -210,7 +208,8 @@ async fn an_attempt_that_panics_fails_and_its_worker_lives_on() {
         }
         .boxed(),
         _ => async { success() }.boxed(),
-    });
+    })
+    .await;
     for query in ["at once", "later"] {
         let failed = shop.ended(shop.ask(query).await).await;
         assert_eq!(failed.job.state, JobState::Failed { code: FailureCode::Internal });
@@ -227,7 +226,7 @@ async fn an_attempt_that_panics_fails_and_its_worker_lives_on() {
 
 #[tokio::test]
 async fn heartbeats_keep_the_lease_of_an_attempt_that_takes_long() {
-    let (shop, mut told) = endless();
+    let (shop, mut told) = endless().await;
     let id = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
     for _ in 0..10 {
@@ -235,7 +234,7 @@ async fn heartbeats_keep_the_lease_of_an_attempt_that_takes_long() {
         let now = shop.queue.now();
         shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
         shop.queue.sweep().await.unwrap();
-        let job = shop.store.peek(id).unwrap();
+        let job = shop.store.find(id).await.unwrap().unwrap();
         assert_eq!((job.attempt, job.status(now)), (1, JobStatus::Running));
     }
     assert_eq!(shop.metrics.leases_lost.get(), 0);
@@ -245,7 +244,7 @@ async fn heartbeats_keep_the_lease_of_an_attempt_that_takes_long() {
 
 #[tokio::test]
 async fn a_heartbeat_that_the_store_can_not_take_is_followed_by_another() {
-    let (shop, mut told) = endless();
+    let (shop, mut told) = endless().await;
     let id = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
     for moment in [Moment::Before, Moment::After, Moment::Before] {
@@ -262,16 +261,16 @@ async fn a_heartbeat_that_the_store_can_not_take_is_followed_by_another() {
 
 #[tokio::test]
 async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_settle_changes_nothing() {
-    let (shop, mut told) = endless();
+    let (shop, mut told) = endless().await;
     let id = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
-    let mine = shop.store.peek(id).unwrap();
+    let mine = shop.store.find(id).await.unwrap().unwrap();
 
     // Nobody tells the attempt, so the heartbeat has to find out.
-    shop.store.set_deaf(true);
+    shop.store.set_deaf(true).await;
     shop.take_lease(id).await;
     assert_eq!(next(&mut told).await, "stopped");
-    shop.store.set_deaf(false);
+    shop.store.set_deaf(false).await;
     assert_eq!(shop.metrics.leases_lost.get(), 1);
     let lost = shop.queue.get(id).await.unwrap();
     assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
@@ -289,7 +288,7 @@ async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_sett
 
 #[tokio::test]
 async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_its_lease_taken() {
-    let (shop, mut told) = endless();
+    let (shop, mut told) = endless().await;
     let cancelled = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
     shop.queue.cancel(cancelled).await.unwrap();
@@ -303,7 +302,7 @@ async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_its_lease_taken()
 
 #[tokio::test]
 async fn an_attempt_goes_on_where_the_clock_jumps_beyond_its_lease() {
-    let (shop, mut told) = endless();
+    let (shop, mut told) = endless().await;
     let id = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
     for _ in 0..3 {
@@ -311,7 +310,7 @@ async fn an_attempt_goes_on_where_the_clock_jumps_beyond_its_lease() {
         shop.queue.sweep().await.unwrap();
     }
     assert!(told.try_recv().is_err(), "neither stopped nor started again");
-    assert_eq!(shop.store.peek(id).unwrap().attempt, 1);
+    assert_eq!(shop.store.find(id).await.unwrap().unwrap().attempt, 1);
     shop.queue.cancel(id).await.unwrap();
     shop.close().await;
 }
@@ -323,7 +322,8 @@ async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
     let shop = Shop::open(move |_| {
         *count.lock().unwrap() += 1;
         async { success() }.boxed()
-    });
+    })
+    .await;
     tokio::task::yield_now().await;
     // The worker stands by and has been chosen; before the job is on disk its client hangs up and the service stops.
     assert!(shop.ask("too late").now_or_never().is_none());
@@ -344,7 +344,7 @@ fn block(shop: &Shop, code: FailureCode, opens_after: Option<Duration>) {
 
 /// A shop where a call is under way and the job behind it is claimed already, in this order.
 async fn claimed_ahead() -> (Shop, mpsc::UnboundedReceiver<&'static str>, JobId, JobId) {
-    let (shop, mut told) = endless();
+    let (shop, mut told) = endless().await;
     let called = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
     shop.limits.claim_ahead(1);
@@ -405,7 +405,7 @@ async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_it_must_not_be_
 
 #[tokio::test]
 async fn a_permit_of_a_job_that_was_not_accepted_keeps_no_other_from_its_call() {
-    let shop = Shop::open(|_| async { success() }.boxed());
+    let shop = Shop::open(|_| async { success() }.boxed()).await;
     tokio::task::yield_now().await;
     shop.store.fail_after(0, Moment::Before);
     shop.queue.enqueue(Submission::default()).await.unwrap_err();

@@ -31,10 +31,11 @@ use ceoagent::{
         AtRisk, AttemptReport, Cursor, FailureCode, JobFilter, JobRequest, JobStatus, Listing, Owner, Side, TokenUsage,
         disposition::Disposition,
     },
+    ledger::Spending,
     metrics::Metrics,
     queue::{Allowance, Claim, Lanes, Next, Permit, Policy, Queue, Submission, retry::RetryBounds},
     store::{
-        JobStore,
+        Store,
         sled::{SledConfig, SledStore},
     },
     sweeper,
@@ -65,11 +66,11 @@ const CHURN: (usize, usize, usize) = (2_000_000, 10_000, 50_000);
 const RECOVERY: (usize, usize) = (100_000, 5);
 
 /// A queue over a store, as the service has it.
-fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, CancellationToken) {
+async fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn Store>, CancellationToken) {
     let metrics = Metrics::new();
     // The service's own cache; room for more jobs than it takes by default.
     let config = SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, keep_answers: false };
-    let store: Arc<dyn JobStore> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
         allowance: Arc::new(|_| Allowance {
             calls_per_second: 1e6,
@@ -102,7 +103,9 @@ fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn JobStore>, Cancel
         max_finished,
     };
     let closing = CancellationToken::new();
-    let queue = Queue::new(Arc::clone(&store), Clock::system(), policy, metrics, closing.clone());
+    let queue = Queue::open(Arc::clone(&store), Clock::system(), policy, metrics, Spending::default(), closing.clone())
+        .await
+        .unwrap();
     (queue, store, closing)
 }
 
@@ -197,7 +200,7 @@ async fn cycles() {
     for tasks in [16, 64, 256] {
         println!("the disk alone                    {:8.0} syncs/s", bare_syncs());
         let folder = tempfile::tempdir().unwrap();
-        let (queue, store, _) = open(folder.path(), usize::MAX);
+        let (queue, store, _) = open(folder.path(), usize::MAX).await;
         let (mut workers, settled) = (JoinSet::new(), Arc::default());
         work(&mut workers, &queue, tasks, &settled);
         let (started, ticks) = (Instant::now(), Process::own().cpu_ticks());
@@ -218,7 +221,7 @@ async fn settle() {
     for clients in [64, 256] {
         println!("the disk alone                    {:8.0} syncs/s", bare_syncs());
         let folder = tempfile::tempdir().unwrap();
-        let (queue, store, _) = open(folder.path(), usize::MAX);
+        let (queue, store, _) = open(folder.path(), usize::MAX).await;
         let stop = Arc::new(AtomicBool::new(false));
         let mut submitters = JoinSet::new();
         for _ in 0..clients {
@@ -275,7 +278,7 @@ async fn million() {
 }
 
 async fn fill(folder: &Path) {
-    let (queue, store, _) = open(folder, usize::MAX);
+    let (queue, store, _) = open(folder, usize::MAX).await;
     sparse(&queue).await;
     let started = Instant::now();
     submit(&queue, 512, MILLION).await;
@@ -310,9 +313,9 @@ async fn sparse(queue: &Queue) {
 }
 
 /// Opens the filled store and tells what that takes.
-fn open_full(folder: &Path) -> (Queue, Arc<dyn JobStore>) {
+async fn open_full(folder: &Path) -> (Queue, Arc<dyn Store>) {
     let (started, ticks) = (Instant::now(), Process::own().cpu_ticks());
-    let (queue, store, _) = open(folder, usize::MAX);
+    let (queue, store, _) = open(folder, usize::MAX).await;
     let seconds = started.elapsed().as_secs_f64();
     let cpu = (Process::own().cpu_ticks() - ticks) as f64 / 100.0;
     println!("1 M queued: open and index        {seconds:8.2} s    target 3   ({cpu:.2} s of CPU)");
@@ -321,7 +324,7 @@ fn open_full(folder: &Path) -> (Queue, Arc<dyn JobStore>) {
 }
 
 async fn look(folder: &Path) {
-    let (queue, store) = open_full(folder);
+    let (queue, store) = open_full(folder).await;
     let statuses: [&[JobStatus]; 8] = [
         &[],
         &[JobStatus::Queued],
@@ -378,7 +381,7 @@ async fn look(folder: &Path) {
 }
 
 async fn claims(folder: &Path) {
-    let (queue, store) = open_full(folder);
+    let (queue, store) = open_full(folder).await;
     let (mut workers, claimed) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     for _ in 0..64 {
         let (queue, claimed) = (queue.clone(), Arc::clone(&claimed));
@@ -402,7 +405,7 @@ async fn churn() {
     const TASKS: usize = 64;
     let (jobs, kept, step) = CHURN;
     let folder = tempfile::tempdir().unwrap();
-    let (queue, store, closing) = open(folder.path(), kept);
+    let (queue, store, closing) = open(folder.path(), kept).await;
     let sweeper = tokio::spawn(sweeper::run(queue.clone(), closing.clone()));
     let (mut workers, settled) = (JoinSet::new(), Arc::default());
     work(&mut workers, &queue, TASKS, &settled);

@@ -148,7 +148,7 @@ async fn a_start_that_fails_late_claims_no_job_and_leaves_nothing_running() {
         // A worker would keep it open.
         let store = open();
         for job in &jobs {
-            assert_eq!(store.peek(job.id).as_ref(), Some(job), "queued, and without an attempt");
+            assert_eq!(store.find(job.id).await.unwrap().as_ref(), Some(job), "queued, and without an attempt");
         }
     }
     assert_eq!(claude.counters().calls, 0);

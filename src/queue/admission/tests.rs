@@ -1,18 +1,16 @@
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use super::*;
 use crate::{
+    audit::{AuditAction, AuditLog},
     clock::Clock,
     job::{Job, JobFilter, JobId, JobRecord, JobRequest, JobState},
     metrics::Metrics,
     queue::{
         Policy, Queue, QueueError, Submission,
-        audit::AuditAction,
         bulk::{Action, Bulk},
     },
-    store::sled::{SledConfig, SledStore},
+    store::memory::MemoryStore,
 };
 
 const MIB: u64 = 1 << 20;
@@ -157,22 +155,12 @@ enum Met {
 struct World {
     queue: Queue,
     cancelled: JobId,
-    _folder: tempfile::TempDir,
 }
 
 fn submission(later: bool) -> Submission {
     let request = JobRequest { caller: Some("alice".to_owned()), ..JobRequest::default() };
     let run_at = later.then(|| Clock::system().now().plus(Duration::from_hours(1)));
     Submission { request, run_at, ..Submission::default() }
-}
-
-/// A queue over a store of its own.
-fn queue_with(policy: Policy) -> (tempfile::TempDir, Queue) {
-    let folder = tempfile::tempdir().unwrap();
-    let config = SledConfig { path: folder.path().join("queue"), cache_bytes: 16 << 20, keep_answers: false };
-    let store = SledStore::open(config, Clock::system(), Metrics::new()).unwrap();
-    let queue = Queue::new(Arc::new(store), Clock::system(), policy, Metrics::new(), CancellationToken::new());
-    (folder, queue)
 }
 
 impl World {
@@ -184,7 +172,7 @@ impl World {
             Met::SubmitsPerMinute => Policy { submits_per_minute: NonZeroU32::new(2), ..Policy::plain() },
             Met::DiskFloor => Policy::plain(),
         };
-        let (folder, queue) = queue_with(policy);
+        let queue = Queue::over(Arc::<MemoryStore>::default(), &Clock::system(), &policy, &Metrics::new()).await;
         let cancelled = queue.enqueue(submission(false)).await.unwrap().record.job.id;
         queue.cancel(cancelled).await.unwrap();
         let others = |later| Submission { by: caller::operator(), ..submission(later) };
@@ -196,7 +184,7 @@ impl World {
             Met::PerCaller | Met::SubmitsPerMinute => drop(queue.enqueue(submission(false)).await.unwrap()),
             Met::DiskFloor => queue.note_disk_space(0, 80 * MIB),
         }
-        World { queue, cancelled, _folder: folder }
+        World { queue, cancelled }
     }
 
     /// Takes the route; jobs that it brings are for later if `later`.
@@ -213,10 +201,11 @@ impl World {
             Route::OperatorsRetry => queue.requeue(self.cancelled, caller::operator()).await.map(drop),
             Route::BulkRetry => {
                 let action = AuditAction { actor: "operator", action: "retry", detail: None };
-                let entry = queue.record(action, None).await.unwrap();
+                let audit = AuditLog::new(Arc::<MemoryStore>::default(), Clock::system());
+                let entry = audit.record(action, None).await.unwrap();
                 let until = Instant::now() + Duration::from_secs(30);
                 let bulk = Bulk { action: Action::Retry, filter: JobFilter::default(), cursor: None, until };
-                queue.act(&bulk, &entry).await.map(drop)
+                queue.act(&bulk, (&audit, &entry)).await.map(drop)
             }
             Route::Import => {
                 let Submission { request, run_at, .. } = submission(later);
@@ -266,7 +255,8 @@ async fn every_bound_holds_for_every_route_that_makes_jobs_pending() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_bound_is_passed_however_many_requests_come_at_once() {
-    let (_folder, queue) = queue_with(Policy { max_pending: 10, ..Policy::plain() });
+    let policy = Policy { max_pending: 10, ..Policy::plain() };
+    let queue = Queue::over(Arc::<MemoryStore>::default(), &Clock::system(), &policy, &Metrics::new()).await;
     let batches = (0..20).map(|_| {
         let queue = queue.clone();
         tokio::spawn(async move { queue.enqueue_all(vec![Submission::default(); 2], None).await })
@@ -284,7 +274,8 @@ async fn no_bound_is_passed_however_many_requests_come_at_once() {
 
 #[tokio::test]
 async fn a_question_whose_client_hangs_up_is_stored_and_counts_from_the_first_moment() {
-    let (_folder, queue) = queue_with(Policy { max_pending: 1, ..Policy::plain() });
+    let policy = Policy { max_pending: 1, ..Policy::plain() };
+    let queue = Queue::over(Arc::<MemoryStore>::default(), &Clock::system(), &policy, &Metrics::new()).await;
     let mut submission = Box::pin(queue.enqueue(Submission::default()));
     assert!(futures_util::poll!(&mut submission).is_pending(), "it is on its way to the disk");
     drop(submission);

@@ -69,7 +69,7 @@ impl Jobs {
         };
         let (folder, metrics) = (folder(), Metrics::new());
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
-        let queue = queue_over(&open(folder.path(), &clock, &metrics), &clock, &policy, &metrics);
+        let queue = Queue::over(open(folder.path(), &clock, &metrics), &clock, &policy, &metrics).await;
         let ask = async |submission| queue.enqueue(submission).await.unwrap().record.job.id;
         let finished = ask(finished()).await;
         answer(&queue, &claimed(&queue).await).await;
@@ -92,7 +92,7 @@ impl Jobs {
         self.clock = self.clock.restarted();
         let metrics = Metrics::new();
         let store = open(self.folder.path(), &self.clock, &metrics);
-        self.queue = queue_over(&store, &self.clock, &self.policy, &metrics);
+        self.queue = Queue::over(store, &self.clock, &self.policy, &metrics).await;
         self.queue.recover().await.unwrap();
     }
 
@@ -104,8 +104,8 @@ impl Jobs {
         }
     }
 
-    fn status(&self, id: JobId) -> JobStatus {
-        self.queue.peek(id).unwrap().status(self.queue.now())
+    async fn status(&self, id: JobId) -> JobStatus {
+        self.queue.find(id).await.unwrap().status(self.queue.now())
     }
 
     /// Claims all jobs that a worker can claim now. Gives their ids, in order.
@@ -122,7 +122,8 @@ impl Jobs {
         let record = self.queue.get(self.finished).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(record.job.state, JobState::Succeeded);
         assert!(matches!(record.delivery.unwrap().state, DeliveryState::Pending { .. }), "{what}");
-        let due: Vec<_> = self.queue.deliveries_due(9).into_iter().map(|due| due.job).collect();
+        let due: Vec<_> =
+            self.queue.0.outbox.due(self.queue.now(), 9).await.unwrap().into_iter().map(|due| due.job).collect();
         assert_eq!(due, [self.finished], "{what}");
         let again = self.queue.enqueue(finished()).await.unwrap();
         assert_eq!((again.replayed, again.record.job.id), (true, self.finished), "{what}");
@@ -148,16 +149,19 @@ async fn a_jump_of_the_clock_while_the_service_runs_moves_no_job() {
         jobs.pass(Duration::from_secs(5)).await;
         jobs.assert_kept(&what).await;
         assert!(!jobs.running.lost.is_cancelled(), "{what}");
-        assert_eq!(jobs.status(jobs.running.job.id), JobStatus::Running);
-        assert_eq!(jobs.status(jobs.blocked), JobStatus::Queued);
-        assert_eq!((jobs.status(jobs.timed), jobs.status(jobs.retried)), (JobStatus::Scheduled, JobStatus::Scheduled));
+        assert_eq!(jobs.status(jobs.running.job.id).await, JobStatus::Running);
+        assert_eq!(jobs.status(jobs.blocked).await, JobStatus::Queued);
+        assert_eq!(
+            (jobs.status(jobs.timed).await, jobs.status(jobs.retried).await),
+            (JobStatus::Scheduled, JobStatus::Scheduled)
+        );
         jobs.pass(BACKOFF).await;
         assert_eq!(jobs.claim_all().await, [jobs.retried], "{what}: its backoff is over");
         jobs.clock.advance(HOUR);
         jobs.queue.sweep().await.unwrap();
         assert!(jobs.claim_all().await.contains(&jobs.timed), "{what}");
         answer(&jobs.queue, &jobs.running).await;
-        assert_eq!(jobs.status(jobs.blocked), JobStatus::Succeeded, "{what}: it shares the answer");
+        assert_eq!(jobs.status(jobs.blocked).await, JobStatus::Succeeded, "{what}: it shares the answer");
     }
 }
 
@@ -179,7 +183,7 @@ async fn a_clock_that_jumps_across_a_restart_and_is_put_right_deletes_nothing_an
         }
         let claimed = jobs.claim_all().await;
         for id in [jobs.queued, jobs.retried, jobs.running.job.id, accepted] {
-            assert!(claimed.contains(&id), "{what}: {:?} is not claimed", jobs.queue.peek(id));
+            assert!(claimed.contains(&id), "{what}: {:?} is not claimed", jobs.queue.find(id).await);
         }
         // An hour on, the retention would believe the clock.
         jobs.pass(2 * HOUR).await;
@@ -196,7 +200,7 @@ async fn a_client_that_names_a_time_gets_it_by_the_wall_clock() {
         jobs.clock.set_back(back);
         jobs.pass(Duration::from_secs(5)).await;
         jobs.claim_all().await;
-        let run_at = jobs.queue.peek(jobs.timed).unwrap().due_at;
+        let run_at = jobs.queue.find(jobs.timed).await.unwrap().due_at;
         jobs.clock.advance(run_at.since(jobs.clock.wall()) - Duration::from_secs(10));
         jobs.queue.sweep().await.unwrap();
         assert!(!jobs.claim_all().await.contains(&jobs.timed), "the wall clock shows {}", jobs.clock.wall());

@@ -80,7 +80,7 @@ async fn run(questions: &[(u64, u64)]) -> Seen {
     let policy = Policy { workers: WORKERS, lease: Duration::from_hours(1), ..Policy::plain() };
     let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
     let store = FaultStore::over(SledStore::open(config, clock.clone(), metrics.clone()).unwrap());
-    let queue = queue_over(&Arc::new(store), &clock, &policy, &metrics);
+    let queue = Queue::over(Arc::new(store), &clock, &policy, &metrics).await;
     let mut events: BinaryHeap<Reverse<(u64, Event)>> =
         (0..).zip(questions).map(|(n, (at, _))| Reverse((*at, Event::Asked(n)))).collect();
     let (mut times, mut waiting, mut told) = (HashMap::new(), HashMap::new(), HashMap::new());
@@ -118,7 +118,7 @@ async fn run(questions: &[(u64, u64)]) -> Seen {
         }
         for (id, _) in waiting.extract_if(|_, hold| hold.has_turned()) {
             seen.held_in_vain += 1;
-            told.insert(id, (now, outlook(&queue, &queue.peek(id).unwrap()).eta_seconds.unwrap()));
+            told.insert(id, (now, outlook(&queue, &queue.find(id).await.unwrap()).eta_seconds.unwrap()));
         }
     }
     assert!(waiting.is_empty() && told.is_empty() && running.is_empty());

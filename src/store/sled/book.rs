@@ -15,7 +15,7 @@ use super::{
     index::Index,
     keys::{self, Seq},
 };
-use crate::ledger::{ByModel, DAYS_KEPT, Day, DaySums, Sums, UNKNOWN_MODEL, total};
+use crate::ledger::{ByModel, DAYS_KEPT, Day, DaySums, Spent, Sums, UNKNOWN_MODEL, total};
 
 /// Most entries in a record: with [`MAX_MODELS`] it stays below what sled keeps in its one file.
 const MAX_ENTRIES: usize = 100;
@@ -143,8 +143,17 @@ impl Book {
     }
 
     /// The sums of a day.
+    #[cfg(test)]
     pub(super) fn day(&self, day: Day) -> Sums {
         total(self.days.get(&day).into_iter().flatten().flat_map(BTreeMap::values))
+    }
+
+    /// What the newest day cost.
+    pub(super) fn spent(&self) -> Spent {
+        let newest = self.days.last_key_value();
+        let spent =
+            newest.map(|(day, records)| Spent { day: *day, sums: total(records.iter().flat_map(BTreeMap::values)) });
+        spent.unwrap_or_default()
     }
 
     /// The newest days that have any sums, newest first.

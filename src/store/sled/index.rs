@@ -200,7 +200,7 @@ impl Index {
         let surplus = (self.finished.len() + self.untold.len() - untold_surplus).saturating_sub(keep);
         let expired = |(place, (end, _)): &(usize, &(Timestamp, Seq))| *place < surplus || *end < before;
         let told = self.finished.iter().enumerate().take_while(expired).map(|(_, end)| end);
-        let cutoff = before.min(now.minus(delivery::KEPT_UNTOLD));
+        let cutoff = before.min(now.minus(delivery::UNNOTIFIED_RETENTION));
         let expired = |(place, (end, _)): &(usize, &(Timestamp, Seq))| *place < untold_surplus || *end < cutoff;
         let given_up = self.untold.iter().enumerate().take_while(expired).map(|(_, end)| end);
         told.chain(given_up).take(limit).map(|(_, seq)| *seq).collect()

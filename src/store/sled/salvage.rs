@@ -330,7 +330,7 @@ impl Records {
             summary.jobs += 1;
             summary.only_in_log += usize::from(line.only_in_log);
             let name =
-                line.life.as_ref().map_or_else(|| format!("job number {seq}"), |life| format!("job {}", life.id));
+                line.life.as_ref().map_or_else(|| format!("job number {seq}"), |Life(job)| format!("job {}", job.id));
             summary.unreadable.extend(line.unreadable.iter().map(|record| format!("{record} of {name}")));
             serde_json::to_writer(&mut *out, &line).map_err(|error| SalvageError::Output(error.into()))?;
             out.write_all(b"\n").map_err(SalvageError::Output)?;
@@ -382,7 +382,7 @@ impl Records {
             let attempt = line.take(format!("attempt {number}"), record, closed.is_some_and(|closed| number <= closed));
             line.attempts.extend(attempt);
         }
-        line.life = job.map(Life::from);
+        line.life = job.map(Life);
         line
     }
 }

@@ -11,11 +11,11 @@ use crate::{
     clock::SavedTime,
     job::{
         FailureClass, JobFilter, JobState, JobStatus, Owner, Priority,
-        delivery::{DeliveryTry, KEPT_UNTOLD},
+        delivery::{DeliveryTry, UNNOTIFIED_RETENTION},
     },
     store::{
         EndedCounts,
-        contract::{self, Heard, at, claim, job, request, success},
+        contract::{self, Heard, at, claim, job, request, spent, success},
     },
 };
 
@@ -47,11 +47,11 @@ async fn what_is_kept_beside_the_jobs_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let id = Uuid::from_u128(7);
-    store.keep("paused".to_owned(), Some("yes".to_owned())).await.unwrap();
+    store.put("paused".to_owned(), "yes".to_owned()).await.unwrap();
     store.append_audit(id, "an entry".to_owned(), Uuid::nil()).await.unwrap();
     let copy = copy_of(folder.path());
     let survivor = open(copy.path());
-    assert_eq!(survivor.kept(""), [("paused".to_owned(), "yes".to_owned())]);
+    assert_eq!(survivor.prefix("").await.unwrap(), [("paused".to_owned(), "yes".to_owned())]);
     assert_eq!(survivor.read_audit(None, 9).await.unwrap(), [(id, "an entry".to_owned())]);
 }
 
@@ -101,7 +101,7 @@ async fn a_group_gives_one_answer_to_no_more_than_it_has_room_for() {
     let JobEvent::Succeed { report, .. } = success(1, 100) else { unreachable!() };
     let followers = (1..600).map(|n| job(n).id).collect();
     assert_eq!(store.succeed(job(0).id, 1, report, followers, at(660)).await.unwrap().len(), 1 + 512);
-    assert_eq!(Heard::of(&store).pending().len(), 600 - 513, "the others ask for themselves");
+    assert_eq!(Heard::of(&store).await.pending().len(), 600 - 513, "the others ask for themselves");
     store.assert_consistent();
 }
 
@@ -144,15 +144,15 @@ async fn the_newest_answer_is_found_after_a_kill_too_and_not_once_it_is_removed(
         // The first to be asked is the last to be answered.
         store.transition(job(n).id, success(1, 100), at(20 - n)).await.unwrap();
     }
-    let newest = |store: &SledStore| store.newest_answer(question).map(|job| job.id);
-    assert_eq!(newest(&store), Some(job(0).id));
+    let newest = async |store: &SledStore| store.newest_answer(question).await.unwrap().map(|job| job.id);
+    assert_eq!(newest(&store).await, Some(job(0).id));
     let copy = copy_of(folder.path());
     let survivor = open_with_answers(copy.path());
-    assert_eq!(newest(&survivor), Some(job(0).id));
+    assert_eq!(newest(&survivor).await, Some(job(0).id));
     survivor.remove(vec![job(0).id], at(30)).await.unwrap();
-    assert_eq!(newest(&survivor), Some(job(1).id));
+    assert_eq!(newest(&survivor).await, Some(job(1).id));
     survivor.prune(at(99), 0, 9).await.unwrap();
-    assert_eq!(newest(&survivor), None);
+    assert_eq!(newest(&survivor).await, None);
     survivor.assert_consistent();
 }
 
@@ -169,7 +169,7 @@ async fn jobs_removed_by_several_calls_in_one_group_leave_nothing_after_a_kill()
     assert_eq!(removed, 4);
     let copy = copy_of(folder.path());
     let survivor = open(copy.path());
-    let heard = Heard::of(&survivor);
+    let heard = Heard::of(&survivor).await;
     assert_eq!((heard.pending().len(), heard.ended()), (0, EndedCounts::default()));
     let disk = survivor.shared.disk().unwrap();
     for seq in 1..=4 {
@@ -202,10 +202,10 @@ async fn what_was_answered_is_on_disk_at_that_moment() {
     let after_settle = copy_of(folder.path());
 
     let reopened = open(after_insert.path());
-    assert_eq!(Heard::of(&reopened).pending(), [job(0), job(1)]);
+    assert_eq!(Heard::of(&reopened).await.pending(), [job(0), job(1)]);
     assert_eq!(reopened.get(job(1).id).await.unwrap().unwrap().request, request(1));
     let reopened = open(after_claim.path());
-    assert!(reopened.peek(job(0).id).unwrap().is_running());
+    assert!(reopened.find(job(0).id).await.unwrap().unwrap().is_running());
     let reopened = open(after_settle.path());
     let record = reopened.get(job(0).id).await.unwrap().unwrap();
     assert_eq!(record.job.status(at(4)), JobStatus::Succeeded);
@@ -223,7 +223,7 @@ async fn a_job_whose_metadata_was_never_written_is_not_there_and_leaves_nothing_
         disk.sync().unwrap();
     }
     let store = open(folder.path());
-    assert_eq!(Heard::of(&store).pending().len(), 1);
+    assert_eq!(Heard::of(&store).await.pending().len(), 1);
     store.close().await;
     drop(store);
     let disk = Disk::open(folder.path(), 16 << 20).unwrap();
@@ -306,7 +306,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
 async fn a_batch_cut_off_before_its_commit_is_gone_and_leaves_nothing_and_with_it_all_is_there() {
     for steps in 0..7 {
         let (folder, store) = after_a_batch_cut_off_at(steps).await;
-        assert_eq!(Heard::of(&store).pending().len(), 1, "after {steps} writes");
+        assert_eq!(Heard::of(&store).await.pending().len(), 1, "after {steps} writes");
         store.assert_consistent();
         let mut jobs = Vec::new();
         store.close().await;
@@ -328,10 +328,10 @@ async fn a_batch_cut_off_before_its_commit_is_gone_and_leaves_nothing_and_with_i
             .unwrap();
         store.close().await;
         drop(store);
-        assert_eq!(Heard::of(&open(folder.path())).pending().len(), 4, "after {steps} writes");
+        assert_eq!(Heard::of(&open(folder.path())).await.pending().len(), 4, "after {steps} writes");
     }
     let (_folder, store) = after_a_batch_cut_off_at(7).await;
-    assert_eq!(Heard::of(&store).pending().len(), 3);
+    assert_eq!(Heard::of(&store).await.pending().len(), 3);
     assert_eq!(store.get(job(2).id).await.unwrap().unwrap().request, request(2));
 }
 
@@ -344,7 +344,7 @@ async fn an_end_and_its_message_are_there_together_or_not_at_all_after_a_crash()
     store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(5)).await.unwrap();
     let after = copy_of(folder.path());
     let reopened = open(after.path());
-    assert_eq!(contract::due(&reopened, 5), [job(0).id]);
+    assert_eq!(contract::due(&reopened, 5).await, [job(0).id]);
 
     // Cut off between the message and the end that it tells of.
     {
@@ -356,7 +356,7 @@ async fn an_end_and_its_message_are_there_together_or_not_at_all_after_a_crash()
         disk.sync().unwrap();
     }
     let reopened = open(before.path());
-    assert!(reopened.deliveries_due(at(99), 9).is_empty(), "there is no end to tell of");
+    assert!(reopened.due(at(99), 9).await.unwrap().is_empty(), "there is no end to tell of");
     reopened.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(6)).await.unwrap();
     let delivery = reopened.get(job(0).id).await.unwrap().unwrap().delivery.unwrap();
     assert_eq!((delivery.number, delivery.next_at()), (1, Some(at(6))));
@@ -377,7 +377,7 @@ async fn an_end_whose_job_was_not_quite_queued_again_before_a_crash_is_told() {
     }
     let gone = store.get(job(1).id).await.unwrap().unwrap().delivery.unwrap();
     let gone = gone.tried(DeliveryTry { at: at(6), http_status: Some(410), error: None }, None);
-    store.note_delivery(job(1).id, gone.clone()).await.unwrap();
+    store.record(job(1).id, gone.clone()).await.unwrap();
     store.close().await;
     drop(store);
     // Cut off between the messages and the metadata.
@@ -391,7 +391,7 @@ async fn an_end_whose_job_was_not_quite_queued_again_before_a_crash_is_told() {
     }
     let store = open(folder.path());
     store.assert_consistent();
-    assert_eq!(contract::due(&store, 5), [job(0).id], "neither who wants no more nor who has not ended");
+    assert_eq!(contract::due(&store, 5).await, [job(0).id], "neither who wants no more nor who has not ended");
     let delivery = async |n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
     assert_eq!(
         (delivery(0).await.number, delivery(1).await, delivery(2).await),
@@ -441,13 +441,13 @@ async fn a_message_that_is_due_keeps_its_job_across_a_restart_and_for_so_long() 
     drop(store);
     let store = open(folder.path());
     store.assert_consistent();
-    let long_after = at(5).plus(KEPT_UNTOLD);
+    let long_after = at(5).plus(UNNOTIFIED_RETENTION);
     store.shared.clock.advance(long_after.since(at(0)));
     assert_eq!(store.prune(long_after, 9, 9).await, Ok(0));
     store.shared.clock.advance(Duration::from_millis(1));
     assert_eq!(store.prune(at(5), 9, 9).await, Ok(0), "it is not that old");
     assert_eq!(store.prune(long_after, 9, 9).await, Ok(1));
-    assert!(store.deliveries_due(long_after, 9).is_empty());
+    assert!(store.due(long_after, 9).await.unwrap().is_empty());
     store.assert_consistent();
 }
 
@@ -469,7 +469,7 @@ async fn no_message_is_shown_before_the_end_that_it_tells_of() {
         (store.shared.deliveries.read().due(at(9), 9), ended)
     };
     ended.await.unwrap().unwrap();
-    assert_eq!((due, contract::due(&*store, 9)), (vec![], vec![job(0).id]));
+    assert_eq!((due, contract::due(&*store, 9).await), (vec![], vec![job(0).id]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -531,7 +531,7 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
         disk.sync().unwrap();
     }
     let store = open(folder.path());
-    assert!(store.peek(job(0).id).is_none() && store.peek(job(1).id).is_some());
+    assert!(store.find(job(0).id).await.unwrap().is_none() && store.find(job(1).id).await.unwrap().is_some());
     store.close().await;
     drop(store);
     let disk = Disk::open(folder.path(), 16 << 20).unwrap();
@@ -568,7 +568,7 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     let settle = JobEvent::Succeed { attempt: 1, report: contract::spending("a", 5) };
     store.transition(job(0).id, settle, at(2)).await.unwrap();
     let day = Day::of(at(2));
-    assert_eq!(open(copy_of(folder.path()).path()).spent(day).calls, 1);
+    assert_eq!(spent(&open(copy_of(folder.path()).path()), day).await.calls, 1);
 
     store.insert(job(1), request(1)).await.unwrap();
     claim(&store, 1, 3).await;
@@ -587,14 +587,14 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
         disk.sync().unwrap();
     }
     let store = open(folder.path());
-    assert_eq!(store.spent(day).calls, 1, "an attempt that still runs has cost nothing yet");
+    assert_eq!(spent(&store, day).await.calls, 1, "an attempt that still runs has cost nothing yet");
     let expire = JobEvent::Expire { attempt: 1, lease_until: at(33), retry_at: None, at_risk: None };
     store.transition(job(1).id, expire, at(90_000)).await.unwrap();
     store.close().await;
     drop(store);
     let store = open(folder.path());
-    assert_eq!(store.spent(day).calls, 1, "nor has it since it ended, another day and otherwise");
-    assert_eq!(store.spent(Day::of(at(90_000))).at_risk.calls, 1);
+    assert_eq!(spent(&store, day).await.calls, 1, "nor has it since it ended, another day and otherwise");
+    assert_eq!(spent(&store, Day::of(at(90_000))).await.at_risk.calls, 1);
 }
 
 #[test]
@@ -760,7 +760,7 @@ async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {
             Err(_) => refused += 1,
             Ok(store) => {
                 let ended = EndedCounts { succeeded: JOBS as usize, ..EndedCounts::default() };
-                assert_eq!(Heard::of(&store).ended(), ended, "damage at byte {place} of {size}");
+                assert_eq!(Heard::of(&store).await.ended(), ended, "damage at byte {place} of {size}");
             }
         }
     }
@@ -893,9 +893,9 @@ proptest! {
 struct Panics(AtomicUsize);
 
 impl Feed for Panics {
-    fn reset(&self, _: Vec<Arc<Job>>, _: EndedCounts) {}
+    fn reset(&self, _: Vec<Arc<Job>>, _: Totals) {}
 
-    fn changed(&self, _: &[Arc<Job>], _: EndedCounts) {
+    fn changed(&self, _: &[Arc<Job>], _: Totals) {
         assert!(self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err(), "a feed that panics");
     }
 }
@@ -904,13 +904,13 @@ impl Feed for Panics {
 async fn a_panic_of_the_writer_costs_no_durable_change_and_not_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
-    store.subscribe(Arc::new(Panics(AtomicUsize::new(1))));
+    store.subscribe(Arc::new(Panics(AtomicUsize::new(1)))).await.unwrap();
     let failed = store.insert(job(0), request(0)).await;
     assert!(matches!(failed, Err(StoreError::Unavailable { .. })), "{failed:?}");
     while store.insert(job(1), request(1)).await != Ok(Insertion::Accepted) {
         tokio::task::yield_now().await;
     }
-    assert!(store.peek(job(0).id).is_some(), "the first was durable before the panic");
+    assert!(store.find(job(0).id).await.unwrap().is_some(), "the first was durable before the panic");
     assert!(!store.lost().is_cancelled());
     store.assert_consistent();
 }
@@ -919,7 +919,7 @@ async fn a_panic_of_the_writer_costs_no_durable_change_and_not_the_store() {
 async fn a_writer_that_does_nothing_but_panic_gives_up_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
-    store.subscribe(Arc::new(Panics(AtomicUsize::new(usize::MAX))));
+    store.subscribe(Arc::new(Panics(AtomicUsize::new(usize::MAX)))).await.unwrap();
     for n in 0..u32::MAX {
         if store.lost().is_cancelled() {
             break;

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     job::Job,
-    store::{EndedCounts, StoreError},
+    store::{StoreError, Totals},
 };
 
 /// First and longest pause between two tries to open the database again.
@@ -186,12 +186,12 @@ impl Writer {
         }
         group.beside.into_iter().for_each(|change| self.shared.beside.write().apply(change));
         // Before the jobs: whoever sees an attempt ended finds what it cost.
-        if !group.pages.is_empty() {
+        let has_spent = !group.pages.is_empty();
+        if has_spent {
             let mut book = self.shared.book.write();
             book.forget_surplus();
             group.pages.into_iter().for_each(|page| book.settle(page));
         }
-        let mut ended = EndedCounts::default();
         if !group.changes.is_empty() || !group.deliveries.is_empty() {
             let mut index = self.shared.index.write();
             // With the jobs, never before: nobody may find a message due whose job has not ended.
@@ -211,19 +211,18 @@ impl Writer {
                     deliveries.replace(seq, Some((caller, delivery)));
                 }
             }
-            ended = index.ended();
         }
+        let is_news = !group.changes.is_empty() || has_spent;
         if !group.changes.is_empty() {
             let metrics = &self.shared.metrics;
             metrics.store_commits.inc();
             metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
         }
         // Workers first: their way to Claude is longer than an answer's to its client.
-        if !group.changes.is_empty()
-            && let Some(feed) = self.shared.feed.get()
-        {
+        if let Some(feed) = self.shared.feed.get().filter(|_| is_news) {
             let changed: Vec<Arc<Job>> = group.changes.into_iter().filter_map(|(_, job, _)| job).collect();
-            feed.changed(&changed, ended);
+            let totals = Totals { ended: self.shared.index.read().ended(), spent: self.shared.book.read().spent() };
+            feed.changed(&changed, totals);
         }
         group.answers.into_iter().for_each(|answer| answer(None));
     }

@@ -182,7 +182,7 @@ async fn of_a_truncated_file_the_rest_is_read() {
         File::options().write(true).open(&db).unwrap().set_len(size / 4 * part + 7).unwrap();
         let (lines, summary) = salvage(folder.path());
         let whole = lines.iter().filter(|line| assert_true(line)).count();
-        assert!(!summary.is_complete());
+        assert!(whole == 150 || !summary.is_complete(), "{summary}");
         assert!(whole >= at_least, "{part}/4: {whole}; {summary}");
     }
     fs::write(&db, b"").unwrap();

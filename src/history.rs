@@ -8,13 +8,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
-use super::{Queue, QueueError};
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
+    job::StatusCounts,
     metrics::{Metrics, kind},
-    store::JobStore,
+    registry::{Registry, Unavailable},
 };
 
 /// Minutes kept: two days, so that yesterday can be laid beside today.
@@ -81,11 +80,15 @@ pub enum Resolution {
 }
 
 /// The history.
-#[derive(Debug, Default)]
-pub(super) struct History(Mutex<Kept>);
+pub struct History {
+    clock: Clock,
+    metrics: Metrics,
+    registry: Registry,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
-struct Kept {
+struct State {
     /// By their number since 1970.
     minutes: BTreeMap<u32, Period>,
     hours: BTreeMap<u32, Period>,
@@ -184,30 +187,72 @@ impl Times {
 }
 
 impl History {
-    /// As the store has it.
-    pub(super) fn of(store: &dyn JobStore) -> History {
-        let read = |setting: &str, length: Duration| {
-            let kept = store.kept(setting).into_iter();
-            let periods = kept.filter_map(|(name, text)| {
-                serde_json::from_str::<Period>(&text)
-                    .inspect_err(|error| warn!(name, %error, "failed to read a record of the history; it is left out"))
-                    .ok()
-            });
-            periods.map(|period| (number(period.at, length), period)).collect()
+    /// As the last run stored it.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn load(registry: Registry, clock: Clock, metrics: Metrics) -> Result<History, Unavailable> {
+        let read = async |setting, length| {
+            let stored = registry.load::<Period>(setting).await?.into_iter();
+            Ok::<BTreeMap<u32, Period>, Unavailable>(
+                stored.map(|(_, period)| (number(period.at, length), period)).collect(),
+            )
         };
-        let kept = Kept { minutes: read(MINUTE_SETTING, MINUTE), hours: read(HOUR_SETTING, HOUR), ..Kept::default() };
-        History(Mutex::new(kept))
+        let state = State {
+            minutes: read(MINUTE_SETTING, MINUTE).await?,
+            hours: read(HOUR_SETTING, HOUR).await?,
+            ..State::default()
+        };
+        Ok(History { clock, metrics, registry, state: Mutex::new(state) })
     }
 
     /// A job has ended with a memo, so long after it was accepted.
-    pub(super) fn succeeded(&self, took: Duration) {
-        self.0.lock().times.add(took);
+    pub fn succeeded(&self, took: Duration) {
+        self.state.lock().times.add(took);
     }
 
     /// A client that asked to wait got its answer in time, or did not.
-    pub(super) fn waited(&self, in_time: bool) {
-        let mut kept = self.0.lock();
-        *(if in_time { &mut kept.in_time } else { &mut kept.late }) += 1;
+    pub fn waited(&self, in_time: bool) {
+        let mut state = self.state.lock();
+        *(if in_time { &mut state.in_time } else { &mut state.late }) += 1;
+    }
+
+    /// What happened from `from` on. The newest period is the one under way, with the jobs that wait and run now by
+    /// `counts`. Periods in which the service did not run are not there.
+    pub fn read(&self, resolution: Resolution, from: Timestamp, counts: StatusCounts) -> Vec<Period> {
+        let now = self.clock.now();
+        let state = self.state.lock();
+        let (news, _) = state.news(now, &self.metrics, counts);
+        let ring = match resolution {
+            Resolution::Minute | Resolution::QuarterHour => &state.minutes,
+            Resolution::Hour | Resolution::Day => &state.hours,
+        };
+        let length = resolution.period();
+        let first = number(from, length);
+        let mut periods: BTreeMap<u32, Period> = BTreeMap::new();
+        for part in ring.values().chain([&news]).filter(|part| part.at <= now) {
+            let place = number(part.at, length);
+            if place >= first {
+                periods.entry(place).or_insert_with(|| Period::new(start(place, length))).add(part);
+            }
+        }
+        periods.into_values().collect()
+    }
+
+    /// Stores what has happened since the last record, as of the minute that `at` lies in.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; then it is in memory, and in the store with the next record of the same hour.
+    pub async fn record(&self, at: Timestamp, counts: StatusCounts) -> Result<(), Unavailable> {
+        let (minute, hour) = self.state.lock().record(at, &self.metrics, counts);
+        let put = async |setting: &str, place: u32, period: &Period| {
+            self.registry.put(format!("{setting}{place:04}"), period).await
+        };
+        tokio::try_join!(
+            put(MINUTE_SETTING, number(at, MINUTE) % MINUTES, &minute),
+            put(HOUR_SETTING, number(at, HOUR) % HOURS, &hour),
+        )?;
+        Ok(())
     }
 }
 
@@ -227,10 +272,10 @@ impl Counted {
     }
 }
 
-impl Kept {
+impl State {
     /// What has happened since the last record, as of the minute that `at` lies in; and what `metrics` have counted. They
     /// are read here, behind the lock: read before it, they might be older than the last record.
-    fn news(&self, at: Timestamp, metrics: &Metrics, (queued, running): (usize, usize)) -> (Period, Counted) {
+    fn news(&self, at: Timestamp, metrics: &Metrics, counts: StatusCounts) -> (Period, Counted) {
         let (before, now) = (self.counted, Counted::of(metrics));
         let news = Period {
             accepted: now.accepted - before.accepted,
@@ -239,8 +284,8 @@ impl Kept {
             cancelled: now.cancelled - before.cancelled,
             in_time: self.in_time,
             late: self.late,
-            queued,
-            running,
+            queued: counts.queued,
+            running: counts.running,
             input_tokens: now.input_tokens - before.input_tokens,
             output_tokens: now.output_tokens - before.output_tokens,
             times: self.times.clone(),
@@ -250,8 +295,8 @@ impl Kept {
     }
 
     /// Adds the news to their minute, and that to its hour. Gives both.
-    fn record(&mut self, at: Timestamp, metrics: &Metrics, depth: (usize, usize)) -> (Period, Period) {
-        let (news, counted) = self.news(at, metrics, depth);
+    fn record(&mut self, at: Timestamp, metrics: &Metrics, counts: StatusCounts) -> (Period, Period) {
+        let (news, counted) = self.news(at, metrics, counts);
         (self.times, self.in_time, self.late, self.counted) = (Times::default(), 0, 0, counted);
         let at = news.at;
         let minute = self.minutes.entry(number(at, MINUTE)).or_insert_with(|| Period::new(at));
@@ -272,54 +317,6 @@ impl Kept {
     }
 }
 
-impl Queue {
-    /// What happened from `from` on, the newest period being the one under way. Periods that nothing is known of, as the
-    /// service did not run, are not there.
-    pub fn history(&self, resolution: Resolution, from: Timestamp) -> Vec<Period> {
-        let now = self.now();
-        let depth = self.depth();
-        let kept = self.0.history.0.lock();
-        let (news, _) = kept.news(now, &self.0.metrics, depth);
-        let ring = match resolution {
-            Resolution::Minute | Resolution::QuarterHour => &kept.minutes,
-            Resolution::Hour | Resolution::Day => &kept.hours,
-        };
-        let length = resolution.period();
-        let first = number(from, length);
-        let mut periods: BTreeMap<u32, Period> = BTreeMap::new();
-        for part in ring.values().chain([&news]).filter(|part| part.at <= now) {
-            let place = number(part.at, length);
-            if place >= first {
-                periods.entry(place).or_insert_with(|| Period::new(start(place, length))).add(part);
-            }
-        }
-        periods.into_values().collect()
-    }
-
-    /// Puts what has happened since the last time on record, as of the minute that `at` lies in.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`]; then it is in memory, and in the store with the next record of the same hour.
-    pub async fn note_history(&self, at: Timestamp) -> Result<(), QueueError> {
-        let depth = self.depth();
-        let (minute, hour) = self.0.history.0.lock().record(at, &self.0.metrics, depth);
-        let keep = async |setting: &str, place: u32, period: &Period| {
-            let text = serde_json::to_string(period).map_err(|error| QueueError::Unavailable(error.to_string()))?;
-            self.keep(format!("{setting}{place:04}"), Some(text)).await
-        };
-        tokio::try_join!(
-            keep(MINUTE_SETTING, number(at, MINUTE) % MINUTES, &minute),
-            keep(HOUR_SETTING, number(at, HOUR) % HOURS, &hour),
-        )?;
-        Ok(())
-    }
-
-    fn depth(&self) -> (usize, usize) {
-        let counts = self.counts();
-        (counts.queued, counts.running)
-    }
-}
-
 /// The number of the period of this length that a moment lies in, counted from 1970.
 fn number(at: Timestamp, length: Duration) -> u32 {
     let periods = u128::try_from(at.as_millis()).unwrap_or(0) / length.as_millis();
@@ -333,16 +330,10 @@ fn start(number: u32, length: Duration) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc};
-
-    use tokio_util::sync::CancellationToken;
+    use std::sync::Arc;
 
     use super::*;
-    use crate::{
-        clock::Clock,
-        queue::Policy,
-        store::sled::{SledConfig, SledStore},
-    };
+    use crate::store::{self, Registry as _, memory::MemoryStore};
 
     /// Noon of some day.
     const NOON: i64 = 1_795_435_200_000;
@@ -351,17 +342,19 @@ mod tests {
         Timestamp::from_millis(NOON)
     }
 
-    fn open(folder: &Path, clock: &Clock) -> Queue {
-        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-        let metrics = Metrics::new();
-        let store = Arc::new(SledStore::open(config, clock.clone(), metrics.clone()).unwrap());
-        Queue::new(store, clock.clone(), Policy::plain(), metrics, CancellationToken::new())
+    async fn open(store: &Arc<MemoryStore>, clock: &Clock) -> History {
+        let registry = Registry::new(Arc::clone(store) as Arc<dyn store::Registry>);
+        History::load(registry, clock.clone(), Metrics::new()).await.unwrap()
+    }
+
+    fn read(history: &History, resolution: Resolution, from: Timestamp) -> Vec<Period> {
+        history.read(resolution, from, StatusCounts::default())
     }
 
     /// So many memos, each after so long.
-    fn memos(queue: &Queue, count: u64, took: Duration) {
-        queue.0.metrics.jobs_finished.get_or_create(&kind("succeeded")).inc_by(count);
-        (0..count).for_each(|_| queue.0.history.succeeded(took));
+    fn memos(history: &History, count: u64, took: Duration) {
+        history.metrics.jobs_finished.get_or_create(&kind("succeeded")).inc_by(count);
+        (0..count).for_each(|_| history.succeeded(took));
     }
 
     fn succeeded(periods: &[Period]) -> Vec<(Timestamp, u64)> {
@@ -370,20 +363,20 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_noted_is_there_after_a_crash_and_goes_on_in_the_same_minute() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(noon()));
-        let queue = open(folder.path(), &clock);
-        queue.0.metrics.jobs_submitted.inc_by(3);
-        queue.0.metrics.tokens.get_or_create(&kind("cache_read")).inc_by(70);
-        memos(&queue, 2, Duration::from_secs(10));
-        queue.0.history.waited(true);
-        queue.note_history(noon()).await.unwrap();
-        memos(&queue, 40, Duration::from_secs(1));
-        drop(queue);
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(noon()));
+        let history = open(&store, &clock).await;
+        history.metrics.jobs_submitted.inc_by(3);
+        history.metrics.tokens.get_or_create(&kind("cache_read")).inc_by(70);
+        memos(&history, 2, Duration::from_secs(10));
+        history.waited(true);
+        history.record(noon(), StatusCounts::default()).await.unwrap();
+        memos(&history, 40, Duration::from_secs(1));
+        drop(history);
 
         clock.advance(Duration::from_secs(30));
-        let queue = open(folder.path(), &clock);
-        memos(&queue, 1, Duration::from_secs(10));
-        queue.0.history.waited(false);
+        let history = open(&store, &clock).await;
+        memos(&history, 1, Duration::from_secs(10));
+        history.waited(false);
         for (resolution, at) in [
             (Resolution::Minute, noon()),
             (Resolution::QuarterHour, noon()),
@@ -391,26 +384,25 @@ mod tests {
             (Resolution::Day, noon().minus(12 * HOUR)),
         ] {
             for noted in [false, true] {
-                let [period] = &queue.history(resolution, noon())[..] else { panic!("one period") };
+                let [period] = &read(&history, resolution, noon())[..] else { panic!("one period") };
                 assert_eq!((period.at, period.accepted, period.succeeded), (at, 3, 3), "{resolution:?} {noted}");
                 assert_eq!((period.in_time, period.late, period.input_tokens), (1, 1, 70));
-                queue.note_history(clock.now()).await.unwrap();
+                history.record(clock.now(), StatusCounts::default()).await.unwrap();
             }
         }
     }
 
-    #[test]
-    fn whoever_looks_while_a_record_is_made_is_told_what_happened_and_no_more() {
+    #[tokio::test]
+    async fn whoever_looks_while_a_record_is_made_is_told_what_happened_and_no_more() {
         const JOBS: u64 = 20_000;
-        let folder = tempfile::tempdir().unwrap();
-        let queue = open(folder.path(), &Clock::manual(noon()));
-        let (metrics, history) = (&queue.0.metrics, &queue.0.history);
-        let told = || queue.history(Resolution::Minute, noon())[0].accepted;
+        let history = &open(&Arc::default(), &Clock::manual(noon())).await;
+        let metrics = &history.metrics;
+        let told = || read(history, Resolution::Minute, noon())[0].accepted;
         std::thread::scope(|scope| {
             let records = scope.spawn(|| {
                 for _ in 0..JOBS {
                     metrics.jobs_submitted.inc();
-                    history.0.lock().record(noon(), metrics, (0, 0));
+                    history.state.lock().record(noon(), metrics, StatusCounts::default());
                 }
             });
             let mut before = 0;
@@ -425,19 +417,19 @@ mod tests {
 
     #[tokio::test]
     async fn minutes_add_up_and_what_is_before_is_not_told() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(noon()));
-        let queue = open(folder.path(), &clock);
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(noon()));
+        let history = open(&store, &clock).await;
         for minute in 0..20 {
-            memos(&queue, minute, Duration::from_secs(minute));
-            queue.note_history(clock.now()).await.unwrap();
+            memos(&history, minute, Duration::from_secs(minute));
+            history.record(clock.now(), StatusCounts::default()).await.unwrap();
             clock.advance(MINUTE);
         }
         let quarter = 15 * MINUTE;
-        let told = queue.history(Resolution::QuarterHour, noon());
+        let told = read(&history, Resolution::QuarterHour, noon());
         assert_eq!(succeeded(&told), [(noon(), (0..15).sum()), (noon().plus(quarter), (15..20).sum())]);
-        assert_eq!(succeeded(&queue.history(Resolution::QuarterHour, noon().plus(quarter))).len(), 1);
-        assert_eq!(succeeded(&queue.history(Resolution::Hour, noon())), [(noon(), (0..20).sum())]);
-        let minutes = queue.history(Resolution::Minute, noon().plus(18 * MINUTE));
+        assert_eq!(succeeded(&read(&history, Resolution::QuarterHour, noon().plus(quarter))).len(), 1);
+        assert_eq!(succeeded(&read(&history, Resolution::Hour, noon())), [(noon(), (0..20).sum())]);
+        let minutes = read(&history, Resolution::Minute, noon().plus(18 * MINUTE));
         assert_eq!(
             minutes.iter().map(|minute| minute.succeeded).collect::<Vec<_>>(),
             [18, 19, 0],
@@ -447,26 +439,30 @@ mod tests {
 
     #[tokio::test]
     async fn however_long_it_runs_so_many_records_are_kept_and_no_more() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(noon()));
-        let queue = open(folder.path(), &clock);
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(noon()));
+        let history = open(&store, &clock).await;
         let hours = HOURS + 10;
         for _ in 0..hours {
-            let mut kept = queue.0.history.0.lock();
+            let mut state = history.state.lock();
             for minute in 0..60 {
-                kept.record(clock.now().plus(minute * MINUTE), &queue.0.metrics, (0, 0));
+                state.record(clock.now().plus(minute * MINUTE), &history.metrics, StatusCounts::default());
             }
             clock.advance(HOUR);
         }
         let kept = |length| {
-            let kept = queue.0.history.0.lock();
-            if length == MINUTE { kept.minutes.len() } else { kept.hours.len() }
+            let state = history.state.lock();
+            if length == MINUTE { state.minutes.len() } else { state.hours.len() }
         };
         assert_eq!((kept(MINUTE), kept(HOUR)), (MINUTES as usize, HOURS as usize));
         for day in 0..95 {
-            queue.note_history(noon().plus(day * 24 * HOUR)).await.unwrap();
+            history.record(noon().plus(day * 24 * HOUR), StatusCounts::default()).await.unwrap();
         }
-        assert_eq!(queue.kept(HOUR_SETTING).len(), 90, "a record a day, each in its place of the ring");
-        assert_eq!(queue.kept(MINUTE_SETTING).len(), 2, "the same minute of two days has two places");
+        assert_eq!(
+            store.prefix(HOUR_SETTING).await.unwrap().len(),
+            90,
+            "a record a day, each in its place of the ring"
+        );
+        assert_eq!(store.prefix(MINUTE_SETTING).await.unwrap().len(), 2, "the same minute of two days has two places");
     }
 
     #[test]

@@ -15,8 +15,12 @@ use tracing::{info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Queue, QueueError, millis};
-use crate::clock::Timestamp;
+use crate::registry::Unavailable;
+use crate::{
+    clock::{Clock, Timestamp},
+    ids::{self, Ids},
+    store,
+};
 
 /// Longest text of an entry's details, in bytes.
 const MAX_DETAIL: usize = 1 << 10;
@@ -87,9 +91,14 @@ pub struct AuditAction<'a> {
     pub detail: Option<&'a str>,
 }
 
-/// The entries to which a repeated action may be added, by actor and action.
-#[derive(Default)]
-pub(super) struct AuditLog(Mutex<HashMap<(String, String), Arc<OpenEntry>>>);
+/// The audit log.
+pub struct AuditLog {
+    store: Arc<dyn store::Registry>,
+    clock: Clock,
+    ids: Ids,
+    /// The entries to which a repeated action may be added, by actor and action.
+    open: Mutex<HashMap<(String, String), Arc<OpenEntry>>>,
+}
 
 /// A recorded entry to which more may be added.
 pub struct OpenEntry {
@@ -139,31 +148,15 @@ impl OpenEntry {
 }
 
 impl AuditLog {
-    /// Adds the action to an entry that takes it, or starts one.
-    fn add(&self, id: Uuid, action: AuditAction<'_>, jobs: Option<usize>, now: Timestamp) -> Arc<OpenEntry> {
-        let AuditAction { actor, action, detail } = action;
-        let mut open = self.0.lock();
-        open.retain(|_, entry| entry.takes_more(now));
-        let key = (actor.to_owned(), action.to_owned());
-        if let Some(entry) = open.get(&key) {
-            entry.change(|entry| entry.add(detail, jobs, now));
-            return Arc::clone(entry);
-        }
-        let (actor, action) = key.clone();
-        let detail = detail.map(str::to_owned);
-        let entry = Entry { id, at: now, last_at: now, count: 1, actor, action, detail, jobs };
-        let entry = Arc::new(OpenEntry { state: Mutex::new((entry, 1)), written: AsyncMutex::new(0) });
-        open.insert(key, Arc::clone(&entry));
-        entry
+    pub fn new(store: Arc<dyn store::Registry>, clock: Clock) -> AuditLog {
+        AuditLog { store, clock, ids: Ids::default(), open: Mutex::default() }
     }
-}
 
-impl Queue {
-    /// Records an action. Returns its entry, to which [`Queue::record_jobs`] adds.
+    /// Records an action. Returns its entry, to which [`AuditLog::record_jobs`] adds.
     ///
     /// # Errors
-    /// [`QueueError::Unavailable`]; the action is recorded with the next one then.
-    pub async fn record(&self, action: AuditAction<'_>, jobs: Option<usize>) -> Result<Arc<OpenEntry>, QueueError> {
+    /// [`Unavailable`]; the action is recorded with the next one then.
+    pub async fn record(&self, action: AuditAction<'_>, jobs: Option<usize>) -> Result<Arc<OpenEntry>, Unavailable> {
         debug_assert!(ACTIONS.contains(&action.action), "{} is missing in ACTIONS", action.action);
         let detail = action.detail.map(|detail| &detail[..detail.floor_char_boundary(MAX_DETAIL)]);
         let action = AuditAction { detail, ..action };
@@ -174,7 +167,7 @@ impl Queue {
             audit.jobs = jobs,
             "operator action"
         );
-        let entry = self.0.audit.add(self.new_id(self.now()), action, jobs, self.now());
+        let entry = self.add(action, jobs);
         self.write(&entry).await?;
         Ok(entry)
     }
@@ -182,14 +175,44 @@ impl Queue {
     /// Adds changed jobs to a recorded action.
     ///
     /// # Errors
-    /// As [`Queue::record`].
-    pub(super) async fn record_jobs(&self, entry: &OpenEntry, jobs: usize) -> Result<(), QueueError> {
+    /// As [`AuditLog::record`].
+    pub async fn record_jobs(&self, entry: &OpenEntry, jobs: usize) -> Result<(), Unavailable> {
         entry.change(|entry| entry.add_jobs(Some(jobs)));
         self.write(entry).await
     }
 
+    /// Entries before `before`, newest first.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn read(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<Entry>, Unavailable> {
+        let entries = self.store.read_audit(before, limit).await?;
+        let read = |(id, text): (Uuid, String)| {
+            serde_json::from_str(&text).inspect_err(|error| warn!(%id, %error, "failed to read an audit entry")).ok()
+        };
+        Ok(entries.into_iter().filter_map(read).collect())
+    }
+
+    /// Adds the action to an entry that takes it, or starts one.
+    fn add(&self, action: AuditAction<'_>, jobs: Option<usize>) -> Arc<OpenEntry> {
+        let AuditAction { actor, action, detail } = action;
+        let (now, mut open) = (self.clock.now(), self.open.lock());
+        open.retain(|_, entry| entry.takes_more(now));
+        let key = (actor.to_owned(), action.to_owned());
+        if let Some(entry) = open.get(&key) {
+            entry.change(|entry| entry.add(detail, jobs, now));
+            return Arc::clone(entry);
+        }
+        let (actor, action) = key.clone();
+        let (id, detail) = (self.ids.next(now), detail.map(str::to_owned));
+        let entry = Entry { id, at: now, last_at: now, count: 1, actor, action, detail, jobs };
+        let entry = Arc::new(OpenEntry { state: Mutex::new((entry, 1)), written: AsyncMutex::new(0) });
+        open.insert(key, Arc::clone(&entry));
+        entry
+    }
+
     /// Makes all changes of an entry so far durable.
-    async fn write(&self, entry: &OpenEntry) -> Result<(), QueueError> {
+    async fn write(&self, entry: &OpenEntry) -> Result<(), Unavailable> {
         let wanted = entry.state.lock().1;
         let mut written = entry.written.lock().await;
         if *written >= wanted {
@@ -197,48 +220,27 @@ impl Queue {
         }
         let (id, text, changes) = {
             let (entry, changes) = &*entry.state.lock();
-            let text = serde_json::to_string(entry).map_err(|error| QueueError::Unavailable(error.to_string()))?;
+            let text = serde_json::to_string(entry).map_err(|error| Unavailable(error.to_string()))?;
             (entry.id, text, *changes)
         };
         // A clock that has jumped ahead makes nothing old.
-        let oldest = self.now().minus(STORED_FOR).minus(self.0.clock.skipped(STORED_FOR));
-        let oldest = uuid::Builder::from_unix_timestamp_millis(millis(oldest), &[0; 10]).into_uuid();
-        self.0.store.append_audit(id, text, oldest).await?;
+        let oldest = self.clock.now().minus(STORED_FOR).minus(self.clock.skipped(STORED_FOR));
+        self.store.append_audit(id, text, ids::first_at(oldest)).await?;
         *written = changes;
         Ok(())
-    }
-
-    /// Entries before `before`, newest first.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`].
-    pub async fn audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<Entry>, QueueError> {
-        let entries = self.0.store.read_audit(before, limit).await?;
-        let read = |(id, text): (Uuid, String)| {
-            serde_json::from_str(&text).inspect_err(|error| warn!(%id, %error, "failed to read an audit entry")).ok()
-        };
-        Ok(entries.into_iter().filter_map(read).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::future::join_all;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{
-        clock::Clock,
-        metrics::Metrics,
-        queue::Policy,
-        store::sled::{SledConfig, SledStore},
-    };
+    use crate::store::memory::MemoryStore;
 
-    fn open(folder: &std::path::Path, clock: &Clock) -> Queue {
-        let config = SledConfig { path: folder.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
-        let metrics = Metrics::new();
-        let store = Arc::new(SledStore::open(config, clock.clone(), metrics.clone()).unwrap());
-        Queue::new(store, clock.clone(), Policy::plain(), metrics, CancellationToken::new())
+    fn log() -> (Arc<MemoryStore>, AuditLog, Clock) {
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
+        (Arc::clone(&store), AuditLog::new(store, clock.clone()), clock)
     }
 
     fn cancel<'a>(actor: &'a str, detail: &'a str) -> AuditAction<'a> {
@@ -250,19 +252,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn twenty_thousand_actions_of_one_operator_push_out_no_entry_of_another_even_after_a_crash() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
-        let queue = open(folder.path(), &clock);
-        queue.record(cancel("alice", "first"), Some(1)).await.unwrap();
+    async fn twenty_thousand_actions_of_one_operator_push_out_no_entry_of_another_also_after_a_restart() {
+        let (store, log, clock) = log();
+        log.record(cancel("alice", "first"), Some(1)).await.unwrap();
         let details: Vec<String> = (0..20_000).map(|n| format!("job {n}")).collect();
         for several in details.chunks(1_000) {
             clock.advance(Duration::from_secs(1));
-            for recorded in join_all(several.iter().map(|one| queue.record(cancel("bob", one), Some(1)))).await {
+            for recorded in join_all(several.iter().map(|one| log.record(cancel("bob", one), Some(1)))).await {
                 recorded.unwrap();
             }
         }
-        drop(queue);
-        let entries = open(folder.path(), &clock).audit(None, 9).await.unwrap();
+        let entries = AuditLog::new(store, clock).read(None, 9).await.unwrap();
         assert_eq!(counts(&entries), [("bob", 20_000), ("alice", 1)]);
         let folded = &entries[0];
         assert_eq!((folded.jobs, folded.last_at.since(folded.at)), (Some(20_000), Duration::from_secs(19)));
@@ -272,18 +272,17 @@ mod tests {
 
     #[tokio::test]
     async fn an_entry_ends_after_ten_quiet_minutes_or_an_hour_and_other_actions_have_their_own() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
-        let queue = open(folder.path(), &clock);
+        let (_, log, clock) = log();
         let next = async |after: u64| {
             clock.advance(Duration::from_mins(after));
-            queue.record(cancel("alice", "a job"), Some(0)).await.unwrap();
-            queue.audit(None, 1).await.unwrap()[0].count
+            log.record(cancel("alice", "a job"), Some(0)).await.unwrap();
+            log.read(None, 1).await.unwrap()[0].count
         };
         let first = next(0).await;
         clock.advance(Duration::from_millis(1));
-        queue.record(AuditAction { action: "pause", ..cancel("alice", "") }, None).await.unwrap();
+        log.record(AuditAction { action: "pause", ..cancel("alice", "") }, None).await.unwrap();
         assert_eq!((first, next(9).await, next(10).await, next(9).await), (1, 1, 1, 2), "the pause is newer");
-        let entries = queue.audit(None, 9).await.unwrap();
+        let entries = log.read(None, 9).await.unwrap();
         assert_eq!(entries.iter().map(|entry| entry.count).collect::<Vec<_>>(), [2, 1, 2]);
         assert_eq!(entries[0].detail.as_deref(), Some("a job"), "the same detail is written once");
         for _ in 0..5 {
@@ -294,12 +293,11 @@ mod tests {
 
     #[tokio::test]
     async fn entries_are_removed_after_400_days_and_not_before() {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
-        let queue = open(folder.path(), &clock);
+        let (_, log, clock) = log();
         for (days, expected) in [(0, &["0"][..]), (399, &["399", "0"]), (2, &["2", "399"])] {
             clock.advance(Duration::from_hours(24 * days));
-            queue.record(cancel("alice", &days.to_string()), None).await.unwrap();
-            let entries = queue.audit(None, 9).await.unwrap();
+            log.record(cancel("alice", &days.to_string()), None).await.unwrap();
+            let entries = log.read(None, 9).await.unwrap();
             assert_eq!(entries.iter().filter_map(|entry| entry.detail.as_deref()).collect::<Vec<_>>(), expected);
         }
     }
