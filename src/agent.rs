@@ -184,30 +184,29 @@ fn cut_by_time(plan: &Plan) -> String {
 }
 
 fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Disposition, FailureCode, String) {
-    let retry = |code, class, message| (Disposition::Retry { code, class, after: None }, code, message);
-    let invalid = |message| retry(FailureCode::InvalidOutput, FailureClass::InvalidOutput, message);
-    match stop {
+    let (mut code, mut class) = (FailureCode::InvalidOutput, FailureClass::InvalidOutput);
+    let message = match stop {
         StopReason::MaxTokens => {
-            let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
-            retry(FailureCode::AnswerTruncated, FailureClass::InvalidOutput, message)
+            code = FailureCode::AnswerTruncated;
+            "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned()
         }
         StopReason::ModelContextWindowExceeded => {
-            let message =
-                "question and answer are longer than the model's context window; shorten the context".to_owned();
+            let message = "question and answer are longer than the model's context window; shorten the context";
             let code = FailureCode::ContextWindowExceeded;
-            (Disposition::Fail { code }, code, message)
+            return (Disposition::Fail { code }, code, message.to_owned());
         }
         _ if !is_complete => {
-            let message = format!("Claude's stream ended without message_stop, and {error}");
-            retry(FailureCode::StreamCut, FailureClass::Other, message)
+            (code, class) = (FailureCode::StreamCut, FailureClass::Other);
+            format!("Claude's stream ended without message_stop, and {error}")
         }
-        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => invalid(error),
+        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => error,
         // No tools were offered that it could use or pause for.
-        StopReason::ToolUse => invalid(format!("{error}, and it wanted to use a tool")),
-        StopReason::PauseTurn => invalid(format!("{error}, and it paused its turn")),
-        StopReason::Other(reason) => invalid(format!("{error}, and it stopped for the unknown reason {reason:?}")),
-        StopReason::Unstated => invalid(format!("{error}, and it has no stop_reason")),
-    }
+        StopReason::ToolUse => format!("{error}, and it wanted to use a tool"),
+        StopReason::PauseTurn => format!("{error}, and it paused its turn"),
+        StopReason::Other(reason) => format!("{error}, and it stopped for the unknown reason {reason:?}"),
+        StopReason::Unstated => format!("{error}, and it has no stop_reason"),
+    };
+    (Disposition::Retry { code, class, after: None }, code, message)
 }
 
 fn tokens(usage: &Usage) -> TokenUsage {

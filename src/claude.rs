@@ -72,9 +72,7 @@ pub struct ClientConfig {
 
 /// Clones share one pool of connections.
 #[derive(Debug, Clone)]
-pub struct Claude {
-    inner: Arc<Inner>,
-}
+pub struct Claude(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -118,9 +116,8 @@ impl Claude {
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| ClientError::Http(cause(&error)))?;
-        Ok(Claude {
-            inner: Arc::new(Inner { http, messages_url, headers, secrets, idle_timeout: config.idle_timeout }),
-        })
+        let idle_timeout = config.idle_timeout;
+        Ok(Claude(Arc::new(Inner { http, messages_url, headers, secrets, idle_timeout })))
     }
 
     /// Makes one call. Dropping the future aborts it. An error has the part of the answer that came.
@@ -130,7 +127,7 @@ impl Claude {
         let body = wire::body(request)
             .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("can't make the request: {error}")))?;
         let most_input = (body.len() as u64).saturating_add(MAX_ADDED_TOKENS);
-        let idle = self.inner.idle_timeout + request.extra_silence;
+        let idle = self.0.idle_timeout + request.extra_silence;
         let exchange = self.exchange(body, idle, on_progress, &mut head, &mut answer);
         let outcome = within(request.time_limit, exchange).await;
         answer.finish(on_progress, most_input, request.max_tokens.into());
@@ -155,12 +152,12 @@ impl Claude {
 
     pub async fn model(&self, id: &str) -> Result<ModelInfo, CallError> {
         let mut head = Head::default();
-        let mut url = self.inner.messages_url.clone();
+        let mut url = self.0.messages_url.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop().push("models").push(id);
         }
         let ask = async {
-            let response = self.answered(self.inner.http.get(url), self.inner.idle_timeout, &mut head).await?;
+            let response = self.answered(self.0.http.get(url), self.0.idle_timeout, &mut head).await?;
             let body = self.bounded_body(response).await;
             serde_json::from_slice(&body).map_err(|error| stream::malformed(format!("model {id}: {error}")))
         };
@@ -176,7 +173,7 @@ impl Claude {
         head: &mut Head,
         answer: &mut Answer,
     ) -> Result<(), CallError> {
-        let call = self.inner.http.post(self.inner.messages_url.clone());
+        let call = self.0.http.post(self.0.messages_url.clone());
         let call = call.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body);
         let answered = self.answered(call, idle, head).await;
         if head.status.is_some() {
@@ -190,7 +187,7 @@ impl Claude {
     }
 
     async fn answered(&self, call: RequestBuilder, idle: Duration, head: &mut Head) -> Result<Response, CallError> {
-        let mut call = call.headers(self.inner.headers.clone());
+        let mut call = call.headers(self.0.headers.clone());
         let response = loop {
             let (again, begin) = (call.try_clone(), Instant::now());
             let (sent, was_reused) = reuse::watch(timeout(idle, call.send())).await;
@@ -240,7 +237,7 @@ impl Claude {
 
     /// The variable and the address of the proxy for calls; NO_PROXY may exempt them from it.
     fn proxy(&self) -> Option<(&'static str, String)> {
-        let url = &self.inner.messages_url;
+        let url = &self.0.messages_url;
         if access::is_loopback(url) { None } else { proxy_of(url.scheme()) }
     }
 
@@ -255,7 +252,7 @@ impl Claude {
     /// The part of a body that comes within the bounds of size and silence.
     async fn bounded_body(&self, mut response: Response) -> Vec<u8> {
         let mut body = Vec::new();
-        while let Ok(Ok(Some(chunk))) = timeout(self.inner.idle_timeout, response.chunk()).await {
+        while let Ok(Ok(Some(chunk))) = timeout(self.0.idle_timeout, response.chunk()).await {
             body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY_BYTES - body.len())]);
             if body.len() == MAX_ERROR_BODY_BYTES {
                 break;
@@ -265,7 +262,7 @@ impl Claude {
     }
 
     fn finish(&self, error: CallError, head: Head) -> CallError {
-        let secrets = self.inner.secrets.iter();
+        let secrets = self.0.secrets.iter();
         CallError {
             status: head.status,
             request_id: head.request_id.or(error.request_id),

@@ -161,7 +161,7 @@ impl Limits {
         for (key, is_probe) in models {
             match state.reserve(key, is_probe) {
                 Ok(one) => reserved.push(one),
-                Err(wait) => refusal = refusal.or(Refusal::For(wait)),
+                Err(wait) => refusal = refusal.min(Refusal::For(wait)),
             }
         }
         if reserved.is_empty() {

@@ -115,8 +115,7 @@ impl Prompts {
 
     pub fn render(&self, version: Option<&str>, question: &Question<'_>) -> Result<Rendered, PromptError> {
         let versions = self.versions();
-        let name = version.unwrap_or_else(|| default(&versions));
-        let version = versions.get(name).ok_or_else(|| unknown(name, &versions))?;
+        let (name, version) = find(&versions, version)?;
         Ok(Rendered {
             system: version.system.clone(),
             user: version.user.render(question)?,
@@ -126,14 +125,12 @@ impl Prompts {
     }
 
     pub fn check(&self, version: &str) -> Result<(), PromptError> {
-        let versions = self.versions();
-        if versions.contains_key(version) { Ok(()) } else { Err(unknown(version, &versions)) }
+        find(&self.versions(), Some(version)).map(drop)
     }
 
     /// The digest of `version`, or of the default without one; `None` if there is no such version.
     pub fn sha256(&self, version: Option<&str>) -> Option<String> {
-        let versions = self.versions();
-        versions.get(version.unwrap_or_else(|| default(&versions))).map(|version| version.sha256.clone())
+        find(&self.versions(), version).ok().map(|(_, version)| version.sha256.clone())
     }
 
     pub fn list(&self) -> Vec<VersionInfo> {
@@ -152,8 +149,12 @@ impl Prompts {
     }
 }
 
-fn unknown(version: &str, versions: &Versions) -> PromptError {
-    PromptError::UnknownVersion { version: version.to_owned(), known: versions.keys().cloned().collect() }
+/// A version, or the default without a name.
+fn find<'a>(versions: &'a Versions, name: Option<&'a str>) -> Result<(&'a str, &'a Version), PromptError> {
+    let name = name.unwrap_or_else(|| default(versions));
+    let unknown =
+        || PromptError::UnknownVersion { version: name.to_owned(), known: versions.keys().cloned().collect() };
+    Ok((name, versions.get(name).ok_or_else(unknown)?))
 }
 
 fn number(version: &str) -> Option<u64> {

@@ -248,12 +248,8 @@ impl Planner {
             prompt_version: request.prompt_version.clone(),
             ..AttemptReport::default()
         };
-        let code = match error {
-            PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
-            PromptError::NoVersion { .. } | PromptError::Unreadable { .. } | PromptError::Invalid { .. } => {
-                FailureCode::Internal
-            }
-        };
+        let is_unknown = matches!(error, PromptError::UnknownVersion { .. });
+        let code = if is_unknown { FailureCode::PromptVersionUnknown } else { FailureCode::Internal };
         failed(report, code, error.to_string())
     }
 }

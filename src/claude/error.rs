@@ -122,43 +122,13 @@ const TABLE: [(Sign, ErrorKind); 66] = [
 ];
 
 /// An answer with one of these is the API's own, and not the page of a firewall or gateway.
-const OWN_TYPES: [&str; 13] = [
-    "invalid_request_error",
-    "authentication_error",
-    "billing_error",
-    "permission_error",
-    "not_found_error",
-    "request_too_large",
-    "rate_limit_error",
-    "timeout_error",
-    "api_error",
-    "overloaded_error",
-    "conflict_error",
-    "memory_precondition_failed_error",
-    "memory_path_conflict_error",
-];
+const OWN_TYPES: &str = "invalid_request_error authentication_error billing_error permission_error not_found_error \
+    request_too_large rate_limit_error timeout_error api_error overloaded_error conflict_error \
+    memory_precondition_failed_error memory_path_conflict_error";
 
 /// A message refuses the parameter that it names only if it has one of these.
-const REFUSING: [&str; 18] = [
-    "support",
-    "permitted",
-    "allowed",
-    "invalid",
-    "unknown",
-    "unexpected",
-    "unrecognized",
-    "not recognised",
-    "input should be",
-    "maximum",
-    "too complex",
-    "too large",
-    "must be",
-    "cannot",
-    "can't",
-    "disabled",
-    "greater than",
-    "does not match",
-];
+const REFUSING: &str = "support|permitted|allowed|invalid|unknown|unexpected|unrecognized|not recognised|input should be|\
+    maximum|too complex|too large|must be|cannot|can't|disabled|greater than|does not match";
 
 /// A failed call. Never holds the API key.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -347,7 +317,7 @@ impl<'a> Seen<'a> {
 
     /// The kind by the table, and whether it is certain.
     fn classify(&self) -> (ErrorKind, bool) {
-        let is_own = OWN_TYPES.contains(&self.error_type);
+        let is_own = OWN_TYPES.split(' ').any(|own| own == self.error_type);
         match TABLE.iter().find(|(sign, kind)| self.matches(sign, *kind)) {
             Some((sign, kind)) => {
                 let is_named = matches!(sign, Code(_) | Message(..)) || *kind == ErrorKind::ProxyAuth;
@@ -359,7 +329,7 @@ impl<'a> Seen<'a> {
     }
 
     fn matches(&self, sign: &Sign, kind: ErrorKind) -> bool {
-        let refuses = || REFUSING.iter().any(|word| self.message.contains(word));
+        let refuses = || REFUSING.split('|').any(|words| self.message.contains(words));
         match sign {
             Code(code) => self.code == *code,
             Message(statuses, words) => {

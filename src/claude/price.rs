@@ -94,7 +94,8 @@ impl Price {
             (written_1h, WRITE_1H),
             (usage.cache_read_input_tokens, self.read),
         ];
-        let Rates { input: rate, output } = self.rates(usage.total_input());
+        let long = self.long.filter(|_| usage.total_input() > LONG_PROMPT);
+        let Rates { input: rate, output } = long.unwrap_or(self.rates);
         // Wide, as the counts come from the network and must not overflow the sum.
         let part = |tokens: u64, rate: u64, thousandths: u64| {
             u128::from(tokens) * u128::from(rate) * u128::from(thousandths) / 1_000
@@ -121,10 +122,6 @@ impl Price {
         let as_of: Date = self.as_of?.parse().ok()?;
         let age = today.parse::<Date>().ok()?.since(as_of).ok()?;
         (age.get_days() > MAX_AGE_DAYS).then_some(as_of)
-    }
-
-    fn rates(self, input_tokens: u64) -> Rates {
-        self.long.filter(|_| input_tokens > LONG_PROMPT).unwrap_or(self.rates)
     }
 }
 

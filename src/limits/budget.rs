@@ -29,23 +29,35 @@ const LARGE_PERCENT: u64 = 125;
 /// For so long, the queue waits for the call that did not fit. Its job may be cancelled meanwhile.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
+/// What a call, or several, can need at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     pub tokens: u64,
-    /// Nano-dollars; none if the model has no price.
-    pub nanodollars: Option<u64>,
+    /// 0 for a model without a price.
+    pub nanodollars: u64,
 }
 
 impl From<AtRisk> for Need {
     fn from(most: AtRisk) -> Need {
-        Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars }
+        let tokens = most.input_tokens.saturating_add(most.output_tokens);
+        Need { tokens, nanodollars: most.nanodollars.unwrap_or(0) }
     }
 }
 
 impl Need {
     fn is_large_beside(self, usual: Need) -> bool {
         let is_large = |need: u64, usual: u64| need.saturating_mul(100) > usual.saturating_mul(LARGE_PERCENT);
-        is_large(self.tokens, usual.tokens) || is_large(self.nanodollars.unwrap_or(0), usual.nanodollars.unwrap_or(0))
+        is_large(self.tokens, usual.tokens) || is_large(self.nanodollars, usual.nanodollars)
+    }
+
+    fn add(&mut self, other: Need) {
+        self.tokens = self.tokens.saturating_add(other.tokens);
+        self.nanodollars = self.nanodollars.saturating_add(other.nanodollars);
+    }
+
+    fn subtract(&mut self, other: Need) {
+        self.tokens = self.tokens.saturating_sub(other.tokens);
+        self.nanodollars = self.nanodollars.saturating_sub(other.nanodollars);
     }
 }
 
@@ -71,23 +83,17 @@ pub struct Budget {
 
 #[derive(Default)]
 struct State {
-    reserved: Amount,
+    reserved: Need,
     /// What the next call needs, where one had to be put off for it, and when that was.
     next: Option<(Need, Instant)>,
     warned_on: Option<Day>,
     held_on: Option<Day>,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Amount {
-    tokens: u64,
-    nanodollars: u64,
-}
-
 /// Part of the budget, reserved for a call until it is dropped.
 pub(super) struct Reservation {
     budget: Arc<Budget>,
-    amount: Amount,
+    amount: Need,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +146,7 @@ impl Status {
 
     fn fits(&self, need: Need, beside_reserved: bool) -> bool {
         self.tokens.is_none_or(|line| line.fits(need.tokens, beside_reserved))
-            && self.nanodollars.is_none_or(|line| line.fits(need.nanodollars.unwrap_or(0), beside_reserved))
+            && self.nanodollars.is_none_or(|line| line.fits(need.nanodollars, beside_reserved))
     }
 }
 
@@ -184,9 +190,8 @@ impl Budget {
         let status = self.status_with(&state);
         let need = self.next(&state);
         if status.fits(need, true) {
-            let amount = Amount::of(need);
-            state.reserved.add(amount);
-            return Some(Reservation { budget: Arc::clone(self), amount });
+            state.reserved.add(need);
+            return Some(Reservation { budget: Arc::clone(self), amount: need });
         }
         if status.is_reached {
             let today = Some(Day::of(self.clock.now()));
@@ -222,17 +227,18 @@ impl Budget {
 
 impl Reservation {
     /// Changes it to the need of the call, if that fits.
-    pub(super) fn adjust(&mut self, need: Need) -> Room {
-        if need.nanodollars.is_none() && self.budget.daily.cost.is_some() {
+    pub(super) fn adjust(&mut self, most: AtRisk) -> Room {
+        if most.nanodollars.is_none() && self.budget.daily.cost.is_some() {
             return Room::NoPrice;
         }
+        let need = Need::from(most);
         let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
-        self.amount = Amount::default();
+        self.amount = Need::default();
         if self.budget.status_with(&state).fits(need, true) {
             state.next = None;
-            self.amount = Amount::of(need);
-            state.reserved.add(self.amount);
+            self.amount = need;
+            state.reserved.add(need);
             return Room::Yes;
         }
         if need.is_large_beside(self.budget.usual) {
@@ -254,22 +260,6 @@ impl Drop for Reservation {
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation").field("tokens", &self.amount.tokens).finish_non_exhaustive()
-    }
-}
-
-impl Amount {
-    fn of(need: Need) -> Amount {
-        Amount { tokens: need.tokens, nanodollars: need.nanodollars.unwrap_or(0) }
-    }
-
-    fn add(&mut self, other: Amount) {
-        self.tokens = self.tokens.saturating_add(other.tokens);
-        self.nanodollars = self.nanodollars.saturating_add(other.nanodollars);
-    }
-
-    fn subtract(&mut self, other: Amount) {
-        self.tokens = self.tokens.saturating_sub(other.tokens);
-        self.nanodollars = self.nanodollars.saturating_sub(other.nanodollars);
     }
 }
 
@@ -300,12 +290,12 @@ mod tests {
         Desk { budget, clock, spending }
     }
 
-    fn tokens(tokens: u64) -> Need {
-        Need { tokens, nanodollars: None }
+    fn tokens(tokens: u64) -> AtRisk {
+        AtRisk { input_tokens: tokens, output_tokens: 0, nanodollars: None }
     }
 
     fn of_tokens(limit: u64, usual: u64) -> Desk {
-        desk(DailyBudget { tokens: Some(limit), cost: None }, tokens(usual))
+        desk(DailyBudget { tokens: Some(limit), cost: None }, tokens(usual).into())
     }
 
     fn spend(desk: &Desk, tokens: u64) {
@@ -383,7 +373,7 @@ mod tests {
     #[test]
     fn money_and_what_is_at_risk_count_too() {
         let daily = DailyBudget { tokens: Some(1_000_000), cost: Some(Nanodollars(100)) };
-        let usual = Need { tokens: 1, nanodollars: Some(10) };
+        let usual = Need { tokens: 1, nanodollars: 10 };
         let desk = desk(daily, usual);
         assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(1)), Room::NoPrice);
         let at_risk = Risk { nanodollars: 45, ..Risk::default() };

@@ -61,26 +61,15 @@ impl Closed {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why no call may begin: of several lanes, the least counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Refusal {
     /// A limit or the gate, for so long.
     For(Duration),
+    /// As many calls are under way as may be. This is not a limit that keeps a caller waiting.
+    Busy,
     /// A limit or the gate, until something changes.
     UntilChanged,
-    /// As many calls are under way as may be.
-    Busy,
-}
-
-impl Refusal {
-    /// Of two lanes: the first to end. A busy lane is not a limit that keeps a caller waiting.
-    pub(super) fn or(self, other: Refusal) -> Refusal {
-        match (self, other) {
-            (Refusal::For(one), Refusal::For(other)) => Refusal::For(one.min(other)),
-            (Refusal::For(wait), _) | (_, Refusal::For(wait)) => Refusal::For(wait),
-            (Refusal::Busy, _) | (_, Refusal::Busy) => Refusal::Busy,
-            (Refusal::UntilChanged, Refusal::UntilChanged) => Refusal::UntilChanged,
-        }
-    }
 }
 
 #[derive(Debug, Default)]

@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    budget::{Need, Reservation, Room},
+    budget::{Reservation, Room},
     gate::Refusal,
     model::Tokens,
     state::{Inner, Reserved},
 };
 use crate::{
     digest::{Lane, ModelKey},
-    job::FailureCode,
+    job::{AtRisk, FailureCode},
 };
 
 const PROBE_POLL: Duration = Duration::from_secs(1);
@@ -90,10 +90,10 @@ impl Permit {
         Ok(())
     }
 
-    /// Reserves the call's part of the daily budget, once the call is known. `need` is the most that it can need.
-    pub fn make_room(&mut self, need: impl Into<Need>) -> Room {
+    /// Reserves the call's part of the daily budget, once it is known what the call needs at most.
+    pub fn make_room(&mut self, most: AtRisk) -> Room {
         let reservation = self.share.as_mut().and_then(|share| share.reservation.as_mut());
-        reservation.map_or(Room::Yes, |reservation| reservation.adjust(need.into()))
+        reservation.map_or(Room::Yes, |reservation| reservation.adjust(most))
     }
 
     pub fn budget_share(&mut self) -> Option<BudgetShare> {

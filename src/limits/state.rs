@@ -95,7 +95,7 @@ impl State {
     /// Which of these models may be called by their gates and the calls under way.
     pub(super) fn admit(&mut self, keys: &BTreeSet<ModelKey>, is_account_probe: bool, now: Instant) -> Admitted {
         let (workers, is_full) = (self.workers, self.calling() >= self.workers);
-        let (mut models, mut busy, mut refusal) = (Vec::new(), Vec::new(), None::<Refusal>);
+        let (mut models, mut busy, mut refusal) = (Vec::new(), None, Refusal::UntilChanged);
         for &key in keys {
             let one = match self.model(key).admit(is_account_probe, workers, now) {
                 Ok(false) if is_full && !is_account_probe => Refusal::Busy,
@@ -106,15 +106,13 @@ impl State {
                 Err(one) => one,
             };
             if one == Refusal::Busy {
-                busy.push((key, false));
+                busy.get_or_insert((key, false));
             }
-            refusal = Some(refusal.map_or(one, |before| before.or(one)));
+            refusal = refusal.min(one);
         }
-        let is_ahead = models.is_empty() && self.ahead() < self.most_ahead;
-        if is_ahead {
-            models.extend(busy.first());
-        }
-        Admitted { is_ahead: is_ahead && !models.is_empty(), models, refusal: refusal.unwrap_or(Refusal::UntilChanged) }
+        let ahead = busy.filter(|_| models.is_empty() && self.ahead() < self.most_ahead);
+        models.extend(ahead);
+        Admitted { models, is_ahead: ahead.is_some(), refusal }
     }
 
     /// Reserves a call of a model, or returns how long to wait for its limits.

@@ -49,6 +49,7 @@ pub enum Fault {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 pub struct ErrorAnswer {
     pub(super) status: u16,
     error_type: &'static str,
@@ -83,24 +84,20 @@ impl ErrorAnswer {
         }
     }
 
-    #[must_use]
     pub fn message(self, message: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { message: message.into(), ..self }
     }
 
-    #[must_use]
     pub fn error_code(self, code: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { error_code: Some(code.into()), ..self }
     }
 
-    #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> ErrorAnswer {
         self.headers.push((name.into(), value.into()));
         self
     }
 
     /// A page as its body, as of a proxy.
-    #[must_use]
     pub fn html(self, page: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { html: Some(page.into()), ..self }
     }
