@@ -118,7 +118,6 @@ impl Agent {
         self.planner.prices.of(answered).or_else(|| self.planner.prices.of(asked)).map(|price| price.cost(usage))
     }
 
-    /// Tokens that the answer does not report are at risk.
     fn bill(&self, report: &mut AttemptReport, reply: &Reply, asked: &str, at_risk: AtRisk) {
         // A refusal before any output is not billed, though its usage is shown.
         if matches!(reply.stop, StopReason::Refusal { .. }) && !reply.has_content {

@@ -27,7 +27,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -174,7 +174,7 @@ impl Claude {
         answer: &mut Answer,
     ) -> Result<(), CallError> {
         let call = self.0.http.post(self.0.messages_url.clone());
-        let call = call.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body);
+        let call = call.header(CONTENT_TYPE, "application/json").body(body);
         let answered = self.answered(call, idle, head).await;
         if head.status.is_some() {
             on_progress(Progress::Head(head.rate_limits));

@@ -26,11 +26,7 @@ mod permit;
 pub mod reach;
 mod state;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -40,7 +36,7 @@ use tokio::{
 
 use self::{
     budget::{Budget, Status},
-    gate::{Closed, Gate, Refusal, Ruling},
+    gate::{Closed, Refusal, Ruling},
     model::Model,
     reach::Unreachable,
     state::{Admitted, Inner, State, Waiting},
@@ -61,7 +57,6 @@ use crate::{
 /// How often a used up budget is checked: the day may turn at any moment, as the wall clock can be set.
 const BUDGET_POLL: Duration = Duration::from_secs(1);
 
-/// Most calls at once without WORKERS.
 pub const MAX_CALLS_AT_ONCE: usize = 512;
 
 #[derive(Clone, Debug)]
@@ -85,15 +80,7 @@ impl Limits {
         Limits(Arc::new(Inner {
             in_use,
             budget: budget.map(Arc::new),
-            state: Mutex::new(State {
-                caps,
-                account: Gate::default(),
-                models: HashMap::new(),
-                permits: 0,
-                most_ahead: 0,
-                workers,
-                waiting: 0,
-            }),
+            state: Mutex::new(State { caps, workers, ..State::default() }),
             reach: Mutex::default(),
             changed: Notify::new(),
         }))
@@ -197,7 +184,7 @@ impl Limits {
 
     /// The limits in force for a lane: the upstream's, or the operator's cap if that is lower.
     pub fn per_minute(&self, lane: Lane) -> PerMinute {
-        self.with_model(lane, |model, _| model.per_minute())
+        self.with_model(lane, Model::per_minute)
     }
 
     pub fn caps(&self) -> RateCaps {
@@ -230,17 +217,14 @@ impl Limits {
     }
 
     pub fn overloaded(&self, model: &str, question: u64) {
-        let mut state = self.0.state.lock();
-        let workers = state.workers;
-        state.named(model).overloaded(question, workers, Instant::now());
+        self.0.state.lock().named(model).overloaded(question, Instant::now());
     }
 
     pub fn answered(&self, model: &str) {
         let mut state = self.0.state.lock();
-        let workers = state.workers;
         let known = state.named(model);
         let was_known = known.is_known;
-        known.answered(workers);
+        known.answered();
         state.release_ahead();
         drop(state);
         if was_known { self.0.changed.notify_one() } else { self.0.changed.notify_waiters() }
@@ -251,10 +235,9 @@ impl Limits {
     }
 
     pub fn calls_per_second(&self, lane: Lane) -> f64 {
-        self.with_model(lane, |model, _| model.rate())
+        self.with_model(lane, Model::rate)
     }
 
-    /// Whether a limit keeps a caller waiting.
     pub fn is_exhausted(&self) -> bool {
         self.0.state.lock().waiting > 0
     }
@@ -301,12 +284,11 @@ impl Limits {
 
     pub fn models(&self) -> Vec<ModelLimits> {
         let (mut state, now) = (self.0.state.lock(), Instant::now());
-        let workers = state.workers;
         let named = state.models.values_mut().filter(|model| !model.name.is_empty());
         let limits = |model: &mut Model| ModelLimits {
             model: model.name.clone(),
             per_minute: model.per_minute(),
-            calls_at_once: model.at_once(workers),
+            calls_at_once: model.at_once(),
             gate: model.gate.closed(now).cloned(),
         };
         let mut models: Vec<ModelLimits> = named.map(limits).collect();
@@ -323,11 +305,9 @@ impl Limits {
         wakes
     }
 
-    fn with_model<T>(&self, lane: Lane, read: impl FnOnce(&Model, usize) -> T) -> T {
+    fn with_model<T>(&self, lane: Lane, read: impl FnOnce(&Model) -> T) -> T {
         let key = lane.unwrap_or_else(|| (self.0.in_use)());
-        let mut state = self.0.state.lock();
-        let workers = state.workers;
-        read(state.model(key), workers)
+        read(self.0.state.lock().model(key))
     }
 }
 

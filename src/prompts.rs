@@ -62,7 +62,6 @@ pub struct VersionInfo {
     pub is_default: bool,
 }
 
-/// What one job asks. The field names are the template's variables.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Question<'a> {
     pub query: &'a str,
@@ -149,7 +148,6 @@ impl Prompts {
     }
 }
 
-/// A version, or the default without a name.
 fn find<'a>(versions: &'a Versions, name: Option<&'a str>) -> Result<(&'a str, &'a Version), PromptError> {
     let name = name.unwrap_or_else(|| default(versions));
     let unknown =
@@ -161,7 +159,6 @@ fn number(version: &str) -> Option<u64> {
     version.strip_prefix('v')?.parse().ok()
 }
 
-/// The version with the highest number; without any number, the last by name.
 fn default(versions: &Versions) -> &str {
     versions.keys().max_by_key(|name| (number(name), *name)).map_or("", String::as_str)
 }

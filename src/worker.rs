@@ -130,7 +130,6 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Waits until the call of a job that was claimed ahead may be made.
     async fn permission(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Permission {
         let ready = async {
             match permit {
@@ -276,7 +275,6 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Extends the lease; returns when it is lost.
     async fn heartbeat(&self, claim: &Claim) {
         let mut beat = tokio::time::interval(self.queue.lease() / HEARTBEATS_PER_LEASE);
         beat.tick().await;
@@ -344,7 +342,6 @@ impl<A: Analyst> Worker<A> {
     }
 }
 
-/// What becomes of the job if the daily budget has no room for its call.
 fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, AttemptReport)> {
     let room = permit.make_room(plan.at_risk);
     let (disposition, code, message) = match room {
@@ -364,7 +361,6 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
     Some((disposition, failure_report(code, message.to_owned())))
 }
 
-/// The end of an attempt whose call may have been billed.
 fn unknown_end(plan: &Plan, code: FailureCode, message: String) -> (Disposition, AttemptReport) {
     let report = failure_report(code, message);
     let report = AttemptReport { may_have_been_billed: true, at_risk: Some(plan.at_risk), ..report };
@@ -412,12 +408,7 @@ fn settle_permit(permit: Option<limits::Permit>, took: Duration, report: Option<
     if code == Some(FailureCode::ConnectFailed) {
         return;
     }
-    let fits = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
-    let used = report.and_then(|report| report.usage).map(|usage| Tokens {
-        // Tokens read from the prompt cache do not count against the limit.
-        input: fits(usage.input_tokens.saturating_add(usage.cache_creation_input_tokens)),
-        output: fits(usage.output_tokens),
-    });
+    let used = report.and_then(|report| report.usage).map(Tokens::from);
     let was_refused = report.is_some_and(|report| report.http_status.is_some_and(|status| status != 200));
     let used = used.or_else(|| was_refused.then(Tokens::default));
     if report.is_some() && code.is_none() { permit.settle(took, used) } else { permit.settle_failed(used) }

@@ -28,7 +28,7 @@ pub(super) const OVERLOADED_FOR: Duration = Duration::from_secs(30);
 /// How long a model that is not there is passed over. Retired ones don't come back, but a gateway may be repaired.
 pub const GONE_FOR: Duration = Duration::from_hours(1);
 
-/// Most models of which anything is learnt; clients can name any.
+/// Clients can name any model.
 const MAX_LEARNT: usize = 64;
 
 /// A schema counts as compiled for so much less than the API keeps it: clocks differ, and a wrong guess fails a call.
@@ -120,7 +120,6 @@ impl Models {
         self.0.own[0] != id && self.has(id)
     }
 
-    /// The most output tokens a call may ask for, of `wanted`.
     pub(super) fn max_tokens(&self, id: &str, wanted: u32) -> u32 {
         self.0.learnt.lock().get(id).and_then(|shape| shape.max_tokens).map_or(wanted, |most| most.min(wanted))
     }
@@ -193,7 +192,6 @@ impl Models {
         }
     }
 
-    /// What is known of the service's models, and of others that refused something.
     pub fn known(&self) -> Vec<Known> {
         let learnt = self.0.learnt.lock();
         let mut others: Vec<&str> = learnt.keys().map(String::as_str).filter(|id| !self.has(id)).collect();

@@ -41,7 +41,6 @@ pub struct AgentConfig {
     pub request_timeout: Option<Duration>,
 }
 
-/// What is asked in an attempt, and in which circumstances.
 #[derive(Clone, Copy, Debug)]
 pub struct Assignment<'a> {
     pub request: &'a JobRequest,
@@ -49,7 +48,6 @@ pub struct Assignment<'a> {
     pub rejected: Option<&'a Attempt>,
     /// Models that declined to answer: they are not asked again while there is another.
     pub refused_by: &'a [String],
-    /// A client waits, so the answer should be quick.
     pub is_waited_for: bool,
     pub now: Timestamp,
 }
@@ -66,7 +64,6 @@ pub struct Plan {
     pub depth: Depth,
     /// The time limit cut the last attempt, so this one asks for less.
     pub is_reduced: bool,
-    /// The request names the model, so no other model may answer.
     pub names_model: bool,
     /// The call asks only for the broken parts of this answer.
     pub repair: Option<RepairRequest>,
@@ -75,7 +72,6 @@ pub struct Plan {
     /// The service would not ask this model by itself.
     pub is_of_caller: bool,
     pub refused_by: Vec<String>,
-    /// The attempt whose answer the repair prompt is about.
     pub asked_again_after: Option<u32>,
     /// Bytes of all texts that are sent, without the schema.
     pub text_bytes: usize,
@@ -124,7 +120,7 @@ impl Planner {
         request.model.as_deref().unwrap_or_else(|| self.models.pick(refused_by))
     }
 
-    /// Errors: the report of an attempt that can't be made, now or later.
+    /// The error is the report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         let Assignment { request, rejected, refused_by, is_waited_for, now } = assignment;
         let is_reduced = rejected.is_some_and(was_cut_by_time);

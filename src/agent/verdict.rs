@@ -133,7 +133,6 @@ fn set_aside(error: &CallError, code: FailureCode) -> Disposition {
     Disposition::Retry { code, class: FailureClass::Suspect, after: error.retry_after }
 }
 
-/// A model that the caller named is unknown, retired or not allowed.
 fn after_a_callers_model(error: &CallError, code: FailureCode) -> Disposition {
     match error.kind {
         kind if error.is_certain || kind == ErrorKind::NotFound => Disposition::Fail { code },

@@ -17,7 +17,6 @@ use crate::{
 /// The API takes no empty message.
 const PROMPT: &str = "Reply with one word.";
 
-/// How long the call may take beyond the time to compile the schema.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]

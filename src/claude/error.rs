@@ -33,13 +33,11 @@ const MAX_MESSAGE_CHARS: usize = 500;
 /// Most bytes read of an error answer's body: a proxy's HTML page need not be read whole.
 pub const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
 
-/// Any HTTP status, and 200 for an `error` event in the middle of a stream.
 const ANY: RangeInclusive<u16> = 0..=999;
 
 /// Statuses that say less than the error type beside them; 200 is an `error` event.
 const VAGUE: [u16; 3] = [200, 400, 500];
 
-/// By what an error is known.
 enum Sign {
     /// `error.details.error_code`.
     Code(&'static str),
@@ -156,7 +154,6 @@ pub struct CallError {
 pub enum ErrorKind {
     /// 400 and any other 4xx without a row of its own.
     InvalidRequest,
-    /// 400 for a parameter that the service added by itself.
     Parameter(Parameter),
     Filtered,
     Authentication,
@@ -167,7 +164,6 @@ pub enum ErrorKind {
     /// 404: the model is retired or unknown, or the base URL is wrong.
     NotFound,
     ProxyAuth,
-    /// 413, or 400 for a question that is too long.
     TooLarge,
     RateLimit,
     ApiError,
@@ -199,7 +195,6 @@ pub enum Parameter {
     /// `output_config` as a whole.
     OutputConfig,
     Thinking,
-    /// `max_tokens` over the model's limit.
     MaxTokens,
     CacheControl,
 }
@@ -221,7 +216,6 @@ pub enum Concern {
 }
 
 impl CallError {
-    /// An error of this kind. `message` is brought to one line of bounded length.
     pub fn new(kind: ErrorKind, message: impl AsRef<str>) -> CallError {
         CallError {
             kind,
@@ -264,8 +258,7 @@ impl CallError {
 
     pub(super) fn from_answer(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> CallError {
         let envelope: Option<ErrorObject> = serde_json::from_slice(body).ok();
-        let seen = Seen::of(status, envelope.as_ref(), body);
-        let (kind, is_certain) = seen.classify();
+        let (kind, is_certain) = classify(status, envelope.as_ref(), body);
         let said = match &envelope {
             Some(object) => format!("{}: {}", object.error.kind, object.error.message),
             None if body.is_empty() => "with an empty body".to_owned(),
@@ -290,55 +283,40 @@ impl CallError {
     }
 
     pub(super) fn from_event(object: &ErrorObject) -> CallError {
-        let (kind, is_certain) = Seen::of(200, Some(object), &[]).classify();
+        let (kind, is_certain) = classify(200, Some(object), &[]);
         let said = format!("Claude broke off its answer with {}: {}", object.error.kind, object.error.message);
         CallError { request_id: object.request_id.clone(), is_certain, ..CallError::new(kind, said) }
     }
 }
 
-struct Seen<'a> {
-    status: u16,
-    error_type: &'a str,
-    code: &'a str,
-    message: String,
-}
-
-impl<'a> Seen<'a> {
-    /// Other JSON, as of a gateway, is searched as a whole. A page is not, as it may repeat the question.
-    fn of(status: u16, envelope: Option<&'a ErrorObject>, body: &[u8]) -> Seen<'a> {
-        let message = match envelope {
-            Some(object) => object.error.message.to_lowercase(),
-            None if body.first() == Some(&b'{') => String::from_utf8_lossy(body).to_lowercase(),
-            None => String::new(),
-        };
-        let error_type = envelope.map_or("", |object| object.error.kind.as_str());
-        Seen { status, error_type, code: envelope.and_then(ErrorObject::code).unwrap_or(""), message }
-    }
-
-    /// The kind by the table, and whether it is certain.
-    fn classify(&self) -> (ErrorKind, bool) {
-        let is_own = OWN_TYPES.split(' ').any(|own| own == self.error_type);
-        match TABLE.iter().find(|(sign, kind)| self.matches(sign, *kind)) {
-            Some((sign, kind)) => {
-                let is_named = matches!(sign, Code(_) | Message(..)) || *kind == ErrorKind::ProxyAuth;
-                (*kind, is_own || is_named)
-            }
-            None if self.status == 200 => (ErrorKind::StreamError, is_own),
-            None => (ErrorKind::Malformed, is_own),
+/// The kind by the table, and whether it is certain.
+fn classify(status: u16, envelope: Option<&ErrorObject>, body: &[u8]) -> (ErrorKind, bool) {
+    let error_type = envelope.map_or("", |object| object.error.kind.as_str());
+    let code = envelope.and_then(ErrorObject::code);
+    let message = match envelope {
+        Some(object) => object.error.message.to_lowercase(),
+        // Other JSON, as of a gateway, is searched as a whole. A page is not, as it may repeat the question.
+        None if body.first() == Some(&b'{') => String::from_utf8_lossy(body).to_lowercase(),
+        None => String::new(),
+    };
+    let refuses = || REFUSING.split('|').any(|words| message.contains(words));
+    let is_met = |(sign, kind): &&(Sign, ErrorKind)| match sign {
+        Code(known) => code == Some(*known),
+        Message(statuses, words) => {
+            let is_parameter = matches!(kind, ErrorKind::Parameter(_));
+            statuses.contains(&status) && message.contains(words) && (!is_parameter || refuses())
         }
-    }
-
-    fn matches(&self, sign: &Sign, kind: ErrorKind) -> bool {
-        let refuses = || REFUSING.split('|').any(|words| self.message.contains(words));
-        match sign {
-            Code(code) => self.code == *code,
-            Message(statuses, words) => {
-                let is_parameter = matches!(kind, ErrorKind::Parameter(_));
-                statuses.contains(&self.status) && self.message.contains(words) && (!is_parameter || refuses())
-            }
-            Status(statuses) => statuses.contains(&self.status),
-            Type(name) => self.error_type == *name && VAGUE.contains(&self.status),
+        Status(statuses) => statuses.contains(&status),
+        Type(known) => error_type == *known && VAGUE.contains(&status),
+    };
+    let is_own = OWN_TYPES.split(' ').any(|own| own == error_type);
+    match TABLE.iter().find(is_met) {
+        Some((sign, kind)) => {
+            let is_named = matches!(sign, Code(_) | Message(..)) || *kind == ErrorKind::ProxyAuth;
+            (*kind, is_own || is_named)
         }
+        None if status == 200 => (ErrorKind::StreamError, is_own),
+        None => (ErrorKind::Malformed, is_own),
     }
 }
 

@@ -11,7 +11,6 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item {
     Event(Event),
-    /// A comment: a sign of life.
     Comment,
 }
 
@@ -61,7 +60,6 @@ impl Events {
         Ok(None)
     }
 
-    /// The event that the stream ended in, if it has data.
     pub(super) fn finish(mut self) -> Option<Event> {
         if !self.line.is_empty() {
             self.end_line();

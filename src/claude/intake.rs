@@ -13,7 +13,7 @@ const LINES_PER_SECOND: u64 = 3_000;
 /// Most lines of one call: each of 128,000 tokens, the most that a model gives, as an event, and as many pings.
 const MAX_LINES: u64 = 768_000;
 
-/// Most bytes of one call. An event of one token has some 120.
+/// An event of one token has some 120 bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Shortest pause, so that a slowed stream wakes its reader seldom.

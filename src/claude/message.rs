@@ -7,7 +7,6 @@ use serde_json::value::RawValue;
 /// Longest time in which the API compiles a schema at its first use: silence before the answer begins.
 pub const SCHEMA_COMPILE_TIME: Duration = Duration::from_secs(180);
 
-/// How long the API keeps a compiled schema after its last use.
 pub const SCHEMA_COMPILED_FOR: Duration = Duration::from_hours(24);
 
 /// No model allows fewer output tokens.
@@ -39,14 +38,12 @@ pub enum CacheTtl {
     #[default]
     #[strum(serialize = "5m")]
     FiveMinutes,
-    /// Writing costs more than for five minutes.
     #[strum(serialize = "1h")]
     OneHour,
     #[strum(serialize = "none")]
     Off,
 }
 
-/// A rejected answer, which the model can repair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
     /// The API takes no blank one.
@@ -77,7 +74,6 @@ pub struct Reply {
     /// What is billed. Output that was not reported is estimated.
     pub usage: Usage,
     pub has_whole_usage: bool,
-    /// Anthropic's id of this call, for their support.
     pub request_id: Option<String>,
 }
 
@@ -100,15 +96,12 @@ pub enum StopReason {
     Unstated,
 }
 
-/// Tokens of one call, as Claude counted them: what is billed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Input tokens neither written to nor read from the prompt cache.
     pub input_tokens: u64,
     /// Thinking included.
     pub output_tokens: u64,
     pub cache_creation_input_tokens: u64,
-    /// Those of them that were written for an hour.
     pub cache_creation_1h_input_tokens: u64,
     /// Input tokens read from the prompt cache. They do not count to the input rate limit.
     pub cache_read_input_tokens: u64,

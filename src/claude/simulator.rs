@@ -102,7 +102,6 @@ pub enum Latency {
     /// As long as real memos take: until the first token, thinking in silence, text by its length.
     Claude,
     Fixed(Duration),
-    /// Log-normally distributed, as the times of a real model are.
     LogNormal {
         median: Duration,
         /// The standard deviation of the logarithm; 0.5 has its p99 at 3.2 medians.
@@ -131,7 +130,6 @@ struct Shared {
 }
 
 impl Simulator {
-    /// Starts it. Fails when the address is taken or the latency makes no sense.
     pub async fn start(config: SimulatorConfig) -> io::Result<Simulator> {
         config.latency.sample().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let listener = TcpListener::bind(config.addr).await?;
@@ -262,7 +260,7 @@ async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
 
 async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
     shared.look_up(&headers, || {
-        let asked = check::to_count(&body, &shared.good_schema)?;
+        let asked = check::body(&body, &shared.good_schema, true)?;
         let system = asked.system.as_ref().map_or(0, |(system, _)| tokens(system));
         Ok(json!({ "input_tokens": system + tokens(&asked.prompt) + asked.schema_bytes as u64 / 4 }))
     })
@@ -276,7 +274,7 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
     let asked = match &body {
         Err(_) => Err(ErrorAnswer::status(413).message("Request exceeds the maximum size")),
         Ok(body) => check::headers(&head.headers, shared.config.api_key.as_ref())
-            .and_then(|()| check::body(body, &shared.good_schema)),
+            .and_then(|()| check::body(body, &shared.good_schema, false)),
     };
     let planned = match &fault {
         Fault::Error(answer) => Err(answer.clone()),

@@ -163,7 +163,6 @@ pub(super) struct Message {
     pub(super) ending: Ending,
 }
 
-/// The pieces of a whole message's content; some gateways give its text alone.
 pub(super) fn pieces(content: &RawValue) -> Result<Vec<Piece>, serde_json::Error> {
     if content.get().starts_with('"') {
         let text = serde_json::from_str(content.get())?;
@@ -196,7 +195,6 @@ pub(super) struct Piece {
 
 pub(super) enum Part {
     Text(Wtf8),
-    /// The model's thinking. The API may leave it blank.
     Thinking(Wtf8),
     Input(Wtf8),
     /// A tool begins, perhaps with its whole input.

@@ -16,7 +16,6 @@ pub(super) struct Bucket {
     start: NonZeroU32,
     /// The upstream's limit, and when the call began whose answer named it.
     named: Option<(NonZeroU32, Instant)>,
-    /// As much can be used at once as refills in this time.
     burst: Duration,
     limiter: DefaultDirectRateLimiter,
     clock: DefaultClock,
@@ -86,7 +85,6 @@ impl Bucket {
     fn draw(&self, units: u32) -> Result<(), Duration> {
         let Some(cells) = NonZeroU32::new(units) else { return Ok(()) };
         match self.limiter.check_n(cells) {
-            // More cells than the limiter holds are never asked for.
             Ok(Ok(())) | Err(_) => Ok(()),
             Ok(Err(not_until)) => Err(not_until.wait_time_from(self.clock.now())),
         }

@@ -29,7 +29,6 @@ const LARGE_PERCENT: u64 = 125;
 /// For so long, the queue waits for the call that did not fit. Its job may be cancelled meanwhile.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
-/// What a call, or several, can need at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     pub tokens: u64,
@@ -74,7 +73,6 @@ pub enum Room {
 
 pub struct Budget {
     daily: DailyBudget,
-    /// What a call needs at most, as long as nothing is known of it.
     usual: Need,
     clock: Clock,
     spending: Spending,
@@ -90,7 +88,6 @@ struct State {
     held_on: Option<Day>,
 }
 
-/// Part of the budget, reserved for a call until it is dropped.
 pub(super) struct Reservation {
     budget: Arc<Budget>,
     amount: Need,
@@ -101,7 +98,6 @@ pub struct Line {
     pub limit: u64,
     /// What was spent, and what may have been.
     pub spent: u64,
-    /// What calls under way may still need.
     pub reserved: u64,
 }
 

@@ -22,7 +22,6 @@ use crate::job::{FailureCode, disposition::SharedFailure};
 /// Pause between probes if several questions met the failure and only a person can end it.
 pub(super) const BLOCK_PAUSE: Duration = Duration::from_secs(30);
 
-/// Pause before the first probe if only one question met the failure.
 const FIRST_PROBE: Duration = Duration::from_secs(1);
 
 /// The random part of a closing, so that callers of one account do not all come back at once.
@@ -64,11 +63,9 @@ impl Closed {
 /// Why no call may begin: of several lanes, the least counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Refusal {
-    /// A limit or the gate, for so long.
     For(Duration),
     /// As many calls are under way as may be. This is not a limit that keeps a caller waiting.
     Busy,
-    /// A limit or the gate, until something changes.
     UntilChanged,
 }
 
@@ -76,7 +73,6 @@ pub(super) enum Refusal {
 pub(super) struct Gate {
     closed: Option<Closed>,
     is_probing: bool,
-    /// Signatures and questions of the failures since the last answer.
     met: Vec<(u64, u64)>,
     /// Questions whose failure closed the gate while others were answered.
     disproved: VecDeque<u64>,

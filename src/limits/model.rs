@@ -11,7 +11,7 @@ use super::{
     bucket::Bucket,
     gate::{Gate, Refusal},
 };
-use crate::config::values::RateCaps;
+use crate::{config::values::RateCaps, job::TokenUsage};
 
 /// A limit per minute may be enforced per second, and calls that left one after the other may arrive together.
 const REQUEST_BURST: Duration = Duration::from_millis(500);
@@ -34,7 +34,6 @@ pub(super) const FIRST_CALLS: usize = 8;
 
 const NEWEST_WEIGHT: f64 = 0.1;
 
-/// The share of calls at once that stays after an overload, as in congestion control.
 const BACKOFF: f64 = 0.5;
 
 /// Overloads within this time count as one: they come from the same burst of calls.
@@ -65,7 +64,6 @@ pub struct PerMinute {
     pub output_tokens: NonZeroU32,
 }
 
-/// Tokens of one call that count against the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// Input tokens, without those read from the prompt cache.
@@ -74,16 +72,24 @@ pub struct Tokens {
     pub output: u32,
 }
 
+impl From<TokenUsage> for Tokens {
+    fn from(usage: TokenUsage) -> Tokens {
+        let fits = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
+        let input = usage.input_tokens.saturating_add(usage.cache_creation_input_tokens);
+        Tokens { input: fits(input), output: fits(usage.output_tokens) }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Model {
-    /// Empty until a call has named it.
     pub(super) name: String,
     pub(super) gate: Gate,
+    /// Most calls at once, of all models.
+    workers: usize,
     requests: Bucket,
     input_tokens: Bucket,
     output_tokens: Bucket,
     pub(super) used_at: Instant,
-    /// Permits that reserve a call and are not yet dropped.
     pub(super) under_way: usize,
     /// Those of them whose calls wait for another to end, the next one first.
     pub(super) ahead: VecDeque<oneshot::Sender<()>>,
@@ -100,10 +106,11 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn new(caps: RateCaps) -> Model {
+    pub(super) fn new(caps: RateCaps, workers: usize) -> Model {
         Model {
             name: String::new(),
             gate: Gate::default(),
+            workers,
             requests: Bucket::new(caps.requests, START_TIER.requests, REQUEST_BURST),
             input_tokens: Bucket::new(caps.input_tokens, START_TIER.input_tokens, TOKEN_BURST),
             output_tokens: Bucket::new(caps.output_tokens, START_TIER.output_tokens, TOKEN_BURST),
@@ -122,20 +129,20 @@ impl Model {
     }
 
     /// Whether the gate and the calls under way allow a call; true if it is a probe. `any` is a probe of the whole account.
-    pub(super) fn admit(&mut self, any: bool, workers: usize, now: Instant) -> Result<bool, Refusal> {
+    pub(super) fn admit(&mut self, any: bool, now: Instant) -> Result<bool, Refusal> {
         let is_probe = self.gate.admit(now)?;
         // A probe waits for no other call. Permits given ahead come first.
         match () {
             () if is_probe || any => Ok(is_probe),
             () if !self.is_known && self.under_way >= FIRST_CALLS => Err(Refusal::UntilChanged),
-            () if self.has_room(workers) && self.ahead.is_empty() => Ok(false),
+            () if self.has_room() && self.ahead.is_empty() => Ok(false),
             () if self.backed_off.is_some() => Err(Refusal::UntilChanged),
             () => Err(Refusal::Busy),
         }
     }
 
-    pub(super) fn has_room(&self, workers: usize) -> bool {
-        self.under_way - self.ahead.len() < self.at_once(workers)
+    pub(super) fn has_room(&self) -> bool {
+        self.under_way - self.ahead.len() < self.at_once()
     }
 
     pub(super) fn usual(&self) -> Tokens {
@@ -161,7 +168,6 @@ impl Model {
         self.output_tokens.settle(taken.output, used.output);
     }
 
-    /// Corrects the input that was taken to the likely need of so many bytes.
     pub(super) fn expect(&mut self, taken: Tokens, bytes: usize) -> Tokens {
         let Some(per_byte) = self.input_per_byte else { return taken };
         let input = whole(per_byte * bytes as f64);
@@ -183,7 +189,6 @@ impl Model {
         self.output_tokens.set(caps.output_tokens);
     }
 
-    /// `limits`: requests, input tokens and output tokens.
     pub(super) fn learn(&mut self, limits: [Option<u64>; 3], called_at: Instant) {
         let buckets = [&mut self.requests, &mut self.input_tokens, &mut self.output_tokens];
         for (bucket, limit) in buckets.into_iter().zip(limits) {
@@ -194,36 +199,36 @@ impl Model {
     }
 
     /// Fewer calls at once, until the model answers again. It takes two questions, as one alone may be refused.
-    pub(super) fn overloaded(&mut self, question: u64, workers: usize, now: Instant) {
+    pub(super) fn overloaded(&mut self, question: u64, now: Instant) {
         if self.overloaded_by.replace(question).is_none_or(|before| before == question) {
             return;
         }
         if self.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
             self.backed_off_at = Some(now);
-            let before = self.most_at_once(workers).min(self.backed_off.unwrap_or(f64::MAX));
+            let before = self.most_at_once().min(self.backed_off.unwrap_or(f64::MAX));
             self.backed_off = Some((before * BACKOFF).max(1.0));
             self.ahead.clear();
         }
     }
 
     /// A call was answered. Allows one more at once per round of as many answers as calls are allowed (additive increase).
-    pub(super) fn answered(&mut self, workers: usize) {
+    pub(super) fn answered(&mut self) {
         self.is_known = true;
         if let Some(allowed) = self.backed_off {
             let more = allowed + 1.0 / allowed;
-            self.backed_off = Some(more).filter(|more| *more < self.most_at_once(workers));
+            self.backed_off = Some(more).filter(|more| *more < self.most_at_once());
         }
     }
 
-    pub(super) fn at_once(&self, workers: usize) -> usize {
-        let most = self.most_at_once(workers);
+    pub(super) fn at_once(&self) -> usize {
+        let most = self.most_at_once();
         whole(self.backed_off.map_or(most, |allowed| allowed.min(most))) as usize
     }
 
     /// Most calls at once without an overload: as many as the limits let begin while one call lasts, and some more.
-    fn most_at_once(&self, workers: usize) -> f64 {
+    fn most_at_once(&self) -> f64 {
         let begun = self.rate() * self.usual_seconds * AT_ONCE_RESERVE;
-        begun.ceil().max(LEAST_AT_ONCE).min(workers as f64)
+        begun.ceil().max(LEAST_AT_ONCE).min(self.workers as f64)
     }
 
     pub(super) fn rate(&self) -> f64 {

@@ -58,7 +58,6 @@ impl Permit {
         }
     }
 
-    /// Whether the call finds out if a closed gate can be opened.
     pub fn is_probe(&self) -> bool {
         self.is_account_probe || self.reserved.iter().any(|one| one.is_probe)
     }
@@ -90,7 +89,6 @@ impl Permit {
         Ok(())
     }
 
-    /// Reserves the call's part of the daily budget, once it is known what the call needs at most.
     pub fn make_room(&mut self, most: AtRisk) -> Room {
         let reservation = self.share.as_mut().and_then(|share| share.reservation.as_mut());
         reservation.map_or(Room::Yes, |reservation| reservation.adjust(most))

@@ -21,7 +21,6 @@ use crate::{config::values::RateCaps, digest::ModelKey};
 /// Most models that are known at a time; jobs can name any.
 pub(super) const MAX_MODELS: usize = 64;
 
-/// The model for jobs that name none.
 pub(super) type InUse = Arc<dyn Fn() -> ModelKey + Send + Sync>;
 
 pub(super) struct Inner {
@@ -32,11 +31,11 @@ pub(super) struct Inner {
     pub(super) changed: Notify,
 }
 
+#[derive(Default)]
 pub(super) struct State {
     pub(super) caps: RateCaps,
     pub(super) account: Gate,
     pub(super) models: HashMap<ModelKey, Model>,
-    /// Permits given and not yet dropped.
     pub(super) permits: usize,
     /// How many of them may wait for another call to end.
     pub(super) most_ahead: usize,
@@ -52,14 +51,12 @@ pub(super) struct Reserved {
     pub(super) is_probe: bool,
 }
 
-/// Counts a caller as waiting for a limit until it is dropped.
 pub(super) struct Waiting<'a>(&'a Inner);
 
 pub(super) struct Admitted {
     pub(super) models: Vec<(ModelKey, bool)>,
     /// The call of the one model waits for another to end.
     pub(super) is_ahead: bool,
-    /// Why the others may not.
     pub(super) refusal: Refusal,
 }
 
@@ -72,8 +69,7 @@ impl State {
                 self.models.remove(&oldest);
             }
         }
-        let caps = self.caps;
-        self.models.entry(key).or_insert_with(|| Model::new(caps))
+        self.models.entry(key).or_insert_with(|| Model::new(self.caps, self.workers))
     }
 
     pub(super) fn named(&mut self, name: &str) -> &mut Model {
@@ -92,12 +88,11 @@ impl State {
         self.models.values().map(|model| model.ahead.len()).sum()
     }
 
-    /// Which of these models may be called by their gates and the calls under way.
     pub(super) fn admit(&mut self, keys: &BTreeSet<ModelKey>, is_account_probe: bool, now: Instant) -> Admitted {
-        let (workers, is_full) = (self.workers, self.calling() >= self.workers);
+        let is_full = self.calling() >= self.workers;
         let (mut models, mut busy, mut refusal) = (Vec::new(), None, Refusal::UntilChanged);
         for &key in keys {
-            let one = match self.model(key).admit(is_account_probe, workers, now) {
+            let one = match self.model(key).admit(is_account_probe, now) {
                 Ok(false) if is_full && !is_account_probe => Refusal::Busy,
                 Ok(is_probe) => {
                     models.push((key, is_probe));
@@ -115,7 +110,6 @@ impl State {
         Admitted { models, is_ahead: ahead.is_some(), refusal }
     }
 
-    /// Reserves a call of a model, or returns how long to wait for its limits.
     pub(super) fn reserve(&mut self, key: ModelKey, is_probe: bool) -> Result<Reserved, Duration> {
         let model = self.model(key);
         let taken = model.usual();
@@ -130,12 +124,11 @@ impl State {
 
     /// Lets permits given ahead make their calls, as far as more calls may be under way.
     pub(super) fn release_ahead(&mut self) {
-        let workers = self.workers;
         // Closed ones belong to workers that gave up.
         self.models.values_mut().for_each(|model| model.ahead.retain(|signal| !signal.is_closed()));
-        let mut room = workers.saturating_sub(self.calling());
+        let mut room = self.workers.saturating_sub(self.calling());
         for model in self.models.values_mut() {
-            while room > 0 && !model.ahead.is_empty() && model.has_room(workers) {
+            while room > 0 && !model.ahead.is_empty() && model.has_room() {
                 model.ahead.pop_front().map(|signal| signal.send(()));
                 room -= 1;
             }

@@ -9,11 +9,9 @@ use super::fault::ErrorAnswer;
 /// What a bucket must hold for a request to pass: one request, or any tokens at all.
 const NEEDED: f64 = 1.0;
 
-/// An organization's limits per minute, for one class of models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccountLimits {
     pub requests: u32,
-    /// Input tokens, cache reads not counted.
     pub input_tokens: u32,
     pub output_tokens: u32,
     /// The buckets hold what refills in this time: the API may enforce 60 requests per minute as one per second.
@@ -51,7 +49,6 @@ struct Bucket {
 }
 
 impl Account {
-    /// Without limits, the headers have [`AccountLimits::UNLIMITED`].
     pub(super) fn new(limits: Option<AccountLimits>, now: Instant) -> Account {
         let enforced = limits.is_some();
         let limits = limits.unwrap_or(AccountLimits::UNLIMITED);

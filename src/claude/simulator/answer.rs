@@ -9,9 +9,6 @@ use crate::claude::error::one_line;
 
 const MAX_OPTIONS: usize = 8;
 
-/// Most options in a brief memo, unless the caller names more.
-const MAX_BRIEF_OPTIONS: usize = 3;
-
 /// Longest part of the question, in characters, restated in full; options are cut likewise.
 const MAX_QUESTION_CHARS: usize = 400;
 
@@ -58,7 +55,7 @@ pub(super) enum Size {
     /// A brief memo: some 800 tokens.
     Brief,
     /// A full one: some 1,400 tokens for 0 to some 3,500 for 2.
-    Full(u8),
+    Full(usize),
 }
 
 impl Size {
@@ -68,13 +65,13 @@ impl Size {
             return Size::Brief;
         }
         let sum: u32 = prompt.bytes().map(u32::from).sum();
-        Size::Full([0, 1, 2][sum as usize % 3])
+        Size::Full(sum as usize % 3)
     }
 
     fn pick(self, brief: usize, full: [usize; 3]) -> usize {
         match self {
             Size::Brief => brief,
-            Size::Full(step) => full[usize::from(step).min(2)],
+            Size::Full(step) => full[step.min(2)],
         }
     }
 }
@@ -108,7 +105,7 @@ fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
         language.status_quo_words.iter().any(|words| option.contains(words))
     });
     if names.is_empty() {
-        let usual = size.pick(MAX_BRIEF_OPTIONS - 1, [2, 3, 4]);
+        let usual = size.pick(2, [2, 3, 4]);
         names = language.usual_options.iter().take(usual).map(|name| (*name).to_owned()).collect();
     }
     names.truncate(MAX_OPTIONS - 1);
@@ -192,7 +189,7 @@ fn filled(text: &str, blanks: &[(&str, &str)]) -> String {
 }
 
 fn first_sentence(text: &str) -> String {
-    let end = text.find([':', '：', '。']).map_or(text.len(), |end| end);
+    let end = text.find([':', '：', '。']).unwrap_or(text.len());
     format!("{}.", &text[..end])
 }
 

@@ -42,7 +42,7 @@ pub(super) struct Asked {
 struct Body<'a> {
     model: Option<String>,
     max_tokens: Option<i64>,
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<Turn>>,
     stream: Option<bool>,
     system: Option<Content>,
     #[serde(borrow)]
@@ -60,7 +60,7 @@ struct Body<'a> {
 }
 
 #[derive(Deserialize)]
-struct Message {
+struct Turn {
     role: String,
     content: Content,
 }
@@ -141,13 +141,15 @@ pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result
     Ok(())
 }
 
-/// `good_schema` is the last good schema: callers send the same one over and over.
-pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
+/// `good_schema` is the last good schema: callers send the same one over and over. A request that is only to be counted needs
+/// no `max_tokens`.
+pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>, is_to_count: bool) -> Result<Asked, ErrorAnswer> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let body: Body<'_> = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| invalid(format!("{}: {}", error.path(), error.inner())))?;
     let model = body.model.ok_or_else(|| required("model"))?;
-    let max_tokens = body.max_tokens.ok_or_else(|| required("max_tokens"))?;
+    let max_tokens = if is_to_count { Some(1) } else { body.max_tokens };
+    let max_tokens = max_tokens.ok_or_else(|| required("max_tokens"))?;
     let messages = body.messages.ok_or_else(|| required("messages"))?;
     let max_tokens = u64::try_from(max_tokens).ok().filter(|max| *max > 0);
     let max_tokens = max_tokens.ok_or_else(|| invalid("max_tokens: Input should be greater than or equal to 1"))?;
@@ -181,7 +183,7 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
     })
 }
 
-fn check_messages(messages: &[Message]) -> Result<(), ErrorAnswer> {
+fn check_messages(messages: &[Turn]) -> Result<(), ErrorAnswer> {
     match messages.last().map(|message| message.role.as_str()) {
         None => return Err(invalid("messages: at least one message is required")),
         Some("assistant") => return Err(invalid("messages: this model does not support assistant message prefill")),
@@ -218,15 +220,6 @@ fn check_format(format: &Format<'_>, good_schema: &Mutex<String>) -> Result<usiz
         raw.clone_into(&mut good);
     }
     Ok(raw.len())
-}
-
-/// As [`body`], for a request that is only to be counted and so has no `max_tokens`.
-pub(super) fn to_count(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
-    let mut request: Value = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
-    if let Some(fields) = request.as_object_mut() {
-        fields.insert("max_tokens".to_owned(), json!(1));
-    }
-    body(request.to_string().as_bytes(), good_schema)
 }
 
 pub(super) fn models() -> Value {

@@ -18,12 +18,10 @@ pub enum Fault {
     /// The stream ends properly after so many events.
     CutAfter(usize),
     CutBeforeLast,
-    /// The stream ends properly after its text, before its stop reason.
     CutBeforeStop,
     /// One JSON message comes instead of a stream, as from a gateway that can't stream.
     Unstreamed,
     DropAfter(usize),
-    /// The stream falls silent after so many events, without end.
     StallAfter(usize),
     /// The whole stream comes in pieces of so many bytes, with a pause after each.
     SlowBytes {
@@ -34,7 +32,6 @@ pub enum Fault {
     ErrorEvent(String),
     /// The model declines before any output, which is not billed though its usage is shown.
     Refusal,
-    /// The answer is cut off at half, as by `max_tokens`.
     MaxTokens,
     Stop(String),
     StopAtHalf(String),
@@ -97,7 +94,6 @@ impl ErrorAnswer {
         self
     }
 
-    /// A page as its body, as of a proxy.
     pub fn html(self, page: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { html: Some(page.into()), ..self }
     }

@@ -49,7 +49,6 @@ impl Timing {
         }
     }
 
-    /// The same for a brief memo of so many tokens.
     pub(super) fn with_length(self, tokens: u64) -> Timing {
         let writing = Duration::from_secs_f64(tokens as f64 / TOKENS_PER_SECOND);
         if tokens > LONG_BRIEF { Timing { writing, ..self } } else { self }

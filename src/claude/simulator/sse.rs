@@ -24,7 +24,7 @@ const DELTA_CHARS_AT_ONCE: usize = 1_024;
 /// Pause between two writes of an answer that is spread over time, at least.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 
-/// Events before those of the text: `message_start`, `ping`, and the four of the thinking.
+/// EventBuffer before those of the text: `message_start`, `ping`, and the four of the thinking.
 const EVENTS_BEFORE_TEXT: usize = 6;
 
 pub(super) struct Message {
@@ -47,7 +47,7 @@ pub(super) enum Step {
     Hang,
 }
 
-struct Events {
+struct EventBuffer {
     bytes: String,
     ends: Vec<usize>,
 }
@@ -69,10 +69,9 @@ impl Message {
         })
     }
 
-    /// Streams the answer in at most `writes` writes.
     pub(super) fn steps(&self, writes: u32, fault: &Fault) -> Vec<Step> {
         let at_once = self.latency.is_zero() && self.start.is_none() && matches!(fault, Fault::Normal);
-        let Events { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
+        let EventBuffer { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
         let bytes = Bytes::from(bytes);
         let upto = |events: usize| bytes.slice(..events.checked_sub(1).map_or(0, |n| ends[n.min(ends.len() - 1)]));
         let middle = ends.len() / 2;
@@ -98,8 +97,8 @@ impl Message {
         }
     }
 
-    fn events(&self, delta_chars: usize) -> Events {
-        let mut events = Events { bytes: String::with_capacity(self.text.len() * 2), ends: Vec::new() };
+    fn events(&self, delta_chars: usize) -> EventBuffer {
+        let mut events = EventBuffer { bytes: String::with_capacity(self.text.len() * 2), ends: Vec::new() };
         let usage = Usage { output_tokens: 1, ..self.usage };
         events.push(
             "message_start",
@@ -182,7 +181,7 @@ fn wire(usage: &Usage) -> Value {
 
 const THOUGHT: &str = "A simulated thought, which is no part of the answer.";
 
-impl Events {
+impl EventBuffer {
     fn push(&mut self, name: &str, data: &Value) {
         self.raw(name, |bytes| bytes.push_str(&data.to_string()));
     }
@@ -198,7 +197,7 @@ impl Events {
         });
     }
 
-    fn block(&mut self, index: usize, block: &Value, deltas: impl FnOnce(&mut Events)) {
+    fn block(&mut self, index: usize, block: &Value, deltas: impl FnOnce(&mut EventBuffer)) {
         let start = json!({"type": "content_block_start", "index": index, "content_block": block});
         self.push("content_block_start", &start);
         deltas(self);
