@@ -35,7 +35,7 @@ const RULED: TableStyle = TableStyle::new()
     .bottom_border(LineStyle::none().fill('─').junction('─'));
 
 /// `memo` as text to print on a terminal `width` columns wide, ending in a line break.
-pub fn render(memo: &Memo, width: usize, colours: bool) -> String {
+pub(super) fn render(memo: &Memo, width: usize, colours: bool) -> String {
     let mut page = Page { text: String::new(), width: width.clamp(MIN_WIDTH, MAX_WIDTH), colours };
     let document = Document::new(memo);
     let (plain, bold, dim) = (page.style(), page.style().bold(), page.style().dim());

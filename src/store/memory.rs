@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
+use super::traits::{
     ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
     Totals,
 };
