@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_answer_and_an_endless_one_are_told_of_without_being_sent() {
+    fn a_blank_answer_and_an_endless_one_are_described_without_being_sent() {
         for answer in [None, Some(""), Some(" \n"), Some(&*"x".repeat(MAX_ANSWER_BYTES + 1))] {
             let (question, again, _) = asked_again(FailureCode::InvalidOutput, "the answer has no JSON object", answer);
             assert!(question.contains("can't be used: the answer has no JSON object"), "{question}");

@@ -69,21 +69,18 @@ pub(super) fn after_refusal(models: &Models, plan: &Plan) -> Disposition {
 
 fn after_passing(models: &Models, plan: &Plan, error: &CallError) -> Disposition {
     let code = code_of(error.kind);
-    let is_unbilled = !error.may_have_been_billed();
-    let class = match error.kind {
-        ErrorKind::ConnectFailed => FailureClass::Connect,
-        // In the middle of an answer it may be billed, so it is bounded as what costs.
-        ErrorKind::Overloaded if is_unbilled => FailureClass::Overload,
-        ErrorKind::TotalTimeout => FailureClass::InvalidOutput,
-        _ => FailureClass::Other,
-    };
+    let retry = |class, after| Disposition::Retry { code, class, after };
     match error.kind {
+        ErrorKind::ConnectFailed => retry(FailureClass::Connect, error.retry_after),
         // The same call would be cut again.
         ErrorKind::TotalTimeout if plan.is_reduced => Disposition::Fail { code },
-        ErrorKind::Overloaded if is_unbilled && !plan.names_model && models.pass_over(plan.model(), OVERLOADED_FOR) => {
-            Disposition::Retry { code, class, after: Some(Duration::ZERO) }
+        ErrorKind::TotalTimeout => retry(FailureClass::InvalidOutput, error.retry_after),
+        // In the middle of an answer it may be billed, so it is bounded as what costs.
+        ErrorKind::Overloaded if !error.may_have_been_billed() => {
+            let has_another = !plan.names_model && models.pass_over(plan.model(), OVERLOADED_FOR);
+            retry(FailureClass::Overload, if has_another { Some(Duration::ZERO) } else { error.retry_after })
         }
-        _ => Disposition::Retry { code, class, after: error.retry_after },
+        _ => retry(FailureClass::Other, error.retry_after),
     }
 }
 

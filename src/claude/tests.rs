@@ -139,7 +139,7 @@ async fn every_error_status_has_its_kind_and_whom_it_concerns() {
 }
 
 #[tokio::test]
-async fn a_spend_limit_holds_the_queue_and_a_ramp_limit_only_waits() {
+async fn a_spend_limit_blocks_the_queue_and_a_ramp_limit_only_waits() {
     for code in ["enforced_spend_limit_reached", "contract_spend_limit_reached"] {
         let error = failure(ErrorAnswer::status(429).error_code(code)).await;
         assert_eq!((error.kind, error.concern()), (ErrorKind::Billing, Concern::Account));
@@ -225,7 +225,7 @@ async fn a_reused_connection_closed_without_an_answer_is_replaced_by_a_new_one_w
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_early_tells_how_far_it_came() {
+async fn a_stream_that_ends_early_reports_what_came() {
     let error = failure(Fault::CutAfter(6)).await;
     assert_eq!((error.kind, error.concern(), error.status), (ErrorKind::StreamCut, Concern::Passing, Some(200)));
     assert!(error.may_have_been_billed());
@@ -354,7 +354,7 @@ async fn thinking_is_left_out() {
 }
 
 #[tokio::test]
-async fn every_stop_reason_is_told() {
+async fn every_stop_reason_is_reported() {
     let stop = async |fault| pair_reply(fault).await.stop;
     assert_eq!(stop(Fault::MaxTokens).await, StopReason::MaxTokens);
     assert_eq!(stop(Fault::Stop("stop_sequence".into())).await, StopReason::StopSequence);
@@ -477,7 +477,7 @@ async fn a_models_life_cycle_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn a_retired_model_holds_the_queue() {
+async fn a_retired_model_blocks_the_queue() {
     let (_simulator, claude) = pair([]).await;
     let retired = MessageRequest { model: "claude-3-5-sonnet-20241022".to_owned(), ..question("Buy or build?") };
     let error = claude.send(&retired, &|_| {}).await.unwrap_err();

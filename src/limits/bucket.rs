@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_what_refills_in_its_time_and_then_the_wait_is_told() {
+    fn a_burst_is_what_refills_in_its_time_and_then_a_wait_is_returned() {
         let mut bucket = bucket(60);
         assert_eq!(left(&mut bucket), 1);
         let wait = bucket.take(1).unwrap_err();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lower_of_the_cap_and_what_the_upstream_tells_counts() {
+    fn the_lower_of_the_cap_and_the_upstreams_limit_counts() {
         let mut bucket = bucket(60 * 100);
         let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
         let now = Instant::now();

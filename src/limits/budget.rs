@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_was_put_off_and_never_comes_again_holds_others_for_a_minute_only() {
+    async fn a_call_that_was_put_off_and_never_comes_again_blocks_others_for_a_minute_only() {
         let desk = of_tokens(100, 10);
         spend(&desk, 89);
         assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(12)), Room::NotNow);

@@ -279,7 +279,7 @@ fn a_retry_after_counts_if_it_is_a_time_to_come_in_whatever_form() {
 }
 
 #[test]
-fn what_gateways_say_of_an_account_or_a_model_is_no_fault_of_the_question() {
+fn what_gateways_say_of_an_account_or_a_model_does_not_concern_the_question() {
     for (status, message, kind) in [
         (400, "Budget has been exceeded! Current cost: 3.1, Max budget: 3.0", K::Billing),
         (402, "Insufficient credits. Add more using the console", K::Billing),

@@ -117,8 +117,12 @@ impl Message {
         }
         if !self.text.is_empty() {
             events.block(text_index, &json!({"type": "text", "text": ""}), |events| {
-                for piece in pieces(&self.text, delta_chars) {
+                let mut rest = &*self.text;
+                while !rest.is_empty() {
+                    let end = rest.char_indices().nth(delta_chars).map_or(rest.len(), |(at, _)| at);
+                    let (piece, after) = rest.split_at(end);
                     events.delta(text_index, "text_delta", "text", piece);
+                    rest = after;
                 }
             });
         }
@@ -251,14 +255,4 @@ pub(super) fn body(mut steps: Vec<Step>, mut flight: Flight, end: CancellationTo
             }
         }
     }))
-}
-
-fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let end = rest.char_indices().nth(size).map_or(rest.len(), |(at, _)| at);
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        (!piece.is_empty()).then_some(piece)
-    })
 }
