@@ -52,6 +52,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard::{self, Sessions},
+    dispatch::Dispatcher,
     http::{self, api::Api, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
     metrics::Metrics,
@@ -142,7 +143,8 @@ impl App {
             parts::callbacks(settings),
             settings.public_url.clone(),
             metrics.clone(),
-        )?;
+        );
+        let webhooks = webhooks.map_err(StartError::Webhooks)?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let sessions = Sessions::load(registry.clone(), clock.clone()).await?;
@@ -307,7 +309,7 @@ async fn start_tasks(
     let Worker { queue, closing, .. } = worker.clone();
     disk.look(&queue).await;
     let tracker = TaskTracker::new();
-    worker.start_pool(workers, &tracker);
+    Dispatcher::start(worker.clone(), workers, &tracker);
     tracker.spawn(upkeep);
     tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
     tracker.spawn(disk.run(queue.clone(), closing.clone()));

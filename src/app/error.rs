@@ -12,7 +12,7 @@ use crate::{
     queue::QueueError,
     registry::Unavailable,
     store::sled::OpenError,
-    webhook::WebhookError,
+    webhook::secrets::SecretsError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,9 @@ pub enum StartError {
     #[error(transparent)]
     Tokens(#[from] JwtError),
     #[error(transparent)]
-    Webhooks(#[from] WebhookError),
+    WebhookSecrets(#[from] SecretsError),
+    #[error("failed to create the HTTP client for webhooks: {0}")]
+    Webhooks(reqwest::Error),
     #[error("the start failed: {0}")]
     Panicked(#[from] JoinError),
     #[error(
@@ -88,6 +90,7 @@ impl StartError {
             | StartError::StoredToken { .. }
             | StartError::Keys(_)
             | StartError::Tokens(_)
+            | StartError::WebhookSecrets(_)
             | StartError::Webhooks(_)
             | StartError::NoModel { .. }
             | StartError::BudgetTooSmall { .. }

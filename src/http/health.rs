@@ -52,7 +52,6 @@ struct Reason {
     /// The reason, for people.
     message: String,
     /// When it ends by itself. Absent if a person has to act first.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
 }
