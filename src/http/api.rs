@@ -38,38 +38,27 @@ use crate::{
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Everything the routes need.
 pub struct Api {
     pub queue: Queue,
-    /// What calls cost.
     pub ledger: Arc<dyn Ledger>,
     pub audit: Arc<AuditLog>,
-    /// The limits on calls. Readiness and metrics show their gate.
     pub limits: Limits,
-    /// The prompt versions that a request may name.
     pub prompts: Prompts,
     pub metrics: Metrics,
-    /// What is known of each model.
     pub models: Models,
     /// What an operator should know, though the service works.
     pub notes: Arc<dyn Fn() -> Vec<Note> + Send + Sync>,
     pub auth: Arc<Auth>,
-    /// The bound on memory for request bodies and answers.
     pub memory: MemoryBudget,
     pub refusals: RefusalLog,
-    /// The rate limit of wrong credentials.
     pub failures: Failures,
-    /// Proxies whose X-Forwarded-For is believed.
     pub trusted_proxies: Arc<[Network]>,
     /// Origins whose web pages may call the API from a browser.
     pub cors_origins: Vec<Origin>,
     /// The address by which browsers reach the service, if it is set.
     pub public_url: Option<Origin>,
-    /// Which callback URLs are accepted.
     pub callbacks: Callbacks,
-    /// Sends test messages, and has the secrets that sign webhooks.
     pub webhooks: Webhooks,
-    /// Most characters in a query.
     pub max_query_length: usize,
     pub memos: Memos,
 }
@@ -109,7 +98,6 @@ impl Api {
         }
     }
 
-    /// The bounds on submissions.
     pub(super) fn bounds(&self) -> Bounds<'_> {
         Bounds {
             max_query_length: self.max_query_length,
@@ -121,12 +109,7 @@ impl Api {
 
     /// Why a job waits, if it does.
     pub(super) fn outlook(&self, job: &Job, kind: &Kind) -> Option<Outlook> {
-        self.queue.outlook(job, kind, || self.allowance(job.model))
-    }
-
-    /// What the limits on calls allow jobs of a lane at the moment.
-    pub(super) fn allowance(&self, lane: Lane) -> Allowance {
-        allowance(&self.limits, lane)
+        self.queue.outlook(job, kind, || allowance(&self.limits, job.model))
     }
 }
 

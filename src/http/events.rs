@@ -34,7 +34,6 @@ use crate::{
     queue::{Follower, Kind, News, Outlook, Seen},
 };
 
-/// How long a client should wait before it reconnects.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Longest silence: proxies cut a silent stream, usually after 15 s or more. A waiting job's new outlook is sent, or a
@@ -90,7 +89,6 @@ pub(super) async fn events(
     Ok(response)
 }
 
-/// An open stream.
 struct Telling {
     api: Arc<Api>,
     id: JobId,
@@ -98,7 +96,6 @@ struct Telling {
     /// By which the stream was opened. A revoked key ends it.
     access: Access,
     follower: Follower,
-    /// The outlook sent last.
     outlook: Option<Outlook>,
     next_beat: Instant,
     ends_at: Instant,
@@ -158,7 +155,6 @@ pub(super) struct TextUpdate<'a> {
 }
 
 impl Telling {
-    /// The next event; `None` at the end.
     async fn next(&mut self) -> Option<Event> {
         let pause_ends = self.next_beat.min(self.ends_at);
         let news = timeout_at(pause_ends, self.follower.next()).await;

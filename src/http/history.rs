@@ -122,7 +122,6 @@ pub(super) async fn get(
     }))
 }
 
-/// The default time span.
 fn span(resolution: Resolution) -> Duration {
     const HOUR: Duration = Duration::from_hours(1);
     match resolution {

@@ -48,7 +48,6 @@ pub(super) struct Include {
 impl Include {
     pub(super) const ALL: Include = Include { context: true, result: true, raw_answer: true };
 
-    /// Adds the parts of a list such as `result,context`.
     pub(super) fn add(&mut self, parts: &str) -> Result<(), String> {
         for part in parts.split(',') {
             match part.trim() {
@@ -278,7 +277,6 @@ pub(super) struct Links {
 }
 
 impl<'a> JobView<'a> {
-    /// The job with those of its large parts that `include` names.
     pub(super) fn new(record: &'a JobRecord, now: Timestamp, include: Include, memos: &Memos) -> JobView<'a> {
         let JobRecord { job, request, attempts, delivery } = record;
         let status = job.status(now);
@@ -330,12 +328,10 @@ impl<'a> JobView<'a> {
         JobView { queue, ..self }
     }
 
-    /// The job as an answer, with `Retry-After` while it is pending.
     pub(super) fn respond(&self, status: StatusCode, now: Timestamp) -> Response {
         self.paced((status, json(self.body())).into_response(), now)
     }
 
-    /// The job as an answer, or `304` if the client has it already.
     pub(super) fn respond_if_new(&self, asked: &HeaderMap, now: Timestamp) -> Response {
         let body = self.body();
         let tag = headers::etag(&body);

@@ -31,10 +31,8 @@ use crate::{
 /// How long a replaced secret signs by default, and at most: receivers are changed by hand, in a day or in a week.
 const OVERLAP_HOURS: (i64, i64) = (24, 168);
 
-/// Longest name of a caller in a parameter.
 const MAX_CALLER: usize = 500;
 
-/// `Retry-After` while too many test messages are sent, in seconds.
 const TEST_RETRY_AFTER: u64 = 5;
 
 /// The secret that signs a caller's webhooks.
