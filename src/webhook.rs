@@ -218,7 +218,7 @@ impl Webhooks {
                 return true;
             }
         };
-        let Some(delivery) = owed(&record).cloned() else { return true };
+        let Some(delivery) = due_delivery(&record).cloned() else { return true };
         let message = Message::new(&record, self.public_url.as_ref());
         // A person had it resent, so it is sent even if its event was not chosen.
         if delivery.resends == 0 && !message.is_chosen(&record.request.callback_events) {
@@ -303,8 +303,8 @@ fn note_answer(span: &Span, http_status: Option<u16>, error: Option<&str>) {
     }
 }
 
-/// What is to be sent of a job as it is in this record: nothing while it has not ended, whatever is due.
-fn owed(record: &JobRecord) -> Option<&Delivery> {
+/// Nothing is sent while the job has not ended, for example after a retry.
+fn due_delivery(record: &JobRecord) -> Option<&Delivery> {
     record.delivery.as_ref().filter(|delivery| delivery.next_at().is_some() && record.job.state.is_final())
 }
 

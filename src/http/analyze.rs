@@ -122,8 +122,7 @@ pub(super) async fn analyze(
     if let Some(held) = held {
         held.answered(&record.job.state);
     }
-    let now = api.queue.now();
-    let mut response = api.view(&record, now).respond_to_asker(now);
+    let mut response = api.view(&record).respond_to_asker();
     if replayed {
         response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }

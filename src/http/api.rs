@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    http::{HeaderName, HeaderValue, StatusCode},
-    response::Response,
-};
+use axum::http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -23,7 +20,6 @@ use crate::{
     agent::models::Models,
     audit::AuditLog,
     auth::Auth,
-    clock::Timestamp,
     config::values::{Network, Origin},
     digest::Lane,
     job::{Job, JobRecord, callback::Callbacks, caller::Caller},
@@ -64,26 +60,19 @@ pub struct Api {
 }
 
 impl Api {
-    /// The job as an answer, with `Retry-After` while it is pending.
-    pub(super) fn respond(&self, status: StatusCode, record: &JobRecord) -> Response {
-        let now = self.queue.now();
-        self.view(record, now).respond(status, now)
-    }
-
-    /// The job as clients see it at `now`.
-    pub(super) fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        self.view_with(record, now, Include::ALL)
+    /// The job as clients see it now.
+    pub(super) fn view<'a>(&self, record: &'a JobRecord) -> JobView<'a> {
+        self.view_with(record, Include::ALL)
     }
 
     /// The jobs of a page, with those of their large parts that `include` names.
     pub(super) fn listed<'a>(&self, records: &'a [JobRecord], include: Include) -> Vec<JobView<'a>> {
-        let now = self.queue.now();
-        records.iter().map(|record| self.view_with(record, now, include)).collect()
+        records.iter().map(|record| self.view_with(record, include)).collect()
     }
 
-    fn view_with<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
-        let kind = Kind::of(&record.request, record.job.waited_for);
-        JobView::new(record, now, include, &self.memos).with_outlook(self.outlook(&record.job, &kind))
+    fn view_with<'a>(&self, record: &'a JobRecord, include: Include) -> JobView<'a> {
+        let outlook = self.outlook(&record.job, &Kind::of(&record.request, record.job.waited_for));
+        JobView::new(record, self.queue.now(), include, &self.memos).with_outlook(outlook)
     }
 
     /// Adds the caller's quota to the response, if submissions are limited.

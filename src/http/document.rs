@@ -172,11 +172,10 @@ fn unnull(parameter: &mut RefOr<Parameter>) {
     }
 }
 
-/// The credentials of a route: this scope or, except for admin routes, also none, because a service without API keys needs
-/// none.
+/// A service without API keys needs no credentials, except for admin routes.
 fn security(scope: Scope) -> Vec<SecurityRequirement> {
-    let none = (scope < Scope::Admin).then(SecurityRequirement::default);
-    [SecurityRequirement::new(BEARER, [scope.to_string()])].into_iter().chain(none).collect()
+    let needs_nothing = (scope < Scope::Admin).then(SecurityRequirement::default);
+    [SecurityRequirement::new(BEARER, [scope.to_string()])].into_iter().chain(needs_nothing).collect()
 }
 
 impl Route {

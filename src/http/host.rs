@@ -41,16 +41,14 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
         }
         Some(_) => None,
     };
-    match problem {
-        Some(problem) => problem.into_response(),
-        None => {
-            if let Some(url) = &api.public_url {
-                let scheme = if url.is_https() { "https" } else { "http" };
-                request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
-            }
-            next.run(request).await
-        }
+    if let Some(problem) = problem {
+        return problem.into_response();
     }
+    if let Some(url) = &api.public_url {
+        let scheme = if url.is_https() { "https" } else { "http" };
+        request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    next.run(request).await
 }
 
 fn host(headers: &HeaderMap) -> Option<Authority> {

@@ -51,8 +51,7 @@ pub(super) async fn get(
         Some(until) => api.queue.wait(id, until).await?,
         None => api.queue.get(id).await?,
     };
-    let now = api.queue.now();
-    let mut response = api.view(&record, now).respond_if_new(&headers, now);
+    let mut response = api.view(&record).respond_if_new(&headers);
     if let Some(wait) = preferred {
         response.headers_mut().insert(PREFERENCE_APPLIED, wait.applied());
     }
@@ -74,7 +73,7 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, id: Id) -> Result<Respon
     let was_pending = api.queue.find(id.job).await.is_ok_and(|job| !job.state.is_final());
     let record = api.queue.cancel(id.job).await?;
     id.record(&api, "cancel", was_pending).await?;
-    Ok(api.respond(StatusCode::OK, &record))
+    Ok(api.view(&record).respond(StatusCode::OK))
 }
 
 /// Retry a failed or cancelled job
@@ -95,7 +94,7 @@ pub(super) async fn retry(State(api): State<Arc<Api>>, id: Id) -> Result<Respons
     api.show_quota(id.by);
     let record = record?;
     id.record(&api, "retry", true).await?;
-    Ok(api.respond(StatusCode::ACCEPTED, &record))
+    Ok(api.view(&record).respond(StatusCode::ACCEPTED))
 }
 
 /// Delete a job
@@ -133,5 +132,5 @@ pub(super) async fn reparse(_: Admin, State(api): State<Arc<Api>>, id: Id) -> Re
     let read = |text: &str| analysis::read_memo(text).map(|memo| (memo.json, memo.repaired));
     let record = api.queue.reparse(id.job, read).await?;
     id.record(&api, "reparse", had_failed).await?;
-    Ok(api.respond(StatusCode::OK, &record))
+    Ok(api.view(&record).respond(StatusCode::OK))
 }

@@ -274,16 +274,12 @@ fn submission(body: Body) -> Submission {
             callback_events: body.callback_events.unwrap_or_default(),
             prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
-            caller: None,
-            request_id: None,
-            traceparent: None,
+            ..JobRequest::default()
         },
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
-        idempotency_key: None,
-        wants_its_own: false,
-        by: None,
+        ..Submission::default()
     }
 }
 

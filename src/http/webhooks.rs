@@ -333,7 +333,7 @@ pub(super) async fn resend(State(api): State<Arc<Api>>, id: Id) -> Result<Respon
     api.show_quota(id.by);
     let record = record?;
     id.record(&api, "webhook_resend", true).await?;
-    Ok(api.respond(StatusCode::ACCEPTED, &record))
+    Ok(api.view(&record).respond(StatusCode::ACCEPTED))
 }
 
 impl From<RotationError> for Problem {
