@@ -110,7 +110,6 @@ pub struct Key {
     /// The operator; absent for a key of the settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// Absent while the key is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
 }

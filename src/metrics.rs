@@ -10,18 +10,16 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-/// Buckets of times from acceptance, in seconds. Dense up to 30 s, the limit of waiting clients, and up to an hour for
-/// jobs in the queue.
+/// Buckets in seconds. Dense up to 30 s, the limit of waiting clients, and up to an hour for jobs in the queue.
 const TIMES_TO: [f64; 21] = [
     0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 25.0, 28.0, 30.0, 35.0, 45.0, 60.0, 120.0, 300.0,
     900.0, 3600.0,
 ];
 
-/// Buckets of HTTP response times, in seconds. None takes 30 s.
+/// No response takes 30 s.
 const TIMES_OF_HTTP: [f64; 18] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 25.0, 28.0, 30.0];
 
-/// Buckets of commits, in seconds.
 const TIMES_OF_COMMITS: [f64; 16] = [
     0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.0512, 0.1024, 0.2048, 0.4096, 0.8192,
     1.6384, 3.2768,
@@ -165,7 +163,6 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers all metrics, at zero.
     pub fn new() -> Metrics {
         let metrics = Metrics::registered();
         // Created at start: otherwise the first of a kind would be invisible to `increase`, and shares could not be computed.
@@ -181,7 +178,6 @@ impl Metrics {
         metrics
     }
 
-    /// The metrics in the OpenMetrics text format.
     pub fn render(&self) -> String {
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry) {

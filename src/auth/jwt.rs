@@ -31,10 +31,10 @@ use super::identity::{Identity, Scope};
 /// Shortest shared secret: as long as the hash it is used with (RFC 7518, 3.2).
 const MIN_SECRET: usize = 32;
 
-/// Seconds by which clocks may differ.
+/// In seconds.
 const LEEWAY: u64 = 30;
 
-/// Longest time that a token may still be valid, in days: one that leaked must not open the service for years.
+/// A token that leaked must not open the service for years.
 const MAX_LIFE_DAYS: u64 = 31;
 
 /// Longest token that is looked at: each costs a signature's check.
@@ -70,7 +70,6 @@ struct KnownKey {
     key: DecodingKey,
 }
 
-/// The claims in use; a token may have others.
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
