@@ -159,10 +159,10 @@ impl Loadtest {
         // Without time limits of its own: late answers are counted too.
         let client = Client::with(reqwest::Client::builder().no_proxy(), base, token)?;
         load::check(&client).await?;
-        let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.load.duration)));
         // Clients that still wait after the last question finish their wait.
         let steps = Duration::from_secs_f64(self.load.duration.ceil().max(1.0)).as_secs();
         let bar = terminal::bar(steps, "{pos}/{len} s  {msg}")?;
+        let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.load.duration)));
         let loading = load::run(self.load, own.map(|_| self.latency()), &client, &tally);
         let storm = self.storm(own);
         tokio::pin!(loading, storm);

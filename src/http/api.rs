@@ -26,7 +26,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
+    queue::{Allowance, Hold, Kind, Operations, Outlook, Queue, Quota, WaitingFor},
     store::Ledger,
     webhook::Webhooks,
 };
@@ -36,6 +36,7 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 
 pub struct Api {
     pub queue: Queue,
+    pub operations: Operations,
     pub ledger: Arc<dyn Ledger>,
     pub audit: Arc<AuditLog>,
     pub limits: Limits,

@@ -113,7 +113,7 @@ struct OutlookAnswer {
 
 /// Submits all questions of the load and waits for their ends. `latency`: of the simulated answers.
 pub(super) async fn run(load: Load, latency: Option<Latency>, client: &Client, tally: &Arc<Tally>) {
-    let started = tally.start();
+    let started = tally.started;
     let mut clients = JoinSet::new();
     let mut at = Duration::ZERO;
     for number in 1.. {

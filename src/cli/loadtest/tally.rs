@@ -1,7 +1,7 @@
 //! Counts of a load: in all, and over time in at most [`BINS`] parts and those of the last wait. So memory is bounded,
 //! however long the load is and however much it sends.
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::{fmt, time::Duration};
 
 use hdrhistogram::Histogram;
 use parking_lot::{Mutex, MutexGuard};
@@ -124,11 +124,12 @@ pub(super) struct Known {
 pub(super) struct Tally {
     duration: Duration,
     pub(super) bin: Duration,
-    started: OnceLock<Instant>,
+    pub(super) started: Instant,
     known: Mutex<Known>,
 }
 
 impl Tally {
+    /// Times count from now.
     pub(super) fn new(duration: Duration) -> Tally {
         let bin = (duration / BINS).max(Duration::from_secs(1));
         let empty =
@@ -147,15 +148,11 @@ impl Tally {
             pending: Vec::new(),
             pendings_seen: 0,
         };
-        Tally { duration, bin, started: OnceLock::new(), known: Mutex::new(known) }
-    }
-
-    pub(super) fn start(&self) -> Instant {
-        *self.started.get_or_init(Instant::now)
+        Tally { duration, bin, started: Instant::now(), known: Mutex::new(known) }
     }
 
     pub(super) fn elapsed(&self) -> Duration {
-        self.started.get().map_or(Duration::ZERO, Instant::elapsed)
+        self.started.elapsed()
     }
 
     pub(super) fn loaded_for(&self) -> Duration {
@@ -319,7 +316,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn latency_counts_from_the_moment_of_the_question_however_late_it_was_sent() {
         let tally = Tally::new(Duration::from_secs(10));
-        tally.start();
         tally.record_sent(true, Duration::from_secs(2));
         tokio::time::advance(Duration::from_secs(9)).await;
         tally.record_end(Duration::from_secs(1), Some(30.0), None, Met::Answer);
@@ -333,7 +329,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_within_thirty_seconds_counts_even_if_it_comes_after_the_load() {
         let tally = Tally::new(Duration::from_secs(20));
-        tally.start();
         tokio::time::advance(Duration::from_secs(35)).await;
         tally.record_end(Duration::from_secs(2), Some(30.0), None, Met::Answer);
         tally.record_end(Duration::from_secs(19), Some(30.0), None, Met::Answer);
@@ -344,7 +339,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_became_of_accepted_jobs_is_counted_by_who_asked() {
         let tally = Tally::new(Duration::from_secs(5));
-        tally.start();
         for waits in [true, false, false] {
             tally.record_end(Duration::ZERO, waits.then_some(30.0), None, Met::Accepted(pending(waits)));
         }
