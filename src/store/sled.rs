@@ -26,7 +26,7 @@
 
 mod beside;
 mod book;
-mod codec;
+pub(super) mod codec;
 mod commands;
 mod deliveries;
 mod disk;

@@ -18,7 +18,7 @@ pub(super) const NEWEST: u8 = 0;
 const METADATA_BYTES: usize = 128;
 
 /// The metadata record of a job, 50 to 70 bytes and more with an idempotency key.
-pub(super) fn encode(job: &Job) -> Result<Vec<u8>, String> {
+pub(in crate::store) fn encode(job: &Job) -> Result<Vec<u8>, String> {
     // Room for all of it at once: this is done for every change, and for every job at start.
     let mut record = Vec::with_capacity(METADATA_BYTES);
     record.push(NEWEST);
@@ -34,7 +34,7 @@ pub(super) fn fingerprint(seq: Seq, job: &Job) -> u64 {
 }
 
 /// The job of a metadata record, of whatever version.
-pub(super) fn decode(bytes: &[u8]) -> Result<Job, String> {
+pub(in crate::store) fn decode(bytes: &[u8]) -> Result<Job, String> {
     match bytes.split_first() {
         None => Err("the record is empty".to_owned()),
         Some((version, _)) if *version > NEWEST => Err(format!(
