@@ -1,10 +1,8 @@
 //! The decision memo: the model's analysis, how an answer is read into it, and what the service makes of it.
 //!
-//! - `decision`: the analysis, in the shape of `decision.schema.json`, which the API is asked to enforce
-//! - `answer`: finds its JSON in whatever surrounds it · `consistency`: what makes it impossible to show
-//! - `memo`: what readers get, computed at reading time · `ranking`: totals and robustness · `flags`: what a reader should
-//!   know besides · `names`: names for ids in prose · `language`: which language a text is in
-//! - `document`: a memo in the order of reading · `markdown`: the document as Markdown · `labels`: the fixed words
+//! Reading: `answer` finds the JSON in an answer, `lenient` and `fit` recover slips, `consistency` refuses what can't be
+//! shown, `decision` is the analysis in the shape of `decision.schema.json`.
+//! Showing: `memo` adds what the service computes (`ranking`, `flags`, `names`), `document` has the order of reading.
 //!
 //! Only the analysis is stored. This module knows nothing of jobs, prompts or the API.
 
@@ -45,7 +43,6 @@ fn find(text: &str) -> Result<answer::Found, ParseError> {
     }
 }
 
-/// An analysis as it was read.
 #[derive(Debug)]
 pub struct ReadMemo {
     /// The analysis as JSON, to be stored.
@@ -69,7 +66,7 @@ pub struct RepairRequest {
 }
 
 impl RepairRequest {
-    /// What has to be repaired in `answer`; none if it has to be written again as a whole.
+    /// `None` if the whole answer has to be written again.
     pub fn of(answer: &str) -> Option<RepairRequest> {
         let analysis = answer::read(answer).ok()?.analysis;
         let violations = consistency::violations(&analysis);
@@ -79,20 +76,20 @@ impl RepairRequest {
         (!parts.is_empty()).then_some(RepairRequest { analysis, parts })
     }
 
-    /// The top-level fields to write again.
     pub fn parts(&self) -> &[&'static str] {
         &self.parts
     }
 
     /// The whole answer with the fields in `repair` in the place of the broken ones. `repair` may also be a whole memo.
     pub fn apply(&self, repair: &str) -> String {
-        let fields = parse(repair).is_err().then(|| self.fields_in(repair)).flatten();
-        let whole = fields.and_then(|fields| {
+        let repaired = || {
+            let fields = self.fields_in(repair)?;
             let Value::Object(mut whole) = serde_json::to_value(&self.analysis).ok()? else { return None };
             whole.extend(fields);
             Some(Value::Object(whole).to_string())
-        });
-        whole.unwrap_or_else(|| repair.to_owned())
+        };
+        let is_whole = parse(repair).is_ok();
+        if is_whole { None } else { repaired() }.unwrap_or_else(|| repair.to_owned())
     }
 
     /// The first JSON object in `text` that has one of the fields, without other fields.

@@ -57,13 +57,10 @@ pub const ACTIONS: [&str; 13] = [
 #[schema(as = AuditEntry)]
 pub struct Entry {
     /// Ids sort by the time of the first action.
-    #[schema(value_type = String, format = Uuid)]
     pub id: Uuid,
     /// Time of the first action.
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// Time of the last action.
-    #[schema(value_type = String, format = DateTime)]
     pub last_at: Timestamp,
     /// Number of actions.
     pub count: u64,

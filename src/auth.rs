@@ -4,11 +4,12 @@
 //! routes need a key. If they need none, the service is open: a key names its caller, and any other credential is ignored.
 //! The admin routes always need the admin token or a key of scope admin.
 
-mod caller;
+mod identity;
 pub mod jwt;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hex::FromHex;
 use parking_lot::RwLock;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
@@ -17,7 +18,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Mutex;
 use tracing::{error, info};
 
-pub use self::caller::{Caller, Scope};
+pub use self::identity::{Identity, Scope};
 use self::jwt::Tokens;
 use crate::{
     clock::{Clock, Timestamp},
@@ -38,7 +39,7 @@ const MIN_KEY: usize = 16;
 /// Most keys in force: every request is compared with all of them.
 const MAX_KEYS: usize = 1_000;
 
-/// Most revoked keys that are remembered; the oldest are forgotten.
+/// Most revoked keys that are stored; the oldest are deleted.
 const MAX_REVOKED: usize = 1_000;
 
 const MAX_NAME: usize = 64;
@@ -109,9 +110,14 @@ pub struct Key {
     /// The operator; absent for a key of the settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// Absent while the key is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+}
+
+impl Key {
+    fn is_valid(&self) -> bool {
+        self.revoked_at.is_none()
+    }
 }
 
 pub struct Auth {
@@ -143,7 +149,7 @@ impl Auth {
             }
         }
         let admin = hash(admin_token.expose_secret().as_bytes());
-        if let Some(key) = keys.iter().find(|key| key.hash == admin && key.revoked_at.is_none()) {
+        if let Some(key) = keys.iter().find(|key| key.hash == admin && key.is_valid()) {
             return Err(AuthError::IsAdminToken(key.name.clone()));
         }
         Ok(Auth {
@@ -175,29 +181,28 @@ impl Auth {
         }
     }
 
-    pub fn identify(&self, header: Option<&[u8]>) -> Result<Caller, Refused> {
-        // An open service may stand behind a gateway with credentials of its own.
-        let otherwise = |refused| {
-            if self.is_open() { Ok(Caller { name: None, scope: Scope::Analyze }) } else { Err(refused) }
+    pub fn identify(&self, header: Option<&[u8]>) -> Result<Identity, Refused> {
+        let identity = match header {
+            None => Err(Refused::Missing),
+            Some(header) => bearer(header).and_then(|given| self.identity(given)).ok_or(Refused::Wrong),
         };
-        let Some(header) = header else { return otherwise(Refused::Missing) };
-        let Some(given) = bearer(header) else { return otherwise(Refused::Wrong) };
-        let named = |name: &str, scope| Ok(Caller { name: Some(name.to_owned()), scope });
+        // An open service may stand behind a gateway with credentials of its own.
+        let anonymous = Identity { name: None, scope: Scope::Analyze };
+        if self.is_open() { Ok(identity.unwrap_or(anonymous)) } else { identity }
+    }
+
+    fn identity(&self, given: &[u8]) -> Option<Identity> {
+        let named = |name: &str, scope| Some(Identity { name: Some(name.to_owned()), scope });
         if matches(self.admin_token.expose_secret().as_bytes(), given) {
             return named(ADMIN_TOKEN, Scope::Admin);
         }
         let hash = hash(given);
-        let keys = self.keys.read();
-        let in_force = keys.iter().filter(|key| key.revoked_at.is_none());
         // In constant time: compares with every key.
-        let found = in_force.fold(None, |found, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { found });
-        if let Some(key) = found {
-            return named(caller(&key.name), key.scope);
-        }
-        drop(keys);
-        match &self.tokens {
-            Some(tokens) => tokens.identify(given).map_or_else(|| otherwise(Refused::Wrong), Ok),
-            None => otherwise(Refused::Wrong),
+        let matching = |found, key: &Key| if bool::from(key.hash.ct_eq(&hash)) { Some(key.clone()) } else { found };
+        let found = self.keys.read().iter().filter(|key| key.is_valid()).fold(None, matching);
+        match found {
+            Some(key) => named(caller(&key.name), key.scope),
+            None => self.tokens.as_ref()?.identify(given),
         }
     }
 
@@ -221,14 +226,12 @@ impl Auth {
             revoked_at: None,
         };
         let _changing = self.changing.lock().await;
-        {
-            let keys = self.keys.read();
-            if keys.iter().any(|known| known.name == name && known.revoked_at.is_none()) {
-                return Err(KeyError::Exists(name.to_owned()));
-            }
-            if keys.iter().filter(|known| known.revoked_at.is_none()).count() >= MAX_KEYS {
-                return Err(KeyError::TooMany);
-            }
+        let valid: Vec<Key> = self.keys().into_iter().filter(Key::is_valid).collect();
+        if valid.iter().any(|known| known.name == name) {
+            return Err(KeyError::Exists(name.to_owned()));
+        }
+        if valid.len() >= MAX_KEYS {
+            return Err(KeyError::TooMany);
         }
         self.save(&key).await?;
         Ok((key, secret.into()))
@@ -236,16 +239,16 @@ impl Auth {
 
     pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
         let _changing = self.changing.lock().await;
-        let found = self.keys().into_iter().find(|key| key.name == name && key.revoked_at.is_none());
-        let in_force = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
-        if in_force.created_at.is_none() {
+        let found = self.keys().into_iter().find(|key| key.name == name && key.is_valid());
+        let valid = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
+        if valid.created_at.is_none() {
             return Err(KeyError::OfSettings(name.to_owned()));
         }
-        let key = Key { revoked_at: Some(self.clock.now()), ..in_force.clone() };
+        let key = Key { revoked_at: Some(self.clock.now()), ..valid.clone() };
         // Before the store has it: the client may disconnect while the store writes.
         self.remember(key.clone());
         self.revocations.fetch_add(1, Ordering::Release);
-        self.save(&key).await.inspect_err(|_| self.remember(in_force))?;
+        self.save(&key).await.inspect_err(|_| self.remember(valid))?;
         self.forget_old().await?;
         Ok(key)
     }
@@ -256,7 +259,7 @@ impl Auth {
     }
 
     async fn forget_old(&self) -> Result<(), KeyError> {
-        let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| key.revoked_at.is_some()).collect();
+        let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| !key.is_valid()).collect();
         revoked.sort_by_key(|key| key.revoked_at);
         for key in &revoked[..revoked.len().saturating_sub(MAX_REVOKED)] {
             self.registry.delete(format!("{SETTING}{}", key.name)).await?;
@@ -324,18 +327,16 @@ fn parse_entry(entry: &str) -> Option<Key> {
         _ => (Scope::Analyze, rest),
     };
     let hash = match secret.strip_prefix("sha256:") {
-        Some(hex) => {
-            let mut hash = [0; 32];
-            hex::decode_to_slice(hex, &mut hash).ok()?;
-            hash
-        }
-        None => {
-            let is_fit = secret.len() >= MIN_KEY && secret.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
-            is_fit.then(|| hash(secret.as_bytes()))?
-        }
+        Some(hex) => <[u8; 32]>::from_hex(hex).ok()?,
+        None if is_key(secret) => hash(secret.as_bytes()),
+        None => return None,
     };
     let name = is_name(name).then(|| name.to_owned())?;
     Some(Key { name, scope, hash, created_at: None, created_by: None, revoked_at: None })
+}
+
+fn is_key(text: &str) -> bool {
+    text.len() >= MIN_KEY && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
 }
 
 fn caller(name: &str) -> &str {
@@ -354,6 +355,8 @@ pub(crate) fn is_name(name: &str) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::{
         metrics::Metrics,
@@ -362,7 +365,6 @@ mod tests {
             sled::{SledConfig, SledStore},
         },
     };
-    use futures_util::FutureExt;
 
     const KEY: &str = "0123456789abcdef";
 
@@ -436,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn revoked_keys_take_no_place_of_others_and_the_oldest_are_forgotten() {
+    async fn revoked_keys_do_not_count_against_the_limit_and_the_oldest_are_deleted() {
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let registry = Registry::new(Arc::<MemoryStore>::default());
         let open =

@@ -1,24 +1,25 @@
 //! The command line, one file for each command.
 
-pub mod analyze;
+mod analyze;
 mod client;
-pub mod demo;
-pub mod export;
-pub mod healthcheck;
-pub mod import;
-pub mod jobs;
-pub mod keys;
-pub mod loadtest;
+mod demo;
+mod export;
+mod healthcheck;
+mod import;
+mod jobs;
+mod keys;
+mod list;
+mod loadtest;
 mod local_service;
 mod logging;
-pub mod memo;
-pub mod operate;
+mod memo;
+mod operate;
 mod outcome;
-pub mod own_data;
+mod own_data;
 mod progress;
-pub mod serve;
+mod serve;
 mod terminal;
-pub mod webhooks;
+mod webhooks;
 
 use std::{
     env,
@@ -73,6 +74,10 @@ const EXAMPLES: &str = "Examples:
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the service
+    #[command(
+        after_help = "The key of the Claude API is the setting ANTHROPIC_API_KEY, in the environment or in .env only: a flag would \
+                      show in the process list."
+    )]
     Serve(Box<Settings>),
     /// Run the service and submit one question; without an API key, Claude is simulated
     Demo(Box<demo::Demo>),
@@ -110,28 +115,10 @@ enum Command {
     Completions { shell: Shell },
 }
 
-/// Commands that take all settings of the service, which would bury their own in the help, and the settings that matter
-/// there.
-const BRIEF: [(&str, &[&str]); 13] = [
-    ("demo", &["host", "port", "data_dir", "model_name"]),
-    ("analyze", &[]),
-    ("jobs", &[]),
-    ("keys", &[]),
-    ("webhooks", &[]),
-    ("stats", &[]),
-    ("pause", &[]),
-    ("resume", &[]),
-    ("healthcheck", &["host", "port"]),
-    ("export", &[]),
-    ("own-data", &["data_dir"]),
-    ("import", &[]),
-    ("loadtest", &["data_dir", "workers", "max_queued_jobs"]),
-];
-
-/// The heading of the settings in the help of these commands.
+/// The heading of the settings in the help of all commands but `serve`.
 const SOME_SETTINGS: &str = "Settings, with all others of `ceoagent serve --help`";
 
-/// Exit code if the settings can't be used, as for a wrong command line. A service manager need not try again.
+/// Exit code if the settings can't be used, as for a wrong command line. A service manager must not try again.
 const WRONG_SETTINGS: u8 = 2;
 
 pub fn run() -> ExitCode {
@@ -194,8 +181,24 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// The settings that the help of a command other than `serve` shows. All of them would bury the command's own options.
+fn shown_settings(command: &str) -> &'static [&'static str] {
+    match command {
+        "demo" => &["host", "port", "data_dir", "model_name"],
+        "healthcheck" => &["host", "port"],
+        "own-data" => &["data_dir"],
+        "loadtest" => &["data_dir", "workers", "max_queued_jobs"],
+        _ => &[],
+    }
+}
+
 fn command() -> clap::Command {
-    let command = BRIEF.iter().fold(Cli::command(), |command, (name, shown)| {
+    let command = Cli::command().mut_subcommands(|command| {
+        if command.get_name() == "serve" {
+            // `try_run` refuses this flag.
+            return command.mut_arg("anthropic_api_key", |key| key.hide(true));
+        }
+        let shown = shown_settings(command.get_name());
         let shorten = |arg: clap::Arg| match arg.get_help_heading() {
             Some(SETTINGS | FURTHER) if shown.contains(&arg.get_id().as_str()) => {
                 // A list of values with their meaning would make all options of the help take four lines.
@@ -204,33 +207,12 @@ fn command() -> clap::Command {
             Some(SETTINGS | FURTHER) => arg.hide(true),
             _ => arg,
         };
-        command.mut_subcommand(name, |command| {
-            command.mut_args(shorten).mut_subcommands(|action| action.mut_args(shorten))
-        })
+        command.mut_args(shorten).mut_subcommands(|action| action.mut_args(shorten))
     });
-    let command = command.mut_subcommand("demo", |demo| {
+    config::finish(command.mut_subcommand("demo", |demo| {
         let help = "IP address to listen on. Default: 127.0.0.1, only reachable from this machine";
         demo.mut_arg("host", |host| host.hide_default_value(true).help(help))
-    });
-    config::finish(hide_refused_flag(command))
-}
-
-/// Hides the flag that [`refuse_key_as_flag`] refuses. The help of `serve` names its setting instead.
-fn hide_refused_flag(mut command: clap::Command) -> clap::Command {
-    fn hide(command: clap::Command) -> clap::Command {
-        let hidden = |arg: clap::Arg| match arg.get_id().as_str() {
-            "anthropic_api_key" => arg.hide(true),
-            _ => arg,
-        };
-        command.mut_args(hidden).mut_subcommands(hide)
-    }
-    command = command.mut_subcommands(hide);
-    command.mut_subcommand("serve", |serve| {
-        serve.after_help(
-            "The key of the Claude API is the setting ANTHROPIC_API_KEY, in the environment or in .env only: a flag would \
-             show in the process list.",
-        )
-    })
+    }))
 }
 
 fn try_run() -> anyhow::Result<ExitCode> {
@@ -260,26 +242,25 @@ fn try_run() -> anyhow::Result<ExitCode> {
         }
         Command::Demo(demo) => {
             demo.settings.validate()?;
-            demo.run(is_set("host"))
+            block_on(demo.run(is_set("host")))
         }
-        Command::Analyze(analyze) => analyze.run(),
-        Command::Jobs(jobs) => jobs.run(),
-        Command::Keys(keys) => keys.run(),
-        Command::Webhooks(webhooks) => webhooks.run(),
-        Command::Stats(operate) => operate.run(operate::Action::Stats),
-        Command::Pause(operate) => operate.run(operate::Action::Pause),
-        Command::Resume(operate) => operate.run(operate::Action::Resume),
-        Command::Healthcheck(check) => check.run(),
-        Command::Export(export) => export.run(),
+        Command::Analyze(analyze) => block_on(analyze.run()),
+        Command::Jobs(jobs) => block_on(jobs.run()),
+        Command::Keys(keys) => block_on(keys.run()),
+        Command::Webhooks(webhooks) => block_on(webhooks.run()),
+        Command::Stats(operate) => block_on(operate.stats()),
+        Command::Pause(operate) => block_on(operate.pause()),
+        Command::Resume(operate) => block_on(operate.resume()),
+        Command::Healthcheck(check) => block_on(check.run()),
+        Command::Export(export) => block_on(export.run()),
         Command::OwnData(own_data) => own_data.run(),
-        Command::Import(import) => import.run(),
+        Command::Import(import) => block_on(import.run()),
         Command::Loadtest(test) => {
             test.settings.validate()?;
-            test.run(is_set("port"))
+            block_on(test.run(is_set("port")))
         }
         Command::Openapi => {
-            let document = crate::http::openapi().to_pretty_json()?;
-            writeln!(io::stdout(), "{document}")?;
+            writeln!(io::stdout(), "{}", crate::http::openapi().to_pretty_json()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
@@ -290,6 +271,10 @@ fn try_run() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    serve::runtime()?.block_on(command)
 }
 
 #[cfg(test)]

@@ -69,12 +69,10 @@ impl Timestamp {
         self.0.get()
     }
 
-    /// This moment moved into the future, or the last representable one.
     pub fn plus(self, duration: Duration) -> Timestamp {
         Timestamp::from_millis(self.as_millis().saturating_add(millis(duration)))
     }
 
-    /// This moment moved into the past, or the first representable one.
     pub fn minus(self, duration: Duration) -> Timestamp {
         Timestamp::from_millis(self.as_millis().saturating_sub(millis(duration)))
     }
@@ -92,13 +90,9 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A moment outside jiff's years (-9999 to 9999) is shown as its nearest end.
-        let moment = jiff::Timestamp::from_millisecond(self.as_millis()).unwrap_or(if self.as_millis() < 0 {
-            jiff::Timestamp::MIN
-        } else {
-            jiff::Timestamp::MAX
-        });
-        write!(f, "{moment:.3}")
+        // jiff has the years -9999 to 9999.
+        let end = if self.as_millis() < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        write!(f, "{:.3}", jiff::Timestamp::from_millisecond(self.as_millis()).unwrap_or(end))
     }
 }
 
@@ -132,7 +126,6 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// Where times come from. Clones are handles to the same clock.
 #[derive(Clone, Debug)]
 pub struct Clock(Arc<Inner>);
 
@@ -158,17 +151,15 @@ struct Hands {
 #[derive(Debug)]
 struct ServiceTime {
     now: i64,
-    /// The monotonic time at which it was so.
+    /// The monotonic time of `now`.
     monotonic: i64,
     /// Since when, in monotonic time, the wall clock has been ahead.
     ahead_since: Option<i64>,
     /// The wall clock is behind, and the log says so.
     is_ahead: bool,
-    /// No plausible wall clock was seen yet.
     is_guess: bool,
-    /// It is known whether there was a run before.
+    /// [`Clock::resume`] was called.
     is_resumed: bool,
-    /// Oldest first.
     jumps: Vec<Jump>,
 }
 
@@ -182,7 +173,6 @@ struct Jump {
     proven_at: Option<i64>,
 }
 
-/// A service time on disk, for the next run to go on from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedTime {
     now: i64,
@@ -201,7 +191,7 @@ impl Clock {
         Clock::of(Source::Manual(Arc::new(Hands { wall, monotonic: AtomicI64::new(0) })))
     }
 
-    /// A clock of the same machine for the next run of the service.
+    /// The clock of the service's next run on the same machine.
     #[must_use]
     pub fn restarted(&self) -> Clock {
         match &self.0.source {
@@ -219,7 +209,7 @@ impl Clock {
         moment(self.time().0.now)
     }
 
-    /// The machine's clock: for signatures, HTTP dates and what else others compare with their clocks.
+    /// The machine's clock: for what others compare with their clocks.
     pub fn wall(&self) -> Timestamp {
         moment(self.0.source.read().0)
     }
@@ -265,12 +255,11 @@ impl Clock {
         self.move_hands(micros(by), micros(by));
     }
 
-    /// Sets the wall clock of a manual clock forward without time passing.
+    /// Sets the wall clock of a manual clock without time passing.
     pub fn set_forward(&self, by: Duration) {
         self.move_hands(micros(by), 0);
     }
 
-    /// Sets the wall clock of a manual clock back.
     pub fn set_back(&self, by: Duration) {
         self.move_hands(-micros(by), 0);
     }

@@ -1,14 +1,14 @@
-//! The pages for people: ask, read the memo, run the queue. The binary serves all of it; a strict
+//! The pages for people: ask, read the memo, manage the queue. The binary serves all of it; a strict
 //! Content-Security-Policy keeps browsers from asking other hosts.
 //!
-//! The pages are a client of the API ([`api`]): they call it in process with the credential of the session, so that
-//! validation, rights, limits and the audit log are the API's alone. They store only sessions themselves. Reading
-//! works without script; the script only keeps pages up to date. Templates escape what users and the model wrote.
+//! The pages are a client of the API ([`api`]): they call it in process with the credential of the session. So only the
+//! API has validation, rights, limits and the audit log. The pages only store their sessions. Reading works without
+//! script; the script only keeps pages up to date. Templates escape the texts of users and of the model.
 //!
 //! - `ask`: `/` · `job`: `/jobs/{id}` · `queue`: `/admin` and below · `keys`: `/admin/keys` · `login`: signing in and out
-//! - `docs`: `/docs`, the API to read and try · `schema`: its filters
-//! - `filter`: the filter of the queue · `audit`: the audit log
-//! - `pages`: what all pages need · `reader`: who reads: language, colours, session · `session`, `cookies`
+//! - `docs`: `/docs`, to read and try the API · `schema`: its filters
+//! - `filter`: the filter of the queue · `audit`: the details in the audit log
+//! - `pages`: what all pages need · `reader`: language, colours, foreign forms · `session`, `cookies`
 //! - `templates`: the templates and their filters · `strings`: every text, in two languages
 //! - `memo`, `history`: figures for drawings · `assets`: the style sheet, the script, the icon
 
@@ -31,7 +31,6 @@ mod schema;
 mod session;
 mod strings;
 mod templates;
-mod webhooks;
 
 use std::sync::Arc;
 
@@ -42,14 +41,14 @@ use axum::{
     routing::{get, post},
 };
 
-use self::{api::Api, pages::Pages, templates::Templates};
+use self::{pages::Pages, templates::Templates};
 pub use self::{pages::Shown, session::Sessions};
 
-/// Largest form of a question: the largest that the API takes, in a form's encoding of up to three bytes a byte. What is
-/// too large for the API, the API says itself.
+/// Largest form of a question: the largest that the API takes, with up to three bytes for each byte. The API refuses
+/// larger ones itself.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
 
-/// Largest form of a bulk action, which has every condition of a search.
+/// Largest form of an action on many jobs: it has all conditions of a filter.
 const MAX_ACTION_BYTES: usize = 64 << 10;
 
 /// Largest other form: a name, a token, a few numbers.
@@ -57,7 +56,7 @@ const MAX_FORM_BYTES: usize = 4 << 10;
 
 /// The pages, over `api`.
 pub fn router(api: Router, sessions: Sessions, shown: Shown) -> Router {
-    let pages = Arc::new(Pages { api: Api::new(api), templates: Templates::new(), sessions, shown });
+    let pages = Arc::new(Pages { routes: api, templates: Templates::new(), sessions, shown });
     Router::new()
         .route("/", get(ask::form).post(ask::submit).layer(DefaultBodyLimit::max(MAX_QUESTION_BYTES)))
         .route("/docs", get(docs::show))
@@ -65,21 +64,24 @@ pub fn router(api: Router, sessions: Sessions, shown: Shown) -> Router {
         .route("/jobs/{id}/events", get(job::events))
         .route("/jobs/{id}/memo.md", get(job::memo_markdown))
         .route("/jobs/{id}/job.json", get(job::json))
-        .route("/jobs/{id}/cancel", post(job::cancel))
-        .route("/jobs/{id}/retry", post(job::retry))
-        .route("/jobs/{id}/resend-webhook", post(job::resend_webhook))
+        .route("/jobs/{id}/cancel", post(|visit, id, form| job::change(visit, id, form, "cancel")))
+        .route("/jobs/{id}/retry", post(|visit, id, form| job::change(visit, id, form, "retry")))
+        .route("/jobs/{id}/resend-webhook", post(|visit, id, form| job::change(visit, id, form, "resend-webhook")))
         .route("/jobs/{id}/delete", post(job::delete))
         .route("/admin", get(queue::show))
         .route("/admin/login", get(login::form).post(login::sign_in))
         .route("/admin/logout", post(login::sign_out))
         .route("/admin/actions", post(queue::act).layer(DefaultBodyLimit::max(MAX_ACTION_BYTES)))
-        .route("/admin/pause", post(queue::pause))
-        .route("/admin/resume", post(queue::resume))
+        .route("/admin/pause", post(|visit, form| queue::switch(visit, form, "pause")))
+        .route("/admin/resume", post(|visit, form| queue::switch(visit, form, "resume")))
         .route("/admin/limits", get(queue::limits).post(queue::set_limits))
-        .route("/admin/audit", get(audit::show))
+        .route("/admin/audit", get(|visit, query| queue::listing(visit, query, "/api/v1/admin/audit", "audit.html")))
         .route("/admin/keys", get(keys::show).post(keys::create))
         .route("/admin/keys/revoke", post(keys::revoke))
-        .route("/admin/webhooks", get(webhooks::show))
+        .route(
+            "/admin/webhooks",
+            get(|visit, query| queue::listing(visit, query, "/api/v1/admin/webhooks/failing", "webhooks.html")),
+        )
         .layer(middleware::from_fn_with_state(Arc::clone(&pages), pages::guard))
         .route("/assets/{name}", get(assets::get))
         .fallback(pages::not_found)

@@ -11,11 +11,11 @@ pub mod api;
 mod batch;
 mod body;
 mod document;
-mod etag;
 mod events;
 mod extract;
 pub mod failures;
 mod filter;
+mod headers;
 mod health;
 mod history;
 mod host;
@@ -30,7 +30,7 @@ mod operate;
 mod pages;
 mod problem;
 mod prompts;
-mod reparse;
+pub mod standby;
 mod submission;
 mod transfer;
 mod usage;
@@ -130,7 +130,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(history::get))
         .routes(routes!(prompts::list))
         .routes(routes!(prompts::reload))
-        .routes(routes!(reparse::reparse))
+        .routes(routes!(jobs::reparse))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics));

@@ -107,7 +107,6 @@ impl Sums {
         (sums != Sums::default()).then_some(sums)
     }
 
-    /// Saturates.
     pub fn add(&mut self, other: &Sums) {
         let pairs = [
             (&mut self.calls, other.calls),
@@ -128,13 +127,13 @@ impl Sums {
         }
     }
 
-    /// Tokens of all kinds, those at risk included: what counts against a budget.
+    /// What counts against a budget.
     pub fn most_tokens(&self) -> u64 {
         let at_risk = self.at_risk.input_tokens.saturating_add(self.at_risk.output_tokens);
         self.tokens.total().saturating_add(at_risk)
     }
 
-    /// The cost, what is at risk included: what counts against a budget.
+    /// What counts against a budget.
     pub fn most_nanodollars(&self) -> u64 {
         self.nanodollars.saturating_add(self.at_risk.nanodollars)
     }

@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · dashboard · worker · sweeper · webhook ─▶ queue ─▶ audit · history ─▶ registry ─▶ store (traits) ─▶ ledger ─▶ job
+//! main ─▶ cli ─▶ app ─▶ http · dashboard · dispatch ─▶ worker · sweeper · webhook ─▶ queue ─▶ audit · history ─▶ registry ─▶ store (traits) ─▶ ledger ─▶ job
 //!                 │        └▶ auth ─▶ registry
 //!                 │              └▶ agent ─▶ prompts · claude · analysis
 //!                 │              └▶ limits
@@ -17,7 +17,7 @@
 //! # A question's way
 //!
 //! `POST /api/v1/analyze` → [`http`] checks it → [`queue::Queue::enqueue`] → [`store`] has it on disk, synced → `202`.
-//! The store's feed puts it on the queue's board of pending jobs → a [`worker`] gets a permit from [`limits`] → the board
+//! The store's feed puts it on the queue's board of pending jobs → the [`dispatch`]er gets a permit from [`limits`] → the board
 //! proposes the job, the store claims it, durably → [`agent`] renders the [`prompts`], asks
 //! [`claude`], has [`analysis`] read the answer → [`queue::Queue::settle`], durably → whoever waits is woken.
 //!
@@ -44,6 +44,7 @@ pub mod clock;
 pub mod config;
 pub mod dashboard;
 pub mod digest;
+pub mod dispatch;
 pub mod history;
 pub mod http;
 pub mod ids;

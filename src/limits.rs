@@ -34,10 +34,12 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
 };
+use utoipa::ToSchema;
 
 use self::{
     budget::{Budget, Status},
@@ -69,11 +71,15 @@ pub const MAX_CALLS_AT_ONCE: usize = 512;
 #[derive(Clone, Debug)]
 pub struct Limits(Arc<Inner>);
 
-#[derive(Clone, Debug)]
+/// The limits on calls of one model.
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelLimits {
+    /// Its id.
     pub model: String,
+    #[serde(rename = "in_force")]
     pub per_minute: PerMinute,
     pub calls_at_once: usize,
+    /// Why no calls of the model are made; null while calls are possible.
     pub gate: Option<Closed>,
 }
 

@@ -6,25 +6,26 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Metric, Registry, Unit},
 };
 
-/// Buckets of times from acceptance, in seconds. Dense up to 30 s, the limit of waiting clients, and up to an hour for
-/// jobs in the queue.
+/// Buckets in seconds. Dense up to 30 s, the limit of waiting clients, and up to an hour for jobs in the queue.
 const TIMES_TO: [f64; 21] = [
     0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 25.0, 28.0, 30.0, 35.0, 45.0, 60.0, 120.0, 300.0,
     900.0, 3600.0,
 ];
 
-/// Buckets of HTTP response times, in seconds. None takes 30 s.
+/// No response takes 30 s.
 const TIMES_OF_HTTP: [f64; 18] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 25.0, 28.0, 30.0];
+
+const TIMES_OF_COMMITS: [f64; 16] = [
+    0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.0512, 0.1024, 0.2048, 0.4096, 0.8192,
+    1.6384, 3.2768,
+];
+
+type FloatGauge = Gauge<f64, AtomicU64>;
 
 /// Labels of an answered HTTP request. The route is the pattern, not the path, so the number of series is bounded.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -35,64 +36,124 @@ pub struct HttpLabels {
     pub status: u16,
 }
 
-/// A label with a stable snake_case word.
+/// A stable snake_case word.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct KindLabel {
     pub kind: &'static str,
 }
 
-/// The reason of a refusal, a stable snake_case word.
+/// A stable snake_case word.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
-/// All metrics; [`Metrics::new`] has their meanings. Clones share the same counters. Gauges are set when the metrics are
-/// read, except `disk_free_bytes`.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    pub http_requests: Family<HttpLabels, Counter>,
-    pub http_seconds: Histogram,
-    pub connections_refused: Counter,
-    pub auth_refused: Family<ReasonLabel, Counter>,
-    pub waits_declined: Counter,
-    pub waits: Family<KindLabel, Counter>,
-    pub jobs_submitted: Counter,
-    pub jobs_finished: Family<KindLabel, Counter>,
-    pub attempts: Family<KindLabel, Counter>,
-    pub attempt_errors: Family<KindLabel, Counter>,
-    pub attempt_seconds: Histogram,
-    pub time_to_claim_seconds: Histogram,
-    pub time_to_finish_seconds: Histogram,
-    pub asked_again: Counter,
-    pub answers_shared: Counter,
-    pub answers_cached: Counter,
-    pub tokens: Family<KindLabel, Counter>,
-    pub webhooks: Family<KindLabel, Counter>,
-    pub leases_lost: Counter,
-    pub panics: Counter,
-    pub jobs: Family<KindLabel, Gauge>,
-    pub waiters: Gauge,
-    pub running_attempts: Gauge,
-    pub tasks: Gauge,
-    pub gate_closed: Gauge,
-    pub claude_unreachable: Gauge,
-    pub limits_per_minute: Family<KindLabel, Gauge>,
-    pub calls_at_once: Gauge,
-    pub oldest_queued_age_seconds: Gauge<f64, AtomicU64>,
-    pub paused: Gauge,
-    pub held: Family<KindLabel, Gauge>,
-    pub tokens_today: Family<KindLabel, Gauge>,
-    pub cost_today: Family<KindLabel, Gauge<f64, AtomicU64>>,
-    pub budget_used: Gauge<f64, AtomicU64>,
-    pub budget_warning: Gauge,
-    pub queue_used: Gauge<f64, AtomicU64>,
-    pub store_available: Gauge,
-    pub disk_free_bytes: Gauge,
-    pub store_commits: Counter,
-    pub store_commit_seconds: Histogram,
-    pub store_sync_seconds: Histogram,
-    registry: Arc<Registry>,
+/// Declares [`Metrics`]: each line is a field, its type, and the call of [`Ours`] that registers it.
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $add:ident($($argument:expr),+);)+) => {
+        /// All metrics. Clones share the same counters. Gauges are set when the metrics are read, except `disk_free_bytes`.
+        #[derive(Clone, Debug)]
+        pub struct Metrics {
+            $(pub $field: $type,)+
+            registry: Arc<Registry>,
+        }
+
+        impl Metrics {
+            fn registered() -> Metrics {
+                let mut root = Registry::default();
+                root.register_collector(Box::new(process::Process::new()));
+                let mut ours = Ours(root.sub_registry_with_prefix("ceoagent"));
+                Metrics { $($field: ours.$add($($argument),+),)+ registry: Arc::new(root) }
+            }
+        }
+    };
+}
+
+// In the order in which they are rendered.
+metrics! {
+    http_requests: Family<HttpLabels, Counter> = add("http_requests", "Answered HTTP requests");
+    http_seconds: Histogram = add_times(
+        "http_request_duration", "Time from the request to the response head, including waits", &TIMES_OF_HTTP
+    );
+    connections_refused: Counter = add("connections_refused", "Connections closed at once because there were too many");
+    auth_refused: Family<ReasonLabel, Counter> = add(
+        "auth_refused", "Requests refused because of their credential, by reason: missing, wrong, too_many, forbidden"
+    );
+    waits_declined: Counter = add(
+        "waits_declined", "Waiting clients that got 202 at once, because the job can't end in time"
+    );
+    waits: Family<KindLabel, Counter> = add(
+        "waits", "Waiting clients by result: answered, failed, late (202), left (disconnected)"
+    );
+    jobs_submitted: Counter = add("jobs_submitted", "Accepted jobs");
+    jobs_finished: Family<KindLabel, Counter> = add("jobs_finished", "Ended jobs, by status");
+    attempts: Family<KindLabel, Counter> = add("attempts", "Ended attempts, by outcome");
+    attempt_errors: Family<KindLabel, Counter> = add("attempt_errors", "Failed attempts, by error code");
+    attempt_seconds: Histogram = add_times("attempt_duration", "Duration of an attempt", &TIMES_TO);
+    time_to_claim_seconds: Histogram = add_times(
+        "job_time_to_claim",
+        "Time from the moment a job was due (acceptance, or its run_at) to its first attempt",
+        &TIMES_TO
+    );
+    time_to_finish_seconds: Histogram = add_times(
+        "job_time_to_finish", "Time from the moment a job was due to its end, without cancelled jobs", &TIMES_TO
+    );
+    asked_again: Counter = add("answers_asked_again", "Repair attempts, which show Claude its rejected answer");
+    answers_shared: Counter = add("answers_shared", "Jobs that got the answer of a running job with the same question");
+    answers_cached: Counter = add("answers_cached", "Jobs that got their answer from the cache");
+    tokens: Family<KindLabel, Counter> = add("tokens", "Tokens reported by Claude, by kind");
+    webhooks: Family<KindLabel, Counter> = add(
+        "webhooks", "Webhooks sent, by outcome: delivered, failed (will be retried), given_up, disabled"
+    );
+    leases_lost: Counter = add("leases_lost", "Results and heartbeats of attempts that had lost their lease");
+    panics: Counter = add("attempt_panics", "Attempts that panicked");
+    jobs: Family<KindLabel, Gauge> = add("jobs", "Stored jobs, by status");
+    waiters: Gauge = add("waiters", "Clients that wait for a job");
+    running_attempts: Gauge = add("running_attempts", "Running attempts");
+    tasks: Gauge = add("tasks", "Live tasks of the async runtime");
+    gate_closed: Gauge = add("gate_closed", "1 while the gate is closed and no calls to Claude are made");
+    claude_unreachable: Gauge = add(
+        "claude_unreachable", "1 while one call after another finds no connection to Claude"
+    );
+    limits_per_minute: Family<KindLabel, Gauge> = add(
+        "limits_per_minute", "Limits in force per minute: requests, input_tokens, output_tokens"
+    );
+    calls_at_once: Gauge = add(
+        "calls_at_once", "Most concurrent calls; lower than the number of workers while Claude is overloaded"
+    );
+    oldest_queued_age_seconds: FloatGauge = add_in(Unit::Seconds, "oldest_queued_age", "Age of the oldest queued job");
+    paused: Gauge = add("paused", "1 while the queue is paused by an operator");
+    held: Family<KindLabel, Gauge> = add(
+        "queue_held",
+        "1 while the queue is blocked, by cause: budget_reached ends at midnight UTC, the others when a person fixes them"
+    );
+    tokens_today: Family<KindLabel, Gauge> = add(
+        "tokens_today",
+        "Tokens of today (UTC), by kind; at_risk: the most that calls with unknown outcome can have used"
+    );
+    cost_today: Family<KindLabel, FloatGauge> = add(
+        "cost_today_dollars", "Cost of today (UTC) in US dollars: billed, and at_risk in addition"
+    );
+    budget_used: FloatGauge = add_in(
+        Unit::Ratios,
+        "budget_used",
+        "Used share of the daily budget (the larger one of tokens and cost); 0 without a budget"
+    );
+    budget_warning: Gauge = add("budget_warning", "1 if 80 % or more of the daily budget is used");
+    queue_used: FloatGauge = add_in(
+        Unit::Ratios,
+        "queue_used",
+        "Used share of the places in the queue, or of those for jobs for later, whichever is larger"
+    );
+    store_available: Gauge = add("store_available", "1 while the job store is available");
+    disk_free_bytes: Gauge = add_in(Unit::Bytes, "disk_free", "Free disk space at DATA_DIR");
+    store_commits: Counter = add("store_commits", "Commits of the job store");
+    store_commit_seconds: Histogram = add_times(
+        "store_commit_duration", "Duration of a commit: write and sync", &TIMES_OF_COMMITS
+    );
+    store_sync_seconds: Histogram = add_times(
+        "store_sync_duration", "Duration of the sync of a commit", &TIMES_OF_COMMITS
+    );
 }
 
 impl Default for Metrics {
@@ -102,115 +163,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers all metrics, at zero.
     pub fn new() -> Metrics {
-        let mut root = Registry::default();
-        root.register_collector(Box::new(process::Process::new()));
-        let mut ours = Ours(root.sub_registry_with_prefix("ceoagent"));
-        // 0.1 ms to 3.3 s.
-        let commits = || exponential_buckets(0.0001, 2.0, 16);
-        // In the order in which they are rendered.
-        let metrics = Metrics {
-            http_requests: ours.add("http_requests", "Answered HTTP requests"),
-            http_seconds: ours.add_times(
-                "http_request_duration",
-                "Time from the request to the response head, including waits",
-                TIMES_OF_HTTP,
-            ),
-            connections_refused: ours.add(
-                "connections_refused",
-                "Connections closed at once because there were too many",
-            ),
-            auth_refused: ours.add(
-                "auth_refused",
-                "Requests refused because of their credential, by reason: missing, wrong, too_many, forbidden",
-            ),
-            waits_declined: ours.add(
-                "waits_declined",
-                "Waiting clients that got 202 at once, because the job can't end in time",
-            ),
-            waits: ours.add("waits", "Waiting clients by result: answered, failed, late (202), left (disconnected)"),
-            jobs_submitted: ours.add("jobs_submitted", "Accepted jobs"),
-            jobs_finished: ours.add("jobs_finished", "Ended jobs, by status"),
-            attempts: ours.add("attempts", "Ended attempts, by outcome"),
-            attempt_errors: ours.add("attempt_errors", "Failed attempts, by error code"),
-            attempt_seconds: ours.add_times("attempt_duration", "Duration of an attempt", TIMES_TO),
-            time_to_claim_seconds: ours.add_times(
-                "job_time_to_claim",
-                "Time from the moment a job was due (acceptance, or its run_at) to its first attempt",
-                TIMES_TO,
-            ),
-            time_to_finish_seconds: ours.add_times(
-                "job_time_to_finish",
-                "Time from the moment a job was due to its end, without cancelled jobs",
-                TIMES_TO,
-            ),
-            asked_again: ours.add("answers_asked_again", "Repair attempts, which show Claude its rejected answer"),
-            answers_shared: ours.add(
-                "answers_shared",
-                "Jobs that got the answer of a running job with the same question",
-            ),
-            answers_cached: ours.add("answers_cached", "Jobs that got their answer from the cache"),
-            tokens: ours.add("tokens", "Tokens reported by Claude, by kind"),
-            webhooks: ours.add(
-                "webhooks",
-                "Webhooks sent, by outcome: delivered, failed (will be retried), given_up, disabled",
-            ),
-            leases_lost: ours.add("leases_lost", "Results and heartbeats of attempts that had lost their lease"),
-            panics: ours.add("attempt_panics", "Attempts that panicked"),
-            jobs: ours.add("jobs", "Stored jobs, by status"),
-            waiters: ours.add("waiters", "Clients that wait for a job"),
-            running_attempts: ours.add("running_attempts", "Running attempts"),
-            tasks: ours.add("tasks", "Live tasks of the async runtime"),
-            gate_closed: ours.add("gate_closed", "1 while the gate is closed and no calls to Claude are made"),
-            claude_unreachable: ours.add(
-                "claude_unreachable",
-                "1 while one call after another finds no connection to Claude",
-            ),
-            limits_per_minute: ours.add(
-                "limits_per_minute",
-                "Limits in force per minute: requests, input_tokens, output_tokens",
-            ),
-            calls_at_once: ours.add(
-                "calls_at_once",
-                "Most concurrent calls; lower than the number of workers while Claude is overloaded",
-            ),
-            oldest_queued_age_seconds: ours.add_in(Unit::Seconds, "oldest_queued_age", "Age of the oldest queued job"),
-            paused: ours.add("paused", "1 while the queue is paused by an operator"),
-            held: ours.add(
-                "queue_held",
-                "1 while the queue is blocked, by cause: budget_reached ends at midnight UTC, the others when a person fixes them",
-            ),
-            tokens_today: ours.add(
-                "tokens_today",
-                "Tokens of today (UTC), by kind; at_risk: the most that calls with unknown outcome can have used",
-            ),
-            cost_today: ours.add(
-                "cost_today_dollars",
-                "Cost of today (UTC) in US dollars: billed, and at_risk in addition",
-            ),
-            budget_used: ours.add_in(
-                Unit::Ratios,
-                "budget_used",
-                "Used share of the daily budget (the larger one of tokens and cost); 0 without a budget",
-            ),
-            budget_warning: ours.add("budget_warning", "1 if 80 % or more of the daily budget is used"),
-            queue_used: ours.add_in(
-                Unit::Ratios,
-                "queue_used",
-                "Used share of the places in the queue, or of those for jobs for later, whichever is larger",
-            ),
-            store_available: ours.add("store_available", "1 while the job store is available"),
-            disk_free_bytes: ours.add_in(Unit::Bytes, "disk_free", "Free disk space at DATA_DIR"),
-            store_commits: ours.add("store_commits", "Commits of the job store"),
-            store_commit_seconds: ours.add_times(
-                "store_commit_duration",
-                "Duration of a commit: write and sync",
-                commits(),
-            ),
-            store_sync_seconds: ours.add_times("store_sync_duration", "Duration of the sync of a commit", commits()),
-            registry: Arc::new(root),
-        };
+        let metrics = Metrics::registered();
         // Created at start: otherwise the first of a kind would be invisible to `increase`, and shares could not be computed.
         let families: [(&Family<KindLabel, Counter>, &[&'static str]); 4] = [
             (&metrics.waits, &["answered", "failed", "late", "left"]),
@@ -224,10 +178,8 @@ impl Metrics {
         metrics
     }
 
-    /// The metrics in the OpenMetrics text format.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        // Fails only if the encoding of a metric fails.
         if let Err(error) = encode(&mut text, &self.registry) {
             tracing::error!(%error, "failed to encode the metrics");
         }
@@ -235,7 +187,6 @@ impl Metrics {
     }
 }
 
-/// Registers the metrics of this service.
 struct Ours<'a>(&'a mut Registry);
 
 impl Ours<'_> {
@@ -252,8 +203,8 @@ impl Ours<'_> {
         metric
     }
 
-    fn add_times(&mut self, name: &str, help: &str, buckets: impl IntoIterator<Item = f64>) -> Histogram {
-        let times = Histogram::new(buckets);
+    fn add_times(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let times = Histogram::new(buckets.iter().copied());
         self.0.register_with_unit(name, help, Unit::Seconds, times.clone());
         times
     }
@@ -311,7 +262,7 @@ mod tests {
         }
         // Each metric has one registering call, so this finds metrics without a series.
         let (code, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
-        let registered = code.matches(": ours.add").count();
+        let registered = code.matches(" = add").count();
         assert_eq!(expected.lines().filter(|line| line.contains("ceoagent_")).count(), registered);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
         let page = std::fs::read_to_string(path).unwrap();

@@ -51,20 +51,22 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
     time::Duration,
 };
 
-use tokio::time::Instant;
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub use self::{
     admission::Quota,
-    claim::{Claim, Next},
+    board::Proposal,
+    claim::{Claim, Reserved, Standby},
     fair_queue::Lanes,
     follow::{Draft, Follower, News, Seen},
     order::Waiting,
@@ -74,7 +76,6 @@ pub use self::{
     refused::Refused,
     service_time::Kind,
     submit::{Accepted, Submission},
-    wait::{Intent, Permit},
 };
 use self::{
     admission::{Bounds, DiskSpace, Rates},
@@ -84,7 +85,7 @@ use self::{
     pause::Switch,
     refused::Shortage,
     service_time::ServiceTime,
-    wait::{Running, Standby, Waiters, Work},
+    wait::{Running, Waiters},
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -171,18 +172,19 @@ struct Inner {
     followers: Arc<Waiters>,
     order: Arc<Order>,
     running: Arc<Running>,
-    work: Arc<Work>,
-    standby: Standby,
+    /// Signalled when a job is ready.
+    ready: Arc<Notify>,
+    standby: Mutex<Option<Weak<dyn Standby>>>,
     service_time: ServiceTime,
     history: Arc<History>,
     registry: Registry,
     spending: Spending,
     bounds: Bounds,
     /// Signalled when a job has ended that may owe a message to its callback URL.
-    ended: Arc<tokio::sync::Notify>,
+    ended: Arc<Notify>,
     paused: Switch,
     /// Signalled when something became due earlier than the sweeper may expect.
-    due: Arc<tokio::sync::Notify>,
+    due: Arc<Notify>,
     closing: CancellationToken,
 }
 
@@ -212,8 +214,8 @@ impl Queue {
             disk_space: DiskSpace::default(),
             is_folder_gone: AtomicBool::new(false),
         };
-        let work = Arc::<Work>::default();
-        let board = Arc::new(Board::new(clock.clone(), Arc::clone(&work)));
+        let ready = Arc::<Notify>::default();
+        let board = Arc::new(Board::new(clock.clone(), Arc::clone(&ready)));
         let queue = Queue(Arc::new(Inner {
             store,
             outbox,
@@ -226,8 +228,8 @@ impl Queue {
             followers: Arc::default(),
             order: Arc::default(),
             running: Arc::default(),
-            work,
-            standby: Standby::default(),
+            ready,
+            standby: Mutex::default(),
             service_time: ServiceTime::default(),
             history: Arc::new(history),
             registry,
@@ -246,7 +248,7 @@ impl Queue {
             running: Arc::clone(&inner.running),
             waiters: Arc::clone(&inner.waiters),
             followers: Arc::clone(&inner.followers),
-            work: Arc::clone(&inner.work),
+            ready: Arc::clone(&inner.ready),
             due: Arc::clone(&inner.due),
             ended: Arc::clone(&inner.ended),
             spending: inner.spending.clone(),
@@ -469,7 +471,7 @@ impl Queue {
     }
 
     /// Signalled when a job has ended that may owe a message to its callback URL.
-    pub fn ended(&self) -> &tokio::sync::Notify {
+    pub fn ended(&self) -> &Notify {
         &self.0.ended
     }
 
@@ -501,7 +503,7 @@ impl Queue {
             (false, true) => error!("{}", Refused::FolderGone),
             (true, false) => {
                 info!("the data folder is back: jobs are accepted");
-                self.0.work.wake(self.workers());
+                self.0.ready.notify_one();
             }
             _ => {}
         }

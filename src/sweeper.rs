@@ -1,6 +1,6 @@
 //! What the passing of time changes: retries and scheduled jobs become ready, leases and deadlines end, old jobs are
-//! removed. One task, asleep until the next of these is due. Beside it, [`disk`] watches the free space, and
-//! [`history`] has each minute put on record.
+//! removed. One task sleeps until the next of these is due. Beside it, [`disk`] watches the free space and [`history`]
+//! stores each minute.
 
 pub mod disk;
 pub mod history;
@@ -12,8 +12,8 @@ use tracing::warn;
 
 use crate::queue::Queue;
 
-/// Sweeps at least so often. A sweep that finds nothing costs next to nothing; what piles up between two for retention
-/// to remove is what the disk must have room for, and a missed signal costs no more than this.
+/// Longest pause between two sweeps. A sweep that finds nothing is cheap; the disk must have room for what retention has to
+/// remove between two, and a missed signal costs no more than this.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Shortest pause between two sweeps, so that a stream of retries can't keep it busy.

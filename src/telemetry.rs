@@ -68,7 +68,7 @@ impl Span {
         Span::begin(SpanKind::Consumer, || name.to_owned(), || remote(traceparent), true)
     }
 
-    /// A call to another service about what was queued by the request with this context, also linked to it.
+    /// A call to another service about such work, also linked.
     pub fn sender(name: &'static str, traceparent: Option<&str>) -> Span {
         Span::begin(SpanKind::Client, || name.to_owned(), || remote(traceparent), true)
     }
@@ -90,7 +90,7 @@ impl Span {
         Span(Some(parent.with_span(span)))
     }
 
-    /// Notes something of the step, by a name of OpenTelemetry's semantic conventions where there is one.
+    /// The keys are those of OpenTelemetry's semantic conventions where there is one.
     pub fn note(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new(key, value));
@@ -119,7 +119,6 @@ impl Span {
     }
 }
 
-/// The span of the running task, if traces are sent.
 pub fn current() -> Option<(TraceId, SpanId)> {
     TRACER.get()?;
     Context::map_current(|context| {

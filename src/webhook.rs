@@ -15,6 +15,7 @@ mod slots;
 
 use std::{
     error::Error,
+    iter::successors,
     net::SocketAddr,
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -27,9 +28,11 @@ use reqwest::{
     header,
     redirect::Policy,
 };
+use serde::Serialize;
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
+use utoipa::ToSchema;
 
 use self::{
     message::{Message, TestMessage},
@@ -71,21 +74,7 @@ const MAX_ERROR: usize = 200;
 /// Most test messages that are sent at a time: each holds its request until the receiver answers.
 const MAX_TESTS: usize = 16;
 
-/// Why no webhook can be sent at all.
-#[derive(Debug, thiserror::Error)]
-pub enum WebhookError {
-    /// The setting is not valid.
-    #[error("WEBHOOK_SECRET is not valid")]
-    Secret,
-    /// The stored root is not valid.
-    #[error("the file webhook-root in DATA_DIR is not valid. Delete it to get new webhook secrets at the next start")]
-    Root,
-    /// The client can't be made.
-    #[error("failed to create the HTTP client for webhooks: {0}")]
-    Client(#[from] reqwest::Error),
-}
-
-/// Sends what is due. Clones share everything.
+/// Sends what is due.
 #[derive(Clone)]
 pub struct Webhooks {
     queue: Queue,
@@ -108,24 +97,26 @@ struct Outgoing<'a> {
     traceparent: Option<String>,
 }
 
-/// What a receiver did with a test message.
-#[derive(Debug)]
+/// What the receiver did with the test message.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WebhookTest)]
 pub struct Tested {
     /// The `webhook-id` of the message.
-    pub id: String,
+    id: String,
+    /// Whether the receiver accepted it, with a `2xx`.
+    accepted: bool,
     /// The status of the receiver's answer.
-    pub http_status: Option<u16>,
-    /// Why there is no answer.
-    pub error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_status: Option<u16>,
+    /// Why there was no answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     /// How long the receiver took.
-    pub took: Duration,
+    duration_ms: u64,
 }
 
 impl Webhooks {
     /// A sender; it sends nothing until [`Webhooks::run`].
-    ///
-    /// # Errors
-    /// [`WebhookError`].
     pub fn new(
         queue: Queue,
         outbox: Arc<dyn Outbox>,
@@ -133,7 +124,7 @@ impl Webhooks {
         callbacks: Callbacks,
         public_url: Option<Origin>,
         metrics: Metrics,
-    ) -> Result<Webhooks, WebhookError> {
+    ) -> reqwest::Result<Webhooks> {
         // reqwest wants one to be named.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -146,19 +137,10 @@ impl Webhooks {
             .https_only(!callbacks.allow_plain_http())
             .user_agent(concat!("ceoagent/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Webhooks {
-            queue,
-            outbox,
-            http,
-            secrets,
-            callbacks,
-            public_url,
-            metrics,
-            tests: Arc::new(Semaphore::new(MAX_TESTS)),
-        })
+        let tests = Arc::new(Semaphore::new(MAX_TESTS));
+        Ok(Webhooks { queue, outbox, http, secrets, callbacks, public_url, metrics, tests })
     }
 
-    /// What signs messages.
     pub fn secrets(&self) -> &Secrets {
         &self.secrets
     }
@@ -171,13 +153,13 @@ impl Webhooks {
         let body = serde_json::to_string(&TestMessage::new(caller, url, wall)).unwrap_or_default();
         let started = Instant::now();
         let sent = self.send(Outgoing { url, id: id.clone(), caller, body, traceparent: None }, wall).await;
-        let took = started.elapsed();
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (http_status, error) = match sent {
             Ok(answer) => (Some(answer.status().as_u16()), None),
             Err(error) => (None, Some(error)),
         };
         info!(webhook.id = id, http.status = http_status, error, "test webhook sent");
-        Some(Tested { id, http_status, error, took })
+        Some(Tested { id, accepted: matches!(http_status, Some(200..=299)), http_status, error, duration_ms })
     }
 
     /// Sends until `closing` is cancelled, and ends once what is under way then has been answered.
@@ -269,14 +251,9 @@ impl Webhooks {
             Ok(answer) => (Some(answer.status().as_u16()), None, retry_after(answer.headers(), wall)),
             Err(error) => (None, Some(error), None),
         };
-        tell(span, http_status, error.as_deref());
+        note_answer(span, http_status, error.as_deref());
         let after = delivery.tried(DeliveryTry { at, http_status, error }, asked);
-        let outcome = match after.state {
-            DeliveryState::Delivered => "delivered",
-            DeliveryState::GivenUp => "given_up",
-            DeliveryState::Disabled => "disabled",
-            DeliveryState::Pending { .. } | DeliveryState::Waiting | DeliveryState::Skipped => "failed",
-        };
+        let outcome = if after.is_open() { "failed" } else { after.state.into() };
         self.metrics.webhooks.get_or_create(&kind(outcome)).inc();
         let error = after.tries.last().and_then(|this| this.error.as_deref()).unwrap_or_default();
         if after.state == DeliveryState::Delivered {
@@ -314,21 +291,22 @@ impl Webhooks {
         if let Some(context) = traceparent {
             request = request.header(TRACEPARENT, context);
         }
-        request.send().await.map_err(|error| told(&error.without_url()))
+        request.send().await.map_err(|error| with_causes(&error.without_url()))
     }
 }
 
-/// Ends the step of a try in the job's trace, by the conventions for calls over HTTP:
+/// Adds the answer to the span of a try, by the conventions for calls over HTTP:
 /// <https://opentelemetry.io/docs/specs/semconv/http/http-spans/>.
-fn tell(span: &Span, http_status: Option<u16>, error: Option<&str>) {
+fn note_answer(span: &Span, http_status: Option<u16>, error: Option<&str>) {
     span.note("http.request.method", "POST");
-    if let Some(status) = http_status {
-        span.note("http.response.status_code", i64::from(status));
-    }
-    match (http_status, error) {
-        (Some(200..=299), _) => {}
-        (Some(status), _) => span.fail(&status.to_string()),
-        (None, error) => span.fail(error.unwrap_or_default()),
+    match http_status {
+        Some(status) => {
+            span.note("http.response.status_code", i64::from(status));
+            if !(200..300).contains(&status) {
+                span.fail(&status.to_string());
+            }
+        }
+        None => span.fail(error.unwrap_or_default()),
     }
 }
 
@@ -344,14 +322,9 @@ fn retry_after(headers: &header::HeaderMap, wall: Timestamp) -> Option<Duration>
 }
 
 /// An error with its causes, in one line.
-fn told(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text.chars().take(MAX_ERROR).collect()
+fn with_causes(error: &dyn Error) -> String {
+    let causes: Vec<String> = successors(Some(error), |&error| error.source()).map(ToString::to_string).collect();
+    causes.join(": ").chars().take(MAX_ERROR).collect()
 }
 
 /// Looks names up and gives only addresses that may be called. The connection is made to one of these and to no other:

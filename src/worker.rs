@@ -1,30 +1,21 @@
-//! The pool of workers. Each: wait for a job → permit → claim → permission to call → attempt → settle.
+//! A claimed job's attempt: permission to call → the call → settle.
 //!
-//! - `prefetch`: how many jobs are claimed before a call ends, where a claim takes long compared with a call
-//!
-//! While an attempt runs, its worker extends the lease. A lost lease, a cancelled job and the time limit stop the attempt at
-//! once. A panic fails the attempt, not the worker. On shutdown a worker claims no more and finishes its attempt; the caller
-//! decides how long that may take.
-
-mod prefetch;
+//! While an attempt runs, its lease is extended. A lost lease, a cancelled job and the time limit stop the attempt at
+//! once. A panic fails the attempt and nothing else. On shutdown a job whose call has not begun is released; the caller decides how
+//! long the others may take.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use futures_util::FutureExt;
-use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use self::prefetch::Prefetch;
 use crate::{
     agent::{
         Agent, Analyst, Progress,
@@ -34,15 +25,12 @@ use crate::{
     job::{AttemptReport, FailureClass, FailureCode, JobRequest, disposition::Disposition},
     limits::{self, Limits, Tokens, budget::Room, gate::Ruling},
     metrics::{Metrics, kind},
-    queue::{Claim, Lanes, Next, Permit, Queue, retry::failure_report},
+    queue::{Claim, Queue, retry::failure_report},
     telemetry::Span,
 };
 
 /// Heartbeats in the time of a lease: two may be lost before the lease is.
 const HEARTBEATS_PER_LEASE: u32 = 3;
-
-/// Pause after a claim that failed because the store is unavailable.
-const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
 /// How much later than the client of Claude a worker gives an attempt up: the client knows what the answer cost.
 const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
@@ -70,83 +58,26 @@ enum Permission {
 }
 
 impl<A: Analyst> Worker<A> {
-    /// Starts workers for at most `count` calls at once, which `tracker` follows to their end. They are twice as many, so
-    /// that claims and settlements go on beside the calls; the limits see to it that the calls are not more.
-    pub fn start_pool(&self, count: usize, tracker: &TaskTracker) {
-        let prefetch = Arc::new(Prefetch::default());
-        for _ in 0..2 * count {
-            tracker.spawn(self.clone().run(Arc::clone(&prefetch)));
-        }
-    }
-
-    async fn run(self, prefetch: Arc<Prefetch>) {
-        // Where a permit is left that was taken in this worker's absence, when it was handed a job.
-        let taken: Arc<Mutex<Option<limits::Permit>>> = Arc::default();
-        let permit: Permit = {
-            let (limits, taken) = (self.limits.clone(), Arc::clone(&taken));
-            Arc::new(move |lane| {
-                let permit = limits.try_permit(lane);
-                let granted = permit.is_some();
-                *taken.lock() = permit;
-                granted
-            })
-        };
-        while let Some(next) = self.queue.next(&permit).await {
-            let taken = taken.lock().take();
-            let intent = match next {
-                Next::Claimed(claim) => {
-                    // On the heap: most workers are idle and should cost little.
-                    Box::pin(self.attempt(&claim, taken, &prefetch)).await;
-                    continue;
-                }
-                // Others need its permit, which is dropped here.
-                Next::NotHanded => continue,
-                Next::Ready(intent) => intent,
-            };
-            let permit = self.limits.permit(|| self.queue.ready_lanes(), self.queue.more_ready());
-            let Some(permit) = self.closing.run_until_cancelled(permit).await else { break };
-            let lanes = Lanes::Only(permit.lanes().to_vec());
-            let begun = Instant::now();
-            // Never dropped half-way: a claim that the store has made durable must reach its worker.
-            match self.queue.claim(intent, lanes).await {
-                Ok(Some(claim)) => {
-                    self.limits.claim_ahead(prefetch.claimed(begun.elapsed(), self.limits.calls_at_once(None)));
-                    Box::pin(self.attempt(&claim, Some(permit), &prefetch)).await;
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    drop(permit);
-                    debug!(%error, "failed to claim a job; trying again");
-                    tokio::time::sleep(CLAIM_RETRY).await;
-                }
-            }
-        }
-    }
-
-    /// Makes the attempt once its call may be made, or releases the job.
-    async fn attempt(&self, claim: &Claim, mut permit: Option<limits::Permit>, prefetch: &Prefetch) {
-        match self.permission(claim, permit.as_mut()).await {
-            Permission::Call => self.call(claim, permit, prefetch).await,
+    /// Makes the attempt once its call may be made, or releases the job. Returns how long the call took, if one was made to
+    /// its end.
+    pub async fn attempt(&self, claim: &Claim, mut permit: limits::Permit) -> Option<Duration> {
+        match self.permission(claim, &mut permit).await {
+            Permission::Call => return self.call(claim, permit).await,
             Permission::Release(code, why) => {
                 self.queue.settle(&claim.job, &Disposition::released(code), failure_report(code, why.to_owned())).await;
             }
             Permission::Lost => info!(job.id = %claim.job.id, "no call was made: the attempt lost its lease"),
         }
+        None
     }
 
     /// Waits until the call of a job that was claimed ahead may be made.
-    async fn permission(&self, claim: &Claim, permit: Option<&mut limits::Permit>) -> Permission {
-        let ready = async {
-            match permit {
-                Some(permit) => permit.ready().await,
-                None => true,
-            }
-        };
+    async fn permission(&self, claim: &Claim, permit: &mut limits::Permit) -> Permission {
         tokio::select! {
             biased;
             () = self.closing.cancelled() => Permission::Release(FailureCode::Shutdown, "the service stopped before the call"),
             () = claim.lost.cancelled() => Permission::Lost,
-            is_allowed = ready => {
+            is_allowed = permit.ready() => {
                 if !is_allowed {
                     let code = self.limits.gate(claim.job.model).map_or(FailureCode::Overloaded, |closed| closed.code);
                     Permission::Release(code, "the queue was blocked before the call")
@@ -161,47 +92,40 @@ impl<A: Analyst> Worker<A> {
     }
 
     /// Resolves the call and makes it, or settles why it can't be made.
-    async fn call(&self, claim: &Claim, mut permit: Option<limits::Permit>, prefetch: &Prefetch) {
+    async fn call(&self, claim: &Claim, mut permit: limits::Permit) -> Option<Duration> {
         let plan = match self.agent.plan(assignment(claim, self.queue.now())) {
             Ok(plan) => plan,
             Err(report) => {
                 let code = report.error.as_ref().map_or(FailureCode::Internal, |error| error.code);
                 self.queue.settle(&claim.job, &Disposition::Fail { code }, *report).await;
-                return;
+                return None;
             }
         };
-        if let Some((disposition, report)) = permit.as_mut().and_then(|permit| forbidden(&plan, permit)) {
-            // Released before the permit is dropped: the next worker is to find the job in the queue.
+        if let Some((disposition, report)) = forbidden(&plan, &mut permit) {
+            // Released before the permit is dropped: the next claim is to find the job in the queue.
             self.queue.settle(&claim.job, &disposition, report).await;
-            return;
+            return None;
         }
         // Until the ledger has what the call cost.
-        let _share = permit.as_mut().and_then(limits::Permit::budget_share);
+        let _share = permit.budget_share();
         let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
         span.note("job.id", claim.job.id.to_string());
         span.note("job.attempt", i64::from(claim.job.attempt));
-        span.scope(self.ask(claim, &plan, permit, &span, prefetch)).await;
+        span.scope(self.ask(claim, &plan, permit, &span)).await
     }
 
-    async fn ask(
-        &self,
-        claim: &Claim,
-        plan: &Plan,
-        mut permit: Option<limits::Permit>,
-        span: &Span,
-        prefetch: &Prefetch,
-    ) {
+    async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: limits::Permit, span: &Span) -> Option<Duration> {
         let Claim { job, lost, draft, .. } = claim;
-        if let Some(Err(not_now)) = permit.as_mut().map(|permit| permit.expect(plan.model(), plan.input_bytes)) {
+        if let Err(not_now) = permit.expect(plan.model(), plan.input_bytes) {
             let code = not_now.code.unwrap_or(FailureCode::RateLimited);
             let message = format!("the limits of {} allow no call at the moment", plan.model());
             let disposition = Disposition::Release { code, after: not_now.after, is_demoted: false };
             self.queue.settle(job, &disposition, failure_report(code, message)).await;
-            return;
+            return None;
         }
         let started = Instant::now();
         let call = span.client(|| "chat".to_owned());
-        let is_probe = permit.as_ref().is_some_and(limits::Permit::is_probe);
+        let is_probe = permit.is_probe();
         let question = question(&claim.request);
         let is_answered = AtomicBool::new(false);
         let on_progress = |progress: Progress<'_>| match progress {
@@ -226,7 +150,7 @@ impl<A: Analyst> Worker<A> {
             None => {
                 settle_permit(permit, started.elapsed(), None);
                 info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: it lost its lease");
-                return;
+                return None;
             }
             Some(Ok(Ok((disposition, report)))) => {
                 // First, as a failure in mid-stream comes with a 200 of its own.
@@ -244,12 +168,13 @@ impl<A: Analyst> Worker<A> {
                 unknown_end(plan, FailureCode::Timeout, message)
             }
         };
-        prefetch.called(started.elapsed());
+        let took = started.elapsed();
         describe(&call, &report);
         drop(call);
-        settle_permit(permit, started.elapsed(), Some(&report));
-        self.log(claim, &report, started.elapsed(), is_probe);
+        settle_permit(permit, took, Some(&report));
+        self.log(claim, &report, took, is_probe);
         self.queue.settle(job, &disposition, report).await;
+        Some(took)
     }
 
     /// Records what the attempt shows of Claude's state.
@@ -413,8 +338,7 @@ fn describe(call: &Span, report: &AttemptReport) {
 }
 
 /// Settles the limits with what the call needed, as far as that is known. Without a report the attempt was stopped.
-fn settle_permit(permit: Option<limits::Permit>, took: Duration, report: Option<&AttemptReport>) {
-    let Some(permit) = permit else { return };
+fn settle_permit(permit: limits::Permit, took: Duration, report: Option<&AttemptReport>) {
     let code = report.and_then(|report| report.error.as_ref()).map(|error| error.code);
     if code == Some(FailureCode::ConnectFailed) {
         // Nothing was sent, so the permit is dropped unused.

@@ -66,7 +66,6 @@ pub struct Known {
     /// How long its system prompt is cached, by the gaps between its calls: `5m`, `1h` or `none`.
     pub cache_ttl: &'static str,
     /// When it last used the schema of a memo, which the API then keeps compiled for 24 hours; null if that is not known.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub schema_used_at: Option<Timestamp>,
     /// The model is overloaded or retired, and another model is used where possible.
     pub is_passed_over: bool,

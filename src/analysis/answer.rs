@@ -1,8 +1,8 @@
 //! Finding the memo in an answer's text.
 //!
-//! One strategy for all forms, be it bare JSON, a code fence or prose around it: try to read a memo at every brace
-//! that can open an object. The last one counts, as a model that writes two means the second, and nothing before the end
-//! of its thinking. Does not judge whether the memo makes sense: `consistency` does.
+//! One strategy for bare JSON, code fences and prose: try to read a memo at every brace that can open an object. The last
+//! memo counts, as a model that writes two means the second, and nothing before the end of its thinking. Whether the memo
+//! makes sense is up to `consistency`.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,8 @@ use super::{
     schema,
 };
 
-/// How many times over a text is read: once for each level of objects in it. A memo has 2, one in a wrapper 3; without
-/// a bound a hostile text of 500 KB would keep a worker busy for seconds.
+/// How many times over a text is read: once for each level of objects in it. A memo has 2, one in a wrapper 3. Without
+/// a bound, a hostile text of 500 KB would keep a worker busy for seconds.
 const MAX_READINGS: usize = 8;
 
 /// An object with so many of a memo's fields is meant as one, whatever is wrong with it.
@@ -27,36 +27,26 @@ const MIN_FIELDS: usize = 3;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum ParseError {
-    /// Prose only.
     #[error("the answer has no JSON object")]
     NoJson,
-    /// The JSON stops in the middle: the output limit cut it, as a rule.
+    /// As a rule, the output limit cut it.
     #[error("the answer's JSON ends before it is complete ({0})")]
     Truncated(String),
-    /// A syntax error.
     #[error("the answer's JSON can't be read: {0}, counted from its opening brace")]
     InvalidJson(String),
-    /// JSON, but not of the memo's shape.
+    /// `path` is a field such as `options[1].pros`, or `.` for the whole object.
     #[error("the answer's JSON is not a decision memo: {message} (at `{path}`)")]
-    WrongShape {
-        /// The field, like `options[1].pros`; `.` is the whole object.
-        path: String,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The right shape, but it can't be shown.
+    WrongShape { path: String, message: String },
     #[error("the memo can't be shown: {}", .0.iter().map(|violation| violation.message.as_str()).collect::<Vec<_>>().join("; "))]
     Inconsistent(Vec<Violation>),
 }
 
 impl ParseError {
-    /// A stable `snake_case` name of the kind: `no_json`, `truncated`, `invalid_json`, `wrong_shape`, `inconsistent`.
     pub fn code(&self) -> &'static str {
         self.into()
     }
 }
 
-/// What was read of an answer.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) analysis: DecisionAnalysis,
@@ -65,20 +55,38 @@ pub(super) struct Found {
 
 /// Why no memo could be read at a brace.
 struct Miss {
-    /// How many bytes were read before that was clear.
+    likeness: Likeness,
+    /// How many bytes were read before the miss was clear.
     read: usize,
-    /// Whether it may have been meant as the memo: it has a field of one, or broke before that could be seen.
-    akin: bool,
-    /// Whether it was certainly meant as one.
-    is_meant: bool,
     error: ParseError,
 }
+
+/// Whether something that can't be read was meant as the memo.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Likeness {
+    Unlike,
+    /// It has a field of a memo, or broke off before that could be seen.
+    Alike,
+    Meant,
+}
+
+impl Likeness {
+    fn new(fields_of_a_memo: usize) -> Likeness {
+        match fields_of_a_memo {
+            0 => Likeness::Unlike,
+            MIN_FIELDS.. => Likeness::Meant,
+            _ => Likeness::Alike,
+        }
+    }
+}
+
+const NOTHING: Miss = Miss { likeness: Likeness::Unlike, read: 0, error: ParseError::NoJson };
 
 /// The last memo in `text`. If there is none, or a later one is broken, the error is that of the longest stretch of JSON
 /// that looks like one: what was meant as the memo, rather than a part of it or an example beside it.
 pub(super) fn read(text: &str) -> Result<Found, ParseError> {
     let text = text.trim_start_matches('\u{feff}');
-    // What structured output promises, in one pass; the careful reading below finds what is wrong with anything else.
+    // What structured output promises, in one pass.
     if let Ok(analysis) = serde_json::from_str(text) {
         return Ok(Found { analysis, repairs: BTreeSet::new() });
     }
@@ -110,9 +118,8 @@ fn unquoted(text: &str) -> Option<String> {
 }
 
 fn read_prose(text: &str) -> Result<Found, ParseError> {
-    let nothing = || Miss { read: 0, akin: false, is_meant: false, error: ParseError::NoJson };
     let mut allowance = text.len().saturating_mul(MAX_READINGS);
-    let (mut found, mut likeliest) = (None, nothing());
+    let (mut found, mut likeliest) = (None, NOTHING);
     // What was found before the thinking that has not ended.
     let mut before = None;
     let mut is_thinking = false;
@@ -122,21 +129,21 @@ fn read_prose(text: &str) -> Result<Found, ParseError> {
         let rest = &text[at..];
         if let Some(rest) = rest.strip_prefix('<') {
             if rest.starts_with("/think") {
-                (found, likeliest, is_thinking) = (None, nothing(), false);
+                (found, likeliest, is_thinking) = (None, NOTHING, false);
             } else if rest.starts_with("think") && !is_thinking {
-                (before, found, likeliest, is_thinking) = (found, None, nothing(), true);
+                (before, found, likeliest, is_thinking) = (found, None, NOTHING, true);
             }
             at += 1;
             continue;
         }
         match read_at(rest) {
             Ok((memo, length)) => {
-                (found, likeliest) = (Some(memo), nothing());
+                (found, likeliest) = (Some(memo), NOTHING);
                 at += length;
             }
             Err(miss) => {
                 allowance = allowance.saturating_sub(miss.read);
-                if (miss.is_meant, miss.akin, miss.read) > (likeliest.is_meant, likeliest.akin, likeliest.read) {
+                if (miss.likeness, miss.read) > (likeliest.likeness, likeliest.read) {
                     likeliest = miss;
                 }
                 at += rest.chars().next().map_or(1, char::len_utf8);
@@ -147,7 +154,7 @@ fn read_prose(text: &str) -> Result<Found, ParseError> {
         return before.ok_or_else(|| ParseError::Truncated("it ends within <think>".to_owned()));
     }
     match found {
-        Some(memo) if !likeliest.is_meant => Ok(memo),
+        Some(memo) if likeliest.likeness < Likeness::Meant => Ok(memo),
         _ => Err(likeliest.error),
     }
 }
@@ -156,12 +163,9 @@ fn read_prose(text: &str) -> Result<Found, ParseError> {
 fn read_at(text: &str) -> Result<(Found, usize), Miss> {
     let mut stream = Deserializer::from_str(text).into_iter::<Value>();
     let error = match stream.next() {
-        Some(Ok(value)) => {
-            let length = stream.byte_offset();
-            return typed(value, BTreeSet::new(), length).map(|found| (found, length));
-        }
+        Some(Ok(value)) => return typed(value, BTreeSet::new(), stream.byte_offset()),
         Some(Err(error)) => error,
-        None => return Err(Miss { read: 0, akin: false, is_meant: false, error: ParseError::NoJson }),
+        None => return Err(NOTHING),
     };
     if error.classify() == Category::Eof {
         return Err(broken(text, &error));
@@ -171,31 +175,28 @@ fn read_at(text: &str) -> Result<(Found, usize), Miss> {
     let Some(rewritten) = lenient::rewrite(text) else {
         let is_object = text.strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with('"'));
         let miss = broken(&text[..text.floor_char_boundary(read)], &error);
-        // A brace in prose.
-        return Err(if is_object {
-            miss
-        } else {
-            Miss { akin: false, is_meant: false, error: ParseError::NoJson, ..miss }
-        });
+        // Anything else is a brace in prose.
+        return Err(if is_object { miss } else { Miss { read: miss.read, ..NOTHING } });
     };
     match serde_json::from_str(&rewritten.json) {
-        Ok(value) => typed(value, rewritten.repairs, rewritten.length).map(|found| (found, rewritten.length)),
-        // What is wrong besides the slips that could be mended.
+        Ok(value) => typed(value, rewritten.repairs, rewritten.length),
+        // What is wrong besides the recovered slips.
         Err(error) => Err(broken(&text[..rewritten.length], &error)),
     }
 }
 
-fn typed(mut value: Value, mut repairs: BTreeSet<Repair>, read: usize) -> Result<Found, Miss> {
+/// The memo in JSON that was made of `length` bytes.
+fn typed(mut value: Value, mut repairs: BTreeSet<Repair>, length: usize) -> Result<(Found, usize), Miss> {
     let schema = schema::parsed();
     let fields = &schema["properties"];
     let known = value.as_object().map_or(0, |object| object.keys().filter(|key| fields.get(key).is_some()).count());
     fit::fit(&mut value, schema, &mut repairs);
     match serde_path_to_error::deserialize(value) {
-        Ok(analysis) => Ok(Found { analysis, repairs }),
+        Ok(analysis) => Ok((Found { analysis, repairs }, length)),
         Err(error) => {
             let path = error.path().to_string();
             let error = ParseError::WrongShape { path, message: error.into_inner().to_string() };
-            Err(Miss { read, akin: known > 0, is_meant: known >= MIN_FIELDS, error })
+            Err(Miss { likeness: Likeness::new(known), read: length, error })
         }
     }
 }
@@ -203,12 +204,11 @@ fn typed(mut value: Value, mut repairs: BTreeSet<Repair>, read: usize) -> Result
 /// The miss at JSON that breaks off, or breaks, after `text`.
 fn broken(text: &str, error: &serde_json::Error) -> Miss {
     let fields = schema::parsed()["properties"].as_object().into_iter().flatten();
-    let known = fields.filter(|(field, _)| text.contains(&format!("\"{field}\"")));
-    let is_meant = known.take(MIN_FIELDS).count() == MIN_FIELDS;
+    let known = fields.filter(|(field, _)| text.contains(&format!("\"{field}\""))).take(MIN_FIELDS).count();
     let message = error.to_string();
     let error = match error.classify() {
         Category::Eof => ParseError::Truncated(message),
         _ => ParseError::InvalidJson(message),
     };
-    Miss { read: text.len(), akin: true, is_meant, error }
+    Miss { likeness: Likeness::new(known).max(Likeness::Alike), read: text.len(), error }
 }

@@ -52,7 +52,6 @@ pub struct DecisionAnalysis {
 /// What an analysis answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
-    /// The question.
     pub query: &'a str,
     /// Options that the asker wants compared.
     pub options: &'a [String],
@@ -384,12 +383,10 @@ pub struct NextStep {
 }
 
 impl DecisionAnalysis {
-    /// The option with this id.
     pub fn option(&self, id: &str) -> Option<&DecisionOption> {
         self.options.iter().find(|option| option.id == id)
     }
 
-    /// The chosen option.
     pub fn chosen(&self) -> Option<&DecisionOption> {
         self.option(&self.recommendation.option_id)
     }
@@ -407,57 +404,50 @@ impl DecisionAnalysis {
         ids.filter_map(|id| self.musts.iter().find(|must| must.id == *id))
     }
 
-    /// Gives every text that people read to `visit`, with the top-level field that it is in.
-    pub fn for_each_text(&mut self, visit: &mut dyn FnMut(&'static str, &mut String)) {
-        visit("decision_question", &mut self.decision_question);
-        for item in &mut self.material {
-            visit("material", &mut item.consequence);
-        }
-        visit("base_rate", &mut self.base_rate.reference_class);
-        visit("base_rate", &mut self.base_rate.adjustment);
-        for item in &mut self.assumptions {
-            [&mut item.statement, &mut item.if_wrong].into_iter().for_each(|text| visit("assumptions", text));
-        }
-        for gap in &mut self.gaps {
-            [&mut gap.question, &mut gap.why, &mut gap.how].into_iter().for_each(|text| visit("gaps", text));
-        }
-        for criterion in &mut self.criteria {
-            visit("criteria", &mut criterion.why);
-        }
-        for option in &mut self.options {
-            [&mut option.description, &mut option.cost, &mut option.forecloses]
-                .into_iter()
-                .for_each(|text| visit("options", text));
-            option.pros.iter_mut().chain(&mut option.cons).for_each(|text| visit("options", text));
-        }
+    /// Every text that people read, with the top-level field that it is in.
+    pub fn texts_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut String)> {
+        let recommendation = &mut self.recommendation;
+        let conditions = recommendation.conditions.iter_mut().flat_map(|it| [&mut it.text, &mut it.by]);
+        let kill_criteria = recommendation.kill_criteria.iter_mut().flat_map(|it| [&mut it.sign, &mut it.by]);
+        let options = self.options.iter_mut().flat_map(|it| {
+            let own = [&mut it.description, &mut it.cost, &mut it.forecloses];
+            own.into_iter().chain(&mut it.pros).chain(&mut it.cons)
+        });
         let cells = self.scores.iter_mut().flat_map(|scores| &mut scores.cells);
-        cells.filter_map(|cell| cell.why.as_mut()).for_each(|text| visit("scores", text));
-        visit("case_against", &mut self.case_against);
-        for failure in &mut self.premortem {
-            [&mut failure.story, &mut failure.first_sign].into_iter().for_each(|text| visit("premortem", text));
-        }
-        for risk in &mut self.risks {
-            let texts = [&mut risk.description, &mut risk.mitigation, &mut risk.early_warning_sign];
-            texts.into_iter().for_each(|text| visit("risks", text));
-        }
-        self.recommendation.for_each_text(visit);
-        for step in &mut self.next_steps {
-            [&mut step.action, &mut step.owner_role, &mut step.measure]
-                .into_iter()
-                .for_each(|text| visit("next_steps", text));
-        }
-        visit("summary", &mut self.summary);
+        let risks = &mut self.risks;
+        let risks =
+            risks.iter_mut().flat_map(|it| [&mut it.description, &mut it.mitigation, &mut it.early_warning_sign]);
+        let steps = self.next_steps.iter_mut().flat_map(|it| [&mut it.action, &mut it.owner_role, &mut it.measure]);
+        let rate = &mut self.base_rate;
+        named("decision_question", [&mut self.decision_question])
+            .chain(named("material", self.material.iter_mut().map(|it| &mut it.consequence)))
+            .chain(named("base_rate", [&mut rate.reference_class, &mut rate.adjustment]))
+            .chain(named(
+                "assumptions",
+                self.assumptions.iter_mut().flat_map(|it| [&mut it.statement, &mut it.if_wrong]),
+            ))
+            .chain(named("gaps", self.gaps.iter_mut().flat_map(|it| [&mut it.question, &mut it.why, &mut it.how])))
+            .chain(named("criteria", self.criteria.iter_mut().map(|it| &mut it.why)))
+            .chain(named("options", options))
+            .chain(named("scores", cells.filter_map(|cell| cell.why.as_mut())))
+            .chain(named("case_against", [&mut self.case_against]))
+            .chain(named("premortem", self.premortem.iter_mut().flat_map(|it| [&mut it.story, &mut it.first_sign])))
+            .chain(named("risks", risks))
+            .chain(named("recommendation", [&mut recommendation.overrides_scores_because]))
+            .chain(named("recommendation", [&mut recommendation.rationale, &mut recommendation.basis]))
+            .chain(named("recommendation", &mut recommendation.trade_offs))
+            .chain(named("recommendation", conditions))
+            .chain(named("recommendation", kill_criteria))
+            .chain(named("next_steps", steps))
+            .chain(named("summary", [&mut self.summary]))
     }
 }
 
-impl Recommendation {
-    fn for_each_text(&mut self, visit: &mut dyn FnMut(&'static str, &mut String)) {
-        let mut visit = |text: &mut String| visit("recommendation", text);
-        [&mut self.overrides_scores_because, &mut self.rationale, &mut self.basis].into_iter().for_each(&mut visit);
-        self.trade_offs.iter_mut().for_each(&mut visit);
-        self.conditions.iter_mut().for_each(|it| [&mut it.text, &mut it.by].into_iter().for_each(&mut visit));
-        self.kill_criteria.iter_mut().for_each(|it| [&mut it.sign, &mut it.by].into_iter().for_each(&mut visit));
-    }
+fn named<'a>(
+    field: &'static str,
+    texts: impl IntoIterator<Item = &'a mut String>,
+) -> impl Iterator<Item = (&'static str, &'a mut String)> {
+    texts.into_iter().map(move |text| (field, text))
 }
 
 impl Risk {

@@ -13,13 +13,11 @@ use super::{
     text::is_blank,
 };
 
-/// A memo, ready to be laid out.
 #[derive(Debug, Serialize)]
 pub struct Document {
     pub title: String,
     /// In the order of reading, without empty ones.
     pub sections: Vec<Section>,
-    /// A notice below every memo.
     pub closing: &'static str,
 }
 
@@ -31,37 +29,19 @@ pub struct Section {
     pub blocks: Vec<Block>,
 }
 
+/// A `Note` is a paragraph to be noticed, `Facts` are details of the recommendation.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Block {
-    /// The recommendation in a line.
-    Headline {
-        text: String,
-        tone: Tone,
-    },
-    Paragraph {
-        text: String,
-    },
-    /// A paragraph to be noticed.
-    Note {
-        text: String,
-    },
-    /// Details of the recommendation.
-    Facts {
-        facts: Vec<Detail>,
-    },
+    Headline { text: String, tone: Tone },
+    Paragraph { text: String },
+    Note { text: String },
+    Facts { facts: Vec<Detail> },
     Item(Item),
     Table(ScoreTable),
-    /// How robust the totals are.
-    Robustness {
-        label: &'static str,
-        word: &'static str,
-        text: String,
-        tone: Tone,
-    },
+    Robustness { label: &'static str, word: &'static str, text: String, tone: Tone },
 }
 
-/// An item of a list.
 #[derive(Debug, Serialize)]
 pub struct Item {
     pub marker: Marker,
@@ -82,7 +62,6 @@ pub enum Marker {
     Bullet,
     Warning,
     Number(usize),
-    /// The letter of an option.
     Letter(char),
 }
 
@@ -106,18 +85,13 @@ pub enum Tone {
     Bad,
 }
 
-/// The scores: criteria down, options across.
+/// The scores: criteria down, options across. Its texts are the headings and what is written in the place of a total.
 #[derive(Debug, Serialize)]
 pub struct ScoreTable {
-    /// Heading of the column of criteria.
     pub criterion: &'static str,
-    /// Heading of the column of weights.
     pub weight: &'static str,
-    /// Heading of the row of totals.
     pub total: &'static str,
-    /// In the place of a total if the option fails a must.
     pub ruled_out: &'static str,
-    /// What the scores and weights mean.
     pub scale: &'static str,
     pub options: Vec<Column>,
     pub rows: Vec<Row>,
@@ -131,9 +105,7 @@ pub struct Column {
     pub is_status_quo: bool,
     /// The failed musts in words, if there are any.
     pub ruled_out: Option<String>,
-    /// The weighted total, if the option is ranked.
     pub total: Option<f64>,
-    /// The option has the highest total.
     pub is_best: bool,
 }
 
@@ -185,12 +157,11 @@ impl Document {
 
 impl Item {
     fn new(marker: Marker, text: &str, details: Vec<Detail>) -> Item {
-        let remarks = Vec::new();
-        Item { marker, text: text.to_owned(), remarks, details: without_blanks(details) }
+        Item { marker, text: text.to_owned(), remarks: Vec::new(), details: without_blanks(details) }
     }
 
-    fn remark(mut self, text: String, tone: Tone) -> Item {
-        self.remarks.push(Remark { text, tone });
+    fn remark(mut self, text: impl Into<String>, tone: Tone) -> Item {
+        self.remarks.push(Remark { text: text.into(), tone });
         self
     }
 
@@ -200,7 +171,6 @@ impl Item {
     }
 }
 
-/// The risks, the gravest first.
 pub fn gravest_first(analysis: &DecisionAnalysis) -> Vec<&Risk> {
     let mut risks: Vec<_> = analysis.risks.iter().collect();
     risks.sort_by_key(|risk| Reverse(risk.gravity()));
@@ -282,17 +252,14 @@ impl Writer<'_> {
         if self.analysis.criteria.is_empty() || self.analysis.options.is_empty() {
             return Vec::new();
         }
-        let column = |(letter, option): (char, &DecisionOption)| {
-            let total = self.memo.total(&option.id);
-            Column {
-                letter,
-                name: option.name.clone(),
-                is_recommended: option.id == self.analysis.recommendation.option_id,
-                is_status_quo: option.origin == Origin::StatusQuo,
-                ruled_out: self.ruled_out(option),
-                total: total.map(|total| total.total),
-                is_best: total.is_some_and(|total| total.rank == 1),
-            }
+        let column = |(letter, option): (char, &DecisionOption)| Column {
+            letter,
+            name: option.name.clone(),
+            is_recommended: option.id == self.analysis.recommendation.option_id,
+            is_status_quo: option.origin == Origin::StatusQuo,
+            ruled_out: self.ruled_out(option),
+            total: self.memo.total(&option.id).map(|total| total.total),
+            is_best: self.memo.total(&option.id).is_some_and(|total| total.rank == 1),
         };
         let rows = self.analysis.criteria.iter().map(|criterion| Row {
             name: criterion.name.clone(),
@@ -334,10 +301,10 @@ impl Writer<'_> {
 
     fn option(&self, (letter, option): (char, &DecisionOption)) -> Item {
         let is_final = option.reversibility == Reversibility::OneWayDoor;
-        let reversibility = self.labels.word("reversibility", option.reversibility).to_owned();
+        let reversibility = self.detail("reversibility", self.labels.word("reversibility", option.reversibility));
         let details = vec![
             self.detail("", &option.description),
-            self.details("reversibility", &[reversibility], if is_final { Tone::Warn } else { Tone::Plain }),
+            Detail { tone: if is_final { Tone::Warn } else { Tone::Plain }, ..reversibility },
             self.details("pros", &option.pros, Tone::Good),
             self.details("cons", &option.cons, Tone::Bad),
             self.detail("cost", &option.cost),
@@ -345,7 +312,7 @@ impl Writer<'_> {
         ];
         let mut item = Item::new(Marker::Letter(letter), &option.name, details);
         if option.origin == Origin::StatusQuo {
-            item = item.remark(self.labels.text("status_quo").to_owned(), Tone::Plain);
+            item = item.remark(self.labels.text("status_quo"), Tone::Plain);
         }
         match self.ruled_out(option) {
             Some(ruled_out) => item.remark(ruled_out, Tone::Bad),
@@ -359,7 +326,7 @@ impl Writer<'_> {
             3.. => Tone::Warn,
             _ => Tone::Plain,
         };
-        let level = |key, level| self.details(key, &[self.labels.word("level", level).to_owned()], tone);
+        let level = |key, level| Detail { tone, ..self.detail(key, self.labels.word("level", level)) };
         let details = vec![
             self.detail("option", &self.option_name(&risk.option_id)),
             level("likelihood", risk.likelihood),
@@ -380,7 +347,7 @@ impl Writer<'_> {
         items(&self.analysis.assumptions, |it| {
             let if_wrong = format!("{} {}", it.if_wrong, self.flip(&it.flips_to));
             Item::new(Marker::Bullet, &it.statement, vec![self.detail("if_wrong", &if_wrong)])
-                .remark(self.labels.word("source", it.source).to_owned(), Tone::Plain)
+                .remark(self.labels.word("source", it.source), Tone::Plain)
         })
     }
 
@@ -396,11 +363,8 @@ impl Writer<'_> {
         let days = self.labels.fill("days", &[("days", &gap.days.to_string())]);
         let why = format!("{} {}", gap.why, self.flip(&gap.flips_to));
         let details = vec![self.detail("why", &why), self.detail("how", &format!("{} ({days})", gap.how))];
-        if gap.wait {
-            let wait = self.labels.text("wait").to_owned();
-            return Item::new(Marker::Warning, &gap.question, details).remark(wait, Tone::Warn);
-        }
-        Item::new(Marker::Bullet, &gap.question, details)
+        let item = Item::new(if gap.wait { Marker::Warning } else { Marker::Bullet }, &gap.question, details);
+        if gap.wait { item.remark(self.labels.text("wait"), Tone::Warn) } else { item }
     }
 
     fn material(&self) -> Vec<Block> {
@@ -420,7 +384,6 @@ impl Writer<'_> {
         })
     }
 
-    /// Letter and name of an option; empty without one.
     fn option_name(&self, id: &str) -> String {
         let found = lettered(self.analysis).find(|(_, option)| option.id == id);
         found.map(|(letter, option)| format!("{letter}, {}", option.name)).unwrap_or_default()

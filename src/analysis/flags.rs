@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::{
     decision::{Asked, BaseRateSource, DecisionAnalysis, Kind, Origin, Status},
+    labels::Labels,
     language,
     ranking::WeightedTotal,
     text::is_blank,
@@ -51,23 +52,19 @@ pub enum FlagCode {
     IdsInProse,
 }
 
-/// A flag before it is put into words.
-pub(super) struct Finding {
-    pub(super) code: FlagCode,
-    pub(super) field: &'static str,
-    /// What it is about: a name of the memo, or figures.
-    pub(super) what: String,
-}
-
 /// All flags of an analysis. `totals` are its weighted totals, `with_ids` the fields whose texts had ids.
 pub(super) fn find(
     analysis: &DecisionAnalysis,
     asked: &Asked<'_>,
     totals: &[WeightedTotal],
     with_ids: &[&'static str],
-) -> Vec<Finding> {
+    labels: Labels,
+) -> Vec<Flag> {
     let mut found = Vec::new();
-    let mut flag = |code, field, what: &str| found.push(Finding { code, field, what: what.to_owned() });
+    let mut flag = |code: FlagCode, field: &'static str, what: &str| {
+        let message = labels.fill(&format!("flag_{}", <&str>::from(code)), &[("what", what)]);
+        found.push(Flag { code, field: field.to_owned(), message });
+    };
     if analysis.kind == Kind::Decision {
         check_recommendation(analysis, totals, &mut flag);
         check_reasons(analysis, asked, &mut flag);
@@ -79,6 +76,7 @@ pub(super) fn find(
     found
 }
 
+/// Adds a flag: its code, its field, and what it is about, which is a name of the memo, or figures.
 type Report<'a> = dyn FnMut(FlagCode, &'static str, &str) + 'a;
 
 fn check_recommendation(analysis: &DecisionAnalysis, totals: &[WeightedTotal], flag: &mut Report<'_>) {

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde::Serialize;
 
-/// The words of one language.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels(&'static BTreeMap<String, String>);
 
@@ -22,12 +21,10 @@ impl Labels {
         Labels(&ALL[usize::from(primary.eq_ignore_ascii_case("zh"))])
     }
 
-    /// All texts, by key.
     pub fn all(self) -> &'static BTreeMap<String, String> {
         self.0
     }
 
-    /// The text of a key.
     pub fn text(self, key: &str) -> &'static str {
         self.0.get(key).map_or("", String::as_str)
     }

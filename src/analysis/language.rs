@@ -1,6 +1,5 @@
-//! Which language a text is in, as far as its letters and commonest words show.
-//!
-//! Enough to notice that a memo is in another language than its question. A short or mixed text has no language here.
+//! Which language a text is in, as far as its letters and commonest words show: enough to notice that a memo is in another
+//! language than its question. A short or mixed text has no language here.
 
 /// A language by its primary BCP 47 subtag, with words that it uses all the time and the others do not.
 const WORDS: [(&str, &str); 6] = [
@@ -15,7 +14,6 @@ const WORDS: [(&str, &str); 6] = [
 /// How many of the commonest words a text must have before its language counts as known.
 const LEAST_WORDS: usize = 3;
 
-/// The primary subtag of the language that most of `text` is in, if that is clear.
 pub(super) fn detect(text: &str) -> Option<&'static str> {
     let mut letters = [("zh", 0_usize), ("ja", 0), ("ko", 0), ("ru", 0), ("ar", 0), ("latin", 0)];
     for c in text.chars() {

@@ -1,11 +1,11 @@
 //! JSON as models nearly write it, rewritten as JSON.
 //!
-//! Mends slips that leave no doubt about what is meant, and says which: a trailing comma, a comment, a raw line break in
-//! a text. It invents nothing: what is cut stays cut. Whether the outcome is JSON is for serde_json to say.
+//! Recovers slips that leave no doubt about what is meant, and names them: a trailing comma, a comment, a raw line break in
+//! a text. It invents nothing: what is cut stays cut. Whether the outcome is JSON is up to serde_json.
 
 use std::collections::BTreeSet;
 
-/// A slip of an answer that was mended.
+/// A slip of an answer that was recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub(super) enum Repair {
@@ -16,14 +16,13 @@ pub(super) enum Repair {
     ControlCharacter,
     /// `True`, `None` and the like.
     Literal,
-    /// Full-width punctuation.
     Punctuation,
     /// Curly, full-width or single quotes around a text.
     QuoteCharacter,
     /// A quote within a text, not escaped.
     UnescapedQuote,
     UnquotedKey,
-    /// An escape that JSON has not.
+    /// An escape that JSON does not have.
     Escape,
     /// `4.0` for `4`.
     WholeNumber,
@@ -37,10 +36,9 @@ pub(super) enum Repair {
     QuotedJson,
 }
 
-/// JSON made of the object or list that a text begins with.
 pub(super) struct Rewritten {
     pub(super) json: String,
-    /// Bytes of the text that it was made of.
+    /// Bytes of the text that the JSON was made of.
     pub(super) length: usize,
     pub(super) repairs: BTreeSet<Repair>,
 }
@@ -68,7 +66,6 @@ pub(super) fn rewrite(text: &str) -> Option<Rewritten> {
             _ if quote(c).is_some() => scanner.string(c),
             _ if is_blank(c) => scanner.json.push(if c.is_ascii() { c } else { ' ' }),
             number @ ('-' | '+' | '.' | '0'..='9') => scanner.structural(c, number),
-            // The exponent of a number.
             'e' | 'E' if scanner.json.ends_with(|c: char| c.is_ascii_digit()) => scanner.json.push(c),
             _ => scanner.word(c)?,
         }
@@ -88,14 +85,14 @@ struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
     fn next(&mut self) -> Option<char> {
         let c = self.rest().chars().next()?;
         self.at += c.len_utf8();
         Some(c)
-    }
-
-    fn rest(&self) -> &'a str {
-        &self.text[self.at..]
     }
 
     fn structural(&mut self, found: char, meant: char) {
@@ -133,16 +130,14 @@ impl<'a> Scanner<'a> {
         let end = self.rest().find(|c| !is_part(c)).unwrap_or(self.rest().len());
         let word = &self.text[start..self.at + end];
         self.at += end;
-        let literal = literal(word);
-        if let Some(literal) = literal {
+        if let Some(literal) = literal(word) {
             if literal != word {
                 self.repairs.insert(Repair::Literal);
             }
             self.json.push_str(literal);
             return Some(());
         }
-        let is_key = is_part(first) && self.rest().trim_start().starts_with([':', '：']);
-        if !is_key {
+        if !is_part(first) || !self.rest().trim_start().starts_with([':', '：']) {
             return None;
         }
         self.repairs.insert(Repair::UnquotedKey);
@@ -170,11 +165,15 @@ impl<'a> Scanner<'a> {
                 '"' => self.json.push_str("\\\""),
                 '\0'..='\x1f' => {
                     self.repairs.insert(Repair::ControlCharacter);
-                    self.json.push_str(&format!("\\u{:04x}", u32::from(c)));
+                    self.control_character(c);
                 }
                 c => self.json.push(c),
             }
         }
+    }
+
+    fn control_character(&mut self, c: char) {
+        self.json.push_str(&format!("\\u{:04x}", u32::from(c)));
     }
 
     /// An escape, whose backslash was taken.
@@ -184,13 +183,13 @@ impl<'a> Scanner<'a> {
         match c {
             '"' | '\\' | '/' | 'b' | 'f' | 'n' | 'r' | 't' => self.json.extend(['\\', c]),
             'u' => self.unicode_escape(rest),
-            other => {
+            _ => {
                 self.repairs.insert(Repair::Escape);
-                match other {
-                    '\0'..='\x1f' => self.json.push_str(&format!("\\u{:04x}", u32::from(other))),
+                match c {
+                    '\0'..='\x1f' => self.control_character(c),
                     // Only a quote can be meant; before anything else it is a backslash.
-                    other if quote(other).is_some() => self.json.push(other),
-                    other => self.json.extend(['\\', '\\', other]),
+                    _ if quote(c).is_some() => self.json.push(c),
+                    _ => self.json.extend(['\\', '\\', c]),
                 }
             }
         }
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn each_slip_is_mended_and_named() {
+    fn each_slip_is_recovered_and_named() {
         for (text, value, repair) in [
             ("{\"a\": [1, 2, ], }", json!({"a": [1, 2]}), "trailing_comma"),
             ("{ // it\n\"a\": /* is */ 1 # so\n}", json!({"a": 1}), "comment"),
@@ -313,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_stays_as_it_is() {
+    fn valid_json_stays_the_same() {
         let text = r#"{"a": [1, -2.5e+3, true, null, "“x”, // # {y} \" \\ \u00fc 'z'"], "b": {"c": ""}}"#;
         let after = rewrite(&format!("{text} and more")).unwrap();
         assert_eq!((after.json.as_str(), after.length, after.repairs.len()), (text, text.len(), 0));
     }
 
     #[test]
-    fn what_is_cut_or_no_json_is_not_completed() {
+    fn json_that_is_cut_is_not_completed() {
         for text in
             ["{\"a\": \"b", "{\"a\": \"b\"", "{\"a\": [1, 2", "{'a': 'b", "{memo}", "{ {} ", "{/x}", "x", "", "}"]
         {
@@ -337,7 +336,7 @@ mod tests {
         }
 
         #[test]
-        fn any_json_stays_as_it_is(text in any::<String>(), key in any::<String>(), number in any::<i64>()) {
+        fn any_json_stays_the_same(text in any::<String>(), key in any::<String>(), number in any::<i64>()) {
             let value = json!({key: [text, number, null, {"a": true}], "z": {}});
             prop_assert_eq!(read(&value.to_string()), Some((value.clone(), vec![])));
             let pretty = serde_json::to_string_pretty(&value).unwrap();

@@ -9,7 +9,6 @@ use super::{
 /// Characters that mean something in Markdown or the HTML it may hold.
 const SPECIAL: &[char] = &['\\', '`', '*', '_', '[', ']', '<', '>', '|', '#', '~', '&', '!'];
 
-/// The memo as Markdown, ending in a line break.
 pub fn markdown(memo: &Memo) -> String {
     let document = Document::new(memo);
     let mut text = format!("# {}\n", escaped(&document.title));

@@ -44,15 +44,9 @@ impl Memo {
         let weighted_totals = table.totals();
         let chosen = Some(analysis.recommendation.option_id.as_str()).filter(|id| !id.is_empty());
         let robustness = table.robustness(chosen);
-        let flags = flags::find(&analysis, asked, &weighted_totals, &with_ids);
-        let flags = flags.into_iter().map(|found| Flag {
-            code: found.code,
-            field: found.field.to_owned(),
-            message: labels.fill(&format!("flag_{}", <&str>::from(found.code)), &[("what", &found.what)]),
-        });
         Memo {
             headline: headline(&analysis, labels),
-            flags: flags.collect(),
+            flags: flags::find(&analysis, asked, &weighted_totals, &with_ids, labels),
             robustness_text: robustness.as_ref().map(|robustness| sentence(robustness, &analysis, labels)),
             weighted_totals,
             robustness,
@@ -60,29 +54,24 @@ impl Memo {
         }
     }
 
-    /// The labels in the language of the memo.
     pub fn labels(&self) -> Labels {
         Labels::of(&self.analysis.language)
     }
 
-    /// The weighted total of an option, if it is ranked.
     pub fn total(&self, option_id: &str) -> Option<&WeightedTotal> {
         self.weighted_totals.iter().find(|total| total.option_id == option_id)
     }
 }
 
-/// A stored answer as readers get it.
+/// A stored answer as readers get it: a memo, or else the answer itself.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Shown<'a> {
-    /// A memo.
     Memo(Box<Memo>),
-    /// Something else: as it is stored.
     Other(&'a RawValue),
 }
 
 impl<'a> Shown<'a> {
-    /// What was stored as the answer to what was `asked`.
     pub fn new(stored: &'a RawValue, asked: &Asked<'_>) -> Shown<'a> {
         match serde_json::from_str(stored.get()) {
             Ok(analysis) => Shown::Memo(Box::new(Memo::new(analysis, asked))),
@@ -118,34 +107,28 @@ fn sentence(robustness: &Robustness, analysis: &DecisionAnalysis, labels: Labels
         return labels.fill("robustness_robust", &[("winner", winner), ("of", &of)]);
     }
     let critical = robustness.critical_weights.first();
-    let on_scale = critical.filter(|critical| (1.0..=5.0).contains(&critical.level_at));
-    match (on_scale, &robustness.smallest_score_change) {
-        (None, Some(change)) => {
-            let key =
-                if change.option_id == robustness.winner { "robustness_score_falls" } else { "robustness_score_rises" };
-            let blanks = [
-                ("option", option(&change.option_id)),
-                ("other", option(&change.level_with)),
-                ("criterion", criterion(&change.criterion_id)),
-                ("change", &number(change.change)),
-            ];
-            labels.fill(key, &blanks)
-        }
-        (Some(critical), _) => {
-            let blanks = [
-                ("criterion", criterion(&critical.criterion_id)),
-                ("level_at", &number(critical.level_at)),
-                ("weight", &critical.weight.to_string()),
-                ("option", option(&critical.option_id)),
-            ];
-            labels.fill("robustness_weight", &blanks)
-        }
-        (None, None) => labels.fill("robustness_share", &[("winner", winner), ("won", &won), ("of", &of)]),
+    if let Some(critical) = critical.filter(|critical| (1.0..=5.0).contains(&critical.level_at)) {
+        let blanks = [
+            ("criterion", criterion(&critical.criterion_id)),
+            ("level_at", &number(critical.level_at)),
+            ("weight", &critical.weight.to_string()),
+            ("option", option(&critical.option_id)),
+        ];
+        return labels.fill("robustness_weight", &blanks);
     }
+    let Some(change) = &robustness.smallest_score_change else {
+        return labels.fill("robustness_share", &[("winner", winner), ("won", &won), ("of", &of)]);
+    };
+    let falls = change.option_id == robustness.winner;
+    let blanks = [
+        ("option", option(&change.option_id)),
+        ("other", option(&change.level_with)),
+        ("criterion", criterion(&change.criterion_id)),
+        ("change", &number(change.change)),
+    ];
+    labels.fill(if falls { "robustness_score_falls" } else { "robustness_score_rises" }, &blanks)
 }
 
-/// A number with as many of two places as it needs.
 fn number(value: f64) -> String {
-    let text = format!("{value:.2}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }

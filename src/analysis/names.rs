@@ -11,14 +11,13 @@ const MAX_NAME: usize = 60;
 pub(super) fn put_names(analysis: &mut DecisionAnalysis) -> Vec<&'static str> {
     let names = names(analysis);
     let mut found = Vec::new();
-    analysis.for_each_text(&mut |field, text| {
+    for (field, text) in analysis.texts_mut() {
         if let Some(named) = with_names(text, &names) {
             *text = named;
-            if found.last() != Some(&field) {
-                found.push(field);
-            }
+            found.push(field);
         }
-    });
+    }
+    found.dedup();
     found
 }
 
@@ -30,10 +29,10 @@ fn names(analysis: &DecisionAnalysis) -> BTreeMap<String, String> {
     let assumptions = analysis.assumptions.iter().map(|it| (&it.id, quoted(&it.statement)));
     let gaps = analysis.gaps.iter().map(|gap| (&gap.id, quoted(&gap.question)));
     let all = gaps.chain(assumptions).chain(musts).chain(criteria).chain(options);
-    all.filter(|(id, _)| is_no_word(id)).map(|(id, name)| (id.clone(), name)).collect()
+    all.filter(|(id, _)| is_not_a_word(id)).map(|(id, name)| (id.clone(), name)).collect()
 }
 
-fn is_no_word(id: &str) -> bool {
+fn is_not_a_word(id: &str) -> bool {
     let starts_low = id.starts_with(|c: char| c.is_ascii_lowercase());
     let has_mark = id.contains('_') || id.ends_with(|c: char| c.is_ascii_digit());
     starts_low && has_mark && id.bytes().all(is_of_id)
@@ -51,7 +50,7 @@ fn quoted(sentence: &str) -> String {
     format!("“{start}”")
 }
 
-/// `text` with names in the place of ids; none if it has no id.
+/// `text` with names in the place of ids; `None` if it has no id.
 fn with_names(text: &str, names: &BTreeMap<String, String>) -> Option<String> {
     let mut named = String::new();
     let (mut rest, mut is_changed) = (text, false);
@@ -98,10 +97,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_no_word_counts_as_an_id() {
-        assert!(is_no_word("o2") && is_no_word("status_quo"));
-        assert!(
-            !is_no_word("lease") && !is_no_word("Buy") && !is_no_word("") && !is_no_word("2") && !is_no_word("a b1")
-        );
+    fn an_id_that_could_be_a_word_is_left_in_the_text() {
+        assert!(["o2", "status_quo"].into_iter().all(is_not_a_word));
+        assert!(!["lease", "Buy", "", "2", "a b1"].into_iter().any(is_not_a_word));
     }
 }

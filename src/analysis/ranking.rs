@@ -2,6 +2,8 @@
 //!
 //! Pure arithmetic on the scores and weights of an analysis. Options that fail a must, or that lack a score, take no part.
 
+use std::cmp::Reverse;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -143,7 +145,7 @@ impl<'a> Table<'a> {
     pub(super) fn totals(&self) -> Vec<WeightedTotal> {
         let weights: i32 = self.weights.iter().sum();
         let mut sums: Vec<_> = self.rows.iter().map(|row| (row.sum(&self.weights), row.option_id)).collect();
-        sums.sort_by_key(|(sum, _)| std::cmp::Reverse(*sum));
+        sums.sort_by_key(|(sum, _)| Reverse(*sum));
         let total = |&(sum, option_id): &(i32, &str)| WeightedTotal {
             option_id: option_id.to_owned(),
             total: hundredths(f64::from(sum) / f64::from(weights.max(1))),
@@ -152,32 +154,47 @@ impl<'a> Table<'a> {
         sums.iter().map(total).collect()
     }
 
-    /// How well the ranking holds; none with fewer than two options to rank. `recommended` is the chosen option's id.
+    /// `None` with fewer than two options to rank. `recommended` is the chosen option's id.
     pub(super) fn robustness(&self, recommended: Option<&str>) -> Option<Robustness> {
         let chosen = recommended.and_then(|id| self.rows.iter().position(|row| row.option_id == id));
         let winner = self.best(&self.weights, chosen)?;
-        let sum = |place: usize| self.rows[place].sum(&self.weights);
-        let rivals = || (0..self.rows.len()).filter(|place| *place != winner);
-        let runner_up = rivals().reduce(|best, other| if sum(other) > sum(best) { other } else { best })?;
-        let id = |place: usize| self.rows[place].option_id.to_owned();
+        let runner_up = self.rivals(winner).min_by_key(|rival| Reverse(self.sum(*rival)))?;
         let weightings = self.weightings(chosen.unwrap_or(winner));
         let single_scores = self.single_scores(winner);
         let smallest_score_change = self.smallest_score_change(winner);
         let is_contradicted = recommended.is_some() && chosen != Some(winner);
         let weights: i32 = self.weights.iter().sum();
+        let dominated = self.rivals(winner).chain([winner]).filter(|place| self.is_dominated(*place));
         Some(Robustness {
             label: label(is_contradicted, weightings, single_scores, smallest_score_change.as_ref()),
-            winner: id(winner),
-            runner_up: id(runner_up),
-            margin: hundredths(f64::from(sum(winner) - sum(runner_up)) / f64::from(weights)),
+            winner: self.id(winner),
+            runner_up: self.id(runner_up),
+            margin: hundredths(self.gap(winner, runner_up) / f64::from(weights)),
             weightings,
             single_scores,
             critical_weights: self.critical_weights(winner),
             smallest_score_change: smallest_score_change
                 .map(|change| ScoreChange { change: hundredths(change.change), ..change }),
-            dominated: rivals().chain([winner]).filter(|place| self.is_dominated(*place)).map(id).collect(),
-            winner_with_equal_weights: id(self.best(&vec![1; self.weights.len()], Some(winner))?),
+            dominated: dominated.map(|place| self.id(place)).collect(),
+            winner_with_equal_weights: self.id(self.best(&vec![1; self.weights.len()], Some(winner))?),
         })
+    }
+
+    fn id(&self, place: usize) -> String {
+        self.rows[place].option_id.to_owned()
+    }
+
+    fn sum(&self, place: usize) -> i32 {
+        self.rows[place].sum(&self.weights)
+    }
+
+    /// How far the sum of one option is ahead of another's.
+    fn gap(&self, one: usize, other: usize) -> f64 {
+        f64::from(self.sum(one) - self.sum(other))
+    }
+
+    fn rivals(&self, winner: usize) -> impl Iterator<Item = usize> {
+        (0..self.rows.len()).filter(move |place| *place != winner)
     }
 
     /// The option with the highest total by these weights; `preferred` if it shares the first rank.
@@ -187,13 +204,9 @@ impl<'a> Table<'a> {
         preferred.filter(|place| is_best(*place)).or_else(|| (0..self.rows.len()).find(|place| is_best(*place)))
     }
 
-    fn has_highest(&self, weights: &[i32], place: usize) -> bool {
-        self.best(weights, Some(place)) == Some(place)
-    }
-
     fn weightings(&self, place: usize) -> Count {
         let mut varied: Vec<usize> = (0..self.weights.len()).collect();
-        varied.sort_by_key(|criterion| std::cmp::Reverse(self.weights[*criterion]));
+        varied.sort_by_key(|criterion| Reverse(self.weights[*criterion]));
         varied.truncate(MAX_VARIED);
         let of = 3_usize.pow(u32::try_from(varied.len()).unwrap_or_default());
         let mut weights = self.weights.clone();
@@ -204,13 +217,13 @@ impl<'a> Table<'a> {
                 rest /= 3;
                 weights[*criterion] = (self.weights[*criterion] + step).clamp(1, 5);
             }
-            self.has_highest(&weights, place)
+            self.best(&weights, Some(place)) == Some(place)
         });
         Count { count: count.count(), of }
     }
 
     fn single_scores(&self, winner: usize) -> Count {
-        let sums: Vec<i32> = self.rows.iter().map(|row| row.sum(&self.weights)).collect();
+        let sums: Vec<i32> = (0..self.rows.len()).map(|place| self.sum(place)).collect();
         let mut found = Count { count: 0, of: 0 };
         for (place, row) in self.rows.iter().enumerate() {
             for (score, weight) in row.scores.iter().zip(&self.weights) {
@@ -224,71 +237,51 @@ impl<'a> Table<'a> {
         found
     }
 
-    /// By how much the winner leads on all criteria, and on each.
-    fn lead(&self, winner: usize, rival: usize) -> (f64, impl Iterator<Item = (usize, f64)>) {
-        let (winner, rival) = (&self.rows[winner], &self.rows[rival]);
-        let gap = winner.sum(&self.weights) - rival.sum(&self.weights);
-        let each = winner.scores.iter().zip(&rival.scores).map(|(own, other)| f64::from(own - other)).enumerate();
-        (f64::from(gap), each)
-    }
-
     fn critical_weights(&self, winner: usize) -> Vec<CriticalWeight> {
-        let mut nearest: Vec<Option<CriticalWeight>> = vec![None; self.weights.len()];
-        for rival in (0..self.rows.len()).filter(|place| *place != winner) {
-            let (gap, each) = self.lead(winner, rival);
-            for (criterion, lead) in each.filter(|(_, lead)| *lead != 0.0) {
-                let weight = self.weights[criterion];
-                let level_at = f64::from(weight) - gap / lead;
-                let critical = CriticalWeight {
-                    criterion_id: self.criteria[criterion].to_owned(),
-                    option_id: self.rows[rival].option_id.to_owned(),
-                    weight: u8::try_from(weight).unwrap_or_default(),
-                    level_at,
-                };
-                let is_nearer = nearest[criterion].as_ref().is_none_or(|known| critical.change() < known.change());
-                if (0.0..=MAX_CRITICAL_WEIGHT).contains(&level_at) && is_nearer {
-                    nearest[criterion] = Some(critical);
-                }
-            }
-        }
-        let mut found: Vec<_> = nearest.into_iter().flatten().collect();
-        found.sort_by(|a, b| a.change().total_cmp(&b.change()));
+        let change = |critical: &CriticalWeight| (critical.level_at - f64::from(critical.weight)).abs();
+        let critical = |criterion: usize, rival: usize| {
+            let lead = self.rows[winner].scores[criterion] - self.rows[rival].scores[criterion];
+            let weight = self.weights[criterion];
+            let level_at = f64::from(weight) - self.gap(winner, rival) / f64::from(lead);
+            (lead != 0 && (0.0..=MAX_CRITICAL_WEIGHT).contains(&level_at)).then(|| CriticalWeight {
+                criterion_id: self.criteria[criterion].to_owned(),
+                option_id: self.id(rival),
+                weight: u8::try_from(weight).unwrap_or_default(),
+                level_at,
+            })
+        };
+        let nearest = |criterion| {
+            let all = self.rivals(winner).filter_map(|rival| critical(criterion, rival));
+            all.min_by(|a, b| change(a).total_cmp(&change(b)))
+        };
+        let mut found: Vec<_> = (0..self.criteria.len()).filter_map(nearest).collect();
+        found.sort_by(|a, b| change(a).total_cmp(&change(b)));
         found.iter_mut().for_each(|critical| critical.level_at = hundredths(critical.level_at));
         found
     }
 
     fn smallest_score_change(&self, winner: usize) -> Option<ScoreChange> {
-        let mut smallest: Option<ScoreChange> = None;
-        for rival in (0..self.rows.len()).filter(|place| *place != winner) {
-            let (gap, _) = self.lead(winner, rival);
-            for (criterion, weight) in self.weights.iter().enumerate() {
-                let change = gap / f64::from(*weight);
-                let score = |place: usize| f64::from(self.rows[place].scores[criterion]);
-                let falls = (score(winner) - change >= 1.0).then_some((winner, rival));
-                let rises = (score(rival) + change <= 5.0).then_some((rival, winner));
-                let Some((place, other)) = falls.or(rises) else { continue };
-                if smallest.as_ref().is_none_or(|known| change < known.change) {
-                    smallest = Some(ScoreChange {
-                        option_id: self.rows[place].option_id.to_owned(),
-                        level_with: self.rows[other].option_id.to_owned(),
-                        criterion_id: self.criteria[criterion].to_owned(),
-                        change,
-                    });
-                }
-            }
-        }
-        smallest
+        let change = |(rival, criterion): (usize, usize)| {
+            let change = self.gap(winner, rival) / f64::from(self.weights[criterion]);
+            let score = |place: usize| f64::from(self.rows[place].scores[criterion]);
+            let falls = (score(winner) - change >= 1.0).then_some((winner, rival));
+            let rises = (score(rival) + change <= 5.0).then_some((rival, winner));
+            let (place, other) = falls.or(rises)?;
+            Some(ScoreChange {
+                option_id: self.id(place),
+                level_with: self.id(other),
+                criterion_id: self.criteria[criterion].to_owned(),
+                change,
+            })
+        };
+        let pairs =
+            self.rivals(winner).flat_map(|rival| (0..self.criteria.len()).map(move |criterion| (rival, criterion)));
+        pairs.filter_map(change).min_by(|a, b| a.change.total_cmp(&b.change))
     }
 
     fn is_dominated(&self, place: usize) -> bool {
         let own = &self.rows[place].scores;
         self.rows.iter().any(|other| other.scores != *own && other.scores.iter().zip(own).all(|(a, b)| a >= b))
-    }
-}
-
-impl CriticalWeight {
-    fn change(&self) -> f64 {
-        (self.level_at - f64::from(self.weight)).abs()
     }
 }
 

@@ -213,7 +213,7 @@ fn an_answer_whose_ids_are_wrong_or_that_is_no_memo_is_asked_for_as_a_whole() {
 }
 
 #[test]
-fn an_odd_answer_is_kept_and_flagged() {
+fn an_odd_answer_is_flagged_and_not_refused() {
     assert!(codes(&memo_of("v1six")).is_empty());
     assert_eq!(memo_of("v1six").weighted_totals.len(), 6);
     let blank = memo_of("v6blank");
@@ -578,7 +578,7 @@ proptest! {
     ) {
         let mut memo = parse(ENGLISH).unwrap();
         let mut texts = texts.into_iter().cycle();
-        memo.for_each_text(&mut |_, text| *text = texts.next().unwrap());
+        memo.texts_mut().for_each(|(_, text)| *text = texts.next().unwrap());
         let json = if pretty { serde_json::to_string_pretty(&memo) } else { serde_json::to_string(&memo) }.unwrap();
         let text = format!("{before}{}{json}{}{after}", fence.0, fence.1);
         prop_assert_eq!(parse(&text).unwrap(), memo);

@@ -11,8 +11,8 @@ use crate::{
     prompts::PromptError,
     queue::QueueError,
     registry::Unavailable,
-    store::sled::OpenError,
-    webhook::WebhookError,
+    store::{postgres, sled::OpenError},
+    webhook::secrets::SecretsError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,8 @@ pub enum StartError {
     Claude(#[from] ClientError),
     #[error(transparent)]
     Store(#[from] OpenError),
+    #[error(transparent)]
+    Database(#[from] postgres::OpenError),
     #[error("the jobs of the last run can't be recovered: {0}")]
     Recovery(QueueError),
     #[error("what the last run stored besides jobs can't be read: {0}")]
@@ -47,7 +49,9 @@ pub enum StartError {
     #[error(transparent)]
     Tokens(#[from] JwtError),
     #[error(transparent)]
-    Webhooks(#[from] WebhookError),
+    WebhookSecrets(#[from] SecretsError),
+    #[error("failed to create the HTTP client for webhooks: {0}")]
+    Webhooks(reqwest::Error),
     #[error("the start failed: {0}")]
     Panicked(#[from] JoinError),
     #[error(
@@ -82,12 +86,14 @@ impl StartError {
             | StartError::Secret { .. }
             | StartError::Panicked(_)
             | StartError::StoreLost => false,
+            StartError::Database(error) => error.is_of_settings(),
             StartError::Prompts(_)
             | StartError::Claude(_)
             | StartError::OpenSecret { .. }
             | StartError::StoredToken { .. }
             | StartError::Keys(_)
             | StartError::Tokens(_)
+            | StartError::WebhookSecrets(_)
             | StartError::Webhooks(_)
             | StartError::NoModel { .. }
             | StartError::BudgetTooSmall { .. }

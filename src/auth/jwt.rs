@@ -26,21 +26,21 @@ use ring::{
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 use serde::Deserialize;
 
-use super::caller::{Caller, Scope};
+use super::identity::{Identity, Scope};
 
 /// Shortest shared secret: as long as the hash it is used with (RFC 7518, 3.2).
 const MIN_SECRET: usize = 32;
 
-/// Seconds by which clocks may differ.
+/// In seconds.
 const LEEWAY: u64 = 30;
 
-/// Longest time that a token may still be valid, in days: one that leaked must not open the service for years.
+/// A token that leaked must not open the service for years.
 const MAX_LIFE_DAYS: u64 = 31;
 
 /// Longest token that is looked at: each costs a signature's check.
 const MAX_TOKEN: usize = 8 << 10;
 
-/// Longest subject: it is kept with every job.
+/// Longest subject: it is stored with every job.
 const MAX_SUBJECT: usize = 200;
 
 /// JWTs that can't be checked. No message holds a key.
@@ -70,7 +70,6 @@ struct KnownKey {
     key: DecodingKey,
 }
 
-/// The claims in use; a token may have others.
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
@@ -90,7 +89,7 @@ enum Scopes {
 impl Tokens {
     pub fn load(path: &Path, issuer: &str, audience: &str) -> Result<Tokens, JwtError> {
         let keys = RwLock::new(read_file(path)?);
-        // Fails where one was installed before, which can only be this one.
+        // Fails if this one was installed before.
         let _ = RING.install_default();
         Ok(Tokens { path: path.to_owned(), keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
     }
@@ -103,19 +102,16 @@ impl Tokens {
         Ok(count)
     }
 
-    /// The caller; `None` if the token is not valid or has no scope of this service.
-    pub fn identify(&self, token: &[u8]) -> Option<Caller> {
-        if token.len() > MAX_TOKEN {
-            return None;
-        }
-        let header = decode_header(token).ok()?;
+    /// `None` if the token is not valid or has no scope of this service.
+    pub fn identify(&self, token: &[u8]) -> Option<Identity> {
+        let header = (token.len() <= MAX_TOKEN).then(|| decode_header(token).ok())??;
         // No extension that a token could call critical is known here (RFC 7515, 4.1.11).
         if header.crit.is_some() {
             return None;
         }
         let (id, keys) = (header.kid, Arc::clone(&self.keys.read()));
-        let named = |key: &&KnownKey| id.is_none() || key.id.is_none() || key.id == id;
-        let claims = keys.iter().filter(named).find_map(|key| self.claims(token, key))?;
+        let may_fit = |key: &&KnownKey| id.is_none() || key.id.is_none() || key.id == id;
+        let claims = keys.iter().filter(may_fit).find_map(|key| self.claims(token, key))?;
         let latest = jsonwebtoken::get_current_timestamp() + MAX_LIFE_DAYS * 24 * 3_600 + LEEWAY;
         let is_fit = claims.exp <= latest
             && (1..=MAX_SUBJECT).contains(&claims.sub.len())
@@ -124,7 +120,7 @@ impl Tokens {
             Scopes::Text(text) => text.split(' ').filter_map(|scope| scope.parse().ok()).max(),
             Scopes::List(list) => list.iter().filter_map(|scope| scope.parse::<Scope>().ok()).max(),
         };
-        is_fit.then_some(Caller { name: Some(format!("jwt:{}", claims.sub)), scope: scope? })
+        is_fit.then_some(Identity { name: Some(format!("jwt:{}", claims.sub)), scope: scope? })
     }
 
     fn claims(&self, token: &[u8], known: &KnownKey) -> Option<Claims> {
@@ -155,11 +151,8 @@ fn read_keys(bytes: &[u8]) -> Result<Vec<KnownKey>, String> {
             Some(KnownKey { id: jwk.common.key_id.clone(), algorithm: algorithm_of(&key)?, key })
         };
         let keys: Vec<KnownKey> = set.keys.iter().filter_map(usable).collect();
-        return if keys.is_empty() {
-            Err("no key of the JWKS is RSA, P-256, Ed25519 or a long enough secret".to_owned())
-        } else {
-            Ok(keys)
-        };
+        let unusable = "no key of the JWKS is RSA, P-256, Ed25519 or a long enough secret";
+        return if keys.is_empty() { Err(unusable.to_owned()) } else { Ok(keys) };
     }
     let key = if text.starts_with("-----BEGIN") {
         let public = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes());
@@ -191,18 +184,17 @@ fn public_key(info: &[u8]) -> Option<DecodingKey> {
 }
 
 fn algorithm_of(key: &DecodingKey) -> Option<Algorithm> {
+    let length = key.try_get_as_bytes().ok().map(<[u8]>::len);
     match key.family() {
-        AlgorithmFamily::Hmac => {
-            key.try_get_as_bytes().is_ok_and(|secret| secret.len() >= MIN_SECRET).then_some(Algorithm::HS256)
-        }
+        AlgorithmFamily::Hmac => (length? >= MIN_SECRET).then_some(Algorithm::HS256),
         AlgorithmFamily::Rsa => Some(Algorithm::RS256),
         // Uncompressed points; one of another length is of another curve.
-        AlgorithmFamily::Ec => key.try_get_as_bytes().is_ok_and(|point| point.len() == 65).then_some(Algorithm::ES256),
+        AlgorithmFamily::Ec => (length? == 65).then_some(Algorithm::ES256),
         AlgorithmFamily::Ed => Some(Algorithm::EdDSA),
     }
 }
 
-/// ring's cryptography for jsonwebtoken, as far as tokens are checked. None is signed here.
+/// ring's cryptography for jsonwebtoken, which only checks tokens here.
 static RING: CryptoProvider =
     CryptoProvider { signer_factory: no_signer, verifier_factory: verifier, key_utils: KeyUtils::new_unimplemented() };
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
+    io::{Read, Write, stderr, stdin, stdout},
     net::Ipv4Addr,
     process::ExitCode,
 };
@@ -15,8 +15,9 @@ use super::{
     client::{Client, ClientError, Connection},
     local_service::LocalService,
     logging,
-    outcome::{self, Form},
-    progress, serve,
+    outcome::{self, Form, id},
+    progress,
+    serve::Signals,
     terminal::given,
 };
 use crate::{app::Tuning, claude::simulator::SimulatorConfig, config::text};
@@ -43,7 +44,7 @@ Exit codes: 0 success; 1 other error; 2 wrong command line; 3 the job failed or 
 Without --url, the command uses the service at HOST and PORT on this machine. If no service runs
 there, it starts one for this question, with ANTHROPIC_API_KEY if set, otherwise with a simulated
 Claude.")]
-pub struct Analyze {
+pub(super) struct Analyze {
     /// The decision question, in any language; - reads it from standard input
     #[arg(allow_hyphen_values = false)]
     question: String,
@@ -112,42 +113,37 @@ pub struct Analyze {
 }
 
 impl Analyze {
-    pub fn run(self) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let body = self.body()?;
         let _log = logging::start(&self.connection.settings, true);
-        serve::runtime()?.block_on(async {
-            let client = self.connection.client()?;
-            match self.submit(&client, &body).await {
-                Err(ClientError::Unreachable { source, .. }) if source.is_connect() && !self.connection.has_url() => {
-                    self.ask_local(&body).await
-                }
-                accepted => self.finish(&client, &accepted?).await,
+        let client = self.connection.client()?;
+        let accepted = match self.submit(&client, &body).await {
+            Err(ClientError::Unreachable { source, .. }) if source.is_connect() && !self.connection.has_url() => {
+                return self.ask_local(&body).await;
             }
-        })
-    }
-
-    async fn finish(&self, client: &Client, accepted: &Value) -> anyhow::Result<ExitCode> {
-        let id = id(accepted)?;
+            accepted => accepted?,
+        };
+        let id = id(&accepted)?;
         if self.detach {
-            writeln!(std::io::stdout(), "{id}")?;
+            writeln!(stdout(), "{id}")?;
             return Ok(ExitCode::SUCCESS);
         }
-        let mut signals = serve::Signals::listen()?;
+        let mut signals = Signals::listen()?;
         tokio::select! {
-            job = progress::follow(client, id) => outcome::show(&job?, self.form),
+            job = progress::follow(&client, id) => outcome::show(&job?, self.form),
             _ = signals.next() => {
-                writeln!(std::io::stderr(), "\nThe job continues. To get its memo: ceoagent jobs watch {id}")?;
+                writeln!(stderr(), "\nThe job continues. To get its memo: ceoagent jobs watch {id}")?;
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
     }
 
-    /// Like [`Analyze::finish`], with a service started for this question.
+    /// Asks a service that is started for this question.
     async fn ask_local(&self, body: &Value) -> anyhow::Result<ExitCode> {
         ensure!(!self.detach, "--detach needs a running service; start one with `ceoagent serve`");
         // Webhooks are sent and repeated after the job's end, when this service is gone.
         ensure!(self.callback_url.is_none(), "--callback-url needs a running service; start one with `ceoagent serve`");
-        let mut signals = serve::Signals::listen()?;
+        let mut signals = Signals::listen()?;
         let mut settings = self.connection.settings.clone();
         settings.validate()?;
         // Any free port, because another program may use the default one.
@@ -158,7 +154,7 @@ impl Analyze {
         if service.simulator.is_some() {
             let note =
                 "No service runs and ANTHROPIC_API_KEY is not set: Claude is SIMULATED. The memo is only an example.";
-            writeln!(std::io::stderr(), "{note}")?;
+            writeln!(stderr(), "{note}")?;
         }
         let client = service.client()?;
         let answer = async {
@@ -191,7 +187,6 @@ impl Analyze {
 
     fn body(&self) -> anyhow::Result<Value> {
         let question = if self.question == "-" { read_stdin()? } else { self.question.clone() };
-        let labels: BTreeMap<_, _> = self.metadata.iter().cloned().collect();
         Ok(given(json!({
             "query": question,
             "context": self.context,
@@ -204,18 +199,14 @@ impl Analyze {
             "deadline_seconds": self.deadline,
             "callback_url": self.callback_url,
             "callback_events": self.callback_events,
-            "metadata": labels,
+            "metadata": self.metadata.iter().cloned().collect::<BTreeMap<_, _>>(),
         })))
     }
 }
 
-fn id(job: &Value) -> anyhow::Result<&str> {
-    job["id"].as_str().context("the service's answer has no job id")
-}
-
 fn read_stdin() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    let read = std::io::stdin().lock().take(MAX_STDIN).read_to_end(&mut bytes);
+    let read = stdin().lock().take(MAX_STDIN).read_to_end(&mut bytes);
     let count = read.context("can't read the question from standard input")?;
     ensure!((count as u64) < MAX_STDIN, "the question on standard input is longer than any service accepts");
     let text = text::decode(bytes).context("can't read the question from standard input as text")?;

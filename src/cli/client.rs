@@ -1,18 +1,18 @@
-//! The HTTP client of the commands. The only place that finds the service and its token, and turns its problems into
-//! messages.
+//! The HTTP client of the commands: finds the service and its token, and turns its problems into messages.
 
 use std::{
-    fmt,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use reqwest::{Method, RequestBuilder, StatusCode, Url, header::HeaderMap};
+use anyhow::{Context, anyhow, ensure};
+use reqwest::{ClientBuilder, Method, RequestBuilder, StatusCode, Url, header::HeaderMap};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::terminal::clean;
+use super::terminal::{clean, print_json};
 use crate::{
     app,
     config::{ServiceAddress, Settings},
@@ -48,6 +48,17 @@ pub(super) struct Connection {
     pub(super) settings: Settings,
 }
 
+/// The options of a command that makes one request.
+#[derive(clap::Args, Debug)]
+pub(super) struct Call {
+    /// Print the service's answer as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     http: reqwest::Client,
@@ -57,25 +68,14 @@ pub(super) struct Client {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    #[error("{0:?} is not the URL of a service: --url and CEOAGENT_URL must be like http://localhost:8000")]
-    Address(String),
     #[error(
         "no service answers at {base}: start one with `ceoagent serve`, or set its address with --url or CEOAGENT_URL"
     )]
     Unreachable { base: String, source: reqwest::Error },
-    #[error(
-        "the answer from {base} does not come from ceoagent but from another program or a proxy: {status}, {text:?}"
-    )]
-    Foreign {
-        base: String,
-        status: StatusCode,
-        /// The beginning of its answer.
-        text: String,
-    },
     #[error("{0}")]
     Refused(Box<Refusal>),
-    #[error("failed to create the HTTP client")]
-    Client(#[source] reqwest::Error),
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
 }
 
 /// A problem of the API.
@@ -111,26 +111,21 @@ impl fmt::Display for Refusal {
         if self.code == "unauthorized" {
             f.write_str("\n  set CEOAGENT_TOKEN or use --token")?;
         }
-        match self.request_id.as_str() {
-            "" => Ok(()),
-            id => write!(f, "\n  request {}", clean(id)),
+        if !self.request_id.is_empty() {
+            write!(f, "\n  request {}", clean(&self.request_id))?;
         }
+        Ok(())
     }
 }
 
 impl Connection {
     /// The service at --url, or the one on this machine.
-    pub(super) fn client(&self) -> Result<Client, ClientError> {
-        let (base, token) = match &self.address.url {
-            Some(url) => {
-                let base = base(url)?;
-                // The token of the service on this machine must not be sent to another one.
-                let token = if is_at_home(&base) { local_token(&self.settings) } else { None };
-                (base, token)
-            }
-            None => (local_base(&self.settings), local_token(&self.settings)),
-        };
-        Client::new(base, self.address.token.clone().or(token))
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
+        let base = self.address.url.as_deref().map_or_else(|| Ok(local_base(&self.settings)), base)?;
+        // The token of the service on this machine must not be sent to another one.
+        let is_local = !self.has_url() || is_at_home(&base);
+        let token = self.address.token.clone().or_else(|| local_token(&self.settings).filter(|_| is_local));
+        Client::new(base, token)
     }
 
     pub(super) fn has_url(&self) -> bool {
@@ -138,13 +133,35 @@ impl Connection {
     }
 }
 
+impl Call {
+    /// Makes the request and prints its answer, as JSON or with `print`.
+    pub(super) async fn run(
+        &self,
+        request: impl FnOnce(&Client) -> RequestBuilder,
+        print: impl FnOnce(&Value) -> io::Result<()>,
+    ) -> anyhow::Result<Value> {
+        let client = self.connection.client()?;
+        let answer = client.send(request(&client)).await?;
+        if self.json {
+            print_json(&answer)?;
+        } else {
+            print(&answer)?;
+        }
+        Ok(answer)
+    }
+}
+
 impl Client {
-    pub(super) fn new(base: String, token: Option<SecretString>) -> Result<Client, ClientError> {
-        // reqwest needs a TLS provider, also for unencrypted calls.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+    pub(super) fn new(base: String, token: Option<SecretString>) -> anyhow::Result<Client> {
         let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         let builder = if is_at_home(&base) { builder.no_proxy() } else { builder };
-        Ok(Client { http: builder.build().map_err(ClientError::Client)?, base, token })
+        Client::with(builder, base, token)
+    }
+
+    pub(super) fn with(builder: ClientBuilder, base: String, token: Option<SecretString>) -> anyhow::Result<Client> {
+        // reqwest needs a TLS provider, also for unencrypted calls.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Ok(Client { http: builder.build().context("failed to create the HTTP client")?, base, token })
     }
 
     pub(super) fn has_token(&self) -> bool {
@@ -172,7 +189,7 @@ impl Client {
         }
     }
 
-    /// Sends a request that may be repeated, and repeats it while the service restarts.
+    /// Repeats the request while the service restarts.
     pub(super) async fn patiently(
         &self,
         request: impl Fn() -> RequestBuilder,
@@ -225,8 +242,10 @@ impl Client {
     }
 
     fn foreign(&self, status: StatusCode, text: &str) -> ClientError {
-        let text = clean(text).chars().take(MAX_QUOTED).collect();
-        ClientError::Foreign { base: self.base.clone(), status, text }
+        let (base, text) = (&self.base, clean(text).chars().take(MAX_QUOTED).collect::<String>());
+        ClientError::Other(anyhow!(
+            "the answer from {base} does not come from ceoagent but from another program or a proxy: {status}, {text:?}"
+        ))
     }
 }
 
@@ -236,7 +255,7 @@ impl ClientError {
         match self {
             ClientError::Unreachable { .. } => true,
             ClientError::Refused(refusal) => matches!(refusal.status, 429 | 503),
-            ClientError::Address(_) | ClientError::Foreign { .. } | ClientError::Client(_) => false,
+            ClientError::Other(_) => false,
         }
     }
 }
@@ -247,13 +266,18 @@ pub(super) fn job_path(id: &str) -> String {
 
 /// An id as part of a path. Characters that no id contains become `_`.
 pub(super) fn path_segment(id: &str) -> String {
-    id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
+    id.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_")
 }
 
 /// The checked address of a service, without a slash at the end.
-pub(super) fn base(url: &str) -> Result<String, ClientError> {
+pub(super) fn base(url: &str) -> anyhow::Result<String> {
     let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    parsed.map(|_| url.trim_end_matches('/').to_owned()).ok_or_else(|| ClientError::Address(clean(url)))
+    ensure!(
+        parsed.is_some(),
+        "{:?} is not the URL of a service: --url and CEOAGENT_URL must be like http://localhost:8000",
+        clean(url)
+    );
+    Ok(url.trim_end_matches('/').to_owned())
 }
 
 /// The address of the service at HOST and PORT, seen from this machine.
@@ -275,21 +299,17 @@ pub(super) fn link(address: SocketAddr) -> String {
 /// The admin token of the service on this machine, if this user may read it: of the demo, if there was one and no service
 /// uses DATA_DIR itself.
 fn local_token(settings: &Settings) -> Option<SecretString> {
-    let stored = || {
-        let demo = app::stored_admin_token(&settings.data_dir.join(DEMO_FOLDER));
-        demo.filter(|_| !app::is_in_use(&settings.data_dir)).or_else(|| app::stored_admin_token(&settings.data_dir))
-    };
-    settings.admin_token.clone().or_else(stored)
+    let folder = &settings.data_dir;
+    let demo = || app::stored_admin_token(&folder.join(DEMO_FOLDER)).filter(|_| !app::is_in_use(folder));
+    settings.admin_token.clone().or_else(demo).or_else(|| app::stored_admin_token(folder))
 }
 
-fn is_at_home(base: &str) -> bool {
-    Url::parse(base).is_ok_and(|url| is_here(&url))
-}
-
-fn is_here(url: &Url) -> bool {
+/// Whether the URL leads to this machine.
+fn is_at_home(url: &str) -> bool {
+    let Ok(url) = Url::parse(url) else { return false };
     let host = url.host_str().unwrap_or_default();
-    let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
-    host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -325,8 +345,11 @@ mod tests {
 
     #[test]
     fn only_loopback_addresses_are_this_machine() {
-        let here = |url: &str| is_here(&Url::parse(url).unwrap());
-        assert!(here("http://localhost:1") && here("http://127.0.0.7") && here("http://[::1]:8000/x"));
-        assert!(!here("http://localhost.example") && !here("https://10.0.0.1") && !here("http://[2001:db8::1]"));
+        for here in ["http://localhost:1", "http://127.0.0.7", "http://[::1]:8000/x"] {
+            assert!(is_at_home(here), "{here}");
+        }
+        for elsewhere in ["http://localhost.example", "https://10.0.0.1", "http://[2001:db8::1]"] {
+            assert!(!is_at_home(elsewhere), "{elsewhere}");
+        }
     }
 }

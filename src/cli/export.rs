@@ -1,7 +1,7 @@
 //! `ceoagent export`: writes all jobs as JSON lines, from a running service or from a stopped or damaged data folder.
 
 use std::{
-    io::{BufWriter, Write},
+    io::{BufWriter, Write, stderr, stdout},
     panic,
     process::ExitCode,
 };
@@ -11,7 +11,6 @@ use reqwest::{Method, Url, header};
 
 use super::{
     client::{ClientError, Connection},
-    serve,
     terminal::Escaping,
 };
 use crate::app;
@@ -27,7 +26,7 @@ pub(super) const INCOMPLETE: u8 = 3;
 
 Exit codes: 0 all jobs exported; 1 error, the export is not complete; 3 (--salvage) some records
   could not be read, see the summary on standard error; 4 the service refused the request.")]
-pub struct Export {
+pub(super) struct Export {
     /// Read all readable jobs directly from DATA_DIR, also if `serve` can't open it; changes nothing there
     #[arg(long)]
     salvage: bool,
@@ -38,53 +37,52 @@ pub struct Export {
 
 impl Export {
     /// Writes the jobs to standard output and a summary to standard error.
-    pub fn run(&self) -> anyhow::Result<ExitCode> {
-        if self.salvage { self.salvage() } else { self.live() }
+    pub(super) async fn run(&self) -> anyhow::Result<ExitCode> {
+        if self.salvage { self.salvage() } else { self.live().await }
     }
 
     fn salvage(&self) -> anyhow::Result<ExitCode> {
         hush_sled();
-        let mut out = Escaping(BufWriter::new(std::io::stdout().lock()));
+        let mut out = Escaping(BufWriter::new(stdout().lock()));
         let summary = app::salvage(&self.connection.settings, &mut out)?;
-        write!(std::io::stderr(), "{summary}")?;
+        write!(stderr(), "{summary}")?;
         Ok(if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
     }
 
     /// Exports page by page, so that both sides hold only one page in memory.
-    fn live(&self) -> anyhow::Result<ExitCode> {
-        serve::runtime()?.block_on(async {
-            let client = self.connection.client()?;
-            let mut out = Escaping(std::io::stdout().lock());
-            let mut next = Some("/api/v1/admin/export".to_owned());
-            let mut jobs = 0;
-            while let Some(path) = next {
-                let page = match jobs {
-                    // If the first request fails, the service does not run.
-                    0 => client.once(client.request(Method::GET, &path)).await,
-                    _ => client.patiently(|| client.request(Method::GET, &path)).await,
+    async fn live(&self) -> anyhow::Result<ExitCode> {
+        let client = self.connection.client()?;
+        let mut out = Escaping(stdout().lock());
+        let mut next = Some("/api/v1/admin/export".to_owned());
+        let mut jobs = 0;
+        while let Some(path) = next {
+            let request = || client.request(Method::GET, &path);
+            // If the first request fails, the service does not run.
+            let page = if jobs == 0 { client.once(request()).await } else { client.patiently(request).await };
+            let (headers, lines) = page.map_err(|error| {
+                let context = match error {
+                    ClientError::Unreachable { .. } if jobs == 0 => {
+                        "can't export; for the data folder of a stopped service use `ceoagent export --salvage`".into()
+                    }
+                    _ => format!("the export stopped after {jobs} jobs"),
                 };
-                let (headers, lines) = page.map_err(|error| match error {
-                    ClientError::Unreachable { .. } if jobs == 0 => anyhow::Error::new(error).context(
-                        "can't export; for the data folder of a stopped service use `ceoagent export --salvage`",
-                    ),
-                    error => anyhow::Error::new(error).context(format!("the export stopped after {jobs} jobs")),
-                })?;
-                out.write_all(lines.as_bytes())?;
-                jobs += lines.lines().count();
-                next = headers.get(header::LINK).map(next_page).transpose()?;
-            }
-            out.flush()?;
-            writeln!(std::io::stderr(), "{jobs} jobs exported")?;
-            Ok(ExitCode::SUCCESS)
-        })
+                anyhow::Error::new(error).context(context)
+            })?;
+            out.write_all(lines.as_bytes())?;
+            jobs += lines.lines().count();
+            next = headers.get(header::LINK).map(next_page).transpose()?;
+        }
+        out.flush()?;
+        writeln!(stderr(), "{jobs} jobs exported")?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Path and query of the next page. Its host does not matter: this command talks to `CEOAGENT_URL` alone.
 fn next_page(link: &header::HeaderValue) -> anyhow::Result<String> {
-    let address = link.to_str().ok().and_then(|link| Some(link.split_once('<')?.1.split_once('>')?.0));
-    let address =
-        address.and_then(|address| Url::parse(address).ok()).context("can't read the service's Link header")?;
+    let address = link.to_str().ok().and_then(|link| link.split_once('<')?.1.split_once('>'));
+    let address = address.and_then(|(address, _)| Url::parse(address).ok());
+    let address = address.context("can't read the service's Link header")?;
     Ok(format!("{}?{}", address.path(), address.query().unwrap_or_default()))
 }
 

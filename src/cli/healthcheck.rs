@@ -1,7 +1,11 @@
-//! `ceoagent healthcheck`: for container engines, so that the image needs no shell and no curl, and for people who want to
-//! know why a service accepts no jobs.
+//! `ceoagent healthcheck`: for container engines, so that the image needs no shell and no curl, and for operators who want
+//! to know why a service accepts no jobs.
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{
+    io::{Write, stdout},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{anyhow, ensure};
 use reqwest::{Method, StatusCode};
@@ -9,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     client::{Client, base, local_base},
-    terminal,
+    terminal::{self, items},
 };
 use crate::config::Settings;
 
@@ -24,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 Exit codes: 0 healthy; 1 not healthy or no answer. A degraded service accepts jobs, but runs none at
   the moment. --ready prints the reasons, with exit code 0.")]
-pub struct Healthcheck {
+pub(super) struct Healthcheck {
     /// Check that the service accepts jobs (/health/ready) instead of that it is alive (/health)
     #[arg(long)]
     ready: bool,
@@ -38,33 +42,30 @@ pub struct Healthcheck {
 }
 
 impl Healthcheck {
-    pub fn run(&self) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(&self) -> anyhow::Result<ExitCode> {
         let base = self.url.as_deref().map_or_else(|| Ok(local_base(&self.settings)), base)?;
-        super::serve::runtime()?.block_on(async {
-            // The route is public, so no token is sent.
-            let client = Client::new(base, None)?;
-            let path = if self.ready { "/health/ready" } else { "/health" };
-            let (status, _, text) = client.answer(client.request(Method::GET, path).timeout(TIMEOUT)).await?;
-            let at = client.at(path);
-            if !self.ready {
-                ensure!(status.is_success(), "{at} answers {status}");
-                writeln!(std::io::stdout(), "{}", terminal::escaped(&text))?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            let answer: Value = serde_json::from_str(&text).map_err(|_| anyhow!("{at} answers {status}"))?;
-            let state = match (status, answer["status"].as_str()) {
-                (StatusCode::SERVICE_UNAVAILABLE, _) if answer["code"] == "not_ready" => "not ready",
-                (StatusCode::OK, Some("ready")) => "ready",
-                (StatusCode::OK, Some("degraded")) => "degraded: jobs are accepted, but not run at the moment",
-                _ => return Err(anyhow!("{at} answers {status}")),
-            };
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{state}")?;
-            let reasons = ["reasons", "errors"].into_iter().filter_map(|name| answer[name].as_array());
-            for reason in reasons.flatten() {
-                writeln!(out, "  {}: {}", terminal::text(reason, "field"), terminal::text(reason, "message"))?;
-            }
-            Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        })
+        // The route is public, so no token is sent.
+        let client = Client::new(base, None)?;
+        let path = if self.ready { "/health/ready" } else { "/health" };
+        let (status, _, text) = client.answer(client.request(Method::GET, path).timeout(TIMEOUT)).await?;
+        let unexpected = || anyhow!("{} answers {status}", client.at(path));
+        let mut out = stdout().lock();
+        if !self.ready {
+            ensure!(status.is_success(), unexpected());
+            writeln!(out, "{}", terminal::escaped(&text))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let answer: Value = serde_json::from_str(&text).map_err(|_| unexpected())?;
+        let state = match (status, answer["status"].as_str()) {
+            (StatusCode::SERVICE_UNAVAILABLE, _) if answer["code"] == "not_ready" => "not ready",
+            (StatusCode::OK, Some("ready")) => "ready",
+            (StatusCode::OK, Some("degraded")) => "degraded: jobs are accepted, but not run at the moment",
+            _ => return Err(unexpected()),
+        };
+        writeln!(out, "{state}")?;
+        for reason in items(&answer, "reasons").iter().chain(items(&answer, "errors")) {
+            writeln!(out, "  {}: {}", terminal::text(reason, "field"), terminal::text(reason, "message"))?;
+        }
+        Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

@@ -1,7 +1,7 @@
 //! `ceoagent import`: imports exported jobs into a running service.
 
 use std::{
-    io::{BufRead, Write},
+    io::{BufRead, Write, stderr, stdin, stdout},
     process::ExitCode,
 };
 
@@ -12,7 +12,6 @@ use serde::Deserialize;
 use super::{
     client::{Client, Connection},
     export::INCOMPLETE,
-    serve,
     terminal::clean,
 };
 
@@ -32,7 +31,7 @@ this service. A running attempt gets an unknown outcome, as after a crash (see O
 
 Exit codes: 0 all jobs imported; 1 error, the import is not complete; 3 some lines could not be
   read as jobs, see standard error; 4 the service refused the request.")]
-pub struct Import {
+pub(super) struct Import {
     #[command(flatten)]
     connection: Connection,
 }
@@ -51,41 +50,34 @@ struct Refused {
 }
 
 impl Import {
-    pub fn run(&self) -> anyhow::Result<ExitCode> {
-        serve::runtime()?.block_on(async {
-            let client = self.connection.client()?;
-            let mut sum = Imported::default();
-            let mut page = String::new();
-            let (mut lines, mut sent) = (0, 0);
-            let mut input = std::io::stdin().lock();
-            loop {
-                let end = input.read_line(&mut page).context("can't read standard input as UTF-8 text")? == 0;
-                lines += usize::from(!end);
-                if end || lines - sent == PAGE_LINES || page.len() >= PAGE_BYTES {
-                    let answer = send(&client, &page, sent > 0).await.with_context(|| {
-                        format!("the import stopped after line {sent}; repeat it to import the rest")
-                    })?;
-                    sum.imported += answer.imported;
-                    sum.skipped += answer.skipped;
-                    for refused in &answer.refused {
-                        writeln!(std::io::stderr(), "line {}: {}", sent + refused.line, clean(&refused.message))?;
-                    }
-                    sum.refused.extend(answer.refused);
-                    page.clear();
-                    sent = lines;
+    pub(super) async fn run(&self) -> anyhow::Result<ExitCode> {
+        let client = self.connection.client()?;
+        let (mut imported, mut skipped, mut refused) = (0, 0, 0);
+        let mut page = String::new();
+        let (mut lines, mut sent) = (0, 0);
+        let mut input = stdin().lock();
+        loop {
+            let end = input.read_line(&mut page).context("can't read standard input as UTF-8 text")? == 0;
+            lines += usize::from(!end);
+            if end || lines - sent == PAGE_LINES || page.len() >= PAGE_BYTES {
+                let answer = send(&client, &page, sent > 0)
+                    .await
+                    .with_context(|| format!("the import stopped after line {sent}; repeat it to import the rest"))?;
+                imported += answer.imported;
+                skipped += answer.skipped;
+                refused += answer.refused.len();
+                for refused in &answer.refused {
+                    writeln!(stderr(), "line {}: {}", sent + refused.line, clean(&refused.message))?;
                 }
-                if end {
-                    break;
-                }
+                page.clear();
+                sent = lines;
             }
-            let Imported { imported, skipped, refused } = sum;
-            let refused = refused.len();
-            writeln!(
-                std::io::stdout(),
-                "{imported} jobs imported, {skipped} skipped (they exist already), {refused} refused"
-            )?;
-            Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
-        })
+            if end {
+                break;
+            }
+        }
+        writeln!(stdout(), "{imported} jobs imported, {skipped} skipped (they exist already), {refused} refused")?;
+        Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
     }
 }
 

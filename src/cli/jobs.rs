@@ -4,7 +4,7 @@ mod conditions;
 mod several;
 mod show;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use comfy_table::CellAlignment;
 use serde_json::Value;
@@ -15,18 +15,12 @@ use self::{
     show::describe,
 };
 use super::{
-    client::{Client, ClientError, Connection, Refusal, job_path, path_segment},
+    client::{Connection, job_path, path_segment},
+    list::JobList,
     outcome::{self, Form},
-    progress, serve,
-    terminal::{self, clean, listing, print_listing, text},
+    progress,
+    terminal::{listing, text},
 };
-
-/// The routes that list all jobs and the caller's own.
-const ALL_JOBS: &str = "/api/v1/admin/jobs";
-const OWN_JOBS: &str = "/api/v1/jobs";
-
-/// Most jobs on a page of the service.
-const PAGE: usize = 200;
 
 /// Default number of listed jobs: a screen.
 const SCREEN: usize = 20;
@@ -35,7 +29,7 @@ const SCREEN: usize = 20;
 const QUESTION_WIDTH: usize = 60;
 
 #[derive(clap::Args, Debug)]
-pub struct Jobs {
+pub(super) struct Jobs {
     #[command(subcommand)]
     action: Action,
 }
@@ -105,94 +99,53 @@ struct Show {
 }
 
 impl Jobs {
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        serve::runtime()?.block_on(async {
-            match self.action {
-                Action::List(list) => list.run().await,
-                Action::Show(show) => {
-                    let job = show.connection.client()?.get(&job_path(&show.id)).await?;
-                    let is_plain = show.form == Form::default();
-                    if is_plain {
-                        describe(&job)?;
-                    }
-                    match progress::has_ended(&job) {
-                        // The description has the error already.
-                        true if is_plain && job["status"] != "succeeded" => Ok(ExitCode::from(outcome::NO_MEMO)),
-                        false if !show.form.json => Ok(ExitCode::SUCCESS),
-                        _ => outcome::show(&job, show.form),
-                    }
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        match self.action {
+            Action::List(list) => list.run().await,
+            Action::Show(show) => {
+                let job = show.connection.client()?.get(&job_path(&show.id)).await?;
+                let is_plain = show.form == Form::default();
+                if is_plain {
+                    describe(&job)?;
                 }
-                Action::Watch(show) => {
-                    let client = show.connection.client()?;
-                    outcome::show(&progress::follow(&client, &path_segment(&show.id)).await?, show.form)
+                match progress::has_ended(&job) {
+                    // The description has the error already.
+                    true if is_plain && job["status"] != "succeeded" => Ok(ExitCode::from(outcome::NO_MEMO)),
+                    false if !show.form.json => Ok(ExitCode::SUCCESS),
+                    _ => outcome::show(&job, show.form),
                 }
-                Action::Cancel(several) => several.run(CANCEL).await,
-                Action::Retry(several) => several.run(RETRY).await,
-                Action::Delete(several) => several.run(DELETE).await,
             }
-        })
+            Action::Watch(show) => {
+                let client = show.connection.client()?;
+                outcome::show(&progress::follow(&client, &path_segment(&show.id)).await?, show.form)
+            }
+            Action::Cancel(several) => several.run(CANCEL).await,
+            Action::Retry(several) => several.run(RETRY).await,
+            Action::Delete(several) => several.run(DELETE).await,
+        }
     }
 }
 
 impl List {
-    async fn run(&self) -> anyhow::Result<ExitCode> {
-        let client = self.connection.client()?;
-        let mut left = if self.all { usize::MAX } else { self.limit };
+    async fn run(self) -> anyhow::Result<ExitCode> {
         let mut table = listing(["ID", "STATUS", "CREATED", "ATTEMPTS", "CALLER", "QUESTION"]);
         if let Some(attempts) = table.column_mut(3) {
             attempts.set_cell_alignment(CellAlignment::Right);
         }
-        let mut cursor = self.cursor.clone();
-        let mut route = ALL_JOBS;
-        while left > 0 {
-            let page = match self.page(&client, route, left.min(PAGE), cursor.as_deref()).await {
-                Err(ClientError::Refused(refusal)) if route == ALL_JOBS && is_caller(&client, &refusal) => {
-                    route = OWN_JOBS;
-                    continue;
-                }
-                page => page?,
-            };
-            for job in page["jobs"].as_array().into_iter().flatten() {
-                if self.json {
-                    writeln!(std::io::stdout(), "{}", terminal::escaped(&job.to_string()))?;
-                } else {
-                    table.add_row(row(job));
-                }
-                left -= 1;
-            }
-            cursor = page["next_cursor"].as_str().map(str::to_owned);
-            if cursor.is_none() {
-                break;
-            }
-        }
-        if let Some(cursor) = cursor.filter(|_| !self.all) {
-            writeln!(std::io::stderr(), "for more jobs add: --cursor {}", clean(&cursor))?;
-        }
-        if !self.json {
-            print_listing(&table)?;
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-
-    async fn page(
-        &self,
-        client: &Client,
-        route: &str,
-        limit: usize,
-        cursor: Option<&str>,
-    ) -> Result<Value, ClientError> {
         let mut params = self.conditions.params();
         params.extend(self.oldest.then_some(("order", "oldest")));
-        params.extend(cursor.map(|cursor| ("cursor", cursor)));
-        let limit = limit.to_string();
-        params.push(("limit", &limit));
-        client.send(client.request(reqwest::Method::GET, route).query(&params)).await
+        let list = JobList {
+            all: "/api/v1/admin/jobs",
+            own: Some("/api/v1/jobs"),
+            params,
+            limit: if self.all { usize::MAX } else { self.limit },
+            cursor: self.cursor,
+            json: self.json,
+            table,
+            row,
+        };
+        list.print(&self.connection.client()?).await
     }
-}
-
-/// Whether the request was refused because it came from a caller and not from an operator.
-fn is_caller(client: &Client, refusal: &Refusal) -> bool {
-    refusal.code == "forbidden" || (refusal.code == "unauthorized" && !client.has_token())
 }
 
 fn row(job: &Value) -> [String; 6] {

@@ -1,23 +1,22 @@
 //! `ceoagent keys`: lists, creates and revokes the API keys of callers.
 
 use std::{
-    io::{Write, stderr, stdout},
+    io::{self, Write, stderr, stdout},
     process::ExitCode,
 };
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    client::Connection,
-    serve,
-    terminal::{clean, given, listing, print_json, print_listing, text},
+    client::Call,
+    terminal::{clean, given, items, listing, print_listing, text},
 };
 
 const PATH: &str = "/api/v1/admin/keys";
 
 #[derive(clap::Args, Debug)]
-pub struct Keys {
+pub(super) struct Keys {
     #[command(subcommand)]
     action: Action,
 }
@@ -25,7 +24,7 @@ pub struct Keys {
 #[derive(clap::Subcommand, Debug)]
 enum Action {
     /// List all keys, also revoked ones; the secret keys are not shown
-    List(Box<Common>),
+    List(Box<Call>),
     /// Create a key and print it; it is shown only once
     #[command(after_help = "Examples:
   ceoagent keys create alice
@@ -43,7 +42,7 @@ Exit codes: 0 success; 1 other error; 4 the service refused the request.")]
         scope: Option<String>,
 
         #[command(flatten)]
-        common: Box<Common>,
+        call: Box<Call>,
     },
     /// Revoke a key at once and for good
     Revoke {
@@ -51,69 +50,44 @@ Exit codes: 0 success; 1 other error; 4 the service refused the request.")]
         name: String,
 
         #[command(flatten)]
-        common: Box<Common>,
+        call: Box<Call>,
     },
 }
 
-#[derive(clap::Args, Debug)]
-struct Common {
-    /// Print the service's answer as JSON
-    #[arg(long)]
-    json: bool,
-
-    #[command(flatten)]
-    connection: Connection,
-}
-
 impl Keys {
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        serve::runtime()?.block_on(async {
-            match self.action {
-                Action::List(common) => list(&common).await?,
-                Action::Create { name, scope, common } => create(&name, scope.as_deref(), &common).await?,
-                Action::Revoke { name, common } => revoke(&name, &common).await?,
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let answer = match self.action {
+            Action::List(call) => call.run(|client| client.request(Method::GET, PATH), print_keys).await,
+            Action::Create { name, scope, call } => {
+                let wanted = given(json!({ "name": name, "scope": scope }));
+                call.run(|client| client.request(Method::POST, PATH).json(&wanted), print_new).await
             }
-            Ok(ExitCode::SUCCESS)
-        })
+            Action::Revoke { name, call } => {
+                let path = format!("{PATH}/{}", in_path(&name));
+                let print = |_: &Value| writeln!(stdout(), "{} revoked", clean(&name));
+                call.run(|client| client.request(Method::DELETE, &path), print).await
+            }
+        };
+        answer.map(|_| ExitCode::SUCCESS)
     }
 }
 
-async fn list(common: &Common) -> anyhow::Result<()> {
-    let answer = common.connection.client()?.get(PATH).await?;
-    if common.json {
-        return print_json(&answer);
-    }
+fn print_keys(answer: &Value) -> io::Result<()> {
     let mut table = listing(["NAME", "SCOPE", "CREATED", "BY", "REVOKED"]);
-    for key in answer["keys"].as_array().into_iter().flatten() {
+    for key in items(answer, "keys") {
         table.add_row(["name", "scope", "created_at", "created_by", "revoked_at"].map(|field| text(key, field)));
     }
-    Ok(print_listing(&table)?)
+    print_listing(&table)
 }
 
-async fn create(name: &str, scope: Option<&str>, common: &Common) -> anyhow::Result<()> {
-    let client = common.connection.client()?;
-    let wanted = given(json!({ "name": name, "scope": scope }));
-    let key = client.send(client.request(Method::POST, PATH).json(&wanted)).await?;
-    if common.json {
-        return print_json(&key);
-    }
-    // The key alone goes to standard output, for a script to take.
-    writeln!(stdout(), "{}", text(&key, "key"))?;
-    let (name, scope) = (text(&key, "name"), text(&key, "scope"));
-    writeln!(stderr(), "the key {name:?} of scope {scope}; it is shown only once")?;
+fn print_new(key: &Value) -> io::Result<()> {
+    // Only the key goes to standard output, for scripts.
+    writeln!(stdout(), "{}", text(key, "key"))?;
+    writeln!(stderr(), "the key {:?} of scope {}; it is shown only once", text(key, "name"), text(key, "scope"))?;
     if let Some(notice) = key["notice"].as_str() {
         writeln!(stderr(), "{}", clean(notice))?;
     }
     Ok(())
-}
-
-async fn revoke(name: &str, common: &Common) -> anyhow::Result<()> {
-    let client = common.connection.client()?;
-    let key = client.send(client.request(Method::DELETE, &format!("{PATH}/{}", in_path(name)))).await?;
-    if common.json {
-        return print_json(&key);
-    }
-    Ok(writeln!(stdout(), "{} revoked", clean(name))?)
 }
 
 /// A name as one segment of a path. Characters that no name contains become `~`, which no name contains either.

@@ -18,7 +18,7 @@ mod tally;
 
 use std::{
     fs,
-    io::Write,
+    io::{Write, stdout},
     net::Ipv4Addr,
     num::NonZeroU32,
     os::unix::fs::PermissionsExt,
@@ -29,16 +29,18 @@ use std::{
 };
 
 use anyhow::Context;
-use secrecy::ExposeSecret;
+use secrecy::SecretString;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
-    load::{Load, MAX_DURATION, MAX_RATE, Target, positive},
+    load::{Load, MAX_DURATION, MAX_RATE, positive},
     report::{Report, Setup},
     tally::Tally,
 };
 use super::{
+    client::Client,
     local_service::{LocalService, make_folder},
+    logging,
     serve::{self, Signals},
     terminal,
 };
@@ -60,16 +62,11 @@ const WORKERS: usize = 20;
 /// How often the bar moves and the queue depth is read.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The order of the service: interactive jobs that can end in time, by deadline; then all other jobs by age.
+const DEADLINE: &str = "deadline";
+
 /// `retry-after` of the 429s, in seconds.
 const STORM_RETRY_AFTER: &str = "2";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum ClaimOrder {
-    /// Interactive jobs that can end in time, by deadline; then all other jobs by age.
-    Deadline,
-    /// All jobs by age, for comparison: under overload no client is answered in time.
-    Fifo,
-}
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "`in time N of M possible` in the report:
@@ -78,7 +75,7 @@ enum ClaimOrder {
      in time, in the order of the questions, with WORKERS calls at once (20 if unset).
      With --url: --capacity times the seconds of the load and of the last wait, or the number of
      waiting clients if that is less")]
-pub struct Loadtest {
+pub(super) struct Loadtest {
     /// Test this service instead of one started here. If it uses the real Claude, every question is billed
     #[arg(long, value_name = "URL")]
     url: Option<String>,
@@ -104,8 +101,11 @@ pub struct Loadtest {
     storm_for: f64,
 
     /// Order of the queue: deadline, as in the service, or fifo, for comparison
-    #[arg(long, default_value = "deadline", hide_possible_values = true, conflicts_with = "url")]
-    order: ClaimOrder,
+    #[arg(
+        long, default_value = DEADLINE, value_parser = [DEADLINE, "fifo"], hide_possible_values = true,
+        conflicts_with = "url"
+    )]
+    order: String,
 
     /// Answers a second that the account of the service allows, for the report
     #[arg(long, value_parser = positive::<MAX_RATE>, requires = "url")]
@@ -125,50 +125,48 @@ pub struct Loadtest {
 
     /// Settings of the service started here; it uses a temporary folder in DATA_DIR
     #[command(flatten)]
-    pub settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Loadtest {
-    pub fn run(mut self, port_is_set: bool) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(mut self, port_is_set: bool) -> anyhow::Result<ExitCode> {
         for file in [&self.json, &self.html].into_iter().flatten() {
             // Fail before the load, not after it.
             fs::File::create(file).with_context(|| format!("can't write {}", file.display()))?;
         }
-        let _log = super::logging::start(&self.settings, true);
-        serve::runtime()?.block_on(async {
-            let mut signals = Signals::listen()?;
-            let own = match self.url {
-                Some(_) => None,
-                None => Some(Own::start(&mut self, port_is_set).await?),
-            };
-            let report = self.load(own.as_ref(), &mut signals).await?;
-            write!(std::io::stdout(), "{report}")?;
-            self.write(&report)?;
-            match own {
-                Some(own) => Ok(serve::stop(own.service.app, signals).await),
-                None => Ok(ExitCode::SUCCESS),
-            }
-        })
+        let _log = logging::start(&self.settings, true);
+        let mut signals = Signals::listen()?;
+        let own = match self.url {
+            Some(_) => None,
+            None => Some(TestService::start(&mut self, port_is_set).await?),
+        };
+        let report = self.load(own.as_ref(), &mut signals).await?;
+        write!(stdout(), "{report}")?;
+        self.write(&report)?;
+        match own {
+            Some(own) => Ok(serve::stop(own.service.app, signals).await),
+            None => Ok(ExitCode::SUCCESS),
+        }
     }
 
     /// Submits the questions until all are answered or a signal arrives.
-    async fn load(&self, own: Option<&Own>, signals: &mut Signals) -> anyhow::Result<Report> {
+    async fn load(&self, own: Option<&TestService>, signals: &mut Signals) -> anyhow::Result<Report> {
         let (base, token) = match own {
-            Some(own) => (own.service.base(), Some(own.service.app.admin_token().expose_secret().to_owned())),
-            None => (self.url.clone().unwrap_or_default().trim_end_matches('/').to_owned(), self.api_key.clone()),
+            Some(own) => (own.service.base(), Some(own.service.app.admin_token().clone())),
+            None => {
+                let base = self.url.as_deref().unwrap_or_default().trim_end_matches('/').to_owned();
+                (base, self.api_key.clone().map(SecretString::from))
+            }
         };
-        let target = Target::new(base, token)?;
-        target.check().await?;
+        // Without time limits of its own: late answers are counted too.
+        let client = Client::with(reqwest::Client::builder().no_proxy(), base, token)?;
+        load::check(&client).await?;
         let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.load.duration)));
-        let pace = match (own, self.latency) {
-            (None, _) => load::Pace::Unknown,
-            (Some(_), Some(latency)) => load::Pace::Fixed(Duration::from_secs_f64(latency)),
-            (Some(_), None) => load::Pace::Claude,
-        };
         // Clients that still wait after the last question finish their wait.
         let steps = Duration::from_secs_f64(self.load.duration.ceil().max(1.0)).as_secs();
         let bar = terminal::bar(steps, "{pos}/{len} s  {msg}")?;
-        let (loading, storm) = (load::run(self.load, pace, &target, &tally), self.storm(own));
+        let loading = load::run(self.load, own.map(|_| self.latency()), &client, &tally);
+        let storm = self.storm(own);
         tokio::pin!(loading, storm);
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -179,7 +177,7 @@ impl Loadtest {
                 _ = signals.next() => break true,
                 () = &mut storm, if !storm_is_over => storm_is_over = true,
                 _ = looks.tick() => {
-                    tally.note_queued(target.jobs(&["queued"]).await);
+                    tally.record_queued(load::jobs(&client, &["queued"]).await);
                     bar.set_position(tally.elapsed().as_secs());
                     bar.set_message(tally.to_string());
                 }
@@ -188,12 +186,12 @@ impl Loadtest {
         bar.finish_and_clear();
         if let Some(seconds) = self.drain.filter(|_| !interrupted) {
             tokio::select! {
-                () = drained(&target) => {}
+                () = drained(&client) => {}
                 () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => {}
                 _ = signals.next() => {}
             }
         }
-        target.look_after(&tally).await;
+        load::look_after(&client, &tally).await;
         let setup = Setup {
             simulated: own.is_some(),
             interrupted,
@@ -208,21 +206,26 @@ impl Loadtest {
         Ok(Report::new(setup, &tally))
     }
 
+    /// Of the simulated Claude.
+    fn latency(&self) -> Latency {
+        self.latency.map_or(Latency::Claude, |seconds| Latency::Fixed(Duration::from_secs_f64(seconds)))
+    }
+
     /// Makes the simulated Claude answer with 429 for a while, if `--storm-at` is given.
-    async fn storm(&self, own: Option<&Own>) {
-        if let (Some(own), Some(at)) = (own, self.storm_at) {
+    async fn storm(&self, own: Option<&TestService>) {
+        if let Some(at) = self.storm_at
+            && let Some(simulator) = own.and_then(|own| own.service.simulator.as_ref())
+        {
             tokio::time::sleep(Duration::from_secs_f64(at)).await;
             let answer = ErrorAnswer::status(429).header("retry-after", STORM_RETRY_AFTER);
-            if let Some(simulator) = &own.service.simulator {
-                simulator.turn_away(Instant::now() + Duration::from_secs_f64(self.storm_for), answer);
-            }
+            simulator.turn_away(Instant::now() + Duration::from_secs_f64(self.storm_for), answer);
         }
     }
 
     fn write(&self, report: &Report) -> anyhow::Result<()> {
         let write = |path: &Path, text: String| {
             fs::write(path, text).with_context(|| format!("can't write {}", path.display()))?;
-            writeln!(std::io::stdout(), "written: {}", path.display()).map_err(anyhow::Error::from)
+            writeln!(stdout(), "written: {}", path.display()).map_err(anyhow::Error::from)
         };
         if let Some(path) = &self.json {
             write(path, serde_json::to_string_pretty(report)? + "\n")?;
@@ -235,14 +238,14 @@ impl Loadtest {
 }
 
 /// Waits until the service has no pending job.
-async fn drained(target: &Target) {
-    while target.jobs(&["queued", "scheduled", "running"]).await != Some(0) {
+async fn drained(client: &Client) {
+    while load::jobs(client, &["queued", "scheduled", "running"]).await != Some(0) {
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// The service started here and its simulated Claude.
-struct Own {
+/// The service started here, with a simulated Claude.
+struct TestService {
     service: LocalService,
     /// Answers a second.
     capacity: f64,
@@ -252,8 +255,10 @@ struct Own {
     _folder: tempfile::TempDir,
 }
 
-impl Own {
-    async fn start(test: &mut Loadtest, port_is_set: bool) -> anyhow::Result<Own> {
+impl TestService {
+    async fn start(test: &mut Loadtest, port_is_set: bool) -> anyhow::Result<TestService> {
+        let latency = test.latency();
+        let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.load.waiters));
         let settings = &mut test.settings;
         make_folder(&settings.data_dir)?;
         let for_owner = fs::Permissions::from_mode(0o700);
@@ -268,20 +273,14 @@ impl Own {
             settings.port = 0;
         }
         // The simulated Claude has no rate limits. The default is that of a real account.
-        let no_limit = Some(NonZeroU32::MAX);
-        settings.rate_limits.get_or_insert(RateCaps {
-            requests: no_limit,
-            input_tokens: no_limit,
-            output_tokens: no_limit,
-        });
+        let most = Some(NonZeroU32::MAX);
+        settings.rate_limits.get_or_insert(RateCaps { requests: most, input_tokens: most, output_tokens: most });
         let workers = *settings.workers.get_or_insert(WORKERS);
-        let latency = test.latency.map_or(Latency::Claude, |latency| Latency::Fixed(Duration::from_secs_f64(latency)));
-        let mean = test.latency.unwrap_or_else(|| load::mean_of_claude(test.load.waiters));
         // Never the real Claude, even if a key is set.
         settings.anthropic_api_key = None;
         let simulator = SimulatorConfig { latency, ..SimulatorConfig::default() };
-        let tuning = Tuning { deadlines_first: test.order == ClaimOrder::Deadline, ..Tuning::default() };
+        let tuning = Tuning { deadlines_first: test.order == DEADLINE, ..Tuning::default() };
         let service = LocalService::start(settings.clone(), simulator, tuning).await?;
-        Ok(Own { service, capacity: workers as f64 / mean, workers, _folder: folder })
+        Ok(TestService { service, capacity: workers as f64 / mean, workers, _folder: folder })
     }
 }

@@ -4,7 +4,7 @@ use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
 
 use anyhow::Context;
 
-use super::client::{Client, ClientError, link};
+use super::client::{Client, link};
 use crate::{
     app::{App, Tuning},
     claude::simulator::{Simulator, SimulatorConfig},
@@ -51,7 +51,7 @@ impl LocalService {
     }
 
     /// A client with the service's admin token.
-    pub(super) fn client(&self) -> Result<Client, ClientError> {
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
         Client::new(self.base(), Some(self.app.admin_token().clone()))
     }
 }

@@ -35,7 +35,7 @@ const RULED: TableStyle = TableStyle::new()
     .bottom_border(LineStyle::none().fill('─').junction('─'));
 
 /// `memo` as text to print on a terminal `width` columns wide, ending in a line break.
-pub fn render(memo: &Memo, width: usize, colours: bool) -> String {
+pub(super) fn render(memo: &Memo, width: usize, colours: bool) -> String {
     let mut page = Page { text: String::new(), width: width.clamp(MIN_WIDTH, MAX_WIDTH), colours };
     let document = Document::new(memo);
     let (plain, bold, dim) = (page.style(), page.style().bold(), page.style().dim());
@@ -336,7 +336,7 @@ mod tests {
     fn nothing_the_model_writes_commands_the_terminal() {
         const EVIL: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{1b}\u{1b}[0m[31m\r\n\u{8}\u{202e}\u{2028}\u{7f}";
         let mut memo = english();
-        memo.analysis.for_each_text(&mut |_, text| text.push_str(EVIL));
+        memo.analysis.texts_mut().for_each(|(_, text)| text.push_str(EVIL));
         memo.analysis.options.iter_mut().for_each(|option| option.name.push_str(EVIL));
         memo.analysis.criteria.iter_mut().for_each(|criterion| criterion.name.push_str(EVIL));
         let page = render(&memo, 80, false);

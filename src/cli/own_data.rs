@@ -9,13 +9,13 @@ use crate::{app, config::Settings};
 
 /// The numeric ids of a user and a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub(super) struct Owner {
     user: u32,
     group: u32,
 }
 
 #[derive(clap::Args, Debug)]
-pub struct OwnData {
+pub(super) struct OwnData {
     /// The new owner as numeric USER:GROUP, for example 10001:10001
     #[arg(long, value_parser = owner)]
     owner: Owner,
@@ -35,7 +35,7 @@ fn owner(text: &str) -> Result<Owner, String> {
 }
 
 impl OwnData {
-    pub fn run(&self) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         if self.check_settings {
             self.settings.validate()?;
             app::check(&self.settings)?;

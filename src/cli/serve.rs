@@ -22,7 +22,7 @@ use crate::{
 /// Exit code of a process that a signal ended, as in shells, less the signal's number.
 const ENDED_BY_SIGNAL: i32 = 128;
 
-pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<ExitCode> {
+pub(super) fn run(settings: &Settings, (mut signals, mut hangup): (Signals, Signal)) -> anyhow::Result<ExitCode> {
     let endpoint = config::otlp_endpoint()?;
     config::proxy::check()?;
     let _log = logging::start(settings, false);
@@ -40,10 +40,9 @@ pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<E
         show_new_token(&app, &settings.data_dir, settings.log_format)?;
         let unfit = loop {
             tokio::select! {
-                _ = signals.terminate.recv() => break None,
-                _ = signals.interrupt.recv() => break None,
+                _ = signals.next() => break None,
                 error = app.unfit() => break Some(error),
-                _ = hung_up(&mut signals.hangup) => app.reload("SIGHUP").await,
+                _ = hangup.recv() => app.reload("SIGHUP").await,
             }
         };
         let code = stop(app, signals).await;
@@ -54,8 +53,7 @@ pub(super) fn run(settings: &Settings, mut signals: Signals) -> anyhow::Result<E
     ended
 }
 
-/// Shows the admin token that this start created: the token itself at a terminal, the name of its file in a log that is
-/// collected.
+/// Shows the admin token that this start created: the token at a terminal, the name of its file in a collected log.
 pub(super) fn show_new_token(app: &App, data_dir: &Path, format: LogFormat) -> anyhow::Result<()> {
     let Some(token) = app.new_admin_token() else { return Ok(()) };
     let file = app::admin_token_file(data_dir);
@@ -69,8 +67,7 @@ pub(super) fn show_new_token(app: &App, data_dir: &Path, format: LogFormat) -> a
     Ok(())
 }
 
-/// Drains. A second signal ends the process at once, with a failure; that loses nothing, because what was answered is on
-/// disk.
+/// Drains. A second signal ends the process at once, with a failure. That loses nothing: every accepted job is on disk.
 pub(super) async fn stop(app: App, mut signals: Signals) -> ExitCode {
     tokio::select! {
         () = app.stop() => ExitCode::SUCCESS,
@@ -82,29 +79,25 @@ pub(super) async fn stop(app: App, mut signals: Signals) -> ExitCode {
     }
 }
 
-/// The signals that ask a service to stop or to read its prompts again.
+/// The signals that ask a service to stop.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Option<Signal>,
 }
 
 impl Signals {
     pub(super) fn listen() -> anyhow::Result<Signals> {
-        let listen = |kind| signal(kind).context("can't listen for signals");
-        let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-        Ok(Signals { terminate, interrupt, hangup: None })
+        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    /// Listens for all signals of a service, before there is a runtime. Signals that arrive from now on are not lost.
-    /// SIGHUP is for `serve` alone, or the demo would outlive its terminal.
-    pub(super) fn listen_early() -> anyhow::Result<Signals> {
+    /// Listens for all signals of a service and SIGHUP, before there is a runtime. Signals that arrive from now on are not
+    /// lost. SIGHUP is for `serve` alone, or the demo would outlive its terminal.
+    pub(super) fn listen_early() -> anyhow::Result<(Signals, Signal)> {
         // Without threads, because variables of the environment are still to be set. The handlers outlive the runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         let runtime = runtime.context("can't listen for signals")?;
         let _entered = runtime.enter();
-        let hangup = signal(SignalKind::hangup()).context("can't listen for signals")?;
-        Ok(Signals { hangup: Some(hangup), ..Signals::listen()? })
+        Ok((Signals::listen()?, listen(SignalKind::hangup())?))
     }
 
     pub(super) async fn next(&mut self) -> SignalKind {
@@ -115,11 +108,8 @@ impl Signals {
     }
 }
 
-async fn hung_up(hangup: &mut Option<Signal>) {
-    match hangup {
-        Some(hangup) => drop(hangup.recv().await),
-        None => std::future::pending().await,
-    }
+fn listen(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("can't listen for signals")
 }
 
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -1,9 +1,8 @@
-//! What the commands print: JSON, listings, bars, and texts of others without characters that a terminal obeys or that
-//! change the order of others.
+//! What the commands print: JSON, listings, bars, and texts of others without characters that control a terminal or that
+//! reorder text.
 
 use std::{
     borrow::Cow,
-    fmt::Write as _,
     io::{self, IsTerminal, Write},
 };
 
@@ -20,7 +19,6 @@ pub(super) fn clean(text: &str) -> String {
     on_one_line(&console::strip_ansi_codes(text))
 }
 
-/// The value as indented JSON.
 fn json(value: &impl Serialize) -> serde_json::Result<String> {
     Ok(escaped(&serde_json::to_string_pretty(value)?).into_owned())
 }
@@ -31,26 +29,17 @@ pub(super) fn escaped(text: &str) -> Cow<'_, str> {
     if text.chars().all(stays) {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(text.chars().fold(String::with_capacity(text.len() + 64), |mut escaped, c| {
-        if stays(c) {
-            escaped.push(c);
-        } else {
-            // All of them have four digits at most.
-            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
-        }
-        escaped
-    }))
+    // Characters that are not shown have at most four digits.
+    let escape = |c: char| if stays(c) { c.to_string() } else { format!("\\u{:04x}", u32::from(c)) };
+    Cow::Owned(text.chars().map(escape).collect())
 }
 
-/// A writer that escapes what it is given. A character must not be split between two writes.
+/// A writer that escapes its text. A character must not be split between two writes.
 pub(super) struct Escaping<W>(pub(super) W);
 
 impl<W: Write> Write for Escaping<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match str::from_utf8(bytes) {
-            Ok(text) => self.0.write_all(escaped(text).as_bytes())?,
-            Err(_) => self.0.write_all(escaped(&String::from_utf8_lossy(bytes)).as_bytes())?,
-        }
+        self.0.write_all(escaped(&String::from_utf8_lossy(bytes)).as_bytes())?;
         Ok(bytes.len())
     }
 
@@ -59,7 +48,6 @@ impl<W: Write> Write for Escaping<W> {
     }
 }
 
-/// Prints `value` as JSON, laid out for reading.
 pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout(), "{}", json(value)?)?)
 }
@@ -77,7 +65,7 @@ pub(super) fn print_listing(table: &Table) -> io::Result<()> {
     out.flush()
 }
 
-/// A bar on standard error, if that is a terminal.
+/// A bar on standard error; hidden if that is not a terminal.
 pub(super) fn bar(steps: u64, after: &str) -> anyhow::Result<ProgressBar> {
     let bar = ProgressBar::new(steps);
     if !io::stderr().is_terminal() {
@@ -93,12 +81,28 @@ pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
 
+/// A field as a number; 0 if it is missing.
+pub(super) fn count(object: &Value, field: &str) -> u64 {
+    object[field].as_u64().unwrap_or_default()
+}
+
+/// The items of a field; none if it is missing.
+pub(super) fn items<'a>(object: &'a Value, field: &str) -> &'a [Value] {
+    object[field].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Facts as lines, each with its dimmed name.
+pub(super) fn facts(lines: &[(&str, String)], width: usize, colours: bool) -> String {
+    let dim = console::Style::new().force_styling(colours).dim();
+    lines.iter().map(|(name, value)| format!("{} {value}\n", dim.apply_to(format!("{name:<width$}")))).collect()
+}
+
 /// An amount of money, to the hundredth of a cent: a call costs a few cents.
 pub(super) fn dollars(amount: f64) -> String {
     format!("{amount:.4} US dollars")
 }
 
-/// `object` without the fields that were not given.
+/// `object` without empty fields.
 pub(super) fn given(mut object: Value) -> Value {
     let is_given = |value: &Value| match value {
         Value::Null => false,
@@ -110,7 +114,7 @@ pub(super) fn given(mut object: Value) -> Value {
     object
 }
 
-/// The terminal's width, or a page's.
+/// The terminal's width; 80 without one.
 pub(super) fn width() -> usize {
     console::Term::stdout().size_checked().map_or(80, |(_, columns)| usize::from(columns))
 }

@@ -10,7 +10,6 @@ use super::{
     text,
 };
 
-/// Looked for in the working folder only: a parent's would surprise.
 pub(super) const FILE: &str = ".env";
 
 #[derive(Clone, Debug, Default)]

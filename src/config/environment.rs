@@ -22,7 +22,6 @@ pub enum EnvironmentError {
     Unusable(dotenvy::Error),
 }
 
-/// The variable of a setting.
 #[derive(Clone, Debug)]
 pub struct Variable {
     pub name: String,
@@ -89,7 +88,6 @@ fn meant(value: &str) -> &str {
     quoted('"').or_else(|| quoted('\'')).map_or(value, str::trim)
 }
 
-/// The variables as lines of a settings file.
 pub(super) fn assignments(variables: &[(String, String)]) -> String {
     let escaped = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"").replace('$', r"\$");
     variables.iter().map(|(name, value)| format!("{name}=\"{}\"\n", escaped(value))).collect()

@@ -7,7 +7,7 @@ use std::{io, path::PathBuf};
 pub enum ConfigError {
     #[error("can't read the settings file {}: {source}", path.display())]
     DotenvUnreadable { path: PathBuf, source: io::Error },
-    /// A line of `.env` is not a setting. The line itself is left out: it may hold a secret.
+    /// Without the line itself: it may hold a secret.
     #[error(
         "line {line} of the settings file {} can't be read. Write NAME=value, and close quotes; put a value with blanks, \
          #, $ or \\ in single quotes, for example DAILY_BUDGET='25 USD'",
@@ -20,7 +20,9 @@ pub enum ConfigError {
     SecretValue { name: &'static str, allowed: &'static str },
     #[error("{name}: the value (not shown) is a placeholder or easy to guess. Put {instead} there")]
     Placeholder { name: &'static str, instead: &'static str },
-    /// A proxy of the environment can't be used. Its address may hold a password, so only what is wrong is named.
+    #[error("DATABASE_URL needs {name} to be set, to the same value on every node: make one with `{make}`")]
+    NeededByCluster { name: &'static str, make: &'static str },
+    /// Without the address, which may hold a password.
     #[error(
         "{name}: {problem}. Use a proxy of the scheme http, https, socks4, socks4a, socks5 or socks5h, for example \
          {name}=http://proxy.example:3128"

@@ -12,7 +12,6 @@ pub(super) const NAMES: [&str; 6] =
 
 const SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
 
-/// Checks that the client can use every proxy of the environment.
 pub fn check() -> Result<(), ConfigError> {
     NAMES.into_iter().try_for_each(|name| match value(name) {
         Some(value) => check_value(name, &value),

@@ -2,7 +2,6 @@
 
 use std::{fs, io, path::Path};
 
-/// The text of a file, without its byte order mark.
 pub fn read(path: impl AsRef<Path>) -> io::Result<String> {
     decode(fs::read(path)?)
 }

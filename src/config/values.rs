@@ -12,7 +12,7 @@ pub const REQUESTS_PER_MINUTE: RangeInclusive<NonZeroU32> = NonZeroU32::MIN..=no
 /// Below a thousand no call would fit.
 pub const TOKENS_PER_MINUTE: RangeInclusive<NonZeroU32> = not_zero(1_000)..=not_zero(1_000_000_000);
 
-/// Nano-dollars in a US dollar have this many decimal places.
+/// Decimal places of a nano-dollar.
 const NANO_PLACES: usize = 9;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -46,7 +46,6 @@ pub struct DailyBudget {
     pub cost: Option<Nanodollars>,
 }
 
-/// An amount of money in whole nano-dollars (1e-9 $).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nanodollars(pub u64);
 
@@ -68,7 +67,6 @@ pub struct ModelPrice {
 /// Which JWTs are accepted. Issuer and audience are required: without them, tokens for others would be accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwtAuth {
-    /// The file with the keys that check signatures.
     pub keys: PathBuf,
     pub issuer: String,
     pub audience: String,
@@ -107,7 +105,6 @@ pub fn network(text: &str) -> Result<Network, &'static str> {
     read().ok_or("must be IP addresses or networks, separated by commas, for example 10.0.0.0/8,192.168.1.7,fd00::/8")
 }
 
-/// Scheme and host of web pages, as browsers send them in `Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(String);
 

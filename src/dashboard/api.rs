@@ -1,4 +1,4 @@
-//! The pages' way to the API: its own routes, asked in process, so that nothing of what they do is written twice.
+//! The pages' way to the API: its own routes, called in process.
 
 use std::net::SocketAddr;
 
@@ -16,43 +16,22 @@ use tower::ServiceExt;
 /// Largest answer that is read: 200 jobs with the largest memos there are.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// Headers by which a proxy tells the API where a request came from.
+/// Headers by which a proxy names the address of a client.
 const ORIGIN_HEADERS: [HeaderName; 2] =
     [HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("forwarded")];
 
-/// The API.
-pub(super) struct Api(Router);
-
-/// On whose behalf it is asked.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Caller {
-    /// Goes along as a bearer token.
+/// The API, called in a reader's name.
+#[derive(Clone)]
+pub(super) struct Api {
+    routes: Router,
     pub(super) credential: Option<SecretString>,
     peer: Option<ConnectInfo<SocketAddr>>,
     headers: HeaderMap,
 }
 
-impl Caller {
-    /// Whoever sent the request, without a credential.
-    pub(super) fn of(parts: &Parts) -> Caller {
-        let kept = ORIGIN_HEADERS.into_iter().filter_map(|name| {
-            let value = parts.headers.get(&name)?.clone();
-            Some((name, value))
-        });
-        Caller { credential: None, peer: parts.extensions.get().copied(), headers: kept.collect() }
-    }
-
-    /// The same, with a credential.
-    pub(super) fn with(self, credential: SecretString) -> Caller {
-        Caller { credential: Some(credential), ..self }
-    }
-}
-
-/// What the API said.
-#[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    /// JSON; null where there was none.
+    /// Null if the answer has no JSON.
     pub(super) body: Value,
 }
 
@@ -64,65 +43,57 @@ impl Answer {
 }
 
 impl Api {
-    pub(super) fn new(router: Router) -> Api {
-        Api(router)
+    /// Calls the API for the client that sent the request `parts`.
+    pub(super) fn new(routes: Router, parts: &Parts, credential: Option<SecretString>) -> Api {
+        let origin =
+            ORIGIN_HEADERS.into_iter().filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone())));
+        Api { routes, credential, peer: parts.extensions.get().copied(), headers: origin.collect() }
     }
 
-    pub(super) async fn get(&self, caller: &Caller, path: &str) -> Answer {
-        self.ask(caller, Method::GET, path, HeaderMap::new(), None).await
+    pub(super) async fn get(&self, path: &str) -> Answer {
+        self.ask(request(Method::GET, path, None)).await
     }
 
-    pub(super) async fn post(&self, caller: &Caller, path: &str, body: Option<&Value>) -> Answer {
-        self.ask(caller, Method::POST, path, HeaderMap::new(), body).await
+    pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Answer {
+        self.ask(request(Method::POST, path, body)).await
     }
 
-    pub(super) async fn ask(
-        &self,
-        caller: &Caller,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Option<&Value>,
-    ) -> Answer {
-        let response = self.send(caller, method, path, headers, body).await;
+    pub(super) async fn delete(&self, path: &str) -> Answer {
+        self.ask(request(Method::DELETE, path, None)).await
+    }
+
+    pub(super) async fn ask(&self, request: Request) -> Answer {
+        let response = self.send(request).await;
         let status = response.status();
         let body = to_bytes(response.into_body(), MAX_ANSWER_BYTES).await.unwrap_or_default();
         Answer { status, body: serde_json::from_slice(&body).unwrap_or_default() }
     }
 
-    /// The API's answer as it is, which may be a stream.
-    pub(super) async fn send(
-        &self,
-        caller: &Caller,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Option<&Value>,
-    ) -> Response {
-        let body = body.map(Value::to_string);
-        let is_json = body.is_some();
-        let mut request = Request::new(body.map_or_else(Body::empty, Body::from));
-        *request.method_mut() = method;
-        // Paths are made here, of ids and encoded parameters.
-        *request.uri_mut() = path.parse().unwrap_or_default();
-        let given = request.headers_mut();
-        given.extend(caller.headers.clone());
-        given.extend(headers);
-        if is_json {
-            given.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        if let Some(credential) = &caller.credential
+    /// The response itself, which may be a stream.
+    pub(super) async fn send(&self, mut request: Request) -> Response {
+        let headers = request.headers_mut();
+        headers.extend(self.headers.clone());
+        if let Some(credential) = &self.credential
             && let Ok(mut value) = HeaderValue::try_from(format!("Bearer {}", credential.expose_secret()))
         {
             value.set_sensitive(true);
-            given.insert(header::AUTHORIZATION, value);
+            headers.insert(header::AUTHORIZATION, value);
         }
-        if let Some(peer) = caller.peer {
+        if let Some(peer) = self.peer {
             request.extensions_mut().insert(peer);
         }
-        match self.0.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
+        let Ok(response) = self.routes.clone().oneshot(request).await;
+        response
     }
+}
+
+pub(super) fn request(method: Method, path: &str, body: Option<&Value>) -> Request {
+    let mut request = Request::new(body.map_or_else(Body::empty, |body| Body::from(body.to_string())));
+    *request.method_mut() = method;
+    // Paths are made of ids and encoded parameters.
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    if body.is_some() {
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    request
 }

@@ -1,30 +1,15 @@
-//! `/admin/audit`: what operators did, in words.
+//! The details of an entry of the audit log, for the page `/admin/audit`.
 
-use std::sync::Arc;
-
-use axum::{
-    extract::{Query, State},
-    http::StatusCode,
-};
-use minijinja::{context, value::Serde};
 use serde::Serialize;
 use serde_json::{Deserializer, Map, Value};
 use uuid::Uuid;
 
-use super::{
-    filter::{Pairs, encode, from_json},
-    pages::{Page, Pages},
-    reader::Reader,
-};
-
-/// Entries on a page.
-const ENTRIES: usize = 50;
+use super::filter::{Pairs, from_json};
 
 /// What an action was about.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Target {
-    /// A job.
+pub(super) enum Target {
     Job(Uuid),
     /// The jobs that match these conditions, or the settings with these values.
     Pairs(Pairs),
@@ -32,19 +17,8 @@ enum Target {
     Text(String),
 }
 
-/// `GET /admin/audit`
-pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Page {
-    let limit = [("limit".to_owned(), ENTRIES.to_string())];
-    let query = encode(pairs.into_iter().filter(|(name, _)| name == "cursor").chain(limit));
-    let answer = pages.read(&reader, &format!("/api/v1/admin/audit?{query}")).await?;
-    let entries = answer["entries"].as_array().into_iter().flatten();
-    let targets: Vec<_> = entries.map(|entry| targets(entry["detail"].as_str().unwrap_or_default())).collect();
-    let shown = context! { answer => Serde(answer), targets => Serde(targets) };
-    Ok(pages.render(&reader, StatusCode::OK, "audit.html", shown))
-}
-
 /// Reads an entry's details: objects of JSON, ids of jobs and names, separated by commas.
-fn targets(detail: &str) -> Vec<Target> {
+pub(super) fn targets(detail: &str) -> Vec<Target> {
     let (mut targets, mut rest) = (Vec::new(), detail);
     while !rest.is_empty() {
         let mut objects = Deserializer::from_str(rest).into_iter::<Map<String, Value>>();

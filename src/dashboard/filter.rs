@@ -1,5 +1,4 @@
-//! The filter of the queue's page: the conditions in its address, the chips that remove them, and the filter as the API
-//! takes it.
+//! The filter of the queue's page: the conditions in its address, the chips that remove them, and the API's filter.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -12,13 +11,13 @@ pub(super) type Pairs = Vec<(String, String)>;
 /// Conditions with one value.
 const SINGLE: [&str; 5] = ["text", "model", "caller", "created_from", "created_before"];
 
-/// Conditions with several values, of which a job has one.
+/// Conditions with several values. A job has one of them.
 const LISTS: [&str; 4] = ["status", "priority", "code", "ids"];
 
 /// Labels. A job has all of them.
 const LABELS: &str = "metadata";
 
-/// A condition in force, and the address of the page without it.
+/// A condition of the filter, and the address of the page without it.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Chip {
     pub(super) name: String,
@@ -26,7 +25,7 @@ pub(super) struct Chip {
     address: String,
 }
 
-/// The pairs that the form or a link has given: without empty ones and repetitions, each id by itself, and times in UTC.
+/// The pairs of a form or link without empty ones and repetitions, with each id by itself, and with times in UTC.
 pub(super) fn given(pairs: Pairs) -> Pairs {
     let mut given = Pairs::new();
     for (name, value) in pairs {
@@ -45,7 +44,7 @@ pub(super) fn given(pairs: Pairs) -> Pairs {
     given
 }
 
-/// A time as a date field has it (in UTC), or as the API does. What is neither stays, and the API refuses it.
+/// Reads the time of a date field, which is in UTC, or of the API. Other text does not change, and the API refuses it.
 fn in_utc(value: &str) -> String {
     let complete = match value.len() {
         16 => format!("{value}:00Z"),
@@ -65,17 +64,17 @@ pub(super) fn conditions(pairs: &Pairs) -> Pairs {
     pairs.iter().filter(|(name, _)| is_condition(name)).cloned().collect()
 }
 
-/// A chip for each condition. Its address has all other pairs, but for the place in the list.
+/// A chip for each condition. Its address leads to the start of the list.
 pub(super) fn chips(pairs: &Pairs) -> Vec<Chip> {
     let chip = |chip: &(String, String)| {
-        let others = pairs.iter().filter(|pair| *pair != chip && pair.0 != "cursor").cloned();
+        let others = pairs.iter().filter(|pair| *pair != chip && pair.0 != "cursor");
         let (name, value) = chip.clone();
         Chip { name, value, address: format!("/admin?{}", encode(others)) }
     };
     pairs.iter().filter(|(name, _)| is_condition(name)).map(chip).collect()
 }
 
-/// The conditions as the API takes them in a body.
+/// The conditions as a body for the API.
 pub(super) fn json(pairs: &Pairs) -> Value {
     let mut filter = Map::new();
     for (name, value) in pairs {
@@ -92,7 +91,7 @@ pub(super) fn json(pairs: &Pairs) -> Value {
     Value::from(filter)
 }
 
-/// The pairs of a filter as the API has it: the reverse of [`json`].
+/// The reverse of [`json`].
 pub(super) fn from_json(filter: &Map<String, Value>) -> Pairs {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let pairs = filter.iter().flat_map(|(name, value)| match value {
@@ -105,8 +104,7 @@ pub(super) fn from_json(filter: &Map<String, Value>) -> Pairs {
     pairs.collect()
 }
 
-/// The pairs as the query of an address.
-pub(super) fn encode(pairs: impl IntoIterator<Item = (String, String)>) -> String {
+pub(super) fn encode<'a>(pairs: impl IntoIterator<Item = &'a (String, String)>) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 
@@ -122,7 +120,7 @@ mod tests {
     fn an_address_becomes_the_filter_that_means_the_same_and_back() {
         let query = "status=failed&status=cancelled&text=a%26b&metadata=team%3Dops&ids=x,y&order=oldest&cursor=x";
         let meant = conditions(&pairs(query));
-        assert_eq!(encode(meant.clone()), "status=failed&status=cancelled&text=a%26b&metadata=team%3Dops&ids=x&ids=y");
+        assert_eq!(encode(&meant), "status=failed&status=cancelled&text=a%26b&metadata=team%3Dops&ids=x&ids=y");
         let expected = json!({
             "status": ["failed", "cancelled"], "text": "a&b", "metadata": {"team": "ops"}, "ids": ["x", "y"]
         });
@@ -139,7 +137,7 @@ mod tests {
         let query =
             "text=+&status=failed&status=failed&created_from=2026-11-23T09:30&created_before=2026-11-23T09:30:15";
         assert_eq!(
-            encode(pairs(query)),
+            encode(&pairs(query)),
             "status=failed&created_from=2026-11-23T09%3A30%3A00.000Z&created_before=2026-11-23T09%3A30%3A15.000Z"
         );
         let zoned = in_utc("2026-11-23T09:30:00+01:00");

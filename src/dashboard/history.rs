@@ -1,48 +1,36 @@
-//! What of the past is drawn and not just told: a bar for each period, stacked. Places and heights only; the templates draw.
+//! The charts of the past: a stack of bars for each period. Places and heights only; the templates draw.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use strum::{EnumIter, EnumString, IntoStaticStr};
 
 use crate::clock::Timestamp;
 
 /// How much of its place's width a bar takes.
 const BAR: f64 = 0.8;
 
-/// How far the charts reach back. Each is in bars that a phone can show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumIter, EnumString, IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub(super) enum Range {
-    #[default]
-    Hour,
-    Day,
-    Week,
-    Quarter,
+/// How far the charts reach back: as many periods of the API as a phone can show bars.
+#[derive(Clone, Copy)]
+pub(super) struct Range {
+    name: &'static str,
+    pub(super) resolution: &'static str,
+    bars: u32,
 }
 
-impl Range {
-    /// How the API calls its periods.
-    pub(super) fn resolution(self) -> &'static str {
-        match self {
-            Range::Hour => "minute",
-            Range::Day => "quarter_hour",
-            Range::Week => "hour",
-            Range::Quarter => "day",
-        }
-    }
+const RANGES: [Range; 4] = [
+    Range { name: "hour", resolution: "minute", bars: 60 },
+    Range { name: "day", resolution: "quarter_hour", bars: 96 },
+    Range { name: "week", resolution: "hour", bars: 168 },
+    Range { name: "quarter", resolution: "day", bars: 90 },
+];
 
-    /// How many periods it has.
-    fn bars(self) -> u32 {
-        match self {
-            Range::Hour => 60,
-            Range::Day => 96,
-            Range::Week => 168,
-            Range::Quarter => 90,
-        }
-    }
+/// The range of this name, else the shortest.
+pub(super) fn range(name: &str) -> Range {
+    RANGES.into_iter().find(|range| range.name == name).unwrap_or(RANGES[0])
 }
 
-/// A period, as far as it is drawn.
+/// What is drawn of a period.
 #[derive(Deserialize)]
 struct Period {
     at: Timestamp,
@@ -57,105 +45,99 @@ struct Period {
     output_tokens: f64,
 }
 
-/// A series before it is drawn: its name, its colour, and what of a period it shows.
+/// A part of each bar: its name, its colour, and its value in a period.
 type Layer = (&'static str, usize, fn(&Period) -> f64);
 
-/// The charts of a time.
+/// Each chart: its name, whether it shows times, and its layers from the bottom to the top.
+const CHARTS: [(&str, bool, &[Layer]); 4] = [
+    (
+        "throughput",
+        false,
+        &[
+            ("status_succeeded", 2, |p| p.succeeded),
+            ("status_failed", 4, |p| p.failed),
+            ("status_cancelled", 1, |p| p.cancelled),
+        ],
+    ),
+    (
+        "latency",
+        true,
+        &[
+            ("series_p50", 0, |p| p.p50_seconds.unwrap_or(0.0)),
+            ("series_p95", 1, |p| p.p95_seconds.unwrap_or(0.0) - p.p50_seconds.unwrap_or(0.0)),
+        ],
+    ),
+    ("depth", false, &[("status_running", 0, |p| p.running), ("status_queued", 1, |p| p.queued)]),
+    ("tokens", false, &[("series_input", 5, |p| p.input_tokens), ("series_output", 1, |p| p.output_tokens)]),
+];
+
 #[derive(Serialize)]
 pub(super) struct Charts {
     range: &'static str,
     bars: u32,
-    period_seconds: u64,
     /// When the first bar begins, and the last.
     from: Timestamp,
     to: Timestamp,
     charts: Vec<Chart>,
-    /// As the API told it, newest first: the table.
+    /// The API's periods, newest first: the table.
     rows: Vec<Value>,
 }
 
-/// One chart.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 struct Chart {
     name: &'static str,
     is_time: bool,
-    /// What a bar of full height stands for.
+    /// The value of a bar of full height.
     most: f64,
     series: Vec<Series>,
 }
 
-/// A colour of the bars.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 struct Series {
     name: &'static str,
     colour: usize,
-    /// Its pieces of all bars, as a path of SVG in a box as wide as there are bars and 100 high.
+    /// The layer's parts of all bars, as a path of SVG in a box as wide as there are bars and 100 high.
     path: String,
 }
 
 impl Charts {
-    /// From what the API says; none if that has no periods.
-    pub(super) fn of(range: Range, told: &Value) -> Option<Charts> {
-        let rows = told["periods"].as_array()?;
+    /// Made of the API's answer; `None` if that has no periods.
+    pub(super) fn of(range: Range, answer: &Value) -> Option<Charts> {
+        let rows = answer["periods"].as_array()?;
         let periods = rows.iter().map(Period::deserialize).collect::<Result<Vec<Period>, _>>().ok()?;
-        let period_seconds = told["period_seconds"].as_u64().filter(|seconds| *seconds > 0)?;
+        let period_seconds = answer["period_seconds"].as_u64().filter(|seconds| *seconds > 0)?;
         let to = periods.last()?.at;
-        let bars = range.bars();
-        let from = to.minus(std::time::Duration::from_secs(period_seconds * u64::from(bars - 1)));
-        let draw = |name, is_time, series: &[Layer]| {
-            let stacks = periods.iter().filter(|period| period.at >= from).map(|period| {
-                let place = period.at.since(from).as_secs() / period_seconds;
-                (place, series.iter().map(|(_, _, value)| value(period).max(0.0)).collect::<Vec<f64>>())
-            });
-            chart(
-                name,
-                is_time,
-                &series.iter().map(|(n, c, _)| (*n, *c)).collect::<Vec<_>>(),
-                &stacks.collect::<Vec<_>>(),
-            )
-        };
-        let charts = vec![
-            draw(
-                "throughput",
-                false,
-                &[
-                    ("status_succeeded", 2, |p| p.succeeded),
-                    ("status_failed", 4, |p| p.failed),
-                    ("status_cancelled", 1, |p| p.cancelled),
-                ],
-            ),
-            draw(
-                "latency",
-                true,
-                &[
-                    ("series_p50", 0, |p| p.p50_seconds.unwrap_or(0.0)),
-                    ("series_p95", 1, |p| p.p95_seconds.unwrap_or(0.0) - p.p50_seconds.unwrap_or(0.0)),
-                ],
-            ),
-            draw("depth", false, &[("status_running", 0, |p| p.running), ("status_queued", 1, |p| p.queued)]),
-            draw(
-                "tokens",
-                false,
-                &[("series_input", 5, |p| p.input_tokens), ("series_output", 1, |p| p.output_tokens)],
-            ),
-        ];
-        let rows = rows.iter().rev().cloned().collect();
-        Some(Charts { range: range.into(), bars, period_seconds, from, to, charts, rows })
+        let from = to.minus(Duration::from_secs(period_seconds * u64::from(range.bars - 1)));
+        let shown = periods.into_iter().filter(|period| period.at >= from);
+        let bars: Vec<_> = shown.map(|period| (period.at.since(from).as_secs() / period_seconds, period)).collect();
+        let charts = CHARTS.map(|(name, is_time, layers)| chart(name, is_time, layers, &bars)).into();
+        Some(Charts {
+            range: range.name,
+            bars: range.bars,
+            from,
+            to,
+            charts,
+            rows: rows.iter().rev().cloned().collect(),
+        })
     }
 }
 
-/// Stacks the values of each bar, the first one at the bottom.
-fn chart(name: &'static str, is_time: bool, series: &[(&'static str, usize)], stacks: &[(u64, Vec<f64>)]) -> Chart {
-    let most = round_up(stacks.iter().map(|(_, values)| values.iter().sum()).fold(0.0, f64::max));
+/// `bars`: the place of each period from the left, and the period.
+fn chart(name: &'static str, is_time: bool, layers: &[Layer], bars: &[(u64, Period)]) -> Chart {
+    let height = |layers: &[Layer], period| layers.iter().map(|(.., value)| value(period).max(0.0)).sum::<f64>();
+    let most = round_up(bars.iter().map(|(_, period)| height(layers, period)).fold(0.0, f64::max));
     let path = |which: usize| {
-        stacks.iter().filter(|(_, values)| values[which] > 0.0).fold(String::new(), |path, (place, values)| {
-            let top = 100.0 * (1.0 - values[..=which].iter().sum::<f64>() / most);
-            let height = 100.0 * values[which] / most;
-            path + &format!("M{place} {top:.1}h{BAR}v{height:.1}h-{BAR}z")
+        bars.iter().fold(String::new(), |path, (place, period)| {
+            let value = height(&layers[which..=which], period);
+            if value <= 0.0 {
+                return path;
+            }
+            let top = 100.0 * (1.0 - height(&layers[..=which], period) / most);
+            path + &format!("M{place} {top:.1}h{BAR}v{:.1}h-{BAR}z", 100.0 * value / most)
         })
     };
     let series =
-        series.iter().enumerate().map(|(which, (name, colour))| Series { name, colour: *colour, path: path(which) });
+        layers.iter().enumerate().map(|(which, &(name, colour, _))| Series { name, colour, path: path(which) });
     Chart { name, is_time, most, series: series.collect() }
 }
 
@@ -187,14 +169,14 @@ mod tests {
             period("2026-11-23T10:58:00Z", 4, 1),
             period("2026-11-23T11:00:00Z", 1, 0),
         ]});
-        let charts = Charts::of(Range::Hour, &told).unwrap();
+        let charts = Charts::of(range(""), &told).unwrap();
         let throughput = &charts.charts[0];
         assert_eq!(throughput.most, 5.0, "what lies before does not count");
         let paths: Vec<&str> = throughput.series.iter().map(|series| &*series.path).collect();
         assert_eq!(paths, ["M57 20.0h0.8v80.0h-0.8zM59 80.0h0.8v20.0h-0.8z", "M57 0.0h0.8v20.0h-0.8z", ""]);
         assert_eq!((charts.rows.len(), &charts.rows[0]["succeeded"]), (3, &json!(1)));
-        assert!(Charts::of(Range::Hour, &json!({"period_seconds": 60, "periods": []})).is_none());
-        assert!(Charts::of(Range::Hour, &Value::Null).is_none());
+        assert!(Charts::of(range("hour"), &json!({"period_seconds": 60, "periods": []})).is_none());
+        assert!(Charts::of(range("hour"), &Value::Null).is_none());
     }
 
     #[test]

@@ -1,78 +1,56 @@
-//! `/admin/keys`: the API keys of callers, to make, see and revoke. A new one is shown on the answer to its making, once.
-
-use std::sync::Arc;
+//! `/admin/keys`: the API keys of callers. The page that answers the creation of a key shows it, once.
 
 use axum::{
     Form,
-    extract::State,
-    http::{HeaderMap, Method, StatusCode},
+    http::StatusCode,
     response::{IntoResponse, Redirect},
 };
 use minijinja::{context, value::Serde};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    pages::{Page, Pages},
-    reader::Reader,
-};
+use super::pages::{Page, Visit};
 
 const KEYS: &str = "/api/v1/admin/keys";
 
-#[derive(Deserialize)]
-pub(super) struct Wanted {
-    #[serde(default)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct KeyForm {
     mark: String,
-    #[serde(default)]
     name: String,
-    #[serde(default)]
     scope: String,
 }
 
-#[derive(Deserialize)]
-pub(super) struct Unwanted {
-    #[serde(default)]
-    mark: String,
-    #[serde(default)]
-    name: String,
-}
-
 /// `GET /admin/keys`
-pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader) -> Page {
-    pages.keys(&reader, StatusCode::OK, &Value::Null, &Value::Null).await
+pub(super) async fn show(visit: Visit) -> Page {
+    visit.keys(StatusCode::OK, &Value::Null, &Value::Null).await
 }
 
 /// `POST /admin/keys`
-pub(super) async fn create(State(pages): State<Arc<Pages>>, reader: Reader, Form(wanted): Form<Wanted>) -> Page {
-    pages.check_mark(&reader, &wanted.mark)?;
-    let body = json!({ "name": wanted.name.trim(), "scope": wanted.scope });
-    let answer = pages.api.post(&reader.caller, KEYS, Some(&body)).await;
+pub(super) async fn create(visit: Visit, Form(form): Form<KeyForm>) -> Page {
+    visit.check_mark(&form.mark)?;
+    let body = json!({ "name": form.name.trim(), "scope": form.scope });
+    let answer = visit.api.post(KEYS, Some(&body)).await;
     match answer.status {
-        StatusCode::CREATED => pages.keys(&reader, StatusCode::OK, &answer.body, &Value::Null).await,
-        StatusCode::UNAUTHORIZED => Ok(pages.problem(&reader, &answer)),
-        status => pages.keys(&reader, status, &Value::Null, &answer.body).await,
+        StatusCode::CREATED => visit.keys(StatusCode::OK, &answer.body, &Value::Null).await,
+        StatusCode::UNAUTHORIZED => Ok(visit.problem(&answer)),
+        status => visit.keys(status, &Value::Null, &answer.body).await,
     }
 }
 
 /// `POST /admin/keys/revoke`
-pub(super) async fn revoke(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    Form(Unwanted { mark, name }): Form<Unwanted>,
-) -> Page {
-    pages.check_mark(&reader, &mark)?;
-    let name: String = form_urlencoded::byte_serialize(name.as_bytes()).collect();
-    let path = format!("{KEYS}/{name}");
-    let answer = pages.api.ask(&reader.caller, Method::DELETE, &path, HeaderMap::new(), None).await;
-    pages.done(&reader, answer)?;
+pub(super) async fn revoke(visit: Visit, Form(form): Form<KeyForm>) -> Page {
+    visit.check_mark(&form.mark)?;
+    let name: String = form_urlencoded::byte_serialize(form.name.as_bytes()).collect();
+    visit.done(visit.api.delete(&format!("{KEYS}/{name}")).await)?;
     Ok(Redirect::to("/admin/keys").into_response())
 }
 
-impl Pages {
-    /// The keys; above them the one just made, or what is wrong with the one that was wanted.
-    async fn keys(&self, reader: &Reader, status: StatusCode, new: &Value, problem: &Value) -> Page {
-        let list = self.read(reader, KEYS).await?;
+impl Visit {
+    /// The list of keys; above it the key just created, or the problem of the attempt.
+    async fn keys(&self, status: StatusCode, new: &Value, problem: &Value) -> Page {
+        let list = self.read(KEYS).await?;
         let shown = context! { list => Serde(list), new => Serde(new), problem => Serde(problem) };
-        Ok(self.render(reader, status, "keys.html", shown))
+        Ok(self.render(status, "keys.html", shown))
     }
 }

@@ -1,10 +1,8 @@
 //! `/admin/login` and `/admin/logout`. The API checks the credential that signs in.
 
-use std::sync::Arc;
-
 use axum::{
     Form,
-    extract::{Query, State},
+    extract::Query,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
@@ -13,44 +11,23 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::{
-    api::{Answer, Caller},
+    api::Answer,
     cookies,
-    pages::{Mark, Page, Pages},
-    reader::{self, Reader},
+    pages::{Mark, Page, Visit},
+    reader,
     session::SESSION_HOURS,
 };
 
-/// What a browser gets that has signed in.
 pub(super) struct SignedIn {
     pub(super) cookie: HeaderValue,
     pub(super) is_admin: bool,
-    /// Asks the API in its name.
-    pub(super) caller: Caller,
-}
-
-pub(super) enum NotSignedIn {
-    /// The credential is not known.
-    Wrong,
-    /// There were too many tries.
-    Later,
-    /// The API failed.
-    Unknown(Answer),
 }
 
 /// The address to go to after signing in.
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 pub(super) struct Next {
+    #[serde(default)]
     next: String,
-}
-
-/// `GET /admin/login`
-pub(super) async fn form(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    Query(Next { next }): Query<Next>,
-) -> Response {
-    pages.render(&reader, StatusCode::OK, "login.html", context! { next })
 }
 
 #[derive(Deserialize)]
@@ -60,64 +37,66 @@ pub(super) struct Credentials {
     next: String,
 }
 
+/// `GET /admin/login`
+pub(super) async fn form(visit: Visit, Query(Next { next }): Query<Next>) -> Response {
+    visit.page("login.html", context! { next })
+}
+
 /// `POST /admin/login`
 pub(super) async fn sign_in(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
+    mut visit: Visit,
     headers: HeaderMap,
     Form(Credentials { token, next }): Form<Credentials>,
 ) -> Response {
-    let (status, wrong) = match pages.sign_in(&reader, &headers, token.into()).await {
-        Ok(SignedIn { cookie, is_admin, .. }) => {
+    match visit.sign_in(&headers, token.into()).await {
+        Ok(SignedIn { cookie, is_admin }) => {
             let home = if is_admin { "/admin" } else { "/" };
             let is_theirs = !next.is_empty() && (is_admin || !next.starts_with("/admin"));
             let to = Redirect::to(if is_theirs { reader::here(&next) } else { home });
-            return ([(header::SET_COOKIE, cookie)], to).into_response();
+            ([(header::SET_COOKIE, cookie)], to).into_response()
         }
-        Err(NotSignedIn::Wrong) => (StatusCode::UNAUTHORIZED, "token"),
-        Err(NotSignedIn::Later) => (StatusCode::TOO_MANY_REQUESTS, "later"),
-        Err(NotSignedIn::Unknown(answer)) => return pages.problem(&reader, &answer),
-    };
-    pages.render(&reader, status, "login.html", context! { next, wrong })
+        Err(answer) => match wrong_key(&answer) {
+            Some(wrong) => visit.render(answer.status, "login.html", context! { next, wrong }),
+            None => visit.problem(&answer),
+        },
+    }
+}
+
+/// Why a credential was not accepted, as templates have it; `None` if the API failed.
+pub(super) fn wrong_key(answer: &Answer) -> Option<&'static str> {
+    match answer.status {
+        StatusCode::UNAUTHORIZED => Some("wrong"),
+        StatusCode::TOO_MANY_REQUESTS => Some("later"),
+        _ => None,
+    }
 }
 
 /// `POST /admin/logout`
-pub(super) async fn sign_out(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    headers: HeaderMap,
-    Form(Mark { mark }): Form<Mark>,
-) -> Page {
-    pages.check_mark(&reader, &mark)?;
+pub(super) async fn sign_out(visit: Visit, headers: HeaderMap, Form(Mark { mark }): Form<Mark>) -> Page {
+    visit.check_mark(&mark)?;
     if let Some(name) = cookies::session(&headers) {
-        pages.sessions.close(name).await;
+        visit.pages.sessions.close(name).await;
     }
     Ok(([(header::SET_COOKIE, cookies::set_session(&headers, "", 0))], Redirect::to("/")).into_response())
 }
 
-impl Pages {
-    /// Opens a session with this credential, in the place of the browser's session.
-    pub(super) async fn sign_in(
-        &self,
-        reader: &Reader,
-        headers: &HeaderMap,
-        credential: SecretString,
-    ) -> Result<SignedIn, NotSignedIn> {
-        let caller = reader.caller.clone().with(credential.clone());
-        let answer = self.api.get(&caller, "/api/v1/admin/jobs?limit=1").await;
+impl Visit {
+    /// Opens a session with this credential, in place of the browser's session. From then on the API is called with it.
+    pub(super) async fn sign_in(&mut self, headers: &HeaderMap, credential: SecretString) -> Result<SignedIn, Answer> {
+        let mut api = self.api.clone();
+        api.credential = Some(credential.clone());
+        let answer = api.get("/api/v1/admin/jobs?limit=1").await;
         let is_admin = match answer.status {
             StatusCode::OK => true,
             // Known, but not an operator.
             StatusCode::FORBIDDEN => false,
-            StatusCode::UNAUTHORIZED => return Err(NotSignedIn::Wrong),
-            StatusCode::TOO_MANY_REQUESTS => return Err(NotSignedIn::Later),
-            _ => return Err(NotSignedIn::Unknown(answer)),
+            _ => return Err(answer),
         };
         if let Some(old) = cookies::session(headers) {
-            self.sessions.close(old).await;
+            self.pages.sessions.close(old).await;
         }
-        let name = self.sessions.open(&credential, is_admin).await;
-        let cookie = cookies::set_session(headers, &name, SESSION_HOURS * 3_600);
-        Ok(SignedIn { cookie, is_admin, caller })
+        let name = self.pages.sessions.open(&credential, is_admin).await;
+        self.api = api;
+        Ok(SignedIn { cookie: cookies::set_session(headers, &name, SESSION_HOURS * 3_600), is_admin })
     }
 }

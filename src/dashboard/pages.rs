@@ -1,10 +1,11 @@
-//! What every page needs, and the answers that all of them give.
+//! What every page needs: the visit of a reader, and the answers that all pages give.
 
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
+    Router,
     extract::{FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{Html, IntoResponse, Redirect, Response},
 };
@@ -14,20 +15,20 @@ use serde_json::Value;
 use tracing::error;
 
 use super::{
-    api::{Answer, Api},
-    assets,
-    reader::{self, Reader},
-    session::Sessions,
+    api::{Answer, Api, request as api_request},
+    assets, cookies, reader,
+    session::{SessionView, Sessions},
+    strings::Lang,
     templates::{Templates, memo_labels},
 };
 use crate::analysis::labels::Labels;
 
-/// Nothing but our own style sheet, script and pictures; no other host, no inline code, no frame around it.
+/// Only the style sheet, scripts and pictures of this service: no other host, no inline code, no frame around a page.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 pub(super) struct Pages {
-    pub(super) api: Api,
+    pub(super) routes: Router,
     pub(super) templates: Templates,
     pub(super) sessions: Sessions,
     pub(super) shown: Shown,
@@ -38,7 +39,6 @@ pub(super) struct Pages {
 pub struct Shown {
     /// Longest question, in characters.
     pub max_query_length: usize,
-    /// Claude is simulated: nothing is spent, and no answer is real.
     pub is_simulated: bool,
     /// Questions need no key.
     pub is_open: bool,
@@ -49,7 +49,7 @@ pub struct Shown {
 /// The answer of a handler that stops at the first [`Instead`].
 pub(super) type Page = Result<Response, Instead>;
 
-/// An answer in the place of the page that was asked for.
+/// An answer in place of the requested page.
 pub(super) struct Instead(Box<Response>);
 
 impl From<Response> for Instead {
@@ -71,24 +71,45 @@ pub(super) struct Mark {
     pub(super) mark: String,
 }
 
-impl FromRequestParts<Arc<Pages>> for Reader {
+/// One request to a page: who reads it, and the API in their name.
+pub(super) struct Visit {
+    pub(super) pages: Arc<Pages>,
+    pub(super) api: Api,
+    pub(super) session: Option<SessionView>,
+    lang: Lang,
+    theme: &'static str,
+    /// Path and query of this page.
+    here: String,
+}
+
+impl FromRequestParts<Arc<Pages>> for Visit {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, pages: &Arc<Pages>) -> Result<Reader, Infallible> {
-        Ok(Reader::new(parts, &pages.sessions))
+    async fn from_request_parts(parts: &mut Parts, pages: &Arc<Pages>) -> Result<Visit, Infallible> {
+        Ok(Visit::new(parts, pages))
     }
 }
 
-impl Pages {
-    /// A page: the template, with what it shows, for this reader.
-    pub(super) fn render(
-        &self,
-        reader: &Reader,
-        status: StatusCode,
-        template: &str,
-        shown: minijinja::Value,
-    ) -> Response {
-        match self.templates.fill(template, frame(reader, self.shown, shown)) {
+impl Visit {
+    fn new(parts: &Parts, pages: &Arc<Pages>) -> Visit {
+        let found = cookies::session(&parts.headers).and_then(|name| pages.sessions.find(name));
+        let (session, credential) = found.unzip();
+        Visit {
+            api: Api::new(pages.routes.clone(), parts, credential),
+            session,
+            lang: reader::language(&parts.headers),
+            theme: reader::theme(&parts.headers),
+            here: parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
+            pages: Arc::clone(pages),
+        }
+    }
+
+    pub(super) fn page(&self, template: &str, shown: minijinja::Value) -> Response {
+        self.render(StatusCode::OK, template, shown)
+    }
+
+    pub(super) fn render(&self, status: StatusCode, template: &str, shown: minijinja::Value) -> Response {
+        match self.pages.templates.fill(template, self.frame(shown)) {
             Ok(page) => (status, [(header::CACHE_CONTROL, "private, no-cache")], Html(page)).into_response(),
             Err(error) => {
                 error!(page = template, error = format!("{error:#}"), "failed to render a page");
@@ -97,16 +118,40 @@ impl Pages {
         }
     }
 
-    /// A page that says one thing, by the keys of its title and text.
-    pub(super) fn message(&self, reader: &Reader, status: StatusCode, title: &str, text: &str) -> Response {
-        self.render(reader, status, "message.html", context! { title, text })
+    /// What every template gets besides what its page shows.
+    fn frame(&self, shown: minijinja::Value) -> minijinja::Value {
+        let labels = shown.get_attr("m").ok().filter(|labels| !labels.is_undefined());
+        let lang = self.lang;
+        let separator = if self.here.contains('?') { '&' } else { '?' };
+        let service = self.pages.shown;
+        context! {
+            t => lang.texts(),
+            // In the language of the memo on the page, else in the reader's language.
+            m => labels.unwrap_or_else(|| memo_labels(Labels::of(lang.code()))),
+            lang_tag => lang.tag(),
+            other_lang => lang.other().code(),
+            theme => self.theme,
+            here => format!("{}{separator}", self.here),
+            version => assets::VERSION.as_str(),
+            is_simulated => service.is_simulated,
+            is_open => service.is_open,
+            is_exposed => service.is_exposed,
+            mark => self.session.as_ref().map(|session| session.mark.as_str()),
+            is_admin => self.session.as_ref().is_some_and(|session| session.is_admin),
+            ..shown
+        }
+    }
+
+    /// A page with one message; `title` and `text` are keys of texts.
+    pub(super) fn message(&self, status: StatusCode, title: &str, text: &str) -> Response {
+        self.render(status, "message.html", context! { title, text })
     }
 
     /// The page of an answer that is an error.
-    pub(super) fn problem(&self, reader: &Reader, answer: &Answer) -> Response {
+    pub(super) fn problem(&self, answer: &Answer) -> Response {
         match answer.status {
-            StatusCode::UNAUTHORIZED if reader.session.is_none() => sign_in_first(&reader.here),
-            StatusCode::NOT_FOUND => self.message(reader, answer.status, "unknown_title", "unknown_do"),
+            StatusCode::UNAUTHORIZED if self.session.is_none() => self.sign_in_first(),
+            StatusCode::NOT_FOUND => self.message(answer.status, "unknown_title", "unknown_do"),
             status => {
                 let shown = context! {
                     title => "error_title",
@@ -114,74 +159,54 @@ impl Pages {
                     detail => answer.body["detail"].as_str(),
                     request_id => answer.body["request_id"].as_str(),
                 };
-                self.render(reader, status, "message.html", shown)
+                self.render(status, "message.html", shown)
             }
         }
     }
 
-    /// What the API has at `path`, for a page that needs a session.
-    pub(super) async fn read(&self, reader: &Reader, path: &str) -> Result<Value, Instead> {
-        if reader.session.is_none() {
-            return Err(sign_in_first(&reader.here).into());
+    /// The API's answer at `path`, for a page that needs a session.
+    pub(super) async fn read(&self, path: &str) -> Result<Value, Instead> {
+        if self.session.is_none() {
+            return Err(self.sign_in_first().into());
         }
-        self.api.get(&reader.caller, path).await.ok().map_err(|answer| match answer.status {
-            StatusCode::UNAUTHORIZED => sign_in_first(&reader.here).into(),
-            _ => self.problem(reader, &answer).into(),
-        })
+        match self.api.get(path).await {
+            answer if answer.status == StatusCode::UNAUTHORIZED => Err(self.sign_in_first().into()),
+            answer => self.done(answer),
+        }
     }
 
-    /// What the API answered to a change, or the page of its error.
-    pub(super) fn done(&self, reader: &Reader, answer: Answer) -> Result<Value, Instead> {
-        answer.ok().map_err(|answer| self.problem(reader, &answer).into())
+    /// The body of a success, else the page of the error.
+    pub(super) fn done(&self, answer: Answer) -> Result<Value, Instead> {
+        answer.ok().map_err(|answer| self.problem(&answer).into())
     }
 
     /// Checks that a form was made for this session.
-    pub(super) fn check_mark(&self, reader: &Reader, mark: &str) -> Result<(), Instead> {
-        match &reader.session {
+    pub(super) fn check_mark(&self, mark: &str) -> Result<(), Instead> {
+        match &self.session {
             Some(session) if session.made(mark) => Ok(()),
-            Some(_) => Err(self.message(reader, StatusCode::FORBIDDEN, "error_title", "error_form_old").into()),
-            None => Err(sign_in_first("/admin").into()),
+            Some(_) => Err(self.message(StatusCode::FORBIDDEN, "error_title", "error_form_old").into()),
+            None => Err(sign_in("/admin").into()),
         }
     }
+
+    /// To the sign-in form, and back to this page afterwards.
+    pub(super) fn sign_in_first(&self) -> Response {
+        sign_in(&self.here)
+    }
+}
+
+fn sign_in(next: &str) -> Response {
+    let next = form_urlencoded::Serializer::new(String::new()).append_pair("next", next).finish();
+    Redirect::to(&format!("/admin/login?{next}")).into_response()
 }
 
 /// An address without a page: browsers get a page that says so, programs the API's answer.
-pub(super) async fn not_found(State(pages): State<Arc<Pages>>, reader: Reader, request: Request) -> Response {
+pub(super) async fn not_found(visit: Visit, request: Request) -> Response {
     let accept = request.headers().get_all(header::ACCEPT).iter();
     if accept.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html")) {
-        return pages.message(&reader, StatusCode::NOT_FOUND, "no_page_title", "no_page_do");
+        return visit.message(StatusCode::NOT_FOUND, "no_page_title", "no_page_do");
     }
-    let method = request.method().clone();
-    pages.api.send(&reader.caller, method, &reader.here, HeaderMap::new(), None).await
-}
-
-/// What every template gets besides what its page shows.
-fn frame(reader: &Reader, service: Shown, shown: minijinja::Value) -> minijinja::Value {
-    let labels = shown.get_attr("m").ok().filter(|labels| !labels.is_undefined());
-    let separator = if reader.here.contains('?') { '&' } else { '?' };
-    context! {
-        t => reader.lang.texts(),
-        // Of the memo that is shown, else in the reader's language.
-        m => labels.unwrap_or_else(|| memo_labels(Labels::of(reader.lang.code()))),
-        lang => reader.lang.code(),
-        lang_tag => reader.lang.tag(),
-        other_lang => reader.lang.other().code(),
-        theme => reader.theme,
-        here => format!("{}{separator}", reader.here),
-        version => assets::VERSION.as_str(),
-        is_simulated => service.is_simulated,
-        is_open => service.is_open,
-        is_exposed => service.is_exposed,
-        mark => reader.session.as_ref().map(|session| session.mark.as_str()),
-        is_admin => reader.session.as_ref().is_some_and(|session| session.is_admin),
-        ..shown
-    }
-}
-
-/// To the form, and back to `here` afterwards.
-pub(super) fn sign_in_first(here: &str) -> Response {
-    let next = form_urlencoded::Serializer::new(String::new()).append_pair("next", here).finish();
-    Redirect::to(&format!("/admin/login?{next}")).into_response()
+    visit.api.send(api_request(request.method().clone(), &visit.here, None)).await
 }
 
 /// Follows the switches of language and colours, and refuses forms of other sites.
@@ -193,9 +218,8 @@ pub(super) async fn guard(State(pages): State<Arc<Pages>>, request: Request, nex
         return response;
     }
     if method != Method::GET && method != Method::HEAD && reader::is_foreign(request.headers()) {
-        let (parts, _) = request.into_parts();
-        let reader = Reader::new(&parts, &pages.sessions);
-        return pages.message(&reader, StatusCode::FORBIDDEN, "error_title", "error_foreign");
+        let visit = Visit::new(&request.into_parts().0, &pages);
+        return visit.message(StatusCode::FORBIDDEN, "error_title", "error_foreign");
     }
     next.run(request).await
 }

@@ -1,11 +1,11 @@
-//! `/admin`: the queue for those who run it. Needs a session; without one every address leads to the form and back.
+//! `/admin`: the queue, for operators. Needs a session; without one every address leads to the sign-in form and back.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use axum::{
     Form,
-    extract::{Query, State},
-    http::{HeaderMap, Method, StatusCode},
+    extract::Query,
+    http::{Method, StatusCode},
     response::{IntoResponse, Redirect, Response},
 };
 use minijinja::{context, value::Serde};
@@ -14,15 +14,18 @@ use serde_json::{Map, Value, json as object};
 use strum::VariantNames;
 
 use super::{
+    api::request,
     filter::{Pairs, chips, conditions, encode, given, json},
-    history::{Charts, Range},
-    pages::{Mark, Page, Pages, sign_in_first},
-    reader::Reader,
+    history::{Charts, range},
+    pages::{Mark, Page, Visit},
 };
 use crate::job::FailureCode;
 
 /// Jobs on a page: two screens.
 const JOBS: usize = 30;
+
+/// Entries on a page of the audit log, and of failing webhooks.
+const ENTRIES: usize = 50;
 
 /// The actions on many jobs, and the statuses of the jobs that each applies to.
 const ACTIONS: [(&str, &[&str]); 3] = [
@@ -36,50 +39,49 @@ const ACTIONS: [(&str, &[&str]); 3] = [
 struct Button {
     action: &'static str,
     statuses: &'static [&'static str],
-    /// How many jobs; none if counting takes too long.
+    /// How many jobs; `None` if counting takes too long.
     count: Option<u64>,
 }
 
 /// `GET /admin`
-pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Response {
-    if reader.session.is_none() {
-        return sign_in_first(&reader.here);
+pub(super) async fn show(visit: Visit, Query(pairs): Query<Pairs>) -> Response {
+    if visit.session.is_none() {
+        return visit.sign_in_first();
     }
     // The script continues a search without counting all matches again.
     let (uncounted, pairs): (Pairs, Pairs) = given(pairs).into_iter().partition(|(name, _)| name == "count");
     // How far back the charts go does not concern the list.
     let (ranges, listed): (Pairs, Pairs) = pairs.iter().cloned().partition(|(name, _)| name == "range");
-    let range: Range = ranges.last().and_then(|(_, name)| name.parse().ok()).unwrap_or_default();
+    let range = range(ranges.last().map_or("", |(_, name)| name));
     let conditions = conditions(&pairs);
-    let counted = ("count".to_owned(), uncounted.is_empty().to_string());
-    let listing = format!("/api/v1/admin/jobs?{}", encode(listed.iter().cloned().chain([limit(JOBS), counted])));
-    let history = format!("/api/v1/admin/history?resolution={}", range.resolution());
-    let running = format!("/api/v1/admin/jobs?{}", encode([("status".into(), "running".into()), limit(JOBS)]));
+    let listed = encode(&listed);
+    let listing = format!("/api/v1/admin/jobs?{listed}&limit={JOBS}&count={}", uncounted.is_empty());
+    let history = format!("/api/v1/admin/history?resolution={}", range.resolution);
+    let running = format!("/api/v1/admin/jobs?status=running&limit={JOBS}");
     let (list, running, stats, usage, hour, history) = tokio::join!(
-        pages.api.get(&reader.caller, &listing),
-        pages.api.get(&reader.caller, &running),
-        pages.api.get(&reader.caller, "/api/v1/admin/stats"),
-        pages.api.get(&reader.caller, "/api/v1/admin/usage?days=1"),
-        pages.api.get(&reader.caller, "/api/v1/admin/history"),
-        pages.api.get(&reader.caller, &history),
+        visit.api.get(&listing),
+        visit.api.get(&running),
+        visit.api.get("/api/v1/admin/stats"),
+        visit.api.get("/api/v1/admin/usage?days=1"),
+        visit.api.get("/api/v1/admin/history"),
+        visit.api.get(&history),
     );
     if list.status == StatusCode::UNAUTHORIZED || list.status == StatusCode::FORBIDDEN {
-        return sign_in_first(&reader.here);
+        return visit.sign_in_first();
     }
     let problem = (!list.status.is_success()).then(|| list.body["detail"].as_str().map(str::to_owned));
-    let address = |cursor: &Value| {
-        let kept = pairs.iter().filter(|(name, _)| name != "cursor").cloned();
-        Some(format!("/admin?{}", encode(kept.chain([("cursor".to_owned(), cursor.as_str()?.to_owned())]))))
+    // The first page with another value of a parameter; with a cursor, the page there.
+    let with = |name: &str, value: &str| {
+        let others = pairs.iter().filter(|(other, _)| other != name && other != "cursor");
+        encode(others.chain([&(name.to_owned(), value.to_owned())]))
     };
-    let other_order =
-        if pairs.iter().any(|(name, value)| name == "order" && value == "oldest") { "newest" } else { "oldest" };
-    let in_order = pairs.iter().filter(|(name, _)| name != "cursor" && name != "order").cloned();
-    let in_range = encode(pairs.iter().filter(|(name, _)| name != "range").cloned());
+    let at = |cursor: &Value| Some(format!("/admin?{}", with("cursor", cursor.as_str()?)));
+    let is_oldest = pairs.iter().any(|(name, value)| name == "order" && value == "oldest");
     let shown = context! {
         hour => hour.ok().ok().map(|mut history| Serde(history["total"].take())),
         charts => Charts::of(range, &history.body).map(Serde),
-        reordered => encode(in_order.chain([("order".to_owned(), other_order.to_owned())])),
-        range_address => if in_range.is_empty() { "/admin?".to_owned() } else { format!("/admin?{in_range}&") },
+        reordered => with("order", if is_oldest { "newest" } else { "oldest" }),
+        range_address => if listed.is_empty() { "/admin?".to_owned() } else { format!("/admin?{listed}&") },
         list => Serde(&list.body),
         running => running.ok().ok().map(Serde),
         stats => stats.ok().ok().map(Serde),
@@ -90,12 +92,12 @@ pub(super) async fn show(State(pages): State<Arc<Pages>>, reader: Reader, Query(
         chips => Serde(chips(&pairs)),
         buttons => Serde(buttons(&list.body["matched"])),
         page_size => JOBS,
-        filter => encode(conditions.iter().cloned()),
-        next => address(&list.body["next_cursor"]),
-        previous => address(&list.body["prev_cursor"]),
+        filter => encode(&conditions),
+        next => at(&list.body["next_cursor"]),
+        previous => at(&list.body["prev_cursor"]),
         is_first => pairs.iter().all(|(name, _)| name != "cursor"),
     };
-    pages.render(&reader, StatusCode::OK, "queue.html", shown)
+    visit.page("queue.html", shown)
 }
 
 /// The values of each parameter.
@@ -117,9 +119,9 @@ fn buttons(matched: &Value) -> Vec<Button> {
 
 /// `POST /admin/actions`: a dry run or, once confirmed, the action, on the selected jobs or, without any, on all of the
 /// filter.
-pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(form): Form<Pairs>) -> Page {
+pub(super) async fn act(visit: Visit, Form(form): Form<Pairs>) -> Page {
     let field = |name: &str| form.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value.as_str());
-    pages.check_mark(&reader, field("mark"))?;
+    visit.check_mark(field("mark"))?;
     let selected: Pairs = form.iter().filter(|(name, _)| name == "ids").cloned().collect();
     let filter = if selected.is_empty() {
         form_urlencoded::parse(field("filter").as_bytes()).into_owned().collect()
@@ -131,38 +133,26 @@ pub(super) async fn act(State(pages): State<Arc<Pages>>, reader: Reader, Form(fo
     if !field("cursor").is_empty() {
         body["cursor"] = Value::from(field("cursor"));
     }
-    let answer = pages.api.post(&reader.caller, "/api/v1/admin/jobs/actions", Some(&body)).await;
-    let (report, conditions) = (Serde(pages.done(&reader, answer)?), Serde(filter.clone()));
-    let shown = context! { report, action, filter => encode(filter), conditions };
-    Ok(pages.render(&reader, StatusCode::OK, "bulk.html", shown))
+    let report = visit.done(visit.api.post("/api/v1/admin/jobs/actions", Some(&body)).await)?;
+    let shown = context! { report => Serde(report), action, filter => encode(&filter), conditions => Serde(filter) };
+    Ok(visit.page("bulk.html", shown))
 }
 
-/// `POST /admin/pause`
-pub(super) async fn pause(State(pages): State<Arc<Pages>>, reader: Reader, Form(Mark { mark }): Form<Mark>) -> Page {
-    pages.switch_queue(&reader, &mark, "pause").await
+/// `POST /admin/pause` and `/admin/resume`
+pub(super) async fn switch(visit: Visit, form: Form<Mark>, action: &str) -> Page {
+    visit.check_mark(&form.mark)?;
+    visit.done(visit.api.post(&format!("/api/v1/admin/queue/{action}"), None).await)?;
+    Ok(Redirect::to("/admin").into_response())
 }
 
-/// `POST /admin/resume`
-pub(super) async fn resume(State(pages): State<Arc<Pages>>, reader: Reader, Form(Mark { mark }): Form<Mark>) -> Page {
-    pages.switch_queue(&reader, &mark, "resume").await
+/// `GET /admin/audit` and `/admin/webhooks`: a page of a list of the API.
+pub(super) async fn listing(visit: Visit, Query(pairs): Query<Pairs>, path: &str, template: &str) -> Page {
+    let cursor = encode(pairs.iter().filter(|(name, _)| name == "cursor"));
+    let answer = visit.read(&format!("{path}?{cursor}&limit={ENTRIES}")).await?;
+    Ok(visit.page(template, context! { answer => Serde(answer) }))
 }
 
-impl Pages {
-    async fn switch_queue(&self, reader: &Reader, mark: &str, action: &str) -> Page {
-        self.check_mark(reader, mark)?;
-        let answer = self.api.post(&reader.caller, &format!("/api/v1/admin/queue/{action}"), None).await;
-        self.done(reader, answer)?;
-        Ok(Redirect::to("/admin").into_response())
-    }
-
-    /// A page made of one answer of the API.
-    async fn answer_page(&self, reader: &Reader, path: &str, template: &str, saved: bool) -> Page {
-        let answer = Serde(self.read(reader, path).await?);
-        Ok(self.render(reader, StatusCode::OK, template, context! { answer, saved }))
-    }
-}
-
-/// The limits, as the form has them: empty ones stay as they are.
+/// The limits of the form. An empty one does not change.
 #[derive(Deserialize)]
 pub(super) struct LimitsForm {
     mark: String,
@@ -171,28 +161,19 @@ pub(super) struct LimitsForm {
 }
 
 /// `GET /admin/limits`
-pub(super) async fn limits(State(pages): State<Arc<Pages>>, reader: Reader, Query(pairs): Query<Pairs>) -> Page {
+pub(super) async fn limits(visit: Visit, Query(pairs): Query<Pairs>) -> Page {
     let saved = pairs.iter().any(|(name, _)| name == "saved");
-    pages.answer_page(&reader, "/api/v1/admin/limits", "limits.html", saved).await
+    let answer = visit.read("/api/v1/admin/limits").await?;
+    Ok(visit.page("limits.html", context! { answer => Serde(answer), saved }))
 }
 
 /// `POST /admin/limits`
-pub(super) async fn set_limits(
-    State(pages): State<Arc<Pages>>,
-    reader: Reader,
-    Form(LimitsForm { mark, limits }): Form<LimitsForm>,
-) -> Page {
-    pages.check_mark(&reader, &mark)?;
-    // What is no number goes along as it is: the API says what is wrong with it.
+pub(super) async fn set_limits(visit: Visit, Form(LimitsForm { mark, limits }): Form<LimitsForm>) -> Page {
+    visit.check_mark(&mark)?;
+    // What is not a number is sent too: the API says what is wrong with it.
     let value = |text: String| text.trim().parse::<u64>().map_or(Value::from(text), Value::from);
     let given = limits.into_iter().filter(|(_, text)| !text.trim().is_empty());
     let body = Value::from(given.map(|(name, text)| (name, value(text))).collect::<Map<String, Value>>());
-    let answer =
-        pages.api.ask(&reader.caller, Method::PATCH, "/api/v1/admin/limits", HeaderMap::new(), Some(&body)).await;
-    pages.done(&reader, answer)?;
+    visit.done(visit.api.ask(request(Method::PATCH, "/api/v1/admin/limits", Some(&body))).await)?;
     Ok(Redirect::to("/admin/limits?saved=1").into_response())
-}
-
-fn limit(limit: usize) -> (String, String) {
-    ("limit".to_owned(), limit.to_string())
 }

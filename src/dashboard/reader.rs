@@ -1,56 +1,28 @@
-//! Who reads a page: their language and colours (cookies that the switches set, else what the browser asks for), and
-//! their session. And what keeps other sites from acting in their name.
+//! Who reads a page: their language and colours (cookies that the switches set, else what the browser asks for). And
+//! what keeps other sites from acting in their name.
 
 use axum::{
-    http::{HeaderMap, HeaderValue, Uri, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Uri, header},
     response::{IntoResponse, Redirect, Response},
 };
 
-use super::{
-    api::Caller,
-    cookies,
-    session::{SessionView, Sessions},
-    strings::Lang,
-};
+use super::{cookies, strings::Lang};
 
-/// A year: who chose a language means it.
+/// A year.
 const PREFERENCE_SECONDS: u32 = 31_536_000;
 
-/// Who reads.
-#[derive(Clone, Debug)]
-pub(super) struct Reader {
-    pub(super) lang: Lang,
-    /// `auto`, `light` or `dark`.
-    pub(super) theme: &'static str,
-    /// Path and query of this page.
-    pub(super) here: String,
-    pub(super) session: Option<SessionView>,
-    /// Asks the API in the reader's name.
-    pub(super) caller: Caller,
+pub(super) fn language(headers: &HeaderMap) -> Lang {
+    let accepted = || Lang::accepted(headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok()?);
+    cookies::get(headers, "lang").and_then(|code| code.parse().ok()).or_else(accepted).unwrap_or(Lang::En)
 }
 
-impl Reader {
-    pub(super) fn new(parts: &Parts, sessions: &Sessions) -> Reader {
-        let headers = &parts.headers;
-        let accepted = || Lang::accepted(headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok()?);
-        let found = cookies::session(headers).and_then(|name| sessions.find(name));
-        let caller = Caller::of(parts);
-        let (session, caller) = match found {
-            Some((session, credential)) => (Some(session), caller.with(credential)),
-            None => (None, caller),
-        };
-        Reader {
-            lang: cookies::get(headers, "lang").and_then(Lang::parse).or_else(accepted).unwrap_or(Lang::En),
-            theme: cookies::get(headers, "theme").and_then(theme).unwrap_or("auto"),
-            here: parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
-            session,
-            caller,
-        }
-    }
+/// `auto`, `light` or `dark`.
+pub(super) fn theme(headers: &HeaderMap) -> &'static str {
+    known_theme(cookies::get(headers, "theme").unwrap_or_default())
 }
 
-fn theme(name: &str) -> Option<&'static str> {
-    ["auto", "light", "dark"].into_iter().find(|known| *known == name)
+fn known_theme(name: &str) -> &'static str {
+    ["light", "dark"].into_iter().find(|known| *known == name).unwrap_or("auto")
 }
 
 /// The answer to an address with `?lang=` or `?theme=`: a cookie with the choice, and the same page without it.
@@ -58,8 +30,8 @@ pub(super) fn switch(uri: &Uri) -> Option<Response> {
     let (mut chosen, mut rest) = (None, Vec::new());
     for pair in uri.query()?.split('&') {
         match pair.split_once('=') {
-            Some(("lang", code)) => chosen = Some(("lang", Lang::parse(code).unwrap_or(Lang::En).code())),
-            Some(("theme", name)) => chosen = Some(("theme", theme(name).unwrap_or("auto"))),
+            Some(("lang", code)) => chosen = Some(("lang", code.parse().unwrap_or(Lang::En).code())),
+            Some(("theme", name)) => chosen = Some(("theme", known_theme(name))),
             _ => rest.push(pair),
         }
     }
@@ -73,14 +45,14 @@ pub(super) fn switch(uri: &Uri) -> Option<Response> {
     Some(response)
 }
 
-/// `path` if it leads to a page of ours, else the first page: `//host` would lead elsewhere.
+/// `path` if it leads to a page of this service, else the first page: `//host` would lead elsewhere.
 pub(super) fn here(path: &str) -> &str {
     let is_ours = path.starts_with('/') && !path.starts_with("//") && !path.contains(['\\', '\r', '\n', '\t']);
     if is_ours { path } else { "/" }
 }
 
-/// True if a browser says that another site made it send this. What says nothing is no browser of these years, and sends
-/// no cookie of SameSite=Strict from another site either.
+/// True if a browser says that another site made it send this. A client that says nothing is not a current browser, and
+/// sends no cookie with SameSite=Strict from another site either.
 pub(super) fn is_foreign(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     match (text("sec-fetch-site"), text("origin"), text("host")) {

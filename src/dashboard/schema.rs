@@ -1,107 +1,76 @@
 //! Filters of the page `/docs`: a schema of the OpenAPI document in words, and as an example.
 
-use minijinja::{
-    HtmlEscape, Value,
-    value::{ValueIter, ValueKind},
-};
+use minijinja::{HtmlEscape, Value};
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
 
 /// Schemas in schemas, as deep as an example shows them.
 const MAX_DEPTH: usize = 6;
 
 /// The type of a schema in a few words, as HTML, with links to the schemas that it names.
-pub(super) fn kind(schema: &Value) -> Value {
-    Value::from_safe_string(kind_of(schema))
-}
-
-fn kind_of(schema: &Value) -> String {
-    let get = |name: &str| schema.get_attr(name).unwrap_or_default();
+pub(super) fn kind(schema: &Json) -> String {
     if let Some(name) = reference(schema) {
-        return format!("<a href=\"#{0}\">{0}</a>", HtmlEscape(&name));
+        return format!("<a href=\"#{0}\">{0}</a>", HtmlEscape(name));
     }
-    for several in ["oneOf", "anyOf", "allOf"] {
-        if let Some(parts) = list(&get(several)) {
-            let kinds: Vec<String> = parts.map(|part| kind_of(&part)).filter(|kind| kind != "null").collect();
-            return kinds.join(if several == "allOf" { " and " } else { " or " });
+    for (several, conjunction) in [("oneOf", " or "), ("anyOf", " or "), ("allOf", " and ")] {
+        if let Some(parts) = schema[several].as_array() {
+            return parts.iter().map(kind).filter(|kind| kind != "null").collect::<Vec<_>>().join(conjunction);
         }
     }
-    if let Some(words) = list(&get("enum")) {
-        let words: Vec<String> = words.map(|word| format!("<code>{}</code>", HtmlEscape(&word.to_string()))).collect();
-        return words.join(", ");
+    if let Some(words) = schema["enum"].as_array() {
+        let words = words.iter().filter_map(Json::as_str).map(|word| format!("<code>{}</code>", HtmlEscape(word)));
+        return words.collect::<Vec<_>>().join(", ");
     }
-    let word = type_of(schema);
-    match word.as_str() {
-        "array" => format!("list of {}", kind_of(&get("items"))),
-        "object" if get("additionalProperties").get_attr("type").is_ok_and(|word| !word.is_undefined()) => {
-            format!("object of {}", kind_of(&get("additionalProperties")))
+    match (type_of(schema), schema["format"].as_str()) {
+        ("array", _) => format!("list of {}", kind(&schema["items"])),
+        ("object", _) if !schema["additionalProperties"]["type"].is_null() => {
+            format!("object of {}", kind(&schema["additionalProperties"]))
         }
-        _ => match get("format").as_str() {
-            Some(format @ ("date-time" | "date" | "uri" | "uuid")) => format!("{word} ({format})"),
-            _ => word,
-        },
+        (word, Some(format @ ("date-time" | "date" | "uri" | "uuid"))) => format!("{word} ({format})"),
+        (word, _) => word.to_owned(),
     }
 }
 
-/// The entries of a list; an undefined value would pass for an empty one.
-fn list(value: &Value) -> Option<ValueIter> {
-    value.try_iter().ok().filter(|_| value.kind() == ValueKind::Seq)
+/// The type other than `null`.
+fn type_of(schema: &Json) -> &str {
+    let word = &schema["type"];
+    let other = || word.as_array()?.iter().filter_map(Json::as_str).find(|word| *word != "null");
+    word.as_str().or_else(other).unwrap_or("anything")
 }
 
-/// The type but for `null`; anything where none is named.
-fn type_of(schema: &Value) -> String {
-    let word = schema.get_attr("type").unwrap_or_default();
-    match word.as_str() {
-        Some(word) => word.to_owned(),
-        None => word
-            .try_iter()
-            .ok()
-            .and_then(|mut words| words.find(|word| word.as_str() != Some("null")))
-            .map_or_else(|| "anything".to_owned(), |word| word.to_string()),
-    }
+/// The name of the schema that this one refers to.
+fn reference(schema: &Json) -> Option<&str> {
+    schema["$ref"].as_str()?.rsplit('/').next()
 }
 
-/// The schema that is named in place of one.
-fn reference(schema: &Value) -> Option<String> {
-    let path = schema.get_attr("$ref").ok()?;
-    path.as_str()?.rsplit('/').next().map(str::to_owned)
+/// The smallest body that a schema allows, as JSON. It may refer to `schemas`.
+pub(super) fn example(schema: &Json, schemas: &Value) -> String {
+    format!("{:#}", example_of(schema, schemas, MAX_DEPTH))
 }
 
-/// The smallest body that a schema allows, as JSON. `schemas` are those that it may name.
-pub(super) fn example(schema: &Value, schemas: &Value) -> String {
-    serde_json::to_string_pretty(&example_of(schema, schemas, MAX_DEPTH)).unwrap_or_default()
-}
-
-fn example_of(schema: &Value, schemas: &Value, depth: usize) -> serde_json::Value {
-    use serde_json::{Value as Json, json, to_value};
-    let get = |name: &str| schema.get_attr(name).unwrap_or_default();
+fn example_of(schema: &Json, schemas: &Value, depth: usize) -> Json {
     if depth == 0 {
         return Json::Null;
     }
     if let Some(name) = reference(schema) {
-        return example_of(&schemas.get_attr(&name).unwrap_or_default(), schemas, depth - 1);
+        let named = schemas.get_attr(name).ok().and_then(|named| Json::deserialize(named).ok());
+        return example_of(&named.unwrap_or_default(), schemas, depth - 1);
     }
-    if !get("example").is_undefined() {
-        return to_value(get("example")).unwrap_or_default();
+    if let Some(example) = schema.get("example").or(schema["enum"].get(0)) {
+        return example.clone();
     }
-    for several in ["oneOf", "anyOf", "enum"] {
-        let Some(first) = get(several).try_iter().ok().and_then(|mut parts| parts.next()) else { continue };
-        return if several == "enum" {
-            to_value(first).unwrap_or_default()
-        } else {
-            example_of(&first, schemas, depth)
-        };
+    if let Some(first) = schema["oneOf"].get(0).or(schema["anyOf"].get(0)) {
+        return example_of(first, schemas, depth);
     }
-    match type_of(schema).as_str() {
+    match type_of(schema) {
         "object" => {
-            let fields = get("required").try_iter().into_iter().flatten().filter_map(|name| {
-                let name = name.as_str()?.to_owned();
-                let field = get("properties").get_attr(&name).ok()?;
-                Some((name, example_of(&field, schemas, depth - 1)))
-            });
-            Json::Object(fields.collect())
+            let required = schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str);
+            let fields = required.map(|name| (name, example_of(&schema["properties"][name], schemas, depth - 1)));
+            fields.collect()
         }
-        "array" => json!([example_of(&get("items"), schemas, depth - 1)]),
+        "array" => json!([example_of(&schema["items"], schemas, depth - 1)]),
         "boolean" => json!(true),
-        "integer" | "number" => to_value(get("minimum")).ok().filter(Json::is_number).unwrap_or(json!(0)),
+        "integer" | "number" => schema.get("minimum").cloned().unwrap_or(json!(0)),
         _ => json!("…"),
     }
 }
@@ -118,7 +87,6 @@ pub(super) fn prose(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use minijinja::value::Serde;
-    use serde_json::json;
 
     use super::*;
 
@@ -134,7 +102,7 @@ mod tests {
             (json!({}), "anything"),
         ];
         for (schema, words) in cases {
-            assert_eq!(kind_of(&Value::from(Serde(&schema))), words, "{schema}");
+            assert_eq!(kind(&schema), words, "{schema}");
         }
     }
 
@@ -146,8 +114,8 @@ mod tests {
             "Loop": {"type": "object", "required": ["next"], "properties": {"next": {"$ref": "#/components/schemas/Loop"}}}
         });
         let of = |schema| {
-            let example = example(&Value::from(Serde(schema)), &Value::from(Serde(&schemas)));
-            serde_json::from_str::<serde_json::Value>(&example).unwrap()
+            let example = example(&schema, &Value::from(Serde(&schemas)));
+            serde_json::from_str::<Json>(&example).unwrap()
         };
         let reference = |name| json!({"$ref": format!("#/components/schemas/{name}")});
         let batch = json!({"type": "object", "required": ["requests"],

@@ -1,77 +1,53 @@
-//! Every text of the pages, in both languages: `strings.json`, a key to English and Chinese.
+//! Every text of the pages: `strings.json`, a key to English and Chinese.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use minijinja::{Value, value::Serde};
+use strum::{EnumString, IntoStaticStr};
 
 /// A language of the pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub(super) enum Lang {
     En,
     Zh,
 }
 
 impl Lang {
-    /// From its code.
-    pub(super) fn parse(code: &str) -> Option<Lang> {
-        match code {
-            "en" => Some(Lang::En),
-            "zh" => Some(Lang::Zh),
-            _ => None,
-        }
-    }
-
-    /// The first of `Accept-Language` that there is; what is preferred comes first in every browser.
+    /// The first language of `Accept-Language` that the pages have. Browsers put the preferred one first.
     pub(super) fn accepted(header: &str) -> Option<Lang> {
-        header.split(',').find_map(|range| Lang::parse(range.trim().get(..2)?.to_lowercase().as_str()))
+        header.split(',').find_map(|range| range.trim().get(..2)?.to_lowercase().parse().ok())
     }
 
-    /// Its code.
     pub(super) fn code(self) -> &'static str {
-        match self {
-            Lang::En => "en",
-            Lang::Zh => "zh",
-        }
+        self.into()
     }
 
-    /// What `<html lang>` says, which also chooses the glyphs of Chinese.
+    /// For `<html lang>`, which also chooses the glyphs of Chinese.
     pub(super) fn tag(self) -> &'static str {
-        match self {
-            Lang::En => "en",
-            Lang::Zh => "zh-CN",
-        }
+        if self == Lang::Zh { "zh-CN" } else { "en" }
     }
 
-    /// The other language.
     pub(super) fn other(self) -> Lang {
-        match self {
-            Lang::En => Lang::Zh,
-            Lang::Zh => Lang::En,
-        }
+        if self == Lang::Zh { Lang::En } else { Lang::Zh }
     }
 
-    /// Its texts, as templates see them.
+    /// The texts, for templates.
     pub(super) fn texts(self) -> Value {
-        match self {
-            Lang::En => TEXTS.0.clone(),
-            Lang::Zh => TEXTS.1.clone(),
-        }
+        TEXTS[self as usize].clone()
     }
 }
 
-static TEXTS: LazyLock<(Value, Value)> = LazyLock::new(|| {
+static TEXTS: LazyLock<[Value; 2]> = LazyLock::new(|| {
     let all = all();
-    let of = |place: usize| {
-        let texts: BTreeMap<&str, &str> =
-            all.iter().map(|(key, texts)| (key.as_str(), texts[place].as_str())).collect();
-        Value::from(Serde(texts))
-    };
-    (of(0), of(1))
+    [Lang::En, Lang::Zh].map(|lang| {
+        let texts = all.iter().map(|(key, texts)| (key.as_str(), texts[lang as usize].as_str()));
+        Value::from(Serde(texts.collect::<BTreeMap<&str, &str>>()))
+    })
 });
 
 fn all() -> BTreeMap<String, [String; 2]> {
-    serde_json::from_str(include_str!("strings.json"))
-        .expect("the texts are part of the program, and a test reads them")
+    serde_json::from_str(include_str!("strings.json")).expect("a test reads the texts")
 }
 
 #[cfg(test)]

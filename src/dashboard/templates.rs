@@ -6,10 +6,12 @@ use minijinja::{
     value::{Kwargs, Serde},
 };
 
-use super::schema;
+use serde_json::Value as Json;
+
+use super::{audit, schema};
 use crate::{analysis::labels::Labels, clock::Timestamp};
 
-/// The templates, by name. All end in `.html`, for which they are escaped.
+/// The templates by name. minijinja escapes values in templates that end in `.html`.
 pub(super) const TEMPLATES: [(&str, &str); 15] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
@@ -28,19 +30,18 @@ pub(super) const TEMPLATES: [(&str, &str); 15] = [
     ("message.html", include_str!("templates/message.html")),
 ];
 
-/// What stands where the API tells nothing.
+/// Shown for a value that the API leaves out.
 const ABSENT: &str = "–";
 
-/// The templates, ready to be filled.
 pub(super) struct Templates(Environment<'static>);
 
 impl Templates {
     pub(super) fn new() -> Templates {
         let mut environment = Environment::new();
-        // What the API leaves out of a job is shown as nothing.
+        // A field that the API leaves out is shown as nothing.
         environment.set_undefined_behavior(UndefinedBehavior::Chainable);
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("only delimiters can be wrong, and these are the usual ones"));
+        environment.set_syntax(syntax.expect("the default delimiters are valid"));
         environment.add_filter("start", start);
         environment.add_filter("fill", fill);
         environment.add_filter("num", num);
@@ -48,18 +49,18 @@ impl Templates {
         environment.add_filter("seconds", seconds);
         environment.add_filter("time", time);
         environment.add_filter("between", between);
-        environment.add_filter("kind", |schema: Value| schema::kind(&schema));
-        environment.add_filter("example", |schema: Value, schemas: Value| schema::example(&schema, &schemas));
+        environment.add_filter("targets", |detail: Option<&str>| {
+            Value::from(Serde(audit::targets(detail.unwrap_or_default())))
+        });
+        environment.add_filter("kind", |schema: Serde<Json>| Value::from_safe_string(schema::kind(&schema.0)));
+        environment.add_filter("example", |schema: Serde<Json>, schemas: Value| schema::example(&schema.0, &schemas));
         environment.add_filter("prose", |text: String| schema::prose(&text));
         for (name, source) in TEMPLATES {
-            environment
-                .add_template(name, source)
-                .expect("the templates are part of the program, and a test reads them");
+            environment.add_template(name, source).expect("a test reads the templates");
         }
         Templates(environment)
     }
 
-    /// The filled template.
     pub(super) fn fill(&self, name: &str, shown: Value) -> Result<String, Error> {
         self.0.get_template(name)?.render(shown)
     }
@@ -70,7 +71,7 @@ pub(super) fn memo_labels(labels: Labels) -> Value {
     Value::from(Serde(labels.all()))
 }
 
-/// The first so many characters of a text that is longer.
+/// The first characters of a long text.
 fn start(text: String, length: usize) -> String {
     match text.char_indices().nth(length) {
         Some((end, _)) => format!("{}…", text[..end].trim_end()),
@@ -78,7 +79,7 @@ fn start(text: String, length: usize) -> String {
     }
 }
 
-/// A text with its blanks filled: `{{ t.position_of|fill(n=3) }}`.
+/// Fills the blanks of a text: `{{ t.position_of|fill(n=3) }}`.
 #[expect(clippy::needless_pass_by_value, reason = "filters get their arguments so")]
 fn fill(text: String, values: Kwargs) -> Result<String, Error> {
     let mut filled = text;
@@ -94,7 +95,7 @@ fn fill(text: String, values: Kwargs) -> Result<String, Error> {
     Ok(filled)
 }
 
-/// A number, its thousands apart; the script writes it as the reader's locale has it.
+/// A number with grouped thousands. The script formats it for the reader's locale.
 fn num(number: Option<f64>, places: Option<usize>) -> Value {
     let Some(number) = number else { return Value::from(ABSENT) };
     let grouped = grouped(number, places.unwrap_or(0));
@@ -105,20 +106,19 @@ fn grouped(number: f64, places: usize) -> String {
     let text = format!("{number:.places$}");
     let (whole, rest) = text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
     let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
-    let groups: Vec<String> =
-        digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into()).collect();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
     let fraction = rest.map(|rest| format!(".{rest}")).unwrap_or_default();
     format!("{sign}{}{fraction}", groups.join(","))
 }
 
-/// US dollars; fractions of a cent show where there is less than one.
+/// US dollars; small amounts with fractions of a cent.
 fn usd(dollars: Option<f64>) -> String {
     let Some(dollars) = dollars else { return ABSENT.to_owned() };
     let places = if dollars != 0.0 && dollars.abs() < 0.1 { 4 } else { 2 };
     format!("${}", grouped(dollars, places))
 }
 
-/// A span of time in its largest fitting unit.
+/// A duration in its largest fitting unit.
 fn seconds(state: &State<'_, '_>, seconds: Option<f64>) -> Result<String, Error> {
     let Some(seconds) = seconds else { return Ok(ABSENT.to_owned()) };
     let (unit, number) = match seconds {
@@ -134,24 +134,19 @@ fn seconds(state: &State<'_, '_>, seconds: Option<f64>) -> Result<String, Error>
     Ok(text.to_string().replace("{n}", &grouped(number, places)))
 }
 
-/// The time from one moment to another, in seconds; none if one of them is missing.
+/// The seconds from one time to another.
 fn between(from: Option<Serde<Timestamp>>, to: Option<Serde<Timestamp>>) -> Option<f64> {
     Some(to?.0.since(from?.0).as_secs_f64())
 }
 
-/// A moment; the script tells how long ago it is, in the reader's words, and shows the exact one on hover.
+/// A time. The script shows how long ago it was, and the exact time on hover.
 fn time(text: Option<&str>) -> Value {
     let Some(text) = text else { return Value::from(ABSENT) };
-    let shown = day_time(text);
-    Value::from_safe_string(format!("<time datetime=\"{0}\">{1}</time>", HtmlEscape(text), HtmlEscape(&shown)))
-}
-
-/// `2026-11-23T17:15:00.123Z` for people.
-fn day_time(text: &str) -> String {
-    match (text.get(..10), text.get(11..16)) {
+    let shown = match (text.get(..10), text.get(11..16)) {
         (Some(day), Some(time)) => format!("{day} {time} UTC"),
         _ => text.to_owned(),
-    }
+    };
+    Value::from_safe_string(format!("<time datetime=\"{0}\">{1}</time>", HtmlEscape(text), HtmlEscape(&shown)))
 }
 
 #[cfg(test)]

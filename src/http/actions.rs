@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,12 +10,13 @@ use super::{
     api::Api,
     body::JsonBody,
     extract::Admin,
-    filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
+    filter::{Conditions, cursor, encode_cursor},
     observe,
     problem::{FieldError, INTERNAL, Problem},
 };
 use crate::{
     audit::AuditAction,
+    job::Cursor,
     ledger::dollars,
     queue::bulk::{Action, Bulk, Outcome, Trial},
 };
@@ -97,58 +94,46 @@ pub(super) async fn act(
     admin: Admin,
     State(api): State<Arc<Api>>,
     request: JsonBody<ActionRequest>,
-) -> Result<Response, Problem> {
-    let (is_trial, described, bulk) = request.checked(|request| {
+) -> Result<Json<ActionReport>, Problem> {
+    let (is_dry_run, described, bulk) = request.checked(|request| {
         let described = request.filter.as_ref().map(|filter| serde_json::to_string(filter).unwrap_or_default());
-        Ok((request.dry_run, described, bulk(request)?))
+        Ok((request.dry_run, described.unwrap_or_default(), bulk(request)?))
     })?;
-    let report = if is_trial {
-        try_out(&api, &bulk).await?
-    } else {
-        // In its own task, so that the action is finished and logged even if the client disconnects.
-        let acting =
-            tokio::spawn(async move { act_on_record(&api, &admin.actor, &described.unwrap_or_default(), &bulk).await });
-        let failed = |_| Problem::new(INTERNAL, "internal error; the audit log shows how many jobs were changed");
-        acting.await.map_err(failed)??
-    };
-    Ok(Json(report).into_response())
+    if is_dry_run {
+        return Ok(Json(dry_run(&api, &bulk).await?));
+    }
+    // In its own task, so that the action is finished and logged even if the client disconnects.
+    let acting = tokio::spawn(async move { apply(&api, &admin.actor, &described, &bulk).await });
+    let failed = |_| Problem::new(INTERNAL, "internal error; the audit log shows how many jobs were changed");
+    Ok(Json(acting.await.map_err(failed)??))
 }
 
 /// The action, or all errors of the request.
 fn bulk(request: ActionRequest) -> Result<Bulk, Vec<FieldError>> {
     let mut errors = Vec::new();
-    let cursor = match request.cursor.as_deref().map(decode_cursor) {
-        None => None,
-        Some(Some(cursor)) => Some(cursor),
-        Some(None) => {
-            errors.push(FieldError::new("cursor", WRONG_CURSOR));
-            None
-        }
-    };
+    let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
+    let cursor = request.cursor.as_deref().map(cursor).transpose().unwrap_or_else(|message| {
+        wrong("cursor", message);
+        None
+    });
     if request.action.is_none() {
-        errors.push(FieldError::new("action", "is required: cancel, retry or delete"));
+        wrong("action", "is required: cancel, retry or delete".to_owned());
     }
-    let filter = match request.filter.map(Conditions::filter) {
-        None => {
-            errors.push(FieldError::new("filter", "is required; {} matches all jobs that the action applies to"));
-            None
-        }
-        Some(Ok(filter)) => Some(filter),
-        Some(Err(wrong)) => {
-            let within = |error: FieldError| FieldError::new(format!("filter.{}", error.field), error.message);
-            errors.extend(wrong.into_iter().map(within));
-            None
-        }
-    };
+    if request.filter.is_none() {
+        wrong("filter", "is required; {} matches all jobs that the action applies to".to_owned());
+    }
+    let filter = request.filter.unwrap_or_default().filter().map_err(|wrong| {
+        errors.extend(wrong.into_iter().map(|error| error.within("filter")));
+    });
     match (request.action, filter) {
-        (Some(action), Some(filter)) if errors.is_empty() => {
+        (Some(action), Ok(filter)) if errors.is_empty() => {
             Ok(Bulk { action, filter, cursor, until: observe::started() + WORK_TIME })
         }
         _ => Err(errors),
     }
 }
 
-async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
+async fn dry_run(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
     let Trial { matched, next, at_risk, seconds } = api.queue.try_out(bulk, api.allowance(None)).await?;
     let estimate = Estimate {
         input_tokens: at_risk.input_tokens,
@@ -156,28 +141,28 @@ async fn try_out(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
         cost_usd: at_risk.nanodollars.map(dollars),
         seconds,
     };
-    Ok(ActionReport {
-        action: bulk.action,
-        dry_run: true,
-        matched,
-        changed: None,
-        more: next.is_some(),
-        next_cursor: next.map(encode_cursor),
-        // A deletion makes no calls.
-        estimate: (bulk.action != Action::Delete).then_some(estimate),
-    })
+    // A deletion makes no calls.
+    let estimate = Some(estimate).filter(|_| bulk.action != Action::Delete);
+    Ok(ActionReport { estimate, ..ActionReport::new(bulk.action, matched, None, next) })
 }
 
-async fn act_on_record(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
+async fn apply(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
     let entry = api.audit.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
     let Outcome { matched, changed, next } = api.queue.act(bulk, (&api.audit, &entry)).await?;
-    Ok(ActionReport {
-        action: bulk.action,
-        dry_run: false,
-        matched,
-        changed: Some(changed),
-        more: next.is_some(),
-        next_cursor: next.map(encode_cursor),
-        estimate: None,
-    })
+    Ok(ActionReport::new(bulk.action, matched, Some(changed), next))
+}
+
+impl ActionReport {
+    /// `changed` is `None` in a dry run.
+    fn new(action: Action, matched: usize, changed: Option<usize>, next: Option<Cursor>) -> ActionReport {
+        ActionReport {
+            action,
+            dry_run: changed.is_none(),
+            matched,
+            changed,
+            more: next.is_some(),
+            next_cursor: next.map(encode_cursor),
+            estimate: None,
+        }
+    }
 }

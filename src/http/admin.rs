@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State, response::Response};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
@@ -14,29 +10,21 @@ use uuid::Uuid;
 
 use super::{
     api::Api,
-    extract::{Admin, Params, count_up_to},
-    filter::{Conditions, WRONG_CURSOR, decode_cursor, encode_cursor},
-    pages::Here,
+    extract::{Admin, Params},
+    filter::{Conditions, cursor, encode_cursor, once},
+    pages::{self, Here},
     problem::{INVALID_PARAMETER, Problem},
     view::{Include, JobView},
 };
-use crate::job::{
-    FailureCode, JobFilter, JobPage, JobStatus, Listing, Order, Priority, StatusCounts, UnfinishedSearch,
+use crate::{
+    clock::Timestamp,
+    job::{FailureCode, JobPage, JobStatus, Listing, Order, Priority, StatusCounts, UnfinishedSearch},
 };
 
 /// Longest time that a listing counts the jobs of its filter.
 const COUNT_TIME: Duration = Duration::from_millis(500);
 
-/// Default number of jobs on a page.
-const DEFAULT_LIMIT: usize = 50;
-
-/// Most jobs on a page: each is read from disk.
-const MAX_LIMIT: usize = 200;
-
-/// The parameters of the routes that list jobs, without `caller`.
-const TAKEN: &str = "ids, status, priority, code, created_from, created_before, text, model, metadata, order, include, limit and cursor";
-
-/// The same parameters for the OpenAPI document.
+/// The parameters of the routes that list jobs, for the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "only for the OpenAPI document")]
@@ -51,11 +39,9 @@ pub(super) struct Listed {
     /// Jobs that failed with this code; repeatable
     code: Option<Vec<FailureCode>>,
     /// Jobs accepted at this time or later
-    #[param(format = DateTime)]
-    created_from: Option<String>,
+    created_from: Option<Timestamp>,
     /// Jobs accepted before this time
-    #[param(format = DateTime)]
-    created_before: Option<String>,
+    created_before: Option<Timestamp>,
     /// Jobs whose query contains this text, ignoring case
     #[param(min_length = 1, max_length = 500)]
     text: Option<String>,
@@ -115,10 +101,7 @@ pub(super) struct JobList<'a> {
             description = "Jobs submitted with this API key's name or token's subject"),
         ("count" = Option<bool>, Query, description = "`true` also counts all jobs that match: see `matched`")
     ),
-    responses(
-        (status = 200, description = "A page of jobs", body = JobList<'static>),
-        (status = 503, description = "`storage_unavailable`")
-    )
+    responses((status = 200, description = "A page of jobs", body = JobList<'static>))
 )]
 pub(super) async fn list(
     _: Admin,
@@ -126,7 +109,7 @@ pub(super) async fn list(
     params: Params,
     here: Here,
 ) -> Result<Response, Problem> {
-    let Wanted { listing, include, is_counted } = wanted(&params, None)?;
+    let Wanted { listing, include, is_counted } = wanted(params, None)?;
     let (queue, memory) = (api.queue.clone(), api.memory.clone());
     let read = async move {
         let counted = is_counted.then(|| listing.filter.clone());
@@ -138,20 +121,17 @@ pub(super) async fn list(
         Ok((page, matched))
     };
     let make = move |(page, matched): (JobPage, _)| {
-        let now = api.queue.now();
         let list = JobList {
-            jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
+            jobs: api.listed(&page.jobs, include),
             next_cursor: page.next.map(encode_cursor),
             prev_cursor: page.prev.map(encode_cursor),
             unfinished_search: page.unfinished,
             matched,
             total: api.queue.counts(),
         };
-        (Json(list).into_response(), page.next)
+        here.link_next(Json(list), "cursor", page.next.map(encode_cursor))
     };
-    let (answer, next) = memory.list(read, make).await?;
-    here.link_next("cursor", next.map(encode_cursor));
-    Ok(answer)
+    memory.list(read, make).await
 }
 
 /// What the parameters of a listing ask for.
@@ -165,31 +145,24 @@ pub(super) struct Wanted {
 }
 
 /// Parses the parameters of a listing. `own` limits it to the jobs of one caller.
-pub(super) fn wanted(params: &Params, own: Option<String>) -> Result<Wanted, Problem> {
-    let (mut conditions, mut include) = (Conditions::default(), Include::default());
-    let mut is_counted = false;
-    let mut listing = Listing { limit: DEFAULT_LIMIT, ..Listing::default() };
-    let taken = if own.is_some() { TAKEN.to_owned() } else { format!("caller, count, {TAKEN}") };
-    let mut errors = params.errors(&taken, |name, value| match name {
-        "limit" => Some(count_up_to(MAX_LIMIT, value).map(|limit| listing.limit = limit)),
-        "include" => Some(include.add(value)),
-        "order" => Some(order(value).map(|order| listing.order = order)),
-        "cursor" => {
-            let cursor = decode_cursor(value).ok_or_else(|| WRONG_CURSOR.to_owned());
-            Some(cursor.map(|cursor| listing.cursor = Some(cursor)))
-        }
-        "caller" | "count" if own.is_some() => None,
-        "count" => {
-            let wrong = |_| format!("must be true or false, not {value:?}");
-            Some(value.parse().map(|given| is_counted = given).map_err(wrong))
-        }
-        _ => conditions.take(name, value),
-    });
+pub(super) fn wanted(mut params: Params, own: Option<String>) -> Result<Wanted, Problem> {
+    let (mut caller, mut is_counted) = (None, false);
+    if own.is_none() {
+        caller = once(&mut params, "caller");
+        let is = |value: &str| value.parse().map_err(|_| format!("must be true or false, not {value:?}"));
+        is_counted = params.last("count", is).unwrap_or_default();
+    }
+    let conditions = Conditions::from_params(caller, &mut params);
+    let order = params.last("order", order).unwrap_or_default();
+    let mut include = Include::default();
+    params.all("include", |value| include.add(value));
+    let limit = pages::limit(&mut params);
+    let cursor = params.last("cursor", cursor);
+    let mut errors = params.errors();
     match conditions.filter() {
-        Ok(filter) if errors.is_empty() => {
-            let caller = own.or_else(|| filter.caller.clone());
-            let listing = Listing { filter: JobFilter { caller, ..filter }, ..listing };
-            Ok(Wanted { listing, include, is_counted })
+        Ok(mut filter) if errors.is_empty() => {
+            filter.caller = own.or(filter.caller);
+            Ok(Wanted { listing: Listing { filter, order, cursor, limit }, include, is_counted })
         }
         filter => {
             errors.extend(filter.err().into_iter().flatten());
@@ -213,13 +186,13 @@ mod tests {
 
     fn of(pairs: &[(&str, &str)]) -> Result<Listing, Problem> {
         let params = pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        wanted(&Params(params), None).map(|wanted| wanted.listing)
+        wanted(Params::new(params), None).map(|wanted| wanted.listing)
     }
 
     #[test]
     fn a_page_has_the_fifty_newest_jobs_by_default() {
         let plain = of(&[]).unwrap();
-        assert_eq!((plain.limit, plain.order, plain.cursor), (DEFAULT_LIMIT, Order::NewestFirst, None));
+        assert_eq!((plain.limit, plain.order, plain.cursor), (50, Order::NewestFirst, None));
         let cursor = crate::job::Cursor { side: Side::Newer, from: 7 };
         let asked = of(&[("limit", "200"), ("order", "oldest"), ("cursor", &encode_cursor(cursor))]).unwrap();
         assert_eq!((asked.limit, asked.order, asked.cursor), (200, Order::OldestFirst, Some(cursor)));

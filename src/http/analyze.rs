@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{FromRequest, FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue},
+    extract::{Request, State},
+    http::{HeaderValue, request::Parts},
     response::Response,
 };
 use tokio::time::timeout_at;
@@ -13,9 +13,10 @@ use tracing::{debug, info, warn};
 use super::{
     api::Api,
     body,
-    extract::{Params, Submitter, wants_its_own},
+    extract::{Params, Submitter},
+    headers::{IDEMPOTENCY_REPLAYED, idempotency_key, wants_its_own},
     observe,
-    problem::{FieldError, INVALID_PARAMETER, Problem},
+    problem::Problem,
     submission::{self, Body, max_body_bytes},
     view::JobView,
     wait::{Held, PREFERENCE_APPLIED, Wait},
@@ -28,14 +29,6 @@ use crate::{
 
 /// How long reading an ended job may take once the wait is over. After that the answer is the job as it was.
 const READ_GRACE: Duration = Duration::from_millis(250);
-
-/// Longest idempotency key: UUIDs and the like with room to spare.
-const MAX_IDEMPOTENCY_KEY: usize = 255;
-
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-
-/// Marks an answer with an existing job of the same Idempotency-Key.
-pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Submit a question
 ///
@@ -58,45 +51,50 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
     request_body = Body,
     responses(
         (status = 200, description = "The job has succeeded: the job with its memo (with `wait`, or from the cache)", body = JobView<'static>, headers(
-                ("Location" = String, description = "The job"),
-                ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key"),
-                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
-            )),
-        (status = 202, description = "The job is accepted. Poll `Location` after `Retry-After`", body = JobView<'static>,
-            headers(
-                ("Location" = String, description = "The job"),
-                ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
-                ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key"),
-                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
-            )),
-        (status = 409, description = "`cancelled` while waiting; `job` has the job", headers(("Location" = String, description = "The job"))),
+            ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key")
+        )),
+        (status = 202, description = "The job is accepted. Poll `Location` after `Retry-After`", body = JobView<'static>, headers(
+            ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
+            ("Idempotency-Replayed" = bool, description = "`true` for an existing job of the same Idempotency-Key")
+        )),
+        (status = 409, description = "`cancelled` while waiting; `job` has the job"),
         (status = 410, description = "`job_removed`: the job of this Idempotency-Key was removed"),
         (status = 422, description = "`validation_failed`: `errors` lists all invalid fields. `idempotency_key_reused`: the \
             key belongs to another request. `refused` while waiting: Claude refused to answer"),
-        (status = 502, description = "The call to Claude failed while waiting; `job` has the job", headers(("Location" = String, description = "The job"))),
+        (status = 502, description = "The call to Claude failed while waiting; `job` has the job"),
         (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
             than a tenth of MAX_QUEUED_JOBS, the most of one caller"),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`"),
-        (status = 504, description = "`deadline_exceeded` or `timeout` while waiting; `job` has the job", headers(("Location" = String, description = "The job")))
+        (status = 504, description = "`deadline_exceeded` or `timeout` while waiting; `job` has the job")
     )
 )]
-pub(super) async fn analyze(State(api): State<Arc<Api>>, question: Question) -> Result<Response, Problem> {
-    let (mut submission, wait) = submission::parse(&question.body, api.bounds(), api.queue.wall())?;
+pub(super) async fn analyze(
+    submitter: Submitter,
+    State(api): State<Arc<Api>>,
+    mut params: Params,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (Parts { headers, .. }, body) = request.into_parts();
+    let body = body::read(&headers, body, max_body_bytes(api.max_query_length)).await?;
+    let wait = params.last("wait", Wait::parse);
+    params.end()?;
+    let idempotency_key = idempotency_key(&headers)?;
+    let (mut submission, wait_in_body) = submission::parse(&body, api.bounds(), api.queue.wall())?;
     submission.request.request_id = Some(observe::request_id());
     submission.request.traceparent = observe::traceparent();
-    let Submitter { name, by } = question.submitter;
-    (submission.request.caller, submission.by) = (name, by);
-    submission.idempotency_key = question.idempotency_key;
-    submission.wants_its_own = question.wants_its_own;
-    let wait = question.wait.or(wait);
-    let preferred = question.preferred.filter(|_| wait.is_none());
+    submission.request.caller = submitter.name;
+    submission.by = submitter.by;
+    submission.idempotency_key = idempotency_key;
+    submission.wants_its_own = wants_its_own(&headers);
+    let wait = wait.or(wait_in_body);
+    let preferred = Wait::preferred(&headers).filter(|_| wait.is_none());
     let until = wait.or(preferred).and_then(Wait::until);
     let lane = submission.request.model.as_deref().map(ModelKey::of);
     let accepted = match until {
         Some(until) => api.queue.ask(submission, until, || api.allowance(lane)).await,
         None => api.queue.enqueue(submission).await.map(|accepted| (accepted, None)),
     };
-    api.show_quota(by);
+    api.show_quota(submitter.by);
     let (Accepted { mut record, replayed }, waiting) = accepted?;
     if until.is_some() && waiting.is_none() && !record.job.state.is_final() {
         api.metrics.waits_declined.inc();
@@ -142,43 +140,4 @@ async fn hold(queue: &Queue, waiting: &Waiting) -> Option<JobRecord> {
         }
         Err(_) => None,
     }
-}
-
-/// A submission: its body, and the options from query and headers.
-pub(super) struct Question {
-    submitter: Submitter,
-    body: Vec<u8>,
-    wait: Option<Wait>,
-    preferred: Option<Wait>,
-    idempotency_key: Option<String>,
-    wants_its_own: bool,
-}
-
-impl FromRequest<Arc<Api>> for Question {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Question, Problem> {
-        let (mut parts, body) = request.into_parts();
-        let submitter = Submitter::from_request_parts(&mut parts, api).await?;
-        let body = body::read(&parts.headers, body, max_body_bytes(api.max_query_length)).await?;
-        let Ok(params) = Params::from_request_parts(&mut parts, api).await;
-        let (wait, preferred) = (params.wait()?, Wait::preferred(&parts.headers));
-        let idempotency_key = idempotency_key(&parts.headers)?;
-        let wants_its_own = wants_its_own(&parts.headers);
-        Ok(Question { submitter, body, wait, preferred, idempotency_key, wants_its_own })
-    }
-}
-
-/// The Idempotency-Key: an RFC 8941 string, with or without quotes.
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
-    let Some(value) = given.next() else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim();
-    let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    let key = quoted.map_or_else(|| text.to_owned(), |inner| inner.replace("\\\"", "\"").replace("\\\\", "\\"));
-    if given.next().is_some() || !(1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) {
-        let message = format!("must be given once and have 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
-        return Err(Problem::listing(INVALID_PARAMETER, vec![FieldError::new("Idempotency-Key", message)]));
-    }
-    Ok(Some(key))
 }

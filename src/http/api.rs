@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderName, HeaderValue};
+use axum::{
+    http::{HeaderName, HeaderValue, StatusCode},
+    response::Response,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -72,13 +75,24 @@ pub struct Api {
 }
 
 impl Api {
-    /// The job as clients see it at `now`.
-    pub(super) fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        self.listed(record, now, Include::ALL)
+    /// The job as an answer, with `Retry-After` while it is pending.
+    pub(super) fn respond(&self, status: StatusCode, record: &JobRecord) -> Response {
+        let now = self.queue.now();
+        self.view(record, now).respond(status, now)
     }
 
-    /// The job as lists show it, with those of its large parts that `include` names.
-    pub(super) fn listed<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
+    /// The job as clients see it at `now`.
+    pub(super) fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
+        self.view_with(record, now, Include::ALL)
+    }
+
+    /// The jobs of a page, with those of their large parts that `include` names.
+    pub(super) fn listed<'a>(&self, records: &'a [JobRecord], include: Include) -> Vec<JobView<'a>> {
+        let now = self.queue.now();
+        records.iter().map(|record| self.view_with(record, now, include)).collect()
+    }
+
+    fn view_with<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
         let kind = Kind::of(&record.request, record.job.waited_for);
         JobView::new(record, now, include, &self.memos).with_outlook(self.outlook(&record.job, &kind))
     }

@@ -105,10 +105,13 @@ pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<V
         return Err(too_large(limit));
     }
     let until = Instant::now() + BODY_TIME;
+    let late = |_| {
+        Problem::new(BODY_TIMEOUT, format!("the body did not arrive within {} s; send it again", BODY_TIME.as_secs()))
+    };
     let mut chunks = body.into_data_stream();
     let mut body = Vec::new();
     let mut size = 0;
-    while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(|_| late())? {
+    while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(late)? {
         let chunk = chunk.map_err(|_| match said > limit as u64 {
             true => too_large(limit),
             false => Problem::new(INVALID_BODY, "the body ended before it was complete; send it again"),
@@ -128,10 +131,6 @@ pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<V
 
 fn too_large(limit: usize) -> Problem {
     Problem::new(BODY_TOO_LARGE, format!("the body must be at most {limit} bytes ({} KiB)", limit / 1024))
-}
-
-fn late() -> Problem {
-    Problem::new(BODY_TIMEOUT, format!("the body did not arrive within {} s; send it again", BODY_TIME.as_secs()))
 }
 
 /// The body, with its mistakes as errors: unknown fields, values of the wrong type, fields given twice. The body is without
@@ -158,7 +157,8 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Option<T>, Vec
     })?;
     // A field that is given twice can be seen only here: in `body` it is there once.
     let twice = first.map(|error| Mistake::new(&error)).filter(|mistake| mistake.message == GIVEN_TWICE);
-    let errors = twice.map(|mistake| FieldError::new(text(&mistake.place), mistake.message)).into_iter().collect();
+    let error = |mistake: Mistake| FieldError::new(text(&mistake.place, &HashMap::new()), mistake.message);
+    let errors = twice.map(error).into_iter().collect();
     Ok(read_around_mistakes(body, errors, (MAX_READ_AGAIN / bytes.len()).clamp(1, MAX_ERRORS)))
 }
 
@@ -175,14 +175,7 @@ fn read_around_mistakes<T: DeserializeOwned>(
             Ok(read) => return (Some(read), errors),
             Err(error) => Mistake::new(&error),
         };
-        let mut field = String::new();
-        for step in &place {
-            field = match step {
-                Segment::Seq { index } => format!("{field}[{}]", index + lost.get(&field).unwrap_or(&0)),
-                step => text_after(field, step),
-            };
-        }
-        let field = if field.is_empty() { "$".to_owned() } else { field };
+        let field = Some(text(&place, &lost)).filter(|field| !field.is_empty()).unwrap_or_else(|| "$".to_owned());
         if errors.len() >= most {
             errors.push(FieldError::new("$", "may have more errors; correct these first"));
             return (None, errors);
@@ -270,18 +263,14 @@ pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     text.parse().map(Some).map_err(|_| D::Error::custom(format_args!("must be a whole number, not {number}")))
 }
 
-/// A place in a body as text: `requests[3].name`.
-fn text(place: &[Segment]) -> String {
-    place.iter().fold(String::new(), text_after)
-}
-
-fn text_after(before: String, step: &Segment) -> String {
-    match step {
-        Segment::Seq { index } => format!("{before}[{index}]"),
+/// A place in a body as text: `requests[3].name`. `lost` says how many items each list has lost.
+fn text(place: &[Segment], lost: &HashMap<String, usize>) -> String {
+    place.iter().fold(String::new(), |before, step| match step {
+        Segment::Seq { index } => format!("{before}[{}]", index + lost.get(&before).unwrap_or(&0)),
         Segment::Map { key } if before.is_empty() => key.clone(),
         Segment::Map { key } => format!("{before}.{key}"),
         Segment::Enum { .. } | Segment::Unknown => before,
-    }
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

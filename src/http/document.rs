@@ -8,9 +8,9 @@ mod schemas;
 mod webhooks;
 
 use utoipa::{
-    Modify, OpenApi,
+    OpenApi,
     openapi::{
-        Content, Header, HttpMethod, Ref, RefOr, Response, Server,
+        Content, Header, HttpMethod, Ref, RefOr, Response,
         path::{Operation, Parameter, ParameterIn, PathItem},
         schema::{ObjectBuilder, Schema, SchemaType, Type},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
@@ -22,8 +22,8 @@ use super::{
     events::JobEvent,
     problem::{
         BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, FOREIGN_HOST, INTERNAL, INVALID_BODY, INVALID_HOST, INVALID_JOB_ID,
-        INVALID_JSON, INVALID_PARAMETER, JOB_NOT_FOUND, Kind, ProblemBody, SERVER_BUSY, TIMEOUT, TOO_MANY_FAILURES,
-        UNAUTHORIZED, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
+        INVALID_JSON, INVALID_PARAMETER, JOB_NOT_FOUND, Kind, ProblemBody, SERVER_BUSY, STORAGE_UNAVAILABLE, TIMEOUT,
+        TOO_MANY_FAILURES, UNAUTHORIZED, UNSUPPORTED_MEDIA_TYPE, VALIDATION_FAILED,
     },
 };
 use crate::{
@@ -34,12 +34,15 @@ use crate::{
 /// The name of the security scheme `Authorization: Bearer`.
 const BEARER: &str = "bearer";
 
-/// Operations that submissions are counted by.
-const SUBMITTING: [&str; 5] = ["analyze", "analyze_batch", "resend_webhook", "retry_job", "test_webhook"];
+/// Operations that count as submissions.
+const SUBMITTING: &[&str] = &["analyze", "analyze_batch", "resend_webhook", "retry_job", "test_webhook"];
 
 /// Operations that answer page by page.
-const LISTING: [&str; 6] =
-    ["export_jobs", "list_audit", "list_failing_webhooks", "list_jobs", "list_own_failing_webhooks", "list_own_jobs"];
+const LISTING: &[&str] =
+    &["export_jobs", "list_audit", "list_failing_webhooks", "list_jobs", "list_own_failing_webhooks", "list_own_jobs"];
+
+/// Operations with a scope that do not need the store.
+const IN_MEMORY: &[&str] = &["get_history", "get_limits", "get_stats", "list_keys", "list_prompts", "test_webhook"];
 
 /// The document before its routes.
 #[derive(OpenApi)]
@@ -53,54 +56,32 @@ const LISTING: [&str; 6] =
                        get new values is listed as `anyOf` with `string`. Durations and waiting times in headers are in \
                        whole seconds."
     ),
+    servers((url = "/", description = "The service that this document is from")),
     tags(
         (name = "analysis", description = "Submit questions and get memos"),
         (name = "admin", description = "For operators. Needs the admin token, or a key or token with scope `admin`"),
         (name = "service", description = "Health and metrics, for monitoring"),
         (name = "webhooks", description = "Requests that the service sends")
     ),
-    components(schemas(ProblemBody<'static>, Label, JobEvent<'static>, Message<'static>, TestMessage<'static>)),
-    modifiers(&Finish)
+    components(schemas(ProblemBody<'static>, Label, JobEvent<'static>, Message<'static>, TestMessage<'static>))
 )]
 pub(super) struct Document;
-
-/// Changes that the derive macro can't express.
-struct Finish;
-
-impl Modify for Finish {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        // `license` and `authors` of Cargo.toml are for the owner of the service to set; without, the derive macro adds an
-        // empty license, which is not valid.
-        document.info.license.take_if(|license| license.name.is_empty());
-        document.servers =
-            Some(vec![Server::builder().url("/").description(Some("The service that this document is from")).build()]);
-        document.webhooks = Some(webhooks::webhooks());
-        let mut scheme = Http::new(HttpAuthScheme::Bearer);
-        scheme.description = Some(
-            "The admin token, an API key, or a JWT of the trusted issuer. Each has a scope: `read` allows reading your \
-             own jobs; `analyze` also submitting, cancelling, retrying and deleting them; `admin` everything. If the service has no \
-             API keys and accepts no JWTs, the `analysis` routes need no credential."
-                .to_owned(),
-        );
-        document.components.get_or_insert_default().add_security_scheme(BEARER, SecurityScheme::Http(scheme));
-    }
-}
 
 /// What decides which common problems a route can have.
 struct Route {
     /// The needed scope; `None` for public routes.
     scope: Option<Scope>,
+    needs_store: bool,
     has_job: bool,
     has_query: bool,
     has_body: bool,
     has_json: bool,
 }
 
-/// A problem and which routes can have it.
+/// A problem, and which routes can have it.
 type Shared = (Kind, fn(&Route) -> bool);
 
-/// The common problems.
-const SHARED: [Shared; 17] = [
+const SHARED: [Shared; 18] = [
     (INVALID_HOST, |_| true),
     (INVALID_PARAMETER, |route| route.has_query),
     (INVALID_JOB_ID, |route| route.has_job),
@@ -118,22 +99,50 @@ const SHARED: [Shared; 17] = [
     (VALIDATION_FAILED, |route| route.has_json),
     (TOO_MANY_FAILURES, |route| route.scope.is_some()),
     (INTERNAL, |_| true),
+    (STORAGE_UNAVAILABLE, |route| route.needs_store),
     (SERVER_BUSY, |_| true),
     (TIMEOUT, |_| true),
 ];
 
-/// Adds the shared parts to every route.
+/// Headers of some answers: of which operations (`&[]`: of all), with which statuses, and the description.
+const HEADERS: [(&[&str], &str, &str, &str); 7] = [
+    (&[], "401", "WWW-Authenticate", "`Bearer`"),
+    (
+        SUBMITTING,
+        "200 202 429",
+        "RateLimit",
+        "The caller's quota, if SUBMITS_PER_MINUTE is set: `r` submissions are left; in `t` seconds it is full again",
+    ),
+    (SUBMITTING, "200 202 429", "RateLimit-Policy", "The caller's quota: `q` submissions in `w` seconds"),
+    (LISTING, "200", "Link", "The address of the next page as `rel=\"next\"`; absent on the last page"),
+    (&["analyze"], "200 202 409 502 504", "Location", "The job"),
+    (&["analyze", "get_job"], "200 202 304", "Preference-Applied", "`wait=N`, if `Prefer` was honoured"),
+    (&["get_job"], "200 304", "ETag", "The job's version, for `If-None-Match`"),
+];
+
+/// Adds what all routes share, and what the derive macro can't express.
 pub(super) fn complete(document: &mut utoipa::openapi::OpenApi) {
-    schemas::complete(document.components.get_or_insert_default());
+    // Cargo.toml has no `license`, which is for the owner of the service to set. The macro makes an empty one, which is
+    // not valid.
+    document.info.license.take_if(|license| license.name.is_empty());
+    document.webhooks = Some(webhooks::webhooks());
+    let components = document.components.get_or_insert_default();
+    schemas::complete(components);
+    let mut scheme = Http::new(HttpAuthScheme::Bearer);
+    scheme.description = Some(
+        "The admin token, an API key, or a JWT of the trusted issuer. Each has a scope: `read` allows reading your \
+         own jobs; `analyze` also submitting, cancelling, retrying and deleting them; `admin` everything. If the service has no \
+         API keys and accepts no JWTs, the `analysis` routes need no credential."
+            .to_owned(),
+    );
+    components.add_security_scheme(BEARER, SecurityScheme::Http(scheme));
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations(item) {
             let route = Route::of(path, &method, operation);
             operation.parameters.iter_mut().flatten().for_each(unnull);
             operation.security = Some(route.scope.map_or_else(Vec::new, security));
-            for (kind, concerns) in SHARED {
-                if concerns(&route) {
-                    add(operation, kind);
-                }
+            for (kind, _) in SHARED.iter().filter(|(_, concerns)| concerns(&route)) {
+                add(operation, *kind);
             }
             for (status, response) in &mut operation.responses.responses {
                 if let RefOr::T(response) = response {
@@ -189,8 +198,10 @@ impl Route {
             RefOr::Ref(_) => None,
         });
         let mut parameters = operation.parameters.iter().flatten();
+        let is_in_memory = operation.operation_id.as_deref().is_some_and(|id| IN_MEMORY.contains(&id));
         Route {
             scope,
+            needs_store: scope.is_some() && !is_in_memory,
             has_job: path.contains("/jobs/{id}"),
             has_query: parameters
                 .any(|parameter| matches!(parameter, RefOr::T(known) if known.parameter_in == ParameterIn::Query)),
@@ -212,8 +223,7 @@ fn add(operation: &mut Operation, kind: Kind) {
 
 /// Adds the body and headers that every response of this status has.
 fn furnish(operation: &str, status: &str, response: &mut Response) {
-    let is_problem = status.starts_with(['4', '5']);
-    if is_problem {
+    if status.starts_with(['4', '5']) {
         let content = Content::new(Some(Ref::from_schema_name("Problem")));
         response.content.insert("application/problem+json".to_owned(), content.into());
     }
@@ -223,22 +233,13 @@ fn furnish(operation: &str, status: &str, response: &mut Response) {
         response.headers.entry(name.to_owned()).or_insert_with(|| header.build().into());
     };
     header("x-request-id", "The request's id, also in the log", Type::String);
-    if SUBMITTING.contains(&operation) && matches!(status, "200" | "202" | "429") {
-        header(
-            "RateLimit",
-            "The caller's quota, if SUBMITS_PER_MINUTE is set: `r` submissions are left; in `t` seconds it is full again",
-            Type::String,
-        );
-        header("RateLimit-Policy", "The caller's quota: `q` submissions in `w` seconds", Type::String);
-    }
-    if LISTING.contains(&operation) && status == "200" {
-        header("Link", "The address of the next page as `rel=\"next\"`; absent on the last page", Type::String);
-    }
-    if status == "401" {
-        header("WWW-Authenticate", "`Bearer`", Type::String);
-    }
     if matches!(status, "429" | "503") {
         header("Retry-After", "Seconds to wait before the next try, if known", Type::Integer);
+    }
+    for (operations, statuses, name, description) in HEADERS {
+        if (operations.is_empty() || operations.contains(&operation)) && statuses.contains(status) {
+            header(name, description, Type::String);
+        }
     }
 }
 

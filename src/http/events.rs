@@ -19,6 +19,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{
     api::Api,
@@ -65,7 +66,7 @@ pub(super) async fn events(
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    params.read("none", |_, _| None)?;
+    params.end()?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let EventId(seen) = last.unwrap_or_default();
     let follower = api.queue.follow(id, seen).await?;
@@ -135,8 +136,7 @@ pub(super) enum JobEvent<'a> {
 /// How far a job is.
 #[derive(Serialize, ToSchema)]
 pub(super) struct StatusUpdate<'a> {
-    #[schema(value_type = String, format = Uuid)]
-    id: JobId,
+    id: Uuid,
     status: JobStatus,
     /// Number of attempts, including the running one.
     attempts_made: u32,
@@ -213,14 +213,13 @@ impl Telling {
     }
 
     fn event(&self, event: &JobEvent<'_>) -> Option<Event> {
-        let name: &str = event.into();
-        let data = match event {
-            JobEvent::Status(data) => serde_json::to_string(data),
-            JobEvent::Progress(data) => serde_json::to_string(data),
-            JobEvent::Done(data) => serde_json::to_string(data),
+        let sent = Event::default().event(<&str>::from(event)).id(EventId(self.follower.seen()).to_string());
+        let sent = match event {
+            JobEvent::Status(data) => sent.json_data(data),
+            JobEvent::Progress(data) => sent.json_data(data),
+            JobEvent::Done(data) => sent.json_data(data),
         };
-        let data = data.ok()?;
-        Some(Event::default().event(name).id(EventId(self.follower.seen()).to_string()).data(data))
+        sent.ok()
     }
 }
 

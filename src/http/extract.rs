@@ -13,11 +13,12 @@ use axum::{
 
 use super::{
     api::Api,
+    headers::members,
     problem::{FORBIDDEN, FieldError, INVALID_JOB_ID, INVALID_PARAMETER, Problem, UNAUTHORIZED},
-    wait::Wait,
 };
 use crate::{
-    auth::{Auth, Caller, Refused, Scope},
+    audit::AuditAction,
+    auth::{Auth, Identity, Refused, Scope},
     config::values::Network,
     job::{
         JobId,
@@ -25,6 +26,7 @@ use crate::{
     },
     metrics::ReasonLabel,
     queue::QueueError,
+    registry::Unavailable,
 };
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -34,7 +36,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) struct Id {
     pub(super) job: JobId,
     /// The operator's name for the audit log, if the caller is an operator.
-    pub(super) operator: Option<String>,
+    operator: Option<String>,
     /// Whose bounds apply to a retry.
     pub(super) by: caller::Caller,
     pub(super) access: Access,
@@ -43,7 +45,7 @@ pub(super) struct Id {
 /// What a request was let in by, to be looked at again while its answer goes on.
 pub(super) struct Access {
     header: Option<HeaderValue>,
-    caller: Caller,
+    caller: Identity,
     revocations: u64,
 }
 
@@ -56,6 +58,19 @@ impl Access {
         }
         self.revocations = revocations;
         auth.identify(self.header.as_ref().map(HeaderValue::as_bytes)).as_ref() == Ok(&self.caller)
+    }
+}
+
+impl Id {
+    /// Writes an operator's action on the job to the audit log, with whether it changed the job. Actions of callers on
+    /// their own jobs are not logged.
+    pub(super) async fn record(&self, api: &Api, action: &str, changed: bool) -> Result<(), Unavailable> {
+        if let Some(actor) = &self.operator {
+            let detail = self.job.to_string();
+            let action = AuditAction { actor, action, detail: Some(&detail) };
+            api.audit.record(action, Some(usize::from(changed))).await?;
+        }
+        Ok(())
     }
 }
 
@@ -83,14 +98,6 @@ impl FromRequestParts<Arc<Api>> for Id {
         let access = Access { header: parts.headers.get(header::AUTHORIZATION).cloned(), caller, revocations };
         Ok(Id { job: id, operator, by, access })
     }
-}
-
-/// Whether `Cache-Control` (RFC 9111) asks for a call of its own instead of a cached or shared answer.
-pub(super) fn wants_its_own(headers: &HeaderMap) -> bool {
-    let directives = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
-    directives
-        .flat_map(|value| value.split(','))
-        .any(|directive| ["no-cache", "no-store"].iter().any(|own| directive.trim().eq_ignore_ascii_case(own)))
 }
 
 /// The name of a caller who lists their own jobs. In an open service only callers with a key have one.
@@ -139,7 +146,7 @@ impl FromRequestParts<Arc<Api>> for SecretOwner {
 
 /// The name that the jobs of a caller have. In an open service most callers have no name, so a job that an operator submits
 /// is everybody's too.
-fn job_name(caller: Caller, api: &Api) -> Option<String> {
+fn job_name(caller: Identity, api: &Api) -> Option<String> {
     caller.name.filter(|name| name != ADMIN_TOKEN || !api.auth.is_open())
 }
 
@@ -162,18 +169,18 @@ impl FromRequestParts<Arc<Api>> for Submitter {
 }
 
 /// The caller's digest, by which bounds are counted.
-fn digest(caller: &Caller, address: IpAddr) -> caller::Caller {
+fn digest(caller: &Identity, address: IpAddr) -> caller::Caller {
     caller.name.as_deref().map_or_else(|| caller::unnamed(address), caller::named)
 }
 
 /// The caller, if their scope is at least `needed`. Refusals are counted.
-fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Caller, Problem> {
+fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identity, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION);
     let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
         Ok(caller) if caller.scope >= needed => return Ok(caller),
         // Without API keys callers are anonymous, but admin routes still need a token.
-        Ok(Caller { name: None, .. }) if header.is_none() => missing(),
-        Ok(Caller { name: None, .. }) => wrong(parts, api),
+        Ok(Identity { name: None, .. }) if header.is_none() => missing(),
+        Ok(Identity { name: None, .. }) => wrong(parts, api),
         Ok(caller) => {
             let detail = format!("needs scope {needed}, but {} has scope {}", caller.actor(), caller.scope);
             ("forbidden", Problem::new(FORBIDDEN, detail))
@@ -210,67 +217,74 @@ pub(super) fn address_of(extensions: &Extensions, headers: &HeaderMap, api: &Api
 /// Each proxy appends the address that it saw. So the last one that no trusted proxy has is the client's; whatever stands
 /// before it, the client may have invented.
 fn behind(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut address = peer;
-    let hops =
-        headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).flat_map(|all| all.split(','));
-    for hop in hops.collect::<Vec<_>>().into_iter().rev() {
-        if !is_trusted(address) {
-            break;
-        }
-        let Ok(hop) = hop.trim().parse() else { break };
+    for hop in members(headers, FORWARDED_FOR).rev() {
+        let is_trusted = trusted.iter().any(|network| network.contains(address));
+        let Some(hop) = hop.parse().ok().filter(|_| is_trusted) else { break };
         address = hop;
     }
     address
 }
 
-/// The query parameters in their order, repeated ones included.
-pub(super) struct Params(pub(super) Vec<(String, String)>);
+/// The query parameters. A route takes each that it knows, and then ends the reading: any others are errors.
+pub(super) struct Params {
+    given: Vec<(String, String)>,
+    known: Vec<&'static str>,
+    /// With the place of the parameter.
+    errors: Vec<(usize, FieldError)>,
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Params, Infallible> {
         // A text that can't be parsed counts as no parameters.
-        Ok(Params(Query::try_from_uri(&parts.uri).map_or_else(|_| Vec::new(), |query| query.0)))
+        Ok(Params::new(Query::try_from_uri(&parts.uri).map_or_else(|_| Vec::new(), |query| query.0)))
     }
 }
 
 impl Params {
-    /// Calls `take` with each parameter's name and value. It returns `None` for an unknown name, or what is wrong with the
-    /// value. `taken` lists the known names, for the error.
-    pub(super) fn read(
-        &self,
-        taken: &str,
-        take: impl FnMut(&str, &str) -> Option<Result<(), String>>,
-    ) -> Result<(), Problem> {
-        let errors = self.errors(taken, take);
+    pub(super) fn new(given: Vec<(String, String)>) -> Params {
+        Params { given, known: Vec::new(), errors: Vec::new() }
+    }
+
+    /// All values of a parameter that can be repeated. The error of `parse` says what is wrong with a value.
+    pub(super) fn all<T>(&mut self, name: &'static str, mut parse: impl FnMut(&str) -> Result<T, String>) -> Vec<T> {
+        self.known.push(name);
+        let mut values = Vec::new();
+        for (place, (_, value)) in self.given.iter().enumerate().filter(|(_, (given, _))| given == name) {
+            match parse(value) {
+                Ok(value) => values.push(value),
+                Err(message) => self.errors.push((place, FieldError::new(name, message))),
+            }
+        }
+        values
+    }
+
+    /// The value of a parameter, the last one if it is repeated.
+    pub(super) fn last<T>(&mut self, name: &'static str, parse: impl FnMut(&str) -> Result<T, String>) -> Option<T> {
+        self.all(name, parse).pop()
+    }
+
+    pub(super) fn end(self) -> Result<(), Problem> {
+        let errors = self.errors();
         if errors.is_empty() { Ok(()) } else { Err(Problem::listing(INVALID_PARAMETER, errors)) }
     }
 
-    /// Like [`Params::read`], for a route that checks more once it has all parameters.
-    pub(super) fn errors(
-        &self,
-        taken: &str,
-        mut take: impl FnMut(&str, &str) -> Option<Result<(), String>>,
-    ) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        for (name, value) in &self.0 {
-            let unknown = || Err(format!("is not a parameter of this route; allowed parameters: {taken}"));
-            if let Err(message) = take(name, value).unwrap_or_else(unknown) {
-                errors.push(FieldError::new(name, message));
-            }
+    /// The errors of all parameters, in their order.
+    pub(super) fn errors(mut self) -> Vec<FieldError> {
+        let allowed = match &self.known[..] {
+            [] => "none".to_owned(),
+            [only] => (*only).to_owned(),
+            [others @ .., last] => format!("{} and {last}", others.join(", ")),
+        };
+        for (place, (name, _)) in self.given.iter().enumerate().filter(|(_, (name, _))| !self.known.contains(&&**name))
+        {
+            let message = format!("is not a parameter of this route; allowed parameters: {allowed}");
+            self.errors.push((place, FieldError::new(name, message)));
         }
-        errors
-    }
-
-    /// `wait`, for a route without other parameters.
-    pub(super) fn wait(&self) -> Result<Option<Wait>, Problem> {
-        let mut wait = None;
-        self.read("wait", |name, value| {
-            (name == "wait").then(|| Wait::parse(value).map(|parsed| wait = Some(parsed)))
-        })?;
-        Ok(wait)
+        self.errors.sort_by_key(|(place, _)| *place);
+        self.errors.into_iter().map(|(_, error)| error).collect()
     }
 }
 
@@ -286,6 +300,12 @@ pub(super) struct Admin {
     pub(super) actor: String,
 }
 
+impl Admin {
+    pub(super) async fn record(&self, api: &Api, action: &str, detail: Option<&str>) -> Result<(), Unavailable> {
+        api.audit.record(AuditAction { actor: &self.actor, action, detail }, None).await.map(drop)
+    }
+}
+
 impl FromRequestParts<Arc<Api>> for Admin {
     type Rejection = Problem;
 
@@ -298,10 +318,6 @@ impl FromRequestParts<Arc<Api>> for Admin {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn params(pairs: &[(&str, &str)]) -> Params {
-        Params(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect())
-    }
 
     #[test]
     fn only_trusted_proxies_say_where_a_request_comes_from() {
@@ -327,23 +343,24 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_parameter_is_refused_and_not_ignored() {
-        assert_eq!(params(&[]).wait().unwrap(), None);
-        assert_eq!(params(&[("wait", "3")]).wait().unwrap(), Wait::parse("3").ok());
-        assert!(params(&[("wiat", "3")]).wait().is_err());
-        assert!(params(&[("wait", "long")]).wait().is_err());
-    }
-
-    #[test]
-    fn all_wrong_parameters_are_reported_in_their_order() {
-        let given = params(&[("a", "1"), ("x", "2"), ("a", "7"), ("y", "3")]);
-        let mut taken = Vec::new();
-        let errors = given.errors("a and b", |name, value| {
-            (name == "a").then(|| count_up_to(6, value).map(|count| taken.push(count)))
-        });
-        let unknown = "is not a parameter of this route; allowed parameters: a and b";
-        let expected = [("x", unknown), ("a", "must be from 1 to 6, not \"7\""), ("y", unknown)]
-            .map(|(a, b)| FieldError::new(a, b));
-        assert_eq!((errors, taken), (expected.to_vec(), vec![1]));
+    fn all_wrong_and_unknown_parameters_are_reported_in_their_order() {
+        let errors = |known: &[&'static str]| {
+            let given = [("a", "1"), ("x", "2"), ("a", "7"), ("y", "3")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+            let mut params = Params::new(given.to_vec());
+            let taken: Vec<_> = known.iter().map(|name| params.all(name, |value| count_up_to(6, value))).collect();
+            (taken, params.errors().into_iter().map(|error| (error.field, error.message)).collect::<Vec<_>>())
+        };
+        let unknown = |name: &str, allowed: &str| {
+            (name.to_owned(), format!("is not a parameter of this route; allowed parameters: {allowed}"))
+        };
+        let wrong = ("a".to_owned(), "must be from 1 to 6, not \"7\"".to_owned());
+        assert_eq!(
+            errors(&["b", "a"]),
+            (vec![vec![], vec![1]], vec![unknown("x", "b and a"), wrong.clone(), unknown("y", "b and a")])
+        );
+        assert_eq!(errors(&["a"]).1, [unknown("x", "a"), wrong.clone(), unknown("y", "a")]);
+        assert_eq!(errors(&["a", "x", "y"]), (vec![vec![1], vec![2], vec![3]], vec![wrong]));
+        assert_eq!(errors(&[]).1.len(), 4);
+        assert!(errors(&[]).1[0].1.ends_with("allowed parameters: none"));
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use strum::VariantNames;
 use utoipa::ToSchema;
 
-use super::{problem::FieldError, submission::MAX_METADATA};
+use super::{extract::Params, problem::FieldError, submission::MAX_METADATA};
 use crate::{
     clock::Timestamp,
     job::{Cursor, FailureCode, JobFilter, JobId, JobStatus, Priority, Side},
@@ -41,11 +41,9 @@ pub(super) struct Conditions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     code: Vec<FailureCode>,
     /// Jobs accepted at this time or later (RFC 3339).
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     created_from: Option<Timestamp>,
     /// Jobs accepted before this time (RFC 3339).
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     created_before: Option<Timestamp>,
     /// Jobs whose query contains this text, ignoring case.
@@ -69,74 +67,72 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    /// Parses a query parameter, if it is a condition. The error says what is allowed.
-    pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), String>> {
-        let taken = match name {
-            "ids" => value.split(',').try_for_each(|id| {
-                let wrong = |_| format!("must be ids of jobs, separated by commas, not {id:?}");
-                let ids = self.ids.get_or_insert_default();
-                if ids.len() == MAX_IDS_IN_QUERY {
+    /// The conditions in query parameters.
+    pub(super) fn from_params(caller: Option<String>, params: &mut Params) -> Conditions {
+        let mut count = 0;
+        let ids: Vec<Vec<JobId>> = params.all("ids", |value| {
+            let parse = |id: &str| {
+                count += 1;
+                if count > MAX_IDS_IN_QUERY {
                     return Err(format!("must be at most {MAX_IDS_IN_QUERY} ids"));
                 }
-                id.parse().map(|id| ids.push(id)).map_err(wrong)
+                id.parse().map_err(|_| format!("must be ids of jobs, separated by commas, not {id:?}"))
+            };
+            value.split(',').map(parse).collect()
+        });
+        Conditions {
+            ids: Some(ids.concat()).filter(|ids| !ids.is_empty()),
+            status: params.all("status", |value| one_of(value, JobStatus::VARIANTS)),
+            priority: params.all("priority", |value| one_of(value, Priority::VARIANTS)),
+            code: params.all("code", |value| one_of(value, FailureCode::VARIANTS)),
+            created_from: params.last("created_from", time),
+            created_before: params.last("created_before", time),
+            text: once(params, "text"),
+            model: once(params, "model"),
+            labels: params.all("metadata", |value| {
+                let label = value.split_once('=').map(|(key, label)| (key.to_owned(), label.to_owned()));
+                label.ok_or_else(|| format!("must be key=value, not {value:?}"))
             }),
-            "status" => one_of(value, JobStatus::VARIANTS).map(|status| self.status.push(status)),
-            "priority" => one_of(value, Priority::VARIANTS).map(|priority| self.priority.push(priority)),
-            "code" => one_of(value, FailureCode::VARIANTS).map(|code| self.code.push(code)),
-            "created_from" => time(value).map(|time| self.created_from = Some(time)),
-            "created_before" => time(value).map(|time| self.created_before = Some(time)),
-            "text" => once(&mut self.text, value),
-            "model" => once(&mut self.model, value),
-            "caller" => once(&mut self.caller, value),
-            "metadata" => match value.split_once('=') {
-                Some((key, label)) => {
-                    self.labels.push((key.to_owned(), label.to_owned()));
-                    Ok(())
-                }
-                None => Err(format!("must be key=value, not {value:?}")),
-            },
-            _ => return None,
-        };
-        Some(taken)
+            metadata: BTreeMap::new(),
+            caller,
+        }
     }
 
     /// The filter, or all its errors.
     pub(super) fn filter(self) -> Result<JobFilter, Vec<FieldError>> {
         let mut errors = Vec::new();
-        let texts = [("text", &self.text), ("model", &self.model), ("caller", &self.caller)];
-        for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))) {
-            let count = text.chars().count();
+        let mut wrong = |field, message| errors.push(FieldError::new(field, message));
+        for (name, text) in [("text", &self.text), ("model", &self.model), ("caller", &self.caller)] {
+            let count = text.as_ref().map_or(1, |text| text.chars().count());
             if !(1..=MAX_TEXT).contains(&count) {
-                errors.push(FieldError::new(name, format!("must have 1 to {MAX_TEXT} characters, not {count}")));
+                wrong(name, format!("must have 1 to {MAX_TEXT} characters, not {count}"));
             }
         }
         // No ids must not mean all jobs.
         if let Some(count) = self.ids.as_ref().map(Vec::len).filter(|count| !(1..=MAX_IDS).contains(count)) {
-            errors.push(FieldError::new("ids", format!("must be 1 to {MAX_IDS} ids, not {count}")));
+            wrong("ids", format!("must be 1 to {MAX_IDS} ids, not {count}"));
         }
         let labels = self.metadata.len() + self.labels.len();
         // A job can't have more.
         if labels > MAX_METADATA {
-            let message = format!("must be at most {MAX_METADATA} labels, not {labels}");
-            errors.push(FieldError::new("metadata", message));
+            wrong("metadata", format!("must be at most {MAX_METADATA} labels, not {labels}"));
         }
-        if errors.is_empty() {
-            let filter = JobFilter {
-                ids: self.ids.map(BTreeSet::from_iter),
-                statuses: self.status,
-                priorities: self.priority,
-                codes: self.code,
-                created_from: self.created_from,
-                created_before: self.created_before,
-                model: self.model,
-                metadata: self.metadata.into_iter().chain(self.labels).collect(),
-                caller: self.caller,
-                ..JobFilter::default()
-            };
-            Ok(filter.with_text(self.text.as_deref()))
-        } else {
-            Err(errors)
+        if !errors.is_empty() {
+            return Err(errors);
         }
+        let filter = JobFilter {
+            ids: self.ids.map(BTreeSet::from_iter),
+            statuses: self.status,
+            priorities: self.priority,
+            codes: self.code,
+            created_from: self.created_from,
+            created_before: self.created_before,
+            model: self.model,
+            metadata: self.metadata.into_iter().chain(self.labels).collect(),
+            caller: self.caller,
+            ..JobFilter::default()
+        };
+        Ok(filter.with_text(self.text.as_deref()))
     }
 }
 
@@ -149,14 +145,19 @@ pub(super) fn time(value: &str) -> Result<Timestamp, String> {
     serde_json::from_value(value.into()).map_err(|error: serde_json::Error| error.to_string())
 }
 
-fn once(place: &mut Option<String>, value: &str) -> Result<(), String> {
-    match place.replace(value.to_owned()) {
-        None => Ok(()),
-        Some(_) => Err("must be given once".to_owned()),
-    }
+/// A parameter that must not be repeated.
+pub(super) fn once(params: &mut Params, name: &'static str) -> Option<String> {
+    let mut is_given = false;
+    params.last(name, |value| match std::mem::replace(&mut is_given, true) {
+        false => Ok(value.to_owned()),
+        true => Err("must be given once".to_owned()),
+    })
 }
 
-pub(super) const WRONG_CURSOR: &str = "is not a cursor of this service; start without a cursor";
+/// A cursor of a listing, as a parameter.
+pub(super) fn cursor(value: &str) -> Result<Cursor, String> {
+    decode_cursor(value).ok_or_else(|| "is not a cursor of this service; start without a cursor".to_owned())
+}
 
 pub(super) fn encode_cursor(cursor: Cursor) -> String {
     let side = match cursor.side {
@@ -216,11 +217,16 @@ mod tests {
         }
     }
 
+    fn conditions(given: &[(&str, &str)]) -> (Conditions, Vec<FieldError>) {
+        let given = given.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let mut params = Params::new(given.collect());
+        (Conditions::from_params(None, &mut params), params.errors())
+    }
+
     #[test]
     fn conditions_add_up() {
-        let mut conditions = Conditions::default();
         let ids = ["01a20a05-6ed7-7618-a47d-ce15724b97e5", "01a20a05-6ed7-7618-a47d-ce15724b97e6"];
-        for (name, value) in [
+        let (conditions, errors) = conditions(&[
             ("ids", ids[0]),
             ("ids", &ids.join(",")),
             ("status", "failed"),
@@ -232,9 +238,8 @@ mod tests {
             ("metadata", "team=ops=1"),
             ("metadata", "k="),
             ("metadata", "k=other"),
-        ] {
-            conditions.take(name, value).unwrap().unwrap();
-        }
+        ]);
+        assert_eq!(errors, []);
         let filter = conditions.filter().unwrap();
         assert_eq!(filter.ids, Some(ids.map(|id| id.parse().unwrap()).into()));
         assert_eq!(filter.statuses, [JobStatus::Failed, JobStatus::Scheduled]);
@@ -248,7 +253,7 @@ mod tests {
 
     #[test]
     fn an_error_says_what_is_allowed() {
-        let wrong = |name: &str, value: &str| Conditions::default().take(name, value).unwrap().unwrap_err();
+        let wrong = |name: &str, value: &str| conditions(&[(name, value)]).1.remove(0).message;
         assert!(wrong("status", "done").contains("queued, scheduled, running"));
         assert!(wrong("priority", "urgent").contains("high, normal, low"));
         assert!(wrong("code", "oops").contains("deadline_exceeded"));
@@ -257,10 +262,8 @@ mod tests {
         let no_ids = Conditions { ids: Some(Vec::new()), ..Conditions::default() };
         assert_eq!(no_ids.filter().unwrap_err()[0].message, "must be 1 to 1000 ids, not 0");
         assert!(wrong("metadata", "team").contains("key=value"));
-        assert!(Conditions::default().take("state", "failed").is_none());
-        let mut twice = Conditions::default();
-        assert_eq!(twice.take("text", "a"), Some(Ok(())));
-        assert!(twice.take("text", "b").unwrap().is_err());
+        assert!(wrong("state", "failed").starts_with("is not a parameter"));
+        assert_eq!(conditions(&[("text", "a"), ("text", "b")]).1, [FieldError::new("text", "must be given once")]);
         let long = Conditions { text: Some("x".repeat(501)), model: Some(String::new()), ..Conditions::default() };
         assert_eq!(long.filter().unwrap_err().len(), 2);
     }

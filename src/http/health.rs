@@ -52,7 +52,6 @@ struct Reason {
     /// The reason, for people.
     message: String,
     /// When it ends by itself. Absent if a person has to act first.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
 }
@@ -72,7 +71,11 @@ pub(super) async fn live(State(api): State<Arc<Api>>) -> Response {
         let lost = FieldError::new("store", "can't be recovered by this process; it is ending");
         return Problem::listing(NOT_READY, vec![lost]).into_response();
     }
-    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
+    alive().into_response()
+}
+
+pub(super) fn alive() -> Json<impl Serialize> {
+    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
 
 /// Readiness

@@ -34,7 +34,6 @@ pub(super) struct HistoryView {
 #[schema(as = Period)]
 struct PeriodView {
     /// Start of the period. Days start at midnight UTC.
-    #[schema(value_type = String, format = DateTime)]
     at: Timestamp,
     /// Accepted jobs.
     accepted: u64,
@@ -92,16 +91,22 @@ impl From<&Period> for PeriodView {
     params(
         ("resolution" = Option<String>, Query, pattern = "^(minute|quarter_hour|hour|day)$",
             description = "Length of a period: `minute` (default), `quarter_hour`, `hour` or `day`"),
-        ("from" = Option<String>, Query, format = DateTime,
+        ("from" = Option<Timestamp>, Query,
             description = "Periods that end after this time. Default: one hour ago for minutes, a day for quarter hours, \
                            a week for hours, 90 days for days")
     ),
-    responses(
-        (status = 200, description = "The activity by period", body = HistoryView)
-    )
+    responses((status = 200, description = "The activity by period", body = HistoryView))
 )]
-pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Json<HistoryView>, Problem> {
-    let (resolution, from) = read(&params)?;
+pub(super) async fn get(
+    _: Admin,
+    State(api): State<Arc<Api>>,
+    mut params: Params,
+) -> Result<Json<HistoryView>, Problem> {
+    let wrong = |value: &str| format!("must be minute, quarter_hour, hour or day, not {value:?}");
+    let resolution = params.last("resolution", |value| value.parse().map_err(|_| wrong(value)));
+    let resolution = resolution.unwrap_or(Resolution::Minute);
+    let from = params.last("from", filter::time);
+    params.end()?;
     let period = resolution.period();
     // Minus one period, because the current one counts.
     let from = from.unwrap_or_else(|| api.queue.now().minus(span(resolution) - period));
@@ -126,17 +131,4 @@ fn span(resolution: Resolution) -> Duration {
         Resolution::Hour => 7 * 24 * HOUR,
         Resolution::Day => 90 * 24 * HOUR,
     }
-}
-
-fn read(params: &Params) -> Result<(Resolution, Option<Timestamp>), Problem> {
-    let (mut resolution, mut from) = (Resolution::Minute, None);
-    params.read("resolution and from", |name, value| match name {
-        "resolution" => {
-            let wrong = |_| format!("must be minute, quarter_hour, hour or day, not {value:?}");
-            Some(value.parse().map(|given| resolution = given).map_err(wrong))
-        }
-        "from" => Some(filter::time(value).map(|given| from = Some(given))),
-        _ => None,
-    })?;
-    Ok((resolution, from))
 }

@@ -1,4 +1,5 @@
 //! `/api/v1/jobs`: lists a caller's jobs. `/api/v1/jobs/{id}`: gets, awaits, cancels, retries and deletes a job.
+//! `/api/v1/admin/jobs/{id}/reparse`: parses the stored answers of a failed job again, with the current parser.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use axum::{
     Json,
     extract::State,
     http::{HeaderMap, StatusCode},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,7 +15,7 @@ use utoipa::ToSchema;
 use super::{
     admin::{Listed, Wanted, wanted},
     api::Api,
-    extract::{Id, Named, Params},
+    extract::{Admin, Id, Named, Params},
     filter::encode_cursor,
     pages::Here,
     problem::Problem,
@@ -22,8 +23,8 @@ use super::{
     wait::{PREFERENCE_APPLIED, Wait},
 };
 use crate::{
-    audit::AuditAction,
-    job::{JobId, JobPage, UnfinishedSearch},
+    analysis,
+    job::{JobPage, JobState, UnfinishedSearch},
 };
 
 /// A page of a caller's jobs.
@@ -45,10 +46,7 @@ pub(super) struct OwnJobs<'a> {
 #[utoipa::path(
     get, path = "/api/v1/jobs", operation_id = "list_own_jobs", tag = "analysis",
     params(Listed),
-    responses(
-        (status = 200, description = "A page of jobs", body = OwnJobs<'static>),
-        (status = 503, description = "`storage_unavailable`")
-    )
+    responses((status = 200, description = "A page of jobs", body = OwnJobs<'static>))
 )]
 pub(super) async fn list(
     Named(caller): Named,
@@ -56,22 +54,19 @@ pub(super) async fn list(
     params: Params,
     here: Here,
 ) -> Result<Response, Problem> {
-    let Wanted { listing, include, .. } = wanted(&params, Some(caller))?;
+    let Wanted { listing, include, .. } = wanted(params, Some(caller))?;
     let (queue, memory) = (api.queue.clone(), api.memory.clone());
     let read = async move { Ok(queue.list(listing).await?) };
     let make = move |page: JobPage| {
-        let now = api.queue.now();
         let jobs = OwnJobs {
-            jobs: page.jobs.iter().map(|record| api.listed(record, now, include)).collect(),
+            jobs: api.listed(&page.jobs, include),
             next_cursor: page.next.map(encode_cursor),
             prev_cursor: page.prev.map(encode_cursor),
             unfinished_search: page.unfinished,
         };
-        (Json(jobs).into_response(), page.next)
+        here.link_next(Json(jobs), "cursor", page.next.map(encode_cursor))
     };
-    let (answer, next) = memory.list(read, make).await?;
-    here.link_next("cursor", next.map(encode_cursor));
-    Ok(answer)
+    memory.list(read, make).await
 }
 
 /// Get a job
@@ -88,26 +83,20 @@ pub(super) async fn list(
         ("If-None-Match" = Option<String>, Header, description = "The `ETag` of an earlier answer")
     ),
     responses(
-        (status = 200, description = "The job, with `Retry-After` while it is pending", body = JobView<'static>, headers(
-                ("ETag" = String, description = "The job's version, for `If-None-Match`"),
-                ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
-                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
-            )),
-        (status = 304, description = "The job has not changed since `If-None-Match`", headers(
-                ("ETag" = String, description = "The job's version, for `If-None-Match`"),
-                ("Retry-After" = u64, description = "Seconds to wait before the next poll"),
-                ("Preference-Applied" = String, description = "`wait=N`, if `Prefer` was honoured")
-            )),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 200, description = "The job, with `Retry-After` while it is pending", body = JobView<'static>,
+            headers(("Retry-After" = u64, description = "Seconds to wait before the next poll"))),
+        (status = 304, description = "The job has not changed since `If-None-Match`",
+            headers(("Retry-After" = u64, description = "Seconds to wait before the next poll")))
     )
 )]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
     Id { job: id, .. }: Id,
-    params: Params,
+    mut params: Params,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let wait = params.wait()?;
+    let wait = params.last("wait", Wait::parse);
+    params.end()?;
     let preferred = Wait::preferred(&headers).filter(|_| wait.is_none());
     let record = match wait.or(preferred).and_then(Wait::until) {
         Some(until) => api.queue.wait(id, until).await?,
@@ -129,16 +118,14 @@ pub(super) async fn get(
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
         (status = 200, description = "The job, cancelled", body = JobView<'static>),
-        (status = 409, description = "`conflict`: the job has succeeded or failed"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 409, description = "`conflict`: the job has succeeded or failed")
     )
 )]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator, .. }: Id) -> Result<Response, Problem> {
-    let was_pending = api.queue.find(id).await.is_ok_and(|job| !job.state.is_final());
-    let record = api.queue.cancel(id).await?;
-    put_on_record(&api, operator.as_deref(), "cancel", id, was_pending).await?;
-    let now = api.queue.now();
-    Ok(api.view(&record, now).respond(StatusCode::OK, now))
+pub(super) async fn cancel(State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
+    let was_pending = api.queue.find(id.job).await.is_ok_and(|job| !job.state.is_final());
+    let record = api.queue.cancel(id.job).await?;
+    id.record(&api, "cancel", was_pending).await?;
+    Ok(api.respond(StatusCode::OK, &record))
 }
 
 /// Retry a failed or cancelled job
@@ -154,16 +141,12 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, Id { job: id, operator, 
         (status = 503, description = "`queue_full`, `storage_low`, `storage_unavailable`")
     )
 )]
-pub(super) async fn retry(
-    State(api): State<Arc<Api>>,
-    Id { job: id, operator, by, .. }: Id,
-) -> Result<Response, Problem> {
-    let record = api.queue.requeue(id, by).await;
-    api.show_quota(by);
+pub(super) async fn retry(State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
+    let record = api.queue.requeue(id.job, id.by).await;
+    api.show_quota(id.by);
     let record = record?;
-    put_on_record(&api, operator.as_deref(), "retry", id, true).await?;
-    let now = api.queue.now();
-    Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))
+    id.record(&api, "retry", true).await?;
+    Ok(api.respond(StatusCode::ACCEPTED, &record))
 }
 
 /// Delete a job
@@ -174,31 +157,32 @@ pub(super) async fn retry(
     params(("id" = uuid::Uuid, Path, description = "The job")),
     responses(
         (status = 204, description = "The job is deleted"),
-        (status = 409, description = "`conflict`: the job has not ended; cancel it first"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 409, description = "`conflict`: the job has not ended; cancel it first")
     )
 )]
-pub(super) async fn delete(
-    State(api): State<Arc<Api>>,
-    Id { job: id, operator, .. }: Id,
-) -> Result<StatusCode, Problem> {
-    api.queue.delete(id).await?;
-    put_on_record(&api, operator.as_deref(), "delete", id, true).await?;
+pub(super) async fn delete(State(api): State<Arc<Api>>, id: Id) -> Result<StatusCode, Problem> {
+    api.queue.delete(id.job).await?;
+    id.record(&api, "delete", true).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Writes an operator's action on a job to the audit log, with whether it changed the job. Actions of callers on their own
-/// jobs are not logged.
-pub(super) async fn put_on_record(
-    api: &Api,
-    operator: Option<&str>,
-    action: &str,
-    id: JobId,
-    changed: bool,
-) -> Result<(), Problem> {
-    if let Some(actor) = operator {
-        let detail = id.to_string();
-        api.audit.record(AuditAction { actor, action, detail: Some(&detail) }, Some(usize::from(changed))).await?;
-    }
-    Ok(())
+/// Parse the stored answers of a failed job again
+///
+/// If an answer can be parsed as a memo now, the job succeeds with the newest such answer. This makes no call to Claude
+/// and costs nothing. A job that has succeeded does not change.
+#[utoipa::path(
+    post, path = "/api/v1/admin/jobs/{id}/reparse", operation_id = "reparse_job", tag = "admin",
+    params(("id" = uuid::Uuid, Path, description = "The job")),
+    responses(
+        (status = 200, description = "The job, succeeded", body = JobView<'static>),
+        (status = 409, description = "`conflict`: the job has not failed, or has no stored answer"),
+        (status = 422, description = "`answer_unreadable`: no stored answer can be parsed; the job stays failed")
+    )
+)]
+pub(super) async fn reparse(_: Admin, State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
+    let had_failed = api.queue.find(id.job).await.is_ok_and(|job| matches!(job.state, JobState::Failed { .. }));
+    let read = |text: &str| analysis::read_memo(text).map(|memo| (memo.json, memo.repaired));
+    let record = api.queue.reparse(id.job, read).await?;
+    id.record(&api, "reparse", had_failed).await?;
+    Ok(api.respond(StatusCode::OK, &record))
 }

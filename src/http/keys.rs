@@ -18,8 +18,8 @@ use super::{
     problem::{CONFLICT, FieldError, KEY_NOT_FOUND, Problem, VALIDATION_FAILED},
 };
 use crate::{
-    audit::AuditAction,
     auth::{self, Key, KeyError, Scope},
+    clock::Timestamp,
 };
 
 /// An API key to create.
@@ -65,16 +65,14 @@ pub(super) struct Shown {
     name: String,
     scope: Scope,
     /// When the key was created. Absent for keys of the setting API_KEYS.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    created_at: Option<crate::clock::Timestamp>,
+    created_at: Option<Timestamp>,
     /// The operator who created the key. Absent for keys of the setting API_KEYS.
     #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<String>,
     /// When the key was revoked. Absent while the key is valid.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    revoked_at: Option<crate::clock::Timestamp>,
+    revoked_at: Option<Timestamp>,
 }
 
 impl From<Key> for Shown {
@@ -89,9 +87,7 @@ impl From<Key> for Shown {
 /// Also those that are revoked and those of the setting API_KEYS, without their secrets.
 #[utoipa::path(
     get, path = "/api/v1/admin/keys", operation_id = "list_keys", tag = "admin",
-    responses(
-        (status = 200, description = "All keys, without their secrets", body = KeyList)
-    )
+    responses((status = 200, description = "All keys, without their secrets", body = KeyList))
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList> {
     Json(KeyList { keys: api.auth.keys().into_iter().map(Shown::from).collect() })
@@ -106,8 +102,7 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<KeyList>
     request_body = KeyRequest,
     responses(
         (status = 201, description = "The new key", body = NewKey),
-        (status = 409, description = "`conflict`: the name is in use, or there are too many keys"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 409, description = "`conflict`: the name is in use, or there are too many keys")
     )
 )]
 pub(super) async fn create(
@@ -121,8 +116,7 @@ pub(super) async fn create(
         auth::is_name(&name).then_some((name, scope.unwrap_or(Scope::Analyze))).ok_or_else(wrong)
     })?;
     let (key, secret) = api.auth.create(&name, scope, &admin.actor).await?;
-    let detail = format!("{name} ({scope})");
-    api.audit.record(AuditAction { actor: &admin.actor, action: "key_create", detail: Some(&detail) }, None).await?;
+    admin.record(&api, "key_create", Some(&format!("{name} ({scope})"))).await?;
     let notice = api.auth.is_open().then_some(NO_KEY_REQUIRED);
     Ok((StatusCode::CREATED, Json(NewKey { key: secret.expose_secret().to_owned(), known: key.into(), notice })))
 }
@@ -136,8 +130,7 @@ pub(super) async fn create(
     responses(
         (status = 200, description = "The revoked key", body = Shown),
         (status = 404, description = "`key_not_found`"),
-        (status = 409, description = "`conflict`: the key comes from the setting API_KEYS"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 409, description = "`conflict`: the key comes from the setting API_KEYS")
     )
 )]
 pub(super) async fn revoke(
@@ -148,7 +141,7 @@ pub(super) async fn revoke(
     // A name that is not UTF-8 is not the name of a key.
     let Path(name) = name.map_err(|_| KeyError::NotFound(String::new()))?;
     let key = api.auth.revoke(&name).await?;
-    api.audit.record(AuditAction { actor: &admin.actor, action: "key_revoke", detail: Some(&key.name) }, None).await?;
+    admin.record(&api, "key_revoke", Some(&key.name)).await?;
     Ok(Json(key.into()))
 }
 

@@ -6,9 +6,9 @@ use quick_cache::{Weighter, sync::Cache};
 use serde_json::value::RawValue;
 
 use crate::{
-    analysis::{decision::Asked, memo::Shown},
     clock::Timestamp,
     job::{JobId, JobRecord},
+    webhook::message::memo,
 };
 
 /// Most bytes of memos in memory.
@@ -48,14 +48,8 @@ impl Memos {
         if let Some(memo) = self.0.get(&key) {
             return Some(memo);
         }
-        let memo: Arc<RawValue> = serde_json::value::to_raw_value(&shown(record)?).ok()?.into();
+        let memo: Arc<RawValue> = serde_json::value::to_raw_value(&memo(record)?).ok()?.into();
         self.0.insert(key, Arc::clone(&memo));
         Some(memo)
     }
-}
-
-/// The memo of a job, with what is computed when it is read.
-fn shown(record: &JobRecord) -> Option<Shown<'_>> {
-    let asked = Asked { query: &record.request.query, options: &record.request.options, is_brief: record.is_brief() };
-    Some(Shown::new(record.result()?, &asked))
 }

@@ -40,7 +40,7 @@ const PROBES: [&str; 3] = ["/health", "/health/ready", "/metrics"];
 /// Longest request id accepted from a client: a longer one would bloat every log line.
 const MAX_REQUEST_ID: usize = 128;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers every request within [`ANSWER_LIMIT`] and writes a log line for it, also after a panic.
 pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
@@ -119,13 +119,13 @@ fn harden(headers: &mut HeaderMap) {
 }
 
 /// The client's request id, if it has 1 to [`MAX_REQUEST_ID`] visible ASCII characters.
-fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(super) fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let id = headers.get(X_REQUEST_ID)?;
     let sane = (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
     sane.then(|| id.clone())
 }
 
-fn new_id() -> HeaderValue {
+pub(super) fn new_id() -> HeaderValue {
     let mut buffer = Uuid::encode_buffer();
     let id = Uuid::now_v7().as_hyphenated().encode_lower(&mut buffer);
     HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static(""))

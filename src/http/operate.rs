@@ -3,33 +3,26 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State, response::Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     api::{Api, Note},
-    extract::{Admin, Params, count_up_to},
+    extract::{Admin, Params},
     limits::{self, LimitsView},
-    pages::Here,
+    pages::{self, Here},
     problem::{FieldError, Problem},
 };
 use crate::{
     agent::models::Known,
-    audit::{AuditAction, Entry},
+    audit::Entry,
     clock::Timestamp,
     job::{JobFilter, JobStatus, Listing, Order, StatusCounts},
     metrics::kind,
     queue::Pause,
 };
-
-/// Default and largest number of audit entries on a page.
-const AUDIT_LIMIT: (usize, usize) = (50, 200);
 
 /// State of the service.
 #[derive(Serialize, ToSchema)]
@@ -39,7 +32,6 @@ pub(super) struct Stats {
     /// Number of jobs by status.
     jobs: StatusCounts,
     /// Submission time of the oldest queued job; null if no job is queued.
-    #[schema(value_type = Option<String>, format = DateTime)]
     oldest_queued_at: Option<Timestamp>,
     /// Who paused the queue and when; null while it is not paused.
     paused: Option<Pause>,
@@ -84,7 +76,6 @@ pub(super) struct AuditPage {
     /// Newest first.
     entries: Vec<Entry>,
     /// The `cursor` of the next page; null on the last page.
-    #[schema(value_type = Option<String>, format = Uuid)]
     next_cursor: Option<Uuid>,
 }
 
@@ -93,11 +84,9 @@ pub(super) struct AuditPage {
 /// Numbers of jobs, workers, limits, and what needs an operator.
 #[utoipa::path(
     get, path = "/api/v1/admin/stats", operation_id = "get_stats", tag = "admin",
-    responses(
-        (status = 200, description = "The state of queue, workers and limits", body = Stats)
-    )
+    responses((status = 200, description = "The state of queue, workers and limits", body = Stats))
 )]
-pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
+pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Json<Stats> {
     let queue = &api.queue;
     let filter = JobFilter { statuses: vec![JobStatus::Queued], ..JobFilter::default() };
     let oldest = queue.list(Listing { filter, order: Order::OldestFirst, cursor: None, limit: 1 }).await;
@@ -122,7 +111,6 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
         troubles: super::health::troubles(&api),
         notes: (api.notes)(),
     })
-    .into_response()
 }
 
 /// Pause the queue
@@ -131,14 +119,11 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Response {
 /// Pausing a paused queue changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/pause", operation_id = "pause_queue", tag = "admin",
-    responses(
-        (status = 200, description = "The queue is paused", body = QueueState),
-        (status = 503, description = "`storage_unavailable`")
-    )
+    responses((status = 200, description = "The queue is paused", body = QueueState))
 )]
 pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     let pause = api.queue.pause(&admin.actor).await?;
-    api.audit.record(AuditAction { actor: &admin.actor, action: "pause", detail: None }, None).await?;
+    admin.record(&api, "pause", None).await?;
     Ok(Json(QueueState { paused: Some(pause) }))
 }
 
@@ -147,14 +132,11 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
 /// Jobs start again. Resuming a queue that is not paused changes nothing.
 #[utoipa::path(
     post, path = "/api/v1/admin/queue/resume", operation_id = "resume_queue", tag = "admin",
-    responses(
-        (status = 200, description = "The queue is not paused", body = QueueState),
-        (status = 503, description = "`storage_unavailable`")
-    )
+    responses((status = 200, description = "The queue is not paused", body = QueueState))
 )]
 pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
     api.queue.resume().await?;
-    api.audit.record(AuditAction { actor: &admin.actor, action: "resume", detail: None }, None).await?;
+    admin.record(&api, "resume", None).await?;
     Ok(Json(QueueState { paused: None }))
 }
 
@@ -169,36 +151,22 @@ pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<
             maximum = 200),
         ("cursor" = Option<Uuid>, Query, description = "The `next_cursor` of the previous page")
     ),
-    responses(
-        (status = 200, description = "A page of the audit log", body = AuditPage),
-        (status = 503, description = "`storage_unavailable`")
-    )
+    responses((status = 200, description = "A page of the audit log", body = AuditPage))
 )]
 pub(super) async fn audit(
     _: Admin,
     State(api): State<Arc<Api>>,
-    params: Params,
+    mut params: Params,
     here: Here,
-) -> Result<Json<AuditPage>, Problem> {
-    let (before, limit) = audit_page(&params)?;
+) -> Result<Response, Problem> {
+    let limit = pages::limit(&mut params);
+    let wrong = |_| "is not a next_cursor of this route; start without a cursor".to_owned();
+    let before = params.last("cursor", |value| value.parse().map_err(wrong));
+    params.end()?;
     let mut entries = api.audit.read(before, limit + 1).await?;
     let is_more = entries.len() > limit;
     entries.truncate(limit);
     let next_cursor = entries.last().filter(|_| is_more).map(|entry| entry.id);
-    here.link_next("cursor", next_cursor.map(|id| id.to_string()));
-    Ok(Json(AuditPage { entries, next_cursor }))
-}
-
-fn audit_page(params: &Params) -> Result<(Option<Uuid>, usize), Problem> {
-    let (mut limit, most) = AUDIT_LIMIT;
-    let mut before = None;
-    params.read("limit and cursor", |name, value| match name {
-        "limit" => Some(count_up_to(most, value).map(|given| limit = given)),
-        "cursor" => {
-            let wrong = |_| "is not a next_cursor of this route; start without a cursor".to_owned();
-            Some(value.parse().map(|id| before = Some(id)).map_err(wrong))
-        }
-        _ => None,
-    })?;
-    Ok((before, limit))
+    let page = Json(AuditPage { entries, next_cursor });
+    Ok(here.link_next(page, "cursor", next_cursor.map(|id| id.to_string())))
 }

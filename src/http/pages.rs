@@ -1,14 +1,28 @@
-//! The links between the pages of a list.
+//! What all routes that answer page by page share: the parameter `limit`, and the link to the next page.
 
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
     http::{HeaderValue, header, request::Parts, uri::Authority},
+    response::{IntoResponse, Response},
 };
 
-use super::{api::Api, observe};
+use super::{
+    api::Api,
+    extract::{Params, count_up_to},
+};
 use crate::config::values::Origin;
+
+const DEFAULT_LIMIT: usize = 50;
+
+/// Most entries on a page: each job is read from disk.
+const MAX_LIMIT: usize = 200;
+
+/// The parameter `limit`: the number of entries on a page.
+pub(super) fn limit(params: &mut Params) -> usize {
+    params.last("limit", |value| count_up_to(MAX_LIMIT, value)).unwrap_or(DEFAULT_LIMIT)
+}
 
 /// The address of this request, as the client knows it.
 pub(super) struct Here {
@@ -37,14 +51,12 @@ impl Here {
         Here { path: format!("{base}{}", parts.uri.path()), query: parts.uri.query().unwrap_or_default().to_owned() }
     }
 
-    /// Adds the address of the next page to the answer, if there is one, as `Link` (RFC 8288): the same request with another
+    /// Adds the address of the next page to a page, if there is one, as `Link` (RFC 8288): the same request with another
     /// cursor.
-    pub(super) fn link_next(&self, parameter: &str, cursor: Option<String>) {
-        let Some(cursor) = cursor else { return };
-        let link = format!("<{}>; rel=\"next\"", self.at(parameter, &cursor));
-        if let Ok(link) = HeaderValue::try_from(link) {
-            observe::add_header(header::LINK, link);
-        }
+    pub(super) fn link_next(&self, page: impl IntoResponse, parameter: &str, cursor: Option<String>) -> Response {
+        let link = cursor
+            .and_then(|cursor| HeaderValue::try_from(format!("<{}>; rel=\"next\"", self.at(parameter, &cursor))).ok());
+        (link.map(|link| [(header::LINK, link)]), page).into_response()
     }
 
     fn at(&self, parameter: &str, cursor: &str) -> String {

@@ -11,7 +11,7 @@ use super::{
     extract::Admin,
     problem::{INTERNAL, PROMPTS_INVALID, Problem},
 };
-use crate::{audit::AuditAction, prompts::VersionInfo};
+use crate::prompts::VersionInfo;
 
 /// The prompt versions.
 #[derive(Serialize, ToSchema)]
@@ -25,9 +25,7 @@ pub(super) struct PromptList {
 /// A question can name one of them in `prompt_version`.
 #[utoipa::path(
     get, path = "/api/v1/admin/prompts", operation_id = "list_prompts", tag = "admin",
-    responses(
-        (status = 200, description = "The prompt versions", body = PromptList)
-    )
+    responses((status = 200, description = "The prompt versions", body = PromptList))
 )]
 pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<PromptList> {
     Json(PromptList { versions: api.prompts.list() })
@@ -51,7 +49,7 @@ pub(super) async fn reload(admin: Admin, State(api): State<Arc<Api>>) -> Result<
     let read = tokio::task::spawn_blocking(move || prompts.reload()).await;
     match read {
         Ok(Ok(())) => {
-            api.audit.record(AuditAction { actor: &admin.actor, action: "prompts_reload", detail: None }, None).await?;
+            admin.record(&api, "prompts_reload", None).await?;
             Ok(Json(PromptList { versions: api.prompts.list() }))
         }
         Ok(Err(error)) => Err(Problem::new(PROMPTS_INVALID, error.to_string())),

@@ -115,7 +115,6 @@ pub(super) struct Body {
     /// Wait for the end of the job.
     wait: Option<Wait>,
     /// Run the job at this time or later (RFC 3339), at most 366 days ahead.
-    #[schema(value_type = Option<String>, format = DateTime)]
     run_at: Option<Timestamp>,
     /// Fail the job if it has not started after this many seconds.
     #[schema(minimum = 1, maximum = 604_800)]
@@ -176,8 +175,7 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Re
         if body.wait.is_some() {
             wrong.push(FieldError::new("wait", "is not allowed in a batch; get the jobs by their ids instead"));
         }
-        let named = |error: FieldError| FieldError::new(format!("requests[{index}].{}", error.field), error.message);
-        found.extend(wrong.into_iter().map(named));
+        found.extend(wrong.into_iter().map(|error| error.within(&format!("requests[{index}]"))));
     }
     body::add_found(&mut errors, found);
     if errors.len() > MAX_BATCH_ERRORS {
@@ -194,79 +192,72 @@ pub(super) fn parse_batch(body: &[u8], bounds: Bounds<'_>, now: Timestamp) -> Re
 /// An error for each wrong value of `body`. `indexes` are those of its options.
 fn check(body: &Body, bounds: Bounds<'_>, now: Timestamp, indexes: impl Iterator<Item = usize>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let mut wrong = |field: &str, message: String| errors.push(FieldError::new(field, message));
-    match body.query.as_deref() {
-        None => wrong("query", "is required: the decision question to analyse".to_owned()),
-        Some(query) if query.trim().is_empty() => wrong("query", "must not be blank".to_owned()),
-        Some(query) => too_long(query, bounds.max_query_length).into_iter().for_each(|message| wrong("query", message)),
-    }
-    if let Some(message) = body.context.as_deref().and_then(|context| too_long(context, MAX_CONTEXT)) {
-        wrong("context", message);
-    }
+    let mut check = |field: &str, wrong: Option<String>| {
+        errors.extend(wrong.map(|message| FieldError::new(field, message)));
+    };
+    check("query", wrong_query(body.query.as_deref(), bounds.max_query_length));
+    check("context", body.context.as_deref().and_then(|context| too_long(context, MAX_CONTEXT)));
     let options = body.options.as_deref().unwrap_or_default();
-    if options.len() > MAX_OPTIONS {
-        wrong("options", format!("must be at most {MAX_OPTIONS}, not {}", options.len()));
-    }
+    let count = options.len();
+    check("options", (count > MAX_OPTIONS).then(|| format!("must be at most {MAX_OPTIONS}, not {count}")));
     let mut known = HashMap::new();
     for (option, index) in options.iter().take(MAX_OPTIONS).zip(indexes) {
-        if option.trim().is_empty() {
-            wrong(&format!("options[{index}]"), "must not be blank".to_owned());
-        } else if let Some(message) = too_long(option, MAX_OPTION) {
-            wrong(&format!("options[{index}]"), message);
-        } else if let Some(first) = known.insert(option.trim().to_lowercase(), index) {
-            wrong(&format!("options[{index}]"), format!("must not be the same as options[{first}]"));
+        let mut wrong = is_blank(option).or_else(|| too_long(option, MAX_OPTION));
+        if wrong.is_none() {
+            let first = known.insert(option.trim().to_lowercase(), index);
+            wrong = first.map(|first| format!("must not be the same as options[{first}]"));
         }
+        check(&format!("options[{index}]"), wrong);
     }
-    if let Some(run_at) = body.run_at
-        && run_at.since(now) > Duration::from_hours(24 * MAX_RUN_AHEAD_DAYS)
-    {
-        wrong("run_at", format!("must be at most {MAX_RUN_AHEAD_DAYS} days ahead, not {run_at}"));
-    }
-    if let Some(seconds) = body.deadline_seconds {
-        if !(1..=MAX_DEADLINE_SECONDS).contains(&seconds) {
-            wrong("deadline_seconds", format!("must be from 1 to {MAX_DEADLINE_SECONDS}, not {seconds}"));
-        } else if body.run_at.is_some_and(|run_at| run_at >= now.plus(Duration::from_secs(seconds.unsigned_abs()))) {
-            wrong("deadline_seconds", "must end after run_at, because the deadline counts from now".to_owned());
-        }
-    }
-    match body.model.as_deref() {
-        Some(model) if !is_model(model) => {
-            let rule = "letters, digits or - _ . : / @, for example claude-sonnet-5-5";
-            wrong("model", format!("must be 1 to {MAX_MODEL} {rule}"));
-        }
-        Some(model) => bounds.models.check(model).err().into_iter().for_each(|message| wrong("model", message)),
-        None => {}
-    }
-    if let Some(why) = body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()) {
-        wrong("callback_url", why);
-    }
-    if let Some(message) = body.callback_events.as_deref().and_then(|events| wrong_events(events, body)) {
-        wrong("callback_events", message);
-    }
-    if let Some(Err(error)) = body.prompt_version.as_deref().map(|version| bounds.prompts.check(version)) {
-        wrong("prompt_version", error.to_string());
-    }
-    check_metadata(body.metadata.iter().flatten(), wrong);
+    let latest = now.plus(Duration::from_hours(24 * MAX_RUN_AHEAD_DAYS));
+    let too_late = |run_at| format!("must be at most {MAX_RUN_AHEAD_DAYS} days ahead, not {run_at}");
+    check("run_at", body.run_at.filter(|run_at| *run_at > latest).map(too_late));
+    check("deadline_seconds", body.deadline_seconds.and_then(|seconds| wrong_deadline(seconds, body.run_at, now)));
+    check("model", body.model.as_deref().and_then(|model| wrong_model(model, bounds.models)));
+    check("callback_url", body.callback_url.as_deref().and_then(|url| bounds.callbacks.check(url).err()));
+    check("callback_events", body.callback_events.as_deref().and_then(|events| wrong_events(events, body)));
+    let prompts = body.prompt_version.as_deref().and_then(|version| bounds.prompts.check(version).err());
+    check("prompt_version", prompts.map(|error| error.to_string()));
+    check_metadata(body.metadata.as_ref().unwrap_or(&BTreeMap::new()), check);
     errors
 }
 
-fn check_metadata<'a>(
-    metadata: impl Iterator<Item = (&'a String, &'a String)> + Clone,
-    mut wrong: impl FnMut(&str, String),
-) {
-    if metadata.clone().count() > MAX_METADATA {
-        wrong("metadata", format!("must be at most {MAX_METADATA} entries, not {}", metadata.clone().count()));
-    }
-    for (key, value) in metadata.take(MAX_METADATA) {
+fn check_metadata(metadata: &BTreeMap<String, String>, mut check: impl FnMut(&str, Option<String>)) {
+    let count = metadata.len();
+    check("metadata", (count > MAX_METADATA).then(|| format!("must be at most {MAX_METADATA} entries, not {count}")));
+    for (key, value) in metadata.iter().take(MAX_METADATA) {
         if key.is_empty() {
-            wrong("metadata", "must not have an empty key".to_owned());
+            check("metadata", Some("must not have an empty key".to_owned()));
         } else if let Some(message) = too_long(key, MAX_METADATA_KEY) {
             let start: String = key.chars().take(MAX_METADATA_KEY).collect();
-            wrong("metadata", format!("key {start:?}… {message}"));
-        } else if let Some(message) = too_long(value, MAX_METADATA_VALUE) {
-            wrong(&format!("metadata.{key}"), message);
+            check("metadata", Some(format!("key {start:?}… {message}")));
+        } else {
+            check(&format!("metadata.{key}"), too_long(value, MAX_METADATA_VALUE));
         }
     }
+}
+
+fn wrong_query(query: Option<&str>, max_length: usize) -> Option<String> {
+    let Some(query) = query else { return Some("is required: the decision question to analyse".to_owned()) };
+    is_blank(query).or_else(|| too_long(query, max_length))
+}
+
+fn wrong_deadline(seconds: i64, run_at: Option<Timestamp>, now: Timestamp) -> Option<String> {
+    if !(1..=MAX_DEADLINE_SECONDS).contains(&seconds) {
+        return Some(format!("must be from 1 to {MAX_DEADLINE_SECONDS}, not {seconds}"));
+    }
+    let deadline = now.plus(Duration::from_secs(seconds.unsigned_abs()));
+    let message = "must end after run_at, because the deadline counts from now";
+    run_at.filter(|run_at| *run_at >= deadline).map(|_| message.to_owned())
+}
+
+fn wrong_model(model: &str, models: &Models) -> Option<String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte);
+    if !(1..=MAX_MODEL).contains(&model.len()) || !model.bytes().all(is_allowed) {
+        let rule = "letters, digits or - _ . : / @, for example claude-sonnet-5-5";
+        return Some(format!("must be 1 to {MAX_MODEL} {rule}"));
+    }
+    models.check(model).err()
 }
 
 fn wrong_events(events: &[CallbackEvent], body: &Body) -> Option<String> {
@@ -304,6 +295,10 @@ fn submission(body: Body) -> Submission {
     }
 }
 
+fn is_blank(text: &str) -> Option<String> {
+    text.trim().is_empty().then(|| "must not be blank".to_owned())
+}
+
 fn too_long(text: &str, limit: usize) -> Option<String> {
     // No text has more characters than bytes.
     if text.len() <= limit {
@@ -311,11 +306,6 @@ fn too_long(text: &str, limit: usize) -> Option<String> {
     }
     let count = text.chars().count();
     (count > limit).then(|| format!("must be at most {limit} characters, not {count}"))
-}
-
-fn is_model(name: &str) -> bool {
-    (1..=MAX_MODEL).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte))
 }
 
 #[cfg(test)]

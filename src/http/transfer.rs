@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::State,
     http::{HeaderValue, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     audit::AuditAction,
-    job::{Cursor, JobPage, Listing, Order, archive},
+    job::{JobPage, Listing, Order, archive},
 };
 
 /// Jobs on a page of an export. Fewer than in a listing, because each has all of Claude's answers.
@@ -67,32 +67,32 @@ struct Refused {
     params(("after" = Option<String>, Query, description = "Where the previous page ended, from its `Link`",
         pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")),
     responses(
-        (status = 200, description = "Jobs, one on each line", body = String, content_type = "application/x-ndjson"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 200, description = "Jobs, one on each line", body = String, content_type = "application/x-ndjson")
     )
 )]
 pub(super) async fn export(
     _: Admin,
     State(api): State<Arc<Api>>,
-    params: Params,
+    mut params: Params,
     here: Here,
 ) -> Result<Response, Problem> {
-    let (order, cursor) = (Order::OldestFirst, after(&params)?);
+    let wrong = || "is not from a Link of this service; start without it".to_owned();
+    let cursor = params.last("after", |value| decode_cursor(value).ok_or_else(wrong));
+    params.end()?;
     let queue = api.queue.clone();
-    let listing = Listing { order, cursor, limit: EXPORT_PAGE, ..Listing::default() };
+    let listing = Listing { order: Order::OldestFirst, cursor, limit: EXPORT_PAGE, ..Listing::default() };
     let read = async move { Ok(queue.list(listing).await?) };
-    let make = |page: JobPage| {
+    let make = move |page: JobPage| {
         let mut lines = String::new();
         for record in &page.jobs {
             let line = archive::write(record).map_err(|error| Problem::new(INTERNAL, error.to_string()))?;
             lines.push_str(&line);
             lines.push('\n');
         }
-        Ok::<_, Problem>((lines, page.next))
+        let lines = ([(header::CONTENT_TYPE, NDJSON)], lines);
+        Ok(here.link_next(lines, "after", page.next.map(encode_cursor)))
     };
-    let (lines, next) = api.memory.list(read, make).await??;
-    here.link_next("after", next.map(encode_cursor));
-    Ok(([(header::CONTENT_TYPE, NDJSON)], lines).into_response())
+    api.memory.list(read, make).await?
 }
 
 /// Import jobs
@@ -107,7 +107,7 @@ pub(super) async fn export(
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`")
     )
 )]
-pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Response, Problem> {
+pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Json<Imported>, Problem> {
     let body = body::read_whole(body, MAX_IMPORT_BYTES).await?;
     let text = std::str::from_utf8(&body).map_err(|_| Problem::new(INVALID_BODY, "the body is not UTF-8 text"))?;
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
@@ -125,15 +125,5 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
     let count = records.len();
     let imported = api.queue.import(records).await?;
     api.audit.record(AuditAction { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
-    Ok(Json(Imported { imported, skipped: count - imported, refused }).into_response())
-}
-
-/// Parses `after`, the only parameter.
-fn after(params: &Params) -> Result<Option<Cursor>, Problem> {
-    let mut after = None;
-    params.read("after", |name, value| {
-        let wrong = || "is not from a Link of this service; start without it".to_owned();
-        (name == "after").then(|| decode_cursor(value).map(|cursor| after = Some(cursor)).ok_or_else(wrong))
-    })?;
-    Ok(after)
+    Ok(Json(Imported { imported, skipped: count - imported, refused }))
 }

@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -29,7 +25,7 @@ const DEFAULT_DAYS: usize = 31;
 #[derive(Serialize, ToSchema)]
 #[schema(as = Usage)]
 pub(super) struct UsageView {
-    #[schema(value_type = String, format = Date)]
+    #[schema(format = Date)]
     today: String,
     /// Sum of all models for today.
     spent_today: SumsView,
@@ -52,7 +48,6 @@ struct BudgetView {
     /// At least 80 % are used.
     is_nearly_used: bool,
     /// Start of the next day in UTC.
-    #[schema(value_type = String, format = DateTime)]
     resets_at: Timestamp,
 }
 
@@ -86,7 +81,7 @@ struct CostBudget {
 #[derive(Serialize, ToSchema)]
 #[schema(as = UsageDay)]
 struct DayView {
-    #[schema(value_type = String, format = Date)]
+    #[schema(format = Date)]
     date: String,
     /// Sum of all models.
     total: SumsView,
@@ -144,28 +139,18 @@ struct AtRiskSums {
     get, path = "/api/v1/admin/usage", operation_id = "get_usage", tag = "admin",
     params(("days" = Option<usize>, Query, description = "Most days to return: 1 to 400, default 31", minimum = 1,
         maximum = 400)),
-    responses(
-        (status = 200, description = "Tokens, cost and budget", body = UsageView)
-    )
+    responses((status = 200, description = "Tokens, cost and budget", body = UsageView))
 )]
-pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
-    let days = days(&params)?;
-    let view = UsageView {
+pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, mut params: Params) -> Result<Json<UsageView>, Problem> {
+    const { assert!(DAYS_KEPT == 400, "the description says so") };
+    let days = params.last("days", |value| count_up_to(DAYS_KEPT, value)).unwrap_or(DEFAULT_DAYS);
+    params.end()?;
+    Ok(Json(UsageView {
         today: Day::of(api.queue.now()).to_string(),
         spent_today: SumsView::from(api.queue.spent_today()),
         budget: api.limits.budget().map(BudgetView::from),
         days: api.ledger.days(days).await.map_err(QueueError::from)?.into_iter().map(DayView::from).collect(),
-    };
-    Ok(Json(view).into_response())
-}
-
-fn days(params: &Params) -> Result<usize, Problem> {
-    const { assert!(DAYS_KEPT == 400, "the description says so") };
-    let mut days = DEFAULT_DAYS;
-    params.read("days", |name, value| {
-        (name == "days").then(|| count_up_to(DAYS_KEPT, value).map(|given| days = given))
-    })?;
-    Ok(days)
+    }))
 }
 
 impl From<Status> for BudgetView {

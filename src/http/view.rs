@@ -9,9 +9,10 @@ use axum::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{
-    etag,
+    headers,
     memos::Memos,
     problem::{CANCELLED, Problem, kind_of},
 };
@@ -21,7 +22,7 @@ use crate::{
     job::{
         AtRisk, Attempt, AttemptError, AttemptOutcome, Cached, Depth, FailureCode, Job, JobId, JobRecord, JobState,
         JobStatus, Priority, TokenUsage,
-        delivery::{CallbackEvent, Delivery, DeliveryState, DeliveryTry},
+        delivery::{CallbackEvent, Delivery, DeliveryTry},
     },
     ledger::dollars,
     queue::Outlook,
@@ -66,27 +67,21 @@ impl Include {
 #[schema(as = Job)]
 pub(super) struct JobView<'a> {
     /// The job's id. Ids sort by creation time.
-    #[schema(value_type = String, format = Uuid)]
-    pub(super) id: JobId,
+    pub(super) id: Uuid,
     status: JobStatus,
     priority: Priority,
     /// When the job was accepted.
-    #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
     /// When the running or last attempt started.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Timestamp>,
     /// When the job ended.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     /// Earliest start. Present while the job is scheduled.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
     /// The job fails if it is still queued at this time.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline_at: Option<Timestamp>,
     /// Number of attempts, including the running one.
@@ -139,9 +134,8 @@ pub(super) struct JobView<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refused_by: Vec<&'a str>,
     /// The memo comes from this job, which had the same question and was running. This job made no call and cost nothing.
-    #[schema(value_type = Option<String>, format = Uuid)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    shared_with: Option<JobId>,
+    shared_with: Option<Uuid>,
     /// The memo comes from an earlier job with the same question. This job made no call and cost nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     cached: Option<Cached>,
@@ -169,9 +163,7 @@ pub(super) struct AttemptView<'a> {
     /// How many attempts in a row returned the job to the queue. This is the last of them, `started_at` is of the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     releases: Option<u32>,
-    #[schema(value_type = String, format = DateTime)]
     started_at: Timestamp,
-    #[schema(value_type = String, format = DateTime)]
     finished_at: Timestamp,
     /// How the attempt ended.
     outcome: AttemptOutcome,
@@ -231,7 +223,6 @@ struct DeliveryView<'a> {
     /// because `callback_events` does not have the event.
     state: &'static str,
     /// When the next try is due.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     next_at: Option<Timestamp>,
     /// Oldest first.
@@ -239,17 +230,9 @@ struct DeliveryView<'a> {
 }
 
 impl<'a> DeliveryView<'a> {
-    fn new(id: JobId, delivery: &'a Delivery) -> DeliveryView<'a> {
-        let state = match delivery.state {
-            DeliveryState::Waiting => "waiting",
-            DeliveryState::Pending { .. } => "pending",
-            DeliveryState::Delivered => "delivered",
-            DeliveryState::GivenUp => "given_up",
-            DeliveryState::Disabled => "disabled",
-            DeliveryState::Skipped => "skipped",
-        };
-        let id = (delivery.number > 0).then(|| delivery.message_id(id));
-        DeliveryView { id, state, next_at: delivery.next_at(), tries: &delivery.tries }
+    fn new(job: JobId, delivery: &'a Delivery) -> DeliveryView<'a> {
+        let id = (delivery.number > 0).then(|| delivery.message_id(job));
+        DeliveryView { id, state: delivery.state.into(), next_at: delivery.next_at(), tries: &delivery.tries }
     }
 }
 
@@ -266,13 +249,10 @@ struct AtRiskView {
     cost_usd: Option<f64>,
 }
 
-impl AtRiskView {
-    fn new(risk: &AtRisk) -> AtRiskView {
-        AtRiskView {
-            input_tokens: risk.input_tokens,
-            output_tokens: risk.output_tokens,
-            cost_usd: risk.nanodollars.map(dollars),
-        }
+impl From<&AtRisk> for AtRiskView {
+    fn from(risk: &AtRisk) -> AtRiskView {
+        let cost_usd = risk.nanodollars.map(dollars);
+        AtRiskView { input_tokens: risk.input_tokens, output_tokens: risk.output_tokens, cost_usd }
     }
 }
 
@@ -342,7 +322,7 @@ impl<'a> JobView<'a> {
             usage: usage(attempts),
             cost_usd: cost(attempts).map(dollars),
             error: record.error(),
-            links: Links { resend_webhook: resend_link(job, request.callback_url.as_deref()), ..links(job) },
+            links: links(job, request.callback_url.is_some()),
         }
     }
 
@@ -358,8 +338,8 @@ impl<'a> JobView<'a> {
     /// The job as an answer, or `304` if the client has it already.
     pub(super) fn respond_if_new(&self, asked: &HeaderMap, now: Timestamp) -> Response {
         let body = self.body();
-        let tag = etag::of(&body);
-        let response = match etag::is_known(asked, &tag) {
+        let tag = headers::etag(&body);
+        let response = match headers::is_known(asked, &tag) {
             true => StatusCode::NOT_MODIFIED.into_response(),
             false => json(body).into_response(),
         };
@@ -378,10 +358,8 @@ impl<'a> JobView<'a> {
     fn paced(&self, mut response: Response, now: Timestamp) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
-                let eta = self
-                    .queue
-                    .as_ref()
-                    .map_or(Duration::ZERO, |queue| queue.eta_seconds.map_or(MAX_ETA_INTERVAL, Duration::from_secs));
+                let eta = |queue: &Outlook| queue.eta_seconds.map_or(MAX_ETA_INTERVAL, Duration::from_secs);
+                let eta = self.queue.as_ref().map_or(Duration::ZERO, eta);
                 let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(now));
                 let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -442,33 +420,24 @@ impl<'a> AttemptView<'a> {
             usage: report.usage,
             cost_usd: report.nanodollars.map(dollars),
             may_have_been_billed: report.may_have_been_billed,
-            at_risk: report.at_risk.as_ref().map(AtRiskView::new),
+            at_risk: report.at_risk.as_ref().map(AtRiskView::from),
             repaired: Some(report.repaired.as_slice()).filter(|repaired| !repaired.is_empty()),
             raw_answer: report.raw_answer.as_deref().filter(|_| unreadable && with_raw_answer),
         }
     }
 }
 
-pub(super) fn links(job: &Job) -> Links {
+pub(super) fn links(job: &Job, has_webhook: bool) -> Links {
     let this = path(job.id);
     let link = |action| Some(format!("{this}/{action}"));
-    let (cancel, retry) = match job.state {
-        JobState::Queued { .. } | JobState::Running { .. } => (link("cancel"), None),
-        JobState::Succeeded => (None, None),
-        JobState::Failed { .. } | JobState::Cancelled => (None, link("retry")),
+    let resend = if has_webhook { link("resend-webhook") } else { None };
+    let (cancel, retry, resend_webhook) = match job.state {
+        JobState::Queued { .. } | JobState::Running { .. } => (link("cancel"), None, None),
+        JobState::Succeeded => (None, None, resend),
+        JobState::Failed { .. } | JobState::Cancelled => (None, link("retry"), resend),
     };
-    Links {
-        events: format!("{this}/events"),
-        page: format!("/jobs/{}", job.id),
-        this,
-        cancel,
-        retry,
-        resend_webhook: None,
-    }
-}
-
-fn resend_link(job: &Job, callback_url: Option<&str>) -> Option<String> {
-    callback_url.filter(|_| job.state.is_final()).map(|_| format!("{}/resend-webhook", path(job.id)))
+    let (events, page) = (format!("{this}/events"), format!("/jobs/{}", job.id));
+    Links { this, events, page, cancel, retry, resend_webhook }
 }
 
 fn json(body: Vec<u8>) -> impl IntoResponse {

@@ -10,7 +10,7 @@ use utoipa::{
     openapi::{OneOfBuilder, RefOr, Schema, schema::Type},
 };
 
-use super::observe;
+use super::{headers::members, observe};
 use crate::{
     job::JobState,
     metrics::{Metrics, kind},
@@ -21,6 +21,8 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest time that a request waits, counted from its arrival: the answer must be sent within 30 s.
 pub(super) const MAX_HOLD: Duration = Duration::from_secs(29);
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Says that `Prefer` was honoured.
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -80,17 +82,12 @@ impl Wait {
 
     /// Parses `Prefer: wait=N` (RFC 7240). An invalid preference is ignored.
     pub(super) fn preferred(headers: &HeaderMap) -> Option<Wait> {
-        headers
-            .get_all("prefer")
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .find_map(|preference| {
-                let (name, value) = preference.split(';').next()?.split_once('=')?;
-                let seconds: u64 = value.trim().trim_matches('"').parse().ok()?;
-                let wait = Wait(Duration::from_secs(seconds).min(MAX_WAIT));
-                name.trim().eq_ignore_ascii_case("wait").then_some(wait)
-            })
+        members(headers, PREFER).find_map(|preference| {
+            let (name, value) = preference.split(';').next()?.split_once('=')?;
+            let seconds: u64 = value.trim().trim_matches('"').parse().ok()?;
+            let wait = Wait(Duration::from_secs(seconds).min(MAX_WAIT));
+            name.trim().eq_ignore_ascii_case("wait").then_some(wait)
+        })
     }
 
     /// The value of `Preference-Applied`.

@@ -3,24 +3,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::{
     api::Api,
     body,
     body::JsonBody,
-    extract::{Admin, Id, Named, Params, SecretOwner, Submitter, count_up_to},
-    filter::{WRONG_CURSOR, decode_cursor, encode_cursor},
-    jobs::put_on_record,
-    pages::Here,
+    extract::{Admin, Id, Named, Params, SecretOwner, Submitter},
+    filter::{cursor, encode_cursor},
+    pages::{self, Here},
     problem::{CONFLICT, FieldError, Problem, SERVER_BUSY},
     view::{Include, JobView},
 };
@@ -28,14 +22,14 @@ use crate::{
     audit::AuditAction,
     clock::Timestamp,
     job::{JobFilter, JobPage, Listing},
-    webhook::secrets::{CallerSecrets, RotationError},
+    webhook::{
+        Tested,
+        secrets::{CallerSecrets, RotationError},
+    },
 };
 
 /// How long a replaced secret signs by default, and at most: receivers are changed by hand, in a day or in a week.
 const OVERLAP_HOURS: (i64, i64) = (24, 168);
-
-/// Default and largest number of jobs on a page of failing webhooks.
-const FAILING_LIMIT: (usize, usize) = (50, 200);
 
 /// Longest name of a caller in a parameter.
 const MAX_CALLER: usize = 500;
@@ -60,7 +54,6 @@ pub(super) struct WebhookSecret {
 #[derive(Serialize, ToSchema)]
 struct PreviousSecret {
     /// Until when it signs. Absent for secrets of the setting WEBHOOK_SECRET.
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
 }
@@ -106,23 +99,6 @@ pub(super) struct WebhookTestRequest {
     callback_url: Option<String>,
 }
 
-/// What the receiver did with the test message.
-#[derive(Serialize, ToSchema)]
-pub(super) struct WebhookTest {
-    /// The `webhook-id` of the message.
-    id: String,
-    /// Whether the receiver accepted it, with a `2xx`.
-    accepted: bool,
-    /// The status of the receiver's answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    http_status: Option<u16>,
-    /// Why there was no answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-    /// How long the receiver took.
-    duration_ms: u64,
-}
-
 /// A page of jobs whose webhook fails.
 #[derive(Serialize, ToSchema)]
 pub(super) struct FailingWebhooks<'a> {
@@ -130,19 +106,6 @@ pub(super) struct FailingWebhooks<'a> {
     jobs: Vec<JobView<'a>>,
     /// The `cursor` of the next page; null on the last page.
     next_cursor: Option<String>,
-}
-
-/// The parameters of the lists of failing webhooks, for the OpenAPI document.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "only for the OpenAPI document")]
-pub(super) struct FailingParams {
-    /// Jobs on a page: 1 to 200, default 50
-    #[param(minimum = 1, maximum = 200)]
-    limit: Option<usize>,
-    /// The `next_cursor` of the previous page
-    #[param(pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")]
-    cursor: Option<String>,
 }
 
 /// Get your webhook secret
@@ -176,8 +139,7 @@ pub(super) async fn secret(owner: SecretOwner, State(api): State<Arc<Api>>) -> R
     request_body = RotationRequest,
     responses(
         (status = 200, description = "The new secret", body = WebhookSecret),
-        (status = 409, description = "`conflict`: too many replaced secrets still sign, or the setting WEBHOOK_SECRET signs all webhooks"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 409, description = "`conflict`: too many replaced secrets still sign, or the setting WEBHOOK_SECRET signs all webhooks")
     )
 )]
 pub(super) async fn rotate(
@@ -185,12 +147,7 @@ pub(super) async fn rotate(
     State(api): State<Arc<Api>>,
     request: JsonBody<RotationRequest>,
 ) -> Result<Json<WebhookSecret>, Problem> {
-    let overlap = request.checked(RotationRequest::overlap)?;
-    let rotated = api.webhooks.secrets().rotate(owner.name.as_deref(), overlap).await?;
-    if let Some(actor) = &owner.operator {
-        record_rotation(&api, actor, owner.name.as_deref()).await?;
-    }
-    Ok(Json(WebhookSecret::new(owner.name, &rotated)))
+    replace(&api, owner.name, owner.operator.as_deref(), request).await
 }
 
 /// Send a test webhook
@@ -201,7 +158,7 @@ pub(super) async fn rotate(
     post, path = "/api/v1/webhooks/test", operation_id = "test_webhook", tag = "analysis",
     request_body = WebhookTestRequest,
     responses(
-        (status = 200, description = "What the receiver did, also if it did not answer", body = WebhookTest),
+        (status = 200, description = "What the receiver did, also if it did not answer", body = Tested),
         (status = 429, description = "`rate_limited`, as for a submission"),
         (status = 503, description = "`server_busy`: too many test messages are being sent")
     )
@@ -210,7 +167,7 @@ pub(super) async fn test(
     Submitter { name, by }: Submitter,
     State(api): State<Arc<Api>>,
     request: JsonBody<WebhookTestRequest>,
-) -> Result<Json<WebhookTest>, Problem> {
+) -> Result<Json<Tested>, Problem> {
     let url = request.checked(|WebhookTestRequest { callback_url }| {
         let wrong = |why: String| vec![FieldError::new("callback_url", why)];
         let url = callback_url.ok_or_else(|| wrong("is required: the URL of the receiver".to_owned()))?;
@@ -221,14 +178,8 @@ pub(super) async fn test(
     api.show_quota(by);
     charged?;
     let busy = || Problem::new(SERVER_BUSY, "too many test webhooks are being sent; try again soon");
-    let tested = api.webhooks.test(name.as_deref(), &url).await.ok_or_else(|| busy().retry_after(TEST_RETRY_AFTER))?;
-    Ok(Json(WebhookTest {
-        id: tested.id,
-        accepted: matches!(tested.http_status, Some(200..=299)),
-        http_status: tested.http_status,
-        error: tested.error,
-        duration_ms: u64::try_from(tested.took.as_millis()).unwrap_or(u64::MAX),
-    }))
+    let tested = api.webhooks.test(name.as_deref(), &url).await;
+    tested.map(Json).ok_or_else(|| busy().retry_after(TEST_RETRY_AFTER))
 }
 
 /// List your failing webhooks
@@ -237,11 +188,12 @@ pub(super) async fn test(
 /// `disabled`. Not available without an API key or a token.
 #[utoipa::path(
     get, path = "/api/v1/webhooks/failing", operation_id = "list_own_failing_webhooks", tag = "analysis",
-    params(FailingParams),
-    responses(
-        (status = 200, description = "A page of jobs", body = FailingWebhooks<'static>),
-        (status = 503, description = "`storage_unavailable`")
-    )
+    params(
+        ("limit" = Option<usize>, Query, description = "Jobs on a page: 1 to 200, default 50", minimum = 1, maximum = 200),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the previous page",
+            pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")
+    ),
+    responses((status = 200, description = "A page of jobs", body = FailingWebhooks<'static>))
 )]
 pub(super) async fn own_failing(
     Named(caller): Named,
@@ -249,7 +201,7 @@ pub(super) async fn own_failing(
     params: Params,
     here: Here,
 ) -> Result<Response, Problem> {
-    failing(api, &params, &here, Some(caller)).await
+    failing(api, params, here, Some(caller)).await
 }
 
 /// List failing webhooks
@@ -259,14 +211,13 @@ pub(super) async fn own_failing(
 #[utoipa::path(
     get, path = "/api/v1/admin/webhooks/failing", operation_id = "list_failing_webhooks", tag = "admin",
     params(
-        FailingParams,
+        ("limit" = Option<usize>, Query, description = "Jobs on a page: 1 to 200, default 50", minimum = 1, maximum = 200),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the previous page",
+            pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$"),
         ("caller" = Option<String>, Query, min_length = 1, max_length = 500,
             description = "Jobs submitted with this API key's name or token's subject")
     ),
-    responses(
-        (status = 200, description = "A page of jobs", body = FailingWebhooks<'static>),
-        (status = 503, description = "`storage_unavailable`")
-    )
+    responses((status = 200, description = "A page of jobs", body = FailingWebhooks<'static>))
 )]
 pub(super) async fn all_failing(
     _: Admin,
@@ -274,34 +225,27 @@ pub(super) async fn all_failing(
     params: Params,
     here: Here,
 ) -> Result<Response, Problem> {
-    failing(api, &params, &here, None).await
+    failing(api, params, here, None).await
 }
 
-async fn failing(api: Arc<Api>, params: &Params, here: &Here, own: Option<String>) -> Result<Response, Problem> {
-    let (mut limit, most) = FAILING_LIMIT;
-    let (mut cursor, mut caller) = (None, None);
-    let known = if own.is_some() { "limit and cursor" } else { "caller, limit and cursor" };
-    params.read(known, |name, value| match name {
-        "limit" => Some(count_up_to(most, value).map(|given| limit = given)),
-        "cursor" => Some(decode_cursor(value).map(|given| cursor = Some(given)).ok_or_else(|| WRONG_CURSOR.to_owned())),
-        "caller" if own.is_none() => Some(caller_name(value).map(|given| caller = Some(given))),
-        _ => None,
-    })?;
-    let filter = JobFilter { caller: own.or(caller), ..JobFilter::default() };
-    let (queue, memory) = (api.queue.clone(), api.memory.clone());
+/// The failing webhooks of one caller, or those of the caller in the parameters, or all.
+async fn failing(api: Arc<Api>, mut params: Params, here: Here, own: Option<String>) -> Result<Response, Problem> {
+    let caller = own.or_else(|| params.last("caller", caller_name));
+    let limit = pages::limit(&mut params);
+    let cursor = params.last("cursor", cursor);
+    params.end()?;
+    let filter = JobFilter { caller, ..JobFilter::default() };
     let listing = Listing { filter, limit, cursor, ..Listing::default() };
+    let (queue, memory) = (api.queue.clone(), api.memory.clone());
     let read = async move { Ok(queue.failing_webhooks(listing).await?) };
     let make = move |page: JobPage| {
-        let now = api.queue.now();
         let list = FailingWebhooks {
-            jobs: page.jobs.iter().map(|record| api.listed(record, now, Include::default())).collect(),
+            jobs: api.listed(&page.jobs, Include::default()),
             next_cursor: page.next.map(encode_cursor),
         };
-        (Json(list).into_response(), page.next)
+        here.link_next(Json(list), "cursor", page.next.map(encode_cursor))
     };
-    let (answer, next) = memory.list(read, make).await?;
-    here.link_next("cursor", next.map(encode_cursor));
-    Ok(answer)
+    memory.list(read, make).await
 }
 
 fn caller_name(value: &str) -> Result<String, String> {
@@ -318,16 +262,15 @@ fn caller_name(value: &str) -> Result<String, String> {
         ("caller" = Option<String>, Query, min_length = 1, max_length = 500,
             description = "The caller's name. Without it, the secret of callers without a name")
     ),
-    responses(
-        (status = 200, description = "The secret", body = WebhookSecret)
-    )
+    responses((status = 200, description = "The secret", body = WebhookSecret))
 )]
 pub(super) async fn callers_secret(
     _: Admin,
     State(api): State<Arc<Api>>,
-    params: Params,
+    mut params: Params,
 ) -> Result<Json<WebhookSecret>, Problem> {
-    let caller = caller(&params)?;
+    let caller = params.last("caller", caller_name);
+    params.end()?;
     let secrets = api.webhooks.secrets().of(caller.as_deref()).await?;
     Ok(Json(WebhookSecret::new(caller, &secrets)))
 }
@@ -344,36 +287,34 @@ pub(super) async fn callers_secret(
     request_body = RotationRequest,
     responses(
         (status = 200, description = "The new secret", body = WebhookSecret),
-        (status = 409, description = "`conflict`: too many replaced secrets still sign, or the setting WEBHOOK_SECRET signs all webhooks"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 409, description = "`conflict`: too many replaced secrets still sign, or the setting WEBHOOK_SECRET signs all webhooks")
     )
 )]
 pub(super) async fn rotate_callers(
     admin: Admin,
     State(api): State<Arc<Api>>,
-    params: Params,
+    mut params: Params,
     request: JsonBody<RotationRequest>,
 ) -> Result<Json<WebhookSecret>, Problem> {
-    let caller = caller(&params)?;
+    let caller = params.last("caller", caller_name);
+    params.end()?;
+    replace(&api, caller, Some(&admin.actor), request).await
+}
+
+/// Replaces a caller's secret. `operator` is the name for the audit log.
+async fn replace(
+    api: &Api,
+    caller: Option<String>,
+    operator: Option<&str>,
+    request: JsonBody<RotationRequest>,
+) -> Result<Json<WebhookSecret>, Problem> {
     let overlap = request.checked(RotationRequest::overlap)?;
     let rotated = api.webhooks.secrets().rotate(caller.as_deref(), overlap).await?;
-    record_rotation(&api, &admin.actor, caller.as_deref()).await?;
+    if let Some(actor) = operator {
+        let detail = Some(caller.as_deref().unwrap_or("callers without a name"));
+        api.audit.record(AuditAction { actor, action: "webhook_secret_rotate", detail }, None).await?;
+    }
     Ok(Json(WebhookSecret::new(caller, &rotated)))
-}
-
-/// The parameter `caller`, for routes without others.
-fn caller(params: &Params) -> Result<Option<String>, Problem> {
-    let mut caller = None;
-    params.read("caller", |name, value| {
-        (name == "caller").then(|| caller_name(value).map(|given| caller = Some(given)))
-    })?;
-    Ok(caller)
-}
-
-async fn record_rotation(api: &Api, actor: &str, caller: Option<&str>) -> Result<(), Problem> {
-    let detail = caller.unwrap_or("callers without a name");
-    api.audit.record(AuditAction { actor, action: "webhook_secret_rotate", detail: Some(detail) }, None).await?;
-    Ok(())
 }
 
 /// Resend the webhook of a job
@@ -386,20 +327,15 @@ async fn record_rotation(api: &Api, actor: &str, caller: Option<&str>) -> Result
     responses(
         (status = 202, description = "The job, with the webhook due", body = JobView<'static>),
         (status = 409, description = "`conflict`: the job has not ended, or has no `callback_url`"),
-        (status = 429, description = "`rate_limited`, as for a submission"),
-        (status = 503, description = "`storage_unavailable`")
+        (status = 429, description = "`rate_limited`, as for a submission")
     )
 )]
-pub(super) async fn resend(
-    State(api): State<Arc<Api>>,
-    Id { job: id, operator, by, .. }: Id,
-) -> Result<Response, Problem> {
-    let record = api.queue.resend_webhook(id, by).await;
-    api.show_quota(by);
+pub(super) async fn resend(State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
+    let record = api.queue.resend_webhook(id.job, id.by).await;
+    api.show_quota(id.by);
     let record = record?;
-    put_on_record(&api, operator.as_deref(), "webhook_resend", id, true).await?;
-    let now = api.queue.now();
-    Ok(api.view(&record, now).respond(StatusCode::ACCEPTED, now))
+    id.record(&api, "webhook_resend", true).await?;
+    Ok(api.respond(StatusCode::ACCEPTED, &record))
 }
 
 impl From<RotationError> for Problem {

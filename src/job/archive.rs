@@ -23,7 +23,6 @@ const MOST_ATTEMPTS: u32 = 1_000_000;
 /// No time of an imported job is later, the end of the year 2199: what computes with times must not overflow.
 const LAST_TIME: Timestamp = Timestamp::from_millis(7_258_118_399_999);
 
-/// Why a line is not a job.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     #[error("format {0} is newer than the format {FORMAT} of this program: use a newer ceoagent")]
@@ -88,7 +87,6 @@ enum StateInLine {
     Cancelled,
 }
 
-/// The whole line, for writing.
 #[derive(Serialize)]
 struct Line<'a> {
     format: u32,
@@ -111,13 +109,11 @@ struct Bodies {
     attempts: Vec<Arc<Attempt>>,
 }
 
-/// `record` as a line, without its end.
 pub fn write(record: &JobRecord) -> serde_json::Result<String> {
     let JobRecord { job, request, attempts, .. } = record;
     serde_json::to_string(&Line { format: FORMAT, life: job, request, attempts })
 }
 
-/// The job of a line.
 pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
     let Head { format } = serde_json::from_str(line)?;
     if format > FORMAT {
@@ -162,7 +158,6 @@ fn check(job: &Job, request: &JobRequest, attempts: &[Arc<Attempt>]) -> Result<(
     Ok(())
 }
 
-/// A number as a text.
 mod as_text {
     use std::num::NonZeroU64;
 

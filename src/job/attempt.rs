@@ -5,20 +5,18 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{id::JobId, request::Depth};
 use crate::clock::Timestamp;
 
-/// Most entries in the history of a job; the oldest go first. A job that is retried again and again must not grow without
-/// end.
+/// Most entries in the history of a job; the oldest go first. A job may be retried again and again.
 pub const MAX_ATTEMPTS: usize = 100;
 
 /// An ended attempt: an entry of the job's append-only history. Usually it made a call to Claude; the outcome says if not.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attempt {
-    /// 1 for the first.
     pub number: u32,
-    /// When the job was claimed for it.
     pub started_at: Timestamp,
     /// When it was settled, cancelled or given up.
     pub finished_at: Timestamp,
@@ -50,7 +48,6 @@ impl Attempt {
         Attempt { started_at: before.started_at, folded: before.folded + 1, ..self }
     }
 
-    /// Whether this entry stands for that attempt too.
     pub fn stands_for(&self, number: u32) -> bool {
         (self.number - self.folded..=self.number).contains(&number)
     }
@@ -77,7 +74,6 @@ pub enum AttemptOutcome {
     Shared,
 }
 
-/// What an attempt recorded about its call.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AttemptReport {
@@ -111,11 +107,10 @@ pub struct AttemptReport {
     /// Set if the result was there before the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached: Option<Cached>,
-    /// Tokens the upstream reported; absent where it reported none. The output of an answer that broke off is estimated
-    /// from the text and the thinking that came.
+    /// As the upstream reported it. The output of an answer that broke off is estimated from the text that came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
-    /// What they cost, in nano-dollars (1e-9 $); absent where the model had no price, which is not a price of zero.
+    /// The cost, in nano-dollars (1e-9 $); absent if the model had no price, which is not a price of zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nanodollars: Option<u64>,
     /// The call was sent and its end is not known.
@@ -146,17 +141,16 @@ impl AttemptReport {
         }
     }
 
-    /// The report of a job that waited while job `with` was asked the same.
+    /// The report of a job that waited for the answer to the same question.
     pub fn shared(&self, with: JobId) -> AttemptReport {
         AttemptReport { shared_with: Some(with), ..self.answer() }
     }
 
-    /// The report of a job that was asked after `from` had its answer.
+    /// The report of a job whose answer was there before.
     pub fn cached(&self, from: Cached) -> AttemptReport {
         AttemptReport { cached: Some(from), ..self.answer() }
     }
 
-    /// The result and what made it, without what that cost.
     fn answer(&self) -> AttemptReport {
         AttemptReport {
             model: self.model.clone(),
@@ -173,10 +167,8 @@ impl AttemptReport {
 /// The job that a cached answer comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cached {
-    #[schema(value_type = String, format = Uuid)]
-    pub job_id: JobId,
+    pub job_id: Uuid,
     /// When that job got its answer.
-    #[schema(value_type = String, format = DateTime)]
     pub finished_at: Timestamp,
 }
 

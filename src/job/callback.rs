@@ -12,9 +12,8 @@ use crate::config::values::Network;
 
 pub const MAX_CALLBACK_URL: usize = 2_048;
 
-/// Which callback URLs are accepted: those that lead to the public internet over TLS, and those that lead to the private
-/// networks of the setting, also without TLS. Never those that lead to link-local addresses, where clouds have their
-/// metadata services.
+/// Accepts URLs that lead to the public internet over TLS or to these private networks, also without TLS. Never link-local
+/// addresses, where clouds have their metadata services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Callbacks(Arc<[Network]>);
 
@@ -63,8 +62,7 @@ pub fn host(url: &str) -> String {
     read().unwrap_or_default()
 }
 
-/// The address that stands in a URL in place of a name. The parser has brought it to its usual form, however it was
-/// written (`127.1`, `0x7f000001`, `017700000001`).
+/// The address in a URL. The parser has brought it to its usual form from `127.1`, `0x7f000001` or `017700000001`.
 pub fn literal(url: &Url) -> Option<IpAddr> {
     url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
@@ -78,8 +76,7 @@ fn is_never_allowed(address: IpAddr) -> bool {
     }
 }
 
-/// Whether an address is of the public internet: not of any range that IANA's special-purpose registries (RFC 6890)
-/// reserve for other uses.
+/// Not of any range that IANA's special-purpose registries (RFC 6890) reserve for other uses.
 fn is_public(address: IpAddr) -> bool {
     match unwrapped(address) {
         IpAddr::V4(four) => is_public_v4(four),

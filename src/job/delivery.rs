@@ -30,7 +30,6 @@ pub const PAUSES: [Duration; 8] = [
     Duration::from_hours(7),
 ];
 
-/// Longest pause that a receiver can ask for.
 const MAX_ASKED_PAUSE: Duration = Duration::from_hours(1);
 
 /// Retention spares a job whose message is still due for so long after its end. Time for all the pauses, also where the
@@ -56,18 +55,18 @@ pub struct Delivery {
     pub tries: Vec<DeliveryTry>,
 }
 
-/// The drawing is at the top of this module.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum DeliveryState {
     /// The job has not ended.
     #[default]
     Waiting,
-    /// To be sent.
-    Pending {
-        next_at: Timestamp,
-    },
+    /// To be sent, not before `next_at`.
+    Pending { next_at: Timestamp },
+    /// The receiver accepted the message.
     Delivered,
+    /// No try of a day succeeded.
     GivenUp,
     /// The receiver answered `410`: it gets no further message of this job.
     Disabled,
@@ -111,7 +110,6 @@ pub enum CallbackEvent {
 /// One try to deliver a webhook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeliveryTry {
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// The HTTP status of the receiver's answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,7 +152,7 @@ impl Delivery {
         Delivery { state: DeliveryState::Skipped, ..self }
     }
 
-    /// Whether a try of `other` is a try of this message: not if the job has ended again or the message was resent.
+    /// Not if the job has ended again or the message was resent.
     pub fn is_same_round(&self, other: &Delivery) -> bool {
         (self.number, self.resends) == (other.number, other.resends)
     }
@@ -192,7 +190,6 @@ impl Delivery {
         format!("msg_{}_{}", job.simple(), self.number)
     }
 
-    /// When it is to be tried next.
     pub fn next_at(&self) -> Option<Timestamp> {
         match self.state {
             DeliveryState::Pending { next_at } => Some(next_at),
@@ -204,7 +201,7 @@ impl Delivery {
         }
     }
 
-    /// Whether the receiver has not accepted the message yet, though it was tried.
+    /// The message was tried and is not accepted.
     pub fn is_failing(&self) -> bool {
         match self.state {
             DeliveryState::Pending { .. } => self.failed > 0,
@@ -213,7 +210,6 @@ impl Delivery {
         }
     }
 
-    /// Whether there may still be something to do for it.
     pub fn is_open(&self) -> bool {
         matches!(self.state, DeliveryState::Waiting | DeliveryState::Pending { .. })
     }

@@ -9,28 +9,17 @@ use super::attempt::{FailureClass, FailureCode};
 pub enum Disposition {
     /// There is a memo in the report.
     Succeed,
-    /// Another attempt may succeed, as often as the class allows.
-    Retry {
-        code: FailureCode,
-        class: FailureClass,
-        /// The upstream's own wish, which outranks the backoff.
-        after: Option<Duration>,
-    },
-    /// The attempt spent nothing and does not count: the job is queued again.
-    Release {
-        code: FailureCode,
-        after: Duration,
-        /// It lets all jobs that are queued by then go first: it may be the only one that fails.
-        is_demoted: bool,
-    },
+    /// Another attempt may succeed, as often as the class allows. `after` is the upstream's own wish, which outranks the
+    /// backoff.
+    Retry { code: FailureCode, class: FailureClass, after: Option<Duration> },
+    /// The attempt spent nothing and does not count: the job is queued again. A demoted one may be the only one that
+    /// fails, so all jobs queued by then go first.
+    Release { code: FailureCode, after: Duration, is_demoted: bool },
     /// Every attempt would fail alike.
     Fail { code: FailureCode },
-    /// Other calls may fail alike: the gate decides whether they do.
-    Block {
-        failure: SharedFailure,
-        /// What becomes of the job while too few others have met it.
-        alone: Box<Disposition>,
-    },
+    /// Other calls may fail alike: the gate decides whether they do. `alone` is what becomes of the job while too few others
+    /// have met the failure.
+    Block { failure: SharedFailure, alone: Box<Disposition> },
 }
 
 /// A failure that other calls may meet too.

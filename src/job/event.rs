@@ -15,75 +15,35 @@ use crate::clock::Timestamp;
 #[derive(Clone, Debug)]
 pub enum JobEvent {
     /// A worker takes the job; its attempt gets the next number.
-    Claim {
-        owner: Owner,
-        lease_until: Timestamp,
-    },
+    Claim { owner: Owner, lease_until: Timestamp },
     /// The heartbeat of a worker.
-    Extend {
-        attempt: u32,
-        lease_until: Timestamp,
-    },
-    Succeed {
-        attempt: u32,
-        report: Arc<AttemptReport>,
-    },
+    Extend { attempt: u32, lease_until: Timestamp },
+    /// The attempt brought the memo.
+    Succeed { attempt: u32, report: Arc<AttemptReport> },
     /// The attempt failed and the job is to be tried again.
-    Retry {
-        attempt: u32,
-        run_at: Timestamp,
-        class: FailureClass,
-        report: Arc<AttemptReport>,
-    },
+    Retry { attempt: u32, run_at: Timestamp, class: FailureClass, report: Arc<AttemptReport> },
     /// The attempt gives the job back without having spent anything. If demoted, all jobs queued by then go first.
-    Release {
-        attempt: u32,
-        run_at: Timestamp,
-        is_demoted: bool,
-        report: Arc<AttemptReport>,
-    },
+    Release { attempt: u32, run_at: Timestamp, is_demoted: bool, report: Arc<AttemptReport> },
     /// The attempt failed and so does the job.
-    Fail {
-        attempt: u32,
-        code: FailureCode,
-        report: Arc<AttemptReport>,
-    },
+    Fail { attempt: u32, code: FailureCode, report: Arc<AttemptReport> },
     /// A client or an operator gives the job up. A running job is cancelled only with an estimate of what its attempt
     /// may cost all the same.
-    Cancel {
-        at_risk: Option<AtRisk>,
-    },
-    /// The lease is over, or the process that held it has died: whether the call was answered, nobody knows.
-    Expire {
-        attempt: u32,
-        /// The end of the lease as it was seen: it may have been extended since.
-        lease_until: Timestamp,
-        /// If unset, the job fails with `outcome_unknown`.
-        retry_at: Option<Timestamp>,
-        at_risk: Option<AtRisk>,
-    },
+    Cancel { at_risk: Option<AtRisk> },
+    /// The lease is over, or the process that held it has died: whether the call was answered, nobody knows. It carries the
+    /// end of the lease as it was seen, which may have been extended since. Without `retry_at` the job fails.
+    Expire { attempt: u32, lease_until: Timestamp, retry_at: Option<Timestamp>, at_risk: Option<AtRisk> },
     /// The job's deadline passed while it was queued.
     MissDeadline,
     /// The queued job's request can't be read any more.
-    FindUnreadable {
-        report: Arc<AttemptReport>,
-    },
+    FindUnreadable { report: Arc<AttemptReport> },
     /// The stored answer of a failed job could be parsed after all. `attempt` was the newest when it was read.
-    Reparse {
-        attempt: u32,
-        report: Arc<AttemptReport>,
-    },
+    Reparse { attempt: u32, report: Arc<AttemptReport> },
     /// Another job's answer is this one's too.
-    Share {
-        report: Arc<AttemptReport>,
-    },
+    Share { report: Arc<AttemptReport> },
     /// A client or an operator wants a failed or cancelled job tried again, with a fresh count of attempts.
-    Requeue {
-        run_at: Timestamp,
-    },
+    Requeue { run_at: Timestamp },
 }
 
-/// Why an event changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransitionError {
     /// The event speaks for an attempt that does not own the job (any more).
@@ -95,7 +55,6 @@ pub enum TransitionError {
 }
 
 impl JobEvent {
-    /// The attempt that has to own the job.
     pub(super) fn fence(&self) -> Option<u32> {
         match self {
             JobEvent::Extend { attempt, .. }

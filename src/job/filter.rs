@@ -23,7 +23,6 @@ pub struct JobFilter {
     pub priorities: Vec<Priority>,
     /// Failed with any of these.
     pub codes: Vec<FailureCode>,
-    /// Accepted then or later.
     pub created_from: Option<Timestamp>,
     pub created_before: Option<Timestamp>,
     /// The query contains this text. In lower case, see [`JobFilter::with_text`].
@@ -43,7 +42,6 @@ impl JobFilter {
         JobFilter { text: text.map(str::to_lowercase), ..self }
     }
 
-    /// Whether a job's life meets the conditions on it.
     pub fn takes(&self, job: &Job, now: Timestamp) -> bool {
         let is_among = |codes: &[FailureCode]| matches!(job.state, JobState::Failed { code } if codes.contains(&code));
         self.ids.as_ref().is_none_or(|ids| ids.contains(&job.id))
@@ -72,7 +70,6 @@ impl JobFilter {
         (self.model.is_none() || request.model == self.model).then_some(true)
     }
 
-    /// Whether a model that answered meets the condition.
     pub fn takes_answers<'a>(&self, attempts: impl IntoIterator<Item = &'a Attempt>) -> bool {
         let wanted = self.model.as_deref();
         attempts.into_iter().any(|attempt| attempt.report.model.as_deref() == wanted)
@@ -117,11 +114,9 @@ impl Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub side: Side,
-    /// The store's number of the job that is passed already.
     pub from: u64,
 }
 
-/// A page that is wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     pub filter: JobFilter,
@@ -158,17 +153,14 @@ impl Listing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct UnfinishedSearch {
     /// Submission time of the last job that was searched.
-    #[schema(value_type = String, format = DateTime)]
     pub searched_to: Timestamp,
     /// The searched part of all jobs, in percent.
     #[schema(maximum = 99)]
     pub percent: u8,
 }
 
-/// A page of a listing.
 #[derive(Clone, Debug)]
 pub struct JobPage {
-    /// In the order asked for.
     pub jobs: Vec<JobRecord>,
     pub next: Option<Cursor>,
     pub prev: Option<Cursor>,

@@ -63,18 +63,13 @@ pub struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobState {
     /// Waits to be claimed, not before `run_at`.
-    Queued {
-        run_at: Timestamp,
-    },
+    Queued { run_at: Timestamp },
     /// An attempt owns the job. Its worker is taken for dead if it has not extended the lease by then.
-    Running {
-        lease_until: Timestamp,
-    },
+    Running { lease_until: Timestamp },
+    /// Final: there is a memo.
     Succeeded,
     /// Final, but for a requeue or a reparse.
-    Failed {
-        code: FailureCode,
-    },
+    Failed { code: FailureCode },
     /// Final, but for a requeue.
     Cancelled,
 }
@@ -305,7 +300,6 @@ impl Job {
         matches!(self.state, JobState::Running { .. })
     }
 
-    /// How many attempts are history: the newest one is, unless it still runs.
     pub fn closed_attempts(&self) -> u32 {
         if self.is_running() { self.attempt.saturating_sub(1) } else { self.attempt }
     }

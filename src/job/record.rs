@@ -17,18 +17,15 @@ pub struct JobRecord {
     pub request: Arc<JobRequest>,
     /// Oldest first.
     pub attempts: Vec<Arc<Attempt>>,
-    /// Set if the request has a callback URL.
     pub delivery: Option<Delivery>,
 }
 
 impl JobRecord {
-    /// Of a job that has just been accepted.
     pub fn fresh(job: Job, request: Arc<JobRequest>) -> JobRecord {
         let delivery = request.callback_url.as_deref().map(Delivery::to);
         JobRecord { job, request, attempts: Vec::new(), delivery }
     }
 
-    /// The memo as it was stored.
     pub fn result(&self) -> Option<&RawValue> {
         self.answer()?.report.result.as_deref()
     }
@@ -47,7 +44,6 @@ impl JobRecord {
         asked.chain(answers).chain(memos).sum()
     }
 
-    /// The attempt that brought the memo.
     pub fn answer(&self) -> Option<&Attempt> {
         let brought = |attempt: &&Arc<Attempt>| match attempt.outcome {
             AttemptOutcome::Succeeded | AttemptOutcome::Reparsed | AttemptOutcome::Shared => true,

@@ -14,7 +14,6 @@ pub struct JobRequest {
     pub query: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
-    /// Options that the client wants compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
     /// If unset, the service's own setting at the time of the attempt; so is the version of the prompts.
@@ -35,7 +34,6 @@ pub struct JobRequest {
     /// The events that the webhook is sent for; if empty, every end of the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub callback_events: Vec<CallbackEvent>,
-    /// Id of the HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// The trace of the HTTP request as a W3C `traceparent`, if traces are sent.

@@ -18,7 +18,9 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use crate::job::{FailureCode, disposition::SharedFailure};
 
@@ -49,16 +51,25 @@ pub enum Ruling {
     Alone,
 }
 
-#[derive(Clone, Debug)]
+/// The closed gate.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Gate)]
 pub struct Closed {
     /// When it opens by itself; `None`: it is closed until a call is answered.
+    #[serde(skip)]
     pub opens_at: Option<Instant>,
+    /// Stable code of the reason.
+    #[serde(rename = "reason")]
+    #[schema(value_type = String)]
     pub code: FailureCode,
-    /// What the upstream said.
+    /// Claude's message.
     pub detail: String,
+    #[serde(skip)]
     since: Instant,
+    #[serde(skip)]
     next_probe: Instant,
     /// Probes that failed.
+    #[serde(skip)]
     probes: u32,
 }
 

@@ -71,7 +71,6 @@ fn field(stat: &str, number: usize) -> Option<u64> {
     fields.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
-/// When the machine booted, since 1970.
 fn boot_seconds() -> Option<u64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()

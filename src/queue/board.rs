@@ -18,12 +18,12 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
 
 use super::{
     admission::{Admission, Bounds},
     fair_queue::{FairQueue, Lanes, List, Place, Wanted},
     refused::Refused,
-    wait::Work,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -72,8 +72,8 @@ pub(super) struct Moved {
 pub(super) struct Board {
     clock: Clock,
     state: Mutex<State>,
-    /// Idle workers.
-    work: Arc<Work>,
+    /// Signalled when a job is ready.
+    ready: Arc<Notify>,
     /// What claims were to take, for tests to see.
     #[cfg(test)]
     pub(super) picks: Mutex<Vec<Pick>>,
@@ -146,7 +146,7 @@ impl Drop for Arrivals {
 
 /// A job that was picked for a claim. Withdrawn when this is dropped, unless the store has confirmed the claim by then.
 #[derive(Debug)]
-pub(super) struct Proposal {
+pub struct Proposal {
     board: Arc<Board>,
     pub(super) job: Arc<Job>,
     /// The job whose answer is this one's too, so that no call is needed.
@@ -171,11 +171,11 @@ impl Drop for Proposal {
 }
 
 impl Board {
-    pub(super) fn new(clock: Clock, work: Arc<Work>) -> Board {
+    pub(super) fn new(clock: Clock, ready: Arc<Notify>) -> Board {
         Board {
             clock,
             state: Mutex::default(),
-            work,
+            ready,
             #[cfg(test)]
             picks: Mutex::default(),
         }
@@ -186,13 +186,17 @@ impl Board {
         let (now, mut state) = (self.clock.now(), self.state.lock());
         let promoted = state.promote(now, self.clock.lead());
         state.expire(now);
-        self.work.wake(promoted);
+        if promoted > 0 {
+            self.ready.notify_one();
+        }
         state
     }
 
-    /// Wakes a worker if a job is ready, after a change that the feed does not tell of.
+    /// Wakes the dispatcher if a job is ready, after a change that the feed does not tell of.
     fn wake(&self, state: &State) {
-        self.work.wake(state.ready.len(None).min(1));
+        if state.ready.len(None) > 0 {
+            self.ready.notify_one();
+        }
     }
 
     /// Replaces all jobs by these pending ones. Claims in flight hear from the store what became of them.

@@ -1,6 +1,9 @@
-//! The workers' side: a job to work on, its lease while they do, and what became of it.
+//! The way of a job to its attempt: ready, proposed, claimed; its lease meanwhile, and its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +16,7 @@ use super::{
     follow::Draft,
     retry::{event_after, failure_report},
     service_time::{Kind, Observed},
-    wait::{Intent, Permit, Stay},
+    wait::Stay,
 };
 use crate::{
     clock::Timestamp,
@@ -23,9 +26,6 @@ use crate::{
     },
     store::{ClaimedJob, StoreError},
 };
-
-/// Most jobs that one claim tries: of some the store may know more than the board.
-const MAX_PROPOSALS: usize = 8;
 
 /// Longest pause between two tries to settle an attempt while the store is unavailable.
 const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
@@ -49,103 +49,115 @@ pub struct Claim {
     _stay: Stay,
 }
 
-/// What a worker is to do next.
-#[derive(Debug)]
-pub enum Next {
-    /// A job is ready: get a permit, then claim.
-    Ready(Intent),
-    /// Here is a job, claimed and permitted.
-    Claimed(Box<Claim>),
-    /// A job was on its way here and was not accepted after all: give its permit back.
-    NotHanded,
+/// Takes jobs that are claimed at their submission: stored and claimed in one commit.
+pub trait Standby: Send + Sync {
+    /// Room for the attempt of a job of this lane, if its call may be made at this moment. Given back when dropped.
+    fn reserve(self: Arc<Self>, lane: Lane) -> Option<Box<dyn Reserved>>;
 }
 
-impl Next {
-    fn handed(claim: Option<Claim>) -> Next {
-        claim.map_or(Next::NotHanded, |claim| Next::Claimed(Box::new(claim)))
-    }
+/// Room for the attempt of a job that is being stored.
+pub trait Reserved: Send {
+    /// The job is stored and claimed: its attempt starts.
+    fn start(self: Box<Self>, claim: Claim);
 }
 
 impl Queue {
-    /// Waits until there is a job for the calling worker; none once the service is shutting down. `permit` is asked where
-    /// a job comes with its claim.
-    pub async fn next(&self, permit: &Permit) -> Option<Next> {
-        let mut place = self.0.standby.enter(Arc::clone(permit));
-        let intent = tokio::select! {
-            biased;
-            handed = place.handed() => return Some(Next::handed(handed)),
-            () = self.0.closing.cancelled() => None,
-            intent = self.0.work.intend(|| self.claimable()) => Some(intent),
-        };
-        if place.leave() {
-            return intent.map(Next::Ready);
+    /// Names who takes jobs at their submission.
+    pub fn set_standby(&self, standby: Weak<dyn Standby>) {
+        *self.0.standby.lock() = Some(standby);
+    }
+
+    /// Room for an attempt of this lane, if its call may be made at this moment.
+    pub(super) fn reserve(&self, lane: Lane) -> Option<Box<dyn Reserved>> {
+        let standby = self.0.standby.lock().as_ref().and_then(Weak::upgrade)?;
+        standby.reserve(lane)
+    }
+
+    /// Waits until a job is ready. For one caller at a time.
+    pub async fn until_ready(&self) {
+        loop {
+            let changed = self.0.ready.notified();
+            if !self.holds_all() && self.0.board.ready(None) > 0 {
+                return;
+            }
+            changed.await;
         }
-        drop(intent);
-        // A job is on its way here, claimed already: nobody else will take it.
-        Some(Next::handed(place.handed().await))
     }
 
     /// The models that ready jobs name, and `None` if some name none.
     pub fn ready_lanes(&self) -> Vec<Lane> {
-        if self.is_paused() { Vec::new() } else { self.0.board.ready_lanes() }
+        if self.holds_all() { Vec::new() } else { self.0.board.ready_lanes() }
     }
 
     /// Signalled when more jobs are ready.
-    pub fn more_ready(&self) -> &Notify {
-        self.0.work.more()
+    pub fn ready(&self) -> &Notify {
+        &self.0.ready
     }
 
-    /// Claims the first job of these lanes for an attempt, if there still is one. The claim is on disk when this returns.
+    /// Whether no job may be claimed at all.
+    fn holds_all(&self) -> bool {
+        self.is_paused() || self.is_folder_gone()
+    }
+
+    /// Picks the first job of these lanes for [`Queue::claim`], if one is ready.
+    pub fn propose(&self, lanes: &Lanes) -> Option<Proposal> {
+        if self.holds_all() {
+            return None;
+        }
+        let (now, board) = (self.now(), &self.0.board);
+        let pick = self.pick(now, lanes);
+        #[cfg(test)]
+        board.picks.lock().push(pick);
+        let proposal = board.propose(pick, lanes);
+        if let Pick::Job(id) = pick
+            && proposal.as_ref().is_none_or(|proposal| proposal.job.id != id)
+            && let Some(job) = board.get(id)
+        {
+            // It was not ready, and must not lose its place.
+            self.place(&job, now);
+        }
+        proposal
+    }
+
+    /// Claims a job for an attempt. The claim is on disk when this returns. `None` if the job was cancelled in this moment, or
+    /// needs no call.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn claim(&self, intent: Intent, lanes: Lanes) -> Result<Option<Claim>, QueueError> {
-        if self.is_paused() {
-            return Ok(None);
-        }
-        let pick = self.pick(self.now(), &lanes);
-        #[cfg(test)]
-        self.0.board.picks.lock().push(pick);
-        let claimed = self.take(pick, &lanes).await;
-        let taken = claimed.as_ref().ok().and_then(|claimed| claimed.as_ref()).map(|claimed| claimed.job.id);
-        if let Pick::Job(id) = pick
-            && taken != Some(id)
-            && let Ok(job) = self.find(id).await
+    pub async fn claim(&self, proposal: Proposal) -> Result<Option<Claim>, QueueError> {
+        let claimed = self.claim_in_store(&proposal).await;
+        let id = proposal.job.id;
+        drop(proposal);
+        if !matches!(claimed, Ok(Some(_)))
+            && let Some(job) = self.0.board.get(id)
         {
-            // Nobody else may have noticed, so that it would have lost its place.
             self.place(&job, self.now());
         }
-        drop(intent);
         let Some(ClaimedJob { job, request }) = claimed? else { return Ok(None) };
         let (useless, refused_by) = self.heard_before(&job).await;
         Ok(Some(Claim { refused_by, ..self.begin(job, request, useless).await }))
     }
 
-    /// Claims a job of these lanes in the store, if there is one.
-    async fn take(&self, pick: Pick, lanes: &Lanes) -> Result<Option<ClaimedJob>, QueueError> {
-        for _ in 0..MAX_PROPOSALS {
-            let Some(proposal) = self.0.board.propose(pick, lanes) else { break };
-            let (id, now) = (proposal.job.id, self.now());
-            if let Some(report) = self.missed_answer(&proposal).await
-                && self.try_transition(id, JobEvent::Share { report }).await?.is_some()
-            {
-                continue;
-            }
-            match self.0.store.claim(id, self.0.policy.owner, now.plus(self.0.policy.lease), now).await {
-                Ok(claimed) => {
-                    proposal.confirm(&claimed.job);
-                    return Ok(Some(claimed));
-                }
-                // It was cancelled in this moment, or its deadline has passed.
-                Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {}
-                Err(StoreError::Corrupt { id, reason }) => {
-                    self.fail_unreadable(id, &reason).await?;
-                    break;
-                }
-                Err(error) => return Err(error.into()),
-            }
+    async fn claim_in_store(&self, proposal: &Proposal) -> Result<Option<ClaimedJob>, QueueError> {
+        let (id, now) = (proposal.job.id, self.now());
+        if let Some(report) = self.missed_answer(proposal).await
+            && self.try_transition(id, JobEvent::Share { report }).await?.is_some()
+        {
+            return Ok(None);
         }
-        Ok(None)
+        match self.0.store.claim(id, self.0.policy.owner, now.plus(self.0.policy.lease), now).await {
+            Ok(claimed) => {
+                proposal.confirm(&claimed.job);
+                Ok(Some(claimed))
+            }
+            // It was cancelled in this moment, or its deadline has passed.
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(None),
+            Err(StoreError::Corrupt { id, reason }) => {
+                self.fail_unreadable(id, &reason).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The answer that a job has missed, so that it is not asked and paid for again.
@@ -196,11 +208,6 @@ impl Queue {
         let free = self.workers().saturating_sub(self.running_attempts());
         let is_met = |kind: &Kind, left, is_contested| self.is_met(&service_time.expectation(kind), left, is_contested);
         order.pick(now, policy.ordinary_share, free, lanes, is_met, || board.ready(Some(List::Unwaited)) > 0)
-    }
-
-    /// How many jobs a worker could claim now.
-    pub(super) fn claimable(&self) -> usize {
-        if self.is_paused() || self.is_folder_gone() { 0 } else { self.0.board.ready(None) }
     }
 
     /// Begins an attempt's stay in this process.

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use super::{
     board::{Board, Moved},
     order::Order,
-    wait::{Running, Waiters, Work},
+    wait::{Running, Waiters},
 };
 use crate::{
     clock::Clock,
@@ -23,7 +23,8 @@ pub(super) struct Listener {
     pub(super) running: Arc<Running>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) followers: Arc<Waiters>,
-    pub(super) work: Arc<Work>,
+    /// Signalled when a job is ready.
+    pub(super) ready: Arc<Notify>,
     /// Signalled when something became due earlier than the sweeper may expect.
     pub(super) due: Arc<Notify>,
     /// Signalled when a job has ended that may owe a message to its callback URL.
@@ -40,7 +41,7 @@ impl Feed for Listener {
         self.running.check_all(|id| self.board.get(id));
         self.waiters.notify_all();
         self.followers.notify_all();
-        self.work.wake(self.board.ready(None));
+        self.ready.notify_one();
         self.due.notify_one();
         self.ended.notify_one();
     }
@@ -52,14 +53,14 @@ impl Feed for Listener {
         let all = || jobs.iter().chain(&moved).map(|job| &**job);
         // Before any worker wakes.
         self.order.note(all(), (now, lead), |job| held_back.contains(&job.id));
-        let (mut ready, mut later) = (0, false);
+        let (mut ready, mut later) = (false, false);
         for job in all() {
             self.running.check(job);
             self.followers.notify(job.id);
             match job.state {
                 JobState::Queued { run_at } => {
                     let is_due = run_at <= if job.is_timed { now.minus(lead) } else { now };
-                    ready += usize::from(is_due);
+                    ready |= is_due;
                     later |= !is_due;
                 }
                 JobState::Running { .. } => {}
@@ -70,7 +71,9 @@ impl Feed for Listener {
             }
             later |= job.deadline_at.is_some();
         }
-        self.work.wake(ready);
+        if ready {
+            self.ready.notify_one();
+        }
         if later {
             self.due.notify_one();
         }

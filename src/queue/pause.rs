@@ -20,7 +20,6 @@ const SETTING: &str = "paused";
 pub struct Pause {
     /// The operator, as in the audit log.
     pub by: String,
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
 
@@ -72,7 +71,7 @@ impl Queue {
         }
         self.0.registry.delete(SETTING.to_owned()).await?;
         self.0.paused.set(None);
-        self.0.work.wake(self.workers());
+        self.0.ready.notify_one();
         Ok(())
     }
 

@@ -3,10 +3,10 @@
 
 use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use super::{
-    Claim, Queue, QueueError,
+    Queue, QueueError, Reserved,
     board::Arrivals,
     digest,
     fair_queue::List,
@@ -14,7 +14,6 @@ use super::{
     order::{self, Waiting},
     outlook::{self, Allowance},
     refused::Refused,
-    retry::failure_report,
     service_time::Kind,
     store_admitted,
 };
@@ -22,9 +21,8 @@ use crate::{
     clock::Timestamp,
     digest::ModelKey,
     job::{
-        Cached, Depth, FailureCode, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
+        Cached, Depth, IdempotencyKey, Job, JobEvent, JobRecord, JobRequest, JobState, Priority,
         caller::{self, Caller},
-        disposition::Disposition,
     },
     store::{Insertion, StoreError},
 };
@@ -174,7 +172,7 @@ impl Queue {
         let is_due = !job.is_timed && !job.is_overdue(now);
         let board = &self.0.board;
         let may_start = is_due && !is_replay && !self.is_paused() && board.is_next(&job);
-        let hand = if may_start { self.0.standby.take(job.model) } else { None };
+        let hand = if may_start { self.reserve(job.model) } else { None };
         let hand = hand.filter(|_| board.arrives_claimed(&job));
         if hand.is_some() {
             let claim = JobEvent::Claim { owner: self.0.policy.owner, lease_until: now.plus(self.0.policy.lease) };
@@ -324,25 +322,19 @@ impl Queue {
         }
     }
 
-    /// Stores a job that was admitted. One that arrives claimed goes to the worker on standby that it is for: one commit for
-    /// both halves the way to Claude of a question asked of an idle service.
+    /// Stores a job that was admitted. If it arrives claimed, its attempt starts.
     async fn insert(
         &self,
         job: Job,
         request: Arc<JobRequest>,
         arrivals: Arrivals,
-        hand: Option<oneshot::Sender<Claim>>,
+        hand: Option<Box<dyn Reserved>>,
     ) -> Result<Insertion, QueueError> {
         let queue = self.clone();
         store_admitted(arrivals, async move {
             let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
             if let Some(hand) = hand.filter(|_| inserted == Insertion::Accepted) {
-                let claim = queue.begin(job.clone(), request, None).await;
-                if let Err(_unclaimed) = hand.send(claim) {
-                    let why = "the service stopped before the call".to_owned();
-                    let report = failure_report(FailureCode::Shutdown, why);
-                    queue.settle(&job, &Disposition::released(FailureCode::Shutdown), report).await;
-                }
+                hand.start(queue.begin(job, request, None).await);
             }
             Ok(inserted)
         })

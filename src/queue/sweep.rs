@@ -43,7 +43,7 @@ impl Queue {
     pub async fn sweep(&self) -> Result<bool, QueueError> {
         let now = self.now();
         // A worker that missed a signal is woken here.
-        self.0.work.wake(self.0.board.ready(None).min(SWEEP_STEP));
+        self.0.ready.notify_one();
         let ended = self.end_overdue().await?;
         let keep_for = self.0.policy.keep_finished_for;
         // A clock that has jumped ahead makes nothing old.

@@ -14,15 +14,10 @@ use std::{
     num::NonZeroU64,
     path::Path,
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt,
-    future::{join, join_all},
-    poll,
-};
+use futures_util::{future::join_all, poll};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
@@ -30,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::{board::Pick, hold::CHANCE_POLL, retry::RetryBounds, *};
 use crate::{
+    digest::Lane,
     job::{
         AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, JobRequest, JobState,
         Owner, PRIORITY_OFFSET, Priority, TokenUsage, disposition::Disposition,
@@ -104,13 +100,11 @@ enum Op {
 enum Step {
     /// Several clients at once.
     Submit(Vec<New>),
-    /// A job for a worker on standby, if there is nothing else to do for it.
+    /// A job that can be claimed at its submission, if no other is ready.
     HandOver {
         new: New,
-        /// The worker gets a permit on the spot.
+        /// Its call may be made at this moment.
         permit: bool,
-        /// The worker is gone by the time that the job is accepted.
-        leaves: bool,
     },
     /// So many workers at once.
     Claim(usize),
@@ -173,8 +167,8 @@ fn any_event() -> impl Strategy<Value = Event> {
     let submit = prop_oneof![3 => proptest::collection::vec(new(), 1), 1 => proptest::collection::vec(new(), 2..5)];
     let step = prop_oneof![
         8 => submit.prop_map(Step::Submit),
-        3 => (new(), proptest::bool::weighted(0.8), proptest::bool::weighted(0.3))
-            .prop_map(|(new, permit, leaves)| Step::HandOver { new, permit, leaves }),
+        3 => (new(), proptest::bool::weighted(0.8))
+            .prop_map(|(new, permit)| Step::HandOver { new, permit }),
         9 => prop_oneof![Just(1usize), 2usize..5].prop_map(Step::Claim),
         14 => together.prop_map(Step::Together),
         4 => (0usize..10).prop_map(Step::Wait),
@@ -616,7 +610,7 @@ impl World {
         }
         match step {
             Step::Submit(new) => self.submit(new).await,
-            Step::HandOver { new, permit, leaves } => self.hand_over(new, permit, leaves).await,
+            Step::HandOver { new, permit } => self.hand_over(new, permit).await,
             Step::Claim(workers) => self.claim(workers).await,
             Step::Together(ops) => self.together(ops).await,
             Step::Wait(n) => self.wait(n),
@@ -732,7 +726,7 @@ impl World {
         }
     }
 
-    async fn hand_over(&mut self, mut new: New, permit: bool, leaves: bool) {
+    async fn hand_over(&mut self, mut new: New, permit: bool) {
         new.waits = false;
         if self.ready() > 0 {
             return self.submit(vec![new]).await;
@@ -740,62 +734,30 @@ impl World {
         let now = self.now();
         let (submission, expected) = self.submission(&new);
         let is_due = !expected.is_timed && new.deadline != Some(0);
-        let chosen = permit && is_due && !expected.is_asked(&self.under_way());
-        let queue = self.queue.clone();
-        let permit: Permit = Arc::new(move |_| permit);
-        let mut worker = Some(Box::pin(queue.next(&permit)));
-        assert!(poll!(worker.as_mut().unwrap()).is_pending(), "there is nothing to do");
-        // Once the worker has been chosen, and before the job is on disk.
-        let leaving = async { drop(worker.take_if(|_| leaves)) };
-        let (result, ()) = join(queue.enqueue(submission), leaving).await;
-        let answered = result.is_ok();
+        let is_reserved = permit && is_due && !expected.is_asked(&self.under_way());
+        let standby = OnStandby::at(&self.queue, permit);
+        let result = self.queue.enqueue(submission).await;
+        let is_answered = result.is_ok();
         let fired = self.store.take_fired();
         if let Some(job) = self.accepted(result, &fired, expected)
-            && chosen
+            && is_reserved
         {
             job.claim(now);
-            let id = job.id;
-            // It may have reached the worker the moment before that left; then nobody is at work on it.
-            let is_given_back =
-                leaves && answered && !self.store.find(id).await.unwrap().is_some_and(|job| job.is_running());
-            if is_given_back {
-                self.job(id).unwrap().give_back(now);
-                self.late += u64::from(matches!(fired[..], [(Call::Transition(_), Moment::After)]));
-            }
         }
-        let Some(mut worker) = worker else { return };
-        match poll!(&mut worker) {
-            Poll::Ready(Some(Next::Claimed(claim))) => {
-                assert!(chosen && answered, "a job that was not accepted reached a worker");
-                self.hold(*claim);
-            }
-            Poll::Ready(Some(Next::Ready(intent))) => {
-                assert!(self.ready() > 0, "woken for nothing");
-                let claim = queue.claim(intent, Lanes::All).await;
-                self.note_callers();
-                self.claimed(vec![claim]);
-            }
-            Poll::Ready(Some(Next::NotHanded)) => assert!(chosen && !answered, "it was accepted, or never chosen"),
-            Poll::Ready(None) => panic!("nothing stops"),
-            Poll::Pending => {
-                assert!(self.ready() == 0, "a job is ready, and the worker sleeps on");
-                assert!(!(chosen && answered), "a job that was claimed for a worker did not reach it");
-            }
-        }
+        let claims = standby.take();
+        assert_eq!(claims.len(), usize::from(is_reserved && is_answered), "its attempt starts if it was accepted");
+        claims.into_iter().for_each(|claim| self.hold(claim));
     }
 
-    async fn claim(&mut self, workers: usize) {
-        let no_permit: Permit = Arc::new(|_| false);
-        let mut intents = Vec::new();
-        for _ in 0..workers {
-            match self.queue.next(&no_permit).now_or_never() {
-                Some(Some(Next::Ready(intent))) => intents.push(intent),
-                Some(other) => panic!("nobody was handed over, and nothing stops: {other:?}"),
-                None => break,
-            }
-        }
-        assert_eq!(intents.len(), workers.min(self.ready()), "workers are called as there are jobs");
-        let claims = join_all(intents.into_iter().map(|intent| self.queue.claim(intent, Lanes::All))).await;
+    async fn claim(&mut self, count: usize) {
+        let count = count.min(self.ready());
+        let proposals: Vec<_> = (0..count).map(|_| self.queue.propose(&Lanes::All)).collect();
+        let queue = &self.queue;
+        let claims = proposals.into_iter().map(async |proposal| match proposal {
+            Some(proposal) => queue.claim(proposal).await,
+            None => Ok(None),
+        });
+        let claims = join_all(claims).await;
         self.claimed(claims);
     }
 
@@ -1142,6 +1104,40 @@ impl Queue {
     }
 }
 
+/// Takes jobs at their submission, for the test to work on.
+struct OnStandby {
+    permit: bool,
+    claims: Arc<Mutex<Vec<Claim>>>,
+}
+
+impl OnStandby {
+    /// Until it is dropped.
+    fn at(queue: &Queue, permit: bool) -> Arc<OnStandby> {
+        let standby = Arc::new(OnStandby { permit, claims: Arc::default() });
+        let known: Weak<dyn Standby> = Arc::downgrade(&standby) as _;
+        queue.set_standby(known);
+        standby
+    }
+
+    fn take(&self) -> Vec<Claim> {
+        std::mem::take(&mut *self.claims.lock())
+    }
+}
+
+impl Standby for OnStandby {
+    fn reserve(self: Arc<Self>, _: Lane) -> Option<Box<dyn Reserved>> {
+        self.permit.then(|| Box::new(Hand(Arc::clone(&self.claims))) as _)
+    }
+}
+
+struct Hand(Arc<Mutex<Vec<Claim>>>);
+
+impl Reserved for Hand {
+    fn start(self: Box<Self>, claim: Claim) {
+        self.0.lock().push(claim);
+    }
+}
+
 /// The question of a request of the model: what its context says, of its caller.
 fn asked(request: &JobRequest) -> Option<NonZeroU64> {
     let context = request.context.as_ref()?;
@@ -1223,22 +1219,6 @@ fn so_it_is_where_an_unknown_outcome_fails_a_job() {
 }
 
 #[tokio::test]
-async fn a_job_handed_over_in_the_moment_of_a_shutdown_reaches_its_worker() {
-    let clock = Clock::system();
-    let policy = Policy::plain();
-    let queue = Queue::in_memory(&clock, &policy).await;
-    let permit: Permit = Arc::new(|_| true);
-    let mut worker = Box::pin(queue.next(&permit));
-    assert!(poll!(&mut worker).is_pending());
-    let accepted = queue.enqueue(Submission::default()).await.unwrap().record;
-    assert!(accepted.job.is_running(), "it is the worker's already");
-    queue.0.closing.cancel();
-    let handed = worker.await;
-    assert!(matches!(handed, Some(Next::Claimed(claim)) if claim.job == accepted.job), "only it can give the job back");
-    assert!(queue.next(&permit).await.is_none(), "and then it gets no more");
-}
-
-#[tokio::test]
 async fn an_idempotency_key_is_its_callers_own() {
     let clock = Clock::system();
     let queue = Queue::in_memory(&clock, &Policy::plain()).await;
@@ -1293,10 +1273,8 @@ async fn a_job_whose_question_is_lost_on_disk_fails_and_stands_in_nobodys_way() 
     store.inner().lose_request(given_up);
     let _ = queue.cancel(given_up).await;
     assert_eq!(queue.find(given_up).await.unwrap().state, JobState::Cancelled);
-    let Some(Next::Ready(intent)) = queue.next(&(Arc::new(|_| false) as Permit)).await else {
-        panic!("a job is ready")
-    };
-    assert!(queue.claim(intent, Lanes::All).await.unwrap().is_none());
+    let proposal = queue.propose(&Lanes::All).unwrap();
+    assert!(queue.claim(proposal).await.unwrap().is_none());
     assert_eq!(queue.find(lost).await.unwrap().state, JobState::Failed { code: FailureCode::Internal });
     assert_eq!(claimed(&queue).await.job.id, next);
     let page = queue.list(Listing { limit: 9, ..Listing::default() }).await.unwrap();
@@ -1358,11 +1336,9 @@ async fn queue_of_ten_seconds() -> (Queue, Clock) {
 }
 
 async fn claimed(queue: &Queue) -> Claim {
-    match queue.next(&(Arc::new(|_| false) as Permit)).await.unwrap() {
-        Next::Ready(intent) => queue.claim(intent, Lanes::All).await.unwrap().unwrap(),
-        Next::Claimed(claim) => *claim,
-        Next::NotHanded => panic!("without a permit nothing is handed over"),
-    }
+    queue.until_ready().await;
+    let proposal = queue.propose(&Lanes::All).unwrap();
+    queue.claim(proposal).await.unwrap().unwrap()
 }
 
 async fn ask(queue: &Queue, seconds: u64) -> (JobRecord, Option<Waiting>) {
@@ -1710,29 +1686,13 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
 #[tokio::test]
 async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_workers_free() {
     let (queue, _) = sharing().await;
-    let permit: Permit = Arc::new(|_| true);
-    let mut workers = [Box::pin(queue.next(&permit)), Box::pin(queue.next(&permit))];
-    for worker in &mut workers {
-        assert!(poll!(worker).is_pending());
-    }
-    let same = futures_util::future::join_all((0..4).map(|_| queue.enqueue(question("a")))).await;
+    let standby = OnStandby::at(&queue, true);
+    let same = join_all((0..4).map(|_| queue.enqueue(question("a")))).await;
     let same: Vec<Job> = same.into_iter().map(|accepted| accepted.unwrap().record.job).collect();
     assert_eq!(same.iter().filter(|job| job.is_running()).count(), 1, "{same:?}");
     let other = queue.enqueue(question("b")).await.unwrap().record.job;
-    let [one, two] = workers;
-    let (one, two) = futures_util::join!(one, two);
-    let mut claims = Vec::new();
-    for mut next in [one.unwrap(), two.unwrap()] {
-        // One was chosen for a question that is asked already, and has its permit for another.
-        while let Next::NotHanded = next {
-            next = queue.next(&permit).await.unwrap();
-        }
-        claims.push(match next {
-            Next::Claimed(claim) => *claim,
-            Next::Ready(intent) => queue.claim(intent, Lanes::All).await.unwrap().unwrap(),
-            Next::NotHanded => unreachable!("asked again until it was another"),
-        });
-    }
+    let mut claims = standby.take();
+    assert_eq!(claims.len(), 2);
     claims.sort_by_key(|claim| claim.job.id == other.id);
     assert_eq!(claims[1].job.id, other.id);
     answer(&queue, &claims[0]).await;
@@ -1788,8 +1748,8 @@ async fn a_job_that_was_stored_while_its_answer_was_gets_it_without_a_call() {
     let report = Arc::new(AttemptReport { result, ..AttemptReport::default() });
     // The store was told of no follower.
     queue.0.store.succeed(first, 1, report, Vec::new(), clock.now()).await.unwrap();
-    let Some(Next::Ready(intent)) = queue.next(&(Arc::new(|_| false) as Permit)).await else { panic!("it is ready") };
-    assert!(queue.claim(intent, Lanes::All).await.unwrap().is_none());
+    let proposal = queue.propose(&Lanes::All).unwrap();
+    assert!(queue.claim(proposal).await.unwrap().is_none());
     let record = queue.get(second).await.unwrap();
     assert_eq!((record.job.state, record.answer().unwrap().outcome), (JobState::Succeeded, AttemptOutcome::Shared));
 }

@@ -1,27 +1,17 @@
-//! Who waits for what: clients for a job's end or any news of it, workers for a job to claim, running attempts for word that they have
-//! lost their job. Woken by the store's observer; every sleeper looks again at the store, which is the truth.
+//! Clients that wait for a job's end or for any change of it, and running attempts, which must know when they lose their
+//! job. Woken by the store's feed; each looks at the job again.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Claim,
     follow::Draft,
     service_time::{Kind, Progress},
 };
-use crate::{
-    digest::Lane,
-    job::{Job, JobId, JobRequest, JobState},
-};
+use crate::job::{Job, JobId, JobRequest, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
@@ -195,126 +185,6 @@ impl Drop for Stay {
     }
 }
 
-/// Most workers that are woken at once: more than most services have.
-const MAX_WOKEN: usize = 1_024;
-
-/// Wakes idle workers, no more than there are jobs for.
-///
-/// A worker that has seen a job announces its *intent* before it waits for a permit, so that a permit is asked for once
-/// a job and not once an idle worker.
-#[derive(Debug, Default)]
-pub(super) struct Work {
-    intents: Mutex<usize>,
-    signal: Notify,
-    /// For workers that wait for a permit: a job of another model may have one.
-    more: Notify,
-}
-
-impl Work {
-    /// Waits until more jobs are claimable than workers intend to claim.
-    pub(super) async fn intend(self: &Arc<Self>, claimable: impl Fn() -> usize) -> Intent {
-        loop {
-            let signalled = self.signal.notified();
-            tokio::pin!(signalled);
-            signalled.as_mut().enable();
-            {
-                let mut intents = self.intents.lock();
-                if claimable() > *intents {
-                    *intents += 1;
-                    return Intent { work: Arc::clone(self) };
-                }
-            }
-            signalled.await;
-        }
-    }
-
-    /// Lets up to `jobs` idle workers look again. Of very many jobs the others are found by the workers that have claimed.
-    pub(super) fn wake(&self, jobs: usize) {
-        for _ in 0..jobs.min(MAX_WOKEN) {
-            self.signal.notify_one();
-            self.more.notify_one();
-        }
-    }
-
-    /// Signalled when more jobs are ready.
-    pub(super) fn more(&self) -> &Notify {
-        &self.more
-    }
-}
-
-/// A worker's intent to claim one job; given up when dropped.
-#[derive(Debug)]
-pub struct Intent {
-    work: Arc<Work>,
-}
-
-impl Drop for Intent {
-    fn drop(&mut self) {
-        *self.work.intents.lock() -= 1;
-        // What this worker leaves may have kept another one asleep.
-        self.work.signal.notify_one();
-    }
-}
-
-/// Idle workers that can be handed a job at its submission, so that it is accepted and claimed in one commit.
-#[derive(Default)]
-pub(super) struct Standby {
-    offers: Mutex<BTreeMap<u64, Offer>>,
-    /// Numbers are never used twice: a worker must not give up another one's place.
-    next_number: AtomicU64,
-}
-
-/// What a worker on standby leaves behind.
-struct Offer {
-    permit: Permit,
-    hand: oneshot::Sender<Claim>,
-}
-
-/// Takes a permit for one call for a job of this lane, if there is one at this moment.
-pub type Permit = Arc<dyn Fn(Lane) -> bool + Send + Sync>;
-
-/// A worker's place on standby; left when dropped.
-pub(super) struct Place<'a> {
-    standby: &'a Standby,
-    number: u64,
-    handed: oneshot::Receiver<Claim>,
-}
-
-impl Standby {
-    pub(super) fn enter(&self, permit: Permit) -> Place<'_> {
-        let (hand, handed) = oneshot::channel();
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        self.offers.lock().insert(number, Offer { permit, hand });
-        Place { standby: self, number, handed }
-    }
-
-    /// A worker that stands by, with a permit taken for it.
-    pub(super) fn take(&self, lane: Lane) -> Option<oneshot::Sender<Claim>> {
-        let mut offers = self.offers.lock();
-        let first = offers.first_entry()?;
-        // All permits come from the same limits: what the first can't have, none can.
-        (first.get().permit)(lane).then(|| first.remove().hand)
-    }
-}
-
-impl Place<'_> {
-    /// The job handed over; none if it was not accepted after all.
-    pub(super) async fn handed(&mut self) -> Option<Claim> {
-        (&mut self.handed).await.ok()
-    }
-
-    /// Gives the place up; false if a job is on its way here already.
-    pub(super) fn leave(&self) -> bool {
-        self.standby.offers.lock().remove(&self.number).is_some()
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,28 +213,5 @@ mod tests {
         assert_eq!(waiters.len(), 2);
         drop(both);
         assert_eq!(waiters.len(), 0);
-    }
-
-    fn permit(granted: bool) -> Permit {
-        Arc::new(move |_| granted)
-    }
-
-    #[test]
-    fn a_worker_that_leaves_gives_up_its_own_place_only() {
-        let standby = Standby::default();
-        let first = standby.enter(permit(true));
-        let _hand = standby.take(None).unwrap();
-        let second = standby.enter(permit(true));
-        assert!(!first.leave(), "a job is on its way to the first");
-        drop(first);
-        assert!(second.leave(), "the second still stood by");
-    }
-
-    #[test]
-    fn nobody_is_taken_without_a_permit() {
-        let standby = Standby::default();
-        let place = standby.enter(permit(false));
-        assert!(standby.take(None).is_none());
-        assert!(place.leave());
     }
 }

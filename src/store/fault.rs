@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, Store, StoreError, Totals};
+use super::traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, Store, StoreError, Totals};
 use crate::{
     clock::Timestamp,
     job::{

@@ -10,8 +10,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    change, ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
-    Totals,
+    change,
+    traits::{
+        ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
+        Totals,
+    },
 };
 use crate::{
     clock::Timestamp,
@@ -215,7 +218,11 @@ impl JobStore for MemoryStore {
                 if !is_here {
                     changed.push(record.job.clone());
                     let is_open = !record.job.state.is_final();
-                    state.add(if is_open { change::with_delivery(record) } else { JobRecord { delivery: None, ..record } });
+                    state.add(if is_open {
+                        change::with_delivery(record)
+                    } else {
+                        JobRecord { delivery: None, ..record }
+                    });
                 }
             }
             Ok((insertions, changed))

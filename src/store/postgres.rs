@@ -4,8 +4,8 @@
 //! - `seat`: which node is the active one
 //! - `batch`: what changes make of jobs
 //! - `writer`: the one task that changes anything
-//! - `columns`: what a batch writes
-//! - `state`: sums over all jobs, in memory
+//! - `columns`, `codec`: what a batch writes
+//! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
 //! - `readers`: connections for reads
 //! - `listing`: looking for jobs within a bound of time
 //!
@@ -13,11 +13,13 @@
 //! store on sled writes too.
 
 mod batch;
+mod codec;
 mod columns;
 mod connection;
 mod listing;
 mod readers;
 mod seat;
+mod shared;
 mod state;
 mod writer;
 
@@ -35,18 +37,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::{
-    connection::{Database, OpenError},
-    seat::Seat,
-};
 use self::{
     batch::{Batch, Needs, NewJob, report_bytes},
     listing::{RECORDS, broken, decode, record, unavailable},
     readers::Readers,
+    shared::{Reset, Shared},
     state::State,
     writer::{Answer, Command, FORGOTTEN_KEYS, Lanes, Writer},
 };
-use super::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError};
+pub use self::{
+    connection::{Database, OpenError},
+    seat::Seat,
+};
+use super::{
+    change,
+    traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -78,30 +84,6 @@ struct Senders {
     new: mpsc::Sender<Command>,
 }
 
-/// What readers and the writer share.
-struct Shared {
-    database: Arc<Database>,
-    readers: Readers,
-    clock: Clock,
-    metrics: Metrics,
-    state: RwLock<State>,
-    feed: Mutex<Option<Arc<dyn Feed>>>,
-    trouble: Mutex<Option<String>>,
-    lost: CancellationToken,
-}
-
-impl Shared {
-    fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock() = trouble;
-    }
-}
-
-/// Asks the writer to reset the feed.
-struct Reset {
-    feed: Arc<dyn Feed>,
-    reply: oneshot::Sender<Result<(), StoreError>>,
-}
-
 impl PostgresStore {
     /// Becomes the active node.
     ///
@@ -113,7 +95,7 @@ impl PostgresStore {
             readers: Readers::new(Arc::clone(&seat.database)),
             clock: clock.clone(),
             metrics,
-            state: RwLock::default(),
+            state: RwLock::new(State::default()),
             feed: Mutex::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
@@ -140,7 +122,8 @@ impl PostgresStore {
 
     fn closed(&self) -> StoreError {
         let reason = self.shared.trouble.lock().clone();
-        let reason = reason.unwrap_or_else(|| "the connection to the database broke; the outcome is not known".to_owned());
+        let reason =
+            reason.unwrap_or_else(|| "the connection to the database broke; the outcome is not known".to_owned());
         StoreError::Unavailable { reason }
     }
 
@@ -211,14 +194,14 @@ impl JobStore for PostgresStore {
     }
 
     async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
-        let new = jobs.into_iter().map(|record| NewJob::new(super::change::with_delivery(record)));
+        let new = jobs.into_iter().map(|record| NewJob::new(change::with_delivery(record)));
         let new = new.collect::<Result<Vec<_>, _>>()?;
         self.bring(Needs::of_new(&new), |batch| batch.insert_all(new)).await
     }
 
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         let ids = records.iter().map(|record| record.job.id).collect();
-        let new = records.into_iter().map(|record| NewJob::new(super::change::with_delivery(record)));
+        let new = records.into_iter().map(|record| NewJob::new(change::with_delivery(record)));
         let new = new.collect::<Result<Vec<_>, _>>()?;
         let needs = Needs { jobs: ids, ..Needs::of_new(&new) };
         self.bring(needs, |batch| Ok(batch.import(new))).await
@@ -322,12 +305,12 @@ impl JobStore for PostgresStore {
 
     async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
         self.lanes()?;
-        self.search(&listing, now).await
+        self.shared.search(&listing, now).await
     }
 
     async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
         self.lanes()?;
-        self.search_ids(&listing, now).await
+        self.shared.search_ids(&listing, now).await
     }
 
     async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
@@ -398,7 +381,7 @@ impl Outbox for PostgresStore {
 
     async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {
         self.lanes()?;
-        self.search_failing(&listing).await
+        self.shared.search_failing(&listing).await
     }
 
     async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
@@ -446,9 +429,8 @@ impl Registry for PostgresStore {
     async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = self.read(include_str!("postgres/read_audit.sql"), &[&before, &limit]).await?;
-        let entries = rows.iter().map(|row| {
-            Ok((row.try_get(0)?, String::from_utf8_lossy(row.try_get(1)?).into_owned()))
-        });
+        let entries =
+            rows.iter().map(|row| Ok((row.try_get(0)?, String::from_utf8_lossy(row.try_get(1)?).into_owned())));
         entries.collect::<Result<_, _>>().map_err(broken)
     }
 }

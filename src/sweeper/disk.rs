@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::{metrics::Metrics, queue::Queue};
 
-/// Looks so often: short enough that full load can't eat a floor of usual height in between.
+/// Short enough that full load can't eat a floor of usual height in between.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Free space below which submissions are refused, so that running jobs can still be written: some seconds of full load.
@@ -22,25 +22,21 @@ const FLOOR_BYTES: u64 = 256 << 20;
 /// On a small disk, this part of it.
 const FLOOR_PART: u64 = 8;
 
-/// What is watched.
 #[derive(Clone, Debug)]
 pub struct DiskWatch {
-    /// The store's folder.
     folder: PathBuf,
-    /// The name of the store's file in it.
-    name: String,
-    /// The store's file, as it was at the start.
+    /// The store's file.
+    path: PathBuf,
+    /// That file, as it was at the start.
     file: Option<FileId>,
     /// Refuse submissions while there is too little free space.
     has_floor: bool,
-    /// Where the free space is shown.
     metrics: Metrics,
 }
 
 /// A file's device and number.
 type FileId = (u64, u64);
 
-/// The file that `path` names now.
 fn file_id(path: &Path) -> Option<FileId> {
     fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
@@ -48,17 +44,16 @@ fn file_id(path: &Path) -> Option<FileId> {
 impl DiskWatch {
     /// Watches the store in `folder`, which is open, with its file `name`.
     pub fn new(folder: PathBuf, name: &str, has_floor: bool, metrics: Metrics) -> DiskWatch {
-        let file = file_id(&folder.join(name));
-        DiskWatch { file, name: name.to_owned(), folder, has_floor, metrics }
+        let path = folder.join(name);
+        DiskWatch { file: file_id(&path), path, folder, has_floor, metrics }
     }
 
-    /// Looks at once, so that no submission comes before the first look.
     pub async fn look(&self, queue: &Queue) {
-        let (folder, path) = (self.folder.clone(), self.folder.join(&self.name));
+        let (folder, path) = (self.folder.clone(), self.path.clone());
         // A look at a file system of another host may take its time.
         match tokio::task::spawn_blocking(move || (file_id(&path), space(folder))).await {
             Ok((file, _)) if file != self.file => queue.note_folder(true),
-            Ok((_, Ok(Space { free, total }))) => {
+            Ok((_, Ok((free, total)))) => {
                 queue.note_folder(false);
                 self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
                 queue.note_disk_space(free, if self.has_floor { FLOOR_BYTES.min(total / FLOOR_PART) } else { 0 });
@@ -69,7 +64,7 @@ impl DiskWatch {
         }
     }
 
-    /// Looks every [`LOOK_INTERVAL`] until `closing` is cancelled.
+    /// Looks until `closing` is cancelled.
     pub async fn run(self, queue: Queue, closing: CancellationToken) {
         let looks = async {
             loop {
@@ -81,16 +76,9 @@ impl DiskWatch {
     }
 }
 
-/// Of a file system, in bytes.
-struct Space {
-    /// What an ordinary user may still write.
-    free: u64,
-    total: u64,
-}
-
-/// The space where `folder` lies.
-fn space(folder: PathBuf) -> io::Result<Space> {
+/// The bytes of a file system: those that an ordinary user may still write, and all.
+fn space(folder: PathBuf) -> io::Result<(u64, u64)> {
     let disk = rustix::fs::statvfs(folder)?;
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
-    Ok(Space { free: bytes(disk.f_bavail), total: bytes(disk.f_blocks) })
+    Ok((bytes(disk.f_bavail), bytes(disk.f_blocks)))
 }

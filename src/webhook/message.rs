@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::{
     analysis::{
@@ -12,11 +13,8 @@ use crate::{
     },
     clock::Timestamp,
     config::values::Origin,
-    job::{AttemptError, JobId, JobRecord, JobState, JobStatus, delivery::CallbackEvent},
+    job::{AttemptError, JobRecord, JobState, JobStatus, delivery::CallbackEvent},
 };
-
-/// The `type` of a test message.
-const TEST: &str = "webhook.test";
 
 /// A message that reports the end of a job.
 #[derive(Serialize, ToSchema)]
@@ -25,7 +23,6 @@ pub struct Message<'a> {
     /// Ignore types that you do not know.
     r#type: CallbackEvent,
     /// When the job ended.
-    #[schema(value_type = Option<String>, format = DateTime)]
     timestamp: Option<Timestamp>,
     data: Data<'a>,
 }
@@ -34,12 +31,9 @@ pub struct Message<'a> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = WebhookData)]
 struct Data<'a> {
-    #[schema(value_type = String, format = Uuid)]
-    id: JobId,
+    id: Uuid,
     status: JobStatus,
-    #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     /// Who submitted the job. Absent for callers without a name.
@@ -67,8 +61,6 @@ impl<'a> Message<'a> {
     /// `public_url`: where the pages are, for a link to the memo.
     pub(super) fn new(record: &'a JobRecord, public_url: Option<&Origin>) -> Message<'a> {
         let JobRecord { job, request, .. } = record;
-        let asked = Asked { query: &request.query, options: &request.options, is_brief: record.is_brief() };
-        let result = record.result().map(|stored| Shown::new(stored, &asked));
         let data = Data {
             id: job.id,
             // An ended job has the same status at every time.
@@ -80,11 +72,19 @@ impl<'a> Message<'a> {
             page: public_url.map(|url| format!("{url}/jobs/{}", job.id)),
             query: &request.query,
             metadata: &request.metadata,
-            result,
+            result: memo(record),
             error: record.error(),
         };
-        let event = event(job.state, &data, &request.callback_events);
-        Message { r#type: event, timestamp: job.finished_at, data }
+        // A memo that asks for information is an event of its own only to those who chose that.
+        let asks = matches!(&data.result, Some(Shown::Memo(memo)) if memo.analysis.status == Status::NeedsInformation)
+            && request.callback_events.contains(&CallbackEvent::NeedsInformation);
+        let r#type = match job.state {
+            JobState::Failed { .. } => CallbackEvent::Failed,
+            JobState::Cancelled => CallbackEvent::Cancelled,
+            JobState::Succeeded if asks => CallbackEvent::NeedsInformation,
+            JobState::Succeeded | JobState::Queued { .. } | JobState::Running { .. } => CallbackEvent::Succeeded,
+        };
+        Message { r#type, timestamp: job.finished_at, data }
     }
 
     /// Whether the request chose this event. Without a choice, it is every end of the job.
@@ -93,21 +93,11 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A memo that asks for information is an event of its own only to those who chose that.
-fn event(state: JobState, data: &Data<'_>, chosen: &[CallbackEvent]) -> CallbackEvent {
-    let needs_information =
-        matches!(&data.result, Some(Shown::Memo(memo)) if memo.analysis.status == Status::NeedsInformation);
-    match state {
-        JobState::Failed { .. } => CallbackEvent::Failed,
-        JobState::Cancelled => CallbackEvent::Cancelled,
-        JobState::Succeeded | JobState::Queued { .. } | JobState::Running { .. } => {
-            if needs_information && chosen.contains(&CallbackEvent::NeedsInformation) {
-                CallbackEvent::NeedsInformation
-            } else {
-                CallbackEvent::Succeeded
-            }
-        }
-    }
+/// The memo of a job, with what is computed from it.
+pub fn memo(record: &JobRecord) -> Option<Shown<'_>> {
+    let JobRecord { request, .. } = record;
+    let asked = Asked { query: &request.query, options: &request.options, is_brief: record.is_brief() };
+    record.result().map(|stored| Shown::new(stored, &asked))
 }
 
 /// A message that reports nothing: to test a receiver.
@@ -118,7 +108,6 @@ pub struct TestMessage<'a> {
     #[schema(value_type = String)]
     r#type: &'static str,
     /// When the message was sent.
-    #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
     data: TestData<'a>,
 }
@@ -138,6 +127,6 @@ struct TestData<'a> {
 
 impl<'a> TestMessage<'a> {
     pub(super) fn new(caller: Option<&'a str>, callback_url: &'a str, timestamp: Timestamp) -> TestMessage<'a> {
-        TestMessage { r#type: TEST, timestamp, data: TestData { test: true, caller, callback_url } }
+        TestMessage { r#type: "webhook.test", timestamp, data: TestData { test: true, caller, callback_url } }
     }
 }

@@ -11,7 +11,6 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::WebhookError;
 use crate::{
     clock::{Clock, Timestamp},
     registry::{Registry, Unavailable},
@@ -29,7 +28,7 @@ const NAMELESS: &str = "webhook-secret";
 /// Prefix of the stored settings for callers with a name.
 const NAMED: &str = "caller-webhook-secret/";
 
-/// The secrets of all callers. Clones share everything.
+/// The secrets of all callers.
 #[derive(Clone)]
 pub struct Secrets(Arc<Inner>);
 
@@ -56,25 +55,28 @@ pub struct CallerSecrets {
     pub previous: Vec<(SecretString, Option<Timestamp>)>,
 }
 
+/// Why the configured or stored secrets can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    #[error("WEBHOOK_SECRET is not valid")]
+    Setting,
+    #[error("the file webhook-root in DATA_DIR is not valid. Delete it to get new webhook secrets at the next start")]
+    Root,
+}
+
 /// Why a secret can't be rotated.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
-    /// The setting decides.
     #[error(
         "the setting WEBHOOK_SECRET signs all webhooks, so it is rotated there: set WEBHOOK_SECRET=<new>,<old>, restart \
          the service, and remove <old> when all receivers have the new one"
     )]
     OfSetting,
-    /// Each rotation leaves a secret valid for a while.
     #[error(
         "{MAX_PREVIOUS} replaced secrets are still valid, the first of them until {until}. Wait until then, or set \
          overlap_hours to 0 to end them all now"
     )]
-    TooMany {
-        /// When the first of them ends.
-        until: Timestamp,
-    },
-    /// The store can't be used.
+    TooMany { until: Timestamp },
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
@@ -94,24 +96,18 @@ struct Replaced {
 
 impl Secrets {
     /// These sign the messages of every caller: one or several with commas, the first is the current one.
-    ///
-    /// # Errors
-    /// [`WebhookError::Secret`].
-    pub fn from_setting(listed: &SecretString, registry: Registry, clock: Clock) -> Result<Secrets, WebhookError> {
+    pub fn from_setting(listed: &SecretString, registry: Registry, clock: Clock) -> Result<Secrets, SecretsError> {
         let mut secrets: Vec<SecretString> = listed.expose_secret().split(',').map(|text| text.trim().into()).collect();
         if secrets.iter().any(|secret| decoded(secret).is_none()) {
-            return Err(WebhookError::Secret);
+            return Err(SecretsError::Setting);
         }
         let current = secrets.remove(0);
         Ok(Secrets::from_source(Source::Setting(current, secrets), registry, clock))
     }
 
     /// A secret for each caller, derived from `root`.
-    ///
-    /// # Errors
-    /// [`WebhookError::Root`].
-    pub fn derived(root: &SecretString, registry: Registry, clock: Clock) -> Result<Secrets, WebhookError> {
-        let root = decoded(root).ok_or(WebhookError::Root)?;
+    pub fn derived(root: &SecretString, registry: Registry, clock: Clock) -> Result<Secrets, SecretsError> {
+        let root = decoded(root).ok_or(SecretsError::Root)?;
         Ok(Secrets::from_source(Source::Root(hmac::Key::new(hmac::HMAC_SHA256, &root)), registry, clock))
     }
 
@@ -141,18 +137,11 @@ impl Secrets {
     fn of_rotation(&self, root: &hmac::Key, caller: Option<&str>, rotation: &Rotation) -> CallerSecrets {
         let now = self.0.clock.now();
         let previous = rotation.previous.iter().filter(|replaced| replaced.expires_at > now);
-        CallerSecrets {
-            current: derive(root, caller, rotation.generation),
-            previous: previous
-                .map(|replaced| (derive(root, caller, replaced.generation), Some(replaced.expires_at)))
-                .collect(),
-        }
+        let secret = |replaced: &Replaced| (derive(root, caller, replaced.generation), Some(replaced.expires_at));
+        CallerSecrets { current: derive(root, caller, rotation.generation), previous: previous.map(secret).collect() }
     }
 
     /// Replaces the secret of `caller`. The old ones sign too for `overlap`, unless they end before.
-    ///
-    /// # Errors
-    /// [`RotationError`].
     pub async fn rotate(&self, caller: Option<&str>, overlap: Duration) -> Result<CallerSecrets, RotationError> {
         let Source::Root(root) = &self.0.source else { return Err(RotationError::OfSetting) };
         let _changing = self.0.changing.lock().await;

@@ -33,7 +33,7 @@ use ceoagent::{
     },
     ledger::Spending,
     metrics::Metrics,
-    queue::{Allowance, Claim, Lanes, Next, Permit, Policy, Queue, Submission, retry::RetryBounds},
+    queue::{Allowance, Claim, Lanes, Policy, Queue, Submission, retry::RetryBounds},
     store::{
         Store,
         sled::{SledConfig, SledStore},
@@ -42,7 +42,10 @@ use ceoagent::{
 };
 use plotters::prelude::*;
 use serde_json::value::RawValue;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::measure::{Connection, Latencies, Process, Service, folder_mb, post};
@@ -127,33 +130,30 @@ fn answer() -> AttemptReport {
     }
 }
 
-/// The next job, as a worker gets it.
-async fn claim(queue: &Queue, permit: &Permit) -> Claim {
+/// The next job. Several tasks may wait for one.
+async fn claim(queue: &Queue, turn: &Mutex<()>) -> Claim {
     loop {
-        match queue.next(permit).await.expect("nothing stops") {
-            Next::Claimed(claim) => return *claim,
-            Next::Ready(intent) => {
-                if let Some(claim) = queue.claim(intent, Lanes::All).await.unwrap() {
-                    return claim;
-                }
-            }
-            Next::NotHanded => {}
+        let proposal = {
+            let _turn = turn.lock().await;
+            queue.until_ready().await;
+            queue.propose(&Lanes::All)
+        };
+        if let Some(proposal) = proposal
+            && let Some(claim) = queue.claim(proposal).await.unwrap()
+        {
+            return claim;
         }
     }
 }
 
-fn permit() -> Permit {
-    Arc::new(|_| true)
-}
-
-/// Workers that take job after job and answer each at once; they end with the set. `settled` counts.
+/// Tasks that take job after job and answer each at once; they end with the set. `settled` counts.
 fn work(tasks: &mut JoinSet<()>, queue: &Queue, workers: usize, settled: &Arc<AtomicUsize>) {
+    let turn = Arc::new(Mutex::new(()));
     for _ in 0..workers {
-        let (queue, settled) = (queue.clone(), Arc::clone(settled));
+        let (queue, turn, settled) = (queue.clone(), Arc::clone(&turn), Arc::clone(settled));
         tasks.spawn(async move {
-            let permit = permit();
             loop {
-                let claim = claim(&queue, &permit).await;
+                let claim = claim(&queue, &turn).await;
                 queue.settle(&claim.job, &Disposition::Succeed, answer()).await;
                 settled.fetch_add(1, Ordering::Relaxed);
             }
@@ -236,12 +236,13 @@ async fn settle() {
             });
         }
         let mut workers = JoinSet::new();
+        let turn = Arc::new(Mutex::new(()));
         for _ in 0..16 {
-            let (queue, stop) = (queue.clone(), Arc::clone(&stop));
+            let (queue, turn, stop) = (queue.clone(), Arc::clone(&turn), Arc::clone(&stop));
             workers.spawn(async move {
-                let (permit, mut latencies) = (permit(), Vec::new());
+                let mut latencies = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let claim = claim(&queue, &permit).await;
+                    let claim = claim(&queue, &turn).await;
                     let report = answer();
                     let started = Instant::now();
                     queue.settle(&claim.job, &Disposition::Succeed, report).await;
@@ -292,10 +293,10 @@ async fn fill(folder: &Path) {
 
 /// A few jobs of every other status: the hardest to find are the rarest.
 async fn sparse(queue: &Queue) {
-    let permit = permit();
+    let turn = Mutex::new(());
     for n in 0..400 {
         queue.enqueue(question()).await.unwrap();
-        let claim = claim(queue, &permit).await;
+        let claim = claim(queue, &turn).await;
         match n % 4 {
             0 => queue.settle(&claim.job, &Disposition::Succeed, answer()).await,
             1 => {
@@ -383,12 +384,12 @@ async fn look(folder: &Path) {
 async fn claims(folder: &Path) {
     let (queue, store) = open_full(folder).await;
     let (mut workers, claimed) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    let turn = Arc::new(Mutex::new(()));
     for _ in 0..64 {
-        let (queue, claimed) = (queue.clone(), Arc::clone(&claimed));
+        let (queue, turn, claimed) = (queue.clone(), Arc::clone(&turn), Arc::clone(&claimed));
         workers.spawn(async move {
-            let permit = permit();
             loop {
-                drop(claim(&queue, &permit).await);
+                drop(claim(&queue, &turn).await);
                 claimed.fetch_add(1, Ordering::Relaxed);
             }
         });

@@ -49,8 +49,8 @@ fn rs256(message: &[u8]) -> Vec<u8> {
     signature
 }
 
-fn alice(scope: Scope) -> Option<Caller> {
-    Some(Caller { name: Some("jwt:alice".to_owned()), scope })
+fn alice(scope: Scope) -> Option<Identity> {
+    Some(Identity { name: Some("jwt:alice".to_owned()), scope })
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub(super) fn write(prompt: &str, size: Size) -> String {
     put_options(&mut memo, &names, asked_by_name);
     let (restated, topic) = (shortened(&question, MAX_QUESTION_CHARS), shortened(&question, MAX_TOPIC_CHARS));
     let blanks = [("{question}", restated.as_str()), ("{topic}", &topic), ("{o1}", &names[0])];
-    memo.for_each_text(&mut |_, text| *text = filled(text, &blanks));
+    memo.texts_mut().for_each(|(_, text)| *text = filled(text, &blanks));
     memo.material.iter_mut().for_each(|item| item.quote = filled(&item.quote, &blanks));
     serde_json::to_string(&memo).expect("a memo can be written as JSON")
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::conditions::Conditions;
 use crate::cli::{
     client::{Client, ClientError, Connection, REFUSED, job_path},
-    terminal::{clean, dollars, text},
+    terminal::{clean, count, dollars, text},
 };
 
 const STDIN: &str = "-";
@@ -94,16 +94,16 @@ impl Several {
 
     async fn all(&self, client: &Client, action: Action) -> anyhow::Result<ExitCode> {
         let filter = self.conditions.filter()?;
-        let trial = act(client, action, &filter, true).await?;
-        if trial.matched == 0 {
+        let dry_run = apply(client, action, &filter, true).await?;
+        if dry_run.matched == 0 {
             writeln!(stdout(), "0 jobs match the filter and can be {}", action.done)?;
             return Ok(ExitCode::SUCCESS);
         }
-        writeln!(stderr(), "{} jobs will be {}{}", trial.matched, action.done, trial.estimate(action))?;
+        writeln!(stderr(), "{} jobs will be {}{}", dry_run.matched, action.done, dry_run.estimate(action))?;
         if !self.yes && !is_confirmed()? {
             bail!("nothing was changed");
         }
-        let done = act(client, action, &filter, false).await?;
+        let done = apply(client, action, &filter, false).await?;
         let others = match done.matched.saturating_sub(done.changed) {
             0 => String::new(),
             others => format!("; {others} others changed their state in the meantime"),
@@ -131,7 +131,7 @@ async fn each(client: &Client, id: &str, action: Action, code: &mut ExitCode) ->
     Ok(())
 }
 
-/// The sums over all steps of an action.
+/// The sums over all requests of an action.
 #[derive(Default)]
 struct Sum {
     matched: u64,
@@ -151,25 +151,24 @@ impl Sum {
     }
 }
 
-/// Runs the action or its dry run on all jobs that match the filter. Each request works for a limited time, so it takes
-/// several requests.
-async fn act(client: &Client, action: Action, filter: &Value, is_trial: bool) -> anyhow::Result<Sum> {
+/// Applies the action, or makes its dry run, to all jobs that match the filter. Each request works for a limited time, so
+/// it takes several requests.
+async fn apply(client: &Client, action: Action, filter: &Value, dry_run: bool) -> anyhow::Result<Sum> {
     let mut sum = Sum { cost_usd: Some(0.0), ..Sum::default() };
     let mut cursor = Value::Null;
     loop {
-        let body = json!({"action": action.word, "filter": filter, "dry_run": is_trial, "cursor": cursor});
+        let body = json!({"action": action.word, "filter": filter, "dry_run": dry_run, "cursor": cursor});
         let request = client.request(Method::POST, "/api/v1/admin/jobs/actions").json(&body);
         let answer = client.send(request).await.map_err(|error| match sum.changed {
             0 => anyhow::Error::from(error),
             changed => anyhow::Error::from(error)
                 .context(format!("the action stopped after {changed} or more jobs; repeat it for the rest")),
         })?;
-        let count = |value: &Value| value.as_u64().unwrap_or_default();
         let estimate = &answer["estimate"];
-        sum.matched += count(&answer["matched"]);
-        sum.changed += count(&answer["changed"]);
-        sum.input_tokens += count(&estimate["input_tokens"]);
-        sum.output_tokens += count(&estimate["output_tokens"]);
+        sum.matched += count(&answer, "matched");
+        sum.changed += count(&answer, "changed");
+        sum.input_tokens += count(estimate, "input_tokens");
+        sum.output_tokens += count(estimate, "output_tokens");
         sum.cost_usd = sum.cost_usd.zip(estimate["cost_usd"].as_f64()).map(|(sum, cost)| sum + cost);
         cursor = answer["next_cursor"].clone();
         if cursor.is_null() {

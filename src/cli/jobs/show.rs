@@ -6,19 +6,13 @@ use serde_json::Value;
 
 use crate::cli::{
     progress,
-    terminal::{clean, colours, dollars, text},
+    terminal::{clean, colours, count, dollars, facts, items, text},
     webhooks::outcome,
 };
 
 /// Writes the job to standard output, one line for each fact.
 pub(super) fn describe(job: &Value) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    let dim = console::Style::new().force_styling(colours()).dim();
-    for (name, value) in lines(job) {
-        writeln!(out, "{} {value}", dim.apply_to(format!("{name:<10}")))?;
-    }
-    writeln!(out)?;
-    Ok(())
+    Ok(writeln!(std::io::stdout(), "{}", facts(&lines(job), 10, colours()))?)
 }
 
 fn lines(job: &Value) -> Vec<(&'static str, String)> {
@@ -42,7 +36,7 @@ fn lines(job: &Value) -> Vec<(&'static str, String)> {
         line(name, text(job, field));
     }
     line("Queue", queue(&job["queue"]));
-    let attempts = job["attempts"].as_array().map_or(&[][..], Vec::as_slice);
+    let attempts = items(job, "attempts");
     let error = &job["error"];
     for attempt in attempts {
         // The job's own error has its own line.
@@ -81,11 +75,10 @@ fn queue(queue: &Value) -> String {
 }
 
 fn tokens(usage: &Value) -> String {
-    let count = |kind: &str| usage[kind].as_u64().unwrap_or_default();
-    let cached = count("cache_read_input_tokens");
-    let input = count("input_tokens") + count("cache_creation_input_tokens") + cached;
+    let cached = count(usage, "cache_read_input_tokens");
+    let input = count(usage, "input_tokens") + count(usage, "cache_creation_input_tokens") + cached;
     let cached = if cached == 0 { String::new() } else { format!(" ({cached} of them from the cache)") };
-    format!("{input} input{cached}, {} output", count("output_tokens"))
+    format!("{input} input{cached}, {} output", count(usage, "output_tokens"))
 }
 
 fn webhook(job: &Value) -> String {
@@ -98,7 +91,7 @@ fn webhook(job: &Value) -> String {
         Some("skipped") => "not sent, because callback_events does not have the event".to_owned(),
         Some(state) => clean(state),
     };
-    let tries = delivery["tries"].as_array().map_or(&[][..], Vec::as_slice);
+    let tries = items(delivery, "tries");
     let tried = tries.last().map(|last| format!("try {}: {}", tries.len(), outcome(last)));
     let next = delivery["next_at"].as_str().map(|at| format!("next try {}", clean(at)));
     let state = [Some(state), tried, next].into_iter().flatten().collect::<Vec<_>>().join(", ");
@@ -111,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    fn told(job: &Value) -> Vec<String> {
+    fn described(job: &Value) -> Vec<String> {
         lines(job).into_iter().map(|(name, value)| format!("{name}: {value}")).collect()
     }
 
@@ -122,7 +115,7 @@ mod tests {
             "queue": {"position": 3, "eta_seconds": 35, "waiting_for": "worker"}, "delivery": {"state": "waiting"}
         });
         assert_eq!(
-            told(&job),
+            described(&job),
             [
                 "Status: queued",
                 "Question: Why?",
@@ -132,7 +125,7 @@ mod tests {
             ]
         );
         let held = json!({"queue": {"position": 1, "waiting_for": "paused"}});
-        assert_eq!(told(&held), ["Queue: position 1, waits for paused, no estimate"]);
+        assert_eq!(described(&held), ["Queue: position 1, waits for paused, no estimate"]);
     }
 
     #[test]
@@ -150,7 +143,7 @@ mod tests {
             "delivery": {"state": "pending", "next_at": "t9", "tries": [{"http_status": 500}, {"error": "no route"}]}
         });
         assert_eq!(
-            told(&job),
+            described(&job),
             [
                 "Status: failed",
                 "Attempt: 1 failed, t1: too busy",

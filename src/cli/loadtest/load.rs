@@ -6,18 +6,23 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
+use futures_util::{StreamExt, stream};
 use rand::RngExt;
-use reqwest::{Client, RequestBuilder, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
-    sync::Semaphore,
     task::JoinSet,
     time::{sleep_until, timeout},
 };
 
 use super::tally::{Met, Pending, Tally};
-use crate::{claude::simulator::pace::Timing, clock::Timestamp, job::JobId};
+use crate::{
+    claude::simulator::{Latency, pace::Timing},
+    cli::client::{Client, job_path},
+    clock::{Clock, Timestamp},
+    job::JobId,
+};
 
 /// Most questions a second: above that, sending them takes the CPU time that the service needs.
 pub(super) const MAX_RATE: u32 = 10_000;
@@ -28,19 +33,17 @@ pub(super) const MAX_DURATION: u32 = 3_600;
 /// Longest query, in bytes: the service accepts it with every setting.
 const MAX_QUERY_BYTES: usize = 100_000;
 
-/// The shortest question: it must have room for its number, so that no two are equal.
+/// The shortest question: room for its number, so that all questions differ.
 const MIN_QUERY_BYTES: usize = 64;
 
-/// Questions from which a mean is computed.
 const SAMPLE: u64 = 1_000;
 
-/// A client gives up after this time: longer than the 30 s that the service promises, so that longer answers are seen.
+/// Longest wait for an answer: longer than the 30 s that the service promises, so that late answers are seen.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Clients that disconnect do so within this time.
 const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 
-/// Jobs that are read at the same time after the load.
 const LOOKS_AT_ONCE: usize = 32;
 
 #[derive(clap::Args, Clone, Copy, Debug, serde::Serialize)]
@@ -75,22 +78,12 @@ pub(super) struct Load {
     pub(super) query_bytes: usize,
 }
 
-/// How long answers take.
-#[derive(Clone, Copy)]
-pub(super) enum Pace {
-    Unknown,
-    Fixed(Duration),
-    Claude,
-}
-
-impl Pace {
-    /// How long the answer to a question takes.
-    fn of(self, query: &str, waits: bool) -> Option<Duration> {
-        match self {
-            Pace::Unknown => None,
-            Pace::Fixed(time) => Some(time),
-            Pace::Claude => Some(claude(query, waits)),
-        }
+/// How long the answer to a question takes, if answers are simulated with this latency.
+fn takes(latency: Option<Latency>, query: &str, waits: bool) -> Option<Duration> {
+    match latency? {
+        Latency::Fixed(time) => Some(time),
+        Latency::Claude => Some(claude(query, waits)),
+        Latency::Zero | Latency::LogNormal { .. } => None,
     }
 }
 
@@ -106,13 +99,6 @@ pub(super) fn mean_of_claude(waiters: f64) -> f64 {
     (waiters * mean(true) + (1.0 - waiters) * mean(false)) / SAMPLE as f64
 }
 
-#[derive(Clone)]
-pub(super) struct Target {
-    http: Client,
-    base: String,
-    token: Option<String>,
-}
-
 #[derive(Deserialize)]
 struct JobAnswer {
     id: JobId,
@@ -126,8 +112,8 @@ struct OutlookAnswer {
     eta_seconds: Option<u64>,
 }
 
-/// Submits all questions of the load and waits until each has its result.
-pub(super) async fn run(load: Load, pace: Pace, target: &Target, tally: &Arc<Tally>) {
+/// Submits all questions of the load and waits for their ends. `latency`: of the simulated answers.
+pub(super) async fn run(load: Load, latency: Option<Latency>, client: &Client, tally: &Arc<Tally>) {
     let started = tally.start();
     let mut clients = JoinSet::new();
     let mut at = Duration::ZERO;
@@ -141,18 +127,18 @@ pub(super) async fn run(load: Load, pace: Pace, target: &Target, tally: &Arc<Tal
         let waits = rand::rng().random_bool(load.waiters);
         let hangs_up = waits && rand::rng().random_bool(load.hang_up);
         let patience = if hangs_up { HANG_UP_WITHIN.mul_f64(rand::random()) } else { GIVE_UP };
-        tally.note_sent(waits, started.elapsed().saturating_sub(at));
-        let (target, tally) = (target.clone(), Arc::clone(tally));
+        tally.record_sent(waits, started.elapsed().saturating_sub(at));
+        let (client, tally) = (client.clone(), Arc::clone(tally));
         let query = question(number, load.query_bytes);
         let wait = waits.then_some(load.wait);
-        let takes = pace.of(&query, waits);
+        let takes = takes(latency, &query, waits);
         clients.spawn(async move {
-            let met = match timeout(patience, target.ask(&query, wait)).await {
+            let met = match timeout(patience, ask(&client, &query, wait)).await {
                 Ok(met) => met,
                 Err(_) if hangs_up => Met::HungUp,
                 Err(_) => Met::Nothing,
             };
-            tally.note_met(at, wait.filter(|_| !hangs_up), takes, met);
+            tally.record_end(at, wait.filter(|_| !hangs_up), takes, met);
         });
         // Frees the tasks that have ended.
         while clients.try_join_next().is_some() {}
@@ -168,108 +154,73 @@ fn question(number: u64, bytes: usize) -> String {
     query
 }
 
-impl Target {
-    /// The service at `base`, with `token` if it needs one.
-    pub(super) fn new(base: String, token: Option<String>) -> anyhow::Result<Target> {
-        // reqwest needs a TLS provider, also for unencrypted calls.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder().no_proxy().tcp_nodelay(true).pool_max_idle_per_host(usize::MAX).build()?;
-        Ok(Target { http, base, token })
-    }
+/// Fails if the service does not answer.
+pub(super) async fn check(client: &Client) -> anyhow::Result<()> {
+    let url = client.at("/health");
+    let request = client.request(Method::GET, "/health").timeout(GIVE_UP);
+    let answer = request.send().await.with_context(|| format!("{url} does not answer"))?;
+    ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
+    Ok(())
+}
 
-    fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
-        }
-    }
-
-    /// Fails if the service does not answer.
-    pub(super) async fn check(&self) -> anyhow::Result<()> {
-        let url = format!("{}/health", self.base);
-        let answer =
-            self.http.get(&url).timeout(GIVE_UP).send().await.with_context(|| format!("{url} does not answer"))?;
-        ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
-        Ok(())
-    }
-
-    /// Submits a question and, with `wait`, waits for its answer.
-    async fn ask(&self, query: &str, wait: Option<f64>) -> Met {
-        let request = self.http.post(format!("{}/api/v1/analyze", self.base));
-        let depth = if wait.is_some() { "brief" } else { "full" };
-        let answer = self
-            .with_token(request)
-            .json(&json!({ "query": query, "wait": wait.unwrap_or(0.0), "depth": depth }))
-            .send()
-            .await;
-        let Ok(answer) = answer else { return Met::Nothing };
-        match answer.status() {
-            StatusCode::OK => match answer.bytes().await {
-                Ok(_) => Met::Answer,
-                Err(_) => Met::Nothing,
-            },
-            StatusCode::ACCEPTED => match answer.json::<JobAnswer>().await {
-                Ok(job) => Met::Accepted(Pending {
-                    id: job.id,
-                    waits: wait.is_some(),
-                    told_at: now(),
-                    eta_seconds: job.queue.and_then(|queue| queue.eta_seconds),
-                }),
-                Err(_) => Met::Nothing,
-            },
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Met::Refused,
-            _ => Met::Failed,
-        }
-    }
-
-    /// The number of jobs in one of these states, from the service's metrics.
-    pub(super) async fn jobs(&self, states: &[&str]) -> Option<u64> {
-        let request = self.http.get(format!("{}/metrics", self.base)).timeout(Duration::from_secs(1));
-        let text = self.with_token(request).send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
-        let count = |state: &&str| -> Option<u64> {
-            let name = format!("ceoagent_jobs{{kind=\"{state}\"}} ");
-            text.lines().find_map(|line| line.strip_prefix(&name))?.trim().parse().ok()
-        };
-        states.iter().map(count).sum()
-    }
-
-    /// Reads the accepted jobs whose end no client has seen.
-    pub(super) async fn look_after(&self, tally: &Arc<Tally>) {
-        let places = Arc::new(Semaphore::new(LOOKS_AT_ONCE));
-        let mut looks = JoinSet::new();
-        for pending in tally.pending() {
-            let (target, tally, places) = (self.clone(), Arc::clone(tally), Arc::clone(&places));
-            looks.spawn(async move {
-                let _place = places.acquire().await;
-                let request = target.http.get(format!("{}/api/v1/jobs/{}", target.base, pending.id)).timeout(GIVE_UP);
-                if let Ok(answer) = target.with_token(request).send().await
-                    && let Ok(job) = answer.json::<JobAnswer>().await
-                    && job.status == "succeeded"
-                    && let Some(finished_at) = job.finished_at
-                {
-                    tally.note_finished(pending, finished_at);
-                }
-            });
-        }
-        while looks.join_next().await.is_some() {}
+/// Submits a question and, with `wait`, waits for its answer.
+async fn ask(client: &Client, query: &str, wait: Option<f64>) -> Met {
+    let depth = if wait.is_some() { "brief" } else { "full" };
+    let request = client.analyze(&json!({ "query": query, "wait": wait.unwrap_or(0.0), "depth": depth }));
+    let Ok(answer) = request.send().await else { return Met::Nothing };
+    match answer.status() {
+        StatusCode::OK => answer.bytes().await.map_or(Met::Nothing, |_| Met::Answer),
+        StatusCode::ACCEPTED => answer.json::<JobAnswer>().await.map_or(Met::Nothing, |job| {
+            Met::Accepted(Pending {
+                id: job.id,
+                waits: wait.is_some(),
+                answered_at: Clock::system().now(),
+                eta_seconds: job.queue.and_then(|queue| queue.eta_seconds),
+            })
+        }),
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Met::Refused,
+        _ => Met::Failed,
     }
 }
 
-fn now() -> Timestamp {
-    crate::clock::Clock::system().now()
+/// The number of jobs in these states, from the service's metrics.
+pub(super) async fn jobs(client: &Client, states: &[&str]) -> Option<u64> {
+    let request = client.request(Method::GET, "/metrics").timeout(Duration::from_secs(1));
+    let text = request.send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
+    let count = |state: &&str| -> Option<u64> {
+        let name = format!("ceoagent_jobs{{kind=\"{state}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name))?.trim().parse().ok()
+    };
+    states.iter().map(count).sum()
 }
 
-/// A number above 0 and up to `MAX`.
+/// Reads the accepted jobs whose end no client has seen.
+pub(super) async fn look_after(client: &Client, tally: &Tally) {
+    let looks = stream::iter(tally.pending()).for_each_concurrent(LOOKS_AT_ONCE, async |pending| {
+        let request = client.request(Method::GET, &job_path(&pending.id.to_string())).timeout(GIVE_UP);
+        if let Ok(answer) = request.send().await
+            && let Ok(job) = answer.json::<JobAnswer>().await
+            && job.status == "succeeded"
+            && let Some(finished_at) = job.finished_at
+        {
+            tally.record_finished(pending, finished_at);
+        }
+    });
+    looks.await;
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
+}
+
 pub(super) fn positive<const MAX: u32>(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if number > 0.0 && number <= f64::from(MAX) {
-        return Ok(number);
-    }
-    Err(format!("must be above 0 and at most {MAX}"))
+    let number = number(text)?;
+    let is_allowed = number > 0.0 && number <= f64::from(MAX);
+    if is_allowed { Ok(number) } else { Err(format!("must be above 0 and at most {MAX}")) }
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    let number = number(text)?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 1".to_owned()) }
 }
 

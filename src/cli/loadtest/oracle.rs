@@ -2,12 +2,11 @@
 //!
 //! Knowing the lengths has two advantages. No call is made in vain and no worker is idle: a good service comes close to
 //! this. And under overload the short answers can be picked: a service can't, as it learns a length only from the answer.
-//! [`First::Deadline`] has the first advantage alone, and a load test is judged by it. [`First::Shortest`] has both, and
-//! is reported for comparison.
+//! [`First::Deadline`] has only the first advantage: the measure of a load test. [`First::Shortest`] has both.
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
-/// How finely it is looked when a worker was free.
+/// Resolution of the times at which a worker was free.
 const STEP: Duration = Duration::from_millis(100);
 
 /// A question of a client that waits. Times count from the begin of the load.
@@ -63,22 +62,21 @@ pub(super) fn answerable(asked: &[Asked], workers: usize, first: First) -> u64 {
     answered
 }
 
-/// How many of the clients that were declined could indeed not have been answered besides the calls that were made:
-/// at no time was a worker free for long enough.
+/// How many of the declined clients could indeed not have been answered besides the calls that were made, because at no
+/// time was a worker free for long enough.
 pub(super) fn rightly_declined(declined: &[Asked], calls: &[(Duration, Duration)], workers: usize) -> u64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
-    let place = |time: Duration| time.div_duration_f64(STEP) as usize;
+    let place = |time: Duration| usize::try_from(time.as_nanos() / STEP.as_nanos()).unwrap_or(usize::MAX);
     let last = calls.iter().map(|(_, end)| place(*end)).max().unwrap_or(0);
     let mut busy = vec![0_usize; last + 2];
     for (begin, end) in calls {
         busy[place(*begin)..place(*end)].iter_mut().for_each(|calls| *calls += 1);
     }
     let was_free = |asked: &&Asked| {
-        let (mut run, needed) = (Duration::ZERO, asked.takes);
+        let mut free_for = Duration::ZERO;
         (place(asked.at)..place(asked.until)).any(|place| {
             let is_free = busy.get(place).is_none_or(|calls| *calls < workers);
-            run = if is_free { run + STEP } else { Duration::ZERO };
-            run >= needed
+            free_for = if is_free { free_for + STEP } else { Duration::ZERO };
+            free_for >= asked.takes
         })
     };
     (declined.len() - declined.iter().filter(was_free).count()) as u64

@@ -1,14 +1,13 @@
-//! The report as one page that needs nothing else: figures, and charts as SVG within it.
+//! The report as one page without references: figures, and charts as SVG.
 
 use anyhow::Context;
-use minijinja::{Environment, context};
+use minijinja::{Environment, Value, context};
 
-use super::report::{Part, Report};
+use super::report::{Part, Percentiles, Report};
 
 const TEMPLATE: &str = include_str!("report.html");
 
-/// Pixels of a chart: its width and height, and the edges of the area within its axes.
-const SIZE: (f64, f64) = (760.0, 300.0);
+/// The edges of the area within the axes of a chart: left, top, right, bottom. The template has the size of the chart.
 const AREA: (f64, f64, f64, f64) = (60.0, 10.0, 750.0, 260.0);
 
 const BLUE: &str = "#1f77b4";
@@ -16,33 +15,29 @@ const ORANGE: &str = "#e67e22";
 const PURPLE: &str = "#7d3c98";
 const GREY: &str = "#787878";
 
-struct Line {
-    name: &'static str,
-    colour: &'static str,
-    points: Vec<(f64, f64)>,
-}
-
-impl Line {
-    /// A point at the middle of each part for which there is a figure.
-    fn new(name: &'static str, colour: &'static str, report: &Report, figure: impl Fn(&Part) -> Option<f64>) -> Line {
-        let middle = report.part_seconds / 2.0;
-        let point = |part: &Part| Some((part.second + middle, figure(part)?));
-        Line { name, colour, points: report.over_time.iter().filter_map(point).collect() }
-    }
-}
+/// A name, a colour, and points.
+type Line = (&'static str, &'static str, Vec<(f64, f64)>);
 
 pub(super) fn render(report: &Report) -> anyhow::Result<String> {
-    let line = |name, colour, figure: &dyn Fn(&Part) -> Option<f64>| Line::new(name, colour, report, figure);
-    let seconds = |ms: Option<f64>| ms.map(|ms| ms / 1e3);
-    let per_second = |count: u64| Some(count as f64 / report.part_seconds);
+    let line = |name, colour, figure: &dyn Fn(&Part) -> Option<f64>| -> Line {
+        let middle = report.part_seconds / 2.0;
+        let point = |part: &Part| Some((part.second + middle, figure(part)?));
+        (name, colour, report.over_time.iter().filter_map(point).collect())
+    };
+    let latency = |name, colour, percentile: fn(&Percentiles) -> f64| {
+        line(name, colour, &|part| Some(percentile(part.latency.as_ref()?) / 1e3))
+    };
+    let rate = |name, colour, count: fn(&Part) -> u64| {
+        line(name, colour, &|part| Some(count(part) as f64 / report.part_seconds))
+    };
     let charts = [
         (
             "Time to the memo",
             "seconds",
             vec![
-                line("p50", BLUE, &|part| seconds(part.p50_ms)),
-                line("p90", ORANGE, &|part| seconds(part.p90_ms)),
-                line("p99", PURPLE, &|part| seconds(part.p99_ms)),
+                latency("p50", BLUE, |latency| latency.p50_ms),
+                latency("p90", ORANGE, |latency| latency.p90_ms),
+                latency("p99", PURPLE, |latency| latency.p99_ms),
             ],
         ),
         (
@@ -55,63 +50,40 @@ pub(super) fn render(report: &Report) -> anyhow::Result<String> {
             "Answers a second",
             "answers/s",
             vec![
-                line("200 with the memo", BLUE, &|part| per_second(part.met.answered)),
-                line("202 with the job", ORANGE, &|part| per_second(part.met.accepted)),
-                line("refused or failed", PURPLE, &|part| {
-                    per_second(part.met.refused + part.met.failed + part.met.unanswered)
-                }),
-                line("disconnected", GREY, &|part| per_second(part.met.hung_up)),
+                rate("200 with the memo", BLUE, |part| part.met.answered),
+                rate("202 with the job", ORANGE, |part| part.met.accepted),
+                rate("refused or failed", PURPLE, |part| part.met.refused + part.met.failed + part.met.unanswered),
+                rate("disconnected", GREY, |part| part.met.hung_up),
             ],
         ),
     ];
-    let end = report.over_time.len() as f64 * report.part_seconds;
-    let charts = charts.map(|(title, unit, lines)| context! { title, svg => chart(unit, &lines, end.max(1.0)) });
+    let end = (report.over_time.len() as f64 * report.part_seconds).max(1.0);
+    let charts = charts.map(|(title, unit, lines)| chart(title, unit, &lines, end));
     let mut environment = Environment::new();
     environment.add_template("report.html", TEMPLATE).context("the page's template")?;
     let template = environment.get_template("report.html")?;
     let (simulated, interrupted) = (report.setup.simulated, report.setup.interrupted);
-    Ok(template.render(context! { simulated, interrupted, charts, words => report.to_string() })?)
+    Ok(template.render(context! { simulated, interrupted, charts, area => AREA, words => report.to_string() })?)
 }
 
-/// A chart of `lines` up to the second `end`, as SVG. No text in it needs to be escaped.
-fn chart(unit: &str, lines: &[Line], end: f64) -> String {
+/// A chart up to the second `end`, for the template.
+fn chart(title: &str, unit: &str, lines: &[Line], end: f64) -> Value {
     let (left, top, right, bottom) = AREA;
-    let highest = lines.iter().flat_map(|line| &line.points).map(|(_, y)| *y).fold(0.0, f64::max);
+    let highest = lines.iter().flat_map(|(.., points)| points).map(|(_, y)| *y).fold(0.0, f64::max);
     let highest = if highest > 0.0 { highest * 1.1 } else { 1.0 };
     let x = |second: f64| left + (right - left) * second / end;
     let y = |value: f64| bottom - (bottom - top) * value / highest;
-    let mut svg = format!(
-        "<svg viewBox=\"0 0 {} {}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"none\" stroke-width=\"2\">\n",
-        SIZE.0, SIZE.1
-    );
-    let mut text = |x: f64, y: f64, anchor: &str, text: &str| {
-        svg += &format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"#222\">{text}</text>\n");
+    let point = |(second, value): &(f64, f64)| format!("{:.1},{:.1}", x(*second), y(*value));
+    let line = |(name, colour, points): &Line| {
+        context! { name => *name, colour => *colour, points => points.iter().map(point).collect::<Vec<_>>().join(" ") }
     };
-    for second in ticks(end) {
-        text(x(second), bottom + 18.0, "middle", &second.to_string());
+    context! {
+        title,
+        unit,
+        seconds => ticks(end).map(|second| (x(second), second.to_string())).collect::<Vec<_>>(),
+        values => ticks(highest).map(|value| (y(value), value.to_string())).collect::<Vec<_>>(),
+        lines => lines.iter().map(line).collect::<Vec<_>>(),
     }
-    for value in ticks(highest) {
-        text(left - 6.0, y(value) + 4.0, "end", &value.to_string());
-    }
-    text((left + right) / 2.0, SIZE.1 - 6.0, "middle", "seconds");
-    text(left + 6.0, top + 12.0, "start", unit);
-    for (line, place) in lines.iter().zip(1..) {
-        text(left + 30.0, top + 12.0 + 16.0 * f64::from(place), "start", line.name);
-    }
-    let mut line = |colour: &str, points: &mut dyn Iterator<Item = (f64, f64)>| {
-        let points: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        svg += &format!("<polyline stroke=\"{colour}\" points=\"{}\"/>\n", points.join(" "));
-    };
-    for value in ticks(highest) {
-        line("#e4e4e4", &mut [(left, y(value)), (right, y(value))].into_iter());
-    }
-    line("#222", &mut [(left, top), (left, bottom), (right, bottom)].into_iter());
-    for (Line { colour, points, .. }, place) in lines.iter().zip(1..) {
-        line(colour, &mut points.iter().map(|point| (x(point.0), y(point.1))));
-        let legend = top + 8.0 + 16.0 * f64::from(place);
-        line(colour, &mut [(left + 8.0, legend), (left + 24.0, legend)].into_iter());
-    }
-    svg + "</svg>"
 }
 
 /// At most ten round numbers from 0 to `end`.
@@ -138,8 +110,10 @@ mod tests {
 
     #[test]
     fn a_chart_draws_each_line_within_its_area() {
-        let line = Line { name: "p50", colour: BLUE, points: vec![(0.0, 0.0), (60.0, 2.0)] };
-        let svg = chart("seconds", &[line], 60.0);
-        assert!(svg.contains(">p50</text>") && svg.contains("points=\"60.0,260.0 750.0,32.7\""), "{svg}");
+        let chart = chart("Time", "seconds", &[("p50", BLUE, vec![(0.0, 0.0), (60.0, 2.0)])], 60.0);
+        let template = format!("{TEMPLATE}{{{{ svg(chart) }}}}");
+        let page = Environment::new().render_str(&template, context! { chart, area => AREA }).unwrap();
+        assert!(page.contains(">p50</text>") && page.contains("points=\"60.0,260.0 750.0,32.7\""), "{page}");
+        assert!(page.contains("<text x=\"54.0\" y=\"264.0\" text-anchor=\"end\" fill=\"#222\">0</text>"), "{page}");
     }
 }

@@ -111,8 +111,8 @@ impl Jobs {
     /// Claims all jobs that a worker can claim now. Gives their ids, in order.
     async fn claim_all(&mut self) -> Vec<JobId> {
         let before = self.claims.len();
-        while let Some(Some(Next::Ready(intent))) = self.queue.next(&(Arc::new(|_| false) as Permit)).now_or_never() {
-            self.claims.extend(self.queue.claim(intent, Lanes::All).await.unwrap());
+        while let Some(proposal) = self.queue.propose(&Lanes::All) {
+            self.claims.extend(self.queue.claim(proposal).await.unwrap());
         }
         self.claims[before..].iter().map(|claim| claim.job.id).collect()
     }

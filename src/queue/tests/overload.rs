@@ -110,7 +110,7 @@ async fn run(questions: &[(u64, u64)]) -> Seen {
                 }
             }
         }
-        while running.len() < WORKERS && queue.claimable() > 0 {
+        while running.len() < WORKERS && queue.0.board.ready(None) > 0 {
             let claim = claimed(&queue).await;
             let id = claim.job.id;
             events.push(Reverse((now + times[&id], Event::Ends(id))));

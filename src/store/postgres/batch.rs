@@ -16,7 +16,10 @@ use crate::{
         TransitionError, delivery::Delivery,
     },
     ledger::{Day, Sums},
-    store::{ClaimedJob, Insertion, StoreError, change},
+    store::{
+        change,
+        traits::{ClaimedJob, Insertion, StoreError},
+    },
 };
 
 /// Most jobs of a batch that take the answer of another, and most bytes of these answers, as each gets a copy.

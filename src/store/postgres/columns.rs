@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::batch::{Batch, json};
+use super::{
+    batch::{Batch, json},
+    codec,
+};
 use crate::{
     clock::Timestamp,
     job::{JobId, JobState, caller::Caller},
     ledger::{ByModel, Day},
-    store::sled::codec,
 };
 
 /// The changed jobs and the messages to their callback URLs.

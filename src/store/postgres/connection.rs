@@ -32,7 +32,9 @@ const SESSION: &str = "set search_path to ceoagent; set statement_timeout to '10
 /// Why the database can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("DATABASE_URL is not a URL of a PostgreSQL database: {0}. Example: postgres://ceoagent:PASSWORD@db.example/ceoagent")]
+    #[error(
+        "DATABASE_URL is not a URL of a PostgreSQL database: {0}. Example: postgres://ceoagent:PASSWORD@db.example/ceoagent"
+    )]
     Url(String),
     #[error("can't connect to the database of DATABASE_URL: {0}")]
     Connect(String),
@@ -40,9 +42,13 @@ pub enum OpenError {
     TooOld(String),
     #[error("the database of DATABASE_URL is read-only, for example a replica. Use the primary server")]
     ReadOnly,
-    #[error("PostgreSQL has {setting}={value}, so {consequence}. Set {setting}=on in postgresql.conf and restart the server")]
+    #[error(
+        "PostgreSQL has {setting}={value}, so {consequence}. Set {setting}=on in postgresql.conf and restart the server"
+    )]
     Unsafe { setting: &'static str, value: String, consequence: &'static str },
-    #[error("the database has schema version {found}, this program knows version {SCHEMA}: start the ceoagent that made it, or a newer one")]
+    #[error(
+        "the database has schema version {found}, this program knows version {SCHEMA}: start the ceoagent that made it, or a newer one"
+    )]
     Schema { found: i32 },
     #[error(
         "DATABASE_URL leads to a pooler that shares server connections between clients, such as PgBouncer with \
@@ -53,6 +59,20 @@ pub enum OpenError {
     SeatLost,
     #[error("a record in the database can't be read: {0}")]
     Unreadable(String),
+}
+
+impl OpenError {
+    /// Whether a person must change a setting or the server; else another start may succeed.
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            OpenError::Url(_)
+            | OpenError::TooOld(_)
+            | OpenError::Unsafe { .. }
+            | OpenError::Schema { .. }
+            | OpenError::Pooled => true,
+            OpenError::Connect(_) | OpenError::ReadOnly | OpenError::SeatLost | OpenError::Unreadable(_) => false,
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for OpenError {
@@ -133,7 +153,9 @@ impl Database {
             check(&client).await?;
             Ok(Link { client, closed })
         };
-        timeout(CONNECT_TIMEOUT * 2, connecting).await.unwrap_or_else(|_| Err(OpenError::Connect("no answer".to_owned())))
+        timeout(CONNECT_TIMEOUT * 2, connecting)
+            .await
+            .unwrap_or_else(|_| Err(OpenError::Connect("no answer".to_owned())))
     }
 }
 

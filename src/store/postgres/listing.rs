@@ -10,9 +10,10 @@ use tokio_postgres::{Row, types::ToSql};
 use tracing::error;
 
 use super::{
-    PostgresStore,
+    codec,
     columns::{digest, status},
     connection::OpenError,
+    shared::Shared,
 };
 use crate::{
     clock::Timestamp,
@@ -20,7 +21,7 @@ use crate::{
         Attempt, Job, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobSelection, JobState, JobStatus, Listing,
         Side, UnfinishedSearch, delivery::Delivery,
     },
-    store::{StoreError, sled::codec},
+    store::traits::StoreError,
 };
 
 /// Longest search for one page.
@@ -47,7 +48,7 @@ struct Found {
     unfinished: Option<UnfinishedSearch>,
 }
 
-impl PostgresStore {
+impl Shared {
     pub(super) async fn search(&self, listing: &Listing, now: Timestamp) -> Result<JobPage, StoreError> {
         let found = self.look(listing, now).await?;
         self.page(listing, found, |record| listing.filter.takes(&record.job, now)).await
@@ -69,7 +70,7 @@ impl PostgresStore {
         let from = cursor.map_or(i64::MAX, |cursor| cursor.from.cast_signed());
         let most = i64::try_from(*limit + 1).unwrap_or(i64::MAX);
         let caller = digest(filter.caller_digest);
-        let rows = self.shared.readers.search(include_str!("failing.sql"), &[&from, &caller, &most]).await;
+        let rows = self.readers.search(include_str!("failing.sql"), &[&from, &caller, &most]).await;
         let rows = rows.map_err(unavailable)?;
         let jobs = rows.iter().map(|row| Ok((row.try_get(1)?, row.try_get(0)?)));
         let mut jobs = jobs.collect::<Result<Vec<(i64, JobId)>, tokio_postgres::Error>>().map_err(broken)?;
@@ -94,7 +95,7 @@ impl PostgresStore {
         'page: for step in places.chunks(PAGE_STEP) {
             let ids: Vec<JobId> = step.iter().map(|(_, id)| *id).collect();
             let mut records = HashMap::new();
-            for row in self.shared.readers.search(RECORDS, &[&ids]).await.map_err(unavailable)? {
+            for row in self.readers.search(RECORDS, &[&ids]).await.map_err(unavailable)? {
                 let record = readable(record(&row))?;
                 records.extend(record.map(|record| (record.job.id, record)));
             }
@@ -123,10 +124,12 @@ impl PostgresStore {
     async fn look(&self, listing: &Listing, now: Timestamp) -> Result<Found, StoreError> {
         let Listing { filter, limit, .. } = listing;
         let started = Instant::now();
-        let bounds = self.shared.readers.search(include_str!("bounds.sql"), &[]).await.map_err(unavailable)?;
+        let bounds = self.readers.search(include_str!("bounds.sql"), &[]).await.map_err(unavailable)?;
         let bound = |column| bounds.first().and_then(|row| row.try_get::<_, Option<i64>>(column).ok().flatten());
         let mut jobs: Vec<(i64, JobId)> = Vec::new();
-        let (Some(first), Some(last)) = (bound(0), bound(1)) else { return Ok(Found { jobs, end: None, unfinished: None }) };
+        let (Some(first), Some(last)) = (bound(0), bound(1)) else {
+            return Ok(Found { jobs, end: None, unfinished: None });
+        };
         let side = listing.side();
         let cursor = listing.cursor.map(|cursor| cursor.from.cast_signed());
         let mut from = match side {
@@ -199,7 +202,7 @@ impl PostgresStore {
             &with_attempts,
             &LOOK_ROWS,
         ];
-        self.shared.readers.search(sql, &values).await.map_err(unavailable)
+        self.readers.search(sql, &values).await.map_err(unavailable)
     }
 
     /// How far a search to this side has come at `from`.
@@ -209,7 +212,7 @@ impl PostgresStore {
         from: i64,
         (first, last): (i64, i64),
     ) -> Result<Option<UnfinishedSearch>, StoreError> {
-        let rows = self.shared.readers.search(include_str!("first_from.sql"), &[&from]).await.map_err(unavailable)?;
+        let rows = self.readers.search(include_str!("first_from.sql"), &[&from]).await.map_err(unavailable)?;
         let Some(row) = rows.first() else { return Ok(None) };
         let job = decode(JobId::nil(), row, 0)?;
         let passed = match side {
@@ -263,8 +266,8 @@ fn is_meant(filter: &JobFilter, id: JobId, row: &Row, now: Timestamp) -> Result<
         return Ok(true);
     }
     let Some(request) = row.try_get::<_, Option<&[u8]>>(3).map_err(broken)? else { return Ok(false) };
-    let request: JobRequest = serde_json::from_slice(request)
-        .map_err(|error| StoreError::Corrupt { id, reason: error.to_string() })?;
+    let request: JobRequest =
+        serde_json::from_slice(request).map_err(|error| StoreError::Corrupt { id, reason: error.to_string() })?;
     if !filter.takes_request(&request) {
         return Ok(false);
     }
@@ -306,6 +309,7 @@ fn neighbours(
     listing.neighbours(&found, end.map(i64::cast_unsigned))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn unavailable(error: OpenError) -> StoreError {
     StoreError::Unavailable { reason: error.to_string() }
 }

@@ -31,7 +31,11 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn new(database: Arc<Database>) -> Readers {
-        Readers { database, slots: (0..=READERS).map(|_| tokio::sync::Mutex::default()).collect(), turn: AtomicUsize::new(0) }
+        Readers {
+            database,
+            slots: (0..=READERS).map(|_| tokio::sync::Mutex::default()).collect(),
+            turn: AtomicUsize::new(0),
+        }
     }
 
     /// The rows of a query for a single job or few records.
@@ -40,7 +44,11 @@ impl Readers {
     }
 
     /// The rows of a search.
-    pub(super) async fn search(&self, sql: &'static str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, OpenError> {
+    pub(super) async fn search(
+        &self,
+        sql: &'static str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, OpenError> {
         self.query(READERS, sql, values).await
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     job::JobState,
     ledger::{self, ByModel, DAYS_KEPT, Day, DaySums, Spent},
-    store::{EndedCounts, Totals},
+    store::traits::{EndedCounts, Totals},
 };
 
 /// Most models of a day that have sums of their own. Clients name models, so their number must be bounded.

@@ -20,17 +20,18 @@ use tokio_postgres::{Row, Statement, types::ToSql};
 use tracing::{error, info, warn};
 
 use super::{
-    Reset, Shared,
     batch::{Batch, Entry, Key, Needs},
+    codec,
     columns::{Columns, LedgerRows},
     connection::{ANSWER_TIMEOUT, Link, OpenError},
+    shared::{Reset, Shared},
     state::State,
 };
 use crate::{
     clock::{SavedTime, Timestamp},
     job::{IdempotencyKey, JobId, MAX_ATTEMPTS},
     ledger::{ByModel, Day},
-    store::{EndedCounts, MAX_AUDIT_BYTES, sled::codec},
+    store::traits::{EndedCounts, MAX_AUDIT_BYTES},
 };
 
 /// Most jobs that a batch changes, and from so many new jobs on it takes no further command that brings any.
@@ -440,7 +441,8 @@ async fn connect(shared: &Shared, is_first: bool) -> Result<(Link, Statements, i
         let seat = link.client.query_opt(include_str!("take_seat.sql"), &[&shared.database.node, &is_first]).await?;
         let seat = seat.ok_or(OpenError::SeatLost)?;
         if is_first {
-            let time = seat.try_get::<_, Option<&[u8]>>(1)?.and_then(|time| postcard::from_bytes::<SavedTime>(time).ok());
+            let time =
+                seat.try_get::<_, Option<&[u8]>>(1)?.and_then(|time| postcard::from_bytes::<SavedTime>(time).ok());
             shared.clock.resume(time.as_ref());
         }
         let statements = Statements::prepare(&link).await?;
@@ -473,7 +475,8 @@ async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     let feed = shared.feed.lock().clone();
     if let Some(feed) = feed {
         let rows = link.client.query(include_str!("pending.sql"), &[]).await?;
-        let jobs = rows.iter().map(|row| codec::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
+        let jobs =
+            rows.iter().map(|row| codec::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
         let jobs = jobs.collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;
         feed.reset(jobs, shared.state.read().totals());
     }

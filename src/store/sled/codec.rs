@@ -1,31 +1,44 @@
-//! How records are written: metadata compact and versioned, everything else as JSON in chunks.
+//! How records are written: metadata with postcard and a version, requests and attempts as JSON in chunks.
 //!
-//! **Upgrading the format.** The first byte of a metadata record is the format's version, the rest is a [`Job`]. To change
-//! what is stored: keep a struct of the fields as they were, raise [`NEWEST`], and convert the older records in [`decode`].
-//! They become new ones as their jobs change. A version from the future is an error that says so, never a guess.
+//! To change what metadata has: raise [`VERSION`], keep a struct of the older fields, and convert older records in
+//! [`decode`]. Each becomes a new one when its job changes.
 
-use super::keys::{self, Seq};
+use super::{
+    error::Fault,
+    keys::{self, Seq},
+};
 use crate::job::Job;
 
-/// A larger value would make sled put its page into a blob file, which is never synced: it does so for pages over a
-/// quarter of a segment, and about 17 values share a page.
+/// sled puts a page over a quarter of a segment into a blob file, which it never syncs. About 17 values share a page.
 const CHUNK_BYTES: usize = 24 << 10;
 
-/// The newest version.
-pub(super) const NEWEST: u8 = 0;
+/// Version of a metadata record, its first byte.
+pub(super) const VERSION: u8 = 0;
 
-/// What a metadata record takes at most, or nearly so.
+/// Most metadata records are smaller. Reserved at once, because every change, and every job at start, encodes one.
 const METADATA_BYTES: usize = 128;
 
-/// The metadata record of a job, 50 to 70 bytes and more with an idempotency key.
-pub(in crate::store) fn encode(job: &Job) -> Result<Vec<u8>, String> {
-    // Room for all of it at once: this is done for every change, and for every job at start.
+/// The metadata record of a job.
+pub(super) fn encode(job: &Job) -> Result<Vec<u8>, Fault> {
     let mut record = Vec::with_capacity(METADATA_BYTES);
-    record.push(NEWEST);
-    postcard::to_extend(job, record).map_err(|error| error.to_string())
+    record.push(VERSION);
+    Ok(postcard::to_extend(job, record)?)
 }
 
-/// A checksum of a job under its number, as its newest record has it. Sums of them tell whether jobs are as they were.
+/// The job of a metadata record.
+pub(super) fn decode(bytes: &[u8]) -> Result<Job, Fault> {
+    match bytes.split_first() {
+        None => Err(Fault("the record is empty".to_owned())),
+        Some((version, _)) if *version > VERSION => Err(Fault(format!(
+            "format {} is newer than this program's {}: start the newer ceoagent again",
+            u32::from(*version) + 1,
+            u32::from(VERSION) + 1
+        ))),
+        Some((_, job)) => Ok(postcard::from_bytes(job)?),
+    }
+}
+
+/// The checksum of a job's metadata under its number; the store adds up those of all jobs.
 pub(super) fn fingerprint(seq: Seq, job: &Job) -> u64 {
     let mut checksum = crc32fast::Hasher::new();
     checksum.update(&seq.to_be_bytes());
@@ -33,21 +46,8 @@ pub(super) fn fingerprint(seq: Seq, job: &Job) -> u64 {
     u64::from(checksum.finalize())
 }
 
-/// The job of a metadata record, of whatever version.
-pub(in crate::store) fn decode(bytes: &[u8]) -> Result<Job, String> {
-    match bytes.split_first() {
-        None => Err("the record is empty".to_owned()),
-        Some((version, _)) if *version > NEWEST => Err(format!(
-            "format {} is newer than this program's {}: start the newer ceoagent again",
-            u32::from(*version) + 1,
-            u32::from(NEWEST) + 1
-        )),
-        Some((_, job)) => postcard::from_bytes(job).map_err(|error| error.to_string()),
-    }
-}
-
-/// Writes `bytes` under `record` in chunks. The last chunk is always shorter than the others, empty if need be, so
-/// that a reader knows the end.
+/// Writes `bytes` in chunks under `record`. The last chunk is shorter than the others, empty if need be, so that a reader
+/// knows the end.
 pub(super) fn write_chunks(tree: &sled::Tree, record: &[u8], bytes: &[u8]) -> sled::Result<()> {
     for number in 0..=bytes.len() / CHUNK_BYTES {
         let start = number * CHUNK_BYTES;
@@ -58,7 +58,7 @@ pub(super) fn write_chunks(tree: &sled::Tree, record: &[u8], bytes: &[u8]) -> sl
     Ok(())
 }
 
-/// Reads what [`write_chunks`] wrote; none if there is nothing, or its end is missing.
+/// What [`write_chunks`] wrote; none if any of it is missing.
 pub(super) fn read_chunks(tree: &sled::Tree, record: &[u8]) -> sled::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     for number in 0..=u16::MAX {
@@ -71,7 +71,6 @@ pub(super) fn read_chunks(tree: &sled::Tree, record: &[u8]) -> sled::Result<Opti
     Ok(Some(bytes))
 }
 
-/// Whether a record ends with this chunk.
 pub(super) fn is_last_chunk(chunk: &[u8]) -> bool {
     chunk.len() < CHUNK_BYTES
 }
@@ -99,7 +98,7 @@ mod tests {
         job
     }
 
-    /// The example of docs/store-format.md. Once this is released, such records lie on users' disks: it never changes.
+    /// The example of docs/store-format.md.
     fn golden() -> Vec<u8> {
         let page = include_str!("../../../docs/store-format.md");
         let example = page.split("```text").nth(1).unwrap().split("```").next().unwrap();
@@ -117,8 +116,8 @@ mod tests {
     #[test]
     fn a_record_from_the_future_is_an_error_that_says_so() {
         let mut bytes = golden();
-        bytes[0] = NEWEST + 1;
-        let error = decode(&bytes).unwrap_err();
+        bytes[0] = VERSION + 1;
+        let Fault(error) = decode(&bytes).unwrap_err();
         assert!(error.contains("format 2 is newer"), "{error}");
     }
 

@@ -1,25 +1,25 @@
-//! The idempotency keys in force, in memory: of jobs that are there, by their metadata, and of jobs that were pruned
-//! before their key expired, by a record of its own that prune leaves behind.
+//! The idempotency keys in force, in memory. On disk they are part of their jobs' metadata; a key whose job is pruned before
+//! the key expires gets a record of its own.
 
 use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::Fault;
 use crate::{
     clock::{Clock, Timestamp},
     job::{IdempotencyKey, Job, JobId, caller::Caller},
 };
 
-/// Most keys in force, at some 200 bytes of memory for each. Beyond, the oldest of the caller with the most of them are
-/// forgotten: so a caller that floods the store with keys loses its own.
+/// Most keys in force, at some 200 bytes of memory each. Beyond, the caller with the most keys loses its oldest: so who
+/// floods the store with keys loses its own.
 const MAX_KEYS: usize = 400_000;
 
 /// The time by which keys are in force: a jump of the clock ends none.
-pub(super) fn time(clock: &Clock, now: Timestamp) -> Timestamp {
+pub(super) fn key_time(clock: &Clock, now: Timestamp) -> Timestamp {
     now.minus(clock.skipped(IdempotencyKey::WINDOW))
 }
 
-/// What a key stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     body: [u8; 16],
@@ -28,16 +28,13 @@ struct Entry {
     caller: Caller,
 }
 
-/// What is known of a key.
+/// What a key stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// It stands for this job.
     Job(JobId),
-    /// It came with another request.
     OtherRequest,
 }
 
-/// The keys.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     entries: HashMap<[u8; 16], Entry>,
@@ -46,8 +43,8 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Notes the job's key, if it has one.
-    pub(super) fn note(&mut self, job: &Job) {
+    /// Adds the job's key, if it has one.
+    pub(super) fn record(&mut self, job: &Job) {
         if let Some(key) = &job.idempotency {
             self.insert(key, job.id, job.caller);
         }
@@ -64,20 +61,17 @@ impl Keys {
         self.by_caller.entry(caller).or_default().insert((key.expires_at, key.key));
     }
 
-    /// What the key stands for at `now`, if it was used and is still in force.
+    /// What the key stands for, if it is in force at `now`.
     pub(super) fn find(&self, key: &IdempotencyKey, now: Timestamp) -> Option<Known> {
         let entry = self.entries.get(&key.key).filter(|entry| entry.expires_at > now)?;
         Some(if entry.body == key.body { Known::Job(entry.job) } else { Known::OtherRequest })
     }
 
-    /// Keys to forget: those out of force, oldest first, and those beyond [`MAX_KEYS`].
+    /// Keys to forget: the expired ones, oldest first, and those beyond [`MAX_KEYS`].
     pub(super) fn expired(&self, now: Timestamp, limit: usize) -> Vec<[u8; 16]> {
         let expired = self.expiry.iter().take_while(|(expires_at, _)| *expires_at <= now);
-        let mut keys: Vec<[u8; 16]> = expired.take(limit).map(|(_, key)| *key).collect();
-        if keys.is_empty() {
-            keys = self.surplus(MAX_KEYS, limit);
-        }
-        keys
+        let keys: Vec<[u8; 16]> = expired.take(limit).map(|(_, key)| *key).collect();
+        if keys.is_empty() { self.surplus(MAX_KEYS, limit) } else { keys }
     }
 
     /// The oldest keys of the caller with the most of them, as many as there are beyond `most`.
@@ -91,34 +85,32 @@ impl Keys {
     }
 
     pub(super) fn remove(&mut self, key: &[u8; 16]) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.expiry.remove(&(entry.expires_at, *key));
-            if let Some(keys) = self.by_caller.get_mut(&entry.caller) {
-                keys.remove(&(entry.expires_at, *key));
-                if keys.is_empty() {
-                    self.by_caller.remove(&entry.caller);
-                }
+        let Some(entry) = self.entries.remove(key) else { return };
+        self.expiry.remove(&(entry.expires_at, *key));
+        if let Some(keys) = self.by_caller.get_mut(&entry.caller) {
+            keys.remove(&(entry.expires_at, *key));
+            if keys.is_empty() {
+                self.by_caller.remove(&entry.caller);
             }
         }
     }
 }
 
-/// The record of a key whose job is gone. Encoded by position, as a job's metadata.
+/// The record of a key whose job is gone.
 #[derive(Serialize, Deserialize)]
 enum StoredKey {
     V1 { body: [u8; 16], job: [u8; 16], expires_at: Timestamp, caller: Caller },
 }
 
-/// The record that keeps `key` in force without its job.
-pub(super) fn encode(key: &IdempotencyKey, job: JobId, caller: Caller) -> Result<Vec<u8>, String> {
+pub(super) fn encode(key: &IdempotencyKey, job: JobId, caller: Caller) -> Result<Vec<u8>, Fault> {
     let stored = StoredKey::V1 { body: key.body, job: *job.as_bytes(), expires_at: key.expires_at, caller };
-    postcard::to_stdvec(&stored).map_err(|error| error.to_string())
+    Ok(postcard::to_stdvec(&stored)?)
 }
 
 /// What [`encode`] wrote under `key`.
-pub(super) fn decode(key: [u8; 16], bytes: &[u8]) -> Result<(IdempotencyKey, JobId, Caller), String> {
-    let StoredKey::V1 { body, job, expires_at, caller } =
-        postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+pub(super) fn decode(key: [u8; 16], bytes: &[u8]) -> Result<(IdempotencyKey, JobId, Caller), Fault> {
+    let stored = postcard::from_bytes(bytes).map_err(|error| Fault(format!("an idempotency key: {error}")))?;
+    let StoredKey::V1 { body, job, expires_at, caller } = stored;
     Ok((IdempotencyKey { key, body, expires_at }, JobId::from_bytes(job), caller))
 }
 

@@ -1,10 +1,14 @@
-//! The in-memory index of the store: the state of every job, and the lists that reads and retention need; rebuilt at start
-//! from the metadata records. Holds only what is durable: the writer changes it after the disk has it.
+//! The state of every job in memory, and the lists that reads and retention need; built at start from the metadata records.
+//! Holds only what is durable: the writer changes it after the disk has it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
     num::NonZeroU64,
+    ops::{
+        Bound::{Excluded, Unbounded},
+        RangeBounds,
+    },
     sync::Arc,
     time::Duration,
 };
@@ -14,13 +18,13 @@ use hashbrown::HashTable;
 use super::{codec::fingerprint, keys::Seq};
 use crate::{
     clock::Timestamp,
-    job::{Job, JobId, JobState, JobStatus, Side, UnfinishedSearch, delivery},
-    store::EndedCounts,
+    job::{Job, JobFilter, JobId, JobState, JobStatus, Side, UnfinishedSearch, delivery},
+    store::traits::EndedCounts,
 };
 
-/// Jobs whose webhook is still to be sent may be this part of the finished jobs that stay: dead receivers must not push out
-/// all others.
-const UNTOLD_PART: usize = 2;
+/// Of the finished jobs that stay, at most this part may be those whose webhook is still to be sent: dead receivers must not
+/// push out all others.
+const UNNOTIFIED_PART: usize = 2;
 
 /// All jobs, and each in the lists of its state.
 ///
@@ -29,19 +33,17 @@ const UNTOLD_PART: usize = 2;
 pub(super) struct Index {
     jobs: BTreeMap<Seq, Arc<Job>>,
     by_id: ById,
-    /// In a final state, by when they got there.
+    /// In a final state, by their end.
     finished: BTreeSet<(Timestamp, Seq)>,
-    /// As `finished`, but somebody is still to be told of that end: a list of its own, so that retention need not walk
-    /// past them.
-    untold: BTreeSet<(Timestamp, Seq)>,
-    /// Each status in order of submission, for listings. A job queued for later stands with the scheduled until it is
-    /// promoted.
+    /// As `finished`, but the webhook is still to be sent: a list of its own, so that retention need not walk past them.
+    unnotified: BTreeSet<(Timestamp, Seq)>,
+    /// Each status in order of submission. A job queued for later is listed as scheduled until [`Index::promote`].
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
     /// The scheduled, by their time.
     scheduled: BTreeSet<(Timestamp, Seq)>,
     /// How far the service time is ahead of the wall clock.
     lead: Duration,
-    /// Succeeded jobs by their question and end; none where nobody looks for answers.
+    /// Succeeded jobs by their question and end, if the store keeps answers.
     answers: Option<BTreeSet<(NonZeroU64, Timestamp, Seq)>>,
     /// The sum of the fingerprints of all jobs.
     fingerprint: u64,
@@ -51,7 +53,7 @@ impl Index {
     /// Makes `seq` stand for `job`, or for nothing. A job queued for a moment after `now` is scheduled.
     pub(super) fn replace(&mut self, seq: Seq, job: Option<Arc<Job>>, now: Timestamp) {
         let old = self.jobs.remove(&seq);
-        let is_untold = old.as_ref().is_some_and(|old| self.untold.contains(&(end_of(old), seq)));
+        let is_unnotified = old.as_ref().is_some_and(|old| self.unnotified.contains(&(end_of(old), seq)));
         if let Some(old) = &old {
             self.unlist(seq, old);
             if job.is_none() {
@@ -62,29 +64,28 @@ impl Index {
         let id = job.id;
         self.list(seq, &job, now);
         self.jobs.insert(seq, job);
-        if is_untold {
-            self.set_untold(seq, true);
+        if is_unnotified {
+            self.set_unnotified(seq, true);
         }
         if old.is_none() {
             self.by_id.insert(id, seq, &self.jobs);
         }
     }
 
-    /// Notes whether somebody is still to be told of a job's end; without effect on one that has none.
-    pub(super) fn set_untold(&mut self, seq: Seq, is_untold: bool) {
+    /// Records whether the webhook of a job's end is still to be sent; without effect on a job that has not ended.
+    pub(super) fn set_unnotified(&mut self, seq: Seq, is_unnotified: bool) {
         let Some(job) = self.jobs.get(&seq) else { return };
-        let (from, to) = match is_untold {
-            true => (&mut self.finished, &mut self.untold),
-            false => (&mut self.untold, &mut self.finished),
+        let (from, to) = match is_unnotified {
+            true => (&mut self.finished, &mut self.unnotified),
+            false => (&mut self.unnotified, &mut self.finished),
         };
         if from.remove(&(end_of(job), seq)) {
             to.insert((end_of(job), seq));
         }
     }
 
-    /// The index of all these jobs, in the order of their numbers, where the service time is `lead` ahead of the wall clock.
-    /// Answers can be looked for by their question if `keep_answers`.
-    pub(super) fn of(
+    /// The index of these jobs, in the order of their numbers, where the service time is `lead` ahead of the wall clock.
+    pub(super) fn from_jobs(
         jobs: impl IntoIterator<Item = (Seq, Job)>,
         keep_answers: bool,
         now: Timestamp,
@@ -95,7 +96,7 @@ impl Index {
         let jobs: Vec<(Seq, Arc<Job>)> = listed.map(|(seq, job)| (seq, Arc::new(job))).collect();
         // Room for all at once: it would have to find every job again to make more.
         index.by_id.reserve(jobs.len());
-        // Collected, for then its nodes are full; of insertions in order they would be half empty.
+        // Collected, because then its nodes are full; of insertions in order they would be half empty.
         index.jobs = jobs.into_iter().collect();
         for (seq, job) in &index.jobs {
             index.by_id.insert(job.id, *seq, &index.jobs);
@@ -107,11 +108,12 @@ impl Index {
         self.fingerprint = self.fingerprint.wrapping_add(fingerprint(seq, job));
         let reached = if job.is_timed { now.minus(self.lead) } else { now };
         self.by_status.entry(job.status(reached)).or_default().insert(seq);
-        if let JobState::Queued { run_at } = job.state {
-            if run_at > reached {
-                self.scheduled.insert((run_at, seq));
-            }
-        } else if job.state.is_final() {
+        if let JobState::Queued { run_at } = job.state
+            && run_at > reached
+        {
+            self.scheduled.insert((run_at, seq));
+        }
+        if job.state.is_final() {
             self.finished.insert((end_of(job), seq));
         }
         if let (Some(answers), Some(answer)) = (&mut self.answers, answer_of(seq, job)) {
@@ -123,14 +125,12 @@ impl Index {
         self.fingerprint = self.fingerprint.wrapping_sub(fingerprint(seq, old));
         let mut status = old.status(old.created_at);
         if let JobState::Queued { run_at } = old.state {
-            let waits = self.scheduled.remove(&(run_at, seq));
-            status = if waits { JobStatus::Scheduled } else { JobStatus::Queued };
+            let is_scheduled = self.scheduled.remove(&(run_at, seq));
+            status = if is_scheduled { JobStatus::Scheduled } else { JobStatus::Queued };
         } else if old.state.is_final() && !self.finished.remove(&(end_of(old), seq)) {
-            self.untold.remove(&(end_of(old), seq));
+            self.unnotified.remove(&(end_of(old), seq));
         }
-        if let Some(list) = self.by_status.get_mut(&status) {
-            list.remove(&seq);
-        }
+        self.by_status.entry(status).or_default().remove(&seq);
         if let (Some(answers), Some(answer)) = (&mut self.answers, answer_of(seq, old)) {
             answers.remove(&answer);
         }
@@ -154,9 +154,7 @@ impl Index {
         };
         for (run_at, seq) in due.filter(is_due).collect::<Vec<_>>() {
             self.scheduled.remove(&(run_at, seq));
-            if let Some(list) = self.by_status.get_mut(&JobStatus::Scheduled) {
-                list.remove(&seq);
-            }
+            self.by_status.entry(JobStatus::Scheduled).or_default().remove(&seq);
             self.by_status.entry(JobStatus::Queued).or_default().insert(seq);
         }
     }
@@ -166,7 +164,6 @@ impl Index {
         self.scheduled.first().is_some_and(|(run_at, _)| *run_at <= now) || self.lead < lead
     }
 
-    /// The sum of the fingerprints of all jobs.
     pub(super) fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
@@ -179,7 +176,6 @@ impl Index {
         self.jobs.get(&seq).map(|job| &**job)
     }
 
-    /// Every pending job.
     pub(super) fn pending(&self) -> Vec<Arc<Job>> {
         self.jobs.values().filter(|job| !job.state.is_final()).cloned().collect()
     }
@@ -194,83 +190,44 @@ impl Index {
     }
 
     /// Finished jobs to remove, oldest end first: those that ended before `before`, and those beyond the newest `keep`.
-    /// One whose webhook is still to be sent stays longer, but no more than a part of `keep` are such jobs.
+    /// A job whose webhook is still to be sent stays longer, but such jobs are at most a part of `keep`.
     pub(super) fn prunable(&self, before: Timestamp, keep: usize, limit: usize, now: Timestamp) -> Vec<Seq> {
-        let untold_surplus = self.untold.len().saturating_sub(keep.div_ceil(UNTOLD_PART));
-        let surplus = (self.finished.len() + self.untold.len() - untold_surplus).saturating_sub(keep);
-        let expired = |(place, (end, _)): &(usize, &(Timestamp, Seq))| *place < surplus || *end < before;
-        let told = self.finished.iter().enumerate().take_while(expired).map(|(_, end)| end);
-        let cutoff = before.min(now.minus(delivery::UNNOTIFIED_RETENTION));
-        let expired = |(place, (end, _)): &(usize, &(Timestamp, Seq))| *place < untold_surplus || *end < cutoff;
-        let given_up = self.untold.iter().enumerate().take_while(expired).map(|(_, end)| end);
-        told.chain(given_up).take(limit).map(|(_, seq)| *seq).collect()
+        let unnotified_surplus = self.unnotified.len().saturating_sub(keep.div_ceil(UNNOTIFIED_PART));
+        let surplus = (self.finished.len() + self.unnotified.len() - unnotified_surplus).saturating_sub(keep);
+        let given_up = before.min(now.minus(delivery::UNNOTIFIED_RETENTION));
+        let notified = oldest(&self.finished, surplus, before);
+        notified.chain(oldest(&self.unnotified, unnotified_surplus, given_up)).take(limit).collect()
     }
 
-    /// The jobs whose end is still to be told.
-    #[cfg(test)]
-    pub(super) fn untold(&self) -> BTreeSet<Seq> {
-        self.untold.iter().map(|(_, seq)| *seq).collect()
-    }
-
-    /// The jobs of any of these statuses (all if empty) on one side of `from`, the nearest first. What is scheduled is
-    /// as of the last promotion.
-    pub(super) fn walk<'a>(
-        &'a self,
-        statuses: &'a [JobStatus],
-        side: Side,
-        from: Option<Seq>,
-    ) -> Box<dyn Iterator<Item = (Seq, &'a Job)> + 'a> {
-        use std::ops::Bound::{Excluded, Unbounded};
+    /// The jobs that can meet the filter on one side of `from`, the nearest first: by its ids, or else its statuses, which
+    /// are as of the last promotion.
+    pub(super) fn walk<'a>(&'a self, filter: &JobFilter, side: Side, from: Option<Seq>) -> Walk<'a> {
         let from = from.map_or(Unbounded, Excluded);
         let range = match side {
             Side::Older => (Unbounded, from),
             Side::Newer => (from, Unbounded),
         };
-        if statuses.is_empty() {
-            let jobs = self.jobs.range(range).map(|(seq, job)| (*seq, &**job));
-            return match side {
-                Side::Older => Box::new(jobs.rev()),
-                Side::Newer => Box::new(jobs),
-            };
+        if let Some(ids) = &filter.ids {
+            let seqs: BTreeSet<Seq> = ids.iter().filter_map(|id| self.seq(*id)).collect();
+            let ahead = seqs.into_iter().filter(move |seq| range.contains(seq));
+            return onward(side, ahead.filter_map(|seq| Some((seq, self.get(seq)?))));
         }
-        let lists = self.by_status.iter().filter(|(status, _)| statuses.contains(status));
-        let mut lists: Vec<_> = lists.map(|(_, list)| list.range(range).copied()).collect();
-        // The next of each list, of which the nearest goes first.
-        let next = move |list: &mut std::iter::Copied<std::collections::btree_set::Range<'a, Seq>>| match side {
-            Side::Older => list.next_back(),
-            Side::Newer => list.next(),
-        };
-        let mut heads: Vec<Option<Seq>> = lists.iter_mut().map(next).collect();
+        if filter.statuses.is_empty() {
+            return onward(side, self.jobs.range(range).map(|(seq, job)| (*seq, &**job)));
+        }
+        let lists = self.by_status.iter().filter(|(status, _)| filter.statuses.contains(status));
+        let lists = lists.map(|(_, list)| onward(side, list.range(range).copied()).peekable());
+        let mut lists: Vec<_> = lists.collect();
         let merged = std::iter::from_fn(move || {
-            let found = heads.iter().enumerate().filter_map(|(place, head)| head.map(|seq| (seq, place)));
-            let (seq, place) = match side {
-                Side::Older => found.max()?,
-                Side::Newer => found.min()?,
+            let heads = lists.iter_mut().filter_map(|list| Some((*list.peek()?, list)));
+            let (seq, list) = match side {
+                Side::Older => heads.max_by_key(|(seq, _)| *seq)?,
+                Side::Newer => heads.min_by_key(|(seq, _)| *seq)?,
             };
-            heads[place] = next(&mut lists[place]);
+            list.next();
             Some(seq)
         });
         Box::new(merged.filter_map(|seq| Some((seq, self.get(seq)?))))
-    }
-
-    /// As [`Index::walk`], but those of these ids.
-    pub(super) fn walk_ids<'a>(
-        &'a self,
-        ids: &BTreeSet<JobId>,
-        side: Side,
-        from: Option<Seq>,
-    ) -> Box<dyn Iterator<Item = (Seq, &'a Job)> + 'a> {
-        let is_ahead = |seq: &Seq| match (side, from) {
-            (_, None) => true,
-            (Side::Older, Some(from)) => *seq < from,
-            (Side::Newer, Some(from)) => *seq > from,
-        };
-        let seqs: BTreeSet<Seq> = ids.iter().filter_map(|id| self.seq(*id)).filter(is_ahead).collect();
-        let job = |seq: Seq| Some((seq, self.get(seq)?));
-        match side {
-            Side::Older => Box::new(seqs.into_iter().rev().filter_map(job)),
-            Side::Newer => Box::new(seqs.into_iter().filter_map(job)),
-        }
     }
 
     /// How far a search to this side has come at `seq`.
@@ -285,32 +242,21 @@ impl Index {
         let searched_to = self.jobs.range(seq..).next().map_or(newest, |(_, job)| job).created_at;
         Some(UnfinishedSearch { searched_to, percent })
     }
+}
 
-    /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
-    #[cfg(test)]
-    pub(super) fn assert_consistent(&self) {
-        let answers = self.answers.as_ref().map(|_| BTreeSet::new());
-        let mut rebuilt = Index { answers, ..Index::default() };
-        for (seq, job) in &self.jobs {
-            // A queued job stands in one of two lists, by the moment of the last promotion.
-            let waits = matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
-            rebuilt.replace(
-                *seq,
-                Some(Arc::clone(job)),
-                Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }),
-            );
-        }
-        self.untold.iter().for_each(|(_, seq)| rebuilt.set_untold(*seq, true));
-        for list in self.by_status.keys() {
-            rebuilt.by_status.entry(*list).or_default();
-        }
-        let lists = |index: &Index| [&index.scheduled, &index.finished, &index.untold].map(Clone::clone);
-        assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
-        assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
-        assert_eq!(self.by_status, rebuilt.by_status, "the lists by status disagree with the jobs");
-        assert_eq!(self.answers, rebuilt.answers, "the answers disagree with the jobs");
-        assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
+type Walk<'a> = Box<dyn Iterator<Item = (Seq, &'a Job)> + 'a>;
+
+fn onward<'a, I: DoubleEndedIterator + 'a>(side: Side, items: I) -> Box<dyn Iterator<Item = I::Item> + 'a> {
+    match side {
+        Side::Older => Box::new(items.rev()),
+        Side::Newer => Box::new(items),
     }
+}
+
+/// The first `surplus` of these ends, and those before `before`.
+fn oldest(ends: &BTreeSet<(Timestamp, Seq)>, surplus: usize, before: Timestamp) -> impl Iterator<Item = Seq> + '_ {
+    let ends = ends.iter().enumerate();
+    ends.take_while(move |(place, (end, _))| *place < surplus || *end < before).map(|(_, (_, seq))| *seq)
 }
 
 /// By which a job that has ended is listed.
@@ -323,8 +269,8 @@ fn answer_of(seq: Seq, job: &Job) -> Option<(NonZeroU64, Timestamp, Seq)> {
     Some((job.question.filter(|_| job.state == JobState::Succeeded)?, job.finished_at?, seq))
 }
 
-/// Numbers by id: of each job its number alone, as the id stands in the job itself. A table of both would take 50 MB for a
-/// million jobs, this one 19.
+/// Numbers by id. Of each job it has the number alone, because the id is in the job itself: a table of both would take 50 MB
+/// for a million jobs, this one 19.
 #[derive(Debug, Default)]
 struct ById {
     seqs: HashTable<Seq>,
@@ -355,11 +301,48 @@ impl ById {
     }
 }
 
-/// Each hashes with keys of its own, so what they hold is compared.
 #[cfg(test)]
-impl PartialEq for ById {
-    fn eq(&self, other: &ById) -> bool {
-        let sorted = |table: &ById| table.seqs.iter().copied().collect::<BTreeSet<Seq>>();
-        self.seqs.len() == other.seqs.len() && sorted(self) == sorted(other)
+mod tests {
+    use super::*;
+
+    impl Index {
+        pub(crate) fn unnotified(&self) -> BTreeSet<Seq> {
+            self.unnotified.iter().map(|(_, seq)| *seq).collect()
+        }
+
+        /// Panics unless every list agrees with the jobs: the checker that tests run after every step.
+        pub(crate) fn assert_consistent(&self) {
+            let answers = self.answers.as_ref().map(|_| BTreeSet::new());
+            let mut rebuilt = Index { answers, ..Index::default() };
+            for (seq, job) in &self.jobs {
+                // A queued job stands in one of two lists, by the moment of the last promotion.
+                let waits =
+                    matches!(job.state, JobState::Queued { run_at } if self.scheduled.contains(&(run_at, *seq)));
+                rebuilt.replace(
+                    *seq,
+                    Some(Arc::clone(job)),
+                    Timestamp::from_millis(if waits { i64::MIN } else { i64::MAX }),
+                );
+            }
+            self.unnotified.iter().for_each(|(_, seq)| rebuilt.set_unnotified(*seq, true));
+            let lists = |index: &Index| [&index.scheduled, &index.finished, &index.unnotified].map(Clone::clone);
+            assert_eq!(lists(self), lists(&rebuilt), "a list disagrees with the jobs");
+            assert_eq!(self.by_id, rebuilt.by_id, "the ids disagree with the jobs");
+            let filled = |index: &Index| -> HashMap<JobStatus, BTreeSet<Seq>> {
+                let lists = index.by_status.iter().filter(|(_, list)| !list.is_empty());
+                lists.map(|(status, list)| (*status, list.clone())).collect()
+            };
+            assert_eq!(filled(self), filled(&rebuilt), "the lists by status disagree with the jobs");
+            assert_eq!(self.answers, rebuilt.answers, "the answers disagree with the jobs");
+            assert_eq!(self.fingerprint, rebuilt.fingerprint, "the sum disagrees with the jobs");
+        }
+    }
+
+    /// Each hashes with keys of its own, so what they hold is compared.
+    impl PartialEq for ById {
+        fn eq(&self, other: &ById) -> bool {
+            let sorted = |table: &ById| table.seqs.iter().copied().collect::<BTreeSet<Seq>>();
+            self.seqs.len() == other.seqs.len() && sorted(self) == sorted(other)
+        }
     }
 }

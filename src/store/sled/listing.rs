@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use tracing::error;
 
-use super::{Shared, codec::read_chunks, disk::Disk, keys, keys::Seq};
+use super::{disk::Disk, keys::Seq, shared::Shared};
 use crate::{
     clock::Timestamp,
-    job::{Cursor, Job, JobPage, JobRecord, JobRequest, JobSelection, Listing, UnfinishedSearch},
-    store::StoreError,
+    job::{Cursor, Job, JobFilter, JobPage, JobRecord, JobSelection, Listing, UnfinishedSearch},
+    store::traits::StoreError,
 };
 
 /// Longest search for one page. A million jobs in memory, or some 100,000 records, are searched within it.
@@ -19,20 +19,21 @@ pub(super) const LOOK_TIME: Duration = Duration::from_millis(500);
 /// 10 KB.
 const MAX_PAGE_BYTES: usize = 4 << 20;
 
-/// Jobs that are looked at under one lock of the index: the writer must not wait for a listing.
+/// Jobs looked at under one lock of the index: the writer must not wait for a listing.
 const LOOK_STEP: usize = 4_096;
 
-/// What was found, in the order it was looked at.
 struct Found {
+    /// In the order of the search.
     jobs: Vec<(Seq, Job)>,
-    /// How far that went, if there may be more.
+    /// How far the search went, if there may be more.
     end: Option<Seq>,
     /// Set if the time was over before the page was full.
     unfinished: Option<UnfinishedSearch>,
 }
 
+/// The functions that take a [`Disk`] may block.
 impl Shared {
-    /// A page of jobs with their records, searched for at most `look_time`. May block.
+    /// A page of jobs with their records, searched for at most `look_time`.
     pub(super) fn list(
         &self,
         disk: &Disk,
@@ -40,11 +41,18 @@ impl Shared {
         now: Timestamp,
         look_time: Duration,
     ) -> Result<JobPage, StoreError> {
-        let found = self.find(disk, listing, now, look_time)?;
-        self.page(disk, listing, found)
+        self.page(disk, listing, self.find(disk, listing, now, look_time)?)
     }
 
-    /// A page of the jobs whose message was tried and not accepted, newest first. May block.
+    /// The ids of a page of jobs.
+    pub(super) fn select(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+        let found = self.find(disk, listing, now, LOOK_TIME)?;
+        let (next, _) = neighbours(listing, &found);
+        let ids = found.jobs.into_iter().map(|(_, job)| job.id).collect();
+        Ok(JobSelection { ids: in_order(listing, ids), next })
+    }
+
+    /// A page of the jobs whose message was tried and not accepted, newest first.
     pub(super) fn failing_deliveries(&self, disk: &Disk, listing: &Listing) -> Result<JobPage, StoreError> {
         let Listing { filter, limit, cursor, .. } = listing;
         let mut jobs: Vec<(Seq, Job)> = {
@@ -64,10 +72,9 @@ impl Shared {
     }
 
     /// Reads the records of the jobs that were found.
-    fn page(&self, disk: &Disk, listing: &Listing, found: Found) -> Result<JobPage, StoreError> {
-        let Found { jobs: mut found, mut end, mut unfinished } = found;
-        let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.len()), 0, 0);
-        for &(seq, ref job) in &found {
+    fn page(&self, disk: &Disk, listing: &Listing, mut found: Found) -> Result<JobPage, StoreError> {
+        let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.jobs.len()), 0, 0);
+        for &(seq, ref job) in &found.jobs {
             // A statement of its own, so that the lock is not held while the disk is read.
             let open = self.deliveries.read().get(seq).cloned();
             let record = readable(self.record(disk, seq, job.clone(), open))?;
@@ -78,27 +85,13 @@ impl Shared {
                 break;
             }
         }
-        if read < found.len() {
-            found.truncate(read);
-            end = found.last().map(|&(seq, _)| seq);
-            unfinished = None;
+        if read < found.jobs.len() {
+            found.jobs.truncate(read);
+            found.end = found.jobs.last().map(|&(seq, _)| seq);
+            found.unfinished = None;
         }
-        let (next, prev) = neighbours(listing, &found, end);
-        if listing.side() != listing.order.onward() {
-            jobs.reverse();
-        }
-        Ok(JobPage { jobs, next, prev, unfinished })
-    }
-
-    /// The ids of a page of jobs. May block.
-    pub(super) fn select(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
-        let Found { jobs, end, unfinished: _ } = self.find(disk, listing, now, LOOK_TIME)?;
-        let (next, _) = neighbours(listing, &jobs, end);
-        let mut ids: Vec<_> = jobs.into_iter().map(|(_, job)| job.id).collect();
-        if listing.side() != listing.order.onward() {
-            ids.reverse();
-        }
-        Ok(JobSelection { ids, next })
+        let (next, prev) = neighbours(listing, &found);
+        Ok(JobPage { jobs: in_order(listing, jobs), next, prev, unfinished: found.unfinished })
     }
 
     fn find(&self, disk: &Disk, listing: &Listing, now: Timestamp, look_time: Duration) -> Result<Found, StoreError> {
@@ -123,13 +116,13 @@ impl Shared {
                         return stop(jobs, from);
                     }
                     has_read = true;
-                    if readable(self.is_meant(disk, listing, seq, &job).map(Some))? != Some(true) {
+                    if readable(self.is_meant(disk, filter, seq, &job).map(Some))? != Some(true) {
                         from = Some(seq);
                         continue;
                     }
                 }
                 if jobs.len() == *limit {
-                    // One more than fits tells that there is more.
+                    // One more than fits shows that there is more.
                     let end = jobs.last().map(|(seq, _)| *seq).or(from);
                     return Ok(Found { jobs, end, unfinished: None });
                 }
@@ -156,11 +149,7 @@ impl Shared {
     ) -> (Vec<(Seq, Job)>, Option<Seq>) {
         let mut found = Vec::new();
         let index = self.index.read();
-        let jobs = match &listing.filter.ids {
-            Some(ids) => index.walk_ids(ids, listing.side(), from),
-            None => index.walk(&listing.filter.statuses, listing.side(), from),
-        };
-        for (looked, (seq, job)) in (1..).zip(jobs) {
+        for (looked, (seq, job)) in (1..).zip(index.walk(&listing.filter, listing.side(), from)) {
             if listing.filter.takes(job, now) {
                 found.push((seq, job.clone()));
             }
@@ -172,29 +161,16 @@ impl Shared {
     }
 
     /// Whether what was asked in a job, or answered, meets the filter. A job pruned meanwhile does not.
-    fn is_meant(&self, disk: &Disk, listing: &Listing, seq: Seq, job: &Job) -> Result<bool, StoreError> {
-        let filter = &listing.filter;
-        let takes = |request: &JobRequest| filter.takes_request(request).then(|| filter.takes_model(request));
-        let verdict = match self.recent.request(seq) {
-            Some(request) => takes(&request),
-            None => {
-                let failed = |error: sled::Error| StoreError::Unavailable { reason: error.to_string() };
-                let corrupt = |reason: String| StoreError::Corrupt { id: job.id, reason };
-                let Some(bytes) = read_chunks(disk.tree(), &keys::request(seq)).map_err(failed)? else {
-                    return Ok(false);
-                };
-                let request = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
-                takes(&request)
-            }
-        };
-        match verdict {
-            None => Ok(false),
-            Some(Some(is_meant)) => Ok(is_meant),
-            Some(None) => {
-                let record = self.bodies(disk, seq, job.clone())?;
-                Ok(record.is_some_and(|record| filter.takes_answers(record.attempts.iter().map(|attempt| &**attempt))))
-            }
+    fn is_meant(&self, disk: &Disk, filter: &JobFilter, seq: Seq, job: &Job) -> Result<bool, StoreError> {
+        let Some(request) = self.request(disk, seq, job.id)? else { return Ok(false) };
+        if !filter.takes_request(&request) {
+            return Ok(false);
         }
+        if let Some(is_meant) = filter.takes_model(&request) {
+            return Ok(is_meant);
+        }
+        let record = self.bodies(disk, seq, job.clone())?;
+        Ok(record.is_some_and(|record| filter.takes_answers(record.attempts.iter().map(|attempt| &**attempt))))
     }
 }
 
@@ -209,7 +185,15 @@ fn readable<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreEr
     }
 }
 
-fn neighbours(listing: &Listing, jobs: &[(Seq, Job)], end: Option<Seq>) -> (Option<Cursor>, Option<Cursor>) {
-    let found: Vec<Seq> = jobs.iter().map(|(seq, _)| *seq).collect();
-    listing.neighbours(&found, end)
+/// What a search found, in the order of the listing.
+fn in_order<T>(listing: &Listing, mut found: Vec<T>) -> Vec<T> {
+    if listing.side() != listing.order.onward() {
+        found.reverse();
+    }
+    found
+}
+
+fn neighbours(listing: &Listing, found: &Found) -> (Option<Cursor>, Option<Cursor>) {
+    let seqs: Vec<Seq> = found.jobs.iter().map(|(seq, _)| *seq).collect();
+    listing.neighbours(&seqs, found.end)
 }

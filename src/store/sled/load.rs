@@ -1,25 +1,84 @@
 //! Reading a store at its start.
 
 use std::{
+    collections::BTreeMap,
     sync::mpsc::{self, SyncSender},
     thread,
 };
 
 use super::{
-    beside::Beside,
+    audit::AuditIndex,
+    deliveries::Deliveries,
     disk::Disk,
-    idempotency::{self, Keys},
+    error::Fault,
+    idempotency::{self, Keys, key_time},
     index::Index,
-    keys::Seq,
+    keys::{self, Seq},
+    ledger::LedgerDays,
 };
 use crate::{clock::Clock, job::Job};
 
-/// Jobs that a start reads at a time, and how many such batches it is ahead of the index.
+/// Jobs that a start reads at a time, and how many such parts it is ahead of the index.
 const READ_BATCH: usize = 4_096;
 const READ_AHEAD: usize = 4;
 
+/// What memory holds of a store.
+pub(super) struct Loaded {
+    pub(super) index: Index,
+    pub(super) keys: Keys,
+    pub(super) deliveries: Deliveries,
+    pub(super) settings: BTreeMap<String, String>,
+    pub(super) audit: AuditIndex,
+    pub(super) ledger: LedgerDays,
+    /// The first number that is free.
+    pub(super) next_seq: Seq,
+}
+
+pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<Loaded, Fault> {
+    clock.resume(disk.time());
+    // Before anything is removed, so that no number is given twice.
+    let next_seq = disk.next_seq()?;
+    disk.sweep_unfinished_inserts()?;
+    let (mut index, mut keys, newest) = load_jobs(disk, keep_answers, clock)?;
+    for entry in disk.tree().scan_prefix(keys::IDEMPOTENCY) {
+        let (record, value) = entry?;
+        let key = record[1..].try_into().map_err(|_| Fault(format!("{record:?} is not a key of this store")))?;
+        let (key, job, caller) = idempotency::decode(key, &value)?;
+        keys.insert(&key, job, caller);
+    }
+    // Before anything else is removed.
+    disk.check(&index)?;
+    disk.sweep_orphans(newest)?;
+    let deliveries = Deliveries::load(disk, &index)?;
+    deliveries.pending().for_each(|seq| index.set_unnotified(seq, true));
+    let (settings, audit) = (load_settings(disk.tree())?, AuditIndex::load(disk.tree())?);
+    let ledger = LedgerDays::load(disk.tree(), &index)?;
+    Ok(Loaded { index, keys, deliveries, settings, audit, ledger, next_seq })
+}
+
+/// The index, the idempotency keys of the jobs that are still in force, and the newest job's number.
+fn load_jobs(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(Index, Keys, Seq), Fault> {
+    let now = clock.now();
+    let keys_at = key_time(clock, now);
+    let (mut keys, mut newest) = (Keys::default(), 0);
+    // One thread reads records while the other indexes them: together they take most of a start.
+    let index = thread::scope(|scope| {
+        let (sender, batches) = mpsc::sync_channel(READ_AHEAD);
+        let reading = scope.spawn(move || read_jobs(disk, &sender));
+        let jobs = batches.into_iter().flatten().inspect(|(seq, job)| {
+            if job.idempotency.as_ref().is_some_and(|key| key.expires_at > keys_at) {
+                keys.record(job);
+            }
+            newest = *seq;
+        });
+        let index = Index::from_jobs(jobs, keep_answers, now, clock.lead());
+        reading.join().unwrap_or_else(|_| Err(Fault("sled panicked".to_owned()))).map(|()| index)
+    })?;
+    Ok((index, keys, newest))
+}
+
 /// Sends all jobs in their order, in batches.
-fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), String> {
+fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), Fault> {
     let mut jobs = disk.jobs();
     loop {
         let batch = jobs.by_ref().take(READ_BATCH).collect::<Result<Vec<_>, _>>()?;
@@ -30,37 +89,12 @@ fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), S
     }
 }
 
-/// The index and the idempotency keys as the database tells them, and the first number that is free.
-///
-/// Of a job that has outlived its key, the key is not taken up again.
-pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(Index, Keys, Beside, Seq), String> {
-    clock.resume(disk.time());
-    let now = clock.now();
-    let keys_at = idempotency::time(clock, now);
-    // Before anything is removed, so that no number is given twice.
-    let next_seq = disk.next_seq().map_err(|error| error.to_string())?;
-    disk.sweep_batches().map_err(|error| error.to_string())?;
-    let (mut keys, mut newest) = (Keys::default(), 0);
-    // One thread reads records while the other indexes what they say: together they take most of a start.
-    let index = thread::scope(|scope| {
-        let (sender, batches) = mpsc::sync_channel(READ_AHEAD);
-        let reading = scope.spawn(move || read_jobs(disk, &sender));
-        let jobs = batches.into_iter().flatten().inspect(|(seq, job)| {
-            if job.idempotency.as_ref().is_some_and(|key| key.expires_at > keys_at) {
-                keys.note(job);
-            }
-            newest = *seq;
-        });
-        let index = Index::of(jobs, keep_answers, now, clock.lead());
-        reading.join().unwrap_or_else(|_| Err("sled panicked".to_owned())).map(|()| index)
-    })?;
-    for entry in disk.orphaned_keys() {
-        let (key, job, caller) = entry?;
-        keys.insert(&key, job, caller);
+fn load_settings(tree: &sled::Tree) -> Result<BTreeMap<String, String>, Fault> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Fault("a setting is not text".to_owned()));
+    let mut settings = BTreeMap::new();
+    for entry in tree.scan_prefix(keys::SETTING) {
+        let (key, value) = entry?;
+        settings.insert(text(&key[1..])?, text(&value)?);
     }
-    // Before anything is removed.
-    disk.check(&index)?;
-    disk.sweep_orphans(newest).map_err(|error| error.to_string())?;
-    let beside = Beside::load(disk.tree())?;
-    Ok((index, keys, beside, next_seq))
+    Ok(settings)
 }

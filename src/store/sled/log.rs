@@ -1,13 +1,12 @@
-//! Reads sled's log without sled, for a store that sled does not open: page by page, so that a damaged place costs what
-//! lay there and nothing else.
+//! Reads sled's log without sled, for a store that sled does not open: page by page, so that damage costs only what lay
+//! there.
 //!
-//! sled 0.34 appends messages to segments of a fixed size. Each has a checksum and tells its page and its segment's
-//! place in the log, so it needs nothing around it to be believed and put in order. A page is its newest *node*, its
-//! content as a whole, and the *links* after it, single changes. What sled has overtaken stays in the file until its
-//! place is used again: hence a page whose newest state is damaged comes back in an older one, and a job may be seen
-//! as it was some time before.
+//! sled 0.34 appends messages to segments of a fixed size. Each message has a checksum, the number of its page and the place
+//! of its segment in the log, so it can be checked and put in order by itself. The content of a page is its newest *node* and
+//! the *links* after that, single changes. sled leaves older messages in the file until it uses their place again: so if the
+//! newest state of a page is damaged, an older one is found, and a job may be as it was some time before.
 //!
-//! Reads only; keeps where values are, not the values, so a store larger than memory can be read.
+//! Keeps where values are and not the values, so a store larger than memory can be read.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,63 +15,61 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use super::{disk::SEGMENT_BYTES, keys};
+use super::keys;
 
-/// A segment begins with its own header, which this reader does without.
+/// Persisted at creation, never to be changed. At sled's default of 512 KiB, values of 10 KB already go to blob files, which
+/// sled never syncs.
+pub(super) const SEGMENT_BYTES: usize = 2 << 20;
+
+/// Each segment begins with its own header.
 const SEGMENT_HEADER_BYTES: usize = 20;
 
-/// A place in the log: grows with every message, whatever segment of the file that is written to.
-type Lsn = u64;
-
-/// The records that the log tells of.
+/// The records in a log.
 pub(super) struct Log {
     file: File,
-    values: BTreeMap<Vec<u8>, Value>,
+    values: BTreeMap<Vec<u8>, Span>,
 }
 
-/// Where a record's value is.
+/// Where the body of a message or a value is.
 #[derive(Clone, Copy)]
-struct Value {
-    lsn: Lsn,
+struct Span {
+    /// The place in the log: grows with every message, whatever segment of the file that is written to.
+    lsn: u64,
+    /// The place in the file.
     offset: u64,
     length: usize,
 }
 
-/// A message about a page, by where its body is.
+/// A message about a page.
 #[derive(Clone, Copy)]
 struct Message {
-    lsn: Lsn,
     kind: u8,
-    offset: u64,
-    length: usize,
+    body: Span,
 }
 
-/// Kinds of messages that matter here; the others are sled's own affairs.
+/// Kinds of messages about pages; the others are sled's own.
 const FREE: u8 = 4;
 const NODE: u8 = 8;
 const BLOB_NODE: u8 = 9;
 const LINK: u8 = 10;
 const BLOB_LINK: u8 = 11;
 
-/// Any kind above is none.
-const LAST_KIND: u8 = BLOB_LINK;
-
-/// The newest that is known of a page.
+/// The newest state of a page.
 #[derive(Default)]
 struct Page {
-    /// The newest node, or word that the page is free.
+    /// The newest node, or the message that the page is free.
     base: Option<Message>,
     /// What came after it, in any order.
     links: Vec<Message>,
 }
 
 impl Page {
-    fn note(&mut self, message: Message) {
-        if self.base.is_some_and(|base| base.lsn > message.lsn) {
+    fn add(&mut self, message: Message) {
+        if self.base.is_some_and(|base| base.body.lsn > message.body.lsn) {
             return;
         }
         if matches!(message.kind, FREE | NODE | BLOB_NODE) {
-            self.links.retain(|link| link.lsn > message.lsn);
+            self.links.retain(|link| link.body.lsn > message.body.lsn);
             self.base = Some(message);
         } else {
             self.links.push(message);
@@ -85,21 +82,19 @@ impl Log {
     pub(super) fn read(file: File) -> io::Result<Log> {
         let mut pages = HashMap::<u64, Page>::new();
         let mut segment = vec![0; SEGMENT_BYTES];
-        let mut offset = 0;
-        loop {
+        for offset in (0..).step_by(SEGMENT_BYTES) {
             let length = read_up_to(&file, &mut segment, offset)?;
             if length == 0 {
                 break;
             }
             for (page, mut message) in messages(&segment[..length]) {
-                message.offset += offset;
-                pages.entry(page).or_default().note(message);
+                message.body.offset += offset;
+                pages.entry(page).or_default().add(message);
             }
-            offset += SEGMENT_BYTES as u64;
         }
         let mut log = Log { file, values: BTreeMap::new() };
         for page in pages.into_values() {
-            log.take_over(page)?;
+            log.add_records(page)?;
         }
         Ok(log)
     }
@@ -111,38 +106,22 @@ impl Log {
 
     /// A record's value.
     pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let Some(value) = self.values.get(key) else { return Ok(None) };
-        let mut bytes = vec![0; value.length];
-        self.file.read_exact_at(&mut bytes, value.offset)?;
-        Ok(Some(bytes))
+        self.values.get(key).map(|value| self.bytes(*value)).transpose()
     }
 
-    /// Adds the records of a page. Where pages overlap, because one is older than it should be, the newer word counts.
-    fn take_over(&mut self, mut page: Page) -> io::Result<()> {
-        let base = match page.base {
-            Some(base) if base.kind == NODE => self.body(base)?,
-            // Free, or its node is lost or in a file of its own: then its changes have no place.
-            _ => return Ok(()),
-        };
-        let Some(node) = page.base.and_then(|message| Node::parse(&base, message)) else { return Ok(()) };
-        let Node { prefix, low, high, mut values } = node;
-        page.links.sort_unstable_by_key(|link| link.lsn);
-        for link in page.links {
-            if link.kind != LINK {
-                continue;
-            }
-            let body = self.body(link)?;
-            let Some((key, value)) = parse_link(&body, link) else { continue };
-            let key = [&prefix, key].concat();
-            // Else it was meant for a newer node than the one that is left.
-            if low <= key && (high.is_empty() || key < high) && keys::is_of_the_layout(&key) {
-                match value {
-                    Some(value) => values.insert(key, value),
-                    None => values.remove(&key),
-                };
+    /// Adds the records of a page. Pages overlap if one of them is older than it should be: then the newer record counts.
+    fn add_records(&mut self, mut page: Page) -> io::Result<()> {
+        // Without its node a page's changes have no place: it is free, or its node is lost or in a file of its own.
+        let Some(base) = page.base.filter(|base| base.kind == NODE) else { return Ok(()) };
+        let Some(mut node) = Node::parse(&self.bytes(base.body)?, base.body) else { return Ok(()) };
+        page.links.sort_unstable_by_key(|link| link.body.lsn);
+        for link in page.links.iter().filter(|link| link.kind == LINK) {
+            let body = self.bytes(link.body)?;
+            if let Some((key, value)) = parse_link(&body, link.body) {
+                node.change(key, value);
             }
         }
-        for (key, value) in values {
+        for (key, value) in node.values {
             let known = self.values.entry(key).or_insert(value);
             if known.lsn < value.lsn {
                 *known = value;
@@ -151,26 +130,27 @@ impl Log {
         Ok(())
     }
 
-    fn body(&self, message: Message) -> io::Result<Vec<u8>> {
-        let mut body = vec![0; message.length];
-        self.file.read_exact_at(&mut body, message.offset)?;
-        Ok(body)
+    fn bytes(&self, span: Span) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; span.length];
+        self.file.read_exact_at(&mut bytes, span.offset)?;
+        Ok(bytes)
     }
 }
 
-/// Where the first segment begins whose head is damaged, if there is one. Look before sled opens the file: it takes such
-/// a segment for an unused one, and then overwrites it or cuts it off, and with it what could still be read.
+/// Where the first segment with a damaged head begins. Look before sled opens the file: sled takes such a segment for an
+/// unused one, and overwrites it or cuts it off.
 pub(super) fn damaged_segment(file: &File) -> io::Result<Option<u64>> {
     let mut head = [0; SEGMENT_HEADER_BYTES];
-    let mut offset = 0;
-    while read_up_to(file, &mut head, offset)? == head.len() {
+    for offset in (0..).step_by(SEGMENT_BYTES) {
+        if read_up_to(file, &mut head, offset)? < head.len() {
+            break;
+        }
         let (checksum, rest) = head.split_at(4);
         // sled itself leaves zeros, where it took a segment but has not written to it.
         let is_unused = head.iter().all(|byte| *byte == 0);
         if !is_unused && checksum != (crc32fast::hash(rest) ^ u32::MAX).to_le_bytes() {
             return Ok(Some(offset));
         }
-        offset += SEGMENT_BYTES as u64;
     }
     Ok(None)
 }
@@ -187,37 +167,30 @@ fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> 
     Ok(length)
 }
 
-/// Every whole message about a page in a segment, with the page's number. After anything else the next one is looked
+/// Every whole message about a page in a segment, with the page's number. After anything else the next message is searched
 /// for byte by byte.
 fn messages(segment: &[u8]) -> Vec<(u64, Message)> {
     let mut found = Vec::new();
     let mut at = SEGMENT_HEADER_BYTES;
     while at < segment.len() {
-        match parse_message(segment, at) {
-            Some((page, message)) => {
-                at = message.end_in_segment();
-                if matches!(message.kind, FREE | NODE | BLOB_NODE | LINK | BLOB_LINK) {
-                    found.push((page, message));
-                }
-            }
-            None => at += 1,
+        let Some((page, message, end)) = parse_message(segment, at) else {
+            at += 1;
+            continue;
+        };
+        at = end;
+        if matches!(message.kind, FREE | NODE | BLOB_NODE | LINK | BLOB_LINK) {
+            found.push((page, message));
         }
     }
     found
 }
 
-impl Message {
-    /// Where the next message begins, while `offset` still counts from the segment's beginning.
-    fn end_in_segment(&self) -> usize {
-        usize::try_from(self.offset).unwrap_or(usize::MAX).saturating_add(self.length)
-    }
-}
-
-/// The message at `at`, if there is one and its checksum is right, with its page's number.
-fn parse_message(segment: &[u8], at: usize) -> Option<(u64, Message)> {
+/// The message at `at`, if its checksum is right, with the number of its page and where it ends. Its offset is the place in
+/// the segment.
+fn parse_message(segment: &[u8], at: usize) -> Option<(u64, Message, usize)> {
     let start = &segment[at..];
     let kind = *start.get(4)?;
-    if !(1..=LAST_KIND).contains(&kind) {
+    if !(1..=BLOB_LINK).contains(&kind) {
         return None;
     }
     let mut rest = start.get(5..)?;
@@ -233,21 +206,23 @@ fn parse_message(segment: &[u8], at: usize) -> Option<(u64, Message)> {
         return None;
     }
     let lsn = segment_number.checked_mul(SEGMENT_BYTES as u64)?.checked_add(at as u64)?;
-    Some((page, Message { lsn, kind, offset: (at + header.len()) as u64, length }))
+    let offset = at + header.len();
+    Some((page, Message { kind, body: Span { lsn, offset: offset as u64, length } }, offset + length))
 }
 
-/// A leaf as it is on disk: keys lack the prefix that they share.
+/// A leaf as it is on disk.
 struct Node {
+    /// What all keys begin with; the record on disk leaves it out.
     prefix: Vec<u8>,
     low: Vec<u8>,
     /// Empty for no bound.
     high: Vec<u8>,
-    values: BTreeMap<Vec<u8>, Value>,
+    values: BTreeMap<Vec<u8>, Span>,
 }
 
 impl Node {
     /// None for an inner page, or one that makes no sense.
-    fn parse(body: &[u8], message: Message) -> Option<Node> {
+    fn parse(body: &[u8], span: Span) -> Option<Node> {
         let mut rest = body;
         let _next = varint(&mut rest)?;
         let _merging_child = varint(&mut rest)?;
@@ -262,31 +237,38 @@ impl Node {
         }
         let prefix = low.get(..prefix_length)?.to_vec();
         let keys: Option<Vec<&[u8]>> = (0..count).map(|_| bytes(&mut rest)).collect();
-        let mut values = BTreeMap::new();
-        for key in keys? {
-            let length = bytes(&mut rest)?.len();
-            let offset = message.offset + (body.len() - rest.len() - length) as u64;
-            values.insert([&prefix, key].concat(), Value { lsn: message.lsn, offset, length });
+        let values = keys?.into_iter().map(|key| Some(([&prefix, key].concat(), value(body, span, &mut rest)?)));
+        Some(Node { values: values.collect::<Option<_>>()?, prefix, low, high })
+    }
+
+    /// Sets or removes a value, unless the change was made to a newer node than this.
+    fn change(&mut self, key: &[u8], value: Option<Span>) {
+        let key = [&self.prefix, key].concat();
+        if self.low <= key && (self.high.is_empty() || key < self.high) && keys::is_valid(&key) {
+            match value {
+                Some(value) => self.values.insert(key, value),
+                None => self.values.remove(&key),
+            };
         }
-        Some(Node { prefix, low, high, values })
     }
 }
 
-/// The key, without the page's prefix, that a link sets or, without a value, deletes; none for other links.
-fn parse_link(body: &[u8], message: Message) -> Option<(&[u8], Option<Value>)> {
+/// The key, without the page's prefix, that a link sets or, without a value, removes; none for other links.
+fn parse_link(body: &[u8], span: Span) -> Option<(&[u8], Option<Span>)> {
     const SET: u8 = 0;
     const DELETE: u8 = 1;
     let mut rest = body;
     match byte(&mut rest)? {
-        SET => {
-            let key = bytes(&mut rest)?;
-            let length = bytes(&mut rest)?.len();
-            let offset = message.offset + (body.len() - rest.len() - length) as u64;
-            Some((key, Some(Value { lsn: message.lsn, offset, length })))
-        }
+        SET => Some((bytes(&mut rest)?, Some(value(body, span, &mut rest)?))),
         DELETE => Some((bytes(&mut rest)?, None)),
         _ => None,
     }
+}
+
+/// Where the value is with which `rest`, a part of `body`, begins.
+fn value(body: &[u8], span: Span, rest: &mut &[u8]) -> Option<Span> {
+    let length = bytes(rest)?.len();
+    Some(Span { offset: span.offset + (body.len() - rest.len() - length) as u64, length, ..span })
 }
 
 fn byte(rest: &mut &[u8]) -> Option<u8> {

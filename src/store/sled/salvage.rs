@@ -1,12 +1,12 @@
-//! Reads what can be read of a store, also of one that does not open, and gives it as JSON lines, one a job.
+//! Reads what can be read of a store, also of one that does not open, and writes it as JSON lines, one a job.
 //!
-//! It asks two witnesses. sled, on a copy, since it writes even when it opens; its panics are caught. And the log
-//! itself ([`super::log`]), on the original, which needs no copy and no page to be whole but the one it reads. If sled
-//! opens the copy and has every record of every job, and the log tells of no other job, that is the store as `serve`
-//! sees it, and all was read. Otherwise each record is taken from the log, or from sled where the log lacks it.
+//! There are two sources. sled, on a copy, because it writes even when it opens; its panics are caught. And the log
+//! itself ([`super::log`]), on the original, of which no page needs to be whole but the one that is read. If sled opens the copy
+//! and has every record of every job, and the log has no other job, that is the store as `serve` sees it, and all was read.
+//! Otherwise each record is taken from the log, or from sled where the log lacks it.
 //!
-//! To open sled without its snapshot files is no third way: it then takes a damaged segment for an unused one, and
-//! jobs would be missing without a word.
+//! To open sled without its snapshot files is not a third source: it then takes a damaged segment for an unused one, and jobs
+//! would be missing without a word.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,8 +15,6 @@ use std::{
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    thread,
-    time::Instant,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -25,7 +23,8 @@ use serde_json::value::RawValue;
 
 use super::{
     codec,
-    disk::{self, LOCK_PATIENCE, LOCK_POLL, OpenError},
+    disk::{self, DB},
+    error::OpenError,
     keys::{self, Seq},
     log::Log,
 };
@@ -43,13 +42,8 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// Why nothing could be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum SalvageError {
-    /// There is no store.
     #[error("no job store in {}: DATA_DIR must be the data folder of a ceoagent", path.display())]
-    Nothing {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
-    /// A service is using it.
+    Nothing { path: PathBuf },
     #[error(transparent)]
     InUse(OpenError),
     /// The file can't be read, not even as bytes.
@@ -58,23 +52,17 @@ pub enum SalvageError {
          that continues after errors, and set DATA_DIR to the parent of the copy",
         path.display()
     )]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The output can't be written.
+    Unreadable { path: PathBuf, source: io::Error },
     #[error("can't write the jobs: {0}")]
     Output(io::Error),
 }
 
-/// What came of it. Shows itself as a summary for people.
-#[derive(Debug)]
+/// A summary for people.
+#[derive(Debug, Default)]
 pub struct Summary {
     path: PathBuf,
     jobs: usize,
-    /// Why sled's word alone was not enough, if so.
+    /// Why sled alone was not enough, if so.
     trouble: Option<String>,
     /// Jobs that sled does not know.
     only_in_log: usize,
@@ -122,38 +110,22 @@ impl fmt::Display for Summary {
 }
 
 /// Writes all that can be read of the store in the folder `path` to `out`. Changes nothing there.
-///
-/// # Errors
-/// [`SalvageError`].
 pub fn export(path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
-    let db = path.join("db");
+    let db = path.join(DB);
     let unreadable = |source| SalvageError::Unreadable { path: db.clone(), source };
-    let file = match File::open(&db) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(SalvageError::Nothing { path: path.to_owned() });
-        }
-        opened => opened.map_err(unreadable)?,
-    };
+    let file = File::open(&db).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => SalvageError::Nothing { path: path.to_owned() },
+        _ => unreadable(error),
+    })?;
     // Held to the end: a service that started meanwhile would write.
     let lock = file.try_clone().map_err(unreadable)?;
     // Some file systems have no locks: then there is none to respect.
-    let is_locked = || flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK);
-    let started = Instant::now();
-    while is_locked() {
-        if started.elapsed() >= LOCK_PATIENCE {
-            return Err(SalvageError::InUse(OpenError::InUse { path: path.to_owned() }));
-        }
-        thread::sleep(LOCK_POLL);
+    let is_locked = |result: &rustix::io::Result<()>| *result == Err(rustix::io::Errno::WOULDBLOCK);
+    if is_locked(&disk::retry_while(is_locked, || flock(&lock, FlockOperation::NonBlockingLockShared))) {
+        return Err(SalvageError::InUse(OpenError::InUse { path: path.to_owned() }));
     }
     let log = Log::read(file).map_err(unreadable)?;
-    let (sled, trouble) = match Copy::open(path) {
-        Ok(copy) => {
-            let trouble = copy.trouble.clone();
-            (Some(copy), trouble)
-        }
-        Err(reason) => (None, Some(reason)),
-    };
-    Records::new(log, sled, trouble).write(path, out)
+    Records::new(log, Copy::open(path)).write(path, out)
 }
 
 /// sled, opened on a copy.
@@ -190,17 +162,17 @@ impl Copy {
         Ok(Copy { tree: Some(tree), keys, trouble, _folder: folder })
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, String> {
-        let Some(tree) = &self.tree else { return Ok(None) };
-        catch(|| Ok(tree.get(key)?.map(|value| value.to_vec())))
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let tree = self.tree.as_ref()?;
+        catch(|| tree.get(key)).ok()?.map(|value| value.to_vec())
     }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        // Not after a failure: a panic of sled may have left a lock of its own locked for ever.
         let tree = self.tree.take();
         if self.trouble.is_some() {
+            // A panic of sled may have left a lock of its own locked for ever.
             std::mem::forget(tree);
         } else {
             let _ = catch(|| {
@@ -233,10 +205,11 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The records of both witnesses.
+/// The records of both sources.
 struct Records {
     log: Log,
-    sled: Option<Copy>,
+    copy: Option<Copy>,
+    /// Why sled is not the whole store, if so.
     trouble: Option<String>,
     keys: BTreeSet<Vec<u8>>,
 }
@@ -250,82 +223,58 @@ enum Found {
 }
 
 impl Records {
-    fn new(log: Log, sled: Option<Copy>, trouble: Option<String>) -> Records {
+    fn new(log: Log, copy: Result<Copy, String>) -> Records {
         let mut keys: BTreeSet<Vec<u8>> = log.keys().cloned().collect();
-        keys.extend(sled.iter().flat_map(|copy| copy.keys.iter().cloned()));
-        Records { log, sled, trouble, keys }
+        let (copy, trouble) = match copy {
+            Ok(copy) => {
+                keys.extend(copy.keys.iter().cloned());
+                let trouble = copy.trouble.clone();
+                (Some(copy), trouble)
+            }
+            Err(reason) => (None, Some(reason)),
+        };
+        Records { log, copy, trouble, keys }
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        let of_sled = || self.sled.as_ref().and_then(|copy| copy.get(key).ok().flatten());
-        let of_log = || self.log.get(key).ok().flatten();
-        if self.trouble.is_none() { of_sled().or_else(of_log) } else { of_log().or_else(of_sled) }
+        let from_sled = || self.copy.as_ref().and_then(|copy| copy.get(key));
+        let from_log = || self.log.get(key).ok().flatten();
+        if self.trouble.is_none() { from_sled().or_else(from_log) } else { from_log().or_else(from_sled) }
     }
 
-    /// Whether sled, which is whole, has a record.
+    /// Whether sled, if it is whole, has a record.
     fn is_known(&self, key: &[u8]) -> bool {
-        self.trouble.is_some() || self.sled.as_ref().is_some_and(|copy| copy.keys.contains(key))
+        self.trouble.is_some() || self.copy.as_ref().is_some_and(|copy| copy.keys.contains(key))
     }
 
     /// The record whose chunks' keys begin with `record`.
     fn chunks(&self, record: &[u8]) -> Found {
-        let mut bytes = Vec::new();
-        let mut found = false;
-        let mut is_whole = false;
         let end = keys::chunk(record, u16::MAX);
-        for (key, number) in self.keys.range(record.to_vec()..=end).zip(0_u16..) {
-            found = true;
-            let chunk = self.get(key).filter(|_| *key == keys::chunk(record, number));
-            let Some(chunk) = chunk else {
-                is_whole = false;
-                break;
+        let mut keys = self.keys.range(record.to_vec()..=end).zip(0_u16..).peekable();
+        if keys.peek().is_none() {
+            return Found::Nothing;
+        }
+        let (mut bytes, mut is_whole) = (Vec::new(), false);
+        for (key, number) in keys {
+            let Some(chunk) = self.get(key).filter(|_| *key == keys::chunk(record, number)) else {
+                return Found::Broken(bytes);
             };
             is_whole = codec::is_last_chunk(&chunk);
             bytes.extend(chunk);
         }
-        match (found, is_whole) {
-            (false, _) => Found::Nothing,
-            (true, true) => Found::Whole(bytes),
-            (true, false) => Found::Broken(bytes),
-        }
+        if is_whole { Found::Whole(bytes) } else { Found::Broken(bytes) }
     }
 
     fn write(&self, path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
-        let pruning = self.get(keys::PRUNING).unwrap_or_default();
-        let pruning: BTreeSet<Seq> =
-            pruning.chunks_exact(8).filter_map(|seq| seq.try_into().ok()).map(Seq::from_be_bytes).collect();
-        let of_jobs = self.keys.iter().take_while(|key| key[0] <= keys::BODY_PREFIXES[1]);
-        let seqs: BTreeSet<Seq> = of_jobs.filter_map(|key| keys::seq_of(key)).collect();
-        let newest = self.keys.range(keys::ALL_METADATA.to_vec()..vec![keys::BODY_PREFIXES[0]]).next_back();
-        let newest = newest.and_then(|key| keys::seq_of(key)).unwrap_or(0);
-        let mut summary = Summary {
-            path: path.to_owned(),
-            jobs: 0,
-            trouble: self.trouble.clone(),
-            only_in_log: 0,
-            unreadable: Vec::new(),
-            gaps: Vec::new(),
-        };
-        // Only sled, if it is whole, tells which batches were never committed: of those that were, the log has the record too.
-        let cut_off: BTreeSet<Seq> = match self.trouble {
-            None => self.cut_off_batches(),
-            Some(_) => BTreeSet::new(),
-        };
+        let mut summary = Summary { path: path.to_owned(), trouble: self.trouble.clone(), ..Summary::default() };
         let mut next = 1;
-        for seq in seqs {
+        for seq in self.job_numbers() {
             if seq > next && self.trouble.is_some() {
                 summary.gaps.push((next, seq - 1));
             }
             next = seq + 1;
-            let has_metadata = self.keys.contains(&keys::metadata(seq)[..]);
-            // What a crash left of an insertion that was never answered, or of a prune step, is no job.
-            let is_leftover = !has_metadata && (pruning.contains(&seq) || (self.trouble.is_none() && seq > newest));
-            if is_leftover
-                || cut_off.contains(&seq)
-                || (!has_metadata && !self.is_known(&keys::chunk(&keys::request(seq), 0)))
-            {
-                continue;
-            }
+        }
+        for seq in self.jobs() {
             let line = self.line(seq);
             summary.jobs += 1;
             summary.only_in_log += usize::from(line.only_in_log);
@@ -339,35 +288,52 @@ impl Records {
         Ok(summary)
     }
 
-    /// The jobs of batches that a crash cut off, which are none.
-    fn cut_off_batches(&self) -> BTreeSet<Seq> {
-        let records = self.keys.range(keys::ALL_BATCHES.to_vec()..).filter(|key| self.is_known(key));
-        let batches = records.filter_map(|key| {
-            let first = keys::seq_of(key)?;
+    /// The numbers of the jobs of which there is any record.
+    fn job_numbers(&self) -> BTreeSet<Seq> {
+        let keys = self.keys.iter().take_while(|key| key[0] <= keys::ATTEMPT[0]);
+        keys.filter_map(|key| keys::parse_seq(key)).collect()
+    }
+
+    /// The numbers of the jobs to write: not of what a crash left of an insertion that was never answered, or of a prune step.
+    fn jobs(&self) -> BTreeSet<Seq> {
+        let pruning = self.get(keys::PRUNING).unwrap_or_default();
+        let pruning: BTreeSet<Seq> = keys::parse_pruning(&pruning).collect();
+        let newest = self.keys.range(keys::METADATA.to_vec()..keys::REQUEST.to_vec()).next_back();
+        let newest = newest.and_then(|key| keys::parse_seq(key)).unwrap_or(0);
+        let unfinished = self.unfinished_inserts();
+        let mut jobs = self.job_numbers();
+        jobs.retain(|seq| {
+            let has_metadata = self.keys.contains(&keys::metadata(*seq)[..]);
+            let is_leftover = pruning.contains(seq) || (self.trouble.is_none() && *seq > newest);
+            let has_request = self.is_known(&keys::chunk(&keys::request(*seq), 0));
+            !unfinished.contains(seq) && (has_metadata || (!is_leftover && has_request))
+        });
+        jobs
+    }
+
+    /// The jobs of inserts that a crash cut off. Only sled, if it is whole, knows them: of finished inserts the log has the
+    /// record too.
+    fn unfinished_inserts(&self) -> BTreeSet<Seq> {
+        let records = self.keys.range(keys::INSERT_ALL.to_vec()..).filter(|_| self.trouble.is_none());
+        let inserts = records.filter(|key| self.is_known(key)).filter_map(|key| {
+            let first = keys::parse_seq(key)?;
             let count = u64::from_be_bytes(self.get(key)?.try_into().ok()?);
             Some(first..first.saturating_add(count))
         });
-        batches.flatten().collect()
+        inserts.flatten().collect()
     }
 
     fn line(&self, seq: Seq) -> Line {
-        let mut line = Line {
-            format: archive::FORMAT,
-            number: seq,
-            only_in_log: !self.is_known(&keys::metadata(seq)),
-            ..Line::default()
-        };
-        let job = match self.get(&keys::metadata(seq)).map(|bytes| codec::decode(&bytes)) {
-            Some(Ok(job)) => Some(job),
-            Some(Err(_)) | None => {
-                line.unreadable.push("the metadata".to_owned());
-                None
-            }
-        };
-        line.request = line.take("the request".to_owned(), self.chunks(&keys::request(seq)), true);
+        let only_in_log = !self.is_known(&keys::metadata(seq));
+        let mut line = Line { format: archive::FORMAT, number: seq, only_in_log, ..Line::default() };
+        let job = self.get(&keys::metadata(seq)).and_then(|bytes| codec::decode(&bytes).ok());
+        if job.is_none() {
+            line.unreadable.push("the metadata".to_owned());
+        }
+        line.request = line.parse("the request".to_owned(), self.chunks(&keys::request(seq)), true);
         let closed = job.as_ref().map(Job::closed_attempts);
         let mut numbers: BTreeSet<u32> =
-            self.keys.range(keys::attempts(seq)).filter_map(|key| keys::attempt_of(key)).collect();
+            self.keys.range(keys::attempts(seq)).filter_map(|key| keys::parse_attempt(key)).collect();
         if let Some(closed) = closed {
             // A later one was never committed; of a damaged store it may be the metadata that is older.
             numbers.retain(|number| *number <= closed || self.trouble.is_some());
@@ -379,7 +345,8 @@ impl Records {
         }
         for number in numbers {
             let record = self.chunks(&keys::attempt(seq, number));
-            let attempt = line.take(format!("attempt {number}"), record, closed.is_some_and(|closed| number <= closed));
+            let is_expected = closed.is_some_and(|closed| number <= closed);
+            let attempt = line.parse(format!("attempt {number}"), record, is_expected);
             line.attempts.extend(attempt);
         }
         line.life = job.map(Life);
@@ -390,18 +357,15 @@ impl Records {
 /// A job in the output.
 #[derive(Default, Serialize)]
 struct Line {
-    /// As of every exported job.
     format: u32,
-    /// The job's number in its store.
     number: Seq,
     /// Its life-cycle part, if that can be read.
     #[serde(flatten)]
     life: Option<Life>,
     /// What was asked; null if that can't be read.
     request: Option<Box<RawValue>>,
-    /// What came of it, oldest first, as stored: with the raw answer and, of the one that succeeded, the result.
+    /// Oldest first, as stored: with the raw answer and, if it succeeded, the result.
     attempts: Vec<Box<RawValue>>,
-    /// What belongs to the job and can't be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unreadable: Vec<String>,
     /// The text that is left of records that can't be read whole.
@@ -413,10 +377,10 @@ struct Line {
 }
 
 impl Line {
-    /// The record as JSON, or a note that it can't be read. One that is not `expected` may be missing.
-    fn take(&mut self, name: String, record: Found, expected: bool) -> Option<Box<RawValue>> {
+    /// The record as JSON, or an entry that it can't be read. One that is not expected may be missing.
+    fn parse(&mut self, name: String, record: Found, is_expected: bool) -> Option<Box<RawValue>> {
         let left = match record {
-            Found::Nothing if !expected => return None,
+            Found::Nothing if !is_expected => return None,
             Found::Nothing => Vec::new(),
             Found::Broken(bytes) => bytes,
             Found::Whole(bytes) => match serde_json::from_slice(&bytes) {

@@ -6,7 +6,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{ledger::LedgerEntry, load::Loaded, *};
 use crate::{
     clock::SavedTime,
     job::{
@@ -14,10 +14,31 @@ use crate::{
         delivery::{DeliveryTry, UNNOTIFIED_RETENTION},
     },
     store::{
-        EndedCounts,
+        EndedCounts, Totals,
         contract::{self, Heard, at, claim, job, request, spent, success},
     },
 };
+
+impl SledStore {
+    /// Panics unless every list of the index agrees with its jobs.
+    pub(crate) fn assert_consistent(&self) {
+        let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
+        index.assert_consistent();
+        let pending = deliveries.pending().collect();
+        assert_eq!(index.unnotified(), pending, "the unnotified jobs disagree with the webhooks");
+    }
+
+    pub(crate) fn pending(&self) -> Vec<Arc<Job>> {
+        self.shared.index.read().pending()
+    }
+
+    /// Loses what a job asks and damages nothing else, as a page that went bad on disk does.
+    pub(crate) fn lose_request(&self, id: JobId) {
+        let seq = self.shared.index.read().seq(id).unwrap();
+        self.shared.disk().unwrap().tree().remove(keys::chunk(&keys::request(seq), 0)).unwrap();
+        self.shared.cache.remove(seq);
+    }
+}
 
 fn open(path: &Path) -> SledStore {
     let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, keep_answers: false };
@@ -28,6 +49,11 @@ fn open(path: &Path) -> SledStore {
 fn open_with_answers(path: &Path) -> SledStore {
     let config = SledConfig { path: path.to_owned(), cache_bytes: 16 << 20, keep_answers: true };
     SledStore::open(config, Clock::manual(at(0)), Metrics::new()).unwrap()
+}
+
+/// What a start loads.
+fn load(disk: &Disk) -> Loaded {
+    load::load(disk, false, &Clock::manual(at(0))).unwrap()
 }
 
 /// The files as they are now, in another folder: what a kill at this moment would leave.
@@ -92,7 +118,7 @@ async fn a_search_goes_on_until_its_page_is_full_or_its_time_is_over_and_says_ho
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_gives_one_answer_to_no_more_than_it_has_room_for() {
+async fn a_batch_gives_one_answer_to_no_more_than_it_has_room_for() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let same = (0..600).map(|n| JobRecord::fresh(contract::asking(n, 7), request(n))).collect();
@@ -106,10 +132,10 @@ async fn a_group_gives_one_answer_to_no_more_than_it_has_room_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_becomes_queued_twice_in_a_group_is_given_an_answer_once() {
+async fn a_job_that_becomes_queued_twice_in_a_batch_is_given_an_answer_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
-    // Most of these rounds are one group of the writer's.
+    // Most of these rounds are one batch of the writer's.
     for n in (0..40).step_by(2) {
         let [asked, other] = [n, n + 1].map(|n| job(n).id);
         for n in [n, n + 1] {
@@ -157,7 +183,7 @@ async fn the_newest_answer_is_found_after_a_kill_too_and_not_once_it_is_removed(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_removed_by_several_calls_in_one_group_leave_nothing_after_a_kill() {
+async fn jobs_removed_by_several_calls_in_one_batch_leave_nothing_after_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     for n in 0..4 {
@@ -277,7 +303,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
+        let Loaded { index, next_seq: first, .. } = load(&disk);
         let body = |n: u32| {
             let bytes = serde_json::to_vec(&*request(n)).unwrap();
             codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
@@ -287,13 +313,13 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
             disk.tree().insert(keys::metadata(first + u64::from(n) - 1), record).unwrap();
         };
         let writes: [&dyn Fn(); 7] = [
-            &|| disk.begin_batch(first, 2).unwrap(),
+            &|| disk.begin_insert_all(first, 2).unwrap(),
             &|| body(1),
             &|| body(2),
             &|| disk.begin(vec![first, first + 1], &index, SavedTime::default()).unwrap(),
             &|| metadata(1),
             &|| metadata(2),
-            &|| disk.end_batch(first).unwrap(),
+            &|| disk.end_insert_all(first).unwrap(),
         ];
         writes[..steps].iter().for_each(|write| write());
         disk.sync().unwrap();
@@ -315,7 +341,7 @@ async fn a_batch_cut_off_before_its_commit_is_gone_and_leaves_nothing_and_with_i
         assert!(summary.is_complete(), "{summary}");
         assert_eq!(jobs.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count(), 1);
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        for prefix in [&keys::ALL_BATCHES[..], &keys::body(1, 2), &keys::body(1, 3)] {
+        for prefix in [&keys::INSERT_ALL[..], &keys::request(2), &keys::request(3)] {
             assert_eq!(disk.tree().scan_prefix(prefix).count(), 0, "after {steps} writes");
         }
         drop(disk);
@@ -500,8 +526,8 @@ async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, _, _, first) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
-        disk.begin_batch(first, 2).unwrap();
+        let Loaded { index, next_seq: first, .. } = load(&disk);
+        disk.begin_insert_all(first, 2).unwrap();
         codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
         disk.begin(vec![first, first + 1], &index, SavedTime::default()).unwrap();
         disk.tree().insert(keys::metadata(first), codec::encode(&job(1)).unwrap()).unwrap();
@@ -525,7 +551,7 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
-        let (index, _, _, _) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
+        let Loaded { index, .. } = load(&disk);
         disk.begin(vec![1], &index, SavedTime::default()).unwrap();
         disk.tree().remove(keys::metadata(1)).unwrap();
         disk.sync().unwrap();
@@ -577,12 +603,10 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     {
         // A settle that a crash cut off before its commit point.
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let (index, ..) = load::load(&disk, false, &Clock::manual(at(0))).unwrap();
-        let book = Book::load(disk.tree(), &index).unwrap();
-        let sums = book.day(day);
-        let entry = book::Entry { day, seq: 2, attempt: 1, model: "a".to_owned(), sums };
-        for page in book.pages(&[entry]) {
-            disk.tree().insert(page.key(), page.encode().unwrap()).unwrap();
+        let Loaded { ledger, .. } = load(&disk);
+        let entry = LedgerEntry { day, seq: 2, attempt: 1, model: "a".to_owned(), sums: ledger.day(day) };
+        for record in ledger.records(&[entry]) {
+            disk.tree().insert(record.key(), record.encode().unwrap()).unwrap();
         }
         disk.sync().unwrap();
     }
@@ -649,7 +673,7 @@ async fn a_first_start_that_died_anywhere_leaves_nothing_that_stops_the_next() {
     drop(Disk::open(whole.path(), 16 << 20).unwrap());
     let left = |db: Option<&[u8]>, conf: Option<&[u8]>| {
         let folder = tempfile::tempdir().unwrap();
-        making::begin(folder.path()).unwrap();
+        init::begin(folder.path()).unwrap();
         for (name, bytes) in [("db", db), ("conf", conf)] {
             if let Some(bytes) = bytes {
                 std::fs::write(folder.path().join(name), bytes).unwrap();
@@ -687,11 +711,11 @@ async fn a_store_with_jobs_is_never_taken_for_one_in_the_making() {
         store.close().await;
         drop(store);
         if !keeps_count {
-            std::fs::remove_file(mark::path(folder.path())).unwrap();
+            std::fs::remove_file(commit_counter::path(folder.path())).unwrap();
         }
         let damaged = copy_of(folder.path());
         for folder in [&folder, &damaged] {
-            making::begin(folder.path()).unwrap();
+            init::begin(folder.path()).unwrap();
         }
         let store = open(folder.path());
         assert_eq!(store.get(job(0).id).await.unwrap().unwrap().request, request(0));
@@ -715,7 +739,7 @@ fn a_store_of_a_newer_format_is_refused_and_says_what_to_do() {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::FORMAT, &[2]).unwrap();
         // What this program could not read, and would take for damage.
-        disk.tree().insert(keys::WITNESS, &[0xFF; 3]).unwrap();
+        disk.tree().insert(keys::CHECKSUM, &[0xFF; 3]).unwrap();
         disk.sync().unwrap();
     }
     let error = Disk::open(folder.path(), 16 << 20).unwrap_err();
@@ -731,7 +755,6 @@ fn a_store_of_a_newer_format_is_refused_and_says_what_to_do() {
     }
 }
 
-/// A step of the random walk.
 /// Damage in what was written last looks to sled like a write that a crash cut off.
 #[tokio::test]
 async fn no_damage_anywhere_makes_acknowledged_changes_vanish_unnoticed() {

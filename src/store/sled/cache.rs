@@ -1,8 +1,7 @@
-//! Requests and attempts lately written or read, in memory: a job is mostly looked at shortly after it changed, by its
-//! worker and by the client that waits for it. Neither then needs the disk, nor a thread that may block for it.
+//! Requests and attempts lately written or read: a job is mostly read shortly after it changed, by its worker and by the
+//! client that waits for it. Neither then needs the disk, nor a thread that may block for it.
 //!
-//! Entries hold only what is durable. One may lag behind its job, never lead it astray: a reader says which attempt of the
-//! job is the newest, and an entry without that is a miss.
+//! Entries hold only what is durable. An entry may lack the newest attempt of its job; then it counts as a miss.
 
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use quick_cache::{Weighter, sync::Cache};
 use super::keys::Seq;
 use crate::job::{Attempt, Job, JobRecord, JobRequest, MAX_ATTEMPTS};
 
-/// Most bytes of records kept, as they are on disk.
+/// Most bytes of records, as on disk.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// A record of usual size; the cache sizes its tables by it.
@@ -20,14 +19,13 @@ const USUAL_BYTES: u64 = 4 << 10;
 /// What a job's records take beside their bytes.
 const OVERHEAD_BYTES: u64 = 256;
 
-/// The cache.
-pub(super) struct Recent(Cache<Seq, Bodies, Weight>);
+pub(super) struct RecordCache(Cache<Seq, Bodies, Weight>);
 
 /// The records of one job beside its metadata.
 #[derive(Clone)]
 pub(super) struct Bodies {
     pub(super) request: Arc<JobRequest>,
-    /// Oldest first; without a gap, but for released ones that the next entry stands for and the oldest of very many.
+    /// Oldest first; without a gap, but for released ones that the next one stands for and the oldest of very many.
     pub(super) attempts: Vec<Arc<Attempt>>,
     /// Of all of them, on disk.
     pub(super) bytes: usize,
@@ -42,19 +40,19 @@ impl Weighter<Seq, Bodies> for Weight {
     }
 }
 
-impl Default for Recent {
-    fn default() -> Recent {
+impl Default for RecordCache {
+    fn default() -> RecordCache {
         let entries = usize::try_from(MAX_BYTES / USUAL_BYTES).unwrap_or(usize::MAX);
-        Recent(Cache::with_weighter(entries, MAX_BYTES, Weight))
+        RecordCache(Cache::with_weighter(entries, MAX_BYTES, Weight))
     }
 }
 
-impl Recent {
+impl RecordCache {
     pub(super) fn insert(&self, seq: Seq, bodies: Bodies) {
         self.0.insert(seq, bodies);
     }
 
-    /// Adds an attempt of `bytes` to the job's history, if that is here.
+    /// Adds an attempt of `bytes` to the job's history, if the job is cached.
     pub(super) fn push(&self, seq: Seq, attempt: Arc<Attempt>, bytes: usize) {
         if let Some(mut bodies) = self.0.get(&seq) {
             bodies.attempts.retain(|before| !attempt.stands_for(before.number));
@@ -74,7 +72,7 @@ impl Recent {
         Some(self.0.get(&seq)?.request)
     }
 
-    /// The whole record of a job in this state.
+    /// The whole record of a job in this state, but for its webhook.
     pub(super) fn record(&self, seq: Seq, job: &Job) -> Option<JobRecord> {
         let Bodies { request, mut attempts, .. } = self.0.get(&seq)?;
         let closed = job.closed_attempts();

@@ -1,4 +1,4 @@
-//! A caller and its scope.
+//! Who a caller is and what it may do.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,13 +18,14 @@ pub enum Scope {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// Name of the key, `jwt:` and the subject of the token, or [`ADMIN_TOKEN`](crate::job::caller::ADMIN_TOKEN); none where the service is open.
+pub struct Identity {
+    /// Name of the key, `jwt:` and the subject of the token, or [`ADMIN_TOKEN`](crate::job::caller::ADMIN_TOKEN). Unset if
+    /// the service is open and the caller has no key.
     pub name: Option<String>,
     pub scope: Scope,
 }
 
-impl Caller {
+impl Identity {
     pub fn actor(&self) -> &str {
         self.name.as_deref().unwrap_or("anonymous")
     }

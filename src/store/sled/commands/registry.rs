@@ -1,0 +1,46 @@
+//! Records beside the jobs: runtime settings, the audit log, and costs that belong to no job.
+
+use uuid::Uuid;
+
+use super::super::{batch::Batch, keys, ledger::LedgerEntry};
+use crate::{
+    ledger::{Day, Sums},
+    store::traits::StoreError,
+};
+
+impl Batch<'_> {
+    /// Without a value, removes the setting.
+    pub(crate) fn put_setting(&mut self, name: String, value: Option<String>) -> Result<(), StoreError> {
+        match &value {
+            Some(value) => self.disk.tree().insert(keys::setting(&name), value.as_bytes())?,
+            None => self.disk.tree().remove(keys::setting(&name))?,
+        };
+        self.staged.has_other_writes = true;
+        self.show(move |shared| {
+            let mut settings = shared.settings.write();
+            match value {
+                Some(value) => settings.insert(name, value),
+                None => settings.remove(&name),
+            };
+        });
+        Ok(())
+    }
+
+    pub(crate) fn append_audit(&mut self, id: Uuid, entry: &str, oldest: Uuid) -> Result<(), StoreError> {
+        // A batch of several entries may leave a few too many. The first entry after the next start removes them.
+        for old in self.shared.audit.read().surplus(id, entry.len(), oldest) {
+            self.disk.tree().remove(keys::audit(old))?;
+        }
+        self.disk.tree().insert(keys::audit(id), entry.as_bytes())?;
+        self.staged.has_other_writes = true;
+        let bytes = entry.len();
+        self.show(move |shared| shared.audit.write().append(id, bytes, oldest));
+        Ok(())
+    }
+
+    pub(crate) fn add_cost(&mut self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.staged.entries.push(LedgerEntry::without_job(day, model, sums));
+        self.staged.has_other_writes = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! Retention and deletion.
+
+use super::super::{
+    batch::Batch,
+    idempotency,
+    keys::{self, Seq},
+};
+use crate::{clock::Timestamp, job::JobId, store::traits::StoreError};
+
+/// Most jobs that a batch removes: their list must fit into one record.
+const MAX_REMOVED: usize = 2_048;
+
+/// Idempotency keys that a batch forgets: most have no record, and the records are small.
+const PRUNED_KEYS: usize = 1_024;
+
+impl Batch<'_> {
+    pub(crate) fn prune(
+        &mut self,
+        before: Timestamp,
+        keep: usize,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<usize, StoreError> {
+        let seqs = self.shared.index.read().prunable(before, keep, limit, now);
+        let expired = self.shared.keys.read().expired(self.shared.key_time(now), limit.max(PRUNED_KEYS));
+        for key in &expired {
+            self.disk.tree().remove(keys::idempotency(key))?;
+        }
+        self.staged.has_other_writes |= !expired.is_empty();
+        let has_more = expired.len() >= PRUNED_KEYS;
+        self.show(move |shared| {
+            let mut keys = shared.keys.write();
+            expired.iter().for_each(|key| keys.remove(key));
+        });
+        let removed = self.remove_jobs(seqs, now)?;
+        Ok(if has_more { limit } else { removed })
+    }
+
+    pub(crate) fn remove(&mut self, ids: &[JobId], now: Timestamp) -> Result<usize, StoreError> {
+        let seqs: Vec<Seq> = {
+            let index = self.shared.index.read();
+            let is_final = |seq: &Seq| index.get(*seq).is_some_and(|job| job.state.is_final());
+            ids.iter().filter_map(|id| index.seq(*id)).filter(is_final).collect()
+        };
+        self.remove_jobs(seqs, now)
+    }
+
+    /// Stages the removal of jobs, as far as the batch has room and no other change of them. Their keys outlive them.
+    fn remove_jobs(&mut self, mut seqs: Vec<Seq>, now: Timestamp) -> Result<usize, StoreError> {
+        seqs.retain(|seq| !self.is_staged(*seq));
+        seqs.truncate(MAX_REMOVED.saturating_sub(self.staged.removed.len()));
+        if seqs.is_empty() {
+            return Ok(0);
+        }
+        self.save_keys(&seqs, now)?;
+        self.staged.removed.extend_from_slice(&seqs);
+        let list: Vec<u8> = self.staged.removed.iter().flat_map(|seq| seq.to_be_bytes()).collect();
+        self.disk.tree().insert(keys::PRUNING, list)?;
+        seqs.iter().for_each(|seq| self.stage(*seq, None, now));
+        Ok(seqs.len())
+    }
+
+    /// Writes records of the keys of jobs about to be removed that are still in force.
+    fn save_keys(&self, seqs: &[Seq], now: Timestamp) -> Result<(), StoreError> {
+        let (index, now) = (self.shared.index.read(), self.shared.key_time(now));
+        for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
+            if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
+                let record = idempotency::encode(key, job.id, job.caller)?;
+                self.disk.tree().insert(keys::idempotency(&key.key), record)?;
+            }
+        }
+        Ok(())
+    }
+}
