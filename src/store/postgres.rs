@@ -34,7 +34,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use self::{
@@ -75,7 +75,8 @@ pub struct PostgresStore {
     shared: Arc<Shared>,
     /// `None` once the store is closed.
     lanes: Mutex<Option<Senders>>,
-    tasks: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
+    /// The writer, and the beats of the seat, which end with the store.
+    tasks: Mutex<Option<(JoinHandle<()>, AbortOnDropHandle<()>)>>,
 }
 
 #[derive(Clone)]
@@ -112,7 +113,7 @@ impl PostgresStore {
                 guard.disarm();
             }
         });
-        let holding = tokio::spawn(seat.hold(clock, shared.lost.clone()));
+        let holding = AbortOnDropHandle::new(tokio::spawn(seat.hold(clock, shared.lost.clone())));
         Ok(PostgresStore {
             shared,
             lanes: Mutex::new(Some(Senders { changes, new })),
@@ -334,8 +335,7 @@ impl JobStore for PostgresStore {
         if let Some((writing, holding)) = tasks {
             // It has to finish what was accepted.
             let _ = writing.await;
-            holding.abort();
-            let _ = holding.await;
+            drop(holding);
         }
     }
 }

@@ -36,7 +36,7 @@ pub enum OpenError {
         "DATABASE_URL is not a URL of a PostgreSQL database: {0}. Example: postgres://ceoagent:PASSWORD@db.example/ceoagent"
     )]
     Url(String),
-    #[error("can't connect to the database of DATABASE_URL: {0}")]
+    #[error("can't use the database of DATABASE_URL: {0}")]
     Connect(String),
     #[error("the database of DATABASE_URL is PostgreSQL {0}; the service needs 15 or newer")]
     TooOld(String),
